@@ -1,0 +1,44 @@
+"""What the loader hands to the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of B samples of one bucket (width W, height H). Exactly one of pixels and latents is set."""
+
+    pixels: torch.Tensor | None  # (B, 3, H, W) float32 in [-1, 1]
+    latents: torch.Tensor | None  # (B, C, h, w) float32, a sample of the VAE's posterior, not scaled
+    input_ids: torch.Tensor  # (B, n, 77) int64; (B, 1, L) when padded to the longest of the batch
+    weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, else 1
+    sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
+    is_reg: torch.Tensor  # (B,) bool
+    paths: tuple[str, ...]
+    captions: tuple[str, ...]  # as tokenised: after dropout and shuffling
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory (called by torch's DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """A copy with every tensor on `device`; dtypes stay."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not isinstance(value, tuple):
+                changed[field.name] = change(value)
+        return replace(self, **changed)

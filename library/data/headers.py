@@ -1,0 +1,156 @@
+"""Size and wholeness of a picture from a few reads: what the plan needs before anything is decoded.
+
+A cut-off file is found by what must stand at its end (PNG: IEND, JPEG: EOI after the scan, WebP and AVIF: the sizes in
+their boxes, BMP: the pixel rows). Where that does not decide, the picture is decoded once. PIL is imported on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from PIL import Image as PilImage
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OPTIONAL_EXTENSIONS = {".avif": "pillow (11.3 or newer)", ".jxl": "pillow-jxl-plugin"}  # what reads it
+_PLUGINS = ("pillow_avif", "pillow_jxl")
+_TAIL = 1 << 16
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+    """The picture cannot be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Upright size (EXIF orientation applied) and whether anything in it may be transparent."""
+
+    size: tuple[int, int]  # width, height
+    transparent: bool
+
+
+def readable_extensions() -> frozenset[str]:
+    """Lower-case endings of the pictures that can be read here."""
+    from PIL import Image
+
+    for plugin in _PLUGINS:
+        if importlib.util.find_spec(plugin) is not None:
+            importlib.import_module(plugin)
+    known = Image.registered_extensions()
+    return frozenset(EXTENSIONS) | {ending for ending in OPTIONAL_EXTENSIONS if ending in known}
+
+
+def read_header(path: Path) -> Header:
+    """Raises BadImage for a picture that is empty, cut off, unreadable or of no known format."""
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file:
+            length = file.seek(0, 2)
+            if length == 0:
+                raise BadImage("the file is empty (zero bytes)")
+            file.seek(0)
+            with Image.open(file) as image:
+                if not _is_whole(image, file, length):
+                    raise BadImage("the file is cut off: its end is missing")
+                width, height = image.size
+                if _orientation(image, file, length) in _TRANSPOSED:
+                    width, height = height, width
+                transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+                return Header((width, height), transparent)
+    except Image.DecompressionBombError as error:
+        raise BadImage("more pixels than Pillow is willing to decode") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("not a picture of a known format") from error
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
+        raise BadImage(f"cannot be read ({error})") from error
+
+
+def _orientation(image: PilImage.Image, file: BinaryIO, length: int) -> int:
+    """The EXIF orientation, 1 if there is none. A PNG may hold it behind its pixels, which Pillow finds by decoding
+    all of them: that is done only where something stands there."""
+    from PIL import Image
+
+    if image.format == "PNG" and not any(name in _tail(file, length) for name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")):
+        exif = Image.Image.getexif(image)
+    else:
+        exif = image.getexif()
+    value = exif.get(_ORIENTATION, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _is_whole(image: PilImage.Image, file: BinaryIO, length: int) -> bool:
+    position = file.tell()
+    decided = _check_end(image, file, length, position)
+    file.seek(position)
+    if decided is None:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise BadImage(f"cannot be decoded ({error})") from error
+        return True
+    return decided
+
+
+def _check_end(image: PilImage.Image, file: BinaryIO, length: int, position: int) -> bool | None:
+    """True: whole, False: cut off, None: cannot tell from here. `position` is where Pillow stopped reading."""
+    match image.format:
+        case "PNG":
+            return b"IEND\xae\x42\x60\x82" in _tail(file, length)
+        case "JPEG" | "MPO":
+            # an EOI before `position` ends the thumbnail; without one the file may carry a film behind the picture
+            end = _tail(file, length).rfind(b"\xff\xd9")
+            return True if end >= 0 and max(0, length - _TAIL) + end >= position else None
+        case "WEBP":
+            file.seek(4)
+            (size,) = struct.unpack("<I", file.read(4))
+            return bool(size + 8 <= length)
+        case "BMP":
+            return _bmp_is_whole(file, length)
+        case "AVIF":
+            return _boxes_are_whole(file, length)
+        case _:
+            return None
+
+
+def _tail(file: BinaryIO, length: int) -> bytes:
+    position = file.tell()
+    file.seek(max(0, length - _TAIL))
+    tail = file.read(_TAIL)
+    file.seek(position)
+    return tail
+
+
+def _bmp_is_whole(file: BinaryIO, length: int) -> bool | None:
+    """Pixel rows are padded to 4 bytes; the file size in the header is often wrong and is not used."""
+    file.seek(0)
+    head = file.read(34)
+    if len(head) < 34:
+        return False
+    offset, header_size = struct.unpack_from("<II", head, 10)
+    width, height, _, depth, compression = struct.unpack_from("<iiHHI", head, 18)
+    if header_size < 40 or compression not in (0, 3):
+        return None
+    return bool(offset + (width * depth + 31) // 32 * 4 * abs(height) <= length)
+
+
+def _boxes_are_whole(file: BinaryIO, length: int) -> bool | None:
+    """ISO base media: boxes of (size, name) fill the file; size 1: 64 bits follow, size 0: up to the end."""
+    position = 0
+    while position + 8 <= length:
+        file.seek(position)
+        head = file.read(16)
+        size = struct.unpack_from(">I", head)[0]
+        if size == 1 and len(head) == 16:
+            size = struct.unpack_from(">Q", head, 8)[0]
+        if size < 8:
+            return None
+        position += size
+    return position <= length

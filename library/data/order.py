@@ -1,0 +1,94 @@
+"""Which samples make which batch, in which order: a pure function of (seed, epoch).
+
+Nothing here remembers what was drawn before, so a run may start at any optimiser step of any epoch and sees exactly
+what it would have seen there (formats.md 3.4 shuffles cumulatively and a resumed run of that trainer replays data).
+
+Words: a *sample* is (record index, repeat index); a *micro-batch* holds samples of one bucket; a *window* is the
+`accumulation` micro-batches of one optimiser step. The last micro-batch of a bucket and the last window of an epoch may
+be short: nothing is dropped and nothing is filled up, `window_samples` is what makes unequal ones count right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from library.runtime.seeds import python_random
+
+Size = tuple[int, int]  # width, height
+Sample = tuple[int, int]  # record index, repeat index
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """All a worker needs to make one micro-batch."""
+
+    epoch: int  # from 1
+    bucket: Size
+    samples: tuple[Sample, ...]
+    first_sample: int  # position of its first sample in the whole run, from 0
+    window_samples: int  # Z: samples of all micro-batches of its optimiser step
+    last_of_window: bool
+
+
+class EpochOrder:
+    """The order of every epoch of a run.
+
+    `buckets` and `repeats` are per record, in record order. Raises ValueError for unequal lengths, for no sample at all,
+    or for a batch size or accumulation below 1.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Size], repeats: Sequence[int], *, batch_size: int, accumulation: int = 1, seed: int
+    ) -> None:
+        if len(buckets) != len(repeats):
+            raise ValueError(f"{len(buckets)} buckets for {len(repeats)} records")
+        if batch_size < 1 or accumulation < 1:
+            raise ValueError("batch size and accumulation are at least 1")
+        self._buckets = tuple(buckets)
+        self._repeats = tuple(repeats)
+        self._batch_size = batch_size
+        self._accumulation = accumulation
+        self._seed = seed
+        counts: dict[Size, int] = {}
+        for bucket, count in zip(self._buckets, self._repeats, strict=True):
+            counts[bucket] = counts.get(bucket, 0) + count
+        self.samples_per_epoch = sum(counts.values())
+        if self.samples_per_epoch < 1:
+            raise ValueError("no sample")
+        self.batches_per_epoch = sum(-(-count // batch_size) for count in counts.values())
+        self.steps_per_epoch = -(-self.batches_per_epoch // accumulation)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(epoch from 1, windows of it already done) after `step` optimiser steps: the arguments of `requests`."""
+        epochs, windows = divmod(step, self.steps_per_epoch)
+        return epochs + 1, windows
+
+    def requests(self, epoch: int, skip_windows: int = 0) -> Iterator[BatchRequest]:
+        """The micro-batches of an epoch (from 1), without those of its first `skip_windows` optimiser steps."""
+        if epoch < 1 or skip_windows < 0:
+            raise ValueError("epochs count from 1, skipped windows from 0")
+        batches = self._batches(epoch)
+        first_sample = (epoch - 1) * self.samples_per_epoch
+        for window in range(self.steps_per_epoch):
+            members = batches[window * self._accumulation : (window + 1) * self._accumulation]
+            window_samples = sum(len(samples) for _, samples in members)
+            for index, (bucket, samples) in enumerate(members):
+                if window >= skip_windows:
+                    last = index == len(members) - 1
+                    yield BatchRequest(epoch, bucket, samples, first_sample, window_samples, last)
+                first_sample += len(samples)
+
+    def _batches(self, epoch: int) -> list[tuple[Size, tuple[Sample, ...]]]:
+        members: dict[Size, list[Sample]] = {}
+        for record, (bucket, count) in enumerate(zip(self._buckets, self._repeats, strict=True)):
+            members.setdefault(bucket, []).extend((record, repeat) for repeat in range(count))
+        batches = []
+        for bucket in sorted(members):
+            samples = members[bucket]
+            # each bucket has its own stream: a picture more in one of them leaves the others as they were
+            python_random(self._seed, "bucket order", epoch, *bucket).shuffle(samples)
+            for start in range(0, len(samples), self._batch_size):
+                batches.append((bucket, tuple(samples[start : start + self._batch_size])))
+        python_random(self._seed, "batch order", epoch).shuffle(batches)
+        return batches

@@ -1,0 +1,1 @@
+"""Device, precision and seeds: what a run needs from its machine. Imports only library.options."""

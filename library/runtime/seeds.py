@@ -1,0 +1,52 @@
+"""Random draws that depend on what is drawn, never on who draws it.
+
+Every draw of a run names its purpose and its place in a key, e.g. (seed, "crop", epoch, image key, repeat index) for the
+augmentation of a picture, or (seed, "noise", global sample index) for what the loss needs. Equal keys give equal
+draws in any process, worker, order of work or resumed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def draw_seed(*parts: int | str) -> int:
+    """A seed in 0 .. 2**63 - 1 for the key `parts`: the first 63 bits of a BLAKE2b digest.
+
+    Each part is encoded as type, length and text, so ("a", "b"), ("ab",) and (1,), ("1",) are different keys.
+    Raises TypeError for a part that is neither int nor str.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, str):
+            kind, text = b"s", part.encode("utf-8", "surrogatepass")
+        elif isinstance(part, int):
+            kind, text = b"i", b"%d" % part
+        else:
+            raise TypeError(f"a key is made of int and str, not {type(part).__name__}")
+        digest.update(b"%s%d:%s" % (kind, len(text), text))
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def python_random(*parts: int | str) -> random.Random:
+    """A generator of the standard library for the key `parts`."""
+    return random.Random(draw_seed(*parts))
+
+
+def torch_generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator for the key `parts`.
+
+    Always on the CPU, so that one seed means the same noise on every kind of device. torch fills its Mersenne
+    twister from the low 32 bits of the seed: two keys of a run share a stream with a chance of 2**-32, which is
+    harmless for noise.
+    """
+    import torch
+
+    generator = torch.Generator("cpu")
+    generator.manual_seed(draw_seed(*parts))
+    return generator
