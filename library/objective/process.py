@@ -1,0 +1,109 @@
+"""The forward (noising) process of DDPM and its prediction targets.
+
+x_t = a_t x0 + s_t n with a_t = sqrt(abar_t), s_t = sqrt(1 - abar_t)   (arXiv 2006.11239, equation 4).
+Tables are made in float64 and rounded to float32 once, for use. torch is imported inside the functions only: a
+family states its process as data, and plans must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Prediction = Literal["epsilon", "v"]
+"""What a network's output means: the noise n ("epsilon"), or v = a_t n - s_t x0 (arXiv 2202.00512, appendix D)."""
+
+
+@dataclass(frozen=True)
+class ForwardProcess:
+    """A discrete variance-preserving process: `alphas_cumprod[t]` is abar_t for t = 0 .. T-1, in float64.
+
+    All methods take int64 timesteps (B,) on any device and give float32 on the device of the data they work on.
+    """
+
+    alphas_cumprod: tuple[float, ...] = field(repr=False)
+
+    @classmethod
+    def scaled_linear(
+        cls, timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> ForwardProcess:
+        """The schedule of Stable Diffusion 1, 2 and XL: sqrt(beta) grows linearly from sqrt(start) to sqrt(end)."""
+        first, last = math.sqrt(beta_start), math.sqrt(beta_end)
+        table = []
+        product = 1.0
+        for k in range(timesteps):
+            beta = (first + k / (timesteps - 1) * (last - first)) ** 2
+            product *= 1.0 - beta
+            table.append(product)
+        return cls(tuple(table))
+
+    @property
+    def timesteps(self) -> int:
+        """T: timesteps run from 0 to T-1."""
+        return len(self.alphas_cumprod)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        import torch
+
+        return torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+
+    def _cumulative_product(self, t: Tensor) -> Tensor:
+        """abar_t in float64 on the CPU: looked up and derived there, exactly, and only then rounded and moved."""
+        return self._table[t.cpu()]
+
+    def signal(self, t: Tensor, device: torch.device | None = None) -> Tensor:
+        """a_t, the share of the clean sample: (B,) float32 on `device` (that of `t` if not given)."""
+        return self._cumulative_product(t).sqrt().float().to(device or t.device)
+
+    def noise(self, t: Tensor, device: torch.device | None = None) -> Tensor:
+        """s_t, the share of the noise: (B,) float32 on `device` (that of `t` if not given)."""
+        return (1.0 - self._cumulative_product(t)).sqrt().float().to(device or t.device)
+
+    def snr(self, t: Tensor, device: torch.device | None = None) -> Tensor:
+        """The signal-to-noise ratio abar_t / (1 - abar_t): (B,) float32 on `device` (that of `t` if not given)."""
+        product = self._cumulative_product(t)
+        return (product / (1.0 - product)).float().to(device or t.device)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = a_t x0 + s_t n, of the shape of `x0` (B, ...), float32."""
+        signal, level = self._shares(t, x0)
+        return signal * x0.float() + level * noise.float()
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """What the network should answer to x_t: n, or a_t n - s_t x0. Of the shape of `x0`, float32.
+
+        Raises ValueError for an unknown prediction.
+        """
+        if prediction == "epsilon":
+            return noise.float()
+        _refuse_unknown(prediction)
+        signal, level = self._shares(t, x0)
+        return signal * noise.float() - level * x0.float()
+
+    def to_x0(self, x_t: Tensor, output: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """The clean sample that an output at x_t amounts to: (x_t - s n) / a, or a x_t - s v. Float32.
+
+        Raises ValueError for an unknown prediction.
+        """
+        signal, level = self._shares(t, x_t)
+        if prediction == "epsilon":
+            return (x_t.float() - level * output.float()) / signal
+        _refuse_unknown(prediction)
+        return signal * x_t.float() - level * output.float()
+
+    def _shares(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_t, s_t), each shaped (B, 1, 1, ...) to multiply `like` (B, ...), on its device."""
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        return self.signal(t, like.device).view(shape), self.noise(t, like.device).view(shape)
+
+
+def _refuse_unknown(prediction: str) -> None:
+    if prediction != "v":
+        raise ValueError(f'a network predicts "epsilon" or "v", not {prediction!r}')

@@ -1,0 +1,149 @@
+"""The objective as a whole: laws of composition, and a plain-Python reference of one sample's loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from library.objective.loss import per_sample_loss, window_share
+from library.objective.objective import Draws, Objective
+from library.objective.process import ForwardProcess
+
+PROCESS = ForwardProcess.scaled_linear()
+SHAPE = (7, 4, 6, 5)
+WEIGHTS = torch.tensor([1.0, 0.5, 1.0, 0.0, 0.5, 1.0, 2.0])
+
+
+def objective(prediction: str = "epsilon", gamma: float | None = 5.0, offset: float = 0.0) -> Objective[torch.Tensor]:
+    return Objective(PROCESS, prediction, 0, 1000, noise_offset=offset, min_snr_gamma=gamma)  # type: ignore[arg-type]
+
+
+def keyed(indices: range) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(50 + index) for index in indices]
+
+
+def world() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module, torch.nn.Module]:
+    """Latents, token features, a small "text encoder" and a small "U-Net"."""
+    torch.manual_seed(11)
+    latents, tokens = torch.randn(SHAPE), torch.randn(SHAPE[0], 3)
+    return latents, tokens, torch.nn.Linear(3, 4), torch.nn.Conv2d(4, 4, 3, padding=1)
+
+
+def predictor(encoder: torch.nn.Module, unet: torch.nn.Module):
+    def predict(noisy: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = noisy + encoder(tokens)[:, :, None, None] + t.float()[:, None, None, None] / 1000
+        return unet(hidden)
+
+    return predict
+
+
+def gradient(splits: list[int], prediction: str = "epsilon") -> dict[str, torch.Tensor]:
+    """The gradient of a window of seven samples, cut into micro-batches of the given sizes."""
+    latents, tokens, encoder, unet = world()
+    rule = objective(prediction, offset=0.1)
+    start = 0
+    for size in splits:
+        chosen = slice(start, start + size)
+        draws = rule.draw((size, *SHAPE[1:]), keyed(range(start, start + size)))
+        losses = rule.loss(predictor(encoder, unet), latents[chosen], tokens[chosen], draws)
+        window_share(losses, WEIGHTS[chosen], SHAPE[0]).backward()
+        start += size
+    parameters = [*encoder.named_parameters(prefix="encoder"), *unet.named_parameters(prefix="unet")]
+    return {name: parameter.grad for name, parameter in parameters}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("splits", [[3, 1, 3], [1, 6], [5, 2], [1] * 7])
+def test_a_window_has_one_gradient_however_it_is_cut(splits: list[int], prediction: str) -> None:
+    """Both models, prior-loss weights, min-SNR and noise offset together."""
+    whole, cut = gradient([7], prediction), gradient(splits, prediction)
+    for name, expected in whole.items():
+        scale = expected.abs().max()
+        assert (cut[name] - expected).abs().max() < 1e-6 * max(1.0, scale.item()), name
+
+
+def test_permuting_samples_permutes_losses_and_keeps_the_sum() -> None:
+    latents, tokens, encoder, unet = world()
+    rule = objective()
+    draws = rule.draw(SHAPE, keyed(range(7)))
+    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    losses = rule.loss(predictor(encoder, unet), latents, tokens, draws)
+    moved = rule.loss(
+        predictor(encoder, unet), latents[order], tokens[order], Draws(draws.timesteps[order], draws.noise[order])
+    )
+    torch.testing.assert_close(moved, losses[order], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        window_share(moved, WEIGHTS[order], 7), window_share(losses, WEIGHTS, 7), atol=1e-6, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_loss_of_a_sample_by_plain_python(prediction: str) -> None:
+    """Formulas in Python floats: x_t, target, squared error, mean, min-SNR weight."""
+    rule = objective(prediction, gamma=5.0)
+    latents = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+    draws = Draws(torch.tensor([100]), torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(2)))
+    result = rule.loss(lambda noisy, t, extra: 0.3 * noisy + extra, latents, torch.tensor(0.05), draws)
+
+    a, s, snr = 0.945634, 0.325233, 8.45389  # of t = 100, from the reference table
+    squares = []
+    for x0, n in zip(latents.flatten().tolist(), draws.noise.flatten().tolist(), strict=True):
+        output = 0.3 * (a * x0 + s * n) + 0.05
+        squares.append((output - (n if prediction == "epsilon" else a * n - s * x0)) ** 2)
+    weight = 5.0 / snr if prediction == "epsilon" else 5.0 / (snr + 1.0)
+    assert result.shape == (1,) and result.dtype == torch.float32
+    assert result.item() == pytest.approx(weight * math.fsum(squares) / len(squares), rel=1e-5)
+
+
+def test_the_number_of_samples_divides_not_the_sum_of_weights() -> None:
+    losses = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    assert window_share(losses, torch.tensor([1.0, 1.0, 1.0, 0.0]), 4).item() == pytest.approx(0.75)
+    assert window_share(losses, torch.tensor([1.0, 1.0, 0.5, 0.5]), 8).item() == pytest.approx(0.375)
+
+
+def test_batches_of_one_kind_are_finite() -> None:
+    losses = torch.tensor([0.5, 2.0])
+    for weights in (torch.zeros(2), torch.ones(2), torch.full((2,), 0.3)):
+        assert window_share(losses, weights, 2).isfinite()
+
+
+def test_losses_are_computed_in_float32_whatever_the_output_is() -> None:
+    output = torch.full((1, 1, 64, 64), 300.0, dtype=torch.float16)
+    # 300^2 overflows float16
+    assert per_sample_loss(output, torch.zeros(1, 1, 64, 64)).item() == 90000.0
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        per_sample_loss(torch.zeros(2, 6, 4, 4), torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="one weight"):
+        window_share(torch.zeros(3), torch.zeros(3, 1), 3)
+    with pytest.raises(ValueError, match="cannot hold"):
+        window_share(torch.zeros(3), torch.zeros(3), 2)
+    with pytest.raises(ValueError, match="generators"):
+        objective().draw((3, 4, 2, 2), keyed(range(2)))
+
+
+def test_objective_of_options_reads_zero_as_off() -> None:
+    @dataclass(frozen=True)
+    class Options:
+        min_snr_gamma: float | None
+        noise_offset: float | None
+
+    on = Objective.of(Options(5.0, 0.1), PROCESS, "v")  # type: ignore[arg-type]
+    assert (on.min_snr_gamma, on.noise_offset, on.low, on.high, on.prediction) == (5.0, 0.1, 0, 1000, "v")
+    for off in (Options(None, None), Options(0.0, 0.0)):
+        rule = Objective.of(off, PROCESS, "epsilon")  # type: ignore[arg-type]
+        assert (rule.min_snr_gamma, rule.noise_offset) == (None, 0.0)
+
+
+def test_the_offset_is_part_of_the_target() -> None:
+    rule = objective(gamma=None, offset=0.5)
+    draws = rule.draw((2, 4, 6, 5), keyed(range(2)))
+    assert draws.noise.mean(dim=(2, 3)).std() > 0.2
+    latents = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(9))
+    perfect = rule.loss(lambda noisy, t, noise: noise, latents, draws.noise, draws)
+    assert perfect.tolist() == [0.0, 0.0]
