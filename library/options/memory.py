@@ -1,0 +1,45 @@
+"""How numbers are stored and memory is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from library.options.flag import flag
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Precision, memory and speed."""
+
+    mixed_precision: str = flag(
+        "no",
+        "Compute in half precision while the weights stay in fp32: fp16, or bf16 on cards that have it.",
+        choices=("no", "fp16", "bf16"),
+        metadata="ss_mixed_precision",
+    )
+    full_fp16: bool = flag(
+        False, "Keep weights and gradients in fp16 too. Saves memory and costs accuracy; needs mixed_precision fp16.",
+        metadata="ss_full_fp16",
+    )
+    full_bf16: bool = flag(
+        False, "Keep weights and gradients in bf16 too. Saves memory and costs accuracy; needs mixed_precision bf16."
+    )
+    gradient_checkpointing: bool = flag(
+        False,
+        "Compute activations again on the way back instead of keeping them: much less memory, about a third slower.",
+        metadata="ss_gradient_checkpointing",
+    )
+    gradient_accumulation_steps: int = flag(
+        1,
+        "Batches whose gradients are summed up before the weights change, as if they were one large batch.",
+        at_least=1,
+        metadata="ss_gradient_accumulation_steps",
+    )
+    xformers: bool = flag(False, "Use the attention of the xformers package.")
+    sdpa: bool = flag(False, "Use PyTorch's own fast attention.")
+    mem_eff_attn: bool = flag(False, "Use attention that works in slices: slow, little memory.")
+    lowram: bool = flag(
+        False, "Load the model straight to the device, for machines with little main memory.", metadata="ss_lowram"
+    )
+    highvram: bool = flag(False, "Do not empty the device's memory cache between steps of preparation, for cards with much memory.")
+    no_half_vae: bool = flag(False, "Run the VAE in fp32 even in half precision.")

@@ -1,0 +1,59 @@
+"""Mistakes of the user: collected, never raised one by one, each with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing the user has to change. `what` names the flag or file, its value and where it came from; `remedy` says what to do."""
+
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}\n    -> {self.remedy}" if self.remedy else self.what
+
+
+class UserError(Exception):
+    """Ends a run because of mistakes that only the user can correct; str() shows all of them, one block each."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes: tuple[Mistake, ...] = tuple(mistakes)
+        super().__init__(*self.mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(f"- {mistake}" for mistake in self.mistakes)
+
+
+class Mistakes:
+    """A growing list of mistakes, so that all of a run are told together. The same mistake is kept once."""
+
+    def __init__(self) -> None:
+        self._found: list[Mistake] = []
+
+    def add(self, what: str, remedy: str = "") -> None:
+        """Keep one more mistake."""
+        self.extend((Mistake(what, remedy),))
+
+    def extend(self, mistakes: Iterable[Mistake]) -> None:
+        """Keep the mistakes that another part of the program found."""
+        for mistake in mistakes:
+            if mistake not in self._found:
+                self._found.append(mistake)
+
+    def __iter__(self) -> Iterator[Mistake]:
+        return iter(tuple(self._found))
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def raise_if_any(self) -> None:
+        """Raise UserError with all mistakes, if there are any."""
+        if self._found:
+            raise UserError(self._found)

@@ -1,0 +1,53 @@
+"""Which model is trained and how its text is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.options.flag import ReadAs, flag
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model to train."""
+
+    pretrained_model_name_or_path: str | None = flag(
+        None,
+        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or a name on the Hugging Face Hub.",
+    )
+    v2: bool = flag(
+        False,
+        "The model is a Stable Diffusion 2. The file itself tells; a flag that contradicts it is refused.",
+        metadata="ss_v2",
+    )
+    v_parameterization: bool = flag(
+        False, "Train with v-prediction, as the 768-pixel models of Stable Diffusion 2 need it."
+    )
+    vae: str | None = flag(
+        None, "VAE to use in place of the model's own: a .safetensors or .ckpt file, a diffusers folder, or a name on the Hub."
+    )
+    tokenizer_cache_dir: Path | None = flag(
+        None, "Folder with tokenizers saved earlier. The tokenizer of Stable Diffusion ships with the program, so that none is needed."
+    )
+    clip_skip: int | None = flag(
+        None,
+        "Take the text encoder's output this many layers before its end (1 = the last layer). Not set: as the model was trained.",
+        at_least=1,
+        zero_is_off=True,
+        metadata="ss_clip_skip",
+    )
+    max_token_length: int | None = flag(
+        None,
+        "Longest caption in tokens; longer captions are read as chunks of 75. Not set = 75.",
+        choices=(150, 225),
+        zero_is_off=True,
+        read_as=(
+            ReadAs(75, None),
+            ReadAs(255, 225, "255 is what lora-scripts writes for three chunks of 75"),
+        ),
+        metadata="ss_max_token_length",
+    )
+    no_token_padding: bool = flag(
+        False, "Pad captions only to the longest of their batch, as the original DreamBooth did, and not to 75 tokens."
+    )

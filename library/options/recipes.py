@@ -1,0 +1,59 @@
+"""Which groups of options a recipe has, and the flags that come with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from library.options.dataset import DatasetOptions
+from library.options.flag import Flag, flags_of
+from library.options.memory import MemoryOptions
+from library.options.model import ModelOptions
+from library.options.objective import ObjectiveOptions
+from library.options.optimizer import OptimizerOptions
+from library.options.run import RunOptions
+from library.options.saving import SavingOptions
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """All options of train_db.py."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    saving: SavingOptions = field(default_factory=SavingOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def groups() -> dict[str, type[Any]]:
+    """The groups of TrainOptions in their order: attribute name -> dataclass."""
+    found: dict[str, type[Any]] = {}
+    for group in dataclasses.fields(TrainOptions):
+        if isinstance(group.default_factory, type):
+            found[group.name] = group.default_factory
+    return found
+
+
+FLAGS: Mapping[str, Flag] = MappingProxyType(
+    {flag.name: flag for name, options in groups().items() for flag in flags_of(name, options)}
+)
+
+
+def build(values: Mapping[str, object]) -> TrainOptions:
+    """Freeze one value per flag into TrainOptions; flags that `values` lacks get their default."""
+    made: dict[str, Any] = {}
+    for name, options in groups().items():
+        own = {field.name: values[field.name] for field in dataclasses.fields(options) if field.name in values}
+        made[name] = options(**own)
+    return TrainOptions(**made)
+
+
+def values_of(options: TrainOptions) -> dict[str, object]:
+    """The reverse of build: flag name -> value, in the order of the groups."""
+    return {name: getattr(getattr(options, flag.group), name) for name, flag in FLAGS.items()}
