@@ -1,1 +1,1 @@
-"""Files to batches: folders, captions, buckets, order, pictures, latent cache, loader. Encoders are given as callables."""
+"""Files to batches: folders, captions, buckets, order, pictures, latent cache, loader. Encoders come as callables."""

@@ -22,6 +22,7 @@ _PLUGINS = ("pillow_avif", "pillow_jxl")
 _TAIL = 1 << 16
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
+_METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may hold one
 
 
 class BadImage(Exception):
@@ -49,7 +50,7 @@ def readable_extensions() -> frozenset[str]:
 
 def read_header(path: Path) -> Header:
     """Raises BadImage for a picture that is empty, cut off, unreadable or of no known format."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with path.open("rb") as file:
@@ -67,7 +68,7 @@ def read_header(path: Path) -> Header:
                 return Header((width, height), transparent)
     except Image.DecompressionBombError as error:
         raise BadImage("more pixels than Pillow is willing to decode") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BadImage("not a picture of a known format") from error
     except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         raise BadImage(f"cannot be read ({error})") from error
@@ -78,7 +79,8 @@ def _orientation(image: PilImage.Image, file: BinaryIO, length: int) -> int:
     all of them: that is done only where something stands there."""
     from PIL import Image
 
-    if image.format == "PNG" and not any(name in _tail(file, length) for name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")):
+    tail = _tail(file, length) if image.format == "PNG" else b""
+    if image.format == "PNG" and not any(name in tail for name in _METADATA_CHUNKS):
         exif = Image.Image.getexif(image)
     else:
         exif = image.getexif()

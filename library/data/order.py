@@ -34,8 +34,8 @@ class BatchRequest:
 class EpochOrder:
     """The order of every epoch of a run.
 
-    `buckets` and `repeats` are per record, in record order. Raises ValueError for unequal lengths, for no sample at all,
-    or for a batch size or accumulation below 1.
+    `buckets` and `repeats` are per record, in record order. Raises ValueError for unequal lengths, for no sample at
+    all, or for a batch size or accumulation below 1.
     """
 
     def __init__(

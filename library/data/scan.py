@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,12 +90,17 @@ def scan(options: DatasetOptions) -> Scan:
     """Read the training and regularisation folders. Mistakes of the user are collected in the result, not raised."""
     found = _Findings()
     extensions = readable_extensions()
-    if not options.train_data_dir:
-        found.mistakes.append(Mistake("--train_data_dir is not set", f"give the folder that holds folders like {_EXAMPLE}"))
+    if options.train_data_dir is None:
+        remedy = f"give the folder that holds folders like {_EXAMPLE}"
+        found.mistakes.append(Mistake("--train_data_dir is not set", remedy))
     else:
-        _scan_base(Path(options.train_data_dir), "train_data_dir", False, options.caption_extension, extensions, found)
-    if options.reg_data_dir:
-        _scan_reg(options, extensions, found)
+        _scan_base(options.train_data_dir, "train_data_dir", False, options.caption_extension, extensions, found)
+    if options.reg_data_dir is not None:
+        if options.train_data_dir is not None and _same(options.reg_data_dir, options.train_data_dir):
+            what = f"--reg_data_dir and --train_data_dir are the same folder: {options.reg_data_dir}"
+            found.mistakes.append(Mistake(what, "give two folders, or leave --reg_data_dir out"))
+        else:
+            _scan_base(options.reg_data_dir, "reg_data_dir", True, options.caption_extension, extensions, found)
     _judge_bad_images(found)
     train = [record for record in found.records if not record.is_reg]
     reg = [record for record in found.records if record.is_reg]
@@ -150,14 +153,8 @@ def _in_step(records: list[ImageRecord]) -> list[int]:
     return sorted(range(len(records)), key=lambda index: (share[index], records[index].subset))
 
 
-def _scan_reg(options: DatasetOptions, extensions: frozenset[str], found: _Findings) -> None:
-    base = Path(options.reg_data_dir or "")
-    if options.train_data_dir and base.resolve() == Path(options.train_data_dir).resolve():
-        found.mistakes.append(
-            Mistake(f"--reg_data_dir and --train_data_dir are the same folder: {base}", "give two folders, or leave one out")
-        )
-        return
-    _scan_base(base, "reg_data_dir", True, options.caption_extension, extensions, found)
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _scan_base(
@@ -221,7 +218,12 @@ def _scan_subset(index: int, caption_extension: str, extensions: frozenset[str],
     if missed is not None:
         found.mistakes.append(missed)
     later_lines = 0
-    for path, header in _headers(pictures, found.bad):
+    for path in pictures:
+        try:
+            header = read_header(path)
+        except BadImage as error:
+            found.bad.append((path, str(error)))
+            continue
         caption, from_file = subset.class_tokens, False
         if (name := captions.find(path.stem)) is not None:
             try:
@@ -236,9 +238,7 @@ def _scan_subset(index: int, caption_extension: str, extensions: frozenset[str],
         found.notes.append(f"{subset.folder}: {later_lines} caption files have more lines; only the first line is used")
 
 
-def _record(
-    path: Path, header: Header, subset: Subset, index: int, caption: str, from_file: bool
-) -> ImageRecord:
+def _record(path: Path, header: Header, subset: Subset, index: int, caption: str, from_file: bool) -> ImageRecord:
     kind = "reg" if subset.is_reg else "train"
     key = unicodedata.normalize("NFC", f"{kind}/{subset.folder.name}/{path.name}")
     return ImageRecord(
@@ -250,37 +250,25 @@ def _is_picture(name: str, extensions: frozenset[str]) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in extensions
 
 
-def _headers(pictures: list[Path], bad: list[tuple[Path, str]]) -> Iterator[tuple[Path, Header]]:
-    # threads: on a network or spinning disk the time goes into waiting
-    with ThreadPoolExecutor(4) as pool:
-        for path, header in zip(pictures, pool.map(_header_or_why, pictures), strict=True):
-            if isinstance(header, str):
-                bad.append((path, header))
-            else:
-                yield path, header
-
-
-def _header_or_why(path: Path) -> Header | str:
-    try:
-        return read_header(path)
-    except BadImage as error:
-        return str(error)
-
-
 def _other_ending(subset: Subset, stems: list[str], names: list[str], caption_extension: str) -> Mistake | None:
     """Captions under another ending than the one asked for: the class word alone would be trained, unsaid."""
     asked = normal_extension(caption_extension)
-    having = sum(CaptionFiles(names, asked).find(stem) is not None for stem in stems)
+    having = _count_captions(stems, names, asked)
     if 2 * having >= len(stems):
         return None
     for ending in _CAPTION_EXTENSIONS:
-        other = sum(CaptionFiles(names, ending).find(stem) is not None for stem in stems)
-        if ending != asked.lower() and other > having:
+        other = _count_captions(stems, names, ending)
+        if other > having:
             return Mistake(
-                f"{subset.folder}: {having} of {len(stems)} pictures have a {asked} file, but {other} have a {ending} file",
+                f"{subset.folder}: {having} of {len(stems)} pictures have a {asked} file, {other} have a {ending} file",
                 f"set --caption_extension={ending}; to train on the folder name instead, move the {ending} files away",
             )
     return None
+
+
+def _count_captions(stems: list[str], names: list[str], extension: str) -> int:
+    captions = CaptionFiles(names, extension)
+    return sum(captions.find(stem) is not None for stem in stems)
 
 
 def _judge_bad_images(found: _Findings) -> None:
@@ -313,7 +301,7 @@ def _note_contents(notes: list[str], records: list[ImageRecord]) -> None:
         notes.append(f"{len(empty)} pictures have an empty caption file and are trained on the empty caption: {names}")
     nameless = sum(not record.caption and not record.from_file for record in records)
     if nameless:
-        notes.append(f"{nameless} pictures have neither a caption file nor a class in their folder's name: empty caption")
+        notes.append(f"{nameless} pictures have no caption file and their folder's name has no class: empty caption")
     transparent = sum(record.transparent for record in records)
     if transparent:
         notes.append(f"{transparent} pictures have transparency: they are laid on white")
