@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make the environment that Dreamfolder runs in: `.venv` beside this file, with PyTorch and requirements.txt.
 
 Standard library only, so any Python from 3.11 on can start it. A second run does nothing again that is done; one that

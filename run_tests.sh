@@ -1,0 +1,13 @@
+#!/bin/sh
+# Makes the environment with what the tests need, then runs every check. Arguments go to pytest: ./run_tests.sh tests/options -x
+# Another Python than python3 for the environment: PYTHON=python3.12 ./run_tests.sh
+set -u
+cd "$(dirname "$0")" || exit 1
+"${PYTHON:-python3}" set_up.py --dev || exit 1
+failed=
+.venv/bin/python -m ruff check || failed="$failed ruff"
+.venv/bin/python -m mypy || failed="$failed mypy"
+.venv/bin/python -m pytest -q "$@" || failed="$failed pytest"
+[ -z "$failed" ] && exit 0
+echo "Failed:$failed" >&2
+exit 1

@@ -1,0 +1,345 @@
+"""The house stands as docs/architecture.md draws it: who imports whom, how large a room may be, what no room does."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "library.options": ("library.options",),
+    "library.checkpoints": ("library.checkpoints",),
+    "library.runtime": ("library.runtime", "library.options"),
+    "library.objective": ("library.objective", "library.options", "library.checkpoints", "library.runtime"),
+    "library.data": ("library.data", "library.options", "library.checkpoints", "library.runtime"),
+    "networks": ("networks", "library.checkpoints"),
+    "library.families": (
+        "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
+    ),
+    "library.sampling": (
+        "library.sampling", "library.families", "library.objective.process", "library.options", "library.runtime",
+    ),
+    "library.training": (
+        "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
+        "library.data", "library.sampling", "library.families.registry", "library.families.family",
+    ),
+    "train_": ("library.options", "library.training", "networks.registry"),
+    "tools": ("tools", "library", "networks"),
+    "gen_img": ("library", "networks"),
+    "examples": ("library",),
+    "set_up": (),
+}  # fmt: skip
+# What only a run itself may use, whatever the row above says.
+ONLY_FOR_TRAINING = ("library.training.session", "library.training.loop")
+MAY_USE_THEM = ("library.training", "train_")
+
+# Rooms that other programs build on, and the packages they stand on besides the standard library.
+PACKAGES = {
+    "library.options": set(),
+    "library.checkpoints": {"torch", "safetensors"},
+    "library.runtime": {"torch"},
+    "library.objective": {"torch"},
+    "networks": {"torch"},
+    "set_up": set(),
+}
+
+# Importing these costs no torch: --help, mistakes and the plan are instant.
+INSTANT = (
+    "library/options/*.py",
+    "library/checkpoints/files.py",
+    "library/checkpoints/header.py",
+    "library/data/scan.py",
+    "library/data/captions.py",
+    "library/data/buckets.py",
+    "library/families/family.py",
+    "library/families/registry.py",
+    "library/families/sd.py",
+    "library/runtime/device.py",
+    "library/runtime/seeds.py",
+    "library/training/plan*",
+    "train_*.py",
+)
+SLOW = {"torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors"}
+
+# path -> lines it may have, for a file that is better whole than halved. The reason goes beside it.
+LONGER_FILES: dict[str, int] = {}
+# "path:function" -> lines it may have.
+LONGER_FUNCTIONS: dict[str, int] = {}
+TABLES = ("library/checkpoints/tables/", "library/options/later.py", "library/options/frontends.py")
+WIRING = ("library/training/session.py", "library/training/loop.py")
+
+
+def sources() -> list[str]:
+    """Every Python file of the project but the tests, as paths with '/' from the root."""
+    paths = [*ROOT.glob("*.py")]
+    for folder in ("library", "networks", "tools", "examples", "benchmarks"):
+        paths += (ROOT / folder).rglob("*.py")
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+@cache
+def text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+@cache
+def tree(path: str) -> ast.Module:
+    return ast.parse(text(path), path)
+
+
+def module(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def below(name: str, room: str) -> bool:
+    return name == room or name.startswith(room if room.endswith("_") else room + ".")
+
+
+def imports(path: str) -> Iterator[tuple[int, str]]:
+    """(line, full name) of all that a file imports, wherever in the file: functions and TYPE_CHECKING too."""
+    package = module(path).split(".") if path.endswith("__init__.py") else module(path).split(".")[:-1]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def is_project(name: str) -> bool:
+    head = name.partition(".")[0]
+    return (ROOT / head).is_dir() or (ROOT / f"{head}.py").is_file()
+
+
+def test_imports_go_downwards() -> None:
+    wrong = []
+    for path in sources():
+        room = next((room for room in MAY_IMPORT if below(module(path), room)), None)
+        for line, name in imports(path):
+            if not is_project(name):
+                continue
+            allowed = room is None or any(below(name, other) for other in MAY_IMPORT[room])
+            if any(below(name, other) for other in ONLY_FOR_TRAINING):
+                allowed = allowed and any(below(module(path), other) for other in MAY_USE_THEM)
+            if not allowed:
+                wrong.append(f"{path}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_has_a_row_in_the_import_table() -> None:
+    without = [path for path in sources() if not any(below(module(path), room) for room in MAY_IMPORT)]
+    assert set(without) <= {"library/__init__.py"}, without
+
+
+def test_ground_rooms_stand_on_few_packages() -> None:
+    wrong = []
+    for path in sources():
+        room = next((room for room in PACKAGES if below(module(path), room)), None)
+        for line, name in imports(path) if room else ():
+            head = name.partition(".")[0]
+            if not is_project(name) and head not in sys.stdlib_module_names and head not in PACKAGES[room]:
+                wrong.append(f"{path}:{line} imports {head}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_plan_needs_no_torch() -> None:
+    names = []
+    for pattern in INSTANT:
+        found = [path for place in ROOT.glob(pattern) for path in ([place] if place.is_file() else place.rglob("*.py"))]
+        assert found, f"{pattern} is gone: has the room moved? Then change INSTANT with it."
+        names += sorted(module(path.relative_to(ROOT).as_posix()) for path in found)
+    program = f"""
+import importlib, sys
+for name in {names!r}:
+    importlib.import_module(name)
+    if slow := {SLOW!r} & set(sys.modules):
+        sys.exit(f"importing {{name}} imports {{', '.join(sorted(slow))}}")
+"""
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_rooms_have_names_that_say_something() -> None:
+    empty = {"utils", "util", "common", "helpers", "helper", "misc"}
+    assert not [path for path in sources() if empty & set(module(path).split("."))]
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    sizes = {path: len(text(path).splitlines()) for path in sources() if not path.startswith(TABLES)}
+    long = {path: size for path, size in sizes.items() if size >= LONGER_FILES.get(path, 400)}
+    assert not long
+    assert not [path for path in LONGER_FILES if sizes.get(path, 0) < 400], "no longer needed in LONGER_FILES"
+
+
+def test_functions_can_be_read_at_a_glance() -> None:
+    sizes = {}
+    for path in sources():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                sizes[f"{path}:{node.name}"] = (node.end_lineno or 0) - node.lineno + 1
+    long = {
+        name: size
+        for name, size in sizes.items()
+        if size >= LONGER_FUNCTIONS.get(name, 120 if name.startswith(WIRING) else 60)
+    }
+    assert not long
+    assert not [name for name in LONGER_FUNCTIONS if sizes.get(name, 0) < 60], "no longer needed in LONGER_FUNCTIONS"
+
+
+def test_public_things_say_what_they_are_for() -> None:
+    silent = []
+    for path in sources():
+        if text(path).strip() and not ast.get_docstring(tree(path)):
+            silent.append(path)
+        for node in tree(path).body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                silent.append(f"{path}:{node.lineno} {node.name}")
+    assert not silent, "\n".join(silent)
+
+
+def calls(path: str) -> Iterator[tuple[ast.Call, str, set[str]]]:
+    """(call, what is called as written, its keywords) of a file."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func), {keyword.arg or "**" for keyword in node.keywords}
+
+
+def sources_and_tests() -> list[str]:
+    return sources() + sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
+
+
+def runs_what_it_reads(node: ast.Call, function: str) -> bool:
+    """Whether a call can run code that came with the data."""
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if function == "torch.load":
+        return keywords.get("weights_only") != "True"
+    if function == "pickle.loads":  # what was pickled in the same breath is no file
+        return not (node.args and ast.unparse(node.args[0]).startswith("pickle.dumps("))
+    if keywords.get("allow_pickle", "False") != "False":
+        return True
+    return function in {"pickle.load", "pickle.Unpickler", "marshal.load", "marshal.loads", "eval", "exec"}
+
+
+def test_no_file_is_loaded_that_could_run_code() -> None:
+    files = sources_and_tests()
+    found = [(path, node, name) for path in files for node, name, _ in calls(path)]
+    wrong = [f"{path}:{node.lineno} {name}" for path, node, name in found if runs_what_it_reads(node, name)]
+    assert not wrong, "\n".join(wrong)
+
+
+def opens_text_without_encoding(node: ast.Call, function: str, keywords: set[str]) -> bool:
+    """Whether a call opens text in whatever encoding the system prefers, judged by the names of the usual functions."""
+    if keywords & {"encoding", "**"}:
+        return False
+    name = function.rpartition(".")[2]
+    if name == "read_text":
+        return not node.args
+    if name == "write_text":
+        return len(node.args) < 2
+    if name not in {"open", "fdopen", "NamedTemporaryFile", "TemporaryFile"}:
+        return False
+    first = 1 if function in {"open", "io.open", "os.fdopen"} else 0  # where the mode stands
+    modes = [keyword.value for keyword in node.keywords if keyword.arg == "mode"] + node.args[first : first + 1]
+    if name.endswith("TemporaryFile") and not modes:
+        return False  # binary unless told otherwise
+    mode = str(modes[0].value) if modes and isinstance(modes[0], ast.Constant) else ""
+    if first == 0 and node.args and not re.fullmatch("[rwxabt+]{1,3}", mode):
+        return False  # no method of a path, as its argument is no mode: Image.open(path), archive.open(name)
+    return "b" not in mode
+
+
+def test_text_is_read_and_written_as_utf8() -> None:
+    wrong = []
+    for path in sources_and_tests():
+        for node, function, keywords in calls(path):
+            piped = function.startswith("subprocess.") and keywords & {"text", "universal_newlines"}
+            if opens_text_without_encoding(node, function, keywords) or (piped and "encoding" not in keywords):
+                wrong.append(f"{path}:{node.lineno} {function}(…)")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("open(p)", True),
+        ("open(p, 'w')", True),
+        ("open(p, 'rb')", False),
+        ("open(p, mode='wb')", False),
+        ("open(p, encoding='utf-8')", False),
+        ("p.open()", True),
+        ("p.open('a')", True),
+        ("p.open('rb')", False),
+        ("Image.open(p)", False),
+        ("archive.open('data.pkl')", False),
+        ("p.read_text()", True),
+        ("p.read_text('utf-8')", False),
+        ("p.write_text(s)", True),
+        ("p.write_text(s, encoding='utf-8')", False),
+        ("os.fdopen(f, 'w')", True),
+        ("tempfile.NamedTemporaryFile()", False),
+        ("tempfile.NamedTemporaryFile('w')", True),
+    ],
+)
+def test_the_search_for_missing_encodings_finds_them(code: str, found: bool) -> None:
+    node = ast.parse(code, mode="eval").body
+    assert isinstance(node, ast.Call)
+    keywords = {keyword.arg or "**" for keyword in node.keywords}
+    assert opens_text_without_encoding(node, ast.unparse(node.func), keywords) is found
+
+
+def test_nothing_at_module_level_changes_while_running() -> None:
+    wrong = [
+        f"{path}:{node.lineno}"
+        for path in sources()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Global)
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+def test_strict_types_where_other_programs_build_on_us() -> None:
+    files = tomllib.loads(text("pyproject.toml"))["tool"]["mypy"]["files"]
+    rooms = ["library/options", "library/checkpoints", "library/objective", "networks"]
+    assert files == [room for room in rooms if any((ROOT / room).glob("*.py"))]
+
+
+def test_every_shell_script_has_its_batch_file() -> None:
+    shell = sorted(ROOT.glob("*.sh"))
+    assert [path.stem for path in shell] == sorted(path.stem for path in ROOT.glob("*.bat")) != []
+    for path in shell:
+        script, batch = text(path.name), text(path.with_suffix(".bat").name)
+        # The same programs in the same order: files and modules that Python is started with.
+        words = [
+            re.findall(r"([\w/]+\.py|-m \w+)", "\n".join(line for line in lines if not re.match(r"\s*(#|rem )", line)))
+            for lines in (script.splitlines(), batch.replace("\\", "/").splitlines())
+        ]
+        assert words[0] == words[1], f"{path.name} and its .bat start different things"
+
+
+def test_batch_files_have_the_line_ends_of_windows() -> None:
+    attributes = text(".gitattributes")
+    assert re.search(r"^\*\.bat .*eol=crlf", attributes, re.MULTILINE)
+    assert re.search(r"^\*\.sh .*eol=lf", attributes, re.MULTILINE)
+    for path in ROOT.glob("*.bat"):
+        assert re.search(rb"(?<!\r)\n", path.read_bytes()) is None, path.name
+
+
+def test_every_requirement_is_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = [line.partition("#")[0].strip() for line in text(name).splitlines()]
+        pinned = re.compile(r"[a-z0-9-]+==[\w.]+(;|$)|-r requirements\.txt$")
+        loose = [line for line in lines if line and not pinned.match(line)]
+        assert not loose, f"{name}: {loose}"
+        assert not [line for line in lines if re.match(r"torchvision|nvidia|triton|open[-_]clip", line)]

@@ -1,0 +1,274 @@
+"""set_up.py: the right PyTorch for the machine, each thing once, and a clean start after an interruption."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import set_up
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Machine:
+    """Stands in for `python -m venv` and pip: notes each command, makes the environment's Python, fails on demand."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.unreachable: tuple[str, ...] = ()
+        self.interrupted_at: str | None = None
+
+    def __call__(self, command: Sequence[str]) -> int:
+        self.calls.append(list(command))
+        if self.interrupted_at and self.interrupted_at in command:
+            raise KeyboardInterrupt
+        if "venv" in command:
+            python = set_up.interpreter(Path(command[-1]))
+            python.parent.mkdir(parents=True)
+            python.touch()
+        return int(any(part in word for part in self.unreachable for word in command))
+
+    def pip_calls(self) -> list[list[str]]:
+        return [call for call in self.calls if "pip" in call]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what set_up.py reads, in a folder with blanks in its name."""
+    root = tmp_path / "a folder with blanks"
+    root.mkdir()
+    for name in (set_up.RUN, set_up.DEV):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    return root
+
+
+@pytest.fixture(autouse=True)
+def system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's rules, wherever the tests run."""
+    monkeypatch.setattr(sys, "platform", "linux")
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A PATH without nvidia-smi, whatever this machine has."""
+    (tmp_path / "programs").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def fake_nvidia_smi(folder: Path, cards: str, status: int = 0, driver: str = "580.65.06") -> None:
+    """An nvidia-smi that answers `-L` with `cards` and the query for the driver with `driver`."""
+    if os.name == "nt":
+        lines = ["@echo off", f'if "%1"=="-L" (echo {cards}) else (echo {driver})', f"exit /b {status}"]
+        (folder / "nvidia-smi.bat").write_text("\r\n".join(lines), encoding="utf-8")
+        return
+    program = folder / "nvidia-smi"
+    lines = ["#!/bin/sh", f'if [ "$1" = -L ]; then echo "{cards}"; else echo "{driver}"; fi', f"exit {status}", ""]
+    program.write_text("\n".join(lines), encoding="utf-8")
+    program.chmod(0o755)
+
+
+CARD = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-00000000-0000-0000-0000-000000000000)"
+
+
+def test_with_a_card_the_cuda_build_of_pytorch(project: Path, machine: Machine, tmp_path: Path) -> None:
+    fake_nvidia_smi(tmp_path / "programs", CARD)
+    assert set_up.main([], project, machine) == 0
+    torch = machine.pip_calls()[0]
+    assert "torch==2.13.0+cu130" in torch
+    assert "https://download.pytorch.org/whl/cu130" in torch
+
+
+def test_without_a_card_the_cpu_build(project: Path, machine: Machine) -> None:
+    assert set_up.main([], project, machine) == 0
+    torch = machine.pip_calls()[0]
+    assert "torch==2.13.0+cpu" in torch
+    assert "https://download.pytorch.org/whl/cpu" in torch
+    assert not [word for call in machine.calls for word in call if "cu1" in word]
+
+
+@pytest.mark.parametrize(
+    ("cards", "status"),
+    [("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.", 9), ("No devices found.", 0)],
+)
+def test_a_driver_without_a_card_is_no_card(
+    project: Path, machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], cards: str, status: int
+) -> None:
+    fake_nvidia_smi(tmp_path / "programs", cards, status)
+    set_up.main([], project, machine)
+    assert "torch==2.13.0+cpu" in machine.pip_calls()[0]
+    assert cards in capsys.readouterr().out
+
+
+def test_an_old_driver_is_said(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_nvidia_smi(tmp_path / "programs", CARD, driver="535.183.01")
+    set_up.main(["--dry_run"], project)
+    out = capsys.readouterr().out
+    assert "535.183.01" in out and "580" in out
+    fake_nvidia_smi(tmp_path / "programs", CARD, driver="580.65.06")
+    set_up.main(["--dry_run"], project)
+    assert "driver" not in capsys.readouterr().out
+
+
+def test_the_environment_comes_first_then_pytorch_then_the_rest(project: Path, machine: Machine) -> None:
+    set_up.main([], project, machine)
+    venv = project / ".venv"
+    assert machine.calls[0] == [sys.executable, "-m", "venv", str(venv)]
+    assert all(call[0] == str(set_up.interpreter(venv)) for call in machine.calls[1:])
+    assert machine.calls[2][-2:] == ["-r", str(project / "requirements.txt")]
+    assert len(machine.calls) == 3
+
+
+def test_on_macos_the_build_is_pips_own(project: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    set_up.main([], project, machine)
+    assert [call[-2:] for call in machine.pip_calls()] == [["-r", str(project / "requirements.txt")]]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dev"]])
+def test_a_second_run_calls_nothing(
+    project: Path, machine: Machine, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    set_up.main(arguments, project, machine)
+    machine.calls.clear()
+    assert set_up.main(arguments, project, machine) == 0
+    assert machine.calls == []
+    assert "ready" in capsys.readouterr().out
+
+
+def test_what_the_tests_need_is_added_to_what_is_there_and_stays(project: Path, machine: Machine) -> None:
+    set_up.main([], project, machine)
+    machine.calls.clear()
+    set_up.main(["--dev"], project, machine)
+    assert not [call for call in machine.calls if "venv" in call]
+    assert machine.calls[-1][-2:] == ["-r", str(project / "requirements-dev.txt")]
+    machine.calls.clear()
+    set_up.main([], project, machine)
+    assert machine.calls == []
+
+
+def test_new_pins_are_installed(project: Path, machine: Machine) -> None:
+    set_up.main([], project, machine)
+    machine.calls.clear()
+    with (project / "requirements.txt").open("a", encoding="utf-8") as file:
+        file.write("one-more==1.0\n")
+    set_up.main([], project, machine)
+    assert machine.calls[-1][-1] == str(project / "requirements.txt")
+    assert not [call for call in machine.calls if "venv" in call]
+
+
+def test_other_line_ends_are_no_new_pins(project: Path, machine: Machine) -> None:
+    set_up.main([], project, machine)
+    machine.calls.clear()
+    pins = (project / "requirements.txt").read_bytes().replace(b"\n", b"\r\n")
+    (project / "requirements.txt").write_bytes(pins)
+    set_up.main([], project, machine)
+    assert machine.calls == []
+
+
+def test_a_new_card_changes_the_build_unless_one_was_named(project: Path, machine: Machine, tmp_path: Path) -> None:
+    set_up.main([], project, machine)
+    fake_nvidia_smi(tmp_path / "programs", CARD)
+    machine.calls.clear()
+    set_up.main([], project, machine)
+    assert "torch==2.13.0+cu130" in machine.pip_calls()[0]
+    set_up.main(["--torch", "cu126"], project, machine)
+    machine.calls.clear()
+    set_up.main(["--dev"], project, machine)
+    assert "torch==2.13.0+cu126" in machine.pip_calls()[0]
+    set_up.main(["--torch", "auto"], project, machine)
+    assert "torch==2.13.0+cu130" in machine.pip_calls()[-2]
+
+
+def test_pytorchs_index_out_of_reach_falls_back_aloud(
+    project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.unreachable = ("download.pytorch.org",)
+    assert set_up.main([], project, machine) == 0
+    first, second = machine.pip_calls()[:2]
+    assert "--retries" in first and "--timeout" in first
+    # The same build by its full name: an index that has only CUDA's cannot slip in.
+    assert "torch==2.13.0+cpu" in second and "--index-url" not in second
+    assert "did not work" in capsys.readouterr().out
+
+
+def test_a_build_that_nobody_has_is_an_error_with_the_way_out(
+    project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.unreachable = ("torch==",)
+    assert set_up.main([], project, machine) == 1
+    said = capsys.readouterr().err
+    assert "2.13.0+cpu" in said and "--torch" in said
+
+
+def test_an_interrupted_set_up_starts_again_from_nothing(project: Path, machine: Machine) -> None:
+    machine.interrupted_at = "-r"
+    assert set_up.main([], project, machine) == 130
+    half_done = project / ".venv" / "half a package"
+    half_done.mkdir()
+    machine.interrupted_at = None
+    machine.calls.clear()
+    assert set_up.main([], project, machine) == 0
+    assert not half_done.exists()
+    assert "venv" in machine.calls[0] and len(machine.calls) == 3
+
+
+def test_a_failed_change_keeps_the_environment_of_before(project: Path, machine: Machine) -> None:
+    set_up.main([], project, machine)
+    kept = project / ".venv" / "installed"
+    kept.touch()
+    machine.unreachable = ("requirements-dev",)
+    assert set_up.main(["--dev"], project, machine) == 1
+    machine.calls.clear()
+    assert set_up.main([], project, machine) == 0
+    assert machine.calls == [] and kept.exists()
+
+
+def test_a_moved_environment_is_made_anew(project: Path, machine: Machine) -> None:
+    set_up.main([], project, machine)
+    machine.calls.clear()
+    moved = project.rename(project.with_name("elsewhere"))
+    set_up.main([], moved, machine)
+    assert "venv" in machine.calls[0]
+
+
+def test_an_environment_of_somebody_elses_is_left_alone(
+    project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = project / ".venv" / "mine"
+    mine.mkdir(parents=True)
+    assert set_up.main([], project, machine) == 1
+    assert mine.exists() and machine.calls == []
+    assert "did not make it" in capsys.readouterr().err
+
+
+def test_dry_run_shows_the_commands_and_does_nothing(
+    project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set_up.main(["--dry_run", "--dev"], project, machine) == 0
+    shown = capsys.readouterr().out
+    assert machine.calls == [] and not (project / ".venv").exists()
+    assert "-m venv" in shown and "torch==2.13.0+cpu" in shown and "requirements-dev.txt" in shown
+
+
+def test_windows_has_its_python_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = Path("project") / ".venv"
+    monkeypatch.setattr(os, "name", "nt")
+    assert set_up.interpreter(venv).parts[-2:] == ("Scripts", "python.exe")
+    monkeypatch.setattr(os, "name", "posix")
+    assert set_up.interpreter(venv).parts[-2:] == ("bin", "python")
+
+
+def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer; this is Python 3\.10"):
+        runpy.run_path(str(ROOT / "set_up.py"), run_name="__main__")
