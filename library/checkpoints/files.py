@@ -1,0 +1,221 @@
+"""Read model files: the header without torch, then tensors one by one, mapped into memory.
+
+    header = read_header(path)          # names, shapes, dtypes; a .ckpt is checked and nothing of it is run
+    reader = TensorReader(header)       # or open_tensors(path)
+    reader.get("model.diffusion_model.out.2.weight")
+
+Formats: safetensors (8 bytes little-endian header length, JSON, data), torch's .ckpt/.pt/.bin, diffusers folders.
+Files are told apart by their first bytes, not by their names. Writing: writer.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.checkpoints.folders import read_folder, read_part
+from library.checkpoints.header import (
+    ITEM_SIZES,
+    CheckpointError,
+    Header,
+    Place,
+    TensorInfo,
+    outer_level,
+    without_outer_level,
+)
+from library.checkpoints.pickles import read_pickle, torch_stand_ins, unwrap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "CheckpointError", "Header", "Place", "TensorInfo", "TensorReader", "legacy_hash", "open_tensors", "outer_level",
+    "payload_sha256", "read_header", "sha256",
+]  # fmt: skip
+
+_HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
+
+
+def read_header(path: Path | str) -> Header:
+    """Names, shapes and dtypes of a model file or diffusers folder, in milliseconds and without torch.
+
+    Raises CheckpointError: no such file, not a model, truncated or damaged, a pickle that would run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_folder(path, _read_file)
+    return without_outer_level(_read_file(path))
+
+
+def read_part_header(path: Path | str) -> Header:
+    """As read_header, for one part of a model: also a folder that holds only config.json and weights (a VAE)."""
+    path = Path(path)
+    return read_part(path, _read_file) if path.is_dir() else without_outer_level(_read_file(path))
+
+
+def _read_file(path: Path) -> Header:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+            size = os.fstat(stream.fileno()).st_size
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file or folder. Check the path.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from error
+    if not size:
+        raise CheckpointError(f"{path}: the file is empty. The download or copy failed: get it again.")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return read_pickle(path).header
+    if start[8:9] == b"{":
+        return _read_safetensors(path, size)
+    why = "a git-lfs pointer, not the model: run `git lfs pull`" if start.startswith(b"version https://") else (
+        "neither .safetensors nor a torch file. Give a model file, or get it again if it should be one"
+    )  # fmt: skip
+    raise CheckpointError(f"{path}: {why}.")
+
+
+def _read_safetensors(path: Path, size: int) -> Header:
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(size - 8, _HEADER_LIMIT):
+            raise _cut(path, size, 8 + length)
+        raw = stream.read(length)
+    try:
+        table = json.loads(raw)
+        metadata = {str(k): str(v) for k, v in table.pop("__metadata__", {}).items()}
+        spans = {name: _span(entry) for name, entry in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({error}). Get the file again.") from error
+    base = 8 + length
+    for name, (info, start, end) in spans.items():
+        if info.nbytes != end - start or start < 0:
+            raise CheckpointError(
+                f"{path}: tensor {name} has {end - start} of {info.nbytes} bytes. Get the file again."
+            )
+    needed = base + max((end for _, _, end in spans.values()), default=0)
+    if needed > size:
+        raise _cut(path, size, needed)
+    if not spans:
+        raise CheckpointError(
+            f"{path}: holds no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
+        )
+    return Header(
+        path, "safetensors",
+        {name: info for name, (info, _, _) in spans.items()},
+        metadata,
+        places={name: Place(path, name, base + start) for name, (_, start, _) in spans.items()},
+    )  # fmt: skip
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[TensorInfo, int, int]:
+    start, end = entry["data_offsets"]
+    dtype = entry["dtype"]
+    if dtype not in ITEM_SIZES:
+        raise ValueError(f"unknown dtype {dtype}")
+    return TensorInfo(dtype, tuple(int(n) for n in entry["shape"])), int(start), int(end)
+
+
+def _cut(path: Path, size: int, needed: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the file is not whole ({size} of {needed} bytes). The download or copy was cut short: get it again."
+    )
+
+
+class TensorReader:
+    """Tensors of a checkpoint by name, read when asked for. Files are mapped: what is not touched costs no memory.
+
+    A mapped file must stay in place while tensors of it are in use; `close()` lets go of it (tensors that were handed
+    out keep their own hold), which Windows needs before the file can be replaced.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self._bytes: dict[Path, Tensor] = {}
+        self._pickled: dict[Path, Mapping[str, Tensor]] = {}
+
+    def names(self) -> Iterator[str]:
+        """The names of the header."""
+        return iter(self.header.tensors)
+
+    def get(self, name: str) -> Tensor:
+        """The tensor as it is in the file, (shape, dtype) as in the header. Writing to it never reaches the file."""
+        place = self.header.places[name]
+        if place.start is None:
+            return self._from_pickle(place)
+        return self._from_bytes(place.file, place.start, self.header.tensors[name])
+
+    def close(self) -> None:
+        """Forget the mapped files."""
+        self._bytes.clear()
+        self._pickled.clear()
+
+    def _from_bytes(self, file: Path, start: int, info: TensorInfo) -> Tensor:
+        import torch
+
+        from library.checkpoints.lazy import torch_dtype
+
+        if file not in self._bytes:
+            size = file.stat().st_size
+            storage = torch.UntypedStorage.from_file(str(file), False, size)  # private mapping: copied on write
+            self._bytes[file] = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+        dtype = torch_dtype(info.dtype)
+        if not info.count:
+            return torch.empty(info.shape, dtype=dtype)
+        raw = self._bytes[file][start : start + info.nbytes]
+        if start % ITEM_SIZES[info.dtype]:  # old writers did not pad the header
+            raw = raw.clone()
+        return raw.view(dtype).view(info.shape)
+
+    def _from_pickle(self, place: Place) -> Tensor:
+        if place.file not in self._pickled:
+            self._pickled[place.file] = _load_pickle(place.file)
+        return self._pickled[place.file][place.name]
+
+
+def _load_pickle(path: Path) -> Mapping[str, Tensor]:
+    """torch.load(weights_only=True); the harmless globals found in the file are replaced by inert stand-ins."""
+    import pickle
+
+    import torch
+
+    content = read_pickle(path)
+    try:
+        with torch.serialization.safe_globals(torch_stand_ins(content.globals)):  # type: ignore[arg-type]
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=content.mappable)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path}: torch cannot read it ({reason}). Use a .safetensors file of this model."
+        ) from error
+    return {str(name): item.detach() for name, item in unwrap(value).items() if isinstance(item, torch.Tensor)}
+
+
+def open_tensors(path: Path | str) -> TensorReader:
+    """A lazy reader of a model file or diffusers folder. Raises CheckpointError as read_header does."""
+    return TensorReader(read_header(path))
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a whole file, 64 hex digits (ss_new_sd_model_hash)."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def payload_sha256(path: Path | str) -> str:
+    """SHA-256 of a safetensors file's tensor bytes, without its header, 64 hex digits (sshs_model_hash)."""
+    with Path(path).open("rb") as stream:
+        stream.seek(8 + int.from_bytes(stream.read(8), "little"))
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def legacy_hash(path: Path | str) -> str:
+    """First 8 hex digits of the SHA-256 of 64 KiB at 1 MiB (ss_sd_model_hash, and what WebUIs call the old hash)."""
+    with Path(path).open("rb") as stream:
+        stream.seek(0x100000)
+        return hashlib.sha256(stream.read(0x10000)).hexdigest()[:8]

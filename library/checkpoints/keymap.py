@@ -1,0 +1,144 @@
+"""Strict renames of tensors, there and back, from the rows of one table.
+
+A row names a module (or a single parameter) in the diffusers layout and in the original one. `{i}` and the like are
+counters; the original side may calculate with them: `{s*i+j+1}`. `expand` turns rows into rules for one model's sizes.
+A key without a rule is an error that lists it: nothing is ever dropped or guessed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from library.checkpoints.header import CheckpointError
+from library.checkpoints.lazy import LazyTensor, stacked
+
+# module      both sides have `.weight` and, mostly, `.bias`
+# parameter   the names are whole keys
+# conv 1x1    a module whose weight is Linear (2-D) in diffusers and a 1x1 convolution (4-D) in original files
+# stacked     whole keys; query, key and value are one tensor in original files
+Form = Literal["module", "parameter", "conv 1x1", "stacked"]
+_STACKED = "{q,k,v}"
+_LISTED = 8  # as many keys as an error names
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a name in the diffusers layout, the same in the original layout."""
+
+    diffusers: str
+    original: str
+    form: Form = "module"
+
+
+def within(diffusers: str, original: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows of a block, put under the names that the block has on either side."""
+    return tuple(Row(f"{diffusers}.{row.diffusers}", f"{original}.{row.original}", row.form) for row in rows)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How far each counter of a table runs, and values that names are calculated with (one, or one per i)."""
+
+    counters: Mapping[str, int]
+    values: Mapping[str, int | Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of an original file and what it is in diffusers: one tensor, or three where it is stacked."""
+
+    diffusers: tuple[str, ...]
+    original: str
+    form: Form
+
+
+def _value(expression: str, known: Mapping[str, int]) -> int:
+    """A sum of products of counters and numbers, such as `s*i+j+1` or `t-i-1`."""
+    total = 0
+    for sign, term in re.findall(r"([+-]?)([^+-]+)", expression):
+        product = -1 if sign == "-" else 1
+        for factor in term.split("*"):
+            product *= int(factor) if factor.isdigit() else known[factor]
+        total += product
+    return total
+
+
+def _fill(template: str, known: Mapping[str, int]) -> str:
+    return re.sub(r"\{([^{},]+)\}", lambda match: str(_value(match[1], known)), template)
+
+
+def expand(rows: Iterable[Row], sizes: Sizes) -> tuple[Rule, ...]:
+    """All the rules that the rows mean for a model of these sizes. Not every one of them needs to occur in it."""
+    rules: list[Rule] = []
+    for row in rows:
+        letters = sorted(set(re.findall(r"\{([a-z])\}", row.diffusers)))
+        for numbers in itertools.product(*(range(sizes.counters[letter]) for letter in letters)):
+            known = dict(zip(letters, numbers, strict=True))
+            for name, value in sizes.values.items():
+                known[name] = value if isinstance(value, int) else value[known.get("i", 0)]
+            rules += _rules(_fill(row.diffusers, known), _fill(row.original, known), row.form)
+    return tuple(rules)
+
+
+def _rules(diffusers: str, original: str, form: Form) -> list[Rule]:
+    if form == "stacked":
+        return [Rule(tuple(diffusers.replace(_STACKED, letter) for letter in "qkv"), original, form)]
+    if form == "parameter":
+        return [Rule((diffusers,), original, form)]
+    return [
+        Rule((f"{diffusers}.{leaf}",), f"{original}.{leaf}", form if leaf == "weight" else "module")
+        for leaf in ("weight", "bias")
+    ]
+
+
+def _refuse_unknown(unknown: Sequence[str], where: str) -> None:
+    if unknown:
+        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
+        raise CheckpointError(
+            f"{where}: {len(unknown)} tensors have no place in this kind of model: "
+            f"{', '.join(sorted(unknown)[:_LISTED])}{more}. "
+            "It is a model of another kind, or of a later variant that this version does not know."
+        )
+
+
+def flat_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a 1x1 convolution's weight as a Linear weight; any other shape as it is."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def to_diffusers(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where: str) -> dict[str, LazyTensor]:
+    """Rename from the original layout. `where` begins the message of a CheckpointError about keys without a rule."""
+    by_name = {rule.original: rule for rule in rules}
+    _refuse_unknown([name for name in tensors if name not in by_name], where)
+    renamed: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        rule = by_name[name]
+        if rule.form == "stacked":
+            third = tensor.shape[0] // 3
+            renamed.update({key: tensor.rows(n * third, (n + 1) * third) for n, key in enumerate(rule.diffusers)})
+        elif rule.form == "conv 1x1":
+            renamed[rule.diffusers[0]] = tensor.reshape(flat_shape(tensor.shape))
+        else:
+            renamed[rule.diffusers[0]] = tensor
+    return renamed
+
+
+def to_original(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where: str) -> dict[str, LazyTensor]:
+    """Rename to the original layout: the inverse of to_diffusers. Raises CheckpointError as that does."""
+    known = [rule for rule in rules if rule.diffusers[0] in tensors]
+    reached = {name for rule in known for name in rule.diffusers}
+    _refuse_unknown([name for name in tensors if name not in reached], where)
+    renamed: dict[str, LazyTensor] = {}
+    for rule in known:
+        parts = [tensors[name] for name in rule.diffusers if name in tensors]
+        if len(parts) != len(rule.diffusers):
+            raise CheckpointError(f"{where}: {rule.diffusers[0]} is there without its fellows {rule.diffusers[1:]}.")
+        tensor = stacked(parts) if rule.form == "stacked" else parts[0]
+        if rule.form == "conv 1x1" and len(tensor.shape) == 2:
+            tensor = tensor.reshape((*tensor.shape, 1, 1))
+        renamed[rule.original] = tensor
+    return renamed

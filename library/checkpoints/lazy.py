@@ -1,0 +1,88 @@
+"""Tensors that are known by shape and dtype and read when needed; and how to read many of them fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from library.checkpoints.header import ITEM_SIZES, TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_TORCH_NAMES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "I16": "int16",
+    "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32",
+    "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64",
+}  # fmt: skip
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype for a dtype name of the safetensors format ("F16" -> torch.float16)."""
+    import torch
+
+    dtype = getattr(torch, _TORCH_NAMES[name])
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(name)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The safetensors name of a torch dtype (torch.float16 -> "F16"). Raises KeyError for one without."""
+    return {torch_dtype(name): name for name in ITEM_SIZES}[dtype]
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """What a tensor is, and how to get it."""
+
+    info: TensorInfo
+    load: Callable[[], Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype by the safetensors name ("F16")."""
+        return self.info.dtype
+
+    @staticmethod
+    def of(tensor: Tensor | LazyTensor) -> LazyTensor:
+        """A tensor at hand as a lazy one (a lazy one as it is)."""
+        if isinstance(tensor, LazyTensor):
+            return tensor
+        return LazyTensor(TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape)), lambda: tensor.detach())
+
+    def reshape(self, shape: tuple[int, ...]) -> LazyTensor:
+        """The same values in another shape."""
+        if shape == self.shape:
+            return self
+        return LazyTensor(TensorInfo(self.dtype, shape), lambda: self.load().reshape(shape))
+
+    def rows(self, start: int, end: int) -> LazyTensor:
+        """Rows start..end-1 of the first dimension."""
+        shape = (end - start, *self.shape[1:])
+        return LazyTensor(TensorInfo(self.dtype, shape), lambda: self.load()[start:end])
+
+    def cast(self, dtype: str) -> LazyTensor:
+        """In another floating dtype; tensors of integers stay as they are."""
+        if dtype == self.dtype or not self.info.is_float:
+            return self
+        return LazyTensor(TensorInfo(dtype, self.shape), lambda: self.load().to(torch_dtype(dtype)))
+
+
+def stacked(parts: list[LazyTensor]) -> LazyTensor:
+    """Several tensors of the same width, one below the other (dimension 0)."""
+
+    def load() -> Tensor:
+        import torch
+
+        return torch.cat([part.load() for part in parts])
+
+    rows = sum(part.shape[0] for part in parts)
+    return LazyTensor(TensorInfo(parts[0].dtype, (rows, *parts[0].shape[1:])), load)

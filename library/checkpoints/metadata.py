@@ -1,0 +1,82 @@
+"""modelspec.* metadata of full checkpoints: build and read.
+
+Source: Stability-AI/ModelSpec 1.0.1, with the values that users' tools expect of a Stable Diffusion trainer.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from library.checkpoints.header import CheckpointError
+
+_PREFIX = "modelspec."
+_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+
+
+def build_modelspec(
+    *,
+    architecture: str,
+    title: str | None,
+    made_at: datetime,
+    resolution: tuple[int, int],
+    prediction: str,
+    implementation: str = _IMPLEMENTATION,
+    implementation_version: str | None = None,
+    timestep_range: tuple[int, int] | None = None,
+    encoder_layer: int | None = None,
+    given: Mapping[str, str | None] | None = None,
+) -> dict[str, str]:
+    """The modelspec.* strings of a model file.
+
+    architecture  such as "stable-diffusion-v1"; prediction "epsilon" or "v"; resolution (width, height)
+    title         None or "" becomes Checkpoint@ and the time; made_at is local time
+    given         what the user set by metadata_*: author, description, license, tags, usage_hint, thumbnail, any other.
+                  A thumbnail that is a path becomes a data URL. Raises CheckpointError if that file cannot be read
+    """
+    stamp = made_at.replace(microsecond=0)
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": architecture,
+        "implementation": implementation,
+        "title": title or f"Checkpoint@{stamp.isoformat()}",
+        "date": stamp.isoformat(),
+        "resolution": f"{resolution[0]}x{resolution[1]}",
+        "prediction_type": prediction,
+    }
+    if implementation_version is not None:
+        spec["implementation_version"] = implementation_version
+    if timestep_range is not None:
+        spec["timestep_range"] = f"{timestep_range[0]},{timestep_range[1]}"
+    if encoder_layer is not None:
+        spec["encoder_layer"] = str(encoder_layer)
+    for name, value in (given or {}).items():
+        if value and name != "title":
+            spec[name] = thumbnail_url(value) if name == "thumbnail" else value
+    return {_PREFIX + name: value for name, value in spec.items()}
+
+
+def read_modelspec(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The modelspec values of a header's metadata, their names without the prefix."""
+    return {name.removeprefix(_PREFIX): value for name, value in metadata.items() if name.startswith(_PREFIX)}
+
+
+def thumbnail_url(value: str) -> str:
+    """A picture file as a data URL; a value that is a data URL already stays. Raises CheckpointError."""
+    if value.startswith("data:"):
+        return value
+    kind = mimetypes.guess_type(value)[0] or ""
+    if not kind.startswith("image/"):
+        raise CheckpointError(
+            f"metadata_thumbnail {value}: not a picture by its name. Give a .png, .jpg or .webp file."
+        )
+    try:
+        content = Path(value).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"metadata_thumbnail {value}: cannot be read ({error.strerror}). Check the path."
+        ) from error
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

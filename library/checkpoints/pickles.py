@@ -1,0 +1,320 @@
+"""What stands in a torch pickle (.ckpt, .pt, .bin), found out without torch and without running any of it.
+
+A pickle is a program: it may import any name and call it. The unpickler here resolves every name to an inert stand-in,
+so the structure (names, dtypes, shapes) comes out and nothing is called. Names outside a short list make the file
+refused. Format: torch/serialization.py; the zip form is an archive with `<top>/data.pkl` and `<top>/data/<key>`, the
+older form is five pickles in a row (magic number, protocol, system, object, storage keys) and the raw storages after
+them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from library.checkpoints.header import ITEM_SIZES, CheckpointError, Header, Place, TensorInfo
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_STORAGES = {
+    "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL", "UntypedStorage": "U8",
+}  # fmt: skip
+_DTYPES = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+    "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3", "complex64": "C64",
+}  # fmt: skip
+# Python 2 names, which pickle protocols up to 2 still write.
+_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "numpy._core.multiarray": "numpy.core.multiarray"}
+
+# What trainers left in published files beside the weights: callbacks, configurations, counters. None of it is needed,
+# none of it is called; whole packages are named by a trailing dot.
+_HARMLESS = (
+    "pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.", "omegaconf.", "argparse.Namespace",
+    "typing.Any", "typing.Dict", "typing.List", "collections.defaultdict", "collections.Counter", "datetime.",
+    "pathlib.Path", "pathlib.PurePath", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath", "builtins.object", "builtins.dict", "builtins.list", "builtins.tuple", "builtins.int",
+    "builtins.float", "builtins.str", "builtins.bool", "copyreg._reconstructor", "torch.device",
+)  # fmt: skip
+# torch.load(weights_only=True) resolves these itself; a stand-in would only hide the value.
+_KNOWN_TO_TORCH = ("collections.defaultdict", "collections.Counter", "torch.device")
+
+
+class Inert:
+    """Stands for any harmless object of a pickle. Takes whatever it is given and does nothing with it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        """Accept any arguments, keep none."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Accept any arguments, keep none."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Accept any state, keep none."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Dropped: the object may stand for a dict."""
+
+    def append(self, value: Any) -> None:
+        """Dropped: the object may stand for a list."""
+
+    def extend(self, values: Any) -> None:
+        """Dropped: the object may stand for a list."""
+
+
+class InertDtype:
+    """Stands for numpy.dtype: remembers the code ("i8", "f4") and the byte order, so that a scalar can be read."""
+
+    def __init__(self, code: str = "", *_: Any) -> None:
+        """The code as numpy pickles it, without a byte order."""
+        self.code, self.order = str(code), "<"
+
+    def __setstate__(self, state: Any) -> None:
+        """numpy's state: (version, byte order, ...)."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+
+def inert_scalar(dtype: Any = None, data: Any = None) -> Any:
+    """Stands for numpy's scalar(): the plain number, or None where the kind is unknown."""
+    codes = {"i8": "q", "i4": "i", "u8": "Q", "f8": "d", "f4": "f", "b1": "?"}
+    code = codes.get(getattr(dtype, "code", ""))
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    if code is None or not isinstance(raw, bytes) or len(raw) != struct.calcsize(code):
+        return None
+    return struct.unpack(dtype.order + code, raw)[0]
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
+class InertTensor:
+    """A tensor of a pickle: what it is, and how many bytes of which storage it reaches into."""
+
+    info: TensorInfo
+    storage: str
+    reach: int
+
+
+def _rebuild(storage: _Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> InertTensor:
+    dtype = next((item for item in rest if isinstance(item, str) and item in ITEM_SIZES), storage.dtype)
+    size = tuple(int(n) for n in shape)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else offset - 1
+    return InertTensor(TensorInfo(dtype, size), storage.key, (last + 1) * ITEM_SIZES[dtype])
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _rebuild_from_type(make: Any, kind: Any, args: Any, state: Any = None) -> Any:
+    return make(*args)
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")  # numpy writes bytes this way under protocol 2; nothing else is needed
+
+
+_STAND_INS: Mapping[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor": _rebuild,
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_tensor_v3": _rebuild,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.nn.parameter.Parameter": _first,
+    "torch.Tensor": Inert,
+    "numpy.core.multiarray.scalar": inert_scalar,
+    "numpy.dtype": InertDtype,
+    "_codecs.encode": _encode,
+}
+
+
+def stand_in(name: str) -> Any | None:
+    """What a global of a pickle is replaced by, or None where the file is to be refused. Never the real thing."""
+    if name in _STAND_INS:
+        return _STAND_INS[name]
+    module, _, last = name.rpartition(".")
+    if module in ("torch", "torch.storage") and last in _STORAGES:
+        return _STORAGES[last]
+    if module == "torch" and last in _DTYPES:
+        return _DTYPES[last]
+    if any(name == harmless or (harmless.endswith(".") and name.startswith(harmless)) for harmless in _HARMLESS):
+        return Inert
+    return None
+
+
+def torch_stand_ins(names: frozenset[str]) -> list[tuple[Callable[..., Any], str]]:
+    """(stand-in, "module.Name") of `names` for torch.serialization.safe_globals, without what weights_only knows."""
+    pairs: list[tuple[Callable[..., Any], str]] = []
+    for name in sorted(names):
+        if name.startswith("numpy.core.multiarray."):  # numpy 2 moved it, files of either age may be read
+            pairs += [(inert_scalar, name), (inert_scalar, name.replace("numpy.core.", "numpy._core."))]
+        elif name == "numpy.dtype":
+            pairs.append((InertDtype, name))
+        elif stand_in(name) is Inert and not name.startswith("torch.") and name not in _KNOWN_TO_TORCH:
+            pairs.append((Inert, name))
+    return pairs
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads the structure. Unknown globals become inert too and are noted, so that all of them can be named."""
+
+    def __init__(self, stream: BinaryIO | io.BytesIO) -> None:
+        super().__init__(stream, encoding="latin1")
+        self.globals: set[str] = set()
+        self.refused: list[str] = []
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{_OLD_MODULES.get(module, module)}.{name}"
+        self.globals.add(full)
+        found = stand_in(full)
+        if found is None:
+            self.refused.append(full)
+            return Inert
+        return found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, dtype, key, _, count, *_ = pid
+        storage = _Storage(dtype if isinstance(dtype, str) else "U8", str(key), int(count))
+        self.storages[storage.key] = storage
+        return storage
+
+
+def _structure(path: Path, unpickler: _InertUnpickler) -> Any:
+    """The unpickled structure; refuses the file if it names anything outside the list."""
+    failure: Exception | None = None
+    value: Any = None
+    try:
+        value = unpickler.load()
+    except Exception as error:  # a pickle can fail in any way; what it named is the better message
+        failure = error
+    if unpickler.refused:
+        names = ", ".join(sorted(set(unpickler.refused)))
+        raise CheckpointError(
+            f"{path}: refused, because loading it would run code or needs objects that are not weights: {names}. "
+            "Nothing of it was run. Use a .safetensors file of this model, or one from a source that you trust."
+        )
+    if failure is not None:
+        raise CheckpointError(
+            f"{path}: its pickle cannot be read ({failure}). The file is damaged: get it again."
+        ) from failure
+    return value
+
+
+def unwrap(value: Any) -> Mapping[Any, Any]:
+    """The dict that holds the tensors: `state_dict` levels are entered as often as there are any."""
+    while isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
+        value = value["state_dict"]
+    return value if isinstance(value, Mapping) else {}
+
+
+@dataclass(frozen=True)
+class PickleContent:
+    """Header of a torch pickle, the globals it names, and whether torch can map it into memory (zip form)."""
+
+    header: Header
+    globals: frozenset[str]
+    mappable: bool
+
+
+def _content(path: Path, value: Any, unpickler: _InertUnpickler, mappable: bool) -> PickleContent:
+    tensors = {str(name): item for name, item in unwrap(value).items() if isinstance(item, InertTensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: holds no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
+        )
+    numbers = {}
+    if isinstance(value, Mapping):
+        numbers = {str(k): str(v) for k, v in value.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    header = Header(
+        path, "ckpt",
+        {name: item.info for name, item in tensors.items()},
+        numbers,
+        places={name: Place(path, name) for name in tensors},
+    )  # fmt: skip
+    for name, item in tensors.items():
+        storage = unpickler.storages[item.storage]
+        if item.reach > storage.count * ITEM_SIZES[storage.dtype] or item.reach < 0:
+            raise CheckpointError(f"{path}: tensor {name} reaches beyond its data. The file is damaged: get it again.")
+    return PickleContent(header, frozenset(unpickler.globals), mappable)
+
+
+def _truncated(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: the file is not whole ({why}). The download or copy was cut short: get it again.")
+
+
+def read_zip(path: Path) -> PickleContent:
+    """Header of a torch zip file; checks that every storage is there in full."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename: info for info in archive.infolist()}
+            pickles = [name for name in records if name.endswith("/data.pkl") or name == "data.pkl"]
+            if not pickles or any(name.endswith("/constants.pkl") for name in records):
+                raise CheckpointError(
+                    f"{path}: a zip archive, but not of model weights. Give a .safetensors or .ckpt file."
+                )
+            top = pickles[0].removesuffix("data.pkl")
+            unpickler = _InertUnpickler(io.BytesIO(archive.read(pickles[0])))
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise _truncated(path, str(error)) from error
+    value = _structure(path, unpickler)
+    size = path.stat().st_size
+    for storage in unpickler.storages.values():
+        record = records.get(f"{top}data/{storage.key}")
+        if record is None:
+            raise _truncated(path, f"data/{storage.key} is missing")
+        needed = storage.count * ITEM_SIZES[storage.dtype]
+        if record.file_size < needed or record.header_offset + record.compress_size > size:
+            raise _truncated(path, f"data/{storage.key} has {record.file_size} of {needed} bytes")
+    stored = all(record.compress_type == zipfile.ZIP_STORED for record in records.values())
+    return _content(path, value, unpickler, mappable=stored)
+
+
+def read_legacy(path: Path) -> PickleContent:
+    """Header of a torch file from before 1.6 (five pickles, then the storages); checks that it is whole."""
+    with path.open("rb") as stream:
+        unpicklers = []
+        values = []
+        for _ in range(5):
+            unpickler = _InertUnpickler(stream)
+            values.append(_structure(path, unpickler))
+            unpicklers.append(unpickler)
+            if len(values) == 1 and values[0] != _LEGACY_MAGIC:
+                raise CheckpointError(f"{path}: a pickle, but not of torch. Give a .safetensors or .ckpt file.")
+        position = stream.tell()
+        content = _content(path, values[3], unpicklers[3], mappable=False)
+        end = os.fstat(stream.fileno()).st_size
+    storages = unpicklers[3].storages
+    needed = sum(
+        8 + storages[key].count * ITEM_SIZES[storages[key].dtype] for key in map(str, values[4]) if key in storages
+    )
+    if position + needed > end:
+        raise _truncated(path, f"{end} of {position + needed} bytes")
+    return content
+
+
+def read_pickle(path: Path) -> PickleContent:
+    """Header of a torch file of either form. Raises CheckpointError if it is damaged or names anything not harmless."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    return read_zip(path) if start == b"PK\x03\x04" else read_legacy(path)

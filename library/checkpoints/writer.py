@@ -1,0 +1,166 @@
+"""Write model files whole or not at all: to a temporary file beside the target, then os.replace.
+
+The earlier file stands until the new one is complete on disk. Tensors are written one at a time, so saving a model in
+another precision takes the memory of its largest tensor, not of a second model. Layout: the safetensors format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from library.checkpoints.header import FLOATS, ITEM_SIZES, CheckpointError
+from library.checkpoints.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """A binary stream whose content becomes `path` when the block ends well; else `path` stays as it was and nothing is
+    left.
+
+    Missing parent folders are made. Raises CheckpointError if the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(_unwritten(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def _unwritten(path: Path, error: OSError) -> str:
+    remedy = "Check the path and its permissions."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "Free some space or choose another output_dir."
+    return f"{path}: could not be written ({error.strerror or error}). Nothing was changed. {remedy}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself last through a power cut; only possible (and only needed) on POSIX systems."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file (UTF-8, line ends as given) whole or not at all."""
+    with replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file (indented, UTF-8) whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_safetensors(
+    path: Path | str,
+    tensors: Mapping[str, Tensor | LazyTensor],
+    metadata: Mapping[str, str] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Write a .safetensors file; `dtype` ("F32", "F16", "BF16") casts the floating tensors.
+
+    Raises CheckpointError, leaving what was there: a value that is not finite (names the tensor), a full disk.
+    """
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
+    if dtype is not None:
+        lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
+    ranks = {name: rank for rank, name in enumerate(ITEM_SIZES)}
+    order = sorted(lazy, key=lambda name: (-ranks[lazy[name].dtype], name.encode("utf-8")))
+    with replacing(path) as stream:
+        stream.write(_header(lazy, order, metadata or {}))
+        for name in order:
+            stream.write(_raw(_checked(Path(path), name, lazy[name])))
+
+
+def _header(lazy: Mapping[str, LazyTensor], order: list[str], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        info = lazy[name].info
+        table[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.nbytes]}
+        end += info.nbytes
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _checked(path: Path, name: str, lazy: LazyTensor) -> Tensor:
+    """The tensor on the CPU in one piece, as announced and finite."""
+    tensor = lazy.load().detach().to("cpu").contiguous()
+    if tuple(tensor.shape) != lazy.shape or LazyTensor.of(tensor).dtype != lazy.dtype:
+        raise ValueError(f"{name}: announced as {lazy.info}, is {tensor.dtype} {tuple(tensor.shape)}")
+    refuse_nonfinite(path, name, tensor)
+    return tensor
+
+
+def refuse_nonfinite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError if a tensor to be written to `path` holds a NaN or an infinity."""
+    if LazyTensor.of(tensor).dtype not in FLOATS or not tensor.numel():
+        return
+    if tensor.element_size() == 1:
+        tensor = tensor.float()
+    low, high = tensor.aminmax()  # one pass, no copy; a NaN anywhere makes both NaN
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(
+            f"{path}: not written, because {name} holds NaN or infinite values. Nothing was changed. "
+            "Training has failed (lower the learning rate, use bf16 or fp32), "
+            "or the values do not fit fp16 (save in bf16 or float)."
+        )
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    import torch
+
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def write_ckpt(
+    path: Path | str,
+    state_dict: Mapping[str, Tensor | LazyTensor],
+    extra: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Write a .ckpt: {"state_dict": ..., **extra}, by torch.save. Takes the memory of the whole state dict.
+
+    `extra` are plain values such as epoch and global_step. Raises CheckpointError as write_safetensors does.
+    """
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    for name, given in state_dict.items():
+        lazy = LazyTensor.of(given)
+        tensor = _checked(Path(path), name, lazy if dtype is None else lazy.cast(dtype))
+        # torch.save writes the whole storage behind a view, for instance the whole mapped source file
+        alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[name] = tensor if alone else tensor.clone()
+    with replacing(path) as stream:
+        try:
+            torch.save({"state_dict": tensors, **(extra or {})}, stream)
+        except RuntimeError as error:  # torch's zip writer hides the OSError of the stream
+            if isinstance(error.__cause__ or error.__context__, OSError):
+                raise error.__cause__ or error.__context__ or error  # noqa: B904
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
