@@ -43,13 +43,22 @@ class DatasetOptions:
         aliases=("caption_extention",),
     )
     shuffle_caption: bool = flag(
-        False, "Shuffle the comma-separated parts of a caption anew each time it is read.", metadata="ss_shuffle_caption"
+        False,
+        "Shuffle the comma-separated parts of a caption anew each time it is read.",
+        metadata="ss_shuffle_caption",
     )
     keep_tokens: int = flag(
-        0, "With shuffle_caption: the first so many parts of a caption stay where they are.", at_least=0, metadata="ss_keep_tokens"
+        0,
+        "With shuffle_caption: the first so many parts of a caption stay where they are.",
+        at_least=0,
+        metadata="ss_keep_tokens",
     )
     caption_dropout_rate: float = flag(
-        0.0, "Chance that an image is shown with an empty caption.", at_least=0, at_most=1, metadata="ss_caption_dropout_rate"
+        0.0,
+        "Chance that an image is shown with an empty caption.",
+        at_least=0,
+        at_most=1,
+        metadata="ss_caption_dropout_rate",
     )
     caption_dropout_every_n_epochs: int = flag(
         0,
@@ -62,16 +71,21 @@ class DatasetOptions:
     )
     flip_aug: bool = flag(False, "Mirror half of the images left to right, chosen by chance.", metadata="ss_flip_aug")
     random_crop: bool = flag(
-        False, "Crop at a place chosen by chance and not at the centre. Excludes cached latents.", metadata="ss_random_crop"
+        False,
+        "Crop at a place chosen by chance and not at the centre. Excludes cached latents.",
+        metadata="ss_random_crop",
     )
     cache_latents: bool = flag(
-        False, "Encode every image once before training and keep the result in memory: faster, and the VAE leaves the device.",
+        False,
+        "Encode every image once before training and keep the result in memory: faster, and the VAE leaves the device.",
         metadata="ss_cache_latents",
     )
     cache_latents_to_disk: bool = flag(
         False, "Keep the encoded images in files beside the images, for later runs too. Includes cache_latents."
     )
-    vae_batch_size: int = flag(1, "Images that are encoded together when latents are cached.", at_least=1, zero_is_off=True)
+    vae_batch_size: int = flag(
+        1, "Images that are encoded together when latents are cached.", at_least=1, zero_is_off=True
+    )
     max_data_loader_n_workers: int = flag(
         8, "Processes that prepare images beside the training; 0 = the training process does it itself.", at_least=0
     )

@@ -18,7 +18,8 @@ class MemoryOptions:
         metadata="ss_mixed_precision",
     )
     full_fp16: bool = flag(
-        False, "Keep weights and gradients in fp16 too. Saves memory and costs accuracy; needs mixed_precision fp16.",
+        False,
+        "Keep weights and gradients in fp16 too. Saves memory and costs accuracy; needs mixed_precision fp16.",
         metadata="ss_full_fp16",
     )
     full_bf16: bool = flag(
@@ -41,5 +42,7 @@ class MemoryOptions:
     lowram: bool = flag(
         False, "Load the model straight to the device, for machines with little main memory.", metadata="ss_lowram"
     )
-    highvram: bool = flag(False, "Do not empty the device's memory cache between steps of preparation, for cards with much memory.")
+    highvram: bool = flag(
+        False, "Do not empty the device's memory cache between steps of preparation, for cards with much memory."
+    )
     no_half_vae: bool = flag(False, "Run the VAE in fp32 even in half precision.")

@@ -25,10 +25,12 @@ class ModelOptions:
         False, "Train with v-prediction, as the 768-pixel models of Stable Diffusion 2 need it."
     )
     vae: str | None = flag(
-        None, "VAE to use in place of the model's own: a .safetensors or .ckpt file, a diffusers folder, or a name on the Hub."
+        None,
+        "VAE to use in place of the model's own: a .safetensors or .ckpt file, a diffusers folder, or a name on the Hub.",
     )
     tokenizer_cache_dir: Path | None = flag(
-        None, "Folder with tokenizers saved earlier. The tokenizer of Stable Diffusion ships with the program, so that none is needed."
+        None,
+        "Folder with tokenizers saved earlier. The tokenizer of Stable Diffusion ships with the program, so that none is needed.",
     )
     clip_skip: int | None = flag(
         None,

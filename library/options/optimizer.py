@@ -31,13 +31,17 @@ class OptimizerOptions:
         metadata="ss_optimizer",
     )
     optimizer_args: tuple[str, ...] = flag(
-        (), "Further arguments of the optimiser as key=value, for example weight_decay=0.01 betas=0.9,0.999.", pairs=True
+        (),
+        "Further arguments of the optimiser as key=value, for example weight_decay=0.01 betas=0.9,0.999.",
+        pairs=True,
     )
     use_8bit_adam: bool = flag(False, "Short for optimizer_type AdamW8bit.")
     use_lion_optimizer: bool = flag(False, "Short for optimizer_type Lion.")
     learning_rate: float = flag(2e-6, "Learning rate.", at_least=0, metadata="ss_learning_rate")
     learning_rate_te: float | None = flag(
-        None, "Learning rate of the text encoder; not set = learning_rate, 0 = the text encoder is not trained.", at_least=0
+        None,
+        "Learning rate of the text encoder; not set = learning_rate, 0 = the text encoder is not trained.",
+        at_least=0,
     )
     max_grad_norm: float = flag(
         1.0, "Gradients longer than this are shortened to it; 0 = never.", at_least=0, metadata="ss_max_grad_norm"
@@ -65,9 +69,7 @@ class OptimizerOptions:
     lr_decay_steps: int | float = flag(
         0, "Decay at the end of warmup_stable_decay: a whole number of steps or a share of all steps.", at_least=0
     )
-    lr_scheduler_num_cycles: int = flag(
-        1, "Number of restarts of cosine_with_restarts.", at_least=1, zero_is_off=True
-    )
+    lr_scheduler_num_cycles: int = flag(1, "Number of restarts of cosine_with_restarts.", at_least=1, zero_is_off=True)
     lr_scheduler_power: float = flag(1, "Power of the polynomial scheduler.", at_least=0)
     lr_scheduler_timescale: int | None = flag(
         None, "Time scale of inverse_sqrt in steps; not set = the length of the warm-up.", at_least=1, zero_is_off=True

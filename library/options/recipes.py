@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from library.options.dataset import DatasetOptions
 from library.options.flag import Flag, flags_of
@@ -31,24 +31,20 @@ class TrainOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
 
-def groups() -> dict[str, type[Any]]:
-    """The groups of TrainOptions in their order: attribute name -> dataclass."""
-    found: dict[str, type[Any]] = {}
-    for group in dataclasses.fields(TrainOptions):
-        if isinstance(group.default_factory, type):
-            found[group.name] = group.default_factory
-    return found
-
+# Attribute of TrainOptions -> its dataclass, in the order of help and documentation.
+GROUPS: Mapping[str, type[Any]] = MappingProxyType(
+    {group.name: cast("type[Any]", group.default_factory) for group in dataclasses.fields(TrainOptions)}
+)
 
 FLAGS: Mapping[str, Flag] = MappingProxyType(
-    {flag.name: flag for name, options in groups().items() for flag in flags_of(name, options)}
+    {flag.name: flag for name, options in GROUPS.items() for flag in flags_of(name, options)}
 )
 
 
 def build(values: Mapping[str, object]) -> TrainOptions:
     """Freeze one value per flag into TrainOptions; flags that `values` lacks get their default."""
     made: dict[str, Any] = {}
-    for name, options in groups().items():
+    for name, options in GROUPS.items():
         own = {field.name: values[field.name] for field in dataclasses.fields(options) if field.name in values}
         made[name] = options(**own)
     return TrainOptions(**made)

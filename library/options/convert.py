@@ -1,0 +1,190 @@
+"""A value as the command line or a file writes it -> the value of a flag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from library.options.flag import Flag
+
+ON = ("true", "1", "yes", "on")
+OFF = ("false", "0", "no", "off")
+
+
+class Unset:
+    """The value says "not set": an empty text, an empty list, or 0 where 0 means off."""
+
+
+UNSET = Unset()
+
+
+class BadValue(ValueError):
+    """The value cannot be that of the flag. `fault` goes into the mistake, `remedy` is what to write instead."""
+
+    def __init__(self, fault: str, remedy: str) -> None:
+        super().__init__(fault)
+        self.fault = fault
+        self.remedy = remedy
+
+
+def convert(flag: Flag, raw: object) -> tuple[Any, str]:
+    """The flag's value and, where it stands for another one, why (else an empty text). The value is UNSET if none was set.
+
+    `raw` is text (list of texts for list flags) from the command line, anything TOML knows from a file. Raises BadValue.
+    """
+    if isinstance(raw, str) and raw.strip() == "":
+        return UNSET, ""
+    if isinstance(raw, list) and not raw:
+        return UNSET, ""
+    value = _READERS[flag.kind](raw)
+    if flag.zero_is_off and value == 0:
+        return UNSET, ""
+    for stand_in in flag.read_as:
+        if value == stand_in.given:
+            return (UNSET if stand_in.taken is None else stand_in.taken), stand_in.why
+    if flag.pairs:
+        _check_pairs(value)
+    _check_choice(flag, value)
+    _check_range(flag, value)
+    return value, ""
+
+
+def shown(raw: object) -> str:
+    """A value as messages show it: texts in quotes, truth as in TOML."""
+    if isinstance(raw, bool):
+        return str(raw).lower()
+    if isinstance(raw, str):
+        return f'"{raw}"'
+    if isinstance(raw, list):
+        return "[" + ", ".join(shown(member) for member in raw) + "]"
+    return str(raw)
+
+
+def _switch(raw: object) -> bool:
+    text = str(raw).strip().lower()
+    if isinstance(raw, (bool, int, str)) and text in ON:
+        return True
+    if isinstance(raw, (bool, int, str)) and text in OFF:
+        return False
+    raise BadValue("is neither true nor false", "write true or false (on the command line the flag alone means true)")
+
+
+def _number(raw: object, remedy: str = "write a number such as 0.5 or 1e-6") -> int | float:
+    """int where the text has no point or exponent, float otherwise: lr_warmup_steps tells steps from shares by that."""
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+        raise BadValue("is not a number", remedy)
+    value: int | float
+    if isinstance(raw, str):
+        try:
+            value = int(raw.strip())
+        except ValueError:
+            try:
+                value = float(raw.strip())
+            except ValueError:
+                raise BadValue("is not a number", remedy) from None
+    else:
+        value = raw
+    if not math.isfinite(value):
+        raise BadValue("is not a finite number", remedy)
+    return value
+
+
+def _integer(raw: object) -> int:
+    remedy = "write a whole number"
+    value = _number(raw, remedy)
+    if value != int(value):
+        raise BadValue("is not a whole number", remedy)
+    return int(value)
+
+
+def _float(raw: object) -> float:
+    return float(_number(raw))
+
+
+def _steps_or_share(raw: object) -> int | float:
+    """An int is steps; a float up to 1 a share of all steps. 100.0 can only mean 100 steps; 1.0 is the whole run."""
+    value = _number(raw, "write a whole number of steps such as 100, or a share of all steps such as 0.1")
+    if isinstance(value, int) or value == 0:
+        return int(value)
+    if value > 1:
+        if value != int(value):
+            raise BadValue("is neither a whole number of steps nor a share up to 1", "write for example 100 or 0.1")
+        return int(value)
+    return value
+
+
+def _text(raw: object) -> str:
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+        raise BadValue("is not a text", "write a text in quotes")
+    return raw if isinstance(raw, str) else str(raw)
+
+
+def _path(raw: object) -> Path:
+    if not isinstance(raw, str):
+        raise BadValue("is not a path", "write the path in quotes")
+    return Path(raw).expanduser()
+
+
+def _list(raw: object) -> tuple[str, ...]:
+    if isinstance(raw, str):
+        return tuple(raw.split())
+    if isinstance(raw, list) and all(isinstance(member, (str, int, float)) for member in raw):
+        return tuple(str(member) for member in raw)
+    raise BadValue("is not a list of texts", 'write a list such as ["key=value", "key2=value2"]')
+
+
+def _resolution(raw: object) -> tuple[int, int]:
+    remedy = "write 512 for a square, or width,height such as 512,768"
+    parts: list[object] = list(raw) if isinstance(raw, list) else []
+    if isinstance(raw, str):
+        parts = list(raw.split(","))
+    elif not isinstance(raw, list):
+        parts = [raw]
+    try:
+        sides = [_integer(part) for part in parts]
+    except BadValue:
+        raise BadValue("is not a resolution", remedy) from None
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise BadValue("is not a resolution", remedy)
+    return sides[0], sides[-1]
+
+
+_READERS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
+    {
+        "switch": _switch,
+        "integer": _integer,
+        "number": _float,
+        "steps or share": _steps_or_share,
+        "text": _text,
+        "path": _path,
+        "list": _list,
+        "width,height": _resolution,
+    }
+)
+
+
+def _check_pairs(members: tuple[str, ...]) -> None:
+    for member in members:
+        key, equals, _ = member.partition("=")
+        if not equals or not key.strip():
+            raise BadValue(f"holds {shown(member)}, which is not key=value", "write each argument as key=value")
+
+
+def _check_choice(flag: Flag, value: object) -> None:
+    if flag.choices and value not in flag.choices:
+        names = ", ".join(str(choice) for choice in flag.choices)
+        raise BadValue("is not one of its values", f"choose one of {names}")
+
+
+def _check_range(flag: Flag, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if flag.at_least is not None and value < flag.at_least:
+        raise BadValue(f"is below {flag.at_least:g}", f"write a number from {flag.at_least:g} up")
+    if flag.at_most is not None and value > flag.at_most:
+        raise BadValue(f"is above {flag.at_most:g}", f"write a number up to {flag.at_most:g}")
+    if flag.above is not None and value <= flag.above:
+        raise BadValue(f"is not above {flag.above:g}", f"write a number above {flag.above:g}")

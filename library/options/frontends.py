@@ -1,0 +1,79 @@
+"""Keys that front-ends put into their files beside the options: theirs, not ours, and passed over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# Front-end -> keys.
+_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "kohya_ss": (
+            "compile",
+            "double_blocks_to_swap",
+            "epoch",
+            "noise_offset_type",
+            "qwen_image_vae_2d",
+            "show_timesteps",
+            "show_timesteps_resolution",
+            "single_blocks_to_swap",
+            "train_inpainting",
+        ),
+        "lora-scripts": (
+            "algo",
+            "cfg_trunc",
+            "conv_alpha",
+            "conv_dim",
+            "dropout",
+            "dylora_unit",
+            "enable_base_weight",
+            "enable_block_weights",
+            "enable_preview",
+            "gpu_ids",
+            "lokr_factor",
+            "lycoris_algo",
+            "model_train_type",
+            "network_args_custom",
+            "optimizer_args_custom",
+            "positive_prompts",
+            "negative_prompts",
+            "prodigy_d0",
+            "prodigy_d_coef",
+            "prompt_file",
+            "randomly_choice_prompt",
+            "renorm_cfg",
+            "sample_cfg",
+            "sample_height",
+            "sample_seed",
+            "sample_steps",
+            "sample_width",
+            "train_norm",
+            "train_t5xxl",
+        ),
+        "LoRA_Easy_Training_Scripts": (
+            "easy_name",
+            "save_toml",
+            "save_toml_location",
+            "tag_file_location",
+            "tag_occurrence",
+        ),
+    }
+)
+_PREFIXES = ("compile_",)  # compile_mode and its like: kohya_ss
+
+# These ask for another kind of training when they are on; off (as a rule) they ask for nothing.
+_SILENT_WHEN_OFF = frozenset({"train_inpainting", "train_t5xxl"})
+
+_KNOWN = frozenset(key for keys in _KEYS.values() for key in keys)
+
+
+def is_silent(key: str, value: object) -> bool:
+    """Whether a file's key is known to be a front-end's own and can be passed over without a word."""
+    if key in _SILENT_WHEN_OFF:
+        return not value
+    return key in _KNOWN or key.startswith(_PREFIXES)
+
+
+def is_known(key: str) -> bool:
+    """Whether a file's key belongs to a front-end: then it is no misspelt flag, whatever it looks like."""
+    return key in _KNOWN or key.startswith(_PREFIXES)

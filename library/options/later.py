@@ -1,0 +1,255 @@
+"""Flags of later versions: known by name, type and default, and answered, so that none is swallowed in silence.
+
+A flag at a neutral value (its default, off, or what front-ends always send) is passed over. Any other value is refused where
+ignoring it would change the trained weights, and told in one collected note where it would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from library.options.convert import shown
+from library.options.flag import Flag
+from library.options.mistakes import Mistake
+
+WEIGHTS = "weights"
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Later:
+    """A flag that this version knows and does not have."""
+
+    name: str
+    kind: str  # a value of flag.KINDS
+    default: Any = None
+    changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, pictures, uploads)
+    neutral: tuple[Any, ...] = ()  # further values that ask for nothing
+    only_with: tuple[str, ...] = ()  # means nothing unless one of these is on: "flag" or "flag=value"
+    script: str = ""  # the script it belongs to, where train_db has never had it
+
+    def flag(self) -> Flag:
+        """The flag as the readers of values want it."""
+        return Flag(name=self.name, group="", kind=self.kind, default=self.default, help="")
+
+
+@dataclass(frozen=True)
+class LaterValue:
+    """A flag of a later version that the user gave, and where."""
+
+    later: Later
+    value: Any
+    origin: str
+
+
+def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> Later:
+    return Later(name, "switch", False, changes, **facts)
+
+
+ADAPTER = "train_network.py"
+SDXL = "sdxl_train.py"
+FINE_TUNE = "fine_tune.py"
+SAMPLING = ("sample_every_n_epochs", "sample_every_n_steps", "sample_at_first")
+WANDB = ("log_with=wandb", "log_with=all")
+
+_DATA = (
+    _switch("alpha_mask"),
+    _switch("cache_info", OTHER),
+    _switch("cache_text_encoder_outputs", script=SDXL),
+    _switch("cache_text_encoder_outputs_to_disk", script=SDXL),
+    Later("caption_prefix", "text"),
+    Later(
+        "caption_separator", "text", ",", only_with=("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
+    ),
+    Later("caption_suffix", "text"),
+    Later("caption_tag_dropout_rate", "number", 0.0),
+    Later("conditioning_data_dir", "text", only_with=("masked_loss",)),
+    Later("dataset_class", "text"),
+    Later("dataset_config", "path"),
+    Later("dataset_repeats", "integer", 1, only_with=("in_json",), script=FINE_TUNE),
+    _switch("enable_wildcard"),
+    Later("face_crop_aug_range", "text"),
+    Later("in_json", "text", script=FINE_TUNE),
+    Later("keep_tokens_separator", "text", ""),
+    _switch("masked_loss"),
+    Later("resize_interpolation", "text"),
+    Later("secondary_separator", "text"),
+    _switch("skip_cache_check", OTHER),
+    Later("token_warmup_min", "integer", 1, only_with=("token_warmup_step",)),
+    Later("token_warmup_step", "number", 0),
+    _switch("weighted_captions"),
+)
+
+_OBJECTIVE = (
+    Later("adaptive_noise_scale", "number", neutral=(0,), only_with=("noise_offset",)),
+    _switch("debiased_estimation_loss"),
+    Later("huber_c", "number", 0.1, only_with=("loss_type=huber", "loss_type=smooth_l1")),
+    Later("huber_scale", "number", 1.0, only_with=("loss_type=huber", "loss_type=smooth_l1")),
+    Later("huber_schedule", "text", "snr", only_with=("loss_type=huber", "loss_type=smooth_l1")),
+    Later("ip_noise_gamma", "number", neutral=(0,)),
+    _switch("ip_noise_gamma_random_strength", only_with=("ip_noise_gamma",)),
+    Later("loss_type", "text", "l2"),
+    Later("max_timestep", "integer", neutral=(0, 1000)),
+    Later("min_timestep", "integer", neutral=(0,)),
+    Later("multires_noise_discount", "number", 0.3, only_with=("multires_noise_iterations",)),
+    Later("multires_noise_iterations", "integer", neutral=(0,)),
+    _switch("noise_offset_random_strength", only_with=("noise_offset",)),
+    _switch("scale_v_pred_loss_like_noise_pred"),
+    Later("v_pred_like_loss", "number", neutral=(0,)),
+    _switch("zero_terminal_snr"),
+)
+
+_ADAPTERS = (
+    Later("base_weights", "list", script=ADAPTER),
+    Later("base_weights_multiplier", "list", only_with=("base_weights",), script=ADAPTER),
+    _switch("dim_from_weights", script=ADAPTER),
+    Later("initial_epoch", "integer", neutral=(0,), script=ADAPTER),
+    Later("initial_step", "integer", neutral=(0,), script=ADAPTER),
+    Later("max_validation_steps", "integer", None, OTHER, only_with=("validation_split",), script=ADAPTER),
+    Later("network_alpha", "number", 1, script=ADAPTER),
+    Later("network_args", "list", script=ADAPTER),
+    Later("network_dim", "integer", script=ADAPTER),
+    Later("network_dropout", "number", neutral=(0,), script=ADAPTER),
+    Later("network_module", "text", script=ADAPTER),
+    _switch("network_train_text_encoder_only", script=ADAPTER),
+    _switch("network_train_unet_only", script=ADAPTER),
+    Later("network_weights", "text", script=ADAPTER),
+    _switch("no_metadata", OTHER, script=ADAPTER),
+    Later("scale_weight_norms", "number", neutral=(0,), script=ADAPTER),
+    _switch("skip_until_initial_step", only_with=("initial_epoch", "initial_step", "resume"), script=ADAPTER),
+    Later("text_encoder_lr", "list", script=ADAPTER),
+    Later("unet_lr", "number", script=ADAPTER),
+    Later("validate_every_n_epochs", "integer", None, OTHER, only_with=("validation_split",), script=ADAPTER),
+    Later("validate_every_n_steps", "integer", None, OTHER, only_with=("validation_split",), script=ADAPTER),
+    Later("validation_seed", "integer", only_with=("validation_split",), script=ADAPTER),
+    Later("validation_split", "number", 0.0, script=ADAPTER),
+)
+
+_PICTURES_AND_LOGS = (
+    _switch("sample_at_first", OTHER),
+    Later("sample_every_n_epochs", "integer", None, OTHER, neutral=(0,)),
+    Later("sample_every_n_steps", "integer", None, OTHER, neutral=(0,)),
+    Later("sample_prompts", "text", None, OTHER, only_with=SAMPLING),
+    Later("sample_sampler", "text", "ddim", OTHER, only_with=SAMPLING),
+    Later("wandb_api_key", "text", None, OTHER, only_with=WANDB),
+    Later("wandb_run_name", "text", None, OTHER, only_with=WANDB),
+)
+
+_SDXL = (
+    Later("block_lr", "text", script=SDXL),
+    _switch("diffusers_xformers", OTHER),
+    _switch("disable_mmap_load_safetensors", OTHER),
+    Later("learning_rate_te1", "number", script=SDXL),
+    Later("learning_rate_te2", "number", script=SDXL),
+    _switch("train_text_encoder", neutral=(True,)),  # train_db.py does what it asks for
+)
+
+_PROCESSES = (
+    _switch("async_upload", OTHER, only_with=("huggingface_repo_id",)),
+    _switch("ddp_gradient_as_bucket_view", OTHER),
+    _switch("ddp_static_graph", OTHER),
+    Later("ddp_timeout", "integer", None, OTHER, neutral=(0,)),
+    _switch("deepspeed", OTHER),
+    _switch("fp16_master_weights_and_gradients", OTHER, only_with=("deepspeed",)),
+    Later("huggingface_path_in_repo", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    Later("huggingface_repo_id", "text", None, OTHER),
+    Later("huggingface_repo_type", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    Later("huggingface_repo_visibility", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    Later("huggingface_token", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    Later("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),
+    Later("offload_optimizer_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
+    Later("offload_param_device", "text", None, OTHER, only_with=("deepspeed",)),
+    Later("offload_param_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
+    _switch("resume_from_huggingface"),
+    _switch("save_state_to_huggingface", OTHER),
+    _switch("zero3_init_flag", OTHER, only_with=("deepspeed",)),
+    _switch("zero3_save_16bit_model", OTHER, only_with=("deepspeed",)),
+    Later("zero_stage", "integer", 2, OTHER, only_with=("deepspeed",)),
+)
+
+_FAST_AND_SMALL = (
+    _switch("cpu_offload_checkpointing", OTHER),
+    Later("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
+    _switch("fp8_base"),
+    _switch("fp8_base_unet"),
+    _switch("fused_backward_pass", OTHER),
+    Later("fused_optimizer_groups", "integer", None, OTHER, neutral=(0,)),
+    _switch("torch_compile", OTHER),
+)
+
+LATER: Mapping[str, Later] = MappingProxyType(
+    {
+        row.name: row
+        for rows in (_DATA, _OBJECTIVE, _ADAPTERS, _PICTURES_AND_LOGS, _SDXL, _PROCESSES, _FAST_AND_SMALL)
+        for row in rows
+    }
+)
+
+SECRET = frozenset({"wandb_api_key", "huggingface_token"})  # never shown in a message
+
+
+def answer(
+    given: Mapping[str, LaterValue], values: Mapping[str, object], recipe: str = "train_db.py"
+) -> tuple[list[Mistake], list[LaterValue]]:
+    """Mistakes for the flags that must not be ignored, and the flags that are ignored and have to be told.
+
+    `values` are this version's own flags, on which some later ones depend. A flag that depends on a refused one is not
+    told again: it goes when that one goes.
+    """
+    mistakes: list[Mistake] = []
+    ignored: list[LaterValue] = []
+    for entry in given.values():
+        if _asks_nothing(entry):
+            continue
+        governors = list(_governors(entry.later, given, values))
+        if entry.later.only_with and not governors:
+            continue
+        if any(governor in LATER and LATER[governor].changes == WEIGHTS for governor in governors):
+            continue
+        if entry.later.changes == WEIGHTS:
+            mistakes.append(_refusal(entry, recipe))
+        else:
+            ignored.append(entry)
+    return mistakes, ignored
+
+
+def told(ignored: list[LaterValue]) -> str:
+    """One sentence for all flags that are passed over without harm to the weights."""
+    names = ", ".join(f"{entry.later.name} ({entry.origin})" for entry in ignored)
+    return f"not in this version and ignored; the trained weights do not depend on it: {names}"
+
+
+def _asks_nothing(entry: LaterValue) -> bool:
+    return entry.value == entry.later.default or entry.value in entry.later.neutral
+
+
+def _governors(later: Later, given: Mapping[str, LaterValue], values: Mapping[str, object]) -> Iterator[str]:
+    """The flags that are on and give this one its meaning."""
+    for condition in later.only_with:
+        name, _, wanted = condition.partition("=")
+        entry = given.get(name)
+        value = values.get(name) if entry is None or _asks_nothing(entry) else entry.value
+        if value == wanted if wanted else bool(value):
+            yield name
+
+
+def _refusal(entry: LaterValue, recipe: str) -> Mistake:
+    later = entry.later
+    value = "" if later.name in SECRET else f" = {shown(entry.value)}"
+    what = f"--{later.name}{value} ({entry.origin})"
+    default = "" if later.default in (None, False, "") else f" or set it to its default {shown(later.default)}"
+    if later.script == ADAPTER:
+        return Mistake(
+            f"{what} belongs to {ADAPTER}: {recipe} trains all weights of the model, without an adapter",
+            f"leave it out{default}; adapters are not in this version",
+        )
+    if later.script:
+        return Mistake(
+            f"{what} belongs to {later.script}, not to {recipe}, and is not in this version", f"leave it out{default}"
+        )
+    return Mistake(
+        f"{what} is not in this version, and without it the training would give other weights", f"leave it out{default}"
+    )

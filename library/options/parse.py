@@ -1,0 +1,207 @@
+"""argv and --config_file -> frozen options, with the origin of each value and every mistake at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
+
+from library.options import frontends, later, render
+from library.options.convert import UNSET, BadValue, convert, shown
+from library.options.later import LATER, LaterValue
+from library.options.mistakes import Mistake, Mistakes
+from library.options.recipes import FLAGS, TrainOptions, build
+from library.options.settle import Settings, settle
+from library.options.sources import COMMAND_LINE, Given, find_config_file, read_command_line, read_config_file
+
+DEFAULT = "default"
+NEAR_MISS = 0.9  # a file's key as like a flag as this is that flag misspelt
+SUGGESTION = 0.6  # on the command line every unknown flag is a mistake; one as like as this is proposed
+
+_ALIASES: Mapping[str, str] = MappingProxyType({alias: flag.name for flag in FLAGS.values() for alias in flag.aliases})
+_ONLY_ON_COMMAND_LINE = ("config_file", "output_config")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What the user said. `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags
+    that the user set, never defaults; `notes` is what to tell, `mistakes` what stops the run (the faulty flags stand at their
+    defaults, so that the pictures can be checked too before all mistakes are told)."""
+
+    options: TrainOptions
+    origins: Mapping[str, str]
+    given: frozenset[str]
+    notes: tuple[str, ...]
+    mistakes: tuple[Mistake, ...]
+
+
+def parse(argv: Sequence[str] | None = None) -> Parsed:
+    """Read the command line (without the program's name; sys.argv if None) and the file it names.
+
+    Never raises for a mistake of the user. --help prints the help and ends the program with status 0.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        _print_help()
+    mistakes, notes = Mistakes(), list[str]()
+    on_command_line = _canonical(read_command_line(words, _kind_of, mistakes))
+    writes_config = _is_on(on_command_line, "output_config")
+    in_file = [] if writes_config else _canonical(_from_file(on_command_line, mistakes, notes))
+    notes += _repeated(on_command_line)
+    merged = {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and wins
+
+    settings = _own_flags(merged, mistakes, notes)
+    later_values = _later_flags(merged)
+    mistakes.extend(_judge_foreign(merged, notes))
+    settled = settle(settings, complete=not writes_config)
+    refused, ignored = later.answer(later_values, settled.values)
+    mistakes.extend(settled.mistakes)
+    mistakes.extend(refused)
+    notes += settled.notes
+    notes += [later.told(ignored)] if ignored else []
+    return Parsed(
+        build(settled.values), MappingProxyType(dict(settled.origins)), settled.given, tuple(notes), tuple(mistakes)
+    )
+
+
+def _print_help() -> NoReturn:
+    print(render.help_text())
+    raise SystemExit(0)
+
+
+def _kind_of(name: str) -> str | None:
+    name = _ALIASES.get(name, name)
+    if name in FLAGS:
+        return FLAGS[name].kind
+    return LATER[name].kind if name in LATER else None
+
+
+def _canonical(entries: Iterable[Given]) -> list[Given]:
+    """Aliases under the flag's own name; within one source an alias beats the name, as users of caption_extention expect."""
+    by_name, by_alias = list[Given](), list[Given]()
+    for entry in entries:
+        if entry.name in _ALIASES:
+            by_alias.append(replace(entry, name=_ALIASES[entry.name]))
+        else:
+            by_name.append(entry)
+    return by_name + by_alias
+
+
+def _is_on(entries: list[Given], name: str) -> bool:
+    raw = next((entry.raw for entry in reversed(entries) if entry.name == name), False)
+    try:
+        return convert(FLAGS[name], raw)[0] is True
+    except BadValue:
+        return False  # told where the flag itself is read
+
+
+def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str]) -> Iterator[Given]:
+    """The options of the file that --config_file names, if it names one."""
+    named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
+    if not named.strip():
+        return
+    path = find_config_file(Path(named).expanduser())
+    if path is None:
+        mistakes.add(
+            f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be left out"
+        )
+        return
+    for entry in read_config_file(path, mistakes):
+        if entry.name not in _ONLY_ON_COMMAND_LINE:
+            yield entry
+        elif entry.raw not in ("", False):
+            notes.append(f"{entry.name} in {entry.origin} is ignored: it counts only on the command line")
+
+
+def _repeated(entries: list[Given]) -> Iterator[str]:
+    last: dict[str, Given] = {}
+    for entry in entries:
+        before = last.get(entry.name)
+        if before is not None and before.raw != entry.raw:
+            yield f"--{entry.name} stands more than once on the command line: {shown(entry.raw)} counts"
+        last[entry.name] = entry
+
+
+def _own_flags(merged: Mapping[str, Given], mistakes: Mistakes, notes: list[str]) -> Settings:
+    """The value of every flag of this version; one that cannot be read is a mistake and stays at its default."""
+    values: dict[str, object] = {name: flag.default for name, flag in FLAGS.items()}
+    origins = dict.fromkeys(FLAGS, DEFAULT)
+    faulty: set[str] = set()
+    for name, entry in merged.items():
+        if name not in FLAGS:
+            continue
+        try:
+            value, why = convert(FLAGS[name], entry.raw)
+        except BadValue as bad:
+            mistakes.add(_bad(entry, bad), bad.remedy)
+            faulty.add(name)
+            continue
+        if value is not UNSET:
+            values[name], origins[name] = value, entry.origin
+        if why:
+            notes.append(f"--{name} = {shown(entry.raw)} ({entry.origin}) is read as {shown(value)}: {why}")
+    values["caption_extension"] = _with_dot(str(values["caption_extension"]))
+    values["config_file"] = _with_toml(values["config_file"])
+    given = frozenset(name for name, origin in origins.items() if origin != DEFAULT)
+    return Settings(values, origins, given, frozenset(faulty))
+
+
+def _later_flags(merged: Mapping[str, Given]) -> dict[str, LaterValue]:
+    """Flags of later versions that were given. A value of a wrong type is kept as it is: the flag is refused anyway."""
+    found: dict[str, LaterValue] = {}
+    for name, entry in merged.items():
+        if name not in LATER:
+            continue
+        try:
+            value, _ = convert(LATER[name].flag(), entry.raw)
+        except BadValue:
+            value = entry.raw
+        if value is not UNSET:
+            found[name] = LaterValue(LATER[name], value, entry.origin)
+    return found
+
+
+def _judge_foreign(merged: Mapping[str, Given], notes: list[str]) -> Iterator[Mistake]:
+    """Names that no flag has: mistakes on the command line; in files front-ends' own keys, near misses, or one note."""
+    unknown: dict[str, list[str]] = {}
+    for name, entry in merged.items():
+        if name in FLAGS or name in LATER:
+            continue
+        if entry.origin == COMMAND_LINE:
+            nearest = _nearest(name, SUGGESTION)
+            remedy = f"did you mean --{nearest}?" if nearest else "--help lists all flags"
+            yield Mistake(f"--{name} ({COMMAND_LINE}) is no flag of this program", remedy)
+            continue
+        if frontends.is_silent(name, entry.raw):
+            continue
+        nearest = None if frontends.is_known(name) else _nearest(name, NEAR_MISS)
+        if nearest:
+            yield Mistake(f"{name} = {shown(entry.raw)} ({entry.origin}) is no flag", f"did you mean {nearest}?")
+        else:
+            unknown.setdefault(entry.origin, []).append(name)
+    notes += [f"keys of {origin} that no flag knows, ignored: {', '.join(names)}" for origin, names in unknown.items()]
+
+
+def _nearest(name: str, cutoff: float) -> str | None:
+    from difflib import get_close_matches  # only where a name is unknown: --help does without it
+
+    known = [*FLAGS, *_ALIASES, *LATER]
+    return next(iter(get_close_matches(name.replace("-", "_"), known, n=1, cutoff=cutoff)), None)
+
+
+def _bad(entry: Given, bad: BadValue) -> str:
+    return f"--{entry.name} = {shown(entry.raw)} ({entry.origin}) {bad.fault}"
+
+
+def _with_dot(extension: str) -> str:
+    return extension if extension.startswith(".") else f".{extension}"
+
+
+def _with_toml(named: object) -> object:
+    """The file that was read, or is to be written, under its full name."""
+    if not isinstance(named, Path):
+        return named
+    return find_config_file(named) or (named if named.suffix == ".toml" else named.with_name(f"{named.name}.toml"))

@@ -1,0 +1,174 @@
+"""The options as text for people and files: --help, docs/options.md, a TOML file, metadata. All from the same fields."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from library.options.flag import Flag
+from library.options.mistakes import Mistake, UserError
+from library.options.recipes import FLAGS, GROUPS, TrainOptions, values_of
+
+TITLES = {
+    "model": "Model",
+    "dataset": "Pictures and captions",
+    "objective": "Loss",
+    "optimizer": "Optimiser and learning rates",
+    "memory": "Precision, memory and speed",
+    "saving": "Saved files",
+    "run": "Run",
+}
+
+_USAGE = (
+    "python train_db.py --pretrained_model_name_or_path MODEL --train_data_dir DIR --output_dir DIR --resolution 512"
+)
+
+
+def help_text(width: int | None = None) -> str:
+    """What --help prints. `width` in characters; not given = that of the terminal."""
+    width = width or max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    lines = [
+        "Train all weights of a model on your pictures (DreamBooth).",
+        "",
+        f"usage: {_USAGE} [more flags]",
+        "       python train_db.py --config_file options.toml [flags that beat the file]",
+    ]
+    for group in GROUPS:
+        lines += ["", f"{TITLES[group]}:"]
+        for flag in _flags(group):
+            lines.append(f"  --{flag.name} {_placeholder(flag)}".rstrip())
+            lines += textwrap.wrap(
+                f"{flag.help}{_facts(flag)}", width - 8, initial_indent=" " * 8, subsequent_indent=" " * 8
+            )
+    return "\n".join(lines)
+
+
+def docs_page() -> str:
+    """docs/options.md: one table a group."""
+    lines = [
+        "# Options of train_db.py",
+        "",
+        "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`); the command",
+        "line beats the file. This page is made from the program (`python -m library.options.render`).",
+    ]
+    for group in GROUPS:
+        lines += ["", f"## {TITLES[group]}", "", "| Flag | Type | Default | Meaning |", "|---|---|---|---|"]
+        for flag in _flags(group):
+            meaning = f"{flag.help}{_limits(flag)}".replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+            lines.append(f"| `{flag.name}` | {_type(flag)} | {_default(flag)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def config_toml(options: TrainOptions) -> str:
+    """The options as the TOML of a --config_file, one table a group; flags that are not set are left out.
+
+    max_train_steps is left out beside max_train_epochs, which beats it. Needs the package tomli_w.
+    """
+    import tomli_w  # only where a file is written
+
+    values = values_of(options)
+    skipped = {"config_file", "output_config", "max_train_steps" if values["max_train_epochs"] else ""}
+    tree: dict[str, dict[str, object]] = {}
+    for name, value in values.items():
+        if value is not None and name not in skipped:
+            tree.setdefault(FLAGS[name].group, {})[name] = _toml(value)
+    return tomli_w.dumps(tree)
+
+
+def write_config(options: TrainOptions) -> Path:
+    """What --output_config does: write config_toml to the file named by --config_file, which must not exist yet.
+
+    Returns the file's path. Raises UserError if no file is named, it exists, or it cannot be written.
+    """
+    path = options.run.config_file
+    if path is None:
+        raise UserError([Mistake("--output_config names no file", "add --config_file with the file to write")])
+    if path.exists():
+        raise UserError([Mistake(f"--output_config: {path} exists already", "name another file, or delete this one")])
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(config_toml(options), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise UserError(
+            [Mistake(f"--output_config: {path} cannot be written: {reason}", "name another file")]
+        ) from error
+    return path
+
+
+def metadata(options: TrainOptions) -> dict[str, str]:
+    """Metadata key -> text for every flag that has a key and is set: ss_* as str() makes it, modelspec.* as the user wrote it."""
+    values = values_of(options)
+    found: dict[str, str] = {}
+    for name, flag in FLAGS.items():
+        value = values[name]
+        if flag.metadata and value is not None:
+            found[flag.metadata] = str(value)
+    return found
+
+
+def _flags(group: str) -> Iterator[Flag]:
+    return (flag for flag in FLAGS.values() if flag.group == group)
+
+
+def _placeholder(flag: Flag) -> str:
+    if flag.kind == "switch":
+        return ""
+    if flag.kind == "list":
+        return "KEY=VALUE ..." if flag.pairs else "TEXT ..."
+    return _NAMES[flag.kind]
+
+
+_NAMES: Mapping[str, str] = {
+    "integer": "N",
+    "number": "X",
+    "steps or share": "N|X",
+    "text": "TEXT",
+    "path": "PATH",
+    "width,height": "W,H",
+}
+
+
+def _type(flag: Flag) -> str:
+    return "list of key=value" if flag.pairs else flag.kind
+
+
+def _default(flag: Flag) -> str:
+    if flag.default is None or flag.default in ("", ()):
+        return "not set"
+    if isinstance(flag.default, bool):
+        return "on" if flag.default else "off"
+    return f"`{flag.default}`"
+
+
+def _limits(flag: Flag) -> str:
+    """Choices and other spellings, where the flag has any."""
+    parts = []
+    if flag.choices:
+        parts.append(f"One of {', '.join(str(choice) for choice in flag.choices)}.")
+    if flag.aliases:
+        parts.append(f"Also accepted as {', '.join(flag.aliases)}.")
+    return "".join(f" {part}" for part in parts)
+
+
+def _facts(flag: Flag) -> str:
+    default = _default(flag).strip("`")
+    return _limits(flag) + ("" if default in ("not set", "off") else f" Default: {default}.")
+
+
+def _toml(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return ",".join(str(side) for side in value) if value and isinstance(value[0], int) else list(value)
+    return value
+
+
+if __name__ == "__main__":
+    print(docs_page(), end="")

@@ -1,0 +1,114 @@
+"""Where options come from: the words of the command line and the keys of a TOML file, not yet converted."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.options.mistakes import Mistakes
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Given:
+    """One option as it was written: its name, its unconverted value, and where that stood ("command line" or the file's name)."""
+
+    name: str
+    raw: object
+    origin: str
+
+
+def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes) -> Iterator[Given]:
+    """The options among the words of a command line. `kind_of` tells the kind of a flag, None for an unknown one.
+
+    A switch takes no word, a list all words up to the next flag, any other flag exactly one; --flag=value works for all.
+    An unknown flag is handed on with the words after it, so that its mistake is told once.
+    """
+    words = list(argv)
+    place = 0
+    while place < len(words):
+        word = words[place]
+        place += 1
+        if not _is_flag(word):
+            mistakes.add(f'"{word}" ({COMMAND_LINE}) belongs to no flag', _stray_word_remedy(words, place - 1, kind_of))
+            continue
+        name, equals, text = word[2:].partition("=")
+        following = [] if equals else _values_after(words, place)
+        kind = kind_of(name)
+        if kind == "switch":
+            yield Given(name, text if equals else True, COMMAND_LINE)
+        elif kind == "list" or kind is None:
+            place += len(following)
+            yield Given(name, [text] if equals else following, COMMAND_LINE)
+        elif equals:
+            yield Given(name, text, COMMAND_LINE)
+        elif following:
+            place += 1
+            yield Given(name, following[0], COMMAND_LINE)
+        else:
+            mistakes.add(f"--{name} ({COMMAND_LINE}) has no value", f"write --{name} and then its {kind}")
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and len(word) > 2
+
+
+def _values_after(words: list[str], place: int) -> list[str]:
+    end = place
+    while end < len(words) and not _is_flag(words[end]):
+        end += 1
+    return words[place:end]
+
+
+def _stray_word_remedy(words: list[str], place: int, kind_of: Callable[[str], str | None]) -> str:
+    before = words[place - 1] if place else ""
+    if _is_flag(before) and kind_of(before[2:]) == "switch":
+        return f"{before} is a switch: write it alone, or {before}=true / {before}=false"
+    return "put a path or text with blanks in quotes; flags begin with --"
+
+
+def find_config_file(named: Path) -> Path | None:
+    """The file meant by --config_file, with or without .toml; None if there is none."""
+    candidates = [named] if named.suffix == ".toml" else [named.with_name(named.name + ".toml"), named]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[Given]:
+    """The options of a TOML file. Tables are flattened one level: their names are ignored, as users' files expect.
+
+    A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with the line where known.
+    """
+    try:
+        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        mistakes.add(
+            f"--config_file {path} cannot be read: {error.strerror or error}", "check its path and permissions"
+        )
+        return
+    except UnicodeDecodeError as error:
+        mistakes.add(f"--config_file {path} is not in UTF-8 (byte {error.start})", "save the file as UTF-8")
+        return
+    except tomllib.TOMLDecodeError as error:
+        mistakes.add(
+            f"--config_file {path} is not valid TOML: {error}",
+            "correct that line; texts need quotes, and a Windows path single ones ('C:\\train')",
+        )
+        return
+    seen: dict[str, object] = {}
+    for name, value in _flattened(tree):
+        if name in seen and seen[name] != value:
+            mistakes.add(f"{name} stands twice in {path.name}, as {seen[name]!r} and as {value!r}", "keep one of them")
+            continue
+        seen[name] = value
+        yield Given(name, value, path.name)
+
+
+def _flattened(tree: dict[str, object]) -> Iterator[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from value.items()
+        else:
+            yield name, value
