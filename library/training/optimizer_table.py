@@ -1,0 +1,95 @@
+"""The optimisers that users know by a short name. Data only; a new one is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class OptimizerRow:
+    """One optimiser.
+
+    `path` is the class where it is defined (its full name goes into the metadata), `install` the line that brings an
+    optional package. `defaults` are arguments that users of the name expect and may override. State per parameter is
+    `state_tensors` numbers in the weights' own format plus `state_bytes` bytes. `fp32_state` says that state and
+    arithmetic do not get worse with fp16 weights. `learning_rate_free` optimisers find the rate themselves and
+    want 1 as a factor; `schedule_free` ones average weights instead of lowering the rate.
+    """
+
+    name: str
+    path: str
+    install: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    state_tensors: float = 0.0
+    state_bytes: float = 0.0
+    fp32_state: bool = False
+    learning_rate_free: bool = False
+    schedule_free: bool = False
+
+
+_MOMENTUM = MappingProxyType({"momentum": 0.9, "nesterov": True})
+# 8-bit states: one byte, and for each block of 256 numbers one fp32 scale
+_BYTE = 1 + 4 / 256
+
+
+def _bitsandbytes(name: str, path: str, state_bytes: float, defaults: Mapping[str, Any] | None = None) -> OptimizerRow:
+    return OptimizerRow(
+        name,
+        f"bitsandbytes.optim.{path}",
+        "pip install bitsandbytes",
+        defaults or MappingProxyType({}),
+        state_bytes=state_bytes,
+        fp32_state=True,
+    )
+
+
+def _d_adaptation(name: str, path: str, state_tensors: float) -> OptimizerRow:
+    return OptimizerRow(
+        name, f"dadaptation.{path}", "pip install dadaptation", state_tensors=state_tensors, learning_rate_free=True
+    )
+
+
+def _schedule_free(name: str, path: str, state_tensors: float) -> OptimizerRow:
+    return OptimizerRow(
+        name, f"schedulefree.{path}", "pip install schedulefree", state_tensors=state_tensors, schedule_free=True
+    )
+
+
+OPTIMIZERS: tuple[OptimizerRow, ...] = (
+    OptimizerRow("AdamW", "torch.optim.adamw.AdamW", state_tensors=2),
+    _bitsandbytes("AdamW8bit", "adamw.AdamW8bit", 2 * _BYTE),
+    _bitsandbytes("PagedAdamW", "adamw.PagedAdamW", 8),
+    _bitsandbytes("PagedAdamW8bit", "adamw.PagedAdamW8bit", 2 * _BYTE),
+    _bitsandbytes("PagedAdamW32bit", "adamw.PagedAdamW32bit", 8),
+    OptimizerRow("Lion", "lion_pytorch.lion_pytorch.Lion", "pip install lion-pytorch", state_tensors=1),
+    _bitsandbytes("Lion8bit", "lion.Lion8bit", _BYTE),
+    _bitsandbytes("PagedLion8bit", "lion.PagedLion8bit", _BYTE),
+    OptimizerRow("SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1),
+    _bitsandbytes("SGDNesterov8bit", "sgd.SGD8bit", _BYTE, _MOMENTUM),
+    # the plain name has always meant the first paper's Adam
+    _d_adaptation("DAdaptation", "experimental.dadapt_adam_preprint.DAdaptAdamPreprint", 3),
+    _d_adaptation("DAdaptAdamPreprint", "experimental.dadapt_adam_preprint.DAdaptAdamPreprint", 3),
+    _d_adaptation("DAdaptAdaGrad", "dadapt_adagrad.DAdaptAdaGrad", 3),
+    _d_adaptation("DAdaptAdam", "dadapt_adam.DAdaptAdam", 3),
+    _d_adaptation("DAdaptAdan", "dadapt_adan.DAdaptAdan", 5),
+    _d_adaptation("DAdaptAdanIP", "experimental.dadapt_adan_ip.DAdaptAdanIP", 5),
+    _d_adaptation("DAdaptLion", "dadapt_lion.DAdaptLion", 2),
+    _d_adaptation("DAdaptSGD", "dadapt_sgd.DAdaptSGD", 3),
+    OptimizerRow(
+        "Prodigy", "prodigyopt.prodigy.Prodigy", "pip install prodigyopt", state_tensors=4, learning_rate_free=True
+    ),
+    # factored second moments over the last two dimensions: for SD's U-Net with its 3 x 3 kernels 2.1 bytes a parameter
+    OptimizerRow(
+        "Adafactor",
+        "transformers.optimization.Adafactor",
+        defaults=MappingProxyType({"relative_step": True}),
+        state_bytes=2.1,
+        fp32_state=True,
+    ),
+    _schedule_free("AdamWScheduleFree", "adamw_schedulefree.AdamWScheduleFree", 2),
+    _schedule_free("SGDScheduleFree", "sgd_schedulefree.SGDScheduleFree", 1),
+    _schedule_free("RAdamScheduleFree", "radam_schedulefree.RAdamScheduleFree", 2),
+)
