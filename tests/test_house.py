@@ -45,7 +45,7 @@ MAY_USE_THEM = ("library.training", "train_")
 
 # Rooms that other programs build on, and the packages they stand on besides the standard library.
 PACKAGES = {
-    "library.options": set(),
+    "library.options": {"tomli_w"},  # only to write --output_config
     "library.checkpoints": {"torch", "safetensors"},
     "library.runtime": {"torch"},
     "library.objective": {"torch"},
