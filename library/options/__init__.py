@@ -1,1 +1,1 @@
-"""What the user said, as frozen, typed, checked options. Ground floor: standard library only, so that --help answers at once."""
+"""What the user said, as frozen, typed, checked options. Standard library only, so that --help answers at once."""

@@ -31,9 +31,10 @@ class BadValue(ValueError):
 
 
 def convert(flag: Flag, raw: object) -> tuple[Any, str]:
-    """The flag's value and, where it stands for another one, why (else an empty text). The value is UNSET if none was set.
+    """The flag's value (UNSET if none was set) and, where what was written stands for another value, why.
 
-    `raw` is text (list of texts for list flags) from the command line, anything TOML knows from a file. Raises BadValue.
+    `raw` is text (a list of texts for list flags) from the command line, anything TOML knows from a file.
+    Raises BadValue.
     """
     if isinstance(raw, str) and raw.strip() == "":
         return UNSET, ""

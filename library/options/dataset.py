@@ -26,12 +26,14 @@ class DatasetOptions:
     )
     enable_bucket: bool = flag(
         False,
-        "Sort images of different shapes into buckets of about the training resolution's area instead of cropping all to one shape.",
+        "Sort images of different shapes into buckets of about the training resolution's area instead of "
+        "cropping all to one shape.",
         metadata="ss_enable_bucket",
     )
     bucket_no_upscale: bool = flag(
         False,
-        "Never enlarge an image: a small one gets a bucket of its own size (min_bucket_reso and max_bucket_reso then do not shape buckets).",
+        "Never enlarge an image: a small one gets a bucket of its own size (min_bucket_reso and "
+        "max_bucket_reso then do not shape buckets).",
         metadata="ss_bucket_no_upscale",
     )
     min_bucket_reso: int = flag(256, "Shortest side of a bucket in pixels.", at_least=64, metadata="ss_min_bucket_reso")

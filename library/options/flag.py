@@ -1,4 +1,4 @@
-"""One dataclass field is one flag: command-line argument, TOML key, row of the documentation, metadata key, all from here."""
+"""One dataclass field is one flag: argument of the command line, TOML key, row of the docs, metadata key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class ReadAs:
-    """A value that front-ends write and what it stands for; a `why` is told to the user, none means that both say the same."""
+    """A value that front-ends write and what it stands for; a `why` is told, none means that both say the same."""
 
     given: object
     taken: object
@@ -31,7 +31,7 @@ class ReadAs:
 
 @dataclass(frozen=True)
 class Flag:
-    """Everything known about one flag. `group` is the attribute of TrainOptions that holds the field, `kind` a value of KINDS."""
+    """Everything known about one flag. `group` is the attribute of TrainOptions with the field, `kind` is of KINDS."""
 
     name: str
     group: str
@@ -52,7 +52,7 @@ class Flag:
 
 def flag(
     default: Any,
-    help: str,  # noqa: A002 - the word users know it by
+    help: str,
     *,
     choices: tuple[Any, ...] = (),
     at_least: float | None = None,
@@ -65,7 +65,7 @@ def flag(
     needs: str | None = None,
     metadata: str | None = None,
 ) -> Any:
-    """A dataclass field that is a flag. Returns Any, as dataclasses.field does, so that fields keep their own annotation."""
+    """A dataclass field that is a flag. Returns Any, like dataclasses.field, so that fields keep their annotation."""
     facts = {
         "help": help,
         "choices": choices,
@@ -83,7 +83,7 @@ def flag(
 
 
 def flags_of(group: str, options: type[Any]) -> Iterator[Flag]:
-    """The flags of one group of options, in the order of its fields. `options` is a dataclass whose fields were made by flag()."""
+    """The flags of one group in the order of its fields. `options` is a dataclass whose fields were made by flag()."""
     for field in dataclasses.fields(options):
         annotation = str(field.type).removesuffix(" | None")
         yield Flag(name=field.name, group=group, kind=KINDS[annotation], default=field.default, **field.metadata)

@@ -1,7 +1,7 @@
 """Flags of later versions: known by name, type and default, and answered, so that none is swallowed in silence.
 
-A flag at a neutral value (its default, off, or what front-ends always send) is passed over. Any other value is refused where
-ignoring it would change the trained weights, and told in one collected note where it would not.
+A flag at a neutral value (its default, off, or what front-ends always send) is passed over. Any other value is refused
+where ignoring it would change the trained weights, and told in one collected note where it would not.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def answer(
     `values` are this version's own flags, on which some later ones depend. A flag that depends on a refused one is not
     told again: it goes when that one goes.
     """
-    mistakes: list[Mistake] = []
+    refused: list[LaterValue] = []
     ignored: list[LaterValue] = []
     for entry in given.values():
         if _asks_nothing(entry):
@@ -210,10 +210,10 @@ def answer(
         if any(governor in LATER and LATER[governor].changes == WEIGHTS for governor in governors):
             continue
         if entry.later.changes == WEIGHTS:
-            mistakes.append(_refusal(entry, recipe))
+            refused.append(entry)
         else:
             ignored.append(entry)
-    return mistakes, ignored
+    return list(_refusals(refused, recipe)), ignored
 
 
 def told(ignored: list[LaterValue]) -> str:
@@ -236,20 +236,34 @@ def _governors(later: Later, given: Mapping[str, LaterValue], values: Mapping[st
             yield name
 
 
-def _refusal(entry: LaterValue, recipe: str) -> Mistake:
-    later = entry.later
-    value = "" if later.name in SECRET else f" = {shown(entry.value)}"
-    what = f"--{later.name}{value} ({entry.origin})"
-    default = "" if later.default in (None, False, "") else f" or set it to its default {shown(later.default)}"
-    if later.script == ADAPTER:
-        return Mistake(
-            f"{what} belongs to {ADAPTER}: {recipe} trains all weights of the model, without an adapter",
-            f"leave it out{default}; adapters are not in this version",
+def _refusals(refused: list[LaterValue], recipe: str) -> Iterator[Mistake]:
+    """One mistake a flag; all flags of another script in one file are one error of the user, and one mistake."""
+    of_script: dict[tuple[str, str], list[LaterValue]] = {}
+    for entry in refused:
+        if entry.later.script:
+            of_script.setdefault((entry.later.script, entry.origin), []).append(entry)
+            continue
+        default = entry.later.default
+        other = "" if default in (None, False, "") else f" or set it to its default {shown(default)}"
+        yield Mistake(
+            f"--{_said(entry)} ({entry.origin}) is not in this version, and ignoring it would change the trained weights",
+            f"leave it out{other}",
         )
-    if later.script:
-        return Mistake(
-            f"{what} belongs to {later.script}, not to {recipe}, and is not in this version", f"leave it out{default}"
-        )
-    return Mistake(
-        f"{what} is not in this version, and without it the training would give other weights", f"leave it out{default}"
-    )
+    for (script, origin), entries in of_script.items():
+        names = ", ".join(f"--{_said(entry)}" for entry in entries)
+        what = f"{names} ({origin}) {'belongs' if len(entries) == 1 else 'belong'} to {script}"
+        them = "it" if len(entries) == 1 else "them"
+        if script == ADAPTER:
+            yield Mistake(
+                f"{what}: {recipe} trains all weights of the model, without an adapter",
+                f"leave {them} out; adapters are not in this version",
+            )
+        else:
+            yield Mistake(f"{what}, not to {recipe}, and {script} is not in this version", f"leave {them} out")
+
+
+def _said(entry: LaterValue) -> str:
+    if entry.later.name in SECRET:
+        return entry.later.name
+    value = list(entry.value) if isinstance(entry.value, tuple) else entry.value
+    return f"{entry.later.name} = {shown(value)}"

@@ -34,6 +34,7 @@ class MemoryOptions:
         1,
         "Batches whose gradients are summed up before the weights change, as if they were one large batch.",
         at_least=1,
+        zero_is_off=True,
         metadata="ss_gradient_accumulation_steps",
     )
     xformers: bool = flag(False, "Use the attention of the xformers package.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing the user has to change. `what` names the flag or file, its value and where it came from; `remedy` says what to do."""
+    """One thing the user has to change. `what`: flag or file, value, where it came from; `remedy`: what to do."""
 
     what: str
     remedy: str = ""

@@ -14,11 +14,12 @@ class ModelOptions:
 
     pretrained_model_name_or_path: str | None = flag(
         None,
-        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or a name on the Hugging Face Hub.",
+        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or a "
+        "name on the Hugging Face Hub.",
     )
     v2: bool = flag(
         False,
-        "The model is a Stable Diffusion 2. The file itself tells; a flag that contradicts it is refused.",
+        "The model is a Stable Diffusion 2.",
         metadata="ss_v2",
     )
     v_parameterization: bool = flag(
@@ -26,15 +27,18 @@ class ModelOptions:
     )
     vae: str | None = flag(
         None,
-        "VAE to use in place of the model's own: a .safetensors or .ckpt file, a diffusers folder, or a name on the Hub.",
+        "VAE to use in place of the model's own: a .safetensors or .ckpt file, a diffusers folder, or a name "
+        "on the Hub.",
     )
     tokenizer_cache_dir: Path | None = flag(
         None,
-        "Folder with tokenizers saved earlier. The tokenizer of Stable Diffusion ships with the program, so that none is needed.",
+        "Folder with tokenizers saved earlier. The tokenizer of Stable Diffusion ships with the program, so "
+        "that none is needed.",
     )
     clip_skip: int | None = flag(
         None,
-        "Take the text encoder's output this many layers before its end (1 = the last layer). Not set: as the model was trained.",
+        "Take the text encoder's output this many layers before its end (1 = the last layer). Not set: as "
+        "the model was trained.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_clip_skip",

@@ -24,7 +24,8 @@ class ObjectiveOptions:
     )
     noise_offset: float | None = flag(
         None,
-        "Shift the noise of each channel by this times a random number, so that very dark and very bright images can be learned; 0 = off.",
+        "Shift the noise of each channel by this times a random number, so that very dark and very bright "
+        "images can be learned; 0 = off.",
         at_least=0,
         zero_is_off=True,
         metadata="ss_noise_offset",

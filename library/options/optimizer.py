@@ -27,7 +27,8 @@ class OptimizerOptions:
 
     optimizer_type: str = flag(
         "",
-        "Optimiser: AdamW (also when not set), AdamW8bit, PagedAdamW8bit, Lion, Prodigy, Adafactor and others, or package.module.Class.",
+        "Optimiser: AdamW (also when not set), AdamW8bit, PagedAdamW8bit, Lion, Prodigy, Adafactor and "
+        "others, or package.module.Class.",
         metadata="ss_optimizer",
     )
     optimizer_args: tuple[str, ...] = flag(
@@ -48,7 +49,8 @@ class OptimizerOptions:
     )
     stop_text_encoder_training: int | None = flag(
         None,
-        "Optimiser step at which the text encoder stops learning; 0 or -1 = it is never trained, not set = it is trained to the end.",
+        "Optimiser step at which the text encoder stops learning; 0 or -1 = it is never trained, not set = "
+        "it is trained to the end.",
         at_least=-1,
     )
     lr_scheduler: str = flag(

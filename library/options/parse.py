@@ -27,9 +27,12 @@ _ONLY_ON_COMMAND_LINE = ("config_file", "output_config")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What the user said. `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags
-    that the user set, never defaults; `notes` is what to tell, `mistakes` what stops the run (the faulty flags stand at their
-    defaults, so that the pictures can be checked too before all mistakes are told)."""
+    """What the user said.
+
+    `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags that the user
+    set, never defaults; `notes` is what to tell; `mistakes` is what stops the run. A flag with a mistake stands at its
+    default, so that the pictures can be checked too before all mistakes are told.
+    """
 
     options: TrainOptions
     origins: Mapping[str, str]
@@ -80,7 +83,7 @@ def _kind_of(name: str) -> str | None:
 
 
 def _canonical(entries: Iterable[Given]) -> list[Given]:
-    """Aliases under the flag's own name; within one source an alias beats the name, as users of caption_extention expect."""
+    """Aliases under the flag's own name; in one source the alias wins, as users of caption_extention expect."""
     by_name, by_alias = list[Given](), list[Given]()
     for entry in entries:
         if entry.name in _ALIASES:
@@ -109,7 +112,13 @@ def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str
             f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be left out"
         )
         return
-    for entry in read_config_file(path, mistakes):
+    entries = list(read_config_file(path, mistakes))
+    if entries and not any(_kind_of(entry.name) for entry in entries):
+        mistakes.add(
+            f"--config_file {named} ({COMMAND_LINE}) holds no option of this program",
+            "name a file of training options; a front-end's saved project or a dataset file is none",
+        )
+    for entry in entries:
         if entry.name not in _ONLY_ON_COMMAND_LINE:
             yield entry
         elif entry.raw not in ("", False):

@@ -1,4 +1,4 @@
-"""The options as text for people and files: --help, docs/options.md, a TOML file, metadata. All from the same fields."""
+"""The options as text: --help, docs/options.md, a TOML file, metadata, all from the same fields."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def docs_page() -> str:
     lines = [
         "# Options of train_db.py",
         "",
-        "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`); the command",
-        "line beats the file. This page is made from the program (`python -m library.options.render`).",
+        "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`);",
+        "the command line beats the file. This page is made from the program (`python -m library.options.render`).",
     ]
     for group in GROUPS:
         lines += ["", f"## {TITLES[group]}", "", "| Flag | Type | Default | Meaning |", "|---|---|---|---|"]
@@ -103,7 +103,7 @@ def write_config(options: TrainOptions) -> Path:
 
 
 def metadata(options: TrainOptions) -> dict[str, str]:
-    """Metadata key -> text for every flag that has a key and is set: ss_* as str() makes it, modelspec.* as the user wrote it."""
+    """Metadata key -> text, as str() makes it, for every flag that has a key and is set."""
     values = values_of(options)
     found: dict[str, str] = {}
     for name, flag in FLAGS.items():

@@ -99,7 +99,7 @@ def _number(settings: Settings, name: str) -> int:
 
 
 def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
-    """Sides of images are multiples of the latent stride, with buckets of their steps, and lie within the bucket limits."""
+    """Sides are multiples of the latent stride, with buckets of their steps, and lie within the limits of buckets."""
     sides = settings.values["resolution"]
     buckets = bool(settings.values["enable_bucket"])
     concerned = {"resolution", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso"} if buckets else {"resolution"}
@@ -136,12 +136,14 @@ def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, bu
 def _outside_limits(settings: Settings, sides: tuple[int, ...], least: int, most: int) -> Iterator[Mistake]:
     if min(sides) < least:
         yield Mistake(
-            f"{settings.said('resolution')} is smaller than {settings.said('min_bucket_reso')}, the shortest side of a bucket",
+            f"{settings.said('resolution')} is smaller than {settings.said('min_bucket_reso')}, the shortest side "
+            "of a bucket",
             f"set --min_bucket_reso to at most {min(sides)}",
         )
     if max(sides) > most:
         yield Mistake(
-            f"{settings.said('resolution')} is larger than {settings.said('max_bucket_reso')}, the longest side of a bucket",
+            f"{settings.said('resolution')} is larger than {settings.said('max_bucket_reso')}, the longest side "
+            "of a bucket",
             f"set --max_bucket_reso to at least {max(sides)}",
         )
 

@@ -14,7 +14,7 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Given:
-    """One option as it was written: its name, its unconverted value, and where that stood ("command line" or the file's name)."""
+    """One option as it was written: name, unconverted value, and where ("command line" or the file's name)."""
 
     name: str
     raw: object
@@ -24,7 +24,7 @@ class Given:
 def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes) -> Iterator[Given]:
     """The options among the words of a command line. `kind_of` tells the kind of a flag, None for an unknown one.
 
-    A switch takes no word, a list all words up to the next flag, any other flag exactly one; --flag=value works for all.
+    A switch takes no word, a list all words up to the next flag, any other flag one; --flag=value works for all.
     An unknown flag is handed on with the words after it, so that its mistake is told once.
     """
     words = list(argv)
@@ -107,8 +107,10 @@ def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[Given]:
 
 
 def _flattened(tree: dict[str, object]) -> Iterator[tuple[str, object]]:
+    """Names and values with the tables of the first level opened; a table within one keeps its full name, no flag's."""
     for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from value.items()
-        else:
+        if not isinstance(value, dict):
             yield name, value
+            continue
+        for inner, entry in value.items():
+            yield (f"{name}.{inner}" if isinstance(entry, dict) else inner), entry
