@@ -1,0 +1,163 @@
+"""What a model family is: data and a few functions. To add one, write families/x.py and name it in registry.FAMILIES.
+
+No torch at module level: plans are made before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from library.checkpoints.header import Header
+    from library.families.clip_tokenizer import ClipTokenizer
+    from library.objective.process import ForwardProcess, Prediction
+
+SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
+"""kohya's names (--save_model_as): one file, or a diffusers folder with torch's or with safetensors' files."""
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance."""
+
+    channels: int
+    stride: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class PartSizes:
+    """Numbers of parameters of a checkpoint's parts, and the bytes of what else it holds and a save writes back."""
+
+    unet: int
+    text_encoder: int
+    vae: int
+    kept_bytes: int
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded model: modules in evaluation mode, and what of the source has no place in them.
+
+    `kept` holds the source's other tensors under their original names (EMA copies, schedule tables, SD2's last layer),
+    in their own dtype; a save writes them back. `notes` says what a user should know about how it was loaded.
+    """
+
+    family: Family
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: ClipTokenizer
+    prediction: Prediction
+    source: Header
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Load(Protocol):
+    """Read a checkpoint of the family. Raises CheckpointError."""
+
+    def __call__(
+        self,
+        source: Header,
+        *,
+        vae: Path | str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        prediction: Prediction | None = None,
+        tokenizer_cache_dir: Path | None = None,
+    ) -> Model: ...
+
+
+class Save(Protocol):
+    """Write a model, whole or not at all, and return what the user should be told (such as tensors made up).
+
+    `dtype` None keeps each tensor's dtype. `steps` and `epoch` are added to
+    those of a .ckpt source. Raises CheckpointError, leaving what was there.
+    """
+
+    def __call__(
+        self,
+        model: Model,
+        path: Path,
+        *,
+        save_as: SaveAs,
+        dtype: torch.dtype | None = None,
+        metadata: Mapping[str, str] | None = None,
+        steps: int = 0,
+        epoch: int = 0,
+    ) -> tuple[str, ...]: ...
+
+
+class EncodeText(Protocol):
+    """Token ids (B, n, 77) or (B, 1, L) to the states (B, 75n + 2 or L, width) that `predict` takes."""
+
+    def __call__(self, text_encoder: Any, input_ids: Tensor, clip_skip: int | None = None) -> Tensor: ...
+
+
+class Predict(Protocol):
+    """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under text states."""
+
+    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor: ...
+
+
+class EncodeImages(Protocol):
+    """Pixels (B, 3, H, W) in [-1, 1] to unscaled latents (B, C, h, w) float32, each sample by its own CPU generator."""
+
+    def __call__(self, vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor: ...
+
+
+class DecodeLatents(Protocol):
+    """Unscaled latents (B, C, h, w) to pixels (B, 3, H, W) float32 in about [-1, 1]."""
+
+    def __call__(self, vae: Any, latents: Tensor) -> Tensor: ...
+
+
+class MakeTokenizer(Protocol):
+    """The family's tokenizer: the source folder's own, that of the cache folder, or the shipped one."""
+
+    def __call__(self, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> ClipTokenizer: ...
+
+
+class ReadSizes(Protocol):
+    """Parameters of each part, from the header alone. Raises CheckpointError when the header cannot be mapped."""
+
+    def __call__(self, source: Header, vae: Path | str | None = None) -> PartSizes: ...
+
+
+class Recognise(Protocol):
+    """Whether a header is of this family, by names and shapes."""
+
+    def __call__(self, header: Header) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
+
+    `architectures`: modelspec.architecture by prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip",
+    "v_prediction", "chunks", "inference_yaml"). `preview`: (W, H) of a picture in pixels, by prediction.
+    """
+
+    name: str
+    title: str
+    architectures: Mapping[Prediction, str]
+    capabilities: frozenset[str]
+    latent: LatentSpace
+    process: ForwardProcess
+    preview: Mapping[Prediction, tuple[int, int]]
+    recognise: Recognise
+    sizes: ReadSizes
+    tokenizer: MakeTokenizer
+    load: Load
+    save: Save
+    encode_text: EncodeText
+    predict: Predict
+    encode_images: EncodeImages
+    decode_latents: DecodeLatents

@@ -1,0 +1,105 @@
+"""The families that this program knows, and which of them a checkpoint belongs to. No torch at module level."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.header import CheckpointError, Header
+from library.families import foreign
+from library.families.family import Family, Model, SaveAs
+from library.families.sd import SD1, SD2, noted_prediction
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.objective.process import Prediction
+
+__all__ = ["FAMILIES", "detect", "find_model", "load_model", "noted_prediction", "save_model"]
+
+FAMILIES: tuple[Family, ...] = (SD1, SD2)
+
+
+def detect(header: Header) -> Family:
+    """The family of a checkpoint, by names and shapes only. Raises CheckpointError that says what it looks like."""
+    for family in FAMILIES:
+        if family.recognise(header):
+            return family
+    raise CheckpointError(f"{header.path}: {foreign.explain(header)}")
+
+
+def load_model(
+    source: Header,
+    *,
+    vae: Path | str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    prediction: Prediction | None = None,
+    tokenizer_cache_dir: Path | None = None,
+) -> Model:
+    """Load a checkpoint of any known family; see families.family.Load. Raises CheckpointError."""
+    return detect(source).load(
+        source, vae=vae, dtype=dtype, device=device, prediction=prediction, tokenizer_cache_dir=tokenizer_cache_dir
+    )
+
+
+def save_model(
+    model: Model,
+    path: Path,
+    *,
+    save_as: SaveAs,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    steps: int = 0,
+    epoch: int = 0,
+) -> tuple[str, ...]:
+    """Write a model of any known family; see families.family.Save. Returns what the user should be told."""
+    return model.family.save(model, path, save_as=save_as, dtype=dtype, metadata=metadata, steps=steps, epoch=epoch)
+
+
+def find_model(name: str) -> Path:
+    """The local path that a model name means: a file, a folder, or a hub id that is in Hugging Face's cache already.
+
+    Nothing is ever downloaded. Raises CheckpointError for anything else.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(f"{name}: no such file or folder. Check the path.")
+    snapshot = _cached_snapshot(name)
+    if snapshot is None:
+        raise CheckpointError(
+            f"{name}: no such file or folder. If it is the name of a model on the Hugging Face hub: nothing is "
+            "downloaded here, and it is not in the local cache. Download it first and give the path of its .safetensors "
+            "or .ckpt file, or of its diffusers folder."
+        )
+    return snapshot
+
+
+def hub_caches() -> tuple[Path, ...]:
+    """Where huggingface_hub keeps what it downloaded, as its environment variables say."""
+    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if value := os.environ.get(variable):
+            return (Path(value).expanduser() / below,)
+    root = os.environ.get("XDG_CACHE_HOME")
+    return ((Path(root) if root else Path.home() / ".cache") / "huggingface" / "hub",)
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """A snapshot folder of a hub model: the one that `main` points to, else the newest."""
+    for cache in hub_caches():
+        model = cache / f"models--{name.replace('/', '--')}"
+        main = model / "refs" / "main"
+        if main.is_file():
+            snapshot = model / "snapshots" / main.read_text(encoding="utf-8").strip()
+            if snapshot.is_dir():
+                return snapshot
+        if (model / "snapshots").is_dir():
+            found = sorted((model / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime)
+            if found:
+                return found[-1]
+    return None
