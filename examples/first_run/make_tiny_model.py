@@ -2,13 +2,15 @@
 
     python -m examples.first_run.make_tiny_model output/first_run/miniature.safetensors
 
-The architecture, the vocabulary and the names in the file are the real ones, the widths are small (about 22 MB): all
-that a run does is done, but its pictures stay noise.
+The architecture, the vocabulary and the names in the file are the real ones, the widths are small (32 MB): all that
+a run does is done, but its pictures stay noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,17 +38,29 @@ TEXT: dict[str, Any] = {
     "projection_dim": 64,
 }
 
+# What makes a folder a diffusers model: the class of each part.
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
 
 def write_diffusers(folder: Path, seed: int) -> None:
     """Write U-Net, VAE and text encoder with random weights of `seed` as a diffusers folder."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that nothing here asks it for
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(seed)
     UNet2DConditionModel(**UNET).save_pretrained(folder / "unet")
     AutoencoderKL(**VAE).save_pretrained(folder / "vae")
     CLIPTextModel(CLIPTextConfig(**TEXT)).save_pretrained(folder / "text_encoder")
+    (folder / "model_index.json").write_text(json.dumps(INDEX), encoding="utf-8")
 
 
 def make(path: Path, seed: int = 0) -> None:
