@@ -246,20 +246,16 @@ def _refusals(refused: list[LaterValue], recipe: str) -> Iterator[Mistake]:
         default = entry.later.default
         other = "" if default in (None, False, "") else f" or set it to its default {shown(default)}"
         yield Mistake(
-            f"--{_said(entry)} ({entry.origin}) is not in this version, and ignoring it would change the trained weights",
+            f"--{_said(entry)} ({entry.origin}) is not in this version, and ignoring it would change the weights",
             f"leave it out{other}",
         )
     for (script, origin), entries in of_script.items():
         names = ", ".join(f"--{_said(entry)}" for entry in entries)
-        what = f"{names} ({origin}) {'belongs' if len(entries) == 1 else 'belong'} to {script}"
-        them = "it" if len(entries) == 1 else "them"
-        if script == ADAPTER:
-            yield Mistake(
-                f"{what}: {recipe} trains all weights of the model, without an adapter",
-                f"leave {them} out; adapters are not in this version",
-            )
-        else:
-            yield Mistake(f"{what}, not to {recipe}, and {script} is not in this version", f"leave {them} out")
+        belong, them = ("belongs", "it") if len(entries) == 1 else ("belong", "them")
+        adapters = f"; {recipe} trains all weights of the model, without an adapter" if script == ADAPTER else ""
+        yield Mistake(
+            f"{names} ({origin}) {belong} to {script}, which is not in this version{adapters}", f"leave {them} out"
+        )
 
 
 def _said(entry: LaterValue) -> str:

@@ -38,7 +38,9 @@ class OptimizerOptions:
     )
     use_8bit_adam: bool = flag(False, "Short for optimizer_type AdamW8bit.")
     use_lion_optimizer: bool = flag(False, "Short for optimizer_type Lion.")
-    learning_rate: float = flag(2e-6, "Learning rate.", at_least=0, metadata="ss_learning_rate")
+    learning_rate: float = flag(
+        2e-6, "Learning rate of everything that has none of its own.", at_least=0, metadata="ss_learning_rate"
+    )
     learning_rate_te: float | None = flag(
         None,
         "Learning rate of the text encoder; not set = learning_rate, 0 = the text encoder is not trained.",

@@ -113,7 +113,7 @@ def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str
         )
         return
     entries = list(read_config_file(path, mistakes))
-    if entries and not any(_kind_of(entry.name) for entry in entries):
+    if any(map(_holds_tables, entries)) and not any(_kind_of(entry.name) for entry in entries):
         mistakes.add(
             f"--config_file {named} ({COMMAND_LINE}) holds no option of this program",
             "name a file of training options; a front-end's saved project or a dataset file is none",
@@ -123,6 +123,11 @@ def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str
             yield entry
         elif entry.raw not in ("", False):
             notes.append(f"{entry.name} in {entry.origin} is ignored: it counts only on the command line")
+
+
+def _holds_tables(entry: Given) -> bool:
+    members = entry.raw if isinstance(entry.raw, list) else [entry.raw]
+    return any(isinstance(member, dict) for member in members)
 
 
 def _repeated(entries: list[Given]) -> Iterator[str]:

@@ -1,0 +1,204 @@
+"""The files that front-ends write for DreamBooth on Stable Diffusion 1 and 2 are accepted as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from library.options.parse import Parsed, parse
+
+# kohya_ss writes all keys of its form, sorted; ints for floats, 0/1 for some switches.
+KOHYA_SS = """
+bucket_no_upscale = true
+bucket_reso_steps = 64
+cache_latents = true
+caption_dropout_every_n_epochs = 0
+caption_dropout_rate = 0
+caption_extension = ".txt"
+clip_skip = 1
+dynamo_backend = "no"
+enable_bucket = true
+epoch = 1
+gradient_accumulation_steps = 1
+huber_c = 0.1
+huber_scale = 1
+huber_schedule = "snr"
+keep_tokens = 0
+learning_rate = 1e-5
+learning_rate_te = 1e-5
+logging_dir = "work/log"
+loss_type = "l2"
+lr_scheduler = "cosine"
+lr_scheduler_args = []
+lr_scheduler_num_cycles = 1
+lr_scheduler_power = 1
+lr_warmup_steps = 0.1
+max_bucket_reso = 2048
+max_data_loader_n_workers = 0
+max_grad_norm = 1
+max_timestep = 1000
+max_token_length = 75
+max_train_steps = 1600
+min_bucket_reso = 256
+mixed_precision = "fp16"
+multires_noise_discount = 0.3
+noise_offset_type = "Original"
+optimizer_type = "AdamW8bit"
+output_dir = "work/out/cat"
+output_name = "cat"
+persistent_data_loader_workers = 0
+pretrained_model_name_or_path = "models/base.safetensors"
+prior_loss_weight = 1
+resolution = "512,512"
+sample_prompts = "work/out/cat/sample/prompt.txt"
+sample_sampler = "euler_a"
+save_every_n_epochs = 1
+save_model_as = "safetensors"
+save_precision = "fp16"
+train_batch_size = 1
+train_data_dir = "work/train"
+wandb_run_name = "cat"
+xformers = true
+"""
+
+# what its form adds or changes with many options set
+KOHYA_SS_MANY = {
+    "caption_dropout_rate = 0": "caption_dropout_rate = 0.05",
+    "clip_skip = 1": "clip_skip = 2",
+    "epoch = 1": "epoch = 4\nflip_aug = true\ngradient_checkpointing = true\nmin_snr_gamma = 5\nnoise_offset = 0.05",
+    "keep_tokens = 0": "keep_tokens = 1\nmetadata_title = 'my dog'",
+    'lr_scheduler = "cosine"': 'lr_scheduler = "cosine_with_restarts"',
+    "lr_scheduler_num_cycles = 1": "lr_scheduler_num_cycles = 2",
+    "lr_warmup_steps = 0.1": "lr_warmup_steps = 0.05",
+    "max_data_loader_n_workers = 0": "max_data_loader_n_workers = 2",
+    "max_token_length = 75": "max_token_length = 225",
+    "max_train_steps = 1600": "max_train_steps = 1200",
+    'optimizer_type = "AdamW8bit"': (
+        'optimizer_args = [ "weight_decay=0.1", "betas=0.9,0.99",]\noptimizer_type = "AdamW8bit"'
+    ),
+    "persistent_data_loader_workers = 0": "persistent_data_loader_workers = 1",
+    "prior_loss_weight = 1": 'prior_loss_weight = 1\nreg_data_dir = "work/reg"',
+    'sample_prompts = "work/out/cat/sample/prompt.txt"': (
+        'sample_every_n_steps = 50\nsample_prompts = "work/out/cat/sample/prompt.txt"'
+    ),
+    "save_every_n_epochs = 1": (
+        "save_every_n_epochs = 1\nsave_every_n_steps = 100\nsave_last_n_epochs = 2\nsave_last_n_epochs_state = 1\n"
+        "save_state = true\nseed = 1234\nshuffle_caption = true\nstop_text_encoder_training = 50"
+    ),
+    "train_batch_size = 1": "train_batch_size = 2",
+    "xformers = true": "sdpa = true",
+}
+
+# lora-scripts writes false and 0 too, and a max_token_length that no list of choices holds.
+LORA_SCRIPTS = """
+pretrained_model_name_or_path = "./sd-models/model.safetensors"
+v2 = false
+train_data_dir = "./train/cat"
+resolution = "512,512"
+enable_bucket = true
+min_bucket_reso = 256
+max_bucket_reso = 1024
+bucket_reso_steps = 64
+output_name = "cat"
+output_dir = "./output"
+save_model_as = "safetensors"
+save_precision = "fp16"
+save_every_n_epochs = 2
+max_train_epochs = 10
+train_batch_size = 1
+gradient_checkpointing = false
+learning_rate = 1e-6
+learning_rate_te = 5e-7
+lr_scheduler = "cosine_with_restarts"
+lr_warmup_steps = 0
+lr_scheduler_num_cycles = 1
+optimizer_type = "AdamW8bit"
+log_with = "tensorboard"
+logging_dir = "./logs"
+caption_extension = ".txt"
+shuffle_caption = true
+weighted_captions = false
+keep_tokens = 0
+max_token_length = 255
+seed = 1337
+clip_skip = 2
+no_token_padding = false
+mixed_precision = "fp16"
+xformers = true
+lowram = false
+cache_latents = true
+cache_latents_to_disk = true
+persistent_data_loader_workers = true
+"""
+PREVIEW = """
+sample_prompts = "a cat, --n bad,  --w 512  --h 768  --l 7  --s 24  --d 1337"
+sample_sampler = "euler_a"
+sample_every_n_epochs = 2
+"""
+
+
+def many_options() -> str:
+    text = KOHYA_SS
+    for old, new in KOHYA_SS_MANY.items():
+        assert f"\n{old}\n" in text
+        text = text.replace(f"\n{old}\n", f"\n{new}\n")
+    return text
+
+
+def accepted(folder: Path, text: str, *words: str) -> Parsed:
+    path = folder / "config_dreambooth-20261120-110519.toml"
+    path.write_text(text, encoding="utf-8")
+    parsed = parse(["--config_file", str(path), *words])
+    assert parsed.mistakes == ()
+    return parsed
+
+
+def test_kohya_ss_with_bare_defaults_without_a_word(tmp_path: Path) -> None:
+    parsed = accepted(tmp_path, KOHYA_SS)
+    assert parsed.notes == ()
+    options = parsed.options
+    assert options.dataset.resolution == (512, 512)
+    assert options.model.max_token_length is None and options.model.clip_skip == 1
+    assert options.optimizer.lr_warmup_steps == 0.1 and options.optimizer.lr_scheduler_args == ()
+    assert options.dataset.persistent_data_loader_workers is False
+    assert options.run.log_with == "tensorboard", "a logging_dir alone means tensorboard"
+    assert parsed.origins["learning_rate_te"] == "config_dreambooth-20261120-110519.toml"
+
+
+def test_kohya_ss_with_pictures_while_training(tmp_path: Path) -> None:
+    (note,) = accepted(tmp_path, f"{KOHYA_SS}sample_every_n_epochs = 1\n").notes
+    assert "sample_every_n_epochs" in note and "sample_prompts" in note
+
+
+def test_kohya_ss_with_many_options(tmp_path: Path) -> None:
+    parsed = accepted(tmp_path, many_options())
+    assert len(parsed.notes) == 1 and "sample_every_n_steps" in parsed.notes[0]
+    options = parsed.options
+    assert options.objective.min_snr_gamma == 5.0 and options.objective.noise_offset == 0.05
+    assert options.optimizer.optimizer_args == ("weight_decay=0.1", "betas=0.9,0.99")
+    assert options.optimizer.stop_text_encoder_training == 50
+    assert options.dataset.persistent_data_loader_workers is True
+    assert options.saving.save_last_n_epochs_state == 1
+
+
+def test_kohya_ss_on_stable_diffusion_2(tmp_path: Path) -> None:
+    parsed = accepted(tmp_path, f"{KOHYA_SS}v2 = true\nv_parameterization = true\n")
+    assert parsed.options.model.v2 and parsed.options.model.v_parameterization and parsed.notes == ()
+
+
+def test_kohya_ss_with_its_constant_scheduler_and_its_usual_warm_up(tmp_path: Path) -> None:
+    parsed = accepted(tmp_path, KOHYA_SS.replace('"cosine"', '"constant"'))
+    assert parsed.options.optimizer.lr_scheduler == "constant_with_warmup"
+    assert len(parsed.notes) == 1 and "constant_with_warmup" in parsed.notes[0]
+
+
+@pytest.mark.parametrize("preview", ["", PREVIEW])
+def test_lora_scripts(tmp_path: Path, preview: str) -> None:
+    parsed = accepted(tmp_path, LORA_SCRIPTS + preview)
+    options = parsed.options
+    assert options.model.max_token_length == 225 and options.run.max_train_epochs == 10
+    assert "max_train_steps" not in parsed.given
+    assert options.saving.output_dir == Path("output") and options.optimizer.lr_warmup_steps == 0
+    assert any("255" in note and "225" in note for note in parsed.notes)
+    assert len(parsed.notes) == (2 if preview else 1)

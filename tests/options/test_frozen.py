@@ -1,0 +1,303 @@
+"""Names, types and defaults that users' commands and front-ends rely on. Nothing here may change without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from library.options.later import LATER
+from library.options.recipes import FLAGS, GROUPS, TrainOptions
+
+# name, type, default (JSON), choices: the command line of kohya's scripts (sd-scripts), mid-2026
+THIS_VERSION = """
+bucket_no_upscale bool false
+bucket_reso_steps int 64
+cache_latents bool false
+cache_latents_to_disk bool false
+caption_extension str ".caption"
+caption_extention str null
+clip_skip int null
+color_aug bool false
+config_file str null
+console_log_file str null
+console_log_level str null DEBUG|INFO|WARNING|ERROR|CRITICAL
+console_log_simple bool false
+debug_dataset bool false
+enable_bucket bool false
+flip_aug bool false
+full_bf16 bool false
+full_fp16 bool false
+gradient_accumulation_steps int 1
+gradient_checkpointing bool false
+highvram bool false
+keep_tokens int 0
+learning_rate float 2e-06
+learning_rate_te float null
+log_config bool false
+log_prefix str null
+log_tracker_config str null
+log_tracker_name str null
+log_with str null tensorboard|wandb|all
+logging_dir str null
+lowram bool false
+lr_decay_steps int_or_float 0
+lr_scheduler str "constant"
+lr_scheduler_args list[str] null
+lr_scheduler_min_lr_ratio float null
+lr_scheduler_num_cycles int 1
+lr_scheduler_power float 1
+lr_scheduler_timescale int null
+lr_scheduler_type str ""
+lr_warmup_steps int_or_float 0
+max_bucket_reso int 1024
+max_data_loader_n_workers int 8
+max_grad_norm float 1.0
+max_token_length int null 150|225
+max_train_epochs int null
+max_train_steps int 1600
+mem_eff_attn bool false
+metadata_author str null
+metadata_description str null
+metadata_is_negative_embedding str null
+metadata_license str null
+metadata_merged_from str null
+metadata_preprocessor str null
+metadata_tags str null
+metadata_thumbnail str null
+metadata_title str null
+metadata_trigger_phrase str null
+metadata_usage_hint str null
+min_bucket_reso int 256
+mixed_precision str "no" no|fp16|bf16
+no_half_vae bool false
+no_token_padding bool false
+optimizer_args list[str] null
+optimizer_type str ""
+output_config bool false
+output_dir str null
+output_name str null
+persistent_data_loader_workers bool false
+pretrained_model_name_or_path str null
+prior_loss_weight float 1.0
+random_crop bool false
+reg_data_dir str null
+resolution str null
+resume str null
+save_every_n_epochs int null
+save_every_n_steps int null
+save_last_n_epochs int null
+save_last_n_epochs_state int null
+save_last_n_steps int null
+save_last_n_steps_state int null
+save_model_as str null ckpt|safetensors|diffusers|diffusers_safetensors
+save_n_epoch_ratio int null
+save_precision str null float|fp16|bf16
+save_state bool false
+save_state_on_train_end bool false
+sdpa bool false
+seed int null
+shuffle_caption bool false
+stop_text_encoder_training int null
+tokenizer_cache_dir str null
+train_batch_size int 1
+train_data_dir str null
+training_comment str null
+use_8bit_adam bool false
+use_lion_optimizer bool false
+use_safetensors bool false
+v2 bool false
+v_parameterization bool false
+vae str null
+vae_batch_size int 1
+xformers bool false
+"""
+LATER_VERSIONS = """
+# data
+alpha_mask bool false
+cache_info bool false
+cache_text_encoder_outputs bool false
+cache_text_encoder_outputs_to_disk bool false
+caption_dropout_every_n_epochs int 0
+caption_dropout_rate float 0.0
+caption_prefix str null
+caption_separator str ","
+caption_suffix str null
+caption_tag_dropout_rate float 0.0
+conditioning_data_dir str null
+dataset_class str null
+dataset_config Path null
+dataset_repeats int 1
+enable_wildcard bool false
+face_crop_aug_range str null
+in_json str null
+keep_tokens_separator str ""
+masked_loss bool false
+resize_interpolation str null lanczos|nearest|bilinear|linear|bicubic|cubic|area
+secondary_separator str null
+skip_cache_check bool false
+token_warmup_min int 1
+token_warmup_step float 0
+weighted_captions bool false
+# objective and adapters
+adaptive_noise_scale float null
+base_weights list[str] null
+base_weights_multiplier list[float] null
+debiased_estimation_loss bool false
+dim_from_weights bool false
+huber_c float 0.1
+huber_scale float 1.0
+huber_schedule str "snr" constant|exponential|snr
+initial_epoch int null
+initial_step int null
+ip_noise_gamma float null
+ip_noise_gamma_random_strength bool false
+loss_type str "l2" l1|l2|huber|smooth_l1
+max_timestep int null
+max_validation_steps int null
+min_snr_gamma float null
+min_timestep int null
+multires_noise_discount float 0.3
+multires_noise_iterations int null
+network_alpha float 1
+network_args list[str] null
+network_dim int null
+network_dropout float null
+network_module str null
+network_train_text_encoder_only bool false
+network_train_unet_only bool false
+network_weights str null
+no_metadata bool false
+noise_offset float null
+noise_offset_random_strength bool false
+sample_at_first bool false
+sample_every_n_epochs int null
+sample_every_n_steps int null
+sample_prompts str null
+sample_sampler str "ddim" ddim|pndm|lms|euler|euler_a|heun|dpm_2|dpm_2_a|dpmsolver|dpmsolver++|dpmsingle|k_lms|k_euler|k_euler_a|k_dpm_2|k_dpm_2_a
+scale_v_pred_loss_like_noise_pred bool false
+scale_weight_norms float null
+skip_until_initial_step bool false
+text_encoder_lr list[float] null
+unet_lr float null
+v_pred_like_loss float null
+validate_every_n_epochs int null
+validate_every_n_steps int null
+validation_seed int null
+validation_split float 0.0
+wandb_api_key str null
+wandb_run_name str null
+zero_terminal_snr bool false
+# SDXL
+block_lr str null
+diffusers_xformers bool false
+disable_mmap_load_safetensors bool false
+learning_rate_te1 float null
+learning_rate_te2 float null
+train_text_encoder bool false
+# processes and faults
+async_upload bool false
+ddp_gradient_as_bucket_view bool false
+ddp_static_graph bool false
+ddp_timeout int null
+deepspeed bool false
+fp16_master_weights_and_gradients bool false
+huggingface_path_in_repo str null
+huggingface_repo_id str null
+huggingface_repo_type str null
+huggingface_repo_visibility str null
+huggingface_token str null
+offload_optimizer_device str null cpu|nvme
+offload_optimizer_nvme_path str null
+offload_param_device str null cpu|nvme
+offload_param_nvme_path str null
+resume_from_huggingface bool false
+save_state_to_huggingface bool false
+zero3_init_flag bool false
+zero3_save_16bit_model bool false
+zero_stage int 2 0|1|2|3
+# fast and small
+cpu_offload_checkpointing bool false
+dynamo_backend str "inductor" eager|aot_eager|inductor|aot_ts_nvfuser|nvprims_nvfuser|cudagraphs|ofi|fx2trt|onnxrt|tensort|ipex|tvm
+fp8_base bool false
+fp8_base_unet bool false
+fused_backward_pass bool false
+fused_optimizer_groups int null
+torch_compile bool false
+"""  # noqa: E501
+MADE_EARLY = ("caption_dropout_rate", "caption_dropout_every_n_epochs", "min_snr_gamma", "noise_offset")
+OUR_OWN = ("dry_run", "strict", "write_inference_yaml")
+
+KINDS = {
+    "bool": {"switch"},
+    "int": {"integer"},
+    "float": {"number"},
+    "int_or_float": {"steps or share"},
+    "str": {"text", "path", "width,height"},
+    "Path": {"path"},
+    "list[str]": {"list"},
+    "list[float]": {"list"},
+}
+
+
+def rows(table: str) -> dict[str, tuple[str, object, list[str]]]:
+    """name -> (type, default, choices) of a frozen table."""
+    found: dict[str, tuple[str, object, list[str]]] = {}
+    for line in table.strip().splitlines():
+        if not line.startswith("#"):
+            name, kind, default, *choices = line.split(" ")
+            found[name] = kind, json.loads(default), choices[0].split("|") if choices else []
+    return found
+
+
+KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
+
+
+def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
+    assert len(rows(THIS_VERSION)) == 100 and len(rows(LATER_VERSIONS)) == 106
+    aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
+    assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *MADE_EARLY, *OUR_OWN}
+    assert set(LATER) == set(rows(LATER_VERSIONS)) - set(MADE_EARLY)
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name in FLAGS])
+def test_types_defaults_and_choices_of_this_version(name: str) -> None:
+    kind, default, choices = KNOWN[name]
+    flag = FLAGS[name]
+    assert flag.kind in KINDS[kind]
+    assert flag.default == (() if kind == "list[str]" else default)
+    assert type(flag.default) is type(default) or default is None
+    if choices:
+        assert [str(choice) for choice in flag.choices] == choices
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name in LATER])
+def test_types_and_defaults_of_later_versions(name: str) -> None:
+    kind, default, _ = KNOWN[name]
+    assert LATER[name].kind in KINDS[kind]
+    assert LATER[name].default == default
+
+
+def test_the_default_of_the_text_encoder_rate_and_our_own_flags() -> None:
+    options = TrainOptions()
+    assert options.optimizer.learning_rate_te is None
+    assert not (options.run.dry_run or options.run.strict or options.saving.write_inference_yaml)
+
+
+def test_options_are_frozen_and_every_field_is_one_flag_of_one_group() -> None:
+    fields = [field.name for options in GROUPS.values() for field in dataclasses.fields(options)]
+    assert fields == list(FLAGS) and len(set(fields)) == len(fields)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainOptions().run.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_has_a_sentence(name: str) -> None:
+    text = FLAGS[name].help
+    assert text.endswith(".") and text[0].isupper() and len(text) > 15
+
+
+def test_metadata_keys_are_unique() -> None:
+    keys = [flag.metadata for flag in FLAGS.values() if flag.metadata]
+    assert len(set(keys)) == len(keys)
