@@ -1,4 +1,7 @@
-"""Sizes to train at: the list of buckets and which picture goes where (formats.md 3.1, 3.2)."""
+"""Sizes to train at: the list of buckets and which picture goes where.
+
+The rules are those of kohya's sd-scripts, so that a data set falls into the buckets its owner knows.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def _indivisible(what: str, resolution: Size, divisor: int) -> Iterator[Mistake]
 
 def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> list[Size]:
     """All sizes whose sides are multiples of `step` between the limits and whose area is at most that of `resolution`,
-    each as large as its width allows (formats.md 3.1). The lower limit is rounded down to `step`, the upper one up."""
+    each as large as its width allows. The lower limit is rounded down to `step`, the upper one up."""
     smallest = max(step, smallest // step * step)
     largest = -(-largest // step) * step
     area = resolution[0] * resolution[1]
@@ -108,7 +111,7 @@ def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> li
 
 
 def assign(size: Size, chosen: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
-    """Bucket and scaled size of a picture (formats.md 3.2); None if a side of its bucket would be 0.
+    """Bucket and scaled size of a picture; None if a side of its bucket would be 0.
 
     `buckets` comes from make_buckets; it is not used without buckets or with no_upscale.
     """

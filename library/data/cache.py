@@ -1,6 +1,6 @@
-"""Latents encoded once before training, in memory or in a file beside each picture (formats.md 5).
+"""Latents encoded once before training, in memory or in a file beside each picture.
 
-A file has the name and arrays that other trainers of this ecosystem use, and one array more: a fingerprint of all that
+A file has the name and arrays of kohya's sd-scripts, and one array more: a fingerprint of all that
 the latents depend on. A file without it, or with another, is made anew. The posterior sample is keyed by the content of
 the picture and not by the seed of the run, so that a cache is the same whoever makes it.
 """

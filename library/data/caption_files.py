@@ -1,4 +1,4 @@
-"""Which caption file belongs to a picture, and what it says (formats.md 1.1)."""
+"""Which caption file belongs to a picture, and what it says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the caption of a picture to the text that one sample is trained with (formats.md 4.1).
+"""From the caption of a picture to the text that one sample is trained with; steps as in kohya's sd-scripts.
 
 The steps stand in one order and later ones join it there: prefix and suffix before the dropout, line choice and
 wildcards after it, warm-up and tag dropout around the shuffle, secondary separator after the join.

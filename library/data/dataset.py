@@ -8,6 +8,7 @@ need no word about the next one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -87,7 +88,7 @@ class TrainingDataset(Dataset[Batch]):
 def describe_samples(
     dataset: TrainingDataset, requests: Iterable[BatchRequest], limit: int | None = None
 ) -> Iterator[str]:
-    """A line per sample for --debug_dataset: each batch is really made, so an unreadable picture shows. No window."""
+    """A line per sample of the first `limit` batches, for --debug_dataset: each is really made. Opens no window."""
     for request in islice(requests, limit):
         batch = dataset[request]
         for place, (index, repeat) in enumerate(request.samples):
@@ -112,7 +113,6 @@ class BatchLoader:
         self, dataset: TrainingDataset, *, workers: int = 0, persistent: bool = False, pin_memory: bool = False
     ) -> None:
         self._requests = _Requests()
-        self._workers = workers
         self._loader: DataLoader[Batch | _Failed] = DataLoader(
             _Guarded(dataset),
             sampler=self._requests,
@@ -132,24 +132,34 @@ class BatchLoader:
         Raises UserError for what a request raises, and when a worker process dies.
         """
         self._requests.current = list(requests)
-        for batch in self._translate_death(iter(self._loader)):
+        with explain_dead_workers():
+            batches = iter(self._loader)
+        while True:
+            with explain_dead_workers():
+                batch = next(batches, None)
+            if batch is None:
+                return
             if isinstance(batch, _Failed):
                 raise UserError(batch.mistakes)
             yield batch
 
-    def _translate_death(self, batches: Iterator[Batch | _Failed]) -> Iterator[Batch | _Failed]:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
-                    raise
-                what = f"a process that prepares pictures died ({str(error).splitlines()[0]})"
-                remedy = f"often memory ran out: lower --max_data_loader_n_workers (now {self._workers}); 0 = none"
-                raise UserError([Mistake(what, remedy)]) from None
-            yield batch
+
+
+@contextmanager
+def explain_dead_workers() -> Iterator[None]:
+    """Turn torch's RuntimeError for a dead worker into a UserError.
+
+    BatchLoader does it for its own part. torch raises from a signal handler too, wherever the main thread happens to
+    be, so a loop that uses workers stands inside this as a whole.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        what = f"a process that prepares pictures died ({str(error).splitlines()[0]})"
+        remedy = "often memory or shared memory ran out: lower --max_data_loader_n_workers, or set it to 0"
+        raise UserError([Mistake(what, remedy)]) from None
 
 
 @dataclass(frozen=True)

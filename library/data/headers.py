@@ -64,8 +64,7 @@ def read_header(path: Path) -> Header:
                 width, height = image.size
                 if _orientation(image, file, length) in _TRANSPOSED:
                     width, height = height, width
-                transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
-                return Header((width, height), transparent)
+                return Header((width, height), bool(image.has_transparency_data))
     except Image.DecompressionBombError as error:
         raise BadImage("more pixels than Pillow is willing to decode") from error
     except UnidentifiedImageError as error:

@@ -1,7 +1,7 @@
-"""From a picture file to the pixels of one sample (formats.md 3.3).
+"""From a picture file to the pixels of one sample; resizing and variation as in kohya's sd-scripts.
 
-PIL decodes (OpenCV would ignore palettes, profiles of 16 bits and file names outside ASCII on Windows); OpenCV only
-scales down. Arrays are uint8 (H, W, 3) RGB until the last step. All chance comes from the generator that is passed in.
+PIL decodes (OpenCV drops transparency and cannot open names outside ASCII on Windows); OpenCV only scales down.
+Arrays are uint8 (H, W, 3) RGB until the last step. All chance comes from the generator that is passed in.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which samples make which batch, in which order: a pure function of (seed, epoch).
 
 Nothing here remembers what was drawn before, so a run may start at any optimiser step of any epoch and sees exactly
-what it would have seen there (formats.md 3.4 shuffles cumulatively and a resumed run of that trainer replays data).
+what it would have seen there. (sd-scripts shuffles what the epoch before left, and replays data after a resume.)
 
 Words: a *sample* is (record index, repeat index); a *micro-batch* holds samples of one bucket; a *window* is the
 `accumulation` micro-batches of one optimiser step. The last micro-batch of a bucket and the last window of an epoch may

@@ -1,8 +1,8 @@
-"""The folder convention `<repeats>_<identifier> <class>`: what there is to train on (formats.md 1.1, 1.2).
+"""The folder convention `<repeats>_<identifier> <class>`: what there is to train on.
 
-Where this differs from formats.md: folders are sorted, each skipped one is noted, endings match in any letter case, and
-whatever would silently train on something else than meant (no folder, no picture, captions under another ending,
-damaged pictures) is a mistake. No torch here; PIL reads headers only.
+The convention is that of kohya's sd-scripts. Unlike there, folders are sorted, each skipped one is noted, endings
+match in any letter case, and whatever would silently train on something else than meant (no folder, no picture,
+captions under another ending, damaged pictures) is a mistake. No torch here; PIL reads headers only.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def scan(options: DatasetOptions) -> Scan:
 
 
 def balance(reg: list[ImageRecord], target: int) -> list[ImageRecord]:
-    """Repeat or trim regularisation pictures until pictures x repeats reaches `target` (formats.md 1.2).
+    """Repeat or trim regularisation pictures until pictures x repeats reaches `target`.
 
     Walk over the pictures taking each with its own repeats until the sum reaches the target, and leave the rest out; if
     the walk ends first, walk again and again adding 1 to each. Several folders are walked in step, each in proportion

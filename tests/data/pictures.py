@@ -1,0 +1,34 @@
+"""Pictures and records for the tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from library.data.scan import ImageRecord
+
+
+def noise(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """A picture (width, height) that no resize, flip or crop leaves as it is."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(values if channels > 1 else values[:, :, 0], mode)
+
+
+def save(path: Path, size: tuple[int, int] = (64, 48), caption: str | None = None, **keywords: Any) -> Path:
+    """Write a picture and, if given, its .txt caption; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise(size, seed=sum(path.name.encode())).save(path, **keywords)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+def record(
+    path: Path, size: tuple[int, int], *, repeats: int = 1, is_reg: bool = False, caption: str = ""
+) -> ImageRecord:
+    """A record as a scan would make it."""
+    return ImageRecord(path, f"train/{path.name}", size, 0, caption, True, repeats, is_reg)

@@ -1,0 +1,119 @@
+"""Laws of the order: all of it, nothing twice, from anywhere."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from itertools import chain, groupby
+
+import pytest
+
+from library.data.order import BatchRequest, EpochOrder, Size
+
+
+def some_order(seed: int = 3, batch_size: int = 4, accumulation: int = 3, records: int = 23) -> EpochOrder:
+    rng = random.Random(records)
+    buckets: list[Size] = [rng.choice([(64, 64), (64, 128), (128, 64)]) for _ in range(records)]
+    repeats = [rng.randint(1, 4) for _ in range(records)]
+    return EpochOrder(buckets, repeats, batch_size=batch_size, accumulation=accumulation, seed=seed)
+
+
+def windows(requests: list[BatchRequest]) -> list[list[BatchRequest]]:
+    found: list[list[BatchRequest]] = [[]]
+    for request in requests:
+        found[-1].append(request)
+        if request.last_of_window:
+            found.append([])
+    assert found.pop() == []
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 500])
+@pytest.mark.parametrize("accumulation", [1, 2, 5])
+def test_every_record_and_repeat_stands_once_in_an_epoch(batch_size: int, accumulation: int) -> None:
+    rng = random.Random(1)
+    buckets: list[Size] = [rng.choice([(64, 64), (64, 128), (128, 64)]) for _ in range(30)]
+    repeats = [rng.randint(1, 5) for _ in buckets]
+    order = EpochOrder(buckets, repeats, batch_size=batch_size, accumulation=accumulation, seed=0)
+    per_bucket: Counter[Size] = Counter()
+    for bucket, count in zip(buckets, repeats, strict=True):
+        per_bucket[bucket] += count
+    for epoch in (1, 2):
+        requests = list(order.requests(epoch))
+        samples = [sample for request in requests for sample in request.samples]
+        assert sorted(samples) == [(record, repeat) for record, count in enumerate(repeats) for repeat in range(count)]
+        assert all(buckets[record] == request.bucket for request in requests for record, _ in request.samples)
+        # per bucket ceil(n / batch size), the last one kept short
+        assert len(requests) == sum(math.ceil(n / batch_size) for n in per_bucket.values()) == order.batches_per_epoch
+        assert all(len(request.samples) <= batch_size for request in requests)
+        assert order.samples_per_epoch == len(samples)
+
+
+def test_windows_know_their_samples() -> None:
+    order = some_order()
+    for epoch in (1, 2, 3):
+        found = windows(list(order.requests(epoch)))
+        assert len(found) == order.steps_per_epoch == math.ceil(order.batches_per_epoch / 3)
+        assert all(len(window) == 3 for window in found[:-1]) and 1 <= len(found[-1]) <= 3
+        for window in found:
+            assert {request.window_samples for request in window} == {sum(len(request.samples) for request in window)}
+
+
+def test_the_sample_index_counts_through_the_run() -> None:
+    order = some_order()
+    expected = 0
+    for request in chain.from_iterable(order.requests(epoch) for epoch in (1, 2, 3)):
+        assert request.first_sample == expected
+        expected += len(request.samples)
+
+
+def test_a_run_can_start_at_any_step() -> None:
+    order = some_order()
+    whole = [window for epoch in (1, 2, 3) for window in windows(list(order.requests(epoch)))]
+    for step in range(len(whole)):
+        epoch, done = order.position(step)
+        resumed = windows(list(some_order().requests(epoch, done)))
+        for later in range(epoch + 1, 4):
+            resumed += windows(list(some_order().requests(later)))
+        assert resumed == whole[step:]
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    def samples(order: EpochOrder, epoch: int) -> list[tuple[int, int]]:
+        return [sample for request in order.requests(epoch) for sample in request.samples]
+
+    assert samples(some_order(), 1) == samples(some_order(), 1)
+    assert samples(some_order(), 1) != samples(some_order(), 2)
+    assert samples(some_order(seed=3), 1) != samples(some_order(seed=4), 1)
+    order = some_order()
+    later = samples(order, 2)  # asking for epoch 2 first changes nothing
+    assert samples(order, 1) == samples(some_order(), 1) and later == samples(some_order(), 2)
+
+
+def test_batches_and_their_members_are_shuffled() -> None:
+    order = EpochOrder([(64, 64)] * 40 + [(64, 128)] * 40, [1] * 80, batch_size=4, seed=0)
+    requests = list(order.requests(1))
+    assert sum(1 for _ in groupby(requests, key=lambda request: request.bucket)) > 4
+    assert all(list(request.samples) != sorted(request.samples) for request in requests[:1])
+    places = [[r.samples[0][0] for r in order.requests(epoch)][0] for epoch in range(1, 60)]
+    assert len(set(places)) > 20
+
+
+def test_a_picture_more_in_one_bucket_leaves_the_others_their_order() -> None:
+    def members(extra: int) -> list[tuple[int, int]]:
+        order = EpochOrder([(64, 64)] * 20 + [(64, 128)] * (5 + extra), [1] * (25 + extra), batch_size=20, seed=0)
+        return next(list(r.samples) for r in order.requests(1) if r.bucket == (64, 64))
+
+    assert members(0) == members(1)
+
+
+def test_what_makes_no_order_is_refused() -> None:
+    with pytest.raises(ValueError):
+        EpochOrder([], [], batch_size=1, seed=0)
+    with pytest.raises(ValueError):
+        EpochOrder([(64, 64)], [1, 1], batch_size=1, seed=0)
+    with pytest.raises(ValueError):
+        EpochOrder([(64, 64)], [1], batch_size=0, seed=0)
+    with pytest.raises(ValueError):
+        next(some_order().requests(0))
