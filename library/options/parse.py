@@ -14,10 +14,9 @@ from library.options.convert import UNSET, BadValue, convert, shown
 from library.options.later import LATER, LaterValue
 from library.options.mistakes import Mistake, Mistakes
 from library.options.recipes import FLAGS, TrainOptions, build
-from library.options.settle import Settings, settle
+from library.options.settle import DEFAULT, Settings, settle
 from library.options.sources import COMMAND_LINE, Given, find_config_file, read_command_line, read_config_file
 
-DEFAULT = "default"
 NEAR_MISS = 0.9  # a file's key as like a flag as this is that flag misspelt
 SUGGESTION = 0.6  # on the command line every unknown flag is a mistake; one as like as this is proposed
 
@@ -31,7 +30,7 @@ class Parsed:
 
     `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags that the user
     set, never defaults; `notes` is what to tell; `mistakes` is what stops the run. A flag with a mistake stands at its
-    default, so that the pictures can be checked too before all mistakes are told.
+    default (the resolution at 512,512), so that the pictures can be checked too before all mistakes are told.
     """
 
     options: TrainOptions

@@ -65,7 +65,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Told:
-    """A flag that is on where `when` holds: the run goes on, the user is told why that may not be meant."""
+    """A flag that is on and has no effect where `when` holds: the run goes on, the user is told why."""
 
     flag: str
     when: Condition
@@ -317,10 +317,5 @@ TOLD = (
         "save_last_n_steps_state",
         _both(off("save_state"), on("save_every_n_steps")),
         "no states are saved (save_state is not set)",
-    ),
-    Told(
-        "v_parameterization",
-        off("v2"),
-        "models other than Stable Diffusion 2 rarely predict v; one that was trained to predict noise is damaged by it",
     ),
 )

@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 
 from library.options.convert import shown
 from library.options.mistakes import Mistake
+from library.options.recipes import FLAGS
 from library.options.rules import EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD, Implies, Overrides
 
 LATENT_STRIDE = 8  # pixels per latent: every side of an image is a multiple of it
 SMALLEST_SIDE = 64
+DEFAULT = "default"  # the origin of a value that the user did not give
+_SIZES = ("resolution", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso")
+_STAND_IN = (512, 512)  # for a resolution that is missing or wrong: it suits all defaults of the other sizes
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,41 @@ class Settings:
 
 
 def settle(settings: Settings, *, complete: bool = True) -> Settings:
-    """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for."""
+    """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for.
+
+    Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the pictures, the
+    optimiser) judges something sound and does not tell the same mistake again.
+    """
     found = list(_missing(settings)) if complete else []
-    found += [*_unmet(settings), *_excluded(settings), *_wrong_sizes(settings)]
+    for broken, mistake in [*_unmet(settings), *_excluded(settings)]:
+        found.append(mistake)
+        settings = _at_default(settings, broken)
     notes = tuple(_told(settings))
+    wrong_sizes = list(_wrong_sizes(settings))
+    if complete and (wrong_sizes or settings.values["resolution"] is None):
+        settings = _with_sound_sizes(settings)
     for overrides in OVERRIDES:
         settings = _override(settings, overrides)
     for implies in IMPLIES:
         settings = _imply(settings, implies)
     settings = _round_bucket_limits(settings)
-    return replace(settings, notes=(*settings.notes, *notes), mistakes=(*settings.mistakes, *found))
+    mistakes = (*settings.mistakes, *found, *wrong_sizes)
+    return replace(settings, notes=(*settings.notes, *notes), mistakes=mistakes)
+
+
+def _at_default(settings: Settings, name: str) -> Settings:
+    return replace(
+        settings,
+        values={**settings.values, name: FLAGS[name].default},
+        origins={**settings.origins, name: DEFAULT},
+        given=settings.given - {name},
+    )
+
+
+def _with_sound_sizes(settings: Settings) -> Settings:
+    for name in _SIZES:
+        settings = _at_default(settings, name)
+    return replace(settings, values={**settings.values, "resolution": _STAND_IN})
 
 
 def _missing(settings: Settings) -> Iterator[Mistake]:
@@ -54,17 +83,19 @@ def _missing(settings: Settings) -> Iterator[Mistake]:
             yield Mistake(f"--{row.flag} is not set: {row.why}", row.remedy)
 
 
-def _unmet(settings: Settings) -> Iterator[Mistake]:
+def _unmet(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in REQUIRES:
         if settings.faulty.isdisjoint(row.flags) and row.when(settings.values) and not row.holds(settings.values):
-            yield Mistake(f"{' with '.join(settings.said(name) for name in row.flags)}: {row.why}", row.remedy)
+            what = f"{' with '.join(settings.said(name) for name in row.flags)}: {row.why}"
+            yield row.flags[0], Mistake(what, row.remedy)
 
 
-def _excluded(settings: Settings) -> Iterator[Mistake]:
+def _excluded(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in EXCLUDES:
         flag = next((name for name in row.flags if settings.values[name]), None)
         if flag and settings.values[row.other]:
-            yield Mistake(f"{settings.said(flag)} with {settings.said(row.other)}: {row.why}", row.remedy)
+            what = f"{settings.said(flag)} with {settings.said(row.other)}: {row.why}"
+            yield row.other, Mistake(what, row.remedy)
 
 
 def _told(settings: Settings) -> Iterator[str]:
@@ -102,8 +133,7 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
     """Sides are multiples of the latent stride, with buckets of their steps, and lie within the limits of buckets."""
     sides = settings.values["resolution"]
     buckets = bool(settings.values["enable_bucket"])
-    concerned = {"resolution", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso"} if buckets else {"resolution"}
-    if concerned & settings.faulty:
+    if settings.faulty & (set(_SIZES) if buckets else {"resolution"}):
         return
     steps = _number(settings, "bucket_reso_steps") if buckets else LATENT_STRIDE
     if steps % LATENT_STRIDE:
@@ -113,13 +143,20 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
         return
     if isinstance(sides, tuple):
         yield from _wrong_resolution(settings, sides, steps, buckets)
+    if not _has_bucket_limits(settings):
+        return
     least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
-    if buckets and least > most:
+    if least > most:
         yield Mistake(
             f"{settings.said('min_bucket_reso')} is more than {settings.said('max_bucket_reso')}", "exchange the two"
         )
-    elif buckets and isinstance(sides, tuple):
+    elif isinstance(sides, tuple):
         yield from _outside_limits(settings, sides, least, most)
+
+
+def _has_bucket_limits(settings: Settings) -> bool:
+    """Without enlarging, a bucket is as large as its images: the limits then have no meaning."""
+    return bool(settings.values["enable_bucket"]) and not settings.values["bucket_no_upscale"]
 
 
 def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, buckets: bool) -> Iterator[Mistake]:
@@ -151,7 +188,7 @@ def _outside_limits(settings: Settings, sides: tuple[int, ...], least: int, most
 def _round_bucket_limits(settings: Settings) -> Settings:
     """Limits that are no multiples of the steps are widened to the next ones, the lower down and the upper up."""
     steps = _number(settings, "bucket_reso_steps")
-    if not settings.values["enable_bucket"] or steps % LATENT_STRIDE:
+    if not _has_bucket_limits(settings) or steps % LATENT_STRIDE:
         return settings
     least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
     widened = {"min_bucket_reso": max(steps, least // steps * steps), "max_bucket_reso": -(-most // steps) * steps}

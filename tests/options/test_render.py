@@ -74,6 +74,8 @@ def test_options_import_nothing_but_the_standard_library() -> None:
         "import library.options.parse as parse; parse.parse()\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
-    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
     foreign = set(json.loads(done.stdout)) - set(sys.stdlib_module_names) - {"library", "__main__", "__mp_main__"}
     assert {name for name in foreign if not name.startswith("_")} == set()
