@@ -117,9 +117,10 @@ def test_whatever_changes_the_latents_makes_them_anew(tmp_path: Path) -> None:
     assert counts(filled(records)) == (0, 4, 4)
     noise((64, 64), seed=99).save(records[0].path)  # another picture under the same name and size
     assert counts(filled(records)) == (3, 1, 1)
-    moved = list(place(records))
-    moved[1] = Placement(bucket=(64, 48), resized=moved[1].resized)
-    assert counts(filled(records, placements=tuple(moved))) == (3, 1, 1)
+    for bucket, resized in (((64, 48), (80, 48)), ((64, 48), (81, 49)), ((72, 48), (81, 49))):  # crop, scale, both
+        moved = list(place(records))
+        moved[1] = Placement(bucket, resized)
+        assert counts(filled(records, placements=tuple(moved))) == (3, 1, 1)
 
 
 def test_flip_adds_what_is_missing_and_takes_nothing_away(tmp_path: Path) -> None:
