@@ -46,7 +46,7 @@ class Flag:
     pairs: bool = False  # a list whose members are key=value
     aliases: tuple[str, ...] = ()
     read_as: tuple[ReadAs, ...] = ()
-    needs: str | None = None  # what a model family must be capable of for the flag to have a meaning
+    needs: str | None = None  # the capability a model family must have for the flag to have a meaning
     metadata: str | None = None  # key under which a saved file tells the value
 
 

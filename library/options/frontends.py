@@ -21,9 +21,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "lora-scripts": (
             "algo",
+            "block_lr_zero_threshold",
             "cfg_trunc",
             "conv_alpha",
             "conv_dim",
+            "down_lr_weight",
             "dropout",
             "dylora_unit",
             "enable_base_weight",
@@ -32,6 +34,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "gpu_ids",
             "lokr_factor",
             "lycoris_algo",
+            "mid_lr_weight",
             "model_train_type",
             "network_args_custom",
             "optimizer_args_custom",
@@ -49,6 +52,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "sample_width",
             "train_norm",
             "train_t5xxl",
+            "up_lr_weight",
         ),
         "LoRA_Easy_Training_Scripts": (
             "easy_name",

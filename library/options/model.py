@@ -23,7 +23,9 @@ class ModelOptions:
         metadata="ss_v2",
     )
     v_parameterization: bool = flag(
-        False, "Train with v-prediction, as the 768-pixel models of Stable Diffusion 2 need it."
+        False,
+        "Train with v-prediction, as the 768-pixel models of Stable Diffusion 2 need it.",
+        needs="v_prediction",
     )
     vae: str | None = flag(
         None,
@@ -41,6 +43,7 @@ class ModelOptions:
         "the model was trained.",
         at_least=1,
         zero_is_off=True,
+        needs="clip_skip",
         metadata="ss_clip_skip",
     )
     max_token_length: int | None = flag(
@@ -52,6 +55,7 @@ class ModelOptions:
             ReadAs(75, None),
             ReadAs(255, 225, "255 is what lora-scripts writes for three chunks of 75"),
         ),
+        needs="chunks",
         metadata="ss_max_token_length",
     )
     no_token_padding: bool = flag(

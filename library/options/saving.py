@@ -63,7 +63,9 @@ class SavingOptions:
     save_state_on_train_end: bool = flag(False, "Save the training state at the end only.")
     resume: Path | None = flag(None, "Folder of a saved training state: training goes on exactly where it was saved.")
     write_inference_yaml: bool = flag(
-        False, "Write the .yaml that WebUIs need to load a single file of Stable Diffusion 2 beside it."
+        False,
+        "Write the .yaml that WebUIs need to load a single file of Stable Diffusion 2 beside it.",
+        needs="inference_yaml",
     )
     training_comment: str | None = flag(
         None, "Comment of your own in the metadata of the written file.", metadata="ss_training_comment"

@@ -298,6 +298,17 @@ def test_every_flag_has_a_sentence(name: str) -> None:
     assert text.endswith(".") and text[0].isupper() and len(text) > 15
 
 
+def test_what_flags_ask_of_a_family() -> None:
+    """The words that families declare; a flag with another word would be refused by all of them."""
+    assert {flag.name: flag.needs for flag in FLAGS.values() if flag.needs} == {
+        "min_snr_gamma": "snr",
+        "clip_skip": "clip_skip",
+        "v_parameterization": "v_prediction",
+        "max_token_length": "chunks",
+        "write_inference_yaml": "inference_yaml",
+    }
+
+
 def test_metadata_keys_are_unique() -> None:
     keys = [flag.metadata for flag in FLAGS.values() if flag.metadata]
     assert len(set(keys)) == len(keys)
