@@ -1,0 +1,82 @@
+"""From the command line to the exit code: what every recipe does around its own choice of what is trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from library.options.mistakes import Mistake, UserError
+from library.options.parse import parse
+from library.options.render import write_config
+from library.training.plan.plan import Plan, decide
+from library.training.plan.text import describe
+from library.training.run import quiet_libraries
+
+if TYPE_CHECKING:
+    from library.families.family import Model
+    from library.training.parts import Part
+
+ChooseParts = Callable[["Model", Plan], "Sequence[Part]"]
+
+
+def run_recipe(choose_parts: ChooseParts, arguments: Sequence[str] | None = None) -> int:
+    """Parse, decide, show the plan, train. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    make_output_safe()
+    quiet_libraries()
+    try:
+        _run(choose_parts, sys.argv[1:] if arguments is None else list(arguments))
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was saved before stands; --resume goes on from the last saved state", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(choose_parts: ChooseParts, arguments: Sequence[str]) -> None:
+    parsed = parse(arguments)
+    if parsed.options.run.output_config:
+        if parsed.mistakes:
+            raise UserError(parsed.mistakes)
+        print(f"options written to {write_config(parsed.options)}")
+        return
+    plan = decide(parsed)
+    print(describe(plan), flush=True)
+    if plan.options.dataset.debug_dataset:
+        from library.training.session import show_dataset
+
+        show_dataset(plan)
+    elif plan.options.run.dry_run:
+        print("dry run: no weight was loaded and nothing was written")
+    else:
+        from library.training.session import train
+
+        with memory_told_to_user():
+            train(plan, choose_parts)
+
+
+def make_output_safe() -> None:
+    """File names and captions of any script must not end a run on a console or pipe with a small alphabet."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+@contextmanager
+def memory_told_to_user() -> Iterator[None]:
+    """Turn an exhausted memory into a message that names what saves memory."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "main memory"
+        remedy = (
+            "what saves most, first: --gradient_checkpointing, --train_batch_size 1 with --gradient_accumulation_steps, "
+            "--optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, a smaller --resolution"
+        )
+        raise UserError((Mistake(f"the memory is exhausted ({reason})", remedy),)) from error

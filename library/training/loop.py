@@ -1,0 +1,142 @@
+"""The training loop: epochs, accumulation windows, the optimiser step, what is logged, and what happens every N steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from library.data.order import BatchRequest, EpochOrder
+from library.objective.loss import window_share
+from library.options.mistakes import Mistake, UserError
+from library.training.parts import Part, freeze_finished, trainable_parameters
+from library.training.state import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from library.data.batch import Batch
+
+Window = list[tuple[BatchRequest, "Batch"]]
+
+
+@dataclass
+class Loop:
+    """Everything the loop touches. Built by the session, used by `run`.
+
+    `losses(batch)` gives the loss of each sample, a float32 tensor (B,), timestep weights included. `batches(requests)` turns
+    requests into batches on the device. `save_due(progress, epoch_ended)` is called after every optimiser step and every epoch.
+    """
+
+    accelerator: Accelerator
+    parts: Sequence[Part]
+    optimizer: Any
+    schedule: Any
+    order: EpochOrder
+    losses: Callable[[Batch], torch.Tensor]
+    batches: Callable[[Sequence[BatchRequest]], Iterator[Batch]]
+    log: Callable[[dict[str, float], int], None]
+    save_due: Callable[[Progress, bool], None]
+    say: Callable[[str], None]
+    progress_bar: Any
+    steps: int
+    epochs: int
+    max_grad_norm: float
+
+    def run(self, progress: Progress) -> Progress:
+        """Train from `progress` to the last step. Raises UserError on a loss that is not finite."""
+        freeze_finished(self.parts, progress.step)
+        while progress.epoch <= self.epochs and progress.step < self.steps:
+            self.say(f"epoch {progress.epoch}/{self.epochs}")
+            for window in self._windows(progress):
+                self._train_window(window, progress)
+                self.save_due(progress, False)
+                if progress.step >= self.steps:
+                    break
+            self._end_epoch(progress)
+        return progress
+
+    def _windows(self, progress: Progress) -> Iterator[Window]:
+        """The accumulation windows of the current epoch that are still to come, each a list of micro-batches."""
+        requests = list(self.order.requests(progress.epoch, skip_windows=progress.window))
+        window: Window = []
+        for request, batch in zip(requests, self.batches(requests), strict=False):
+            window.append((request, batch))
+            if request.last_of_window:
+                yield window
+                window = []
+
+    def _train_window(self, window: Window, progress: Progress) -> None:
+        """One optimiser step over all micro-batches of a window."""
+        sample_losses = []
+        loss = 0.0
+        for request, batch in window:
+            with self.accelerator.autocast():
+                losses = self.losses(batch)
+            share = window_share(losses, batch.weights, request.window_samples)
+            self.accelerator.backward(share)
+            loss = loss + share.detach()
+            sample_losses.append(losses.detach())
+        if self.accelerator.sync_gradients and self.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(trainable_parameters(self.parts), self.max_grad_norm)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._after_step(window, progress, float(loss), sample_losses)
+
+    def _after_step(
+        self, window: Window, progress: Progress, loss: float, sample_losses: Sequence[torch.Tensor]
+    ) -> None:
+        if not math.isfinite(loss):
+            raise not_finite(window, progress, sample_losses)
+        progress.step += 1
+        progress.window += 1
+        progress.epoch_losses.append(loss)
+        for part in freeze_finished(self.parts, progress.step):
+            self.say(f"step {progress.step}: {part.name} is trained no further")
+        self.log({"loss": loss, **self._learning_rates()}, progress.step)
+        self.progress_bar.update(1)
+        self.progress_bar.set_postfix(avr_loss=_mean(progress.epoch_losses))
+
+    def _learning_rates(self) -> dict[str, float]:
+        """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they adapt to."""
+        rates: dict[str, float] = {}
+        for part, group, rate in zip(self.parts, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False):
+            rates[f"lr/{part.name}"] = float(rate)
+            if "d" in group:
+                rates[f"lr/d*lr/{part.name}"] = float(group["d"]) * float(group["lr"])
+        return rates
+
+    def _end_epoch(self, progress: Progress) -> None:
+        if progress.epoch_losses:
+            self.log({"loss/epoch": _mean(progress.epoch_losses)}, progress.epoch)
+        if progress.window < self.order.steps_per_epoch:
+            return
+        self.save_due(progress, True)
+        progress.epoch += 1
+        progress.window = 0
+        progress.epoch_losses.clear()
+
+
+def not_finite(window: Window, progress: Progress, sample_losses: Sequence[torch.Tensor]) -> UserError:
+    """The message for a loss that is NaN or infinite: step, files, and what usually helps."""
+    files = [
+        f"{path} ({value:g})"
+        for (_, batch), losses in zip(window, sample_losses, strict=True)
+        for path, value in zip(batch.paths, losses.tolist(), strict=True)
+        if not math.isfinite(value)
+    ]
+    named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    what = f"the loss is not finite at step {progress.step + 1} (epoch {progress.epoch}): {named or 'the weighted sum'}"
+    remedy = (
+        "nothing was written with it. What usually helps: a lower --learning_rate or a warm-up (--lr_warmup_steps), "
+        "--mixed_precision bf16 in place of fp16, --no_half_vae, --max_grad_norm 1; --resume goes on from the last saved state"
+    )
+    return UserError((Mistake(what, remedy),))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,99 @@
+"""What a run needs of memory and disk, counted from the checkpoint's header."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from library.families.family import PartSizes
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes. `training` is weights + gradients + optimiser state; what the batch itself needs (activations) comes on top."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    model_file: int
+    state_folder: int
+    disk: int
+    free: int | None
+
+    @property
+    def training(self) -> int:
+        """Memory that does not depend on the batch."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def count_costs(
+    sizes: PartSizes,
+    trains_text_encoder: bool,
+    weight_bytes: int,
+    save_bytes: int,
+    state_bytes_per_parameter: float,
+    models_on_disk: int,
+    states_on_disk: int,
+    folder: Path,
+) -> Costs:
+    """Memory of a run and the most that its outputs take on the disk of `folder`, which need not exist yet."""
+    parameters = sizes.unet + sizes.text_encoder + sizes.vae
+    trained = sizes.unet + (sizes.text_encoder if trains_text_encoder else 0)
+    weights = trained * weight_bytes + (parameters - trained) * 4
+    optimizer = round(trained * state_bytes_per_parameter)
+    model_file = parameters * save_bytes + sizes.kept_bytes
+    state_folder = trained * weight_bytes + optimizer
+    return Costs(
+        weights=weights,
+        gradients=trained * weight_bytes,
+        optimizer=optimizer,
+        model_file=model_file,
+        state_folder=state_folder,
+        disk=models_on_disk * model_file + states_on_disk * state_folder,
+        free=free_bytes(folder),
+    )
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free bytes of the disk that `folder` is or will be on; None where the system does not say."""
+    existing = nearest_existing(folder)
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError:
+        return None
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder itself or the nearest parent that exists."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def refusal_to_write(folder: Path) -> str | None:
+    """Why nothing can be written into `folder` (it is a file, a parent is a file, no permission), or None.
+
+    Nothing is left behind: an existing folder is probed with a file of no bytes that is removed at once.
+    """
+    existing = nearest_existing(folder)
+    if not existing.is_dir():
+        return f"{existing} is a file, not a folder"
+    probe = existing / f".write-test-{os.getpid()}"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        return f"{existing}: {error.strerror or error}"
+    return None
+
+
+def readable_bytes(count: float) -> str:
+    """`2.1 GB`, `34 MB`, `0.5 kB`: decimal units, as file managers show them."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -1,0 +1,217 @@
+"""The plan of a run: every decision that needs no weight, made once and frozen.
+
+`decide` is the only way to a Plan. It looks at the options, the machine, the header of the checkpoint and the pictures, and
+collects the mistakes of all of them, so that a user sees every one at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.data.order import EpochOrder
+from library.options.mistakes import Mistakes
+from library.options.optimizer import OptimizerOptions
+from library.options.parse import Parsed
+from library.options.recipes import TrainOptions
+from library.runtime.device import Machine, describe_machine
+from library.runtime.precision import BYTES, Precision, resolve
+from library.training.optimizers import OptimizerChoice, choose_optimizer
+from library.training.outputs import Outputs, decide_outputs, most_on_disk
+from library.training.plan.costs import Costs, count_costs, readable_bytes, refusal_to_write
+from library.training.plan.duration import Duration, decide_duration
+from library.training.plan.pictures import Pictures, decide_pictures
+from library.training.plan.resume import check_continuation, decide_resume
+from library.training.plan.source import Source, decide_source
+from library.training.schedules import ScheduleChoice, choose_schedule
+from library.training.state import Identity, SavedState, fingerprint
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates; `text_encoder` None: not trained. `text_encoder_stop`: its last optimiser step (None: the end)."""
+
+    unet: float
+    text_encoder: float | None
+    text_encoder_stop: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was decided. The session reads it; nothing writes to it."""
+
+    options: TrainOptions
+    machine: Machine
+    precision: Precision
+    source: Source
+    pictures: Pictures
+    order: EpochOrder
+    duration: Duration
+    rates: Rates
+    optimizer: OptimizerChoice
+    schedule: ScheduleChoice
+    outputs: Outputs
+    costs: Costs
+    seed: int
+    workers: int
+    identity: Identity
+    resume: SavedState | None
+    notes: tuple[str, ...]
+    origins: Mapping[str, str]
+
+
+def decide(parsed: Parsed) -> Plan:
+    """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
+    options, mistakes, notes = parsed.options, Mistakes(), list(parsed.notes)
+    mistakes.extend(parsed.mistakes)
+    refuse_several_processes(mistakes)
+
+    # what each part of the options comes to by itself
+    machine = describe_machine()
+    precision = resolve(options.memory, machine, options.run.strict)
+    optimizer = choose_optimizer(options.optimizer, precision.trained == "fp16")
+    for decision in (precision, optimizer):
+        mistakes.extend(decision.mistakes)
+        notes.extend(decision.notes)
+    source = decide_source(options.model, mistakes, notes)
+    count_tokens = None if source is None else source.tokenizer.count
+    pictures = decide_pictures(options.dataset, count_tokens, options.model.max_token_length or 75, mistakes)
+    resume = decide_resume(options.saving.resume, mistakes)
+    check_output_folder(options.saving.output_dir, mistakes)
+    if source is None or pictures is None:
+        mistakes.raise_if_any()
+        raise AssertionError("a source or pictures are missing and no mistake says why")
+
+    # what follows from several of them
+    seed = decide_seed(options, resume)
+    order = pictures.order(options.dataset.train_batch_size, options.memory.gradient_accumulation_steps, seed)
+    duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
+    schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
+    mistakes.extend(schedule.mistakes)
+    notes.extend(schedule.notes)
+    rates = decide_rates(options.optimizer)
+    outputs = decide_outputs(options.saving, source.header.kind, duration.epochs)
+    costs = decide_costs(options, source, rates, precision, optimizer, outputs, duration)
+    check_disk(costs, mistakes)
+    identity = identity_of(options, pictures, rates, seed)
+    if resume is not None:
+        check_continuation(resume, identity, duration.steps, mistakes)
+    mistakes.raise_if_any()
+    return Plan(
+        options=options,
+        machine=machine,
+        precision=precision,
+        source=source,
+        pictures=pictures,
+        order=order,
+        duration=duration,
+        rates=rates,
+        optimizer=optimizer,
+        schedule=schedule,
+        outputs=outputs,
+        costs=costs,
+        seed=seed,
+        workers=decide_workers(options, machine, order, notes),
+        identity=identity,
+        resume=resume,
+        notes=tuple(notes) + pictures.scan.notes,
+        origins=parsed.origins,
+    )
+
+
+def decide_rates(options: OptimizerOptions) -> Rates:
+    """The text encoder learns at --learning_rate_te, else --learning_rate; a rate or a stop of 0, or -1, means never."""
+    stop = options.stop_text_encoder_training
+    rate = options.learning_rate if options.learning_rate_te is None else options.learning_rate_te
+    if (stop is not None and stop <= 0) or rate == 0:
+        return Rates(options.learning_rate, None, None)
+    return Rates(options.learning_rate, rate, stop)
+
+
+def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
+    """--seed; without it a resumed run keeps its own, and a new run draws one, which the plan tells."""
+    if options.run.seed is not None:
+        return options.run.seed
+    if resume is not None and resume.identity.get("seed", "").isdigit():
+        return int(resume.identity["seed"])
+    return secrets.randbelow(2**31)
+
+
+def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, notes: list[str]) -> int:
+    """Data workers: none for latents in memory, which each would hold a copy of; never more than batches or processors."""
+    asked = options.dataset.max_data_loader_n_workers
+    if options.dataset.cache_latents and not options.dataset.cache_latents_to_disk:
+        return 0
+    useful = min(asked, machine.cpu_count, order.batches_per_epoch)
+    if useful < asked and asked != 8:
+        notes.append(f"--max_data_loader_n_workers {asked}: {useful} are of use here")
+    return useful
+
+
+def identity_of(options: TrainOptions, pictures: Pictures, rates: Rates, seed: int) -> Identity:
+    """What a resumed run must share with the saved one. Rates and data are part of it: see plan/resume.py."""
+    dataset, optimizer = options.dataset, options.optimizer
+    data = [f"{record.key}|{record.size}|{record.repeats}|{record.caption}" for record in pictures.records]
+    return {
+        "seed": str(seed),
+        "the data": fingerprint(data),
+        "--resolution": str(dataset.resolution),
+        "--train_batch_size": str(dataset.train_batch_size),
+        "--gradient_accumulation_steps": str(options.memory.gradient_accumulation_steps),
+        "--optimizer_type": optimizer.optimizer_type or "AdamW",
+        "--lr_scheduler": optimizer.lr_scheduler_type or optimizer.lr_scheduler,
+        "--learning_rate": str(rates.unet),
+        "the text encoder's learning rate": str(rates.text_encoder),
+        "--mixed_precision": options.memory.mixed_precision,
+    }
+
+
+def decide_costs(
+    options: TrainOptions,
+    source: Source,
+    rates: Rates,
+    precision: Precision,
+    optimizer: OptimizerChoice,
+    outputs: Outputs,
+    duration: Duration,
+) -> Costs:
+    """Memory and disk of the run."""
+    models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
+    return count_costs(
+        source.sizes,
+        trains_text_encoder=rates.text_encoder is not None,
+        weight_bytes=BYTES[precision.trained],
+        save_bytes=BYTES[options.saving.save_precision or precision.trained],
+        state_bytes_per_parameter=optimizer.state_bytes_per_parameter(BYTES[precision.trained]),
+        models_on_disk=models,
+        states_on_disk=states,
+        folder=outputs.directory,
+    )
+
+
+def check_output_folder(folder: Path | None, mistakes: Mistakes) -> None:
+    """The folder must be one that files can be written into; it need not exist."""
+    refusal = None if folder is None else refusal_to_write(folder)
+    if refusal is not None:
+        mistakes.add(f"--output_dir {folder} cannot be written: {refusal}", "give another folder, or make this one writable")
+
+
+def check_disk(costs: Costs, mistakes: Mistakes) -> None:
+    """The disk must hold all files that lie there at once."""
+    if costs.free is not None and costs.free < costs.disk:
+        mistakes.add(
+            f"the files to come need {readable_bytes(costs.disk)} and --output_dir has {readable_bytes(costs.free)} free",
+            "save less often, keep fewer (--save_last_n_epochs), use --save_precision fp16, or give another folder",
+        )
+
+
+def refuse_several_processes(mistakes: Mistakes) -> None:
+    """One process for now: several would each train on everything, which is not what their user means."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdigit() and int(count) > 1:
+        mistakes.add(
+            f"started as {count} processes: this version trains with one", "start it with accelerate launch --num_processes 1"
+        )

@@ -1,0 +1,37 @@
+"""Whether the state that --resume names can be continued by this run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from library.options.mistakes import Mistakes, UserError
+from library.training.state import Identity, SavedState, read_state
+
+
+def decide_resume(folder: str | None, mistakes: Mistakes) -> SavedState | None:
+    """The head of the state to go on from, or None without --resume or with a folder that is none (a mistake)."""
+    if not folder:
+        return None
+    try:
+        return read_state(Path(folder))
+    except UserError as error:
+        mistakes.extend(error.mistakes)
+        return None
+
+
+def check_continuation(saved: SavedState, identity: Identity, steps: int, mistakes: Mistakes) -> None:
+    """Refuse to go on where the result would not be the one of the uninterrupted run, or where nothing is left to do."""
+    facts = sorted(saved.identity.keys() | identity.keys())
+    for fact in facts:
+        before, now = saved.identity.get(fact, "nothing"), identity.get(fact, "nothing")
+        if before != now:
+            mistakes.add(
+                f"--resume {saved.folder}: {fact} was {before} when the state was saved and is {now} now",
+                "give the run what it had; to start a new run from the trained weights, give the saved model as "
+                "--pretrained_model_name_or_path and leave --resume out",
+            )
+    if saved.progress.step >= steps:
+        mistakes.add(
+            f"--resume {saved.folder}: {saved.progress.step} steps are done and this run has {steps}",
+            "raise --max_train_steps or --max_train_epochs (both count from the very first step)",
+        )

@@ -1,0 +1,162 @@
+"""The plan as the text that heads every run: what was decided, and where each decision comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from library.training.plan.costs import readable_bytes
+from library.training.plan.pictures import Pictures, SubsetCount
+from library.training.plan.plan import Plan
+
+WIDTH = 12  # of the left column
+
+
+def describe(plan: Plan) -> str:
+    """The whole plan, a few lines for each room of the run."""
+    sections = (
+        ("model", _model(plan)),
+        ("data", _data(plan.pictures)),
+        ("captions", _captions(plan)),
+        ("buckets", _buckets(plan)),
+        ("training", _training(plan)),
+        ("length", _length(plan)),
+        ("machine", _machine(plan)),
+        ("memory", _costs(plan)),
+        ("files", _files(plan)),
+        ("notes", iter(plan.notes)),
+    )
+    lines = ["Dreamfolder: the plan of this run"]
+    for title, section in sections:
+        for index, line in enumerate(section):
+            lines.append(f"  {title if index == 0 else '':<{WIDTH}}{line}")
+    return "\n".join(lines)
+
+
+def _model(plan: Plan) -> Iterator[str]:
+    source = plan.source
+    yield f"{source.header.path} ({source.family.title}, {source.header.kind})"
+    if source.vae is not None:
+        yield f"VAE from {source.vae}"
+
+
+def _data(pictures: Pictures) -> Iterator[str]:
+    for subset in pictures.subsets:
+        kind = "regularisation" if subset.is_reg else "training"
+        yield f"{subset.folder}: {subset.images} pictures x {subset.repeats} = {subset.samples} samples, {kind}{_source(subset)}"
+    scan = pictures.scan
+    if scan.reg_samples:
+        yield (
+            f"{scan.reg_samples} regularisation samples to {scan.train_samples} training samples, "
+            f"{scan.left_out_reg} regularisation pictures left out"
+        )
+    for path, why in scan.bad_images:
+        yield f"left out: {path} ({why})"
+    for folder, why in scan.skipped_folders:
+        yield f"not read: {folder} ({why})"
+
+
+def _source(subset: SubsetCount) -> str:
+    from_folder = subset.images - subset.caption_files
+    if not subset.caption_files:
+        return f', captions from the folder name ("{subset.class_tokens}")'
+    if not from_folder:
+        return ", captions from files"
+    return f', {subset.caption_files} captions from files, {from_folder} from the folder name ("{subset.class_tokens}")'
+
+
+def _captions(plan: Plan) -> Iterator[str]:
+    counted, dataset = plan.pictures.captions, plan.options.dataset
+    yield f'longest: {counted.longest} of {counted.limit} tokens, "{_short(counted.longest_text)}"'
+    if counted.cut:
+        yield (
+            f"{len(counted.cut)} are cut at {counted.limit} tokens, the first of {counted.cut[0]} "
+            "(--max_token_length 150 or 225 keeps more)"
+        )
+    if dataset.shuffle_caption:
+        yield f"tags shuffled, the first {dataset.keep_tokens} kept in place"
+    if dataset.caption_dropout_rate:
+        yield f"empty for {dataset.caption_dropout_rate:.0%} of the samples, by chance"
+    if dataset.caption_dropout_every_n_epochs:
+        yield f"empty in every epoch that {dataset.caption_dropout_every_n_epochs} divides"
+
+
+def _buckets(plan: Plan) -> Iterator[str]:
+    counts = plan.pictures.bucket_samples
+    yield ", ".join(f"{width}x{height}: {count}" for (width, height), count in sorted(counts.items()))
+    batch = plan.options.dataset.train_batch_size
+    yield f"{plan.duration.batches_per_epoch} batches of up to {batch} an epoch; short ones are kept and weighted exactly"
+
+
+def _training(plan: Plan) -> Iterator[str]:
+    sizes, rates = plan.source.sizes, plan.rates
+    yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {rates.unet:g}"
+    if rates.text_encoder is None:
+        yield "text encoder not trained"
+    else:
+        until = "" if rates.text_encoder_stop is None else f", until step {rates.text_encoder_stop}"
+        yield f"text encoder ({sizes.text_encoder / 1e6:.1f} M parameters) at {rates.text_encoder:g}{until}"
+    listed = " ".join(f"{name}={value}" for name, value in plan.optimizer.arguments.items())
+    warmup = f", warm-up of {plan.schedule.warmup_steps} steps" if plan.schedule.warmup_steps else ""
+    yield f"{plan.optimizer.name}{f' ({listed})' if listed else ''}, schedule {plan.schedule.name}{warmup}"
+    yield _loss(plan)
+
+
+def _loss(plan: Plan) -> str:
+    objective = plan.options.objective
+    parts = [f"{plan.source.prediction} prediction"]
+    if plan.pictures.scan.reg_samples:
+        parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
+    if objective.min_snr_gamma:
+        parts.append(f"min-SNR weight with gamma {objective.min_snr_gamma:g}")
+    if objective.noise_offset:
+        parts.append(f"noise offset {objective.noise_offset:g}")
+    return "loss: " + ", ".join(parts)
+
+
+def _length(plan: Plan) -> Iterator[str]:
+    length, accumulation = plan.duration, plan.options.memory.gradient_accumulation_steps
+    of = f" of {accumulation} batches" if accumulation > 1 else ""
+    yield f"{length.steps} optimiser steps{of} = {length.epochs} epochs of {length.steps_per_epoch} ({length.because})"
+    if plan.resume is not None:
+        progress = plan.resume.progress
+        yield f"goes on after step {progress.step} (epoch {progress.epoch}, step {progress.window} of it) from {plan.resume.folder}"
+    given = "" if plan.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
+    yield f"seed {plan.seed}{given}"
+
+
+def _machine(plan: Plan) -> Iterator[str]:
+    precision = plan.precision
+    yield (
+        f"{plan.machine.name}; mixed precision {precision.mixed_precision}, trained weights {precision.trained}, "
+        f"attention {precision.attention}, {plan.workers} data workers"
+    )
+
+
+def _costs(plan: Plan) -> Iterator[str]:
+    costs = plan.costs
+    yield (
+        f"{readable_bytes(costs.training)} before the first picture: weights {readable_bytes(costs.weights)}, "
+        f"gradients {readable_bytes(costs.gradients)}, optimiser {readable_bytes(costs.optimizer)}"
+    )
+    free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
+    yield f"disk: up to {readable_bytes(costs.disk)}{free} (a model {readable_bytes(costs.model_file)})"
+
+
+def _files(plan: Plan) -> Iterator[str]:
+    outputs, length = plan.outputs, plan.duration
+    yield f"{outputs.final_model()}"
+    events = list(outputs.events(length.steps, length.epochs, length.steps_per_epoch))
+    if events:
+        names = [outputs.stem(event) + outputs.extension for event in events]
+        yield f"{len(events)} on the way: {_some(names)}"
+    if outputs.states or outputs.final_state:
+        yield f"states: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names) if len(names) <= most else f"{names[0]}, {names[1]} ... {names[-1]}"
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

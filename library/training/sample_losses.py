@@ -1,0 +1,54 @@
+"""The loss of each sample of a batch: where data, family and objective meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from library.data.batch import Batch
+from library.objective.objective import Objective
+from library.runtime.seeds import torch_generator
+
+if TYPE_CHECKING:
+    from library.families.family import Model
+
+
+@dataclass
+class SampleLosses:
+    """Called with a batch, gives the loss of each of its samples.
+
+    `text_encoder` and `vae` are those that compute: the model's own, or copies in half precision. `vae` None: batches come
+    with latents.
+    """
+
+    model: Model
+    text_encoder: Any
+    vae: Any
+    objective: Objective[Tensor]
+    seed: int
+    clip_skip: int | None
+    device: torch.device
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B,) float32, the weight by timestep included, the weight of regularisation images not."""
+        family = self.model.family
+        latents = self.latents(batch) * family.latent.scale
+        context = family.encode_text(self.text_encoder, batch.input_ids.to(self.device), self.clip_skip)
+        draws = self.objective.draw(latents.shape, self.generators(batch, "noise"))
+        return self.objective.loss(partial(family.predict, self.model.unet), latents, context, draws)
+
+    def latents(self, batch: Batch) -> Tensor:
+        """(B, C, h, w) float32, not scaled: from the cache, or encoded now."""
+        if batch.latents is not None:
+            return batch.latents.to(self.device, non_blocking=True)
+        if batch.pixels is None:
+            raise ValueError("a batch holds pixels or latents")
+        return self.model.family.encode_images(self.vae, batch.pixels, self.generators(batch, "posterior"))
+
+    def generators(self, batch: Batch, purpose: str) -> list[torch.Generator]:
+        """One for each sample, keyed by its place in the run: the same whoever computes it."""
+        return [torch_generator(self.seed, purpose, index) for index in batch.sample_index.tolist()]

@@ -1,0 +1,196 @@
+"""One training run, top to bottom: the wiring, and the table of contents of everything that happens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from library.data import cache, captions, images
+from library.data.dataset import BatchLoader, TrainingDataset, describe_samples
+from library.families.family import Model
+from library.objective.objective import Objective
+from library.options.render import metadata
+from library.training.loop import Loop
+from library.training.memory import (
+    computing,
+    fp16_gradients,
+    loading_device,
+    prepare_parts,
+    release_memory,
+    set_attention,
+    working_copy,
+)
+from library.training.model_file import write_model
+from library.training.optimizers import make_optimizer
+from library.training.parts import Part, parameter_groups
+from library.training.run import LOGGER, open_run, set_up_console
+from library.training.sample_losses import SampleLosses
+from library.training.saver import Saver
+from library.training.schedules import make_schedule
+from library.training.state import Progress, load_state, save_state
+
+if TYPE_CHECKING:
+    from library.training.plan.plan import Plan
+
+ChooseParts = Callable[[Model, "Plan"], Sequence[Part]]
+
+
+def train(plan: Plan, choose_parts: ChooseParts) -> None:
+    """Carry out a plan. `choose_parts` is the recipe's say in what is trained. Raises UserError."""
+    options, family = plan.options, plan.source.family
+    set_up_console(options.run)
+    with open_run(options.run, plan.precision.mixed_precision, plan.seed, metadata(options)) as run:
+        accelerator = run.accelerator
+        device = accelerator.device
+
+        # the model, what is trained of it, and how it is kept in memory
+        model = load_model(plan, loading_device(options.memory, device))
+        parts = choose_parts(model, plan)
+        prepare_parts(model, parts, plan.precision, options.memory)
+
+        # the pictures: latents made beforehand or on the way, and batches in the order of the plan
+        vae = working_copy(model.vae, plan.precision.vae, device)
+        set_attention(vae, plan.precision.attention)
+        dataset = training_set(plan, fill_latents(plan, vae))
+        if options.dataset.cache_latents:
+            vae = None
+            release_memory(options.memory)
+        loader = BatchLoader(
+            dataset,
+            workers=plan.workers,
+            persistent=options.dataset.persistent_data_loader_workers,
+            pin_memory=device.type == "cuda",
+        )
+
+        # what changes the weights, counted in optimiser steps
+        optimizer = make_optimizer(plan.optimizer, parameter_groups(parts), plan.precision.uses_scaler)
+        *_, optimizer = accelerator.prepare(*(part.module for part in parts), optimizer)
+        schedule = make_schedule(plan.schedule, optimizer)
+        losses = SampleLosses(
+            model=model,
+            text_encoder=computing(model.text_encoder, parts, plan.precision, device),
+            vae=vae,
+            objective=Objective.of(options.objective, family.process, plan.source.prediction),
+            seed=plan.seed,
+            clip_skip=options.model.clip_skip,
+            device=device,
+        )
+
+        # where to begin, what is written when, and the training itself
+        progress = Progress()
+        if plan.resume is not None:
+            progress = load_state(plan.resume, parts, optimizer, schedule, accelerator.scaler)
+        with tqdm(total=plan.duration.steps, initial=progress.step, desc="steps", smoothing=0) as bar:
+            say = partial(say_beside, bar)
+            saver = Saver(
+                outputs=plan.outputs,
+                epochs=plan.duration.epochs,
+                write_model=partial(write_model, plan, model, say),
+                write_state=lambda folder, at: save_state(
+                    folder, parts, optimizer, schedule, accelerator.scaler, at, plan.identity
+                ),
+                say=say,
+                optimizer=optimizer,
+            )
+            loop = Loop(
+                accelerator=accelerator,
+                parts=parts,
+                optimizer=optimizer,
+                schedule=schedule,
+                order=plan.order,
+                losses=losses,
+                batches=loader.batches,
+                log=run.log,
+                save_due=saver.save_due,
+                say=say,
+                progress_bar=bar,
+                steps=plan.duration.steps,
+                epochs=plan.duration.epochs,
+                max_grad_norm=options.optimizer.max_grad_norm,
+            )
+            say("running training / 学習開始")
+            with fp16_gradients(accelerator.scaler if plan.precision.has_fp16_gradients else None):
+                progress = loop.run(progress)
+            saver.finish(progress)
+
+
+def load_model(plan: Plan, device: torch.device) -> Model:
+    """All weights in float32; what the checkpoint held besides is logged."""
+    source, options = plan.source, plan.options.model
+    model = source.family.load(
+        source.header,
+        vae=source.vae,
+        dtype=torch.float32,
+        device=device,
+        prediction=source.prediction,
+        tokenizer_cache_dir=options.tokenizer_cache_dir,
+    )
+    for note in model.notes:
+        LOGGER.info(note)
+    return model
+
+
+def fill_latents(plan: Plan, vae: Any) -> cache.LatentStore | None:
+    """The latents of all pictures, or None when they are made on the way."""
+    options, family = plan.options.dataset, plan.source.family
+    if not options.cache_latents:
+        return None
+    to_disk = options.cache_latents_to_disk
+    filled = cache.fill(
+        plan.pictures.records,
+        plan.pictures.table.placements,
+        partial(family.encode_images, vae),
+        vae=f"{weights_name(vae)} {plan.precision.vae}" if to_disk else "",
+        suffix=family.latent.cache_suffix,
+        to_disk=to_disk,
+        flip=options.flip_aug,
+        batch_size=options.vae_batch_size,
+    )
+    LOGGER.info(str(filled))
+    return filled.store
+
+
+def weights_name(module: nn.Module) -> str:
+    """A name for the exact weights of a module: other weights, another name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def training_set(plan: Plan, latents: cache.LatentStore | None) -> TrainingDataset:
+    """The dataset of the plan, with latents or with pixels."""
+    options = plan.options
+    return TrainingDataset(
+        records=plan.pictures.records,
+        placements=plan.pictures.table.placements,
+        tokenize=partial(
+            plan.source.tokenizer.tensor,
+            chunks=plan.pictures.captions.limit // 75,
+            padded=not options.model.no_token_padding,
+        ),
+        seed=plan.seed,
+        captions=captions.settings(options.dataset),
+        images=images.settings(options.dataset),
+        prior_loss_weight=options.objective.prior_loss_weight,
+        latents=latents,
+    )
+
+
+def show_dataset(plan: Plan) -> None:
+    """--debug_dataset: every sample of the first epoch as the model would be given it."""
+    for line in describe_samples(training_set(plan, None), plan.order.requests(1)):
+        print(line)
+
+
+def say_beside(bar: tqdm[Any], text: str) -> None:
+    """A line for the user that leaves the progress bar whole, and goes to the log file if there is one."""
+    with bar.external_write_mode():
+        LOGGER.info(text)

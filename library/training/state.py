@@ -1,0 +1,178 @@
+"""Training states: everything a run needs to go on as if it had never stopped.
+
+A state is a folder with the file names that users know from accelerate (`model.safetensors`, `optimizer.bin`, `scheduler.bin`,
+`scaler.pt`, `random_states_0.pkl`, `train_state.json`). It is built beside its final name and moved there when it is whole.
+Pickled files hold plain containers and tensors only and are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.options.mistakes import Mistake, UserError
+from library.training import optimizers
+from library.training.parts import Part
+
+if TYPE_CHECKING:
+    import torch
+
+STATE_FILE = "train_state.json"
+
+
+@dataclass
+class Progress:
+    """How far a run has come. `step` counts optimiser steps, `epoch` is 1-based, `window` counts the finished optimiser
+    steps of the current epoch; `epoch_losses` are their losses, for the average that the epoch's end reports."""
+
+    step: int = 0
+    epoch: int = 1
+    window: int = 0
+    epoch_losses: list[float] = field(default_factory=list)
+
+
+Identity = dict[str, str]
+"""What must be the same for a resumed run to be the continuation of the one that was saved: fact -> value."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The readable head of a state folder (its train_state.json)."""
+
+    folder: Path
+    progress: Progress
+    identity: Identity
+
+
+def read_state(folder: Path) -> SavedState:
+    """Read the head of a state folder, without torch. Raises UserError for a folder that is no whole state of this trainer."""
+    file = folder / STATE_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        progress = Progress(**content["progress"])
+        identity = {str(fact): str(value) for fact, value in content["identity"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"--resume {folder}: no training state of this trainer there ({type(error).__name__}: {error})"
+        remedy = "give a folder written by --save_state (NAME-state, NAME-000003-state, NAME-step00000100-state)"
+        raise UserError((Mistake(what, remedy),)) from None
+    return SavedState(folder, progress, identity)
+
+
+def save_state(
+    folder: Path,
+    parts: Sequence[Part],
+    optimizer: Any,
+    schedule: Any,
+    scaler: Any | None,
+    progress: Progress,
+    identity: Identity,
+) -> None:
+    """Write a state folder. The new folder is whole before an old one of the same name goes away."""
+    import torch
+    from safetensors.torch import save_file
+
+    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
+    building.mkdir(parents=True)
+    try:
+        for index, part in enumerate(parts):
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in part.module.state_dict().items()}
+            save_file(tensors, building / _model_file(index), {"part": part.name})
+        torch.save(optimizer.state_dict(), building / "optimizer.bin")
+        torch.save(schedule.state_dict(), building / "scheduler.bin")
+        if scaler is not None:
+            torch.save(scaler.state_dict(), building / "scaler.pt")
+        torch.save(_random_states(), building / "random_states_0.pkl")
+        head = {
+            "current_epoch": progress.epoch,
+            "current_step": progress.step,
+            "progress": asdict(progress),
+            "identity": identity,
+        }
+        (building / STATE_FILE).write_text(json.dumps(head, indent=1), encoding="utf-8")
+        _put_in_place(building, folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def load_state(
+    saved: SavedState, parts: Sequence[Part], optimizer: Any, schedule: Any, scaler: Any | None
+) -> Progress:
+    """Put a saved state into the live objects, bit for bit, and return the progress it was saved at."""
+    import torch
+    from safetensors.torch import load_file
+
+    def read(name: str) -> Any:
+        return torch.load(saved.folder / name, map_location="cpu", weights_only=True)
+
+    try:
+        for index, part in enumerate(parts):
+            part.module.load_state_dict(load_file(saved.folder / _model_file(index)))
+        optimizers.load_state(optimizer, read("optimizer.bin"))
+        schedule.load_state_dict(read("scheduler.bin"))
+        if scaler is not None:
+            scaler.load_state_dict(read("scaler.pt"))
+        _restore_random_states(read("random_states_0.pkl"))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        what = f"--resume {saved.folder}: this state cannot be read into the run ({error})"
+        remedy = "the folder is damaged, or the run has another model, optimiser or precision than the one that saved it"
+        raise UserError((Mistake(what, remedy),)) from error
+    return saved.progress
+
+
+def _model_file(index: int) -> str:
+    return f"model_{index}.safetensors" if index else "model.safetensors"
+
+
+def _put_in_place(building: Path, folder: Path) -> None:
+    """Rename the new folder to its name; os.replace cannot overwrite a folder, so an old one steps aside first."""
+    if not folder.exists():
+        os.replace(building, folder)
+        return
+    aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.old")
+    os.replace(folder, aside)
+    os.replace(building, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _random_states() -> dict[str, Any]:
+    """The global generators: training draws do not use them, but an optimiser or a foreign scheduler may."""
+    import numpy
+    import torch
+
+    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "random_state": random.getstate(),
+        "numpy_random_seed": (kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
+        "torch_manual_seed": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_random_states(state: dict[str, Any]) -> None:
+    import numpy
+    import torch
+
+    version, internal, gauss = state["random_state"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy_random_seed"]
+    numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
+    torch.set_rng_state(state["torch_manual_seed"])
+    if torch.cuda.is_available() and "torch_cuda_manual_seed" in state:
+        torch.cuda.set_rng_state_all(state["torch_cuda_manual_seed"])
+
+
+def fingerprint(lines: Sequence[str]) -> str:
+    """A short name for a list of facts: equal lists, equal names."""
+    import hashlib
+
+    return hashlib.blake2b("\n".join(lines).encode("utf-8"), digest_size=16).hexdigest()
