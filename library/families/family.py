@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from library.checkpoints.header import Header
-    from library.families.clip_tokenizer import ClipTokenizer
     from library.objective.process import ForwardProcess, Prediction
 
 SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
@@ -24,11 +23,15 @@ SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance."""
+    """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance.
+
+    `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them.
+    """
 
     channels: int
     stride: int
     scale: float
+    cache_suffix: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,19 @@ class PartSizes:
     text_encoder: int
     vae: int
     kept_bytes: int
+
+
+class Tokenizer(Protocol):
+    """Captions to token ids; picklable, as data workers get one."""
+
+    def count(self, caption: str) -> int:
+        """Tokens of a caption, without begin and end."""
+
+    def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> Tensor:
+        """Ids (B, chunks, 77) int64; (B, 1, longest) without padding."""
+
+    def save(self, folder: Path) -> None:
+        """Write the files of a diffusers folder's `tokenizer/`."""
 
 
 @dataclass(eq=False)
@@ -53,7 +69,7 @@ class Model:
     unet: Any
     vae: Any
     text_encoder: Any
-    tokenizer: ClipTokenizer
+    tokenizer: Tokenizer
     prediction: Prediction
     source: Header
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -122,7 +138,7 @@ class DecodeLatents(Protocol):
 class MakeTokenizer(Protocol):
     """The family's tokenizer: the source folder's own, that of the cache folder, or the shipped one."""
 
-    def __call__(self, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> ClipTokenizer: ...
+    def __call__(self, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer: ...
 
 
 class ReadSizes(Protocol):

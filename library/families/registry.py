@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints.header import CheckpointError, Header
 from library.families import foreign
 from library.families.family import Family, Model, SaveAs
+from library.families.inference_yaml import write_inference_yaml as write_inference_yaml
 from library.families.sd import SD1, SD2, noted_prediction
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from library.objective.process import Prediction
 
-__all__ = ["FAMILIES", "detect", "find_model", "load_model", "noted_prediction", "save_model"]
+__all__ = [
+    "FAMILIES", "detect", "find_model", "load_model", "noted_prediction", "save_model", "write_inference_yaml",
+]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2)
 
@@ -60,6 +63,13 @@ def save_model(
     return model.family.save(model, path, save_as=save_as, dtype=dtype, metadata=metadata, steps=steps, epoch=epoch)
 
 
+def write_inference_yaml(model: Model, model_path: Path) -> Path | None:
+    """Write the .yaml that WebUIs need beside an SD2 single file; returns its path, or None where none is needed."""
+    from library.families.inference_yaml import write_inference_yaml as write
+
+    return write(model, model_path)
+
+
 def find_model(name: str) -> Path:
     """The local path that a model name means: a file, a folder, or a hub id that is in Hugging Face's cache already.
 
@@ -73,9 +83,9 @@ def find_model(name: str) -> Path:
     snapshot = _cached_snapshot(name)
     if snapshot is None:
         raise CheckpointError(
-            f"{name}: no such file or folder. If it is the name of a model on the Hugging Face hub: nothing is "
-            "downloaded here, and it is not in the local cache. Download it first and give the path of its .safetensors "
-            "or .ckpt file, or of its diffusers folder."
+            f"{name}: no such file or folder. If it names a model on the Hugging Face hub: nothing is "
+            "downloaded here, and it is not in the local cache. Download it first and give the path of its .safetensors"
+            " or .ckpt file, or of its diffusers folder."
         )
     return snapshot
 

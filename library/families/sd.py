@@ -15,6 +15,7 @@ from library.checkpoints import sd_layout
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import Header
 from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes
@@ -108,11 +109,9 @@ def noted_prediction(header: Header) -> Prediction | None:
 
 def sizes(variant: Variant, source: Header, vae: Path | str | None = None) -> PartSizes:
     """Parameters of each part, from headers only. CheckpointError for a key without a place or a missing part."""
-    from library.families.vae_file import vae_tensors
-
     wanted = ("unet", "text_encoder") if vae is not None else ("unet", "vae", "text_encoder")
     split = sd_layout.to_diffusers(TensorReader(source), variant.layout, wanted)
-    parts = split.parts if vae is None else {**split.parts, "vae": vae_tensors(vae)}
+    parts = split.parts if vae is None else {**split.parts, "vae": read_vae(vae).tensors}
     return PartSizes(
         **{name: _count(parts[name]) for name in ("unet", "text_encoder", "vae")},
         kept_bytes=sum(tensor.info.nbytes for tensor in split.kept.values()),
@@ -152,7 +151,7 @@ def family_of(variant: Variant) -> Family:
 
 def _family(variant: Variant, **facts: Any) -> Family:
     return Family(
-        latent=LatentSpace(channels=variant.channels, stride=8, scale=variant.scale),
+        latent=LatentSpace(channels=variant.channels, stride=8, scale=variant.scale, cache_suffix="_sd.npz"),
         process=ForwardProcess.scaled_linear(),
         recognise=partial(recognise, variant),
         sizes=partial(sizes, variant),

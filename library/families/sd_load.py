@@ -14,11 +14,11 @@ from library.checkpoints import sd_layout
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.family import Family, Model
 from library.families.sd import Variant, noted_prediction
 from library.families.shapes import Shapes
-from library.families.vae_file import vae_tensors
 from library.objective.process import Prediction
 
 Tensors = Mapping[str, LazyTensor]
@@ -43,8 +43,9 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     parts: dict[str, Tensors] = {**split.parts}
     notes = list(split.notes)
     if options.vae is not None:
-        parts["vae"] = vae_tensors(options.vae)
-        notes.append(f"VAE from {options.vae}")
+        alone = read_vae(options.vae)
+        parts["vae"] = alone.tensors
+        notes += [f"VAE from {options.vae}", *alone.notes]
     text = {name.removeprefix("text_model."): tensor for name, tensor in parts["text_encoder"].items()}
     prediction = options.prediction or noted_prediction(source) or "epsilon"
     configs = read_configs(variant, family, source, parts["unet"], parts["vae"], text, prediction)
@@ -97,7 +98,7 @@ class Filler:
             names = ", ".join((missing or spare)[:5])
             what = "lacks" if missing else "has too many"
             raise CheckpointError(
-                f"{self.where}: its {part} {what} tensors: {names}. The file is not whole or not of this kind."
+                f"{self.where}: its {part} {what} tensors: {names}. It is not whole or not of this kind."
             )
         for name, tensor in expected.items():
             if tuple(tensor.shape) != tensors[name].shape:
@@ -179,8 +180,8 @@ def _compare(source: Header, part: str, config: Mapping[str, Any]) -> None:
             said, read = _per_level(said, levels), _per_level(read, levels)
         if said != read:
             raise CheckpointError(
-                f"{source.path / part / 'config.json'}: says {key} = {written[key]}, but the weights beside it are of a "
-                f"model with {config[key]}. Get the folder again, or repair the file."
+                f"{source.path / part / 'config.json'}: says {key} = {written[key]}, but the weights beside it "
+                f"are of a model with {config[key]}. Get the folder again, or repair the file."
             )
 
 

@@ -1,0 +1,134 @@
+"""A checkpoint's family is told from names and shapes; what is of no known family is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from library.checkpoints.files import read_header
+from library.checkpoints.header import CheckpointError, Header, TensorInfo
+from library.families.registry import FAMILIES, detect, find_model, noted_prediction
+from tests import tiny
+
+
+def header(*names: str, kind: str = "safetensors", configs=None, **shapes: tuple[int, ...]) -> Header:
+    tensors = {name: TensorInfo("F16", (4, 4)) for name in names}
+    tensors |= {name.replace("__", "."): TensorInfo("F16", shape) for name, shape in shapes.items()}
+    return Header(Path("some file"), kind, tensors, configs=configs or {})
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_files_and_folders_are_recognised(files, family):
+    assert detect(read_header(files[family])).name == family
+    assert detect(read_header(files[f"{family} folder"])).name == family
+
+
+def test_every_family_recognises_only_its_own(files):
+    for family in FAMILIES:
+        known = [name for name in files if family.recognise(read_header(files[name]))]
+        assert known == [family.name, f"{family.name} folder"]
+
+
+@pytest.mark.parametrize("kwargs", [{"text_model_level": False}, {"position_ids": True}, {"ema": True}])
+def test_variants_in_the_wild_are_recognised(tmp_path, kwargs):
+    path = tiny.write_single_file(tmp_path / "x.ckpt", "sd1", **kwargs)
+    assert detect(read_header(path)).name == "sd1"
+
+
+UNET = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (header(UNET, "conditioner.embedders.1.model.ln_final.weight"), "Stable Diffusion XL"),
+        (header(UNET, "conditioner.embedders.0.model.ln_final.weight"), "refiner"),
+        (header("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"), "Stable Diffusion 3"),
+        (header("model.diffusion_model.double_blocks.0.img_attn.qkv.weight"), "Flux"),
+        (header("double_blocks.0.img_attn.qkv.weight"), "Flux"),
+        (header("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"), "LoRA"),
+        (header("lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a"), "adapter"),
+        (header("encoder.conv_in.weight", "decoder.conv_in.weight"), "--vae"),
+        (header("first_stage_model.encoder.conv_in.weight"), "--vae"),
+        (header("down_blocks.0.resnets.0.conv1.weight"), "U-Net alone"),
+        (header("text_model.embeddings.token_embedding.weight"), "text encoder alone"),
+        (header("emb_params"), "textual inversion"),
+        (header(UNET), "without the text encoder"),
+        (header("unet/add_embedding.linear_1.weight", kind="diffusers"), "Stable Diffusion XL"),
+        (header("x", kind="diffusers", configs={"model_index": {"_class_name": "FluxPipeline"}}), "Flux"),
+        (header("layer.weight"), "layer.weight"),
+    ],
+)
+def test_what_is_of_no_known_family_is_named(found, words):
+    with pytest.raises(CheckpointError, match="some file.*" + words):
+        detect(found)
+
+
+def test_an_inpainting_model_is_not_taken_for_a_plain_one(files):
+    whole = read_header(files["sd1"])
+    tensors = dict(whole.tensors)
+    tensors[UNET] = TensorInfo("F16", (64, 9, 3, 3))
+    with pytest.raises(CheckpointError, match="inpainting"):
+        detect(Header(whole.path, whole.kind, tensors))
+
+
+@pytest.mark.parametrize(("said", "meant"), [("epsilon", "epsilon"), ("v_prediction", "v"), (None, None)])
+def test_a_folders_scheduler_tells_the_prediction(said, meant):
+    assert noted_prediction(header(configs={"scheduler": {"prediction_type": said}})) == meant
+
+
+def test_modelspec_metadata_tells_the_prediction():
+    found = Header(Path("x"), "safetensors", {}, {"modelspec.prediction_type": "v"})
+    assert noted_prediction(found) == "v"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_sizes_are_counted_from_the_header(files, family):
+    modules = tiny.diffusers_modules(family)
+    for source in (files[family], files[f"{family} folder"]):
+        found = read_header(source)
+        sizes = detect(found).sizes(found)
+        for part in ("unet", "vae", "text_encoder"):
+            assert getattr(sizes, part) == sum(p.numel() for p in getattr(modules, part).parameters())
+    kept = sum(tensor.nbytes for tensor in modules.last_layer.values())
+    assert detect(read_header(files[family])).sizes(read_header(files[family])).kept_bytes == kept
+
+
+def test_a_path_is_taken_as_it_is(tmp_path):
+    (tmp_path / "x").mkdir()
+    assert find_model(str(tmp_path / "x")) == tmp_path / "x"
+
+
+def test_a_hub_name_is_found_in_the_local_cache_only(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match="nothing is downloaded"):
+        find_model("runwayml/stable-diffusion-v1-5")
+    model = tmp_path / "hub" / "models--runwayml--stable-diffusion-v1-5"
+    snapshot = model / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    assert find_model("runwayml/stable-diffusion-v1-5") == snapshot
+    (model / "snapshots" / "def").mkdir()
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc", encoding="utf-8")
+    assert find_model("runwayml/stable-diffusion-v1-5") == snapshot
+
+
+def test_a_missing_file_is_said_to_be_missing():
+    with pytest.raises(CheckpointError, match="no such file"):
+        find_model("C:/models/gone.safetensors")
+
+
+def test_detecting_and_counting_imports_no_torch(files):
+    code = (
+        "import sys; from library.checkpoints.files import read_header; from library.families import registry\n"
+        "header = read_header(sys.argv[1]); family = registry.detect(header)\n"
+        "family.sizes(header); family.tokenizer(header).count('a dog')\n"
+        "sys.exit(', '.join(m for m in ('torch', 'numpy', 'diffusers', 'transformers') if m in sys.modules) or None)"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, files["sd2"]], cwd=root, check=True)
