@@ -1,10 +1,10 @@
 """DreamBooth and fine-tuning: trains all weights of the U-Net and, unless told otherwise, of the text encoder.
 
-    python train_db.py --pretrained_model_name_or_path model.safetensors --train_data_dir train --output_dir out --resolution 512
-    accelerate launch train_db.py --config_file dreambooth.toml
+    python train_db.py --pretrained_model_name_or_path model.safetensors --train_data_dir train --output_dir out
+    --resolution 512 accelerate launch train_db.py --config_file dreambooth.toml
 
-`train` holds folders named `<repeats>_<identifier> <class>`, such as `10_sks dog`. `--help` lists every option, `--dry_run` prints
-what a run would do.
+`train` holds folders named `<repeats>_<identifier> <class>`, such as `10_sks dog`. `--help` lists every option,
+`--dry_run` prints what a run would do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def trained_parts(model: Model, plan: Plan) -> tuple[Part, ...]:
-    """What this recipe trains: the whole U-Net, and the text encoder until its end has come (--stop_text_encoder_training)."""
+    """What this recipe trains: the whole U-Net, and the text encoder until its end has come
+    (--stop_text_encoder_training)."""
     from library.training.parts import Part
 
     parts = [Part("unet", model.unet, plan.rates.unet)]

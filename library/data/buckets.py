@@ -6,7 +6,7 @@ The rules are those of kohya's sd-scripts, so that a data set falls into the buc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from library.data.scan import ImageRecord
@@ -14,7 +14,6 @@ from library.options.dataset import DatasetOptions
 from library.options.mistakes import Mistake
 
 Size = tuple[int, int]  # width, height
-LATENT_STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class BucketTable:
 
 
 def settings(options: DatasetOptions) -> BucketSettings:
-    """The bucket settings of the options. Raises ValueError without a resolution: see `check`."""
+    """The bucket settings of the options. Raises ValueError without a resolution."""
     if options.resolution is None:
         raise ValueError("no resolution")
     return BucketSettings(
@@ -60,39 +59,6 @@ def settings(options: DatasetOptions) -> BucketSettings:
         largest=options.max_bucket_reso,
         step=options.bucket_reso_steps,
     )
-
-
-def check(options: DatasetOptions, stride: int = LATENT_STRIDE) -> tuple[Mistake, ...]:
-    """What makes the options unusable for buckets; nothing else here may be called with such options.
-
-    `stride`: pixels per latent cell of the family.
-    """
-    if options.resolution is None:
-        return (Mistake("--resolution is not set", "give the size to train at, e.g. --resolution=512 or 512,768"),)
-    shown = ",".join(str(side) for side in options.resolution)
-    if not options.enable_bucket:
-        return tuple(_indivisible(f"--resolution={shown}", options.resolution, stride))
-    step, smallest, largest = options.bucket_reso_steps, options.min_bucket_reso, options.max_bucket_reso
-    if step < 1 or step % stride:
-        return (Mistake(f"--bucket_reso_steps={step} is not a multiple of {stride}", "use 64, or another multiple"),)
-    mistakes = list(_indivisible(f"--resolution={shown}", options.resolution, step))
-    if options.bucket_no_upscale:
-        return tuple(mistakes)  # smallest and largest have no meaning then
-    if min(options.resolution) < smallest:
-        mistakes.append(
-            Mistake(f"--resolution={shown} is below --min_bucket_reso={smallest}", "lower --min_bucket_reso")
-        )
-    if max(options.resolution) > largest:
-        mistakes.append(
-            Mistake(f"--resolution={shown} is above --max_bucket_reso={largest}", "raise --max_bucket_reso")
-        )
-    return tuple(mistakes)
-
-
-def _indivisible(what: str, resolution: Size, divisor: int) -> Iterator[Mistake]:
-    if any(side < 1 or side % divisor for side in resolution):
-        near = ",".join(str(max(divisor, round(side / divisor) * divisor)) for side in resolution)
-        yield Mistake(f"{what} is not divisible by {divisor}", f"the nearest that is: {near}")
 
 
 def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> list[Size]:

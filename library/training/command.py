@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,15 @@ def run_recipe(choose_parts: ChooseParts, arguments: Sequence[str] | None = None
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: what was saved before stands; --resume goes on from the last saved state", file=sys.stderr)
+        print(
+            "\ninterrupted: what was saved before stands; --resume goes on from the last saved state", file=sys.stderr
+        )
         return 130
+    except BrokenPipeError:
+        sys.stdout = open(
+            os.devnull, "w", encoding="utf-8"
+        )  # whoever read the output has gone: nothing more can be said
+        return 1
     return 0
 
 
@@ -76,7 +84,7 @@ def memory_told_to_user() -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "main memory"
         remedy = (
-            "what saves most, first: --gradient_checkpointing, --train_batch_size 1 with --gradient_accumulation_steps, "
+            "what saves most comes first: --gradient_checkpointing, a smaller --train_batch_size with accumulation, "
             "--optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, a smaller --resolution"
         )
         raise UserError((Mistake(f"the memory is exhausted ({reason})", remedy),)) from error

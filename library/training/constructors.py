@@ -130,9 +130,10 @@ def _look_in(file: Path, module: str, name: str, depth: int) -> Found:
                 dynamic = dynamic or alias.name == "*"
                 if (alias.asname or alias.name) == name:
                     return _follow(file, module, node, alias.name, depth)
-        elif not isinstance(node, ast.Import | ast.FunctionDef | ast.ClassDef | ast.Expr):
-            # assignments, conditions and the like may define the name in ways that only running them tells
-            dynamic = dynamic or name in ast.dump(node) or isinstance(node, ast.If | ast.Try)
+        elif not isinstance(node, ast.Import | ast.ClassDef):
+            # what else names it, or makes the module answer for names that stand nowhere, only running would tell
+            shown = ast.dump(node)
+            dynamic = dynamic or any(word in shown for word in (f"'{name}'", "'__getattr__'", "attr='modules'"))
     return Found() if dynamic else Found(problem=f"{module} has no {name}")
 
 

@@ -1,4 +1,5 @@
-"""The training loop: epochs, accumulation windows, the optimiser step, what is logged, and what happens every N steps."""
+"""The training loop: epochs, accumulation windows, the optimiser step, what is logged, and what happens every N
+steps."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ Window = list[tuple[BatchRequest, "Batch"]]
 class Loop:
     """Everything the loop touches. Built by the session, used by `run`.
 
-    `losses(batch)` gives the loss of each sample, a float32 tensor (B,), timestep weights included. `batches(requests)` turns
-    requests into batches on the device. `save_due(progress, epoch_ended)` is called after every optimiser step and every epoch.
+    `losses(batch)` gives the loss of each sample, a float32 tensor (B,), timestep weights included.
+    `batches(requests)` turns requests into batches on the device. `save_due(progress, epoch_ended)` is called after
+    every optimiser step and every epoch.
     """
 
     accelerator: Accelerator
@@ -102,9 +104,12 @@ class Loop:
         self.progress_bar.set_postfix(avr_loss=_mean(progress.epoch_losses))
 
     def _learning_rates(self) -> dict[str, float]:
-        """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they adapt to."""
+        """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they
+        adapt to."""
         rates: dict[str, float] = {}
-        for part, group, rate in zip(self.parts, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False):
+        for part, group, rate in zip(
+            self.parts, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False
+        ):
             rates[f"lr/{part.name}"] = float(rate)
             if "d" in group:
                 rates[f"lr/d*lr/{part.name}"] = float(group["d"]) * float(group["lr"])
@@ -133,7 +138,8 @@ def not_finite(window: Window, progress: Progress, sample_losses: Sequence[torch
     what = f"the loss is not finite at step {progress.step + 1} (epoch {progress.epoch}): {named or 'the weighted sum'}"
     remedy = (
         "nothing was written with it. What usually helps: a lower --learning_rate or a warm-up (--lr_warmup_steps), "
-        "--mixed_precision bf16 in place of fp16, --no_half_vae, --max_grad_norm 1; --resume goes on from the last saved state"
+        "--mixed_precision bf16 in place of fp16, --no_half_vae, --max_grad_norm 1; "
+        "--resume goes on from the last saved state"
     )
     return UserError((Mistake(what, remedy),))
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def prepare_parts(model: Model, parts: Sequence[Part], precision: Precision, options: MemoryOptions) -> None:
     """Put a loaded model into the state that training needs.
 
-    Everything is frozen and in evaluation mode; then the trained parts get their own format, gradients, training mode and, if asked
-    for, checkpointed activations.
+    Everything is frozen and in evaluation mode; then the trained parts get their own format, gradients, training mode
+    and, if asked for, checkpointed activations.
     """
     for module in (model.unet, model.text_encoder, model.vae):
         module.requires_grad_(False).eval()
@@ -36,7 +36,7 @@ def prepare_parts(model: Model, parts: Sequence[Part], precision: Precision, opt
 
 
 def computing(module: Any, parts: Sequence[Part], precision: Precision, device: torch.device) -> Any:
-    """The module that computes: itself where it is trained, else a copy on the device in the format of the computation."""
+    """The module that computes: itself where it is trained, else a copy on the device in the computation's format."""
     if any(module is part.module for part in parts):
         return module
     return working_copy(module, precision.frozen, device)
@@ -83,14 +83,15 @@ def set_attention(module: Any, attention: Attention) -> None:
 
     CLIP is left as it is: over 77 tokens there is nothing to save.
     """
-    from diffusers.models.attention_processor import AttnProcessor2_0
+    from diffusers.models import attention_processor
 
+    processors: Any = attention_processor
     if attention == "xformers":
         module.enable_xformers_memory_efficient_attention()
     elif attention == "mem_eff":
-        module.set_attn_processor(MemoryEfficientAttention(AttnProcessor2_0()))
+        module.set_attn_processor(MemoryEfficientAttention(processors.AttnProcessor2_0()))
     else:
-        module.set_attn_processor(AttnProcessor2_0())
+        module.set_attn_processor(processors.AttnProcessor2_0())
 
 
 class MemoryEfficientAttention:
@@ -136,9 +137,9 @@ def fp16_gradients(scaler: Any | None) -> Iterator[None]:
         return
     original = getattr(scaler, "_unscale_grads_", None)
     known = None if original is None else tuple(inspect.signature(original).parameters)
-    if known != _UNSCALE_ARGUMENTS:
+    if original is None or known != _UNSCALE_ARGUMENTS:
         raise RuntimeError(
-            f"--full_fp16 does not fit torch {torch.__version__}, whose GradScaler._unscale_grads_ takes {known} and not "
+            f"--full_fp16 does not fit torch {torch.__version__}: its GradScaler._unscale_grads_ takes {known}, not "
             f"{_UNSCALE_ARGUMENTS}; use --mixed_precision bf16 --full_bf16, or the torch of requirements.txt"
         )
     scaler._unscale_grads_ = partial(_unscale_fp16_too, original)

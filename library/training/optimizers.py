@@ -61,9 +61,8 @@ def is_adafactor(row: OptimizerRow) -> bool:
 
 def choose_optimizer(options: OptimizerOptions, full_fp16: bool = False) -> OptimizerChoice:
     """Decide by options alone. Never raises for what the user wrote: see `mistakes` of the result."""
-    name, mistakes = _asked_name(options)
-    row, found, unknown = _find_row(name)
-    mistakes += unknown
+    row, found, unknown = _find_row(_asked_name(options))
+    mistakes = list(unknown)
     given, malformed = read_arguments("optimizer_args", options.optimizer_args)
     mistakes += malformed
     if "lr" in given:
@@ -80,20 +79,10 @@ def choose_optimizer(options: OptimizerOptions, full_fp16: bool = False) -> Opti
     return replace(choice, notes=tuple(notes), mistakes=tuple(mistakes))
 
 
-def _asked_name(options: OptimizerOptions) -> tuple[str, list[Mistake]]:
+def _asked_name(options: OptimizerOptions) -> str:
     """optimizer_type, or what the two older flags stand for; AdamW when nothing is said."""
-    name = options.optimizer_type or ""
-    mistakes = []
-    for flag, asked, meant in (
-        ("use_8bit_adam", options.use_8bit_adam, "AdamW8bit"),
-        ("use_lion_optimizer", options.use_lion_optimizer, "Lion"),
-    ):
-        if not asked:
-            continue
-        if name and name.lower() != meant.lower():
-            mistakes.append(Mistake(f"--{flag} means optimizer_type {meant}, but {name} is asked for too", "give one"))
-        name = name or meant
-    return name or "AdamW", mistakes
+    older = "AdamW8bit" if options.use_8bit_adam else "Lion" if options.use_lion_optimizer else "AdamW"
+    return options.optimizer_type or older
 
 
 def _find_row(name: str) -> tuple[OptimizerRow, Found, list[Mistake]]:
@@ -148,9 +137,7 @@ def _settle_adafactor(choice: OptimizerChoice, options: OptimizerOptions, notes:
     return replace(choice, arguments=arguments)
 
 
-def _judge_factors(
-    row: OptimizerRow, options: OptimizerOptions, notes: list[str], mistakes: list[Mistake]
-) -> None:
+def _judge_factors(row: OptimizerRow, options: OptimizerOptions, notes: list[str], mistakes: list[Mistake]) -> None:
     """D-Adaptation and Prodigy multiply the rate that they find by learning_rate: one factor, about 1."""
     factors = [options.learning_rate]
     trains_text_encoder = options.stop_text_encoder_training is None or options.stop_text_encoder_training > 0
@@ -180,7 +167,7 @@ def _judge_fp16_state(choice: OptimizerChoice, has_eps: bool) -> list[Mistake]:
     return [Mistake(what, f"{remedy}; or --mixed_precision bf16 --full_bf16")]
 
 
-def build_optimizer(
+def make_optimizer(
     choice: OptimizerChoice, groups: Sequence[Mapping[str, Any]], uses_scaler: bool = False
 ) -> Optimizer:
     """The optimiser over parameter groups ({"params": [...], "lr": rate}, one for each trained part), ready to step.
@@ -224,7 +211,7 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     state that some optimisers keep for half-precision weights: those tensors are put back as they were saved.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
-    inner.load_state_dict(state)
+    inner.load_state_dict(dict(state))
     saved_ids = chain.from_iterable(group["params"] for group in state["param_groups"])
     parameters = chain.from_iterable(group["params"] for group in inner.param_groups)
     for saved_id, parameter in zip(saved_ids, parameters, strict=True):
@@ -242,7 +229,7 @@ def averaged_weights(optimizer: Optimizer) -> Iterator[None]:
     Afterwards the weights are what they were, bit for bit (going there and back by the optimiser's own formula
     rounds), so saving does not disturb a run. Does nothing for every other optimiser.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
     if not (callable(getattr(inner, "eval", None)) and callable(getattr(inner, "train", None))):
         yield
         return

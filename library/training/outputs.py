@@ -1,8 +1,9 @@
 """Which files and folders a run writes, when, under which names, and which of them it removes again.
 
-Names and removal rules are those that users' tools expect of a kohya-style trainer: epoch files carry six digits, step files
-eight, `save_last_n_steps` is a range of steps and not a count of files. Everything here is a pure function of the options and the
-length of the run, so the plan can list the files before the first step and the saver follows the same list.
+Names and removal rules are those that users' tools expect of a kohya-style trainer: epoch files carry six digits, step
+files eight, `save_last_n_steps` is a range of steps and not a count of files. Everything here is a pure function of
+the options and the length of the run, so the plan can list the files before the first step and the saver follows the
+same list.
 """
 
 from __future__ import annotations
@@ -78,13 +79,18 @@ class Outputs:
         if not self.every_epochs or epoch % self.every_epochs or epoch >= epochs:
             return None
         return SaveEvent(
-            step, epoch, self._expired_epoch(epoch, self.keep_epochs), self._expired_epoch(epoch, self.keep_epoch_states)
+            step,
+            epoch,
+            self._expired_epoch(epoch, self.keep_epochs),
+            self._expired_epoch(epoch, self.keep_epoch_states),
         )
 
     def events(self, steps: int, epochs: int, steps_per_epoch: int) -> Iterator[SaveEvent]:
         """All saves of a run before the final one, in order of time."""
         due = set(range(self.every_steps, steps + 1, self.every_steps)) if self.every_steps else set()
-        ends = {min(epoch * steps_per_epoch, steps): epoch for epoch in range(1, epochs + 1)} if self.every_epochs else {}
+        ends = (
+            {min(epoch * steps_per_epoch, steps): epoch for epoch in range(1, epochs + 1)} if self.every_epochs else {}
+        )
         for step in sorted(due | set(ends)):
             if (event := self.at_step(step)) is not None:
                 yield event
@@ -106,7 +112,8 @@ class Outputs:
 def decide_outputs(options: SavingOptions, source_kind: str, epochs: int) -> Outputs:
     """The outputs of a run of `epochs` epochs that starts from a source of kind `safetensors`, `ckpt` or `diffusers`.
 
-    Without --save_model_as a file gives a file (`.ckpt` unless --use_safetensors) and a diffusers folder gives a folder.
+    Without --save_model_as a file gives a file (`.ckpt` unless --use_safetensors) and a diffusers folder gives a
+    folder.
     """
     save_as = options.save_model_as
     if save_as is None and source_kind == "diffusers":

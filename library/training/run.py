@@ -56,7 +56,9 @@ def open_run(options: RunOptions, mixed_precision: str, seed: int, config: Mappi
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         shown = {name: value for name, value in config.items() if options.log_config and value is not None}
-        plain = {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in shown.items()}
+        plain = {
+            name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in shown.items()
+        }
         accelerator.init_trackers(options.log_tracker_name or "dreambooth", plain, _tracker_settings(options))
     try:
         yield Run(accelerator, folder)
@@ -86,7 +88,11 @@ def _tracker_settings(options: RunOptions) -> dict[str, dict[str, object]]:
 
 def quiet_libraries() -> None:
     """Libraries' remarks that no user can act on; what they raise still shows. Must run before they are imported."""
-    for variable, level in (("DIFFUSERS_VERBOSITY", "error"), ("TRANSFORMERS_VERBOSITY", "error"), ("TF_CPP_MIN_LOG_LEVEL", "2")):
+    for variable, level in (
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TF_CPP_MIN_LOG_LEVEL", "2"),
+    ):
         os.environ.setdefault(variable, level)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

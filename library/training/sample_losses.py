@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class SampleLosses:
     """Called with a batch, gives the loss of each of its samples.
 
-    `text_encoder` and `vae` are those that compute: the model's own, or copies in half precision. `vae` None: batches come
-    with latents.
+    `text_encoder` and `vae` are those that compute: the model's own, or copies in half precision. `vae` None: batches
+    come with latents.
     """
 
     model: Model

@@ -18,7 +18,8 @@ from library.training.state import Progress
 
 @dataclass
 class Saver:
-    """`write_model(path, step, epoch)` and `write_state(folder, progress)` do the writing; this decides when and where."""
+    """`write_model(path, step, epoch)` and `write_state(folder, progress)` do the writing; this decides when and
+    where."""
 
     outputs: Outputs
     epochs: int

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from library.data import cache, captions, images
-from library.data.dataset import BatchLoader, TrainingDataset, describe_samples
+from library.data.dataset import BatchLoader, TrainingDataset, describe_samples, explain_dead_workers
 from library.families.family import Model
 from library.objective.objective import Objective
 from library.options.render import metadata
@@ -115,7 +115,10 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
                 max_grad_norm=options.optimizer.max_grad_norm,
             )
             say("running training / 学習開始")
-            with fp16_gradients(accelerator.scaler if plan.precision.has_fp16_gradients else None):
+            with (
+                explain_dead_workers(),
+                fp16_gradients(accelerator.scaler if plan.precision.has_fp16_gradients else None),
+            ):
                 progress = loop.run(progress)
             saver.finish(progress)
 

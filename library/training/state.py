@@ -1,7 +1,8 @@
 """Training states: everything a run needs to go on as if it had never stopped.
 
-A state is a folder with the file names that users know from accelerate (`model.safetensors`, `optimizer.bin`, `scheduler.bin`,
-`scaler.pt`, `random_states_0.pkl`, `train_state.json`). It is built beside its final name and moved there when it is whole.
+A state is a folder with the file names that users know from accelerate (`model.safetensors`, `optimizer.bin`,
+`scheduler.bin`, `scaler.pt`, `random_states_0.pkl`, `train_state.json`). It is built beside its final name and moved
+there when it is whole.
 Pickled files hold plain containers and tensors only and are read with `weights_only=True`.
 """
 
@@ -9,20 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from library.options.mistakes import Mistake, UserError
 from library.training import optimizers
 from library.training.parts import Part
-
-if TYPE_CHECKING:
-    import torch
 
 STATE_FILE = "train_state.json"
 
@@ -52,7 +51,8 @@ class SavedState:
 
 
 def read_state(folder: Path) -> SavedState:
-    """Read the head of a state folder, without torch. Raises UserError for a folder that is no whole state of this trainer."""
+    """Read the head of a state folder, without torch. Raises UserError for a folder that is no whole state of this
+    trainer."""
     file = folder / STATE_FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -102,9 +102,7 @@ def save_state(
         raise
 
 
-def load_state(
-    saved: SavedState, parts: Sequence[Part], optimizer: Any, schedule: Any, scaler: Any | None
-) -> Progress:
+def load_state(saved: SavedState, parts: Sequence[Part], optimizer: Any, schedule: Any, scaler: Any | None) -> Progress:
     """Put a saved state into the live objects, bit for bit, and return the progress it was saved at."""
     import torch
     from safetensors.torch import load_file
@@ -120,9 +118,9 @@ def load_state(
         if scaler is not None:
             scaler.load_state_dict(read("scaler.pt"))
         _restore_random_states(read("random_states_0.pkl"))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         what = f"--resume {saved.folder}: this state cannot be read into the run ({error})"
-        remedy = "the folder is damaged, or the run has another model, optimiser or precision than the one that saved it"
+        remedy = "the folder is damaged, or the run has another model, optimiser or precision than the saved one"
         raise UserError((Mistake(what, remedy),)) from error
     return saved.progress
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from library.data.buckets import BucketSettings, Size, assign, check, make_buckets, make_table, settings
+from library.data.buckets import BucketSettings, Size, assign, make_buckets, make_table, settings
 from library.options.dataset import DatasetOptions
 from tests.data.pictures import record
 
@@ -145,33 +145,3 @@ def test_the_table_counts() -> None:
     assert table.pictures == {(512, 512): 2, (576, 448): 2} and table.samples == {(512, 512): 7, (576, 448): 3}
     assert table.enlarged == 1 and len(table.placements) == 4
     assert list(table.samples) == sorted(table.samples)
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({}, "--resolution is not set"),
-        ({"resolution": (500, 512)}, "--resolution=500,512 is not divisible by 8"),
-        ({"resolution": (520, 512), "enable_bucket": True}, "not divisible by 64"),
-        ({"resolution": (512, 512), "enable_bucket": True, "bucket_reso_steps": 20}, "--bucket_reso_steps=20"),
-        ({"resolution": (128, 512), "enable_bucket": True}, "below --min_bucket_reso=256"),
-        ({"resolution": (512, 2048), "enable_bucket": True}, "above --max_bucket_reso=1024"),
-    ],
-)
-def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None:
-    (mistake,) = check(DatasetOptions(**options))
-    assert told in mistake.what and mistake.remedy
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"resolution": (520, 512)},
-        {"resolution": (512, 768), "enable_bucket": True},
-        {"resolution": (128, 2048), "enable_bucket": True, "bucket_no_upscale": True},
-        {"resolution": (72, 64), "enable_bucket": True, "bucket_reso_steps": 8, "min_bucket_reso": 64},
-    ],
-)
-def test_possible_options_pass(options: dict[str, Any]) -> None:
-    assert not check(DatasetOptions(**options))
-    assert settings(DatasetOptions(**options)).resolution == options["resolution"]

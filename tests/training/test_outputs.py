@@ -1,4 +1,5 @@
-"""Names, moments and removals of a run's files: the table that users' tools know (epoch and step names, step ranges)."""
+"""Names, moments and removals of a run's files: the table that users' tools know (epoch and step names, step
+ranges)."""
 
 from __future__ import annotations
 
@@ -66,11 +67,21 @@ def test_save_last_n_steps_is_a_range_of_steps() -> None:
     made = outputs(output_name="n", save_every_n_steps=10, save_last_n_steps=30)
     expired = {step: event.expired_model for step in range(10, 80, 10) if (event := made.at_step(step)) is not None}
     # r = s - k - 1, rounded down to a multiple of 10: 50 - 31 = 19 -> 10
-    assert expired == {10: None, 20: None, 30: None, 40: None, 50: "n-step00000010", 60: "n-step00000020", 70: "n-step00000030"}
+    assert expired == {
+        10: None,
+        20: None,
+        30: None,
+        40: None,
+        50: "n-step00000010",
+        60: "n-step00000020",
+        70: "n-step00000030",
+    }
 
 
 def test_save_last_n_epochs_removes_one_older_file_and_states_may_differ() -> None:
-    made = outputs(output_name="n", save_every_n_epochs=2, save_last_n_epochs=2, save_last_n_epochs_state=1, save_state=True)
+    made = outputs(
+        output_name="n", save_every_n_epochs=2, save_last_n_epochs=2, save_last_n_epochs_state=1, save_state=True
+    )
     event = made.at_epoch_end(6, 10, 60)
     assert event is not None
     assert (event.expired_model, event.expired_state) == ("n-000002", "n-000004")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from library.families.family import PartSizes
 
+
 @dataclass(frozen=True)
 class Costs:
-    """Bytes. `training` is weights + gradients + optimiser state; what the batch itself needs (activations) comes on top."""
+    """Bytes. `training` is weights + gradients + optimiser state; what the batch itself needs (activations) comes on
+    top."""
 
     weights: int
     gradients: int

@@ -15,7 +15,8 @@ from library.options.mistakes import Mistakes
 
 @dataclass(frozen=True)
 class SubsetCount:
-    """One folder in numbers. `samples`: pictures x repeats of an epoch, after the balancing of regularisation pictures."""
+    """One folder in numbers. `samples`: pictures x repeats of an epoch, after the balancing of regularisation
+    pictures."""
 
     folder: Path
     class_tokens: str
@@ -28,7 +29,8 @@ class SubsetCount:
 
 @dataclass(frozen=True)
 class Captions:
-    """Token counts of the captions, without begin and end; `cut` are the pictures whose captions are longer than `limit`."""
+    """Token counts of the captions, without begin and end; `cut` are the pictures whose captions are longer than
+    `limit`."""
 
     limit: int
     longest: int
@@ -69,13 +71,14 @@ class Pictures:
 def decide_pictures(
     options: DatasetOptions, count_tokens: Callable[[str], int] | None, limit: int, mistakes: Mistakes
 ) -> Pictures | None:
-    """Scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted), `limit` the most tokens that
-    a caption may have. None when something is so wrong that the rest has no meaning; the mistakes say what."""
+    """Scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted), `limit` the most
+    tokens that a caption may have. None when something is so wrong that the rest has no meaning; the mistakes say
+    what."""
+    if options.train_data_dir is None:
+        return None  # the options' own rules say that it is required
     found = scan(options)
     mistakes.extend(found.mistakes)
-    wrong = buckets.check(options)
-    mistakes.extend(wrong)
-    if wrong or not found.records:
+    if not found.records:
         return None
     table = buckets.make_table(found.records, buckets.settings(options))
     mistakes.extend(table.mistakes)

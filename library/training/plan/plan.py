@@ -1,7 +1,7 @@
 """The plan of a run: every decision that needs no weight, made once and frozen.
 
-`decide` is the only way to a Plan. It looks at the options, the machine, the header of the checkpoint and the pictures, and
-collects the mistakes of all of them, so that a user sees every one at once.
+`decide` is the only way to a Plan. It looks at the options, the machine, the header of the checkpoint and the
+pictures, and collects the mistakes of all of them, so that a user sees every one at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from library.training.state import Identity, SavedState, fingerprint
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates; `text_encoder` None: not trained. `text_encoder_stop`: its last optimiser step (None: the end)."""
+    """Learning rates; `text_encoder` None: not trained. `text_encoder_stop`: its last optimiser step (None: the
+    end)."""
 
     unet: float
     text_encoder: float | None
@@ -76,7 +77,7 @@ def decide(parsed: Parsed) -> Plan:
     for decision in (precision, optimizer):
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
-    source = decide_source(options.model, mistakes, notes)
+    source = decide_source(options.model, parsed.given, mistakes, notes)
     count_tokens = None if source is None else source.tokenizer.count
     pictures = decide_pictures(options.dataset, count_tokens, options.model.max_token_length or 75, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
@@ -117,13 +118,14 @@ def decide(parsed: Parsed) -> Plan:
         workers=decide_workers(options, machine, order, notes),
         identity=identity,
         resume=resume,
-        notes=tuple(notes) + pictures.scan.notes,
+        notes=tuple(notes),
         origins=parsed.origins,
     )
 
 
 def decide_rates(options: OptimizerOptions) -> Rates:
-    """The text encoder learns at --learning_rate_te, else --learning_rate; a rate or a stop of 0, or -1, means never."""
+    """The text encoder learns at --learning_rate_te, else --learning_rate; a rate or a stop of 0, or -1, means
+    never."""
     stop = options.stop_text_encoder_training
     rate = options.learning_rate if options.learning_rate_te is None else options.learning_rate_te
     if (stop is not None and stop <= 0) or rate == 0:
@@ -141,7 +143,8 @@ def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
 
 
 def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, notes: list[str]) -> int:
-    """Data workers: none for latents in memory, which each would hold a copy of; never more than batches or processors."""
+    """Data workers: none for latents in memory, which each would hold a copy of; never more than batches or
+    processors."""
     asked = options.dataset.max_data_loader_n_workers
     if options.dataset.cache_latents and not options.dataset.cache_latents_to_disk:
         return 0
@@ -196,14 +199,16 @@ def check_output_folder(folder: Path | None, mistakes: Mistakes) -> None:
     """The folder must be one that files can be written into; it need not exist."""
     refusal = None if folder is None else refusal_to_write(folder)
     if refusal is not None:
-        mistakes.add(f"--output_dir {folder} cannot be written: {refusal}", "give another folder, or make this one writable")
+        mistakes.add(
+            f"--output_dir {folder} cannot be written: {refusal}", "give another folder, or make this one writable"
+        )
 
 
 def check_disk(costs: Costs, mistakes: Mistakes) -> None:
     """The disk must hold all files that lie there at once."""
     if costs.free is not None and costs.free < costs.disk:
         mistakes.add(
-            f"the files to come need {readable_bytes(costs.disk)} and --output_dir has {readable_bytes(costs.free)} free",
+            f"the files to come need {readable_bytes(costs.disk)}, --output_dir has {readable_bytes(costs.free)} free",
             "save less often, keep fewer (--save_last_n_epochs), use --save_precision fp16, or give another folder",
         )
 
@@ -213,5 +218,6 @@ def refuse_several_processes(mistakes: Mistakes) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     if count.isdigit() and int(count) > 1:
         mistakes.add(
-            f"started as {count} processes: this version trains with one", "start it with accelerate launch --num_processes 1"
+            f"started as {count} processes: this version trains with one",
+            "start it with accelerate launch --num_processes 1",
         )

@@ -20,7 +20,8 @@ def decide_resume(folder: str | None, mistakes: Mistakes) -> SavedState | None:
 
 
 def check_continuation(saved: SavedState, identity: Identity, steps: int, mistakes: Mistakes) -> None:
-    """Refuse to go on where the result would not be the one of the uninterrupted run, or where nothing is left to do."""
+    """Refuse to go on where the result would not be the one of the uninterrupted run, or where nothing is left to
+    do."""
     facts = sorted(saved.identity.keys() | identity.keys())
     for fact in facts:
         before, now = saved.identity.get(fact, "nothing"), identity.get(fact, "nothing")

@@ -42,13 +42,10 @@ def _model(plan: Plan) -> Iterator[str]:
 def _data(pictures: Pictures) -> Iterator[str]:
     for subset in pictures.subsets:
         kind = "regularisation" if subset.is_reg else "training"
-        yield f"{subset.folder}: {subset.images} pictures x {subset.repeats} = {subset.samples} samples, {kind}{_source(subset)}"
+        count = f"{subset.images} pictures x {subset.repeats} = {subset.samples} samples"
+        yield f"{subset.folder}: {count}, {kind}{_source(subset)}"
     scan = pictures.scan
-    if scan.reg_samples:
-        yield (
-            f"{scan.reg_samples} regularisation samples to {scan.train_samples} training samples, "
-            f"{scan.left_out_reg} regularisation pictures left out"
-        )
+    yield from scan.notes
     for path, why in scan.bad_images:
         yield f"left out: {path} ({why})"
     for folder, why in scan.skipped_folders:
@@ -84,7 +81,7 @@ def _buckets(plan: Plan) -> Iterator[str]:
     counts = plan.pictures.bucket_samples
     yield ", ".join(f"{width}x{height}: {count}" for (width, height), count in sorted(counts.items()))
     batch = plan.options.dataset.train_batch_size
-    yield f"{plan.duration.batches_per_epoch} batches of up to {batch} an epoch; short ones are kept and weighted exactly"
+    yield f"{plan.duration.batches_per_epoch} batches of up to {batch} an epoch; short ones are kept and count exactly"
 
 
 def _training(plan: Plan) -> Iterator[str]:
@@ -119,7 +116,8 @@ def _length(plan: Plan) -> Iterator[str]:
     yield f"{length.steps} optimiser steps{of} = {length.epochs} epochs of {length.steps_per_epoch} ({length.because})"
     if plan.resume is not None:
         progress = plan.resume.progress
-        yield f"goes on after step {progress.step} (epoch {progress.epoch}, step {progress.window} of it) from {plan.resume.folder}"
+        where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
+        yield f"goes on after {where} from {plan.resume.folder}"
     given = "" if plan.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
     yield f"seed {plan.seed}{given}"
 
