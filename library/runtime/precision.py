@@ -23,10 +23,10 @@ BYTES: dict[str, int] = {"float": 4, "fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Precision:
-    """The decision. `mixed` is accelerate's mixed_precision; `trained`, `frozen` and `vae` are the formats that the
+    """The decision. `trained`, `frozen` and `vae` are the formats that the
     weights of these modules are kept in. `notes` say what was replaced; under --strict they are `mistakes` instead."""
 
-    mixed: MixedPrecision
+    mixed_precision: MixedPrecision
     trained: FloatName
     frozen: FloatName
     vae: FloatName
@@ -37,7 +37,7 @@ class Precision:
     @property
     def uses_scaler(self) -> bool:
         """Whether losses are scaled against underflow of fp16 gradients."""
-        return self.mixed == "fp16"
+        return self.mixed_precision == "fp16"
 
     @property
     def has_fp16_gradients(self) -> bool:
@@ -73,7 +73,7 @@ def resolve(options: MemoryOptions, machine: Machine, strict: bool = False) -> P
     computed: FloatName = "fp32" if mixed == "no" else mixed
     full = (options.full_fp16 and mixed == "fp16") or (options.full_bf16 and mixed == "bf16")
     return Precision(
-        mixed=mixed,
+        mixed_precision=mixed,
         trained=computed if full else "fp32",
         frozen=computed,
         vae="fp32" if options.no_half_vae else computed,
@@ -93,11 +93,9 @@ def _mixed_precision(options: MemoryOptions, machine: Machine, replaced: list[_R
 
 
 def _attention(options: MemoryOptions, machine: Machine, replaced: list[_Replacement]) -> Attention:
-    """mem_eff_attn, then xformers, then sdpa, as kohya's scripts look at them."""
-    if options.mem_eff_attn:
-        return "mem_eff"
+    """xformers, then mem_eff_attn, then sdpa, which is also what nothing asked for means."""
     if not options.xformers:
-        return "sdpa"
+        return "mem_eff" if options.mem_eff_attn and not options.sdpa else "sdpa"
     if machine.kind != "cuda":
         replaced.append(_Replacement("--xformers", "--sdpa", "it needs a CUDA card and there is none here"))
         return "sdpa"

@@ -22,7 +22,7 @@ def test_nothing_asked_is_fp32_and_sdpa(machine: Machine) -> None:
 @pytest.mark.parametrize("mixed", ["fp16", "bf16"])
 def test_mixed_precision_keeps_trained_weights_in_fp32(mixed: str) -> None:
     decided = resolve(MemoryOptions(mixed_precision=mixed), CARD)
-    assert (decided.mixed, decided.trained, decided.frozen, decided.vae) == (mixed, "fp32", mixed, mixed)
+    assert (decided.mixed_precision, decided.trained, decided.frozen, decided.vae) == (mixed, "fp32", mixed, mixed)
     assert decided.uses_scaler == (mixed == "fp16")
     assert not decided.has_fp16_gradients
     assert not decided.notes
@@ -43,7 +43,7 @@ def test_no_half_vae_keeps_the_vae_in_fp32() -> None:
 def test_fp16_on_a_cpu_becomes_fp32_and_full_fp16_with_it() -> None:
     options = MemoryOptions(mixed_precision="fp16", full_fp16=True)
     decided = resolve(options, CPU)
-    assert (decided.mixed, decided.trained, decided.frozen, decided.vae) == ("no", "fp32", "fp32", "fp32")
+    assert (decided.mixed_precision, decided.trained, decided.frozen, decided.vae) == ("no", "fp32", "fp32", "fp32")
     assert len(decided.notes) == 1 and not decided.mistakes
     assert "fp16" in decided.notes[0] and "full_fp16" in decided.notes[0] and "CPU" in decided.notes[0]
 
@@ -73,7 +73,8 @@ def test_all_replacements_are_told_together() -> None:
         ({"xformers": True}, "xformers"),
         ({"sdpa": True}, "sdpa"),
         ({"mem_eff_attn": True}, "mem_eff"),
-        ({"mem_eff_attn": True, "xformers": True}, "mem_eff"),
+        ({"mem_eff_attn": True, "xformers": True}, "xformers"),
+        ({"mem_eff_attn": True, "sdpa": True}, "sdpa"),
         ({"xformers": True, "sdpa": True}, "xformers"),
     ],
 )
