@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,7 @@ class TensorReader:
         self.header = header
         self._bytes: dict[Path, Tensor] = {}
         self._pickled: dict[Path, Mapping[str, Tensor]] = {}
+        self._lock = threading.Lock()  # tensors are loaded by several threads; a file is opened once
 
     def names(self) -> Iterator[str]:
         """The names of the header."""
@@ -146,9 +148,10 @@ class TensorReader:
     def get(self, name: str) -> Tensor:
         """The tensor as it is in the file, (shape, dtype) as in the header. Writing to it never reaches the file."""
         place = self.header.places[name]
-        if place.start is None:
-            return self._from_pickle(place)
-        return self._from_bytes(place.file, place.start, self.header.tensors[name])
+        with self._lock:
+            if place.start is None:
+                return self._from_pickle(place)
+            return self._from_bytes(place.file, place.start, self.header.tensors[name])
 
     def close(self) -> None:
         """Forget the mapped files."""
