@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from library.checkpoints.header import CheckpointError
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,10 +30,6 @@ _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"  # kept whole
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # words, single digits, runs of anything else
 )
-
-
-class TokenizerFilesError(ValueError):
-    """A tokenizer folder that cannot be used; the message names the file and the way out."""
 
 
 class ClipTokenizer:
@@ -120,14 +118,14 @@ class ClipTokenizer:
     def from_folder(cls, folder: Path, pad_id: int) -> ClipTokenizer:
         """Read a diffusers folder's `tokenizer/` or a cached one: vocab.json + merges.txt, or tokenizer.json.
 
-        The folder's own pad token beats `pad_id`. Raises TokenizerFilesError.
+        The folder's own pad token beats `pad_id`. Raises CheckpointError.
         """
         try:
             vocab, merges = _read_vocabulary(folder)
             pad_text = _read_pad_text(folder)
             return cls(pad_id if pad_text is None else vocab[pad_text], vocab, merges)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TokenizerFilesError(
+            raise CheckpointError(
                 f"The tokenizer in {folder} cannot be read ({error}). Put CLIP's vocab.json and merges.txt there, or "
                 "remove the folder: the tokenizer that ships with this program is then used."
             ) from error
@@ -137,7 +135,7 @@ def cached_tokenizer(cache_dir: Path | None, model_id: str, pad_id: int) -> Clip
     """The tokenizer of `--tokenizer_cache_dir`: read from its sub-folder, which is written on first use.
 
     The sub-folder is the model id with `_` for `/`. Without a cache folder: the shipped tokenizer.
-    Raises TokenizerFilesError, OSError when the folder cannot be written.
+    Raises CheckpointError, OSError when the folder cannot be written.
     """
     if cache_dir is None:
         return ClipTokenizer(pad_id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints.header import CheckpointError, Header
 from library.families import foreign
 from library.families.family import Family, Model, SaveAs
-from library.families.inference_yaml import write_inference_yaml as write_inference_yaml
+from library.families.inference_yaml import write_inference_yaml
 from library.families.sd import SD1, SD2, noted_prediction
 
 if TYPE_CHECKING:
@@ -61,13 +61,6 @@ def save_model(
 ) -> tuple[str, ...]:
     """Write a model of any known family; see families.family.Save. Returns what the user should be told."""
     return model.family.save(model, path, save_as=save_as, dtype=dtype, metadata=metadata, steps=steps, epoch=epoch)
-
-
-def write_inference_yaml(model: Model, model_path: Path) -> Path | None:
-    """Write the .yaml that WebUIs need beside an SD2 single file; returns its path, or None where none is needed."""
-    from library.families.inference_yaml import write_inference_yaml as write
-
-    return write(model, model_path)
 
 
 def find_model(name: str) -> Path:

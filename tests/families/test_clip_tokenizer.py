@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from library.families.clip_tokenizer import ClipTokenizer, TokenizerFilesError, cached_tokenizer, vocabulary
+from library.checkpoints.header import CheckpointError
+from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer, vocabulary
 
 BOS, EOS = 49406, 49407
 CAPTIONS = [
@@ -151,7 +152,7 @@ def test_the_cache_folder_is_written_once_and_then_read(tmp_path):
 
 def test_a_broken_folder_is_named(tmp_path):
     (tmp_path / "vocab.json").write_text("{", encoding="utf-8")
-    with pytest.raises(TokenizerFilesError, match=r"cannot be read.*merges\.txt"):
+    with pytest.raises(CheckpointError, match=r"cannot be read.*merges\.txt"):
         ClipTokenizer.from_folder(tmp_path, EOS)
 
 

@@ -1,0 +1,169 @@
+"""Prompts with their options, from a line of text or a prompt file, in kohya's spelling. No torch.
+
+    a photo of sks dog --n blurry --w 512 --h 768 --s 30 --l 7.5 --d 42 --ss euler_a
+
+Options are letters after a blank and `--`, in any case: n negative prompt, w and h sides, d seed, s steps, l scale of
+the guidance, ss sampler.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from library.options.mistakes import Mistake, UserError
+
+STRIDE, SMALLEST_SIDE, MOST_STEPS = 8, 64, 1000
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """One picture to draw. `seed` None: any. `notes`: options of the prompt that have no effect, for the user."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 512
+    height: int = 512
+    seed: int | None = None
+    steps: int = 30
+    scale: float = 7.5
+    sampler: str = "ddim"
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+DEFAULTS = PictureRequest("")
+
+# letter -> (field, pattern of the value); what other models than SD1 and SD2 take is known by name
+_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "n": ("negative_prompt", r".*"),
+    "w": ("width", r"\d+"),
+    "h": ("height", r"\d+"),
+    "d": ("seed", r"\d{1,18}"),
+    "s": ("steps", r"\d+"),
+    "l": ("scale", r"-?\d+(?:\.\d*)?|-?\.\d+"),
+    "ss": ("sampler", r"\S+"),
+}
+_OTHER_MODELS = ("g", "cn", "ctr", "rcfg", "fs")
+# key of an object in a .toml or .json file -> field
+_KEYS: Mapping[str, str] = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "width": "width",
+    "height": "height",
+    "seed": "seed",
+    "sample_steps": "steps",
+    "scale": "scale",
+    "sample_sampler": "sampler",
+}
+_OTHER_KEYS = ("controlnet_image", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg", "flow_shift", "enum", "subset")
+_INTEGERS = ("width", "height", "seed", "steps")
+
+
+def parse_line(line: str, defaults: PictureRequest = DEFAULTS) -> PictureRequest:
+    """A prompt with its options; what it leaves out is as in `defaults`. Never raises: what cannot be read is noted.
+
+    Sides are rounded down to multiples of 8 and are at least 64; steps are kept within 1 .. 1000.
+    """
+    text, *options = re.split(r"(?:^|\s)--(?=[A-Za-z]+(?:\s|$))", line.strip())
+    values: dict[str, Any] = {"prompt": text.strip()}
+    notes = []
+    for option in options:
+        letters, _, value = option.strip().partition(" ")
+        name, pattern = _OPTIONS.get(letters.lower(), ("", ""))
+        if name and re.fullmatch(pattern, value.strip()):
+            values[name] = _typed(name, value.strip())
+        else:
+            why = "this model has no use for it" if letters.lower() in _OTHER_MODELS else "not understood"
+            notes.append(f"--{option.strip()} in a prompt is ignored: {why}")
+    return _sound(replace(defaults, **values, notes=tuple(notes)))
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name in _INTEGERS:
+        return int(value)
+    return float(value) if name == "scale" else str(value)
+
+
+def _sound(request: PictureRequest) -> PictureRequest:
+    def side(length: int) -> int:
+        return max(SMALLEST_SIDE, length - length % STRIDE)
+
+    return replace(
+        request,
+        width=side(request.width),
+        height=side(request.height),
+        steps=min(max(request.steps, 1), MOST_STEPS),
+    )
+
+
+def read_prompts(path: Path, defaults: PictureRequest = DEFAULTS) -> list[PictureRequest]:
+    """The prompts of a .txt, .toml or .json file, in UTF-8 (a BOM is fine).
+
+    .txt: a prompt a line; empty lines and those that begin with # are left out. .toml: a table `prompt` with shared
+    values and a list `prompt.subset`, whose own values win. .json: a list of lines or of objects.
+    Raises UserError for a file that cannot be read, holds no prompt, or an object that is wrong.
+    """
+    readers = {".txt": _from_text, ".toml": _from_toml, ".json": _from_json}
+    if path.suffix.lower() not in readers:
+        raise UserError([Mistake(f"prompt file {path}: unknown ending", "use a .txt, .toml or .json file")])
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        requests = list(readers[path.suffix.lower()](text, defaults))
+    except OSError as error:
+        raise _wrong(path, f"cannot be read ({error.strerror or error})", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise _wrong(path, f"is not in UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except (ValueError, TypeError) as error:  # JSON and TOML errors are ValueErrors
+        raise _wrong(path, f"is wrong: {error}", "correct it there") from error
+    if not requests:
+        raise _wrong(path, "holds no prompt", "write one prompt a line")
+    return requests
+
+
+def _wrong(path: Path, what: str, remedy: str) -> UserError:
+    return UserError([Mistake(f"prompt file {path} {what}", remedy)])
+
+
+def _from_text(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield parse_line(line, defaults)
+
+
+def _from_toml(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
+    table = tomllib.loads(text).get("prompt", {})
+    if not isinstance(table, Mapping):
+        raise ValueError("it needs a table [prompt]")
+    shared = {key: value for key, value in table.items() if key != "subset"}
+    subsets: Sequence[Any] = table.get("subset", [{}] if "prompt" in table else [])
+    for subset in subsets:
+        yield _from_object({**shared, **subset}, defaults)
+
+
+def _from_json(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
+    entries = json.loads(text)
+    if not isinstance(entries, list):
+        raise ValueError("it must hold a list")
+    for entry in entries:
+        yield parse_line(entry, defaults) if isinstance(entry, str) else _from_object(entry, defaults)
+
+
+def _from_object(entry: Any, defaults: PictureRequest) -> PictureRequest:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
+        raise ValueError(f'every entry needs a text "prompt", not {entry!r}')
+    values, notes = {}, []
+    for key, value in entry.items():
+        if key in _KEYS and value is not None:
+            try:
+                values[_KEYS[key]] = _typed(_KEYS[key], value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{key} = {value!r} is not a number") from None
+        elif key not in _KEYS:
+            why = "this model has no use for it" if key in _OTHER_KEYS else "not understood"
+            notes.append(f"{key} in a prompt file is ignored: {why}")
+    return _sound(replace(defaults, **values, notes=tuple(notes)))

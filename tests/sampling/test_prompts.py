@@ -1,0 +1,104 @@
+"""Prompt lines and prompt files mean what kohya's trainer makes of them, save where that goes wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from library.options.mistakes import UserError
+from library.sampling.prompts import PictureRequest, parse_line, read_prompts
+
+
+def test_a_bare_line_has_the_published_defaults():
+    expected = PictureRequest("a dog", width=512, height=512, seed=None, steps=30, scale=7.5, sampler="ddim")
+    assert parse_line("a dog") == expected
+
+
+def test_every_option_is_read_in_any_case():
+    line = "a dog, (big:1.2) --n blurry, bad --W 640 --h 448 --d 42 --S 20 --l 5.5 --ss k_euler_a"
+    assert parse_line(line) == PictureRequest("a dog, (big:1.2)", "blurry, bad", 640, 448, 42, 20, 5.5, "k_euler_a")
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("x --w 517", "width", 512),
+        ("x --h 10", "height", 64),
+        ("x --s 0", "steps", 1),
+        ("x --s 5000", "steps", 1000),
+        ("x --d -3", "seed", None),
+        ("x --l 1", "scale", 1.0),
+        ("x --l .5", "scale", 0.5),
+        ("w 300", "width", 512),
+        ("h 20", "height", 512),
+        ("a well--known dog", "prompt", "a well--known dog"),
+        ("a dog -- at home", "prompt", "a dog -- at home"),
+        ("a dog --n", "negative_prompt", ""),
+    ],
+)
+def test_single_values(line, field, value):
+    assert getattr(parse_line(line), field) == value
+
+
+@pytest.mark.parametrize("option", ["--cn c.png", "--g 3", "--zz 3", "--w wide", "--d -3"])
+def test_what_has_no_effect_is_told(option):
+    request = parse_line(f"a dog {option} --s 7")
+    assert request == parse_line("a dog --s 7")
+    assert len(request.notes) == 1 and option in request.notes[0]
+
+
+def test_defaults_are_the_callers():
+    defaults = PictureRequest("", width=768, steps=10)
+    assert parse_line("x --h 64", defaults) == PictureRequest("x", width=768, height=64, steps=10)
+
+
+def test_a_text_file_is_a_prompt_a_line(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffein Hündchen --s 3\r\n\r\n# a note\n# another\na cat --d 1\n".encode())
+    assert read_prompts(path) == [PictureRequest("ein Hündchen", steps=3), PictureRequest("a cat", seed=1)]
+
+
+def test_a_toml_files_subsets_beat_what_they_share(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[prompt]\nwidth = 640\nscale = 5\nnegative_prompt = "bad"\n'
+        '[[prompt.subset]]\nprompt = "a"\nsample_steps = 9\nwidth = 320\n'
+        '[[prompt.subset]]\nprompt = "b"\nseed = 4\nsample_sampler = "euler"\n',
+        encoding="utf-8",
+    )
+    first = PictureRequest("a", "bad", width=320, scale=5.0, steps=9)
+    assert read_prompts(path) == [first, PictureRequest("b", "bad", width=640, scale=5.0, seed=4, sampler="euler")]
+
+
+def test_a_json_file_holds_lines_or_objects(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(["a --s 4", {"prompt": "b", "height": 72, "guidance_scale": 3}]), encoding="utf-8")
+    first, second = read_prompts(path)
+    assert (first, second) == (PictureRequest("a", steps=4), PictureRequest("b", height=72))
+    assert "guidance_scale" in second.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.yaml", b"a", "unknown ending"),
+        ("p.txt", b"\n# nothing\n", "no prompt"),
+        ("p.txt", "Hündchen".encode("latin-1"), "UTF-8"),
+        ("p.json", b"{", "is wrong"),
+        ("p.json", b'{"prompt": "a"}', "list"),
+        ("p.json", b'[{"width": 3}]', "prompt"),
+        ("p.json", b'[{"prompt": "a", "width": "wide"}]', "width"),
+        ("p.toml", b'prompt = "a"', "table"),
+        ("p.toml", b"[prompt", "is wrong"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_prompts(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts(tmp_path / "gone.txt")

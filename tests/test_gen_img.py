@@ -1,0 +1,104 @@
+"""gen_img.py: pictures from the command line, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import gen_img
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny.write_single_file(tmp_path_factory.mktemp("m") / "dog.safetensors", "sd1")
+
+
+def run(model: Path, out: Path, *words: str) -> int:
+    return gen_img.main(["--ckpt", str(model), "--outdir", str(out), "--steps", "2", "--W", "64", "--H", "64", *words])
+
+
+def test_pictures_from_the_command_line(model, tmp_path):
+    words = ["--prompt", "a dog --n bad", "--images_per_prompt", "2", "--seed", "7", "--sampler", "euler_a"]
+    assert run(model, tmp_path / "new", *words) == 0
+    first, second = sorted((tmp_path / "new").iterdir())
+    assert re.fullmatch(r"im_\d{14}_000_7\.png", first.name) and re.fullmatch(r"im_\d{14}_001_8\.png", second.name)
+    with Image.open(first) as picture:
+        assert picture.size == (64, 64)
+        assert (picture.text["prompt"], picture.text["negative-prompt"], picture.text["seed"]) == ("a dog", "bad", "7")
+
+
+def test_prompts_from_a_file_in_a_diffusers_folder_with_another_vae(tmp_path):
+    folder = tiny.write_diffusers(tmp_path / "sd2", "sd2", prediction="v_prediction")
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("ein Hündchen --d 3 --h 128\n# not this\na cat\n", encoding="utf-8")
+    vae = tiny.write_vae_file(tmp_path / "vae.safetensors")
+    assert run(folder, tmp_path / "out", "--from_file", str(prompts), "--vae", str(vae), "--v2") == 0
+    sizes = {}
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as picture:
+            sizes[path.name[18:22]] = picture.size
+    assert sizes["000_"] == (64, 128) and sizes["001_"] == (64, 64)
+
+
+def test_one_seed_is_one_picture(model, tmp_path):
+    for name in ("a", "b"):
+        assert run(model, tmp_path / name, "--prompt", "a dog", "--seed", "1", "--bf16") == 0
+    (first,), (second,) = (list((tmp_path / name).iterdir()) for name in ("a", "b"))
+    with Image.open(first) as one, Image.open(second) as two:
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "x", "--foo", "1"], ["--foo"]),
+        (["--prompt", "x", "--sampler", "bla"], ["bla", "euler_a"]),
+        (["--prompt", "x --ss bla"], ["bla", "euler_a"]),
+        (["--W", "100", "--steps", "many"], ["--W 100", "--steps", "--prompt"]),
+        (["--prompt", "x", "--from_file", "y.txt"], ["either"]),
+        (["--from_file", "gone.txt"], ["gone.txt"]),
+        (["--prompt", "x", "--fp16", "--bf16"], ["exclude"]),
+        (["--prompt", "x", "--v2"], ["--v2", "1.x"]),
+        (["--prompt", "x", "--vae", "gone.pt"], ["gone.pt"]),
+        (["--prompt", "x", "--clip_skip", "9"], ["--clip_skip 9", "3 layers"]),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(model, tmp_path, capsys, words, said):
+    assert run(model, tmp_path / "out", *words) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in said) and "Traceback" not in error
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(("ckpt", "said"), [("gone.safetensors", "no such file"), ("someone/model", "downloaded")])
+def test_a_model_that_is_not_there_is_never_fetched(tmp_path, capsys, ckpt, said, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    assert gen_img.main(["--ckpt", ckpt, "--prompt", "x", "--outdir", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told(model, tmp_path, capsys):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    assert run(model, tmp_path / "file" / "out", "--prompt", "x") == 2
+    assert "--outdir" in capsys.readouterr().err
+
+
+def test_help_and_mistakes_need_no_torch():
+    code = (
+        "import sys, gen_img\n"
+        "assert gen_img.main(['--help']) == 0 and gen_img.main(['--foo']) == 2\n"
+        "assert gen_img.main(['--ckpt', 'gone.ckpt', '--prompt', 'x']) == 2\n"
+        "sys.exit(', '.join(m for m in ('torch', 'numpy', 'diffusers', 'transformers') if m in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert all(flag in done.stdout for flag in ("--ckpt", "--from_file", "--images_per_prompt", "--sampler"))
