@@ -192,7 +192,8 @@ def _load_pickle(path: Path) -> Mapping[str, Tensor]:
         with torch.serialization.safe_globals(torch_stand_ins(content.globals)):  # type: ignore[arg-type]
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=content.mappable)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = next((line.strip() for line in lines if "error:" in line), lines[0])
         raise CheckpointError(
             f"{path}: torch cannot read it ({reason}). Use a .safetensors file of this model."
         ) from error

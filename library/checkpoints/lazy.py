@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from library.checkpoints.header import ITEM_SIZES, TensorInfo
@@ -36,10 +36,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """What a tensor is, and how to get it."""
+    """What a tensor is, and how to get it.
+
+    may_be_infinite: it is not refused for that when written. So are buffers of a source file that only pass through, of
+    which some are infinite by design (a causal mask; a schedule that ends in pure noise).
+    """
 
     info: TensorInfo
     load: Callable[[], Tensor]
+    may_be_infinite: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,7 +78,7 @@ class LazyTensor:
         """In another floating dtype; tensors of integers stay as they are."""
         if dtype == self.dtype or not self.info.is_float:
             return self
-        return LazyTensor(TensorInfo(dtype, self.shape), lambda: self.load().to(torch_dtype(dtype)))
+        return replace(self, info=TensorInfo(dtype, self.shape), load=lambda: self.load().to(torch_dtype(dtype)))
 
 
 def stacked(parts: list[LazyTensor]) -> LazyTensor:

@@ -35,18 +35,18 @@ _DTYPES = {
 }  # fmt: skip
 # Python 2 names, which pickle protocols up to 2 still write.
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "numpy._core.multiarray": "numpy.core.multiarray"}
+_OLD_NAMES = {("__builtin__", "long"): "int", ("__builtin__", "unicode"): "str", ("__builtin__", "xrange"): "range"}
 
 # What trainers left in published files beside the weights: callbacks, configurations, counters. None of it is needed,
 # none of it is called; whole packages are named by a trailing dot.
 _HARMLESS = (
     "pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.", "omegaconf.", "argparse.Namespace",
-    "typing.Any", "typing.Dict", "typing.List", "collections.defaultdict", "collections.Counter", "datetime.",
+    "typing.Any", "typing.Dict", "typing.List", "collections.Counter", "datetime.",
     "pathlib.Path", "pathlib.PurePath", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
     "pathlib.PureWindowsPath", "builtins.object", "builtins.dict", "builtins.list", "builtins.tuple", "builtins.int",
-    "builtins.float", "builtins.str", "builtins.bool", "copyreg._reconstructor", "torch.device",
+    "builtins.complex", "builtins.float", "builtins.range", "builtins.str", "builtins.bool",
+    "copyreg._reconstructor", "torch.device",
 )  # fmt: skip
-# torch.load(weights_only=True) resolves these itself; a stand-in would only hide the value.
-_KNOWN_TO_TORCH = ("collections.defaultdict", "collections.Counter", "torch.device")
 
 
 class Inert:
@@ -70,6 +70,14 @@ class Inert:
 
     def extend(self, values: Any) -> None:
         """Dropped: the object may stand for a list."""
+
+
+class InertDict:
+    """Stands for dict-like classes: what is put in goes to a plain dict, as torch's unpickler demands."""
+
+    def __new__(cls, *args: Any) -> Any:
+        """A new empty dict."""
+        return {}
 
 
 class InertDtype:
@@ -132,6 +140,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 _STAND_INS: Mapping[str, Any] = {
     "collections.OrderedDict": OrderedDict,
+    "collections.defaultdict": InertDict,
     "builtins.set": set,
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor": _rebuild,
@@ -148,31 +157,34 @@ _STAND_INS: Mapping[str, Any] = {
 }
 
 
+def _modern(name: str) -> str:
+    module, _, last = name.rpartition(".")
+    return f"{_OLD_MODULES.get(module, module)}.{_OLD_NAMES.get((module, last), last)}"
+
+
 def stand_in(name: str) -> Any | None:
-    """What a global of a pickle is replaced by, or None where the file is to be refused. Never the real thing."""
+    """What a global of a pickle is replaced by, or None where the file is to be refused."""
+    name = _modern(name)
+    module, _, last = name.rpartition(".")
     if name in _STAND_INS:
         return _STAND_INS[name]
-    module, _, last = name.rpartition(".")
     if module in ("torch", "torch.storage") and last in _STORAGES:
         return _STORAGES[last]
     if module == "torch" and last in _DTYPES:
         return _DTYPES[last]
     if any(name == harmless or (harmless.endswith(".") and name.startswith(harmless)) for harmless in _HARMLESS):
-        return Inert
+        return InertDict if last == "AttributeDict" else Inert
     return None
 
 
 def torch_stand_ins(names: frozenset[str]) -> list[tuple[Callable[..., Any], str]]:
-    """(stand-in, "module.Name") of `names` for torch.serialization.safe_globals, without what weights_only knows."""
-    pairs: list[tuple[Callable[..., Any], str]] = []
-    for name in sorted(names):
-        if name.startswith("numpy.core.multiarray."):  # numpy 2 moved it, files of either age may be read
-            pairs += [(inert_scalar, name), (inert_scalar, name.replace("numpy.core.", "numpy._core."))]
-        elif name == "numpy.dtype":
-            pairs.append((InertDtype, name))
-        elif stand_in(name) is Inert and not name.startswith("torch.") and name not in _KNOWN_TO_TORCH:
-            pairs.append((Inert, name))
-    return pairs
+    """(stand-in, "module.Name") of the names in a file, for torch.serialization.safe_globals.
+
+    torch prefers its own where weights_only knows a name; what it rebuilds tensors with is not replaced.
+    """
+    # by either age of the names: which of them torch looks up depends on its version
+    found = {name: stand_in(name) for name in sorted(names | {_modern(name) for name in names})}
+    return [(item, name) for name, item in found.items() if item in (Inert, InertDict, InertDtype, inert_scalar)]
 
 
 class _InertUnpickler(pickle.Unpickler):
@@ -185,11 +197,11 @@ class _InertUnpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{_OLD_MODULES.get(module, module)}.{name}"
+        full = f"{module}.{name}"
         self.globals.add(full)
         found = stand_in(full)
         if found is None:
-            self.refused.append(full)
+            self.refused.append(_modern(full))
             return Inert
         return found
 

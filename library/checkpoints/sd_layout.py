@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -267,7 +267,7 @@ def to_original(
                 tensor = tensor.cast(dtype)
             full = _spelling(part.prefix, name, known)
             tensors[full] = _conform(tensor, known.get(full))
-    tensors.update({name: LazyTensor.of(tensor) for name, tensor in kept.items()})
+    tensors.update({name: replace(LazyTensor.of(tensor), may_be_infinite=True) for name, tensor in kept.items()})
     return Joined(tensors, notes)
 
 
