@@ -60,6 +60,7 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         dataset = training_set(plan, fill_latents(plan, vae))
         if options.dataset.cache_latents:
             vae = None
+            model.vae.to("cpu")
             release_memory(options.memory)
         loader = BatchLoader(
             dataset,

@@ -46,7 +46,11 @@ def text_encoder() -> Any:
     torch.manual_seed(1)
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1,
+            vocab_size=100,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=1,
             max_position_embeddings=77,
         )
     )

@@ -27,7 +27,13 @@ NAMES = (
     "Adafactor AdamWScheduleFree SGDScheduleFree RAdamScheduleFree"
 ).split()
 FULL_FP16_SAFE = {
-    "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit", "PagedLion8bit", "SGDNesterov8bit",
+    "AdamW8bit",
+    "PagedAdamW",
+    "PagedAdamW8bit",
+    "PagedAdamW32bit",
+    "Lion8bit",
+    "PagedLion8bit",
+    "SGDNesterov8bit",
     "Adafactor",
 }
 
@@ -168,7 +174,11 @@ def test_arguments_are_read_as_python_values() -> None:
     choice = choose_optimizer(options("AdamW", *pairs))
     assert not choice.mistakes
     assert choice.arguments == {
-        "betas": (0.9, 0.99), "weight_decay": 0.1, "amsgrad": True, "foreach": None, "eps": 1e-6,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.1,
+        "amsgrad": True,
+        "foreach": None,
+        "eps": 1e-6,
     }
     assert choice.full_name.startswith("torch.optim.adamw.AdamW(betas=(0.9, 0.99),weight_decay=0.1")
 

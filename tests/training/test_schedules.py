@@ -115,8 +115,18 @@ def test_a_constant_rate_with_a_warm_up_means_constant_with_warmup_and_says_so()
 
 @pytest.mark.parametrize(
     ("value", "total", "steps"),
-    [(0, 100, 0), (0.0, 100, 0), (10, 100, 10), (0.1, 100, 10), (0.29, 100, 29), (0.1, 1600, 160), (1, 100, 1),
-     (1.0, 100, 1), (20.0, 100, 20), (0.1, 5, 0)],
+    [
+        (0, 100, 0),
+        (0.0, 100, 0),
+        (10, 100, 10),
+        (0.1, 100, 10),
+        (0.29, 100, 29),
+        (0.1, 1600, 160),
+        (1, 100, 1),
+        (1.0, 100, 1),
+        (20.0, 100, 20),
+        (0.1, 5, 0),
+    ],
 )
 def test_steps_are_numbers_or_shares(value: int | float, total: int, steps: int) -> None:
     assert count_steps(value, total) == steps
@@ -160,8 +170,13 @@ def test_several_mistakes_are_told_together() -> None:
 
 @pytest.mark.parametrize(
     "unused",
-    [{"lr_scheduler_power": 2.0}, {"lr_scheduler_num_cycles": 4}, {"lr_scheduler_timescale": 5},
-     {"lr_scheduler_min_lr_ratio": 0.1}, {"lr_decay_steps": 3}],
+    [
+        {"lr_scheduler_power": 2.0},
+        {"lr_scheduler_num_cycles": 4},
+        {"lr_scheduler_timescale": 5},
+        {"lr_scheduler_min_lr_ratio": 0.1},
+        {"lr_decay_steps": 3},
+    ],
 )
 def test_an_option_that_the_schedule_has_no_use_for_is_said(unused: dict[str, Any]) -> None:
     (note,) = chosen(options("cosine", **unused)).notes

@@ -1,0 +1,109 @@
+"""Run the real recipe in this process, on a miniature, and look at what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_db
+from library.training.command import run_recipe
+from library.training.run import Run
+from tests import tiny
+
+
+@dataclass
+class Outcome:
+    """Exit code, what was printed, and the loss of every optimiser step."""
+
+    code: int
+    out: str
+    err: str
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class World:
+    """A miniature model and pictures to train it on: two training folders and one of regularisation pictures."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """SD1 in miniature, one file."""
+        return self.root / "sd1.safetensors"
+
+    def arguments(self, out: Path, **flags: object) -> list[str]:
+        """A command line; a flag of True stands alone, one of None or False is left out."""
+        chosen: dict[str, object] = {
+            "pretrained_model_name_or_path": self.model,
+            "train_data_dir": self.root / "train",
+            "resolution": 64,
+            "output_dir": out,
+            "output_name": "dog",
+            "caption_extension": ".txt",
+            "use_safetensors": True,
+            "max_data_loader_n_workers": 0,
+            "learning_rate": 1e-3,
+            "seed": 1,
+            **flags,
+        }
+        words: list[str] = []
+        for name, value in chosen.items():
+            if value is True:
+                words.append(f"--{name}")
+            elif isinstance(value, list):
+                words += [f"--{name}", *map(str, value)]
+            elif value is not None and value is not False:
+                words.append(f"--{name}={value}")
+        return words
+
+
+def make_world(root: Path) -> World:
+    """Write the miniature and the pictures."""
+    tiny.write_single_file(root / "sd1.safetensors", "sd1")
+    tiny.write_pictures(root / "train" / "2_sks dog", 3, size=(80, 64))
+    tiny.write_pictures(root / "train" / "1_zwx cat", 2, size=(64, 96), seed=3)
+    tiny.write_pictures(root / "reg" / "1_dog", 3, seed=9)
+    caption = root / "train" / "2_sks dog" / "picture_00.txt"
+    caption.write_text("a photo of sks dog, grass, sky, sun", encoding="utf-8")
+    return World(root)
+
+
+def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
+    """Run train_db.py's recipe with these arguments in this process."""
+    capsys.readouterr()
+    with recorded_losses() as losses:
+        code = run_recipe(train_db.trained_parts, arguments)
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err, losses)
+
+
+@contextmanager
+def recorded_losses() -> Iterator[dict[int, float]]:
+    """Collect what goes to the trackers as `loss`, and forget accelerate's process-wide state before and after."""
+    from accelerate.state import AcceleratorState
+
+    losses: dict[int, float] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Run, "log", lambda self, values, step: losses.update({step: values["loss"]} if "loss" in values else {})
+        )
+        AcceleratorState._reset_state(True)
+        try:
+            yield losses
+        finally:
+            AcceleratorState._reset_state(True)
+
+
+def assert_equal_files(first: Path, second: Path) -> None:
+    """Both hold the same tensors, bit for bit."""
+    one, other = load_file(first), load_file(second)
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different[:5]

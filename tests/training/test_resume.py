@@ -1,0 +1,51 @@
+"""N+M steps equal N, save_state, resume, M: losses and final file, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.running import World, assert_equal_files, make_world, run
+
+# 6 + 2 training samples and 8 of regularisation in batches of 3: 6 batches, 3 steps of 2 an epoch; step 4 is in epoch 2
+COMMON = {
+    "train_batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "max_train_steps": 7,
+    "save_every_n_steps": 4,
+    "save_state": True,
+}
+CASES = {
+    "pixels, every augmentation": {"flip_aug": True, "color_aug": True, "random_crop": True, "shuffle_caption": True},
+    "latents in memory": {"cache_latents": True, "flip_aug": True, "vae_batch_size": 2},
+    "latents on disk, buckets": {
+        "cache_latents_to_disk": True, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8,
+    },
+    "workers": {"max_data_loader_n_workers": 2, "persistent_data_loader_workers": True, "flip_aug": True},
+    "8-bit, cosine, text encoder stops": {
+        "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 5,
+        "learning_rate_te": 1e-4,
+    },
+    "text encoder already stopped": {"stop_text_encoder_training": 2, "caption_dropout_rate": 0.3, "noise_offset": 0.1},
+    "bf16 weights": {"mixed_precision": "bf16", "full_bf16": True, "min_snr_gamma": 5},
+    "schedule-free": {"optimizer_type": "AdamWScheduleFree"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {**COMMON, **CASES[case], "reg_data_dir": world.root / "reg"}
+    whole = run(world.arguments(tmp_path / "whole", **flags), capsys)
+    assert whole.code == 0, whole.err
+    state = tmp_path / "whole" / "dog-step00000004-state"
+    rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
+    assert rest.code == 0, rest.err
+    assert sorted(whole.losses) == [1, 2, 3, 4, 5, 6, 7] and sorted(rest.losses) == [5, 6, 7]
+    assert rest.losses == {step: whole.losses[step] for step in rest.losses}
+    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
