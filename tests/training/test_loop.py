@@ -130,7 +130,7 @@ def test_a_step_does_not_depend_on_how_its_samples_are_split(dataset: TrainingDa
 
 
 def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: TrainingDataset, model_file: Path) -> None:
-    """Written out once more, sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation pictures."""
+    """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation pictures."""
     model = load_model(read_header(model_file))
     objective: Objective[torch.Tensor] = Objective(model.family.process, "epsilon", 0, 1000, min_snr_gamma=5.0)
     losses = SampleLosses(model, model.text_encoder, model.vae, objective, 5, None, torch.device("cpu"))
