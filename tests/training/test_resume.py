@@ -49,3 +49,21 @@ def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsy
     assert sorted(whole.losses) == [1, 2, 3, 4, 5, 6, 7] and sorted(rest.losses) == [5, 6, 7]
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
+
+
+def test_the_state_of_an_epochs_end_goes_on_with_the_next(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"train_batch_size": 3, "max_train_epochs": 3, "save_every_n_epochs": 1, "save_state": True}
+    whole = run(world.arguments(tmp_path / "whole", **flags), capsys)
+    state = tmp_path / "whole" / "dog-000002-state"
+    rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
+    assert rest.code == 0, rest.err
+    assert rest.losses == {step: whole.losses[step] for step in (7, 8, 9)}
+    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
+    # and the state of the end goes on when the run is made longer
+    longer = run(world.arguments(tmp_path / "longer", **{**flags, "max_train_epochs": 4}), capsys)
+    more = {**flags, "max_train_epochs": 4, "resume": tmp_path / "whole" / "dog-state"}
+    last = run(world.arguments(tmp_path / "more", **more), capsys)
+    assert last.losses == {step: longer.losses[step] for step in (10, 11, 12)}
+    assert_equal_files(tmp_path / "longer" / "dog.safetensors", tmp_path / "more" / "dog.safetensors")

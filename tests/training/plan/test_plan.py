@@ -1,0 +1,133 @@
+"""The plan: what is decided from options, files and machine before a weight is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from library.options.mistakes import UserError
+from library.options.parse import parse
+from library.training.plan.plan import Plan, decide
+from library.training.plan.text import describe
+from tests import tiny
+from tests.training.running import World, make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def plan_of(world: World, out: Path, **flags: object) -> Plan:
+    return decide(parse(world.arguments(out, **flags)))
+
+
+def mistakes_of(world: World, out: Path, **flags: object) -> list[str]:
+    with pytest.raises(UserError) as raised:
+        plan_of(world, out, **flags)
+    return [mistake.what for mistake in raised.value.mistakes]
+
+
+# 3 pictures x 2 + 2 pictures x 1 = 8 samples; batches of 3 give 3 batches, windows of 2 give 2 steps
+@pytest.mark.parametrize(
+    ("flags", "steps", "epochs", "because"),
+    [
+        ({"max_train_epochs": 5}, 10, 5, "--max_train_epochs"),
+        ({"max_train_steps": 7}, 7, 4, "--max_train_steps"),
+        ({"max_train_epochs": 5, "max_train_steps": 7}, 10, 5, "beats --max_train_steps 7"),
+        ({}, 1600, 800, "the default"),
+        ({"max_train_epochs": 0}, 1600, 800, "the default"),
+    ],
+)
+def test_length(flags: dict[str, object], steps: int, epochs: int, because: str, world: World, tmp_path: Path) -> None:
+    length = plan_of(world, tmp_path, train_batch_size=3, gradient_accumulation_steps=2, **flags).duration
+    assert (length.steps, length.epochs, length.steps_per_epoch, length.batches_per_epoch) == (steps, epochs, 2, 3)
+    assert because in length.because
+
+
+def test_regularisation_doubles_the_epoch_and_is_told(world: World, tmp_path: Path) -> None:
+    plan = plan_of(world, tmp_path, reg_data_dir=world.root / "reg")
+    assert plan.duration.batches_per_epoch == 16
+    text = describe(plan)
+    assert "3 samples for 8 training samples; repeated to 8; ratio 1.00 : 1" in text
+
+
+def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path) -> None:
+    flags = {"save_every_n_epochs": 1, "max_train_epochs": 3, "save_state": True, "stop_text_encoder_training": 9}
+    text = describe(plan_of(world, tmp_path, **flags, learning_rate=2e-6, learning_rate_te=1e-6))
+    for expected in (
+        "Stable Diffusion 1.x",
+        '2_sks dog: 3 pictures x 2 = 6 samples, training, 1 captions from files, 2 from the folder name ("sks dog")',
+        "of 75 tokens",
+        "64x64: 8",
+        "U-Net (3.5 M parameters) at 2e-06",
+        "at 1e-06, until step 9",
+        "24 optimiser steps = 3 epochs of 8 (--max_train_epochs)",
+        "seed 1",
+        str(tmp_path / "dog.safetensors"),
+        "dog-000001.safetensors, dog-000002.safetensors",
+        "dog-state",
+        "disk: up to",
+    ):
+        assert expected in text, f"{expected}\n---\n{text}"
+
+
+def test_a_caption_beyond_the_limit_is_named(tmp_path: Path, world: World) -> None:
+    tiny.write_pictures(tmp_path / "train" / "1_dog", 2)
+    (tmp_path / "train" / "1_dog" / "picture_01.txt").write_text("dog " * 100, encoding="utf-8")
+    (tmp_path / "train" / "1_dog" / "picture_00.txt").write_text("dog " * 75, encoding="utf-8")
+    plan = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train")
+    assert plan.pictures.captions.longest == 100
+    assert [path.name for path in plan.pictures.captions.cut] == ["picture_01.png"]
+    assert "1 are cut at 75 tokens" in describe(plan)
+    longer = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train", max_token_length=150)
+    assert longer.pictures.captions.limit == 150 and not longer.pictures.captions.cut
+
+
+def test_memory_and_disk_are_counted(world: World, tmp_path: Path) -> None:
+    """AdamW: weights, gradients and two moments of 4 bytes each for what is trained; 4 bytes for the VAE."""
+    plan = plan_of(world, tmp_path, max_train_epochs=3, save_every_n_epochs=1, save_precision="fp16", save_state=True)
+    sizes, costs = plan.source.sizes, plan.costs
+    trained = sizes.unet + sizes.text_encoder
+    assert costs.training == 16 * trained + 4 * sizes.vae
+    assert costs.model_file == 2 * (trained + sizes.vae)
+    assert costs.disk == 3 * costs.model_file + 3 * 12 * trained
+
+
+def test_workers(world: World, tmp_path: Path) -> None:
+    assert plan_of(world, tmp_path, max_data_loader_n_workers=64).workers <= 8
+    assert plan_of(world, tmp_path, max_data_loader_n_workers=4, cache_latents=True).workers == 0
+
+
+def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.training.running import run
+
+    flags: dict[str, object] = {"max_train_steps": 2, "save_state_on_train_end": True, "seed": None}
+    assert run(world.arguments(tmp_path, **flags), capsys).code == 0
+    state = tmp_path / "dog-state"
+    go_on = {**flags, "resume": state, "max_train_steps": 4}
+    plan = plan_of(world, tmp_path, **go_on)
+    assert plan.resume is not None and plan.resume.progress.step == 2
+    assert str(plan.seed) == plan.resume.identity["seed"]
+    assert any("2 steps are done" in what for what in mistakes_of(world, tmp_path, **{**go_on, "max_train_steps": 2}))
+    told = mistakes_of(world, tmp_path, **{**go_on, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
+    assert len(told) == 4 and all(str(state) in what for what in told)
+    (told_data,) = mistakes_of(world, tmp_path, **{**go_on, "reg_data_dir": world.root / "reg"})
+    assert "the data" in told_data
+    (told_none,) = mistakes_of(world, tmp_path, **{**go_on, "resume": tmp_path})
+    assert "no training state" in told_none
+
+
+def test_flags_the_family_has_no_use_for_are_refused(world: World, tmp_path: Path) -> None:
+    assert mistakes_of(world, tmp_path, write_inference_yaml=True) == [
+        "--write_inference_yaml has no meaning for Stable Diffusion 1.x"
+    ]
+    (told,) = mistakes_of(world, tmp_path, v2=True)
+    assert told.startswith("--v2, but") and "Stable Diffusion 1.x" in told
+
+
+def test_several_processes_are_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (told,) = mistakes_of(world, tmp_path)
+    assert "2 processes" in told
