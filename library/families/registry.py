@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
 from library.families import foreign
 from library.families.family import Family, Model, SaveAs
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 __all__ = [
-    "FAMILIES", "detect", "find_model", "load_model", "noted_prediction", "save_model", "write_inference_yaml",
+    "FAMILIES", "CheckpointError", "Header", "detect", "find_model", "load_model", "noted_prediction", "open_model",
+    "save_model", "write_inference_yaml",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2)
@@ -32,6 +34,12 @@ def detect(header: Header) -> Family:
         if family.recognise(header):
             return family
     raise CheckpointError(f"{header.path}: {foreign.explain(header)}")
+
+
+def open_model(name: str) -> tuple[Header, Family]:
+    """Header and family of the model that `name` means (see find_model). Raises CheckpointError."""
+    header = read_header(find_model(name))
+    return header, detect(header)
 
 
 def load_model(

@@ -42,7 +42,8 @@ def make_unet(config: Mapping[str, Any]) -> nn.Module:
     """diffusers' UNet2DConditionModel, without weights if made on the meta device."""
     from diffusers import UNet2DConditionModel
 
-    module: nn.Module = UNet2DConditionModel(**config)
+    make: Any = UNet2DConditionModel  # its decorators hide its type
+    module: nn.Module = make(**config)
     return module
 
 

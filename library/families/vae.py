@@ -32,7 +32,8 @@ def make_vae(config: Mapping[str, Any]) -> nn.Module:
     """diffusers' AutoencoderKL, without weights if made on the meta device."""
     from diffusers import AutoencoderKL
 
-    module: nn.Module = AutoencoderKL(**config)
+    make: Any = AutoencoderKL  # its decorators hide its type
+    module: nn.Module = make(**config)
     return module
 
 
@@ -48,7 +49,8 @@ def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator
         raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}")
     with torch.no_grad():
         posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
-    mean, deviation = posterior.mean.float(), posterior.std.float()
+    mean: Tensor = posterior.mean.float()
+    deviation: Tensor = posterior.std.float()
     noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
     return mean + deviation * noise.to(mean.device)
 

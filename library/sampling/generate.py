@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoints.files import read_header
-from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family, Model
-from library.families.registry import detect, find_model, noted_prediction
+from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.sampling.command import GenerateOptions, defaults
@@ -46,8 +46,7 @@ def decide(options: GenerateOptions) -> Job:
     requests = _requests(options, mistakes)
     header, family, vae = None, None, None
     try:
-        header = read_header(find_model(options.ckpt or ""))
-        family = detect(header)
+        header, family = open_model(options.ckpt or "")
         vae = find_model(options.vae) if options.vae else None
         family.sizes(header, vae)
     except CheckpointError as error:
@@ -121,8 +120,7 @@ def _make_outdir(folder: Path) -> None:
 
 def load(options: GenerateOptions, job: Job) -> Model:
     """The model on its device, in the precision asked for. Raises UserError."""
-    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # remarks that no user can act on
-        os.environ.setdefault(variable, "error")
+    _quiet_libraries()
     import torch
 
     dtype = torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else torch.float32
@@ -140,6 +138,14 @@ def load(options: GenerateOptions, job: Job) -> Model:
     if options.no_half_vae:
         model.vae.to(torch.float32)
     return model
+
+
+def _quiet_libraries() -> None:
+    """Remarks that no user can act on are not shown. Must run before the libraries are imported."""
+    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
 
 
 def write_pictures(options: GenerateOptions, job: Job, model: Model) -> list[Path]:

@@ -76,7 +76,7 @@ def _draw(
     context = context.to(device=unet.device, dtype=unet.dtype)
     scheduler.set_timesteps(request.steps, device=unet.device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
-    latents = torch.randn(shape, generator=generator).to(unet.device) * scheduler.init_noise_sigma
+    latents: Tensor = torch.randn(shape, generator=generator).to(unet.device) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
     for done, timestep in enumerate(scheduler.timesteps, start=1):

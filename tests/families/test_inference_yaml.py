@@ -10,6 +10,7 @@ from library.families.inference_yaml import inference_yaml, write_inference_yaml
 from library.families.registry import load_model
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_diffusers_builds_the_same_modules_from_it(files, prediction):
     from diffusers.loaders import single_file_utils as peer

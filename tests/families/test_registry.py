@@ -10,7 +10,7 @@ import pytest
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
-from library.families.registry import FAMILIES, detect, find_model, noted_prediction
+from library.families.registry import FAMILIES, detect, find_model, noted_prediction, open_model
 from tests import tiny
 
 
@@ -24,6 +24,11 @@ def header(*names: str, kind: str = "safetensors", configs=None, **shapes: tuple
 def test_files_and_folders_are_recognised(files, family):
     assert detect(read_header(files[family])).name == family
     assert detect(read_header(files[f"{family} folder"])).name == family
+
+
+def test_a_model_is_opened_by_its_name(files):
+    opened, family = open_model(str(files["sd2"]))
+    assert opened.path == files["sd2"] and family.name == "sd2"
 
 
 def test_every_family_recognises_only_its_own(files):

@@ -17,6 +17,9 @@ from library.sampling.prompts import PictureRequest
 from library.sampling.samplers import SAMPLERS, make_scheduler
 from tests import tiny
 
+# diffusers' and numpy's remarks about their own future
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
 REQUEST = PictureRequest("a photo of sks dog", "blurry", width=64, height=72, steps=4)
 
 
