@@ -64,7 +64,8 @@ def describe_machine(environment: Mapping[str, str] | None = None) -> Machine:
             return Machine("cuda", card.name, card.memory_bytes, card.capability, has_xformers, cpus, memory, build)
         if sys.platform == "darwin" and platform.machine() == "arm64" and build.version:
             return Machine("mps", "Apple GPU", None, None, has_xformers, cpus, memory, build)
-    return Machine("cpu", platform.processor() or platform.machine(), None, None, has_xformers, cpus, memory, build)
+    name = f"CPU ({platform.processor() or platform.machine()})"
+    return Machine("cpu", name, None, None, has_xformers, cpus, memory, build)
 
 
 def cpu_is_forced(environment: Mapping[str, str]) -> bool:
