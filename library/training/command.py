@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
-from library.training.plan.plan import Plan, decide
-from library.training.plan.text import describe
 from library.training.run import quiet_libraries
 
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.training.parts import Part
+    from library.training.plan.plan import Plan
 
-ChooseParts = Callable[["Model", Plan], "Sequence[Part]"]
+ChooseParts = Callable[["Model", "Plan"], "Sequence[Part]"]
 
 
 def run_recipe(choose_parts: ChooseParts, arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +50,9 @@ def _run(choose_parts: ChooseParts, arguments: Sequence[str]) -> None:
             raise UserError(parsed.mistakes)
         print(f"options written to {write_config(parsed.options)}")
         return
+    from library.training.plan.plan import decide  # --help and --output_config need none of it
+    from library.training.plan.text import describe
+
     plan = decide(parsed)
     print(describe(plan), flush=True)
     if plan.options.dataset.debug_dataset:
