@@ -6,6 +6,7 @@ miniature takes the path of the real model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes
+from library.families.sd_configs import read_configs
 from library.objective.process import ForwardProcess, Prediction
 
 if TYPE_CHECKING:
@@ -108,14 +110,22 @@ def noted_prediction(header: Header) -> Prediction | None:
 
 
 def sizes(variant: Variant, source: Header, vae: Path | str | None = None) -> PartSizes:
-    """Parameters of each part, from headers only. CheckpointError for a key without a place or a missing part."""
+    """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
     wanted = ("unet", "text_encoder") if vae is not None else ("unet", "vae", "text_encoder")
     split = sd_layout.to_diffusers(TensorReader(source), variant.layout, wanted)
     parts = split.parts if vae is None else {**split.parts, "vae": read_vae(vae).tensors}
+    parts["text_encoder"] = without_text_model(parts["text_encoder"])
+    # to refuse now what would not load
+    read_configs(variant, family_of(variant), source, parts, "epsilon", foreign_vae=vae is not None)
     return PartSizes(
         **{name: _count(parts[name]) for name in ("unet", "text_encoder", "vae")},
         kept_bytes=sum(tensor.info.nbytes for tensor in split.kept.values()),
     )
+
+
+def without_text_model(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """A text encoder's tensors as transformers 5 names them, from the names of files."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
 
 
 def _count(tensors: dict[str, LazyTensor]) -> int:

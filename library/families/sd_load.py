@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.family import Family, Model
-from library.families.sd import Variant, noted_prediction
-from library.families.shapes import Shapes
+from library.families.sd import Variant, noted_prediction, without_text_model
+from library.families.sd_configs import read_configs
 from library.objective.process import Prediction
 
 Tensors = Mapping[str, LazyTensor]
@@ -46,15 +46,17 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
         alone = read_vae(options.vae)
         parts["vae"] = alone.tensors
         notes += [f"VAE from {options.vae}", *alone.notes]
-    text = {name.removeprefix("text_model."): tensor for name, tensor in parts["text_encoder"].items()}
+    parts["text_encoder"] = without_text_model(parts["text_encoder"])
     prediction = options.prediction or noted_prediction(source) or "epsilon"
-    configs = read_configs(variant, family, source, parts["unet"], parts["vae"], text, prediction)
+    configs = read_configs(variant, family, source, parts, prediction, foreign_vae=options.vae is not None)
     filler = Filler(str(source.path), options.dtype or torch.float32, options.device)
     model = Model(
         family=family,
         unet=filler.fill("U-Net", unet.make_unet, configs["unet"], parts["unet"]),
         vae=filler.fill("VAE", vae.make_vae, configs["vae"], parts["vae"]),
-        text_encoder=filler.fill("text encoder", clip_text.make_text_encoder, configs["text_encoder"], text),
+        text_encoder=filler.fill(
+            "text encoder", clip_text.make_text_encoder, configs["text_encoder"], parts["text_encoder"]
+        ),
         tokenizer=family.tokenizer(source, options.tokenizer_cache_dir),
         prediction=prediction,
         source=source,
@@ -106,84 +108,3 @@ class Filler:
                     f"{self.where}: tensor {name} of its {part} has the shape {tensors[name].shape}, where the rest of "
                     f"the file asks for {tuple(tensor.shape)}. The file is damaged or not of this kind."
                 )
-
-
-def read_configs(
-    variant: Variant,
-    family: Family,
-    source: Header,
-    unet_tensors: Tensors,
-    vae_tensors_: Tensors,
-    text_tensors: Tensors,
-    prediction: Prediction,
-) -> dict[str, dict[str, Any]]:
-    """The arguments of the three modules, read from the tensors; a diffusers folder's config.json files must agree."""
-    try:
-        configs = {
-            "unet": unet.unet_config(_shapes(unet_tensors), heads=variant.heads, head_size=variant.head_size),
-            "vae": vae.vae_config(_shapes(vae_tensors_), variant.scale),
-            "text_encoder": clip_text.text_config(_shapes(text_tensors), variant.activation),
-        }
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{source.path}: its sizes cannot be read ({error}). The file is not whole.") from error
-    side = family.preview[prediction][0] // family.latent.stride
-    configs["unet"]["sample_size"] = source.configs.get("unet", {}).get("sample_size", side)
-    configs["unet"]["upcast_attention"] = source.configs.get("unet", {}).get("upcast_attention", variant.linear)
-    configs["vae"]["sample_size"] = source.configs.get("vae", {}).get("sample_size", side * family.latent.stride)
-    _check_sizes(family, variant, source, configs)
-    for part, config in configs.items():
-        _compare(source, part, config)
-    return configs
-
-
-def _shapes(tensors: Tensors) -> Shapes:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _check_sizes(family: Family, variant: Variant, source: Header, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    unet_config, vae_config, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    faults = []
-    if vae_config["latent_channels"] != family.latent.channels or 2 ** (len(vae_config["block_out_channels"]) - 1) != (
-        family.latent.stride
-    ):
-        faults.append("its VAE has other latents")
-    if unet_config["cross_attention_dim"] != text["hidden_size"]:
-        faults.append(
-            f"its U-Net takes text states of width {unet_config['cross_attention_dim']}, its text encoder gives "
-            f"{text['hidden_size']}"
-        )
-    step = variant.heads or variant.head_size or 1
-    if any(width % step for width in unet_config["block_out_channels"]) or text["hidden_size"] % clip_text.HEAD_SIZE:
-        faults.append("its widths cannot be divided into attention heads")
-    if faults:
-        raise CheckpointError(f"{source.path}: not a model of {family.title}: {'; '.join(faults)}.")
-
-
-# config.json entries that the tensors (and the rule for heads) decide as well
-_COMPARED = {
-    "unet": ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim",
-             "use_linear_projection", "attention_head_dim"),
-    "vae": ("latent_channels", "block_out_channels", "layers_per_block", "scaling_factor"),
-    "text_encoder": ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act"),
-}  # fmt: skip
-
-
-def _compare(source: Header, part: str, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where a diffusers folder's config.json says other than its tensors."""
-    written = source.configs.get(part, {})
-    levels = len(config.get("block_out_channels", ()))
-    for key in _COMPARED[part]:
-        if written.get(key) is None:
-            continue
-        said, read = written[key], config[key]
-        if key == "attention_head_dim":  # one number stands for as many equal ones
-            said, read = _per_level(said, levels), _per_level(read, levels)
-        if said != read:
-            raise CheckpointError(
-                f"{source.path / part / 'config.json'}: says {key} = {written[key]}, but the weights beside it "
-                f"are of a model with {config[key]}. Get the folder again, or repair the file."
-            )
-
-
-def _per_level(value: int | Sequence[int], levels: int) -> list[int]:
-    return [value] * levels if isinstance(value, int) else list(value)

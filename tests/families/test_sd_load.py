@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.lazy import LazyTensor
-from library.families import sd_load
 from library.families.registry import detect, load_model
+from library.families.sd_configs import read_configs
 from library.families.vae import decode_latents, encode_images
 from tests import tiny
 
@@ -192,8 +193,18 @@ def test_a_folder_whose_config_contradicts_its_weights_is_refused(files, part, k
     configs = {name: dict(config) for name, config in header.configs.items()}
     configs[part][key] = value
     wrong = Header(header.path, header.kind, header.tensors, header.metadata, configs, header.places)
-    with pytest.raises(CheckpointError, match=rf"config\.json.*{key} = {value}"):
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{key} = {value}") as told:
         load_model(wrong)
+    with pytest.raises(CheckpointError, match=re.escape(str(told.value))):
+        detect(wrong).sizes(wrong)  # known before a weight is loaded
+
+
+def test_a_folders_vae_config_says_nothing_of_another_vae(files, tmp_path):
+    header = read_header(files["sd1 folder"])
+    configs = dict(header.configs) | {"vae": {"layers_per_block": 7}}
+    other = Header(header.path, header.kind, header.tensors, header.metadata, configs, header.places)
+    vae = tiny.write_vae_file(tmp_path / "vae.safetensors")
+    assert same_weights(load_model(other, vae=vae), tiny.diffusers_modules("sd1", 5), ("vae",))
 
 
 def test_a_tensor_too_few_or_of_another_shape_is_named(files):
@@ -258,10 +269,7 @@ def test_the_real_models_are_read_with_their_published_configurations(files, fam
     }
     header = Header(read_header(files[family]).path, "safetensors", {})
     known = detect(read_header(files[family]))
-    variant = known.load.args[0]
-    configs = sd_load.read_configs(
-        variant, known, header, tensors["unet"], tensors["vae"], tensors["text_encoder"], "epsilon"
-    )
+    configs = read_configs(known.load.args[0], known, header, tensors, "epsilon")
     for part in ("unet", "vae"):
         for key, value in configs[part].items():
             if key not in ("sample_size", "upcast_attention"):
