@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
 
@@ -29,16 +27,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory (called by torch's DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        pinned = {name: value.pin_memory() for name, value in tensors.items() if hasattr(value, "pin_memory")}
+        return replace(self, **pinned)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """A copy with every tensor on `device`; dtypes stay."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not isinstance(value, tuple):
-                changed[field.name] = change(value)
-        return replace(self, **changed)

@@ -77,7 +77,7 @@ class Loop:
         for request, batch in window:
             with self.accelerator.autocast():
                 losses = self.losses(batch)
-            share = window_share(losses, batch.weights, request.window_samples)
+            share = window_share(losses, batch.weights.to(losses.device), request.window_samples)
             self.accelerator.backward(share)
             loss = loss + share.detach()
             sample_losses.append(losses.detach())

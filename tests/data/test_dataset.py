@@ -77,8 +77,6 @@ def test_a_batch_holds_what_the_request_says(tmp_path: Path) -> None:
     assert batch.sample_index.tolist() == [30, 31] and batch.sample_index.dtype == torch.int64
     assert batch.captions == ("a, b, c, d0", "a, b, c, d4")
     assert batch.paths == (str(tmp_path / "0.png"), str(tmp_path / "4.png"))
-    moved = batch.to("meta")
-    assert moved.pixels is not None and moved.pixels.is_meta and moved.paths == batch.paths and moved.latents is None
 
 
 def test_draws_belong_to_epoch_picture_and_repeat(tmp_path: Path) -> None:
