@@ -1,0 +1,182 @@
+"""README and docs/ say what is so: flags, files, tables, tests and messages that they name are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gen_img
+import train_db
+from library.options import parse, render
+from library.options.later import LATER
+from library.options.recipes import FLAGS
+from library.sampling import command as drawing
+from library.training import command
+from library.training.optimizer_table import OPTIMIZERS
+from library.training.schedules import SCHEDULES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+
+# Flags of other programs that the pages name, and the options that stand in a prompt.
+FOREIGN = {"help", "name", "num_processes"}
+IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def tables(page: str) -> Iterator[list[list[str]]]:
+    """Every table of a page: rows of cells, the head first."""
+    rows: list[list[str]] = []
+    for line in [*text(page).splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif rows:
+            yield [rows[0], *rows[2:]]
+            rows = []
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language, without the indentation of the list that they may stand in."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text(page), re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+def anchors(page: str) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_page_of_options_is_rendered_from_the_options() -> None:
+    assert text("docs/options.md") == render.docs_page(), "python -m library.options.render > docs/options.md"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / name if name else ROOT / page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.resolve().relative_to(ROOT).as_posix()), target
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", text("README.md")))
+    assert linked == set(PAGES) - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_is_one(page: str) -> None:
+    aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
+    known = {*FLAGS, *LATER, *aliases, *drawing.FLAGS, *FOREIGN, *IN_PROMPTS}
+    assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z]\w*)", text(page))) - known)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_of_the_project_that_is_named_exists(page: str) -> None:
+    named = re.findall(r"`((?:library|tests|examples|docs|networks|tools|benchmarks)/[\w/.]*)", text(page))
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_two_commands_are_there() -> None:
+    rows = next(tables("README.md"))[1:]
+    commands = [command.strip("`").removeprefix("./") for row in rows for command in row[1:]]
+    assert commands == ["first_run.sh", "first_run.bat", "run_tests.sh", "run_tests.bat"]
+    assert all((ROOT / command).is_file() for command in commands)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+def test_commands_can_be_typed_as_they_stand(page: str) -> None:
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    for line in lines:
+        _, script, *words = shlex.split(line)
+        if script == "gen_img.py":
+            drawing.parse(words)
+            continue
+        assert script == "train_db.py", line
+        told = [mistake.what for mistake in parse.parse(words).mistakes]
+        if "--config_file" in words:  # the reader's own file, which is not here
+            told = [what for what in told if "there is no such file" not in what and "is not set" not in what]
+        assert not told, line
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")])
+def test_files_of_options_are_without_a_mistake(page: str, tmp_path: Path) -> None:
+    for block in blocks(page, "toml"):
+        (tmp_path / "page.toml").write_text(block, encoding="utf-8")
+        parsed = parse.parse(["--config_file", str(tmp_path / "page.toml")])
+        assert parsed.mistakes == () and parsed.notes == ()
+
+
+def test_every_difference_names_a_test_that_exists() -> None:
+    for rows in tables("docs/differences.md"):
+        for row in rows[1:]:
+            assert len(row) == len(rows[0]) and all(row), row
+            named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row[-1])
+            assert named, row
+            for path, name in named:
+                assert re.search(rf"^def {name}\(", text(path), re.MULTILINE), f"{path}::{name}"
+
+
+def number(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def test_the_tables_of_optimisers_and_schedules_are_those_of_the_program() -> None:
+    optimizers, schedules = tables("docs/optimizers.md")
+    assert optimizers[1:] == [
+        [
+            row.name,
+            f"`{row.path}`",
+            row.install.removeprefix("pip install ") or "-",
+            number(4 * row.state_tensors + row.state_bytes),
+            " ".join(f"{name}={value}" for name, value in row.defaults.items()) or "-",
+        ]
+        for row in OPTIMIZERS
+    ]
+    names = {"half_cycles": "lr_scheduler_num_cycles"}  # what diffusers counts in halves
+    assert schedules[1:] == [
+        [
+            row.name,
+            f"`{row.path}`",
+            ", ".join(f"`--{names.get(option, option)}`" for option in row.takes if option != "total") or "-",
+        ]
+        for row in SCHEDULES
+    ]
+
+
+def test_messages_are_those_of_the_program() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "library").rglob("*.py")))
+    messages = [row[0].strip("`") for rows in tables("docs/mistakes.md") for row in rows[1:]]
+    assert messages and not [message for message in messages if message not in sources]
+
+
+def test_flags_of_gen_img_are_all_described() -> None:
+    described = set(re.findall(r"`--(\w+)`", "\n".join(row[0] for rows in tables("docs/sampling.md") for row in rows)))
+    assert described == set(drawing.FLAGS)
+
+
+def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/mistakes.md: 2 for mistakes of the user, nothing to train on included; 130 when interrupted."""
+    (tmp_path / "train").mkdir()
+    words = ["--train_data_dir", str(tmp_path / "train"), "--resolution", "64", "--output_dir", str(tmp_path / "out")]
+    words += ["--pretrained_model_name_or_path", str(tmp_path / "gone.safetensors")]
+    assert command.run_recipe(train_db.trained_parts, words) == 2
+    told = capsys.readouterr().err
+    assert "holds no folder like" in told and "gone.safetensors" in told and "Traceback" not in told
+    assert gen_img.main([]) == 2
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "parse", interrupted)
+    assert command.run_recipe(train_db.trained_parts, words) == 130
