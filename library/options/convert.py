@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -106,8 +107,15 @@ def _float(raw: object) -> float:
 
 
 def _steps_or_share(raw: object) -> int | float:
-    """An int is steps; a float up to 1 a share of all steps. 100.0 can only mean 100 steps; 1.0 is the whole run."""
-    value = _number(raw, "write a whole number of steps such as 100, or a share of all steps such as 0.1")
+    """An int is steps; a float up to 1, or "10%", a share of all steps. 100.0 can only mean 100 steps; 1.0 is the whole
+    run."""
+    remedy = "write a whole number of steps such as 100, or a share of all steps such as 0.1"
+    if isinstance(raw, str) and raw.strip().endswith("%"):
+        share = _number(raw.strip().removesuffix("%"), remedy) / 100
+        if share > 1:
+            raise BadValue("is more than all steps", remedy)
+        return share
+    value = _number(raw, remedy)
     if isinstance(value, int) or value == 0:
         return int(value)
     if value > 1:
@@ -120,13 +128,20 @@ def _steps_or_share(raw: object) -> int | float:
 def _text(raw: object) -> str:
     if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
         raise BadValue("is not a text", "write a text in quotes")
-    return raw if isinstance(raw, str) else str(raw)
+    return _without_nul(raw) if isinstance(raw, str) else str(raw)
 
 
 def _path(raw: object) -> Path:
     if not isinstance(raw, str):
         raise BadValue("is not a path", "write the path in quotes")
-    return Path(raw).expanduser()
+    return Path(os.path.expanduser(_without_nul(raw)))  # Path.expanduser raises for a user that is not known
+
+
+def _without_nul(text: str) -> str:
+    """No file system takes a NUL in a name."""
+    if "\0" in text:
+        raise BadValue("holds a NUL character", "write it without")
+    return text
 
 
 def _list(raw: object) -> tuple[str, ...]:

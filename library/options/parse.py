@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str
     named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
     if not named.strip():
         return
-    path = find_config_file(Path(named).expanduser())
+    path = find_config_file(Path(os.path.expanduser(named)))
     if path is None:
         mistakes.add(
             f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be left out"

@@ -94,8 +94,8 @@ class ScheduleChoice:
 
 
 def count_steps(value: int | float, total_steps: int) -> int:
-    """Optimiser steps of an option: an int, or a float from 1 on, is their number, a float below 1 a share of all."""
-    if isinstance(value, float) and value < 1:
+    """Optimiser steps of an option: an int, or a float above 1, is their number, a float up to 1 a share of all."""
+    if isinstance(value, float) and value <= 1:
         # the small term keeps 0.29 * 100 = 28.999999999999996 from losing a step
         return int(value * total_steps + 1e-6)
     return int(value)

@@ -123,7 +123,7 @@ def test_a_constant_rate_with_a_warm_up_means_constant_with_warmup_and_says_so()
         (0.29, 100, 29),
         (0.1, 1600, 160),
         (1, 100, 1),
-        (1.0, 100, 1),
+        (1.0, 100, 100),
         (20.0, 100, 20),
         (0.1, 5, 0),
     ],
