@@ -13,7 +13,8 @@ from library.checkpoints.header import CheckpointError, Header
 from library.families import foreign
 from library.families.family import Family, Model, SaveAs
 from library.families.inference_yaml import write_inference_yaml
-from library.families.sd import SD1, SD2, noted_prediction
+from library.families.sd import SD1, SD2
+from library.families.sd_variant import noted_prediction
 
 if TYPE_CHECKING:
     import torch

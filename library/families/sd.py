@@ -6,8 +6,6 @@ miniature takes the path of the real model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,33 +19,14 @@ from library.families import clip_text, unet, vae
 from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes
 from library.families.sd_configs import read_configs
-from library.objective.process import ForwardProcess, Prediction
+from library.families.sd_variant import Variant, without_text_model
+from library.objective.process import ForwardProcess
 
 if TYPE_CHECKING:
     from library.families.sd_load import LoadOptions
 
 _UNET_IN, _FOLDER_UNET_IN = "model.diffusion_model.input_blocks.0.0.weight", "unet/conv_in.weight"
 _FOLDER_TEXT = ("text_encoder/text_model.embeddings.", "text_encoder/embeddings.")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Where SD1 and SD2 differ.
-
-    `text_keys`: a single file of the variant has one of these. `linear`: the U-Net's projections in a diffusers folder
-    are Linear (SD2) and not 1x1 convolutions. Heads: `heads` at every level, else width / `head_size`.
-    """
-
-    layout: sd_layout.Layout
-    text_keys: tuple[str, ...]
-    linear: bool
-    activation: str
-    heads: int | None
-    head_size: int | None
-    tokenizer_id: str
-    pad_id: int
-    scale: float = 0.18215
-    channels: int = 4
 
 
 _SD1 = Variant(
@@ -100,15 +79,6 @@ def _channels(header: Header, name: str) -> int | None:
     return info.shape[1] if info is not None and len(info.shape) == 4 else None
 
 
-def noted_prediction(header: Header) -> Prediction | None:
-    """What the checkpoint itself says its U-Net predicts: a diffusers folder's scheduler, or modelspec metadata."""
-    noted = header.configs.get("scheduler", {}).get("prediction_type")
-    noted = noted or header.metadata.get("modelspec.prediction_type")
-    if noted in ("v", "v_prediction"):
-        return "v"
-    return "epsilon" if noted == "epsilon" else None
-
-
 def sizes(variant: Variant, source: Header, vae: Path | str | None = None) -> PartSizes:
     """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
     wanted = ("unet", "text_encoder") if vae is not None else ("unet", "vae", "text_encoder")
@@ -121,11 +91,6 @@ def sizes(variant: Variant, source: Header, vae: Path | str | None = None) -> Pa
         **{name: _count(parts[name]) for name in ("unet", "text_encoder", "vae")},
         kept_bytes=sum(tensor.info.nbytes for tensor in split.kept.values()),
     )
-
-
-def without_text_model(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """A text encoder's tensors as transformers 5 names them, from the names of files."""
-    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
 
 
 def _count(tensors: dict[str, LazyTensor]) -> int:

@@ -12,7 +12,7 @@ from library.families.family import Family
 from library.families.shapes import Shapes
 
 if TYPE_CHECKING:
-    from library.families.sd import Variant
+    from library.families.sd_variant import Variant
     from library.objective.process import Prediction
 
 Tensors = Mapping[str, LazyTensor]

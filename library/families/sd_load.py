@@ -17,8 +17,8 @@ from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.family import Family, Model
-from library.families.sd import Variant, noted_prediction, without_text_model
 from library.families.sd_configs import read_configs
+from library.families.sd_variant import Variant, noted_prediction, without_text_model
 from library.objective.process import Prediction
 
 Tensors = Mapping[str, LazyTensor]

@@ -18,7 +18,7 @@ from library.checkpoints.header import CheckpointError
 from library.checkpoints.lazy import LazyTensor, dtype_name
 from library.checkpoints.writer import refuse_nonfinite, replacing, write_ckpt, write_json, write_safetensors
 from library.families.family import Model, SaveAs
-from library.families.sd import Variant
+from library.families.sd_variant import Variant
 from library.objective.process import Prediction
 
 Tensors = Mapping[str, torch.Tensor]
