@@ -119,6 +119,8 @@ def _span(entry: Mapping[str, Any]) -> tuple[TensorInfo, int, int]:
     dtype = entry["dtype"]
     if dtype not in ITEM_SIZES:
         raise ValueError(f"unknown dtype {dtype}")
+    if any(n < 0 for n in entry["shape"]):
+        raise ValueError(f"shape {entry['shape']}")
     return TensorInfo(dtype, tuple(int(n) for n in entry["shape"])), int(start), int(end)
 
 

@@ -38,6 +38,9 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        ours = {str(place) for place in (path, temporary, *path.parents)}
+        if error.filename is not None and str(error.filename) not in ours:
+            raise  # of another file, such as the source that tensors are read from
         raise CheckpointError(_unwritten(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
@@ -161,7 +164,8 @@ def write_ckpt(
     with replacing(path) as stream:
         try:
             torch.save({"state_dict": tensors, **(extra or {})}, stream)
-        except RuntimeError as error:  # torch's zip writer hides the OSError of the stream
-            if isinstance(error.__cause__ or error.__context__, OSError):
-                raise error.__cause__ or error.__context__ or error  # noqa: B904
+        except RuntimeError as error:  # torch's zip writer may wrap the OSError of the stream
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, OSError):
+                raise cause from error
             raise OSError(errno.EIO, str(error).splitlines()[0]) from error

@@ -52,8 +52,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path: Path
             read(path)
     assert not trace.exists()
     if name != "builtins.getattr":  # that one only fetches; the others prove that the file was a real weapon
-        function, arguments = evil.call
-        function(*arguments)
+        pickle.loads(pickle.dumps(evil))
         assert trace.exists()
 
 
@@ -76,6 +75,8 @@ def lightning(monkeypatch: pytest.MonkeyPatch) -> type:
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     kind = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = kind  # type: ignore[attr-defined]
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": module.__name__})  # type: ignore[attr-defined]
+    kind.settings = module.AttributeDict(lr=0.5)  # type: ignore[attr-defined]
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -94,6 +95,7 @@ def test_what_trainers_leave_in_published_files_is_let_through(
         "epoch": 6,
         "callbacks": {lightning: {"monitor": "val/loss", "best": numpy.float64(0.5), "object": callback}},
         "hyper_parameters": argparse.Namespace(lr=1e-4, betas=(0.9, 0.999)),
+        "settings": lightning.settings,  # type: ignore[attr-defined]
         "counts": collections.defaultdict(int, {"a": 1}),
         "kinds": [int, dict, numpy.dtype("float32")],
     }

@@ -194,3 +194,12 @@ for write in (write_safetensors, write_ckpt):
 """
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_a_source_that_cannot_be_read_is_not_blamed_on_the_target(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "source", {"a": torch.ones(2)})
+    reader = open_tensors(tmp_path / "source")
+    (tmp_path / "source").unlink()
+    with pytest.raises(FileNotFoundError, match="source"):
+        write_safetensors(tmp_path / "m", {"a": LazyTensor(TensorInfo("F32", (2,)), lambda: reader.get("a"))})
+    assert os.listdir(tmp_path) == []

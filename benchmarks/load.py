@@ -1,0 +1,192 @@
+"""How long a full-size SD1.5 file (fp16, 2.1 GB) takes to become an fp32 model, and how much memory at the peak.
+
+    python benchmarks/load.py [--runs 5] [--file model.safetensors]
+
+Without --file, one with random weights is made in a temporary folder (10 s, 2.1 GB of disk). It is read once so that it
+lies in the page cache; then every figure comes from a process of its own, after one that is not counted. The clock
+starts when all imports are done. "tensors" is the file to named fp32 tensors; "model" is the file to U-Net, VAE and
+text encoder.
+
+Memory is anonymous memory (RssAnon of /proc/self/status, sampled every 2 ms in runs of their own) over what it was
+after the imports: pages of the mapped file are the page cache's and can be dropped by the system at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def make_file(path: Path) -> None:
+    """Write SD1.5's 1130 tensors with random values, fp16, original layout; one tensor in memory at a time."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from library.checkpoints.header import TensorInfo
+    from library.checkpoints.lazy import LazyTensor
+    from library.checkpoints.sd_layout import SD1, to_original
+    from library.checkpoints.writer import write_safetensors
+
+    with torch.device("meta"):
+        modules: dict[str, Any] = {
+            "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+            "vae": AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+                latent_channels=4,
+            ),
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+            ),
+        }
+
+    def random_tensor(shape: tuple[int, ...]) -> LazyTensor:
+        def load() -> torch.Tensor:
+            return torch.randint(-2000, 2000, shape, dtype=torch.int16).to(torch.float16) / 65536
+
+        return LazyTensor(TensorInfo("F16", shape), load)
+
+    parts = {
+        part: {name: random_tensor(tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+        for part, module in modules.items()
+    }
+    write_safetensors(path, to_original(parts, {}, SD1).tensors)
+
+
+def load_tensors(path: Path) -> tuple[object, int]:
+    """The file as named fp32 tensors, and their bytes."""
+    import torch
+
+    from library.checkpoints.files import open_tensors
+    from library.checkpoints.loading import load_tensors
+    from library.checkpoints.sd_layout import SD1, to_diffusers
+
+    split = to_diffusers(open_tensors(path), SD1)
+    parts = {part: load_tensors(tensors, torch.float32) for part, tensors in split.parts.items()}
+    return parts, sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+
+
+def load_model(path: Path) -> tuple[object, int]:
+    """The file as the model that is trained, fp32, and the bytes of its parameters."""
+    import torch
+
+    from library.checkpoints.files import read_header
+    from library.families import registry
+
+    model = registry.load_model(read_header(path), dtype=torch.float32)
+    modules = (model.unet, model.vae, model.text_encoder)
+    return model, sum(parameter.nbytes for module in modules for parameter in module.parameters())
+
+
+LOADERS: Mapping[str, Callable[[Path], tuple[object, int]]] = {"tensors": load_tensors, "model": load_model}
+
+
+def anonymous_bytes() -> int:
+    """This process's anonymous memory; 0 where the system does not tell (only Linux does)."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def measure(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
+    """Load once in this process: seconds, processor seconds, bytes of the result, peak bytes over the imports."""
+    import diffusers.models
+    import torch  # noqa: F401
+    import transformers.models.clip.modeling_clip  # noqa: F401
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401  their modules are imported on first use
+
+    del diffusers
+    if what == "model":
+        from library.families import registry, sd_load  # noqa: F401
+    before = anonymous_bytes()
+    peak = before
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    if watch_memory:
+        watcher.start()
+    start = time.perf_counter()
+    busy = time.process_time()
+    model, size = LOADERS[what](path)
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    done.set()
+    if watch_memory:
+        watcher.join()
+    peak = max(peak, anonymous_bytes())
+    del model  # not earlier: freeing 4 GB is no part of loading
+    return {"seconds": seconds, "processor": busy, "bytes": size, "peak": peak - before}
+
+
+def in_new_process(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
+    """measure() in a fresh interpreter."""
+    command = [sys.executable, __file__, "--file", str(path), "--measure", what, *(["--watch"] if watch_memory else [])]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout.splitlines()
+    result: dict[str, float] = json.loads(lines[-1])
+    return result
+
+
+def report(path: Path, runs: int) -> None:
+    """Print one line for each way of loading."""
+    with path.open("rb") as stream:
+        while stream.read(1 << 24):
+            pass
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"{path.name}: {path.stat().st_size / 1e9:.2f} GB, {os.cpu_count()} processors{load}")
+    for what in LOADERS:
+        in_new_process(what, path, False)
+        timed = [in_new_process(what, path, False) for _ in range(runs)]
+        seconds = sorted(run["seconds"] for run in timed)
+        busy = statistics.median(run["processor"] for run in timed)
+        memory = in_new_process(what, path, True)
+        print(
+            f"{what:8} median {statistics.median(seconds):.2f} s (from {seconds[0]:.2f} to {seconds[-1]:.2f}, "
+            f"{runs} runs), {busy:.2f} s of processor time; peak anonymous memory {memory['peak'] / 1e9:.2f} GB = "
+            f"{memory['peak'] / memory['bytes']:.3f} x the fp32 weights ({memory['bytes'] / 1e9:.2f} GB)",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
+    parser.add_argument("--measure", choices=LOADERS, help=argparse.SUPPRESS)
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.file, options.watch)))
+    elif options.file:
+        report(options.file, options.runs)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sd15.safetensors"
+            make_file(path)
+            report(path, options.runs)
+
+
+if __name__ == "__main__":
+    main()
