@@ -89,8 +89,8 @@ def read_folder(folder: Path, read_file: ReadFile) -> Header:
         if not header.tensors:
             kind = configs["model_index"].get("_class_name", "no pipeline")
             raise CheckpointError(
-                f"{folder}: no weights in {part}/ (its model_index.json says {kind}). Give a folder of Stable Diffusion 1.x "
-                "or 2.x; if it is one, it is not whole: get it again."
+                f"{folder}: no weights in {part}/ (its model_index.json says {kind}). Give a folder of Stable "
+                "Diffusion 1.x or 2.x; if it is one, it is not whole: get it again."
             )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
