@@ -1,7 +1,7 @@
 """DreamBooth and fine-tuning: trains all weights of the U-Net and, unless told otherwise, of the text encoder.
 
-    python train_db.py --pretrained_model_name_or_path model.safetensors --train_data_dir train --output_dir out
-    --resolution 512 accelerate launch train_db.py --config_file dreambooth.toml
+    python train_db.py --config_file dreambooth.toml
+    accelerate launch train_db.py --pretrained_model_name_or_path model.safetensors --train_data_dir train …
 
 `train` holds folders named `<repeats>_<identifier> <class>`, such as `10_sks dog`. `--help` lists every option,
 `--dry_run` prints what a run would do.

@@ -12,7 +12,7 @@ from library.checkpoints.header import CheckpointError, Header, Place, TensorInf
 PARTS = ("unet", "vae", "text_encoder")
 # As diffusers and transformers name them, best first. fp16 variants are taken where there is nothing else.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+_ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 
 ReadFile = Callable[[Path], Header]
 

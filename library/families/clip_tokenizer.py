@@ -21,6 +21,8 @@ from library.checkpoints.header import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+    from library.families.family import Tokenizer
+
 BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
 CHUNK = 75  # tokens of text in one pass of the text encoder
 CONTEXT = CHUNK + 2  # with the beginning and the end token
@@ -132,19 +134,21 @@ class ClipTokenizer:
 
 
 def cached_tokenizer(cache_dir: Path | None, model_id: str, pad_id: int) -> ClipTokenizer:
-    """The tokenizer of `--tokenizer_cache_dir`: read from its sub-folder, which is written on first use.
+    """The tokenizer of `--tokenizer_cache_dir`, if its sub-folder is there, else the shipped one.
 
-    The sub-folder is the model id with `_` for `/`. Without a cache folder: the shipped tokenizer.
-    Raises CheckpointError, OSError when the folder cannot be written.
+    The sub-folder is the model id with `_` for `/`. Raises CheckpointError.
     """
-    if cache_dir is None:
-        return ClipTokenizer(pad_id)
-    folder = cache_dir / model_id.replace("/", "_")
-    if folder.is_dir():
+    folder = None if cache_dir is None else cache_dir / model_id.replace("/", "_")
+    if folder is not None and folder.is_dir():
         return ClipTokenizer.from_folder(folder, pad_id)
-    tokenizer = ClipTokenizer(pad_id)
-    tokenizer.save(folder)
-    return tokenizer
+    return ClipTokenizer(pad_id)
+
+
+def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path, model_id: str) -> None:
+    """Write a tokenizer into `--tokenizer_cache_dir` on first use. Raises OSError."""
+    folder = cache_dir / model_id.replace("/", "_")
+    if not folder.is_dir():
+        tokenizer.save(folder)
 
 
 def vocabulary(merges: Sequence[str]) -> dict[str, int]:

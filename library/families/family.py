@@ -158,7 +158,7 @@ class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
     `architectures`: modelspec.architecture by prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip",
-    "v_prediction", "chunks", "inference_yaml"). `preview`: (W, H) of a picture in pixels, by prediction.
+    "v_prediction", "chunks", "inference_yaml", "v2"). `preview`: (W, H) of a picture in pixels, by prediction.
     """
 
     name: str

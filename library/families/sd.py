@@ -156,6 +156,6 @@ SD2 = _family(
     name="sd2",
     title="Stable Diffusion 2.x",
     architectures={"epsilon": "stable-diffusion-v2-512", "v": "stable-diffusion-v2-768-v"},
-    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "inference_yaml"}),
+    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "inference_yaml", "v2"}),
     preview={"epsilon": (512, 512), "v": (768, 768)},
 )

@@ -14,8 +14,10 @@ from library.checkpoints import sd_layout
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.loading import load_tensors
 from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
+from library.families.clip_tokenizer import keep_tokenizer
 from library.families.family import Family, Model
 from library.families.sd_configs import read_configs
 from library.families.sd_variant import Variant, noted_prediction, without_text_model
@@ -66,12 +68,14 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     )
     clip_text.restore_buffers(model.text_encoder)
     reader.close()
+    if options.tokenizer_cache_dir is not None:
+        keep_tokenizer(model.tokenizer, options.tokenizer_cache_dir, variant.tokenizer_id)
     return model
 
 
 @dataclass(frozen=True)
 class Filler:
-    """Makes a module on the meta device and gives it its tensors, one after the other: no second copy of a model."""
+    """Makes a module on the meta device and gives it its tensors, each converted by itself: no second copy of a model."""
 
     where: str
     dtype: torch.dtype
@@ -85,11 +89,7 @@ class Filler:
             module = make(config)
         expected = module.state_dict()
         self._check(part, expected, tensors)
-        state = {
-            # always a copy: an in-place update must not write through to the mapped file
-            name: tensors[name].load().to(device=self.device, dtype=self.dtype, copy=True)
-            for name in expected
-        }
+        state = load_tensors({name: tensors[name] for name in expected}, self.dtype, self.device)
         module.load_state_dict(state, assign=True)
         return module.eval()
 

@@ -39,7 +39,7 @@ class MemoryOptions:
     )
     xformers: bool = flag(False, "Use the attention of the xformers package.")
     sdpa: bool = flag(False, "Use PyTorch's own fast attention.")
-    mem_eff_attn: bool = flag(False, "Use attention that works in slices: slow, little memory.")
+    mem_eff_attn: bool = flag(False, "Use the attention of PyTorch that needs the least memory.")
     lowram: bool = flag(
         False, "Load the model straight to the device, for machines with little main memory.", metadata="ss_lowram"
     )

@@ -14,13 +14,14 @@ class ModelOptions:
 
     pretrained_model_name_or_path: str | None = flag(
         None,
-        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or a "
-        "name on the Hugging Face Hub.",
+        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or the name of a "
+        "model that is in the local Hugging Face cache; nothing is downloaded.",
     )
     v2: bool = flag(
         False,
-        "The model is a Stable Diffusion 2.",
+        "The model is a Stable Diffusion 2. The file itself tells, so this only refuses another one.",
         metadata="ss_v2",
+        needs="v2",
     )
     v_parameterization: bool = flag(
         False,
@@ -29,8 +30,7 @@ class ModelOptions:
     )
     vae: str | None = flag(
         None,
-        "VAE to use in place of the model's own: a .safetensors or .ckpt file, a diffusers folder, or a name "
-        "on the Hub.",
+        "VAE to use in place of the model's own: a .safetensors, .ckpt, .pt or .bin file, or a diffusers folder.",
     )
     tokenizer_cache_dir: Path | None = flag(
         None,

@@ -25,7 +25,9 @@ class SavingOptions:
         False, "Without save_model_as: save as .safetensors also where the loaded model is a .ckpt."
     )
     save_precision: str | None = flag(
-        None, "Precision of saved weights; not set = that of training.", choices=("float", "fp16", "bf16")
+        None,
+        "Precision of saved weights; not set = float, unless full_fp16 or full_bf16 is on.",
+        choices=("float", "fp16", "bf16"),
     )
     save_every_n_epochs: int | None = flag(
         None, "Save a model after every n-th epoch; 0 = off.", at_least=1, zero_is_off=True

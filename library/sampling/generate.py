@@ -51,7 +51,7 @@ def decide(options: GenerateOptions) -> Job:
         family.sizes(header, vae)
     except CheckpointError as error:
         mistakes.add(str(error))
-    if family is not None and options.v2 and family.name != "sd2":
+    if family is not None and options.v2 and "v2" not in family.capabilities:
         mistakes.add(f"--v2, but {options.ckpt} is {family.title}", "leave --v2 out, or give the model you mean")
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:

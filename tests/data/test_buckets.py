@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from library.data.buckets import BucketSettings, Size, assign, make_buckets, make_table, settings
-from library.options.dataset import DatasetOptions
+from library.data.buckets import BucketSettings, Size, assign, make_buckets, make_table
 from tests.data.pictures import record
 
 GRIDS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from library.checkpoints.header import CheckpointError
-from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer, vocabulary
+from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer, keep_tokenizer, vocabulary
 
 BOS, EOS = 49406, 49407
 CAPTIONS = [
@@ -143,8 +143,11 @@ def test_a_folder_written_by_transformers_is_read(tmp_path, sd2):
 def test_the_cache_folder_is_written_once_and_then_read(tmp_path):
     first = cached_tokenizer(tmp_path, "openai/clip-vit-large-patch14", EOS)
     folder = tmp_path / "openai_clip-vit-large-patch14"
+    assert not folder.exists()  # asking is not writing: a dry run asks
+    keep_tokenizer(first, tmp_path, "openai/clip-vit-large-patch14")
     assert (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     stamp = (folder / "vocab.json").stat().st_mtime_ns
+    keep_tokenizer(first, tmp_path, "openai/clip-vit-large-patch14")
     again = cached_tokenizer(tmp_path, "openai/clip-vit-large-patch14", EOS)
     assert again.ids(CAPTIONS) == first.ids(CAPTIONS)
     assert (folder / "vocab.json").stat().st_mtime_ns == stamp
