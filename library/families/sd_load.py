@@ -75,7 +75,7 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
 
 @dataclass(frozen=True)
 class Filler:
-    """Makes a module on the meta device and gives it its tensors, each converted by itself: no second copy of a model."""
+    """Makes a module on the meta device and gives it its tensors, each converted by itself: no second copy."""
 
     where: str
     dtype: torch.dtype

@@ -14,8 +14,8 @@ class ModelOptions:
 
     pretrained_model_name_or_path: str | None = flag(
         None,
-        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or the name of a "
-        "model that is in the local Hugging Face cache; nothing is downloaded.",
+        "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or the name of "
+        "a model that is in the local Hugging Face cache; nothing is downloaded.",
     )
     v2: bool = flag(
         False,

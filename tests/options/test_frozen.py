@@ -301,6 +301,7 @@ def test_every_flag_has_a_sentence(name: str) -> None:
 def test_what_flags_ask_of_a_family() -> None:
     """The words that families declare; a flag with another word would be refused by all of them."""
     assert {flag.name: flag.needs for flag in FLAGS.values() if flag.needs} == {
+        "v2": "v2",
         "min_snr_gamma": "snr",
         "clip_skip": "clip_skip",
         "v_parameterization": "v_prediction",
