@@ -21,6 +21,7 @@ _FOLDER = re.compile(r"([0-9]+)(?:_(.*))?", re.ASCII | re.DOTALL)
 _CAPTION_EXTENSIONS = (".txt", ".caption")
 _BAD_SHARE = 0.1
 _EXAMPLE = '"10_sks dog" (repeats, underscore, identifier and class)'
+_REG_EXAMPLE = '"1_dog" (repeats, underscore, class)'
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _scan_base(
 
 
 def _nothing_found(base: Path, flag: str, loose: int) -> Mistake:
-    what = f"--{flag}: {base} holds no folder like {_EXAMPLE}"
+    what = f"--{flag}: {base} holds no folder like {_REG_EXAMPLE if flag == 'reg_data_dir' else _EXAMPLE}"
     if not loose:
         return Mistake(what, f"put the pictures into such a folder inside {base}")
     what += f", but {loose} pictures"

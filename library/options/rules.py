@@ -318,4 +318,14 @@ TOLD = (
         _both(off("save_state"), on("save_every_n_steps")),
         "no states are saved (save_state is not set)",
     ),
+    *(
+        Told(name, off("logging_dir", "log_with"), "nothing is logged (logging_dir is not set)")
+        for name in ("log_prefix", "log_tracker_name", "log_tracker_config", "log_config")
+    ),
+    Told("keep_tokens", off("shuffle_caption"), "parts of captions are not shuffled (shuffle_caption is not set)"),
+    Told(
+        "write_inference_yaml",
+        is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
+        "a diffusers folder needs none",
+    ),
 )

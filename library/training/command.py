@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,20 +22,22 @@ if TYPE_CHECKING:
 
 ChooseParts = Callable[["Model", "Plan"], "Sequence[Part]"]
 
+INTERRUPTED = "interrupted: what was saved before stands; --resume goes on from the last state of --save_state"
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # in messages of torch's RuntimeErrors
+
 
 def run_recipe(choose_parts: ChooseParts, arguments: Sequence[str] | None = None) -> int:
     """Parse, decide, show the plan, train. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
     make_output_safe()
     quiet_libraries()
     try:
-        _run(choose_parts, sys.argv[1:] if arguments is None else list(arguments))
+        with termination_as_interrupt():
+            _run(choose_parts, sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: what was saved before stands; --resume goes on from the last saved state", file=sys.stderr
-        )
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stdout = open(
@@ -68,6 +72,20 @@ def _run(choose_parts: ChooseParts, arguments: Sequence[str]) -> None:
             train(plan, choose_parts)
 
 
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, which front-ends and schedulers stop a run with, do what Ctrl-C does: half-written files go, and the
+    processes that prepare pictures. Only the main thread may do that, and nobody's own handler is replaced."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def make_output_safe() -> None:
     """File names and captions of any script must not end a run on a console or pipe with a small alphabet."""
     for stream in (sys.stdout, sys.stderr):
@@ -83,7 +101,10 @@ def memory_told_to_user() -> Iterator[None]:
 
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not exhausted and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "main memory"
         remedy = (
             "what saves most comes first: --gradient_checkpointing, a smaller --train_batch_size with accumulation, "

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoints.header import CheckpointError
 from library.checkpoints.metadata import build_modelspec
 from library.families.registry import write_inference_yaml
+from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.precision import torch_dtype
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from library.families.family import Model
+    from library.options.recipes import TrainOptions
     from library.training.plan.plan import Plan
+    from library.training.plan.source import Source
 
 
 def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path, step: int, epoch: int) -> None:
@@ -26,7 +33,7 @@ def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path
         path,
         save_as=plan.outputs.save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
-        metadata=file_metadata(plan),
+        metadata=file_metadata(plan.options, plan.source),
         steps=step,
         epoch=epoch,
     )
@@ -36,20 +43,22 @@ def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path
         write_inference_yaml(model, path)
 
 
-def file_metadata(plan: Plan) -> dict[str, str]:
-    """modelspec.* of a saved model; SOURCE_DATE_EPOCH fixes its date, so that equal runs give equal files."""
-    options = plan.options
+def file_metadata(options: TrainOptions, source: Source) -> dict[str, str]:
+    """modelspec.* of a saved model; SOURCE_DATE_EPOCH fixes its date, so that equal runs give equal files.
+
+    Raises CheckpointError for a --metadata_thumbnail that cannot be read.
+    """
     given = {
         name.removeprefix("metadata_"): value
         for name, value in vars(options.saving).items()
         if name.startswith("metadata_") and name != "metadata_title" and value is not None
     }
     found = build_modelspec(
-        architecture=plan.source.family.architectures[plan.source.prediction],
+        architecture=source.family.architectures[source.prediction],
         title=options.saving.metadata_title or options.saving.output_name,
         made_at=time_of_saving(),
-        resolution=options.dataset.resolution or plan.source.family.preview[plan.source.prediction],
-        prediction=plan.source.prediction,
+        resolution=options.dataset.resolution or source.family.preview[source.prediction],
+        prediction=source.prediction,
         encoder_layer=options.model.clip_skip,
         given=given,
     )
@@ -58,7 +67,42 @@ def file_metadata(plan: Plan) -> dict[str, str]:
     return found
 
 
+def check_metadata(options: TrainOptions, source: Source, mistakes: Mistakes) -> None:
+    """What a file says about itself is made once before training: a missing thumbnail must not cost the model."""
+    try:
+        file_metadata(options, source)
+    except CheckpointError as error:
+        mistakes.add(f"--{error}")
+
+
 def time_of_saving() -> datetime:
     """Now, or the time that SOURCE_DATE_EPOCH (reproducible-builds.org) says."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     return datetime.fromtimestamp(int(fixed)) if fixed.isdigit() else datetime.now()
+
+
+def refuse_broken_weights(model: Model) -> None:
+    """A model with NaN or infinite values could be trained, perhaps, but never saved: told before the first step.
+
+    Raises UserError that names the tensors.
+    """
+    broken = [
+        f"{part}.{name}"
+        for part, module in (("unet", model.unet), ("vae", model.vae), ("text_encoder", model.text_encoder))
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and tensor.numel() and not math.isfinite(_extent(tensor))
+    ]
+    if not broken:
+        return
+    named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+    remedy = "get the model again or another one"
+    if all(name.startswith("vae.") for name in broken):
+        remedy = "give another VAE with --vae"
+    what = f"{model.source.path}: the model holds NaN or infinite values ({named})"
+    raise UserError((Mistake(what, remedy),))
+
+
+def _extent(tensor: Tensor) -> float:
+    """Greatest minus least value: not finite if any value is not. One pass, no copy."""
+    least, greatest = tensor.aminmax()
+    return float(greatest) - float(least)

@@ -86,9 +86,17 @@ def next_epoch(progress: Progress) -> Progress:
 @contextmanager
 def told_to_user(path: Path) -> Iterator[None]:
     """Turn what the file system refuses (disk full, folder gone, file held open) into a message without a traceback."""
+    from safetensors import SafetensorError
+
+    remedy = "nothing half-written was left, and older files stand; --resume goes on from the last saved state"
     try:
         yield
-    except (OSError, CheckpointError) as error:
-        what = f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
-        remedy = "nothing half-written was left and older files stand; make room or repair the folder, then --resume"
-        raise UserError((Mistake(what, remedy),)) from error
+    except CheckpointError as error:  # says itself what is wrong and what to do
+        raise UserError((Mistake(str(error), remedy),)) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's writer hides what the system said behind a RuntimeError; one that hides nothing is no full disk
+        cause = error.__cause__ or error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, (OSError, SafetensorError)):
+            raise
+        what = f"{path} could not be written: {getattr(cause, 'strerror', None) or cause}"
+        raise UserError((Mistake(what, f"make room or repair the folder; {remedy}"),)) from error

@@ -15,7 +15,7 @@ from library.data import cache, captions, images
 from library.data.dataset import BatchLoader, TrainingDataset, describe_samples, explain_dead_workers
 from library.families.family import Model
 from library.objective.objective import Objective
-from library.options.render import metadata
+from library.options.mistakes import Mistake, UserError
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -26,7 +26,7 @@ from library.training.memory import (
     set_attention,
     working_copy,
 )
-from library.training.model_file import write_model
+from library.training.model_file import refuse_broken_weights, write_model
 from library.training.optimizers import make_optimizer
 from library.training.parts import Part, parameter_groups
 from library.training.run import LOGGER, open_run, set_up_console
@@ -45,7 +45,7 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
     """Carry out a plan. `choose_parts` is the recipe's say in what is trained. Raises UserError."""
     options, family = plan.options, plan.source.family
     set_up_console(options.run)
-    with open_run(options.run, plan.precision.mixed_precision, plan.seed, metadata(options)) as run:
+    with open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run:
         accelerator = run.accelerator
         device = accelerator.device
 
@@ -137,7 +137,19 @@ def load_model(plan: Plan, device: torch.device) -> Model:
     )
     for note in model.notes:
         LOGGER.info(note)
+    refuse_broken_weights(model)
+    refuse_clip_skip(model, options.clip_skip)
     return model
+
+
+def refuse_clip_skip(model: Model, clip_skip: int | None) -> None:
+    """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
+    empty = model.tokenizer.tensor([""]).to(model.text_encoder.device)
+    try:
+        with torch.no_grad():
+            model.family.encode_text(model.text_encoder, empty, clip_skip)
+    except ValueError as error:
+        raise UserError((Mistake(f"--clip_skip: {error}", "give a smaller one, or leave it out"),)) from error
 
 
 def fill_latents(plan: Plan, vae: Any) -> cache.LatentStore | None:

@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 import shutil
+import textwrap
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -54,13 +55,16 @@ def read_state(folder: Path) -> SavedState:
     """Read the head of a state folder, without torch. Raises UserError for a folder that is no whole state of this
     trainer."""
     file = folder / STATE_FILE
+    remedy = "give a folder written by --save_state (NAME-state, NAME-000003-state, NAME-step00000100-state)"
+    if not os.path.isfile(file):
+        missing = f"it holds no {STATE_FILE}" if os.path.isdir(folder) else "there is no such folder"
+        raise UserError((Mistake(f"--resume {folder}: no training state of this trainer there ({missing})", remedy),))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         progress = Progress(**content["progress"])
         identity = {str(fact): str(value) for fact, value in content["identity"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"--resume {folder}: no training state of this trainer there ({type(error).__name__}: {error})"
-        remedy = "give a folder written by --save_state (NAME-state, NAME-000003-state, NAME-step00000100-state)"
         raise UserError((Mistake(what, remedy),)) from None
     return SavedState(folder, progress, identity)
 
@@ -102,9 +106,15 @@ def save_state(
         raise
 
 
+_DAMAGED = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError
+)  # fmt: skip
+
+
 def load_state(saved: SavedState, parts: Sequence[Part], optimizer: Any, schedule: Any, scaler: Any | None) -> Progress:
     """Put a saved state into the live objects, bit for bit, and return the progress it was saved at."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     def read(name: str) -> Any:
@@ -118,8 +128,9 @@ def load_state(saved: SavedState, parts: Sequence[Part], optimizer: Any, schedul
         if scaler is not None:
             scaler.load_state_dict(read("scaler.pt"))
         _restore_random_states(read("random_states_0.pkl"))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        what = f"--resume {saved.folder}: this state cannot be read into the run ({error})"
+    except (*_DAMAGED, SafetensorError) as error:
+        reason = " ".join(str(error).split())  # torch lists every tensor, a line each
+        what = f"--resume {saved.folder}: this state cannot be read into the run ({textwrap.shorten(reason, 300)})"
         remedy = "the folder is damaged, or the run has another model, optimiser or precision than the saved one"
         raise UserError((Mistake(what, remedy),)) from error
     return saved.progress

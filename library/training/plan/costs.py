@@ -71,26 +71,9 @@ def free_bytes(folder: Path) -> int | None:
 def nearest_existing(folder: Path) -> Path:
     """The folder itself or the nearest parent that exists."""
     folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder
-
-
-def refusal_to_write(folder: Path) -> str | None:
-    """Why nothing can be written into `folder` (it is a file, a parent is a file, no permission), or None.
-
-    Nothing is left behind: an existing folder is probed with a file of no bytes that is removed at once.
-    """
-    existing = nearest_existing(folder)
-    if not existing.is_dir():
-        return f"{existing} is a file, not a folder"
-    probe = existing / f".write-test-{os.getpid()}"
-    try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        return f"{existing}: {error.strerror or error}"
-    return None
 
 
 def readable_bytes(count: float) -> str:

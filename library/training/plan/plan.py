@@ -10,7 +10,6 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from library.data.order import EpochOrder
 from library.options.mistakes import Mistakes
@@ -19,15 +18,18 @@ from library.options.parse import Parsed
 from library.options.recipes import TrainOptions
 from library.runtime.device import Machine, describe_machine
 from library.runtime.precision import BYTES, Precision, resolve
+from library.training.model_file import check_metadata
 from library.training.optimizers import OptimizerChoice, choose_optimizer
 from library.training.outputs import Outputs, decide_outputs, most_on_disk
-from library.training.plan.costs import Costs, count_costs, readable_bytes, refusal_to_write
+from library.training.plan.costs import Costs, count_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.pictures import Pictures, decide_pictures
-from library.training.plan.resume import check_continuation, decide_resume
+from library.training.plan.places import check_final_model, check_logs, check_output_folder
+from library.training.plan.resume import DATA, check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.schedules import ScheduleChoice, choose_schedule
 from library.training.state import Identity, SavedState, fingerprint
+from library.training.trackers import Trackers, decide_trackers
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Plan:
     optimizer: OptimizerChoice
     schedule: ScheduleChoice
     outputs: Outputs
+    trackers: Trackers
     costs: Costs
     seed: int
     workers: int
@@ -81,7 +84,9 @@ def decide(parsed: Parsed) -> Plan:
     count_tokens = None if source is None else source.tokenizer.count
     pictures = decide_pictures(options.dataset, count_tokens, options.model.max_token_length or 75, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
-    check_output_folder(options.saving.output_dir, mistakes)
+    check_output_folder(options.saving, mistakes)
+    check_logs(options.run, mistakes)
+    trackers = decide_trackers(options.run, mistakes)
     if source is None or pictures is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or pictures are missing and no mistake says why")
@@ -94,8 +99,12 @@ def decide(parsed: Parsed) -> Plan:
     mistakes.extend(schedule.mistakes)
     notes.extend(schedule.notes)
     rates = decide_rates(options.optimizer)
+    if not rates.unet and rates.text_encoder is None and not optimizer.relative_step:
+        mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
     outputs = decide_outputs(options.saving, source.header.kind, duration.epochs)
     costs = decide_costs(options, source, rates, precision, optimizer, outputs, duration)
+    check_final_model(outputs, mistakes)
+    check_metadata(options, source, mistakes)
     check_disk(costs, mistakes)
     identity = identity_of(options, pictures, rates, seed)
     if resume is not None:
@@ -113,6 +122,7 @@ def decide(parsed: Parsed) -> Plan:
         optimizer=optimizer,
         schedule=schedule,
         outputs=outputs,
+        trackers=trackers,
         costs=costs,
         seed=seed,
         workers=decide_workers(options, machine, order, notes),
@@ -160,7 +170,7 @@ def identity_of(options: TrainOptions, pictures: Pictures, rates: Rates, seed: i
     data = [f"{record.key}|{record.size}|{record.repeats}|{record.caption}" for record in pictures.records]
     return {
         "seed": str(seed),
-        "the data": fingerprint(data),
+        DATA: fingerprint(data),
         "--resolution": str(dataset.resolution),
         "--train_batch_size": str(dataset.train_batch_size),
         "--gradient_accumulation_steps": str(options.memory.gradient_accumulation_steps),
@@ -193,15 +203,6 @@ def decide_costs(
         states_on_disk=states,
         folder=outputs.directory,
     )
-
-
-def check_output_folder(folder: Path | None, mistakes: Mistakes) -> None:
-    """The folder must be one that files can be written into; it need not exist."""
-    refusal = None if folder is None else refusal_to_write(folder)
-    if refusal is not None:
-        mistakes.add(
-            f"--output_dir {folder} cannot be written: {refusal}", "give another folder, or make this one writable"
-        )
 
 
 def check_disk(costs: Costs, mistakes: Mistakes) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from library.options.mistakes import Mistakes, UserError
 from library.training.state import Identity, SavedState, read_state
 
+DATA = "the data"
+"""The fact of an identity that is a fingerprint: its value says nothing to a user."""
 
-def decide_resume(folder: str | None, mistakes: Mistakes) -> SavedState | None:
+
+def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:
     """The head of the state to go on from, or None without --resume or with a folder that is none (a mistake)."""
-    if not folder:
+    if folder is None:
         return None
     try:
-        return read_state(Path(folder))
+        return read_state(folder)
     except UserError as error:
         mistakes.extend(error.mistakes)
         return None
@@ -26,8 +29,11 @@ def check_continuation(saved: SavedState, identity: Identity, steps: int, mistak
     for fact in facts:
         before, now = saved.identity.get(fact, "nothing"), identity.get(fact, "nothing")
         if before != now:
+            change = f"{fact} was {before} when the state was saved and is {now} now"
+            if fact == DATA:
+                change = "pictures, captions or repeats are other ones than when the state was saved"
             mistakes.add(
-                f"--resume {saved.folder}: {fact} was {before} when the state was saved and is {now} now",
+                f"--resume {saved.folder}: {change}",
                 "give the run what it had; to start a new run from the trained weights, give the saved model as "
                 "--pretrained_model_name_or_path and leave --resume out",
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,16 +32,21 @@ class Source:
 
 def decide_source(options: ModelOptions, given: Collection[str], mistakes: Mistakes, notes: list[str]) -> Source | None:
     """Read the header and recognise the family. None when there is no usable checkpoint; the mistakes say why."""
-    if not options.pretrained_model_name_or_path:
-        return None  # the options' own rules say that it is required
-    try:
-        header = read_header(find_model(options.pretrained_model_name_or_path))
-        family = detect(header)
-        vae = None if not options.vae else find_model(options.vae)
+    known_before = len(mistakes)
+    header = family = vae = None
+    with _blamed_on("pretrained_model_name_or_path", mistakes):
+        if options.pretrained_model_name_or_path:  # the options' own rules say that it is required
+            header = read_header(find_model(options.pretrained_model_name_or_path))
+            family = detect(header)
+    with _blamed_on("vae", mistakes):
+        vae = find_model(options.vae) if options.vae else None
+    if header is None or family is None or len(mistakes) > known_before:
+        return None
+    with _blamed_on("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
         sizes = family.sizes(header, vae)
+    with _blamed_on("tokenizer_cache_dir", mistakes):
         tokenizer = family.tokenizer(header, options.tokenizer_cache_dir)
-    except (CheckpointError, OSError) as error:
-        mistakes.add(str(error))
+    if len(mistakes) > known_before:
         return None
     check_capabilities(family, given, mistakes)
     check_family_flags(options, family, mistakes, notes)
@@ -52,6 +58,19 @@ def decide_source(options: ModelOptions, given: Collection[str], mistakes: Mista
             f"({'leave out' if prediction == 'v' else 'give'} --v_parameterization to follow the checkpoint)"
         )
     return Source(header, family, prediction, vae, sizes, tokenizer)
+
+
+@contextmanager
+def _blamed_on(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = ("", None)) -> Iterator[None]:
+    """Collect what is wrong with the file that a flag names. `unless`: another flag, to blame where the message is
+    about its file."""
+    try:
+        yield
+    except CheckpointError as error:
+        other, file = unless
+        mistakes.add(f"--{other if file is not None and str(error).startswith(str(file)) else flag}: {error}")
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that is not known
+        mistakes.add(f"--{flag}: {error}", "check the path")
 
 
 def check_capabilities(family: Family, given: Collection[str], mistakes: Mistakes) -> None:

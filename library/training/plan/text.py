@@ -113,7 +113,9 @@ def _loss(plan: Plan) -> str:
 def _length(plan: Plan) -> Iterator[str]:
     length, accumulation = plan.duration, plan.options.memory.gradient_accumulation_steps
     of = f" of {accumulation} batches" if accumulation > 1 else ""
-    yield f"{length.steps} optimiser steps{of} = {length.epochs} epochs of {length.steps_per_epoch} ({length.because})"
+    epochs = f"{length.epochs} epoch{'s' if length.epochs > 1 else ''} of {length.steps_per_epoch}"
+    cut = "" if length.steps == length.epochs * length.steps_per_epoch else ", the last one in part"
+    yield f"{length.steps} optimiser steps{of} in {epochs}{cut} ({length.because})"
     if plan.resume is not None:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
@@ -149,6 +151,9 @@ def _files(plan: Plan) -> Iterator[str]:
         yield f"{len(events)} on the way: {_some(names)}"
     if outputs.states or outputs.final_state:
         yield f"states: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
+    if plan.trackers.names:
+        where = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
+        yield f"logs by {' and '.join(plan.trackers.names)}{where}"
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:

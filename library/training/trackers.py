@@ -1,0 +1,94 @@
+"""Where losses and learning rates are logged to: decided without importing a tracker, then opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.recipes import FLAGS, TrainOptions, values_of
+from library.options.run import RunOptions
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "all": ("tensorboard", "wandb"),
+}
+_PRIVATE = ("pretrained_model_name_or_path", "vae")  # texts that are paths: they say more than their owner may want
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """The trackers of a run (accelerate's names), the folder above their logs, and the settings of each from
+    --log_tracker_config."""
+
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+def decide_trackers(options: RunOptions, mistakes: Mistakes) -> Trackers:
+    """tensorboard when there is a logging_dir and nothing else is said; wandb needs no folder."""
+    names = _NAMES[options.log_with or ("tensorboard" if options.logging_dir else "")]
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            what = f"--log_with {options.log_with or name}: the package {name} is not installed"
+            mistakes.add(what, f"pip install {name}")
+    settings = _read_settings(options.log_tracker_config, mistakes) if names else {}
+    return Trackers(names, options.logging_dir, settings)
+
+
+def _read_settings(path: Path | None, mistakes: Mistakes) -> Mapping[str, Mapping[str, object]]:
+    """The content of --log_tracker_config: one table for each tracker."""
+    if path is None:
+        return {}
+    remedy = "give a TOML file with a table for each tracker, such as [wandb]"
+    try:
+        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        mistakes.add(f"--log_tracker_config {path} cannot be read: {getattr(error, 'strerror', None) or error}", remedy)
+        return {}
+    foreign = [name for name, table in tables.items() if name not in _NAMES["all"] or not isinstance(table, dict)]
+    if foreign:
+        mistakes.add(f"--log_tracker_config {path}: {', '.join(foreign)} is no table of a tracker", remedy)
+        return {}
+    return tables
+
+
+def run_folder(trackers: Trackers, prefix: str | None) -> Path | None:
+    """`logging_dir / [log_prefix]YYYYmmddHHMMSS`, the folder of a run that starts now; None without --logging_dir."""
+    return trackers.folder and Path(f"{trackers.folder}/{prefix or ''}{time.strftime('%Y%m%d%H%M%S')}")
+
+
+def start(accelerator: Accelerator, trackers: Trackers, folder: Path | None, options: TrainOptions) -> None:
+    """Open the trackers in `folder`. Raises UserError when one of them refuses."""
+    settings = {name: dict(trackers.settings.get(name, {})) for name in trackers.names}
+    if "wandb" in settings and folder is not None:
+        settings["wandb"].setdefault("dir", str(folder))
+    config = logged_options(options) if options.run.log_config else None
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers(options.run.log_tracker_name or "dreambooth", config, settings)
+    except Exception as error:  # each tracker has errors of its own
+        what = f"{' and '.join(trackers.names)} cannot be started: {error}"
+        remedy = "check --logging_dir, --log_tracker_name and --log_tracker_config, or leave --log_with out"
+        raise UserError((Mistake(what, remedy),)) from error
+
+
+def logged_options(options: TrainOptions) -> dict[str, int | float | str | bool]:
+    """What --log_config logs: every option that is set, but no path."""
+    return {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for name, value in values_of(options).items()
+        if value is not None and FLAGS[name].kind != "path" and name not in _PRIVATE
+    }
