@@ -9,8 +9,8 @@ from pathlib import Path
 from library.data import buckets
 from library.data.order import EpochOrder
 from library.data.scan import ImageRecord, Scan, scan
-from library.options.dataset import DatasetOptions
 from library.options.mistakes import Mistakes
+from library.options.recipes import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,22 @@ class Pictures:
 
 
 def decide_pictures(
-    options: DatasetOptions, count_tokens: Callable[[str], int] | None, limit: int, mistakes: Mistakes
+    options: TrainOptions, count_tokens: Callable[[str], int] | None, mistakes: Mistakes
 ) -> Pictures | None:
-    """Scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted), `limit` the most
-    tokens that a caption may have. None when something is so wrong that the rest has no meaning; the mistakes say
-    what."""
-    if options.train_data_dir is None:
+    """Scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted). None when something
+    is so wrong that the rest has no meaning; the mistakes say what."""
+    dataset = options.dataset
+    if dataset.train_data_dir is None:
         return None  # the options' own rules say that it is required
-    found = scan(options)
+    found = scan(dataset)
     mistakes.extend(found.mistakes)
     if not found.records:
         return None
-    table = buckets.make_table(found.records, buckets.settings(options))
+    table = buckets.make_table(found.records, buckets.settings(dataset))
     mistakes.extend(table.mistakes)
     if found.mistakes or table.mistakes:
         return None
+    limit = options.model.max_token_length or 75
     captions = count_captions(found, count_tokens or (lambda caption: 0), limit)
     return Pictures(found, table, count_subsets(found), captions)
 

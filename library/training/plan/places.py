@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from library.options.mistakes import Mistakes
+from library.options.recipes import TrainOptions
 from library.options.run import RunOptions
 from library.options.saving import SavingOptions
 from library.training.outputs import Outputs
@@ -14,6 +15,12 @@ from library.training.plan.costs import nearest_existing
 
 _NOT_ON_WINDOWS = frozenset('<>:"|?*')
 _LONGEST_ADDITION = "-step00000000.safetensors"  # to --output_name, in the names of files
+
+
+def check_places(options: TrainOptions, mistakes: Mistakes) -> None:
+    """--output_dir, --logging_dir and --console_log_file can be written, under the names to come."""
+    check_output_folder(options.saving, mistakes)
+    check_logs(options.run, mistakes)
 
 
 def check_output_folder(saving: SavingOptions, mistakes: Mistakes) -> None:

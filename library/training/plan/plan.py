@@ -24,7 +24,7 @@ from library.training.outputs import Outputs, decide_outputs, most_on_disk
 from library.training.plan.costs import Costs, count_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.pictures import Pictures, decide_pictures
-from library.training.plan.places import check_final_model, check_logs, check_output_folder
+from library.training.plan.places import check_final_model, check_places
 from library.training.plan.resume import DATA, check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.schedules import ScheduleChoice, choose_schedule
@@ -81,11 +81,9 @@ def decide(parsed: Parsed) -> Plan:
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
     source = decide_source(options.model, parsed.given, mistakes, notes)
-    count_tokens = None if source is None else source.tokenizer.count
-    pictures = decide_pictures(options.dataset, count_tokens, options.model.max_token_length or 75, mistakes)
+    pictures = decide_pictures(options, source and source.tokenizer.count, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
-    check_output_folder(options.saving, mistakes)
-    check_logs(options.run, mistakes)
+    check_places(options, mistakes)
     trackers = decide_trackers(options.run, mistakes)
     if source is None or pictures is None:
         mistakes.raise_if_any()
@@ -99,13 +97,10 @@ def decide(parsed: Parsed) -> Plan:
     mistakes.extend(schedule.mistakes)
     notes.extend(schedule.notes)
     rates = decide_rates(options.optimizer)
-    if not rates.unet and rates.text_encoder is None and not optimizer.relative_step:
-        mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
+    refuse_no_training(rates, optimizer, mistakes)
     outputs = decide_outputs(options.saving, source.header.kind, duration.epochs)
     costs = decide_costs(options, source, rates, precision, optimizer, outputs, duration)
-    check_final_model(outputs, mistakes)
-    check_metadata(options, source, mistakes)
-    check_disk(costs, mistakes)
+    check_outputs(options, source, outputs, costs, mistakes)
     identity = identity_of(options, pictures, rates, seed)
     if resume is not None:
         check_continuation(resume, identity, duration.steps, mistakes)
@@ -203,6 +198,19 @@ def decide_costs(
         states_on_disk=states,
         folder=outputs.directory,
     )
+
+
+def refuse_no_training(rates: Rates, optimizer: OptimizerChoice, mistakes: Mistakes) -> None:
+    """Rates of 0 leave every weight as it is, unless the optimiser finds its own."""
+    if not rates.unet and rates.text_encoder is None and not optimizer.relative_step:
+        mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
+
+
+def check_outputs(options: TrainOptions, source: Source, outputs: Outputs, costs: Costs, mistakes: Mistakes) -> None:
+    """The files to come have a place, room, and what they are to say about themselves."""
+    check_final_model(outputs, mistakes)
+    check_metadata(options, source, mistakes)
+    check_disk(costs, mistakes)
 
 
 def check_disk(costs: Costs, mistakes: Mistakes) -> None:

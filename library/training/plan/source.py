@@ -9,6 +9,7 @@ from pathlib import Path
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
+from library.checkpoints.vae_file import read_vae
 from library.families.family import Family, PartSizes, Tokenizer
 from library.families.registry import detect, find_model, noted_prediction
 from library.objective.process import Prediction
@@ -40,6 +41,8 @@ def decide_source(options: ModelOptions, given: Collection[str], mistakes: Mista
             family = detect(header)
     with _blamed_on("vae", mistakes):
         vae = find_model(options.vae) if options.vae else None
+        if vae is not None and header is None:  # else the sizes below are read from it
+            read_vae(vae)
     if header is None or family is None or len(mistakes) > known_before:
         return None
     with _blamed_on("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
