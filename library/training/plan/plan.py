@@ -81,7 +81,7 @@ def decide(parsed: Parsed) -> Plan:
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
     source = decide_source(options.model, parsed.given, mistakes, notes)
-    pictures = decide_pictures(options, source and source.tokenizer.count, mistakes)
+    pictures = decide_pictures(options, None if source is None else source.tokenizer.count, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
     check_places(options, mistakes)
     trackers = decide_trackers(options.run, mistakes)
