@@ -80,7 +80,7 @@ def decide(parsed: Parsed) -> Plan:
     for decision in (precision, optimizer):
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
-    source = decide_source(options.model, parsed.given, mistakes, notes)
+    source = decide_source(options, mistakes, notes)
     pictures = decide_pictures(options, None if source is None else source.tokenizer.count, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
     check_places(options, mistakes)

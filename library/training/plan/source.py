@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from library.families.registry import detect, find_model, noted_prediction
 from library.objective.process import Prediction
 from library.options.mistakes import Mistakes
 from library.options.model import ModelOptions
-from library.options.recipes import FLAGS
+from library.options.recipes import FLAGS, TrainOptions, values_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Source:
     tokenizer: Tokenizer
 
 
-def decide_source(options: ModelOptions, given: Collection[str], mistakes: Mistakes, notes: list[str]) -> Source | None:
+def decide_source(all_options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> Source | None:
     """Read the header and recognise the family. None when there is no usable checkpoint; the mistakes say why."""
-    known_before = len(mistakes)
+    options, known_before = all_options.model, len(mistakes)
     header = family = vae = None
     with _blamed_on("pretrained_model_name_or_path", mistakes):
         if options.pretrained_model_name_or_path:  # the options' own rules say that it is required
@@ -41,7 +41,7 @@ def decide_source(options: ModelOptions, given: Collection[str], mistakes: Mista
             family = detect(header)
     with _blamed_on("vae", mistakes):
         vae = find_model(options.vae) if options.vae else None
-        if vae is not None and header is None:  # else the sizes below are read from it
+        if vae is not None and family is None:  # else the sizes below are read from it
             read_vae(vae)
     if header is None or family is None or len(mistakes) > known_before:
         return None
@@ -51,8 +51,8 @@ def decide_source(options: ModelOptions, given: Collection[str], mistakes: Mista
         tokenizer = family.tokenizer(header, options.tokenizer_cache_dir)
     if len(mistakes) > known_before:
         return None
-    check_capabilities(family, given, mistakes)
-    check_family_flags(options, family, mistakes, notes)
+    check_capabilities(family, all_options, mistakes)
+    check_family_flags(options, family, notes)
     prediction: Prediction = "v" if options.v_parameterization else "epsilon"
     noted = noted_prediction(header)
     if noted is not None and noted != prediction:
@@ -76,20 +76,17 @@ def _blamed_on(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = 
         mistakes.add(f"--{flag}: {error}", "check the path")
 
 
-def check_capabilities(family: Family, given: Collection[str], mistakes: Mistakes) -> None:
-    """Refuse the flags that the user set and the family has no use for."""
-    for name in sorted(given):
+def check_capabilities(family: Family, options: TrainOptions, mistakes: Mistakes) -> None:
+    """Refuse the flags that are on and that the family has no use for; front-ends also write those that are off."""
+    for name, value in values_of(options).items():
         needs = FLAGS[name].needs
-        if needs is not None and needs not in family.capabilities:
-            mistakes.add(f"--{name} has no meaning for {family.title}", "leave it out")
+        if needs is not None and needs not in family.capabilities and value != FLAGS[name].default:
+            mistakes.add(f"--{name} has no meaning for {family.title}", "leave it out, or give the model you mean")
 
 
-def check_family_flags(options: ModelOptions, family: Family, mistakes: Mistakes, notes: list[str]) -> None:
-    """--v2 must agree with what the file is; the file itself decides."""
+def check_family_flags(options: ModelOptions, family: Family, notes: list[str]) -> None:
+    """What the file is decides, not --v2; say where the two differ."""
     is_v2 = family.name == "sd2"
-    if options.v2 and not is_v2:
-        what = f"--v2, but {options.pretrained_model_name_or_path} is {family.title}"
-        mistakes.add(what, "leave --v2 out, or give the model you mean")
     if is_v2 and not options.v2:
         notes.append(f"the model is {family.title}: trained as with --v2")
     if options.v_parameterization and not is_v2:
