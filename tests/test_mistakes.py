@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def blocks(outcome: Outcome) -> list[str]:
     return [] if "\n- " not in outcome.err else outcome.err.split("\n- ")[1:]
 
 
-# --- pictures and captions ---------------------------------------------------------------------------------------------
+# --- pictures and captions ---
 
 
 def test_no_folder_with_repeats(world: World, refused: Refused, tmp_path: Path) -> None:
@@ -92,8 +93,14 @@ def test_regularisation_without_an_image(refused: Refused, tmp_path: Path) -> No
     [
         ({"resolution": 100}, ("100", "not divisible by 8", "--resolution 96,96")),
         ({"resolution": "64,100"}, ("64,100", "not divisible by 8")),
-        ({"resolution": 72, "enable_bucket": True, "min_bucket_reso": 64}, ("not divisible by 64", "bucket_reso_steps")),
-        ({"resolution": 64, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 12}, ("bucket_reso_steps",)),
+        (
+            {"resolution": 72, "enable_bucket": True, "min_bucket_reso": 64},
+            ("not divisible by 64", "bucket_reso_steps"),
+        ),
+        (
+            {"resolution": 64, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 12},
+            ("bucket_reso_steps",),
+        ),
         ({"resolution": 8}, ("below 64",)),
         ({"resolution": -64}, ("is not a resolution",)),
     ],
@@ -148,7 +155,7 @@ def test_a_picture_that_turns_out_to_be_unreadable(
     assert not list(out.glob("*")) and not list(data.rglob("*.npz"))
 
 
-# --- models ------------------------------------------------------------------------------------------------------------
+# --- models ---
 
 
 def zeros(path: Path, **shapes: tuple[int, ...]) -> Path:
@@ -226,7 +233,7 @@ def test_flags_that_the_model_has_no_use_for(refused: Refused) -> None:
     refused("--clip_skip", "99", "3 layers", clip_skip=99)
 
 
-# --- what is written ---------------------------------------------------------------------------------------------------
+# --- what is written ---
 
 
 def test_a_file_where_a_folder_should_be(refused: Refused, tmp_path: Path) -> None:
@@ -336,7 +343,7 @@ def test_a_thumbnail_that_is_not_there(refused: Refused, tmp_path: Path) -> None
     refused("--metadata_thumbnail", "Check the path", metadata_thumbnail=tmp_path / "none.png")
 
 
-# --- flags -------------------------------------------------------------------------------------------------------------
+# --- flags ---
 
 
 def test_flags_that_exclude_each_other(refused: Refused) -> None:
@@ -365,9 +372,7 @@ def test_an_optimiser_whose_package_is_not_installed(
     refused(f"--optimizer_type {optimizer}", package, "pip install", optimizer_type=optimizer, learning_rate=1)
 
 
-def test_a_tracker_whose_package_is_not_installed(
-    refused: Refused, not_installed: list[str], tmp_path: Path
-) -> None:
+def test_a_tracker_whose_package_is_not_installed(refused: Refused, not_installed: list[str], tmp_path: Path) -> None:
     not_installed.append("wandb")
     refused("--log_with wandb", "pip install wandb", log_with="wandb")
     refused("--log_with all", "pip install wandb", log_with="all", logging_dir=tmp_path / "log")
@@ -410,7 +415,7 @@ def test_six_mistakes_of_six_kinds_are_told_together(refused: Refused, data: Pat
     assert all(any(name in block for block in found) for name in told), found
 
 
-# --- what goes wrong on the way ----------------------------------------------------------------------------------------
+# --- what goes wrong on the way ---
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_writes_nothing_with_it(
@@ -449,6 +454,18 @@ def test_an_interrupt_ends_a_run_without_half_files(
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["dog-step00000001.safetensors"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")
+def test_a_termination_does_what_an_interrupt_does(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    after_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    outcome = run(world.arguments(tmp_path / "out", max_train_steps=50), capsys)
+    assert outcome.code == 130 and command.INTERRUPTED in outcome.err and len(outcome.losses) < 5
+    assert signal.getsignal(signal.SIGTERM) is before and not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")
 def test_a_worker_that_dies(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
