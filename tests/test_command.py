@@ -69,8 +69,8 @@ def test_a_dry_run_decides_everything_without_a_heavy_package(world: World, tmp_
     assert done.stdout.splitlines()[-1] == "exit 0 [] False", done.stderr
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
     for said in (
-        "2_sks dog: 3 pictures x 2 = 6 samples, training, 1 captions from files, 2 from the folder name",
-        "1_dog: 3 pictures x 1 = 8 samples, regularisation",
+        "2_sks dog: 3 pictures x 2 = 6 samples, training, 1 caption from files, 2 from the folder name",
+        "1_dog: 3 pictures, 8 samples after balancing, regularisation",
         "repeated to 8; ratio 1.00 : 1",
         "longest: 11 of 75 tokens",
         "1600 optimiser steps in 100 epochs of 16 (the default; neither steps nor epochs were given)",

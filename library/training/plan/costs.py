@@ -35,18 +35,24 @@ def count_costs(
     sizes: PartSizes,
     trains_text_encoder: bool,
     weight_bytes: int,
-    save_bytes: int,
+    copy_bytes: int,
+    save_bytes: int | None,
     state_bytes_per_parameter: float,
     models_on_disk: int,
     states_on_disk: int,
     folder: Path,
 ) -> Costs:
-    """Memory of a run and the most that its outputs take on the disk of `folder`, which need not exist yet."""
-    parameters = sizes.unet + sizes.text_encoder + sizes.vae
+    """Memory of a run and the most that its outputs take on the disk of `folder`, which need not exist yet.
+
+    What is not trained is kept in 4 bytes, for the saved file, and in a copy of `copy_bytes` to compute with (0: none).
+    `save_bytes` None: a file holds the weights as they are kept.
+    """
     trained = sizes.unet + (sizes.text_encoder if trains_text_encoder else 0)
-    weights = trained * weight_bytes + (parameters - trained) * 4
+    frozen = sizes.unet + sizes.text_encoder + sizes.vae - trained
+    kept = trained * weight_bytes + frozen * 4
+    weights = kept + frozen * copy_bytes
     optimizer = round(trained * state_bytes_per_parameter)
-    model_file = parameters * save_bytes + sizes.kept_bytes
+    model_file = (kept if save_bytes is None else (trained + frozen) * save_bytes) + sizes.kept_bytes
     state_folder = trained * weight_bytes + optimizer
     return Costs(
         weights=weights,

@@ -23,12 +23,13 @@ from library.training.optimizers import OptimizerChoice, choose_optimizer
 from library.training.outputs import Outputs, decide_outputs, most_on_disk
 from library.training.plan.costs import Costs, count_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
+from library.training.plan.identity import identity_of
 from library.training.plan.pictures import Pictures, decide_pictures
 from library.training.plan.places import check_final_model, check_places
-from library.training.plan.resume import DATA, check_continuation, decide_resume
+from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.schedules import ScheduleChoice, choose_schedule
-from library.training.state import Identity, SavedState, fingerprint
+from library.training.state import Identity, SavedState
 from library.training.trackers import Trackers, decide_trackers
 
 
@@ -101,7 +102,7 @@ def decide(parsed: Parsed) -> Plan:
     outputs = decide_outputs(options.saving, source.header.kind, duration.epochs)
     costs = decide_costs(options, source, rates, precision, optimizer, outputs, duration)
     check_outputs(options, source, outputs, costs, mistakes)
-    identity = identity_of(options, pictures, rates, seed)
+    identity = identity_of(options, pictures, precision, seed)
     if resume is not None:
         check_continuation(resume, identity, duration.steps, mistakes)
     mistakes.raise_if_any()
@@ -159,24 +160,6 @@ def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, n
     return useful
 
 
-def identity_of(options: TrainOptions, pictures: Pictures, rates: Rates, seed: int) -> Identity:
-    """What a resumed run must share with the saved one. Rates and data are part of it: see plan/resume.py."""
-    dataset, optimizer = options.dataset, options.optimizer
-    data = [f"{record.key}|{record.size}|{record.repeats}|{record.caption}" for record in pictures.records]
-    return {
-        "seed": str(seed),
-        DATA: fingerprint(data),
-        "--resolution": str(dataset.resolution),
-        "--train_batch_size": str(dataset.train_batch_size),
-        "--gradient_accumulation_steps": str(options.memory.gradient_accumulation_steps),
-        "--optimizer_type": optimizer.optimizer_type or "AdamW",
-        "--lr_scheduler": optimizer.lr_scheduler_type or optimizer.lr_scheduler,
-        "--learning_rate": str(rates.unet),
-        "the text encoder's learning rate": str(rates.text_encoder),
-        "--mixed_precision": options.memory.mixed_precision,
-    }
-
-
 def decide_costs(
     options: TrainOptions,
     source: Source,
@@ -192,7 +175,8 @@ def decide_costs(
         source.sizes,
         trains_text_encoder=rates.text_encoder is not None,
         weight_bytes=BYTES[precision.trained],
-        save_bytes=BYTES[options.saving.save_precision or precision.trained],
+        copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
+        save_bytes=None if options.saving.save_precision is None else BYTES[options.saving.save_precision],
         state_bytes_per_parameter=optimizer.state_bytes_per_parameter(BYTES[precision.trained]),
         models_on_disk=models,
         states_on_disk=states,
@@ -223,10 +207,15 @@ def check_disk(costs: Costs, mistakes: Mistakes) -> None:
 
 
 def refuse_several_processes(mistakes: Mistakes) -> None:
-    """One process for now: several would each train on everything, which is not what their user means."""
+    """One plain process for now: several would each train on everything, which is not what their user means."""
     count = os.environ.get("WORLD_SIZE", "1")
     if count.isdigit() and int(count) > 1:
         mistakes.add(
             f"started as {count} processes: this version trains with one",
             "start it with accelerate launch --num_processes 1",
         )
+    for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
+        if os.environ.get(variable, "").lower() == "true":
+            mistakes.add(
+                f"accelerate is set to {name}: not in this version", "run accelerate config, and answer no there"
+            )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from library.options.mistakes import Mistakes, UserError
+from library.training.plan.identity import DATA
 from library.training.state import Identity, SavedState, read_state
-
-DATA = "the data"
-"""The fact of an identity that is a fingerprint: its value says nothing to a user."""
 
 
 def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:

@@ -86,7 +86,7 @@ def check_capabilities(family: Family, options: TrainOptions, mistakes: Mistakes
 
 def check_family_flags(options: ModelOptions, family: Family, notes: list[str]) -> None:
     """What the file is decides, not --v2; say where the two differ."""
-    is_v2 = family.name == "sd2"
+    is_v2 = "v2" in family.capabilities
     if is_v2 and not options.v2:
         notes.append(f"the model is {family.title}: trained as with --v2")
     if options.v_parameterization and not is_v2:

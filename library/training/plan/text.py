@@ -42,8 +42,7 @@ def _model(plan: Plan) -> Iterator[str]:
 def _data(pictures: Pictures) -> Iterator[str]:
     for subset in pictures.subsets:
         kind = "regularisation" if subset.is_reg else "training"
-        count = f"{subset.images} pictures x {subset.repeats} = {subset.samples} samples"
-        yield f"{subset.folder}: {count}, {kind}{_source(subset)}"
+        yield f"{subset.folder}: {_count(subset)}, {kind}{_source(subset)}"
     scan = pictures.scan
     yield from scan.notes
     for path, why in scan.bad_images:
@@ -52,13 +51,21 @@ def _data(pictures: Pictures) -> Iterator[str]:
         yield f"not read: {folder} ({why})"
 
 
+def _count(subset: SubsetCount) -> str:
+    pictures = _number(subset.images, "picture")
+    if subset.samples != subset.images * subset.repeats:  # balanced: not all have the repeats of their folder
+        return f"{pictures}, {subset.samples} samples after balancing"
+    return f"{pictures} x {subset.repeats} = {_number(subset.samples, 'sample')}"
+
+
 def _source(subset: SubsetCount) -> str:
     from_folder = subset.images - subset.caption_files
     if not subset.caption_files:
         return f', captions from the folder name ("{subset.class_tokens}")'
     if not from_folder:
         return ", captions from files"
-    return f', {subset.caption_files} captions from files, {from_folder} from the folder name ("{subset.class_tokens}")'
+    from_files = _number(subset.caption_files, "caption")
+    return f', {from_files} from files, {from_folder} from the folder name ("{subset.class_tokens}")'
 
 
 def _captions(plan: Plan) -> Iterator[str]:
@@ -66,7 +73,7 @@ def _captions(plan: Plan) -> Iterator[str]:
     yield f'longest: {counted.longest} of {counted.limit} tokens, "{_short(counted.longest_text)}"'
     if counted.cut:
         yield (
-            f"{len(counted.cut)} are cut at {counted.limit} tokens, the first of {counted.cut[0]} "
+            f"{_number(len(counted.cut), 'caption')} cut at {counted.limit} tokens, the first of {counted.cut[0]} "
             "(--max_token_length 150 or 225 keeps more)"
         )
     if dataset.shuffle_caption:
@@ -81,7 +88,8 @@ def _buckets(plan: Plan) -> Iterator[str]:
     counts = plan.pictures.bucket_samples
     yield ", ".join(f"{width}x{height}: {count}" for (width, height), count in sorted(counts.items()))
     batch = plan.options.dataset.train_batch_size
-    yield f"{plan.duration.batches_per_epoch} batches of up to {batch} an epoch; short ones are kept and count exactly"
+    batches = "batch" if plan.duration.batches_per_epoch == 1 else "batches"
+    yield f"{plan.duration.batches_per_epoch} {batches} of up to {batch} an epoch; short ones count exactly"
 
 
 def _training(plan: Plan) -> Iterator[str]:
@@ -113,9 +121,9 @@ def _loss(plan: Plan) -> str:
 def _length(plan: Plan) -> Iterator[str]:
     length, accumulation = plan.duration, plan.options.memory.gradient_accumulation_steps
     of = f" of {accumulation} batches" if accumulation > 1 else ""
-    epochs = f"{length.epochs} epoch{'s' if length.epochs > 1 else ''} of {length.steps_per_epoch}"
+    epochs = f"{_number(length.epochs, 'epoch')} of {length.steps_per_epoch}"
     cut = "" if length.steps == length.epochs * length.steps_per_epoch else ", the last one in part"
-    yield f"{length.steps} optimiser steps{of} in {epochs}{cut} ({length.because})"
+    yield f"{_number(length.steps, 'optimiser step')}{of} in {epochs}{cut} ({length.because})"
     if plan.resume is not None:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
@@ -128,7 +136,7 @@ def _machine(plan: Plan) -> Iterator[str]:
     precision = plan.precision
     yield (
         f"{plan.machine.name}; mixed precision {precision.mixed_precision}, trained weights {precision.trained}, "
-        f"attention {precision.attention}, {plan.workers} data workers"
+        f"attention {precision.attention}, {_number(plan.workers, 'data worker')}"
     )
 
 
@@ -163,3 +171,7 @@ def _some(names: Iterable[str], most: int = 4) -> str:
 
 def _short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,42 @@
+"""What a run is, as far as its result depends on it: a resumed run must have the same identity as the saved one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from library.options.recipes import FLAGS, TrainOptions, values_of
+from library.runtime.precision import Precision
+from library.training.plan.pictures import Pictures
+from library.training.state import Identity, fingerprint
+
+DATA = "the data"
+"""The fact of an identity that is a fingerprint: its value says nothing to a user."""
+
+GROUPS = ("model", "dataset", "objective", "optimizer", "memory")
+
+# These may differ: where things lie, what only speed and memory depend on, and what other facts say better.
+FREE = frozenset(
+    {
+        "pretrained_model_name_or_path", "tokenizer_cache_dir", "v2", "train_data_dir", "reg_data_dir",
+        "caption_extension", "cache_latents_to_disk", "vae_batch_size", "max_data_loader_n_workers",
+        "persistent_data_loader_workers",
+        "debug_dataset", "use_8bit_adam", "use_lion_optimizer", "mixed_precision", "full_fp16", "full_bf16",
+        "gradient_checkpointing", "xformers", "sdpa", "mem_eff_attn", "lowram", "highvram",
+    }
+)  # fmt: skip
+
+
+def identity_of(options: TrainOptions, pictures: Pictures, precision: Precision, seed: int) -> Identity:
+    """Every option that the result depends on, the precision as it is on this machine, the seed, and the data."""
+    facts = {
+        f"--{name}": value.name if isinstance(value, Path) else str(value)
+        for name, value in values_of(options).items()
+        if FLAGS[name].group in GROUPS and name not in FREE
+    }
+    facts["seed"] = str(seed)
+    facts["mixed precision"] = precision.mixed_precision
+    facts["precision of the weights"] = precision.trained
+    facts[DATA] = fingerprint(
+        [f"{record.key}|{record.size}|{record.repeats}|{record.caption}" for record in pictures.records]
+    )
+    return facts
