@@ -80,6 +80,13 @@ def test_an_empty_folder(data: Path, refused: Refused) -> None:
     refused("3_sks thing holds no picture", "put pictures into it", train_data_dir=data)
 
 
+def test_a_folder_that_begins_with_a_date(data: Path, refused: Refused) -> None:
+    (data / "2_sks dog").rename(data / "20261105_sks dog")
+    refused("20261105 times", "date", "10_", train_data_dir=data)
+    shutil.rmtree(data / "1_zwx cat")
+    refused("20261105 times", train_data_dir=data)
+
+
 def test_regularisation_without_an_image(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "reg" / "1_dog").mkdir(parents=True)
     refused("regularisation folder", "1_dog holds no picture", reg_data_dir=tmp_path / "reg")

@@ -20,6 +20,7 @@ from library.options.mistakes import Mistake, UserError
 _FOLDER = re.compile(r"([0-9]+)(?:_(.*))?", re.ASCII | re.DOTALL)
 _CAPTION_EXTENSIONS = (".txt", ".caption")
 _BAD_SHARE = 0.1
+_MOST_REPEATS = 100_000  # above it a folder's number is a date or a telephone number
 _EXAMPLE = '"10_sks dog" (repeats, underscore, identifier and class)'
 _REG_EXAMPLE = '"1_dog" (repeats, underscore, class)'
 
@@ -164,7 +165,7 @@ def _scan_base(
     if not base.is_dir():
         found.mistakes.append(Mistake(f"--{flag}: there is no folder {base}", "check the path"))
         return
-    first = len(found.subsets)
+    first, known = len(found.subsets), len(found.mistakes)
     loose = 0
     for entry in sorted(base.iterdir(), key=lambda path: path.name):
         if not entry.is_dir():
@@ -175,9 +176,12 @@ def _scan_base(
             found.skipped.append((entry, "its name does not begin with a number of repeats and an underscore"))
         elif int(match.group(1)) < 1:
             found.skipped.append((entry, "its number of repeats is 0"))
+        elif int(match.group(1)) > _MOST_REPEATS:
+            what = f"--{flag}: folder {entry} would be repeated {match.group(1)} times"
+            found.mistakes.append(Mistake(what, "if its name begins with a date, put the repeats before it: 10_..."))
         else:
             found.subsets.append(Subset(entry, int(match.group(1)), match.group(2) or "", is_reg))
-    if len(found.subsets) == first:
+    if len(found.subsets) == first and len(found.mistakes) == known:
         found.mistakes.append(_nothing_found(base, flag, loose))
     elif loose:
         found.notes.append(f"{loose} pictures directly in {base} are not used: only those in its folders are")
