@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from library.data.order import BatchRequest, EpochOrder
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from library.data.batch import Batch
 
-Window = list[tuple[BatchRequest, "Batch"]]
+
+@dataclass
+class Window:
+    """What is kept of the micro-batches of one optimiser step: their shares of its loss, and for the message about a
+    loss that is not finite the pictures with the losses of their samples."""
+
+    shares: list[torch.Tensor] = field(default_factory=list)
+    samples: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -52,48 +59,40 @@ class Loop:
         freeze_finished(self.parts, progress.step)
         while progress.epoch <= self.epochs and progress.step < self.steps:
             self.say(f"epoch {progress.epoch}/{self.epochs}")
-            for window in self._windows(progress):
-                self._train_window(window, progress)
-                self.save_due(progress, False)
+            # the micro-batches of this epoch that are still to come; those of one optimiser step are a window
+            requests = list(self.order.requests(progress.epoch, skip_windows=progress.window))
+            window = Window()
+            for request, batch in zip(requests, self.batches(requests), strict=False):
+                self._backward(request, batch, window)
+                if request.last_of_window:
+                    self._step(window, progress)
+                    self.save_due(progress, False)
+                    window = Window()
                 if progress.step >= self.steps:
                     break
             self._end_epoch(progress)
         return progress
 
-    def _windows(self, progress: Progress) -> Iterator[Window]:
-        """The accumulation windows of the current epoch that are still to come, each a list of micro-batches."""
-        requests = list(self.order.requests(progress.epoch, skip_windows=progress.window))
-        window: Window = []
-        for request, batch in zip(requests, self.batches(requests), strict=False):
-            window.append((request, batch))
-            if request.last_of_window:
-                yield window
-                window = []
+    def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
+        """Add the gradients of a micro-batch, weighted by its share of the whole step."""
+        with self.accelerator.autocast():
+            losses = self.losses(batch)
+        share = window_share(losses, batch.weights.to(losses.device), request.window_samples)
+        self.accelerator.backward(share)
+        window.shares.append(share.detach())
+        window.samples.append((batch.paths, losses.detach()))
 
-    def _train_window(self, window: Window, progress: Progress) -> None:
-        """One optimiser step over all micro-batches of a window."""
-        sample_losses = []
-        loss = 0.0
-        for request, batch in window:
-            with self.accelerator.autocast():
-                losses = self.losses(batch)
-            share = window_share(losses, batch.weights.to(losses.device), request.window_samples)
-            self.accelerator.backward(share)
-            loss = loss + share.detach()
-            sample_losses.append(losses.detach())
-        if self.accelerator.sync_gradients and self.max_grad_norm > 0:
+    def _step(self, window: Window, progress: Progress) -> None:
+        """One optimiser step with the gradients of its window, and what is said of it."""
+        if self.max_grad_norm > 0:
             self.accelerator.clip_grad_norm_(trainable_parameters(self.parts), self.max_grad_norm)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._after_step(window, progress, float(loss), sample_losses)
-
-    def _after_step(
-        self, window: Window, progress: Progress, loss: float, sample_losses: Sequence[torch.Tensor]
-    ) -> None:
+        loss = float(sum(window.shares))
         if not math.isfinite(loss):
-            raise not_finite(window, progress, sample_losses)
+            raise not_finite(window, progress)
         progress.step += 1
         progress.window += 1
         progress.epoch_losses.append(loss)
@@ -126,12 +125,12 @@ class Loop:
         progress.epoch_losses.clear()
 
 
-def not_finite(window: Window, progress: Progress, sample_losses: Sequence[torch.Tensor]) -> UserError:
+def not_finite(window: Window, progress: Progress) -> UserError:
     """The message for a loss that is NaN or infinite: step, files, and what usually helps."""
     files = [
         f"{path} ({value:g})"
-        for (_, batch), losses in zip(window, sample_losses, strict=True)
-        for path, value in zip(batch.paths, losses.tolist(), strict=True)
+        for paths, losses in window.samples
+        for path, value in zip(paths, losses.tolist(), strict=True)
         if not math.isfinite(value)
     ]
     named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
