@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from library.checkpoints.writer import replacing, write_json, write_safetensors
 from library.options.mistakes import Mistake, UserError
 from library.training import optimizers
 from library.training.parts import Part
@@ -78,28 +79,27 @@ def save_state(
     progress: Progress,
     identity: Identity,
 ) -> None:
-    """Write a state folder. The new folder is whole before an old one of the same name goes away."""
-    import torch
-    from safetensors.torch import save_file
+    """Write a state folder. The new folder is whole before an old one of the same name goes away.
 
+    Raises OSError, CheckpointError (a full disk, weights that are not finite) and leaves nothing half-written.
+    """
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
     building.mkdir(parents=True)
     try:
         for index, part in enumerate(parts):
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in part.module.state_dict().items()}
-            save_file(tensors, building / _model_file(index), {"part": part.name})
-        torch.save(optimizer.state_dict(), building / "optimizer.bin")
-        torch.save(schedule.state_dict(), building / "scheduler.bin")
+            write_safetensors(building / _model_file(index), part.module.state_dict(), {"part": part.name})
+        _write(building / "optimizer.bin", optimizer.state_dict())
+        _write(building / "scheduler.bin", schedule.state_dict())
         if scaler is not None:
-            torch.save(scaler.state_dict(), building / "scaler.pt")
-        torch.save(_random_states(), building / "random_states_0.pkl")
+            _write(building / "scaler.pt", scaler.state_dict())
+        _write(building / "random_states_0.pkl", _random_states())
         head = {
             "current_epoch": progress.epoch,
             "current_step": progress.step,
             "progress": asdict(progress),
             "identity": identity,
         }
-        (building / STATE_FILE).write_text(json.dumps(head, indent=1), encoding="utf-8")
+        write_json(building / STATE_FILE, head)
         _put_in_place(building, folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -134,6 +134,13 @@ def load_state(saved: SavedState, parts: Sequence[Part], optimizer: Any, schedul
         remedy = "the folder is damaged, or the run has another model, optimiser or precision than the saved one"
         raise UserError((Mistake(what, remedy),)) from error
     return saved.progress
+
+
+def _write(file: Path, value: Any) -> None:
+    import torch
+
+    with replacing(file) as stream:
+        torch.save(value, stream)
 
 
 def _model_file(index: int) -> str:
