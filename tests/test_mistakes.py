@@ -11,7 +11,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from library.training import command
-from library.training.loop import Loop
 from library.training.plan import places
+from library.training.saver import Saver
+from library.training.state import Progress
 from tests import tiny
 from tests.training.running import Outcome, World, make_world, run
 
@@ -296,15 +296,15 @@ def test_not_enough_disk_for_the_files_to_come(refused: Refused, small_disk: Pat
 
 
 def after_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something from outside when a run has done `step` steps."""
-    original = Loop._train_window
+    """Do something from outside when a run has done `step` steps, before anything is saved because of it."""
+    original = Saver.save_due
 
-    def hooked(self: Loop, window: Any, progress: Any) -> None:
-        original(self, window, progress)
-        if progress.step == step:
+    def hooked(self: Saver, progress: Progress, epoch_ended: bool) -> None:
+        if progress.step == step and not epoch_ended:
             act()
+        original(self, progress, epoch_ended)
 
-    monkeypatch.setattr(Loop, "_train_window", hooked)
+    monkeypatch.setattr(Saver, "save_due", hooked)
 
 
 @pytest.mark.parametrize(
@@ -400,6 +400,21 @@ def test_a_resume_folder_that_is_none(refused: Refused, tmp_path: Path) -> None:
     refused("--resume", "train_state.json", resume=tmp_path)
     (tmp_path / "train_state.json").write_text("{}", encoding="utf-8")
     refused("--resume", "no training state", resume=tmp_path)
+
+
+def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = refused.out.with_name("saved")
+    assert run(world.arguments(saved, max_train_steps=1, save_state=True), capsys).code == 0
+    state = saved / "dog-state"
+    refused("1 steps are done", "--max_train_steps", resume=state, max_train_steps=1)
+    refused("--optimizer_type was AdamW", "is SGD now", resume=state, max_train_steps=2, optimizer_type="SGD")
+    for file in sorted(state.iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        refused("--resume", str(state), resume=state, max_train_steps=2)
+        file.unlink()
+        refused("--resume", str(state), resume=state, max_train_steps=2)
+        file.write_bytes(content)
 
 
 def test_six_mistakes_of_six_kinds_are_told_together(refused: Refused, data: Path, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ class BatchLoader:
         self, dataset: TrainingDataset, *, workers: int = 0, persistent: bool = False, pin_memory: bool = False
     ) -> None:
         self._requests = _Requests()
+        self._running: Iterator[Batch | _Failed] | None = None
         self._loader: DataLoader[Batch | _Failed] = DataLoader(
             _Guarded(dataset),
             sampler=self._requests,
@@ -133,7 +134,7 @@ class BatchLoader:
         """
         self._requests.current = list(requests)
         with explain_dead_workers():
-            batches = iter(self._loader)
+            batches = self._running = iter(self._loader)
         while True:
             with explain_dead_workers():
                 batch = next(batches, None)
@@ -142,6 +143,16 @@ class BatchLoader:
             if isinstance(batch, _Failed):
                 raise UserError(batch.mistakes)
             yield batch
+
+    def close(self) -> None:
+        """End the worker processes now.
+
+        Left to garbage collection, torch goes on watching them, and the end of one raises wherever the program then is.
+        """
+        end = getattr(self._running, "_shutdown_workers", None)
+        self._running = None
+        if end is not None:
+            end()
 
 
 

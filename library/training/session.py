@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
             say("running training / 学習開始")
             with (
                 explain_dead_workers(),
+                closing(loader),
                 fp16_gradients(accelerator.scaler if plan.precision.has_fp16_gradients else None),
             ):
                 progress = loop.run(progress)
