@@ -474,6 +474,7 @@ def test_an_interrupt_ends_a_run_without_half_files(
     outcome = run(world.arguments(tmp_path / "out", **flags), capsys)
     assert outcome.code == 130 and "Traceback" not in outcome.err and command.INTERRUPTED in outcome.err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["dog-step00000001.safetensors"]
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")
@@ -500,6 +501,7 @@ def test_a_worker_that_dies(
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert "prepares pictures died" in block and "--max_data_loader_n_workers" in block
+    assert not multiprocessing.active_children(), "torch would go on watching them, and raise at any time"
 
 
 @pytest.mark.parametrize(

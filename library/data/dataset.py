@@ -136,8 +136,14 @@ class BatchLoader:
         with explain_dead_workers():
             batches = self._running = iter(self._loader)
         while True:
-            with explain_dead_workers():
-                batch = next(batches, None)
+            try:
+                with explain_dead_workers():
+                    batch = next(batches, None)
+            except (OSError, EOFError) as error:
+                # the pipe to a dead worker; what a living one raises comes with "Caught ..." before it
+                if not self._loader.num_workers or str(error).startswith("Caught"):
+                    raise
+                raise _dead_worker(error) from None
             if batch is None:
                 return
             if isinstance(batch, _Failed):
@@ -155,7 +161,6 @@ class BatchLoader:
             end()
 
 
-
 @contextmanager
 def explain_dead_workers() -> Iterator[None]:
     """Turn torch's RuntimeError for a dead worker into a UserError.
@@ -168,9 +173,14 @@ def explain_dead_workers() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        what = f"a process that prepares pictures died ({str(error).splitlines()[0]})"
-        remedy = "often memory or shared memory ran out: lower --max_data_loader_n_workers, or set it to 0"
-        raise UserError([Mistake(what, remedy)]) from None
+        raise _dead_worker(error) from None
+
+
+def _dead_worker(error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    what = f"a process that prepares pictures died ({reason})"
+    remedy = "often memory or shared memory ran out: lower --max_data_loader_n_workers, or set it to 0"
+    return UserError([Mistake(what, remedy)])
 
 
 @dataclass(frozen=True)
