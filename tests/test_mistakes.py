@@ -412,9 +412,9 @@ def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pyte
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
         refused("--resume", str(state), resume=state, max_train_steps=2)
-        file.unlink()
-        refused("--resume", str(state), resume=state, max_train_steps=2)
         file.write_bytes(content)
+    (state / "optimizer.bin").unlink()
+    refused("--resume", "No such file", "optimizer.bin", resume=state, max_train_steps=2)
 
 
 def test_six_mistakes_of_six_kinds_are_told_together(refused: Refused, data: Path, tmp_path: Path) -> None:
