@@ -7,6 +7,8 @@ need no word about the next one.
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,8 +159,13 @@ class BatchLoader:
         """
         end = getattr(self._running, "_shutdown_workers", None)
         self._running = None
-        if end is not None:
+        if end is None:
+            return
+        try:
             end()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):  # one that crashes while it ends has done its work
+                raise
 
 
 @contextmanager
@@ -222,3 +229,6 @@ def _prepare_worker(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # there are as many workers as the user wants cores to work
+    # Native libraries that still have threads may abort while they are unloaded, which torch would report as a dead
+    # worker. Python has finished by then: leave without unloading.
+    atexit.register(os._exit, 0)
