@@ -1,4 +1,4 @@
-"""Drawing a picture: text states, noise from a seed, the sampler's steps with guidance, decoding.
+"""Drawing pictures: text states, noise from a seed, the sampler's steps with guidance, decoding.
 
 Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
 """
@@ -6,7 +6,7 @@ Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), u + scale * (
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,26 +34,58 @@ def sample(
     most_chunks: int = 3,
     progress: Progress | None = None,
 ) -> Image:
-    """Draw one picture with the modules as they are, on their devices and in their dtypes.
+    """Draw one picture: a batch of one. See sample_batch."""
+    return sample_batch(model, [request], [seed], clip_skip=clip_skip, most_chunks=most_chunks, progress=progress)[0]
 
-    All noise comes from one CPU generator of `seed`, so a seed means the same picture on every device, and nothing of
-    the program's own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
-    Raises UserError for an unknown sampler.
+
+def sample_batch(
+    model: Model,
+    requests: Sequence[PictureRequest],
+    seeds: Sequence[int],
+    *,
+    clip_skip: int | None = None,
+    most_chunks: int = 3,
+    progress: Progress | None = None,
+) -> list[Image]:
+    """Draw pictures with the modules as they are, on their devices and in their dtypes; in the order of the requests.
+
+    Requests of one size, sampler, steps, scale and number of chunks go through the U-Net together; `progress` is told
+    of each such group anew. All noise of a picture comes from a CPU generator of its own seed: but for the order of
+    floating-point sums, a seed means the same picture on every device and in every batch, and nothing of the program's
+    own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
+    Raises UserError for an unknown sampler, ValueError when there are not as many seeds as requests.
     """
-    scheduler = make_scheduler(request.sampler, model.prediction)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    if len(requests) != len(seeds):
+        raise ValueError(f"{len(requests)} pictures need as many seeds, not {len(seeds)}")
+    groups: dict[Any, list[int]] = {}
+    for place, request in enumerate(requests):
+        settings = (request.width, request.height, request.sampler, request.steps, request.scale)
+        groups.setdefault((settings, _chunks(model, request, most_chunks)), []).append(place)
+    pictures: dict[int, Image] = {}
     with torch.no_grad(), _evaluating(model):
-        context = _context(model, request, clip_skip, most_chunks)
-        latents = _draw(model, scheduler, context, request, generator, progress)
-        pixels = model.family.decode_latents(model.vae, latents / model.family.latent.scale)
-    return to_image(pixels[0])
+        for (_, chunks), places in groups.items():
+            alike = [requests[place] for place in places]
+            scheduler = make_scheduler(alike[0].sampler, model.prediction)
+            generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
+            context = _context(model, alike, chunks, clip_skip)
+            latents = _draw(model, scheduler, context, alike[0], generators, progress)
+            for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
+                pictures[place] = to_image(model.family.decode_latents(model.vae, one / model.family.latent.scale)[0])
+    return [pictures[place] for place in range(len(requests))]
 
 
-def _context(model: Model, request: PictureRequest, clip_skip: int | None, most_chunks: int) -> Tensor:
-    """Text states (2, L, width): without and with the prompt; (1, L, width) where there is no guidance."""
-    texts = [request.negative_prompt, request.prompt] if guided(request) else [request.prompt]
-    longest = max(model.tokenizer.count(text) for text in texts)
-    chunks = min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
+def _chunks(model: Model, request: PictureRequest, most_chunks: int) -> int:
+    longest = max(model.tokenizer.count(text) for text in _texts(request))
+    return min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
+
+
+def _texts(request: PictureRequest) -> list[str]:
+    return [request.negative_prompt, request.prompt] if guided(request) else [request.prompt]
+
+
+def _context(model: Model, requests: Sequence[PictureRequest], chunks: int, clip_skip: int | None) -> Tensor:
+    """Text states (2B, L, width): all without, then all with the prompt; (B, L, width) where there is no guidance."""
+    texts = [text for side in zip(*map(_texts, requests), strict=True) for text in side]
     ids = model.tokenizer.tensor(texts, chunks).to(model.text_encoder.device)
     return model.family.encode_text(model.text_encoder, ids, clip_skip)
 
@@ -68,20 +100,22 @@ def _draw(
     scheduler: Any,
     context: Tensor,
     request: PictureRequest,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     progress: Progress | None,
 ) -> Tensor:
-    """Latents (1, C, h, w) float32, scaled as the U-Net sees them."""
+    """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
     unet, space = model.unet, model.family.latent
     context = context.to(device=unet.device, dtype=unet.dtype)
     scheduler.set_timesteps(request.steps, device=unet.device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
-    latents: Tensor = torch.randn(shape, generator=generator).to(unet.device) * scheduler.init_noise_sigma
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    latents: Tensor = noise.to(unet.device) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if takes_generator else {}
+    extra = {"generator": generators} if takes_generator else {}
+    copies = len(context) // len(generators)
     for done, timestep in enumerate(scheduler.timesteps, start=1):
         seen = scheduler.scale_model_input(latents, timestep)
-        rows = seen.expand(len(context), *shape[1:]).to(unet.dtype)
+        rows = seen.repeat(copies, 1, 1, 1).to(unet.dtype)
         output = model.family.predict(unet, rows, timestep.expand(len(context)), context).float()
         if guided(request):
             without, with_prompt = output.chunk(2)

@@ -12,7 +12,7 @@ import torch
 from library.checkpoints.files import read_header
 from library.families.registry import load_model
 from library.options.mistakes import UserError
-from library.sampling.pictures import sample
+from library.sampling.pictures import sample, sample_batch
 from library.sampling.prompts import PictureRequest
 from library.sampling.samplers import SAMPLERS, make_scheduler
 from tests import tiny
@@ -62,11 +62,15 @@ def by_diffusers(model, request: PictureRequest, seed: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_draws_what_diffusers_draws(sd1, sampler):
+def skip_without_its_package(sampler: str) -> None:
     needs = SAMPLERS[sampler].package
     if needs is not None and importlib.util.find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_what_diffusers_draws(sd1, sampler):
+    skip_without_its_package(sampler)
     request = changed(REQUEST, sampler=sampler)
     picture = sample(sd1, request, 7)
     assert picture.size == (64, 72)
@@ -77,6 +81,36 @@ def test_every_sampler_draws_what_diffusers_draws(sd1, sampler):
 def test_v_prediction_draws_what_diffusers_draws(sd2, sampler):
     request = changed(REQUEST, sampler=sampler)
     assert np.array_equal(np.asarray(sample(sd2, request, 3)), by_diffusers(sd2, request, 3))
+
+
+def far_apart(one, other) -> int:
+    """The largest difference of two pictures in any colour of any pixel."""
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_seed_is_the_same_picture_in_every_batch(sd1, sampler):
+    skip_without_its_package(sampler)
+    prompts = ("a photo of sks dog", "a cat", "a photo of sks dog")
+    requests = [changed(REQUEST, prompt=prompt, sampler=sampler) for prompt in prompts]
+    together = sample_batch(sd1, requests, [7, 8, 9])
+    alone = [sample(sd1, request, seed) for request, seed in zip(requests, (7, 8, 9), strict=True)]
+    assert all(far_apart(one, other) <= 1 for one, other in zip(together, alone, strict=True))
+    assert far_apart(alone[0], alone[2]) > 10  # the seeds do count
+
+
+def test_requests_that_cannot_share_a_batch_are_drawn_beside_each_other_in_their_order(sd1):
+    long = changed(REQUEST, prompt="dog " * 80)
+    others = [changed(REQUEST, width=72), changed(REQUEST, scale=1.0), changed(REQUEST, steps=2), long]
+    requests = [REQUEST, *others, REQUEST]
+    together = sample_batch(sd1, requests, [1] * len(requests))
+    for request, picture in zip(requests, together, strict=True):
+        assert far_apart(picture, sample(sd1, request, 1)) <= 1
+
+
+def test_a_batch_needs_a_seed_for_each_picture(sd1):
+    with pytest.raises(ValueError, match="2 pictures"):
+        sample_batch(sd1, [REQUEST, REQUEST], [1])
 
 
 def test_without_guidance_the_negative_prompt_counts_for_nothing(sd1):
