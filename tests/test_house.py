@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tools": ("tools", "library", "networks"),
     "gen_img": ("library", "networks"),
     "examples": ("library",),
-    "benchmarks": ("library",),
+    "benchmarks": ("benchmarks", "library"),
     "set_up": (),
 }  # fmt: skip
 # What only a run itself may use, whatever the row above says.
