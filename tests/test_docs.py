@@ -15,6 +15,7 @@ from library.options import parse, render
 from library.options.later import LATER
 from library.options.recipes import FLAGS
 from library.sampling import command as drawing
+from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions, flags
 from library.training import command
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.schedules import SCHEDULES
@@ -25,6 +26,11 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {"help", "name", "num_processes"}
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
+# The programs that draw, and what each is told.
+DRAWING: dict[str, type[DrawingOptions]] = {
+    "gen_img.py": GenerateOptions,
+    "tools/make_class_images.py": ClassImageOptions,
+}
 
 
 def text(page: str) -> str:
@@ -77,7 +83,8 @@ def test_every_page_is_linked_from_the_readme() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_is_one(page: str) -> None:
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
-    known = {*FLAGS, *LATER, *aliases, *drawing.FLAGS, *FOREIGN, *IN_PROMPTS}
+    drawn = {*flags(GenerateOptions), *flags(ClassImageOptions)}
+    known = {*FLAGS, *LATER, *aliases, *drawn, *FOREIGN, *IN_PROMPTS}
     assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z]\w*)", text(page))) - known)
 
 
@@ -99,8 +106,8 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     for line in lines:
         _, script, *words = shlex.split(line)
-        if script == "gen_img.py":
-            drawing.parse(words)
+        if script in DRAWING:
+            drawing.parse(DRAWING[script], words)
             continue
         assert script == "train_db.py", line
         told = [mistake.what for mistake in parse.parse(words).mistakes]
@@ -160,9 +167,11 @@ def test_messages_are_those_of_the_program() -> None:
     assert messages and not [message for message in messages if message not in sources]
 
 
-def test_flags_of_gen_img_are_all_described() -> None:
-    described = set(re.findall(r"`--(\w+)`", "\n".join(row[0] for rows in tables("docs/sampling.md") for row in rows)))
-    assert described == set(drawing.FLAGS)
+def test_flags_of_the_programs_that_draw_are_all_described() -> None:
+    described = [set(re.findall(r"`--(\w+)`", str([row[0] for row in rows]))) for rows in tables("docs/sampling.md")]
+    assert described[0] == set(flags(GenerateOptions))
+    own = set(flags(ClassImageOptions)) - set(flags(DrawingOptions))
+    assert described[-1] == own | {"seed"}
 
 
 def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 import gen_img
 from tests import tiny
@@ -54,6 +54,21 @@ def test_one_seed_is_one_picture(model, tmp_path):
     (first,), (second,) = (list((tmp_path / name).iterdir()) for name in ("a", "b"))
     with Image.open(first) as one, Image.open(second) as two:
         assert one.tobytes() == two.tobytes()
+
+
+def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
+    drawn = {}
+    for size in (1, 2):
+        words = ["--prompt", "a dog", "--negative_prompt", "fog", "--images_per_prompt", "3", "--seed", "1"]
+        assert run(model, tmp_path / str(size), *words, "--batch_size", str(size)) == 0
+        drawn[size] = []
+        for path in sorted((tmp_path / str(size)).iterdir(), key=lambda path: path.name[18:]):
+            with Image.open(path) as picture:
+                assert picture.text["negative-prompt"] == "fog"
+                drawn[size].append((picture.text["seed"], picture.convert("RGB")))
+    assert [seed for seed, _ in drawn[1]] == [seed for seed, _ in drawn[2]] == ["1", "2", "3"]
+    for (_, alone), (_, together) in zip(drawn[1], drawn[2], strict=True):
+        assert max(high for _, high in ImageChops.difference(alone, together).getextrema()) <= 1
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
     ),
     "library.sampling": (
-        "library.sampling", "library.families", "library.objective.process", "library.options", "library.runtime",
+        "library.sampling", "library.families", "library.objective.process", "library.checkpoints", "library.options",
+        "library.runtime",
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
@@ -67,8 +68,12 @@ INSTANT = (
     "library/families/sd.py",
     "library/runtime/device.py",
     "library/runtime/seeds.py",
+    "library/sampling/class_images.py",
+    "library/sampling/generate.py",
     "library/training/plan*",
     "train_*.py",
+    "gen_img.py",
+    "tools/*.py",
 )
 SLOW = {"torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors"}
 

@@ -1,0 +1,172 @@
+"""What every program that draws does: decide what needs no weight, load, draw, write. No torch at module level."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.writer import replacing
+from library.families.family import Family, Model
+from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.runtime.device import describe_machine
+from library.sampling.options import DrawingOptions, defaults
+from library.sampling.prompts import PictureRequest, parse_line, read_prompts
+from library.sampling.samplers import check_sampler
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from library.objective.process import Prediction
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What draws what: the checkpoint, the prompts with their settings, the device."""
+
+    header: Header
+    family: Family
+    vae: Path | None
+    prediction: Prediction
+    prompts: Sequence[PictureRequest]
+    device: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the prompts."""
+        return [note for prompt in self.prompts for note in prompt.notes]
+
+
+def decide(options: DrawingOptions) -> Drawing:
+    """Read prompts and the checkpoint's header. Raises UserError with every mistake that can be found so."""
+    mistakes = Mistakes()
+    prompts = _prompts(options, mistakes)
+    header, family, vae = None, None, None
+    try:
+        header, family = open_model(options.ckpt or "")
+        vae = find_model(options.vae) if options.vae else None
+        family.sizes(header, vae)
+    except CheckpointError as error:
+        mistakes.add(str(error))
+    if family is not None and options.v2 and "v2" not in family.capabilities:
+        mistakes.add(f"--v2, but {options.ckpt} is {family.title}", "leave --v2 out, or give the model you mean")
+    device = _device(options, mistakes)
+    if header is None or family is None or mistakes:
+        raise UserError(mistakes)
+    prediction = "v" if options.v_parameterization else noted_prediction(header) or "epsilon"
+    return Drawing(header, family, vae, prediction, prompts, device)
+
+
+def _prompts(options: DrawingOptions, mistakes: Mistakes) -> list[PictureRequest]:
+    try:
+        if options.from_file is not None:
+            prompts = read_prompts(options.from_file, defaults(options))
+        else:
+            prompts = [parse_line(options.prompt or "", defaults(options))]
+    except UserError as error:
+        mistakes.extend(error.mistakes)
+        return []
+    for prompt in prompts:
+        if (wrong := check_sampler(prompt.sampler)) is not None:
+            mistakes.extend([wrong])
+    return prompts
+
+
+def _device(options: DrawingOptions, mistakes: Mistakes) -> str:
+    found = describe_machine().kind
+    device = options.device or found
+    if device not in ("cpu", found):
+        mistakes.add(f"--device {device}, but there is none here", f"leave it out; {found} is then used")
+    if options.fp16 and device == "cpu":
+        mistakes.add("--fp16 on a CPU", "leave it out, or use --bf16")
+    return device
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of --outdir if it is missing. Raises UserError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        what = f"--outdir {folder} cannot be written ({error.strerror or error})"
+        raise UserError([Mistake(what, "choose another folder")]) from error
+
+
+def load(options: DrawingOptions, drawing: Drawing) -> Model:
+    """The model on its device, in the precision asked for. Raises UserError."""
+    _quiet_libraries()
+    import torch
+
+    dtype = torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else torch.float32
+    try:
+        model = drawing.family.load(
+            drawing.header,
+            vae=drawing.vae,
+            dtype=dtype,
+            device=drawing.device,
+            prediction=drawing.prediction,
+            tokenizer_cache_dir=options.tokenizer_cache_dir,
+        )
+    except CheckpointError as error:
+        raise UserError([Mistake(str(error))]) from error
+    if options.no_half_vae:
+        model.vae.to(torch.float32)
+    layers = len(model.text_encoder.encoder.layers)
+    if options.clip_skip is not None and options.clip_skip > layers:
+        raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+    return model
+
+
+def _quiet_libraries() -> None:
+    """Remarks that no user can act on are not shown. Must run before the libraries are imported."""
+    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+
+
+def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest]) -> Iterator[Image]:
+    """Draw pictures that have their seeds, in their order, --batch_size at once. Raises UserError."""
+    import torch
+
+    from library.sampling.pictures import sample_batch
+
+    for start in range(0, len(pictures), options.batch_size):
+        batch = pictures[start : start + options.batch_size]
+        seeds = [picture.seed or 0 for picture in batch]
+        try:
+            yield from sample_batch(
+                model, batch, seeds, clip_skip=options.clip_skip, most_chunks=options.max_embeddings_multiples
+            )
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
+            raise UserError([Mistake("the memory is exhausted", remedy)]) from error
+
+
+def write_picture(path: Path, picture: PictureRequest, image: Image) -> None:
+    """Write a PNG, whole or not at all, with what it was made of as text in it. Raises UserError."""
+    try:
+        with replacing(path) as stream:
+            image.save(stream, "png", pnginfo=_facts(picture))
+    except CheckpointError as error:
+        raise UserError([Mistake(str(error))]) from error
+
+
+def _facts(picture: PictureRequest) -> PngInfo:
+    from PIL.PngImagePlugin import PngInfo
+
+    facts = PngInfo()
+    facts.add_itxt("prompt", picture.prompt)
+    facts.add_itxt("negative-prompt", picture.negative_prompt)
+    for key, value in (("seed", picture.seed), ("sampler", picture.sampler), ("steps", picture.steps)):
+        facts.add_text(key, str(value))
+    facts.add_text("scale", str(picture.scale))
+    return facts

@@ -1,0 +1,1 @@
+"""Programs beside the training. Each: options -> library -> exit."""
