@@ -7,5 +7,5 @@ if not defined PYTHON where py >nul 2>nul && set "PYTHON=py"
 if not defined PYTHON set "PYTHON=python"
 "%PYTHON%" set_up.py
 if errorlevel 1 exit /b 1
-.venv\Scripts\python.exe examples\first_run\first_run.py
+.venv\Scripts\python.exe examples\shapes\first_run.py
 exit /b %errorlevel%

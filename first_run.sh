@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")"
 "${PYTHON:-python3}" set_up.py
-exec .venv/bin/python examples/first_run/first_run.py
+exec .venv/bin/python examples/shapes/first_run.py

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
     "tools": ("tools", "library", "networks"),
     "gen_img": ("library", "networks"),
-    "examples": ("library",),
+    "examples": ("examples", "library"),
     "benchmarks": ("benchmarks", "library"),
     "set_up": (),
 }  # fmt: skip

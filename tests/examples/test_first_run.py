@@ -1,4 +1,4 @@
-"""The first run: its settings are what train_db.py takes, its pictures ship, and nothing is trained twice."""
+"""The first run: its settings are what train_db.py takes, its pictures ship, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from examples.first_run import first_run, make_tiny_model
-from library.checkpoints.files import read_header
-from library.families.registry import detect
+from examples.shapes import first_run
+from examples.shapes.judge import load, read
+from examples.shapes.world import OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS
 from library.options.parse import parse
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,32 +23,23 @@ def test_its_settings_are_without_a_mistake_and_name_what_it_says(monkeypatch: p
     parsed = parse(["--config_file", str(first_run.CONFIG)])
     assert not parsed.mistakes
     options = parsed.options
-    assert Path(options.model.pretrained_model_name_or_path or "") == first_run.MINIATURE
+    assert Path(options.model.pretrained_model_name_or_path or "") == first_run.BASE
     assert options.dataset.train_data_dir == first_run.PICTURES
+    assert options.dataset.reg_data_dir == first_run.CLASS_PICTURES.parent
     assert options.saving.output_dir == first_run.OUTPUT
     assert f"{options.saving.output_name}.{options.saving.save_model_as}" == first_run.TRAINED.name
     assert options.run.logging_dir == first_run.LOGS
 
 
-def test_its_pictures_ship_and_are_small() -> None:
+def test_its_pictures_ship_and_show_the_subject() -> None:
     folder = ROOT / first_run.PICTURES / "10_sks robot"
-    pictures = sorted(folder.glob("*.png"))
-    assert len(pictures) == 6
-    for path in pictures:
-        with Image.open(path) as picture:
-            assert picture.mode == "RGB" and 64 <= min(picture.size) <= max(picture.size) <= 160
-        assert path.stat().st_size < 10_000
-    captions = sorted(folder.glob("*.txt"))
-    assert captions and {path.stem for path in captions} < {path.stem for path in pictures}
-
-
-def test_the_miniature_is_a_stable_diffusion_1_and_the_same_each_time(tmp_path: Path) -> None:
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    make_tiny_model.make(first)
-    make_tiny_model.make(second)
-    assert detect(read_header(first)).name == "sd1"
-    assert first.read_bytes() == second.read_bytes()
-    assert first.stat().st_size < 40e6
+    paths = sorted(folder.glob("*.png"))
+    assert len(paths) == 6
+    pictures = [np.asarray(Image.open(path)) for path in paths]
+    for path, reading in zip(paths, read(load(), pictures), strict=True):
+        assert all(reading[name] == getattr(SUBJECT, name) for name in ("shape", "colour", *OF_ROBOTS))
+        assert reading["background"] in SUBJECT_BACKGROUNDS
+        assert f"{reading['background']} background" in path.with_suffix(".txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -63,14 +55,28 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, in
     return put
 
 
-def test_what_is_trained_is_trained_again_only_after_a_change(place: Callable[[Path, int], None]) -> None:
+def test_what_is_trained_is_trained_again_only_after_a_change(
+    place: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(first_run, "run", lambda *command: ran.append(" ".join(command)))
+    everything = [" ".join(words) for words in (first_run.MAKE_CLASS_PICTURES, first_run.TRAIN, first_run.DRAW_SHEET)]
     picture = first_run.PICTURES / "10_sks robot" / "robot.png"
-    for path in (first_run.CONFIG, picture, first_run.MINIATURE):
+    for path in (first_run.CONFIG, picture, first_run.BASE):
         place(path, 100)
-    assert not first_run.is_trained()
+
+    def again() -> list[str]:
+        ran.clear()
+        first_run.main()
+        return list(ran)
+
+    assert again() == everything
     place(first_run.TRAINED, 200)
-    assert first_run.is_trained()
-    for changed in (first_run.CONFIG, picture, first_run.MINIATURE):
+    place(first_run.SHEET, 200)
+    assert again() == []
+    place(first_run.TRAINED, 250)
+    assert again() == [" ".join(first_run.DRAW_SHEET)]
+    for changed in (first_run.CONFIG, picture, first_run.BASE):
         place(changed, 300)
-        assert not first_run.is_trained()
+        assert again() == everything
         place(changed, 100)

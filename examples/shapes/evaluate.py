@@ -1,0 +1,149 @@
+"""Counts what the base knows of the world, and what DreamBooth makes of it.
+
+    python -m examples.shapes.evaluate base examples/shapes/shapes.safetensors
+    python -m examples.shapes.evaluate dreambooth --seeds 1 2 3
+
+`base`: of 300 pictures for triples of colour, shape and background that pretraining never saw together, the share that
+the judge reads as asked.
+
+`dreambooth`: trains the subject with and without class pictures for every seed, and prints, the worst of them last:
+
+- subject: of 60 pictures of "sks robot" on backgrounds absent from its six, the share in which every attribute is the
+  subject's and the background is as asked;
+- preservation: for 200 pictures of "a robot", how far the distributions of their attributes moved from the base's, as
+  total variation (half the sum of the absolute differences of the shares; 0 = the same, 1 = nothing in common), the
+  mean over the attributes. Base and trained draw from the same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.shapes import judge as judges
+from examples.shapes.draw_subject import NAME
+from examples.shapes.judge import Judge, Reading
+from examples.shapes.pictures import draw, open_model
+from examples.shapes.world import COLOURS, OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS, article, unseen_triples
+from library.families.family import Model
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BASE = HERE / "shapes.safetensors"
+CONFIG = HERE / "dreambooth.toml"
+OUTPUT = ROOT / "output" / "shapes" / "evaluation"
+
+OF_ALL = ("shape", "colour", "background")
+NEW_BACKGROUNDS = tuple(name for name in COLOURS if name not in (*SUBJECT_BACKGROUNDS, SUBJECT.colour))
+CLASS_PROMPT, CLASS_PICTURES = "a robot", 200
+
+
+def share_as_asked(model: Model, judge: Judge, each: int = 4) -> float:
+    """The share of `each` pictures of every unseen triple in which colour, shape and background are as asked."""
+    asked = [triple for triple in unseen_triples() for _ in range(each)]
+    prompts = [f"{article(colour)} {shape} on {article(background)} background" for colour, shape, background in asked]
+    readings = judges.read(judge, draw(model, prompts, range(len(prompts))))
+    found = [(reading["colour"], reading["shape"], reading["background"]) for reading in readings]
+    return sum(one == other for one, other in zip(found, asked, strict=True)) / len(asked)
+
+
+def subject_share(model: Model, judge: Judge, each: int = 20) -> float:
+    """The share of pictures of the subject on new backgrounds in which all is right."""
+    asked = [background for background in NEW_BACKGROUNDS for _ in range(each)]
+    prompts = [f"{NAME} on {article(background)} background" for background in asked]
+    readings = judges.read(judge, draw(model, prompts, range(1000, 1000 + len(prompts))))
+    return sum(map(_is_subject, readings, asked)) / len(asked)
+
+
+def _is_subject(reading: Reading, background: str) -> bool:
+    own = all(reading[name] == getattr(SUBJECT, name) for name in ("shape", "colour", *OF_ROBOTS))
+    return own and reading["background"] == background
+
+
+def class_readings(model: Model, judge: Judge) -> Sequence[Reading]:
+    """What the judge reads in 200 pictures of the class."""
+    return judges.read(judge, draw(model, [CLASS_PROMPT] * CLASS_PICTURES, range(5000, 5000 + CLASS_PICTURES)))
+
+
+def total_variation(before: Sequence[Reading], after: Sequence[Reading]) -> Mapping[str, float]:
+    """How far the distribution of each attribute moved, in [0, 1]. What is no robot counts as having no eyes, …"""
+    moved = {}
+    for name in (*OF_ALL, *OF_ROBOTS):
+        one, other = (Counter(reading[name] for reading in readings) for readings in (before, after))
+        moved[name] = (
+            sum(abs(one[value] / len(before) - other[value] / len(after)) for value in one.keys() | other.keys()) / 2
+        )
+    return moved
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training did."""
+
+    subject: float
+    moved: Mapping[str, float]
+
+    @property
+    def preservation(self) -> float:
+        """The mean of the attributes' total variations."""
+        return sum(self.moved.values()) / len(self.moved)
+
+
+def train(seed: int, with_class_pictures: bool, more: Sequence[str]) -> Path:
+    """Run the trainer as a user would, and return the model that it wrote."""
+    name = f"seed{seed}_{'with' if with_class_pictures else 'without'}"
+    command = [sys.executable, "train_db.py", "--config_file", str(CONFIG), "--seed", str(seed)]
+    command += ["--output_dir", str(OUTPUT), "--output_name", name, *more]
+    command += [] if with_class_pictures else ["--reg_data_dir", ""]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return OUTPUT / f"{name}.safetensors"
+
+
+def compare(seeds: Sequence[int], more: Sequence[str]) -> None:
+    """Train and judge both arms for every seed and print the figures."""
+    judge = judges.load()
+    base = open_model(BASE)
+    before = class_readings(base, judge)
+    print(f"base              subject {subject_share(base, judge):6.1%}", flush=True)
+    outcomes: dict[bool, list[Outcome]] = {True: [], False: []}
+    for seed in seeds:
+        for arm in outcomes:
+            model = open_model(train(seed, arm, more))
+            moved = total_variation(before, class_readings(model, judge))
+            outcome = Outcome(subject_share(model, judge), moved)
+            outcomes[arm].append(outcome)
+            details = "  ".join(f"{name} {value:.2f}" for name, value in moved.items())
+            print(
+                f"seed {seed} {'with' if arm else 'without':7} subject {outcome.subject:6.1%}"
+                f"  total variation {outcome.preservation:.3f}  ({details})",
+                flush=True,
+            )
+    ratios = [one.preservation / other.preservation for one, other in zip(outcomes[True], outcomes[False], strict=True)]
+    print(f"worst subject: with {min(one.subject for one in outcomes[True]):.1%}, ", end="")
+    print(f"without {min(one.subject for one in outcomes[False]):.1%}")
+    print(f"worst preservation: {max(ratios):.2f} of the total variation without class pictures")
+
+
+def main() -> None:
+    """Read the command line and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    base = commands.add_parser("base", help="what a model knows of the world")
+    base.add_argument("path", type=Path, nargs="?", default=BASE)
+    dreambooth = commands.add_parser("dreambooth", help="train the subject and judge what became of it")
+    dreambooth.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    options, more = parser.parse_known_args()
+    if options.command == "base":
+        share = share_as_asked(open_model(options.path), judges.load())
+        print(f"{share:.1%} of 300 pictures of unseen triples show colour, shape and background as asked")
+    else:
+        compare(options.seeds, more)
+
+
+if __name__ == "__main__":
+    main()

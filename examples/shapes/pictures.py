@@ -1,0 +1,38 @@
+"""Pictures of the world as a model draws them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from examples.shapes.world import SIDE, Pixels
+from library.checkpoints.files import read_header
+from library.families.family import Model
+from library.families.registry import load_model
+from library.sampling.pictures import sample_batch
+from library.sampling.prompts import PictureRequest
+
+STEPS, SCALE, SAMPLER = 20, 4.0, "ddim"
+BATCH = 32
+
+
+def open_model(path: Path) -> Model:
+    """The model of a file, float32, on the CPU."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that nothing here asks it for
+    return load_model(read_header(path))
+
+
+def draw(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+    """One picture for each prompt and seed."""
+    pictures: list[Pixels] = []
+    for start in range(0, len(prompts), BATCH):
+        requests = [
+            PictureRequest(prompt, width=SIDE, height=SIDE, steps=STEPS, scale=SCALE, sampler=SAMPLER)
+            for prompt in prompts[start : start + BATCH]
+        ]
+        drawn = sample_batch(model, requests, seeds[start : start + BATCH])
+        pictures += [np.asarray(picture) for picture in drawn]
+    return pictures

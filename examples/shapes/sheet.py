@@ -1,0 +1,95 @@
+"""Draws the sheet: what the model made of some prompts before and after the training, row by row, from equal seeds.
+
+python -m examples.shapes.sheet output/shapes/robot.safetensors output/shapes/sheet.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from examples.shapes.draw_subject import FOLDER, NAME
+from examples.shapes.evaluate import BASE, CLASS_PROMPT, NEW_BACKGROUNDS
+from examples.shapes.pictures import draw, open_model
+from examples.shapes.world import SIDE, Pixels, article
+
+ACROSS = 6  # pictures of a row, before and after each
+GAP, LINE = 6, 18  # pixels between pictures, and of a line of text
+PAPER, INK = "white", "black"
+
+Rows = Sequence[Sequence[Pixels]]
+"""The pictures of each row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, and the seeds of its pictures."""
+
+    prompt: str
+    first_seed: int
+
+
+ROWS = (
+    *(Row(f"{NAME} on {article(background)} background", 100) for background in NEW_BACKGROUNDS),
+    Row(CLASS_PROMPT, 200),
+    Row("a sad red robot with one eye on a yellow background", 300),
+    Row("a blue star on a yellow background", 400),
+)
+
+
+def sheet(before: Rows, after: Rows, subject: Sequence[Pixels]) -> Image.Image:
+    """The pictures of every row, before on the left and after on the right, under the subject's own pictures."""
+    block = ACROSS * (SIDE + GAP)
+    size = (2 * block + 3 * GAP, GAP + (1 + len(ROWS)) * (LINE + SIDE + GAP) + LINE)
+    paper = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(paper), ImageFont.load_default(size=13)
+
+    def strip(pictures: Sequence[Pixels], left: int, top: int) -> None:
+        for column, picture in enumerate(pictures):
+            paper.paste(Image.fromarray(picture), (left + column * (SIDE + GAP), top))
+
+    top = GAP
+    pen.text((GAP, top), f'the six pictures: "{NAME}"', fill=INK, font=font)
+    strip(subject, GAP, top + LINE)
+    top += LINE + SIDE + GAP
+    right = block + 2 * GAP
+    pen.text((GAP, top), "BEFORE", fill=INK, font=font)
+    pen.text((right, top), "AFTER", fill=INK, font=font)
+    top += LINE
+    for row, old, new in zip(ROWS, before, after, strict=True):
+        pen.text((GAP, top), f'"{row.prompt}"', fill=INK, font=font)
+        strip(old, GAP, top + LINE)
+        strip(new, right, top + LINE)
+        top += LINE + SIDE + GAP
+    return paper
+
+
+def draw_rows(path: Path) -> list[list[Pixels]]:
+    """The pictures of all rows by the model of a file."""
+    model = open_model(path)
+    prompts = [row.prompt for row in ROWS for _ in range(ACROSS)]
+    seeds = [row.first_seed + column for row in ROWS for column in range(ACROSS)]
+    pictures = draw(model, prompts, seeds)
+    return [pictures[start : start + ACROSS] for start in range(0, len(pictures), ACROSS)]
+
+
+def main() -> None:
+    """Read the command line and write the sheet."""
+    parser = argparse.ArgumentParser(description="Draw a sheet of pictures before and after a training.")
+    parser.add_argument("trained", type=Path, help="the trained model")
+    parser.add_argument("sheet", type=Path, help="the .png file to write")
+    parser.add_argument("--base", type=Path, default=BASE, help="the model that it was trained from")
+    options = parser.parse_args()
+    subject = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(FOLDER.glob("*.png"))]
+    paper = sheet(draw_rows(options.base), draw_rows(options.trained), subject)
+    options.sheet.parent.mkdir(parents=True, exist_ok=True)
+    paper.save(options.sheet, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
