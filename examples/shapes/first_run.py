@@ -22,7 +22,7 @@ TRAINED, SHEET, LOGS = OUTPUT / "robot.safetensors", OUTPUT / "sheet.png", OUTPU
 
 MAKE_CLASS_PICTURES = (
     *("tools/make_class_images.py", "--ckpt", str(BASE), "--outdir", str(CLASS_PICTURES)),
-    *("--prompt", "a robot", "--count", "200", "--write_captions"),
+    *("--prompt", "a robot", "--count", "200", "--write_captions", "--caption_extension", ".txt"),
     *("--W", "64", "--H", "64", "--steps", "20", "--scale", "4", "--seed", "1", "--batch_size", "20"),
 )
 TRAIN = ("train_db.py", "--config_file", str(CONFIG))
