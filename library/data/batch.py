@@ -30,4 +30,3 @@ class Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         pinned = {name: value.pin_memory() for name, value in tensors.items() if hasattr(value, "pin_memory")}
         return replace(self, **pinned)
-

@@ -46,9 +46,7 @@ class Objective(Generic[Conditioning]):
     min_snr_gamma: float | None = None
 
     @classmethod
-    def of(
-        cls, options: ObjectiveOptions, process: ForwardProcess, prediction: Prediction
-    ) -> Objective[Conditioning]:
+    def of(cls, options: ObjectiveOptions, process: ForwardProcess, prediction: Prediction) -> Objective[Conditioning]:
         """The objective that the options ask for, over all timesteps of the process."""
         return cls(
             process=process,
@@ -71,9 +69,7 @@ class Objective(Generic[Conditioning]):
         timesteps = draw_timesteps(generators, self.low, self.high)
         return Draws(timesteps, draw_noise(shape[1:], generators, self.noise_offset))
 
-    def loss(
-        self, predict: Predict[Conditioning], latents: Tensor, conditioning: Conditioning, draws: Draws
-    ) -> Tensor:
+    def loss(self, predict: Predict[Conditioning], latents: Tensor, conditioning: Conditioning, draws: Draws) -> Tensor:
         """The loss of each sample, weight by timestep included: (B,) float32.
 
         `latents` (B,C,h,w) are scaled clean samples on the device of the network; `conditioning` is handed to
