@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "networks": ("networks", "library.checkpoints"),
     "library.families": (
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
+        "library.runtime.imports",
     ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.checkpoints", "library.options",

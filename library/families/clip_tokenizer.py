@@ -141,6 +141,12 @@ def cached_tokenizer(cache_dir: Path | None, model_id: str, pad_id: int) -> Clip
     folder = None if cache_dir is None else cache_dir / model_id.replace("/", "_")
     if folder is not None and folder.is_dir():
         return ClipTokenizer.from_folder(folder, pad_id)
+    return shipped_tokenizer(pad_id)
+
+
+@lru_cache
+def shipped_tokenizer(pad_id: int) -> ClipTokenizer:
+    """The tokenizer that ships with this program; the plan and the model share one."""
     return ClipTokenizer(pad_id)
 
 

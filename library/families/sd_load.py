@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from library.families.family import Family, Model
 from library.families.sd_configs import read_configs
 from library.families.sd_variant import Variant, noted_prediction, without_text_model
 from library.objective.process import Prediction
+from library.runtime.imports import large_imports
 
 Tensors = Mapping[str, LazyTensor]
+TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,16 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     parts["text_encoder"] = without_text_model(parts["text_encoder"])
     prediction = options.prediction or noted_prediction(source) or "epsilon"
     configs = read_configs(variant, family, source, parts, prediction, foreign_vae=options.vae is not None)
-    filler = Filler(str(source.path), options.dtype or torch.float32, options.device)
+    with Filler(str(source.path), parts, options.dtype or torch.float32, options.device) as filler:
+        import_packages()
+        modules = {
+            "unet": filler.fill("unet", unet.make_unet, configs["unet"]),
+            "vae": filler.fill("vae", vae.make_vae, configs["vae"]),
+            "text_encoder": filler.fill("text_encoder", clip_text.make_text_encoder, configs["text_encoder"]),
+        }
     model = Model(
         family=family,
-        unet=filler.fill("U-Net", unet.make_unet, configs["unet"], parts["unet"]),
-        vae=filler.fill("VAE", vae.make_vae, configs["vae"], parts["vae"]),
-        text_encoder=filler.fill(
-            "text encoder", clip_text.make_text_encoder, configs["text_encoder"], parts["text_encoder"]
-        ),
+        **modules,
         tokenizer=family.tokenizer(source, options.tokenizer_cache_dir),
         prediction=prediction,
         source=source,
@@ -73,38 +78,59 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     return model
 
 
-@dataclass(frozen=True)
+def import_packages() -> None:
+    """Import what the modules are made of.
+
+    bitsandbytes stays out, which diffusers takes along for quantised weights and which takes torch's compiler along: a
+    second that only 8-bit optimisers need.
+    """
+    with large_imports(without=("bitsandbytes",)):
+        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+        from transformers import CLIPTextConfig, CLIPTextModel  # noqa: F401
+
+
 class Filler:
-    """Makes a module on the meta device and gives it its tensors, each converted by itself: no second copy."""
+    """Makes modules on the meta device and gives them their tensors, each converted by itself: no second copy.
 
-    where: str
-    dtype: torch.dtype
-    device: torch.device | str
+    The tensors are read in a thread from the beginning on, since importing the packages and making the modules is
+    Python's work, which leaves the other cores idle.
+    """
 
-    def fill(
-        self, part: str, make: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any], tensors: Tensors
-    ) -> Any:
+    def __init__(
+        self, where: str, parts: Mapping[str, Tensors], dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.where, self.parts = where, parts
+        self._reader = ThreadPoolExecutor(1)
+        self._states = {part: self._reader.submit(load_tensors, parts[part], dtype, device) for part in TITLES}
+
+    def __enter__(self) -> Filler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Read no further than the part at hand."""
+        self._reader.shutdown(cancel_futures=True)
+
+    def fill(self, part: str, make: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any]) -> Any:
         """The module in evaluation mode. Raises CheckpointError when names or shapes are not those of the module."""
         with torch.device("meta"):
             module = make(config)
-        expected = module.state_dict()
-        self._check(part, expected, tensors)
-        state = load_tensors({name: tensors[name] for name in expected}, self.dtype, self.device)
-        module.load_state_dict(state, assign=True)
+        self._check(part, module.state_dict())
+        module.load_state_dict(self._states.pop(part).result(), assign=True)
         return module.eval()
 
-    def _check(self, part: str, expected: Mapping[str, torch.Tensor], tensors: Tensors) -> None:
+    def _check(self, part: str, expected: Mapping[str, torch.Tensor]) -> None:
+        tensors, title = self.parts[part], TITLES[part]
         missing = [name for name in expected if name not in tensors]
         spare = [name for name in tensors if name not in expected]
         if missing or spare:
             names = ", ".join((missing or spare)[:5])
             what = "lacks" if missing else "has too many"
             raise CheckpointError(
-                f"{self.where}: its {part} {what} tensors: {names}. It is not whole or not of this kind."
+                f"{self.where}: its {title} {what} tensors: {names}. It is not whole or not of this kind."
             )
         for name, tensor in expected.items():
             if tuple(tensor.shape) != tensors[name].shape:
                 raise CheckpointError(
-                    f"{self.where}: tensor {name} of its {part} has the shape {tensors[name].shape}, where the rest of "
-                    f"the file asks for {tuple(tensor.shape)}. The file is damaged or not of this kind."
+                    f"{self.where}: tensor {name} of its {title} has the shape {tensors[name].shape}, where the rest "
+                    f"of the file asks for {tuple(tensor.shape)}. The file is damaged or not of this kind."
                 )

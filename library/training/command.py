@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
+from library.runtime.imports import large_imports
 from library.training.run import quiet_libraries
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def _run(choose_parts: ChooseParts, arguments: Sequence[str]) -> None:
     elif plan.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was written")
     else:
-        from library.training.session import train
-
+        with large_imports():
+            from library.training.session import train
         with memory_told_to_user():
             train(plan, choose_parts)
 

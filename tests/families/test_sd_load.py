@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,3 +280,17 @@ def test_the_real_models_are_read_with_their_published_configurations(files, fam
     for key, value in configs["text_encoder"].items():
         if key != "projection_dim":
             assert getattr(modules["text_encoder"].config, key) == value
+
+
+def test_loading_brings_no_package_that_only_quantised_weights_need(files):
+    """It costs every start a second; 8-bit optimisers can still import it."""
+    program = (
+        "import importlib.util, sys\n"
+        "from library.checkpoints.files import read_header\n"
+        "from library.families.registry import load_model\n"
+        f"load_model(read_header({str(files['sd1'])!r}))\n"
+        "assert 'bitsandbytes' not in sys.modules and 'torch._inductor.compile_fx' not in sys.modules\n"
+        "assert importlib.util.find_spec('bitsandbytes') is not None\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -149,10 +149,10 @@ def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
 
 
 def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, notes: list[str]) -> int:
-    """Data workers: none for latents in memory, which each would hold a copy of; never more than batches or
-    processors."""
+    """Data workers: none for cached latents, as starting a process takes longer than reading thousands of them; never
+    more than batches or processors."""
     asked = options.dataset.max_data_loader_n_workers
-    if options.dataset.cache_latents and not options.dataset.cache_latents_to_disk:
+    if options.dataset.cache_latents:
         return 0
     useful = min(asked, machine.cpu_count, order.batches_per_epoch)
     if useful < asked and asked != 8:

@@ -98,6 +98,7 @@ def test_memory_and_disk_are_counted(world: World, tmp_path: Path) -> None:
 def test_workers(world: World, tmp_path: Path) -> None:
     assert plan_of(world, tmp_path, max_data_loader_n_workers=64).workers <= 8
     assert plan_of(world, tmp_path, max_data_loader_n_workers=4, cache_latents=True).workers == 0
+    assert plan_of(world, tmp_path, max_data_loader_n_workers=4, cache_latents_to_disk=True).workers == 0
 
 
 def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,134 @@
+"""How long --help takes, and how long a training run takes from the start of Python to the end of its first step.
+
+    python benchmarks/startup.py [--runs 5] [--file model.safetensors] [--pictures 16] [-- more flags of train_db.py]
+
+The run is DreamBooth of full-size SD1.5 with random weights on the CPU: U-Net and text encoder, fp32, AdamW, 256 px,
+batch 1. It is watched from outside, by what it prints: its progress bar is read as it comes, and when that says one
+step the clock stops and the run is killed. "encoding" encodes all pictures first (--cache_latents); "cached" finds
+their latents on disk, left there by a run before it that is not counted (--cache_latents_to_disk). The checkpoint lies
+in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.full_size import make_file  # noqa: E402
+from benchmarks.machine import describe  # noqa: E402
+
+FLAGS = (
+    *("--resolution", "256", "--train_batch_size", "1", "--mixed_precision", "no", "--optimizer_type", "AdamW"),
+    *("--learning_rate", "1e-6", "--max_train_steps", "100", "--seed", "1"),
+)
+WAYS = {"encoding": ("--cache_latents",), "cached": ("--cache_latents", "--cache_latents_to_disk")}
+# What a run has printed when something is done; the last one ends the measurement.
+MILESTONES = {
+    "planned": re.compile(r"the plan of this run"),
+    "loaded": re.compile(r"reading pictures"),
+    "latents": re.compile(r"latents: \d+ read"),
+    "wired": re.compile(r"running training"),
+    "stepped": re.compile(r"steps: .*\| 1/\d+ "),
+}
+
+
+def help_seconds() -> float:
+    """One `--help` from start to exit."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, str(ROOT / "train_db.py"), "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def first_step(flags: Sequence[str]) -> dict[str, float]:
+    """Seconds from the start of Python to each milestone. RuntimeError if the run ends before its first step."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_db.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    seconds: dict[str, float] = {}
+    printed = ""
+    try:
+        while "stepped" not in seconds:
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            if not piece:
+                raise RuntimeError(f"the run ended before its first step:\n{printed[-4000:]}")
+            now = time.perf_counter() - start
+            printed += piece.decode("utf-8", errors="replace")
+            for name, sign in MILESTONES.items():
+                if name not in seconds and sign.search(printed):
+                    seconds[name] = now
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    return seconds
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """`count` pictures of 512 px, smooth with some grain, in a folder that is seen once an epoch."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(1)
+    for index in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((512, 512))
+        grain = random.normal(0, 6, (512, 512, 3))
+        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{index:02}.png")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, least and greatest."""
+    return (
+        f"median {statistics.median(values):6.2f} s (from {min(values):.2f} to {max(values):.2f}, {len(values)} runs)"
+    )
+
+
+def report(model: Path, work: Path, runs: int, pictures: int, more: Sequence[str]) -> None:
+    """Print one line for --help and one for each way of starting, with its milestones."""
+    print(describe())
+    print(f"--help    {spread([help_seconds() for _ in range(runs)])}", flush=True)
+    with model.open("rb") as stream:
+        while stream.read(1 << 24):
+            pass
+    make_pictures(work / "train" / "1_sks dog", pictures)
+    flags = [*FLAGS, "--pretrained_model_name_or_path", str(model), "--train_data_dir", str(work / "train")]
+    flags += ["--output_dir", str(work / "output"), *more]
+    for way, own in WAYS.items():
+        if "--cache_latents_to_disk" in own:
+            first_step([*flags, *own])
+        timed = [first_step([*flags, *own]) for _ in range(runs)]
+        print(f"{way:9} {spread([run['stepped'] for run in timed])}", flush=True)
+        medians = {name: statistics.median(run.get(name, 0.0) for run in timed) for name in MILESTONES}
+        print("          " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()), flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("more", nargs="*", help="flags for train_db.py, after --")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.file or Path(folder) / "sd15.safetensors"
+        if options.file is None:
+            make_file(model)
+        report(model, Path(folder), options.runs, options.pictures, options.more)
+
+
+if __name__ == "__main__":
+    main()

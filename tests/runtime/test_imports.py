@@ -1,0 +1,69 @@
+"""Large imports: no collection meanwhile, packages that stay out, and everything as before afterwards."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from library.runtime.imports import large_imports
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`big_package` takes `extra_package` along if it is installed."""
+    (tmp_path / "extra_package.py").write_text("", encoding="utf-8")
+    (tmp_path / "big_package.py").write_text(
+        "import importlib.util\n"
+        "has_extra = importlib.util.find_spec('extra_package') is not None\n"
+        "if has_extra:\n    import extra_package\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("big_package", "extra_package"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.usefixtures("packages")
+def test_hidden_packages_count_as_not_installed_inside_only() -> None:
+    with large_imports(without=("extra_package",)):
+        big = importlib.import_module("big_package")
+        with pytest.raises(ImportError):
+            importlib.import_module("extra_package")
+    assert not big.has_extra
+    assert importlib.util.find_spec("extra_package") is not None
+    assert importlib.import_module("extra_package") is sys.modules["extra_package"]
+
+
+@pytest.mark.usefixtures("packages")
+def test_what_is_imported_already_is_not_hidden() -> None:
+    extra = importlib.import_module("extra_package")
+    with large_imports(without=("extra_package",)):
+        assert importlib.import_module("big_package").has_extra
+    assert sys.modules["extra_package"] is extra
+
+
+def test_the_collector_is_off_inside_and_as_it_was_afterwards() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), large_imports():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with large_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_only_what_was_imported_is_kept_from_the_collector() -> None:
+    frozen = gc.get_freeze_count()
+    with large_imports():
+        pass
+    assert gc.get_freeze_count() <= frozen
