@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from library.data.order import BatchRequest, EpochOrder
 from library.objective.loss import window_share
 from library.options.mistakes import Mistake, UserError
+from library.training.clipping import clip_gradients
 from library.training.parts import Part, freeze_finished, trainable_parameters
 from library.training.state import Progress
 
@@ -85,7 +86,8 @@ class Loop:
     def _step(self, window: Window, progress: Progress) -> None:
         """One optimiser step with the gradients of its window, and what is said of it."""
         if self.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(trainable_parameters(self.parts), self.max_grad_norm)
+            self.accelerator.unscale_gradients()
+            clip_gradients(trainable_parameters(self.parts), self.max_grad_norm)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()

@@ -17,6 +17,7 @@ from library.data.dataset import BatchLoader, TrainingDataset, describe_samples,
 from library.families.family import Model
 from library.objective.objective import Objective
 from library.options.mistakes import Mistake, UserError
+from library.runtime.allocator import keep_freed_memory
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -28,7 +29,7 @@ from library.training.memory import (
     working_copy,
 )
 from library.training.model_file import refuse_broken_weights, write_model
-from library.training.optimizers import make_optimizer
+from library.training.optimizers import allocate_state, make_optimizer
 from library.training.parts import Part, parameter_groups
 from library.training.run import LOGGER, open_run, set_up_console
 from library.training.sample_losses import SampleLosses
@@ -49,6 +50,8 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
     with open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run:
         accelerator = run.accelerator
         device = accelerator.device
+        if device.type == "cpu":
+            keep_freed_memory()
 
         # the model, what is trained of it, and how it is kept in memory
         model = load_model(plan, loading_device(options.memory, device))
@@ -73,6 +76,8 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         # what changes the weights, counted in optimiser steps
         optimizer = make_optimizer(plan.optimizer, parameter_groups(parts), plan.precision.uses_scaler)
         *_, optimizer = accelerator.prepare(*(part.module for part in parts), optimizer)
+        if plan.resume is None:
+            allocate_state(optimizer)
         schedule = make_schedule(plan.schedule, optimizer)
         losses = SampleLosses(
             model=model,

@@ -15,7 +15,13 @@ import torch
 from library.options.mistakes import UserError
 from library.options.optimizer import OptimizerOptions
 from library.training.optimizer_table import OPTIMIZERS, OptimizerRow
-from library.training.optimizers import averaged_weights, choose_optimizer, load_state, make_optimizer
+from library.training.optimizers import (
+    allocate_state,
+    averaged_weights,
+    choose_optimizer,
+    load_state,
+    make_optimizer,
+)
 
 # bitsandbytes' paged optimisers fall back to ordinary memory on a CPU, and say so
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -257,6 +263,30 @@ def test_adamw_uses_its_fused_kernel_where_it_may() -> None:
     assert Toy(options("AdamW")).optimizer.param_groups[0]["fused"] is True
     assert not Toy(options("AdamW", "foreach=True")).optimizer.param_groups[0]["fused"]
     assert not Toy(options("AdamW"), uses_scaler=True).optimizer.param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("amsgrad=True",), ("foreach=True",)], ids=" ".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_made_beforehand_is_the_one_that_the_first_step_begins_with(
+    arguments: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    late, early = Toy(options("AdamW", *arguments), dtype), Toy(options("AdamW", *arguments), dtype)
+    allocate_state(early.optimizer)
+    held = [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
+    assert [late.step() for _ in range(3)] == [early.step() for _ in range(3)]
+    assert bits(late.weights()) == bits(early.weights())
+    for parameter, twin in zip(late.weights(), early.weights(), strict=True):
+        own, other = late.optimizer.state[parameter], early.optimizer.state[twin]
+        assert own.keys() == other.keys()
+        for key, value in own.items():
+            assert value.dtype == other[key].dtype and torch.equal(value, other[key]), key
+    assert held == [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
+
+
+def test_the_state_of_other_optimisers_is_left_to_them() -> None:
+    toy = Toy(options("Lion"))
+    allocate_state(toy.optimizer)
+    assert not toy.optimizer.state
 
 
 def test_each_part_has_its_own_rate() -> None:

@@ -1,0 +1,27 @@
+"""How this process takes memory from the system and gives it back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# malloc.h of the GNU C library
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+NEVER = -1
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory for the next allocation instead of giving it back to the system. True where that could be done.
+
+    The GNU C library maps each large block by itself and unmaps it when it is freed. A training step on the CPU frees
+    all its gradients and takes them again, so the kernel would clear all their pages in every step, which costs more
+    time than the optimiser (benchmarks/RESULTS.md). Other C libraries are left as they are. What was taken once stays
+    with the process until it ends.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return bool(library.mallopt(M_MMAP_MAX, 0)) and bool(library.mallopt(M_TRIM_THRESHOLD, NEVER))

@@ -1,0 +1,36 @@
+"""Clipping gradients by the norm of all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
+    """Scale all gradients by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
+
+    On the CPU a factor of 1 is left out, since it would read and write every gradient; elsewhere looking at the norm
+    would make the program wait for the device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    norm = gradient_norm(gradients)
+    if norm.device.type == "cpu" and float(norm) + 1e-6 <= limit:
+        return
+    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all numbers of all gradients, a scalar on their device.
+
+    On the CPU it is taken row by row: torch's norm of a whole tensor runs on one core there, and adding millions of
+    squares into one float32 loses digits.
+    """
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients)
+    rows = [gradient.flatten(1) if gradient.dim() > 1 else gradient for gradient in gradients]
+    norms = [torch.linalg.vector_norm(row, dim=-1, dtype=torch.float32).flatten() for row in rows]
+    return torch.linalg.vector_norm(torch.cat(norms))
