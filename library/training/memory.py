@@ -49,6 +49,17 @@ def working_copy(module: Any, dtype: FloatName, device: torch.device) -> Any:
     return copy.deepcopy(module).to(device=device, dtype=torch_dtype(dtype))
 
 
+def picture_encoder(vae: Any, precision: Precision, device: torch.device) -> Any:
+    """The VAE that turns pictures into latents, made ready for that.
+
+    On a CPU its convolutions like the channels last, which changes the last bits of what they compute; and their
+    weights too, or they would be reordered for every picture (benchmarks/RESULTS.md).
+    """
+    encoder = working_copy(vae, precision.vae, device)
+    set_attention(encoder, precision.attention)
+    return encoder.to(memory_format=torch.channels_last) if device.type == "cpu" else encoder
+
+
 def loading_device(options: MemoryOptions, device: torch.device) -> torch.device:
     """Where weights are read to: main memory, or with --lowram straight the device."""
     return device if options.lowram else torch.device("cpu")

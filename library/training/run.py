@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from library.runtime.imports import large_imports
 from library.training import trackers
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def open_run(options: TrainOptions, tracked_by: Trackers, mixed_precision: str, 
 
     Raises UserError when a tracker cannot be started.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    with large_imports():
+        from accelerate import Accelerator
+        from accelerate.utils import set_seed
 
     folder = trackers.run_folder(tracked_by, options.run.log_prefix)
     names = list(tracked_by.names)

@@ -23,10 +23,9 @@ from library.training.memory import (
     computing,
     fp16_gradients,
     loading_device,
+    picture_encoder,
     prepare_parts,
     release_memory,
-    set_attention,
-    working_copy,
 )
 from library.training.model_file import refuse_broken_weights, write_model
 from library.training.optimizers import allocate_state, make_optimizer
@@ -59,8 +58,7 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         prepare_parts(model, parts, plan.precision, options.memory)
 
         # the pictures: latents made beforehand or on the way, and batches in the order of the plan
-        vae = working_copy(model.vae, plan.precision.vae, device)
-        set_attention(vae, plan.precision.attention)
+        vae = picture_encoder(model.vae, plan.precision, device)
         dataset = training_set(plan, fill_latents(plan, vae))
         if options.dataset.cache_latents:
             vae = None

@@ -19,6 +19,7 @@ from library.training.memory import (
     computing,
     fp16_gradients,
     loading_device,
+    picture_encoder,
     prepare_parts,
     release_memory,
     set_attention,
@@ -186,6 +187,22 @@ def test_frozen_modules_compute_in_a_copy_and_keep_their_exact_weights() -> None
     assert computing(model.unet, parts, precision, device) is model.unet
     assert formats(working_copy(model.vae, "fp16", device)) == {torch.float16}
     assert formats(model.vae) == {torch.float32}
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+def test_the_layout_of_the_picture_encoder_changes_rounding_only(mixed: Any) -> None:
+    options = MemoryOptions(mixed_precision=mixed)
+    model, _ = world(options, train_text_encoder=False)
+    before = {name: tensor.clone() for name, tensor in model.vae.state_dict().items()}
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected = model.vae.encode(pixels).latent_dist.mean
+        encoder = picture_encoder(model.vae, resolve(options, CPU), torch.device("cpu"))
+        encoded = encoder.encode(pixels.to(encoder.dtype)).latent_dist.mean.float()
+    assert encoder.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-5 if mixed == "no" else 0.05
+    assert (encoded - expected).abs().max() <= tolerance * expected.abs().max()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.vae.state_dict().items())
 
 
 def test_full_bf16_trains_under_autocast() -> None:
