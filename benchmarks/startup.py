@@ -97,7 +97,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def report(model: Path, work: Path, runs: int, pictures: int, more: Sequence[str]) -> None:
-    """Print one line for --help and one for each way of starting, with its milestones."""
+    """Print one line for --help and one for each way of starting, after the milestones of each run."""
     print(describe())
     print(f"--help    {spread([help_seconds() for _ in range(runs)])}", flush=True)
     with model.open("rb") as stream:
@@ -109,10 +109,11 @@ def report(model: Path, work: Path, runs: int, pictures: int, more: Sequence[str
     for way, own in WAYS.items():
         if "--cache_latents_to_disk" in own:
             first_step([*flags, *own])
-        timed = [first_step([*flags, *own]) for _ in range(runs)]
+        timed = []
+        for _ in range(runs):
+            timed.append(first_step([*flags, *own]))
+            print("  " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timed[-1].items()), flush=True)
         print(f"{way:9} {spread([run['stepped'] for run in timed])}", flush=True)
-        medians = {name: statistics.median(run.get(name, 0.0) for run in timed) for name in MILESTONES}
-        print("          " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()), flush=True)
 
 
 def main() -> None:
