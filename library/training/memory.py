@@ -55,9 +55,11 @@ def picture_encoder(vae: Any, precision: Precision, device: torch.device) -> Any
     On a CPU its convolutions like the channels last, which changes the last bits of what they compute; and their
     weights too, or they would be reordered for every picture (benchmarks/RESULTS.md).
     """
-    encoder = working_copy(vae, precision.vae, device)
-    set_attention(encoder, precision.attention)
-    return encoder.to(memory_format=torch.channels_last) if device.type == "cpu" else encoder
+    copied = working_copy(vae, precision.vae, device)
+    set_attention(copied, precision.attention)
+    if device.type == "cpu":
+        copied.encoder.to(memory_format=torch.channels_last)
+    return copied
 
 
 def loading_device(options: MemoryOptions, device: torch.device) -> torch.device:

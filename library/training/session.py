@@ -167,7 +167,7 @@ def fill_latents(plan: Plan, vae: Any) -> cache.LatentStore | None:
         plan.pictures.records,
         plan.pictures.table.placements,
         partial(family.encode_images, vae),
-        vae=f"{weights_name(vae)} {plan.precision.vae}" if to_disk else "",
+        vae=f"{encoder_name(vae)} {plan.precision.vae}" if to_disk else "",
         suffix=family.latent.cache_suffix,
         to_disk=to_disk,
         flip=options.flip_aug,
@@ -177,10 +177,13 @@ def fill_latents(plan: Plan, vae: Any) -> cache.LatentStore | None:
     return filled.store
 
 
-def weights_name(module: nn.Module) -> str:
-    """A name for the exact weights of a module: other weights, another name."""
+def encoder_name(vae: nn.Module) -> str:
+    """A name for the exact weights that a VAE encodes with: other weights, another name. A finer decoder alone leaves
+    latents as they are, and their name."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
+    for name, tensor in vae.state_dict().items():
+        if name.startswith(("decoder.", "post_quant_conv.")):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.training.session import encoder_name
 from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
 
@@ -147,3 +148,18 @@ def test_cached_latents_on_disk_are_read_again(
     assert "0 read, 5 made" in first.err and "5 read, 0 made" in second.err
     assert first.losses == second.losses
     assert_equal_files(tmp_path / "first" / "dog.safetensors", tmp_path / "second" / "dog.safetensors")
+
+
+def test_latents_are_named_by_what_encodes() -> None:
+    vae = tiny.diffusers_modules("sd1").vae
+    name = encoder_name(vae)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight[0, 0, 0, 0] += 1
+        assert encoder_name(vae) == name
+        vae.encoder.to(memory_format=torch.channels_last)
+        assert encoder_name(vae) == name
+        for tensor in (vae.encoder.conv_in.weight, vae.quant_conv.bias):
+            before, tensor[0] = tensor[0].clone(), tensor[0] + 1
+            assert encoder_name(vae) != name
+            tensor[0] = before
+    assert encoder_name(vae) == name
