@@ -18,10 +18,12 @@ the judge reads as asked.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,35 +96,39 @@ class Outcome:
         return sum(self.moved.values()) / len(self.moved)
 
 
-def train(seed: int, with_class_pictures: bool, more: Sequence[str]) -> Path:
-    """Run the trainer as a user would, and return the model that it wrote."""
+def train(seed: int, with_class_pictures: bool, threads: int, more: Sequence[str]) -> Path:
+    """Run the trainer as a user would, on so many threads, and return the model that it wrote."""
     name = f"seed{seed}_{'with' if with_class_pictures else 'without'}"
     command = [sys.executable, "train_db.py", "--config_file", str(CONFIG), "--seed", str(seed)]
     command += ["--output_dir", str(OUTPUT), "--output_name", name, *more]
     command += [] if with_class_pictures else ["--reg_data_dir", ""]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return OUTPUT / f"{name}.safetensors"
 
 
-def compare(seeds: Sequence[int], more: Sequence[str]) -> None:
+def compare(seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     """Train and judge both arms for every seed and print the figures."""
     judge = judges.load()
     base = open_model(BASE)
     before = class_readings(base, judge)
     print(f"base              subject {subject_share(base, judge):6.1%}", flush=True)
+    arms = [(seed, arm) for seed in seeds for arm in (True, False)]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        trained = list(pool.map(lambda each: train(*each, threads, more), arms))
     outcomes: dict[bool, list[Outcome]] = {True: [], False: []}
-    for seed in seeds:
-        for arm in outcomes:
-            model = open_model(train(seed, arm, more))
-            moved = total_variation(before, class_readings(model, judge))
-            outcome = Outcome(subject_share(model, judge), moved)
-            outcomes[arm].append(outcome)
-            details = "  ".join(f"{name} {value:.2f}" for name, value in moved.items())
-            print(
-                f"seed {seed} {'with' if arm else 'without':7} subject {outcome.subject:6.1%}"
-                f"  total variation {outcome.preservation:.3f}  ({details})",
-                flush=True,
-            )
+    for (seed, arm), path in zip(arms, trained, strict=True):
+        model = open_model(path)
+        moved = total_variation(before, class_readings(model, judge))
+        outcome = Outcome(subject_share(model, judge), moved)
+        outcomes[arm].append(outcome)
+        details = "  ".join(f"{name} {value:.2f}" for name, value in moved.items())
+        print(
+            f"seed {seed} {'with' if arm else 'without':7} subject {outcome.subject:6.1%}"
+            f"  total variation {outcome.preservation:.3f}  ({details})",
+            flush=True,
+        )
     ratios = [one.preservation / other.preservation for one, other in zip(outcomes[True], outcomes[False], strict=True)]
     print(f"worst subject: with {min(one.subject for one in outcomes[True]):.1%}, ", end="")
     print(f"without {min(one.subject for one in outcomes[False]):.1%}")
@@ -137,12 +143,13 @@ def main() -> None:
     base.add_argument("path", type=Path, nargs="?", default=BASE)
     dreambooth = commands.add_parser("dreambooth", help="train the subject and judge what became of it")
     dreambooth.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    dreambooth.add_argument("--jobs", type=int, default=1, help="trainings at once")
     options, more = parser.parse_known_args()
     if options.command == "base":
         share = share_as_asked(open_model(options.path), judges.load())
         print(f"{share:.1%} of 300 pictures of unseen triples show colour, shape and background as asked")
     else:
-        compare(options.seeds, more)
+        compare(options.seeds, options.jobs, more)
 
 
 if __name__ == "__main__":

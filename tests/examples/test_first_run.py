@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from PIL import Image
 from examples.shapes import first_run
 from examples.shapes.judge import load, read
 from examples.shapes.world import OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS
+from library.checkpoints.files import read_header
+from library.families.registry import detect
 from library.options.parse import parse
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -80,3 +84,25 @@ def test_what_is_trained_is_trained_again_only_after_a_change(
         place(changed, 300)
         assert again() == everything
         place(changed, 100)
+
+
+def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
+    """The three commands with fewer pictures and steps, each in its own process, into another folder."""
+    class_pictures, trained, paper = tmp_path / "class" / "1_robot", tmp_path / "robot.safetensors", tmp_path / "s.png"
+    commands = (
+        (*first_run.MAKE_CLASS_PICTURES, "--count", "2", "--outdir", str(class_pictures)),
+        (
+            *(*first_run.TRAIN, "--max_train_steps", "1", "--reg_data_dir", str(class_pictures.parent)),
+            *("--output_dir", str(tmp_path), "--logging_dir", str(tmp_path / "logs")),
+        ),
+        (*first_run.DRAW_SHEET[:2], str(trained), str(paper)),
+    )
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(class_pictures.glob("*.png"))) == 2
+    assert detect(read_header(trained)).name == "sd1"
+    with Image.open(paper) as picture:
+        assert picture.width > picture.height > 500
