@@ -18,6 +18,7 @@ from library.families.family import Model
 from library.objective.objective import Objective
 from library.options.mistakes import Mistake, UserError
 from library.runtime.allocator import keep_freed_memory
+from library.runtime.reserve import memory_taken_ahead
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -49,11 +50,11 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
     with open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run:
         accelerator = run.accelerator
         device = accelerator.device
-        if device.type == "cpu":
-            keep_freed_memory()
+        keeps_memory = device.type == "cpu" and keep_freed_memory()
 
         # the model, what is trained of it, and how it is kept in memory
-        model = load_model(plan, loading_device(options.memory, device))
+        with memory_taken_ahead(plan.costs.gradients + plan.costs.optimizer if keeps_memory else 0):
+            model = load_model(plan, loading_device(options.memory, device))
         parts = choose_parts(model, plan)
         prepare_parts(model, parts, plan.precision, options.memory)
 
