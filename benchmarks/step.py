@@ -1,0 +1,89 @@
+"""Seconds a step and peak memory of full training on the CPU, beside a bare PyTorch loop of the same arithmetic.
+
+    python benchmarks/step.py [--pairs 5] [--steps 8] [--file model.safetensors]
+
+Full-size SD1.5 with random weights, U-Net and text encoder, fp32, AdamW, 256 px, batch 1, latents in the cache:
+`train_db.py` and `benchmarks/bare_loop.py` as separate processes in turn, watched from outside (benchmarks/pairs.py).
+Seconds a step are the median of a run's steps from the third on, as memory is taken for the first time before. About
+20 GB of memory are needed, and on two cores a minute for each run. Without --file one is made (2.1 GB of disk).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.full_size import make_file  # noqa: E402
+from benchmarks.machine import describe  # noqa: E402
+from benchmarks.pairs import Command, Run, alternate, table  # noqa: E402
+from benchmarks.startup import FLAGS, make_pictures  # noqa: E402
+
+# What a run imports, and its resident memory with nothing else in it.
+IMPORTS = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import library.training.session, accelerate, cv2
+from library.families.sd_load import import_packages
+import_packages()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def commands(model: Path, work: Path) -> dict[str, Command]:
+    """The trainer on a few pictures, and the bare loop."""
+    make_pictures(work / "train" / "100_sks dog", 4)
+    flags = [*FLAGS, "--cache_latents", "--pretrained_model_name_or_path", str(model)]
+    flags += ["--train_data_dir", str(work / "train"), "--output_dir", str(work / "output")]
+    trainer = (sys.executable, str(ROOT / "train_db.py"), *flags)
+    bare = (sys.executable, str(ROOT / "benchmarks" / "bare_loop.py"), str(model))
+    return {
+        "trainer": Command(trainer, re.compile(r"steps: .*?\| (\d+)/\d+ ")),
+        "bare loop": Command(bare, re.compile(r"^step (\d+)$", re.MULTILINE)),
+    }
+
+
+def floor(model: Path) -> dict[str, int]:
+    """Bytes of all that a step cannot do without: imports, weights, gradients, optimiser state, saved tensors."""
+    bare = [sys.executable, str(ROOT / "benchmarks" / "bare_loop.py"), str(model), "--count"]
+    counted: dict[str, int] = json.loads(subprocess.run(bare, check=True, stdout=subprocess.PIPE).stdout)
+    imports = subprocess.run([sys.executable, "-c", IMPORTS, str(ROOT)], check=True, stdout=subprocess.PIPE)
+    return {"imports": int(imports.stdout), **counted}
+
+
+def judge_memory(run: Run, needed: dict[str, int]) -> str:
+    """The trainer's peak beside the sum of what cannot be done without."""
+    total = sum(needed.values())
+    parts = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in needed.items())
+    return (
+        f"needed: {total / 2**20:.0f} MiB ({parts}); "
+        f"trainer's peak: {run.peak / 2**20:.0f} MiB, {run.peak / total - 1:+.1%}"
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="steps of each run, 3 or more")
+    parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.file or Path(folder) / "sd15.safetensors"
+        if options.file is None:
+            make_file(model)
+        print(describe())
+        runs = alternate(commands(model, Path(folder)), options.pairs, options.steps)
+        print(table(runs))
+        print(judge_memory(max(runs["trainer"], key=lambda run: run.peak), floor(model)))
+
+
+if __name__ == "__main__":
+    main()
