@@ -53,7 +53,7 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         keeps_memory = device.type == "cpu" and keep_freed_memory()
 
         # the model, what is trained of it, and how it is kept in memory
-        with memory_taken_ahead(plan.costs.gradients + plan.costs.optimizer if keeps_memory else 0):
+        with memory_taken_ahead(plan.costs.optimizer if keeps_memory else 0):
             model = load_model(plan, loading_device(options.memory, device))
         parts = choose_parts(model, plan)
         prepare_parts(model, parts, plan.precision, options.memory)
