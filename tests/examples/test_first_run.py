@@ -92,7 +92,15 @@ def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
     commands = (
         (*first_run.MAKE_CLASS_PICTURES, "--count", "2", "--outdir", str(class_pictures)),
         (
-            *(*first_run.TRAIN, "--max_train_steps", "1", "--reg_data_dir", str(class_pictures.parent)),
+            *(
+                *first_run.TRAIN,
+                "--max_train_steps",
+                "1",
+                "--lr_warmup_steps",
+                "0",
+                "--reg_data_dir",
+                str(class_pictures.parent),
+            ),
             *("--output_dir", str(tmp_path), "--logging_dir", str(tmp_path / "logs")),
         ),
         (*first_run.DRAW_SHEET[:2], str(trained), str(paper)),
