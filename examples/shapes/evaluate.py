@@ -103,7 +103,9 @@ def train(seed: int, with_class_pictures: bool, threads: int, more: Sequence[str
     command += ["--output_dir", str(OUTPUT), "--output_name", name, *more]
     command += [] if with_class_pictures else ["--reg_data_dir", ""]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode != 0:
+        raise SystemExit(f"{name} was not trained:\n{done.stderr}")
     return OUTPUT / f"{name}.safetensors"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,6 @@ BATCH = 32
 
 def open_model(path: Path) -> Model:
     """The model of a file, float32, on the CPU."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that nothing here asks it for
     return load_model(read_header(path))
 
 

@@ -2,7 +2,7 @@
 
     python -m examples.shapes.pretrain output/shapes/pretraining examples/shapes/shapes.safetensors
 
-Nobody has to: the result ships. About two hours on two processor cores: first the VAE, then the U-Net and the text
+Nobody has to: the result ships. An hour and a half on two processor cores: first the VAE, then the U-Net and the text
 encoder together, on 24,000 pictures whose captions are made anew each time. Stopped, it goes on where it was.
 """
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder for what lies between")
     parser.add_argument("path", type=Path, help="the .safetensors file to write")
     parser.add_argument("--vae_steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

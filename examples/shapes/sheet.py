@@ -17,6 +17,7 @@ from examples.shapes.draw_subject import FOLDER, NAME
 from examples.shapes.evaluate import BASE, CLASS_PROMPT, NEW_BACKGROUNDS
 from examples.shapes.pictures import draw, open_model
 from examples.shapes.world import SIDE, Pixels, article
+from library.checkpoints.writer import replacing
 
 ACROSS = 6  # pictures of a row, before and after each
 GAP, LINE = 6, 18  # pixels between pictures, and of a line of text
@@ -88,7 +89,8 @@ def main() -> None:
     subject = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(FOLDER.glob("*.png"))]
     paper = sheet(draw_rows(options.base), draw_rows(options.trained), subject)
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    paper.save(options.sheet, optimize=True)
+    with replacing(options.sheet) as stream:
+        paper.save(stream, "png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     The GNU C library maps each large block by itself and unmaps it when it is freed. A training step on the CPU frees
     all its gradients and takes them again, so the kernel would clear all their pages in every step, which costs more
-    time than the optimiser (benchmarks/RESULTS.md). Other C libraries are left as they are. What was taken once stays
-    with the process until it ends.
+    time than the optimiser (benchmarks/RESULTS.md). All threads share one arena, or what one of them freed would not
+    serve the others. Other C libraries are left as they are. What was taken once stays with the process until it ends.
     """
     if not sys.platform.startswith("linux"):
         return False

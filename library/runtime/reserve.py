@@ -15,8 +15,8 @@ PIECE = 2**28  # bytes touched in one go: small enough to stop soon, large enoug
 def memory_taken_ahead(size: int) -> Iterator[None]:
     """While the inside runs, have the system hand out `size` bytes, which later allocations then find ready.
 
-    A system hands pages out when they are first touched, one by one, which for the gradients and the optimiser state of
-    a large model takes seconds, and many on a virtual machine whose host takes free memory back. That work is done in
+    A system hands pages out when they are first touched, one by one, which for the optimiser state of a large model
+    takes seconds, and many on a virtual machine whose host takes free memory back. That work is done in
     a thread while the inside leaves cores idle. Afterwards the memory is free within this process, so it only helps
     where keep_freed_memory() could be arranged. 0 does nothing. An exception inside ends it early. Raises RuntimeError,
     as torch does, where there is not so much memory.
