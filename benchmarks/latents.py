@@ -7,7 +7,8 @@ Full-size SD1.5 with random weights on the CPU at 256 px, one picture at a time.
 loop (--bare) only calls the VAE's encoder, on pixels that are already there, laid out as the convolutions like it best,
 with freed memory kept. Both are processes of their own, in turn, watched from outside (benchmarks/pairs.py); seconds a
 picture are the median of a process from the third picture on. On processors without AMX bf16 is slower than fp32:
-the bare loop shows by how much.
+the bare loop shows by how much. What a picture takes at the least is the encoder's multiplications at the rate of a
+large matrix product on the same processor, in the same number format.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import argparse
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,24 +32,52 @@ from benchmarks.startup import FLAGS, make_pictures  # noqa: E402
 FORMATS = {"fp32": "no", "bf16": "bf16"}  # as --mixed_precision calls them
 
 
+def make_vae() -> Any:
+    """The VAE of SD1.5 with random weights."""
+    from library.families.sd_load import import_packages
+
+    import_packages()
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    ).eval()
+
+
+def least_seconds(form: str) -> float:
+    """Seconds a picture would take if nothing but its multiplications counted, each as fast as in a matrix product."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        vae = make_vae()
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            vae.encode(torch.empty(1, 3, 256, 256))
+    side = 4096
+    dtype = torch.bfloat16 if form == "bf16" else torch.float32
+    one, other = torch.rand(side, side, dtype=dtype), torch.rand(side, side, dtype=dtype)
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(one, other)
+        took.append(time.perf_counter() - start)
+    return float(counter.get_total_flops()) * min(took) / (2 * side**3)
+
+
 def bare(form: str) -> None:
     """Encode random pixels, and print a line for each picture, until somebody ends it."""
     import torch
-    from diffusers import AutoencoderKL
 
     from library.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     dtype = torch.bfloat16 if form == "bf16" else torch.float32
     torch.manual_seed(1)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
-    vae = vae.eval().to(dtype=dtype, memory_format=torch.channels_last)
+    vae = make_vae().to(dtype=dtype, memory_format=torch.channels_last)
     pixels = torch.rand(1, 3, 256, 256).to(dtype=dtype, memory_format=torch.channels_last) * 2 - 1
     done = 0
     with torch.inference_mode():
@@ -72,13 +103,16 @@ def commands(form: str, model: Path, work: Path) -> dict[str, Command]:
 def report(model: Path, work: Path, pairs: int, pictures: int) -> None:
     """Print one table, a row for each number format."""
     make_pictures(work / "train" / "1_sks dog", pictures)
-    rows = ["| | trainer, seconds a picture | bare loop | trainer / bare loop, pair by pair |", "|---|---|---|---|"]
+    rows = ["| | trainer, seconds a picture | bare loop | trainer / bare loop, pair by pair | at the least |"]
+    rows.append("|---|---|---|---|---|")
     for form in FORMATS:
         print(form, flush=True)
         runs = alternate(commands(form, model, work), pairs, pictures)
         trainer, loop = ([run.typical for run in each] for each in runs.values())
         ratios = [ours / theirs for ours, theirs in zip(trainer, loop, strict=True)]
-        rows.append(f"| {form} | {spread(trainer)} | {spread(loop)} | {spread(ratios, 3)} |")
+        rows.append(
+            f"| {form} | {spread(trainer)} | {spread(loop)} | {spread(ratios, 3)} | {least_seconds(form):.2f} |"
+        )
     print("\n".join([describe(), "", *rows]))
 
 

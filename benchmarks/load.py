@@ -70,14 +70,9 @@ def anonymous_bytes() -> int:
 
 def measure(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
     """Load once in this process: seconds, processor seconds, bytes of the result, peak bytes over the imports."""
-    import diffusers.models
-    import torch  # noqa: F401
-    import transformers.models.clip.modeling_clip  # noqa: F401
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401  their modules are imported on first use
+    from library.families import registry, sd_load  # noqa: F401
 
-    del diffusers
-    if what == "model":
-        from library.families import registry, sd_load  # noqa: F401
+    sd_load.import_packages()
     before = anonymous_bytes()
     peak = before
     done = threading.Event()

@@ -11,7 +11,8 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,28 +40,42 @@ class Run:
         return statistics.median(self.steps[1:])
 
 
-def watch(command: Command, steps: int) -> Run:
-    """Run a command until it has done `steps` steps (3 or more). Raises RuntimeError when it ends before."""
+@contextmanager
+def running(arguments: Sequence[str]) -> Iterator[tuple[int, Iterator[tuple[float, str]]]]:
+    """Start a command: its process id, and each time that it prints something the seconds since its start and all that
+    it has printed by then. On leaving it is killed."""
     started = time.perf_counter()
-    process = subprocess.Popen(command.arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    ends: list[float] = []
-    printed, peak = "", 0
-    try:
-        while len(ends) < steps:
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            now = time.perf_counter()
-            if not piece:
-                raise RuntimeError(f"{' '.join(command.arguments)} ended before its step {steps}:\n{printed[-4000:]}")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    stream = process.stdout
+    assert stream is not None
+
+    def read() -> Iterator[tuple[float, str]]:
+        printed = ""
+        while piece := os.read(stream.fileno(), 1 << 16):
+            now = time.perf_counter() - started
             printed += piece.decode("utf-8", errors="replace")
-            done = max((int(count) for count in command.finished.findall(printed)), default=0)
-            ends += [now] * (min(done, steps) - len(ends))
-        peak = peak_memory(process.pid)
+            yield now, printed
+        raise RuntimeError(f"{' '.join(arguments)} ended too early:\n{printed[-4000:]}")
+
+    try:
+        yield process.pid, read()
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
-    return Run(ends[0] - started, tuple(after - before for before, after in zip(ends, ends[1:], strict=False)), peak)
+        stream.close()
+
+
+def watch(command: Command, steps: int) -> Run:
+    """Run a command until it has done `steps` steps (3 or more). Raises RuntimeError when it ends before."""
+    ends: list[float] = []
+    with running(command.arguments) as (process, output):
+        for now, printed in output:
+            done = max((int(count) for count in command.finished.findall(printed)), default=0)
+            ends += [now] * (min(done, steps) - len(ends))
+            if len(ends) == steps:
+                break
+        peak = peak_memory(process)
+    return Run(ends[0], tuple(after - before for before, after in zip(ends, ends[1:], strict=False)), peak)
 
 
 def peak_memory(process: int) -> int:

@@ -12,9 +12,7 @@ in the page cache.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.full_size import make_file  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
+from benchmarks.pairs import running, spread  # noqa: E402
 
 FLAGS = (
     *("--resolution", "256", "--train_batch_size", "1", "--mixed_precision", "no", "--optimizer_type", "AdamW"),
@@ -52,28 +51,15 @@ def help_seconds() -> float:
 
 def first_step(flags: Sequence[str]) -> dict[str, float]:
     """Seconds from the start of Python to each milestone. RuntimeError if the run ends before its first step."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train_db.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
     seconds: dict[str, float] = {}
-    printed = ""
-    try:
-        while "stepped" not in seconds:
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            if not piece:
-                raise RuntimeError(f"the run ended before its first step:\n{printed[-4000:]}")
-            now = time.perf_counter() - start
-            printed += piece.decode("utf-8", errors="replace")
+    with running([sys.executable, str(ROOT / "train_db.py"), *flags]) as (_, output):
+        for now, printed in output:
             for name, sign in MILESTONES.items():
                 if name not in seconds and sign.search(printed):
                     seconds[name] = now
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    return seconds
+            if "stepped" in seconds:
+                return seconds
+    raise AssertionError("unreachable: a run that ends raises")
 
 
 def make_pictures(folder: Path, count: int) -> None:
@@ -89,17 +75,10 @@ def make_pictures(folder: Path, count: int) -> None:
         Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{index:02}.png")
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, least and greatest."""
-    return (
-        f"median {statistics.median(values):6.2f} s (from {min(values):.2f} to {max(values):.2f}, {len(values)} runs)"
-    )
-
-
 def report(model: Path, work: Path, runs: int, pictures: int, more: Sequence[str]) -> None:
     """Print one line for --help and one for each way of starting, after the milestones of each run."""
     print(describe())
-    print(f"--help    {spread([help_seconds() for _ in range(runs)])}", flush=True)
+    print(f"--help    {spread([help_seconds() for _ in range(runs)])} s", flush=True)
     with model.open("rb") as stream:
         while stream.read(1 << 24):
             pass
@@ -113,7 +92,7 @@ def report(model: Path, work: Path, runs: int, pictures: int, more: Sequence[str
         for _ in range(runs):
             timed.append(first_step([*flags, *own]))
             print("  " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timed[-1].items()), flush=True)
-        print(f"{way:9} {spread([run['stepped'] for run in timed])}", flush=True)
+        print(f"{way:9} {spread([run['stepped'] for run in timed])} s", flush=True)
 
 
 def main() -> None:

@@ -17,8 +17,7 @@ from library.data.dataset import BatchLoader, TrainingDataset, describe_samples,
 from library.families.family import Model
 from library.objective.objective import Objective
 from library.options.mistakes import Mistake, UserError
-from library.runtime.allocator import keep_freed_memory
-from library.runtime.reserve import memory_taken_ahead
+from library.runtime.allocator import memory_taken_ahead
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -47,14 +46,15 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
     """Carry out a plan. `choose_parts` is the recipe's say in what is trained. Raises UserError."""
     options, family = plan.options, plan.source.family
     set_up_console(options.run)
-    with open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run:
+    with (
+        memory_taken_ahead(plan.costs.training if plan.machine.is_cpu else 0),
+        open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run,
+    ):
         accelerator = run.accelerator
         device = accelerator.device
-        keeps_memory = device.type == "cpu" and keep_freed_memory()
 
         # the model, what is trained of it, and how it is kept in memory
-        with memory_taken_ahead(plan.costs.optimizer if keeps_memory else 0):
-            model = load_model(plan, loading_device(options.memory, device))
+        model = load_model(plan, loading_device(options.memory, device))
         parts = choose_parts(model, plan)
         prepare_parts(model, parts, plan.precision, options.memory)
 

@@ -303,7 +303,5 @@ table = buckets.make_table(found.records, buckets.settings(options))
 list(order.EpochOrder([p.bucket for p in table.placements], [1], batch_size=1, seed=0).requests(1))
 sys.exit(", ".join({{"torch", "numpy", "cv2"}} & set(sys.modules)) or 0)
 """
-    answer = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
-    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert answer.returncode == 0, answer.stderr

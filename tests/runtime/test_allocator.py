@@ -1,4 +1,4 @@
-"""Freed memory is kept where the C library can be told to, and nothing happens elsewhere."""
+"""Freed memory is kept, and memory taken ahead, where the C library can be told to; nothing happens elsewhere."""
 
 from __future__ import annotations
 
@@ -10,26 +10,63 @@ import pytest
 from library.runtime import allocator
 
 COUNT_FAULTS = """
-import resource
-from library.runtime.allocator import keep_freed_memory
-print(keep_freed_memory())
-for _ in range(2):
-    bytearray(b"x") * (1 << 26)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    bytearray(b"x") * (1 << 26)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+import resource, time
+from library.runtime import allocator
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        bytearray(b"x") * (1 << 26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+"""
+KEPT = """
+print(allocator.keep_freed_memory())
+faults(2)
+print(faults(4))
+"""
+AHEAD = """
+print(allocator.keep_freed_memory())
+with allocator.memory_taken_ahead(1 << 28):
+    for thread in allocator.threading.enumerate():
+        if thread.name == allocator.THREAD:
+            thread.join()
+print(faults(1))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the GNU C library is told")
-def test_memory_taken_again_costs_no_page_faults() -> None:
+@pytest.mark.parametrize("what", [KEPT, AHEAD], ids=["memory taken again", "memory taken ahead"])
+def test_it_costs_no_page_faults(what: str) -> None:
     """64 MiB are 16384 pages of 4 KiB each time; in a process of its own, since it holds to the process's end."""
-    out = subprocess.run([sys.executable, "-c", COUNT_FAULTS], check=True, capture_output=True, encoding="utf-8").stdout
-    done, faults = out.split()
+    command = [sys.executable, "-c", COUNT_FAULTS + what]
+    done, faults = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.split()
     if done == "False":
         pytest.skip("another C library")
     assert int(faults) < 1000
+
+
+def test_nothing_is_taken_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "keep_freed_memory", None)
+    with allocator.memory_taken_ahead(0):
+        pass
+
+
+SURVIVORS = """
+from library.runtime import allocator
+for size in (1 << 62, 1 << 40, 1 << 29):
+    try:
+        with allocator.memory_taken_ahead(size):
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+print(allocator.threading.active_count())
+"""
+
+
+def test_what_there_is_not_is_not_taken_and_a_failure_inside_ends_it() -> None:
+    """In a process of its own: it keeps what was taken."""
+    done = subprocess.run([sys.executable, "-c", SURVIVORS], check=True, capture_output=True, encoding="utf-8")
+    assert done.stdout.split() == ["1"]
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,10 +111,12 @@ def test_the_windows_driver_has_its_own_name(monkeypatch: pytest.MonkeyPatch) ->
 
 
 VERSIONS = {
-    "__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n":
-        TorchBuild("2.13.0+cu130", cuda="13.0"),
-    "__version__ = '2.13.0+rocm6.4'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.4.43482'\n":
-        TorchBuild("2.13.0+rocm6.4", hip="6.4.43482"),
+    "__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n": TorchBuild(
+        "2.13.0+cu130", cuda="13.0"
+    ),
+    "__version__ = '2.13.0+rocm6.4'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.4.43482'\n": TorchBuild(
+        "2.13.0+rocm6.4", hip="6.4.43482"
+    ),
     "__version__ = '1.13.1'\ncuda = '11.7'\nhip = None\n": TorchBuild("1.13.1", cuda="11.7"),
     "nothing of the kind": TorchBuild(),
 }

@@ -85,7 +85,10 @@ def test_the_attention_asked_for_is_used_where_it_can_be(asked: dict[str, bool],
 
 def test_names_and_sizes_of_formats() -> None:
     assert [torch_dtype(name) for name in ("float", "fp32", "fp16", "bf16")] == [
-        torch.float32, torch.float32, torch.float16, torch.bfloat16,
+        torch.float32,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
     ]
     assert all(torch_dtype(name).itemsize == size for name, size in BYTES.items())
     with pytest.raises(ValueError, match="fp8"):
