@@ -1,0 +1,112 @@
+"""What a run is to train on, decided: datasets of subsets, the same records whoever described them.
+
+The folder convention, kohya's dataset file and SimpleTuner's data backend file all end here; nothing later asks which
+of them it was. One dataset has one resolution and one batch size; a subset is one folder and what happens to its
+pictures and captions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from library.options.mistakes import Mistake
+
+Size = tuple[int, int]  # width, height
+
+BucketRule = Literal["kohya", "area", "shorter_edge"]
+"""How a picture's bucket is found: from kohya's list; or with the picture's own aspect at the resolution's area, or at
+a shorter edge of the resolution's width, both rounded to the step (SimpleTuner's resolution_type)."""
+
+Crop = Literal["centre", "random", "corner"]
+CaptionSource = Literal["files", "metadata", "class_tokens", "file_name"]
+
+
+@dataclass(frozen=True)
+class BucketSettings:
+    """What decides the bucket of a picture. Lengths in pixels. `enabled` off: one bucket, the resolution."""
+
+    resolution: Size
+    enabled: bool = False
+    no_upscale: bool = False
+    smallest: int = 256
+    largest: int = 1024
+    step: int = 64
+    rule: BucketRule = "kohya"
+    shrink_to: float | None = None  # before the crop, scale to this area (rule shorter_edge: to this shorter edge)
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """What happens to a caption each time a sample is made; words as in kohya's sd-scripts."""
+
+    shuffle: bool = False
+    keep_tokens: int = 0
+    dropout_rate: float = 0.0
+    dropout_every_n_epochs: int = 0  # 0 = never
+    prefix: str = ""
+    suffix: str = ""
+    separator: str = ","
+    secondary_separator: str = ""
+    keep_tokens_separator: str = ""
+    wildcard: bool = False
+    tag_dropout_rate: float = 0.0
+    warmup_min: int = 1  # tags that are there from the beginning
+    warmup_step: float = 0.0  # optimiser steps until all tags are there; below 1 a share of the run; 0 = no warm-up
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What happens to a picture each time a sample is made."""
+
+    random_crop: bool = False
+    flip: bool = False
+    colour: bool = False
+    corner_crop: bool = False  # from the top left instead of the centre
+    face_crop: tuple[float, float] | None = None  # face size as a share of the picture, from and to
+    interpolation: str | None = None  # lanczos nearest bilinear linear bicubic cubic area box; None: by need
+    background: tuple[int, int, int] = (255, 255, 255)  # what transparency is laid on, RGB
+
+
+@dataclass(frozen=True)
+class SubsetSpec:
+    """One folder of pictures, or the pictures that a metadata file lists."""
+
+    image_dir: Path | None  # None: the metadata file gives absolute paths
+    origin: str  # where the user said so: "data.toml, line 12", "--train_data_dir"
+    repeats: int = 1  # 1 = once
+    is_reg: bool = False
+    class_tokens: str | None = None  # the caption of pictures without one of their own
+    caption_source: CaptionSource = "files"
+    caption_extensions: tuple[str, ...] = (".caption",)  # the first one that is there counts
+    caption_encoding: str = "utf-8"
+    metadata_file: Path | None = None
+    recursive: bool = False
+    mask_dir: Path | None = None  # masks under the pictures' names, any ending
+    alpha_mask: bool = False  # the picture's own transparency is its mask
+    least_edge: int = 0  # pictures with a shorter side below it are left out
+    least_area: int = 0  # pictures with fewer pixels are left out
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Subsets that share a resolution and a batch size."""
+
+    origin: str
+    buckets: BucketSettings
+    subsets: tuple[SubsetSpec, ...]
+    batch_size: int = 1
+    validation_split: float = 0.0
+    validation_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """The datasets of a run as the user described them, what to tell about that, and what has to be mended."""
+
+    datasets: tuple[DatasetSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
