@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from library.objective.loss import per_sample_loss
+from library.objective.masking import AS_THEY_ARE, MaskSettings
 from library.objective.noise import draw_noise
 from library.objective.process import ForwardProcess, Prediction
 from library.objective.timesteps import draw_timesteps
@@ -35,7 +36,8 @@ class Draws:
 class Objective(Generic[Conditioning]):
     """Denoising at random timesteps, for a forward process and a kind of prediction.
 
-    `low` and `high` bound the timesteps, [low, high). `noise_offset` 0 and `min_snr_gamma` None switch these off.
+    `low` and `high` bound the timesteps, [low, high). `noise_offset` 0 and `min_snr_gamma` None switch these off;
+    `mask` says how masks are read, where samples have any.
     """
 
     process: ForwardProcess
@@ -44,9 +46,16 @@ class Objective(Generic[Conditioning]):
     high: int
     noise_offset: float = 0.0
     min_snr_gamma: float | None = None
+    mask: MaskSettings = AS_THEY_ARE
 
     @classmethod
-    def of(cls, options: ObjectiveOptions, process: ForwardProcess, prediction: Prediction) -> Objective[Conditioning]:
+    def of(
+        cls,
+        options: ObjectiveOptions,
+        process: ForwardProcess,
+        prediction: Prediction,
+        mask: MaskSettings = AS_THEY_ARE,
+    ) -> Objective[Conditioning]:
         """The objective that the options ask for, over all timesteps of the process."""
         return cls(
             process=process,
@@ -55,6 +64,7 @@ class Objective(Generic[Conditioning]):
             high=process.timesteps,
             noise_offset=options.noise_offset or 0.0,
             min_snr_gamma=options.min_snr_gamma or None,
+            mask=mask,
         )
 
     def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Draws:
@@ -69,18 +79,27 @@ class Objective(Generic[Conditioning]):
         timesteps = draw_timesteps(generators, self.low, self.high)
         return Draws(timesteps, draw_noise(shape[1:], generators, self.noise_offset))
 
-    def loss(self, predict: Predict[Conditioning], latents: Tensor, conditioning: Conditioning, draws: Draws) -> Tensor:
+    def loss(
+        self,
+        predict: Predict[Conditioning],
+        latents: Tensor,
+        conditioning: Conditioning,
+        draws: Draws,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """The loss of each sample, weight by timestep included: (B,) float32.
 
         `latents` (B,C,h,w) are scaled clean samples on the device of the network; `conditioning` is handed to
-        `predict` as it is. Nothing is drawn here: equal arguments, equal losses.
+        `predict` as it is; `mask` (B,1,h,w) float32 in [0, 1], on any device, says how much each place counts
+        (a sample without one: MaskSettings.missing all over). Nothing is drawn here: equal arguments, equal losses.
         """
         timesteps = draws.timesteps
         noise = draws.noise.to(latents.device)
         noisy = self.process.add_noise(latents, noise, timesteps)
         output = predict(noisy, timesteps.to(latents.device), conditioning)
         target = self.process.target(latents, noise, timesteps, self.prediction)
-        return per_sample_loss(output, target) * self.weight(timesteps, latents.device)
+        places = None if mask is None else mask.to(latents.device)
+        return per_sample_loss(output, target, places, self.mask) * self.weight(timesteps, latents.device)
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
         """w(t), the weight by timestep: (B,) float32 on `device`."""
