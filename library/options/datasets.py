@@ -64,7 +64,8 @@ class ImageSettings:
     flip: bool = False
     colour: bool = False
     corner_crop: bool = False  # from the top left instead of the centre
-    face_crop: tuple[float, float] | None = None  # face size as a share of the picture, from and to
+    # as many face sizes go into the crop's shorter side, from and to; kohya: only without buckets, 2.0 to 4.0 is usual
+    face_crop: tuple[float, float] | None = None
     interpolation: str | None = None  # lanczos nearest bilinear linear bicubic cubic area box; None: by need
     background: tuple[int, int, int] = (255, 255, 255)  # what transparency is laid on, RGB
 
