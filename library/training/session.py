@@ -47,7 +47,8 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
     options, family = plan.options, plan.source.family
     set_up_console(options.run)
     with (
-        memory_taken_ahead(plan.costs.training if plan.machine.is_cpu else 0),
+        # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
+        memory_taken_ahead(plan.costs.weights + plan.costs.optimizer if plan.machine.is_cpu else 0),
         open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run,
     ):
         accelerator = run.accelerator
