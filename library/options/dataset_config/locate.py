@@ -1,0 +1,225 @@
+"""Where in a file each value stands: tomllib and json tell only what was written, mistakes have to tell the line.
+
+Both locators expect text that its own parser has accepted, so they need not judge it, only tell its parts apart.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from json.decoder import scanstring
+
+Address = tuple[str | int, ...]
+"""The names and list places that lead from the top of the file to a value: ("datasets", 0, "subsets", 2, "is_reg")."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The line (from 1) of every value that is in a file, and the names that its tables hold more than once."""
+
+    lines: Mapping[Address, int]
+    twice: tuple[tuple[Address, int], ...] = ()  # address and line of the later one; JSON only, TOML forbids it
+
+    def line(self, address: Address) -> int:
+        """The line of a value, or of the nearest table around one that was not written."""
+        while address and address not in self.lines:
+            address = address[:-1]
+        return self.lines.get(address, 1)
+
+
+def in_toml(text: str) -> Places:
+    """The places of a TOML text: for a table the line of its header, for any other value that of its key."""
+    return _Toml(text).places()
+
+
+def in_json(text: str) -> Places:
+    """The places of a JSON text: for a member of an object the line of its name, for one of a list where it begins."""
+    return _Json(text).places()
+
+
+class _Lines:
+    """Offsets -> lines."""
+
+    def __init__(self, text: str) -> None:
+        self._starts = [match.end() for match in re.finditer("\n", text)]
+
+    def of(self, offset: int) -> int:
+        return bisect_right(self._starts, offset) + 1
+
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_BLANK_IN_LINE = re.compile(r"[ \t]*")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_ONE_LINE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"' + r"|'[^']*'")
+# Up to two quotes may stand right before the closing three.
+_LONG_STRING = re.compile(r'"""(?:[^\\]|\\.)*?"""(?:"{1,2})?' + r"|'''.*?'''(?:'{1,2})?", re.DOTALL)
+_SCALAR = re.compile(r"[^,\]}#\r\n]+")
+
+
+@dataclass
+class _Toml:
+    text: str
+    at: int = 0
+    lines: dict[Address, int] = field(default_factory=dict)
+    counts: dict[Address, int] = field(default_factory=dict)  # tables of each array of tables so far
+
+    def places(self) -> Places:
+        line_of = _Lines(self.text)
+        table: Address = ()
+        self._skip(_BLANK)
+        while self.at < len(self.text):
+            start = line_of.of(self.at)
+            if self.text[self.at] == "[":
+                table = self._header(start)
+            else:
+                self._statement(table, line_of)
+            self._skip(_BLANK)
+        return Places(self.lines)
+
+    def _skip(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self.text, self.at)
+        if match is None:
+            return ""
+        self.at = match.end()
+        return match.group()
+
+    def _header(self, line: int) -> Address:
+        """[a.b] or [[a.b]]; the address of the table that it opens."""
+        many = self.text.startswith("[[", self.at)
+        self.at += 2 if many else 1
+        *outer, last = self._key()
+        self.at += 2 if many else 1
+        table: Address = ()
+        for name in outer:
+            table = (*table, name)
+            self.lines.setdefault(table, line)
+            if table in self.counts:
+                table = (*table, self.counts[table] - 1)
+        table = (*table, last)
+        if many:
+            self.lines.setdefault(table, line)
+            self.counts[table] = self.counts.get(table, 0) + 1
+            table = (*table, self.counts[table] - 1)
+        self.lines[table] = line  # a table that was only implied until now is where its own header is
+        return table
+
+    def _key(self) -> list[str]:
+        """The names of a key, which dots part; ends behind it and the blanks after it."""
+        names = []
+        while True:
+            self._skip(_BLANK_IN_LINE)
+            quoted = self._skip(_ONE_LINE_STRING)
+            names.append(str(tomllib.loads(f"k = {quoted}")["k"]) if quoted else self._skip(_BARE_KEY))
+            self._skip(_BLANK_IN_LINE)
+            if self.text[self.at] != ".":
+                return names
+            self.at += 1
+
+    def _statement(self, table: Address, line_of: _Lines) -> None:
+        """name = value, at top level or in an inline table."""
+        line = line_of.of(self.at)
+        for name in self._key():
+            table = (*table, name)
+            self.lines.setdefault(table, line)
+        self.at += 1  # the equals sign
+        self._skip(_BLANK_IN_LINE)
+        self._value(table, line_of)
+
+    def _value(self, address: Address, line_of: _Lines) -> None:
+        opening = self.text[self.at]
+        if opening in "\"'":
+            if not self._skip(_LONG_STRING):
+                self._skip(_ONE_LINE_STRING)
+        elif opening not in "[{":
+            self._skip(_SCALAR)
+        else:
+            self._members(address, line_of, "]" if opening == "[" else "}")
+
+    def _members(self, address: Address, line_of: _Lines, closing: str) -> None:
+        self.at += 1
+        place = 0
+        self._skip(_BLANK)
+        while self.text[self.at] != closing:
+            if closing == "]":
+                self.lines[(*address, place)] = line_of.of(self.at)
+                self._value((*address, place), line_of)
+                place += 1
+            else:
+                self._statement(address, line_of)
+            self._skip(_BLANK)
+            if self.text[self.at] == ",":
+                self.at += 1
+            self._skip(_BLANK)
+
+
+_JSON_BLANK = re.compile(r"[ \t\r\n]*")
+_JSON_SCALAR = re.compile(r"[^,\]}\s]+")
+
+
+@dataclass
+class _Json:
+    text: str
+    at: int = 0
+    lines: dict[Address, int] = field(default_factory=dict)
+    twice: list[tuple[Address, int]] = field(default_factory=list)
+
+    def places(self) -> Places:
+        self._blanks()
+        self._value((), _Lines(self.text))
+        return Places(self.lines, tuple(self.twice))
+
+    def _blanks(self) -> None:
+        match = _JSON_BLANK.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+
+    def _string(self) -> str:
+        value, self.at = scanstring(self.text, self.at + 1)
+        return value
+
+    def _value(self, address: Address, line_of: _Lines) -> None:
+        opening = self.text[self.at]
+        if opening == '"':
+            self._string()
+        elif opening == "{":
+            self._object(address, line_of)
+        elif opening == "[":
+            self._list(address, line_of)
+        elif match := _JSON_SCALAR.match(self.text, self.at):
+            self.at = match.end()
+
+    def _object(self, address: Address, line_of: _Lines) -> None:
+        self.at += 1
+        self._blanks()
+        seen: set[str] = set()
+        while self.text[self.at] != "}":
+            line = line_of.of(self.at)
+            name = self._string()
+            if name in seen:
+                self.twice.append(((*address, name), line))
+            seen.add(name)
+            self.lines[(*address, name)] = line
+            self._blanks()
+            self.at += 1  # the colon
+            self._blanks()
+            self._value((*address, name), line_of)
+            self._next()
+
+    def _list(self, address: Address, line_of: _Lines) -> None:
+        self.at += 1
+        self._blanks()
+        place = 0
+        while self.text[self.at] != "]":
+            self.lines[(*address, place)] = line_of.of(self.at)
+            self._value((*address, place), line_of)
+            place += 1
+            self._next()
+
+    def _next(self) -> None:
+        """Past the blanks and the comma after a member."""
+        self._blanks()
+        if self.text[self.at] == ",":
+            self.at += 1
+            self._blanks()

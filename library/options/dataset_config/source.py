@@ -1,0 +1,71 @@
+"""A TOML or JSON file, parsed, with the line of every value."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.options.dataset_config.locate import Address, Places, in_json, in_toml
+from library.options.mistakes import Mistake
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file holds. `name` is what messages call it."""
+
+    name: str
+    tree: object
+    places: Places
+
+    def origin(self, address: Address) -> str:
+        """Where a value stands: "data.toml, line 12"."""
+        return f"{self.name}, line {self.places.line(address)}"
+
+
+def read_source(path: Path, flag: str) -> Source | Mistake:
+    """The file that `flag` names, by its ending TOML or JSON in UTF-8, with or without a byte order mark.
+
+    What keeps it from being read at all, a syntax error for one, comes back as the one mistake.
+    """
+    named = f"--{flag} {path}"
+    ending = path.suffix.lower()
+    if ending not in (".toml", ".json"):
+        return Mistake(f"{named} ends neither in .toml nor in .json", "name it after what it holds")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return Mistake(f"{named}: there is no such file", "check the path")
+    except OSError as error:
+        return Mistake(f"{named} cannot be read: {error.strerror or error}", "check its path and permissions")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return Mistake(f"{named} is not in UTF-8 (line {line}, byte {error.start})", "save the file as UTF-8")
+    try:
+        return _toml(path.name, text) if ending == ".toml" else _json(named, path.name, text)
+    except tomllib.TOMLDecodeError as error:
+        return Mistake(
+            f"{named} is not valid TOML: {error}",
+            "correct that line; texts need quotes, and a Windows path single ones ('C:\\train')",
+        )
+    except json.JSONDecodeError as error:
+        return Mistake(
+            f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})",
+            "correct that line; in JSON a Windows path needs two backslashes or one slash (C:/train)",
+        )
+    except RecursionError:
+        return Mistake(f"{named} nests lists or tables too deep", "a dataset file needs no more than five levels")
+
+
+def _toml(name: str, text: str) -> Source:
+    return Source(name, tomllib.loads(text), in_toml(text))
+
+
+def _json(named: str, name: str, text: str) -> Source | Mistake:
+    tree = json.loads(text)
+    half = re.search("[\ud800-\udfff]", json.dumps(tree, ensure_ascii=False))
+    if half:
+        return Mistake(f"{named} holds half a character, \\u{ord(half.group()):04x}", "write the character itself")
+    return Source(name, tree, in_json(text))

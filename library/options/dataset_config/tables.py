@@ -1,0 +1,108 @@
+"""One table of a dataset file against the table of keys: what it sets, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from library.options.convert import BadValue, shown
+from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, WRITE_INSTEAD, Key, Kind, Level
+from library.options.dataset_config.locate import Address
+from library.options.dataset_config.source import Source
+from library.options.mistakes import Mistakes
+
+LONGEST = 80  # characters of a value that a message shows
+
+_NAMES: Mapping[Level, str] = {"general": "general", "dataset": "a dataset", "subset": "a subset"}
+_KINDS: Mapping[Kind, str] = {
+    DREAMBOOTH: "a dataset whose subsets have no metadata_file",
+    FINE_TUNING: "a dataset whose subsets have a metadata_file",
+}
+_COMMAND_LINE_ONLY = "it is an option of the command line and of --config_file: give it there"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The values that one table sets, read and right; `at` is where the table stands, `faulty` has the wrong ones."""
+
+    at: Address
+    values: Mapping[str, Any]
+    faulty: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it was written."""
+
+    value: Any
+    at: Address
+
+
+def nearest(name: str, layers: Sequence[Layer]) -> Setting | None:
+    """The value of the first layer that has one: kohya's fall-back from subset to dataset to general."""
+    for layer in layers:
+        if name in layer.values:
+            return Setting(layer.values[name], (*layer.at, name))
+    return None
+
+
+def said(source: Source, at: Address, raw: object) -> str:
+    """A key as mistakes name it: `num_repeats = "10" (data.toml, line 12)`."""
+    text = "null" if raw is None else shown(raw)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return f"{at[-1]} = {text} ({source.origin(at)})"
+
+
+def read_table(
+    table: Mapping[str, object], at: Address, level: Level, kind: Kind | None, source: Source, mistakes: Mistakes
+) -> Layer:
+    """The keys of a table at its level. Without a `kind`, those of all kinds may stand in it. null is "not given"."""
+    values: dict[str, Any] = {}
+    faulty: set[str] = set()
+    for name, raw in table.items():
+        if level == "dataset" and name == "subsets":
+            continue
+        what = said(source, (*at, name), raw)
+        key = KEYS.get(name)
+        if key is None:
+            mistakes.add(f"{what} is no key of {_NAMES[level]}", _remedy(name, level, kind))
+        elif level not in key.levels:
+            mistakes.add(f"{what} is no key of {_NAMES[level]}", f"it belongs to {_home(key)}")
+        elif kind is not None and kind not in key.kinds:
+            elsewhere = "; in general it counts for the other datasets" if "general" in key.levels else ""
+            mistakes.add(f"{what} has no meaning in {_KINDS[kind]}", f"take it out{elsewhere}")
+        elif raw is not None:
+            try:
+                values[name] = key.read(raw)
+            except BadValue as bad:
+                mistakes.add(f"{what} {bad.fault}", bad.remedy)
+                faulty.add(name)
+    return Layer(at, values, frozenset(faulty))
+
+
+def _home(key: Key) -> str:
+    return " or to ".join(_NAMES[level] for level in key.levels)
+
+
+def _remedy(name: str, level: Level, kind: Kind | None) -> str:
+    """What to write instead of a key that is not known."""
+    from difflib import get_close_matches  # only where a key is unknown
+
+    if name in WRITE_INSTEAD:
+        return f"write {WRITE_INSTEAD[name]}"
+    if _is_flag(name):
+        return _COMMAND_LINE_ONLY
+    here = [key.name for key in KEYS.values() if level in key.levels and (kind is None or kind in key.kinds)]
+    plain = name.replace("-", "_").lower()
+    for candidates in (here, list(KEYS)):
+        for found in get_close_matches(plain, candidates, n=1, cutoff=0.6):
+            return f"did you mean {found}?" + ("" if found in here else f" It belongs to {_home(KEYS[found])}")
+    return f"the keys of {_NAMES[level]} are {', '.join(here)}"
+
+
+def _is_flag(name: str) -> bool:
+    from library.options.later import LATER  # these read all options: only where a key is unknown
+    from library.options.recipes import FLAGS
+
+    return name in FLAGS or name in LATER
