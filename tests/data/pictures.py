@@ -1,4 +1,4 @@
-"""Pictures and records for the tests of this room."""
+"""Pictures, records and descriptions of data sets for the tests of this room."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from library.data.scan import ImageRecord
+from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 
 
 def noise(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Image.Image:
@@ -28,7 +29,31 @@ def save(path: Path, size: tuple[int, int] = (64, 48), caption: str | None = Non
 
 
 def record(
-    path: Path, size: tuple[int, int], *, repeats: int = 1, is_reg: bool = False, caption: str = ""
+    path: Path,
+    size: tuple[int, int],
+    *,
+    repeats: int = 1,
+    is_reg: bool = False,
+    caption: str = "",
+    subset: int = 0,
+    dataset: int = 0,
+    transparent: bool = False,
+    mask: str | None = None,
 ) -> ImageRecord:
     """A record as a scan would make it."""
-    return ImageRecord(path, f"train/{path.name}", size, 0, caption, True, repeats, is_reg)
+    return ImageRecord(path.parent, path.name, subset, dataset, size, caption, True, repeats, is_reg, transparent, mask)
+
+
+def subset(folder: Path | None, **values: Any) -> SubsetSpec:
+    """A subset as a dataset file would describe it, with .txt captions."""
+    return SubsetSpec(folder, **{"origin": "data.toml, line 1", "caption_extensions": (".txt",), **values})
+
+
+def dataset(*subsets: SubsetSpec, resolution: tuple[int, int] = (64, 64), **values: Any) -> DatasetSpec:
+    """A dataset of these subsets."""
+    return DatasetSpec(**{"origin": "data.toml", **values}, buckets=BucketSettings(resolution), subsets=subsets)
+
+
+def template(**values: Any) -> DatasetSpec:
+    """What the command line says of folders that describe the rest themselves."""
+    return dataset(subset(None, **{"origin": "the command line", **values}), origin="the command line")
