@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from library.options.mistakes import Mistake, UserError
@@ -25,51 +25,83 @@ def normal_extension(extension: str) -> str:
     return extension if extension.startswith(".") else "." + extension
 
 
-class CaptionFiles:
-    """The caption files among the names of one folder. An ending matches in any letter case, an exact match first."""
+def normal_extensions(extensions: str) -> tuple[str, ...]:
+    """A comma list of endings, each with its leading dot: ".txt, caption" is (".txt", ".caption")."""
+    given = (extension.strip() for extension in extensions.split(","))
+    return tuple(dict.fromkeys(normal_extension(extension) for extension in given if extension))
 
-    def __init__(self, names: Iterable[str], extension: str) -> None:
-        ending = normal_extension(extension)
-        self._by_stem: dict[str, str] = {}
+
+class CaptionFiles:
+    """The caption files among the names of one folder.
+
+    `extensions`: endings, or a comma list of them; an earlier one wins. An ending matches in any letter case, an exact
+    match first.
+    """
+
+    def __init__(self, names: Iterable[str], extensions: str | Sequence[str]) -> None:
+        listed = (extensions,) if isinstance(extensions, str) else extensions
+        endings = [ending for item in listed for ending in normal_extensions(item)]
+        self._by_stem: list[dict[str, str]] = [{} for _ in endings]  # one an ending
         for name in names:
-            if name[-len(ending) :].lower() == ending.lower():
-                stem = name[: -len(ending)]
-                if stem not in self._by_stem or name.endswith(ending):
-                    self._by_stem[stem] = name
+            for ending, by_stem in zip(endings, self._by_stem, strict=True):
+                if name[-len(ending) :].lower() == ending.lower():
+                    stem = name[: -len(ending)]
+                    if stem not in by_stem or name.endswith(ending):
+                        by_stem[stem] = name
 
     def find(self, stem: str) -> str | None:
         """Name of the caption file for a picture of this stem: its own, else that of the face crop's source."""
-        own = self._by_stem.get(stem)
+        own = self._find(stem)
         if own is None and (crop := _FACE_CROP.fullmatch(stem)):
-            return self._by_stem.get(crop.group(1))
+            return self._find(crop.group(1))
         return own
 
+    def _find(self, stem: str) -> str | None:
+        return next((by_stem[stem] for by_stem in self._by_stem if stem in by_stem), None)
 
-def read_caption(path: Path) -> tuple[str, bool]:
-    """The first line, stripped, and whether lines with text follow it (they are not used).
 
-    UTF-8, or what a byte order mark says. Raises UserError naming the file for any other encoding.
+def read_caption(path: Path, encoding: str = "utf-8", all_lines: bool = False) -> tuple[str, bool]:
+    """The first line, stripped, and whether lines with text follow it that are not used.
+
+    `all_lines`: all lines with text, stripped and joined by line feeds. A byte order mark wins over `encoding`. Raises
+    UserError naming the file for text in another encoding, and for an encoding that Python does not know.
     """
+    if (unknown := check_encoding(encoding)) is not None:
+        raise UserError([unknown])
     try:
         data = path.read_bytes()
     except OSError as error:
         raise _mistake(path, f"cannot be read ({error})", "make the file readable") from error
-    encoding = "utf-8"
     for mark, name in _BOMS:
         if data.startswith(mark):
             data, encoding = data[len(mark) :], name
             break
     try:
         text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise _mistake(path, f"is not valid {encoding.upper()} (byte {error.start})", _SAVE_AS) from error
+    except UnicodeError as error:
+        place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise _mistake(path, f"is not valid {encoding.upper()}{place}", _SAVE_AS) from error
     if "\0" in text:  # UTF-16 without a mark reads as UTF-8 full of NULs
-        raise _mistake(path, "is not UTF-8 text (it holds NUL bytes, like UTF-16 without a byte order mark)", _SAVE_AS)
-    first, _, rest = text.replace("\r\n", "\n").replace("\r", "\n").partition("\n")
-    return first.strip(), bool(rest.strip())
+        what = f"is not {encoding.upper()} text (it holds NUL bytes, like UTF-16 without a byte order mark)"
+        raise _mistake(path, what, _SAVE_AS)
+    first, *rest = (line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    if all_lines:
+        return "\n".join(line for line in (first, *rest) if line), False
+    return first, any(rest)
 
 
-_SAVE_AS = "save it as UTF-8 in a text editor"
+def check_encoding(encoding: str) -> Mistake | None:
+    """What is wrong with a value of --caption_encoding."""
+    try:
+        "a".encode(encoding)  # not codecs.lookup: it also knows base64 and the like, which give no text
+    except (LookupError, ValueError):
+        what = f'--caption_encoding: "{encoding}" is not an encoding that Python knows'
+        return Mistake(what, f"take utf-8, or {_EXAMPLES}")
+    return None
+
+
+_EXAMPLES = "for example cp932 (Japanese), gb18030 (Chinese), cp1251 (Cyrillic) or cp1252 (Western European)"
+_SAVE_AS = f"save it as UTF-8 in a text editor, or say what it is with --caption_encoding, {_EXAMPLES}"
 
 
 def _mistake(path: Path, what: str, remedy: str) -> UserError:
