@@ -55,18 +55,30 @@ def restore_buffers(text_encoder: Any) -> None:
     embeddings.position_ids = torch.arange(count, device=device).expand((1, -1))
 
 
-def encode_text(text_encoder: Any, input_ids: Tensor, clip_skip: int | None = None) -> Tensor:
+def encode_text(
+    text_encoder: Any, input_ids: Tensor, clip_skip: int | None = None, weights: Tensor | None = None
+) -> Tensor:
     """States for the U-Net: (B, 75n + 2, width) from ids (B, n, 77), or (B, L, width) from (B, 1, L).
 
     `clip_skip` k takes the k-th last layer instead of the last (None and 1 are equal), then the final norm. Chunks are
     joined as kohya's trainer joins them: the beginning of the first, 75 states of each, the end of the last.
+    `weights`, of the ids' shape: see `weight_states`.
     Raises ValueError when clip_skip is not in 1 .. number of layers.
     """
     batch, chunks, length = input_ids.shape
     rows = input_ids.reshape(batch * chunks, length)
     with layers_left_out(text_encoder, (clip_skip or 1) - 1):
         states: Tensor = text_encoder(rows).last_hidden_state
-    return join_chunks(states.reshape(batch, chunks, length, -1))
+    joined = join_chunks(states.reshape(batch, chunks, length, -1))
+    return joined if weights is None else weight_states(joined, weights)
+
+
+def weight_states(states: Tensor, weights: Tensor) -> Tensor:
+    """States (B, 75n + 2 or L, width) times the weights (B, n, 77) or (B, 1, L) of their tokens, in the states' dtype.
+
+    As kohya's trainer does for --weighted_captions: the mean is not brought back to what it was.
+    """
+    return (states * join_chunks(weights.to(states.device)[..., None])).to(states.dtype)
 
 
 def join_chunks(states: Tensor) -> Tensor:

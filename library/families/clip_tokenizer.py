@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from library.checkpoints.header import CheckpointError
+from library.families import clip_weights
 
 if TYPE_CHECKING:
     import torch
@@ -53,16 +54,18 @@ class ClipTokenizer:
         ids: list[int] = self._engine.encode(caption, add_special_tokens=False).ids
         return ids
 
-    def count(self, caption: str) -> int:
-        """How many tokens the caption has, without the beginning and end tokens."""
-        return len(self.encode(caption))
+    def count(self, caption: str, weighted: bool = False) -> int:
+        """How many tokens the caption has, without begin and end; `weighted`: without the marks of its weights."""
+        return len(clip_weights.encode(caption, self.encode)[0] if weighted else self.encode(caption))
 
     def ids(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> list[list[list[int]]]:
         """Ids as nested lists (B, chunks, 77); with `padded` off (B, 1, L), filled only to the longest of the batch.
 
         Text past 75 tokens a chunk is cut. Raises ValueError for several chunks without padding, which has no meaning.
         """
-        bodies = [self.encode(caption)[: CHUNK * chunks] for caption in captions]
+        return self._rows([self.encode(caption)[: CHUNK * chunks] for caption in captions], chunks, padded)
+
+    def _rows(self, bodies: Sequence[list[int]], chunks: int, padded: bool) -> list[list[list[int]]]:
         if padded:
             return [self._chunked(body, chunks) for body in bodies]
         if chunks != 1:
@@ -78,6 +81,18 @@ class ClipTokenizer:
         import torch
 
         return torch.tensor(self.ids(captions, chunks, padded), dtype=torch.int64)
+
+    def weighted(
+        self, captions: Sequence[str], chunks: int = 1, padded: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids int64 and weights float32, both shaped as `tensor`, of captions with weights such as (x:1.3)."""
+        import torch
+
+        encoded = [clip_weights.encode(caption, self.encode) for caption in captions]
+        ids = self._rows([body[: CHUNK * chunks] for body, _ in encoded], chunks, padded)
+        width = len(ids[0][0]) - 2 if ids else CHUNK
+        weights = [clip_weights.rows(weights, width, chunks) for _, weights in encoded]
+        return torch.tensor(ids, dtype=torch.int64), torch.tensor(weights, dtype=torch.float32)
 
     def _chunked(self, body: list[int], chunks: int) -> list[list[int]]:
         """Rows of 77: beginning, 75 ids, last id. `body` is at most 75 * chunks ids."""

@@ -47,11 +47,14 @@ class PartSizes:
 class Tokenizer(Protocol):
     """Captions to token ids; picklable, as data workers get one."""
 
-    def count(self, caption: str) -> int:
-        """Tokens of a caption, without begin and end."""
+    def count(self, caption: str, weighted: bool = False) -> int:
+        """Tokens of a caption, without begin and end; `weighted`: without the marks of its weights."""
 
     def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> Tensor:
         """Ids (B, chunks, 77) int64; (B, 1, longest) without padding."""
+
+    def weighted(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> tuple[Tensor, Tensor]:
+        """Ids, and weights of their shape in float32, of captions with weights such as (x:1.3)."""
 
     def save(self, folder: Path) -> None:
         """Write the files of a diffusers folder's `tokenizer/`."""
@@ -112,9 +115,14 @@ class Save(Protocol):
 
 
 class EncodeText(Protocol):
-    """Token ids (B, n, 77) or (B, 1, L) to the states (B, 75n + 2 or L, width) that `predict` takes."""
+    """Token ids (B, n, 77) or (B, 1, L) to the states (B, 75n + 2 or L, width) that `predict` takes.
 
-    def __call__(self, text_encoder: Any, input_ids: Tensor, clip_skip: int | None = None) -> Tensor: ...
+    `weights`, of the ids' shape: those of captions with weights, multiplied onto the states.
+    """
+
+    def __call__(
+        self, text_encoder: Any, input_ids: Tensor, clip_skip: int | None = None, weights: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class Predict(Protocol):
@@ -158,7 +166,8 @@ class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
     `architectures`: modelspec.architecture by prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip",
-    "v_prediction", "chunks", "inference_yaml", "v2"). `preview`: (W, H) of a picture in pixels, by prediction.
+    "v_prediction", "chunks", "weighted_captions", "inference_yaml", "v2"). `preview`: (W, H) of a picture in pixels, by
+    prediction.
     """
 
     name: str

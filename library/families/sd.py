@@ -147,7 +147,7 @@ SD1 = _family(
     title="Stable Diffusion 1.x",
     # v-prediction SD1 models exist (fine-tunes); modelspec has one name for all of them
     architectures={"epsilon": "stable-diffusion-v1", "v": "stable-diffusion-v1"},
-    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks"}),
+    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "weighted_captions"}),
     preview={"epsilon": (512, 512), "v": (512, 512)},
 )
 
@@ -156,6 +156,6 @@ SD2 = _family(
     name="sd2",
     title="Stable Diffusion 2.x",
     architectures={"epsilon": "stable-diffusion-v2-512", "v": "stable-diffusion-v2-768-v"},
-    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "inference_yaml", "v2"}),
+    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "weighted_captions", "inference_yaml", "v2"}),
     preview={"epsilon": (512, 512), "v": (768, 768)},
 )
