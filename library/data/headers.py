@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -37,8 +38,9 @@ class Header:
     transparent: bool
 
 
+@cache
 def readable_extensions() -> frozenset[str]:
-    """Lower-case endings of the pictures that can be read here."""
+    """Lower-case endings of the pictures that can be read here. From then on Pillow reads them in this process."""
     from PIL import Image
 
     for plugin in _PLUGINS:
@@ -48,10 +50,17 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(EXTENSIONS) | {ending for ending in OPTIONAL_EXTENSIONS if ending in known}
 
 
+def missing_package(path: Path) -> str | None:
+    """What to install so that this picture can be read; None if that is not what is missing."""
+    ending = path.suffix.lower()
+    return OPTIONAL_EXTENSIONS.get(ending) if ending not in readable_extensions() else None
+
+
 def read_header(path: Path) -> Header:
     """Raises BadImage for a picture that is empty, cut off, unreadable or of no known format."""
     from PIL import Image, UnidentifiedImageError
 
+    readable_extensions()
     try:
         with path.open("rb") as file:
             length = file.seek(0, 2)
@@ -68,7 +77,8 @@ def read_header(path: Path) -> Header:
     except Image.DecompressionBombError as error:
         raise BadImage("more pixels than Pillow is willing to decode") from error
     except UnidentifiedImageError as error:
-        raise BadImage("not a picture of a known format") from error
+        package = missing_package(path)
+        raise BadImage(f"reading it needs {package}" if package else "not a picture of a known format") from error
     except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         raise BadImage(f"cannot be read ({error})") from error
 
@@ -76,14 +86,19 @@ def read_header(path: Path) -> Header:
 def _orientation(image: PilImage.Image, file: BinaryIO, length: int) -> int:
     """The EXIF orientation, 1 if there is none. A PNG may hold it behind its pixels, which Pillow finds by decoding
     all of them: that is done only where something stands there."""
+    if image.format == "PNG" and any(name in _tail(file, length) for name in _METADATA_CHUNKS):
+        image.load()
+    return orientation(image)
+
+
+def orientation(image: PilImage.Image) -> int:
+    """The EXIF orientation, 1 to 8, as far as it was read; 1 if there is none or it is damaged, as viewers do."""
     from PIL import Image
 
-    tail = _tail(file, length) if image.format == "PNG" else b""
-    if image.format == "PNG" and not any(name in tail for name in _METADATA_CHUNKS):
-        exif = Image.Image.getexif(image)
-    else:
-        exif = image.getexif()
-    value = exif.get(_ORIENTATION, 1)
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile's own would decode the picture
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return 1
     return value if isinstance(value, int) else 1
 
 

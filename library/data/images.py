@@ -1,22 +1,28 @@
-"""From a picture file to the pixels of one sample; resizing and variation as in kohya's sd-scripts.
+"""From a picture file to the pixels of one sample; resizing, cropping and variation as in kohya's sd-scripts.
 
-PIL decodes (OpenCV drops transparency and cannot open names outside ASCII on Windows); OpenCV only scales down.
-Arrays are uint8 (H, W, 3) RGB until the last step. All chance comes from the generator that is passed in.
+PIL decodes (OpenCV drops transparency and cannot open names outside ASCII on Windows). What part of a picture a sample
+shows is decided once, as a Geometry, and then done to the picture and to its mask alike. Arrays are uint8 (H, W, 3)
+RGB until the last step. All chance comes from the generators that are passed in.
 """
 
 from __future__ import annotations
 
 import random
+import re
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from library.data.buckets import Placement, Size
+from library.data.buckets import Placement
+from library.data.headers import missing_package, orientation, readable_extensions
 from library.options.dataset import DatasetOptions
+from library.options.datasets import ImageSettings, Size
 from library.options.mistakes import Mistake, UserError
 
 if TYPE_CHECKING:
@@ -24,72 +30,145 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
+Colour = tuple[int, int, int]  # RGB
+
+_WHITE = (255, 255, 255)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BY_PIL = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+_BY_OPENCV = {
+    "nearest": cv2.INTER_NEAREST,
+    "bilinear": cv2.INTER_LINEAR,
+    "linear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+}
+_FACE = re.compile(r".*_(\d+)_(\d+)_(\d+)_(\d+)", re.ASCII | re.DOTALL)
+_FACE_JITTER = 1 / 20  # of the face's size
 _COLOUR_SHARE = 0.33
 _HUE_SHIFT = 8  # OpenCV hue: 180 steps to the circle
 _GAMMA = (0.95, 1.05)
 
 
 @dataclass(frozen=True)
-class ImageSettings:
-    """What is varied from sample to sample."""
+class Geometry:
+    """What a sample shows: the picture is scaled to `resized`, `bucket` is cut out at `offset` (left, top), and that
+    is mirrored if `flipped`. `interpolation` as in ImageSettings."""
 
-    random_crop: bool = False
-    flip: bool = False
-    colour: bool = False
+    resized: Size
+    offset: tuple[int, int]
+    bucket: Size
+    flipped: bool = False
+    interpolation: str | None = None
 
 
 def settings(options: DatasetOptions) -> ImageSettings:
     """The image settings of the options."""
-    return ImageSettings(options.random_crop, options.flip_aug, options.color_aug)
+    return ImageSettings(random_crop=options.random_crop, flip=options.flip_aug, colour=options.color_aug)
 
 
-def load(path: Path, expected: Size | None = None) -> Pixels:
-    """Decode a picture: upright, RGB, what is transparent laid on white.
+def load(path: Path, expected: Size | None = None, background: Colour = _WHITE) -> Pixels:
+    """Decode a picture: upright, RGB, of a film the first frame, what is transparent laid on `background`.
 
     `expected` is the size that its placement was computed from. Raises UserError naming the file if it cannot be
     decoded or has another size.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            pixels = _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        what = f"picture {path} cannot be decoded ({error})"
-        raise UserError([Mistake(what, "repair it, or take it out of the folder")]) from error
+    pixels = decode(path, lambda image: to_rgb(image, background))
     size = (pixels.shape[1], pixels.shape[0])
     if expected is not None and size != expected:
-        what = f"picture {path} is {size[0]}x{size[1]} and was {expected[0]}x{expected[1]} when the folder was read"
-        raise UserError([Mistake(what, "start again, and leave the pictures as they are during a run")])
+        raise changed(path, size, expected)
     return pixels
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
+def changed(path: Path, size: Size, expected: Size) -> UserError:
+    """The error of a picture that has not the size it had."""
+    what = f"picture {path} is {size[0]}x{size[1]} and was {expected[0]}x{expected[1]} when the folder was read"
+    return UserError([Mistake(what, "start again, and leave the pictures as they are during a run")])
+
+
+def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "picture") -> Pixels:
+    """What `read` makes of the upright picture. Raises UserError, which calls it a `kind`, if it cannot be decoded."""
+    readable_extensions()  # in a worker process Pillow's plugins are not there yet
+    try:
+        with Image.open(path) as image:
+            image.load()
+            turn = _UPRIGHT.get(orientation(image))
+            return read(image if turn is None else image.transpose(turn))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        remedy = "repair it, or take it out of the folder"
+        if isinstance(error, UnidentifiedImageError) and (package := missing_package(path)) is not None:
+            remedy = f"reading it needs {package}: install that, or take the {kind} out of the folder"
+        raise UserError([Mistake(f"{kind} {path} cannot be decoded ({error})", remedy)]) from error
+
+
+def to_rgb(image: Image.Image, background: Colour) -> Pixels:
+    """The colours of a decoded picture of any mode, (H, W, 3), what is transparent laid on `background`."""
     if image.mode.startswith("I"):
-        return _grey_16_to_rgb(image)
+        return _grey_16_to_rgb(image, background)
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        ground = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 
-def _grey_16_to_rgb(image: Image.Image) -> Pixels:
+def _grey_16_to_rgb(image: Image.Image, background: Colour) -> Pixels:
     """PIL would clip values above 255 instead of scaling them."""
     wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-    grey = ((wide + 128) // 257).astype(np.uint8)
+    pixels = np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
     transparent = image.info.get("transparency")  # of a 16-bit grey PNG: one value
     if isinstance(transparent, int):
-        grey[wide == transparent] = 255
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        pixels[wide == transparent] = background
+    return pixels
 
 
-def resize(pixels: Pixels, size: Size) -> Pixels:
-    """Scale to (width, height): by area where both sides shrink or stay, else Lanczos."""
+def resize(pixels: Pixels, size: Size, interpolation: str | None = None) -> Pixels:
+    """Scale (H, W) or (H, W, 3) to (width, height); what has that size already is left as it is.
+
+    Without `interpolation`: by area where both sides shrink or stay, else Lanczos. Raises ValueError for other names.
+    """
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
-    if size[0] <= width and size[1] <= height:
-        return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    if interpolation is None:
+        interpolation = "area" if size[0] <= width and size[1] <= height else "lanczos"
+    if interpolation in _BY_PIL:
+        return np.asarray(Image.fromarray(pixels).resize(size, _BY_PIL[interpolation]))
+    if interpolation not in _BY_OPENCV:
+        raise ValueError(f"no interpolation is called {interpolation!r}")
+    return np.asarray(cv2.resize(pixels, size, interpolation=_BY_OPENCV[interpolation]), dtype=np.uint8)
+
+
+def geometry(
+    placement: Placement,
+    chosen: ImageSettings,
+    name: str,
+    size: Size,
+    crop_rng: random.Random | None = None,
+    flip_rng: random.Random | None = None,
+) -> Geometry:
+    """Decide what a sample of the picture `name` (its file's name) of `size` (upright) shows.
+
+    Without a generator nothing is left to that chance: the crop is the centre or, if so chosen, the corner; nothing is
+    mirrored. A face crop moves and scales the crop within the picture only where the name tells of a face; in kohya's
+    files it counts without buckets only, so whoever reads the settings leaves it out where there are buckets.
+    """
+    resized = placement.resized
+    if chosen.face_crop is not None and crop_rng is not None and (face := _face_of(name)) is not None:
+        resized, offset = _around_face(face, chosen, size, placement.bucket, crop_rng)
+    elif chosen.random_crop and crop_rng is not None:
+        offset = random_offset(placement, crop_rng)
+    else:
+        offset = (0, 0) if chosen.corner_crop else centre_offset(placement)
+    flipped = chosen.flip and flip_rng is not None and flip_rng.random() < 0.5
+    return Geometry(resized, offset, placement.bucket, flipped, chosen.interpolation)
 
 
 def centre_offset(placement: Placement) -> tuple[int, int]:
@@ -104,11 +183,62 @@ def random_offset(placement: Placement, rng: random.Random) -> tuple[int, int]:
     return rng.randint(0, width - bucket_width), rng.randint(0, height - bucket_height)
 
 
+def _face_of(name: str) -> tuple[int, int, int, int] | None:
+    """Centre x, y, width and height of the face, if the file's name ends with them: stem_cx_cy_w_h.png."""
+    match = _FACE.fullmatch(PurePosixPath(name).stem)
+    if match is None:
+        return None
+    x, y, width, height = (int(part) for part in match.groups())
+    return (x, y, width, height) if x > 0 and max(width, height) > 0 else None
+
+
+def _around_face(
+    face: tuple[int, int, int, int], chosen: ImageSettings, size: Size, bucket: Size, rng: random.Random
+) -> tuple[Size, tuple[int, int]]:
+    """Scaled size and offset of a crop around a face.
+
+    The scale is drawn so that the shorter side of the crop holds as many face sizes as the range says, but never
+    enlarges, unless the picture would not cover the crop. The face is in the middle, or off it by a little; with a
+    random crop by any distance, small ones more likely.
+    """
+    x, y, *sides = face
+    fewest, most = sorted(chosen.face_crop or (1.0, 1.0))
+    cover = max(bucket[0] / size[0], bucket[1] / size[1])
+    smallest = max(cover, min(1.0, min(bucket) / (max(sides) * most)))
+    largest = max(smallest, min(1.0, min(bucket) / (max(sides) * fewest)))
+    scale = rng.uniform(smallest, largest)
+    resized = (max(bucket[0], int(size[0] * scale + 0.5)), max(bucket[1], int(size[1] * scale + 0.5)))
+    jitter = int(max(sides) * scale * _FACE_JITTER) if fewest < most else 0
+    offset = []
+    for centre, length, target in zip((x, y), resized, bucket, strict=True):
+        middle = int(centre * scale + 0.5)
+        reach = max(length - middle, middle)
+        moved = rng.randint(0, reach) + rng.randint(-reach, 0) if chosen.random_crop else rng.randint(-jitter, jitter)
+        offset.append(max(0, min(middle - target // 2 + moved, length - target)))
+    return resized, (offset[0], offset[1])
+
+
+def crop_ltrb(shown: Geometry) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the crop in pixels of the scaled picture, which is mirrored if the sample is.
+
+    Left and top are what Stable Diffusion XL is told, beside the picture's size as it was and the bucket.
+    """
+    (left, top), (width, height) = shown.offset, shown.bucket
+    if shown.flipped:
+        left = shown.resized[0] - (left + width)
+    return left, top, left + width, top + height
+
+
+def apply(pixels: Pixels, shown: Geometry) -> Pixels:
+    """The part that a sample shows, (H, W, 3) of the bucket's size, from a picture of full size. Of its mask: masks.apply."""
+    (left, top), (width, height) = shown.offset, shown.bucket
+    cut = resize(pixels, shown.resized, shown.interpolation)[top : top + height, left : left + width]
+    return mirror(cut) if shown.flipped else cut
+
+
 def fit(pixels: Pixels, placement: Placement, offset: tuple[int, int]) -> Pixels:
     """Scale to `placement.resized` and cut `placement.bucket` out at `offset` (left, top)."""
-    left, top = offset
-    width, height = placement.bucket
-    return resize(pixels, placement.resized)[top : top + height, left : left + width]
+    return apply(pixels, Geometry(placement.resized, offset, placement.bucket))
 
 
 def mirror(pixels: Pixels) -> Pixels:
