@@ -230,7 +230,7 @@ def crop_ltrb(shown: Geometry) -> tuple[int, int, int, int]:
 
 
 def apply(pixels: Pixels, shown: Geometry) -> Pixels:
-    """The part that a sample shows, (H, W, 3) of the bucket's size, from a picture of full size. Of its mask: masks.apply."""
+    """The part that a sample shows, (H, W, 3) of the bucket's size, from a whole picture. Masks have masks.apply."""
     (left, top), (width, height) = shown.offset, shown.bucket
     cut = resize(pixels, shown.resized, shown.interpolation)[top : top + height, left : left + width]
     return mirror(cut) if shown.flipped else cut

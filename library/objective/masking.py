@@ -13,10 +13,13 @@ all others.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from library.options.mask import MaskOptions
 
 _LEAST_MEAN = 1e-3
 _LARGEST_GAIN = 4.0
@@ -33,6 +36,12 @@ class MaskSettings:
     floor: float = 0.0
     invert: bool = False
     normalise: Literal["none", "sample"] = "none"
+
+    @classmethod
+    def of(cls, options: MaskOptions) -> MaskSettings:
+        """The settings that the options ask for."""
+        normalise: Literal["none", "sample"] = "sample" if options.mask_normalise == "sample" else "none"
+        return cls(options.mask_floor, options.mask_invert, normalise)
 
     @property
     def missing(self) -> float:
