@@ -1,0 +1,43 @@
+"""Text made safe for HTML, and numbers as people read them."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def escape(text: str) -> str:
+    """For element content and quoted attributes. Control characters and broken Unicode become visible, as ␇ or \\udc80.
+
+    (Linux allows any byte in a file's name; such a name could not be written as UTF-8.)
+    """
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = _CONTROLS.sub(lambda found: "\u2421" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])), text)
+    return html.escape(text)
+
+
+def number(value: float) -> str:
+    """1234567 as "1,234,567"."""
+    return f"{value:,}"
+
+
+def count(value: int, one: str, many: str = "") -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{number(value)} {one if value == 1 else many or one + 's'}"
+
+
+def percent(share: float) -> str:
+    """A share of 1 in whole per cent; what is there is never called 0 %."""
+    return "under 1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
+
+
+def epochs(numbers: Sequence[int]) -> str:
+    """ "epoch 2", "epochs 1-3", "epochs 1, 3"."""
+    if len(numbers) == 1:
+        return f"epoch {numbers[0]}"
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"epochs {numbers[0]}–{numbers[-1]}"
+    return "epochs " + ", ".join(map(str, numbers))

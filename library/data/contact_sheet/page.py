@@ -1,0 +1,232 @@
+"""The page as a whole: one HTML file that needs nothing but a browser, not even a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from library.checkpoints.writer import write_text
+from library.data.contact_sheet.cards import card, shown_size
+from library.data.contact_sheet.charts import bucket_rows, caption_chart, repeats_chart, shape
+from library.data.contact_sheet.findings import Finding, by_bucket, findings, judge, sample
+from library.data.contact_sheet.markup import count, escape, number
+from library.data.contact_sheet.records import Page, Shown, Size
+from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make
+
+MOST_SHOWN = 2000
+"""Pictures with a card of their own; of more, so many evenly spaced ones. 2,000 make a file of about 15 MB."""
+
+_MOST_NAMED = 200  # paths under a problem
+_OPEN_PROBLEMS = 12  # told at once; the rest of them under a line to click on
+_HERE = Path(__file__).parent
+
+
+def write_page(path: Path, page: Page, *, progress: bool = False, most: int = MOST_SHOWN) -> None:
+    """Write the page whole or not at all. Opens up to `most` pictures; one that cannot be opened is shown as such.
+
+    `progress` draws a bar on stderr. Raises CheckpointError if the file cannot be written.
+    """
+    buckets = by_bucket(page.shown)
+    chosen = sample(buckets, most)
+    write_text(path, render(page, buckets, chosen, _open(page.shown, chosen, progress)))
+
+
+def _open(shown: Sequence[Shown], chosen: Mapping[Size, Sequence[int]], progress: bool) -> dict[int, Thumbnail]:
+    indexes = [index for bucket in chosen.values() for index in bucket]
+    one = partial(make, side=longest_side(len(indexes)))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding and scaling let other threads run
+        made = pool.map(one, (shown[index] for index in indexes))
+        return dict(zip(indexes, tqdm(made, "contact sheet", len(indexes), disable=not progress), strict=True))
+
+
+def render(
+    page: Page,
+    buckets: Mapping[Size, Sequence[int]],
+    chosen: Mapping[Size, Sequence[int]],
+    opened: Mapping[int, Thumbnail],
+) -> str:
+    """The HTML. `buckets` holds the indexes of all pictures, `chosen` of those in `opened`."""
+    judged = judge(page, opened)
+    found = findings(judged)
+    subsets = list(dict.fromkeys(one.subset for one in page.shown))
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    parts = [
+        _head(page.title, style, script, min(512, 2 * longest_side(len(opened)))),
+        f"<header><h1>{escape(page.title)}</h1>{_tiles(page, buckets, subsets)}</header>",
+        _problems(page, found, opened),
+        _overview(page, buckets),
+        _toolbar(buckets, subsets, page.shown, found, any(thumbnail.mask for thumbnail in opened.values())),
+        '<main id="sheets">',
+    ]
+    numbers = {subset: place for place, subset in enumerate(subsets)}
+    for bucket, indexes in chosen.items():
+        parts.append(_bucket_head(bucket, buckets[bucket], len(indexes), page.shown))
+        for index in indexes:
+            one = page.shown[index]
+            parts.append(card(index, one, opened[index], judged[index], numbers[one.subset], page.token_limit))
+        parts.append("</div></section>\n")
+    parts.append(_foot(script))
+    return "".join(parts)
+
+
+def _head(title: str, style: str, script: str, large: int) -> str:
+    # no text of a data set can become a script: only the one below runs, known by its hash; and nothing is fetched
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{style}</style></head>\n"
+        f'<body class="masks" style="--large:{large}px">\n'
+    )
+
+
+def _tiles(page: Page, buckets: Mapping[Size, Sequence[int]], subsets: Sequence[str]) -> str:
+    reg = [one for one in page.shown if one.is_reg]
+    train = [one for one in page.shown if not one.is_reg]
+    values = [(len(train), "training picture"), (sum(one.repeats for one in train), "training sample")]
+    if reg:
+        values += [(len(reg), "regularisation picture")]
+        values += [(sum(one.repeats for one in reg), "regularisation sample")]
+    values += [(len(buckets), "bucket"), (len(subsets), "subset")]
+    tiles = [
+        f"<li><b>{number(value)}</b> {name if value == 1 else name + 's'}"
+        f"{' an epoch' if name.endswith('sample') else ''}</li>"
+        for value, name in values
+    ]
+    return f'<ul class="tiles">{"".join(tiles)}</ul>'
+
+
+def _problems(page: Page, found: Sequence[Finding], opened: Mapping[int, Thumbnail]) -> str:
+    items = [f'<li class="said-before"><p>{escape(text)}</p></li>' for text in page.problems]
+    items += [_problem(finding, page, opened) for finding in found]
+    closed = len(page.shown) - len(opened)
+    note = ""
+    if closed:
+        note = (
+            f'<p class="note">{count(len(opened), "picture")} of {number(len(page.shown))} have been opened and are '
+            f"shown below, evenly spaced in every bucket. The other {number(closed)} count in all numbers and charts; "
+            "whether they can be opened is not known yet.</p>"
+        )
+    if not items:
+        return f'<section class="problems none"><h2>No problems found</h2>{note}</section>'
+    head, rest = items[:_OPEN_PROBLEMS], items[_OPEN_PROBLEMS:]
+    more = f"<details><summary>{number(len(rest))} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
+    return (
+        f'<section class="problems"><h2>{count(len(items), "thing")} to look at</h2>'
+        f"<ul>{''.join(head)}</ul>{more}{note}</section>"
+    )
+
+
+def _problem(finding: Finding, page: Page, opened: Mapping[int, Thumbnail]) -> str:
+    kind, pictures = finding.kind, finding.pictures
+    sentence = (kind.one if len(pictures) == 1 else kind.many).format(limit=number(page.token_limit))
+    below = sum(index in opened for index in pictures)
+    button = ""
+    if below:
+        label = "show" if below == len(pictures) else f"show the {number(below)} that are below"
+        button = f'<button type="button" data-go="flag" data-value="{kind.name}">{label}</button>'
+    names = "".join(
+        f'<li><a href="#p{index}">{_name(page.shown[index])}</a></li>'
+        if index in opened
+        else f"<li>{_name(page.shown[index])}</li>"
+        for index in pictures[:_MOST_NAMED]
+    )
+    if len(pictures) > _MOST_NAMED:
+        names += f"<li>and {number(len(pictures) - _MOST_NAMED)} more</li>"
+    return (
+        f'<li class="{"bad" if kind.severe else "warn"}"><details><summary>{count(len(pictures), "picture")} '
+        f"{escape(sentence)}</summary><ol>{names}</ol></details>{button}</li>"
+    )
+
+
+def _name(one: Shown) -> str:
+    return f"<bdi>{escape(one.path)}</bdi>"
+
+
+def _overview(page: Page, buckets: Mapping[Size, Sequence[int]]) -> str:
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
+    legend = '<p class="legend"><span class="train">training</span><span class="reg">regularisation</span></p>'
+    legend = legend if any(one.is_reg for one in page.shown) else ""
+    columns = '<p class="columns">pictures<span>samples</span></p>'
+    return (
+        '<section class="overview">'
+        + (f'<dl class="facts">{facts}</dl>' if facts else "")
+        + f'<div class="charts"><figure class="buckets"><figcaption><h2>Buckets</h2>{legend}{columns}</figcaption>'
+        f"{bucket_rows(buckets, page.shown)}</figure>"
+        "<figure><figcaption><h2>Caption lengths</h2></figcaption>"
+        f"{caption_chart(page.shown, page.token_limit)}</figure>"
+        f"<figure><figcaption><h2>Repeats</h2></figcaption>{repeats_chart(page.shown)}</figure></div></section>\n"
+    )
+
+
+def _toolbar(
+    buckets: Mapping[Size, Sequence[int]],
+    subsets: Sequence[str],
+    shown: Sequence[Shown],
+    found: Sequence[Finding],
+    masks: bool,
+) -> str:
+    sizes = [(f"{width}x{height}", f"{width} × {height}") for width, height in buckets]
+    what = [("train", "training"), ("reg", "regularisation")] if any(one.is_reg for one in shown) else []
+    flags = [(finding.kind.name, finding.kind.label) for finding in found]
+    mask = '<button type="button" id="masks" aria-pressed="true" title="key: m">Masks</button>' if masks else ""
+    return (
+        '<form class="bar" role="search"><label class="find"><span>Find</span>'
+        '<input id="find" type="search" placeholder="in captions and paths" autocomplete="off" spellcheck="false">'
+        "<kbd>/</kbd></label>"
+        + _select("bucket", "Bucket", "all", sizes)
+        + _select("subset", "Subset", "all", [(str(place), subset) for place, subset in enumerate(subsets)])
+        + _select("flag", "Show", "everything", what + flags)
+        + f'<span class="buttons">{mask}'
+        '<button type="button" id="dense" aria-pressed="false" title="key: v">Pictures only</button>'
+        '<button type="button" id="clear" hidden>Clear</button></span>'
+        '<output id="status" aria-live="polite"></output></form>\n'
+    )
+
+
+def _select(name: str, label: str, everything: str, values: Sequence[tuple[str, str]]) -> str:
+    if len(values) < 2 and name != "flag" or not values:
+        return ""
+    options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in values)
+    options = f'<option value="">{everything}</option>{options}'
+    return f'<label><span>{label}</span><select id="{name}">{options}</select></label>'
+
+
+def _bucket_head(bucket: Size, indexes: Sequence[int], cards: int, shown: Sequence[Shown]) -> str:
+    width, height = bucket
+    samples = sum(shown[index].repeats for index in indexes)
+    amount = count(len(indexes), "picture")
+    if cards < len(indexes):
+        amount = f"{number(cards)} of {amount} shown, evenly spaced"
+    wide, high = shown_size(bucket)
+    return (
+        f'<section class="bucket" data-bucket="{width}x{height}" style="--w:{wide}px;--h:{high}px">'
+        f"<h2>{shape(bucket)}{width} × {height} <small>{amount}, {count(samples, 'sample')} an epoch"
+        '<span class="matching"></span></small></h2><div class="grid">\n'
+    )
+
+
+def _foot(script: str) -> str:
+    keys = (("/", "find"), ("m", "masks"), ("v", "pictures only"), ("← ↑ ↓ →", "from picture to picture"),
+            ("Enter", "large"), ("Esc", "back"))  # fmt: skip
+    said = "".join(f"<li><kbd>{key}</kbd> {what}</li>" for key, what in keys)
+    return (
+        '<p id="nothing" hidden>No picture matches. <button type="button" data-go="clear">Show all</button></p>'
+        "</main>\n"
+        f'<footer><ul class="keys">{said}</ul></footer>\n'
+        '<dialog id="large" aria-label="One picture"><div class="holder"></div><form method="dialog">'
+        '<button type="button" id="previous" aria-label="previous picture">←</button>'
+        '<output id="place"></output><button type="button" id="next" aria-label="next picture">→</button>'
+        '<button id="close">Close</button></form></dialog>\n'
+        f"<script>{script}</script>\n</body></html>\n"
+    )

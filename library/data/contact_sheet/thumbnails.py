@@ -1,0 +1,83 @@
+"""Small pictures inside the page: the crop and its mask as data: URIs.
+
+A mask becomes an alpha channel that is opaque where nothing is learnt, so that a style sheet can draw over just that.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from library.data.contact_sheet.records import Shown
+from library.options.mistakes import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SIDES = ((100, 384), (400, 256))  # up to so many pictures: longer side in pixels
+_SMALLEST_SIDE = 160
+_QUALITY = 78
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """`picture` and `mask` are data: URIs, "" where there is none; `learnt` is the mean of the mask in [0, 1]."""
+
+    picture: str = ""
+    mask: str = ""
+    learnt: float | None = None
+    error: str = ""  # why there is no picture
+    mask_error: str = ""
+
+
+def longest_side(pictures: int) -> int:
+    """Of the thumbnails of a page with so many pictures, in pixels: the file stays of a size that a browser opens."""
+    return next((side for most, side in _SIDES if pictures <= most), _SMALLEST_SIDE)
+
+
+def make(shown: Shown, side: int) -> Thumbnail:
+    """The thumbnail of a picture. What cannot be read is said in it, never raised."""
+    try:
+        pixels = shown.pixels()
+        picture = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
+    except Exception as error:  # the page is there to show what is wrong, whatever that is
+        return Thumbnail(error=_reason(error))
+    if shown.mask is None:
+        return Thumbnail(picture)
+    try:
+        mask, learnt = _mask(shown.mask, pixels.shape[:2], side)
+    except Exception as error:
+        return Thumbnail(picture, mask_error=_reason(error))
+    return Thumbnail(picture, mask, learnt)
+
+
+def _mask(read: Callable[[], NDArray[np.uint8]], shape: tuple[int, ...], side: int) -> tuple[str, float]:
+    mask = read()
+    if mask.shape != shape:
+        raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} and the crop {shape[1]}x{shape[0]}")
+    alpha = _shrink(Image.fromarray(np.ascontiguousarray(255 - mask)), side)
+    black = Image.new("L", alpha.size)
+    return _webp(Image.merge("RGBA", (black, black, black, alpha))), float(mask.mean()) / 255
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return image
+
+
+def _webp(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=_QUALITY, method=4)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return "; ".join(mistake.what for mistake in error.mistakes)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,378 @@
+"""The page shows what is there, all of it or said how much, and nothing of a data set becomes part of the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from library.checkpoints.header import CheckpointError
+from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
+from library.data.contact_sheet.charts import count_ticks, token_edges
+from library.data.contact_sheet.findings import sample
+from library.data.contact_sheet.markup import count, epochs, escape, percent
+from library.options.mistakes import Mistake, UserError
+
+NASTY = """</script><script>alert("1")</script> <b>'quoted' & "double"</b> ÄÖ 日本語 العربية 🙂 {x} \x07"""
+VOID = {"meta", "img", "input", "rect", "line", "br"}
+
+
+@dataclass
+class Element:
+    """A node of the page as a browser sees it."""
+
+    tag: str
+    attributes: dict[str, str]
+    inside: list[Element | str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All text inside."""
+        return "".join(part if isinstance(part, str) else part.text for part in self.inside)
+
+    def all(self, tag: str, **attributes: str) -> list[Element]:
+        """The elements inside with this tag that have these words in these attributes ("class" as "class_")."""
+        found = []
+        for part in self.inside:
+            if isinstance(part, Element):
+                wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+                words = {name: part.attributes.get(name, "").split() for name in wanted}
+                if part.tag == tag and all(value in words[name] for name, value in wanted.items()):
+                    found.append(part)
+                found += part.all(tag, **attributes)
+        return found
+
+    def one(self, tag: str, **attributes: str) -> Element:
+        """The only such element."""
+        (found,) = self.all(tag, **attributes)
+        return found
+
+
+class Reader(HTMLParser):
+    """Builds the tree and insists that every element is closed where it was opened."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open = [Element("", {})]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        assert len(element.attributes) == len(attrs), f"an attribute twice in <{tag}>"
+        self.open[-1].inside.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].inside.append(data)
+
+
+def parse(text: str) -> Element:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    (root,) = reader.open
+    return root
+
+
+def colour(size: tuple[int, int], value: tuple[int, int, int] = (200, 30, 60)) -> Callable[[], np.ndarray]:
+    return lambda: np.full((size[1], size[0], 3), value, np.uint8)
+
+
+def shown(path: str = "/data/10_dog/a.png", bucket: tuple[int, int] = (64, 96), **changes: object) -> Shown:
+    plain = Shown(
+        path, "10_dog", False, bucket, bucket, bucket, colour(bucket), captions=(ShownCaption("a dog", 2),) * 3
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def written(path: Path, *pictures: Shown, most: int = 2000, **changes: object) -> Element:
+    page = replace(Page("Dogs", 75, pictures), **changes)  # type: ignore[arg-type]
+    write_page(path / "sheet.html", page, most=most)
+    return parse((path / "sheet.html").read_text(encoding="utf-8"))
+
+
+def decoded(uri: str) -> np.ndarray:
+    head, _, data = uri.partition(",")
+    assert head == "data:image/webp;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_no_text_becomes_markup(tmp_path: Path) -> None:
+    one = shown(
+        "/data/" + NASTY + "/b" + NASTY.replace("/", "") + ".png", subset=NASTY, captions=(ShownCaption(NASTY, 80, 9),)
+    )
+    root = written(tmp_path, one, shown(), title=NASTY, problems=[NASTY], facts=[(NASTY, NASTY)])
+    assert len(root.all("script")) == 1
+    assert "alert(" not in root.one("script").text
+    visible = NASTY.replace("\x07", "\u2407")
+    assert root.one("h1").text == root.one("head").one("title").text == visible
+    assert root.all("bdi", class_="words")[0].text == visible
+    assert root.one("dd").text == root.one("dt").text == root.one("li", class_="said-before").text == visible
+    assert visible in [option.text for option in root.one("select", id="subset").all("option")]
+    assert visible in root.all("p", class_="folder")[0].attributes["title"]
+
+
+def test_names_that_are_no_unicode_can_be_written(tmp_path: Path) -> None:
+    root = written(tmp_path, shown(b"/data/\xe4.png".decode("utf-8", "surrogateescape")))
+    assert root.one("h3").text == "\\udce4.png"
+
+
+def test_nothing_is_fetched_and_no_other_script_may_run(tmp_path: Path) -> None:
+    root = written(
+        tmp_path, shown(mask=lambda: np.zeros((96, 64), np.uint8)), shown(captions=(ShownCaption("http://x.y/", 3),))
+    )
+    (policy,) = (meta for meta in root.all("meta") if meta.attributes.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(root.one("script").text.encode()).digest()).decode()
+    rules = policy.attributes["content"].split("; ")
+    assert "default-src 'none'" in rules and f"script-src 'sha256-{digest}'" in rules
+    assert not root.all("link") and not root.all("iframe") and not root.all("a", href="http://x.y/")
+    for tag in ("img", "script", "i"):
+        for element in root.all(tag):
+            assert all(
+                url.startswith("data:") for url in re.findall(r"url\((.*?)\)", element.attributes.get("style", ""))
+            )
+            assert element.attributes.get("src", "data:").startswith("data:")
+    here = Path(__file__).resolve().parents[2] / "library/data/contact_sheet"
+    for name in ("page.css", "page.js"):
+        assert not re.search(
+            r"https?:|//[a-z]|@import|url\(|fetch\(|innerHTML", (here / name).read_text(encoding="utf-8")
+        ), name
+
+
+def test_the_crop_and_its_mask_are_shown(tmp_path: Path) -> None:
+    mask = np.zeros((96, 64), np.uint8)
+    mask[:48] = 255
+    card = written(tmp_path, shown(mask=lambda: mask)).one("article")
+    pixels = decoded(card.one("img").attributes["src"])
+    assert pixels.shape == (96, 64, 3) and np.abs(pixels.astype(int) - (200, 30, 60)).max() < 16  # lossy
+    overlay = decoded(re.findall(r"url\((.*?)\)", card.one("i", class_="mask").attributes["style"])[0])
+    assert overlay.shape == (96, 64, 4)
+    assert overlay[:40, :, 3].max() == 0 and overlay[56:, :, 3].min() == 255  # drawn where nothing is learnt
+    assert "mask 50 %" in card.text
+
+
+def test_a_page_of_many_pictures_has_small_ones(tmp_path: Path) -> None:
+    sides = {}
+    for pictures in (1, 101, 401):
+        root = written(tmp_path, *[shown(bucket=(512, 768)) for _ in range(pictures)], most=500)
+        sides[pictures] = max(decoded(root.all("img")[0].attributes["src"]).shape)
+    assert sides[1] > sides[101] > sides[401] <= 160
+
+
+def test_what_cannot_be_opened_is_shown_as_such(tmp_path: Path) -> None:
+    def broken() -> np.ndarray:
+        raise UserError([Mistake("picture a.png <cannot> be decoded", "repair it")])
+
+    def odd() -> np.ndarray:
+        raise RuntimeError
+
+    root = written(
+        tmp_path, shown(pixels=broken), shown(pixels=odd), shown(), shown(mask=lambda: np.zeros((9, 8), np.uint8))
+    )
+    said = [card.text for card in root.all("article")]
+    assert (
+        "Cannot be opened" in said[0] and "picture a.png <cannot> be decoded" in said[0] and "repair it" not in said[0]
+    )
+    assert "Cannot be opened" in said[1] and "RuntimeError" in said[1]
+    assert "annot be opened" not in said[2]
+    assert "mask cannot be used" in said[3]
+    assert [len(card.all("img")) for card in root.all("article")] == [0, 0, 1, 1]
+    assert "2 pictures cannot be opened" in root.one("section", class_="problems").text
+
+
+def test_equal_captions_of_epochs_are_shown_once(tmp_path: Path) -> None:
+    one, other = ShownCaption("one", 1), ShownCaption("other", 30)
+    cards = written(
+        tmp_path,
+        shown(captions=(one,) * 3),
+        shown(captions=(one, other, one)),
+        shown(captions=(other, one, replace(one, text=""))),
+    ).all("article")
+    seen = [[(part.one("p", class_="said").text, part.one("p", class_="tokens").all("span")[-1].text)
+             for part in card.all("div", class_="caption")] for card in cards]  # fmt: skip
+    assert seen == [
+        [("one", "epochs 1–3")],
+        [("one", "epochs 1, 3"), ("other", "epoch 2")],
+        [("other", "epoch 1"), ("one", "epoch 2"), ("empty caption", "epoch 3")],
+    ]
+    assert "30 of 75 tokens" in cards[1].text and "1 of 75 tokens" in cards[0].text
+
+
+def test_what_a_cut_caption_loses_is_marked(tmp_path: Path) -> None:
+    root = written(
+        tmp_path, shown(captions=(ShownCaption("seen and unseen", 76, 9),)), shown(captions=(ShownCaption("a", 75),))
+    )
+    cut, whole = root.all("article")
+    assert cut.one("s").text == "unseen" or cut.one("s").text == " unseen"
+    assert cut.one("bdi", class_="words").text == "seen and unseen"
+    assert "76 of 75 tokens, cut" in cut.text and "cut" in cut.attributes["data-flags"]
+    assert whole.attributes["data-flags"] == "" and not whole.all("s")
+    assert "1 picture has a caption longer than 75 tokens" in root.one("section", class_="problems").text
+
+
+def test_every_kind_of_problem_is_told(tmp_path: Path) -> None:
+    white = lambda: np.full((96, 64), 255, np.uint8)  # noqa: E731
+    root = written(
+        tmp_path,
+        shown(size=(32, 48)),
+        shown(resized=(128, 96), size=(1280, 960)),
+        shown(captions=(ShownCaption(" ", 0),) * 3),
+        shown(subset="masked", mask=white),
+        shown(subset="masked"),
+        shown(subset="masked", mask=lambda: 255 - white()),
+        problems=["the folder holds a film"],
+    )
+    flags = [card.attributes["data-flags"] for card in root.all("article")]
+    assert flags == ["enlarged", "cropped", "empty", "", "unmasked", "black"]
+    assert "32×48 → 64×96" in root.all("article")[0].text and "enlarged 2 ×" in root.all("article")[0].text
+    assert "50 % cut away" in root.all("article")[1].text
+    problems = root.one("section", class_="problems")
+    assert problems.one("h2").text == "6 things to look at"
+    assert "the folder holds a film" in problems.text and "1 picture has no mask" in problems.text
+    offered = {option.attributes["value"] for option in root.one("select", id="flag").all("option")}
+    assert offered == {"", *flags} and {button.attributes["data-value"] for button in problems.all("button")} == {
+        *flags
+    } - {""}
+
+
+def test_a_page_without_problems_says_so(tmp_path: Path) -> None:
+    root = written(tmp_path, shown())
+    assert root.one("section", class_="problems").text == "No problems found"
+
+
+def test_totals_count_every_picture_and_repeat(tmp_path: Path) -> None:
+    pictures = [
+        shown(repeats=10),
+        shown(repeats=2, bucket=(96, 64)),
+        shown(repeats=7, is_reg=True, weight=0.5, subset="reg"),
+    ]
+    root = written(tmp_path, *pictures)
+    tiles = [tile.text for tile in root.one("ul", class_="tiles").all("li")]
+    assert tiles == [
+        "2 training pictures", "12 training samples an epoch", "1 regularisation picture",
+        "7 regularisation samples an epoch", "2 buckets", "2 subsets",
+    ]  # fmt: skip
+    rows = [row.attributes["title"] for row in root.one("ol", class_="rows").all("button")]
+    assert rows == ["64×96: 2 pictures, 17 samples an epoch", "96×64: 1 picture, 2 samples an epoch"]
+    reg = root.one("article", data_kind="reg")
+    assert "regularisation" in reg.text and "weight 0.5" in reg.text and "7 ×" in reg.text
+    bars = [title.text for title in root.all("title") if title.text.startswith("repeats")]
+    assert bars == ["repeats 2: 1 picture", "repeats 7: 1 picture, 1 of them regularisation", "repeats 10: 1 picture"]
+
+
+@pytest.mark.parametrize("lengths", [[0, 1, 75], [5, 5, 6, 76], [75, 76, 100_000], [], [300, 2]])
+def test_charts_count_every_picture_once(tmp_path: Path, lengths: list[int]) -> None:
+    pictures = [
+        shown(captions=(ShownCaption("x", length),), repeats=place + 1) for place, length in enumerate(lengths * 7)
+    ]
+    root = written(tmp_path, *pictures, most=1)
+    for word in ("tokens:", "repeats"):
+        bars = [title.text for title in root.all("title") if word in title.text]
+        assert sum(int(re.findall(r": (\d+) picture", bar)[0]) for bar in bars) == len(pictures)
+    over = sum(length > 75 for length in lengths * 7)
+    bars = [group.one("title").text for group in root.all("g") if group.all("rect", class_="over")]
+    assert sum(int(re.findall(r": (\d+) picture", bar)[0]) for bar in bars) == over
+
+
+def test_too_many_pictures_are_sampled_and_that_is_told(tmp_path: Path) -> None:
+    opened = []
+
+    def read() -> np.ndarray:
+        opened.append(1)
+        return colour((64, 96))()
+
+    pictures = [shown(f"/d/{place}.png", pixels=read, captions=(ShownCaption("x", 99),)) for place in range(60)]
+    pictures += [shown(f"/d/wide{place}.png", bucket=(96, 64), pixels=read) for place in range(40)]
+    root = written(tmp_path, *pictures, shown("/d/rare.png", bucket=(32, 32), pixels=read), most=10)
+    names = [card.one("h3").text for card in root.all("article")]
+    assert names[0] == "rare.png" and len(names) == len(opened) == 1 + 5 + 3
+    assert names[1:6] == ["6.png", "18.png", "30.png", "42.png", "54.png"]  # the middles of five equal parts
+    heads = [section.one("h2").text for section in root.all("section", class_="bucket")]
+    assert heads[1:] == [
+        "64 × 96 5 of 60 pictures shown, evenly spaced, 60 samples an epoch",
+        "96 × 64 3 of 40 pictures shown, evenly spaced, 40 samples an epoch",
+    ]
+    problems = root.one("section", class_="problems")
+    assert "9 pictures of 101 have been opened" in problems.text and "The other 92 count" in problems.text
+    assert "60 pictures have captions longer" in problems.text and "show the 5 that are below" in problems.text
+    assert len(problems.all("li", class_="warn")[0].all("a")) == 5 and "/d/59.png" in problems.text
+    assert "101 training pictures" in root.one("ul", class_="tiles").text
+
+
+def test_every_picture_with_a_problem_is_named_or_counted(tmp_path: Path) -> None:
+    root = written(tmp_path, *[shown(f"{place}.png", captions=()) for place in range(1234)], most=1)
+    names = root.one("section", class_="problems").one("ol").all("li")
+    assert names[-1].text == f"and {1234 - (len(names) - 1):,} more"
+
+
+@pytest.mark.parametrize("most", [1, 7, 50, 999])
+def test_samples_are_even_and_stay_near_the_limit(most: int) -> None:
+    sizes = [1, 2, 30, 400, 567]
+    buckets = {(64, 64 + place): list(range(size)) for place, size in enumerate(sizes)}
+    found = sample(buckets, most)
+    assert all(chosen for chosen in found.values()) and sum(map(len, found.values())) <= most + len(sizes)
+    for size, chosen in zip(sizes, found.values(), strict=True):
+        gaps = np.diff([-1, *chosen, size])
+        assert chosen == sorted(set(chosen)) and gaps[1:-1].max(initial=0) - gaps[1:-1].min(initial=size) <= 1
+        assert len(chosen) == max(1, size * most // 1000)
+    assert sample(buckets, 1000) == buckets
+
+
+def test_a_page_without_pictures_can_be_written(tmp_path: Path) -> None:
+    root = written(tmp_path, problems=["nothing was found"])
+    assert not root.all("article") and "nothing was found" in root.text
+
+
+def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "sheet.html").mkdir()
+    with pytest.raises(CheckpointError, match="sheet.html"):
+        write_page(tmp_path / "sheet.html", Page("Dogs", 75, [shown()]))
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.html"]
+
+
+def test_token_bins_have_an_edge_at_the_limit() -> None:
+    for limit in (75, 150, 225, 77, 1):
+        for longest in (0, 1, limit, limit + 1, 3 * limit, 100_000):
+            edges = token_edges(longest, limit)
+            assert limit in edges and edges[0] == 0 and edges[-1] >= max(longest, limit)
+            assert edges == sorted(set(edges)) and len(edges) <= 75
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"), [(0, [0, 1]), (3, [0, 1, 2, 3]), (10, [0, 2, 4, 6, 8, 10]), (501, [0, 200, 400, 600])]
+)
+def test_ticks_are_round(most: int, ticks: list[int]) -> None:
+    assert count_ticks(most) == ticks
+
+
+def test_words_for_numbers() -> None:
+    assert (count(1, "picture"), count(0, "picture"), count(1234, "picture")) == (
+        "1 picture",
+        "0 pictures",
+        "1,234 pictures",
+    )
+    assert (epochs([2]), epochs([1, 2]), epochs([1, 2, 3]), epochs([1, 3, 4])) == (
+        "epoch 2",
+        "epochs 1, 2",
+        "epochs 1–3",
+        "epochs 1, 3, 4",
+    )
+    assert (percent(0), percent(0.001), percent(0.5), percent(1)) == ("0 %", "under 1 %", "50 %", "100 %")
+    assert escape("a\tb\nc\x00") == "a\tb\nc\u2400"
