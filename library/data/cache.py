@@ -1,68 +1,85 @@
 """Latents encoded once before training, in memory or in a file beside each picture.
 
-A file has the name and arrays of kohya's sd-scripts, and one array more: a fingerprint of all that
-the latents depend on. A file without it, or with another, is made anew. The posterior sample is keyed by the content of
-the picture and not by the seed of the run, so that a cache is the same whoever makes it.
+A cached entry is found by what it is of: the bytes of the picture and of its mask, how they are scaled and cut, what
+transparency is laid on, and the VAE. So nothing that is out of date is ever used, and what has not changed is not made
+again. Files beside the pictures need no lock and no index: each is whole, verifies itself (library/data/latent_files),
+moves along with its picture, and a run that ends early loses only what it was working on. A picture is read only when
+its stamp is not the one in its entry; looking at the entries of 100,000 pictures reads those, and no picture.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
-import zipfile
-import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from library.data import images
+from library.data import images, latent_files, masks
 from library.data.buckets import Placement
+from library.data.latent_encoding import THREADS, Encode, Encoder, Made, Read, Ready, encode_all, read_picture
+from library.data.latent_entries import CacheFormat, Files, Look, Source, Wanted, key_of, names_wanted, wanted_by
+from library.data.latent_files import Array, Note
 from library.data.scan import ImageRecord
 from library.options.mistakes import Mistake, UserError
-from library.runtime.seeds import torch_generator
 
-# pixels (B, 3, H, W) float32 in [-1, 1], one generator per picture -> latents (B, C, h, w), unscaled posterior samples
-Encode = Callable[[torch.Tensor, list[torch.Generator]], torch.Tensor]
+_CHUNK = 256  # entries that a thread looks at in a row
+_WRITING = 8  # files that may wait to be written
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_MASKS = ("mask", "alpha_mask")  # at latent size in our files, in pixels in an .npz
 
-FINGERPRINT = "dreamfolder_fingerprint"
-_VERSION = 1  # raise it when pixels or latents of the same picture come out differently
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-_THREADS = 4
+
+class Encoded(NamedTuple):
+    """What is cached of a picture: latents (C, h, w) float32, mask (1, h, w) float32 in [0, 1] or None."""
+
+    latents: torch.Tensor
+    mask: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class MemoryLatents:
-    """Latents (C, h, w) float32 per record; `flipped` is empty without flip augmentation."""
+    """Latents (C, h, w) float32 per record; `flipped` and `masks` are empty where no record has any."""
 
     latents: tuple[torch.Tensor, ...]
-    flipped: tuple[torch.Tensor, ...] = ()
+    flipped: tuple[torch.Tensor | None, ...] = ()
+    masks: tuple[torch.Tensor | None, ...] = ()
 
-    def get(self, record: int, flipped: bool) -> torch.Tensor:
-        """Latents of a record, or of its mirror image."""
-        return self.flipped[record] if flipped else self.latents[record]
+    def get(self, record: int, flipped: bool) -> Encoded:
+        """Latents and mask of a record, or of its mirror image."""
+        latents = self.flipped[record] if flipped else self.latents[record]
+        if latents is None:
+            raise ValueError(f"record {record} was cached without its mirror image")
+        mask = self.masks[record] if self.masks else None
+        return Encoded(latents, mask.flip(-1) if mask is not None and flipped else mask)
 
 
 @dataclass(frozen=True)
 class DiskLatents:
-    """Files and fingerprints per record; nothing is held in memory."""
+    """Per record its file, the key of what it must hold, and whether it has a mask; nothing is held in memory."""
 
-    files: tuple[Path, ...]
-    fingerprints: tuple[str, ...]
+    files: tuple[str, ...]
+    keys: tuple[str, ...]
+    masked: tuple[bool, ...]
 
-    def get(self, record: int, flipped: bool) -> torch.Tensor:
-        """As MemoryLatents.get. Raises UserError if the file is gone or was made anew for something else meanwhile."""
-        latents = _read(self.files[record], self.fingerprints[record], flipped)
-        if latents is None:
-            what = f"latent cache {self.files[record]} was removed or changed by another program during the run"
-            raise UserError([Mistake(what, "start again, with one run at a time on this folder")])
-        return torch.from_numpy(latents)
+    def get(self, record: int, flipped: bool) -> Encoded:
+        """As MemoryLatents.get. Raises UserError if the file is gone, damaged, or of something else meanwhile."""
+        name = "latents_flipped" if flipped else "latents"
+        file = self.files[record]
+        entry = latent_files.read(file, {name, *_MASKS} if self.masked[record] else {name})
+        if entry is None or name not in entry.arrays or key_of(file, entry.note) != self.keys[record]:
+            what = f"latent cache {file} was removed, damaged or changed by another program during the run"
+            raise UserError([Mistake(what, "start again, and leave the cache as it is during a run")])
+        latents = torch.from_numpy(np.asarray(entry.arrays[name], dtype=np.float32))
+        mask = _mask_of(entry.arrays, latents)
+        return Encoded(latents, mask.flip(-1) if mask is not None and flipped else mask)
 
 
 LatentStore = MemoryLatents | DiskLatents
@@ -70,187 +87,216 @@ LatentStore = MemoryLatents | DiskLatents
 
 @dataclass(frozen=True)
 class Filled:
-    """The latents of all records, and where they come from: counts of pictures."""
+    """The latents of all records, and where they come from: counts of entries (equal records share one)."""
 
     store: LatentStore
     read: int  # from files that were up to date
     made: int
     stale: int  # of those made: a file was there and did not fit
+    foreign: int = 0  # of those read: files of another program, in which nothing tells of which picture and VAE
+    exactly: int = 0  # of those made: encoded again in full precision, because the latents were not finite
 
     def __str__(self) -> str:
         text = f"latents: {self.read} read, {self.made} made"
-        return f"{text} ({self.stale} of them in place of an outdated cache file)" if self.stale else text
-
-
-def cache_files(records: Sequence[ImageRecord], suffix: str) -> tuple[Path, ...]:
-    """The cache file of each record: stem, original size, suffix of the family, beside the picture.
-
-    Where two pictures of a folder have the same stem and size (a.png, a.jpg) their names keep the ending:
-    a.png_0512x0512_sd.npz. Names are compared without case, as some file systems do.
-    """
-    spots = [(record.path.parent, record.path.stem.casefold(), record.size) for record in records]
-    shared = Counter(spots)
-    files: dict[int, Path] = {}
-    taken: set[tuple[Path, str]] = set()
-    for index in sorted(range(len(records)), key=lambda index: shared[spots[index]] > 1):
-        path, (width, height) = records[index].path, records[index].size
-        base = path.name if shared[spots[index]] > 1 else path.stem
-        while (path.parent, name := f"{base}_{width:04d}x{height:04d}{suffix}".casefold()) in taken:
-            base += "_"
-        taken.add((path.parent, name))
-        files[index] = path.with_name(f"{base}_{width:04d}x{height:04d}{suffix}")
-    return tuple(files[index] for index in range(len(records)))
+        text += f" ({self.stale} of them in place of an outdated or damaged cache file)" if self.stale else ""
+        text += f"; {self.exactly} encoded again in full precision" if self.exactly else ""
+        if self.foreign:
+            text += f"; {self.foreign} read from another program's .npz, which cannot tell its VAE: delete to be sure"
+        return text
 
 
 def fill(
     records: Sequence[ImageRecord],
     placements: Sequence[Placement],
+    read: Read,
     encode: Encode,
     *,
     vae: str,
     suffix: str,
     to_disk: bool,
-    flip: bool,
+    flip: Sequence[bool],
+    source: Callable[[int], Source] | None = None,
     batch_size: int = 1,
+    cache_format: CacheFormat = "safetensors",
+    encode_exactly: Encode | None = None,
+    trust_foreign: bool = True,
+    skip_check: bool = False,
+    channels: int | None = None,
+    stride: int = 8,
+    share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> Filled:
     """Make the latents of all records available, encoding what is not in an up-to-date file.
 
-    `vae` names the weights and precision of the VAE (two runs whose latents differ must give different names); `suffix`
-    is the family's file ending. Centre crops only. With `flip` the mirror images are encoded too.
-    Raises UserError for a picture that cannot be read, latents that are not finite, or a file that cannot be written.
+    read            pixels and mask of a record as `source` says, not mirrored; called in threads
+    vae             names weights and precision of the VAE: two that give other latents need other names
+    suffix          the family's file ending, as sd-scripts has it: _sd.npz
+    flip            per record, whether its mirror image is wanted too; a file that lacks only that is completed
+    source          per record; default: the centre of its placement, without a mask
+    encode_exactly  `encode` in full precision, for pictures whose latents come out not finite
+    trust_foreign   use an .npz of another program if its shape, original size and arrays are those wanted, its latents
+                    finite, it is no older than the picture, and the program would have prepared the picture as
+                    `source` says: centre crop, scaled by need, opaque or masked by its transparency. Nothing in it
+                    tells of which VAE it is.
+    skip_check      take every file of ours whose arrays are there and have the right shape, reading no more of it
+    channels        of the latents, None = any; `stride`: pixels a latent, to tell the shape that a file must have
+    share           (number, of how many processes) that fill the same files at once: each begins elsewhere and passes
+                    over what another has done meanwhile. All of them end with all latents.
+
+    Raises UserError with all pictures that could not be read or encoded, when the others are done; at once for a file
+    that cannot be written. What is on disk by then stays and is used the next time.
     """
-    contents = _hash_all([record.path for record in records], progress)
-    job = _Job(records, placements, contents, encode, flip)
+    entries, of_record = wanted_by(records, source or (lambda index: _centred(placements[index])), flip, vae)
+    encoder = Encoder(encode, encode_exactly)
     if not to_disk:
-        made = dict(_encode_all(job, range(len(records)), batch_size, progress))
-        plain, mirrored = zip(*(made[index] for index in range(len(records))), strict=True) if made else ((), ())
-        return Filled(MemoryLatents(plain, mirrored if flip else ()), 0, len(records), 0)
-    files = cache_files(records, suffix)
-    prints = tuple(_fingerprint(content, place, vae) for content, place in zip(contents, placements, strict=True))
-    pending = [index for index in range(len(records)) if not _is_current(files[index], prints[index], flip)]
-    stale = sum(files[index].exists() for index in pending)
-    for index, (latents, flipped) in _encode_all(job, pending, batch_size, progress):
-        left, top = images.centre_offset(placements[index])
-        width, height = placements[index].bucket
-        arrays = {
-            "latents": latents.numpy(),
-            "original_size": np.array(records[index].size),
-            "crop_ltrb": np.array([left, top, left + width, top + height]),
-            FINGERPRINT: np.array(prints[index]),
-        }
-        if flipped is not None:
-            arrays["latents_flipped"] = flipped.numpy()
-        _write(files[index], arrays)
-    return Filled(DiskLatents(files, prints), len(records) - len(pending), len(pending), stale)
+        prepare = partial(read_picture, read=read)
+        all_made = encode_all(entries, encoder, prepare, batch_size=batch_size, progress=progress)
+        in_memory = _in_memory(all_made, of_record)
+        encoder.raise_mistakes()
+        return Filled(in_memory, 0, len(entries), 0, exactly=len(encoder.again))
+    files = Files(suffix, cache_format, trust_foreign, skip_check, channels, stride, names_wanted(entries))
+    work = _DiskWork(files, read, _look_at_all(files, entries, progress))
+    pending = [entry for entry in entries if work.looks[entry.number].verdict not in ("current", "foreign")]
+    for folder in {entry.folder for entry in pending}:
+        latent_files.sweep(folder)
+    work.write_all(encode_all(pending, encoder, work.prepare, batch_size=batch_size, share=share, progress=progress))
+    encoder.raise_mistakes()
+    store = DiskLatents(
+        files=tuple(work.looks[number].file for number in of_record),
+        keys=tuple(work.looks[number].key for number in of_record),
+        masked=tuple(entries[number].masked for number in of_record),
+    )
+    foreign = sum(look.verdict == "foreign" for look in work.looks)
+    return Filled(store, len(entries) - work.made, work.made, work.stale, foreign, len(encoder.again))
 
 
-@dataclass(frozen=True)
-class _Job:
-    records: Sequence[ImageRecord]
-    placements: Sequence[Placement]
-    contents: Sequence[str]
-    encode: Encode
-    flip: bool
-
-    def pixels(self, index: int) -> torch.Tensor:
-        placement = self.placements[index]
-        picture = images.load(self.records[index].path, self.records[index].size)
-        return torch.from_numpy(images.to_float(images.fit(picture, placement, images.centre_offset(placement))))
+def _centred(placement: Placement) -> Source:
+    return Source(images.Geometry(placement.resized, images.centre_offset(placement), placement.bucket))
 
 
-def _hash_all(paths: Sequence[Path], progress: bool) -> list[str]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(tqdm(pool.map(_hash, paths), "reading pictures", len(paths), disable=not progress))
+def _in_memory(all_made: Iterator[Made], of_record: Sequence[int]) -> MemoryLatents:
+    """What was made; of what was not (the encoder tells) the store is incomplete."""
+    latents: dict[int, torch.Tensor] = {}
+    flipped: dict[int, torch.Tensor] = {}
+    reduced: dict[int, torch.Tensor] = {}
+    for made in all_made:
+        number = made.entry.number
+        latents[number] = made.latents
+        if made.flipped is not None:
+            flipped[number] = made.flipped
+        if made.mask is not None:
+            reduced[number] = _reduced(made.mask, made.latents)
+    return MemoryLatents(
+        tuple(latents[number] for number in of_record if number in latents),
+        tuple(flipped.get(number) for number in of_record) if flipped else (),
+        tuple(reduced.get(number) for number in of_record) if reduced else (),
+    )
 
 
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-    except OSError as error:
-        raise UserError([Mistake(f"picture {path} cannot be read ({error})", "check the file")]) from error
+def _reduced(mask: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A mask (H, W) in pixels, at the size of its latents: (1, h, w)."""
+    return masks.to_latent_size(mask, (latents.shape[-1], latents.shape[-2]))
 
 
-def _fingerprint(content: str, placement: Placement, vae: str) -> str:
-    """All that the latents depend on. Flipped latents are an array of their own, so flip_aug is not part of it."""
-    parts = (_VERSION, content, placement.bucket, placement.resized, images.centre_offset(placement), vae)
-    return hashlib.blake2b(repr(parts).encode(), digest_size=32).hexdigest()
+def _look_at_all(files: Files, entries: Sequence[Wanted], progress: bool) -> list[Look]:
+    looks: list[Look] = []
+    chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(desc="checking cached latents", total=len(entries), disable=not progress) as bar,
+    ):
+        for found in pool.map(lambda chunk: [files.look(entry) for entry in chunk], chunks):
+            looks += found
+            bar.update(len(found))
+    return looks
 
 
-def _encode_all(
-    job: _Job, indexes: Sequence[int], batch_size: int, progress: bool
-) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor | None]]]:
-    """(record index, (latents, mirrored latents)) in batches of one bucket; pictures are decoded ahead in threads."""
-    by_bucket: dict[tuple[int, int], list[int]] = {}
-    for index in indexes:
-        by_bucket.setdefault(job.placements[index].bucket, []).append(index)
-    batches = [
-        by_bucket[bucket][start : start + max(1, batch_size)]
-        for bucket in sorted(by_bucket)
-        for start in range(0, len(by_bucket[bucket]), max(1, batch_size))
-    ]
-    with tqdm(desc="encoding latents", total=len(indexes), disable=not progress or not indexes) as bar:
-        for batch, pixels in _decode_ahead(job, batches):
-            latents = _encode_batch(job, batch, pixels, "posterior")
-            flipped = _encode_batch(job, batch, pixels.flip(-1), "mirrored posterior") if job.flip else None
-            for place, index in enumerate(batch):
-                yield index, (latents[place], None if flipped is None else flipped[place])
-            bar.update(len(batch))
+@dataclass
+class _DiskWork:
+    """Files made while others may be making them too."""
 
+    files: Files
+    read: Read
+    looks: list[Look]  # per entry; what is made or found meanwhile is noted here
+    made: int = 0
+    stale: int = 0
 
-def _decode_ahead(job: _Job, batches: list[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-    waiting: deque[tuple[list[int], list[Future[torch.Tensor]]]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for batch in batches:
-            waiting.append((batch, [pool.submit(job.pixels, index) for index in batch]))
-            # at least one picture per thread is on its way while the encoder works
-            if len(waiting) > 1 + _THREADS // len(batch):
-                first, futures = waiting.popleft()
-                yield first, torch.stack([future.result() for future in futures])
-        for first, futures in waiting:
-            yield first, torch.stack([future.result() for future in futures])
-
-
-def _encode_batch(job: _Job, batch: list[int], pixels: torch.Tensor, purpose: str) -> list[torch.Tensor]:
-    generators = [torch_generator(purpose, job.contents[index]) for index in batch]
-    latents = job.encode(pixels, generators).detach().to("cpu", torch.float32)
-    for index, one in zip(batch, latents, strict=True):
-        if not torch.isfinite(one).all():
-            what = f"picture {job.records[index].path}: the VAE gives latents that are not finite"
-            remedy = "encode in full precision (--no_half_vae), give another --vae, or take the picture out"
-            raise UserError([Mistake(what, remedy)])
-    return [one.clone() for one in latents]  # a view would keep the whole batch alive
-
-
-def _is_current(file: Path, fingerprint: str, flip: bool) -> bool:
-    if not file.exists():
-        return False
-    return all(_read(file, fingerprint, flipped) is not None for flipped in ([False, True] if flip else [False]))
-
-
-def _read(file: Path, fingerprint: str, flipped: bool) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    """Latents of a file, None if it is missing, damaged, or of another fingerprint."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if str(arrays[FINGERPRINT]) != fingerprint:
+    def prepare(self, entry: Wanted) -> Ready | None:
+        """Decode the picture of an entry; None when another process has made the entry since it was looked for."""
+        look = self.looks[entry.number]
+        if look.verdict == "missing" and os.path.exists(look.file):
+            look = self.looks[entry.number] = self.files.look(entry)
+            if look.verdict in ("current", "foreign"):
                 return None
-            latents = arrays["latents_flipped" if flipped else "latents"]
-            return np.asarray(latents, dtype=np.float32)
-    except _UNREADABLE:
-        return None
+        ready = read_picture(entry, self.read)
+        if look.verdict != "half":
+            return ready
+        found = latent_files.read(look.file, {"latents"})
+        key = Note(entry.settings, ready.picture, ready.mask_print, {}).key
+        if found is None or found.note is None or found.note.key != key:
+            return ready
+        return replace(ready, kept=torch.from_numpy(found.arrays["latents"]))
+
+    def write_all(self, all_made: Generator[Made, None, None]) -> None:
+        """Write in a thread, so that the encoder need not wait. Raises UserError for a file that cannot be written."""
+        writing: deque[Future[None]] = deque()
+        with closing(all_made), ThreadPoolExecutor(1) as pool:
+            for made in all_made:
+                writing.append(pool.submit(self._write, made))
+                while len(writing) > _WRITING:
+                    writing.popleft().result()
+            for future in writing:
+                future.result()
+
+    def _write(self, made: Made) -> None:
+        entry = made.entry
+        file = self.files.target(entry)
+        arrays = _npz_arrays(made) if file.endswith(latent_files.NPZ_ENDING) else _own_arrays(made)
+        try:
+            note = latent_files.write(file, arrays, entry.settings, made.picture, made.mask_print)
+        except OSError as error:
+            raise _unwritable(file, error) from error
+        self.stale += self.looks[entry.number].verdict == "stale"
+        self.made += 1
+        self.looks[entry.number] = Look("current", file, note.key)
 
 
-def _write(file: Path, arrays: dict[str, Any]) -> None:
-    """Whole or not at all: a temporary file beside it takes its name when it is complete."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as target:
-            np.savez(target, **arrays)
-        os.replace(temporary, file)
-    except OSError as error:
-        what = f"latent cache {file} cannot be written ({error})"
-        remedy = "free the disk, make the folder writable, or use --cache_latents without --cache_latents_to_disk"
-        raise UserError([Mistake(what, remedy)]) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _latents(made: Made) -> dict[str, Array]:
+    arrays: dict[str, Array] = {"latents": made.latents.numpy()}
+    if made.flipped is not None:
+        arrays["latents_flipped"] = made.flipped.numpy()
+    return arrays
+
+
+def _own_arrays(made: Made) -> dict[str, Array]:
+    mask = {} if made.mask is None else {"mask": _reduced(made.mask, made.latents).numpy()}
+    return {**_latents(made), **mask}
+
+
+def _npz_arrays(made: Made) -> dict[str, Array]:
+    """As sd-scripts names them; but crop_ltrb is the crop that was made."""
+    (left, top), (width, height) = made.entry.shown.offset, made.entry.shown.bucket
+    mask = {} if made.mask is None else {"alpha_mask": made.mask.numpy()}
+    return {
+        **_latents(made),
+        "original_size": np.array(made.entry.size),
+        "crop_ltrb": np.array([left, top, left + width, top + height]),
+        **mask,
+    }
+
+
+def _mask_of(arrays: dict[str, Array], latents: torch.Tensor) -> torch.Tensor | None:
+    """The mask (1, h, w) of a file's arrays, whichever format it has."""
+    if "mask" in arrays:
+        return torch.from_numpy(arrays["mask"])
+    if "alpha_mask" in arrays:
+        return _reduced(torch.from_numpy(np.asarray(arrays["alpha_mask"], dtype=np.float32)), latents)
+    return None
+
+
+def _unwritable(file: str, error: OSError) -> UserError:
+    what = f"latent cache {file} cannot be written ({error.strerror or error})"
+    remedy = "make the folder writable, or use --cache_latents without --cache_latents_to_disk"
+    if error.errno in _FULL:
+        remedy = "free some of the disk and start again, which goes on from here, or leave out --cache_latents_to_disk"
+    return UserError([Mistake(what, remedy)])
