@@ -11,7 +11,7 @@ from typing import NamedTuple
 from library.data.caption_files import CaptionFiles, normal_extension
 from library.data.contents import Reading
 from library.data.headers import OPTIONAL_EXTENSIONS
-from library.data.listing import Directories, Directory, absolute, is_picture
+from library.data.listing import Directories, Directory, absolute, is_picture, stem
 from library.data.mask_files import find_masks
 from library.data.metadata import Locator, read_metadata
 from library.options.datasets import SubsetSpec
@@ -113,8 +113,7 @@ def _from_folder(subset: SubsetSpec, directories: Directories, extensions: Colle
         captions = CaptionFiles(directory.stamps, subset.caption_extensions) if from_files else None
         for name in directory.stamps:
             if is_picture(name, extensions):
-                stem = os.path.splitext(name)[0]
-                caption_file = captions.find(stem) if captions else None
+                caption_file = captions.find(stem(name)) if captions else None
                 found.pictures.append(Picture(folder, prefix + name, directory, name, caption_file))
         for name, why in directory.lost.items():
             if is_picture(name, extensions):
@@ -163,7 +162,7 @@ def _other_ending(subset: SubsetSpec, pictures: Sequence[Picture]) -> Mistake | 
             directory = picture.directory
             if directory.path not in files:
                 files[directory.path] = CaptionFiles(directory.names(), ending)
-            other += files[directory.path].find(os.path.splitext(picture.base)[0]) is not None
+            other += files[directory.path].find(stem(picture.base)) is not None
         if other > having:
             return Mistake(
                 f"{subset.image_dir}: {having} of {len(pictures)} pictures have a {' or '.join(asked)} file, "

@@ -31,7 +31,7 @@ class Directories:
     """Folders listed once, however many subsets use them. `wanted`: lower-case endings whose files are looked at."""
 
     def __init__(self, wanted: Collection[str]) -> None:
-        self._wanted = tuple(wanted)
+        self._wanted = frozenset(wanted)
         self._known: dict[str, Directory] = {}
 
     def one(self, path: str) -> Directory:
@@ -58,9 +58,10 @@ class Directories:
         return found
 
 
-def list_directory(path: str, wanted: tuple[str, ...]) -> Directory:
+def list_directory(path: str, wanted: Collection[str]) -> Directory:
     """List one folder. Raises OSError."""
     found = Directory(path)
+    others = tuple(ending for ending in wanted if ending.rfind(".") != 0)  # not what stands behind the last dot
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
@@ -68,7 +69,7 @@ def list_directory(path: str, wanted: tuple[str, ...]) -> Directory:
                 continue
             if _is_folder(entry):
                 found.folders.append(name)
-            elif not name.lower().endswith(wanted):
+            elif name[name.rfind(".") :].lower() not in wanted and not name.lower().endswith(others):
                 found.others.append(name)
             elif why := _look_at(entry, found.stamps):
                 found.lost[name] = why
@@ -111,7 +112,12 @@ def stamp_of(path: str) -> Stamp | None:
 
 def is_picture(name: str, extensions: Collection[str]) -> bool:
     """Whether a file of this name is one, judged by its ending."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
+    return name[name.rfind(".") :].lower() in extensions and not name.startswith(".")
+
+
+def stem(name: str) -> str:
+    """A name without its ending, which it must have."""
+    return name[: name.rfind(".")]
 
 
 def absolute(path: Path) -> str:

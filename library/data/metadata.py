@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from library.data.listing import Directories, Directory, absolute, is_picture, stamp_of
+from library.data.listing import Directories, Directory, absolute, is_picture, stamp_of, stem
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
 
@@ -177,6 +177,6 @@ class Locator:
             stems: dict[str, list[str]] = {}
             for name in directory.stamps:
                 if is_picture(name, self.extensions):
-                    stems.setdefault(os.path.splitext(name)[0], []).append(name)
+                    stems.setdefault(stem(name), []).append(name)
             self._stems[directory.path] = stems
         return self._stems[directory.path]

@@ -18,7 +18,7 @@ from library.data.contents import Contents, Wanted
 from library.data.gather import Gathered, Picture, gather, title, wanted_endings
 from library.data.headers import Header, readable_extensions
 from library.data.index import Index
-from library.data.listing import Directories
+from library.data.listing import Directories, stem
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
 from library.options.mistakes import Mistake, UserError
 
@@ -224,7 +224,7 @@ def _records(
 
 def _without_file(subset: SubsetSpec, name: str) -> str:
     if subset.caption_source == "file_name":
-        return " ".join(os.path.splitext(name)[0].replace("_", " ").split())
+        return " ".join(stem(name).replace("_", " ").split())
     return subset.class_tokens or ""
 
 
