@@ -23,17 +23,6 @@ from library.runtime.seeds import python_random
 
 if TYPE_CHECKING:
     from library.data.scan import ImageRecord
-    from library.options.dataset import DatasetOptions
-
-
-def settings(options: DatasetOptions) -> CaptionSettings:
-    """The caption settings of the options."""
-    return CaptionSettings(
-        shuffle=options.shuffle_caption,
-        keep_tokens=options.keep_tokens or 0,
-        dropout_rate=options.caption_dropout_rate or 0.0,
-        dropout_every_n_epochs=options.caption_dropout_every_n_epochs or 0,
-    )
 
 
 def process(

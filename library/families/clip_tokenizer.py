@@ -22,7 +22,7 @@ from library.families import clip_weights
 if TYPE_CHECKING:
     import torch
 
-    from library.families.family import Tokenizer
+    from library.families.family import Tokenizer as AnyTokenizer
 
 BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
 CHUNK = 75  # tokens of text in one pass of the text encoder
@@ -165,7 +165,7 @@ def shipped_tokenizer(pad_id: int) -> ClipTokenizer:
     return ClipTokenizer(pad_id)
 
 
-def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path, model_id: str) -> None:
+def keep_tokenizer(tokenizer: AnyTokenizer, cache_dir: Path, model_id: str) -> None:
     """Write a tokenizer into `--tokenizer_cache_dir` on first use. Raises OSError."""
     folder = cache_dir / model_id.replace("/", "_")
     if not folder.is_dir():
