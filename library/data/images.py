@@ -99,6 +99,7 @@ def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "pictu
     readable_extensions()  # in a worker process Pillow's plugins are not there yet
     try:
         with Image.open(path) as image:
+            _scale_transparent_value(image)
             image.load()
             turn = _UPRIGHT.get(orientation(image))
             return read(image if turn is None else image.transpose(turn))
@@ -107,6 +108,16 @@ def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "pictu
         if isinstance(error, UnidentifiedImageError) and (package := missing_package(path)) is not None:
             remedy = f"reading it needs {package}: install that, or take the {kind} out of the folder"
         raise UserError([Mistake(f"{kind} {path} cannot be decoded ({error})", remedy)]) from error
+
+
+def _scale_transparent_value(image: Image.Image) -> None:
+    """PIL compares the one transparent value of a PNG, as wide as in the file, with pixels that it made 8 bits wide."""
+    value, tiles = image.info.get("transparency"), getattr(image, "tile", [])
+    stored = tiles[0][3] if image.format == "PNG" and tiles else ""
+    if isinstance(value, int) and stored in ("L;2", "L;4"):
+        image.info["transparency"] = value * (85 if stored == "L;2" else 17)
+    elif isinstance(value, tuple) and stored == "RGB;16B":
+        image.info["transparency"] = tuple(part >> 8 for part in value)
 
 
 def to_rgb(image: Image.Image, background: Colour) -> Pixels:

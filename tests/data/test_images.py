@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -52,6 +54,28 @@ def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
         picture.putpixel((1, 0), 90 if mode == "L" else (90, 90, 90))
         picture.save(tmp_path / "a.png", transparency=10 if mode == "L" else (10, 10, 10))
     assert images.load(tmp_path / "a.png")[0].tolist() == [[255] * 3, [90] * 3]
+
+
+def write_png(path: Path, depth: int, kind: int, row: bytes, transparent: bytes) -> Path:
+    """One row of two pixels, by the PNG specification: no library writes these depths with a transparent value."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)) + chunk(b"tRNS", transparent)
+    body = chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    return path
+
+
+def test_a_transparent_value_is_as_deep_as_its_picture(tmp_path: Path) -> None:
+    grey_4 = write_png(tmp_path / "4.png", 4, 0, b"\x5a", struct.pack(">H", 5))  # 5 and 10 of 15
+    assert images.load(grey_4, background=(1, 2, 3))[0].tolist() == [[1, 2, 3], [170] * 3]
+    grey_2 = write_png(tmp_path / "2.png", 2, 0, b"\xb0", struct.pack(">H", 2))  # 2 and 3 of 3
+    assert images.load(grey_2, background=(1, 2, 3))[0].tolist() == [[1, 2, 3], [255] * 3]
+    one, other = struct.pack(">3H", 0x1234, 0x5678, 0x9ABC), struct.pack(">3H", 65535, 0, 65535)
+    wide = write_png(tmp_path / "16.png", 16, 2, one + other, one)
+    assert images.load(wide, background=(1, 2, 3))[0].tolist() == [[1, 2, 3], [255, 0, 255]]
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
