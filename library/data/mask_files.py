@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 
 def find_masks(names: Iterable[str], mask_names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -15,23 +14,20 @@ def find_masks(names: Iterable[str], mask_names: Iterable[str]) -> tuple[dict[st
     by name. Two pictures with one name but for the ending share a mask. Whoever lists the masks leaves out files of
     endings that are no pictures.
     """
-    by_stem: dict[str, list[str]] = {}
+    by_stem: dict[str, list[tuple[str, str]]] = {}  # stem -> (ending, name)
     for mask in sorted(mask_names):
-        by_stem.setdefault(_stem(mask), []).append(mask)
+        stem, ending = _split(mask)
+        by_stem.setdefault(stem, []).append((ending, mask))
     found: dict[str, str] = {}
     for name in names:
-        candidates = by_stem.get(_stem(name), [])
-        same = [mask for mask in candidates if _ending(mask) == _ending(name)]
-        if candidates:
-            found[name] = (same or candidates)[0]
+        stem, ending = _split(name)
+        if candidates := by_stem.get(stem):
+            found[name] = next((mask for other, mask in candidates if other == ending), candidates[0][1])
     used = set(found.values())
-    return found, tuple(mask for masks in by_stem.values() for mask in masks if mask not in used)
+    return found, tuple(sorted(mask for masks in by_stem.values() for _, mask in masks if mask not in used))
 
 
-def _stem(name: str) -> str:
-    """macOS may write one and the same name in two ways."""
-    return unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix("")))
-
-
-def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+def _split(name: str) -> tuple[str, str]:
+    """Stem with its folders, and the ending in lower case. macOS may write one and the same name in two ways."""
+    stem, _, ending = name.rpartition(".")
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem), ending.lower()
