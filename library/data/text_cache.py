@@ -219,13 +219,17 @@ def _digest(*parts: str) -> str:
 def _write_shard(file: Path, entries: Mapping[str, Outputs], encoder: str) -> None:
     """Names are "<key>.<output>"; the checksums stand in the metadata."""
     tensors = {f"{key}.{name}": tensor.contiguous() for key, row in entries.items() for name, tensor in row.items()}
-    sums = {name: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) for name, tensor in tensors.items()}
+    sums = {name: _crc(tensor) for name, tensor in tensors.items()}
     try:
         write_safetensors(file, tensors, {"encoder": encoder, "crc32": json.dumps(sums)})
     except CheckpointError as error:
         what = f"text cache {file} cannot be written ({error.__cause__ or error})"
         remedy = "free the disk, make the folder writable, or use --cache_text_encoder_outputs without its _to_disk"
         raise UserError([Mistake(what, remedy)]) from error
+
+
+def _crc(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _layout(file: Path) -> dict[str, tuple[_Place, ...]]:

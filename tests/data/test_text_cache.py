@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 from collections.abc import Iterator
 from itertools import count, permutations
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from library.checkpoints import writer
 from library.data import captions
 from library.data.text_cache import FilledTexts, fill_texts, missing, outputs, texts_of
 from library.options.datasets import CaptionSettings
@@ -260,7 +260,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"text cache .* cannot be written .*No space left.*\n.*free the disk"):
         filled(tmp_path)
     assert not shards(tmp_path)
