@@ -15,7 +15,9 @@ class Batch:
 
     pixels: torch.Tensor | None  # (B, 3, H, W) float32 in [-1, 1]
     latents: torch.Tensor | None  # (B, C, h, w) float32, a sample of the VAE's posterior, not scaled
+    mask: torch.Tensor | None  # (B, 1, h, w) float32 in [0, 1]: what counts; None: everything
     input_ids: torch.Tensor  # (B, n, 77) int64; (B, 1, L) when padded to the longest of the batch
+    token_weights: torch.Tensor | None  # (B, n, 77) float32 beside input_ids; None: all 1
     weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, else 1
     sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
     is_reg: torch.Tensor  # (B,) bool

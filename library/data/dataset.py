@@ -9,56 +9,89 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from library.data import captions, images
+from library.data import captions, images, masks
 from library.data.batch import Batch
-from library.data.buckets import Placement
 from library.data.cache import LatentStore
-from library.data.captions import CaptionSettings
-from library.data.images import ImageSettings
+from library.data.images import Geometry
 from library.data.order import BatchRequest
-from library.data.scan import ImageRecord
+from library.data.reading import PictureReader
+from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
 
-# captions -> ids (B, n, 77) int64; with workers it is pickled, so a function of a module or an object, no lambda
-Tokenize = Callable[[list[str]], torch.Tensor]
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Captions to ids (B, n, 77) int64 and, with `weighted`, the weight of each (B, n, 77) float32. Picklable."""
+
+    tokenizer: TokenizesCaptions
+    chunks: int = 1
+    padded: bool = True
+    weighted: bool = False
+
+    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Ids and weights of a batch of texts; None without weights."""
+        if self.weighted:
+            return self.tokenizer.weighted(texts, self.chunks, self.padded)
+        return self.tokenizer.tensor(texts, self.chunks, self.padded), None
+
+
+class TokenizesCaptions(Protocol):
+    """What a family's tokenizer can do."""
+
+    def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> torch.Tensor:
+        """Ids."""
+
+    def weighted(
+        self, captions: Sequence[str], chunks: int = 1, padded: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and weights."""
 
 
 @dataclass(frozen=True)
 class TrainingDataset(Dataset[Batch]):
-    """Makes the batch of a request. Picklable, so that workers can be started by spawn."""
+    """Makes the batch of a request. Picklable, so that workers can be started by spawn.
 
-    records: Sequence[ImageRecord]
-    placements: Sequence[Placement]  # per record
+    `steps` is the length of the run in optimiser steps, `stride` the pixels of a latent, `missing_mask` what stands in
+    the mask of a picture that has none.
+    """
+
+    pictures: PictureReader
     tokenize: Tokenize
     seed: int
-    captions: CaptionSettings = CaptionSettings()
-    images: ImageSettings = ImageSettings()
+    steps: int
+    stride: int = 8
+    missing_mask: float = 1.0
     prior_loss_weight: float = 1.0
     latents: LatentStore | None = None  # None: batches hold pixels
 
     def __post_init__(self) -> None:
-        if self.latents is not None and (self.images.random_crop or self.images.colour):
+        varied = (subset.images for subset in self.pictures.subsets)
+        if self.latents is not None and any(each.random_crop or each.colour or each.face_crop for each in varied):
             raise ValueError("random crops and colours have no effect on cached latents")
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        """Raises UserError for a picture or latent cache that cannot be read."""
-        records = [self.records[index] for index, _ in request.samples]
-        texts = tuple(self.caption(request.epoch, *sample) for sample in request.samples)
-        pictures = torch.stack([self._picture(request.epoch, *sample) for sample in request.samples])
+        """Raises UserError for a picture, mask or latent cache that cannot be read."""
+        records = [self.pictures.records[index] for index, _ in request.samples]
+        texts = tuple(self.caption(request.epoch, request.step, *sample) for sample in request.samples)
+        shown = [self._picture(request.epoch, *sample) for sample in request.samples]
+        pictures = torch.stack([picture for picture, _ in shown])
+        input_ids, token_weights = self.tokenize(texts)
         return Batch(
             pixels=pictures if self.latents is None else None,
             latents=None if self.latents is None else pictures,
-            input_ids=self.tokenize(list(texts)),
+            mask=self._masks([mask for _, mask in shown], request.bucket) if self.pictures.has_masks else None,
+            input_ids=input_ids,
+            token_weights=token_weights,
             weights=torch.tensor([self.prior_loss_weight if record.is_reg else 1.0 for record in records]),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
             is_reg=torch.tensor([record.is_reg for record in records]),
@@ -66,54 +99,54 @@ class TrainingDataset(Dataset[Batch]):
             captions=texts,
         )
 
-    def caption(self, epoch: int, index: int, repeat: int) -> str:
+    def caption(self, epoch: int, step: int, index: int, repeat: int) -> str:
         """The text that this sample is trained with."""
-        record = self.records[index]
+        record = self.pictures.records[index]
         rng = python_random(self.seed, "caption", epoch, record.key, repeat)
-        return captions.process(record.caption, self.captions, rng, epoch)
+        chosen = self.pictures.subsets[record.subset].captions
+        return captions.process(record.caption, chosen, rng, epoch, step, self.steps)
 
-    def _picture(self, epoch: int, index: int, repeat: int) -> torch.Tensor:
-        record, placement = self.records[index], self.placements[index]
+    def texts(self, requests: Iterable[BatchRequest]) -> Iterator[str]:
+        """The text of every sample of these requests, without reading a picture."""
+        for request in requests:
+            for sample in request.samples:
+                yield self.caption(request.epoch, request.step, *sample)
+
+    def geometry(self, epoch: int, index: int, repeat: int) -> Geometry:
+        """What this sample shows of its picture."""
+        key = self.pictures.records[index].key
         # a stream for each purpose: switching one augmentation on leaves the draws of the others alone
-        flipped = self.images.flip and python_random(self.seed, "flip", epoch, record.key, repeat).random() < 0.5
+        crop, flip = (python_random(self.seed, purpose, epoch, key, repeat) for purpose in ("crop", "flip"))
+        return self.pictures.geometry(index, crop, flip)
+
+    def _picture(self, epoch: int, index: int, repeat: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shown = self.geometry(epoch, index, repeat)
         if self.latents is not None:
-            return self.latents.get(index, flipped)
-        offset = images.centre_offset(placement)
-        if self.images.random_crop:
-            offset = images.random_offset(placement, python_random(self.seed, "crop", epoch, record.key, repeat))
-        pixels = images.fit(images.load(record.path, record.size), placement, offset)
-        if self.images.colour:
-            pixels = images.vary_colour(pixels, python_random(self.seed, "colour", epoch, record.key, repeat))
-        return torch.from_numpy(images.to_float(images.mirror(pixels) if flipped else pixels))
+            found = self.latents.get(index, shown.flipped)
+            return found.latents, found.mask
+        pixels, mask = self.pictures.pixels(index, shown), self.pictures.mask(index, shown)
+        if self.pictures.settings(index).colour:
+            key = self.pictures.records[index].key
+            pixels = images.vary_colour(pixels, python_random(self.seed, "colour", epoch, key, repeat))
+        reduced = None
+        if mask is not None:
+            size = (shown.bucket[0] // self.stride, shown.bucket[1] // self.stride)
+            reduced = masks.to_latent_size(torch.from_numpy(masks.to_float(mask)), size)
+        return torch.from_numpy(images.to_float(pixels)), reduced
 
-
-def describe_samples(
-    dataset: TrainingDataset, requests: Iterable[BatchRequest], limit: int | None = None
-) -> Iterator[str]:
-    """A line per sample of the first `limit` batches, for --debug_dataset: each is really made. Opens no window."""
-    for request in islice(requests, limit):
-        batch = dataset[request]
-        for place, (index, repeat) in enumerate(request.samples):
-            width, height = dataset.records[index].size
-            tokens = batch.input_ids[place].flatten().tolist()
-            kind = "regularisation" if dataset.records[index].is_reg else "training"
-            yield (
-                f"epoch {request.epoch} sample {int(batch.sample_index[place])} ({kind}): {batch.paths[place]} "
-                f"repeat {repeat + 1}, {width}x{height} in {request.bucket[0]}x{request.bucket[1]}, "
-                f'weight {float(batch.weights[place]):g}, caption "{batch.captions[place]}", tokens {tokens}'
-            )
+    def _masks(self, found: Sequence[torch.Tensor | None], bucket: Size) -> torch.Tensor:
+        missing = torch.full((1, bucket[1] // self.stride, bucket[0] // self.stride), self.missing_mask)
+        return torch.stack([missing if mask is None else mask for mask in found])
 
 
 class BatchLoader:
-    """Batches of one epoch after another, made here (workers=0) or by worker processes, in the order of the requests.
+    """Batches made here (workers=0) or by worker processes, in the order of the requests.
 
-    Workers are started by spawn on every system; `persistent` keeps them from epoch to epoch. Latents in memory would
-    be copied into each worker: use workers=0 with them.
+    Workers are started by spawn on every system and live as long as there are requests: from one epoch to the next.
+    Latents in memory would be copied into each worker: use workers=0 with them.
     """
 
-    def __init__(
-        self, dataset: TrainingDataset, *, workers: int = 0, persistent: bool = False, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, dataset: TrainingDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
         self._requests = _Requests()
         self._running: Iterator[Batch | _Failed] | None = None
         self._loader: DataLoader[Batch | _Failed] = DataLoader(
@@ -122,19 +155,18 @@ class BatchLoader:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
-            persistent_workers=persistent and workers > 0,
             multiprocessing_context="spawn" if workers > 0 else None,
             worker_init_fn=_prepare_worker if workers > 0 else None,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # else each epoch draws from torch's global generator
+            generator=torch.Generator(),  # else each iteration draws from torch's global generator
         )
 
-    def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
-        """The batch of each request, in order. One iteration at a time.
+    def batches(self, requests: Iterable[BatchRequest]) -> Iterator[tuple[BatchRequest, Batch]]:
+        """Each request with its batch, in order; requests are drawn as workers come free. One iteration at a time.
 
         Raises UserError for what a request raises, and when a worker process dies.
         """
-        self._requests.current = list(requests)
+        self._requests.start(requests)
         with explain_dead_workers():
             batches = self._running = iter(self._loader)
         while True:
@@ -150,7 +182,7 @@ class BatchLoader:
                 return
             if isinstance(batch, _Failed):
                 raise UserError(batch.mistakes)
-            yield batch
+            yield self._requests.next_done(), batch
 
     def close(self) -> None:
         """End the worker processes now.
@@ -212,13 +244,22 @@ class _Requests:
     """The sampler: what to make next is decided in the main process and sent to the workers."""
 
     def __init__(self) -> None:
-        self.current: list[BatchRequest] = []
+        self._coming: Iterable[BatchRequest] = ()
+        self._sent: deque[BatchRequest] = deque()
+
+    def start(self, requests: Iterable[BatchRequest]) -> None:
+        """What the next iteration goes through."""
+        self._coming = requests
+        self._sent.clear()
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        return iter(self.current)
+        for request in self._coming:
+            self._sent.append(request)
+            yield request
 
-    def __len__(self) -> int:
-        return len(self.current)
+    def next_done(self) -> BatchRequest:
+        """The oldest request that was sent and not asked for here: batches come in the order of their requests."""
+        return self._sent.popleft()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -17,6 +17,7 @@ from library.runtime.seeds import python_random
 
 Size = tuple[int, int]  # width, height
 Sample = tuple[int, int]  # record index, repeat index
+Place = tuple[int, Size]  # dataset index, bucket
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class BatchRequest:
     """All a worker needs to make one micro-batch."""
 
     epoch: int  # from 1
+    step: int  # optimiser steps of the run before its window
     bucket: Size
     samples: tuple[Sample, ...]
     first_sample: int  # position of its first sample in the whole run, from 0
@@ -34,29 +36,37 @@ class BatchRequest:
 class EpochOrder:
     """The order of every epoch of a run.
 
-    `buckets` and `repeats` are per record, in record order. Raises ValueError for unequal lengths, for no sample at
-    all, or for a batch size or accumulation below 1.
+    `datasets`, `buckets` and `repeats` are per record, in record order; `batch_sizes` per dataset. A micro-batch holds
+    samples of one bucket of one dataset. Raises ValueError for unequal lengths, for no sample at all, or for a batch
+    size or accumulation below 1.
     """
 
     def __init__(
-        self, buckets: Sequence[Size], repeats: Sequence[int], *, batch_size: int, accumulation: int = 1, seed: int
+        self,
+        datasets: Sequence[int],
+        buckets: Sequence[Size],
+        repeats: Sequence[int],
+        *,
+        batch_sizes: Sequence[int],
+        accumulation: int = 1,
+        seed: int,
     ) -> None:
-        if len(buckets) != len(repeats):
-            raise ValueError(f"{len(buckets)} buckets for {len(repeats)} records")
-        if batch_size < 1 or accumulation < 1:
+        if not len(datasets) == len(buckets) == len(repeats):
+            raise ValueError(f"{len(datasets)} datasets and {len(buckets)} buckets for {len(repeats)} records")
+        if min(batch_sizes, default=0) < 1 or accumulation < 1:
             raise ValueError("batch size and accumulation are at least 1")
-        self._buckets = tuple(buckets)
+        self._places = tuple(zip(datasets, buckets, strict=True))
         self._repeats = tuple(repeats)
-        self._batch_size = batch_size
+        self._batch_sizes = tuple(batch_sizes)
         self._accumulation = accumulation
         self._seed = seed
-        counts: dict[Size, int] = {}
-        for bucket, count in zip(self._buckets, self._repeats, strict=True):
-            counts[bucket] = counts.get(bucket, 0) + count
+        counts: dict[Place, int] = {}
+        for place, count in zip(self._places, self._repeats, strict=True):
+            counts[place] = counts.get(place, 0) + count
         self.samples_per_epoch = sum(counts.values())
         if self.samples_per_epoch < 1:
             raise ValueError("no sample")
-        self.batches_per_epoch = sum(-(-count // batch_size) for count in counts.values())
+        self.batches_per_epoch = sum(-(-count // batch_sizes[dataset]) for (dataset, _), count in counts.items())
         self.steps_per_epoch = -(-self.batches_per_epoch // accumulation)
 
     def position(self, step: int) -> tuple[int, int]:
@@ -70,25 +80,29 @@ class EpochOrder:
             raise ValueError("epochs count from 1, skipped windows from 0")
         batches = self._batches(epoch)
         first_sample = (epoch - 1) * self.samples_per_epoch
+        first_step = (epoch - 1) * self.steps_per_epoch
         for window in range(self.steps_per_epoch):
             members = batches[window * self._accumulation : (window + 1) * self._accumulation]
             window_samples = sum(len(samples) for _, samples in members)
             for index, (bucket, samples) in enumerate(members):
                 if window >= skip_windows:
                     last = index == len(members) - 1
-                    yield BatchRequest(epoch, bucket, samples, first_sample, window_samples, last)
+                    yield BatchRequest(
+                        epoch, first_step + window, bucket, samples, first_sample, window_samples, last
+                    )
                 first_sample += len(samples)
 
     def _batches(self, epoch: int) -> list[tuple[Size, tuple[Sample, ...]]]:
-        members: dict[Size, list[Sample]] = {}
-        for record, (bucket, count) in enumerate(zip(self._buckets, self._repeats, strict=True)):
-            members.setdefault(bucket, []).extend((record, repeat) for repeat in range(count))
+        members: dict[Place, list[Sample]] = {}
+        for record, (place, count) in enumerate(zip(self._places, self._repeats, strict=True)):
+            members.setdefault(place, []).extend((record, repeat) for repeat in range(count))
         batches = []
-        for bucket in sorted(members):
-            samples = members[bucket]
+        for dataset, bucket in sorted(members):
+            samples = members[dataset, bucket]
+            batch_size = self._batch_sizes[dataset]
             # each bucket has its own stream: a picture more in one of them leaves the others as they were
-            python_random(self._seed, "bucket order", epoch, *bucket).shuffle(samples)
-            for start in range(0, len(samples), self._batch_size):
-                batches.append((bucket, tuple(samples[start : start + self._batch_size])))
+            python_random(self._seed, "bucket order", epoch, dataset, *bucket).shuffle(samples)
+            for start in range(0, len(samples), batch_size):
+                batches.append((bucket, tuple(samples[start : start + batch_size])))
         python_random(self._seed, "batch order", epoch).shuffle(batches)
         return batches

@@ -137,6 +137,11 @@ def _path(raw: object) -> Path:
     return Path(os.path.expanduser(_without_nul(raw)))  # Path.expanduser raises for a user that is not known
 
 
+def _path_or_url(raw: object) -> Path | str:
+    """A URL stays text: as a path it would lose a slash."""
+    return raw if isinstance(raw, str) and "://" in raw else _path(raw)
+
+
 def _without_nul(text: str) -> str:
     """No file system takes a NUL in a name."""
     if "\0" in text:
@@ -168,6 +173,18 @@ def _resolution(raw: object) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def _range(raw: object) -> tuple[float, float]:
+    remedy = "write two numbers, the smaller one first, such as 2.0,4.0"
+    parts = list(raw) if isinstance(raw, list) else str(raw).split(",")
+    try:
+        ends = [_float(part) for part in parts]
+    except BadValue:
+        raise BadValue("is not a range", remedy) from None
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+        raise BadValue("is not a range", remedy)
+    return ends[0], ends[1]
+
+
 _READERS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {
         "switch": _switch,
@@ -176,8 +193,10 @@ _READERS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "steps or share": _steps_or_share,
         "text": _text,
         "path": _path,
+        "path or URL": _path_or_url,
         "list": _list,
         "width,height": _resolution,
+        "from,to": _range,
     }
 )
 

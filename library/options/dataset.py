@@ -1,4 +1,4 @@
-"""Where the pictures and captions are, and what is done to them on their way to the model."""
+"""Where the pictures are, at what size they are trained, and what is done to them on their way to the model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,41 @@ from pathlib import Path
 
 from library.options.flag import flag
 
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Pictures, captions, buckets and caches."""
+    """Folders, files, buckets, augmentation and the processes that prepare pictures."""
 
-    train_data_dir: Path | None = flag(
-        None, "Folder with the training folders, each named <repeats>_<identifier> <class>, for example 10_sks dog."
+    train_data_dir: Path | str | None = flag(
+        None,
+        "Folder with the training folders, each named <repeats>_<identifier> <class>, for example 10_sks dog; or, with "
+        "class_tokens, a folder of pictures; or an fsspec URL such as s3://bucket/folder.",
     )
-    reg_data_dir: Path | None = flag(
-        None, "Folder with the regularisation folders, each named <repeats>_<class>, for example 1_dog."
+    reg_data_dir: Path | str | None = flag(
+        None, "Folder with the regularisation folders, each named <repeats>_<class>, for example 1_dog; or its URL."
+    )
+    dataset_config: Path | None = flag(
+        None, "File (.toml or .json) that describes datasets and subsets; it takes the place of train_data_dir."
+    )
+    data_backend_config: Path | None = flag(
+        None, "SimpleTuner's multidatabackend.json, read by its own rules; it takes the place of train_data_dir."
+    )
+    in_json: Path | None = flag(
+        None, "Metadata file (.json or .jsonl) with captions and tags of the pictures in train_data_dir."
+    )
+    dataset_repeats: int = flag(1, "How often an epoch shows each picture of in_json.", at_least=1, zero_is_off=True)
+    class_tokens: str | None = flag(
+        None,
+        "For a plain folder of pictures: the caption of pictures without one, for example sks dog. The folder's name "
+        "then says nothing.",
+    )
+    num_repeats: int = flag(
+        1, "With class_tokens: how often an epoch shows each picture.", at_least=1, zero_is_off=True
+    )
+    data_cache_dir: Path | None = flag(
+        None, "Folder for what is remembered about the pictures (sizes, captions) and for copies of remote ones."
     )
     resolution: tuple[int, int] | None = flag(
         None, "Training resolution: 512 for a square, or width,height such as 512,768.", metadata="ss_resolution"
@@ -39,35 +64,13 @@ class DatasetOptions:
     min_bucket_reso: int = flag(256, "Shortest side of a bucket in pixels.", at_least=64, metadata="ss_min_bucket_reso")
     max_bucket_reso: int = flag(1024, "Longest side of a bucket in pixels.", at_least=64, metadata="ss_max_bucket_reso")
     bucket_reso_steps: int = flag(64, "Bucket sides are multiples of this, itself a multiple of 8.", at_least=8)
-    caption_extension: str = flag(
-        ".caption",
-        "File ending of the captions beside the images; a missing dot is added.",
-        aliases=("caption_extention",),
+    resize_interpolation: str | None = flag(
+        None,
+        "How images are scaled; not set: by area where they shrink, by Lanczos where they grow.",
+        choices=INTERPOLATIONS,
+        metadata="ss_resize_interpolation",
     )
-    shuffle_caption: bool = flag(
-        False,
-        "Shuffle the comma-separated parts of a caption anew each time it is read.",
-        metadata="ss_shuffle_caption",
-    )
-    keep_tokens: int = flag(
-        0,
-        "With shuffle_caption: the first so many parts of a caption stay where they are.",
-        at_least=0,
-        metadata="ss_keep_tokens",
-    )
-    caption_dropout_rate: float = flag(
-        0.0,
-        "Chance that an image is shown with an empty caption.",
-        at_least=0,
-        at_most=1,
-        metadata="ss_caption_dropout_rate",
-    )
-    caption_dropout_every_n_epochs: int = flag(
-        0,
-        "In every n-th epoch all captions are empty; 0 = never.",
-        at_least=0,
-        metadata="ss_caption_dropout_every_n_epochs",
-    )
+    alpha_color: str = flag("#ffffff", "Colour that transparent images are laid on, as #rrggbb.")
     color_aug: bool = flag(
         False, "Vary hue or brightness of the images slightly. Excludes cached latents.", metadata="ss_color_aug"
     )
@@ -77,16 +80,11 @@ class DatasetOptions:
         "Crop at a place chosen by chance and not at the centre. Excludes cached latents.",
         metadata="ss_random_crop",
     )
-    cache_latents: bool = flag(
-        False,
-        "Encode every image once before training and keep the result in memory: faster, and the VAE leaves the device.",
-        metadata="ss_cache_latents",
-    )
-    cache_latents_to_disk: bool = flag(
-        False, "Keep the encoded images in files beside the images, for later runs too. Includes cache_latents."
-    )
-    vae_batch_size: int = flag(
-        1, "Images that are encoded together when latents are cached.", at_least=1, zero_is_off=True
+    face_crop_aug_range: tuple[float, float] | None = flag(
+        None,
+        "Crop around the face that a file name tells (..._cx_cy_w_h), between so many and so many times its size, for "
+        "example 2.0,4.0. Without buckets only; excludes cached latents.",
+        metadata="ss_face_crop_aug_range",
     )
     max_data_loader_n_workers: int = flag(
         8, "Processes that prepare images beside the training; 0 = the training process does it itself.", at_least=0
@@ -94,4 +92,4 @@ class DatasetOptions:
     persistent_data_loader_workers: bool = flag(
         False, "Keep these processes from one epoch to the next, which saves the pause between epochs and takes memory."
     )
-    debug_dataset: bool = flag(False, "Show what the model would be given, image by image, and stop before training.")
+    debug_dataset: bool = flag(False, "Write a page that shows what the model would be given, and stop there.")

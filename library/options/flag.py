@@ -15,8 +15,10 @@ KINDS = {
     "int | float": "steps or share",
     "str": "text",
     "Path": "path",
+    "Path | str": "path or URL",
     "tuple[str, ...]": "list",
     "tuple[int, int]": "width,height",
+    "tuple[float, float]": "from,to",
 }
 
 

@@ -51,36 +51,12 @@ def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> Later:
 
 ADAPTER = "train_network.py"
 SDXL = "sdxl_train.py"
-FINE_TUNE = "fine_tune.py"
 SAMPLING = ("sample_every_n_epochs", "sample_every_n_steps", "sample_at_first")
 WANDB = ("log_with=wandb", "log_with=all")
 
 _DATA = (
-    _switch("alpha_mask"),
     _switch("cache_info", OTHER),
-    _switch("cache_text_encoder_outputs", script=SDXL),
-    _switch("cache_text_encoder_outputs_to_disk", script=SDXL),
-    Later("caption_prefix", "text"),
-    Later(
-        "caption_separator", "text", ",", only_with=("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
-    ),
-    Later("caption_suffix", "text"),
-    Later("caption_tag_dropout_rate", "number", 0.0),
-    Later("conditioning_data_dir", "text", only_with=("masked_loss",)),
     Later("dataset_class", "text"),
-    Later("dataset_config", "path"),
-    Later("dataset_repeats", "integer", 1, only_with=("in_json",), script=FINE_TUNE),
-    _switch("enable_wildcard"),
-    Later("face_crop_aug_range", "text"),
-    Later("in_json", "text", script=FINE_TUNE),
-    Later("keep_tokens_separator", "text", ""),
-    _switch("masked_loss"),
-    Later("resize_interpolation", "text"),
-    Later("secondary_separator", "text"),
-    _switch("skip_cache_check", OTHER),
-    Later("token_warmup_min", "integer", 1, only_with=("token_warmup_step",)),
-    Later("token_warmup_step", "number", 0),
-    _switch("weighted_captions"),
 )
 
 _OBJECTIVE = (

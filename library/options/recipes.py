@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
+from library.options.cache import CacheOptions
+from library.options.caption import CaptionOptions
 from library.options.dataset import DatasetOptions
 from library.options.flag import Flag, flags_of
+from library.options.mask import MaskOptions
 from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
 from library.options.objective import ObjectiveOptions
@@ -24,6 +27,9 @@ class TrainOptions:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    caption: CaptionOptions = field(default_factory=CaptionOptions)
+    mask: MaskOptions = field(default_factory=MaskOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)

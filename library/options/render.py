@@ -14,7 +14,10 @@ from library.options.recipes import FLAGS, GROUPS, TrainOptions, values_of
 
 TITLES = {
     "model": "Model",
-    "dataset": "Pictures and captions",
+    "dataset": "Pictures",
+    "caption": "Captions",
+    "mask": "Masks",
+    "cache": "Caches",
     "objective": "Loss",
     "optimizer": "Optimiser and learning rates",
     "memory": "Precision, memory and speed",
@@ -131,7 +134,9 @@ _NAMES: Mapping[str, str] = {
     "steps or share": "N|X",
     "text": "TEXT",
     "path": "PATH",
+    "path or URL": "PATH",
     "width,height": "W,H",
+    "from,to": "X,X",
 }
 
 

@@ -6,89 +6,20 @@ settle.py applies them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-Condition = Callable[[Mapping[str, object]], bool]
-
-
-@dataclass(frozen=True)
-class Required:
-    """A run cannot do without the flag."""
-
-    flag: str
-    why: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Requires:
-    """Where `when` holds, `holds` must hold too. `flags` are those the message shows, the first one being the cause."""
-
-    flags: tuple[str, ...]
-    when: Condition
-    holds: Condition
-    why: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Excludes:
-    """None of the flags can be on together with the other."""
-
-    flags: tuple[str, ...]
-    other: str
-    why: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Implies:
-    """Where `when` holds and the target has another value, it gets this one. Without a `why` nothing is told."""
-
-    cause: str
-    when: Condition
-    target: str
-    value: object
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """Where both were given, the winner decides and the user is told. With `reset` the loser's value becomes that."""
-
-    winner: str
-    loser: str
-    why: str
-    reset: tuple[object, ...] = ()
-
-
-@dataclass(frozen=True)
-class Told:
-    """A flag that is on and has no effect where `when` holds: the run goes on, the user is told why."""
-
-    flag: str
-    when: Condition
-    why: str
-
-
-def on(*names: str) -> Condition:
-    """All of these are set and not off."""
-    return lambda values: all(bool(values[name]) for name in names)
-
-
-def off(*names: str) -> Condition:
-    """None of these is set."""
-    return lambda values: not any(bool(values[name]) for name in names)
-
-
-def is_one_of(name: str, *wanted: object) -> Condition:
-    """The flag has one of these values (texts in any case)."""
-    return lambda values: _lower(values[name]) in {_lower(value) for value in wanted}
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
+from library.options.rule import (
+    Condition,
+    Excludes,
+    Implies,
+    Overrides,
+    Required,
+    Requires,
+    Told,
+    is_one_of,
+    off,
+    on,
+)
 
 
 def _both(first: Condition, second: Condition) -> Condition:
@@ -108,6 +39,10 @@ def _has_argument(name: str, *keys: str) -> Condition:
     return holds
 
 
+# What describes the data in place of train_data_dir.
+DATASET_FILES = ("dataset_config", "data_backend_config")
+_TAG_CHANGES = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
+
 REQUIRED = (
     Required(
         "pretrained_model_name_or_path",
@@ -118,8 +53,14 @@ REQUIRED = (
         "train_data_dir",
         "there are no pictures to train on",
         "name the folder that holds the folders <repeats>_<identifier> <class>",
+        unless=DATASET_FILES,
     ),
-    Required("resolution", "the size of training pictures is not known", "for example --resolution 512 or 512,768"),
+    Required(
+        "resolution",
+        "the size of training pictures is not known",
+        "for example --resolution 512 or 512,768",
+        unless=DATASET_FILES,
+    ),
     Required(
         "output_dir", "there is no folder for the trained model", "name a folder; it is made if it does not exist"
     ),
@@ -192,9 +133,58 @@ REQUIRES = (
         "captions padded to the longest of their batch cannot be read in chunks of 75 tokens",
         "take one of the two out",
     ),
+    Requires(
+        ("conditioning_data_dir", "masked_loss"),
+        on("conditioning_data_dir"),
+        on("masked_loss"),
+        "masks weigh the loss only where that is asked for",
+        "add --masked_loss, or take --conditioning_data_dir out",
+    ),
+    Requires(
+        ("masked_loss", "conditioning_data_dir"),
+        on("masked_loss"),
+        lambda values: any(values[name] for name in ("conditioning_data_dir", "alpha_mask", *DATASET_FILES)),
+        "there are no masks",
+        "add --conditioning_data_dir with the folder of masks, or --alpha_mask where transparency is the mask",
+    ),
+    Requires(
+        ("num_repeats", "class_tokens"),
+        lambda values: values["num_repeats"] != 1,
+        on("class_tokens"),
+        "folders of the convention have their repeats in their names",
+        'add --class_tokens "sks dog" for a plain folder, or begin its name with the repeats: 10_sks dog',
+    ),
+    Requires(
+        ("in_json", "train_data_dir"),
+        on("in_json"),
+        on("train_data_dir"),
+        "its entries are names in that folder",
+        "add --train_data_dir with the folder of the pictures",
+    ),
+    Requires(
+        ("cache_text_encoder_outputs", "learning_rate_te"),
+        on("cache_text_encoder_outputs"),
+        off("learning_rate_te"),
+        "captions that are encoded once cannot train the text encoder",
+        "take one of the two out",
+    ),
 )
 
 EXCLUDES = (
+    Excludes(("dataset_config",), "data_backend_config", "one file describes the data", "keep one of the two"),
+    Excludes(("in_json",), "class_tokens", "the file has the captions", "keep one of the two"),
+    Excludes(
+        ("enable_bucket",),
+        "face_crop_aug_range",
+        "a crop around a face has one size",
+        "take --enable_bucket out, or the range",
+    ),
+    Excludes(
+        ("cache_latents", "cache_latents_to_disk"),
+        "face_crop_aug_range",
+        "a cached image is encoded once, so its crop cannot vary",
+        "take one of the two out",
+    ),
     Excludes(("full_fp16",), "full_bf16", "weights have one precision", "keep the one that goes with mixed_precision"),
     Excludes(
         ("use_8bit_adam",),
@@ -218,6 +208,20 @@ EXCLUDES = (
 
 # In this order: a row sees what the rows before it changed.
 IMPLIES = (
+    Implies(
+        "cache_text_encoder_outputs_to_disk",
+        on("cache_text_encoder_outputs_to_disk"),
+        "cache_text_encoder_outputs",
+        True,
+        "cache_text_encoder_outputs_to_disk includes cache_text_encoder_outputs",
+    ),
+    Implies(
+        "cache_text_encoder_outputs",
+        on("cache_text_encoder_outputs"),
+        "stop_text_encoder_training",
+        -1,
+        "the text encoder is not trained: captions are encoded once, before the training",
+    ),
     Implies(
         "cache_latents_to_disk",
         on("cache_latents_to_disk"),
@@ -279,6 +283,11 @@ IMPLIES = (
 )
 
 OVERRIDES = (
+    *(
+        Overrides(file, name, "the datasets are those of that file", (None,))
+        for file in DATASET_FILES
+        for name in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir", "class_tokens")
+    ),
     Overrides("xformers", "sdpa", "one attention is used: xformers", (False,)),
     Overrides("xformers", "mem_eff_attn", "one attention is used: xformers", (False,)),
     Overrides(
@@ -322,7 +331,17 @@ TOLD = (
         Told(name, off("logging_dir", "log_with"), "nothing is logged (logging_dir is not set)")
         for name in ("log_prefix", "log_tracker_name", "log_tracker_config", "log_config")
     ),
-    Told("keep_tokens", off("shuffle_caption"), "parts of captions are not shuffled (shuffle_caption is not set)"),
+    Told("keep_tokens", off(*_TAG_CHANGES, *DATASET_FILES), "tags of captions are neither shuffled nor dropped"),
+    Told(
+        "keep_tokens_separator",
+        off(*_TAG_CHANGES, *DATASET_FILES),
+        "tags of captions are neither shuffled nor dropped; it only leaves captions",
+    ),
+    *(
+        Told(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
+        for name in ("mask_floor", "mask_invert")
+    ),
+    Told("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
     Told(
         "write_inference_yaml",
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),

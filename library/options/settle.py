@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from library.options.convert import shown
 from library.options.mistakes import Mistake
 from library.options.recipes import FLAGS
-from library.options.rules import EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD, Implies, Overrides
+from library.options.rule import Implies, Overrides
+from library.options.rules import DATASET_FILES, EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD
 
 LATENT_STRIDE = 8  # pixels per latent: every side of an image is a multiple of it
 SMALLEST_SIDE = 64
@@ -51,7 +52,8 @@ def settle(settings: Settings, *, complete: bool = True) -> Settings:
         settings = _at_default(settings, broken)
     notes = tuple(_told(settings))
     wrong_sizes = list(_wrong_sizes(settings))
-    if complete and (wrong_sizes or settings.values["resolution"] is None):
+    from_file = any(settings.values[name] for name in DATASET_FILES)
+    if complete and (wrong_sizes or (settings.values["resolution"] is None and not from_file)):
         settings = _with_sound_sizes(settings)
     for overrides in OVERRIDES:
         settings = _override(settings, overrides)
@@ -79,7 +81,8 @@ def _with_sound_sizes(settings: Settings) -> Settings:
 
 def _missing(settings: Settings) -> Iterator[Mistake]:
     for row in REQUIRED:
-        if settings.values[row.flag] is None and row.flag not in settings.faulty:
+        said = settings.values[row.flag] is not None or any(settings.values[name] for name in row.unless)
+        if not said and row.flag not in settings.faulty:
             yield Mistake(f"--{row.flag} is not set: {row.why}", row.remedy)
 
 

@@ -4,7 +4,7 @@ steps."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,8 @@ class Loop:
     """Everything the loop touches. Built by the session, used by `run`.
 
     `losses(batch)` gives the loss of each sample, a float32 tensor (B,), timestep weights included.
-    `batches(requests)` turns requests into batches on the device. `save_due(progress, epoch_ended)` is called after
-    every optimiser step and every epoch.
+    `batches(requests)` turns requests into batches, each with its request. `save_due(progress, epoch_ended)` is called
+    after every optimiser step and every epoch.
     """
 
     accelerator: Accelerator
@@ -46,7 +46,7 @@ class Loop:
     schedule: Any
     order: EpochOrder
     losses: Callable[[Batch], torch.Tensor]
-    batches: Callable[[Sequence[BatchRequest]], Iterator[Batch]]
+    batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     log: Callable[[dict[str, float], int], None]
     save_due: Callable[[Progress, bool], None]
     say: Callable[[str], None]
@@ -58,21 +58,35 @@ class Loop:
     def run(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError on a loss that is not finite."""
         freeze_finished(self.parts, progress.step)
-        while progress.epoch <= self.epochs and progress.step < self.steps:
-            self.say(f"epoch {progress.epoch}/{self.epochs}")
-            # the micro-batches of this epoch that are still to come; those of one optimiser step are a window
-            requests = list(self.order.requests(progress.epoch, skip_windows=progress.window))
+        if progress.step >= self.steps:
+            return progress
+        self._say_epoch(progress)
+        # all micro-batches still to come, so that those of the next epoch are prepared while this one ends; those of
+        # one optimiser step are a window
+        window = Window()
+        for request, batch in self.batches(self._requests(progress.epoch, progress.window)):
+            if request.epoch > progress.epoch:
+                raise RuntimeError(f"a batch of epoch {request.epoch} came in epoch {progress.epoch}")
+            self._backward(request, batch, window)
+            if not request.last_of_window:
+                continue
+            self._step(window, progress)
+            self.save_due(progress, False)
             window = Window()
-            for request, batch in zip(requests, self.batches(requests), strict=False):
-                self._backward(request, batch, window)
-                if request.last_of_window:
-                    self._step(window, progress)
-                    self.save_due(progress, False)
-                    window = Window()
-                if progress.step >= self.steps:
-                    break
-            self._end_epoch(progress)
+            if progress.window == self.order.steps_per_epoch or progress.step >= self.steps:
+                self._end_epoch(progress)
+            if progress.step >= self.steps:
+                break
         return progress
+
+    def _requests(self, epoch: int, window: int) -> Iterator[BatchRequest]:
+        """All that the run still asks for, from this window of this epoch on."""
+        yield from self.order.requests(epoch, skip_windows=window)
+        for later in range(epoch + 1, self.epochs + 1):
+            yield from self.order.requests(later)
+
+    def _say_epoch(self, progress: Progress) -> None:
+        self.say(f"epoch {progress.epoch}/{self.epochs}")
 
     def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
         """Add the gradients of a micro-batch, weighted by its share of the whole step."""
@@ -125,6 +139,8 @@ class Loop:
         progress.epoch += 1
         progress.window = 0
         progress.epoch_losses.clear()
+        if progress.step < self.steps:
+            self._say_epoch(progress)
 
 
 def not_finite(window: Window, progress: Progress) -> UserError:

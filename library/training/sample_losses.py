@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,25 +22,24 @@ if TYPE_CHECKING:
 class SampleLosses:
     """Called with a batch, gives the loss of each of its samples.
 
-    `text_encoder` and `vae` are those that compute: the model's own, or copies in half precision. `vae` None: batches
-    come with latents.
+    `context` gives the states of a batch's captions. `vae` is the one that computes: the model's own, or a copy in half
+    precision; None: batches come with latents.
     """
 
     model: Model
-    text_encoder: Any
+    context: Callable[[Batch], Tensor]
     vae: Any
     objective: Objective[Tensor]
     seed: int
-    clip_skip: int | None
     device: torch.device
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B,) float32, the weight by timestep included, the weight of regularisation images not."""
         family = self.model.family
         latents = self.latents(batch) * family.latent.scale
-        context = family.encode_text(self.text_encoder, batch.input_ids.to(self.device), self.clip_skip)
+        context = self.context(batch)
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"))
-        return self.objective.loss(partial(family.predict, self.model.unet), latents, context, draws)
+        return self.objective.loss(partial(family.predict, self.model.unet), latents, context, draws, batch.mask)
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) float32, not scaled: from the cache, or encoded now."""

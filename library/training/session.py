@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from library.data import cache, captions, images
-from library.data.dataset import BatchLoader, TrainingDataset, describe_samples, explain_dead_workers
+from library.data.dataset import BatchLoader, explain_dead_workers
 from library.families.family import Model
+from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.options.mistakes import Mistake, UserError
 from library.runtime.allocator import memory_taken_ahead
+from library.training.conditioning import Conditioning
+from library.training.inputs import fill_captions, fill_latents, picture_reader, training_set
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -61,17 +61,23 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
 
         # the pictures: latents made beforehand or on the way, and batches in the order of the plan
         vae = picture_encoder(model.vae, plan.precision, device)
-        dataset = training_set(plan, fill_latents(plan, vae))
-        if options.dataset.cache_latents:
+        reader = picture_reader(plan)
+        dataset = training_set(plan, reader, fill_latents(plan, model, vae, reader))
+        if options.cache.cache_latents:
             vae = None
             model.vae.to("cpu")
             release_memory(options.memory)
-        loader = BatchLoader(
-            dataset,
-            workers=plan.workers,
-            persistent=options.dataset.persistent_data_loader_workers,
-            pin_memory=device.type == "cuda",
+        loader = BatchLoader(dataset, workers=plan.workers, pin_memory=device.type == "cuda")
+
+        # the captions: encoded beforehand or on the way
+        context = Conditioning(
+            family=family,
+            text_encoder=computing(model.text_encoder, parts, plan.precision, device),
+            tokenize=dataset.tokenize,
+            clip_skip=options.model.clip_skip,
+            device=device,
         )
+        fill_captions(plan, dataset, context)
 
         # what changes the weights, counted in optimiser steps
         optimizer = make_optimizer(plan.optimizer, parameter_groups(parts), plan.precision.uses_scaler)
@@ -81,11 +87,12 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         schedule = make_schedule(plan.schedule, optimizer)
         losses = SampleLosses(
             model=model,
-            text_encoder=computing(model.text_encoder, parts, plan.precision, device),
+            context=context,
             vae=vae,
-            objective=Objective.of(options.objective, family.process, plan.source.prediction),
+            objective=Objective.of(
+                options.objective, family.process, plan.source.prediction, MaskSettings.of(options.mask)
+            ),
             seed=plan.seed,
-            clip_skip=options.model.clip_skip,
             device=device,
         )
 
@@ -157,63 +164,6 @@ def refuse_clip_skip(model: Model, clip_skip: int | None) -> None:
             model.family.encode_text(model.text_encoder, empty, clip_skip)
     except ValueError as error:
         raise UserError((Mistake(f"--clip_skip: {error}", "give a smaller one, or leave it out"),)) from error
-
-
-def fill_latents(plan: Plan, vae: Any) -> cache.LatentStore | None:
-    """The latents of all pictures, or None when they are made on the way."""
-    options, family = plan.options.dataset, plan.source.family
-    if not options.cache_latents:
-        return None
-    to_disk = options.cache_latents_to_disk
-    filled = cache.fill(
-        plan.pictures.records,
-        plan.pictures.table.placements,
-        partial(family.encode_images, vae),
-        vae=f"{encoder_name(vae)} {plan.precision.vae}" if to_disk else "",
-        suffix=family.latent.cache_suffix,
-        to_disk=to_disk,
-        flip=options.flip_aug,
-        batch_size=options.vae_batch_size,
-    )
-    LOGGER.info(str(filled))
-    return filled.store
-
-
-def encoder_name(vae: nn.Module) -> str:
-    """A name for the exact weights that a VAE encodes with: other weights, another name. A finer decoder alone leaves
-    latents as they are, and their name."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in vae.state_dict().items():
-        if name.startswith(("decoder.", "post_quant_conv.")):
-            continue
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def training_set(plan: Plan, latents: cache.LatentStore | None) -> TrainingDataset:
-    """The dataset of the plan, with latents or with pixels."""
-    options = plan.options
-    return TrainingDataset(
-        records=plan.pictures.records,
-        placements=plan.pictures.table.placements,
-        tokenize=partial(
-            plan.source.tokenizer.tensor,
-            chunks=plan.pictures.captions.limit // 75,
-            padded=not options.model.no_token_padding,
-        ),
-        seed=plan.seed,
-        captions=captions.settings(options.dataset),
-        images=images.settings(options.dataset),
-        prior_loss_weight=options.objective.prior_loss_weight,
-        latents=latents,
-    )
-
-
-def show_dataset(plan: Plan) -> None:
-    """--debug_dataset: every sample of the first epoch as the model would be given it."""
-    for line in describe_samples(training_set(plan, None), plan.order.requests(1)):
-        print(line)
 
 
 def say_beside(bar: tqdm[Any], text: str) -> None:

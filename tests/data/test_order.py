@@ -16,7 +16,7 @@ def some_order(seed: int = 3, batch_size: int = 4, accumulation: int = 3, record
     rng = random.Random(records)
     buckets: list[Size] = [rng.choice([(64, 64), (64, 128), (128, 64)]) for _ in range(records)]
     repeats = [rng.randint(1, 4) for _ in range(records)]
-    return EpochOrder(buckets, repeats, batch_size=batch_size, accumulation=accumulation, seed=seed)
+    return EpochOrder([0] * len(buckets), buckets, repeats, batch_sizes=[batch_size], accumulation=accumulation, seed=seed)
 
 
 def windows(requests: list[BatchRequest]) -> list[list[BatchRequest]]:
@@ -35,7 +35,7 @@ def test_every_record_and_repeat_stands_once_in_an_epoch(batch_size: int, accumu
     rng = random.Random(1)
     buckets: list[Size] = [rng.choice([(64, 64), (64, 128), (128, 64)]) for _ in range(30)]
     repeats = [rng.randint(1, 5) for _ in buckets]
-    order = EpochOrder(buckets, repeats, batch_size=batch_size, accumulation=accumulation, seed=0)
+    order = EpochOrder([0] * len(buckets), buckets, repeats, batch_sizes=[batch_size], accumulation=accumulation, seed=0)
     per_bucket: Counter[Size] = Counter()
     for bucket, count in zip(buckets, repeats, strict=True):
         per_bucket[bucket] += count

@@ -112,11 +112,8 @@ v_parameterization bool false
 vae str null
 vae_batch_size int 1
 xformers bool false
-"""
-LATER_VERSIONS = """
 # data
 alpha_mask bool false
-cache_info bool false
 cache_text_encoder_outputs bool false
 cache_text_encoder_outputs_to_disk bool false
 caption_dropout_every_n_epochs int 0
@@ -126,7 +123,6 @@ caption_separator str ","
 caption_suffix str null
 caption_tag_dropout_rate float 0.0
 conditioning_data_dir str null
-dataset_class str null
 dataset_config Path null
 dataset_repeats int 1
 enable_wildcard bool false
@@ -140,6 +136,11 @@ skip_cache_check bool false
 token_warmup_min int 1
 token_warmup_step float 0
 weighted_captions bool false
+"""
+LATER_VERSIONS = """
+# data
+cache_info bool false
+dataset_class str null
 # objective and adapters
 adaptive_noise_scale float null
 base_weights list[str] null
@@ -226,15 +227,18 @@ fused_backward_pass bool false
 fused_optimizer_groups int null
 torch_compile bool false
 """  # noqa: E501
-MADE_EARLY = ("caption_dropout_rate", "caption_dropout_every_n_epochs", "min_snr_gamma", "noise_offset")
-OUR_OWN = ("dry_run", "strict", "write_inference_yaml")
+MADE_EARLY = ("min_snr_gamma", "noise_offset")
+OUR_OWN = (
+    *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
+    *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise", "cache_format"),
+)
 
 KINDS = {
     "bool": {"switch"},
     "int": {"integer"},
     "float": {"number"},
     "int_or_float": {"steps or share"},
-    "str": {"text", "path", "width,height"},
+    "str": {"text", "path", "path or URL", "width,height", "from,to"},
     "Path": {"path"},
     "list[str]": {"list"},
     "list[float]": {"list"},
@@ -255,7 +259,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 100 and len(rows(LATER_VERSIONS)) == 106
+    assert len(rows(THIS_VERSION)) == 123 and len(rows(LATER_VERSIONS)) == 83
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *MADE_EARLY, *OUR_OWN}
     assert set(LATER) == set(rows(LATER_VERSIONS)) - set(MADE_EARLY)

@@ -12,13 +12,16 @@ from library.training.state import Identity, fingerprint
 DATA = "the data"
 """The fact of an identity that is a fingerprint: its value says nothing to a user."""
 
-GROUPS = ("model", "dataset", "objective", "optimizer", "memory")
+GROUPS = ("model", "dataset", "caption", "mask", "cache", "objective", "optimizer", "memory")
 
 # These may differ: where things lie, what only speed and memory depend on, and what other facts say better.
 FREE = frozenset(
     {
         "pretrained_model_name_or_path", "tokenizer_cache_dir", "v2", "train_data_dir", "reg_data_dir",
-        "caption_extension", "cache_latents_to_disk", "vae_batch_size", "max_data_loader_n_workers",
+        "dataset_config", "data_backend_config", "data_cache_dir", "in_json", "dataset_repeats", "class_tokens",
+        "num_repeats", "conditioning_data_dir", "caption_extension", "caption_encoding", "cache_latents_to_disk",
+        "cache_format",
+        "vae_batch_size", "skip_cache_check", "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers",
         "persistent_data_loader_workers",
         "debug_dataset", "use_8bit_adam", "use_lion_optimizer", "mixed_precision", "full_fp16", "full_bf16",
         "gradient_checkpointing", "xformers", "sdpa", "mem_eff_attn", "lowram", "highvram",
@@ -37,6 +40,13 @@ def identity_of(options: TrainOptions, pictures: Pictures, precision: Precision,
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained
     facts[DATA] = fingerprint(
-        [f"{record.key}|{record.size}|{record.repeats}|{record.caption}" for record in pictures.records]
+        [
+            *(f"{dataset.buckets}|{dataset.batch_size}" for dataset in pictures.scan.datasets),
+            *(f"{subset.captions}|{subset.images}|{subset.alpha_mask}" for subset in pictures.scan.subsets),
+            *(
+                f"{record.dataset}|{record.key}|{record.size}|{record.repeats}|{record.caption}|{record.mask}"
+                for record in pictures.records
+            ),
+        ]
     )
     return facts

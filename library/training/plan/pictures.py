@@ -1,29 +1,29 @@
-"""What the pictures come to: folders, captions, buckets, and the order of the epochs."""
+"""What the pictures come to: datasets, captions, buckets, and the order of the epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.data import buckets
+from library.data import buckets, captions
+from library.data.describe import cache_folder, describe
 from library.data.order import EpochOrder
 from library.data.scan import ImageRecord, Scan, scan
+from library.options.datasets import SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.recipes import TrainOptions
 
 
 @dataclass(frozen=True)
 class SubsetCount:
-    """One folder in numbers. `samples`: pictures x repeats of an epoch, after the balancing of regularisation
+    """One subset in numbers. `samples`: pictures x repeats of an epoch, after the balancing of regularisation
     pictures."""
 
-    folder: Path
-    class_tokens: str
-    is_reg: bool
-    repeats: int
+    subset: SubsetSpec
     images: int
-    caption_files: int
+    own_captions: int
     samples: int
 
 
@@ -46,23 +46,20 @@ class Pictures:
     table: buckets.BucketTable
     subsets: tuple[SubsetCount, ...]
     captions: Captions
+    notes: tuple[str, ...]  # of the dataset's description
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
         """The pictures of the run."""
         return self.scan.records
 
-    @property
-    def bucket_samples(self) -> Mapping[tuple[int, int], int]:
-        """Samples of an epoch in each bucket (W, H)."""
-        return self.table.samples
-
-    def order(self, batch_size: int, accumulation: int, seed: int) -> EpochOrder:
+    def order(self, accumulation: int, seed: int) -> EpochOrder:
         """The order of every epoch of the run."""
         return EpochOrder(
+            [record.dataset for record in self.records],
             [placement.bucket for placement in self.table.placements],
             [record.repeats for record in self.records],
-            batch_size=batch_size,
+            batch_sizes=[dataset.batch_size for dataset in self.scan.datasets],
             accumulation=accumulation,
             seed=seed,
         )
@@ -71,46 +68,51 @@ class Pictures:
 def decide_pictures(
     options: TrainOptions, count_tokens: Callable[[str], int] | None, mistakes: Mistakes
 ) -> Pictures | None:
-    """Scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted). None when something
-    is so wrong that the rest has no meaning; the mistakes say what."""
-    dataset = options.dataset
-    if dataset.train_data_dir is None:
-        return None  # the options' own rules say that it is required
-    found = scan(dataset)
+    """Describe, scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted). None when
+    something is so wrong that the rest has no meaning; the mistakes say what."""
+    data = options.dataset
+    if not (data.train_data_dir or data.dataset_config or data.data_backend_config):
+        return None  # the options' own rules say that one of them is required
+    described = describe(options)
+    mistakes.extend(described.mistakes)
+    if not described.datasets:
+        return None
+    found = scan(described.datasets, index=cache_folder(data) / "index", progress=True)
     mistakes.extend(found.mistakes)
     if not found.records:
         return None
-    table = buckets.make_table(found.records, buckets.settings(dataset))
+    table = buckets.make_table(found.records, found.datasets)
     mistakes.extend(table.mistakes)
-    if found.mistakes or table.mistakes:
+    if described.mistakes or found.mistakes or table.mistakes:
         return None
     limit = options.model.max_token_length or 75
-    captions = count_captions(found, count_tokens or (lambda caption: 0), limit)
-    return Pictures(found, table, count_subsets(found), captions)
+    counted = count_captions(found, count_tokens or (lambda caption: 0), limit)
+    return Pictures(found, table, count_subsets(found), counted, described.notes)
 
 
 def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:
-    """The folders of a scan in numbers."""
-    counts = []
-    for index, subset in enumerate(found.subsets):
-        records = [record for record in found.records if record.subset == index]
-        counts.append(
-            SubsetCount(
-                folder=subset.folder,
-                class_tokens=subset.class_tokens,
-                is_reg=subset.is_reg,
-                repeats=subset.repeats,
-                images=len(records),
-                caption_files=sum(record.from_file for record in records),
-                samples=sum(record.repeats for record in records),
-            )
-        )
-    return tuple(counts)
+    """The subsets of a scan in numbers."""
+    images = Counter(record.subset for record in found.records)
+    own = Counter(record.subset for record in found.records if record.from_file)
+    samples: Counter[int] = Counter()
+    for record in found.records:
+        samples[record.subset] += record.repeats
+    return tuple(
+        SubsetCount(subset, images[index], own[index], samples[index]) for index, subset in enumerate(found.subsets)
+    )
 
 
 def count_captions(found: Scan, count_tokens: Callable[[str], int], limit: int) -> Captions:
-    """Count the tokens of every caption, equal ones once."""
-    counts = {caption: count_tokens(caption) for caption in {record.caption for record in found.records}}
-    text = max(counts, key=lambda caption: (counts[caption], caption))
-    cut = tuple(record.path for record in found.records if counts[record.caption] > limit)
-    return Captions(limit, counts[text], text, cut)
+    """Count the tokens of the longest text that each caption can become, equal ones once."""
+    counts: dict[tuple[int, str], tuple[int, str]] = {}
+    cut = []
+    for record in found.records:
+        key = (record.subset, record.caption)
+        if key not in counts:
+            chosen = found.subsets[record.subset].captions
+            texts = captions.longest_texts(record.caption, chosen, count_tokens)
+            counts[key] = max((count_tokens(text), text) for text in texts)
+        if counts[key][0] > limit:
+            cut.append(record.path)
+    longest, text = max(counts.values())
+    return Captions(limit, longest, text, tuple(cut))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from library.data.order import EpochOrder
 from library.options.mistakes import Mistakes
@@ -82,7 +83,7 @@ def decide(parsed: Parsed) -> Plan:
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
     source = decide_source(options, mistakes, notes)
-    pictures = decide_pictures(options, None if source is None else source.tokenizer.count, mistakes)
+    pictures = decide_pictures(options, token_counter(options, source), mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
     check_places(options, mistakes)
     trackers = decide_trackers(options.run, mistakes)
@@ -92,7 +93,7 @@ def decide(parsed: Parsed) -> Plan:
 
     # what follows from several of them
     seed = decide_seed(options, resume)
-    order = pictures.order(options.dataset.train_batch_size, options.memory.gradient_accumulation_steps, seed)
+    order = pictures.order(options.memory.gradient_accumulation_steps, seed)
     duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
     schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
     mistakes.extend(schedule.mistakes)
@@ -129,6 +130,15 @@ def decide(parsed: Parsed) -> Plan:
     )
 
 
+def token_counter(options: TrainOptions, source: Source | None) -> Callable[[str], int] | None:
+    """Tokens of a caption, without the marks of weights where these are read."""
+    if source is None:
+        return None
+    return (
+        partial(source.tokenizer.count, weighted=True) if options.caption.weighted_captions else source.tokenizer.count
+    )
+
+
 def decide_rates(options: OptimizerOptions) -> Rates:
     """The text encoder learns at --learning_rate_te, else --learning_rate; a rate or a stop of 0, or -1, means
     never."""
@@ -152,7 +162,7 @@ def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, n
     """Data workers: none for cached latents, as starting a process takes longer than reading thousands of them; never
     more than batches or processors."""
     asked = options.dataset.max_data_loader_n_workers
-    if options.dataset.cache_latents:
+    if options.cache.cache_latents:
         return 0
     useful = min(asked, machine.cpu_count, order.batches_per_epoch)
     if useful < asked and asked != 8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from library.options.datasets import CaptionSettings
 from library.training.plan.costs import readable_bytes
 from library.training.plan.pictures import Pictures, SubsetCount
 from library.training.plan.plan import Plan
@@ -13,7 +14,16 @@ WIDTH = 12  # of the left column
 
 def describe(plan: Plan) -> str:
     """The whole plan, a few lines for each room of the run."""
-    sections = (
+    lines = ["Dreamfolder: the plan of this run"]
+    for title, section in sections(plan):
+        for index, line in enumerate(section):
+            lines.append(f"  {title if index == 0 else '':<{WIDTH}}{line}")
+    return "\n".join(lines)
+
+
+def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
+    """The rooms of the run by title, each with its lines."""
+    return (
         ("model", _model(plan)),
         ("data", _data(plan.pictures)),
         ("captions", _captions(plan)),
@@ -25,11 +35,6 @@ def describe(plan: Plan) -> str:
         ("files", _files(plan)),
         ("notes", iter(plan.notes)),
     )
-    lines = ["Dreamfolder: the plan of this run"]
-    for title, section in sections:
-        for index, line in enumerate(section):
-            lines.append(f"  {title if index == 0 else '':<{WIDTH}}{line}")
-    return "\n".join(lines)
 
 
 def _model(plan: Plan) -> Iterator[str]:
@@ -40,10 +45,12 @@ def _model(plan: Plan) -> Iterator[str]:
 
 
 def _data(pictures: Pictures) -> Iterator[str]:
-    for subset in pictures.subsets:
+    for counted in pictures.subsets:
+        subset = counted.subset
         kind = "regularisation" if subset.is_reg else "training"
-        yield f"{subset.folder}: {_count(subset)}, {kind}{_source(subset)}"
+        yield f"{subset.image_dir or subset.metadata_file}: {_count(counted)}, {kind}{_source(counted)}"
     scan = pictures.scan
+    yield from pictures.notes
     yield from scan.notes
     for path, why in scan.bad_images:
         yield f"left out: {path} ({why})"
@@ -51,45 +58,70 @@ def _data(pictures: Pictures) -> Iterator[str]:
         yield f"not read: {folder} ({why})"
 
 
-def _count(subset: SubsetCount) -> str:
-    pictures = _number(subset.images, "picture")
-    if subset.samples != subset.images * subset.repeats:  # balanced: not all have the repeats of their folder
-        return f"{pictures}, {subset.samples} samples after balancing"
-    return f"{pictures} x {subset.repeats} = {_number(subset.samples, 'sample')}"
+def _count(counted: SubsetCount) -> str:
+    pictures, repeats = _number(counted.images, "picture"), counted.subset.repeats
+    if counted.samples != counted.images * repeats:  # balanced: not all have the repeats of their folder
+        return f"{pictures}, {counted.samples} samples after balancing"
+    return f"{pictures} x {repeats} = {_number(counted.samples, 'sample')}"
 
 
-def _source(subset: SubsetCount) -> str:
-    from_folder = subset.images - subset.caption_files
-    if not subset.caption_files:
-        return f', captions from the folder name ("{subset.class_tokens}")'
-    if not from_folder:
-        return ", captions from files"
-    from_files = _number(subset.caption_files, "caption")
-    return f', {from_files} from files, {from_folder} from the folder name ("{subset.class_tokens}")'
+def _source(counted: SubsetCount) -> str:
+    subset = counted.subset
+    rest = counted.images - counted.own_captions
+    tokens = f'"{subset.class_tokens}"' if subset.class_tokens else "empty captions"
+    if subset.caption_source == "class_tokens" or not counted.own_captions:
+        return f", all as {tokens}"
+    where = {"files": "files", "metadata": "the metadata file", "file_name": "file names"}[subset.caption_source]
+    if not rest:
+        return f", captions from {where}"
+    return f", {_number(counted.own_captions, 'caption')} from {where}, {rest} as {tokens}"
 
 
 def _captions(plan: Plan) -> Iterator[str]:
-    counted, dataset = plan.pictures.captions, plan.options.dataset
+    counted = plan.pictures.captions
     yield f'longest: {counted.longest} of {counted.limit} tokens, "{_short(counted.longest_text)}"'
     if counted.cut:
         yield (
             f"{_number(len(counted.cut), 'caption')} cut at {counted.limit} tokens, the first of {counted.cut[0]} "
             "(--max_token_length 150 or 225 keeps more)"
         )
-    if dataset.shuffle_caption:
-        yield f"tags shuffled, the first {dataset.keep_tokens} kept in place"
-    if dataset.caption_dropout_rate:
-        yield f"empty for {dataset.caption_dropout_rate:.0%} of the samples, by chance"
-    if dataset.caption_dropout_every_n_epochs:
-        yield f"empty in every epoch that {dataset.caption_dropout_every_n_epochs} divides"
+    for subset in dict.fromkeys(count.subset.captions for count in plan.pictures.subsets):
+        yield from _changes(subset)
+
+
+def _changes(chosen: CaptionSettings) -> Iterator[str]:
+    """What happens to the captions of one way of treating them."""
+    if chosen.prefix or chosen.suffix:
+        yield f'each as "{" ".join(part for part in (chosen.prefix, "...", chosen.suffix) if part)}"'
+    if chosen.wildcard:
+        yield "one line of a file, and one of {a|b}, chosen by chance"
+    if chosen.shuffle:
+        kept = (
+            f'those before "{chosen.keep_tokens_separator}"'
+            if chosen.keep_tokens_separator
+            else f"the first {chosen.keep_tokens}"
+        )
+        yield f"tags shuffled, {kept} kept in place"
+    if chosen.tag_dropout_rate:
+        yield f"each tag left out with a chance of {chosen.tag_dropout_rate:.0%}"
+    if chosen.warmup_step:
+        length = f"{chosen.warmup_step:g} steps" if chosen.warmup_step >= 1 else f"{chosen.warmup_step:.0%} of the run"
+        yield f"{chosen.warmup_min} tags at first, all of them after {length}"
+    if chosen.dropout_rate:
+        yield f"empty for {chosen.dropout_rate:.0%} of the samples, by chance"
+    if chosen.dropout_every_n_epochs:
+        yield f"empty in every epoch that {chosen.dropout_every_n_epochs} divides"
 
 
 def _buckets(plan: Plan) -> Iterator[str]:
-    counts = plan.pictures.bucket_samples
-    yield ", ".join(f"{width}x{height}: {count}" for (width, height), count in sorted(counts.items()))
-    batch = plan.options.dataset.train_batch_size
+    datasets, samples = plan.pictures.scan.datasets, plan.pictures.table.samples
+    for index, dataset in enumerate(datasets):
+        of = f"{dataset.origin}: " if len(datasets) > 1 else ""
+        counts = sorted((bucket, count) for (which, bucket), count in samples.items() if which == index)
+        sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
+        yield f"{of}{sizes}, in batches of up to {dataset.batch_size}"
     batches = "batch" if plan.duration.batches_per_epoch == 1 else "batches"
-    yield f"{plan.duration.batches_per_epoch} {batches} of up to {batch} an epoch; short ones count exactly"
+    yield f"{plan.duration.batches_per_epoch} {batches} an epoch; short ones count exactly"
 
 
 def _training(plan: Plan) -> Iterator[str]:
@@ -109,6 +141,10 @@ def _training(plan: Plan) -> Iterator[str]:
 def _loss(plan: Plan) -> str:
     objective = plan.options.objective
     parts = [f"{plan.source.prediction} prediction"]
+    masks = plan.options.mask
+    if any(count.subset.mask_dir or count.subset.alpha_mask for count in plan.pictures.subsets):
+        floor = f", floor {masks.mask_floor:g}" if masks.mask_floor else ""
+        parts.append(f"masked ({'inverted, ' if masks.mask_invert else ''}normalised: {masks.mask_normalise}{floor})")
     if plan.pictures.scan.reg_samples:
         parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
     if objective.min_snr_gamma:

@@ -1,0 +1,166 @@
+"""From the options to the datasets of a run: a dataset file of either dialect, a metadata file, or folders."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from library.data import folders
+from library.options.caption import CaptionOptions
+from library.options.dataset import DatasetOptions
+from library.options.datasets import (
+    BucketSettings,
+    CaptionSettings,
+    DatasetSpec,
+    Described,
+    ImageSettings,
+    SubsetSpec,
+)
+from library.options.mask import MaskOptions
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.recipes import TrainOptions
+
+_COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
+
+
+def describe(options: TrainOptions) -> Described:
+    """The datasets that the options ask for. Mistakes are collected in the result; remote folders are fetched."""
+    mistakes = Mistakes()
+    _check(options, mistakes)
+    template = from_flags(options.dataset, options.caption, options.mask)
+    try:
+        found = _described(options, template)
+    except UserError as error:
+        found = Described(mistakes=error.mistakes)
+    mistakes.extend(found.mistakes)
+    return replace(found, mistakes=tuple(mistakes))
+
+
+def _described(options: TrainOptions, template: DatasetSpec) -> Described:
+    """Each way of saying it in a line; the rules between flags see to it that one was chosen."""
+    from library.options.dataset_config.kohya import read_kohya
+    from library.options.dataset_config.simpletuner import read_backend
+
+    data = options.dataset
+    if data.dataset_config is not None:
+        return read_kohya(data.dataset_config, template, masked_loss=options.mask.masked_loss)
+    if data.data_backend_config is not None:
+        return read_backend(data.data_backend_config, template)
+    train, reg = local_folder(data.train_data_dir, data), local_folder(data.reg_data_dir, data)
+    if data.in_json is not None:
+        return folders.metadata_file(data.in_json, train, template, data.dataset_repeats)
+    if data.class_tokens is not None and train is not None:
+        return folders.plain_folder(train, template, data.class_tokens, data.num_repeats, reg)
+    return folders.folder_datasets(train, reg, template)
+
+
+def local_folder(place: Path | str | None, options: DatasetOptions) -> Path | None:
+    """The folder itself; of a URL a copy that holds what the URL holds now. Raises UserError."""
+    if place is None or isinstance(place, Path):
+        return place
+    from library.data.remote import local_copy
+
+    return local_copy(place, cache_folder(options) / "remote", progress=True)
+
+
+def cache_folder(options: DatasetOptions) -> Path:
+    """Where what is remembered about pictures is kept: --data_cache_dir, or a folder of this user's."""
+    if options.data_cache_dir is not None:
+        return options.data_cache_dir
+    try:
+        return Path.home() / ".cache" / "dreamfolder"
+    except RuntimeError:  # no home directory is known
+        return Path(tempfile.gettempdir()) / "dreamfolder"
+
+
+def from_flags(data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions) -> DatasetSpec:
+    """A dataset with one subset as the command line describes it, for files and folders to fill in."""
+    subset = SubsetSpec(
+        image_dir=None,
+        origin="--train_data_dir",
+        caption_extensions=caption_extensions(caption.caption_extension),
+        caption_encoding=caption.caption_encoding,
+        mask_dir=mask.conditioning_data_dir,
+        alpha_mask=mask.alpha_mask,
+        captions=caption_settings(caption),
+        images=image_settings(data),
+    )
+    buckets = BucketSettings(
+        resolution=data.resolution or (0, 0),
+        enabled=data.enable_bucket,
+        no_upscale=data.bucket_no_upscale,
+        smallest=data.min_bucket_reso,
+        largest=data.max_bucket_reso,
+        step=data.bucket_reso_steps,
+    )
+    return DatasetSpec("the command line", buckets, (subset,), data.train_batch_size)
+
+
+def caption_extensions(text: str) -> tuple[str, ...]:
+    """`.txt,caption` as (".txt", ".caption")."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(part if part.startswith(".") else f".{part}" for part in parts if part)
+
+
+def caption_settings(options: CaptionOptions) -> CaptionSettings:
+    """What the flags say about captions."""
+    return CaptionSettings(
+        shuffle=options.shuffle_caption,
+        keep_tokens=options.keep_tokens,
+        dropout_rate=options.caption_dropout_rate,
+        dropout_every_n_epochs=options.caption_dropout_every_n_epochs,
+        prefix=options.caption_prefix or "",
+        suffix=options.caption_suffix or "",
+        separator=options.caption_separator,
+        secondary_separator=options.secondary_separator or "",
+        keep_tokens_separator=options.keep_tokens_separator,
+        wildcard=options.enable_wildcard,
+        tag_dropout_rate=options.caption_tag_dropout_rate,
+        warmup_min=options.token_warmup_min,
+        warmup_step=options.token_warmup_step,
+    )
+
+
+def image_settings(options: DatasetOptions) -> ImageSettings:
+    """What the flags say about pictures."""
+    return ImageSettings(
+        random_crop=options.random_crop,
+        flip=options.flip_aug,
+        colour=options.color_aug,
+        face_crop=options.face_crop_aug_range,
+        interpolation=options.resize_interpolation,
+        background=_colour(options.alpha_color) or (255, 255, 255),
+    )
+
+
+def _colour(text: str) -> tuple[int, int, int] | None:
+    match = _COLOUR.fullmatch(text.strip())
+    if match is None:
+        return None
+    red, green, blue = (int(part, 16) for part in match.groups())
+    return red, green, blue
+
+
+def _check(options: TrainOptions, mistakes: Mistakes) -> None:
+    """What the options' own readers cannot tell."""
+    if _colour(options.dataset.alpha_color) is None:
+        mistakes.add(
+            f'--alpha_color "{options.dataset.alpha_color}" is no colour', "write it as #rrggbb, white is #ffffff"
+        )
+    try:
+        codecs.lookup(options.caption.caption_encoding)
+    except LookupError:
+        mistakes.extend(
+            [
+                Mistake(
+                    f'--caption_encoding "{options.caption.caption_encoding}" is no encoding that Python knows',
+                    "for example utf-8, shift_jis, cp1251 or latin-1",
+                )
+            ]
+        )
+    masks = options.mask.conditioning_data_dir
+    if masks is not None and not masks.is_dir():
+        mistakes.add(f"--conditioning_data_dir: there is no folder {masks}", "check the path")

@@ -1,0 +1,82 @@
+"""From a record to what a sample shows: pixels and mask, through one geometry."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from library.data import images, masks
+from library.data.buckets import Placement
+from library.data.images import Geometry
+from library.data.latent_entries import Source
+from library.data.scan import ImageRecord
+from library.options.datasets import DatasetSpec, ImageSettings, SubsetSpec
+
+if TYPE_CHECKING:
+    from library.data.images import Pixels
+    from library.data.masks import Mask
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Reads the pictures of a run. Picklable; `placements` are per record, `subsets` and `datasets` those of a scan."""
+
+    records: Sequence[ImageRecord]
+    placements: Sequence[Placement]
+    subsets: Sequence[SubsetSpec]
+    datasets: Sequence[DatasetSpec]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any picture may have one: the others then count fully."""
+        return any(subset.mask_dir is not None or subset.alpha_mask for subset in self.subsets)
+
+    def settings(self, index: int) -> ImageSettings:
+        """What happens to the pictures of this record's subset. Buckets leave no room for crops around faces."""
+        record = self.records[index]
+        chosen = self.subsets[record.subset].images
+        return replace(chosen, face_crop=None) if self.datasets[record.dataset].buckets.enabled else chosen
+
+    def geometry(
+        self, index: int, crop_rng: random.Random | None = None, flip_rng: random.Random | None = None
+    ) -> Geometry:
+        """What a sample of the record shows; without generators what a cache holds."""
+        record = self.records[index]
+        return images.geometry(
+            self.placements[index], self.settings(index), record.name, record.size, crop_rng, flip_rng
+        )
+
+    def source(self, index: int) -> Source:
+        """All that the cached latents of a record depend on besides its bytes and the VAE."""
+        record = self.records[index]
+        subset = self.subsets[record.subset]
+        mask = None if record.mask is None or subset.mask_dir is None else subset.mask_dir / record.mask
+        alpha = subset.alpha_mask and record.transparent and mask is None
+        return Source(self.geometry(index), subset.images.background, mask, alpha)
+
+    def pixels(self, index: int, shown: Geometry) -> Pixels:
+        """uint8 (H, W, 3). Raises UserError for a picture that cannot be decoded."""
+        record = self.records[index]
+        background = self.subsets[record.subset].images.background
+        return images.apply(images.load(record.path, record.size, background), shown)
+
+    def mask(self, index: int, shown: Geometry) -> Mask | None:
+        """uint8 (H, W); None where the picture has none and counts fully. A mask file beats transparency."""
+        record = self.records[index]
+        subset = self.subsets[record.subset]
+        if record.mask is not None and subset.mask_dir is not None:
+            return masks.apply(masks.load(subset.mask_dir / record.mask, record.size), shown)
+        if subset.alpha_mask and record.transparent:
+            return masks.apply(masks.of_alpha(record.path, record.size), shown)
+        return None
+
+    def for_cache(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pixels (3, H, W) float32 in [-1, 1] and mask (H, W) float32 in [0, 1], nothing left to chance."""
+        shown = self.geometry(index)
+        mask = self.mask(index, shown)
+        pixels = torch.from_numpy(images.to_float(self.pixels(index, shown)))
+        return pixels, None if mask is None else torch.from_numpy(masks.to_float(mask))

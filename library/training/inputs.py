@@ -1,0 +1,125 @@
+"""What the batches of a run are made from: pictures or their latents, captions or their encoded states."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from library.data import cache
+from library.data.dataset import Tokenize, TrainingDataset
+from library.data.describe import cache_folder
+from library.data.reading import PictureReader
+from library.data.text_cache import fill_texts, texts_of
+from library.objective.masking import MaskSettings
+from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
+from library.training.run import LOGGER
+
+if TYPE_CHECKING:
+    from library.families.family import Model
+    from library.training.plan.plan import Plan
+
+
+def picture_reader(plan: Plan) -> PictureReader:
+    """Reads the pictures of the plan."""
+    found = plan.pictures.scan
+    return PictureReader(found.records, plan.pictures.table.placements, found.subsets, found.datasets)
+
+
+def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> cache.LatentStore | None:
+    """The latents of all pictures, or None when they are made on the way. `vae` is the one that computes."""
+    options, family = plan.options.cache, plan.source.family
+    if not options.cache_latents:
+        return None
+    to_disk = options.cache_latents_to_disk
+    exact = plan.precision.vae == "fp32"
+    filled = cache.fill(
+        reader.records,
+        reader.placements,
+        reader.for_cache,
+        partial(family.encode_images, vae),
+        vae=f"{module_name(vae, without=('decoder.', 'post_quant_conv.'))} {plan.precision.vae}" if to_disk else "",
+        suffix=family.latent.cache_suffix,
+        to_disk=to_disk,
+        flip=[reader.settings(index).flip for index in range(len(reader.records))],
+        source=reader.source,
+        batch_size=options.vae_batch_size,
+        cache_format="npz" if options.cache_format == "npz" else "safetensors",
+        encode_exactly=None if exact else partial(family.encode_images, model.vae),
+        skip_check=options.skip_cache_check,
+        channels=family.latent.channels,
+        stride=family.latent.stride,
+    )
+    LOGGER.info(str(filled))
+    return filled.store
+
+
+def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioning) -> None:
+    """Encode all captions that can occur, as far as there is room, and let `conditioning` use them."""
+    options = plan.options
+    if not options.cache.cache_text_encoder_outputs:
+        return
+    to_disk = options.cache.cache_text_encoder_outputs_to_disk
+    most = MOST_ON_DISK if to_disk else MOST_IN_MEMORY
+    requests = (request for epoch in range(1, plan.duration.epochs + 1) for request in plan.order.requests(epoch))
+    texts, complete = texts_of(dataset.texts(requests), most)
+    facts = (
+        module_name(conditioning.text_encoder),
+        plan.precision.frozen,
+        options.model.clip_skip or 1,
+        conditioning.tokenize.chunks,
+        conditioning.tokenize.padded,
+        conditioning.tokenize.weighted,
+    )
+    filled = fill_texts(
+        texts,
+        conditioning.encode,
+        encoder=" ".join(map(str, facts)),
+        folder=cache_folder(options.dataset) / "captions" if to_disk else None,
+        # unpadded captions differ in length from batch to batch
+        batch_size=16 if conditioning.tokenize.padded else 1,
+    )
+    LOGGER.info(str(filled))
+    if not complete:
+        LOGGER.info(f"more than {most} different captions will occur; those beyond are encoded when they come")
+    conditioning.store = filled.store
+
+
+def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
+    """A name for the exact weights of a module: other weights, another name. `without` are beginnings of the names of
+    tensors that do not matter: a finer decoder alone leaves latents as they are, and their name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        if name.startswith(without):
+            continue
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenize_with(plan: Plan) -> Tokenize:
+    """How captions become ids in this run."""
+    options = plan.options
+    return Tokenize(
+        plan.source.tokenizer,
+        chunks=plan.pictures.captions.limit // 75,
+        padded=not options.model.no_token_padding,
+        weighted=options.caption.weighted_captions,
+    )
+
+
+def training_set(plan: Plan, reader: PictureReader, latents: cache.LatentStore | None) -> TrainingDataset:
+    """The dataset of the plan, with latents or with pixels."""
+    return TrainingDataset(
+        pictures=reader,
+        tokenize=tokenize_with(plan),
+        seed=plan.seed,
+        steps=plan.duration.steps,
+        stride=plan.source.family.latent.stride,
+        missing_mask=MaskSettings.of(plan.options.mask).missing,
+        prior_loss_weight=plan.options.objective.prior_loss_weight,
+        latents=latents,
+    )
