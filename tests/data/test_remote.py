@@ -234,6 +234,25 @@ def test_an_interrupted_copy_goes_on_where_it_was(
     assert memory.copy(tmp_path) == folder and memory.fetched == []
 
 
+def test_another_copy_at_the_same_time_does_no_harm(
+    memory: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MemoryFileSystem.cat_file
+
+    def meanwhile(self: Any, path: str, *rest: Any, **options: Any) -> bytes:
+        if not memory.fetched:
+            memory.fetched.append("")
+            local_copy(URL, tmp_path, progress=False)
+        return bytes(original(self, path, *rest, **options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cat_file", meanwhile)
+        folder = memory.copy(tmp_path)
+    assert content(folder) == FILES
+    memory.copy(tmp_path)
+    assert memory.fetched == [] and content(folder) == FILES
+
+
 @pytest.mark.parametrize("spoil", [b"", b"\xff\x00{", b"[1, 2]\n{}\nnull\n"], ids=["empty", "bytes", "other lines"])
 def test_a_damaged_journal_costs_only_time(memory: Store, tmp_path: Path, spoil: bytes) -> None:
     folder = memory.copy(tmp_path)
