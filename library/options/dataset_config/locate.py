@@ -40,6 +40,10 @@ def in_json(text: str) -> Places:
     return _Json(text).places()
 
 
+class _Lost(Exception):
+    """No value stands where one has to: never in text that the parser has accepted, and better than to search on."""
+
+
 class _Lines:
     """Offsets -> lines."""
 
@@ -133,10 +137,10 @@ class _Toml:
         if opening in "\"'":
             if not self._skip(_LONG_STRING):
                 self._skip(_ONE_LINE_STRING)
-        elif opening not in "[{":
-            self._skip(_SCALAR)
-        else:
+        elif opening in "[{":
             self._members(address, line_of, "]" if opening == "[" else "}")
+        elif not self._skip(_SCALAR):
+            raise _Lost
 
     def _members(self, address: Address, line_of: _Lines, closing: str) -> None:
         self.at += 1
@@ -153,6 +157,7 @@ class _Toml:
             if self.text[self.at] == ",":
                 self.at += 1
             self._skip(_BLANK)
+        self.at += 1
 
 
 _JSON_BLANK = re.compile(r"[ \t\r\n]*")
@@ -189,6 +194,8 @@ class _Json:
             self._list(address, line_of)
         elif match := _JSON_SCALAR.match(self.text, self.at):
             self.at = match.end()
+        else:
+            raise _Lost
 
     def _object(self, address: Address, line_of: _Lines) -> None:
         self.at += 1
@@ -206,6 +213,7 @@ class _Json:
             self._blanks()
             self._value((*address, name), line_of)
             self._next()
+        self.at += 1
 
     def _list(self, address: Address, line_of: _Lines) -> None:
         self.at += 1
@@ -216,6 +224,7 @@ class _Json:
             self._value((*address, place), line_of)
             place += 1
             self._next()
+        self.at += 1
 
     def _next(self) -> None:
         """Past the blanks and the comma after a member."""
