@@ -20,6 +20,7 @@ from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
 from library.data.contact_sheet.charts import count_ticks, token_edges
 from library.data.contact_sheet.findings import sample
 from library.data.contact_sheet.markup import count, epochs, escape, percent
+from library.data.contact_sheet.thumbnails import longest_side
 from library.options.mistakes import Mistake, UserError
 
 NASTY = """</script><script>alert("1")</script> <b>'quoted' & "double"</b> ÄÖ 日本語 العربية 🙂 {x} \x07"""
@@ -168,12 +169,14 @@ def test_the_crop_and_its_mask_are_shown(tmp_path: Path) -> None:
     assert "mask 50 %" in card.text
 
 
-def test_a_page_of_many_pictures_has_small_ones(tmp_path: Path) -> None:
-    sides = {}
-    for pictures in (1, 101, 401):
-        root = written(tmp_path, *[shown(bucket=(512, 768)) for _ in range(pictures)], most=500)
-        sides[pictures] = max(decoded(root.all("img")[0].attributes["src"]).shape)
-    assert sides[1] > sides[101] > sides[401] <= 160
+def test_the_more_pictures_the_smaller_they_are_shown(tmp_path: Path) -> None:
+    sides = [longest_side(pictures) for pictures in (1, 100, 101, 400, 401, 2000)]
+    assert sides == sorted(sides, reverse=True) and sides[0] > sides[-1] and sides[-1] <= 160
+    root = written(tmp_path, shown(bucket=(512, 1024)), shown(bucket=(64, 96)))
+    assert [decoded(image.attributes["src"]).shape for image in root.all("img")] == [
+        (96, 64, 3),
+        (sides[0], sides[0] // 2, 3),
+    ]
 
 
 def test_what_cannot_be_opened_is_shown_as_such(tmp_path: Path) -> None:

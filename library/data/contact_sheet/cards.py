@@ -55,7 +55,7 @@ def _tags(one: Shown, thumbnail: Thumbnail, kinds: Sequence[str]) -> str:
     tags = ['<li class="reg">regularisation</li>'] if one.is_reg else ['<li class="train">training</li>']
     tags += [f"<li>{number(one.repeats)} ×</li>", f"<li>weight {one.weight:g}</li>"]
     if thumbnail.learnt is not None:
-        tags.append(f"<li>mask {percent(thumbnail.learnt)}</li>")
+        tags.append(f'<li title="share of the crop that counts">mask {percent(thumbnail.learnt)}</li>')
     for name in kinds:
         kind = _KINDS[name]
         label = f"enlarged {one.enlarged:.2g} ×" if name == "enlarged" and one.enlarged >= 1.05 else kind.label

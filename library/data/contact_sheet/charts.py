@@ -11,8 +11,8 @@ from itertools import pairwise
 from library.data.contact_sheet.markup import count, escape, number
 from library.data.contact_sheet.records import Shown, Size
 
-_WIDTH, _HEIGHT = 480, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 20, 42
+_WIDTH, _HEIGHT = 380, 225
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 8, 30, 42
 _CHARACTER = 7.5  # width of a digit of a tick's label
 _MOST_BARS = 24
 _MOST_REPEAT_BARS = 12
@@ -90,6 +90,7 @@ def histogram(
         y = base - tick * scale
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    parts.append(f'<text x="{_LEFT - 8}" y="12" text-anchor="end">pictures</text>')
     gap = min(step * 0.16, 10)
     thick = min(step - gap, 64)
     for place, bar in enumerate(bars):

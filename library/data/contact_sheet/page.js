@@ -65,11 +65,6 @@
     if (button) button.setAttribute("aria-pressed", String(body.classList.toggle(name)));
   }
 
-  function toSheets() {
-    one("#sheets").scrollIntoView();
-    window.scrollBy(0, -bar.offsetHeight);
-  }
-
   function go(button) {
     const field = fields[button.dataset.go];
     const again = field && field.value === button.dataset.value;
@@ -77,7 +72,7 @@
     if (!field) return;
     field.value = again && button.dataset.go === "bucket" ? "" : button.dataset.value;
     filter();
-    toSheets();
+    one("#sheets").scrollIntoView();
   }
 
   function show(place) {

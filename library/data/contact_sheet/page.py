@@ -41,9 +41,12 @@ def write_page(path: Path, page: Page, *, progress: bool = False, most: int = MO
 def _open(shown: Sequence[Shown], chosen: Mapping[Size, Sequence[int]], progress: bool) -> dict[int, Thumbnail]:
     indexes = [index for bucket in chosen.values() for index in bucket]
     one = partial(make, side=longest_side(len(indexes)))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding and scaling let other threads run
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling let other threads run
+    try:
         made = pool.map(one, (shown[index] for index in indexes))
         return dict(zip(indexes, tqdm(made, "contact sheet", len(indexes), disable=not progress), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pictures in work, not for all
 
 
 def render(
@@ -63,7 +66,7 @@ def render(
         _problems(page, found, opened),
         _overview(page, buckets),
         _toolbar(buckets, subsets, page.shown, found, any(thumbnail.mask for thumbnail in opened.values())),
-        '<main id="sheets">',
+        '<main id="sheets" translate="no">',
     ]
     numbers = {subset: place for place, subset in enumerate(subsets)}
     for bucket, indexes in chosen.items():
@@ -163,9 +166,9 @@ def _overview(page: Page, buckets: Mapping[Size, Sequence[int]]) -> str:
         + (f'<dl class="facts">{facts}</dl>' if facts else "")
         + f'<div class="charts"><figure class="buckets"><figcaption><h2>Buckets</h2>{legend}{columns}</figcaption>'
         f"{bucket_rows(buckets, page.shown)}</figure>"
-        "<figure><figcaption><h2>Caption lengths</h2></figcaption>"
+        f"<figure><figcaption><h2>Caption lengths</h2>{legend}</figcaption>"
         f"{caption_chart(page.shown, page.token_limit)}</figure>"
-        f"<figure><figcaption><h2>Repeats</h2></figcaption>{repeats_chart(page.shown)}</figure></div></section>\n"
+        f"<figure><figcaption><h2>Repeats</h2>{legend}</figcaption>{repeats_chart(page.shown)}</figure></div></section>\n"
     )
 
 
@@ -179,7 +182,11 @@ def _toolbar(
     sizes = [(f"{width}x{height}", f"{width} × {height}") for width, height in buckets]
     what = [("train", "training"), ("reg", "regularisation")] if any(one.is_reg for one in shown) else []
     flags = [(finding.kind.name, finding.kind.label) for finding in found]
-    mask = '<button type="button" id="masks" aria-pressed="true" title="key: m">Masks</button>' if masks else ""
+    mask = (
+        '<button type="button" id="masks" aria-pressed="true" title="hatched: not learnt (key: m)">Masks</button>'
+        if masks
+        else ""
+    )
     return (
         '<form class="bar" role="search"><label class="find"><span>Find</span>'
         '<input id="find" type="search" placeholder="in captions and paths" autocomplete="off" spellcheck="false">'
