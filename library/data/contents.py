@@ -6,11 +6,12 @@ Reading waits for the disk, so it runs in threads; a bar appears when it takes l
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from library.data.caption_files import read_caption
 from library.data.headers import BadImage, Header, read_header
@@ -73,11 +74,13 @@ class Wanted:
         found = Contents()
         chunks: list[_Chunk] = []
         for path, (directory, names) in self._pictures.items():
-            known: dict[str, Header | str] = {**index.headers(path, directory.stamps)}
+            known: dict[str, Header | str] = {**index.headers(path, directory.pictures)}
             found.headers[path] = known
             chunks += _chunks(directory, [name for name in names if name not in known], None)
         for (path, reading), (directory, names) in self._captions.items():
-            texts: dict[str, Text | UserError] = {**index.captions(path, reading.name, directory.stamps)}
+            texts: dict[str, Text | UserError] = {
+                **index.captions(path, reading.name, directory.texts, directory.others)
+            }
             found.captions[path, reading] = texts
             chunks += _chunks(directory, [name for name in names if name not in texts], reading)
         _read_all(chunks, found, index, progress)
@@ -119,7 +122,9 @@ def _read_all(chunks: list[_Chunk], found: Contents, index: Index, progress: boo
 
 
 def _read_chunk(chunk: _Chunk) -> list[Header | str | Text | UserError]:
-    read = _read_picture if chunk.reading is None else _reader(chunk.reading)
+    read: Callable[[Path], Header | str | Text | UserError] = (
+        _read_picture if chunk.reading is None else _reader(chunk.reading)
+    )
     return [read(Path(chunk.directory.path, name)) for name in chunk.names]
 
 
@@ -134,7 +139,7 @@ def _read_picture(path: Path) -> Header | str:
         return f"cannot be read ({type(error).__name__}: {error})"
 
 
-def _reader(reading: Reading):
+def _reader(reading: Reading) -> Callable[[Path], Text | UserError]:
     def read(path: Path) -> Text | UserError:
         try:
             return read_caption(path, reading.encoding, reading.all_lines)
@@ -144,7 +149,7 @@ def _reader(reading: Reading):
     return read
 
 
-def _put(chunk: _Chunk, results: list, found: Contents) -> None:
+def _put(chunk: _Chunk, results: list[Any], found: Contents) -> None:
     into = (
         found.headers[chunk.directory.path]
         if chunk.reading is None
@@ -161,20 +166,20 @@ def _keep(chunks: Collection[_Chunk], found: Contents, index: Index) -> None:
     for (path, reading), (directory, names) in together.items():
         if reading is None:
             headers = found.headers[path]
-            sized = [(n, directory.stamps[n], h) for n in names if isinstance(h := headers[n], Header)]
+            sized = [(n, directory.pictures[n], h) for n in names if isinstance(h := headers[n], Header)]
             index.keep_headers(path, sized)
         else:
             texts = found.captions[path, reading]
-            told = [(n, directory.stamps[n], t) for n in names if isinstance(t := texts[n], tuple)]
+            told = [(n, directory.texts[n], t) for n in names if isinstance(t := texts[n], tuple)]
             index.keep_captions(path, reading.name, told)
 
 
 @contextmanager
-def _bar(total: int, progress: bool):
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
     if not progress:
         yield lambda count: None
         return
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     with tqdm(total=total, desc="looking at pictures", unit=" files", delay=1) as bar:
         yield bar.update

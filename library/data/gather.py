@@ -43,12 +43,9 @@ class Gathered:
     mistakes: list[Mistake] = field(default_factory=list)
 
 
-def wanted_endings(subsets: Sequence[SubsetSpec], extensions: Collection[str]) -> set[str]:
-    """Lower-case endings of all files that the subsets may need."""
-    wanted = set(extensions)
-    for subset in subsets:
-        wanted |= {normal_extension(ending).lower() for ending in subset.caption_extensions}
-    return wanted
+def caption_endings(subsets: Sequence[SubsetSpec]) -> set[str]:
+    """Lower-case endings of all caption files that the subsets may need."""
+    return {normal_extension(ending).lower() for subset in subsets for ending in subset.caption_extensions}
 
 
 def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[str]) -> Gathered:
@@ -110,24 +107,20 @@ def _from_folder(subset: SubsetSpec, directories: Directories, extensions: Colle
     listed = _below(subset.image_dir, "folder", subset, directories, found)
     from_files = subset.caption_source == "files"
     for prefix, directory in listed:
-        captions = CaptionFiles(directory.stamps, subset.caption_extensions) if from_files else None
-        for name in directory.stamps:
-            if is_picture(name, extensions):
-                caption_file = captions.find(stem(name)) if captions else None
-                found.pictures.append(Picture(folder, prefix + name, directory, name, caption_file))
-        for name, why in directory.lost.items():
-            if is_picture(name, extensions):
-                found.lost.append((folder / (prefix + name), why))
-            elif captions is not None:
-                found.mistakes.append(_lost_caption(folder / (prefix + name), why))
+        captions = CaptionFiles(directory.texts, subset.caption_extensions) if from_files and directory.texts else None
+        for name in directory.pictures:
+            caption_file = captions.find(stem(name)) if captions else None
+            found.pictures.append(Picture(folder, prefix + name, directory, name, caption_file))
+        found.lost += [(folder / (prefix + name), why) for name, why in directory.lost_pictures.items()]
+        if from_files:
+            found.mistakes += [
+                Mistake(f"caption file {folder / (prefix + name)}: {why}", "mend or remove it")
+                for name, why in directory.lost_texts.items()
+            ]
     found.pictures.sort(key=lambda picture: picture.name)
     _note_left_behind(subset, [directory for _, directory in listed], extensions, found)
     if from_files and (missed := _other_ending(subset, found.pictures)) is not None:
         found.mistakes.append(missed)
-
-
-def _lost_caption(path: Path, why: str) -> Mistake:
-    return Mistake(f"caption file {path}: {why}", "mend or remove it")
 
 
 def _note_left_behind(
@@ -142,7 +135,7 @@ def _note_left_behind(
     for ending, package in OPTIONAL_EXTENSIONS.items():
         if ending in extensions:
             continue
-        if count := sum(name.lower().endswith(ending) for directory in directories for name in directory.names()):
+        if count := sum(name.lower().endswith(ending) for directory in directories for name in directory.others):
             what = f"{subset.image_dir}: {count} {ending} pictures are not used; reading them needs {package}"
             found.notes.append(what)
 
@@ -224,7 +217,7 @@ def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]
 def _note_unlisted(
     file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], found: Gathered
 ) -> None:
-    unlisted = sum(is_picture(name, extensions) and (directory.path, name) not in seen for name in directory.stamps)
+    unlisted = sum((directory.path, name) not in seen for name in directory.pictures)
     if unlisted:
         found.notes.append(f"{directory.path}: {unlisted} pictures are not used, as {file.name} does not list them")
 
@@ -235,7 +228,7 @@ def _pair_masks(
     listed = _below(mask_dir, "folder of masks", subset, directories, found)
     if not listed:
         return
-    names = [prefix + n for prefix, directory in listed for n in directory.stamps if is_picture(n, extensions)]
+    names = [prefix + name for prefix, directory in listed for name in directory.pictures]
     found.masks, spare = find_masks((picture.name for picture in found.pictures), names)
     if not found.masks:
         what = f"{mask_dir} holds no mask for any picture of {title(subset)} ({subset.origin})"

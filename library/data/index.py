@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from library.data.headers import Header
 
@@ -33,7 +33,7 @@ _MAKE = (
     "PRIMARY KEY (folder, name)) WITHOUT ROWID",
     "CREATE TABLE captions (folder INTEGER NOT NULL, reading TEXT NOT NULL, name TEXT NOT NULL, "
     "length INTEGER NOT NULL, changed INTEGER NOT NULL, text TEXT NOT NULL, more INTEGER NOT NULL, "
-    "PRIMARY KEY (folder, reading, name)) WITHOUT ROWID",
+    "PRIMARY KEY (folder, name, reading)) WITHOUT ROWID",
     f"PRAGMA user_version = {VERSION}",
 )
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA"}
@@ -52,7 +52,7 @@ class Index:
         self._base: sqlite3.Connection | None = None
         self._read_only = False
         self._settled = time.time_ns() - _COARSEST
-        self._shared: dict[Header, Header] = {}
+        self._shared: dict[tuple[int, int, int], Header] = {}
 
     def __enter__(self) -> Index:
         if self._path is not None:
@@ -81,13 +81,19 @@ class Index:
             if stamp is None:
                 gone.append(name)
             elif stamp[0] == length and stamp[1] == changed:
-                header = Header((width, height), bool(transparent))
-                known[name] = self._shared.setdefault(header, header)
+                key = (width, height, transparent)
+                header = self._shared.get(key)
+                if header is None:
+                    header = self._shared[key] = Header((width, height), bool(transparent))
+                known[name] = header
         self._forget("headers", folder, gone)
         return known
 
-    def captions(self, folder: str, reading: str, stamps: Mapping[str, Stamp]) -> dict[str, Text]:
-        """The same for caption files. `reading` names how they were read: encoding and lines."""
+    def captions(
+        self, folder: str, reading: str, stamps: Mapping[str, Stamp], others: Collection[str] = ()
+    ) -> dict[str, Text]:
+        """The same for caption files. `reading` names how they were read: encoding and lines. `others`: names that are
+        there too and not forgotten, such as captions of another ending."""
         known: dict[str, Text] = {}
         gone: list[str] = []
         question = (
@@ -100,7 +106,9 @@ class Index:
                 gone.append(name)
             elif stamp[0] == length and stamp[1] == changed:
                 known[name] = (text, bool(more))
-        self._forget("captions", folder, gone)
+        if gone:
+            there = frozenset(others)
+            self._forget("captions", folder, [name for name in gone if name not in there])
         return known
 
     def keep_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:
@@ -120,10 +128,10 @@ class Index:
     def _forget(self, table: str, folder: str, names: list[str]) -> None:
         self._write(folder, f"DELETE FROM {table} WHERE folder = {_THIS} AND name = ?", [(name,) for name in names])
 
-    def _ask(self, question: str, values: tuple[str, ...]) -> list[tuple]:
+    def _ask(self, question: str, values: tuple[str, ...]) -> list[tuple[Any, ...]]:
         return self._with_base(lambda base: base.execute(question, values).fetchall(), [])
 
-    def _write(self, folder: str, order: str, rows: list[tuple]) -> None:
+    def _write(self, folder: str, order: str, rows: list[tuple[Any, ...]]) -> None:
         if not rows or self._read_only:
             return
 
@@ -181,7 +189,7 @@ _THIS = "(SELECT id FROM folders WHERE path = ?)"
 
 
 @contextlib.contextmanager
-def _at_once(base: sqlite3.Connection):
+def _at_once(base: sqlite3.Connection) -> Iterator[None]:
     """All or nothing. The lock to write is taken at the start, where waiting for another run cannot fail."""
     base.execute("BEGIN IMMEDIATE")
     try:

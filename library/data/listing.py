@@ -16,28 +16,32 @@ class Directory:
     """One folder without what lies in its sub-folders. Names that begin with a dot are the system's and left out."""
 
     path: str  # absolute
-    stamps: dict[str, Stamp] = field(default_factory=dict)  # of the files with wanted endings
+    pictures: dict[str, Stamp] = field(default_factory=dict)
+    texts: dict[str, Stamp] = field(default_factory=dict)  # files with the endings of captions
     others: list[str] = field(default_factory=list)  # names of the other files
     folders: list[str] = field(default_factory=list)
-    lost: dict[str, str] = field(default_factory=dict)  # wanted names that are no readable file, and why
+    lost_pictures: dict[str, str] = field(default_factory=dict)  # what only its name says to be one, and why not
+    lost_texts: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> Iterator[str]:
-        """Of all files but the lost ones."""
-        yield from self.stamps
+        """Of all files that are no pictures."""
+        yield from self.texts
         yield from self.others
 
 
 class Directories:
-    """Folders listed once, however many subsets use them. `wanted`: lower-case endings whose files are looked at."""
+    """Folders listed once, however many subsets use them. `pictures`, `texts`: lower-case endings of files that are
+    looked at."""
 
-    def __init__(self, wanted: Collection[str]) -> None:
-        self._wanted = frozenset(wanted)
+    def __init__(self, pictures: Collection[str], texts: Collection[str] = ()) -> None:
+        self._pictures = frozenset(pictures)
+        self._texts = tuple(texts)
         self._known: dict[str, Directory] = {}
 
     def one(self, path: str) -> Directory:
         """The folder of this absolute path. Raises OSError if it cannot be listed."""
         if path not in self._known:
-            self._known[path] = list_directory(path, self._wanted)
+            self._known[path] = list_directory(path, self._pictures, self._texts)
         return self._known[path]
 
     def below(self, root: str, recursive: bool) -> list[tuple[str, Directory]]:
@@ -58,10 +62,9 @@ class Directories:
         return found
 
 
-def list_directory(path: str, wanted: Collection[str]) -> Directory:
+def list_directory(path: str, pictures: Collection[str], texts: tuple[str, ...]) -> Directory:
     """List one folder. Raises OSError."""
     found = Directory(path)
-    others = tuple(ending for ending in wanted if ending.rfind(".") != 0)  # not what stands behind the last dot
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
@@ -69,10 +72,21 @@ def list_directory(path: str, wanted: Collection[str]) -> Directory:
                 continue
             if _is_folder(entry):
                 found.folders.append(name)
-            elif name[name.rfind(".") :].lower() not in wanted and not name.lower().endswith(others):
+                continue
+            is_picture = name[name.rfind(".") :].lower() in pictures
+            if not is_picture and not name.lower().endswith(texts):
                 found.others.append(name)
-            elif why := _look_at(entry, found.stamps):
-                found.lost[name] = why
+                continue
+            try:
+                status = entry.stat()
+                if not name.isascii():
+                    name.encode("utf-8")
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError("not a file")
+            except (OSError, UnicodeEncodeError) as error:
+                (found.lost_pictures if is_picture else found.lost_texts)[name] = _why(entry, error)
+            else:
+                (found.pictures if is_picture else found.texts)[name] = (status.st_size, status.st_mtime_ns)
     return found
 
 
@@ -83,22 +97,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _look_at(entry: os.DirEntry[str], stamps: dict[str, Stamp]) -> str:
-    """Note the file's stamp. Why it cannot be used, or ""."""
-    try:
-        status = entry.stat()
-        if not entry.name.isascii():
-            entry.name.encode("utf-8")
-    except UnicodeEncodeError:
+def _why(entry: os.DirEntry[str], error: OSError | UnicodeEncodeError) -> str:
+    if isinstance(error, UnicodeEncodeError):
         return "its name is not text in this system's encoding; rename it"
-    except FileNotFoundError:
+    if isinstance(error, FileNotFoundError):
         return "a link that leads nowhere" if entry.is_symlink() else "it vanished while the folder was being listed"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    if not stat.S_ISREG(status.st_mode):
-        return "not a file"
-    stamps[entry.name] = (status.st_size, status.st_mtime_ns)
-    return ""
+    return f"cannot be read ({error.strerror})" if error.strerror else str(error)
 
 
 def stamp_of(path: str) -> Stamp | None:

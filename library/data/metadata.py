@@ -147,15 +147,15 @@ class Locator:
         directory = self._parent(head)
         if directory is None:
             return "its folder is not there" if os.path.isabs(key) or self.root else "its path is not absolute"
-        if base in directory.stamps and is_picture(base, self.extensions):
+        if base in directory.pictures:
             return Located(directory, base)
-        if base in directory.lost:
-            return directory.lost[base]
+        if base in directory.lost_pictures:
+            return directory.lost_pictures[base]
         if is_picture(base, self.extensions):
             # the file system may take other letters for the same, in case or composition
             stamp = stamp_of(os.path.join(directory.path, base))
             if stamp is not None:
-                directory.stamps[base] = stamp
+                directory.pictures[base] = stamp
                 return Located(directory, base)
         having = self._by_stem(directory).get(base, [])
         if len(having) > 1:
@@ -175,8 +175,7 @@ class Locator:
     def _by_stem(self, directory: Directory) -> dict[str, list[str]]:
         if directory.path not in self._stems:
             stems: dict[str, list[str]] = {}
-            for name in directory.stamps:
-                if is_picture(name, self.extensions):
-                    stems.setdefault(stem(name), []).append(name)
+            for name in directory.pictures:
+                stems.setdefault(stem(name), []).append(name)
             self._stems[directory.path] = stems
         return self._stems[directory.path]

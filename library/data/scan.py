@@ -15,7 +15,7 @@ from pathlib import Path
 
 from library.data.balance import balance
 from library.data.contents import Contents, Wanted
-from library.data.gather import Gathered, Picture, gather, title, wanted_endings
+from library.data.gather import Gathered, Picture, caption_endings, gather, title
 from library.data.headers import Header, readable_extensions
 from library.data.index import Index
 from library.data.listing import Directories, stem
@@ -105,7 +105,7 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: b
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
     extensions = readable_extensions()
     with Index(index) as remembered:  # opened first: it judges times of change by when the listing began
-        directories = Directories(wanted_endings([subset for _, subset in subsets], extensions))
+        directories = Directories(extensions, caption_endings([subset for _, subset in subsets]))
         twice = _given_twice(datasets, found)
         gathered = [
             Gathered() if number in twice else gather(subset, directories, extensions)

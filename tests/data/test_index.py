@@ -127,6 +127,16 @@ def test_what_is_gone_is_forgotten(folder: Path, tmp_path: Path) -> None:
     assert sorted(names) == ["b.jpg", "b.txt", "c.png", "c.txt"]
 
 
+def test_captions_of_another_ending_are_not_forgotten(folder: Path, tmp_path: Path, read: Counter[str]) -> None:
+    for name in "ab":
+        (folder / f"{name}.caption").write_text("other", encoding="utf-8")
+    age(folder)
+    for _ in range(2):
+        run(folder, tmp_path)
+        scan([dataset(subset(folder, caption_extensions=(".caption",)))], tmp_path)
+    assert read == ALL | {"a.caption": 1, "b.caption": 1}
+
+
 def damage(path: Path, kind: str) -> None:
     data = bytearray(path.read_bytes())
     if kind == "other":
