@@ -1,6 +1,7 @@
 """Where in a file each value stands: tomllib and json tell only what was written, mistakes have to tell the line.
 
-Both locators expect text that its own parser has accepted, so they need not judge it, only tell its parts apart.
+Both locators expect text that its own parser has accepted, so they need not judge it, only tell its parts apart. Where
+they cannot follow, they stop: what comes after has the line of the last table around it that they saw.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 import tomllib
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from json.decoder import scanstring
 
@@ -32,16 +34,22 @@ class Places:
 
 def in_toml(text: str) -> Places:
     """The places of a TOML text: for a table the line of its header, for any other value that of its key."""
-    return _Toml(text).places()
+    reader = _Toml(text)
+    with suppress(_Lost, IndexError):
+        reader.read()
+    return Places(reader.lines)
 
 
 def in_json(text: str) -> Places:
     """The places of a JSON text: for a member of an object the line of its name, for one of a list where it begins."""
-    return _Json(text).places()
+    reader = _Json(text)
+    with suppress(_Lost, IndexError):
+        reader.read()
+    return Places(reader.lines, tuple(reader.twice))
 
 
 class _Lost(Exception):
-    """No value stands where one has to: never in text that the parser has accepted, and better than to search on."""
+    """No value stands where one has to."""
 
 
 class _Lines:
@@ -70,7 +78,7 @@ class _Toml:
     lines: dict[Address, int] = field(default_factory=dict)
     counts: dict[Address, int] = field(default_factory=dict)  # tables of each array of tables so far
 
-    def places(self) -> Places:
+    def read(self) -> None:
         line_of = _Lines(self.text)
         table: Address = ()
         self._skip(_BLANK)
@@ -81,7 +89,6 @@ class _Toml:
             else:
                 self._statement(table, line_of)
             self._skip(_BLANK)
-        return Places(self.lines)
 
     def _skip(self, pattern: re.Pattern[str]) -> str:
         match = pattern.match(self.text, self.at)
@@ -171,10 +178,9 @@ class _Json:
     lines: dict[Address, int] = field(default_factory=dict)
     twice: list[tuple[Address, int]] = field(default_factory=list)
 
-    def places(self) -> Places:
+    def read(self) -> None:
         self._blanks()
         self._value((), _Lines(self.text))
-        return Places(self.lines, tuple(self.twice))
 
     def _blanks(self) -> None:
         match = _JSON_BLANK.match(self.text, self.at)
