@@ -14,11 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from library.data import captions
+from library.checkpoints.header import CheckpointError
+from library.checkpoints.writer import write_safetensors
+from library.data import captions, text_cache
 from library.data.text_cache import FilledTexts, fill_texts, missing, outputs, texts_of
+from library.families.clip_text import encode_text, make_text_encoder
+from library.families.clip_tokenizer import shipped_tokenizer
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import UserError
 from library.runtime.seeds import python_random
+from tests import tiny
 
 TEXTS = ["a dog", "", "a dog, on a sofa", "Ёлка 犬 🐕", "a dog ", 'with "quotes"']
 
@@ -247,6 +252,17 @@ def test_what_another_process_has_made_meanwhile_is_read(tmp_path: Path) -> None
     assert len(shards(tmp_path)) == 4
 
 
+def test_a_file_that_another_process_wrote_and_reads_need_not_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses_to_replace(*given: Any) -> None:
+        write_safetensors(*given)
+        raise CheckpointError("access is denied")
+
+    monkeypatch.setattr(text_cache, "write_safetensors", refuses_to_replace)
+    assert is_right(filled(tmp_path))
+
+
 def test_outputs_that_are_not_finite_name_the_caption(place: Path | None) -> None:
     def broken(texts: list[str]) -> dict[str, Tensor]:
         return {"states": torch.stack([torch.full((2, 2), math.nan if "sofa" in text else 0.0) for text in texts])}
@@ -276,3 +292,29 @@ def test_no_gradients_are_kept() -> None:
     weight = torch.ones(3, requires_grad=True)
     found = fill_texts(["x"], lambda texts: {"states": weight[None] * 2}, encoder="x", folder=None, progress=False)
     assert not found.store.get(["x"])["states"].requires_grad
+
+
+@pytest.mark.parametrize(("clip_skip", "chunks"), [(None, 1), (2, 3)])
+def test_the_states_of_a_clip_come_back_to_the_last_bit(tmp_path: Path, clip_skip: int | None, chunks: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        clip = make_text_encoder(tiny.text_config("sd1")).eval()
+    tokenizer = shipped_tokenizer(49407)
+
+    def encode(texts: list[str]) -> dict[str, Tensor]:
+        return {"states": encode_text(clip, tokenizer.tensor(texts, chunks), clip_skip)}
+
+    name = f"tiny {clip_skip} {chunks}"
+    found = fill_texts(TEXTS, encode, encoder=name, folder=tmp_path, batch_size=len(TEXTS), progress=False)
+    with torch.no_grad():
+        expected = encode(TEXTS)["states"]
+    got = found.store.get(TEXTS)["states"]
+    assert got.shape == (len(TEXTS), 75 * chunks + 2, 64) and torch.equal(got, expected)
+    # other batches, and texts of which some are not in the store, give the same but for rounding
+    few = fill_texts(TEXTS[:3], encode, encoder=name, folder=None, batch_size=2, progress=False)
+    torch.testing.assert_close(outputs(TEXTS, few.store, encode)["states"], expected)
+
+
+def test_what_is_kept_in_memory_is_what_is_kept_on_disk(tmp_path: Path) -> None:
+    kept, read = filled(None).store.get(TEXTS), filled(tmp_path).store.get(TEXTS)
+    assert list(kept) != [] and all(torch.equal(kept[name], read[name]) for name in kept)
