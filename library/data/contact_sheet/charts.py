@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -151,7 +151,7 @@ def _spoken(name: str, bars: Sequence[Bar]) -> str:
     return f"{name}. " + "; ".join(f"{bar.name}: {bar.train + bar.reg}" for bar in bars if bar.train + bar.reg)
 
 
-def bucket_rows(buckets: dict[Size, list[int]], shown: Sequence[Shown]) -> str:
+def bucket_rows(buckets: Mapping[Size, Sequence[int]], shown: Sequence[Shown]) -> str:
     """A row per bucket that is also a button of the filter: its shape, its pictures as a bar, its samples."""
     most = max((len(indexes) for indexes in buckets.values()), default=1)
     rows = []
