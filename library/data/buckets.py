@@ -1,6 +1,7 @@
 """Sizes to train at: the list of buckets and which picture goes where.
 
-The rules are those of kohya's sd-scripts, so that a data set falls into the buckets its owner knows.
+Rule "kohya" is that of kohya's sd-scripts, "area" and "shorter_edge" are those of SimpleTuner, so that a data set falls
+into the buckets its owner knows.
 """
 
 from __future__ import annotations
@@ -11,21 +12,10 @@ from dataclasses import dataclass
 
 from library.data.scan import ImageRecord
 from library.options.dataset import DatasetOptions
+from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistake
 
-Size = tuple[int, int]  # width, height
-
-
-@dataclass(frozen=True)
-class BucketSettings:
-    """What decides the bucket of a picture. Lengths in pixels."""
-
-    resolution: Size
-    enabled: bool = False
-    no_upscale: bool = False
-    smallest: int = 256
-    largest: int = 1024
-    step: int = 64
+Place = tuple[int, Size]  # dataset index, bucket
 
 
 @dataclass(frozen=True)
@@ -38,11 +28,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class BucketTable:
-    """Where every record goes. `samples` counts pictures x repeats per bucket, sorted by (width, height)."""
+    """Where every record goes. Counts are per dataset and bucket, sorted by (dataset, (width, height)); `samples`
+    counts pictures x repeats."""
 
     placements: tuple[Placement, ...]  # per record
-    pictures: Mapping[Size, int]
-    samples: Mapping[Size, int]
+    pictures: Mapping[Place, int]
+    samples: Mapping[Place, int]
     enlarged: int  # pictures scaled up
     mistakes: tuple[Mistake, ...]
 
@@ -76,19 +67,57 @@ def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> li
     return sorted(found)
 
 
-def assign(size: Size, chosen: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
-    """Bucket and scaled size of a picture; None if a side of its bucket would be 0.
+def bucket_list(chosen: BucketSettings) -> list[Size]:
+    """The buckets that `assign` chooses from; empty where a picture's bucket is not chosen from a list."""
+    if not chosen.enabled or chosen.no_upscale or chosen.rule != "kohya":
+        return []
+    return make_buckets(chosen.resolution, chosen.smallest, chosen.largest, chosen.step)
 
-    `buckets` comes from make_buckets; it is not used without buckets or with no_upscale.
-    """
+
+def assign(size: Size, chosen: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
+    """Bucket and scaled size of a picture; None if a side of its bucket would be 0. `buckets`: see bucket_list."""
     if not chosen.enabled:
-        return _cover(size, chosen.resolution)
+        return _scale(size, chosen.resolution, chosen)
+    if chosen.rule != "kohya":
+        return _scale(size, _own_bucket(size, chosen), chosen)
     if chosen.no_upscale:
         return _without_upscaling(size, chosen.resolution, chosen.step)
     if size in buckets:
         return Placement(size, size)
     aspect = size[0] / size[1]
     return _cover(size, min(buckets, key=lambda bucket: abs(bucket[0] / bucket[1] - aspect)))
+
+
+def _own_bucket(size: Size, chosen: BucketSettings) -> Size:
+    """The picture's own aspect at the resolution's area, or at a shorter edge of the resolution's width."""
+    width, height = size
+    aspect = width / height
+    if chosen.rule == "area":
+        edge: float = nearest(math.sqrt(chosen.resolution[0] * chosen.resolution[1]), chosen.step)
+        sides = edge * math.sqrt(aspect), edge / math.sqrt(aspect)
+    else:
+        edge = chosen.resolution[0]
+        sides = (edge, edge / aspect) if width < height else (edge * aspect, edge)
+    return nearest(sides[0], chosen.step), nearest(sides[1], chosen.step)
+
+
+def nearest(length: float, step: int) -> int:
+    """The multiple of `step` next to a length, at least one step; a tie goes to the even multiple."""
+    return max(1, round(length / step)) * step
+
+
+def _scale(size: Size, bucket: Size, chosen: BucketSettings) -> Placement:
+    """Scale to what `shrink_to` says where that covers the bucket, else just so that it is covered."""
+    if chosen.shrink_to is not None:
+        width, height = size
+        if chosen.rule == "shorter_edge":
+            factor = chosen.shrink_to / min(size)
+        else:
+            factor = math.sqrt(chosen.shrink_to / (width * height))
+        resized = (int(width * factor + 0.5), int(height * factor + 0.5))
+        if resized[0] >= bucket[0] and resized[1] >= bucket[1]:
+            return Placement(bucket, resized)
+    return _cover(size, bucket)
 
 
 def _cover(size: Size, bucket: Size) -> Placement:
@@ -126,34 +155,38 @@ def _round_to(length: float, step: int) -> int:
     return int(length + 0.5) // step * step
 
 
-def make_table(records: Sequence[ImageRecord], chosen: BucketSettings) -> BucketTable:
-    """Place every record. No picture is left out because its bucket is small or smaller than a batch."""
-    buckets = make_buckets(chosen.resolution, chosen.smallest, chosen.largest, chosen.step) if chosen.enabled else []
-    known: dict[Size, Placement | None] = {}
+def make_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) -> BucketTable:
+    """Place every record by the buckets of its dataset, `datasets[record.dataset]`. No picture is left out because its
+    bucket is small or smaller than a batch."""
+    lists = [bucket_list(dataset.buckets) for dataset in datasets]
+    known: dict[Place, Placement | None] = {}  # by the picture's size
     placements: list[Placement] = []
-    pictures: dict[Size, int] = {}
-    samples: dict[Size, int] = {}
+    pictures: dict[Place, int] = {}
+    samples: dict[Place, int] = {}
     mistakes: list[Mistake] = []
     enlarged = 0
     for record in records:
-        if record.size not in known:
-            known[record.size] = assign(record.size, chosen, buckets)
-        placement = known[record.size]
+        wanted = (record.dataset, record.size)
+        if wanted not in known:
+            known[wanted] = assign(record.size, datasets[record.dataset].buckets, lists[record.dataset])
+        placement = known[wanted]
         if placement is None:
-            mistakes.append(_too_thin(record, chosen.step))
+            mistakes.append(_too_thin(record, datasets[record.dataset]))
             continue
         placements.append(placement)
-        pictures[placement.bucket] = pictures.get(placement.bucket, 0) + 1
-        samples[placement.bucket] = samples.get(placement.bucket, 0) + record.repeats
+        place = (record.dataset, placement.bucket)
+        pictures[place] = pictures.get(place, 0) + 1
+        samples[place] = samples.get(place, 0) + record.repeats
         enlarged += placement.resized[0] > record.size[0] or placement.resized[1] > record.size[1]
     return BucketTable(
         tuple(placements), dict(sorted(pictures.items())), dict(sorted(samples.items())), enlarged, tuple(mistakes)
     )
 
 
-def _too_thin(record: ImageRecord, step: int) -> Mistake:
+def _too_thin(record: ImageRecord, dataset: DatasetSpec) -> Mistake:
     width, height = record.size
     return Mistake(
-        f"{record.path} ({width}x{height}): with --bucket_no_upscale a side is less than --bucket_reso_steps={step}",
-        "remove the picture, lower --bucket_reso_steps, or leave --bucket_no_upscale out",
+        f"{record.path} ({width}x{height}): with bucket_no_upscale a side is less than "
+        f"bucket_reso_steps = {dataset.buckets.step} ({dataset.origin})",
+        "remove the picture, lower bucket_reso_steps, or leave bucket_no_upscale out",
     )

@@ -1,15 +1,19 @@
-"""The list of buckets and where a picture goes, against a plain writing of the rules of sd-scripts."""
+"""The list of buckets and where a picture goes, against a plain writing of the rules of sd-scripts and SimpleTuner."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from library.data.buckets import BucketSettings, Size, assign, make_buckets, make_table
-from tests.data.pictures import record
+from library.data.buckets import BucketTable, Size, assign, bucket_list, make_buckets, make_table
+from library.data.order import EpochOrder
+from library.options.datasets import BucketSettings, DatasetSpec
 
 GRIDS = [
     ((512, 512), 256, 1024, 64),
@@ -20,6 +24,24 @@ GRIDS = [
     ((64, 64), 64, 128, 8),
     ((512, 512), 300, 1000, 64),
 ]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a table reads of a record."""
+
+    name: str
+    size: Size
+    repeats: int = 1
+    dataset: int = 0
+
+    @property
+    def path(self) -> Path:
+        return Path(self.name)
+
+
+def table_of(pictures: list[Any], *chosen: BucketSettings, batch_size: int = 1) -> BucketTable:
+    return make_table(pictures, [DatasetSpec("data.toml, line 3", each, (), batch_size) for each in chosen])
 
 
 def plain_buckets(resolution: Size, m: int, M: int, s: int) -> list[Size]:
@@ -38,8 +60,15 @@ def plain_buckets(resolution: Size, m: int, M: int, s: int) -> list[Size]:
     return sorted(found)
 
 
+def plain_cover(size: Size, bucket: Size) -> Size:
+    """Match the height if the picture is wider than the bucket, else the width."""
+    w, h = size
+    scale = bucket[1] / h if w / h > bucket[0] / bucket[1] else bucket[0] / w
+    return int(w * scale + 0.5), int(h * scale + 0.5)
+
+
 def plain_assign(size: Size, resolution: Size, s: int, buckets: list[Size], no_upscale: bool) -> tuple[Size, Size]:
-    """The rules of assignment, row by row: (bucket, resized)."""
+    """kohya's rules of assignment, row by row: (bucket, resized)."""
     w, h = size
     ar = w / h
     if not no_upscale:
@@ -49,8 +78,7 @@ def plain_assign(size: Size, resolution: Size, s: int, buckets: list[Size], no_u
         for bucket in buckets:
             if abs(bucket[0] / bucket[1] - ar) < abs(best[0] / best[1] - ar):
                 best = bucket
-        scale = best[1] / h if ar > best[0] / best[1] else best[0] / w
-        return best, (int(w * scale + 0.5), int(h * scale + 0.5))
+        return best, plain_cover(size, best)
     A = resolution[0] * resolution[1]
     if w * h > A:
         ideal_w = math.sqrt(A * ar)
@@ -64,6 +92,29 @@ def plain_assign(size: Size, resolution: Size, s: int, buckets: list[Size], no_u
         else:
             w, h = int(h2 * ar + 0.5), h2
     return (w - w % s, h - h % s), (w, h)
+
+
+def plain_round(length: float, s: int) -> int:
+    """To the multiple next to it, never to 0."""
+    return max(s, round(length / s) * s)
+
+
+def plain_area(size: Size, edge: int, s: int) -> Size:
+    """SimpleTuner, resolution_type area: W, H = edge*sqrt(ar), edge/sqrt(ar), each rounded; edge rounded before."""
+    ar = size[0] / size[1]
+    edge = plain_round(edge, s)
+    return plain_round(edge * math.sqrt(ar), s), plain_round(edge / math.sqrt(ar), s)
+
+
+def plain_shorter_edge(size: Size, edge: int, s: int) -> Size:
+    """SimpleTuner, resolution_type pixel: the shorter edge is the resolution, the other follows; both rounded."""
+    longer = plain_round(edge * max(size) / min(size), s)
+    return (plain_round(edge, s), longer) if size[0] < size[1] else (longer, plain_round(edge, s))
+
+
+def random_sizes(count: int, least: int = 64, seed: int = 5) -> list[Size]:
+    rng = random.Random(seed)
+    return [(rng.randint(least, 2500), rng.randint(least, 2500)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -100,10 +151,8 @@ def test_thousands_of_sizes_go_where_the_format_says(grid: tuple[Size, int, int,
     resolution, smallest, largest, step = grid
     chosen = BucketSettings(resolution, True, no_upscale, smallest, largest, step)
     buckets = make_buckets(*grid)
-    rng = random.Random(5)
-    sizes = [(rng.randint(step, 2500), rng.randint(step, 2500)) for _ in range(1500)] + buckets
-    for size in sizes:
-        placement = assign(size, chosen, buckets)
+    for size in random_sizes(10_000 if grid == GRIDS[0] else 1_000, step) + buckets:
+        placement = assign(size, chosen, bucket_list(chosen) if no_upscale else buckets)
         try:
             expected = plain_assign(size, resolution, step, buckets, no_upscale)
         except ZeroDivisionError:
@@ -117,29 +166,113 @@ def test_thousands_of_sizes_go_where_the_format_says(grid: tuple[Size, int, int,
         assert not no_upscale or placement.resized[0] * placement.resized[1] <= size[0] * size[1]
 
 
+@pytest.mark.parametrize("step", [64, 8])
+@pytest.mark.parametrize("edge", [512, 1000])
+def test_thousands_of_sizes_keep_their_aspect_by_the_other_rules(edge: int, step: int) -> None:
+    area = BucketSettings((edge, edge), True, step=step, rule="area")
+    shorter = BucketSettings((edge, edge), True, step=step, rule="shorter_edge")
+    assert bucket_list(area) == bucket_list(shorter) == []
+    for size in random_sizes(10_000 // 4):
+        for chosen, bucket in ((area, plain_area(size, edge, step)), (shorter, plain_shorter_edge(size, edge, step))):
+            placement = assign(size, chosen, [])
+            assert placement is not None
+            assert (placement.bucket, placement.resized) == (bucket, plain_cover(size, bucket))
+
+
+def test_the_area_is_that_of_a_resolution_that_is_no_square() -> None:
+    placement = assign((1000, 1000), BucketSettings((512, 2048), True, rule="area"), [])
+    assert placement is not None and placement.bucket == (1024, 1024)
+
+
 def test_without_buckets_every_picture_covers_the_resolution() -> None:
-    rng = random.Random(6)
-    for _ in range(2000):
-        width, height = rng.randint(1, 3000), rng.randint(1, 3000)
-        placement = assign((width, height), BucketSettings((512, 768)), [])
+    for size in random_sizes(10_000, 1, seed=6):
+        placement = assign(size, BucketSettings((512, 768)), [])
         assert placement is not None and placement.bucket == (512, 768)
+        assert placement.resized == plain_cover(size, (512, 768))
         assert placement.resized[0] >= 512 and placement.resized[1] >= 768
         assert placement.resized[0] == 512 or placement.resized[1] == 768
     exact = assign((512, 768), BucketSettings((512, 768)), [])
     assert exact is not None and exact.resized == (512, 768)
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_pictures_are_shrunk_before_the_crop_but_never_below_the_bucket(enabled: bool) -> None:
+    area = BucketSettings((512, 512), enabled, rule="area", shrink_to=768.0**2)
+    edge = BucketSettings((512, 512), enabled, rule="shorter_edge", shrink_to=768.0)
+    shrunk = 0
+    for size in random_sizes(2_500):
+        for chosen in (area, edge):
+            placement = assign(size, chosen, [])
+            plain = assign(size, BucketSettings((512, 512), enabled, rule=chosen.rule), [])
+            assert placement is not None and plain is not None and placement.bucket == plain.bucket
+            width, height = placement.resized
+            assert width >= placement.bucket[0] and height >= placement.bucket[1]
+            assert abs(width - height * size[0] / size[1]) <= 0.5 + 0.5 * size[0] / size[1]  # the aspect is kept
+            if placement.resized == plain.resized:
+                continue
+            shrunk += 1
+            if chosen is area:
+                assert math.isclose(width * height, 768**2, rel_tol=0.01)
+            else:
+                assert min(width, height) == 768
+    assert shrunk > 1000
+
+
+def test_a_known_picture_is_shrunk() -> None:
+    chosen = BucketSettings((1024, 1024), rule="area", shrink_to=1280.0**2)
+    placement = assign((4096, 4096), chosen, [])
+    assert placement is not None and (placement.bucket, placement.resized) == ((1024, 1024), (1280, 1280))
+
+
 def test_a_side_without_room_is_named_and_nothing_else_is_dropped() -> None:
-    thin, small = record(Path("thin.png"), (2000, 40)), record(Path("one.png"), (300, 300), repeats=3)
-    table = make_table([small, thin], BucketSettings((512, 512), True, True))
+    thin, small = Picture("thin.png", (2000, 40)), Picture("one.png", (300, 300), repeats=3)
+    table = table_of([small, thin], BucketSettings((512, 512), True, True))
     assert len(table.mistakes) == 1 and "thin.png (2000x40)" in table.mistakes[0].what
-    assert table.samples == {(256, 256): 3} and table.pictures == {(256, 256): 1}
+    assert "data.toml, line 3" in table.mistakes[0].what
+    assert table.samples == {(0, (256, 256)): 3} and table.pictures == {(0, (256, 256)): 1}
 
 
 def test_the_table_counts() -> None:
     sizes = [(640, 480), (600, 450), (512, 512), (100, 100)]
-    records = [record(Path(f"{index}.png"), size, repeats=index + 1) for index, size in enumerate(sizes)]
-    table = make_table(records, BucketSettings((512, 512), True))
-    assert table.pictures == {(512, 512): 2, (576, 448): 2} and table.samples == {(512, 512): 7, (576, 448): 3}
+    pictures = [Picture(f"{index}.png", size, repeats=index + 1) for index, size in enumerate(sizes)]
+    table = table_of(pictures, BucketSettings((512, 512), True))
+    assert table.pictures == {(0, (512, 512)): 2, (0, (576, 448)): 2}
+    assert table.samples == {(0, (512, 512)): 7, (0, (576, 448)): 3}
     assert table.enlarged == 1 and len(table.placements) == 4
     assert list(table.samples) == sorted(table.samples)
+
+
+def test_each_dataset_has_its_own_buckets() -> None:
+    sizes = random_sizes(200)
+    chosen = (
+        BucketSettings((512, 512), True),
+        BucketSettings((768, 768), True, True, step=32),
+        BucketSettings((512, 512), True, rule="area"),
+        BucketSettings((640, 640)),
+    )
+    pictures = [Picture(f"{index}.png", size, index % 3 + 1, index % 4) for index, size in enumerate(sizes)]
+    table = table_of(pictures, *chosen)
+    samples: Counter[tuple[int, Size]] = Counter()
+    for picture, placement in zip(pictures, table.placements, strict=True):
+        settings = chosen[picture.dataset]
+        assert placement == assign(picture.size, settings, bucket_list(settings))
+        samples[picture.dataset, placement.bucket] += picture.repeats
+    assert table.samples == samples and list(table.samples) == sorted(samples)
+    assert {bucket for dataset, bucket in table.samples if dataset == 3} == {(640, 640)}
+
+
+@pytest.mark.parametrize("no_upscale", [False, True])
+def test_no_picture_is_dropped_because_its_bucket_is_smaller_than_a_batch(no_upscale: bool) -> None:
+    pictures = [Picture(f"{index}.png", size, index % 2 + 1) for index, size in enumerate(random_sizes(60))]
+    table = table_of(pictures, BucketSettings((512, 512), True, no_upscale), batch_size=16)
+    assert len(table.placements) == len(pictures) and min(table.samples.values()) < 16
+    assert sum(table.pictures.values()) == 60 and sum(table.samples.values()) == 90
+    order = EpochOrder(
+        [0] * len(pictures),
+        [placement.bucket for placement in table.placements],
+        [picture.repeats for picture in pictures],
+        batch_sizes=[16],
+        seed=1,
+    )
+    drawn = Counter(sample for request in order.requests(1) for sample in request.samples)
+    assert drawn == {(index, turn): 1 for index, picture in enumerate(pictures) for turn in range(picture.repeats)}

@@ -1,0 +1,391 @@
+"""SimpleTuner's multidatabackend.json -> the records that a run trains on, by the rules of that trainer.
+
+Other than there: every mistake at once and with its line, no key passed over in silence, and a picture's bucket follows
+from its own aspect alone (there it may be that of the first picture whose aspect rounds to the same two decimals).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from library.options.convert import shown
+from library.options.dataset_config.backend_entry import Entry, Notes
+from library.options.dataset_config.simpletuner_keys import (
+    CROP_STYLES,
+    KNOWN,
+    NOT_NEEDED,
+    RESOLUTION_TYPES,
+    SEPARATORS,
+    SNAP_RANGE,
+    SNAPPED,
+    STRATEGIES,
+    WITHOUT_COUNTERPART,
+)
+from library.options.dataset_config.source import read_source
+from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, Described, SubsetSpec
+from library.options.mistakes import Mistake, Mistakes
+
+FLAG = "data_backend_config"
+
+_CACHES = ("text_embeds", "image_embeds")
+_MASKS = ("mask", "segmentation")
+_MOST_MEGAPIXELS = 20
+_FEWEST_PIXELS = 16  # lengths below it are megapixels written where pixels are meant
+
+
+def read_backend(path: Path, defaults: DatasetSpec) -> Described:
+    """The datasets that the file describes; its entries of equal sizes become the subsets of one dataset.
+
+    `defaults` holds for what the file cannot say (batch size, bucket steps, captions and augmentation of its first
+    subset, if it has one) and for the resolution where an entry says none. Never raises for a mistake of the user.
+    """
+    mistakes = Mistakes()
+    entries = _entries(path, mistakes)
+    notes = Notes(path.name)
+    masks, pictures = dict[str, Entry](), list[Entry]()
+    for entry in _enabled(entries, mistakes, notes):
+        _judge_keys(entry, notes)
+        kind = entry.text("dataset_type") or "image"
+        if kind == "image":
+            pictures.append(entry)
+        elif kind == "conditioning" and _is_mask(entry):
+            masks[entry.name] = entry
+        elif kind in _CACHES:
+            notes.add(f"{kind} is not needed: caches are kept by content", entry)
+        elif kind != "conditioning":
+            entry.wrong("dataset_type", "is not read here", "remove the entry, or set disabled to true in it")
+    if not pictures and not mistakes:
+        mistakes.add(f"--{FLAG} {path}: no entry describes pictures", 'add one of "dataset_type": "image"')
+    reader = _Reader(defaults, masks, notes)
+    described = [reader.read(entry) for entry in pictures]
+    for name in masks.keys() - reader.used:
+        notes.add("no entry names it as its conditioning_data: these masks are not used", masks[name])
+    if described and not described[0][1].captions.dropout_rate:
+        notes.add("SimpleTuner leaves out a tenth of the captions where it is not told otherwise; here none are left "
+                  "out (--caption_dropout_rate=0.1 does the same as there)")  # fmt: skip
+    return Described(_grouped(described, defaults), notes.told(), tuple(mistakes))
+
+
+def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
+    """The entries of the file; none where the file as a whole is at fault."""
+    source = read_source(path, FLAG)
+    if isinstance(source, Mistake):
+        mistakes.extend([source])
+        return []
+    found = source.tree
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        remedy = "write [ {...}, {...} ], as in SimpleTuner's multidatabackend.json"
+        if isinstance(found, dict) and found.keys() & {"general", "datasets"}:
+            remedy = "this is a dataset file of kohya's kind: give it with --dataset_config"
+        mistakes.add(f"--{FLAG} {path} is not a list of entries", remedy)
+        return []
+    for address, line in source.places.twice:
+        mistakes.add(f"{address[-1]} stands twice in one entry ({source.name}, line {line})", "keep one of them")
+    names = [entry.get("id") or f"#{index}" for index, entry in enumerate(found, 1)]
+    return [
+        Entry(source, (index,), str(name), values, mistakes)
+        for index, (name, values) in enumerate(zip(names, found, strict=True))
+    ]
+
+
+def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iterable[Entry]:
+    """The entries that are switched on. Ids tie the entries together: each needs its own."""
+    seen = set[str]()
+    for entry in entries:
+        if not entry.text("id"):
+            mistakes.add(f"an entry has no id ({entry.origin})", 'give it one: "id": "my-pictures"')
+        elif entry.name in seen:
+            entry.wrong("id", "is that of another entry too", "give each entry an id of its own")
+        seen.add(entry.name)
+        if entry.switch("disabled" if "disabled" in entry.values else "disable"):
+            notes.add("disabled, not read", entry)
+        else:
+            yield entry
+
+
+def _judge_keys(entry: Entry, notes: Notes) -> None:
+    """Unknown keys are mistakes, and so are those that ask for what there is not."""
+    for key, value in entry.values.items():
+        if key in WITHOUT_COUNTERPART:
+            neutral, remedy = WITHOUT_COUNTERPART[key]
+            if value not in (neutral, None, "", [], {}):
+                entry.wrong(key, "has no counterpart here", remedy)
+        elif key == "cache_dir_vae":
+            notes.add("cache_dir_vae is not used: caches are kept by content", entry)
+        elif key not in KNOWN:
+            near = difflib.get_close_matches(key, KNOWN, 1, 0.6)
+            entry.wrong(key, "is no key of this file", f"did you mean {near[0]}?" if near else "remove it")
+    idle = [key for key in entry.values if key in NOT_NEEDED and key != "cache_dir_vae"]
+    if idle and entry.values.get("dataset_type") not in _CACHES:
+        notes.add(f"{', '.join(idle)}: not needed here", entry)
+
+
+def _is_mask(entry: Entry) -> bool:
+    """Whether a conditioning entry holds masks; a mistake if not."""
+    if entry.values.get("conditioning_type") in _MASKS:
+        return True
+    remedy = 'masks are read ("conditioning_type": "mask"); remove the entry, or set disabled to true in it'
+    if "conditioning_type" in entry.values:
+        entry.wrong("conditioning_type", "is not read here", remedy)
+    else:
+        entry.wrong("dataset_type", "has no conditioning_type beside it", remedy)
+    return False
+
+
+_Sizes = tuple[BucketSettings, int, int]  # buckets, least edge, least area
+
+
+def _grouped(described: list[tuple[BucketSettings, SubsetSpec]], defaults: DatasetSpec) -> tuple[DatasetSpec, ...]:
+    """Entries of equal sizes together, but each folder once in a dataset."""
+    groups = dict[tuple[BucketSettings, int], list[SubsetSpec]]()
+    for buckets, subset in described:
+        turn = 0
+        while _holds(groups.setdefault((buckets, turn), []), subset):
+            turn += 1
+        groups[buckets, turn].append(subset)
+    return tuple(
+        replace(defaults, origin=subsets[0].origin, buckets=buckets, subsets=tuple(subsets))
+        for (buckets, _), subsets in groups.items()
+    )
+
+
+def _holds(subsets: Iterable[SubsetSpec], wanted: SubsetSpec) -> bool:
+    folder = os.path.normcase(os.path.normpath(wanted.image_dir or ""))
+    return any(os.path.normcase(os.path.normpath(subset.image_dir or "")) == folder for subset in subsets)
+
+
+@dataclass
+class _Reader:
+    """Reads entries of pictures. `used` collects the ids of the masks that they name."""
+
+    defaults: DatasetSpec
+    masks: Mapping[str, Entry]
+    notes: Notes
+
+    def __post_init__(self) -> None:
+        given = self.defaults.subsets
+        self.base = given[0] if given else SubsetSpec(None, self.defaults.origin)
+        self.used = set[str]()
+
+    def read(self, entry: Entry) -> tuple[BucketSettings, SubsetSpec]:
+        """One entry. What is faulty in it is among the mistakes, and stands here at its default."""
+        for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
+            entry.choice(key, usual, f"use {usual[0]}, with the pictures in a folder")
+        if entry.number("probability") not in (None, 0, 1):  # 0 counts as not given
+            entry.wrong("probability", "has no counterpart: every picture is shown as often as its repeats say",
+                        "remove it, and set repeats instead")  # fmt: skip
+        buckets, least_edge, least_area = self._sizes(entry)
+        images = replace(self.base.images, random_crop=False, corner_crop=False)
+        if entry.switch("crop"):
+            style = self._crop_style(entry)
+            images = replace(images, random_crop=style == "random", corner_crop=style == "corner")
+        subset = replace(
+            self._captions(entry),
+            image_dir=entry.path("instance_data_dir"),
+            origin=entry.origin,
+            repeats=self._repeats(entry),
+            is_reg=self._is_reg(entry),
+            metadata_file=None,
+            recursive=True,
+            mask_dir=self._mask_dir(entry),
+            least_edge=least_edge,
+            least_area=least_area,
+            images=images,
+        )
+        return buckets, subset
+
+    def _repeats(self, entry: Entry) -> int:
+        """There a picture's extra passes, 0 = once."""
+        extra = entry.number("repeats") or 0
+        if extra < 0 or extra != int(extra):
+            entry.wrong("repeats", "is not a whole number from 0 up", "write the extra passes: 0 shows a picture once")
+            return 1
+        return int(extra) + 1
+
+    def _is_reg(self, entry: Entry) -> bool:
+        found = "is_regularisation_data" in entry.values
+        is_reg = entry.switch("is_regularisation_data" if found else "is_regularization_data")
+        if is_reg:
+            self.notes.add("is_regularisation_data is read as kohya's trainers mean it: these pictures count with "
+                           "--prior_loss_weight; the comparison with the base model is not made", entry)  # fmt: skip
+        return is_reg
+
+    def _mask_dir(self, entry: Entry) -> Path | None:
+        named = entry.values.get("conditioning_data") or []
+        names = [named] if isinstance(named, str) else named
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            entry.wrong("conditioning_data", "is not the id of an entry", 'write "conditioning_data": "my-masks"')
+            return None
+        names = names or [name for name, mask in self.masks.items()
+                          if mask.values.get("source_dataset_id") == entry.name]  # fmt: skip
+        if len(names) > 1:
+            entry.wrong("conditioning_data", "names several entries", "keep the one with the masks")
+        if not names:
+            return None
+        mask = self.masks.get(names[0])
+        if mask is None:
+            entry.wrong("conditioning_data", "is no id of an entry of masks",
+                        'give an entry of "dataset_type": "conditioning", "conditioning_type": "mask"')  # fmt: skip
+            return None
+        return self._folder_of_masks(mask, entry)
+
+    def _folder_of_masks(self, mask: Entry, entry: Entry) -> Path | None:
+        if mask.name not in self.used:
+            self.used.add(mask.name)
+            if mask.values.get("conditioning_type") == "segmentation":
+                self.notes.add("conditioning_type segmentation is read as mask: grey counts in part", mask)
+            sizes = ("crop", "crop_aspect", "crop_style", "resolution", "resolution_type", "minimum_image_size",
+                     "maximum_image_size", "target_downsample_size")  # fmt: skip
+            other = [key for key in sizes if key in mask.values and mask.values[key] != entry.values.get(key)]
+            if other:
+                self.notes.add(f"{', '.join(other)}: masks are scaled and cut as their pictures are", mask)
+        return mask.path("instance_data_dir")
+
+    def _sizes(self, entry: Entry) -> _Sizes:
+        """How large the pictures are trained, and which are left out as too small."""
+        crop = entry.switch("crop")
+        square = crop and self._crop_aspect(entry) == "square"
+        kind = entry.choice("resolution_type", RESOLUTION_TYPES) or "pixel_area"
+        edge = self._edge(entry, kind, square)
+        shrink_to = self._shrink_to(entry, kind)
+        if shrink_to is not None and not crop:
+            self.notes.add("maximum_image_size and target_downsample_size have no effect without crop", entry)
+            shrink_to = None
+        given = self.defaults.buckets
+        buckets = BucketSettings(
+            (edge, edge), not square, smallest=given.smallest, largest=given.largest, step=given.step,
+            rule="shorter_edge" if kind == "pixel" else "area", shrink_to=shrink_to,
+        )  # fmt: skip
+        if square and shrink_to is None:
+            buckets = replace(buckets, rule="kohya")  # one bucket: no rule has anything to say
+        least = self._length(entry, "minimum_image_size", kind)
+        if kind == "pixel":
+            return buckets, math.ceil(least), 0
+        if least > 5e6:
+            entry.wrong("minimum_image_size", "leaves out pictures of 5 megapixels",
+                        f"it is in the unit of resolution_type {kind}")  # fmt: skip
+        return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
+
+    def _edge(self, entry: Entry, kind: str, square: bool) -> int:
+        """The side of a square of the resolution; kind pixel: the shorter edge."""
+        given = self.defaults.buckets
+        value = entry.number("resolution")
+        if value is None:
+            if min(given.resolution) < 1:
+                entry.wrong("resolution", "is missing", 'write for example "resolution": 1024')
+                return 512
+            whole = min(given.resolution) if kind == "pixel" else math.sqrt(math.prod(given.resolution))
+        else:
+            length = self._length(entry, "resolution", kind)
+            if length <= 0:
+                entry.wrong("resolution", "is no size", 'write for example "resolution": 1024')
+                return 512
+            whole = length if kind == "pixel" else math.sqrt(length)
+        if kind == "area" and square and value is not None:
+            whole = next((side for share, side in SNAPPED.items() if abs(value - share) < SNAP_RANGE), whole)
+        if kind == "pixel" and not square:
+            return round(whole)  # rounded with the longer one, which follows from it
+        edge = max(1, round(whole / given.step)) * given.step
+        if edge != round(whole):
+            self.notes.add(f"resolution {shown(value)} comes to {edge}x{edge}, a multiple of {given.step}", entry)
+        return edge
+
+    def _length(self, entry: Entry, key: str, kind: str) -> float:
+        """A size in pixels: kind pixel an edge, else an area. 0 where none is given."""
+        value = entry.number(key) or 0
+        if value < 0:
+            entry.wrong(key, "is below 0", "write a size, or leave it out")
+        elif kind == "area" and value >= _MOST_MEGAPIXELS:
+            entry.wrong(key, f"is too much: resolution_type area counts megapixels, below {_MOST_MEGAPIXELS}",
+                        'for pixels write "resolution_type": "pixel_area"')  # fmt: skip
+        elif kind != "area" and 0 < value < _FEWEST_PIXELS:
+            entry.wrong(key, f"is too small: resolution_type {kind} counts pixels",
+                        'for megapixels write "resolution_type": "area"')  # fmt: skip
+        else:
+            return {"pixel": value, "area": value * 1e6, "pixel_area": value * value}[kind]
+        return 0
+
+    def _shrink_to(self, entry: Entry, kind: str) -> float | None:
+        most, target = (self._length(entry, key, kind) for key in ("maximum_image_size", "target_downsample_size"))
+        if bool(most) == bool(target):
+            return float(round(target)) or None
+        there, missing = "maximum_image_size", "target_downsample_size"
+        if target:
+            there, missing = missing, there
+        entry.wrong(there, f"stands without {missing}", f"add {missing}, or remove {there}")
+        return None
+
+    def _crop_aspect(self, entry: Entry) -> str:
+        if entry.values.get("crop_aspect") in ("closest", "random"):
+            entry.wrong("crop_aspect", "has no counterpart",
+                        'write "preserve" (each picture at about its own aspect) or "square"')  # fmt: skip
+            return "preserve"
+        return entry.choice("crop_aspect", ("square", "preserve")) or "square"
+
+    def _crop_style(self, entry: Entry) -> str:
+        if entry.values.get("crop_style") == "face":
+            entry.wrong("crop_style", "has no counterpart: faces are not looked for", 'write "center" or "random"')
+            return "center"
+        style = entry.choice("crop_style", CROP_STYLES) or "random"
+        if style == "random":
+            said = "" if entry.given("crop_style") else " (what this file means without a crop_style)"
+            self.notes.add(f"crop_style random{said}: cut anew each time, so latents cannot be cached", entry)
+        return style
+
+    def _captions(self, entry: Entry) -> SubsetSpec:
+        """What the captions of an entry are, in the fields of a subset."""
+        strategy = entry.choice("caption_strategy", STRATEGIES, "write the captions into .txt files: textfile")
+        if strategy is None:
+            self.notes.add("without a caption_strategy, captions are the names of the files, as there", entry)
+            strategy = "filename"
+        prompts = entry.texts("instance_prompt")
+        captions = self._shuffled(entry)
+        if strategy == "instanceprompt" or entry.switch("only_instance_prompt"):
+            if not prompts:
+                entry.wrong("instance_prompt", "is missing", "write the caption of all these pictures there")
+            captions = replace(captions, prefix="", wildcard=captions.wildcard or len(prompts) > 1)
+            return replace(self.base, caption_source="class_tokens", class_tokens="\n".join(prompts) or None,
+                           captions=captions)  # fmt: skip
+        captions = replace(captions, prefix=self._prefix(entry, prompts))
+        if strategy == "filename":
+            return replace(self.base, caption_source="file_name", class_tokens=None, captions=captions)
+        return replace(self.base, caption_source="files", caption_extensions=(".txt",), class_tokens=None,
+                       captions=replace(captions, wildcard=self._several_lines(entry)))  # fmt: skip
+
+    def _several_lines(self, entry: Entry) -> bool:
+        if entry.switch("disable_multiline_split"):
+            self.notes.add("disable_multiline_split: the first line of a caption file is its caption", entry)
+            return False
+        self.notes.add("each line of a .txt file is a caption, one is drawn each time; {a|b} in it is a choice", entry)
+        return True
+
+    def _prefix(self, entry: Entry, prompts: list[str]) -> str:
+        if not entry.switch("prepend_instance_prompt"):
+            if prompts:
+                self.notes.add("instance_prompt is not used: neither prepend_ nor only_instance_prompt is on", entry)
+            return ""
+        if len(prompts) != 1:
+            entry.wrong("prepend_instance_prompt", "needs one instance_prompt", "write one text as instance_prompt")
+            return ""
+        return prompts[0]
+
+    def _shuffled(self, entry: Entry) -> CaptionSettings:
+        captions = replace(self.base.captions, shuffle=False, keep_tokens=0)
+        inner = entry.table("caption_shuffle", ("enable", "count", "seed", "split_on", "position_start",
+                                                "include_original"))  # fmt: skip
+        if inner is None:
+            return self.base.captions
+        if not inner.switch("enable"):
+            return captions
+        self.notes.add("caption_shuffle: shuffled anew each time instead of in a fixed number of variants", entry)
+        kept = inner.number("position_start") or 0
+        if kept < 0 or kept != int(kept):
+            inner.wrong("position_start", "is not a whole number from 0 up", "write how many parts stay in place")
+            kept = 0
+        separator = SEPARATORS[inner.choice("split_on", tuple(SEPARATORS)) or "comma"]
+        return replace(captions, shuffle=True, keep_tokens=int(kept), separator=separator)

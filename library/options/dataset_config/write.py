@@ -1,0 +1,283 @@
+"""The records back to a file: kohya's dataset file in TOML, or SimpleTuner's multidatabackend.json.
+
+A value is written where it is not the built-in default. What a file of that kind cannot say is told, never dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from library.options.convert import shown
+from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Key, Kind
+from library.options.dataset_config.simpletuner_keys import ALIGNMENT, SEPARATORS
+from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, SubsetSpec
+
+_SPLITS = {separator: name for name, separator in SEPARATORS.items()}
+_VARIANTS = 10  # of a shuffled caption: SimpleTuner wants a number
+_TEXT_FILES = (".txt",)
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The text of a file, and what it does not say of the records it was made from."""
+
+    text: str
+    lost: tuple[str, ...]
+
+
+@dataclass
+class _Lost:
+    """What has no counterpart, once each, with the subsets it concerns."""
+
+    _found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, text: str, place: str) -> None:
+        places = self._found.setdefault(text, [])
+        if place not in places:
+            places.append(place)
+
+    def told(self) -> tuple[str, ...]:
+        return tuple(f"{', '.join(places)}: {text}" for text, places in self._found.items())
+
+
+def _name(subset: SubsetSpec) -> str:
+    source = subset.image_dir or subset.metadata_file
+    return source.name if source is not None and source.name else subset.origin
+
+
+def _records(dataset: DatasetSpec, subset: SubsetSpec | None) -> Mapping[str, object]:
+    """The records that keys have their fields in, by the names they have in the table of keys."""
+    found: Mapping[str, object] = {"dataset": dataset, "buckets": dataset.buckets}
+    return found if subset is None else {"subset": subset, "captions": subset.captions, "images": subset.images}
+
+
+_USUAL = {
+    **_records(DatasetSpec("", BucketSettings((0, 0)), ()), None),
+    **_records(DatasetSpec("", BucketSettings((0, 0)), ()), SubsetSpec(None, "")),
+}
+
+
+def _unusual(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[Key, Any]]:
+    """The keys whose fields are not at the built-in default, with the values as a file writes them."""
+    records = _records(dataset, subset)
+    for key in KEYS.values():
+        record, _, name = (key.target or "").partition(".")
+        if record in records:
+            value = getattr(records[record], name)
+            if value != getattr(_USUAL[record], name):
+                yield key, _plain(key, value)
+
+
+def _plain(key: Key, value: Any) -> Any:
+    """A value as TOML and JSON know it."""
+    if key.name == "caption_extension":
+        return ",".join(value)
+    if key.name == "background":
+        return "#" + bytes(value).hex()
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_kohya(datasets: Sequence[DatasetSpec]) -> Written:
+    """A dataset file of kohya's kind."""
+    lost = _Lost()
+    tables = []
+    for dataset in datasets:
+        for kind in (DREAMBOOTH, FINE_TUNING):  # kohya takes one kind in a dataset
+            subsets = [
+                subset for subset in dataset.subsets if (subset.metadata_file is not None) == (kind is FINE_TUNING)
+            ]
+            if subsets:
+                tables.append(_kohya_dataset(dataset, subsets, lost))
+    return Written(tomli_w.dumps({"datasets": tables}), lost.told())
+
+
+def _kind(subset: SubsetSpec) -> Kind:
+    return DREAMBOOTH if subset.metadata_file is None else FINE_TUNING
+
+
+def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _Lost) -> Table:
+    width, height = dataset.buckets.resolution
+    table: Table = {"resolution": width if width == height else [width, height], "batch_size": dataset.batch_size}
+    table |= {key.name: value for key, value in _unusual(dataset, None)}
+    places = [_name(subset) for subset in subsets]
+    for place in places:
+        if dataset.buckets.rule != "kohya" and dataset.buckets.enabled:
+            at = "a shorter edge" if dataset.buckets.rule == "shorter_edge" else "the area"
+            lost.add(f"each picture keeps its own aspect at {at} of {width}: kohya's buckets come from its list", place)
+        if dataset.buckets.shrink_to is not None:
+            lost.add("target_downsample_size: pictures are not scaled before the crop but to cover their bucket", place)
+        if all(subset.is_reg for subset in subsets):
+            lost.add("regularisation pictures without training pictures of the same size: put them together", place)
+    table["subsets"] = [_kohya_subset(dataset, subset, lost) for subset in subsets]
+    return table
+
+
+def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Table:
+    place = _name(subset)
+    table: Table = {}
+    for key, value in _unusual(dataset, subset):
+        if _kind(subset) in key.kinds:
+            table[key.name] = value
+        else:
+            lost.add(f"{key.name} = {shown(value)}: not beside a metadata_file", place)
+    if subset.caption_source == "file_name":
+        lost.add("captions from the names of the files: write them into caption files", place)
+    elif subset.caption_source == "class_tokens":
+        lost.add("the same caption for all pictures, even for those with a caption file beside them", place)
+    if subset.recursive:
+        lost.add("the pictures of its sub-folders are read too: kohya's files name each folder", place)
+    if subset.least_edge or subset.least_area:
+        lost.add("minimum_image_size: small pictures are not left out", place)
+    if subset.images.corner_crop:
+        lost.add("crop_style corner: the crop is made at the centre", place)
+    order = ["image_dir", "metadata_file", *table]
+    return {name: table[name] for name in dict.fromkeys(order) if name in table}
+
+
+def to_simpletuner(datasets: Sequence[DatasetSpec]) -> Written:
+    """A multidatabackend.json: an entry for each subset and its masks, and the cache of captions it wants."""
+    lost, ids = _Lost(), set[str]()
+    entries: list[Table] = []
+    for dataset in datasets:
+        for subset in dataset.subsets:
+            entries += _entries(dataset, subset, _new_id(_name(subset), dataset.buckets, ids), lost)
+    entries.append({
+        "id": _unique("text-embeds", ids), "type": "local", "dataset_type": "text_embeds", "default": True,
+        "cache_dir": "cache/text",
+    })  # fmt: skip
+    return Written(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", lost.told())
+
+
+def _new_id(name: str, buckets: BucketSettings, ids: set[str]) -> str:
+    return _unique(name if name not in ids else f"{name}-{buckets.resolution[0]}", ids)
+
+
+def _unique(name: str, ids: set[str]) -> str:
+    number, found = 1, name
+    while found in ids:
+        number += 1
+        found = f"{name}-{number}"
+    ids.add(found)
+    return found
+
+
+def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -> list[Table]:
+    place = _name(subset)
+    sizes = _sizes(dataset.buckets, subset, lost)
+    captions, said = _captions(subset, lost)
+    entry: Table = {
+        "id": name, "type": "local", "dataset_type": "image", "instance_data_dir": str(subset.image_dir or ""),
+        "cache_dir_vae": f"cache/vae/{name}", **sizes, **captions, "repeats": subset.repeats - 1,
+    }  # fmt: skip
+    if subset.is_reg:
+        entry["is_regularisation_data"] = True
+        lost.add("is_reg: there a regularisation picture is compared with what the model without training makes", place)
+    if subset.image_dir is None:
+        lost.add("pictures that only a metadata_file names: put them into a folder", place)
+    if not subset.recursive:
+        lost.add("sub-folders are read there", place)
+    if dataset.batch_size != 1:
+        lost.add(f"batch_size = {dataset.batch_size}: an option of its command line (--train_batch_size)", place)
+    said |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
+    for key, value in [*_unusual(dataset, None), *_unusual(dataset, subset)]:
+        if key.target not in said and not str(key.target).startswith("buckets."):
+            lost.add(f"{key.name} = {shown(value)}", place)
+    if subset.mask_dir is None:
+        return [entry]
+    masks = {
+        "id": f"{name}-masks", "type": "local", "dataset_type": "conditioning", "conditioning_type": "mask",
+        "instance_data_dir": str(subset.mask_dir), **sizes,
+    }  # fmt: skip
+    return [entry | {"conditioning_data": f"{name}-masks"}, masks]
+
+
+def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
+    """Resolution, crop and least size."""
+    place, (width, height) = _name(subset), buckets.resolution
+    if buckets.rule == "kohya" and buckets.enabled:
+        limits = "no_upscale" if buckets.no_upscale else f"{buckets.smallest} to {buckets.largest} pixels"
+        lost.add(f"kohya's buckets ({limits}): there each picture keeps its own aspect at the same area", place)
+    elif not buckets.enabled and width != height:
+        lost.add(f"resolution {width},{height} for all pictures: there each keeps its own aspect at this area", place)
+    if buckets.enabled and buckets.step != ALIGNMENT:
+        lost.add(f"bucket_reso_steps = {buckets.step}: --aspect_bucket_alignment there", place)
+    square = not buckets.enabled and width == height
+    by_edge = buckets.rule == "shorter_edge" or (
+        square and buckets.shrink_to is None and bool(subset.least_edge) and not subset.least_area
+    )
+    edge = width if by_edge or width == height else round(math.sqrt(width * height))
+    table: Table = {"resolution": edge, "resolution_type": "pixel" if by_edge else "pixel_area"}
+    images = subset.images
+    table["crop"] = square or images.random_crop or images.corner_crop or buckets.shrink_to is not None
+    if table["crop"]:
+        table["crop_aspect"] = "square" if square else "preserve"
+        table["crop_style"] = "random" if images.random_crop else "corner" if images.corner_crop else "center"
+    least = subset.least_edge if by_edge else _root(subset.least_area)
+    if least:
+        table["minimum_image_size"] = least
+    implied = square and subset.least_edge == math.ceil(math.sqrt(subset.least_area))
+    if subset.least_area if by_edge else subset.least_edge and not implied:
+        lost.add("least edge and least area of pictures: there is one least size", place)
+    if buckets.shrink_to is not None:
+        target = _whole(buckets.shrink_to) if by_edge else _root(buckets.shrink_to)
+        table |= {"maximum_image_size": target, "target_downsample_size": target}
+    return table
+
+
+def _root(area: float) -> float:
+    """The side of a square of an area."""
+    return _whole(math.sqrt(area))
+
+
+def _whole(length: float) -> float:
+    return int(length) if length == int(length) else length
+
+
+def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
+    """The keys of captions, and the fields that they speak for."""
+    place, captions = _name(subset), subset.captions
+    table, said = _shuffled(captions)
+    if subset.caption_source == "class_tokens":
+        prompts = (subset.class_tokens or "").split("\n")
+        table |= {"caption_strategy": "instanceprompt", "instance_prompt": prompts if len(prompts) > 1 else prompts[0]}
+        several = {"captions.wildcard"} if len(prompts) > 1 else set()
+        return table, said | several | {"subset.class_tokens", "subset.caption_extensions"}
+    if captions.prefix:
+        table |= {"instance_prompt": captions.prefix, "prepend_instance_prompt": True}
+        said.add("captions.prefix")
+    if subset.caption_source == "file_name":
+        return {"caption_strategy": "filename", **table}, said | {"subset.caption_extensions"}
+    if not captions.wildcard:
+        table["disable_multiline_split"] = True
+    if subset.caption_source == "metadata":
+        lost.add("captions of a metadata_file: write them into .txt files beside the pictures", place)
+    elif subset.caption_extensions != _TEXT_FILES:
+        endings = ", ".join(subset.caption_extensions)
+        lost.add(f"caption_extension = {endings}: captions are read from .txt files there, rename them", place)
+    if subset.class_tokens is not None:
+        lost.add(f"class_tokens = {shown(subset.class_tokens)} for pictures without a caption file: each needs one "
+                 "there (or, for the same caption on all, instanceprompt as caption_strategy)", place)  # fmt: skip
+    return {"caption_strategy": "textfile", **table}, said | {
+        "captions.wildcard", "subset.caption_extensions", "subset.class_tokens", "subset.metadata_file"
+    }  # fmt: skip
+
+
+def _shuffled(captions: CaptionSettings) -> tuple[Table, set[str]]:
+    if not captions.shuffle or captions.separator not in _SPLITS:
+        return {}, set()
+    shuffle = {
+        "enable": True, "count": _VARIANTS, "split_on": _SPLITS[captions.separator],
+        "position_start": captions.keep_tokens, "include_original": False,
+    }  # fmt: skip
+    return {"caption_shuffle": shuffle}, {"captions.shuffle", "captions.keep_tokens", "captions.separator"}
