@@ -180,6 +180,8 @@ def _batch_sizes(raw: object) -> tuple[int, ...]:
     read = _whole(1)
     if not isinstance(raw, list):
         return (read(raw),)
+    if not raw:
+        raise BadValue("is an empty list", "write a whole number such as 4, or a list with one for each resolution")
     try:
         return tuple(read(member) for member in raw)
     except BadValue as bad:

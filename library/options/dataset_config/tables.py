@@ -69,10 +69,12 @@ def read_table(
             mistakes.add(f"{what} is no key of {_NAMES[level]}", _remedy(name, level, kind))
         elif level not in key.levels:
             mistakes.add(f"{what} is no key of {_NAMES[level]}", f"it belongs to {_home(key)}")
+        elif raw is None:
+            continue
         elif kind is not None and kind not in key.kinds:
             elsewhere = "; in general it counts for the other datasets" if "general" in key.levels else ""
             mistakes.add(f"{what} has no meaning in {_KINDS[kind]}", f"take it out{elsewhere}")
-        elif raw is not None:
+        else:
             try:
                 values[name] = key.read(raw)
             except BadValue as bad:
