@@ -156,11 +156,15 @@ class Files:
     def look(self, entry: Wanted) -> Look:
         """Find an entry. One of which only the stamps are out of date is noted anew on the way."""
         judge = self._glance if self.skip_check else self._examine
-        looks = [judge(file, entry) for file in self._candidates(entry)]
-        usable = [look for look in looks if look.verdict in ("current", "foreign")]
-        begun = [look for look in looks if look.verdict == "half"]
-        for look in (*usable, *begun):
-            return look
+        looks: list[Look] = []
+        for file in self._candidates(entry):
+            look = judge(file, entry)
+            if look.verdict in ("current", "foreign"):
+                return look
+            looks.append(look)
+        for look in looks:
+            if look.verdict == "half":
+                return look
         told = looks[:1] if self._shares_its_name(entry) else looks  # under a shared name others have theirs
         return Look("stale" if any(look.verdict == "stale" for look in told) else "missing", self.target(entry))
 
