@@ -83,7 +83,7 @@ def from_flags(data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions)
         origin="--train_data_dir",
         caption_extensions=caption_extensions(caption.caption_extension),
         caption_encoding=caption.caption_encoding,
-        mask_dir=mask.conditioning_data_dir,
+        mask_dir=mask.conditioning_data_dir if mask.masked_loss else None,
         alpha_mask=mask.alpha_mask,
         captions=caption_settings(caption),
         images=image_settings(data),
@@ -162,5 +162,5 @@ def _check(options: TrainOptions, mistakes: Mistakes) -> None:
             ]
         )
     masks = options.mask.conditioning_data_dir
-    if masks is not None and not masks.is_dir():
+    if masks is not None and options.mask.masked_loss and not masks.is_dir():
         mistakes.add(f"--conditioning_data_dir: there is no folder {masks}", "check the path")

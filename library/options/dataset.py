@@ -7,7 +7,7 @@ from pathlib import Path
 
 from library.options.flag import flag
 
-INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area")
 
 
 @dataclass(frozen=True)

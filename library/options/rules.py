@@ -134,13 +134,6 @@ REQUIRES = (
         "take one of the two out",
     ),
     Requires(
-        ("conditioning_data_dir", "masked_loss"),
-        on("conditioning_data_dir"),
-        on("masked_loss"),
-        "masks weigh the loss only where that is asked for",
-        "add --masked_loss, or take --conditioning_data_dir out",
-    ),
-    Requires(
         ("masked_loss", "conditioning_data_dir"),
         on("masked_loss"),
         lambda values: any(values[name] for name in ("conditioning_data_dir", "alpha_mask", *DATASET_FILES)),
@@ -341,6 +334,7 @@ TOLD = (
         Told(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
         for name in ("mask_floor", "mask_invert")
     ),
+    Told("conditioning_data_dir", off("masked_loss"), "masks weigh the loss only with masked_loss, which is not set"),
     Told("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
     Told(
         "write_inference_yaml",

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from library.options.dataset import DatasetOptions
+from library.options.caption import CaptionOptions
 from library.options.flag import Flag, flag, flags_of
 from library.options.mistakes import Mistakes
 from library.sampling.prompts import PictureRequest
@@ -69,7 +69,7 @@ class ClassImageOptions(DrawingOptions):
     count: int = flag(200, "pictures that the folder is to hold; several prompts are taken in turn", at_least=1)
     write_captions: bool = flag(False, "write the prompt beside each picture as its caption")
     caption_extension: str = flag(
-        DatasetOptions.caption_extension, "file ending of these captions; the training must be told the same"
+        CaptionOptions.caption_extension, "file ending of these captions; the training must be told the same"
     )
     dry_run: bool = flag(False, "say what is missing and stop before the model is loaded")
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from library.data import images
 from library.data.batch import Batch
-from library.data.buckets import BucketSettings, make_table
+from library.data.buckets import make_table
 from library.data.cache import MemoryLatents
-from library.data.captions import CaptionSettings
-from library.data.dataset import BatchLoader, TrainingDataset, describe_samples, explain_dead_workers
-from library.data.images import ImageSettings
-from library.data.order import BatchRequest, EpochOrder
+from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
+from library.data.order import BatchRequest, EpochOrder, Sample
+from library.data.reading import PictureReader
+from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
 from library.options.mistakes import UserError
 from tests.data.pictures import record, save
 
@@ -26,51 +28,80 @@ SIZES = [(64, 64), (90, 48), (64, 64), (48, 90), (80, 80)]
 DEADLY = "kill this worker"
 
 
-def tokenize(captions: list[str]) -> torch.Tensor:
+def tokenize(captions: Sequence[str]) -> tuple[torch.Tensor, None]:
     """Code points, one chunk of 77. One caption is the end of the worker that meets it, as for want of memory."""
     if DEADLY in captions:
         os._exit(1)
     rows = [[ord(letter) for letter in caption.ljust(77)[:77]] for caption in captions]
-    return torch.tensor(rows)[:, None]
+    return torch.tensor(rows)[:, None], None
 
 
-def dataset(folder: Path, **options: object) -> TrainingDataset:
+PLAIN, AS_THEY_ARE = ImageSettings(), CaptionSettings()
+BUCKETS = BucketSettings((64, 64), True, smallest=32, largest=128, step=8)
+
+
+def dataset(
+    folder: Path, images: ImageSettings = PLAIN, captions: CaptionSettings = AS_THEY_ARE, **subset: Any
+) -> TrainingDataset:
+    spec = SubsetSpec(folder, "here", images=images, captions=captions, **subset)
+    whole = DatasetSpec("here", BUCKETS, (spec,))
     records = [
         record(save(folder / f"{index}.png", size), size, repeats=2, is_reg=index > 2, caption=f"a, b, c, d{index}")
         for index, size in enumerate(SIZES)
     ]
-    table = make_table(records, BucketSettings((64, 64), True, smallest=32, largest=128, step=8))
-    made = TrainingDataset(tuple(records), table.placements, tokenize, seed=5, prior_loss_weight=0.25)
-    return replace(made, **options)  # type: ignore[arg-type]
+    table = make_table(records, [whole])
+    reader = PictureReader(tuple(records), table.placements, (spec,), (whole,))
+    return TrainingDataset(reader, tokenize, seed=5, steps=100, prior_loss_weight=0.25)  # type: ignore[arg-type]
 
 
-ALL = {"captions": CaptionSettings(True, 1, 0.2), "images": ImageSettings(True, True, True)}
+def with_settings(data: TrainingDataset, **settings: Any) -> TrainingDataset:
+    """The same pictures under other settings of their subset."""
+    (spec,) = data.pictures.subsets
+    return replace(data, pictures=replace(data.pictures, subsets=(replace(spec, **settings),)))
+
+
+def with_records(data: TrainingDataset, places: Sequence[int], **first: Any) -> TrainingDataset:
+    """These of the records; `first` changes the last of them."""
+    reader = data.pictures
+    records = [reader.records[place] for place in places]
+    records[-1] = replace(records[-1], **first)
+    placements = tuple(reader.placements[place] for place in places)
+    return replace(data, pictures=replace(reader, records=tuple(records), placements=placements))
+
+
+ALL: dict[str, Any] = {"captions": CaptionSettings(True, 1, 0.2), "images": ImageSettings(True, True, True)}
 
 
 def order(data: TrainingDataset, batch_size: int = 2) -> EpochOrder:
     return EpochOrder(
-        [placement.bucket for placement in data.placements],
-        [record.repeats for record in data.records],
-        batch_size=batch_size,
+        [record.dataset for record in data.pictures.records],
+        [placement.bucket for placement in data.pictures.placements],
+        [record.repeats for record in data.pictures.records],
+        batch_sizes=[batch_size],
         accumulation=2,
         seed=data.seed,
     )
 
 
+def request_of(epoch: int, bucket: Size, samples: Sequence[Sample], first: int = 0) -> BatchRequest:
+    """A window of one micro-batch."""
+    return BatchRequest(epoch, 0, bucket, tuple(samples), first, len(samples), last_of_window=True)
+
+
 def assert_same(one: Batch, other: Batch) -> None:
     assert (one.paths, one.captions) == (other.paths, other.captions)
-    for name in ("pixels", "latents", "input_ids", "weights", "sample_index", "is_reg"):
+    for name in ("pixels", "latents", "mask", "input_ids", "weights", "sample_index", "is_reg"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None and second is None) or torch.equal(first, second), name
 
 
 def test_a_batch_holds_what_the_request_says(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    request = BatchRequest(1, (64, 64), ((0, 1), (4, 0)), first_sample=30, window_samples=2, last_of_window=True)
+    request = request_of(1, (64, 64), ((0, 1), (4, 0)), first=30)
     batch = data[request]
     assert batch.pixels is not None and batch.latents is None and len(batch) == 2
     assert batch.pixels.shape == (2, 3, 64, 64) and batch.pixels.dtype == torch.float32
-    assert torch.equal(batch.pixels[0], torch.from_numpy(images.to_float(images.load(data.records[0].path))))
+    assert torch.equal(batch.pixels[0], torch.from_numpy(images.to_float(images.load(data.pictures.records[0].path))))
     assert batch.input_ids.shape == (2, 1, 77) and batch.input_ids.dtype == torch.int64
     assert batch.weights.tolist() == [1.0, 0.25] and batch.weights.dtype == torch.float32
     assert batch.is_reg.tolist() == [False, True]
@@ -83,7 +114,7 @@ def test_draws_belong_to_epoch_picture_and_repeat(tmp_path: Path) -> None:
     data = dataset(tmp_path, **ALL)
 
     def sample(epoch: int, index: int, repeat: int, first: int) -> Batch:
-        return data[BatchRequest(epoch, data.placements[index].bucket, ((index, repeat),), first, 1, True)]
+        return data[request_of(epoch, data.pictures.placements[index].bucket, ((index, repeat),), first)]
 
     assert_same(replace(sample(1, 1, 0, 0), sample_index=torch.tensor([9])), sample(1, 1, 0, 9))
     variants = [sample(epoch, 1, repeat, 0) for epoch in range(1, 9) for repeat in range(2)]
@@ -93,7 +124,7 @@ def test_draws_belong_to_epoch_picture_and_repeat(tmp_path: Path) -> None:
 
 def test_one_augmentation_leaves_the_draws_of_another_alone(tmp_path: Path) -> None:
     both = dataset(tmp_path, images=ImageSettings(flip=True, colour=True))
-    one = replace(both, images=ImageSettings(flip=True))
+    one = with_settings(both, images=ImageSettings(flip=True))
     requests = list(order(one).requests(1))
     equal = [torch.equal(both[request].pixels, one[request].pixels) for request in requests]  # type: ignore[arg-type]
     assert any(equal)  # colours vary in a third only: the rest is flipped alike
@@ -102,18 +133,19 @@ def test_one_augmentation_leaves_the_draws_of_another_alone(tmp_path: Path) -> N
 
 def test_an_index_that_moves_changes_no_draw(tmp_path: Path) -> None:
     data = dataset(tmp_path, **ALL)
-    fewer = replace(data, records=data.records[1:], placements=data.placements[1:])
+    fewer = with_records(data, range(1, 5))
+    bucket = data.pictures.placements[1].bucket
     for repeat in range(2):
-        before = data[BatchRequest(2, data.placements[1].bucket, ((1, repeat),), 0, 1, True)]
-        assert_same(before, fewer[BatchRequest(2, data.placements[1].bucket, ((0, repeat),), 0, 1, True)])
+        before = data[request_of(2, bucket, ((1, repeat),))]
+        assert_same(before, fewer[request_of(2, bucket, ((0, repeat),))])
 
 
 def test_latents_are_flipped_by_the_coin_of_the_pixels(tmp_path: Path) -> None:
     pixels = dataset(tmp_path, images=ImageSettings(flip=True))
-    plain = tuple(torch.zeros(4, p.bucket[1] // 8, p.bucket[0] // 8) for p in pixels.placements)
+    plain = tuple(torch.zeros(4, p.bucket[1] // 8, p.bucket[0] // 8) for p in pixels.pictures.placements)
     store = MemoryLatents(plain, tuple(one + 1 for one in plain))
     cached = replace(pixels, latents=store)
-    straight = replace(pixels, images=ImageSettings())
+    straight = with_settings(pixels, images=ImageSettings())
     coins = []
     for request in (r for epoch in range(1, 6) for r in order(pixels, 1).requests(epoch)):
         one, other, third = cached[request], pixels[request], straight[request]
@@ -122,17 +154,16 @@ def test_latents_are_flipped_by_the_coin_of_the_pixels(tmp_path: Path) -> None:
         assert torch.equal(other.pixels, third.pixels.flip(-1) if coins[-1] else third.pixels)
     assert 10 < sum(coins) < 40
     with pytest.raises(ValueError, match="no effect on cached latents"):
-        replace(cached, images=ImageSettings(random_crop=True))
+        with_settings(cached, images=ImageSettings(random_crop=True))
 
 
 def test_workers_change_nothing_and_live_on(tmp_path: Path) -> None:
     data = dataset(tmp_path, **ALL)
     epochs = order(data)
-    last = replace(data.records[0], caption=DEADLY)
-    data = replace(data, records=(*data.records, last), placements=(*data.placements, data.placements[0]))
-    data = replace(data, captions=CaptionSettings(shuffle=True))  # without dropout: that caption has to arrive
+    data = with_records(data, [0, 1, 2, 3, 4, 0], caption=DEADLY)
+    data = with_settings(data, captions=CaptionSettings(shuffle=True))  # without dropout: that caption has to arrive
     alone = BatchLoader(data)
-    workers = BatchLoader(data, workers=2, persistent=True)
+    workers = BatchLoader(data, workers=2)
     torch.manual_seed(0)
     expected_next = torch.rand(1)
     torch.manual_seed(0)
@@ -140,17 +171,17 @@ def test_workers_change_nothing_and_live_on(tmp_path: Path) -> None:
     for epoch, skipped in ((1, 1), (2, 0)):
         requests = list(epochs.requests(epoch, skipped))
         made = list(workers.batches(iter(requests)))
-        assert len(made) == len(requests)
-        for one, other in zip(made, alone.batches(requests), strict=True):
+        assert [request for request, _ in made] == requests
+        for (_, one), (_, other) in zip(made, alone.batches(requests), strict=True):
             assert_same(one, other)
     assert torch.equal(torch.rand(1), expected_next)  # the loader draws nothing from the global generator
     # what goes wrong over there comes home as a message
-    data.records[1].path.write_bytes(b"overwritten during the run")
+    data.pictures.records[1].path.write_bytes(b"overwritten during the run")
     for loader in (alone, workers):
         with pytest.raises(UserError, match=r"1\.png cannot be decoded") as caught:
             list(loader.batches(epochs.requests(3)))
         assert "Traceback" not in str(caught.value)
-    deadly = BatchRequest(4, (64, 64), ((len(SIZES), 0),), 0, 1, True)
+    deadly = request_of(4, (64, 64), ((len(SIZES), 0),))
     with pytest.raises(UserError, match="died .* exited unexpectedly.*\n.*--max_data_loader_n_workers"):
         list(workers.batches([deadly]))
 
@@ -160,11 +191,48 @@ def test_other_errors_of_torch_pass_the_explanation() -> None:
         raise RuntimeError("CUDA out of memory")
 
 
-def test_samples_are_described(tmp_path: Path) -> None:
+def test_the_next_epoch_is_asked_for_before_this_one_ends(tmp_path: Path) -> None:
+    """Workers are given requests ahead, whatever epoch they are of: there is no gap between epochs."""
     data = dataset(tmp_path)
-    lines = list(describe_samples(data, order(data).requests(1)))
-    assert len(lines) == 10
-    (line,) = [line for line in lines if "3.png repeat 2" in line]
-    assert "48x90 in 48x80" in line and 'caption "a, b, c, d3"' in line and f"tokens [{ord('a')}, {ord(',')}" in line
-    assert "regularisation" in line and "weight 0.25" in line
-    assert len(list(describe_samples(data, order(data, 1).requests(1), limit=3))) == 3
+    asked: list[int] = []
+
+    def requests() -> Iterator[BatchRequest]:
+        for epoch in (1, 2):
+            for request in order(data).requests(epoch):
+                asked.append(request.epoch)
+                yield request
+
+    batches = BatchLoader(data, workers=2).batches(requests())
+    in_first = len(list(order(data).requests(1)))
+    for _ in range(in_first):
+        next(batches)
+    assert asked.count(2) >= 2
+
+
+def test_masks_follow_the_pictures_and_a_missing_one_counts_fully(tmp_path: Path) -> None:
+    """Pictures that are their own masks: at one pixel a latent both must show the same, however they are varied."""
+    images = ImageSettings(random_crop=True, flip=True)
+    data = replace(dataset(tmp_path / "train", images=images, mask_dir=tmp_path / "train"), stride=1)
+    reader = data.pictures
+    own = tuple(replace(one, mask=one.name if index != 4 else None) for index, one in enumerate(reader.records))
+    data = replace(data, pictures=replace(reader, records=own))
+    for request in order(data).requests(3):
+        batch = data[request]
+        assert batch.pixels is not None and batch.mask is not None
+        for path, pixels, mask in zip(batch.paths, batch.pixels, batch.mask, strict=True):
+            if path.endswith("4.png"):
+                assert torch.equal(mask, torch.ones_like(mask))
+            else:
+                assert torch.allclose(mask[0], pixels[0] / 2 + 0.5, atol=1e-6)
+
+
+def test_inverted_masks_leave_pictures_without_one_alone(tmp_path: Path) -> None:
+    data = replace(dataset(tmp_path, mask_dir=tmp_path), missing_mask=0.0)
+    batch = data[request_of(1, (64, 64), ((0, 0),))]
+    assert batch.mask is not None and torch.equal(batch.mask, torch.zeros(1, 1, 8, 8))
+
+
+def test_the_texts_of_requests_are_those_of_their_batches(tmp_path: Path) -> None:
+    data = dataset(tmp_path, **ALL)
+    requests = [request for epoch in (1, 2) for request in order(data).requests(epoch)]
+    assert list(data.texts(requests)) == [text for request in requests for text in data[request].captions]

@@ -311,6 +311,7 @@ def test_what_flags_ask_of_a_family() -> None:
         "v_parameterization": "v_prediction",
         "max_token_length": "chunks",
         "write_inference_yaml": "inference_yaml",
+        "weighted_captions": "weighted_captions",
     }
 
 

@@ -55,7 +55,8 @@ def test_both_spellings_of_a_value_lists_switches_and_negative_numbers() -> None
     assert optimizer.learning_rate == 1e-5 and parsed.options.run.seed == 7
     assert optimizer.optimizer_args == ("weight_decay=0.1", "betas=0.9,0.99")
     assert optimizer.stop_text_encoder_training == -1
-    assert (dataset.cache_latents, dataset.shuffle_caption, dataset.flip_aug) == (True, True, False)
+    caption, cache = parsed.options.caption, parsed.options.cache
+    assert (cache.cache_latents, caption.shuffle_caption, dataset.flip_aug) == (True, True, False)
 
 
 def test_the_command_line_beats_the_file_and_origins_tell(tmp_path: Path) -> None:
@@ -101,10 +102,10 @@ def test_of_a_repeated_flag_the_last_counts_and_is_told(spelling: str) -> None:
 
 def test_the_misspelt_caption_extension_counts_and_a_missing_dot_is_added(tmp_path: Path) -> None:
     path = config(tmp_path, 'caption_extension = ".a"\ncaption_extention = "b"\n')
-    assert good("--config_file", path).options.dataset.caption_extension == ".b"
-    assert good("--config_file", path, "--caption_extension", "txt").options.dataset.caption_extension == ".txt"
+    assert good("--config_file", path).options.caption.caption_extension == ".b"
+    assert good("--config_file", path, "--caption_extension", "txt").options.caption.caption_extension == ".txt"
     parsed = good("--caption_extention", "cap", "--caption_extension", ".txt")
-    assert parsed.options.dataset.caption_extension == ".cap"
+    assert parsed.options.caption.caption_extension == ".cap"
     assert "caption_extension" in parsed.given
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from library.data.folders import folder_datasets
 from library.data.scan import scan
-from library.options.dataset import DatasetOptions
 from library.sampling import class_images
 from tests import tiny
+from tests.data.pictures import template
 from tools import make_class_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +69,10 @@ def test_a_folder_that_the_trainer_takes_without_a_word(model, tmp_path) -> None
         assert (picture.text["prompt"], picture.text["seed"], picture.text["sampler"]) == (second, "90", "euler_a")
 
     tiny.write_pictures(tmp_path / "train" / "1_sks robot", 3)
-    found = scan(DatasetOptions(train_data_dir=tmp_path / "train", reg_data_dir=tmp_path / "reg"))
+    found = scan(folder_datasets(tmp_path / "train", tmp_path / "reg", template()).datasets)
     captions = [(record.path.name, record.caption) for record in found.records if record.is_reg]
     assert captions == [(names[0], "a robot"), (names[1], second), (names[2], "a robot")]
-    assert not found.mistakes and not found.bad_images and not found.skipped_folders
+    assert not found.mistakes and not found.bad_images
     assert found.notes == ("regularisation: 3 samples for 3 training samples; ratio 1.00 : 1",)
 
 

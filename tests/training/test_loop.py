@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,17 @@ import torch
 
 from library.checkpoints.files import read_header
 from library.data.batch import Batch
-from library.data.buckets import BucketSettings, make_table
-from library.data.dataset import TrainingDataset
+from library.data.buckets import make_table
+from library.data.dataset import Tokenize, TrainingDataset
 from library.data.order import BatchRequest
+from library.data.reading import PictureReader
 from library.data.scan import ImageRecord
 from library.families.clip_tokenizer import ClipTokenizer
 from library.families.registry import load_model
 from library.objective.objective import Objective
+from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
+from library.training.conditioning import Conditioning
 from library.training.loop import Loop
 from library.training.parts import Part, parameter_groups
 from library.training.sample_losses import SampleLosses
@@ -44,7 +46,7 @@ class FixedOrder:
         start = 0
         for size in self.sizes:
             last = start + size == len(SAMPLES)
-            yield BatchRequest(epoch, SIZE, SAMPLES[start : start + size], start, len(SAMPLES), last)
+            yield BatchRequest(epoch, 0, SIZE, SAMPLES[start : start + size], start, len(SAMPLES), last)
             start += size
 
 
@@ -57,13 +59,20 @@ class Bar:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> TrainingDataset:
     folder = tmp_path_factory.mktemp("pictures")
-    records = [
-        ImageRecord(path, f"train/{path.name}", SIZE, 0, f"picture {index}", True, 1, index % 3 == 2)
+    spec = SubsetSpec(folder, "here")
+    whole = DatasetSpec("here", BucketSettings(SIZE), (spec,))
+    records = tuple(
+        ImageRecord(folder, path.name, 0, 0, SIZE, f"picture {index}", True, 1, index % 3 == 2)
         for index, path in enumerate(tiny.write_pictures(folder, 7, SIZE))
-    ]
-    table = make_table(records, BucketSettings(SIZE))
-    tokenize = partial(ClipTokenizer(49407).tensor, chunks=1)
-    return TrainingDataset(records, table.placements, tokenize, seed=5, prior_loss_weight=0.3)
+    )
+    reader = PictureReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
+    return TrainingDataset(reader, Tokenize(ClipTokenizer(49407)), seed=5, steps=1, prior_loss_weight=0.3)
+
+
+def losses_of(model: Any, objective: Objective[torch.Tensor]) -> SampleLosses:
+    cpu = torch.device("cpu")
+    context = Conditioning(model.family, model.text_encoder, Tokenize(ClipTokenizer(49407)), None, cpu)
+    return SampleLosses(model, context, model.vae, objective, 5, cpu)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +92,7 @@ def one_step(
     accelerator = Accelerator(cpu=True)
     *_, prepared = accelerator.prepare(model.unet, model.text_encoder, optimizer)
     objective: Objective[torch.Tensor] = Objective(model.family.process, "epsilon", 0, 1000, min_snr_gamma=5.0)
-    losses = SampleLosses(model, model.text_encoder, model.vae, objective, 5, None, torch.device("cpu"))
+    losses = losses_of(model, objective)
     seen: list[float] = []
 
     def spoiled(batch: Batch) -> torch.Tensor:
@@ -97,7 +106,7 @@ def one_step(
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         order=FixedOrder(sizes),  # type: ignore[arg-type]
         losses=spoiled,
-        batches=lambda requests: (dataset[request] for request in requests),
+        batches=lambda requests: ((request, dataset[request]) for request in requests),
         log=lambda values, step: seen.append(values["loss"]) if "loss" in values else None,
         save_due=lambda progress, ended: None,
         say=lambda text: None,
@@ -133,13 +142,13 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
     """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation pictures."""
     model = load_model(read_header(model_file))
     objective: Objective[torch.Tensor] = Objective(model.family.process, "epsilon", 0, 1000, min_snr_gamma=5.0)
-    losses = SampleLosses(model, model.text_encoder, model.vae, objective, 5, None, torch.device("cpu"))
+    losses = losses_of(model, objective)
     total = 0.0
     model.unet.requires_grad_(False)
     model.text_encoder.requires_grad_(False)
     model.vae.requires_grad_(False)
     for index in range(7):
-        batch = dataset[BatchRequest(1, SIZE, (SAMPLES[index],), index, 7, index == 6)]
+        batch = dataset[BatchRequest(1, 0, SIZE, (SAMPLES[index],), index, 7, index == 6)]
         draws = objective.draw((1, 4, 16, 16), losses.generators(batch, "noise"))
         alpha = model.family.process.alphas_cumprod[int(draws.timesteps[0])]
         posterior = model.vae.encode(batch.pixels).latent_dist

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from library.data.scan import ImageRecord
 from library.options.recipes import FLAGS, TrainOptions, values_of
 from library.runtime.precision import Precision
 from library.training.plan.pictures import Pictures
@@ -39,14 +41,19 @@ def identity_of(options: TrainOptions, pictures: Pictures, precision: Precision,
     facts["seed"] = str(seed)
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained
-    facts[DATA] = fingerprint(
-        [
-            *(f"{dataset.buckets}|{dataset.batch_size}" for dataset in pictures.scan.datasets),
-            *(f"{subset.captions}|{subset.images}|{subset.alpha_mask}" for subset in pictures.scan.subsets),
-            *(
-                f"{record.dataset}|{record.key}|{record.size}|{record.repeats}|{record.caption}|{record.mask}"
-                for record in pictures.records
-            ),
-        ]
-    )
+    facts[DATA] = fingerprint([*_settings(options, pictures), *map(_line, pictures.records)])
     return facts
+
+
+def _settings(options: TrainOptions, pictures: Pictures) -> Iterator[str]:
+    """What a dataset file says; what flags say is among their own facts."""
+    if options.dataset.dataset_config is None and options.dataset.data_backend_config is None:
+        return
+    for dataset in pictures.scan.datasets:
+        yield f"{dataset.buckets}|{dataset.batch_size}"
+    for subset in pictures.scan.subsets:
+        yield f"{subset.captions}|{subset.images}|{subset.alpha_mask}"
+
+
+def _line(record: ImageRecord) -> str:
+    return f"{record.dataset}|{record.key}|{record.size}|{record.repeats}|{record.caption}|{record.mask}"

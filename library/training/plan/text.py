@@ -54,8 +54,6 @@ def _data(pictures: Pictures) -> Iterator[str]:
     yield from scan.notes
     for path, why in scan.bad_images:
         yield f"left out: {path} ({why})"
-    for folder, why in scan.skipped_folders:
-        yield f"not read: {folder} ({why})"
 
 
 def _count(counted: SubsetCount) -> str:

@@ -58,7 +58,7 @@ def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path)
     text = describe(plan_of(world, tmp_path, **flags, learning_rate=2e-6, learning_rate_te=1e-6))
     for expected in (
         "Stable Diffusion 1.x",
-        '2_sks dog: 3 pictures x 2 = 6 samples, training, 1 caption from files, 2 from the folder name ("sks dog")',
+        '2_sks dog: 3 pictures x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
         "of 75 tokens",
         "64x64: 8",
         "U-Net (3.5 M parameters) at 2e-06",
