@@ -101,7 +101,7 @@ def _path(raw: object) -> Path:
     path = os.path.expanduser(raw)
     if re.search(r"[\x01-\x1f]", raw) and not os.path.lexists(path):
         # "C:\train" is a tab and "rain": TOML and JSON take a backslash for the beginning of a special character.
-        remedy = r"write a Windows path as 'C:\train' (in JSON \"C:\\train\") or as C:/train"
+        remedy = r"write a Windows path as 'C:\train' (in JSON with two backslashes) or as C:/train"
         raise BadValue("holds a tab or another character that no path has", remedy)
     return Path(path)
 
@@ -155,11 +155,11 @@ def _face_range(raw: object) -> tuple[float, float]:
 
 def _resolution(raw: object) -> tuple[int, int]:
     remedy = "write 512 for a square, or [width, height] such as [512, 768], without quotes"
-    sides = raw if isinstance(raw, list) else [raw]
-    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
-    if not whole or len(sides) not in (1, 2) or (isinstance(raw, list) and len(sides) != 2):
+    sides = raw if isinstance(raw, list) else [raw, raw]
+    whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool) and side > 0]
+    if len(sides) != 2 or len(whole) != 2:
         raise BadValue("is not a resolution", remedy)
-    return sides[0], sides[-1]
+    return whole[0], whole[1]
 
 
 def _resolutions(raw: object) -> tuple[tuple[int, int], ...]:

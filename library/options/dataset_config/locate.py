@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from json.decoder import scanstring
+from json import JSONDecodeError, JSONDecoder
 
 Address = tuple[str | int, ...]
 """The names and list places that lead from the top of the file to a value: ("datasets", 0, "subsets", 2, "is_reg")."""
@@ -43,7 +43,7 @@ def in_toml(text: str) -> Places:
 def in_json(text: str) -> Places:
     """The places of a JSON text: for a member of an object the line of its name, for one of a list where it begins."""
     reader = _Json(text)
-    with suppress(_Lost, IndexError):
+    with suppress(JSONDecodeError, IndexError):
         reader.read()
     return Places(reader.lines, tuple(reader.twice))
 
@@ -168,7 +168,7 @@ class _Toml:
 
 
 _JSON_BLANK = re.compile(r"[ \t\r\n]*")
-_JSON_SCALAR = re.compile(r"[^,\]}\s]+")
+_DECODER = JSONDecoder()
 
 
 @dataclass
@@ -186,22 +186,19 @@ class _Json:
         match = _JSON_BLANK.match(self.text, self.at)
         self.at = match.end() if match else self.at
 
-    def _string(self) -> str:
-        value, self.at = scanstring(self.text, self.at + 1)
+    def _scalar(self) -> object:
+        value: object
+        value, self.at = _DECODER.raw_decode(self.text, self.at)
         return value
 
     def _value(self, address: Address, line_of: _Lines) -> None:
         opening = self.text[self.at]
-        if opening == '"':
-            self._string()
-        elif opening == "{":
+        if opening == "{":
             self._object(address, line_of)
         elif opening == "[":
             self._list(address, line_of)
-        elif match := _JSON_SCALAR.match(self.text, self.at):
-            self.at = match.end()
         else:
-            raise _Lost
+            self._scalar()
 
     def _object(self, address: Address, line_of: _Lines) -> None:
         self.at += 1
@@ -209,7 +206,7 @@ class _Json:
         seen: set[str] = set()
         while self.text[self.at] != "}":
             line = line_of.of(self.at)
-            name = self._string()
+            name = str(self._scalar())
             if name in seen:
                 self.twice.append(((*address, name), line))
             seen.add(name)
