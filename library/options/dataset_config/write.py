@@ -79,9 +79,9 @@ def _unusual(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[
 
 def _plain(key: Key, value: Any) -> Any:
     """A value as TOML and JSON know it."""
-    if key.name == "caption_extension":
+    if key.target == "subset.caption_extensions":
         return ",".join(value)
-    if key.name == "background":
+    if key.target == "images.background":
         return "#" + bytes(value).hex()
     if isinstance(value, tuple):
         return list(value)
@@ -99,7 +99,14 @@ def to_kohya(datasets: Sequence[DatasetSpec]) -> Written:
             ]
             if subsets:
                 tables.append(_kohya_dataset(dataset, subsets, lost))
-    return Written(tomli_w.dumps({"datasets": tables}), lost.told())
+    return Written("\n".join(map(_block, tables)), lost.told())
+
+
+def _block(table: Table) -> str:
+    """A dataset as people write it, each subset below a header of its own."""
+    own = {name: value for name, value in table.items() if name != "subsets"}
+    subsets = (f"\n[[datasets.subsets]]\n{tomli_w.dumps(subset)}" for subset in table["subsets"])
+    return f"[[datasets]]\n{tomli_w.dumps(own)}{''.join(subsets)}"
 
 
 def _kind(subset: SubsetSpec) -> Kind:
@@ -195,6 +202,7 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
             lost.add(f"{key.name} = {shown(value)}", place)
     if subset.mask_dir is None:
         return [entry]
+    lost.add("masks there have the names of their pictures, endings too", place)
     masks = {
         "id": f"{name}-masks", "type": "local", "dataset_type": "conditioning", "conditioning_type": "mask",
         "instance_data_dir": str(subset.mask_dir), **sizes,
@@ -248,6 +256,8 @@ def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
     """The keys of captions, and the fields that they speak for."""
     place, captions = _name(subset), subset.captions
     table, said = _shuffled(captions)
+    if table:
+        lost.add(f"shuffle_caption: {_VARIANTS} variants of each caption are made there, not one each time", place)
     if subset.caption_source == "class_tokens":
         prompts = (subset.class_tokens or "").split("\n")
         table |= {"caption_strategy": "instanceprompt", "instance_prompt": prompts if len(prompts) > 1 else prompts[0]}

@@ -141,7 +141,8 @@ def test_simpletuner_and_back_is_what_it_was(tmp_path: Path) -> None:
     assert to_simpletuner(again.datasets) == written
     ids = [entry["id"] for entry in json.loads(written.text)]
     assert len(set(ids)) == len(ids)
-    assert all("regularisation picture" in line for line in written.lost), written.lost
+    told = ("a regularisation picture", "masks there have", "shuffle_caption")
+    assert len(written.lost) == 3 and all(any(word in line for word in told) for line in written.lost), written.lost
 
 
 def some_subset(rng: random.Random, number: int) -> SubsetSpec:
@@ -205,6 +206,8 @@ def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
         (of(least_edge=300, least_area=90_001), "least edge"),
         (of(captions=replace(captions, dropout_rate=0.1)), "caption_dropout_rate = 0.1"),
         (of(captions=replace(captions, keep_tokens=1)), "keep_tokens = 1"),
+        (of(captions=replace(captions, shuffle=True)), "shuffle_caption: 10 variants"),
+        (of(mask_dir=Path("masks")), "masks there have the names"),
         (of(captions=replace(captions, shuffle=True, separator="|")), "shuffle_caption = true"),
         (of(captions=replace(captions, wildcard=True), caption_source="file_name"), "enable_wildcard = true"),
         (of(captions=replace(captions, suffix="x")), 'caption_suffix = "x"'),
