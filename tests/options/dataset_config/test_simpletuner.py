@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from library.data.buckets import make_table
+from library.data.scan import scan
 from library.options.dataset_config.simpletuner import read_backend
 from library.options.datasets import (
     BucketSettings,
@@ -350,3 +353,33 @@ def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     path.write_text(json.dumps([PICTURES]), encoding="utf-8-sig")
     assert not read_backend(path, DEFAULTS).mistakes
+
+
+def test_what_it_describes_is_found_on_the_disk(tmp_path: Path) -> None:
+    for name, size in (("big_dog.png", (96, 64)), ("further/deep.png", (64, 64)), ("tiny.png", (64, 16))):
+        for folder in ("dogs", "masks"):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size).save(path)
+    (tmp_path / "dogs" / "big_dog.txt").write_text("first\nsecond\n", encoding="utf-8")
+    (tmp_path / "dogs" / "further" / "deep.txt").write_text("deep", encoding="utf-8")
+    own = {"instance_data_dir": str(tmp_path / "dogs"), "resolution": 64, "minimum_image_size": 40}
+    common = PICTURES | own | {"resolution_type": "pixel", "repeats": 1}
+    names = {"id": "names", "caption_strategy": "filename", "crop": True, "crop_style": "center"}
+    found = read(
+        tmp_path,
+        common | {"caption_strategy": "textfile", "conditioning_data": "masks"},
+        common | names,
+        MASKS | {"instance_data_dir": str(tmp_path / "masks")},
+    )
+    seen = scan(found.datasets)
+    assert not found.mistakes and not seen.mistakes
+    told = [(each.dataset, each.name, each.caption, each.repeats, each.mask) for each in seen.records]
+    assert sorted(told) == [
+        (0, "big_dog.png", "first\nsecond", 2, "big_dog.png"),
+        (0, "further/deep.png", "deep", 2, "further/deep.png"),
+        (1, "big_dog.png", "big dog", 2, None),
+        (1, "further/deep.png", "deep", 2, None),
+    ]
+    table = make_table(seen.records, seen.datasets)
+    assert table.samples == {(0, (64, 64)): 2, (0, (128, 64)): 2, (1, (64, 64)): 4}
