@@ -1,6 +1,7 @@
 """How long a picture takes on its way into the latent cache, beside a bare PyTorch loop over the same VAE.
 
     python benchmarks/latents.py [--pairs 5] [--pictures 12] [--file model.safetensors]
+    python benchmarks/latents.py --fill [--pairs 5] [--pictures 64] [--side 512] [--batch 1] [--small]
 
 Full-size SD1.5 with random weights on the CPU at 256 px, one picture at a time. The trainer is `train_db.py
 --cache_latents` with pictures of 512 px, which it decodes and scales, in fp32 and with --mixed_precision bf16. The bare
@@ -9,6 +10,10 @@ with freed memory kept. Both are processes of their own, in turn, watched from o
 picture are the median of a process from the third picture on. On processors without AMX bf16 is slower than fp32:
 the bare loop shows by how much. What a picture takes at the least is the encoder's multiplications at the rate of a
 large matrix product on the same processor, in the same number format.
+
+With --fill: pictures a second of filling a cache on disk (decoding, scaling, encoding, writing) beside those of the
+same encoder on pixels that are already there, in turn in one process, on the GPU if there is one. The photographs are
+JPEGs of twice the side. --small takes a VAE of a fraction of the size, which shows the order of the cost a picture.
 """
 
 from __future__ import annotations
@@ -100,6 +105,115 @@ def commands(form: str, model: Path, work: Path) -> dict[str, Command]:
     }
 
 
+def fill_report(pairs: int, pictures: int, side: int, batch: int, small: bool) -> None:
+    """Print pictures a second of the cache's filling and of its encoder alone, and their ratio pair by pair."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = (make_small_vae() if small else make_vae()).to(device)
+    if device.type == "cuda":
+        vae = vae.to(torch.bfloat16)
+    if device.type == "cpu":
+        vae.encoder.to(memory_format=torch.channels_last)
+    rates: dict[str, list[float]] = {"fill": [], "encoder alone": []}
+    with tempfile.TemporaryDirectory() as folder:
+        work = FillWork(Path(folder), vae, pictures, side, batch)
+        work.encode_alone()  # what is slow only the first time
+        for turn in range(pairs):
+            for name in rates if turn % 2 == 0 else reversed(rates):
+                started = time.perf_counter()
+                (work.fill if name == "fill" else work.encode_alone)()
+                rates[name].append(pictures / (time.perf_counter() - started))
+                print(f"  {name}: {rates[name][-1]:.2f} pictures/s", flush=True)
+    ratios = [ours / alone for ours, alone in zip(rates["fill"], rates["encoder alone"], strict=True)]
+    print(describe(), "")
+    print("| | cache filled, pictures/s | encoder alone | ratio, pair by pair |\n|---|---|---|---|")
+    what = f"{device.type}, {side} px, batch {batch}{', small VAE' if small else ''}"
+    print(f"| {what} | {spread(rates['fill'])} | {spread(rates['encoder alone'])} | {spread(ratios, 3)} |")
+
+
+def make_small_vae() -> Any:
+    """A VAE of four levels with few channels and random weights."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+    ).eval()
+
+
+class FillWork:
+    """Pictures in a folder, the same decoded, and what encodes either."""
+
+    def __init__(self, folder: Path, vae: Any, pictures: int, side: int, batch: int) -> None:
+        import torch
+
+        from library.data.buckets import Placement
+
+        self.folder, self.vae, self.batch = folder, vae, batch
+        self.placements = [Placement((side, side), (side, side))] * pictures
+        self.records = [photograph(folder / f"{number:05}.jpg", 2 * side, number) for number in range(pictures)]
+        decoded = [self.read(index)[0] for index in range(min(pictures, 4 * batch))]
+        self.batches = [
+            torch.stack([decoded[(start + place) % len(decoded)] for place in range(min(batch, pictures - start))])
+            for start in range(0, min(pictures, 4 * batch), batch)
+        ]
+        self.turns = 0
+
+    def read(self, index: int) -> tuple[Any, None]:
+        """The pixels of a picture, (3, H, W) in [-1, 1]."""
+        import torch
+
+        from library.data import images
+
+        place, record = self.placements[index], self.records[index]
+        pixels = images.fit(images.load(record.path, record.size), place, images.centre_offset(place))
+        return torch.from_numpy(images.to_float(pixels)), None
+
+    def encode(self, pixels: Any, generators: Any) -> Any:
+        """As a family encodes."""
+        from library.families.vae import encode_images
+
+        return encode_images(self.vae, pixels, generators)
+
+    def fill(self) -> None:
+        """Fill a cache on disk that is empty: each turn is another VAE to it."""
+        from library.data import cache
+
+        self.turns += 1
+        cache.fill(
+            self.records, self.placements, self.read, self.encode, vae=f"turn {self.turns}", suffix="_sd.npz",
+            to_disk=True, flip=[False] * len(self.records), batch_size=self.batch, progress=False,
+        )  # fmt: skip
+
+    def encode_alone(self) -> None:
+        """Encode as many pictures as there are, from pixels that are there."""
+        import torch
+
+        done = 0
+        while done < len(self.records):
+            pixels = self.batches[done // self.batch % len(self.batches)][: len(self.records) - done]
+            self.encode(pixels, [torch.Generator() for _ in pixels])
+            done += len(pixels)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def photograph(path: Path, side: int, seed: int) -> Any:
+    """Write a JPEG of smooth noise, about as many bytes as a photograph has, and return its record."""
+    import numpy as np
+    from PIL import Image
+
+    from library.data.scan import ImageRecord
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+    return ImageRecord(path.parent, path.name, 0, 0, (side, side), "", from_file=True, repeats=1, is_reg=False)
+
+
 def report(model: Path, work: Path, pairs: int, pictures: int) -> None:
     """Print one table, a row for each number format."""
     make_pictures(work / "train" / "1_sks dog", pictures)
@@ -120,17 +234,25 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=12, help="pictures of each run, 4 or more")
+    parser.add_argument("--pictures", type=int, help="pictures of each run, 4 or more; default 12, with --fill 64")
     parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
     parser.add_argument("--bare", choices=FORMATS, help=argparse.SUPPRESS)
+    parser.add_argument("--fill", action="store_true", help="filling a cache beside its encoder alone")
+    parser.add_argument("--side", type=int, default=512, help="of the pictures encoded with --fill, pixels")
+    parser.add_argument("--batch", type=int, default=1, help="pictures encoded together with --fill")
+    parser.add_argument("--small", action="store_true", help="a small VAE with --fill")
     options = parser.parse_args()
     if options.bare:
         bare(options.bare)
+    pictures = options.pictures or (64 if options.fill else 12)
+    if options.fill:
+        fill_report(options.pairs, pictures, options.side, options.batch, options.small)
+        return
     with tempfile.TemporaryDirectory() as folder:
         model = options.file or Path(folder) / "sd15.safetensors"
         if options.file is None:
             make_file(model)
-        report(model, Path(folder), options.pairs, options.pictures)
+        report(model, Path(folder), options.pairs, pictures)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Filled:
 
     def __str__(self) -> str:
         text = f"latents: {self.read} read, {self.made} made"
-        text += f" ({self.stale} of them in place of an outdated or damaged cache file)" if self.stale else ""
+        text += f" ({self.stale} of them anew: outdated, damaged or unfit cache files)" if self.stale else ""
         text += f"; {self.exactly} encoded again in full precision" if self.exactly else ""
         if self.foreign:
             text += f"; {self.foreign} read from another program's .npz, which cannot tell its VAE: delete to be sure"

@@ -78,27 +78,23 @@ def wanted_by(
     """The entries that the records want, and per record the number of its entry."""
     entries: dict[tuple[str, str | None, str], Wanted] = {}
     flips: dict[tuple[str, str | None, str], bool] = {}
+    shown: dict[Geometry, Geometry] = {}  # a hundred thousand pictures have few different ones
+    settings_of: dict[str, str] = {}
     of_record = []
     for index, record in enumerate(records):
         chosen = source(index)
         picture, mask = str(record.path), None if chosen.mask is None else str(chosen.mask)
         alpha = chosen.alpha_mask and mask is None
         settings = _settings(record, chosen, vae, "file" if mask else "alpha" if alpha else "none")
+        settings = settings_of.setdefault(settings, settings)
         spot = (picture, mask, settings)
         flips[spot] = flips.get(spot, False) or flip[index]
         if spot not in entries:
             entries[spot] = Wanted(
-                len(entries),
-                index,
-                picture,
-                mask,
-                alpha,
-                record.size,
-                chosen.shown,
-                record.transparent,
-                settings,
-                False,
-            )
+                number=len(entries), record=index, picture=picture, mask=mask, alpha_mask=alpha, size=record.size,
+                shown=shown.setdefault(chosen.shown, chosen.shown), transparent=record.transparent, settings=settings,
+                flip=False,
+            )  # fmt: skip
         of_record.append(entries[spot].number)
     return [replace(entry, flip=True) if flips[spot] else entry for spot, entry in entries.items()], of_record
 
@@ -224,7 +220,9 @@ class Files:
         shapes = {name: array.shape for name, array in arrays.items()}
         bucket = (shown.bucket[1], shown.bucket[0])
         centre = images.centre_offset(Placement(shown.bucket, shown.resized))
-        if entry.mask or self._shares_its_name(entry) or shown.offset != centre or shown.interpolation is not None:
+        if entry.mask or self._shares_its_name(entry) or shown.offset != centre:
+            return False
+        if shown.interpolation is not None and shown.resized != entry.size:
             return False
         if shapes.get("alpha_mask") != bucket if entry.alpha_mask else entry.transparent:
             return False

@@ -421,7 +421,7 @@ def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_
         {"stride": 4},
         {"source": lambda _: Source(shown, alpha_mask=True)},
         {"source": lambda _: Source(shown, mask=save(tmp_path / "masks" / "a.png", (64, 64)))},
-        {"source": lambda _: Source(replace(shown, interpolation="cubic"))},
+        {"source": lambda _: Source(replace(shown, resized=(80, 80), offset=(8, 8), interpolation="cubic"))},
         {"source": lambda _: Source(replace(shown, resized=(80, 64), offset=(0, 0)))},
     ):
         assert filled(one, means, **options, vae=str(options)[:12]).foreign == 0, options
