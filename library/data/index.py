@@ -1,4 +1,4 @@
-"""What earlier scans read from the folders, in one SQLite file: sizes of pictures and texts of captions.
+"""What earlier runs found out of the data, in one SQLite file: sizes of pictures, texts of captions and their lengths.
 
 An entry holds as long as its file has the same length and the same time of change. All data sets of a cache folder
 share one file, so pictures used at several resolutions or in several runs are read once. It keeps SQLite's default
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ Text = tuple[str, bool]  # a caption, and whether lines follow that are not used
 Result = TypeVar("Result")
 
 FILE_NAME = "pictures.sqlite"
-VERSION = 1
+VERSION = 2
 _WAIT = 20.0  # seconds until another run's writing is over
 _COARSEST = 2_000_000_000  # ns: FAT tells times of change in steps of two seconds
 _MAKE = (
@@ -34,6 +34,8 @@ _MAKE = (
     "CREATE TABLE captions (folder INTEGER NOT NULL, reading TEXT NOT NULL, name TEXT NOT NULL, "
     "length INTEGER NOT NULL, changed INTEGER NOT NULL, text TEXT NOT NULL, more INTEGER NOT NULL, "
     "PRIMARY KEY (folder, name, reading)) WITHOUT ROWID",
+    "CREATE TABLE lengths (counter INTEGER NOT NULL, text INTEGER NOT NULL, length INTEGER NOT NULL, "
+    "PRIMARY KEY (counter, text)) WITHOUT ROWID",
     f"PRAGMA user_version = {VERSION}",
 )
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA"}
@@ -125,22 +127,35 @@ class Index:
         rows = [(reading, name, *stamp, *text) for name, stamp, text in found if stamp[1] < self._settled]
         self._write(folder, f"INSERT OR REPLACE INTO captions VALUES ({_THIS}, ?, ?, ?, ?, ?, ?)", rows)
 
+    def lengths(self, counter: int) -> dict[int, int]:
+        """Text -> its length as this counter counts; both by a number that stands for them."""
+        return dict(self._ask("SELECT text, length FROM lengths WHERE counter = ?", (counter,)))
+
+    def keep_lengths(self, counter: int, found: Mapping[int, int]) -> None:
+        """Remember lengths."""
+        if found:
+            rows = [(counter, text, length) for text, length in found.items()]
+            self._insert(("INSERT OR REPLACE INTO lengths VALUES (?, ?, ?)", rows))
+
     def _forget(self, table: str, folder: str, names: list[str]) -> None:
         self._write(folder, f"DELETE FROM {table} WHERE folder = {_THIS} AND name = ?", [(name,) for name in names])
 
-    def _ask(self, question: str, values: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    def _ask(self, question: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
         return self._with_base(lambda base: base.execute(question, values).fetchall(), [])
 
     def _write(self, folder: str, order: str, rows: list[tuple[Any, ...]]) -> None:
-        if not rows or self._read_only:
-            return
+        if rows:
+            named = ("INSERT OR IGNORE INTO folders (path) VALUES (?)", [(folder,)])
+            self._insert(named, (order, [(folder, *row) for row in rows]))
 
+    def _insert(self, *orders: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
         def write(base: sqlite3.Connection) -> None:
             with _at_once(base):
-                base.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
-                base.executemany(order, [(folder, *row) for row in rows])
+                for order, rows in orders:
+                    base.executemany(order, rows)
 
-        self._with_base(write, None)
+        if not self._read_only:
+            self._with_base(write, None)
 
     def _with_base(self, act: Callable[[sqlite3.Connection], Result], otherwise: Result) -> Result:
         """Act on the open file; a damaged one is made anew and acted on again. On other errors, `otherwise`."""
@@ -208,7 +223,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if _version(base) != VERSION:
             with _at_once(base):
                 if _version(base) != VERSION:  # another run may have been faster
-                    for table in ("folders", "headers", "captions"):
+                    for table in ("folders", "headers", "captions", "lengths"):
                         base.execute(f"DROP TABLE IF EXISTS {table}")
                     for order in _MAKE:
                         base.execute(order)
