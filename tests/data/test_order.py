@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain, groupby
 
 import pytest
@@ -12,11 +13,19 @@ import pytest
 from library.data.order import BatchRequest, EpochOrder, Size
 
 
+def order_of(
+    buckets: Sequence[Size], repeats: Sequence[int], batch_size: int, accumulation: int = 1, seed: int = 0
+) -> EpochOrder:
+    """The order of one dataset."""
+    datasets = [0] * len(buckets)
+    return EpochOrder(datasets, buckets, repeats, batch_sizes=[batch_size], accumulation=accumulation, seed=seed)
+
+
 def some_order(seed: int = 3, batch_size: int = 4, accumulation: int = 3, records: int = 23) -> EpochOrder:
     rng = random.Random(records)
     buckets: list[Size] = [rng.choice([(64, 64), (64, 128), (128, 64)]) for _ in range(records)]
     repeats = [rng.randint(1, 4) for _ in range(records)]
-    return EpochOrder([0] * len(buckets), buckets, repeats, batch_sizes=[batch_size], accumulation=accumulation, seed=seed)
+    return order_of(buckets, repeats, batch_size, accumulation, seed)
 
 
 def windows(requests: list[BatchRequest]) -> list[list[BatchRequest]]:
@@ -35,7 +44,7 @@ def test_every_record_and_repeat_stands_once_in_an_epoch(batch_size: int, accumu
     rng = random.Random(1)
     buckets: list[Size] = [rng.choice([(64, 64), (64, 128), (128, 64)]) for _ in range(30)]
     repeats = [rng.randint(1, 5) for _ in buckets]
-    order = EpochOrder([0] * len(buckets), buckets, repeats, batch_sizes=[batch_size], accumulation=accumulation, seed=0)
+    order = order_of(buckets, repeats, batch_size, accumulation, 0)
     per_bucket: Counter[Size] = Counter()
     for bucket, count in zip(buckets, repeats, strict=True):
         per_bucket[bucket] += count
@@ -92,7 +101,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 
 def test_batches_and_their_members_are_shuffled() -> None:
-    order = EpochOrder([(64, 64)] * 40 + [(64, 128)] * 40, [1] * 80, batch_size=4, seed=0)
+    order = order_of([(64, 64)] * 40 + [(64, 128)] * 40, [1] * 80, batch_size=4, seed=0)
     requests = list(order.requests(1))
     assert sum(1 for _ in groupby(requests, key=lambda request: request.bucket)) > 4
     assert all(list(request.samples) != sorted(request.samples) for request in requests[:1])
@@ -102,7 +111,7 @@ def test_batches_and_their_members_are_shuffled() -> None:
 
 def test_a_picture_more_in_one_bucket_leaves_the_others_their_order() -> None:
     def members(extra: int) -> list[tuple[int, int]]:
-        order = EpochOrder([(64, 64)] * 20 + [(64, 128)] * (5 + extra), [1] * (25 + extra), batch_size=20, seed=0)
+        order = order_of([(64, 64)] * 20 + [(64, 128)] * (5 + extra), [1] * (25 + extra), batch_size=20, seed=0)
         return next(list(r.samples) for r in order.requests(1) if r.bucket == (64, 64))
 
     assert members(0) == members(1)
@@ -110,10 +119,26 @@ def test_a_picture_more_in_one_bucket_leaves_the_others_their_order() -> None:
 
 def test_what_makes_no_order_is_refused() -> None:
     with pytest.raises(ValueError):
-        EpochOrder([], [], batch_size=1, seed=0)
+        order_of([], [], batch_size=1, seed=0)
     with pytest.raises(ValueError):
-        EpochOrder([(64, 64)], [1, 1], batch_size=1, seed=0)
+        order_of([(64, 64)], [1, 1], batch_size=1, seed=0)
     with pytest.raises(ValueError):
-        EpochOrder([(64, 64)], [1], batch_size=0, seed=0)
+        order_of([(64, 64)], [1], batch_size=0, seed=0)
     with pytest.raises(ValueError):
         next(some_order().requests(0))
+
+
+def test_a_batch_holds_one_dataset_at_its_own_batch_size() -> None:
+    datasets = [0] * 10 + [1] * 10
+    order = EpochOrder(datasets, [(64, 64)] * 20, [1] * 20, batch_sizes=[2, 5], seed=0)
+    assert order.batches_per_epoch == 5 + 2
+    for epoch in (1, 2):
+        for request in order.requests(epoch):
+            of = {datasets[record] for record, _ in request.samples}
+            assert len(of) == 1 and len(request.samples) == (2, 5)[of.pop()]
+
+
+def test_requests_count_the_steps_of_the_run() -> None:
+    order = some_order()
+    steps = [request.step for epoch in (1, 2) for request in order.requests(epoch) if request.last_of_window]
+    assert steps == list(range(2 * order.steps_per_epoch))

@@ -230,7 +230,8 @@ torch_compile bool false
 MADE_EARLY = ("min_snr_gamma", "noise_offset")
 OUR_OWN = (
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
-    *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise", "cache_format"),
+    *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise"),
+    "cache_format",
 )
 
 KINDS = {

@@ -69,7 +69,9 @@ def test_a_folder_that_the_trainer_takes_without_a_word(model, tmp_path) -> None
         assert (picture.text["prompt"], picture.text["seed"], picture.text["sampler"]) == (second, "90", "euler_a")
 
     tiny.write_pictures(tmp_path / "train" / "1_sks robot", 3)
-    found = scan(folder_datasets(tmp_path / "train", tmp_path / "reg", template()).datasets)
+    found = scan(
+        folder_datasets(tmp_path / "train", tmp_path / "reg", template(caption_extensions=(".caption",))).datasets
+    )
     captions = [(record.path.name, record.caption) for record in found.records if record.is_reg]
     assert captions == [(names[0], "a robot"), (names[1], second), (names[2], "a robot")]
     assert not found.mistakes and not found.bad_images
