@@ -161,13 +161,7 @@ def fill(
         latent_files.sweep(folder)
     work.write_all(encode_all(pending, encoder, work.prepare, batch_size=batch_size, share=share, progress=progress))
     encoder.raise_mistakes()
-    store = DiskLatents(
-        files=tuple(work.looks[number].file for number in of_record),
-        keys=tuple(work.looks[number].key for number in of_record),
-        masked=tuple(entries[number].masked for number in of_record),
-    )
-    foreign = sum(look.verdict == "foreign" for look in work.looks)
-    return Filled(store, len(entries) - work.made, work.made, work.stale, foreign, len(encoder.again))
+    return work.filled(entries, of_record, len(encoder.again))
 
 
 def _centred(placement: Placement) -> Source:
@@ -247,6 +241,16 @@ class _DiskWork:
                     writing.popleft().result()
             for future in writing:
                 future.result()
+
+    def filled(self, entries: Sequence[Wanted], of_record: Sequence[int], exactly: int) -> Filled:
+        """What there is now, when all is there."""
+        store = DiskLatents(
+            files=tuple(self.looks[number].file for number in of_record),
+            keys=tuple(self.looks[number].key for number in of_record),
+            masked=tuple(entries[number].masked for number in of_record),
+        )
+        foreign = sum(look.verdict == "foreign" for look in self.looks)
+        return Filled(store, len(entries) - self.made, self.made, self.stale, foreign, exactly)
 
     def _write(self, made: Made) -> None:
         entry = made.entry

@@ -54,7 +54,8 @@ class FilePrint(NamedTuple):
     A later file of the same stamp has the same content, so that it need not be read again. That holds because the stamp
     has the time of the last change of any kind (ctime), which programs cannot set back as they can the mtime, and
     because a file that was changed less than 2 s before it was read gets no stamp (None): it may change once more
-    within one tick of the file system's clock.
+    within one tick of the file system's clock. Windows has no such time (its ctime is that of creation), so there a
+    picture that is replaced in place by one of the same size, and given the old mtime on purpose, goes unnoticed.
     """
 
     content: str

@@ -636,7 +636,9 @@ def test_two_processes_at_once_do_no_harm(tmp_path: Path, form: str, processes: 
     records = [record(save(tmp_path / f"{number:02}.png", (64, 64)), (64, 64)) for number in range(40)]
     arguments = [[sys.executable, "-c", PROCESS, str(ROOT), str(tmp_path), form, str(n % processes)] for n in (0, 1)]
     running = [
-        subprocess.Popen([*each, str(processes), str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*each, str(processes), str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        )
         for n, each in enumerate(arguments)
     ]
     results = [process.communicate(timeout=120) for process in running]
