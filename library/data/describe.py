@@ -46,12 +46,14 @@ def _described(options: TrainOptions, template: DatasetSpec) -> Described:
 
     data = options.dataset
     if data.dataset_config is not None:
+        model = replace(template.subsets[0], repeats=data.dataset_repeats)
+        template = replace(template, subsets=(model,))
         return read_kohya(data.dataset_config, template, masked_loss=options.mask.masked_loss)
     if data.data_backend_config is not None:
         return read_backend(data.data_backend_config, template)
     train, reg = local_folder(data.train_data_dir, data), local_folder(data.reg_data_dir, data)
     if data.in_json is not None:
-        return folders.metadata_file(data.in_json, train, template, data.dataset_repeats)
+        return folders.metadata_file(data.in_json, train, template, data.dataset_repeats, reg)
     if data.class_tokens is not None and train is not None:
         return folders.plain_folder(train, template, data.class_tokens, data.num_repeats, reg)
     return folders.folder_datasets(train, reg, template)

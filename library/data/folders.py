@@ -57,6 +57,22 @@ def plain_folder(
     return _described(template, subsets, notes, mistakes)
 
 
+def metadata_file(
+    file: Path, folder: Path | None, template: DatasetSpec, repeats: int, reg_data_dir: Path | None = None
+) -> Described:
+    """One dataset of the pictures that a metadata file lists, with regularisation pictures by the convention. `folder`
+    is what relative paths in the file are relative to."""
+    notes: list[str] = []
+    mistakes: list[Mistake] = []
+    model = template.subsets[0]
+    listed = replace(
+        model, image_dir=folder, metadata_file=file, origin="--in_json", repeats=repeats, caption_source="metadata"
+    )
+    subsets = [listed]
+    _read_reg(reg_data_dir, folder, model, subsets, notes, mistakes)
+    return _described(template, subsets, notes, mistakes)
+
+
 def _described(
     template: DatasetSpec, subsets: list[SubsetSpec], notes: list[str], mistakes: list[Mistake]
 ) -> Described:

@@ -291,6 +291,7 @@ OVERRIDES = (
     Overrides("save_every_n_epochs", "save_n_epoch_ratio", "models are saved as save_every_n_epochs says", (None,)),
 )
 
+_OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
 _NO_EPOCH_SAVES = off("save_every_n_epochs", "save_n_epoch_ratio")
 
 TOLD = (
@@ -335,6 +336,7 @@ TOLD = (
         for name in ("mask_floor", "mask_invert")
     ),
     Told("conditioning_data_dir", off("masked_loss"), "masks weigh the loss only with masked_loss, which is not set"),
+    Told("dataset_repeats", _OWN_REPEATS, "it is for in_json and dataset_config; here the data has its own repeats"),
     Told("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
     Told(
         "write_inference_yaml",

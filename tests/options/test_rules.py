@@ -141,6 +141,7 @@ def test_a_scheduler_class_beats_the_name() -> None:
         ("--save_last_n_epochs 2", "--save_last_n_epochs"),
         ("--save_last_n_steps 200", "--save_last_n_steps"),
         ("--save_every_n_steps 10 --save_last_n_steps_state 20", "save_state is not set"),
+        ("--dataset_repeats 5", "--dataset_repeats"),
     ],
 )
 def test_what_has_no_effect_is_told(flags: str, named: str) -> None:

@@ -98,6 +98,8 @@ def _path(raw: object) -> Path:
         raise BadValue("is not a path", "write the path in quotes")
     if "\0" in raw:
         raise BadValue("holds a NUL character", "write it without")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", raw):
+        raise BadValue("is a URL", "write the path of a folder; URLs are read as --train_data_dir and --reg_data_dir")
     path = os.path.expanduser(raw)
     if re.search(r"[\x01-\x1f]", raw) and not os.path.lexists(path):
         # "C:\train" is a tab and "rain": TOML and JSON take a backslash for the beginning of a special character.
