@@ -75,8 +75,11 @@ class TrainingDataset(Dataset[Batch]):
     latents: LatentStore | None = None  # None: batches hold pixels
 
     def __post_init__(self) -> None:
-        varied = (subset.images for subset in self.pictures.subsets)
-        if self.latents is not None and any(each.random_crop or each.colour or each.face_crop for each in varied):
+        if self.latents is None:
+            return
+        one_of_each = {(record.subset, record.dataset): index for index, record in enumerate(self.pictures.records)}
+        varied = map(self.pictures.settings, one_of_each.values())
+        if any(each.random_crop or each.colour or each.face_crop for each in varied):
             raise ValueError("random crops and colours have no effect on cached latents")
 
     def __getitem__(self, request: BatchRequest) -> Batch:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from library.data.scan import ImageRecord
+from library.options.dataset import DatasetOptions
 from library.options.recipes import FLAGS, TrainOptions, values_of
 from library.runtime.precision import Precision
 from library.training.plan.pictures import Pictures
 from library.training.state import Identity, fingerprint
 
 DATA = "the data"
-"""The fact of an identity that is a fingerprint: its value says nothing to a user."""
+SETTINGS = "the dataset file"
+"""Facts of an identity that are fingerprints: their values say nothing to a user."""
 
 GROUPS = ("model", "dataset", "caption", "mask", "cache", "objective", "optimizer", "memory")
 
@@ -24,7 +26,6 @@ FREE = frozenset(
         "num_repeats", "conditioning_data_dir", "caption_extension", "caption_encoding", "cache_latents_to_disk",
         "cache_format",
         "vae_batch_size", "skip_cache_check", "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers",
-        "persistent_data_loader_workers",
         "debug_dataset", "use_8bit_adam", "use_lion_optimizer", "mixed_precision", "full_fp16", "full_bf16",
         "gradient_checkpointing", "xformers", "sdpa", "mem_eff_attn", "lowram", "highvram",
     }
@@ -41,14 +42,21 @@ def identity_of(options: TrainOptions, pictures: Pictures, precision: Precision,
     facts["seed"] = str(seed)
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained
-    facts[DATA] = fingerprint([*_settings(options, pictures), *map(_line, pictures.records)])
+    facts[DATA] = fingerprint(map(_line, pictures.records))
+    if dataset_file(options.dataset):  # what flags say is among their own facts
+        facts[SETTINGS] = fingerprint(_settings(pictures))
     return facts
 
 
-def _settings(options: TrainOptions, pictures: Pictures) -> Iterator[str]:
-    """What a dataset file says; what flags say is among their own facts."""
-    if options.dataset.dataset_config is None and options.dataset.data_backend_config is None:
-        return
+def dataset_file(options: DatasetOptions) -> str:
+    """The file that describes the datasets with its flag, "" without one."""
+    if options.dataset_config is not None:
+        return f"--dataset_config {options.dataset_config}"
+    return "" if options.data_backend_config is None else f"--data_backend_config {options.data_backend_config}"
+
+
+def _settings(pictures: Pictures) -> Iterator[str]:
+    """What a dataset file says, less where it says so."""
     for dataset in pictures.scan.datasets:
         yield f"{dataset.buckets}|{dataset.batch_size}"
     for subset in pictures.scan.subsets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from library.data import buckets, captions
 from library.data.describe import cache_folder, describe
 from library.data.order import EpochOrder
 from library.data.scan import ImageRecord, Scan, scan
-from library.options.datasets import SubsetSpec
+from library.options.datasets import DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.recipes import TrainOptions
 
@@ -75,6 +75,8 @@ def decide_pictures(
         return None  # the options' own rules say that one of them is required
     described = describe(options)
     mistakes.extend(described.mistakes)
+    if options.cache.cache_latents:
+        refuse_variation(described.datasets, options, mistakes)
     if not described.datasets:
         return None
     found = scan(described.datasets, index=cache_folder(data) / "index", progress=True)
@@ -85,9 +87,49 @@ def decide_pictures(
     mistakes.extend(table.mistakes)
     if described.mistakes or found.mistakes or table.mistakes:
         return None
+    notes = (*described.notes, *idle_face_crops(described.datasets))
     limit = options.model.max_token_length or 75
     counted = count_captions(found, count_tokens or (lambda caption: 0), limit)
-    return Pictures(found, table, count_subsets(found), counted, described.notes)
+    return Pictures(found, table, count_subsets(found), counted, notes)
+
+
+def refuse_variation(datasets: Sequence[DatasetSpec], options: TrainOptions, mistakes: Mistakes) -> None:
+    """What varies a picture from sample to sample has no effect on its cached latents. Here for the subsets of a
+    dataset file; flags are judged by the rules between them, and are not told twice."""
+    data = options.dataset
+    crop = "random_crop" if data.data_backend_config is None else "crop_style random"
+    flag = "cache_latents_to_disk" if options.cache.cache_latents_to_disk else "cache_latents"
+    for dataset, subset in _subsets(datasets):
+        face_crop = subset.images.face_crop is not None and not dataset.buckets.enabled
+        for key, varied, by_flag, what in (
+            (crop, subset.images.random_crop, data.random_crop, "crop"),
+            ("color_aug", subset.images.colour, data.color_aug, "colours"),
+            ("face_crop_aug_range", face_crop, data.face_crop_aug_range is not None, "crop"),
+        ):
+            if varied and not by_flag:
+                remedy = 'write "crop_style": "center"' if key == "crop_style random" else f"take {key} out there"
+                mistakes.add(
+                    f"{key} ({subset.origin}) excludes --{flag}: a cached image is encoded once, so its {what} cannot "
+                    "vary",
+                    f"{remedy}, or leave out --{flag}",
+                )
+
+
+def idle_face_crops(datasets: Sequence[DatasetSpec]) -> tuple[str, ...]:
+    """A note for each subset that asks for crops around faces where buckets leave no room for them."""
+    return tuple(
+        dict.fromkeys(
+            f"face_crop_aug_range ({subset.origin}) has no effect with enable_bucket: a crop around a face has one size"
+            for dataset, subset in _subsets(datasets)
+            if subset.images.face_crop is not None and dataset.buckets.enabled
+        )
+    )
+
+
+def _subsets(datasets: Sequence[DatasetSpec]) -> Iterator[tuple[DatasetSpec, SubsetSpec]]:
+    for dataset in datasets:
+        for subset in dataset.subsets:
+            yield dataset, subset
 
 
 def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:

@@ -24,7 +24,7 @@ from library.training.optimizers import OptimizerChoice, choose_optimizer
 from library.training.outputs import Outputs, decide_outputs, most_on_disk
 from library.training.plan.costs import Costs, count_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
-from library.training.plan.identity import identity_of
+from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.pictures import Pictures, decide_pictures
 from library.training.plan.places import check_final_model, check_places
 from library.training.plan.resume import check_continuation, decide_resume
@@ -105,7 +105,7 @@ def decide(parsed: Parsed) -> Plan:
     check_outputs(options, source, outputs, costs, mistakes)
     identity = identity_of(options, pictures, precision, seed)
     if resume is not None:
-        check_continuation(resume, identity, duration.steps, mistakes)
+        check_continuation(resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
     mistakes.raise_if_any()
     return Plan(
         options=options,

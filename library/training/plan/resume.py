@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from library.options.mistakes import Mistakes, UserError
-from library.training.plan.identity import DATA
+from library.training.plan.identity import DATA, SETTINGS
 from library.training.state import Identity, SavedState, read_state
 
 
@@ -20,9 +20,11 @@ def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:
         return None
 
 
-def check_continuation(saved: SavedState, identity: Identity, steps: int, mistakes: Mistakes) -> None:
+def check_continuation(
+    saved: SavedState, identity: Identity, steps: int, mistakes: Mistakes, dataset_file: str = ""
+) -> None:
     """Refuse to go on where the result would not be the one of the uninterrupted run, or where nothing is left to
-    do."""
+    do. `dataset_file` is what messages call the file that describes the datasets."""
     facts = sorted(saved.identity.keys() | identity.keys())
     for fact in facts:
         before, now = saved.identity.get(fact, "nothing"), identity.get(fact, "nothing")
@@ -30,6 +32,9 @@ def check_continuation(saved: SavedState, identity: Identity, steps: int, mistak
             change = f"{fact} was {before} when the state was saved and is {now} now"
             if fact == DATA:
                 change = "pictures, captions or repeats are other ones than when the state was saved"
+            elif fact == SETTINGS:
+                change = f"{dataset_file or 'no dataset file'} describes other sizes, batches, captions or "
+                change += "augmentation than when the state was saved"
             mistakes.add(
                 f"--resume {saved.folder}: {change}",
                 "give the run what it had; to start a new run from the trained weights, give the saved model as "

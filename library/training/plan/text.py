@@ -104,7 +104,7 @@ def _changes(chosen: CaptionSettings) -> Iterator[str]:
         yield f"each tag left out with a chance of {chosen.tag_dropout_rate:.0%}"
     if chosen.warmup_step:
         length = f"{chosen.warmup_step:g} steps" if chosen.warmup_step >= 1 else f"{chosen.warmup_step:.0%} of the run"
-        yield f"{chosen.warmup_min} tags at first, all of them after {length}"
+        yield f"{_number(chosen.warmup_min, 'tag')} at first, all of them after {length}"
     if chosen.dropout_rate:
         yield f"empty for {chosen.dropout_rate:.0%} of the samples, by chance"
     if chosen.dropout_every_n_epochs:
