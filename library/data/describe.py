@@ -36,6 +36,7 @@ def describe(options: TrainOptions) -> Described:
     except UserError as error:
         found = Described(mistakes=error.mistakes)
     mistakes.extend(found.mistakes)
+    _refuse_validation(found, mistakes)
     return replace(found, mistakes=tuple(mistakes))
 
 
@@ -144,6 +145,16 @@ def _colour(text: str) -> tuple[int, int, int] | None:
         return None
     red, green, blue = (int(part, 16) for part in match.groups())
     return red, green, blue
+
+
+def _refuse_validation(found: Described, mistakes: Mistakes) -> None:
+    """What was set aside would otherwise be trained on."""
+    for origin, split in dict.fromkeys((dataset.origin, dataset.validation_split) for dataset in found.datasets):
+        if split:
+            mistakes.add(
+                f"validation_split = {split:g} ({origin}): validation is not in this version",
+                "take it out, and put pictures that are not to be trained into another folder",
+            )
 
 
 def _check(options: TrainOptions, mistakes: Mistakes) -> None:

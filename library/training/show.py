@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoints.header import CheckpointError
 from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
+from library.options.mistakes import Mistake, UserError
 from library.training.inputs import picture_reader, training_set
 from library.training.plan.text import sections
 
@@ -20,7 +22,8 @@ EPOCHS = 3  # whose captions are shown
 
 
 def show_dataset(plan: Plan) -> Path:
-    """Write the page into --output_dir, say where it is, and open it where somebody sits before a screen."""
+    """Write the page into --output_dir, say where it is, and open it where somebody sits before a screen. Raises
+    UserError if it cannot be written."""
     dataset = training_set(plan, picture_reader(plan), None)
     found = plan.pictures.scan
     page = Page(
@@ -31,8 +34,11 @@ def show_dataset(plan: Plan) -> Path:
         facts=[(title, line) for title, lines in sections(plan) for line in lines],
     )
     path = plan.outputs.directory / "dataset.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_page(path, page, progress=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_page(path, page, progress=True)
+    except (OSError, CheckpointError) as error:
+        raise UserError((Mistake(f"--debug_dataset: {error}", "give another --output_dir"),)) from error
     print(f"what the model would be given: {path.absolute()}")
     if sys.stdout.isatty():
         webbrowser.open(path.absolute().as_uri())

@@ -11,7 +11,7 @@ from library.options.datasets import Described
 from library.options.parse import parse
 from tests.data.pictures import save
 
-FILE = "[general]\nresolution = 64\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n{subset}\n"
+FILE = "[general]\nresolution = 64\n{general}\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n{subset}\n"
 
 
 def described(folder: Path, *words: str) -> Described:
@@ -19,10 +19,15 @@ def described(folder: Path, *words: str) -> Described:
     return describe(parse([*out, *words]).options)
 
 
-def file(folder: Path, subset: str = "") -> str:
+def file(folder: Path, subset: str = "", general: str = "") -> str:
     path = folder / "data.toml"
-    path.write_text(FILE.format(subset=subset), encoding="utf-8")
+    path.write_text(FILE.format(subset=subset, general=general), encoding="utf-8")
     return str(path)
+
+
+def test_what_is_set_aside_for_validation_is_not_trained_on(tmp_path: Path) -> None:
+    (mistake,) = described(tmp_path, "--dataset_config", file(tmp_path, general="validation_split = 0.1")).mistakes
+    assert "validation_split = 0.1 (data.toml, line 4)" in mistake.what
 
 
 def test_a_metadata_file_of_the_command_line(tmp_path: Path) -> None:
