@@ -89,7 +89,4 @@ class DatasetOptions:
     max_data_loader_n_workers: int = flag(
         8, "Processes that prepare images beside the training; 0 = the training process does it itself.", at_least=0
     )
-    persistent_data_loader_workers: bool = flag(
-        False, "Keep these processes from one epoch to the next, which saves the pause between epochs and takes memory."
-    )
     debug_dataset: bool = flag(False, "Write a page that shows what the model would be given, and stop there.")

@@ -56,6 +56,7 @@ WANDB = ("log_with=wandb", "log_with=all")
 
 _DATA = (
     _switch("cache_info", OTHER),
+    _switch("persistent_data_loader_workers", neutral=(True,)),  # they always live from one epoch to the next
     Later("dataset_class", "text"),
 )
 

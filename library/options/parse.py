@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
 from library.options import frontends, later, render
 from library.options.convert import UNSET, BadValue, convert, shown
+from library.options.flag import Flag
 from library.options.later import LATER, LaterValue
 from library.options.mistakes import Mistake, Mistakes
 from library.options.recipes import FLAGS, TrainOptions, build
@@ -26,12 +28,26 @@ _ONLY_ON_COMMAND_LINE = ("config_file", "output_config")
 
 
 @dataclass(frozen=True)
+class Program:
+    """A program that takes the options of training. `flags` are those that it has besides, by name; `unneeded` those
+    that a training asks for and it does not; `help` is what --help prints."""
+
+    flags: Mapping[str, Flag] = field(default_factory=dict)
+    unneeded: frozenset[str] = frozenset()
+    help: Callable[[], str] = render.help_text
+
+
+TRAINING = Program()
+
+
+@dataclass(frozen=True)
 class Parsed:
     """What the user said.
 
     `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags that the user
-    set, never defaults; `notes` is what to tell; `mistakes` is what stops the run. A flag with a mistake stands at its
-    default (the resolution at 512,512), so that the pictures can be checked too before all mistakes are told.
+    set, never defaults; `notes` is what to tell; `mistakes` is what stops the run; `own` has the values of the flags
+    that the program has besides those of training. A flag with a mistake stands at its default (the resolution at
+    512,512), so that the pictures can be checked too before all mistakes are told.
     """
 
     options: TrainOptions
@@ -39,46 +55,53 @@ class Parsed:
     given: frozenset[str]
     notes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
+    own: Mapping[str, object] = field(default_factory=dict)
 
 
-def parse(argv: Sequence[str] | None = None) -> Parsed:
+def parse(argv: Sequence[str] | None = None, program: Program = TRAINING) -> Parsed:
     """Read the command line (without the program's name; sys.argv if None) and the file it names.
 
     Never raises for a mistake of the user. --help prints the help and ends the program with status 0.
     """
+    known = {**FLAGS, **program.flags}
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        _print_help()
+        _print_help(program)
     mistakes, notes = Mistakes(), list[str]()
-    on_command_line = _canonical(read_command_line(words, _kind_of, mistakes))
+    on_command_line = _canonical(read_command_line(words, partial(_kind_of, known), mistakes))
     writes_config = _is_on(on_command_line, "output_config")
-    in_file = [] if writes_config else _canonical(_from_file(on_command_line, mistakes, notes))
+    in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, mistakes, notes))
     notes += _repeated(on_command_line)
     merged = {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and wins
 
-    settings = _own_flags(merged, mistakes, notes)
+    settings = _own_flags(merged, known, mistakes, notes)
     later_values = _later_flags(merged)
-    mistakes.extend(_judge_foreign(merged, notes))
-    settled = settle(settings, complete=not writes_config)
+    mistakes.extend(_judge_foreign(merged, known, notes))
+    settled = settle(settings, complete=not writes_config, unneeded=program.unneeded)
     refused, ignored = later.answer(later_values, settled.values)
     mistakes.extend(settled.mistakes)
     mistakes.extend(refused)
     notes += settled.notes
     notes += [later.told(ignored)] if ignored else []
     return Parsed(
-        build(settled.values), MappingProxyType(dict(settled.origins)), settled.given, tuple(notes), tuple(mistakes)
+        build(settled.values),
+        MappingProxyType(dict(settled.origins)),
+        settled.given,
+        tuple(notes),
+        tuple(mistakes),
+        {name: settled.values[name] for name in program.flags},
     )
 
 
-def _print_help() -> NoReturn:
-    print(render.help_text())
+def _print_help(program: Program) -> NoReturn:
+    print(program.help())
     raise SystemExit(0)
 
 
-def _kind_of(name: str) -> str | None:
+def _kind_of(known: Mapping[str, Flag], name: str) -> str | None:
     name = _ALIASES.get(name, name)
-    if name in FLAGS:
-        return FLAGS[name].kind
+    if name in known:
+        return known[name].kind
     return LATER[name].kind if name in LATER else None
 
 
@@ -101,7 +124,9 @@ def _is_on(entries: list[Given], name: str) -> bool:
         return False  # told where the flag itself is read
 
 
-def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str]) -> Iterator[Given]:
+def _from_file(
+    on_command_line: list[Given], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
+) -> Iterator[Given]:
     """The options of the file that --config_file names, if it names one."""
     named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
     if not named.strip():
@@ -113,7 +138,7 @@ def _from_file(on_command_line: list[Given], mistakes: Mistakes, notes: list[str
         )
         return
     entries = list(read_config_file(path, mistakes))
-    if any(map(_holds_tables, entries)) and not any(_kind_of(entry.name) for entry in entries):
+    if any(map(_holds_tables, entries)) and not any(_kind_of(known, entry.name) for entry in entries):
         mistakes.add(
             f"--config_file {named} ({COMMAND_LINE}) holds no option of this program",
             "name a file of training options; a front-end's saved project or a dataset file is none",
@@ -139,16 +164,18 @@ def _repeated(entries: list[Given]) -> Iterator[str]:
         last[entry.name] = entry
 
 
-def _own_flags(merged: Mapping[str, Given], mistakes: Mistakes, notes: list[str]) -> Settings:
+def _own_flags(
+    merged: Mapping[str, Given], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
+) -> Settings:
     """The value of every flag of this version; one that cannot be read is a mistake and stays at its default."""
-    values: dict[str, object] = {name: flag.default for name, flag in FLAGS.items()}
-    origins = dict.fromkeys(FLAGS, DEFAULT)
+    values: dict[str, object] = {name: flag.default for name, flag in known.items()}
+    origins = dict.fromkeys(known, DEFAULT)
     faulty: set[str] = set()
     for name, entry in merged.items():
-        if name not in FLAGS:
+        if name not in known:
             continue
         try:
-            value, why = convert(FLAGS[name], entry.raw)
+            value, why = convert(known[name], entry.raw)
         except BadValue as bad:
             mistakes.add(_bad(entry, bad), bad.remedy)
             faulty.add(name)
@@ -178,20 +205,20 @@ def _later_flags(merged: Mapping[str, Given]) -> dict[str, LaterValue]:
     return found
 
 
-def _judge_foreign(merged: Mapping[str, Given], notes: list[str]) -> Iterator[Mistake]:
+def _judge_foreign(merged: Mapping[str, Given], own: Mapping[str, Flag], notes: list[str]) -> Iterator[Mistake]:
     """Names that no flag has: mistakes on the command line; in files front-ends' own keys, near misses, or one note."""
     unknown: dict[str, list[str]] = {}
     for name, entry in merged.items():
-        if name in FLAGS or name in LATER:
+        if name in own or name in LATER:
             continue
         if entry.origin == COMMAND_LINE:
-            nearest = _nearest(name, SUGGESTION)
+            nearest = _nearest(name, own, SUGGESTION)
             remedy = f"did you mean --{nearest}?" if nearest else "--help lists all flags"
             yield Mistake(f"--{name} ({COMMAND_LINE}) is no flag of this program", remedy)
             continue
         if frontends.is_silent(name, entry.raw):
             continue
-        nearest = None if frontends.is_known(name) else _nearest(name, NEAR_MISS)
+        nearest = None if frontends.is_known(name) else _nearest(name, own, NEAR_MISS)
         if nearest:
             yield Mistake(f"{name} = {shown(entry.raw)} ({entry.origin}) is no flag", f"did you mean {nearest}?")
         else:
@@ -199,10 +226,10 @@ def _judge_foreign(merged: Mapping[str, Given], notes: list[str]) -> Iterator[Mi
     notes += [f"keys of {origin} that no flag knows, ignored: {', '.join(names)}" for origin, names in unknown.items()]
 
 
-def _nearest(name: str, cutoff: float) -> str | None:
+def _nearest(name: str, own: Iterable[str], cutoff: float) -> str | None:
     from difflib import get_close_matches  # only where a name is unknown: --help does without it
 
-    known = [*FLAGS, *_ALIASES, *LATER]
+    known = [*own, *_ALIASES, *LATER]
     return next(iter(get_close_matches(name.replace("-", "_"), known, n=1, cutoff=cutoff)), None)
 
 

@@ -213,7 +213,7 @@ IMPLIES = (
         on("cache_text_encoder_outputs"),
         "stop_text_encoder_training",
         -1,
-        "the text encoder is not trained: captions are encoded once, before the training",
+        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once, before the training",
     ),
     Implies(
         "cache_latents_to_disk",
@@ -266,13 +266,6 @@ IMPLIES = (
         "use_safetensors turns save_model_as diffusers into diffusers_safetensors",
     ),
     Implies("logging_dir", _both(on("logging_dir"), off("log_with")), "log_with", "tensorboard"),
-    Implies(
-        "max_data_loader_n_workers",
-        off("max_data_loader_n_workers"),
-        "persistent_data_loader_workers",
-        False,
-        "persistent_data_loader_workers has no effect with max_data_loader_n_workers 0",
-    ),
 )
 
 OVERRIDES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from library.options.convert import shown
@@ -40,13 +40,14 @@ class Settings:
         return f"--{name}{text} ({self.origins[name]})"
 
 
-def settle(settings: Settings, *, complete: bool = True) -> Settings:
-    """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for.
+def settle(settings: Settings, *, complete: bool = True, unneeded: Collection[str] = ()) -> Settings:
+    """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
+    for those `unneeded`.
 
     Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the pictures, the
     optimiser) judges something sound and does not tell the same mistake again.
     """
-    found = list(_missing(settings)) if complete else []
+    found = list(_missing(settings, unneeded)) if complete else []
     for broken, mistake in [*_unmet(settings), *_excluded(settings)]:
         found.append(mistake)
         settings = _at_default(settings, broken)
@@ -79,10 +80,10 @@ def _with_sound_sizes(settings: Settings) -> Settings:
     return replace(settings, values={**settings.values, "resolution": _STAND_IN})
 
 
-def _missing(settings: Settings) -> Iterator[Mistake]:
+def _missing(settings: Settings, unneeded: Collection[str]) -> Iterator[Mistake]:
     for row in REQUIRED:
         said = settings.values[row.flag] is not None or any(settings.values[name] for name in row.unless)
-        if not said and row.flag not in settings.faulty:
+        if not said and row.flag not in unneeded and row.flag not in settings.faulty:
             yield Mistake(f"--{row.flag} is not set: {row.why}", row.remedy)
 
 

@@ -90,5 +90,5 @@ def logged_options(options: TrainOptions) -> dict[str, int | float | str | bool]
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in values_of(options).items()
-        if value is not None and FLAGS[name].kind != "path" and name not in _PRIVATE
+        if value is not None and FLAGS[name].kind not in ("path", "path or URL") and name not in _PRIVATE
     }

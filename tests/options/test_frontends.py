@@ -161,7 +161,6 @@ def test_kohya_ss_with_bare_defaults_without_a_word(tmp_path: Path) -> None:
     assert options.dataset.resolution == (512, 512)
     assert options.model.max_token_length is None and options.model.clip_skip == 1
     assert options.optimizer.lr_warmup_steps == 0.1 and options.optimizer.lr_scheduler_args == ()
-    assert options.dataset.persistent_data_loader_workers is False
     assert options.run.log_with == "tensorboard", "a logging_dir alone means tensorboard"
     assert parsed.origins["learning_rate_te"] == "config_dreambooth-20261120-110519.toml"
 
@@ -178,7 +177,6 @@ def test_kohya_ss_with_many_options(tmp_path: Path) -> None:
     assert options.objective.min_snr_gamma == 5.0 and options.objective.noise_offset == 0.05
     assert options.optimizer.optimizer_args == ("weight_decay=0.1", "betas=0.9,0.99")
     assert options.optimizer.stop_text_encoder_training == 50
-    assert options.dataset.persistent_data_loader_workers is True
     assert options.saving.save_last_n_epochs_state == 1
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from library.options.parse import Parsed, parse
+from library.options.flag import Flag
+from library.options.parse import Parsed, Program, parse
 from library.options.recipes import FLAGS, TrainOptions, values_of
 
 NEEDED = (
@@ -220,3 +221,30 @@ def test_help_ends_the_program_with_success(capsys: pytest.CaptureFixture[str]) 
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert all(f"--{name}" in printed for name in FLAGS)
+
+
+def tool() -> Program:
+    own = {"processes": Flag("processes", "", "integer", 1, "How many.", at_least=1)}
+    return Program(own, frozenset({"output_dir"}), lambda: "about the tool")
+
+
+def test_a_program_has_flags_of_its_own_and_needs_fewer(capsys) -> None:
+    without = [word for word in NEEDED if "output_dir" not in word]
+    assert ["--output_dir" in what for what in whats(parse(without))] == [True]
+    parsed = parse([*without, "--processes", "3"], tool())
+    assert not parsed.mistakes and parsed.own == {"processes": 3} and "processes" in parsed.given
+    assert parse(without, tool()).own == {"processes": 1}
+    assert not parse([*NEEDED]).own
+    with pytest.raises(SystemExit):
+        parse(["--help"], tool())
+    assert capsys.readouterr().out == "about the tool\n"
+
+
+def test_mistakes_in_a_programs_own_flags_are_told_with_all_others(tmp_path) -> None:
+    words = ["--processes", "0", "--learning_rate", "x", "--procesess", "2"]
+    parsed = parse([*NEEDED, *words], tool())
+    assert [what.split(" ")[0] for what in whats(parsed)] == ["--processes", "--learning_rate", "--procesess"]
+    assert any("--processes" in mistake.remedy for mistake in parsed.mistakes)
+    path = config(tmp_path, "processes = 2\n")
+    assert parse([*NEEDED, "--config_file", path], tool()).own == {"processes": 2}
+    assert len(parse([*NEEDED, "--processes", "2"]).mistakes) == 1

@@ -22,7 +22,7 @@ CASES = {
     "latents on disk, buckets": {
         "cache_latents_to_disk": True, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8,
     },
-    "workers": {"max_data_loader_n_workers": 2, "persistent_data_loader_workers": True, "flip_aug": True},
+    "workers": {"max_data_loader_n_workers": 2, "flip_aug": True},
     "8-bit, cosine, text encoder stops": {
         "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 5,
         "learning_rate_te": 1e-4,
