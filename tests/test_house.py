@@ -58,12 +58,11 @@ PACKAGES = {
 
 # Importing these costs no torch: --help, mistakes and the plan are instant.
 INSTANT = (
-    "library/options/*.py",
+    "library/options*",
     "library/checkpoints/files.py",
     "library/checkpoints/header.py",
-    "library/data/scan.py",
-    "library/data/captions.py",
-    "library/data/buckets.py",
+    *(f"library/data/{name}.py" for name in ("scan", "gather", "listing", "contents", "index", "metadata", "folders")),
+    *(f"library/data/{name}.py" for name in ("describe", "captions", "caption_lengths", "buckets", "remote")),
     "library/families/family.py",
     "library/families/registry.py",
     "library/families/sd.py",

@@ -7,6 +7,7 @@ mean the same here as in users' other tools. Imports no torch: the plan counts t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -48,6 +49,13 @@ class ClipTokenizer:
         self.bos_id, self.eos_id = self.vocab[BOS_TEXT], self.vocab[EOS_TEXT]
         self.pad_text = next(text for text, index in self.vocab.items() if index == pad_id)
         self._engine = _engine(self.vocab, self.merges, (BOS_TEXT, EOS_TEXT, self.pad_text))
+
+    @property
+    def name(self) -> str:
+        """Of the vocabulary and its merges: what gives other ids has another name."""
+        digest = hashlib.blake2b("\n".join(self.merges).encode("utf-8", "surrogatepass"), digest_size=8)
+        digest.update(f"{len(self.vocab)} {self.pad_text}".encode())
+        return f"clip-{digest.hexdigest()}"
 
     def encode(self, caption: str) -> list[int]:
         """The caption's ids, uncut, without the beginning and end tokens."""

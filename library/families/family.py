@@ -5,7 +5,7 @@ No torch at module level: plans are made before torch is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -45,7 +45,10 @@ class PartSizes:
 
 
 class Tokenizer(Protocol):
-    """Captions to token ids; picklable, as data workers get one."""
+    """Captions to token ids; picklable, as data workers get one. `name`: other ids, another name."""
+
+    @property
+    def name(self) -> str: ...
 
     def count(self, caption: str, weighted: bool = False) -> int:
         """Tokens of a caption, without begin and end; `weighted`: without the marks of its weights."""
@@ -80,7 +83,10 @@ class Model:
 
 
 class Load(Protocol):
-    """Read a checkpoint of the family. Raises CheckpointError."""
+    """Read a checkpoint of the family: of its modules those named in `only` (None: all), the others are None then.
+
+    Raises CheckpointError.
+    """
 
     def __call__(
         self,
@@ -91,6 +97,7 @@ class Load(Protocol):
         device: torch.device | str = "cpu",
         prediction: Prediction | None = None,
         tokenizer_cache_dir: Path | None = None,
+        only: Collection[str] | None = None,
     ) -> Model: ...
 
 

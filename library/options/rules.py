@@ -213,7 +213,7 @@ IMPLIES = (
         on("cache_text_encoder_outputs"),
         "stop_text_encoder_training",
         -1,
-        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once, before the training",
+        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once",
     ),
     Implies(
         "cache_latents_to_disk",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.data import buckets, captions
+from library.data.caption_lengths import count_all
 from library.data.describe import cache_folder, describe
 from library.data.order import EpochOrder
 from library.data.scan import ImageRecord, Scan, scan
@@ -65,10 +66,16 @@ class Pictures:
         )
 
 
-def decide_pictures(
-    options: TrainOptions, count_tokens: Callable[[str], int] | None, mistakes: Mistakes
-) -> Pictures | None:
-    """Describe, scan, place and count. `count_tokens` is the family's (None: no family, nothing is counted). None when
+@dataclass(frozen=True)
+class TokenCount:
+    """How tokens are counted; `name` tells all that a count depends on beside the text."""
+
+    count: Callable[[str], int]
+    name: str
+
+
+def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes) -> Pictures | None:
+    """Describe, scan, place and count. `tokens` is the family's way (None: no family, nothing is counted). None when
     something is so wrong that the rest has no meaning; the mistakes say what."""
     data = options.dataset
     if not (data.train_data_dir or data.dataset_config or data.data_backend_config):
@@ -79,7 +86,8 @@ def decide_pictures(
         refuse_variation(described.datasets, options, mistakes)
     if not described.datasets:
         return None
-    found = scan(described.datasets, index=cache_folder(data) / "index", progress=True)
+    index = cache_folder(data) / "index"
+    found = scan(described.datasets, index=index, progress=True)
     mistakes.extend(found.mistakes)
     if not found.records:
         return None
@@ -89,7 +97,7 @@ def decide_pictures(
         return None
     notes = (*described.notes, *idle_face_crops(described.datasets))
     limit = options.model.max_token_length or 75
-    counted = count_captions(found, count_tokens or (lambda caption: 0), limit)
+    counted = count_captions(found, tokens or TokenCount(lambda caption: 0, "none"), limit, index)
     return Pictures(found, table, count_subsets(found), counted, notes)
 
 
@@ -144,17 +152,21 @@ def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:
     )
 
 
-def count_captions(found: Scan, count_tokens: Callable[[str], int], limit: int) -> Captions:
+def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | None = None) -> Captions:
     """Count the tokens of the longest text that each caption can become, equal ones once."""
-    counts: dict[tuple[int, str], tuple[int, str]] = {}
-    cut = []
+    longest_of: dict[tuple[int, str], list[str]] = {}
     for record in found.records:
         key = (record.subset, record.caption)
-        if key not in counts:
-            chosen = found.subsets[record.subset].captions
-            texts = captions.longest_texts(record.caption, chosen, count_tokens)
-            counts[key] = max((count_tokens(text), text) for text in texts)
-        if counts[key][0] > limit:
-            cut.append(record.path)
-    longest, text = max(counts.values())
-    return Captions(limit, longest, text, tuple(cut))
+        if key not in longest_of:
+            longest_of[key] = captions.longest_texts(
+                record.caption, found.subsets[record.subset].captions, tokens.count
+            )
+    texts = {text for several in longest_of.values() for text in several}
+    counts = count_all(texts, tokens.count, tokens.name, index)
+    cut = [
+        record.path
+        for record in found.records
+        if any(counts[text] > limit for text in longest_of[record.subset, record.caption])
+    ]
+    longest = max(counts, key=lambda text: (counts[text], text))
+    return Captions(limit, counts[longest], longest, tuple(cut))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ from library.training.outputs import Outputs, decide_outputs, most_on_disk
 from library.training.plan.costs import Costs, count_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
-from library.training.plan.pictures import Pictures, decide_pictures
+from library.training.plan.pictures import Pictures, TokenCount, decide_pictures
 from library.training.plan.places import check_final_model, check_places
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
@@ -83,7 +83,7 @@ def decide(parsed: Parsed) -> Plan:
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
     source = decide_source(options, mistakes, notes)
-    pictures = decide_pictures(options, token_counter(options, source), mistakes)
+    pictures = decide_pictures(options, token_count(options, source), mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
     check_places(options, mistakes)
     trackers = decide_trackers(options.run, mistakes)
@@ -130,13 +130,13 @@ def decide(parsed: Parsed) -> Plan:
     )
 
 
-def token_counter(options: TrainOptions, source: Source | None) -> Callable[[str], int] | None:
+def token_count(options: TrainOptions, source: Source | None) -> TokenCount | None:
     """Tokens of a caption, without the marks of weights where these are read."""
     if source is None:
         return None
-    return (
-        partial(source.tokenizer.count, weighted=True) if options.caption.weighted_captions else source.tokenizer.count
-    )
+    weighted = options.caption.weighted_captions
+    count = partial(source.tokenizer.count, weighted=True) if weighted else source.tokenizer.count
+    return TokenCount(count, f"{source.tokenizer.name} {weighted}")
 
 
 def decide_rates(options: OptimizerOptions) -> Rates:
