@@ -12,6 +12,10 @@ import pytest
 import gen_img
 import train_db
 from library.options import parse, render
+from library.options.dataset_config.convert import BUILT_IN
+from library.options.dataset_config.keys import KEYS
+from library.options.dataset_config.kohya import read_kohya
+from library.options.dataset_config.simpletuner import read_backend
 from library.options.later import LATER
 from library.options.recipes import FLAGS
 from library.sampling import command as drawing
@@ -25,6 +29,7 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {"help", "name", "num_processes"}
+CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
 # The programs that draw, and what each is told.
 DRAWING: dict[str, type[DrawingOptions]] = {
@@ -84,7 +89,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_every_flag_is_one(page: str) -> None:
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     drawn = {*flags(GenerateOptions), *flags(ClassImageOptions)}
-    known = {*FLAGS, *LATER, *aliases, *drawn, *FOREIGN, *IN_PROMPTS}
+    known = {*FLAGS, *LATER, *aliases, *drawn, *FOREIGN, *IN_PROMPTS, *(flag.strip("-") for flag in CONVERTING)}
     assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z]\w*)", text(page))) - known)
 
 
@@ -109,6 +114,9 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
         if script in DRAWING:
             drawing.parse(DRAWING[script], words)
             continue
+        if script == "tools/convert_dataset_config.py":
+            assert (ROOT / script).is_file() and all(flag in CONVERTING for flag in words if flag.startswith("-")), line
+            continue
         assert script == "train_db.py", line
         told = [mistake.what for mistake in parse.parse(words).mistakes]
         if "--config_file" in words:  # the reader's own file, which is not here
@@ -119,9 +127,38 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")])
 def test_files_of_options_are_without_a_mistake(page: str, tmp_path: Path) -> None:
     for block in blocks(page, "toml"):
+        if "[[datasets" in block:
+            continue
         (tmp_path / "page.toml").write_text(block, encoding="utf-8")
         parsed = parse.parse(["--config_file", str(tmp_path / "page.toml")])
         assert parsed.mistakes == () and parsed.notes == ()
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_files_of_datasets_are_without_a_mistake(ending: str, tmp_path: Path) -> None:
+    """kohya's files hold tables, SimpleTuner's a list."""
+    found = [block for block in blocks("docs/data.md", ending) if "datasets" in block or block.startswith("[")]
+    assert found
+    for block in found:
+        file = tmp_path / f"data.{ending}"
+        file.write_text(block, encoding="utf-8")
+        is_list = ending == "json" and block.startswith("[")
+        described = read_backend(file, BUILT_IN) if is_list else read_kohya(file, BUILT_IN, masked_loss=True)
+        assert described.datasets and not described.mistakes
+
+
+def test_the_keys_of_dataset_files_are_those_of_the_program() -> None:
+    """Every key with its levels; those of ours are marked."""
+    letters = {"general": "g", "dataset": "d", "subset": "s"}
+    rows = [row for rows in tables("docs/data.md") if rows[0][:2] == ["Key", "Where"] for row in rows[1:]]
+    told = {row[0].split("`")[1]: (row[1], "**ours**" in row[0]) for row in rows}
+    assert len(told) == len(rows)
+    assert {key: levels for key, (levels, _) in told.items()} == {
+        key.name: " ".join(letters[level] for level in key.levels) for key in KEYS.values()
+    }
+    assert {key for key, (_, ours) in told.items() if ours} == {
+        "resolutions", "pixels_per_batch", "caption_encoding", "background"
+    }  # fmt: skip
 
 
 def test_every_difference_names_a_test_that_exists() -> None:
