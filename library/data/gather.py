@@ -237,7 +237,7 @@ def _pair_masks(
     missing = sum(picture.name not in found.masks for picture in found.pictures)
     if missing:
         what = f"{title(subset)}: {missing} of {len(found.pictures)} pictures have no mask in {mask_dir}"
-        found.notes.append(f"{what} and count fully")
+        found.notes.append(f"{what} and count {'by their transparency, or fully' if subset.alpha_mask else 'fully'}")
     if spare:
         some = ", ".join(spare[:5]) + (", ..." if len(spare) > 5 else "")
         found.notes.append(f"{mask_dir}: {len(spare)} masks belong to no picture: {some}")

@@ -69,7 +69,7 @@ class Scan:
     left_out_reg: int = 0  # regularisation pictures that balancing did not need
     left_out_small: int = 0  # pictures below the least size of their subset
     found_reg_samples: int = 0  # regularisation pictures x repeats before balancing
-    without_mask: int = 0  # pictures of subsets with masks that have none: they count fully
+    without_mask: int = 0  # pictures of subsets with masks that have no file: transparency is their mask, or nothing
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
 
@@ -298,7 +298,8 @@ def _note_contents(notes: list[str], records: list[ImageRecord], subsets: Sequen
     for record in records:
         if record.transparent:
             subset = subsets[record.subset]
-            (masked if subset.alpha_mask else laid_on.setdefault(subset.images.background, set())).add(record.path)
+            by_alpha = subset.alpha_mask and record.mask is None
+            (masked if by_alpha else laid_on.setdefault(subset.images.background, set())).add(record.path)
     for colour, paths in laid_on.items():
         name = "white" if colour == _WHITE else f"the colour {colour}"
         notes.append(f"{len(paths)} pictures have transparency: they are laid on {name}")

@@ -380,6 +380,12 @@ def test_what_transparency_is_taken_for_is_told(tmp_path: Path) -> None:
     noise((8, 8), mode="RGBA").save(tmp_path / "x" / "a.png")
     found = scan([dataset(subset(tmp_path / "x", alpha_mask=True, class_tokens="x"))])
     assert "1 pictures have transparency, which is their mask" in found.notes
+    save(tmp_path / "masks" / "b.png", size=(8, 8))
+    noise((8, 8), mode="RGBA").save(tmp_path / "x" / "b.png")
+    found = scan([dataset(subset(tmp_path / "x", alpha_mask=True, mask_dir=tmp_path / "masks", class_tokens="x"))])
+    assert "1 pictures have transparency, which is their mask" in found.notes
+    assert "1 pictures have transparency: they are laid on white" in found.notes
+    assert any(note.endswith("count by their transparency, or fully") for note in found.notes)
 
 
 ODD_NAMES = [
