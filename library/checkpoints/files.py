@@ -71,10 +71,10 @@ def _read_file(path: Path) -> Header:
         ) from error
     if not size:
         raise CheckpointError(f"{path}: the file is empty. The download or copy failed: get it again.")
+    if start[8:9] == b"{":  # first: the length of a header may begin with the bytes that a pickle begins with
+        return _read_safetensors(path, size)
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return read_pickle(path).header
-    if start[8:9] == b"{":
-        return _read_safetensors(path, size)
     why = "a git-lfs pointer, not the model: run `git lfs pull`" if start.startswith(b"version https://") else (
         "neither .safetensors nor a torch file. Give a model file, or get it again if it should be one"
     )  # fmt: skip

@@ -77,6 +77,15 @@ def test_header_and_tensors_are_those_written(tmp_path: Path, form: str) -> None
     assert reader.header.kind == ("safetensors" if form == "safetensors" else "ckpt")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    """A length of 640 bytes is written as 80 02 00 ..., and a pickle of protocol 2 begins with 80 02."""
+    table = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + table + bytes(4))
+    assert load_file(path).keys() == read_header(path).tensors.keys() == {"a"}
+
+
 def test_metadata_is_read(tmp_path: Path) -> None:
     assert read_header(write(tmp_path / "a", "safetensors")).metadata == {"made": "today"}
     assert read_header(write(tmp_path / "b", "zip")).metadata == {"epoch": "3", "global_step": "1234"}
