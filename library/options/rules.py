@@ -161,6 +161,15 @@ REQUIRES = (
         "captions that are encoded once cannot train the text encoder",
         "take one of the two out",
     ),
+    Requires(
+        ("cache_text_encoder_outputs_to_disk", "learning_rate_te"),
+        _both(
+            on("cache_text_encoder_outputs_to_disk"), off("cache_text_encoder_outputs")
+        ),  # else told by the row above
+        off("learning_rate_te"),
+        "captions that are encoded once cannot train the text encoder",
+        "take one of the two out",
+    ),
 )
 
 EXCLUDES = (

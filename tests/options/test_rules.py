@@ -33,6 +33,15 @@ def with_flags(text: str) -> Parsed:
         ("--lr_scheduler piecewise_constant", ('"piecewise_constant"',)),
         ("--lr_scheduler cosine_with_min_lr", ("no --lr_scheduler_min_lr_ratio",)),
         ("--no_token_padding --max_token_length 150", ("--no_token_padding", "--max_token_length = 150")),
+        (
+            "--cache_text_encoder_outputs --learning_rate_te 1e-5",
+            ("--cache_text_encoder_outputs ", "--learning_rate_te"),
+        ),
+        ("--cache_text_encoder_outputs_to_disk --learning_rate_te 1e-5", ("_outputs_to_disk ", "--learning_rate_te")),
+        (
+            "--cache_text_encoder_outputs --cache_text_encoder_outputs_to_disk --learning_rate_te 1e-5",
+            ("--cache_text_encoder_outputs ", "--learning_rate_te"),
+        ),
         ("--resolution 500", ("500,500", "divisible by 8")),
         ("--resolution 520 --enable_bucket", ("520,520", "divisible by 64", "bucket_reso_steps")),
         ("--resolution 512,516 --enable_bucket --bucket_reso_steps 8", ("512,516", "divisible by 8")),
