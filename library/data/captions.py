@@ -56,6 +56,12 @@ def longest_texts(caption: str, chosen: CaptionSettings, length: Callable[[str],
     return [_arranged(text, chosen, list) for text in texts]
 
 
+def vary_with_seed(chosen: CaptionSettings) -> bool:
+    """Whether another seed gives other texts: something is drawn, or depends on when in the run a sample comes."""
+    drawn = chosen.shuffle or chosen.wildcard or chosen.dropout_rate > 0 or chosen.tag_dropout_rate > 0
+    return drawn or chosen.warmup_step > 0
+
+
 def tag_frequency(records: Iterable[ImageRecord]) -> dict[str, dict[str, int]]:
     """How often each tag stands in the captions of a folder: {name of the folder: {tag: count}}.
 

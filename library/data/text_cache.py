@@ -41,6 +41,7 @@ Encode = Callable[[list[str]], Mapping[str, Tensor]]
 
 _VERSION = 1  # raise it when the same text comes out differently for the same name of an encoder
 _SHARD = 64  # texts in a file: 15 MB of SD1 in float32, 41 MB of SDXL; what an interruption loses at most
+_SHARDS = "*.safetensors"
 _THREADS = 4
 
 
@@ -142,13 +143,16 @@ def fill_texts(
     encoder: str,
     folder: Path | None,
     batch_size: int = 1,
+    share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> FilledTexts:
     """Make the outputs of all texts available, encoding what is not in `folder` (None: all, kept in memory).
 
     `encoder` names all that outputs depend on beside the text: weights, dtype, clip_skip, maximal length, whether
     weights in brackets count. Every batch has `batch_size` texts, the last one filled up, as other shapes of a batch
-    may give other last bits. Raises UserError for outputs that are not finite, or a file that cannot be written.
+    may give other last bits. `share` is (number, of how many processes) that fill one folder at once: each begins
+    elsewhere and passes over what another has done meanwhile, and all end with all texts. Raises UserError for outputs
+    that are not finite, or a file that cannot be written.
     """
     size = max(1, batch_size)
     distinct = list(dict.fromkeys(texts))
@@ -158,22 +162,27 @@ def fill_texts(
         return FilledTexts(MemoryTexts(made), 0, len(made))
     folder = folder / _digest(str(_VERSION), encoder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
-    found, damaged = _read_folder(folder, set(keys.values()), progress)
+    wanted = set(keys.values())
+    known = set(folder.glob(_SHARDS))
+    found, damaged = _read_folder(folder, wanted, progress)
     pending = [text for text in distinct if keys[text] not in found]
-    read = len(distinct) - len(pending)
+    made = 0
+    shards = _parts(pending, -(-_SHARD // size) * size)
+    start = len(shards) * share[0] // share[1]
     with tqdm(desc="encoding captions", total=len(pending), disable=not progress or not pending) as bar:
-        for shard in _parts(pending, -(-_SHARD // size) * size):
-            file = folder / f"{_digest(*(keys[text] for text in shard))}.safetensors"
-            entries = _read_shard(file, {keys[text] for text in shard})
-            if entries is not None and len(entries) == len(shard):  # another process was here first
-                read += len(shard)
-                bar.update(len(shard))
-            else:
-                _write_shard(file, {keys[text]: one for text, one in _encoded(shard, encode, size, bar)}, encoder)
-                entries = _layout(file)
-            found.update(entries)
+        for shard in shards[start:] + shards[:start]:
+            found.update(_news(folder, known, wanted))
+            left = [text for text in shard if keys[text] not in found]
+            bar.update(len(shard) - len(left))
+            if not left:
+                continue
+            file = folder / f"{_digest(*(keys[text] for text in left))}.safetensors"
+            _write_shard(file, {keys[text]: one for text, one in _encoded(left, encode, size, bar)}, encoder)
+            known.add(file)
+            found.update(_layout(file))
+            made += len(left)
     store = DiskTexts({text: found[key] for text, key in keys.items()})
-    return FilledTexts(store, read, len(distinct) - read, damaged)
+    return FilledTexts(store, len(distinct) - made, made, damaged)
 
 
 def _encoded(texts: Sequence[str], encode: Encode, size: int, bar: tqdm) -> Iterator[tuple[str, Outputs]]:
@@ -259,7 +268,7 @@ def _read_shard(file: Path, keys: set[str]) -> dict[str, tuple[_Place, ...]] | N
 
 def _read_folder(folder: Path, keys: set[str], progress: bool) -> tuple[dict[str, tuple[_Place, ...]], int]:
     """The wanted entries of all shards, and how many shards were damaged. Those are gone now."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(_SHARDS))
     stamps = [_stamp(file) for file in files]
     found: dict[str, tuple[_Place, ...]] = {}
     infos: dict[TensorInfo, TensorInfo] = {}
@@ -276,6 +285,16 @@ def _read_folder(folder: Path, keys: set[str], progress: bool) -> tuple[dict[str
             for key, places in entries.items():
                 found[key] = tuple(place._replace(info=infos.setdefault(place.info, place.info)) for place in places)
     return found, damaged
+
+
+def _news(folder: Path, known: set[Path], keys: set[str]) -> dict[str, tuple[_Place, ...]]:
+    """The wanted entries of shards that other processes have written since; their files are added to `known`."""
+    new = sorted(set(folder.glob(_SHARDS)) - known)
+    known.update(new)
+    found: dict[str, tuple[_Place, ...]] = {}
+    for file in new:
+        found.update(_read_shard(file, keys) or {})
+    return found
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,15 @@ TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. `dtype` None is float32; `prediction` None is what the source says, else epsilon."""
+    """How to load. `dtype` None is float32; `prediction` None is what the source says, else epsilon; `only` some of the
+    parts (see TITLES), None is all."""
 
     vae: Path | str | None = None
     dtype: torch.dtype | None = None
     device: torch.device | str = "cpu"
     prediction: Prediction | None = None
     tokenizer_cache_dir: Path | None = None
+    only: Collection[str] | None = None
 
 
 def load(family: Family, variant: Variant, source: Header, options: LoadOptions) -> Model:
@@ -54,13 +56,12 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     parts["text_encoder"] = without_text_model(parts["text_encoder"])
     prediction = options.prediction or noted_prediction(source) or "epsilon"
     configs = read_configs(variant, family, source, parts, prediction, foreign_vae=options.vae is not None)
-    with Filler(str(source.path), parts, options.dtype or torch.float32, options.device) as filler:
+    makers = {"unet": unet.make_unet, "vae": vae.make_vae, "text_encoder": clip_text.make_text_encoder}
+    chosen = [part for part in TITLES if options.only is None or part in options.only]
+    modules: dict[str, Any] = dict.fromkeys(TITLES)
+    with Filler(str(source.path), parts, options.dtype or torch.float32, options.device, chosen) as filler:
         import_packages()
-        modules = {
-            "unet": filler.fill("unet", unet.make_unet, configs["unet"]),
-            "vae": filler.fill("vae", vae.make_vae, configs["vae"]),
-            "text_encoder": filler.fill("text_encoder", clip_text.make_text_encoder, configs["text_encoder"]),
-        }
+        modules.update({part: filler.fill(part, makers[part], configs[part]) for part in chosen})
     model = Model(
         family=family,
         **modules,
@@ -71,7 +72,8 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
         kept={name: tensor.load().clone() for name, tensor in split.kept.items()},
         notes=tuple(notes),
     )
-    clip_text.restore_buffers(model.text_encoder)
+    if model.text_encoder is not None:
+        clip_text.restore_buffers(model.text_encoder)
     reader.close()
     if options.tokenizer_cache_dir is not None:
         keep_tokenizer(model.tokenizer, options.tokenizer_cache_dir, variant.tokenizer_id)
@@ -97,11 +99,16 @@ class Filler:
     """
 
     def __init__(
-        self, where: str, parts: Mapping[str, Tensors], dtype: torch.dtype, device: torch.device | str
+        self,
+        where: str,
+        parts: Mapping[str, Tensors],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        chosen: Collection[str] = tuple(TITLES),
     ) -> None:
         self.where, self.parts = where, parts
         self._reader = ThreadPoolExecutor(1)
-        self._states = {part: self._reader.submit(load_tensors, parts[part], dtype, device) for part in TITLES}
+        self._states = {part: self._reader.submit(load_tensors, parts[part], dtype, device) for part in chosen}
 
     def __enter__(self) -> Filler:
         return self

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, UserError
@@ -24,21 +25,31 @@ if TYPE_CHECKING:
 ChooseParts = Callable[["Model", "Plan"], "Sequence[Part]"]
 
 INTERRUPTED = "interrupted: what was saved before stands; --resume goes on from the last state of --save_state"
+LESS_MEMORY = (
+    "what saves most comes first: --gradient_checkpointing, a smaller --train_batch_size with accumulation, "
+    "--optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, a smaller --resolution"
+)
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # in messages of torch's RuntimeErrors
 
 
 def run_recipe(choose_parts: ChooseParts, arguments: Sequence[str] | None = None) -> int:
     """Parse, decide, show the plan, train. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return finish(partial(_run, choose_parts, words), INTERRUPTED)
+
+
+def finish(work: Callable[[], None], interrupted: str) -> int:
+    """Do the work of a program, and turn how it ended into its exit code. `interrupted` is what to say after Ctrl-C."""
     make_output_safe()
     quiet_libraries()
     try:
         with termination_as_interrupt():
-            _run(choose_parts, sys.argv[1:] if arguments is None else list(arguments))
+            work()
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stdout = open(
@@ -96,7 +107,7 @@ def make_output_safe() -> None:
 
 
 @contextmanager
-def memory_told_to_user() -> Iterator[None]:
+def memory_told_to_user(remedy: str = LESS_MEMORY) -> Iterator[None]:
     """Turn an exhausted memory into a message that names what saves memory."""
     import torch
 
@@ -107,8 +118,4 @@ def memory_told_to_user() -> Iterator[None]:
         if not exhausted and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "main memory"
-        remedy = (
-            "what saves most comes first: --gradient_checkpointing, a smaller --train_batch_size with accumulation, "
-            "--optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, a smaller --resolution"
-        )
         raise UserError((Mistake(f"the memory is exhausted ({reason})", remedy),)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,18 @@ from library.data import cache
 from library.data.dataset import Tokenize, TrainingDataset
 from library.data.describe import cache_folder
 from library.data.reading import PictureReader
-from library.data.text_cache import fill_texts, texts_of
+from library.data.text_cache import FilledTexts, fill_texts, texts_of
 from library.objective.masking import MaskSettings
 from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
     from library.families.family import Model
+    from library.training.plan.caching import AnyPlan
     from library.training.plan.plan import Plan
 
 
-def picture_reader(plan: Plan) -> PictureReader:
+def picture_reader(plan: AnyPlan) -> PictureReader:
     """Reads the pictures of the plan."""
     found = plan.pictures.scan
     return PictureReader(found.records, plan.pictures.table.placements, found.subsets, found.datasets)
@@ -31,12 +33,26 @@ def picture_reader(plan: Plan) -> PictureReader:
 
 def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> cache.LatentStore | None:
     """The latents of all pictures, or None when they are made on the way. `vae` is the one that computes."""
-    options, family = plan.options.cache, plan.source.family
-    if not options.cache_latents:
+    if not plan.options.cache.cache_latents:
         return None
+    filled = encode_latents(plan, model, vae, reader)
+    LOGGER.info(str(filled))
+    return filled.store
+
+
+def encode_latents(
+    plan: AnyPlan,
+    model: Model,
+    vae: Any,
+    reader: PictureReader,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> cache.Filled:
+    """The latents of all pictures. `share`: (number, of how many processes) that do this at once."""
+    options, family = plan.options.cache, plan.source.family
     to_disk = options.cache_latents_to_disk
     exact = plan.precision.vae == "fp32"
-    filled = cache.fill(
+    return cache.fill(
         reader.records,
         reader.placements,
         reader.for_cache,
@@ -52,20 +68,40 @@ def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> c
         skip_check=options.skip_cache_check,
         channels=family.latent.channels,
         stride=family.latent.stride,
+        share=share,
+        progress=progress,
     )
-    LOGGER.info(str(filled))
-    return filled.store
 
 
 def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioning) -> None:
     """Encode all captions that can occur, as far as there is room, and let `conditioning` use them."""
-    options = plan.options
-    if not options.cache.cache_text_encoder_outputs:
+    if not plan.options.cache.cache_text_encoder_outputs:
         return
-    to_disk = options.cache.cache_text_encoder_outputs_to_disk
-    most = MOST_ON_DISK if to_disk else MOST_IN_MEMORY
+    texts, complete = captions_to_come(plan, dataset)
+    filled = encode_captions(plan, texts, conditioning)
+    LOGGER.info(str(filled))
+    if not complete:
+        LOGGER.info(f"more than {len(texts)} different captions will occur; those beyond are encoded when they come")
+    conditioning.store = filled.store
+
+
+def captions_to_come(plan: AnyPlan, dataset: TrainingDataset) -> tuple[list[str], bool]:
+    """The captions of the run that are encoded beforehand, each once, and whether that is all of them."""
+    most = MOST_ON_DISK if plan.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
     requests = (request for epoch in range(1, plan.duration.epochs + 1) for request in plan.order.requests(epoch))
-    texts, complete = texts_of(dataset.texts(requests), most)
+    return texts_of(dataset.texts(requests), most)
+
+
+def encode_captions(
+    plan: AnyPlan,
+    texts: Sequence[str],
+    conditioning: Conditioning,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> FilledTexts:
+    """The encoded states of captions. `share`: (number, of how many processes) that do this at once."""
+    options = plan.options
+    to_disk = options.cache.cache_text_encoder_outputs_to_disk
     facts = (
         module_name(conditioning.text_encoder),
         plan.precision.frozen,
@@ -74,18 +110,16 @@ def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioni
         conditioning.tokenize.padded,
         conditioning.tokenize.weighted,
     )
-    filled = fill_texts(
+    return fill_texts(
         texts,
         conditioning.encode,
         encoder=" ".join(map(str, facts)),
         folder=cache_folder(options.dataset) / "captions" if to_disk else None,
         # unpadded captions differ in length from batch to batch
         batch_size=16 if conditioning.tokenize.padded else 1,
+        share=share,
+        progress=progress,
     )
-    LOGGER.info(str(filled))
-    if not complete:
-        LOGGER.info(f"more than {most} different captions will occur; those beyond are encoded when they come")
-    conditioning.store = filled.store
 
 
 def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
@@ -100,7 +134,7 @@ def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def tokenize_with(plan: Plan) -> Tokenize:
+def tokenize_with(plan: AnyPlan) -> Tokenize:
     """How captions become ids in this run."""
     options = plan.options
     return Tokenize(
@@ -111,7 +145,7 @@ def tokenize_with(plan: Plan) -> Tokenize:
     )
 
 
-def training_set(plan: Plan, reader: PictureReader, latents: cache.LatentStore | None) -> TrainingDataset:
+def training_set(plan: AnyPlan, reader: PictureReader, latents: cache.LatentStore | None) -> TrainingDataset:
     """The dataset of the plan, with latents or with pixels."""
     return TrainingDataset(
         pictures=reader,

@@ -89,7 +89,7 @@ def refuse_broken_weights(model: Model) -> None:
     broken = [
         f"{part}.{name}"
         for part, module in (("unet", model.unet), ("vae", model.vae), ("text_encoder", model.text_encoder))
-        for name, tensor in module.state_dict().items()
+        for name, tensor in (module.state_dict() if module is not None else {}).items()
         if tensor.is_floating_point() and tensor.numel() and not math.isfinite(_extent(tensor))
     ]
     if not broken:

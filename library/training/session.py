@@ -7,17 +7,16 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.families.family import Model
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
-from library.options.mistakes import Mistake, UserError
 from library.runtime.allocator import memory_taken_ahead
 from library.training.conditioning import Conditioning
 from library.training.inputs import fill_captions, fill_latents, picture_reader, training_set
+from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -27,7 +26,7 @@ from library.training.memory import (
     prepare_parts,
     release_memory,
 )
-from library.training.model_file import refuse_broken_weights, write_model
+from library.training.model_file import write_model
 from library.training.optimizers import allocate_state, make_optimizer
 from library.training.parts import Part, parameter_groups
 from library.training.run import LOGGER, open_run, set_up_console
@@ -136,34 +135,6 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
             ):
                 progress = loop.run(progress)
             saver.finish(progress)
-
-
-def load_model(plan: Plan, device: torch.device) -> Model:
-    """All weights in float32; what the checkpoint held besides is logged."""
-    source, options = plan.source, plan.options.model
-    model = source.family.load(
-        source.header,
-        vae=source.vae,
-        dtype=torch.float32,
-        device=device,
-        prediction=source.prediction,
-        tokenizer_cache_dir=options.tokenizer_cache_dir,
-    )
-    for note in model.notes:
-        LOGGER.info(note)
-    refuse_broken_weights(model)
-    refuse_clip_skip(model, options.clip_skip)
-    return model
-
-
-def refuse_clip_skip(model: Model, clip_skip: int | None) -> None:
-    """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
-    empty = model.tokenizer.tensor([""]).to(model.text_encoder.device)
-    try:
-        with torch.no_grad():
-            model.family.encode_text(model.text_encoder, empty, clip_skip)
-    except ValueError as error:
-        raise UserError((Mistake(f"--clip_skip: {error}", "give a smaller one, or leave it out"),)) from error
 
 
 def say_beside(bar: tqdm[Any], text: str) -> None:

@@ -318,3 +318,19 @@ def test_the_states_of_a_clip_come_back_to_the_last_bit(tmp_path: Path, clip_ski
 def test_what_is_kept_in_memory_is_what_is_kept_on_disk(tmp_path: Path) -> None:
     kept, read = filled(None).store.get(TEXTS), filled(tmp_path).store.get(TEXTS)
     assert list(kept) != [] and all(torch.equal(kept[name], read[name]) for name in kept)
+
+
+def test_processes_that_share_begin_elsewhere_and_pass_over_what_others_did(tmp_path: Path) -> None:
+    texts = [f"caption {number}" for number in range(200)]
+    order: list[str] = []
+
+    def encode(batch: list[str]) -> dict[str, torch.Tensor]:
+        if not order:  # meanwhile another one does its first half
+            order.append("")
+            fill_texts(texts[:128], lambda other: {"states": torch.ones(len(other), 2)}, encoder="x", folder=tmp_path)
+        order.extend(batch)
+        return {"states": torch.ones(len(batch), 2)}
+
+    found = fill_texts(texts, encode, encoder="x", folder=tmp_path, share=(1, 2), progress=False)
+    assert order[1:] == texts[128:]
+    assert (found.read, found.made) == (128, 72) and all(text in found.store for text in texts)

@@ -33,6 +33,14 @@ def same_weights(model, modules, parts=PARTS) -> bool:
     )
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_alone_is_the_same_and_the_others_are_not_there(files, part):
+    header = read_header(files["sd1"])
+    model = detect(header).load(header, only=(part,))
+    assert same_weights(model, tiny.diffusers_modules("sd1"), (part,))
+    assert [other for other in PARTS if getattr(model, other) is not None] == [part]
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("layout", ["", " folder"])
 def test_weights_and_configurations_are_those_of_the_source(files, family, layout):
