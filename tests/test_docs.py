@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
-FOREIGN = {"help", "name", "num_processes"}
+FOREIGN = {"help", "name", "num_processes", "processes"}
+FILLING = ("tools/cache_latents.py", "tools/cache_text_encoder_outputs.py")
 CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
 # The programs that draw, and what each is told.
@@ -117,6 +118,10 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
         if script == "tools/convert_dataset_config.py":
             assert (ROOT / script).is_file() and all(flag in CONVERTING for flag in words if flag.startswith("-")), line
             continue
+        if script in FILLING:
+            assert (ROOT / script).is_file()
+            words = words[: words.index("--processes")] if "--processes" in words else words
+            script = "train_db.py"  # whose flags they take
         assert script == "train_db.py", line
         told = [mistake.what for mistake in parse.parse(words).mistakes]
         if "--config_file" in words:  # the reader's own file, which is not here
