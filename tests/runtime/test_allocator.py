@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -79,3 +80,10 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
     assert allocator.keep_freed_memory() is False
+
+
+def test_garbage_is_collected_again_afterwards() -> None:
+    with pytest.raises(ZeroDivisionError), allocator.garbage_left_alone():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.data import buckets, captions
@@ -12,9 +12,10 @@ from library.data.caption_lengths import count_all
 from library.data.describe import cache_folder, describe
 from library.data.order import EpochOrder
 from library.data.scan import ImageRecord, Scan, scan
-from library.options.datasets import DatasetSpec, SubsetSpec
+from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.recipes import TrainOptions
+from library.runtime.allocator import garbage_left_alone
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class TokenCount:
     name: str
 
 
+@garbage_left_alone()
 def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes) -> Pictures | None:
     """Describe, scan, place and count. `tokens` is the family's way (None: no family, nothing is counted). None when
     something is so wrong that the rest has no meaning; the mistakes say what."""
@@ -154,10 +156,13 @@ def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:
 
 def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | None = None) -> Captions:
     """Count the tokens of the longest text that each caption can become, equal ones once."""
+    plain = {index for index, subset in enumerate(found.subsets) if _leaves_captions(subset.captions)}
     longest_of: dict[tuple[int, str], list[str]] = {}
     for record in found.records:
         key = (record.subset, record.caption)
-        if key not in longest_of:
+        if record.subset in plain:
+            longest_of[key] = [record.caption]
+        elif key not in longest_of:
             longest_of[key] = captions.longest_texts(
                 record.caption, found.subsets[record.subset].captions, tokens.count
             )
@@ -170,3 +175,8 @@ def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | No
     ]
     longest = max(counts, key=lambda text: (counts[text], text))
     return Captions(limit, counts[longest], longest, tuple(cut))
+
+
+def _leaves_captions(chosen: CaptionSettings) -> bool:
+    """Whether captions are trained as they stand in their files, or dropped."""
+    return replace(chosen, dropout_rate=0.0, dropout_every_n_epochs=0) == CaptionSettings()
