@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import webbrowser
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from library.checkpoints.header import CheckpointError
 from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
+from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
 from library.training.inputs import picture_reader, training_set
 from library.training.plan.text import sections
 
 if TYPE_CHECKING:
     from library.data.dataset import TrainingDataset
+    from library.data.images import Geometry
+    from library.data.masks import Mask
+    from library.data.reading import PictureReader
     from library.training.plan.plan import Plan
 
 EPOCHS = 3  # whose captions are shown
@@ -40,9 +47,24 @@ def show_dataset(plan: Plan) -> Path:
     except (OSError, CheckpointError) as error:
         raise UserError((Mistake(f"--debug_dataset: {error}", "give another --output_dir"),)) from error
     print(f"what the model would be given: {path.absolute()}")
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and _has_screen():
         webbrowser.open(path.absolute().as_uri())
     return path
+
+
+def _has_screen() -> bool:
+    """Whether a browser would have a window: in a bare terminal it would be one of text, which takes the terminal and
+    keeps the program until it is left."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _mask(reader: PictureReader, index: int, exact: Geometry, settings: MaskSettings) -> Mask:
+    """What counts in the loss, 255 = fully: the mask as --mask_invert and --mask_floor leave it."""
+    mask = reader.mask(index, exact)
+    if mask is None:
+        raise ValueError("a picture without a mask")
+    counts = 255 - mask if settings.invert else mask
+    return np.maximum(counts, np.uint8(round(255 * settings.floor)))
 
 
 def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
@@ -63,7 +85,7 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         size=record.size,
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
-        mask=partial(reader.mask, index, exact) if masked else None,
+        mask=partial(_mask, reader, index, exact, MaskSettings.of(plan.options.mask)) if masked else None,
         captions=tuple(ShownCaption(text, count(text)) for text in texts),
         repeats=record.repeats,
         weight=plan.options.objective.prior_loss_weight if record.is_reg else 1.0,
