@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,9 @@ os.environ.update(
     https_proxy="http://127.0.0.1:9",
     no_proxy="localhost,127.0.0.1",
 )
+# What is remembered about pictures is forgotten with the tests. Each process of a parallel run has its own.
+_CACHE = tempfile.TemporaryDirectory(prefix="dreamfolder tests ", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 # The same numbers with and without a card; CUDA_VISIBLE_DEVICES=0 ./run_tests.sh shows the tests one.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Miniature tensors lose more to handing out work than more threads win.

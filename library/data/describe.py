@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import tempfile
 from dataclasses import replace
@@ -73,6 +74,9 @@ def cache_folder(options: DatasetOptions) -> Path:
     """Where what is remembered about pictures is kept: --data_cache_dir, or a folder of this user's."""
     if options.data_cache_dir is not None:
         return options.data_cache_dir
+    for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]) / "dreamfolder"
     try:
         return Path.home() / ".cache" / "dreamfolder"
     except RuntimeError:  # no home directory is known

@@ -50,3 +50,80 @@ def test_repeats_of_the_command_line_are_those_that_a_file_leaves_out(tmp_path: 
     left_out = described(tmp_path, "--dataset_config", file(tmp_path), *repeats)
     given = described(tmp_path, "--dataset_config", file(tmp_path, subset="num_repeats = 2"), *repeats)
     assert [found.datasets[0].subsets[0].repeats for found in (left_out, given)] == [5, 2]
+
+
+"""Where the options lead: one way of describing data each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from library.data.describe import cache_folder, caption_extensions, describe
+from library.options.dataset import DatasetOptions
+from library.options.parse import parse
+from library.options.recipes import TrainOptions
+from tests.data.pictures import save
+
+
+def options(*flags: object) -> TrainOptions:
+    return parse(list(map(str, flags))).options
+
+
+def test_what_is_remembered_lies_with_the_user_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder(DatasetOptions(data_cache_dir=Path("here"))) == Path("here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cache_folder(DatasetOptions()) == Path("/cache/dreamfolder")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("LOCALAPPDATA", "/windows")
+    assert cache_folder(DatasetOptions()) == Path("/windows/dreamfolder")
+    monkeypatch.delenv("LOCALAPPDATA")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder(DatasetOptions()) == Path("/home/me/.cache/dreamfolder")
+
+
+def test_endings_get_their_dots() -> None:
+    assert caption_extensions("txt, .caption,") == (".txt", ".caption")
+
+
+def test_flags_reach_the_records(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    found = describe(
+        options(
+            *("--train_data_dir", tmp_path, "--class_tokens", "sks dog", "--num_repeats", 10, "--resolution", "64,128"),
+            *("--train_batch_size", 3, "--caption_extension", ".txt,.caption", "--caption_prefix", "a photo of"),
+            *(
+                "--flip_aug",
+                "--alpha_color",
+                "#102030",
+                "--face_crop_aug_range",
+                "2.0,4.0",
+                "--caption_encoding",
+                "cp1251",
+            ),
+        )
+    )
+    (dataset,) = found.datasets
+    (subset,) = dataset.subsets
+    assert found.mistakes == () and dataset.batch_size == 3 and dataset.buckets.resolution == (64, 128)
+    assert (subset.image_dir, subset.class_tokens, subset.repeats) == (tmp_path, "sks dog", 10)
+    assert (subset.caption_extensions, subset.caption_encoding) == ((".txt", ".caption"), "cp1251")
+    assert subset.captions.prefix == "a photo of"
+    assert subset.images.flip and subset.images.background == (16, 32, 48) and subset.images.face_crop == (2.0, 4.0)
+
+
+def test_masks_are_read_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    save(tmp_path / "1_dog" / "a.png")
+    flags = ("--train_data_dir", tmp_path, "--resolution", 64, "--conditioning_data_dir", tmp_path / "masks")
+    (without,) = describe(options(*flags)).datasets
+    assert without.subsets[0].mask_dir is None
+    told = describe(options(*flags, "--masked_loss")).mistakes
+    assert ["no folder" in mistake.what for mistake in told] == [True]
+
+
+def test_every_faulty_value_is_told(tmp_path: Path) -> None:
+    save(tmp_path / "1_dog" / "a.png")
+    flags = ("--train_data_dir", tmp_path, "--resolution", 64, "--alpha_color", "white", "--caption_encoding", "utf-9")
+    told = [mistake.what for mistake in describe(options(*flags)).mistakes]
+    assert len(told) == 2 and "--alpha_color" in told[0] and "--caption_encoding" in told[1]
