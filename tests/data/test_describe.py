@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from library.data.describe import describe
+import pytest
+
+from library.data.describe import cache_folder, caption_extensions, describe
 from library.data.scan import scan
+from library.options.dataset import DatasetOptions
 from library.options.datasets import Described
 from library.options.parse import parse
+from library.options.recipes import TrainOptions
 from tests.data.pictures import save
 
 FILE = "[general]\nresolution = 64\n{general}\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n{subset}\n"
@@ -50,21 +54,6 @@ def test_repeats_of_the_command_line_are_those_that_a_file_leaves_out(tmp_path: 
     left_out = described(tmp_path, "--dataset_config", file(tmp_path), *repeats)
     given = described(tmp_path, "--dataset_config", file(tmp_path, subset="num_repeats = 2"), *repeats)
     assert [found.datasets[0].subsets[0].repeats for found in (left_out, given)] == [5, 2]
-
-
-"""Where the options lead: one way of describing data each."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-import pytest
-
-from library.data.describe import cache_folder, caption_extensions, describe
-from library.options.dataset import DatasetOptions
-from library.options.parse import parse
-from library.options.recipes import TrainOptions
-from tests.data.pictures import save
 
 
 def options(*flags: object) -> TrainOptions:
