@@ -38,6 +38,7 @@ class Gathered:
     pictures: list[Picture] = field(default_factory=list)
     reading: Reading = field(default_factory=Reading)
     masks: dict[str, str] = field(default_factory=dict)  # picture -> mask, names in their folders
+    mask_places: dict[str, tuple[Directory, str]] = field(default_factory=dict)  # where each lies, its name there
     lost: list[tuple[Path, str]] = field(default_factory=list)  # what is no readable picture, and why
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
@@ -228,8 +229,9 @@ def _pair_masks(
     listed = _below(mask_dir, "folder of masks", subset, directories, found)
     if not listed:
         return
-    names = [prefix + name for prefix, directory in listed for name in directory.pictures]
-    found.masks, spare = find_masks((picture.name for picture in found.pictures), names)
+    places = {prefix + name: (directory, name) for prefix, directory in listed for name in directory.pictures}
+    found.masks, spare = find_masks((picture.name for picture in found.pictures), places)
+    found.mask_places = {name: places[name] for name in found.masks.values()}
     if not found.masks:
         what = f"{mask_dir} holds no mask for any picture of {title(subset)} ({subset.origin})"
         found.mistakes.append(Mistake(what, "masks have the names of their pictures, with any ending"))

@@ -1,9 +1,11 @@
-"""Which mask belongs to which picture, by their names alone."""
+"""Which mask belongs to which picture, by their names alone, and which fits it by its size."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+
+from library.options.datasets import Size
 
 
 def find_masks(names: Iterable[str], mask_names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -25,6 +27,12 @@ def find_masks(names: Iterable[str], mask_names: Iterable[str]) -> tuple[dict[st
             found[name] = next((mask for other, mask in candidates if other == ending), candidates[0][1])
     used = set(found.values())
     return found, tuple(sorted(mask for masks in by_stem.values() for _, mask in masks if mask not in used))
+
+
+def same_proportion(one: Size, other: Size) -> bool:
+    """Whether one is the other scaled, its shorter side rounded up or down."""
+    small, large = sorted((one, other))
+    return abs(small[1] - small[0] * large[1] / large[0]) < 1 or abs(small[0] - small[1] * large[0] / large[1]) < 1
 
 
 def _split(name: str) -> tuple[str, str]:

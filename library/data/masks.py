@@ -16,6 +16,7 @@ from PIL import Image
 
 from library.data import images
 from library.data.images import Geometry
+from library.data.mask_files import same_proportion
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 
@@ -35,17 +36,11 @@ def load(path: Path, expected: Size) -> Mask:
     """
     mask = images.decode(path, lambda image: images.to_rgb(image, _BLACK)[:, :, 0], "mask")
     size = (mask.shape[1], mask.shape[0])
-    if not _same_proportion(size, expected):
+    if not same_proportion(size, expected):
         what = f"mask {path} is {size[0]}x{size[1]} and its picture {expected[0]}x{expected[1]}"
         raise UserError([Mistake(what, "a mask needs its picture's size, or one in the same proportion, upright")])
     smaller = expected[0] <= size[0] and expected[1] <= size[1]
     return images.resize(mask, expected, "area" if smaller else "linear")  # Lanczos would leave rings beside edges
-
-
-def _same_proportion(one: Size, other: Size) -> bool:
-    """Whether one is the other scaled, its shorter side rounded up or down."""
-    small, large = sorted((one, other))
-    return abs(small[1] - small[0] * large[1] / large[0]) < 1 or abs(small[0] - small[1] * large[0] / large[1]) < 1
 
 
 def of_alpha(path: Path, expected: Size | None = None) -> Mask:

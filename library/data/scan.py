@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from library.data.gather import Gathered, Picture, caption_endings, gather, titl
 from library.data.headers import Header, readable_extensions
 from library.data.index import Index
 from library.data.listing import Directories, stem
+from library.data.mask_files import same_proportion
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
 from library.options.mistakes import Mistake, UserError
 
 _BAD_SHARE = 0.1
+_NAMED = 20  # files that a mistake names
 _WHITE = (255, 255, 255)
 
 
@@ -167,6 +169,8 @@ def _read(gathered: Iterable[Gathered], remembered: Index, progress: bool) -> Co
             names = [picture.caption_file for picture in pictures if picture.caption_file is not None]
             if names:
                 wanted.captions(listed, names, found.reading)
+        for directory, base in found.mask_places.values():
+            wanted.picture(directory, [base])
     return wanted.read(remembered, progress)
 
 
@@ -185,6 +189,7 @@ def _records(
     found.bad.update(gathered.lost)
     records: list[ImageRecord] = []
     small = later_lines = 0
+    unfit: dict[str, str] = {}  # masks, and why
     for picture in gathered.pictures:
         header = contents.headers[picture.directory.path][picture.base]
         if not isinstance(header, Header):
@@ -208,6 +213,8 @@ def _records(
         if mask == picture.name:
             mask = picture.name  # one object
         found.without_mask += subset.mask_dir is not None and mask is None
+        if mask is not None and (why := _unfit(mask, size, gathered, contents)) is not None:
+            unfit[mask] = why
         caption = found.texts.setdefault(caption, caption)
         records.append(
             ImageRecord(
@@ -217,9 +224,29 @@ def _records(
         )  # fmt: skip
     if later_lines:
         found.notes.append(f"{title(subset)}: {later_lines} caption files have more lines; only the first line is used")
+    if unfit:
+        found.mistakes.append(_unfit_masks(subset, unfit))
     if small:
         _tell_small(small, subset, not records, found)
     return records
+
+
+def _unfit(mask: str, size: Size, gathered: Gathered, contents: Contents) -> str | None:
+    """Why a mask cannot be that of a picture of `size`."""
+    directory, base = gathered.mask_places[mask]
+    header = contents.headers[directory.path][base]
+    if not isinstance(header, Header):
+        return header
+    if same_proportion(header.size, size):
+        return None
+    return f"it is {header.size[0]}x{header.size[1]} and its picture {size[0]}x{size[1]}"
+
+
+def _unfit_masks(subset: SubsetSpec, unfit: Mapping[str, str]) -> Mistake:
+    listed = "\n".join(f"  {name}: {why}" for name, why in list(unfit.items())[:_NAMED])
+    more = f"\n  and {len(unfit) - _NAMED} more" if len(unfit) > _NAMED else ""
+    what = f"{len(unfit)} masks of {subset.mask_dir} cannot be used:\n{listed}{more}"
+    return Mistake(what, "a mask needs its picture's size, or one in the same proportion, upright; or take it away")
 
 
 def _without_file(subset: SubsetSpec, name: str) -> str:
@@ -245,8 +272,8 @@ def _judge_bad_images(found: _Findings, records: Sequence[ImageRecord]) -> None:
         return
     bad = list(found.bad.items())
     total = len(bad) + len({(record.folder, record.name) for record in records})
-    listed = "\n".join(f"  {path}: {why}" for path, why in bad[:20])
-    more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+    listed = "\n".join(f"  {path}: {why}" for path, why in bad[:_NAMED])
+    more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     if len(bad) > _BAD_SHARE * total:
         what = f"{len(bad)} of {total} pictures are damaged, more than {_BAD_SHARE:.0%}:\n{listed}{more}"
         found.mistakes.append(Mistake(what, "repair or remove them"))

@@ -375,6 +375,17 @@ def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     assert "no folder of masks" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
 
 
+def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path / "x" / name, caption="")  # 64 x 48
+    save(tmp_path / "masks" / "a.png", size=(48, 64))
+    save(tmp_path / "masks" / "b.png", size=(32, 24))
+    (tmp_path / "masks" / "c.png").write_bytes(b"")
+    (mistake,) = scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "masks"))]).mistakes
+    assert "2 masks of" in mistake.what and "a.png: it is 48x64 and its picture 64x48" in mistake.what
+    assert "c.png: the file is empty" in mistake.what and "b.png" not in mistake.what
+
+
 def test_what_transparency_is_taken_for_is_told(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     noise((8, 8), mode="RGBA").save(tmp_path / "x" / "a.png")
