@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import mmap
 import sys
 import threading
@@ -75,16 +74,3 @@ def memory_taken_ahead(size: int) -> Iterator[None]:
         stop.set()
         if start:
             thread.join()
-
-
-@contextmanager
-def garbage_left_alone() -> Iterator[None]:
-    """Make many objects that all stay without Python looking among them for garbage again and again: with a hundred
-    thousand records a fifth of the time."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()

@@ -1,11 +1,16 @@
-"""Importing large packages quickly."""
+"""Importing large packages quickly and quietly."""
 
 from __future__ import annotations
 
 import gc
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from library.runtime.garbage import garbage_left_alone
 
 
 @contextmanager
@@ -19,16 +24,25 @@ def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
     """
     hidden = [name for name in without if name not in sys.modules]
     known = len(sys.modules)
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        for name in hidden:
-            sys.modules[name] = None  # type: ignore[assignment]  # Python's own mark for what must not be imported
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-        if len(sys.modules) > known:
-            gc.freeze()
-        if collects:
-            gc.enable()
+    with garbage_left_alone():
+        try:
+            for name in hidden:
+                sys.modules[name] = None  # type: ignore[assignment]  # Python's own mark for what must not be imported
+            yield
+        finally:
+            for name in hidden:
+                del sys.modules[name]
+            if len(sys.modules) > known:
+                gc.freeze()
+
+
+def quiet_libraries() -> None:
+    """Libraries' remarks that no user can act on; what they raise still shows. Must run before they are imported."""
+    for variable, level in (
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TF_CPP_MIN_LOG_LEVEL", "2"),
+    ):
+        os.environ.setdefault(variable, level)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from library.families.family import Family, Model
 from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
+from library.runtime.imports import quiet_libraries
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import PictureRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
@@ -102,7 +101,7 @@ def make_folder(folder: Path) -> None:
 
 def load(options: DrawingOptions, drawing: Drawing) -> Model:
     """The model on its device, in the precision asked for. Raises UserError."""
-    _quiet_libraries()
+    quiet_libraries()
     import torch
 
     dtype = torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else torch.float32
@@ -123,14 +122,6 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     if options.clip_skip is not None and options.clip_skip > layers:
         raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
     return model
-
-
-def _quiet_libraries() -> None:
-    """Remarks that no user can act on are not shown. Must run before the libraries are imported."""
-    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
 
 
 def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest]) -> Iterator[Image]:

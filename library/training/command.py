@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
-from library.runtime.imports import large_imports
-from library.training.run import quiet_libraries
+from library.runtime.imports import large_imports, quiet_libraries
 
 if TYPE_CHECKING:
     from library.families.family import Model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,17 +54,6 @@ def open_run(options: TrainOptions, tracked_by: Trackers, mixed_precision: str, 
         yield Run(accelerator, bool(names))
     finally:
         accelerator.end_training()
-
-
-def quiet_libraries() -> None:
-    """Libraries' remarks that no user can act on; what they raise still shows. Must run before they are imported."""
-    for variable, level in (
-        ("DIFFUSERS_VERBOSITY", "error"),
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("TF_CPP_MIN_LOG_LEVEL", "2"),
-    ):
-        os.environ.setdefault(variable, level)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def set_up_console(options: RunOptions) -> None:

@@ -15,7 +15,7 @@ from library.data.scan import ImageRecord, Scan, scan
 from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.recipes import TrainOptions
-from library.runtime.allocator import garbage_left_alone
+from library.runtime.garbage import garbage_left_alone
 
 
 @dataclass(frozen=True)
