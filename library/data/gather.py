@@ -39,6 +39,7 @@ class Gathered:
     reading: Reading = field(default_factory=Reading)
     masks: dict[str, str] = field(default_factory=dict)  # picture -> mask, names in their folders
     mask_places: dict[str, tuple[Directory, str]] = field(default_factory=dict)  # where each lies, its name there
+    spare_masks: tuple[str, ...] | None = None  # that belong to none of its pictures; None: not looked for
     lost: list[tuple[Path, str]] = field(default_factory=list)  # what is no readable picture, and why
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
@@ -230,16 +231,33 @@ def _pair_masks(
     if not listed:
         return
     places = {prefix + name: (directory, name) for prefix, directory in listed for name in directory.pictures}
-    found.masks, spare = find_masks((picture.name for picture in found.pictures), places)
+    found.masks, found.spare_masks = find_masks((picture.name for picture in found.pictures), places)
     found.mask_places = {name: places[name] for name in found.masks.values()}
-    if not found.masks:
-        what = f"{mask_dir} holds no mask for any picture of {title(subset)} ({subset.origin})"
-        found.mistakes.append(Mistake(what, "masks have the names of their pictures, with any ending"))
-        return
     missing = sum(picture.name not in found.masks for picture in found.pictures)
     if missing:
         what = f"{title(subset)}: {missing} of {len(found.pictures)} pictures have no mask in {mask_dir}"
         found.notes.append(f"{what} and count {'by their transparency, or fully' if subset.alpha_mask else 'fully'}")
-    if spare:
-        some = ", ".join(spare[:5]) + (", ..." if len(spare) > 5 else "")
-        found.notes.append(f"{mask_dir}: {len(spare)} masks belong to no picture: {some}")
+
+
+def judge_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> None:
+    """What only all subsets with one folder of masks tell of it: that it has none for them, and masks left over. The
+    command line names one folder for all folders of pictures, of which some may have no masks."""
+    sharing: dict[str, list[int]] = {}
+    for number, (subset, found) in enumerate(zip(subsets, gathered, strict=True)):
+        if subset.mask_dir is not None and found.spare_masks is not None:
+            sharing.setdefault(absolute(subset.mask_dir), []).append(number)
+    for numbers in sharing.values():
+        found = gathered[numbers[0]]
+        used = any(gathered[number].masks for number in numbers)
+        for number in numbers:
+            subset = subsets[number]
+            by_flag = subset.origin.startswith("--")
+            if gathered[number].masks or (by_flag and (used or number != numbers[0])):
+                continue
+            what = f"{subset.mask_dir} holds no mask for any picture of {title(subset)} ({subset.origin})"
+            found.mistakes.append(Mistake(what, "masks have the names of their pictures, with any ending"))
+        spare = sorted(set.intersection(*(set(gathered[number].spare_masks or ()) for number in numbers)))
+        if used and spare:
+            some = ", ".join(spare[:5]) + (", ..." if len(spare) > 5 else "")
+            mask_dir = subsets[numbers[0]].mask_dir
+            found.notes.append(f"{mask_dir}: {len(spare)} masks belong to no picture: {some}")

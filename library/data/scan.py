@@ -15,7 +15,7 @@ from pathlib import Path
 
 from library.data.balance import balance
 from library.data.contents import Contents, Wanted
-from library.data.gather import Gathered, Picture, caption_endings, gather, title
+from library.data.gather import Gathered, Picture, caption_endings, gather, judge_masks, title
 from library.data.headers import Header, readable_extensions
 from library.data.index import Index
 from library.data.listing import Directories, stem
@@ -113,6 +113,7 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: b
             Gathered() if number in twice else gather(subset, directories, extensions)
             for number, (_, subset) in enumerate(subsets)
         ]
+        judge_masks([subset for _, subset in subsets], gathered)
         contents = _read(gathered, remembered, progress)
         trouble = remembered.trouble
     train: list[ImageRecord] = []

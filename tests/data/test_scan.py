@@ -375,6 +375,26 @@ def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     assert "no folder of masks" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
 
 
+def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path) -> None:
+    """Some of them may have no masks, such as regularisation pictures; a file that names the folder means it."""
+    for name in ("x/a.png", "y/b.png", "reg/c.png", "masks/a.png", "masks/b.png", "masks/d.png"):
+        save(tmp_path / name, caption="" if "masks" not in name else None)
+    masks = tmp_path / "masks"
+    parts = [
+        subset(tmp_path / name, mask_dir=masks, is_reg=name == "reg", origin="--train_data_dir")
+        for name in ("x", "y", "reg")
+    ]
+    found = scan([dataset(*parts)])
+    assert not found.mistakes and [record.mask for record in found.records] == ["a.png", "b.png", None]
+    notes = "\n".join(found.notes)
+    assert "reg: 1 of 1 pictures have no mask" in notes and "1 masks belong to no picture: d.png" in notes
+    (mistake,) = scan([dataset(parts[0], replace(parts[2], origin="data.toml, line 9"))]).mistakes
+    assert "holds no mask for any picture" in mistake.what and "data.toml, line 9" in mistake.what
+    (tmp_path / "none").mkdir()
+    (mistake,) = scan([dataset(*(replace(part, mask_dir=tmp_path / "none") for part in parts))]).mistakes
+    assert "holds no mask for any picture" in mistake.what
+
+
 def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         save(tmp_path / "x" / name, caption="")  # 64 x 48
