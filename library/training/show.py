@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from library.training.plan.plan import Plan
 
 EPOCHS = 3  # whose captions are shown
+TOLD = ("model", "data", "captions", "buckets", "training", "length")  # sections of the plan
 
 
 def show_dataset(plan: Plan) -> Path:
@@ -38,7 +39,7 @@ def show_dataset(plan: Plan) -> Path:
         token_limit=plan.pictures.captions.limit,
         shown=[_shown(plan, dataset, index) for index in range(len(found.records))],
         problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.pictures.notes, *found.notes],
-        facts=[(title, line) for title, lines in sections(plan) for line in lines],
+        facts=[(title, "; ".join(lines)) for title, lines in sections(plan) if title in TOLD],
     )
     path = plan.outputs.directory / "dataset.html"
     try:
