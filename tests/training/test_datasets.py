@@ -105,7 +105,7 @@ def test_toml_and_json_are_one_run_as_counted_by_hand(
     for expected in (
         "2_sks dog: 3 pictures x 2 = 6 samples, training, captions from files",
         "1_dog: 3 pictures, 6 samples after balancing, regularisation",
-        '1_zwx cat: 2 pictures x 3 = 6 samples, training, all as "cat"',
+        '1_zwx cat: 2 pictures x 3 = 6 samples, training, all as "cat", at each of 2 resolutions',
         "64x64: 12, in batches of up to 2",
         "64x64: 6, in batches of up to 4",
         "64x128: 6, in batches of up to 3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from library.options.datasets import CaptionSettings
@@ -45,15 +46,20 @@ def _model(plan: Plan) -> Iterator[str]:
 
 
 def _data(pictures: Pictures) -> Iterator[str]:
-    for counted in pictures.subsets:
-        subset = counted.subset
-        kind = "regularisation" if subset.is_reg else "training"
-        yield f"{subset.image_dir or subset.metadata_file}: {_count(counted)}, {kind}{_source(counted)}"
+    # a subset of several resolutions is as many: told once
+    for line, times in Counter(map(_subset, pictures.subsets)).items():
+        yield line if times == 1 else f"{line}, at each of {times} resolutions"
     scan = pictures.scan
     yield from pictures.notes
     yield from scan.notes
     for path, why in scan.bad_images:
         yield f"left out: {path} ({why})"
+
+
+def _subset(counted: SubsetCount) -> str:
+    subset = counted.subset
+    kind = "regularisation" if subset.is_reg else "training"
+    return f"{subset.image_dir or subset.metadata_file}: {_count(counted)}, {kind}{_source(counted)}"
 
 
 def _count(counted: SubsetCount) -> str:
