@@ -140,8 +140,8 @@ def fill(
                     tells of which VAE it is.
     skip_check      take every file of ours whose arrays are there and have the right shape, reading no more of it
     channels        of the latents, None = any; `stride`: pixels a latent, to tell the shape that a file must have
-    share           (number, of how many processes) that fill the same files at once: each begins elsewhere and passes
-                    over what another has done meanwhile. All of them end with all latents.
+    share           (number, of how many processes) that fill the same files at once: each has an order of its own and
+                    passes over what another has done meanwhile. All of them end with all latents.
 
     Raises UserError with all pictures that could not be read or encoded, when the others are done; at once for a file
     that cannot be written. What is on disk by then stays and is used the next time.

@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from library.data.latent_entries import Wanted
 from library.data.latent_files import FilePrint, stamp
+from library.data.sharing import own_order
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import torch_generator
 
@@ -127,12 +128,11 @@ def encode_all(
     """What could be made of all entries; `encoder.mistakes` has the rest. Pictures are decoded ahead in threads.
 
     `prepare` runs in a thread; None: somebody else has done the entry. `share` (number, of how many processes): each
-    begins at another place of the round.
+    has an order of its own.
     """
     batches = _batches(entries, max(1, batch_size))
-    start = len(batches) * share[0] // share[1]
     with tqdm(desc="encoding latents", total=len(entries), disable=not progress or not entries) as bar:
-        for number, pictures in _decoded_ahead(batches[start:] + batches[:start], prepare, encoder.mistakes):
+        for number, pictures in _decoded_ahead(own_order(batches, share), prepare, encoder.mistakes):
             if pictures:
                 yield from encoder.batch(pictures)
             bar.update(number)

@@ -31,6 +31,7 @@ from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, TensorInfo
 from library.checkpoints.lazy import torch_dtype
 from library.checkpoints.writer import write_safetensors
+from library.data.sharing import own_order
 from library.options.mistakes import Mistake, UserError
 
 Outputs = dict[str, Tensor]
@@ -150,9 +151,9 @@ def fill_texts(
 
     `encoder` names all that outputs depend on beside the text: weights, dtype, clip_skip, maximal length, whether
     weights in brackets count. Every batch has `batch_size` texts, the last one filled up, as other shapes of a batch
-    may give other last bits. `share` is (number, of how many processes) that fill one folder at once: each begins
-    elsewhere and passes over what another has done meanwhile, and all end with all texts. Raises UserError for outputs
-    that are not finite, or a file that cannot be written.
+    may give other last bits. `share` is (number, of how many processes) that fill one folder at once: each has an
+    order of its own and passes over what another has done meanwhile, and all end with all texts. Raises UserError for
+    outputs that are not finite, or a file that cannot be written.
     """
     size = max(1, batch_size)
     distinct = list(dict.fromkeys(texts))
@@ -168,9 +169,8 @@ def fill_texts(
     pending = [text for text in distinct if keys[text] not in found]
     made = 0
     shards = _parts(pending, -(-_SHARD // size) * size)
-    start = len(shards) * share[0] // share[1]
     with tqdm(desc="encoding captions", total=len(pending), disable=not progress or not pending) as bar:
-        for shard in shards[start:] + shards[:start]:
+        for shard in own_order(shards, share):
             found.update(_news(folder, known, wanted))
             left = [text for text in shard if keys[text] not in found]
             bar.update(len(shard) - len(left))

@@ -1,6 +1,6 @@
 """Caches filled ahead of a training, by one process or several: from the command line to the exit code. No torch.
 
-Every process goes through all that is to be encoded, begins at another place and passes over what is there already, so
+Every process goes through all that is to be encoded, in an order of its own, and passes over what is there already, so
 none has to wait for another, any of them may end early, and what is left at the next call is what was not written.
 """
 
