@@ -42,9 +42,9 @@ def identity_of(options: TrainOptions, pictures: Pictures, precision: Precision,
     facts["seed"] = str(seed)
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained
-    facts[DATA] = fingerprint(map(_line, pictures.records))
+    facts[DATA] = fingerprint([_line(record) for record in pictures.records])
     if dataset_file(options.dataset):  # what flags say is among their own facts
-        facts[SETTINGS] = fingerprint(_settings(pictures))
+        facts[SETTINGS] = fingerprint(list(_settings(pictures)))
     return facts
 
 
