@@ -33,7 +33,7 @@ def describe(options: TrainOptions) -> Described:
     _check(options, mistakes)
     template = from_flags(options.dataset, options.caption, options.mask)
     try:
-        found = _described(options, template)
+        found = _copied(_described(options, template), options.dataset)
     except UserError as error:
         found = Described(mistakes=error.mistakes)
     mistakes.extend(found.mistakes)
@@ -54,6 +54,8 @@ def _described(options: TrainOptions, template: DatasetSpec) -> Described:
     if data.data_backend_config is not None:
         return read_backend(data.data_backend_config, template)
     train, reg = local_folder(data.train_data_dir, data), local_folder(data.reg_data_dir, data)
+    model = template.subsets[0]
+    template = replace(template, subsets=(replace(model, mask_dir=local_folder(model.mask_dir, data)),))
     if data.in_json is not None:
         return folders.metadata_file(data.in_json, train, template, data.dataset_repeats, reg)
     if data.class_tokens is not None and train is not None:
@@ -68,6 +70,33 @@ def local_folder(place: Path | str | None, options: DatasetOptions) -> Path | No
     from library.data.remote import local_copy
 
     return local_copy(place, cache_folder(options) / "remote", progress=True)
+
+
+def _copied(found: Described, data: DatasetOptions) -> Described:
+    """Every URL of a dataset file gives way to its local copy, made once; a subset without one is left out, told."""
+    copies: dict[Path | str | None, Path | None] = {}
+    mistakes = Mistakes()
+    mistakes.extend(found.mistakes)
+
+    def here(subset: SubsetSpec) -> SubsetSpec | None:
+        places = subset.image_dir, subset.mask_dir
+        for place in places:
+            if place in copies:
+                continue
+            try:
+                copies[place] = local_folder(place, data)
+            except UserError as error:
+                copies[place] = None
+                mistakes.extend(Mistake(f"{told.what} ({subset.origin})", told.remedy) for told in error.mistakes)
+        if any(place is not None and copies[place] is None for place in places):
+            return None
+        return replace(subset, image_dir=copies[places[0]], mask_dir=copies[places[1]])
+
+    datasets = []
+    for dataset in found.datasets:
+        subsets = tuple(local for subset in dataset.subsets if (local := here(subset)) is not None)
+        datasets += [replace(dataset, subsets=subsets)] if subsets else []
+    return replace(found, datasets=tuple(datasets), mistakes=tuple(mistakes))
 
 
 def cache_folder(options: DatasetOptions) -> Path:
@@ -179,5 +208,5 @@ def _check(options: TrainOptions, mistakes: Mistakes) -> None:
             ]
         )
     masks = options.mask.conditioning_data_dir
-    if masks is not None and options.mask.masked_loss and not masks.is_dir():
+    if isinstance(masks, Path) and options.mask.masked_loss and not masks.is_dir():
         mistakes.add(f"--conditioning_data_dir: there is no folder {masks}", "check the path")

@@ -25,7 +25,6 @@ from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
 from library.options.mistakes import Mistake, UserError
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")  # two letters at least: C:/ is a drive
 _JOURNAL = "fetched.jsonl"
 # What file systems call the hash of a file, and its date: a changed file differs in one of them.
 _HASHES = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256")
@@ -64,11 +63,6 @@ class _Mirror:
 
     def path(self, local: str) -> Path:
         return self.folder.joinpath(*local.split("/"))
-
-
-def is_remote(text: str) -> bool:
-    """Whether this is a URL and no path: s3://bucket/data, simplecache::s3://bucket, file:///data; not C:/data."""
-    return _URL.match(text) is not None
 
 
 def local_copy(url: str, cache: Path, *, progress: bool, threads: int = 8) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,8 @@ from library.options.flag import Flag
 
 ON = ("true", "1", "yes", "on")
 OFF = ("false", "0", "no", "off")
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")  # two letters at least: C:/ is a drive
 
 
 class Unset:
@@ -139,7 +142,12 @@ def _path(raw: object) -> Path:
 
 def _path_or_url(raw: object) -> Path | str:
     """A URL stays text: as a path it would lose a slash."""
-    return raw if isinstance(raw, str) and "://" in raw else _path(raw)
+    return _without_nul(raw) if isinstance(raw, str) and is_remote(raw) else _path(raw)
+
+
+def is_remote(text: str) -> bool:
+    """Whether this is a URL and no path: s3://bucket/data, simplecache::s3://bucket, file:///data; not C:/data."""
+    return _URL.match(text) is not None
 
 
 def _without_nul(text: str) -> str:

@@ -74,7 +74,8 @@ class ImageSettings:
 class SubsetSpec:
     """One folder of pictures, or the pictures that a metadata file lists."""
 
-    image_dir: Path | None  # None: the metadata file gives absolute paths
+    # A text is a URL: data/describe.py puts its local copy in its place, so that what reads pictures meets none.
+    image_dir: Path | str | None  # None: the metadata file gives absolute paths
     origin: str  # where the user said so: "data.toml, line 12", "--train_data_dir"
     repeats: int = 1  # 1 = once
     is_reg: bool = False
@@ -84,7 +85,7 @@ class SubsetSpec:
     caption_encoding: str = "utf-8"
     metadata_file: Path | None = None
     recursive: bool = False
-    mask_dir: Path | None = None  # masks under the pictures' names, any ending
+    mask_dir: Path | str | None = None  # masks under the pictures' names, any ending
     alpha_mask: bool = False  # the picture's own transparency is its mask
     least_edge: int = 0  # pictures with a shorter side below it are left out
     least_area: int = 0  # pictures with fewer pixels are left out

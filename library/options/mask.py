@@ -13,8 +13,10 @@ class MaskOptions:
     """Masks from files or transparency, and what they do to the loss."""
 
     masked_loss: bool = flag(False, "Weight each part of a picture by its mask: white counts fully, black not at all.")
-    conditioning_data_dir: Path | None = flag(
-        None, "With masked_loss: folder of masks with the names of the pictures; a picture without one counts fully."
+    conditioning_data_dir: Path | str | None = flag(
+        None,
+        "With masked_loss: folder of masks with the names of the pictures, or its URL; a picture without one counts "
+        "fully.",
     )
     alpha_mask: bool = flag(False, "A picture's own transparency is its mask.")
     mask_floor: float = flag(

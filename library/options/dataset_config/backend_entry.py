@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.options.convert import BadValue, shown
-from library.options.dataset_config.keys import KEYS
+from library.options.dataset_config.keys import folder
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import Source
 from library.options.dataset_config.tables import LONGEST
@@ -61,17 +61,16 @@ class Entry:
             return []
         return [text for text in texts if text]
 
-    def path(self, key: str) -> Path | None:
-        """A path, required: a mistake if it is not there."""
+    def folder(self, key: str) -> Path | str | None:
+        """A path or a URL, required: a mistake if it is not there."""
         if not self.given(key):
             self.wrong(key, "is missing", "write the path of the folder")
             return None
         try:
-            read = KEYS["image_dir"].read(self.values[key])
+            return folder(self.values[key])
         except BadValue as bad:
             self.wrong(key, bad.fault, bad.remedy)
             return None
-        return read if isinstance(read, Path) else None
 
     def number(self, key: str) -> float | None:
         """A number, whole or not."""

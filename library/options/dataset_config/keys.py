@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from library.options.convert import BadValue
+from library.options.convert import BadValue, is_remote
 
 Level = Literal["general", "dataset", "subset"]
 Kind = Literal["DreamBooth", "fine-tuning"]
@@ -98,14 +98,26 @@ def _path(raw: object) -> Path:
         raise BadValue("is not a path", "write the path in quotes")
     if "\0" in raw:
         raise BadValue("holds a NUL character", "write it without")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", raw):
-        raise BadValue("is a URL", "write the path of a folder; URLs are read as --train_data_dir and --reg_data_dir")
+    if is_remote(raw):
+        raise BadValue("is a URL", "only folders may lie elsewhere: copy the file here and write its path")
     path = os.path.expanduser(raw)
     if re.search(r"[\x01-\x1f]", raw) and not os.path.lexists(path):
         # "C:\train" is a tab and "rain": TOML and JSON take a backslash for the beginning of a special character.
         remedy = r"write a Windows path as 'C:\train' (in JSON with two backslashes) or as C:/train"
         raise BadValue("holds a tab or another character that no path has", remedy)
     return Path(path)
+
+
+def folder(raw: object) -> Path | str:
+    """A path, or a URL as it stands: as a path it would lose a slash. Raises BadValue."""
+    return raw if isinstance(raw, str) and is_remote(raw) and "\0" not in raw else _path(raw)
+
+
+def same_place(place: Path | str | None) -> str:
+    """What two ways of writing one folder or file have in common."""
+    if isinstance(place, str):
+        return place.rstrip("/")  # in a bucket A and a are two
+    return os.path.normcase(os.path.normpath(place or ""))
 
 
 def _extensions(raw: object) -> tuple[str, ...]:
@@ -241,9 +253,9 @@ _ROWS = (
     Key("resize_interpolation", _choice(*_INTERPOLATIONS), "images.interpolation"),
     Key("background", _colour, "images.background"),  # ours: what transparency is laid on
     # of a subset alone
-    Key("image_dir", _path, "subset.image_dir", _SUBSET),
+    Key("image_dir", folder, "subset.image_dir", _SUBSET),
     Key("metadata_file", _path, "subset.metadata_file", _SUBSET, (FINE_TUNING,)),
-    Key("conditioning_data_dir", _path, "subset.mask_dir", _SUBSET),
+    Key("conditioning_data_dir", folder, "subset.mask_dir", _SUBSET),
     Key("is_reg", _switch, "subset.is_reg", _SUBSET, (DREAMBOOTH,)),
     Key("alpha_mask", _switch, "subset.alpha_mask", _SUBSET),
 )

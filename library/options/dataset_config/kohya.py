@@ -7,13 +7,12 @@ asked for; masks may be there for some subsets only, and beside metadata, class_
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Kind, Level
+from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Kind, Level, same_place
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.sizes import BucketLimits, resolutions_and_batches
 from library.options.dataset_config.source import Source, read_source
@@ -227,11 +226,11 @@ class _Reading:
         first: dict[str, tuple[Address, SubsetSpec]] = {}
         for at, spec in specs:
             name = "metadata_file" if spec.metadata_file is not None else "image_dir"
-            place = str(spec.metadata_file or spec.image_dir)
-            before_at, before = first.setdefault(os.path.normcase(os.path.normpath(place)), (at, spec))
+            place = spec.metadata_file or spec.image_dir
+            before_at, before = first.setdefault(same_place(place), (at, spec))
             if before is spec:
                 continue
-            what = f"{said(self.source, (*at, name), place)} is already a subset of this dataset "
+            what = f"{said(self.source, (*at, name), str(place))} is already a subset of this dataset "
             what += f"({self.source.origin((*before_at, name))})"
             if before.is_reg != spec.is_reg:
                 self.mistakes.add(f"{what}, once with is_reg = true and once without", "keep one of the two")

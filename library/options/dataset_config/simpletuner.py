@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.options.convert import shown
 from library.options.dataset_config.backend_entry import Entry, Notes
+from library.options.dataset_config.keys import same_place
 from library.options.dataset_config.simpletuner_keys import (
     CROP_STYLES,
     KNOWN,
@@ -155,8 +155,8 @@ def _grouped(described: list[tuple[BucketSettings, SubsetSpec]], defaults: Datas
 
 
 def _holds(subsets: Iterable[SubsetSpec], wanted: SubsetSpec) -> bool:
-    folder = os.path.normcase(os.path.normpath(wanted.image_dir or ""))
-    return any(os.path.normcase(os.path.normpath(subset.image_dir or "")) == folder for subset in subsets)
+    folder = same_place(wanted.image_dir)
+    return any(same_place(subset.image_dir) == folder for subset in subsets)
 
 
 @dataclass
@@ -175,7 +175,7 @@ class _Reader:
     def read(self, entry: Entry) -> tuple[BucketSettings, SubsetSpec]:
         """One entry. What is faulty in it is among the mistakes, and stands here at its default."""
         for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
-            entry.choice(key, usual, f"use {usual[0]}, with the pictures in a folder")
+            entry.choice(key, usual, f"use {usual[0]}, with the pictures in a folder or behind a URL")
         if entry.number("probability") not in (None, 0, 1):  # 0 counts as not given
             entry.wrong("probability", "has no counterpart: every picture is shown as often as its repeats say",
                         "remove it, and set repeats instead")  # fmt: skip
@@ -186,7 +186,7 @@ class _Reader:
             images = replace(images, random_crop=style == "random", corner_crop=style == "corner")
         subset = replace(
             self._captions(entry),
-            image_dir=entry.path("instance_data_dir"),
+            image_dir=entry.folder("instance_data_dir"),
             origin=entry.origin,
             repeats=self._repeats(entry),
             is_reg=self._is_reg(entry),
@@ -215,7 +215,7 @@ class _Reader:
                            "--prior_loss_weight; the comparison with the base model is not made", entry)  # fmt: skip
         return is_reg
 
-    def _mask_dir(self, entry: Entry) -> Path | None:
+    def _mask_dir(self, entry: Entry) -> Path | str | None:
         named = entry.values.get("conditioning_data") or []
         names = [named] if isinstance(named, str) else named
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -234,7 +234,7 @@ class _Reader:
             return None
         return self._folder_of_masks(mask, entry)
 
-    def _folder_of_masks(self, mask: Entry, entry: Entry) -> Path | None:
+    def _folder_of_masks(self, mask: Entry, entry: Entry) -> Path | str | None:
         if mask.name not in self.used:
             self.used.add(mask.name)
             if mask.values.get("conditioning_type") == "segmentation":
@@ -244,7 +244,7 @@ class _Reader:
             other = [key for key in sizes if key in mask.values and mask.values[key] != entry.values.get(key)]
             if other:
                 self.notes.add(f"{', '.join(other)}: masks are scaled and cut as their pictures are", mask)
-        return mask.path("instance_data_dir")
+        return mask.folder("instance_data_dir")
 
     def _sizes(self, entry: Entry) -> _Sizes:
         """How large the pictures are trained, and which are left out as too small."""

@@ -51,7 +51,14 @@ class _Lost:
 
 def _name(subset: SubsetSpec) -> str:
     source = subset.image_dir or subset.metadata_file
-    return source.name if source is not None and source.name else subset.origin
+    name = source.rstrip("/").rpartition("/")[2] if isinstance(source, str) else source.name if source else ""
+    return name or subset.origin
+
+
+def _tell_urls(subset: SubsetSpec, lost: _Lost) -> None:
+    for place in (subset.image_dir, subset.mask_dir):
+        if isinstance(place, str):
+            lost.add(f"{place} is a URL, which only this trainer reads: copy the folder", _name(subset))
 
 
 def _records(dataset: DatasetSpec, subset: SubsetSpec | None) -> Mapping[str, object]:
@@ -132,6 +139,7 @@ def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _L
 
 def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Table:
     place = _name(subset)
+    _tell_urls(subset, lost)
     table: Table = {}
     for key, value in _unusual(dataset, subset):
         if _kind(subset) in key.kinds:
@@ -181,6 +189,7 @@ def _unique(name: str, ids: set[str]) -> str:
 
 def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -> list[Table]:
     place = _name(subset)
+    _tell_urls(subset, lost)
     sizes = _sizes(dataset.buckets, subset, lost)
     captions, said = _captions(subset, lost)
     entry: Table = {

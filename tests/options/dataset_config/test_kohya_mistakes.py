@@ -125,7 +125,7 @@ IN_SUBSETS = [
     ("image_dir", "''; ' '; 5; ['a']", "not a path"),
     ("image_dir", r'"C:\train"; "C:\new"', "a tab or another character"),
     ("image_dir", r'"a\u0000b"', "NUL"),
-    ("image_dir", "'s3://bucket/dogs'", "is a URL"),
+    ("metadata_file", "'s3://bucket/meta.json'", "is a URL"),
 ]
 IN_DATASETS = [
     ("resolution", "'512'; [512]; [512, 512, 512]; 0; true; 512.0; [512, '512']", "not a resolution"),

@@ -145,6 +145,17 @@ def test_simpletuner_and_back_is_what_it_was(tmp_path: Path) -> None:
     assert len(written.lost) == 3 and all(any(word in line for word in told) for line in written.lost), written.lost
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/sks dog", "simplecache::s3://bucket/dogs/", "memory://犬"])
+def test_urls_stay_as_they_are(url: str, tmp_path: Path) -> None:
+    plain = SubsetSpec(url, "", caption_extensions=(".txt",), mask_dir=f"{url}/masks")
+    datasets = [DatasetSpec("", BucketSettings((512, 512)), (plain,))]
+    for written, again in ((to_kohya(datasets), kohya), (to_simpletuner(datasets), backend)):
+        found = again(tmp_path, written.text)
+        ((subset,),) = (dataset.subsets for dataset in found.datasets)
+        assert not found.mistakes and (subset.image_dir, subset.mask_dir) == (url, f"{url}/masks")
+        assert any(f"{url} is a URL" in line for line in written.lost)
+
+
 def some_subset(rng: random.Random, number: int) -> SubsetSpec:
     """A subset of which both kinds of file can say everything."""
     shuffle = rng.random() < 0.5
