@@ -87,9 +87,7 @@ class EpochOrder:
             for index, (bucket, samples) in enumerate(members):
                 if window >= skip_windows:
                     last = index == len(members) - 1
-                    yield BatchRequest(
-                        epoch, first_step + window, bucket, samples, first_sample, window_samples, last
-                    )
+                    yield BatchRequest(epoch, first_step + window, bucket, samples, first_sample, window_samples, last)
                 first_sample += len(samples)
 
     def _batches(self, epoch: int) -> list[tuple[Size, tuple[Sample, ...]]]:
