@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from library.data.index import Index
 
 
 def count_all(
-    texts: Collection[str], count: Callable[[str], int], counter: str, index: Path | None = None
+    texts: Collection[str], count: Callable[[list[str]], Sequence[int]], counter: str, index: Path | None = None
 ) -> dict[str, int]:
-    """Text -> `count(text)`, from what earlier runs counted where there is an `index` (the folder of the scan's).
+    """Text -> what `count` gives for it in a list of texts, from what earlier runs counted where there is an `index`
+    (the folder of the scan's).
 
     `counter` names all that the count depends on: the vocabulary, whether weights are read.
     """
     with Index(index) as remembered:
         name = _number(counter)
         known = remembered.lengths(name)
-        lengths: dict[str, int] = {}
-        found: dict[int, int] = {}
-        for text in texts:
-            number = _number(text)
-            length = known.get(number)
-            if length is None:
-                length = found[number] = count(text)
-            lengths[text] = length
+        numbers = {text: _number(text) for text in texts}
+        new = [text for text, number in numbers.items() if number not in known]
+        found = {numbers[text]: length for text, length in zip(new, count(new) if new else (), strict=True)}
         remembered.keep_lengths(name, found)
-    return lengths
+    known = {**known, **found}
+    return {text: known[number] for text, number in numbers.items()}
 
 
 def _number(text: str) -> int:

@@ -11,6 +11,7 @@ import atexit
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -143,13 +144,14 @@ class TrainingDataset(Dataset[Batch]):
 
 
 class BatchLoader:
-    """Batches made here (workers=0) or by worker processes, in the order of the requests.
+    """Batches made in a thread (workers=0) or by worker processes, ahead and in the order of the requests.
 
     Workers are started by spawn on every system and live as long as there are requests: from one epoch to the next.
     Latents in memory would be copied into each worker: use workers=0 with them.
     """
 
     def __init__(self, dataset: TrainingDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
+        self._dataset = dataset
         self._requests = _Requests()
         self._running: Iterator[Batch | _Failed] | None = None
         self._loader: DataLoader[Batch | _Failed] = DataLoader(
@@ -169,6 +171,9 @@ class BatchLoader:
 
         Raises UserError for what a request raises, and when a worker process dies.
         """
+        if not self._loader.num_workers:
+            yield from self._in_a_thread(requests)
+            return
         self._requests.start(requests)
         with explain_dead_workers():
             batches = self._running = iter(self._loader)
@@ -178,7 +183,7 @@ class BatchLoader:
                     batch = next(batches, None)
             except (OSError, EOFError) as error:
                 # the pipe to a dead worker; what a living one raises comes with "Caught ..." before it
-                if not self._loader.num_workers or str(error).startswith("Caught"):
+                if str(error).startswith("Caught"):
                     raise
                 raise _dead_worker(error) from None
             if batch is None:
@@ -186,6 +191,25 @@ class BatchLoader:
             if isinstance(batch, _Failed):
                 raise UserError(batch.mistakes)
             yield self._requests.next_done(), batch
+
+    def _in_a_thread(self, requests: Iterable[BatchRequest]) -> Iterator[tuple[BatchRequest, Batch]]:
+        """Two batches ahead. Reading, decoding and tokenizing let the training go on meanwhile."""
+        ahead: deque[tuple[BatchRequest, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(1, "batches") as thread:
+            try:
+                for request in requests:
+                    ahead.append((request, thread.submit(self._make, request)))
+                    if len(ahead) > 2:
+                        first, made = ahead.popleft()
+                        yield first, made.result()
+                for first, made in ahead:
+                    yield first, made.result()
+            finally:
+                thread.shutdown(cancel_futures=True)
+
+    def _make(self, request: BatchRequest) -> Batch:
+        batch = self._dataset[request]
+        return batch.pin_memory() if self._loader.pin_memory else batch
 
     def close(self) -> None:
         """End the worker processes now.

@@ -66,6 +66,12 @@ class ClipTokenizer:
         """How many tokens the caption has, without begin and end; `weighted`: without the marks of its weights."""
         return len(clip_weights.encode(caption, self.encode)[0] if weighted else self.encode(caption))
 
+    def counts(self, captions: Sequence[str], weighted: bool = False) -> list[int]:
+        """`count` of each caption, on all cores."""
+        if weighted:
+            return [self.count(caption, weighted=True) for caption in captions]
+        return [len(found.ids) for found in self._engine.encode_batch_fast(list(captions), add_special_tokens=False)]
+
     def ids(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> list[list[list[int]]]:
         """Ids as nested lists (B, chunks, 77); with `padded` off (B, 1, L), filled only to the longest of the batch.
 

@@ -53,6 +53,9 @@ class Tokenizer(Protocol):
     def count(self, caption: str, weighted: bool = False) -> int:
         """Tokens of a caption, without begin and end; `weighted`: without the marks of its weights."""
 
+    def counts(self, captions: Sequence[str], weighted: bool = False) -> list[int]:
+        """`count` of each caption, quicker than one by one."""
+
     def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> Tensor:
         """Ids (B, chunks, 77) int64; (B, 1, longest) without padding."""
 

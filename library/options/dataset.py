@@ -87,6 +87,6 @@ class DatasetOptions:
         metadata="ss_face_crop_aug_range",
     )
     max_data_loader_n_workers: int = flag(
-        8, "Processes that prepare images beside the training; 0 = the training process does it itself.", at_least=0
+        8, "Processes that prepare images beside the training; 0 = a thread of the training does it.", at_least=0
     )
     debug_dataset: bool = flag(False, "Write a page that shows what the model would be given, and stop there.")

@@ -165,3 +165,11 @@ def test_it_travels_to_worker_processes(sd1):
 def test_the_vocabulary_counts_as_clip_does(sd1):
     vocab = vocabulary(sd1.merges)
     assert (vocab["!"], vocab["a</w>"], vocab["<|startoftext|>"], vocab["<|endoftext|>"]) == (0, 320, BOS, EOS)
+
+
+def test_many_captions_are_counted_as_one_by_one() -> None:
+    captions = ["", "a dog", "a dog, (sitting:1.2)", "犬 🐕 Ünïcode", "dog " * 200]
+    tokenizer = ClipTokenizer(49407)
+    for weighted in (False, True):
+        expected = [tokenizer.count(caption, weighted=weighted) for caption in captions]
+        assert tokenizer.counts(captions, weighted=weighted) == expected

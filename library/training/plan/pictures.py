@@ -69,10 +69,15 @@ class Pictures:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """How tokens are counted; `name` tells all that a count depends on beside the text."""
+    """How the tokens of one caption and of many are counted; `name` tells all that a count depends on beside the
+    text."""
 
     count: Callable[[str], int]
+    counts: Callable[[list[str]], Sequence[int]]
     name: str
+
+
+NOTHING_COUNTED = TokenCount(lambda caption: 0, lambda captions: [0] * len(captions), "none")
 
 
 @garbage_left_alone()
@@ -99,7 +104,7 @@ def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: 
         return None
     notes = (*described.notes, *idle_face_crops(described.datasets))
     limit = options.model.max_token_length or 75
-    counted = count_captions(found, tokens or TokenCount(lambda caption: 0, "none"), limit, index)
+    counted = count_captions(found, tokens or NOTHING_COUNTED, limit, index)
     return Pictures(found, table, count_subsets(found), counted, notes)
 
 
@@ -167,7 +172,7 @@ def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | No
                 record.caption, found.subsets[record.subset].captions, tokens.count
             )
     texts = {text for several in longest_of.values() for text in several}
-    counts = count_all(texts, tokens.count, tokens.name, index)
+    counts = count_all(texts, tokens.counts, tokens.name, index)
     cut = [
         record.path
         for record in found.records

@@ -135,8 +135,12 @@ def token_count(options: TrainOptions, source: Source | None) -> TokenCount | No
     if source is None:
         return None
     weighted = options.caption.weighted_captions
-    count = partial(source.tokenizer.count, weighted=True) if weighted else source.tokenizer.count
-    return TokenCount(count, f"{source.tokenizer.name} {weighted}")
+    tokenizer = source.tokenizer
+    return TokenCount(
+        partial(tokenizer.count, weighted=weighted),
+        partial(tokenizer.counts, weighted=weighted),
+        f"{tokenizer.name} {weighted}",
+    )
 
 
 def decide_rates(options: OptimizerOptions) -> Rates:
