@@ -70,7 +70,11 @@ class ClipTokenizer:
         """`count` of each caption, on all cores."""
         if weighted:
             return [self.count(caption, weighted=True) for caption in captions]
-        return [len(found.ids) for found in self._engine.encode_batch_fast(list(captions), add_special_tokens=False)]
+        lengths: list[int] = []
+        for start in range(0, len(captions), 1000):  # what is known of each token takes room
+            found = self._engine.encode_batch_fast(captions[start : start + 1000], add_special_tokens=False)
+            lengths += [len(one.ids) for one in found]
+        return lengths
 
     def ids(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> list[list[list[int]]]:
         """Ids as nested lists (B, chunks, 77); with `padded` off (B, 1, L), filled only to the longest of the batch.
