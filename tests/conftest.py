@@ -18,6 +18,9 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="disabled",
+    # As the program sets them before it imports these: whichever test is first to import them, and under whose stderr.
+    DIFFUSERS_VERBOSITY="error",
+    TRANSFORMERS_VERBOSITY="error",
     # Child processes do not see the guard below; what speaks HTTP in them finds nobody at home.
     HTTP_PROXY="http://127.0.0.1:9",
     HTTPS_PROXY="http://127.0.0.1:9",

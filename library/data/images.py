@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -100,6 +101,8 @@ def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "pictu
     try:
         with Image.open(path) as image:
             _scale_transparent_value(image)
+            if image.format == "PNG":
+                _check_sums(path)
             image.load()
             turn = _UPRIGHT.get(orientation(image))
             return read(image if turn is None else image.transpose(turn))
@@ -108,6 +111,19 @@ def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "pictu
         if isinstance(error, UnidentifiedImageError) and (package := missing_package(path)) is not None:
             remedy = f"reading it needs {package}: install that, or take the {kind} out of the folder"
         raise UserError([Mistake(f"{kind} {path} cannot be decoded ({error})", remedy)]) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise SyntaxError for a PNG whose pixel data do not fit their checksums, which Pillow does not compare."""
+    with path.open("rb") as file:
+        file.seek(8)  # the signature; then chunks of length, name, data, checksum (PNG, section 5.3)
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            data, stored = file.read(length), file.read(4)
+            if name == b"IDAT" and zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big") != stored:
+                raise SyntaxError("its data do not fit their checksum")
+            if name == b"IEND":
+                return
 
 
 def _scale_transparent_value(image: Image.Image) -> None:

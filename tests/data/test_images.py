@@ -331,3 +331,16 @@ def test_floats_reach_from_minus_one_to_one() -> None:
     floats = images.to_float(pixels)
     assert floats.shape == (3, 1, 1) and floats.dtype == np.float32
     assert floats[:, 0, 0] == pytest.approx([-1, 1, -0.6], abs=1e-6)
+
+
+@pytest.mark.parametrize("level", [0, 6])
+def test_damaged_pixels_of_a_png_are_not_trained(tmp_path: Path, level: int) -> None:
+    """At level 0 the pixels stand in the file as they are: whatever they become, they can be decoded."""
+    path = tmp_path / "a.png"
+    noise((64, 48)).save(path, compress_level=level)
+    data = bytearray(path.read_bytes())
+    images.load(path)
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
+        images.load(path)
