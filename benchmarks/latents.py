@@ -168,9 +168,11 @@ class FillWork:
         import torch
 
         from library.data import images
+        from library.options.datasets import ImageSettings
 
         place, record = self.placements[index], self.records[index]
-        pixels = images.fit(images.load(record.path, record.size), place, images.centre_offset(place))
+        centred = images.geometry(place, ImageSettings(), record.name, record.size)
+        pixels = images.apply(images.load(record.path, record.size), centred)
         return torch.from_numpy(images.to_float(pixels)), None
 
     def encode(self, pixels: Any, generators: Any) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from library.data.scan import ImageRecord
-from library.options.dataset import DatasetOptions
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistake
 
@@ -36,20 +35,6 @@ class BucketTable:
     samples: Mapping[Place, int]
     enlarged: int  # pictures scaled up
     mistakes: tuple[Mistake, ...]
-
-
-def settings(options: DatasetOptions) -> BucketSettings:
-    """The bucket settings of the options. Raises ValueError without a resolution."""
-    if options.resolution is None:
-        raise ValueError("no resolution")
-    return BucketSettings(
-        resolution=options.resolution,
-        enabled=options.enable_bucket,
-        no_upscale=options.bucket_no_upscale,
-        smallest=options.min_bucket_reso,
-        largest=options.max_bucket_reso,
-        step=options.bucket_reso_steps,
-    )
 
 
 def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> list[Size]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import tempfile
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from library.data import folders
+from library.data.caption_files import check_encoding, normal_extensions
 from library.options.caption import CaptionOptions
 from library.options.dataset import DatasetOptions
 from library.options.datasets import (
@@ -117,7 +117,7 @@ def from_flags(data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions)
     subset = SubsetSpec(
         image_dir=None,
         origin="--train_data_dir",
-        caption_extensions=caption_extensions(caption.caption_extension),
+        caption_extensions=normal_extensions(caption.caption_extension),
         caption_encoding=caption.caption_encoding,
         mask_dir=mask.conditioning_data_dir if mask.masked_loss else None,
         alpha_mask=mask.alpha_mask,
@@ -133,12 +133,6 @@ def from_flags(data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions)
         step=data.bucket_reso_steps,
     )
     return DatasetSpec("the command line", buckets, (subset,), data.train_batch_size)
-
-
-def caption_extensions(text: str) -> tuple[str, ...]:
-    """`.txt,caption` as (".txt", ".caption")."""
-    parts = [part.strip() for part in text.split(",")]
-    return tuple(part if part.startswith(".") else f".{part}" for part in parts if part)
 
 
 def caption_settings(options: CaptionOptions) -> CaptionSettings:
@@ -196,17 +190,9 @@ def _check(options: TrainOptions, mistakes: Mistakes) -> None:
         mistakes.add(
             f'--alpha_color "{options.dataset.alpha_color}" is no colour', "write it as #rrggbb, white is #ffffff"
         )
-    try:
-        codecs.lookup(options.caption.caption_encoding)
-    except LookupError:
-        mistakes.extend(
-            [
-                Mistake(
-                    f'--caption_encoding "{options.caption.caption_encoding}" is no encoding that Python knows',
-                    "for example utf-8, shift_jis, cp1251 or latin-1",
-                )
-            ]
-        )
+    encoding = check_encoding(options.caption.caption_encoding)
+    if encoding is not None:
+        mistakes.extend([encoding])
     masks = options.mask.conditioning_data_dir
     if isinstance(masks, Path) and options.mask.masked_loss and not masks.is_dir():
         mistakes.add(f"--conditioning_data_dir: there is no folder {masks}", "check the path")

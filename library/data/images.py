@@ -22,7 +22,6 @@ from PIL import Image, UnidentifiedImageError
 
 from library.data.buckets import Placement
 from library.data.headers import missing_package, orientation, readable_extensions
-from library.options.dataset import DatasetOptions
 from library.options.datasets import ImageSettings, Size
 from library.options.mistakes import Mistake, UserError
 
@@ -69,11 +68,6 @@ class Geometry:
     bucket: Size
     flipped: bool = False
     interpolation: str | None = None
-
-
-def settings(options: DatasetOptions) -> ImageSettings:
-    """The image settings of the options."""
-    return ImageSettings(random_crop=options.random_crop, flip=options.flip_aug, colour=options.color_aug)
 
 
 def load(path: Path, expected: Size | None = None, background: Colour = _WHITE) -> Pixels:
@@ -261,11 +255,6 @@ def apply(pixels: Pixels, shown: Geometry) -> Pixels:
     (left, top), (width, height) = shown.offset, shown.bucket
     cut = resize(pixels, shown.resized, shown.interpolation)[top : top + height, left : left + width]
     return mirror(cut) if shown.flipped else cut
-
-
-def fit(pixels: Pixels, placement: Placement, offset: tuple[int, int]) -> Pixels:
-    """Scale to `placement.resized` and cut `placement.bucket` out at `offset` (left, top)."""
-    return apply(pixels, Geometry(placement.resized, offset, placement.bucket))
 
 
 def mirror(pixels: Pixels) -> Pixels:

@@ -173,6 +173,12 @@ REQUIRES = (
 )
 
 EXCLUDES = (
+    Excludes(
+        ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
+        "no_token_padding",
+        "captions that are encoded once have one length",
+        "take one of the two out",
+    ),
     Excludes(("dataset_config",), "data_backend_config", "one file describes the data", "keep one of the two"),
     Excludes(("in_json",), "class_tokens", "the file has the captions", "keep one of the two"),
     Excludes(

@@ -103,7 +103,6 @@ def encode_captions(
     options = plan.options
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
     facts = (
-        module_name(conditioning.text_encoder),
         plan.precision.frozen,
         options.model.clip_skip or 1,
         conditioning.tokenize.chunks,
@@ -113,7 +112,7 @@ def encode_captions(
     return fill_texts(
         texts,
         conditioning.encode,
-        encoder=" ".join(map(str, facts)),
+        encoder=" ".join(map(str, (module_name(conditioning.text_encoder), *facts))) if to_disk else "",
         folder=cache_folder(options.dataset) / "captions" if to_disk else None,
         # unpadded captions differ in length from batch to batch
         batch_size=16 if conditioning.tokenize.padded else 1,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from library.data.describe import cache_folder, caption_extensions, describe
+from library.data.describe import cache_folder, describe
 from library.data.scan import scan
 from library.options.dataset import DatasetOptions
 from library.options.datasets import Described
@@ -72,10 +72,6 @@ def test_what_is_remembered_lies_with_the_user_unless_told_otherwise(monkeypatch
     assert cache_folder(DatasetOptions()) == Path("/home/me/.cache/dreamfolder")
 
 
-def test_endings_get_their_dots() -> None:
-    assert caption_extensions("txt, .caption,") == (".txt", ".caption")
-
-
 def test_flags_reach_the_records(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     found = describe(
@@ -113,6 +109,6 @@ def test_masks_are_read_only_where_they_are_asked_for(tmp_path: Path) -> None:
 
 def test_every_faulty_value_is_told(tmp_path: Path) -> None:
     save(tmp_path / "1_dog" / "a.png")
-    flags = ("--train_data_dir", tmp_path, "--resolution", 64, "--alpha_color", "white", "--caption_encoding", "utf-9")
+    flags = ("--train_data_dir", tmp_path, "--resolution", 64, "--alpha_color", "white", "--caption_encoding", "base64")
     told = [mistake.what for mistake in describe(options(*flags)).mistakes]
     assert len(told) == 2 and "--alpha_color" in told[0] and "--caption_encoding" in told[1]

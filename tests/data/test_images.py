@@ -210,7 +210,9 @@ def test_crops() -> None:
     offsets = {images.random_offset(PLACEMENT, random.Random(seed)) for seed in range(600)}
     assert offsets == {(left, 0) for left in range(22)}
     pixels = np.asarray(noise((597, 448)))
-    assert np.array_equal(images.fit(pixels, PLACEMENT, (3, 0)), pixels[:, 3:579])
+    assert np.array_equal(
+        images.apply(pixels, images.Geometry(PLACEMENT.resized, (3, 0), PLACEMENT.bucket)), pixels[:, 3:579]
+    )
     assert np.array_equal(images.mirror(pixels)[:, 0], pixels[:, -1])
 
 

@@ -32,6 +32,7 @@ def with_flags(text: str) -> Parsed:
         ("--lr_scheduler adafactor --optimizer_type AdamW", ('"adafactor"', '"AdamW"')),
         ("--lr_scheduler piecewise_constant", ('"piecewise_constant"',)),
         ("--lr_scheduler cosine_with_min_lr", ("no --lr_scheduler_min_lr_ratio",)),
+        ("--no_token_padding --cache_text_encoder_outputs", ("--cache_text_encoder_outputs ", "--no_token_padding")),
         ("--no_token_padding --max_token_length 150", ("--no_token_padding", "--max_token_length = 150")),
         (
             "--cache_text_encoder_outputs --learning_rate_te 1e-5",
