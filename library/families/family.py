@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from library.checkpoints.adapter_names import AdapterPart
     from library.checkpoints.header import Header
     from library.objective.process import ForwardProcess, Prediction
 
@@ -177,7 +178,7 @@ class Family:
 
     `architectures`: modelspec.architecture by prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip",
     "v_prediction", "chunks", "weighted_captions", "inference_yaml", "v2"). `preview`: (W, H) of a picture in pixels, by
-    prediction.
+    prediction. `adapters`: where adapters sit, in the order that files and optimiser groups have them.
     """
 
     name: str
@@ -187,6 +188,7 @@ class Family:
     latent: LatentSpace
     process: ForwardProcess
     preview: Mapping[Prediction, tuple[int, int]]
+    adapters: tuple[AdapterPart, ...]
     recognise: Recognise
     sizes: ReadSizes
     tokenizer: MakeTokenizer

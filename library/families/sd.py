@@ -18,6 +18,7 @@ from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes
+from library.families.sd_adapters import SD_ADAPTERS
 from library.families.sd_configs import read_configs
 from library.families.sd_variant import Variant, without_text_model
 from library.objective.process import ForwardProcess
@@ -128,6 +129,7 @@ def _family(variant: Variant, **facts: Any) -> Family:
     return Family(
         latent=LatentSpace(channels=variant.channels, stride=8, scale=variant.scale, cache_suffix="_sd.npz"),
         process=ForwardProcess.scaled_linear(),
+        adapters=SD_ADAPTERS,
         recognise=partial(recognise, variant),
         sizes=partial(sizes, variant),
         tokenizer=partial(tokenizer, variant),
