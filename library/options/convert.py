@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -165,6 +166,18 @@ def _list(raw: object) -> tuple[str, ...]:
     raise BadValue("is not a list of texts", 'write a list such as ["key=value", "key2=value2"]')
 
 
+def _numbers(raw: object) -> tuple[float, ...]:
+    """One number, or several as a list or with blanks or commas between them."""
+    remedy = "write a number such as 1e-4, or a list of numbers"
+    parts = list(raw) if isinstance(raw, list) else str(raw).replace(",", " ").split()
+    return tuple(float(_number(part, remedy)) for part in parts)
+
+
+def _paths(raw: object) -> tuple[Path, ...]:
+    """Several paths, or one: a text is one path, as paths may hold blanks."""
+    return tuple(_path(part) for part in (raw if isinstance(raw, list) else [raw]))
+
+
 def _resolution(raw: object) -> tuple[int, int]:
     remedy = "write 512 for a square, or width,height such as 512,768"
     parts: list[object] = list(raw) if isinstance(raw, list) else []
@@ -203,6 +216,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "path": _path,
         "path or URL": _path_or_url,
         "list": _list,
+        "numbers": _numbers,
+        "paths": _paths,
         "width,height": _resolution,
         "from,to": _range,
     }
@@ -223,6 +238,9 @@ def _check_choice(flag: Flag, value: object) -> None:
 
 
 def _check_range(flag: Flag, value: object) -> None:
+    if isinstance(value, tuple) and flag.kind == "numbers":
+        for member in value:
+            _check_range(replace(flag, kind="number"), member)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if flag.at_least is not None and value < flag.at_least:

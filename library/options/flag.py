@@ -17,6 +17,8 @@ KINDS = {
     "Path": "path",
     "Path | str": "path or URL",
     "tuple[str, ...]": "list",
+    "tuple[float, ...]": "numbers",
+    "tuple[Path, ...]": "paths",
     "tuple[int, int]": "width,height",
     "tuple[float, float]": "from,to",
 }
@@ -50,6 +52,8 @@ class Flag:
     read_as: tuple[ReadAs, ...] = ()
     needs: str | None = None  # the capability a model family must have for the flag to have a meaning
     metadata: str | None = None  # key under which a saved file tells the value
+    secret: bool = False  # its value is never shown, written or logged
+    script: str | None = None  # the only program of training that has it; None: all have it
 
 
 def flag(
@@ -66,6 +70,8 @@ def flag(
     read_as: tuple[ReadAs, ...] = (),
     needs: str | None = None,
     metadata: str | None = None,
+    secret: bool = False,
+    script: str | None = None,
 ) -> Any:
     """A dataclass field that is a flag. Returns Any, like dataclasses.field, so that fields keep their annotation."""
     facts = {
@@ -80,6 +86,8 @@ def flag(
         "read_as": read_as,
         "needs": needs,
         "metadata": metadata,
+        "secret": secret,
+        "script": script,
     }
     return dataclasses.field(default=default, metadata=facts)
 

@@ -49,70 +49,12 @@ def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> Later:
     return Later(name, "switch", False, changes, **facts)
 
 
-ADAPTER = "train_network.py"
 SDXL = "sdxl_train.py"
-SAMPLING = ("sample_every_n_epochs", "sample_every_n_steps", "sample_at_first")
-WANDB = ("log_with=wandb", "log_with=all")
 
 _DATA = (
     _switch("cache_info", OTHER),
     _switch("persistent_data_loader_workers", neutral=(True,)),  # they always live from one epoch to the next
     Later("dataset_class", "text"),
-)
-
-_OBJECTIVE = (
-    Later("adaptive_noise_scale", "number", neutral=(0,), only_with=("noise_offset",)),
-    _switch("debiased_estimation_loss"),
-    Later("huber_c", "number", 0.1, only_with=("loss_type=huber", "loss_type=smooth_l1")),
-    Later("huber_scale", "number", 1.0, only_with=("loss_type=huber", "loss_type=smooth_l1")),
-    Later("huber_schedule", "text", "snr", only_with=("loss_type=huber", "loss_type=smooth_l1")),
-    Later("ip_noise_gamma", "number", neutral=(0,)),
-    _switch("ip_noise_gamma_random_strength", only_with=("ip_noise_gamma",)),
-    Later("loss_type", "text", "l2"),
-    Later("max_timestep", "integer", neutral=(0, 1000)),
-    Later("min_timestep", "integer", neutral=(0,)),
-    Later("multires_noise_discount", "number", 0.3, only_with=("multires_noise_iterations",)),
-    Later("multires_noise_iterations", "integer", neutral=(0,)),
-    _switch("noise_offset_random_strength", only_with=("noise_offset",)),
-    _switch("scale_v_pred_loss_like_noise_pred"),
-    Later("v_pred_like_loss", "number", neutral=(0,)),
-    _switch("zero_terminal_snr"),
-)
-
-_ADAPTERS = (
-    Later("base_weights", "list", script=ADAPTER),
-    Later("base_weights_multiplier", "list", only_with=("base_weights",), script=ADAPTER),
-    _switch("dim_from_weights", script=ADAPTER),
-    Later("initial_epoch", "integer", neutral=(0,), script=ADAPTER),
-    Later("initial_step", "integer", neutral=(0,), script=ADAPTER),
-    Later("max_validation_steps", "integer", None, OTHER, only_with=("validation_split",), script=ADAPTER),
-    Later("network_alpha", "number", 1, script=ADAPTER),
-    Later("network_args", "list", script=ADAPTER),
-    Later("network_dim", "integer", script=ADAPTER),
-    Later("network_dropout", "number", neutral=(0,), script=ADAPTER),
-    Later("network_module", "text", script=ADAPTER),
-    _switch("network_train_text_encoder_only", script=ADAPTER),
-    _switch("network_train_unet_only", script=ADAPTER),
-    Later("network_weights", "text", script=ADAPTER),
-    _switch("no_metadata", OTHER, script=ADAPTER),
-    Later("scale_weight_norms", "number", neutral=(0,), script=ADAPTER),
-    _switch("skip_until_initial_step", only_with=("initial_epoch", "initial_step", "resume"), script=ADAPTER),
-    Later("text_encoder_lr", "list", script=ADAPTER),
-    Later("unet_lr", "number", script=ADAPTER),
-    Later("validate_every_n_epochs", "integer", None, OTHER, only_with=("validation_split",), script=ADAPTER),
-    Later("validate_every_n_steps", "integer", None, OTHER, only_with=("validation_split",), script=ADAPTER),
-    Later("validation_seed", "integer", only_with=("validation_split",), script=ADAPTER),
-    Later("validation_split", "number", 0.0, script=ADAPTER),
-)
-
-_PICTURES_AND_LOGS = (
-    _switch("sample_at_first", OTHER),
-    Later("sample_every_n_epochs", "integer", None, OTHER, neutral=(0,)),
-    Later("sample_every_n_steps", "integer", None, OTHER, neutral=(0,)),
-    Later("sample_prompts", "text", None, OTHER, only_with=SAMPLING),
-    Later("sample_sampler", "text", "ddim", OTHER, only_with=SAMPLING),
-    Later("wandb_api_key", "text", None, OTHER, only_with=WANDB),
-    Later("wandb_run_name", "text", None, OTHER, only_with=WANDB),
 )
 
 _SDXL = (
@@ -158,19 +100,13 @@ _FAST_AND_SMALL = (
 )
 
 LATER: Mapping[str, Later] = MappingProxyType(
-    {
-        row.name: row
-        for rows in (_DATA, _OBJECTIVE, _ADAPTERS, _PICTURES_AND_LOGS, _SDXL, _PROCESSES, _FAST_AND_SMALL)
-        for row in rows
-    }
+    {row.name: row for rows in (_DATA, _SDXL, _PROCESSES, _FAST_AND_SMALL) for row in rows}
 )
 
-SECRET = frozenset({"wandb_api_key", "huggingface_token"})  # never shown in a message
+SECRET = frozenset({"huggingface_token"})  # never shown in a message
 
 
-def answer(
-    given: Mapping[str, LaterValue], values: Mapping[str, object], recipe: str = "train_db.py"
-) -> tuple[list[Mistake], list[LaterValue]]:
+def answer(given: Mapping[str, LaterValue], values: Mapping[str, object]) -> tuple[list[Mistake], list[LaterValue]]:
     """Mistakes for the flags that must not be ignored, and the flags that are ignored and have to be told.
 
     `values` are this version's own flags, on which some later ones depend. A flag that depends on a refused one is not
@@ -190,7 +126,7 @@ def answer(
             refused.append(entry)
         else:
             ignored.append(entry)
-    return list(_refusals(refused, recipe)), ignored
+    return list(_refusals(refused)), ignored
 
 
 def told(ignored: list[LaterValue]) -> str:
@@ -213,7 +149,7 @@ def _governors(later: Later, given: Mapping[str, LaterValue], values: Mapping[st
             yield name
 
 
-def _refusals(refused: list[LaterValue], recipe: str) -> Iterator[Mistake]:
+def _refusals(refused: list[LaterValue]) -> Iterator[Mistake]:
     """One mistake a flag; all flags of another script in one file are one error of the user, and one mistake."""
     of_script: dict[tuple[str, str], list[LaterValue]] = {}
     for entry in refused:
@@ -229,10 +165,7 @@ def _refusals(refused: list[LaterValue], recipe: str) -> Iterator[Mistake]:
     for (script, origin), entries in of_script.items():
         names = ", ".join(f"--{_said(entry)}" for entry in entries)
         belong, them = ("belongs", "it") if len(entries) == 1 else ("belong", "them")
-        adapters = f"; {recipe} trains all weights of the model, without an adapter" if script == ADAPTER else ""
-        yield Mistake(
-            f"{names} ({origin}) {belong} to {script}, which is not in this version{adapters}", f"leave {them} out"
-        )
+        yield Mistake(f"{names} ({origin}) {belong} to {script}, which is not in this version", f"leave {them} out")
 
 
 def _said(entry: LaterValue) -> str:

@@ -47,3 +47,10 @@ class MemoryOptions:
         False, "Do not empty the device's memory cache between steps of preparation, for cards with much memory."
     )
     no_half_vae: bool = flag(False, "Run the VAE in fp32 even in half precision.")
+    base_precision: str = flag(
+        "fp32",
+        "Format of the frozen weights under an adapter; half of the memory in fp16 or bf16, of which the trained "
+        "weights know nothing. With mixed_precision the frozen weights have its format anyway.",
+        choices=("fp32", "fp16", "bf16"),
+        script="train_network.py",
+    )

@@ -45,6 +45,7 @@ class OptimizerOptions:
         None,
         "Learning rate of the text encoder; not set = learning_rate, 0 = the text encoder is not trained.",
         at_least=0,
+        script="train_db.py",
     )
     max_grad_norm: float = flag(
         1.0, "Gradients longer than this are shortened to it; 0 = never.", at_least=0, metadata="ss_max_grad_norm"
@@ -54,6 +55,7 @@ class OptimizerOptions:
         "Optimiser step at which the text encoder stops learning; 0 or -1 = it is never trained, not set = "
         "it is trained to the end.",
         at_least=-1,
+        script="train_db.py",
     )
     lr_scheduler: str = flag(
         "constant", "Course of the learning rate.", choices=LR_SCHEDULERS, metadata="ss_lr_scheduler"

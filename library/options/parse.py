@@ -17,6 +17,7 @@ from library.options.flag import Flag
 from library.options.later import LATER, LaterValue
 from library.options.mistakes import Mistake, Mistakes
 from library.options.recipes import FLAGS, TrainOptions, build
+from library.options.scripts import without_foreign
 from library.options.settle import DEFAULT, Settings, settle
 from library.options.sources import COMMAND_LINE, Given, find_config_file, read_command_line, read_config_file
 
@@ -29,15 +30,18 @@ _ONLY_ON_COMMAND_LINE = ("config_file", "output_config")
 
 @dataclass(frozen=True)
 class Program:
-    """A program that takes the options of training. `flags` are those that it has besides, by name; `unneeded` those
-    that a training asks for and it does not; `help` is what --help prints."""
+    """A program that takes the options of training. `script` is its name, None: it serves all programs of training and
+    has the flags of all; `flags` are those that it has besides, by name; `unneeded` those that a training asks for and
+    it does not; `help` is what --help prints."""
 
+    script: str | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)
     unneeded: frozenset[str] = frozenset()
     help: Callable[[], str] = render.help_text
 
 
-TRAINING = Program()
+DREAMBOOTH = Program("train_db.py")
+ADAPTERS = Program("train_network.py", help=partial(render.help_text, script="train_network.py"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Parsed:
     own: Mapping[str, object] = field(default_factory=dict)
 
 
-def parse(argv: Sequence[str] | None = None, program: Program = TRAINING) -> Parsed:
+def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> Parsed:
     """Read the command line (without the program's name; sys.argv if None) and the file it names.
 
     Never raises for a mistake of the user. --help prints the help and ends the program with status 0.
@@ -74,10 +78,10 @@ def parse(argv: Sequence[str] | None = None, program: Program = TRAINING) -> Par
     notes += _repeated(on_command_line)
     merged = {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and wins
 
-    settings = _own_flags(merged, known, mistakes, notes)
+    settings = without_foreign(_own_flags(merged, known, mistakes, notes), FLAGS, program.script)
     later_values = _later_flags(merged)
     mistakes.extend(_judge_foreign(merged, known, notes))
-    settled = settle(settings, complete=not writes_config, unneeded=program.unneeded)
+    settled = settle(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
     refused, ignored = later.answer(later_values, settled.values)
     mistakes.extend(settled.mistakes)
     mistakes.extend(refused)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
+from library.options.adapter import AdapterOptions
 from library.options.cache import CacheOptions
 from library.options.caption import CaptionOptions
 from library.options.dataset import DatasetOptions
@@ -17,23 +18,28 @@ from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
 from library.options.objective import ObjectiveOptions
 from library.options.optimizer import OptimizerOptions
+from library.options.preview import PreviewOptions
 from library.options.run import RunOptions
 from library.options.saving import SavingOptions
+from library.options.validation import ValidationOptions
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """All options of train_db.py."""
+    """All options of training. A flag of one recipe only (Flag.script) stands at its default in the others."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
     caption: CaptionOptions = field(default_factory=CaptionOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
 

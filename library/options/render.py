@@ -20,28 +20,38 @@ TITLES = {
     "cache": "Caches",
     "objective": "Loss",
     "optimizer": "Optimiser and learning rates",
+    "adapter": "Adapter",
     "memory": "Precision, memory and speed",
     "saving": "Saved files",
+    "preview": "Pictures while training",
+    "validation": "Validation",
     "run": "Run",
 }
 
-_USAGE = (
-    "python train_db.py --pretrained_model_name_or_path MODEL --train_data_dir DIR --output_dir DIR --resolution 512"
-)
+_USAGE = "--pretrained_model_name_or_path MODEL --train_data_dir DIR --output_dir DIR --resolution 512"
+_ABOUT: Mapping[str, tuple[str, ...]] = {
+    "train_db.py": ("Train all weights of a model on your pictures (DreamBooth).",),
+    "train_network.py": (
+        "Train an adapter (LoRA and its relatives) on your pictures: a small file beside the model.",
+        "Needs --network_module, for example networks.lora.",
+    ),
+}
 
 
-def help_text(width: int | None = None) -> str:
-    """What --help prints. `width` in characters; not given = that of the terminal."""
+def help_text(width: int | None = None, script: str = "train_db.py") -> str:
+    """What --help of a program prints. `width` in characters; not given = that of the terminal."""
     width = width or max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     lines = [
-        "Train all weights of a model on your pictures (DreamBooth).",
+        *_ABOUT[script],
         "",
-        f"usage: {_USAGE} [more flags]",
-        "       python train_db.py --config_file options.toml [flags that beat the file]",
+        f"usage: python {script} {_USAGE} [more flags]",
+        f"       python {script} --config_file options.toml [flags that beat the file]",
     ]
     for group in GROUPS:
         lines += ["", f"{TITLES[group]}:"]
         for flag in _flags(group):
+            if flag.script not in (None, script):
+                continue
             lines.append(f"  --{flag.name} {_placeholder(flag)}".rstrip())
             lines += textwrap.wrap(
                 f"{flag.help}{_facts(flag)}", width - 8, initial_indent=" " * 8, subsequent_indent=" " * 8
@@ -52,8 +62,9 @@ def help_text(width: int | None = None) -> str:
 def docs_page() -> str:
     """docs/options.md: one table a group."""
     lines = [
-        "# Options of train_db.py",
+        "# Options of the training programs",
         "",
+        "`train_db.py` and `train_network.py` share them; what only one of them has says so.",
         "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`);",
         "the command line beats the file. This page is made from the program (`python -m library.options.render`).",
     ]
@@ -76,7 +87,7 @@ def config_toml(options: TrainOptions) -> str:
     skipped = {"config_file", "output_config", "max_train_steps" if values["max_train_epochs"] else ""}
     tree: dict[str, dict[str, object]] = {}
     for name, value in values.items():
-        if value is not None and name not in skipped:
+        if value is not None and name not in skipped and not FLAGS[name].secret:
             tree.setdefault(FLAGS[name].group, {})[name] = _toml(value)
     return tomli_w.dumps(tree)
 
@@ -133,6 +144,8 @@ _NAMES: Mapping[str, str] = {
     "number": "X",
     "steps or share": "N|X",
     "text": "TEXT",
+    "numbers": "X ...",
+    "paths": "PATH ...",
     "path": "PATH",
     "path or URL": "PATH",
     "width,height": "W,H",
@@ -157,6 +170,8 @@ def _limits(flag: Flag) -> str:
     parts = []
     if flag.choices:
         parts.append(f"One of {', '.join(str(choice) for choice in flag.choices)}.")
+    if flag.script:
+        parts.append(f"Only {flag.script}.")
     if flag.aliases:
         parts.append(f"Also accepted as {', '.join(flag.aliases)}.")
     return "".join(f" {part}" for part in parts)
@@ -170,6 +185,8 @@ def _facts(flag: Flag) -> str:
 def _toml(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], Path):
+        return [str(path) for path in value]
     if isinstance(value, tuple):
         return ",".join(str(side) for side in value) if value and isinstance(value[0], int) else list(value)
     return value

@@ -16,6 +16,7 @@ class Required:
     why: str
     remedy: str
     unless: tuple[str, ...] = ()
+    script: str | None = None  # the program that it holds for; None: all
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from library.options import adapter_rules, objective_rules
 from library.options.rule import (
     Condition,
     Excludes,
@@ -64,6 +65,7 @@ REQUIRED = (
     Required(
         "output_dir", "there is no folder for the trained model", "name a folder; it is made if it does not exist"
     ),
+    *adapter_rules.REQUIRED,
 )
 
 REQUIRES = (
@@ -170,6 +172,7 @@ REQUIRES = (
         "captions that are encoded once cannot train the text encoder",
         "take one of the two out",
     ),
+    *adapter_rules.REQUIRES,
 )
 
 EXCLUDES = (
@@ -212,6 +215,8 @@ EXCLUDES = (
         "a cached image is encoded once, so its crop cannot vary",
         "take one of the two out",
     ),
+    *adapter_rules.EXCLUDES,
+    *objective_rules.EXCLUDES,
 )
 
 # In this order: a row sees what the rows before it changed.
@@ -225,7 +230,7 @@ IMPLIES = (
     ),
     Implies(
         "cache_text_encoder_outputs",
-        on("cache_text_encoder_outputs"),
+        _both(on("cache_text_encoder_outputs"), off("network_module")),
         "stop_text_encoder_training",
         -1,
         "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once",
@@ -281,6 +286,7 @@ IMPLIES = (
         "use_safetensors turns save_model_as diffusers into diffusers_safetensors",
     ),
     Implies("logging_dir", _both(on("logging_dir"), off("log_with")), "log_with", "tensorboard"),
+    *adapter_rules.IMPLIES,
 )
 
 OVERRIDES = (
@@ -297,6 +303,7 @@ OVERRIDES = (
     Overrides("max_train_epochs", "max_train_steps", "the length of the training comes from max_train_epochs"),
     Overrides("lr_scheduler_type", "lr_scheduler", "the class given by lr_scheduler_type is the scheduler"),
     Overrides("save_every_n_epochs", "save_n_epoch_ratio", "models are saved as save_every_n_epochs says", (None,)),
+    *adapter_rules.OVERRIDES,
 )
 
 _OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
@@ -351,4 +358,6 @@ TOLD = (
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder needs none",
     ),
+    *adapter_rules.TOLD,
+    *objective_rules.TOLD,
 )

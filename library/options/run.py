@@ -37,8 +37,12 @@ class RunOptions:
         None, "Where losses and learning rates are logged to.", choices=("tensorboard", "wandb", "all")
     )
     log_prefix: str | None = flag(None, "Put before the date in the name of a run's log folder.")
-    log_tracker_name: str | None = flag(None, "Name of the run's tracker; not set = dreambooth.")
+    log_tracker_name: str | None = flag(
+        None, "Name of the run's tracker; not set = dreambooth, or network_train for an adapter."
+    )
     log_tracker_config: Path | None = flag(None, "TOML file with settings for the trackers.")
+    wandb_run_name: str | None = flag(None, "Name of the run in wandb.")
+    wandb_api_key: str | None = flag(None, "Key for wandb; it is not shown, written or logged anywhere.", secret=True)
     log_config: bool = flag(False, "Log the options of the run too.")
     console_log_file: Path | None = flag(None, "Write the messages of the console to this file.")
     console_log_level: str | None = flag(

@@ -18,11 +18,14 @@ class SavingOptions:
     )
     save_model_as: str | None = flag(
         None,
-        "Format of saved models; not set = the same kind as the model that was loaded.",
-        choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
+        "Format of what is saved; not set = the same kind as the model that was loaded, for an adapter safetensors. An "
+        "adapter is saved as ckpt, pt or safetensors, a model not as pt.",
+        choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors", "pt"),
     )
     use_safetensors: bool = flag(
-        False, "Without save_model_as: save as .safetensors also where the loaded model is a .ckpt."
+        False,
+        "Without save_model_as: save as .safetensors also where the loaded model is a .ckpt.",
+        script="train_db.py",
     )
     save_precision: str | None = flag(
         None,
@@ -68,6 +71,7 @@ class SavingOptions:
         False,
         "Write the .yaml that WebUIs need to load a single file of Stable Diffusion 2 beside it.",
         needs="inference_yaml",
+        script="train_db.py",
     )
     training_comment: str | None = flag(
         None, "Comment of your own in the metadata of the written file.", metadata="ss_training_comment"

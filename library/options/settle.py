@@ -32,22 +32,26 @@ class Settings:
     def said(self, name: str) -> str:
         """A flag as messages show it: name, value, origin."""
         value = self.values[name]
-        if value is None or value == "":
+        if value is None or value == "" or value == ():
             return f"no --{name}"
+        if FLAGS[name].secret:
+            return f"--{name} ({self.origins[name]})"
         if isinstance(value, tuple):
             value = ",".join(str(member) for member in value)
         text = "" if value is True else f" = {shown(value)}"
         return f"--{name}{text} ({self.origins[name]})"
 
 
-def settle(settings: Settings, *, complete: bool = True, unneeded: Collection[str] = ()) -> Settings:
+def settle(
+    settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: str | None = None
+) -> Settings:
     """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
-    for those `unneeded`.
+    for those `unneeded`; `script` is the program that runs.
 
     Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the pictures, the
     optimiser) judges something sound and does not tell the same mistake again.
     """
-    found = list(_missing(settings, unneeded)) if complete else []
+    found = list(_missing(settings, unneeded, script)) if complete else []
     for broken, mistake in [*_unmet(settings), *_excluded(settings)]:
         found.append(mistake)
         settings = _at_default(settings, broken)
@@ -80,8 +84,10 @@ def _with_sound_sizes(settings: Settings) -> Settings:
     return replace(settings, values={**settings.values, "resolution": _STAND_IN})
 
 
-def _missing(settings: Settings, unneeded: Collection[str]) -> Iterator[Mistake]:
+def _missing(settings: Settings, unneeded: Collection[str], script: str | None) -> Iterator[Mistake]:
     for row in REQUIRED:
+        if row.script not in (None, script):
+            continue
         said = settings.values[row.flag] is not None or any(settings.values[name] for name in row.unless)
         if not said and row.flag not in unneeded and row.flag not in settings.faulty:
             yield Mistake(f"--{row.flag} is not set: {row.why}", row.remedy)

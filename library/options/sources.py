@@ -40,7 +40,7 @@ def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None],
         kind = kind_of(name)
         if kind == "switch":
             yield Given(name, text if equals else True, COMMAND_LINE)
-        elif kind == "list" or kind is None:
+        elif kind in ("list", "numbers", "paths") or kind is None:
             place += len(following)
             yield Given(name, [text] if equals else following, COMMAND_LINE)
         elif equals:

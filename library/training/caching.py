@@ -91,7 +91,7 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
 
 
 def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
-    return parse([*words, f"--{FLAG[tool.kind]}"], Program(OWN_FLAGS, UNNEEDED, tool.help))
+    return parse([*words, f"--{FLAG[tool.kind]}"], Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help))
 
 
 def _fill(plan: CachePlan, crew: Crew, progress: bool) -> Filled | FilledTexts:

@@ -74,15 +74,24 @@ def start(accelerator: Accelerator, trackers: Trackers, folder: Path | None, opt
     settings = {name: dict(trackers.settings.get(name, {})) for name in trackers.names}
     if "wandb" in settings and folder is not None:
         settings["wandb"].setdefault("dir", str(folder))
+    if "wandb" in settings and options.run.wandb_run_name:
+        settings["wandb"].setdefault("name", options.run.wandb_run_name)
     config = logged_options(options) if options.run.log_config else None
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        accelerator.init_trackers(options.run.log_tracker_name or "dreambooth", config, settings)
+        if "wandb" in settings and options.run.wandb_api_key:
+            importlib.import_module("wandb").login(key=options.run.wandb_api_key)
+        accelerator.init_trackers(options.run.log_tracker_name or _tracker_name(options), config, settings)
     except Exception as error:  # each tracker has errors of its own
         what = f"{' and '.join(trackers.names)} cannot be started: {error}"
         remedy = "check --logging_dir, --log_tracker_name and --log_tracker_config, or leave --log_with out"
         raise UserError((Mistake(what, remedy),)) from error
+
+
+def _tracker_name(options: TrainOptions) -> str:
+    """The names that users' TensorBoard knows from kohya's scripts."""
+    return "network_train" if options.adapter.network_module else "dreambooth"
 
 
 def logged_options(options: TrainOptions) -> dict[str, int | float | str | bool]:
@@ -90,5 +99,8 @@ def logged_options(options: TrainOptions) -> dict[str, int | float | str | bool]
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in values_of(options).items()
-        if value is not None and FLAGS[name].kind not in ("path", "path or URL") and name not in _PRIVATE
+        if value is not None
+        and FLAGS[name].kind not in ("path", "paths", "path or URL")
+        and name not in _PRIVATE
+        and not FLAGS[name].secret
     }

@@ -1,0 +1,31 @@
+"""Pictures that the model in training draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.options.flag import flag
+
+SAMPLERS = (
+    *("ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle"),
+    *("k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"),
+)
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """Prompts, and when they are drawn."""
+
+    sample_prompts: Path | None = flag(
+        None, "File of prompts to draw while training: .txt, .toml or .json; it is read again each time."
+    )
+    sample_every_n_steps: int | None = flag(None, "Draw after every n-th step; 0 = off.", at_least=1, zero_is_off=True)
+    sample_every_n_epochs: int | None = flag(
+        None, "Draw after every n-th epoch; beats sample_every_n_steps; 0 = off.", at_least=1, zero_is_off=True
+    )
+    sample_at_first: bool = flag(False, "Draw before the first step too.")
+    sample_sampler: str = flag("ddim", "Sampler of prompts that name none.", choices=SAMPLERS)
+    sample_batch_size: int = flag(
+        1, "Prompts of one size and sampler that are drawn together.", at_least=1, zero_is_off=True
+    )
