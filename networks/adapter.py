@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from networks.settings import NetworkSettings
+
 
 class AdapterError(ValueError):
     """A wrong argument, or a file that does not fit; `remedy` says what to do. For users: no traceback."""
@@ -72,8 +74,10 @@ class Adapter(Protocol):
 
 
 class Create(Protocol):
-    """A new adapter for a layer, in float32 on the CPU, whose ΔW is 0. `weight` is the base's: what is made of its SVD
-    needs it. AdapterError for settings that this layer cannot have."""
+    """A new adapter for a layer, in float32 on the CPU, whose ΔW is 0; None: this layer is to have none. `weight` is
+    the base's (it may lie on the meta device): what is made of its SVD needs it. Random numbers come from torch's
+    global generator, which the caller has seeded for this layer alone. AdapterError for settings that this layer
+    cannot have."""
 
     def __call__(self, layer: Layer, settings: LayerSettings, weight: Tensor) -> Any: ...
 
@@ -100,7 +104,10 @@ class Kind:
     """A kind of adapter, as a row of the registry. `marks`: suffixes of file keys one of which betrays it.
 
     `prefix` takes the place of `lora` at the beginning of names in files. `convolutions`: whether it can sit on 3x3
-    convolutions. `parts`: the modules of a model that it may sit in (None: all).
+    convolutions. `parts`: the modules of a model that it may sit in (None: all). `family`: the kind whose files its own
+    are (a LoRA-FA file is a LoRA file and is read as one; such a kind has no marks); "" is itself. `plus`: the
+    parameters that LoRA+ makes learn faster. `without`: general arguments (settings.COMMON) that have no meaning for
+    it, refused. `settle` checks settings that were read and may complete them (dataclasses.replace); AdapterError.
     """
 
     name: str
@@ -112,3 +119,7 @@ class Kind:
     convolutions: bool = True
     decomposes: bool = True  # whether DoRA's magnitude (use_dora) can go with it
     parts: frozenset[str] | None = None
+    family: str = ""
+    plus: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    settle: Callable[[NetworkSettings], NetworkSettings] | None = None

@@ -16,8 +16,8 @@ class AdapterOptions:
 
     network_module: str | None = flag(
         None,
-        "Kind of adapter: networks.lora, networks.lora_fa, networks.dylora, networks.oft, networks.loha, networks.lokr, "
-        "networks.ia3, lycoris.kohya, or any module with kohya's create_network.",
+        "Kind of adapter: networks.lora, networks.lora_fa, networks.dylora, networks.oft, networks.loha, "
+        "networks.lokr, networks.ia3, lycoris.kohya, or any module with kohya's create_network.",
         script=SCRIPT,
         metadata="ss_network_module",
     )
