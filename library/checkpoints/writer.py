@@ -88,22 +88,31 @@ def write_safetensors(
 
     Raises CheckpointError, leaving what was there: a value that is not finite (names the tensor), a full disk.
     """
+    ordered = in_file_order(tensors, dtype)
+    with replacing(path) as stream:
+        stream.write(header_bytes(ordered, metadata or None))
+        for name, lazy in ordered.items():
+            stream.write(raw_bytes(_checked(Path(path), name, lazy)))
+
+
+def in_file_order(tensors: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> dict[str, LazyTensor]:
+    """The tensors as they follow each other in a .safetensors file: wide dtypes first, then by name; cast as
+    `write_safetensors` casts them."""
     lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
     if dtype is not None:
         lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
     ranks = {name: rank for rank, name in enumerate(ITEM_SIZES)}
     order = sorted(lazy, key=lambda name: (-ranks[lazy[name].dtype], name.encode("utf-8")))
-    with replacing(path) as stream:
-        stream.write(_header(lazy, order, metadata or {}))
-        for name in order:
-            stream.write(_raw(_checked(Path(path), name, lazy[name])))
+    return {name: lazy[name] for name in order}
 
 
-def _header(lazy: Mapping[str, LazyTensor], order: list[str], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+def header_bytes(ordered: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None) -> bytes:
+    """What stands before the tensors of a .safetensors file, which are given in the file's order. Without metadata is
+    another thing than with an empty table of them, as in the safetensors library."""
+    table: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
-    for name in order:
-        info = lazy[name].info
+    for name, lazy in ordered.items():
+        info = lazy.info
         table[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.nbytes]}
         end += info.nbytes
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -136,7 +145,8 @@ def refuse_nonfinite(path: Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def _raw(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU as they stand in a .safetensors file; no copy."""
     import torch
 
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""The hashes by which other programs know an adapter's file and the model that it was trained on. No torch to import.
+
+Of the adapter (sshs_*): what kohya's extensions for WebUIs compute. Of the model (ss_sd_model_hash and so on): the two
+that WebUIs show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.files import legacy_hash, sha256
+from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.writer import header_bytes, in_file_order, raw_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
+_TRAINING = "ss_"
+
+
+def adapter_hashes(
+    tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str], dtype: str | None = None
+) -> dict[str, str]:
+    """sshs_model_hash and sshs_legacy_hash of what `write_safetensors(path, tensors, metadata, dtype)` writes.
+
+    The first is the SHA-256 of the tensors' bytes. The second is that of 64 KiB at 1 MiB of the file as it would be
+    with the ss_* metadata alone, so that a changed title leaves it as it is: 8 digits, those of nothing (e3b0c442) for
+    a smaller file. One pass over the tensors, of which one at a time is converted and copied to the CPU.
+    """
+    ordered = in_file_order(tensors, dtype)
+    training = {name: value for name, value in metadata.items() if name.startswith(_TRAINING)}
+    whole, part = hashlib.sha256(), hashlib.sha256()
+    header = header_bytes(ordered, training)
+    part.update(header[_LEGACY_START : _LEGACY_START + _LEGACY_LENGTH])
+    position = len(header)
+    for tensor in ordered.values():
+        raw = raw_bytes(tensor.load().detach().to("cpu").contiguous())
+        whole.update(raw)
+        start = max(0, _LEGACY_START - position)
+        part.update(raw[start : max(start, _LEGACY_START + _LEGACY_LENGTH - position)])
+        position += len(raw)
+    return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": part.hexdigest()[:8]}
+
+
+def model_hashes(path: Path | str) -> tuple[str, str]:
+    """The short and the whole hash of a model file (ss_sd_model_hash, ss_new_sd_model_hash); reads all of it.
+
+    "IsADirectory" or "NOFILE" twice where there is no file to read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return "IsADirectory", "IsADirectory"
+    try:
+        return legacy_hash(path), sha256(path)
+    except OSError:
+        return "NOFILE", "NOFILE"
