@@ -9,26 +9,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from library.options.parse import DREAMBOOTH
 from library.training.command import run_recipe
+from library.training.recipe import Recipe, Say
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.parts import Part
+    from library.training.parts import Trained
     from library.training.plan.plan import Plan
 
 
-def trained_parts(model: Model, plan: Plan) -> tuple[Part, ...]:
+def whole_model(model: Model, plan: Plan, say: Say) -> Trained:
     """What this recipe trains: the whole U-Net, and the text encoder until its end has come
     (--stop_text_encoder_training)."""
-    from library.training.parts import Part
+    from library.training.model_file import write_model
+    from library.training.parts import Part, Trained
 
-    parts = [Part("unet", model.unet, plan.rates.unet)]
-    if plan.rates.text_encoder is not None:
-        parts.append(Part("text_encoder1", model.text_encoder, plan.rates.text_encoder, plan.rates.text_encoder_stop))
-    return tuple(parts)
+    rates = plan.rates
+    parts, active = [Part("unet", model.unet, rates.unet or 0.0)], {"unet"}
+    if rates.text_encoder is not None:
+        parts.append(Part("text_encoder1", model.text_encoder, rates.text_encoder, rates.text_encoder_stop))
+        active.add("text_encoder")
+    return Trained(tuple(parts), frozenset(active), partial(write_model, plan, model, say))
 
+
+RECIPE = Recipe(DREAMBOOTH, whole_model)
 
 if __name__ == "__main__":
-    raise SystemExit(run_recipe(trained_parts))
+    raise SystemExit(run_recipe(RECIPE))

@@ -18,18 +18,24 @@ if TYPE_CHECKING:
 
 
 def load_tensors(
-    tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    tensors: Mapping[str, LazyTensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    matrices: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """All tensors in memory of their own, so that the file may change afterwards, on `device`.
 
-    Floating ones are converted to `dtype` (None: as they are). Peak memory is the result and nothing beside it.
+    Floating ones are converted to `dtype` (None: as they are), those of two and more dimensions to `matrices` if that
+    is given. Peak memory is the result and nothing beside it.
     """
     import torch
 
     on_cpu = torch.device(device).type == "cpu"
 
     def load(lazy: LazyTensor) -> Tensor:
-        to = dtype if dtype is not None and lazy.info.is_float else torch_dtype(lazy.dtype)
+        to = (matrices if len(lazy.info.shape) > 1 else None) or dtype
+        if to is None or not lazy.info.is_float:
+            to = torch_dtype(lazy.dtype)
         if on_cpu:
             return lazy.load().to(to, copy=True, memory_format=torch.contiguous_format)
         return lazy.load().to(device).to(to)  # converted there: what crosses the bus is what the file holds

@@ -89,7 +89,8 @@ class Model:
 class Load(Protocol):
     """Read a checkpoint of the family: of its modules those named in `only` (None: all), the others are None then.
 
-    Raises CheckpointError.
+    `matrices`: the dtype of all weights of two and more dimensions in the backbone and the text encoders, where it is
+    another than `dtype` (None). Raises CheckpointError.
     """
 
     def __call__(
@@ -98,6 +99,7 @@ class Load(Protocol):
         *,
         vae: Path | str | None = None,
         dtype: torch.dtype | None = None,
+        matrices: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         prediction: Prediction | None = None,
         tokenizer_cache_dir: Path | None = None,

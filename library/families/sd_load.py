@@ -31,11 +31,12 @@ TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. `dtype` None is float32; `prediction` None is what the source says, else epsilon; `only` some of the
+    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoder, None as the rest; `prediction` None is what the source says, else epsilon; `only` some of the
     parts (see TITLES), None is all."""
 
     vae: Path | str | None = None
     dtype: torch.dtype | None = None
+    matrices: torch.dtype | None = None
     device: torch.device | str = "cpu"
     prediction: Prediction | None = None
     tokenizer_cache_dir: Path | None = None
@@ -59,7 +60,8 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     makers = {"unet": unet.make_unet, "vae": vae.make_vae, "text_encoder": clip_text.make_text_encoder}
     chosen = [part for part in TITLES if options.only is None or part in options.only]
     modules: dict[str, Any] = dict.fromkeys(TITLES)
-    with Filler(str(source.path), parts, options.dtype or torch.float32, options.device, chosen) as filler:
+    formats = {part: (options.dtype or torch.float32, options.matrices if part != "vae" else None) for part in chosen}
+    with Filler(str(source.path), parts, formats, options.device) as filler:
         import_packages()
         modules.update({part: filler.fill(part, makers[part], configs[part]) for part in chosen})
     model = Model(
@@ -94,7 +96,7 @@ def import_packages() -> None:
 class Filler:
     """Makes modules on the meta device and gives them their tensors, each converted by itself: no second copy.
 
-    The tensors are read in a thread from the beginning on, since importing the packages and making the modules is
+    `formats`: of each part to fill the dtype, and that of its matrices (None: the same). The tensors are read in a thread from the beginning on, since importing the packages and making the modules is
     Python's work, which leaves the other cores idle.
     """
 
@@ -102,13 +104,15 @@ class Filler:
         self,
         where: str,
         parts: Mapping[str, Tensors],
-        dtype: torch.dtype,
+        formats: Mapping[str, tuple[torch.dtype, torch.dtype | None]],
         device: torch.device | str,
-        chosen: Collection[str] = tuple(TITLES),
     ) -> None:
         self.where, self.parts = where, parts
         self._reader = ThreadPoolExecutor(1)
-        self._states = {part: self._reader.submit(load_tensors, parts[part], dtype, device) for part in chosen}
+        self._states = {
+            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices)
+            for part, (dtype, matrices) in formats.items()
+        }
 
     def __enter__(self) -> Filler:
         return self

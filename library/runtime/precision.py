@@ -24,12 +24,13 @@ BYTES: dict[str, int] = {"float": 4, "fp32": 4, "fp16": 2, "bf16": 2}
 @dataclass(frozen=True)
 class Precision:
     """The decision. `trained`, `frozen` and `vae` are the formats that the
-    weights of these modules are kept in. `notes` say what was replaced; under --strict they are `mistakes` instead."""
+    weights of these modules are kept in, `base` that of the frozen weights under an adapter. `notes` say what was replaced; under --strict they are `mistakes` instead."""
 
     mixed_precision: MixedPrecision
     trained: FloatName
     frozen: FloatName
     vae: FloatName
+    base: FloatName
     attention: Attention
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
@@ -77,6 +78,7 @@ def resolve(options: MemoryOptions, machine: Machine, strict: bool = False) -> P
         trained=computed if full else "fp32",
         frozen=computed,
         vae="fp32" if options.no_half_vae else computed,
+        base=cast(FloatName, options.base_precision) if computed == "fp32" else computed,
         attention=attention,
         notes=() if strict else tuple(each.note() for each in replaced),
         mistakes=tuple(each.mistake() for each in replaced) if strict else (),

@@ -17,11 +17,7 @@ from library.options.render import write_config
 from library.runtime.imports import large_imports, quiet_libraries
 
 if TYPE_CHECKING:
-    from library.families.family import Model
-    from library.training.parts import Part
-    from library.training.plan.plan import Plan
-
-ChooseParts = Callable[["Model", "Plan"], "Sequence[Part]"]
+    from library.training.recipe import Recipe
 
 INTERRUPTED = "interrupted: what was saved before stands; --resume goes on from the last state of --save_state"
 LESS_MEMORY = (
@@ -31,10 +27,10 @@ LESS_MEMORY = (
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # in messages of torch's RuntimeErrors
 
 
-def run_recipe(choose_parts: ChooseParts, arguments: Sequence[str] | None = None) -> int:
+def run_recipe(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
     """Parse, decide, show the plan, train. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return finish(partial(_run, choose_parts, words), INTERRUPTED)
+    return finish(partial(_run, recipe, words), INTERRUPTED)
 
 
 def finish(work: Callable[[], None], interrupted: str) -> int:
@@ -58,8 +54,8 @@ def finish(work: Callable[[], None], interrupted: str) -> int:
     return 0
 
 
-def _run(choose_parts: ChooseParts, arguments: Sequence[str]) -> None:
-    parsed = parse(arguments)
+def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
+    parsed = parse(arguments, recipe.program)
     if parsed.options.run.output_config:
         if parsed.mistakes:
             raise UserError(parsed.mistakes)
@@ -80,7 +76,7 @@ def _run(choose_parts: ChooseParts, arguments: Sequence[str]) -> None:
         with large_imports():
             from library.training.session import train
         with memory_told_to_user():
-            train(plan, choose_parts)
+            train(plan, recipe)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import torch
 
 from library.families.family import Model
 from library.options.mistakes import Mistake, UserError
+from library.runtime.half_weights import compute_in_full
+from library.runtime.precision import FloatName, torch_dtype
 from library.training.model_file import refuse_broken_weights
 from library.training.run import LOGGER
 
@@ -16,16 +18,20 @@ if TYPE_CHECKING:
     from library.training.plan.caching import AnyPlan
 
 
-def load_model(plan: AnyPlan, device: torch.device, only: Collection[str] | None = None) -> Model:
+def load_model(
+    plan: AnyPlan, device: torch.device, only: Collection[str] | None = None, base: FloatName = "fp32"
+) -> Model:
     """All weights in float32, or those of the parts in `only`; what the checkpoint held besides is logged.
 
-    Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no layers for.
+    `base` in half precision: the matrices of U-Net and text encoder lie in that format, and are computed with in
+    float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no layers for.
     """
     source, options = plan.source, plan.options.model
     model = source.family.load(
         source.header,
         vae=source.vae,
         dtype=torch.float32,
+        matrices=None if base == "fp32" else torch_dtype(base),
         device=device,
         prediction=source.prediction,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
@@ -33,6 +39,9 @@ def load_model(plan: AnyPlan, device: torch.device, only: Collection[str] | None
     )
     for note in model.notes:
         LOGGER.info(note)
+    for module in (model.unet, model.text_encoder):
+        if module is not None and base != "fp32":
+            compute_in_full(module)
     refuse_broken_weights(model)
     if model.text_encoder is not None:
         refuse_clip_skip(model, options.clip_skip)

@@ -12,7 +12,7 @@ from library.data.order import BatchRequest, EpochOrder
 from library.objective.loss import window_share
 from library.options.mistakes import Mistake, UserError
 from library.training.clipping import clip_gradients
-from library.training.parts import Part, freeze_finished, trainable_parameters
+from library.training.parts import Trained, freeze_finished, groups_of, trainable_parameters
 from library.training.state import Progress
 
 if TYPE_CHECKING:
@@ -36,19 +36,19 @@ class Loop:
     """Everything the loop touches. Built by the session, used by `run`.
 
     `losses(batch)` gives the loss of each sample, a float32 tensor (B,), timestep weights included.
-    `batches(requests)` turns requests into batches, each with its request. `save_due(progress, epoch_ended)` is called
-    after every optimiser step and every epoch.
+    `batches(requests)` turns requests into batches, each with its request. Each of `due` is called with (progress,
+    epoch_ended) after every optimiser step and after every whole epoch, in this order.
     """
 
     accelerator: Accelerator
-    parts: Sequence[Part]
+    trained: Trained
     optimizer: Any
     schedule: Any
     order: EpochOrder
     losses: Callable[[Batch], torch.Tensor]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     log: Callable[[dict[str, float], int], None]
-    save_due: Callable[[Progress, bool], None]
+    due: Sequence[Callable[[Progress, bool], None]]
     say: Callable[[str], None]
     progress_bar: Any
     steps: int
@@ -57,10 +57,10 @@ class Loop:
 
     def run(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError on a loss that is not finite."""
-        freeze_finished(self.parts, progress.step)
+        freeze_finished(self.trained.parts, progress.step)
         if progress.step >= self.steps:
             return progress
-        self._say_epoch(progress)
+        self._begin_epoch(progress)
         # all micro-batches still to come, so that those of the next epoch are prepared while this one ends; those of
         # one optimiser step are a window
         window = Window()
@@ -71,7 +71,7 @@ class Loop:
             if not request.last_of_window:
                 continue
             self._step(window, progress)
-            self.save_due(progress, False)
+            self._call_due(progress, epoch_ended=False)
             window = Window()
             if progress.window == self.order.steps_per_epoch or progress.step >= self.steps:
                 self._end_epoch(progress)
@@ -85,11 +85,17 @@ class Loop:
         for later in range(epoch + 1, self.epochs + 1):
             yield from self.order.requests(later)
 
-    def _say_epoch(self, progress: Progress) -> None:
+    def _call_due(self, progress: Progress, epoch_ended: bool) -> None:
+        for call in self.due:
+            call(progress, epoch_ended)
+
+    def _begin_epoch(self, progress: Progress) -> None:
+        self.trained.epoch_begins()
         self.say(f"epoch {progress.epoch}/{self.epochs}")
 
     def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
         """Add the gradients of a micro-batch, weighted by its share of the whole step."""
+        self.trained.step_begins()
         with self.accelerator.autocast():
             losses = self.losses(batch)
         share = window_share(losses, batch.weights.to(losses.device), request.window_samples)
@@ -101,10 +107,11 @@ class Loop:
         """One optimiser step with the gradients of its window, and what is said of it."""
         if self.max_grad_norm > 0:
             self.accelerator.unscale_gradients()
-            clip_gradients(trainable_parameters(self.parts), self.max_grad_norm)
+            clip_gradients(trainable_parameters(self.trained.parts), self.max_grad_norm)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
+        measured = self.trained.step_ended()
         self.optimizer.zero_grad(set_to_none=True)
         loss = float(sum(window.shares))
         if not math.isfinite(loss):
@@ -112,35 +119,45 @@ class Loop:
         progress.step += 1
         progress.window += 1
         progress.epoch_losses.append(loss)
-        for part in freeze_finished(self.parts, progress.step):
+        for part in freeze_finished(self.trained.parts, progress.step):
             self.say(f"step {progress.step}: {part.name} is trained no further")
-        self.log({"loss": loss, **self._learning_rates()}, progress.step)
+        self.log({**self._losses(loss, progress), **self._learning_rates(), **measured}, progress.step)
         self.progress_bar.update(1)
         self.progress_bar.set_postfix(avr_loss=_mean(progress.epoch_losses))
+
+    def _losses(self, loss: float, progress: Progress) -> dict[str, float]:
+        """The loss of a step and, where the recipe's users look for it, the mean over as many steps as an epoch has."""
+        tags = self.trained.tags
+        found = {tags.step: loss}
+        if tags.average:
+            found[tags.average] = _mean(
+                progress.epoch_losses + progress.last_epoch_losses[len(progress.epoch_losses) :]
+            )
+        return found
 
     def _learning_rates(self) -> dict[str, float]:
         """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they
         adapt to."""
         rates: dict[str, float] = {}
-        for part, group, rate in zip(
-            self.parts, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False
-        ):
-            rates[f"lr/{part.name}"] = float(rate)
+        names = [group.name for group in groups_of(self.trained.parts)]
+        for name, group, rate in zip(names, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False):
+            rates[f"lr/{name}"] = float(rate)
             if "d" in group:
-                rates[f"lr/d*lr/{part.name}"] = float(group["d"]) * float(group["lr"])
+                rates[f"lr/d*lr/{name}"] = float(group["d"]) * float(group["lr"])
         return rates
 
     def _end_epoch(self, progress: Progress) -> None:
         if progress.epoch_losses:
-            self.log({"loss/epoch": _mean(progress.epoch_losses)}, progress.epoch)
+            self.log({self.trained.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
         if progress.window < self.order.steps_per_epoch:
             return
-        self.save_due(progress, True)
+        self._call_due(progress, epoch_ended=True)
         progress.epoch += 1
         progress.window = 0
-        progress.epoch_losses.clear()
+        progress.last_epoch_losses = progress.epoch_losses
+        progress.epoch_losses = []
         if progress.step < self.steps:
-            self._say_epoch(progress)
+            self._begin_epoch(progress)
 
 
 def not_finite(window: Window, progress: Progress) -> UserError:

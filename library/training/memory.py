@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,29 +17,35 @@ from library.runtime.precision import Attention, FloatName, Precision, torch_dty
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.options.memory import MemoryOptions
-    from library.training.parts import Part
+    from library.training.parts import Trained
 
 
-def prepare_parts(model: Model, parts: Sequence[Part], precision: Precision, options: MemoryOptions) -> None:
+def prepare(model: Model, trained: Trained, precision: Precision, options: MemoryOptions) -> None:
     """Put a loaded model into the state that training needs.
 
-    Everything is frozen and in evaluation mode; then the trained parts get their own format, gradients, training mode
-    and, if asked for, checkpointed activations.
+    The model is frozen and in evaluation mode; then the trained parts get their own format and training mode, where
+    they are the model's own also gradients, and what gradients go through gets, if asked for, checkpointed activations.
     """
     for module in (model.unet, model.text_encoder, model.vae):
-        module.requires_grad_(False).eval()
-    for part in parts:
-        part.module.to(torch_dtype(precision.trained)).requires_grad_(True).train()
-        if options.gradient_checkpointing:
-            checkpoint_activations(part.module)
+        if module is not None:
+            module.requires_grad_(False).eval()
+    for part in trained.parts:
+        part.module.to(torch_dtype(precision.trained)).train()
+        if trained.whole_model:
+            part.module.requires_grad_(True)
+    for name in sorted(trained.active) if options.gradient_checkpointing else ():
+        checkpoint_activations(getattr(model, name).train())  # neither package checkpoints in evaluation mode
     set_attention(model.unet, precision.attention)
 
 
-def computing(module: Any, parts: Sequence[Part], precision: Precision, device: torch.device) -> Any:
-    """The module that computes: itself where it is trained, else a copy on the device in the computation's format."""
-    if any(module is part.module for part in parts):
-        return module
-    return working_copy(module, precision.frozen, device)
+def computing(module: Any, trained: Trained, active: bool, precision: Precision, device: torch.device) -> Any:
+    """The module that computes, on the device: itself where gradients go through it (`active`), else in the
+    computation's format, and as a copy where its exact weights are to be written."""
+    if active or precision.frozen == "fp32":
+        return module.to(device)
+    if trained.whole_model:
+        return working_copy(module, precision.frozen, device)
+    return module.to(device=device, dtype=torch_dtype(precision.frozen))
 
 
 def working_copy(module: Any, dtype: FloatName, device: torch.device) -> Any:

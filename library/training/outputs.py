@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.options.mistakes import Mistakes
 from library.options.saving import SavingOptions
 
 
@@ -43,8 +44,8 @@ class Outputs:
 
     @property
     def extension(self) -> str:
-        """`.ckpt` or `.safetensors`; empty for the diffusers folders."""
-        return {"ckpt": ".ckpt", "safetensors": ".safetensors"}.get(self.save_as, "")
+        """`.ckpt`, `.pt` or `.safetensors`; empty for the diffusers folders."""
+        return "" if self.save_as.startswith("diffusers") else f".{self.save_as}"
 
     def final_model(self) -> Path:
         """The model at the end of the run: `NAME.ext`, or `last.ext` without --output_name."""
@@ -109,13 +110,21 @@ class Outputs:
         return self.step_stem(old) if old > 0 else None
 
 
-def decide_outputs(options: SavingOptions, source_kind: str, epochs: int) -> Outputs:
-    """The outputs of a run of `epochs` epochs that starts from a source of kind `safetensors`, `ckpt` or `diffusers`.
+def decide_outputs(options: SavingOptions, source_kind: str, epochs: int, mistakes: Mistakes) -> Outputs:
+    """The outputs of a run of `epochs` epochs that starts from a source of kind `safetensors`, `ckpt` or `diffusers`,
+    or writes an `adapter`.
 
     Without --save_model_as a file gives a file (`.ckpt` unless --use_safetensors) and a diffusers folder gives a
-    folder.
+    folder; an adapter is a `.safetensors` file.
     """
     save_as = options.save_model_as
+    if source_kind == "adapter":
+        if save_as is not None and save_as.startswith("diffusers"):
+            remedy = "take safetensors, and convert the file with tools/convert_lora.py"
+            mistakes.add(f"--save_model_as {save_as}: an adapter is one file", remedy)
+        save_as = save_as or "safetensors"
+    elif save_as == "pt":
+        mistakes.add("--save_model_as pt is for adapters", "take safetensors or ckpt")
     if save_as is None and source_kind == "diffusers":
         save_as = "diffusers_safetensors" if options.use_safetensors else "diffusers"
     elif save_as is None:

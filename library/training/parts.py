@@ -1,9 +1,10 @@
-"""What a recipe trains: the parts of the model, each with its own learning rate and, perhaps, its own end."""
+"""What a recipe trains: parts with learning rates of their own, and how what was trained is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,23 +12,79 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Parameters with one learning rate, and the name that logs have for it (lr/unet)."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Part:
-    """One module that is trained: its log name (`unet`, `text_encoder1`), learning rate, and the optimiser step after
-    which it stays as it is (None: trained to the end)."""
+    """One module that is trained: its name (`unet`, `text_encoder1`), learning rate, and the optimiser step after
+    which it stays as it is (None: trained to the end). `groups`: where its parameters have several rates."""
 
     name: str
     module: nn.Module
     learning_rate: float
     stop_after: int | None = None
+    groups: tuple[Group, ...] = ()
 
     def trains_at(self, finished_steps: int) -> bool:
         """Whether the optimiser step that follows `finished_steps` finished ones still trains this part."""
         return self.stop_after is None or finished_steps < self.stop_after
 
+    def rates(self) -> tuple[Group, ...]:
+        """Its groups; without any of its own, all its parameters are one."""
+        return self.groups or (Group(self.name, list(self.module.parameters()), self.learning_rate),)
+
+
+@dataclass(frozen=True)
+class LossTags:
+    """Names of losses in logs, as users of each script know them; "" is not logged."""
+
+    step: str = "loss"
+    average: str = ""
+    epoch: str = "loss/epoch"
+
+
+def _nothing() -> None:
+    """There is nothing to do."""
+
+
+def _no_values() -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a recipe trains of a model.
+
+    `active`: the modules of the model that gradients go through (unet, text_encoder). `write(path, step, epoch)` writes
+    what was trained after so many steps. `whole_model`: frozen parts of the model are written too, so they keep their
+    exact weights. `step_begins` and `epoch_begins` are called before each; `step_ended` after each step, and gives
+    what is to be logged of it.
+    """
+
+    parts: tuple[Part, ...]
+    active: frozenset[str]
+    write: Callable[[Path, int, int], None]
+    whole_model: bool = True
+    tags: LossTags = field(default_factory=LossTags)
+    step_begins: Callable[[], None] = _nothing
+    epoch_begins: Callable[[], None] = _nothing
+    step_ended: Callable[[], dict[str, float]] = _no_values
+
+
+def groups_of(parts: Iterable[Part]) -> list[Group]:
+    """All groups, in the order of the parts."""
+    return [group for part in parts for group in part.rates()]
+
 
 def parameter_groups(parts: Iterable[Part]) -> list[dict[str, object]]:
-    """One optimiser group for each part, in the order of the parts."""
-    return [{"params": list(part.module.parameters()), "lr": part.learning_rate} for part in parts]
+    """The optimiser's groups, in the order of the parts."""
+    return [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups_of(parts)]
 
 
 def trainable_parameters(parts: Sequence[Part]) -> list[nn.Parameter]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from library.data.dataset import BatchLoader, explain_dead_workers
-from library.families.family import Model
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.allocator import memory_taken_ahead
@@ -23,26 +21,24 @@ from library.training.memory import (
     fp16_gradients,
     loading_device,
     picture_encoder,
-    prepare_parts,
+    prepare,
     release_memory,
 )
-from library.training.model_file import write_model
 from library.training.optimizers import allocate_state, make_optimizer
-from library.training.parts import Part, parameter_groups
+from library.training.parts import parameter_groups
 from library.training.run import LOGGER, open_run, set_up_console
 from library.training.sample_losses import SampleLosses
 from library.training.saver import Saver
 from library.training.schedules import make_schedule
-from library.training.state import Progress, load_state, save_state
+from library.training.state import load_state, save_state
 
 if TYPE_CHECKING:
     from library.training.plan.plan import Plan
+    from library.training.recipe import Recipe
 
-ChooseParts = Callable[[Model, "Plan"], Sequence[Part]]
 
-
-def train(plan: Plan, choose_parts: ChooseParts) -> None:
-    """Carry out a plan. `choose_parts` is the recipe's say in what is trained. Raises UserError."""
+def train(plan: Plan, recipe: Recipe) -> None:
+    """Carry out a plan. `recipe` has its say in what is trained. Raises UserError."""
     options, family = plan.options, plan.source.family
     set_up_console(options.run)
     with (
@@ -54,9 +50,10 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         device = accelerator.device
 
         # the model, what is trained of it, and how it is kept in memory
-        model = load_model(plan, loading_device(options.memory, device))
-        parts = choose_parts(model, plan)
-        prepare_parts(model, parts, plan.precision, options.memory)
+        base = "fp32" if plan.adapter is None else plan.precision.base
+        model = load_model(plan, loading_device(options.memory, device), base=base)
+        trained = recipe.choose(model, plan, LOGGER.info)
+        prepare(model, trained, plan.precision, options.memory)
 
         # the pictures: latents made beforehand or on the way, and batches in the order of the plan
         vae = picture_encoder(model.vae, plan.precision, device)
@@ -69,9 +66,12 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=device.type == "cuda")
 
         # the captions: encoded beforehand or on the way
+        model.unet.to(device)
         context = Conditioning(
             family=family,
-            text_encoder=computing(model.text_encoder, parts, plan.precision, device),
+            text_encoder=computing(
+                model.text_encoder, trained, "text_encoder" in trained.active, plan.precision, device
+            ),
             tokenize=dataset.tokenize,
             clip_skip=options.model.clip_skip,
             device=device,
@@ -79,8 +79,8 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         fill_captions(plan, dataset, context)
 
         # what changes the weights, counted in optimiser steps
-        optimizer = make_optimizer(plan.optimizer, parameter_groups(parts), plan.precision.uses_scaler)
-        *_, optimizer = accelerator.prepare(*(part.module for part in parts), optimizer)
+        optimizer = make_optimizer(plan.optimizer, parameter_groups(trained.parts), plan.precision.uses_scaler)
+        *_, optimizer = accelerator.prepare(*(part.module for part in trained.parts), optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.schedule, optimizer)
@@ -96,31 +96,31 @@ def train(plan: Plan, choose_parts: ChooseParts) -> None:
         )
 
         # where to begin, what is written when, and the training itself
-        progress = Progress()
+        progress = plan.start
         if plan.resume is not None:
-            progress = load_state(plan.resume, parts, optimizer, schedule, accelerator.scaler)
+            progress = load_state(plan.resume, trained.parts, optimizer, schedule, accelerator.scaler)
         with tqdm(total=plan.duration.steps, initial=progress.step, desc="steps", smoothing=0) as bar:
             say = partial(say_beside, bar)
             saver = Saver(
                 outputs=plan.outputs,
                 epochs=plan.duration.epochs,
-                write_model=partial(write_model, plan, model, say),
+                write_model=trained.write,
                 write_state=lambda folder, at: save_state(
-                    folder, parts, optimizer, schedule, accelerator.scaler, at, plan.identity
+                    folder, trained.parts, optimizer, schedule, accelerator.scaler, at, plan.identity
                 ),
                 say=say,
                 optimizer=optimizer,
             )
             loop = Loop(
                 accelerator=accelerator,
-                parts=parts,
+                trained=trained,
                 optimizer=optimizer,
                 schedule=schedule,
                 order=plan.order,
                 losses=losses,
                 batches=loader.batches,
                 log=run.log,
-                save_due=saver.save_due,
+                due=(saver.save_due,),
                 say=say,
                 progress_bar=bar,
                 steps=plan.duration.steps,

@@ -31,12 +31,14 @@ STATE_FILE = "train_state.json"
 @dataclass
 class Progress:
     """How far a run has come. `step` counts optimiser steps, `epoch` is 1-based, `window` counts the finished optimiser
-    steps of the current epoch; `epoch_losses` are their losses, for the average that the epoch's end reports."""
+    steps of the current epoch; `epoch_losses` are their losses, `last_epoch_losses` those of the epoch before, for the
+    averages that are reported."""
 
     step: int = 0
     epoch: int = 1
     window: int = 0
     epoch_losses: list[float] = field(default_factory=list)
+    last_epoch_losses: list[float] = field(default_factory=list)
 
 
 Identity = dict[str, str]

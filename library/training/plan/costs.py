@@ -65,6 +65,13 @@ def count_costs(
     )
 
 
+def frozen_costs(sizes: PartSizes, base_bytes: int, folder: Path) -> Costs:
+    """What a run needs that trains an adapter: the frozen model. The adapter is small beside it, and what it takes is
+    told when it is made."""
+    weights = (sizes.unet + sizes.text_encoder) * base_bytes + sizes.vae * 4
+    return Costs(weights, 0, 0, 0, 0, 0, free_bytes(folder))
+
+
 def free_bytes(folder: Path) -> int | None:
     """Free bytes of the disk that `folder` is or will be on; None where the system does not say."""
     existing = nearest_existing(folder)

@@ -16,7 +16,7 @@ DATA = "the data"
 SETTINGS = "the dataset file"
 """Facts of an identity that are fingerprints: their values say nothing to a user."""
 
-GROUPS = ("model", "dataset", "caption", "mask", "cache", "objective", "optimizer", "memory")
+GROUPS = ("model", "dataset", "caption", "mask", "cache", "objective", "adapter", "optimizer", "memory")
 
 # These may differ: where things lie, what only speed and memory depend on, and what other facts say better.
 FREE = frozenset(
@@ -27,6 +27,7 @@ FREE = frozenset(
         "cache_format",
         "vae_batch_size", "skip_cache_check", "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers",
         "debug_dataset", "use_8bit_adam", "use_lion_optimizer", "mixed_precision", "full_fp16", "full_bf16",
+        "no_metadata", "initial_epoch", "initial_step", "skip_until_initial_step",
         "gradient_checkpointing", "xformers", "sdpa", "mem_eff_attn", "lowram", "highvram",
     }
 )  # fmt: skip

@@ -14,7 +14,6 @@ from functools import partial
 
 from library.data.order import EpochOrder
 from library.options.mistakes import Mistakes
-from library.options.optimizer import OptimizerOptions
 from library.options.parse import Parsed
 from library.options.recipes import TrainOptions
 from library.runtime.device import Machine, describe_machine
@@ -22,24 +21,26 @@ from library.runtime.precision import BYTES, Precision, resolve
 from library.training.model_file import check_metadata
 from library.training.optimizers import OptimizerChoice, choose_optimizer
 from library.training.outputs import Outputs, decide_outputs, most_on_disk
-from library.training.plan.costs import Costs, count_costs, readable_bytes
+from library.training.plan.adapter import AdapterPlan, decide_adapter
+from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.pictures import Pictures, TokenCount, decide_pictures
 from library.training.plan.places import check_final_model, check_places
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
+from library.training.plan.start import decide_start
 from library.training.schedules import ScheduleChoice, choose_schedule
-from library.training.state import Identity, SavedState
+from library.training.state import Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates; `text_encoder` None: not trained. `text_encoder_stop`: its last optimiser step (None: the
+    """Learning rates; None: not trained. `text_encoder_stop`: the text encoder's last optimiser step (None: the
     end)."""
 
-    unet: float
+    unet: float | None
     text_encoder: float | None
     text_encoder_stop: int | None
 
@@ -56,6 +57,7 @@ class Plan:
     order: EpochOrder
     duration: Duration
     rates: Rates
+    adapter: AdapterPlan | None
     optimizer: OptimizerChoice
     schedule: ScheduleChoice
     outputs: Outputs
@@ -65,6 +67,7 @@ class Plan:
     workers: int
     identity: Identity
     resume: SavedState | None
+    start: Progress
     notes: tuple[str, ...]
     origins: Mapping[str, str]
 
@@ -84,6 +87,7 @@ def decide(parsed: Parsed) -> Plan:
         notes.extend(decision.notes)
     source = decide_source(options, mistakes, notes)
     pictures = decide_pictures(options, token_count(options, source), mistakes)
+    adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
     check_places(options, mistakes)
     trackers = decide_trackers(options.run, mistakes)
@@ -98,10 +102,11 @@ def decide(parsed: Parsed) -> Plan:
     schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
     mistakes.extend(schedule.mistakes)
     notes.extend(schedule.notes)
-    rates = decide_rates(options.optimizer)
+    rates = decide_rates(options) if adapter is None else adapter_rates(options, adapter)
     refuse_no_training(rates, optimizer, mistakes)
-    outputs = decide_outputs(options.saving, source.header.kind, duration.epochs)
-    costs = decide_costs(options, source, rates, precision, optimizer, outputs, duration)
+    source_kind = source.header.kind if adapter is None else "adapter"
+    outputs = decide_outputs(options.saving, source_kind, duration.epochs, mistakes)
+    costs = decide_costs(options, source, rates, adapter, precision, optimizer, outputs, duration)
     check_outputs(options, source, outputs, costs, mistakes)
     identity = identity_of(options, pictures, precision, seed)
     if resume is not None:
@@ -116,6 +121,7 @@ def decide(parsed: Parsed) -> Plan:
         order=order,
         duration=duration,
         rates=rates,
+        adapter=adapter,
         optimizer=optimizer,
         schedule=schedule,
         outputs=outputs,
@@ -125,6 +131,7 @@ def decide(parsed: Parsed) -> Plan:
         workers=decide_workers(options, machine, order, notes),
         identity=identity,
         resume=resume,
+        start=decide_start(options.adapter, resume, duration, mistakes, notes),
         notes=tuple(notes),
         origins=parsed.origins,
     )
@@ -143,14 +150,23 @@ def token_count(options: TrainOptions, source: Source | None) -> TokenCount | No
     )
 
 
-def decide_rates(options: OptimizerOptions) -> Rates:
+def decide_rates(all_options: TrainOptions) -> Rates:
     """The text encoder learns at --learning_rate_te, else --learning_rate; a rate or a stop of 0, or -1, means
     never."""
+    options = all_options.optimizer
     stop = options.stop_text_encoder_training
     rate = options.learning_rate if options.learning_rate_te is None else options.learning_rate_te
     if (stop is not None and stop <= 0) or rate == 0:
         return Rates(options.learning_rate, None, None)
     return Rates(options.learning_rate, rate, stop)
+
+
+def adapter_rates(options: TrainOptions, adapter: AdapterPlan) -> Rates:
+    """An adapter's parts learn at --unet_lr and --text_encoder_lr, else at --learning_rate."""
+    usual, chosen = options.optimizer.learning_rate, options.adapter
+    unet = usual if chosen.unet_lr is None else chosen.unet_lr
+    text = chosen.text_encoder_lr[0] if chosen.text_encoder_lr else usual
+    return Rates(unet if "unet" in adapter.reaches else None, text if "text_encoder" in adapter.reaches else None, None)
 
 
 def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
@@ -178,12 +194,15 @@ def decide_costs(
     options: TrainOptions,
     source: Source,
     rates: Rates,
+    adapter: AdapterPlan | None,
     precision: Precision,
     optimizer: OptimizerChoice,
     outputs: Outputs,
     duration: Duration,
 ) -> Costs:
     """Memory and disk of the run."""
+    if adapter is not None:
+        return frozen_costs(source.sizes, BYTES[precision.base], outputs.directory)
     models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     return count_costs(
         source.sizes,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from library.options.datasets import CaptionSettings
+from library.training.plan.adapter import AdapterPlan
 from library.training.plan.costs import readable_bytes
 from library.training.plan.pictures import Pictures, SubsetCount
 from library.training.plan.plan import Plan
@@ -130,16 +131,33 @@ def _buckets(plan: Plan) -> Iterator[str]:
 
 def _training(plan: Plan) -> Iterator[str]:
     sizes, rates = plan.source.sizes, plan.rates
-    yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {rates.unet:g}"
+    if plan.adapter is not None:
+        yield from _adapter(plan.adapter)
+    frozen = ", through the adapter" if plan.adapter is not None else ""
+    if rates.unet is None:
+        yield "U-Net not trained"
+    else:
+        yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {rates.unet:g}{frozen}"
     if rates.text_encoder is None:
         yield "text encoder not trained"
     else:
         until = "" if rates.text_encoder_stop is None else f", until step {rates.text_encoder_stop}"
-        yield f"text encoder ({sizes.text_encoder / 1e6:.1f} M parameters) at {rates.text_encoder:g}{until}"
+        yield f"text encoder ({sizes.text_encoder / 1e6:.1f} M parameters) at {rates.text_encoder:g}{frozen}{until}"
     listed = " ".join(f"{name}={value}" for name, value in plan.optimizer.arguments.items())
     warmup = f", warm-up of {plan.schedule.warmup_steps} steps" if plan.schedule.warmup_steps else ""
     yield f"{plan.optimizer.name}{f' ({listed})' if listed else ''}, schedule {plan.schedule.name}{warmup}"
     yield _loss(plan)
+
+
+def _adapter(adapter: AdapterPlan) -> Iterator[str]:
+    listed = " ".join(f"{key}={value}" for key, value in adapter.arguments.items())
+    settings = adapter.settings
+    size = f", rank {settings.dim}, alpha {settings.alpha or settings.dim:g}" if settings is not None else ""
+    yield f"adapter: {adapter.module}{size}{f' ({listed})' if listed else ''}"
+    if adapter.weights is not None:
+        yield f"begins with {adapter.weights}"
+    for path, multiplier in adapter.base:
+        yield f"merged into the model beforehand: {path}, times {multiplier:g}"
 
 
 def _loss(plan: Plan) -> str:
@@ -186,6 +204,9 @@ def _costs(plan: Plan) -> Iterator[str]:
         f"{readable_bytes(costs.training)} before the first picture: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimiser {readable_bytes(costs.optimizer)}"
     )
+    if plan.adapter is not None:
+        yield "what the adapter takes is told when it is made"
+        return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
     yield f"disk: up to {readable_bytes(costs.disk)}{free} (a model {readable_bytes(costs.model_file)})"
 

@@ -1,0 +1,77 @@
+"""Frozen weights that lie in half precision and are computed with in full: half of the memory, the arithmetic of fp32.
+
+A layer's weight is turned into the format of its input while the layer computes, and again on the way back, so that
+only one layer's weight is ever there in full. Nothing but the rounding of the stored weights changes the result, and a
+file in half precision is not rounded at all. Under autocast layers compute as they would by themselves.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def compute_in_full(module: nn.Module) -> None:
+    """Let all Linear, Conv2d and Embedding layers of a frozen module whose weight is in half precision take and give
+    float32. What they hold besides (biases, norms) must be in float32 already."""
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dtype not in (torch.float16, torch.bfloat16):
+            continue
+        if isinstance(layer, nn.Linear):
+            layer.forward = partial(_linear, layer)
+        elif isinstance(layer, nn.Conv2d):
+            layer.forward = partial(_convolution, layer)
+        elif isinstance(layer, nn.Embedding):
+            layer.forward = partial(_embedding, layer)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, layer.weight, layer.bias)
+    result: Tensor = _Linear.apply(x, layer.weight, layer.bias)
+    return result
+
+
+def _convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):
+        return layer._conv_forward(x, layer.weight, layer.bias)
+    way = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    result: Tensor = _Convolution.apply(x, layer.weight, layer.bias, way)
+    return result
+
+
+def _embedding(layer: nn.Embedding, ids: Tensor) -> Tensor:
+    return F.embedding(ids, layer.weight, layer.padding_idx).float()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight.to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.way, ctx.shape = way, x.shape
+        return F.conv2d(x, weight.to(x.dtype), bias, *way)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        (weight,) = ctx.saved_tensors
+        back = torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.way)
+        return back, None, None, None

@@ -1,0 +1,34 @@
+"""LoRA and its relatives: trains an adapter, a small file beside a model that stays as it is.
+
+    python train_network.py --config_file lora.toml
+    accelerate launch train_network.py --network_module networks.lora --network_dim 8 --train_data_dir train …
+
+`train` holds folders named `<repeats>_<identifier> <class>`, such as `10_sks dog`. `--help` lists every option,
+`--dry_run` prints what a run would do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from library.options.parse import ADAPTERS
+from library.training.command import run_recipe
+from library.training.recipe import Recipe, Say
+
+if TYPE_CHECKING:
+    from library.families.family import Model
+    from library.training.parts import Trained
+    from library.training.plan.plan import Plan
+
+
+def adapter(model: Model, plan: Plan, say: Say) -> Trained:
+    """What this recipe trains: the adapter that --network_module names, in the parts of the model that it reaches."""
+    from library.training.adapters import make_adapter
+
+    return make_adapter(model, plan, say)
+
+
+RECIPE = Recipe(ADAPTERS, adapter)
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(RECIPE))
