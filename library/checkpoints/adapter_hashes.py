@@ -1,17 +1,11 @@
-"""The hashes by which other programs know an adapter's file and the model that it was trained on. No torch to import.
-
-Of the adapter (sshs_*): what kohya's extensions for WebUIs compute. Of the model (ss_sd_model_hash and so on): the two
-that WebUIs show.
-"""
+"""The hashes by which extensions of WebUIs know an adapter's file, as kohya's sd-scripts defines them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoints.files import legacy_hash, sha256
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.writer import header_bytes, in_file_order, raw_bytes
 
@@ -44,17 +38,3 @@ def adapter_hashes(
         part.update(raw[start : max(start, _LEGACY_START + _LEGACY_LENGTH - position)])
         position += len(raw)
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": part.hexdigest()[:8]}
-
-
-def model_hashes(path: Path | str) -> tuple[str, str]:
-    """The short and the whole hash of a model file (ss_sd_model_hash, ss_new_sd_model_hash); reads all of it.
-
-    "IsADirectory" or "NOFILE" twice where there is no file to read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return "IsADirectory", "IsADirectory"
-    try:
-        return legacy_hash(path), sha256(path)
-    except OSError:
-        return "NOFILE", "NOFILE"

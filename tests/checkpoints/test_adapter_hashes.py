@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from library.checkpoints.adapter_hashes import adapter_hashes, model_hashes
+from library.checkpoints.adapter_hashes import adapter_hashes
 from library.checkpoints.files import payload_sha256
 from library.checkpoints.writer import write_safetensors
 
@@ -57,13 +57,3 @@ def test_they_are_of_the_values_that_are_written(dtype: str | None, tmp_path: Pa
     assert payload_sha256(tmp_path / "a.safetensors") == hashes["sshs_model_hash"]
     cast = made if dtype is None else {name: t.to(getattr(torch, f"float{dtype[1:]}")) for name, t in made.items()}
     assert hashes == expected(cast, TRAINING)
-
-
-def test_of_a_model(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 5000
-    (tmp_path / "model.safetensors").write_bytes(content)
-    short, whole = model_hashes(tmp_path / "model.safetensors")
-    assert short == hashlib.sha256(content[0x100000 : 0x100000 + 65536]).hexdigest()[:8]
-    assert whole == hashlib.sha256(content).hexdigest()
-    assert model_hashes(tmp_path) == ("IsADirectory", "IsADirectory")
-    assert model_hashes(tmp_path / "gone.safetensors") == ("NOFILE", "NOFILE")

@@ -1,0 +1,92 @@
+"""The hashes by which WebUIs know a model. Reading gigabytes takes seconds, so it is done once for each file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from library.checkpoints.files import legacy_hash, sha256
+from library.checkpoints.header import CheckpointError
+from library.checkpoints.writer import write_json
+
+_COARSEST = 2_000_000_000  # ns: FAT tells times of change in steps of two seconds
+
+
+class Hashes(NamedTuple):
+    """8 hex digits (ss_sd_model_hash) and 64 (ss_new_sd_model_hash), or a word that says why there are none."""
+
+    short: str
+    whole: str
+
+
+def model_hashes(path: Path | str) -> Hashes:
+    """Of a model file, all of which is read. "IsADirectory" or "NOFILE" twice where there is no file to read."""
+    if Path(path).is_dir():
+        return Hashes("IsADirectory", "IsADirectory")
+    try:
+        return Hashes(legacy_hash(path), sha256(path))
+    except OSError:
+        return Hashes("NOFILE", "NOFILE")
+
+
+class ModelHashes:
+    """The hashes of a file as it is when this is made; they are computed when first asked for.
+
+    `memory`: a folder that keeps them from run to run, as long as the file has the same length and time of change.
+    """
+
+    def __init__(self, path: Path, memory: Path | None = None) -> None:
+        self._path = Path(os.path.abspath(path))
+        self._stamp = _stamp(self._path)
+        name = hashlib.sha256(os.fsencode(self._path)).hexdigest()[:32]
+        self._remembered = None if memory is None else memory / f"{name}.json"
+        self._lock = threading.Lock()
+        self._found: Hashes | None = None
+        self._done = False
+
+    def begin(self) -> None:
+        """Compute them in a thread beside other work; hashing leaves Python's lock free."""
+        threading.Thread(target=self.value, daemon=True).start()
+
+    def value(self) -> Hashes | None:
+        """The hashes; None if the file has been replaced meanwhile, so that they would be those of another model."""
+        with self._lock:
+            if not self._done:
+                self._found, self._done = self._recall() or self._compute(), True
+            return self._found
+
+    def _compute(self) -> Hashes | None:
+        found = model_hashes(self._path)
+        if _stamp(self._path) != self._stamp:
+            return None
+        settled = self._stamp is not None and time.time_ns() - self._stamp[1] > _COARSEST
+        if self._remembered is not None and settled:
+            with contextlib.suppress(CheckpointError, OSError):  # a folder that cannot be written costs seconds only
+                write_json(self._remembered, {"stamp": self._stamp, **found._asdict()})
+        return found
+
+    def _recall(self) -> Hashes | None:
+        if self._remembered is None or self._stamp is None:
+            return None
+        try:
+            kept = json.loads(self._remembered.read_text(encoding="utf-8"))
+            if tuple(kept["stamp"]) == self._stamp:
+                return Hashes(str(kept["short"]), str(kept["whole"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Length and time of change of a file; None for a folder or nothing."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return None if path.is_dir() else (facts.st_size, facts.st_mtime_ns)
