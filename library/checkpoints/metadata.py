@@ -1,4 +1,4 @@
-"""modelspec.* metadata of full checkpoints: build and read.
+"""modelspec.* metadata of a file: build and read.
 
 Source: Stability-AI/ModelSpec 1.0.1, with the values that users' tools expect of a Stable Diffusion trainer.
 """
@@ -29,11 +29,12 @@ def build_modelspec(
     timestep_range: tuple[int, int] | None = None,
     encoder_layer: int | None = None,
     given: Mapping[str, str | None] | None = None,
+    untitled: str = "Checkpoint",
 ) -> dict[str, str]:
     """The modelspec.* strings of a model file.
 
     architecture  such as "stable-diffusion-v1"; prediction "epsilon" or "v"; resolution (width, height)
-    title         None or "" becomes Checkpoint@ and the time; made_at is local time
+    title         None or "" becomes `untitled`@ and the time; made_at is local time
     given         what the user set by metadata_*: author, description, license, tags, usage_hint, thumbnail, any other.
                   A thumbnail that is a path becomes a data URL. Raises CheckpointError if that file cannot be read
     """
@@ -42,7 +43,7 @@ def build_modelspec(
         "sai_model_spec": "1.0.1",
         "architecture": architecture,
         "implementation": implementation,
-        "title": title or f"Checkpoint@{stamp.isoformat()}",
+        "title": title or f"{untitled}@{stamp.isoformat()}",
         "date": stamp.isoformat(),
         "resolution": f"{resolution[0]}x{resolution[1]}",
         "prediction_type": prediction,

@@ -178,6 +178,7 @@ class Recognise(Protocol):
 class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
+    `version`: what adapters call it in ss_base_model_version; "_v" goes behind where it predicts v.
     `architectures`: modelspec.architecture by prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip",
     "v_prediction", "chunks", "weighted_captions", "inference_yaml", "v2"). `preview`: (W, H) of a picture in pixels, by
     prediction. `adapters`: where adapters sit, in the order that files and optimiser groups have them.
@@ -185,6 +186,7 @@ class Family:
 
     name: str
     title: str
+    version: str
     architectures: Mapping[Prediction, str]
     capabilities: frozenset[str]
     latent: LatentSpace

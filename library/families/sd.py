@@ -147,6 +147,7 @@ SD1 = _family(
     _SD1,
     name="sd1",
     title="Stable Diffusion 1.x",
+    version="sd_v1",
     # v-prediction SD1 models exist (fine-tunes); modelspec has one name for all of them
     architectures={"epsilon": "stable-diffusion-v1", "v": "stable-diffusion-v1"},
     capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "weighted_captions"}),
@@ -157,6 +158,7 @@ SD2 = _family(
     _SD2,
     name="sd2",
     title="Stable Diffusion 2.x",
+    version="sd_v2",
     architectures={"epsilon": "stable-diffusion-v2-512", "v": "stable-diffusion-v2-768-v"},
     capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "weighted_captions", "inference_yaml", "v2"}),
     preview={"epsilon": (512, 512), "v": (768, 768)},
