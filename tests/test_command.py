@@ -17,9 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_db
+import train_network
 from library.options.parse import parse
 from library.options.recipes import FLAGS
 from library.training.command import run_recipe
+from library.training.recipe import Recipe
 from tests.training.running import Outcome, World, make_world, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,18 +123,23 @@ def on_this_world(world: World, file: Path, folder: Path, *more: str) -> list[st
     return [*words, *(f"--{name}={value}" for name, value in places.items()), *more]
 
 
+def recipe_of(file: Path) -> Recipe:
+    """The program that a front-end starts with this file."""
+    return train_network.RECIPE if "network_module" in file.read_text(encoding="utf-8") else train_db.RECIPE
+
+
 @pytest.mark.parametrize("file", FRONTEND_FILES, ids=lambda file: file.stem)
 def test_a_front_ends_file_comes_to_a_plan(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: Path
 ) -> None:
-    outcome = run(on_this_world(world, file, tmp_path, "--dry_run"), capsys)
+    outcome = run(on_this_world(world, file, tmp_path, "--dry_run"), capsys, recipe_of(file))
     assert outcome.code == 0, outcome.err
     plan = outcome.out
     assert plan.count("a CPU does not train in fp16") == 1
     asked_for_xformers = "xformers = true" in file.read_text(encoding="utf-8")
     assert plan.count("it needs a CUDA card") == asked_for_xformers
     assert "mixed precision no" in plan and "attention sdpa" in plan and "AdamW8bit" in plan
-    strict = run(on_this_world(world, file, tmp_path, "--dry_run", "--strict"), capsys)
+    strict = run(on_this_world(world, file, tmp_path, "--dry_run", "--strict"), capsys, recipe_of(file))
     assert strict.code == 2 and strict.err.count("\n- ") == 1 + asked_for_xformers
     assert "--mixed_precision" in strict.err and ("--xformers" in strict.err) == asked_for_xformers
     assert not (tmp_path / "out").exists() and not (tmp_path / "log").exists()
@@ -147,7 +154,7 @@ def test_kohya_ss_defaults_train_and_leave_what_it_expects(
     AcceleratorState._reset_state(True)
     words = on_this_world(world, file, tmp_path, "--max_train_steps=9", "--save_state", "--log_prefix=db_")
     capsys.readouterr()
-    assert run_recipe(train_db.trained_parts, words) == 0
+    assert run_recipe(train_db.RECIPE, words) == 0
     AcceleratorState._reset_state(True)
     said = capsys.readouterr()
 

@@ -221,7 +221,7 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     (tmp_path / "train").mkdir()
     words = ["--train_data_dir", str(tmp_path / "train"), "--resolution", "64", "--output_dir", str(tmp_path / "out")]
     words += ["--pretrained_model_name_or_path", str(tmp_path / "gone.safetensors")]
-    assert command.run_recipe(train_db.trained_parts, words) == 2
+    assert command.run_recipe(train_db.RECIPE, words) == 2
     told = capsys.readouterr().err
     assert "holds no folder like" in told and "gone.safetensors" in told and "Traceback" not in told
     assert gen_img.main([]) == 2
@@ -230,4 +230,4 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "parse", interrupted)
-    assert command.run_recipe(train_db.trained_parts, words) == 130
+    assert command.run_recipe(train_db.RECIPE, words) == 130

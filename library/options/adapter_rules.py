@@ -82,13 +82,12 @@ TOLD = (
     ),
     *(
         Told(name, off("validation_split", *_DATASET_FILES), "no pictures are set aside (validation_split is not set)")
-        for name in ("validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
+        for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
     ),
-    *(
-        Told(
-            name, lambda values: not is_one_of("log_with", "wandb", "all")(values), "wandb is not logged to (log_with)"
-        )
-        for name in ("wandb_run_name", "wandb_api_key")
+    Told(
+        "wandb_api_key",
+        lambda values: not is_one_of("log_with", "wandb", "all")(values),
+        "wandb is not logged to (log_with)",
     ),
 )
 

@@ -45,7 +45,7 @@ def help_text(width: int | None = None, script: str = "train_db.py") -> str:
         *_ABOUT[script],
         "",
         f"usage: python {script} {_USAGE} [more flags]",
-        f"       python {script} --config_file options.toml [flags that beat the file]",
+        f"       python {script} --config_file options.toml [more flags]",
     ]
     for group in GROUPS:
         lines += ["", f"{TITLES[group]}:"]

@@ -24,7 +24,8 @@ def load_model(
     """All weights in float32, or those of the parts in `only`; what the checkpoint held besides is logged.
 
     `base` in half precision: the matrices of U-Net and text encoder lie in that format, and are computed with in
-    float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no layers for.
+    float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no
+    layers for.
     """
     source, options = plan.source, plan.options.model
     model = source.family.load(

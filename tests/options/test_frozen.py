@@ -90,7 +90,7 @@ save_last_n_epochs int null
 save_last_n_epochs_state int null
 save_last_n_steps int null
 save_last_n_steps_state int null
-save_model_as str null ckpt|safetensors|diffusers|diffusers_safetensors
+save_model_as str null ckpt|safetensors|diffusers|diffusers_safetensors|pt
 save_n_epoch_ratio int null
 save_precision str null float|fp16|bf16
 save_state bool false
@@ -135,15 +135,9 @@ skip_cache_check bool false
 token_warmup_min int 1
 token_warmup_step float 0
 weighted_captions bool false
-"""
-LATER_VERSIONS = """
-# data
-cache_info bool false
-persistent_data_loader_workers bool false
-dataset_class str null
 # objective and adapters
 adaptive_noise_scale float null
-base_weights list[str] null
+base_weights list[path] null
 base_weights_multiplier list[float] null
 debiased_estimation_loss bool false
 dim_from_weights bool false
@@ -190,6 +184,12 @@ validation_split float 0.0
 wandb_api_key str null
 wandb_run_name str null
 zero_terminal_snr bool false
+"""  # noqa: E501
+LATER_VERSIONS = """
+# data
+cache_info bool false
+persistent_data_loader_workers bool false
+dataset_class str null
 # SDXL
 block_lr str null
 diffusers_xformers bool false
@@ -227,11 +227,12 @@ fused_backward_pass bool false
 fused_optimizer_groups int null
 torch_compile bool false
 """  # noqa: E501
-MADE_EARLY = ("min_snr_gamma", "noise_offset")
 OUR_OWN = (
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
     *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise"),
-    "cache_format",
+    *("cache_format", "multires_noise_scaling", "timestep_bias_strategy", "timestep_bias_multiplier"),
+    *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
+    *("base_precision", "sample_batch_size"),
 )
 
 KINDS = {
@@ -242,7 +243,8 @@ KINDS = {
     "str": {"text", "path", "path or URL", "width,height", "from,to"},
     "Path": {"path"},
     "list[str]": {"list"},
-    "list[float]": {"list"},
+    "list[float]": {"numbers"},
+    "list[path]": {"paths"},
 }
 
 
@@ -260,10 +262,10 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 122 and len(rows(LATER_VERSIONS)) == 84
+    assert len(rows(THIS_VERSION)) == 170 and len(rows(LATER_VERSIONS)) == 36
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
-    assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *MADE_EARLY, *OUR_OWN}
-    assert set(LATER) == set(rows(LATER_VERSIONS)) - set(MADE_EARLY)
+    assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
+    assert set(LATER) == set(rows(LATER_VERSIONS))
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name in FLAGS])
@@ -271,7 +273,7 @@ def test_types_defaults_and_choices_of_this_version(name: str) -> None:
     kind, default, choices = KNOWN[name]
     flag = FLAGS[name]
     assert flag.kind in KINDS[kind]
-    assert flag.default == (() if kind == "list[str]" else default)
+    assert flag.default == (() if kind.startswith("list") else default)
     assert type(flag.default) is type(default) or default is None
     if choices:
         assert [str(choice) for choice in flag.choices] == choices
@@ -313,6 +315,12 @@ def test_what_flags_ask_of_a_family() -> None:
         "max_token_length": "chunks",
         "write_inference_yaml": "inference_yaml",
         "weighted_captions": "weighted_captions",
+        "debiased_estimation_loss": "snr",
+        "debiased_v_weight": "snr",
+        "scale_v_pred_loss_like_noise_pred": "snr",
+        "v_pred_like_loss": "snr",
+        "zero_terminal_snr": "snr",
+        "snr_floor": "snr",
     }
 
 

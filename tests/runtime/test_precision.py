@@ -16,7 +16,7 @@ CARD_WITH_XFORMERS = Machine("cuda", "a card", 24 * 2**30, has_xformers=True)
 
 @pytest.mark.parametrize("machine", [CPU, CARD])
 def test_nothing_asked_is_fp32_and_sdpa(machine: Machine) -> None:
-    assert resolve(MemoryOptions(), machine) == Precision("no", "fp32", "fp32", "fp32", "sdpa")
+    assert resolve(MemoryOptions(), machine) == Precision("no", "fp32", "fp32", "fp32", "fp32", "sdpa")
 
 
 @pytest.mark.parametrize("mixed", ["fp16", "bf16"])

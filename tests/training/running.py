@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import train_db
 from library.training.command import run_recipe
+from library.training.recipe import Recipe
 from library.training.run import Run
 from tests import tiny
 
@@ -75,24 +76,29 @@ def make_world(root: Path) -> World:
     return World(root)
 
 
-def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
-    """Run train_db.py's recipe with these arguments in this process."""
+def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str], recipe: Recipe = train_db.RECIPE) -> Outcome:
+    """Run a recipe with these arguments in this process."""
     capsys.readouterr()
     with recorded_losses() as losses:
-        code = run_recipe(train_db.trained_parts, arguments)
+        code = run_recipe(recipe, arguments)
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err, losses)
 
 
 @contextmanager
 def recorded_losses() -> Iterator[dict[int, float]]:
-    """Collect what goes to the trackers as `loss`, and forget accelerate's process-wide state before and after."""
+    """Collect the losses of steps from what goes to the trackers, and forget accelerate's process-wide state before and
+    after."""
     from accelerate.state import AcceleratorState
 
     losses: dict[int, float] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Run, "log", lambda self, values, step: losses.update({step: values["loss"]} if "loss" in values else {})
+            Run,
+            "log",
+            lambda self, values, step: losses.update(
+                (step, values[tag]) for tag in ("loss", "loss/current") if tag in values
+            ),
         )
         AcceleratorState._reset_state(True)
         try:

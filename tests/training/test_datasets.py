@@ -254,7 +254,7 @@ def test_mistakes_of_the_file_and_of_the_command_are_told_together(world: World,
     )  # fmt: skip
     code = (
         "import sys, train_db; from library.training.command import run_recipe;"
-        "code = run_recipe(train_db.trained_parts, sys.argv[1:]);"
+        "code = run_recipe(train_db.RECIPE, sys.argv[1:]);"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'cv2') if name in sys.modules]); sys.exit(code)"
     )
     done = subprocess.run(

@@ -137,7 +137,7 @@ def test_dataset_files_masks_and_wildcards_are_shown_as_trained(
 def test_without_a_terminal_nothing_waits_and_nothing_large_is_loaded(world: World, tmp_path: Path) -> None:
     code = (
         "import sys, train_db; from library.training.command import run_recipe;"
-        "code = run_recipe(train_db.trained_parts, sys.argv[1:]);"
+        "code = run_recipe(train_db.RECIPE, sys.argv[1:]);"
         "print([name for name in ('diffusers', 'transformers', 'accelerate') if name in sys.modules]); sys.exit(code)"
     )
     words = world.arguments(tmp_path, debug_dataset=True, data_cache_dir=tmp_path / "remembered")

@@ -21,11 +21,12 @@ from library.data.scan import ImageRecord
 from library.families.clip_tokenizer import ClipTokenizer
 from library.families.registry import load_model
 from library.objective.objective import Objective
+from library.objective.weighting import Weighting
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
 from library.training.conditioning import Conditioning
 from library.training.loop import Loop
-from library.training.parts import Part, parameter_groups
+from library.training.parts import Part, Trained, parameter_groups
 from library.training.sample_losses import SampleLosses
 from library.training.state import Progress
 from tests import tiny
@@ -87,11 +88,13 @@ def one_step(
     from accelerate import Accelerator
 
     model = load_model(read_header(model_file))
-    parts = [Part("unet", model.unet.train(), 1.0), Part("text_encoder1", model.text_encoder.train(), 0.5)]
+    parts = (Part("unet", model.unet.train(), 1.0), Part("text_encoder1", model.text_encoder.train(), 0.5))
     optimizer = torch.optim.SGD(parameter_groups(parts), lr=1.0)
     accelerator = Accelerator(cpu=True)
     *_, prepared = accelerator.prepare(model.unet, model.text_encoder, optimizer)
-    objective: Objective[torch.Tensor] = Objective(model.family.process, "epsilon", 0, 1000, min_snr_gamma=5.0)
+    objective: Objective[torch.Tensor] = Objective(
+        model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
+    )
     losses = losses_of(model, objective)
     seen: list[float] = []
 
@@ -101,14 +104,14 @@ def one_step(
 
     loop = Loop(
         accelerator=accelerator,
-        parts=parts,
+        trained=Trained(parts, frozenset({"unet", "text_encoder"}), write=lambda path, step, epoch: None),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         order=FixedOrder(sizes),  # type: ignore[arg-type]
         losses=spoiled,
         batches=lambda requests: ((request, dataset[request]) for request in requests),
         log=lambda values, step: seen.append(values["loss"]) if "loss" in values else None,
-        save_due=lambda progress, ended: None,
+        due=(),
         say=lambda text: None,
         progress_bar=Bar(),
         steps=1,
@@ -141,7 +144,9 @@ def test_a_step_does_not_depend_on_how_its_samples_are_split(dataset: TrainingDa
 def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: TrainingDataset, model_file: Path) -> None:
     """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation pictures."""
     model = load_model(read_header(model_file))
-    objective: Objective[torch.Tensor] = Objective(model.family.process, "epsilon", 0, 1000, min_snr_gamma=5.0)
+    objective: Objective[torch.Tensor] = Objective(
+        model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
+    )
     losses = losses_of(model, objective)
     total = 0.0
     model.unet.requires_grad_(False)

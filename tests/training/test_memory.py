@@ -20,12 +20,12 @@ from library.training.memory import (
     fp16_gradients,
     loading_device,
     picture_encoder,
-    prepare_parts,
+    prepare,
     release_memory,
     set_attention,
     working_copy,
 )
-from library.training.parts import Part
+from library.training.parts import Part, Trained
 
 CPU = Machine("cpu", "a processor")
 
@@ -153,13 +153,16 @@ def unet_with_mem_eff() -> Any:
     return module
 
 
-def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, list[Part]]:
+def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, Trained]:
     model: Any = SimpleNamespace(unet=unet(), vae=vae(), text_encoder=text_encoder())
     parts = [Part("unet", model.unet, 1e-4)]
+    active = {"unet"}
     if train_text_encoder:
         parts.append(Part("text_encoder1", model.text_encoder, 1e-5))
-    prepare_parts(model, parts, resolve(options, CPU), options)
-    return model, parts
+        active.add("text_encoder")
+    trained = Trained(tuple(parts), frozenset(active), write=lambda path, step, epoch: None)
+    prepare(model, trained, resolve(options, CPU), options)
+    return model, trained
 
 
 def formats(module: torch.nn.Module) -> set[torch.dtype]:
@@ -178,13 +181,13 @@ def test_trained_parts_learn_in_fp32_and_the_rest_is_frozen() -> None:
 def test_frozen_modules_compute_in_a_copy_and_keep_their_exact_weights() -> None:
     """A saved model must hold the text encoder and VAE it was loaded with, not their half-precision rounding."""
     options = MemoryOptions(mixed_precision="bf16")
-    model, parts = world(options, train_text_encoder=False)
+    model, trained = world(options, train_text_encoder=False)
     precision, device = resolve(options, CPU), torch.device("cpu")
     before = {name: tensor.clone() for name, tensor in model.text_encoder.state_dict().items()}
-    copied = computing(model.text_encoder, parts, precision, device)
+    copied = computing(model.text_encoder, trained, False, precision, device)
     assert formats(copied) == {torch.bfloat16}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.text_encoder.state_dict().items())
-    assert computing(model.unet, parts, precision, device) is model.unet
+    assert computing(model.unet, trained, True, precision, device) is model.unet
     assert formats(working_copy(model.vae, "fp16", device)) == {torch.float16}
     assert formats(model.vae) == {torch.float32}
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from library.options.mistakes import Mistakes
 from library.options.saving import SavingOptions
 from library.training.outputs import Outputs, decide_outputs, most_on_disk
 
 
 def outputs(source: str = "safetensors", epochs: int = 10, **flags: object) -> Outputs:
-    return decide_outputs(SavingOptions(output_dir=Path("out"), **flags), source, epochs)  # type: ignore[arg-type]
+    return decide_outputs(SavingOptions(output_dir=Path("out"), **flags), source, epochs, Mistakes())  # type: ignore[arg-type]
 
 
 def names(made: Outputs, steps: int, epochs: int, per_epoch: int) -> list[str]:
