@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from library.families.clip_tokenizer import CHUNK
-from library.families.family import Model
-from library.sampling.prompts import PictureRequest
+from library.families.family import Model, Tokenizer
+from library.sampling.prompts import PictureRequest, alike
 from library.sampling.samplers import make_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MOST_CHUNKS = 3
+
 Progress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
+
+EncodePrompts = Callable[[Sequence[str], int], Tensor]
+"""Texts and a number of chunks to the states (B, 75 chunks + 2, width) that the U-Net takes."""
 
 
 def sample(
@@ -31,7 +37,7 @@ def sample(
     seed: int,
     *,
     clip_skip: int | None = None,
-    most_chunks: int = 3,
+    most_chunks: int = MOST_CHUNKS,
     progress: Progress | None = None,
 ) -> Image:
     """Draw one picture: a batch of one. See sample_batch."""
@@ -44,7 +50,10 @@ def sample_batch(
     seeds: Sequence[int],
     *,
     clip_skip: int | None = None,
-    most_chunks: int = 3,
+    most_chunks: int = MOST_CHUNKS,
+    encode: EncodePrompts | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    zero_terminal_snr: bool = False,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Draw pictures with the modules as they are, on their devices and in their dtypes; in the order of the requests.
@@ -53,39 +62,53 @@ def sample_batch(
     of each such group anew. All noise of a picture comes from a CPU generator of its own seed: but for the order of
     floating-point sums, a seed means the same picture on every device and in every batch, and nothing of the program's
     own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
+    `encode` takes the place of the model's text encoder, which may then be None; text encoder and U-Net run under
+    `autocast`; `zero_terminal_snr`: the model was trained so.
     Raises UserError for an unknown sampler, ValueError when there are not as many seeds as requests.
     """
     if len(requests) != len(seeds):
         raise ValueError(f"{len(requests)} pictures need as many seeds, not {len(seeds)}")
-    groups: dict[Any, list[int]] = {}
-    for place, request in enumerate(requests):
-        settings = (request.width, request.height, request.sampler, request.steps, request.scale)
-        groups.setdefault((settings, _chunks(model, request, most_chunks)), []).append(place)
+    encode = encode or partial(encode_prompts, model, clip_skip=clip_skip)
     pictures: dict[int, Image] = {}
     with torch.no_grad(), _evaluating(model):
-        for (_, chunks), places in groups.items():
-            alike = [requests[place] for place in places]
-            scheduler = make_scheduler(alike[0].sampler, model.prediction)
+        for places in _groups(model, requests, most_chunks):
+            one_kind = [requests[place] for place in places]
+            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, zero_terminal_snr)
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
-            context = _context(model, alike, chunks, clip_skip)
-            latents = _draw(model, scheduler, context, alike[0], generators, progress)
+            with autocast():
+                context = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
+            latents = _draw(model, scheduler, context, one_kind[0], generators, autocast, progress)
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
                 pictures[place] = to_image(model.family.decode_latents(model.vae, one / model.family.latent.scale)[0])
     return [pictures[place] for place in range(len(requests))]
 
 
-def _chunks(model: Model, request: PictureRequest, most_chunks: int) -> int:
-    longest = max(model.tokenizer.count(text) for text in _texts(request))
+def _groups(model: Model, requests: Sequence[PictureRequest], most_chunks: int) -> Iterator[list[int]]:
+    """The places of the requests that share a batch: of equal settings and of as many chunks."""
+    for places in alike(requests):
+        chunks = [chunks_of(model.tokenizer, requests[place], most_chunks) for place in places]
+        for count in dict.fromkeys(chunks):
+            yield [place for place, own in zip(places, chunks, strict=True) if own == count]
+
+
+def chunks_of(tokenizer: Tokenizer, request: PictureRequest, most_chunks: int = MOST_CHUNKS) -> int:
+    """How many chunks of 75 tokens the texts of a picture take."""
+    longest = max(tokenizer.count(text) for text in texts_of(request))
     return min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
 
 
-def _texts(request: PictureRequest) -> list[str]:
+def texts_of(request: PictureRequest) -> list[str]:
+    """The texts that a picture needs the states of, the negative prompt first."""
     return [request.negative_prompt, request.prompt] if guided(request) else [request.prompt]
 
 
-def _context(model: Model, requests: Sequence[PictureRequest], chunks: int, clip_skip: int | None) -> Tensor:
-    """Text states (2B, L, width): all without, then all with the prompt; (B, L, width) where there is no guidance."""
-    texts = [text for side in zip(*map(_texts, requests), strict=True) for text in side]
+def _all_texts(requests: Sequence[PictureRequest]) -> list[str]:
+    """All without, then all with the prompt; only the latter where there is no guidance."""
+    return [text for side in zip(*map(texts_of, requests), strict=True) for text in side]
+
+
+def encode_prompts(model: Model, texts: Sequence[str], chunks: int, clip_skip: int | None = None) -> Tensor:
+    """See EncodePrompts: by the model's own text encoder, on its device."""
     ids = model.tokenizer.tensor(texts, chunks).to(model.text_encoder.device)
     return model.family.encode_text(model.text_encoder, ids, clip_skip)
 
@@ -101,6 +124,7 @@ def _draw(
     context: Tensor,
     request: PictureRequest,
     generators: list[torch.Generator],
+    autocast: Callable[[], AbstractContextManager[Any]],
     progress: Progress | None,
 ) -> Tensor:
     """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
@@ -116,7 +140,8 @@ def _draw(
     for done, timestep in enumerate(scheduler.timesteps, start=1):
         seen = scheduler.scale_model_input(latents, timestep)
         rows = seen.repeat(copies, 1, 1, 1).to(unet.dtype)
-        output = model.family.predict(unet, rows, timestep.expand(len(context)), context).float()
+        with autocast():
+            output = model.family.predict(unet, rows, timestep.expand(len(context)), context).float()
         if guided(request):
             without, with_prompt = output.chunk(2)
             output = without + request.scale * (with_prompt - without)
@@ -129,7 +154,7 @@ def _draw(
 @contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
     """Switch dropout and gradient checkpointing off for a while, and back to what they were."""
-    whole = (model.unet, model.vae, model.text_encoder)
+    whole = [module for module in (model.unet, model.vae, model.text_encoder) if module is not None]
     were = [(module, module.training) for part in whole for module in part.modules()]
     try:
         for part in whole:

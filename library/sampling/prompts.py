@@ -9,6 +9,7 @@ the guidance, ss sampler.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from library.options.mistakes import Mistake, UserError
 
 STRIDE, SMALLEST_SIDE, MOST_STEPS = 8, 64, 1000
+LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,18 @@ def parse_line(line: str, defaults: PictureRequest = DEFAULTS) -> PictureRequest
 
 
 def _typed(name: str, value: Any) -> Any:
+    """The value of a field. Raises ValueError, TypeError or OverflowError; a seed below 0 means any."""
+    if name == "seed":
+        seed = int(value)
+        if seed > LARGEST_SEED:
+            raise ValueError
+        return seed if seed >= 0 else None
     if name in _INTEGERS:
         return int(value)
+    if name == "sampler":
+        return str(value).lower()
+    if name == "scale" and not math.isfinite(float(value)):
+        raise ValueError
     return float(value) if name == "scale" else str(value)
 
 
@@ -99,6 +111,21 @@ def _sound(request: PictureRequest) -> PictureRequest:
         height=side(request.height),
         steps=min(max(request.steps, 1), MOST_STEPS),
     )
+
+
+def alike(requests: Sequence[PictureRequest], at_once: int | None = None) -> list[list[int]]:
+    """The places of the requests that may be drawn together: of one size, sampler, steps and scale, at most `at_once`.
+
+    Groups stand in the order of their first requests.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, one in enumerate(requests):
+        groups.setdefault((one.width, one.height, one.sampler, one.steps, one.scale), []).append(place)
+    return [
+        places[start : start + (at_once or len(places))]
+        for places in groups.values()
+        for start in range(0, len(places), at_once or len(places))
+    ]
 
 
 def read_prompts(path: Path, defaults: PictureRequest = DEFAULTS) -> list[PictureRequest]:
@@ -161,8 +188,8 @@ def _from_object(entry: Any, defaults: PictureRequest) -> PictureRequest:
         if key in _KEYS and value is not None:
             try:
                 values[_KEYS[key]] = _typed(_KEYS[key], value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{key} = {value!r} is not a number") from None
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError(f"{key} = {value!r} is not a number that fits") from None
         elif key not in _KEYS:
             why = "this model has no use for it" if key in _OTHER_KEYS else "not understood"
             notes.append(f"{key} in a prompt file is ignored: {why}")

@@ -15,34 +15,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A class of diffusers and its arguments beside the forward process; `package`: what it needs installed."""
+    """A class of diffusers and its arguments beside the forward process; `package`: what it needs installed.
+
+    `zero_snr`: its arguments for a model trained with zero terminal SNR, as far as the class can.
+    """
 
     scheduler: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     package: str | None = None
+    zero_snr: Mapping[str, Any] = field(default_factory=dict)
 
 
 # As in the scheduler of the published models: latents are not clipped, the last step goes to the process's own start.
 _LATENT = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-_LMS = Sampler("LMSDiscreteScheduler", package="scipy")
-_EULER = Sampler("EulerDiscreteScheduler")
-_EULER_A = Sampler("EulerAncestralDiscreteScheduler")
-_DPM_2 = Sampler("KDPM2DiscreteScheduler")
-_DPM_2_A = Sampler("KDPM2AncestralDiscreteScheduler")
+# Lin et al. 2023 (arXiv 2305.08891): sampling begins at the last timestep, and that is noise alone.
+_TRAILING = {"timestep_spacing": "trailing"}
+_ZERO_SNR = {**_TRAILING, "rescale_betas_zero_snr": True}
+_LMS = Sampler("LMSDiscreteScheduler", package="scipy", zero_snr=_TRAILING)
+_EULER = Sampler("EulerDiscreteScheduler", zero_snr=_ZERO_SNR)
+_EULER_A = Sampler("EulerAncestralDiscreteScheduler", zero_snr=_ZERO_SNR)
+_DPM_2 = Sampler("KDPM2DiscreteScheduler", zero_snr=_TRAILING)
+_DPM_2_A = Sampler("KDPM2AncestralDiscreteScheduler", zero_snr=_TRAILING)
 
 SAMPLERS: Mapping[str, Sampler] = {
-    "ddim": Sampler("DDIMScheduler", _LATENT),
-    "pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
+    "ddim": Sampler("DDIMScheduler", _LATENT, zero_snr=_ZERO_SNR),
+    "pndm": Sampler(
+        "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}, zero_snr=_TRAILING
+    ),
     "lms": _LMS,
     "euler": _EULER,
     "euler_a": _EULER_A,
-    "heun": Sampler("HeunDiscreteScheduler"),
+    "heun": Sampler("HeunDiscreteScheduler", zero_snr=_TRAILING),
     "dpm_2": _DPM_2,
     "dpm_2_a": _DPM_2_A,
     "dpmsolver": Sampler(
-        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        zero_snr=_ZERO_SNR,
     ),
-    "dpmsolver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmsolver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, zero_snr=_ZERO_SNR),
     "dpmsingle": Sampler("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
     "k_lms": _LMS,
     "k_euler": _EULER,
@@ -64,8 +75,12 @@ def check_sampler(name: str) -> Mistake | None:
     return None
 
 
-def make_scheduler(name: str, prediction: Prediction) -> Any:
-    """A fresh scheduler of diffusers over Stable Diffusion's scaled-linear process. UserError for a wrong name."""
+def make_scheduler(name: str, prediction: Prediction, zero_terminal_snr: bool = False) -> Any:
+    """A fresh scheduler of diffusers over Stable Diffusion's scaled-linear process. UserError for a wrong name.
+
+    `zero_terminal_snr`: over the process rescaled to end in noise alone, for v-prediction (from an output that means
+    noise nothing follows there), and as far as the sampler can.
+    """
     mistake = check_sampler(name)
     if mistake is not None:
         raise UserError([mistake])
@@ -79,4 +94,5 @@ def make_scheduler(name: str, prediction: Prediction) -> Any:
         beta_schedule="scaled_linear",
         prediction_type=_PREDICTIONS[prediction],
         **sampler.arguments,
+        **(sampler.zero_snr if zero_terminal_snr and prediction == "v" else {}),
     )

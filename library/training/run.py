@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from library.training import trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
     from library.options.recipes import TrainOptions
     from library.options.run import RunOptions
@@ -32,6 +33,16 @@ class Run:
         """Hand values to the trackers; without trackers this does nothing."""
         if self.is_tracked:
             self.accelerator.log(values, step=step)
+
+    def log_images(self, pictures: Mapping[str, Image], step: int) -> None:
+        """Hand pictures to the trackers, each under its name; without trackers this does nothing."""
+        import numpy
+
+        for tracker in self.accelerator.trackers:
+            # rows of (1, height, width, 3), which TensorBoard must be told
+            arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            rows = {name: numpy.asarray(picture)[None] for name, picture in pictures.items()}
+            tracker.log_images(rows, step=step, **arguments)
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+"""Which pictures a run draws while it trains, when, and under which names: decided without a weight. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.sampling.prompts import DEFAULTS, PictureRequest, parse_line, read_prompts
+from library.sampling.samplers import check_sampler
+from library.training.plan.places import refusal_to_write
+
+if TYPE_CHECKING:
+    from library.options.recipes import TrainOptions
+
+FOLDER = "sample"
+ENDINGS = (".txt", ".toml", ".json")
+BEFORE_TRAINING = "e000000"
+_LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000.png"
+
+
+@dataclass(frozen=True)
+class PreviewPlan:
+    """Prompts, moments and names. `prompts` is a file, or a prompt itself (see read_requests); `defaults` hold for
+    prompts that do not say otherwise; at most `at_once` pictures are drawn together."""
+
+    prompts: Path
+    folder: Path
+    name: str | None
+    every_steps: int | None
+    every_epochs: int | None
+    at_first: bool
+    at_once: int
+    defaults: PictureRequest
+
+    def is_due_after_step(self, step: int) -> bool:
+        """--sample_every_n_steps, unless pictures are drawn at ends of epochs."""
+        return bool(self.every_steps) and not self.every_epochs and step % (self.every_steps or 1) == 0
+
+    def is_due_after_epoch(self, epoch: int) -> bool:
+        """--sample_every_n_epochs; epochs count from 1."""
+        return bool(self.every_epochs) and epoch % (self.every_epochs or 1) == 0
+
+    def path(self, mark: str, index: int, time: datetime, seed: int | None) -> Path:
+        """`[NAME_]MARK_00_20260131235959[_SEED].png` in the folder: the mark is e000012 after an epoch and 000012 after
+        a step, `index` the place of the prompt in its file, and only a seed that the prompt gives stands there."""
+        name = f"{self.name}_" if self.name else ""
+        given = "" if seed is None else f"_{seed}"
+        return self.folder / f"{name}{mark}_{index:02d}_{time:%Y%m%d%H%M%S}{given}.png"
+
+
+def plan_preview(options: TrainOptions, size: tuple[int, int] | None = None) -> PreviewPlan | None:
+    """The pictures of a run, or None where none are drawn: front-ends name a prompt file even then.
+
+    `size`: (width, height) of pictures whose prompts do not say; not given: 512 x 512.
+    """
+    chosen = options.preview
+    if chosen.sample_prompts is None or not _is_on(options):
+        return None
+    width, height = size or (DEFAULTS.width, DEFAULTS.height)
+    return PreviewPlan(
+        prompts=chosen.sample_prompts,
+        folder=(options.saving.output_dir or Path()) / FOLDER,
+        name=options.saving.output_name,
+        every_steps=None if chosen.sample_every_n_epochs else chosen.sample_every_n_steps,
+        every_epochs=chosen.sample_every_n_epochs,
+        at_first=chosen.sample_at_first,
+        at_once=chosen.sample_batch_size or 1,
+        defaults=replace(DEFAULTS, width=width, height=height, sampler=chosen.sample_sampler),
+    )
+
+
+def _is_on(options: TrainOptions) -> bool:
+    chosen = options.preview
+    return bool(chosen.sample_every_n_steps or chosen.sample_every_n_epochs or chosen.sample_at_first)
+
+
+def check_prompts(options: TrainOptions, mistakes: Mistakes) -> tuple[str, ...]:
+    """Add what is wrong with the prompts of a run that draws them, and return what the user should know about them.
+
+    The file is read again at every drawing, and what is wrong with it then is only told.
+    """
+    plan = plan_preview(options)
+    if plan is None:
+        return ()
+    notes: list[str] = []
+    try:
+        requests = read_requests(plan)
+    except UserError as error:
+        mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in error.mistakes)
+        return ()
+    if _is_prompt(plan.prompts):
+        notes.append(f"--sample_prompts: there is no file of this name, so it is drawn as a prompt: {plan.prompts}")
+    wrong = (check_sampler(request.sampler) for request in requests)
+    mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in wrong if each is not None)
+    if options.saving.output_dir is not None:
+        longest = (plan.name or "") + _LONGEST_NAME
+        refusal = refusal_to_write((plan.folder / longest).parent, Path(longest).name)
+        if refusal is not None:
+            mistakes.add(f"pictures cannot be written to {plan.folder}: {refusal}", "repair it, or draw none")
+    return (*notes, *dict.fromkeys(note for request in requests for note in request.notes))
+
+
+def read_requests(plan: PreviewPlan) -> Sequence[PictureRequest]:
+    """The pictures to draw, as the prompt file says now. Raises UserError.
+
+    What has none of the known endings and is no file is taken as the prompts themselves, a line each: some front-ends
+    send them so.
+    """
+    if _is_prompt(plan.prompts):
+        return [parse_line(line, plan.defaults) for line in str(plan.prompts).splitlines() if line.strip()]
+    return read_prompts(plan.prompts, plan.defaults)
+
+
+def _is_prompt(prompts: Path) -> bool:
+    # as methods of Path they raise for a long name
+    return prompts.suffix.lower() not in ENDINGS and not os.path.exists(prompts)

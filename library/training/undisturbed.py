@@ -1,0 +1,38 @@
+"""Computing beside the training that leaves no trace in it: pictures and measurements while a run goes on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode, without gradients, and afterwards leave everything as it was.
+
+    What is put back: the mode of every submodule by itself (parts of a trained module may be frozen), and the global
+    random states of Python, NumPy and torch on the CPU and on all CUDA devices. A run that computes aside in this block
+    trains bit for bit as one that does not.
+    """
+    whole = list(modules)
+    modes = [(module, module.training) for each in whole for module in each.modules()]
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        for each in whole:
+            each.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_devices:
+            torch.cuda.set_rng_state_all(on_devices)
