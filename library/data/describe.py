@@ -23,6 +23,7 @@ from library.options.datasets import (
 from library.options.mask import MaskOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.recipes import TrainOptions
+from library.options.validation import ValidationOptions
 
 _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
@@ -31,13 +32,12 @@ def describe(options: TrainOptions) -> Described:
     """The datasets that the options ask for. Mistakes are collected in the result; remote folders are fetched."""
     mistakes = Mistakes()
     _check(options, mistakes)
-    template = from_flags(options.dataset, options.caption, options.mask)
+    template = from_flags(options.dataset, options.caption, options.mask, options.validation)
     try:
         found = _copied(_described(options, template), options.dataset)
     except UserError as error:
         found = Described(mistakes=error.mistakes)
     mistakes.extend(found.mistakes)
-    _refuse_validation(found, mistakes)
     return replace(found, mistakes=tuple(mistakes))
 
 
@@ -112,7 +112,9 @@ def cache_folder(options: DatasetOptions) -> Path:
         return Path(tempfile.gettempdir()) / "dreamfolder"
 
 
-def from_flags(data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions) -> DatasetSpec:
+def from_flags(
+    data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions, validation: ValidationOptions
+) -> DatasetSpec:
     """A dataset with one subset as the command line describes it, for files and folders to fill in."""
     subset = SubsetSpec(
         image_dir=None,
@@ -132,7 +134,14 @@ def from_flags(data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions)
         largest=data.max_bucket_reso,
         step=data.bucket_reso_steps,
     )
-    return DatasetSpec("the command line", buckets, (subset,), data.train_batch_size)
+    return DatasetSpec(
+        origin="the command line",
+        buckets=buckets,
+        subsets=(subset,),
+        batch_size=data.train_batch_size,
+        validation_split=validation.validation_split,
+        validation_seed=validation.validation_seed,
+    )
 
 
 def caption_settings(options: CaptionOptions) -> CaptionSettings:
@@ -172,16 +181,6 @@ def _colour(text: str) -> tuple[int, int, int] | None:
         return None
     red, green, blue = (int(part, 16) for part in match.groups())
     return red, green, blue
-
-
-def _refuse_validation(found: Described, mistakes: Mistakes) -> None:
-    """What was set aside would otherwise be trained on."""
-    for origin, split in dict.fromkeys((dataset.origin, dataset.validation_split) for dataset in found.datasets):
-        if split:
-            mistakes.add(
-                f"validation_split = {split:g} ({origin}): validation is not in this version",
-                "take it out, and put pictures that are not to be trained into another folder",
-            )
 
 
 def _check(options: TrainOptions, mistakes: Mistakes) -> None:

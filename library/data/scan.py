@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from library.data.balance import balance
@@ -20,6 +21,7 @@ from library.data.headers import Header, readable_extensions
 from library.data.index import Index
 from library.data.listing import Directories, stem
 from library.data.mask_files import same_proportion
+from library.data.splitting import split
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
 from library.options.mistakes import Mistake, UserError
 
@@ -47,6 +49,7 @@ class ImageRecord:
     is_reg: bool
     transparent: bool = False
     mask: str | None = None  # the path of its mask in the subset's mask_dir
+    held_out: bool = False  # set aside for validation
 
     @property
     def path(self) -> Path:
@@ -67,6 +70,7 @@ class Scan:
     datasets: tuple[DatasetSpec, ...] = ()
     subsets: tuple[SubsetSpec, ...] = ()  # of all datasets in their order
     records: tuple[ImageRecord, ...] = ()
+    held_out: tuple[ImageRecord, ...] = ()  # set aside for validation, by dataset and subset and sorted by name
     bad_images: tuple[tuple[Path, str], ...] = ()  # path, why
     left_out_reg: int = 0  # regularisation pictures that balancing did not need
     left_out_small: int = 0  # pictures below the least size of their subset
@@ -97,11 +101,11 @@ class _Findings:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: bool = False) -> Scan:
+def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: bool = False, seed: int = 0) -> Scan:
     """Read the pictures, captions and masks of the datasets. Mistakes of the user are collected, not raised.
 
     `index`: a folder for what is remembered between scans; None: nothing is. `progress` shows a bar when it takes
-    longer than a second.
+    longer than a second. `seed` chooses what is set aside for validation where a dataset has no seed of its own.
     """
     found = _Findings()
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
@@ -122,14 +126,19 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: b
         records = _records(number, place, subset, gathered[number], contents, found)
         (reg if subset.is_reg else train).extend(records)
     _judge_bad_images(found, train + reg)
-    balanced = _balance(datasets, train, reg, found)
-    _note_contents(found.notes, train + balanced, [subset for _, subset in subsets])
+    sides = split(train, reg, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
+    found.notes += sides.notes
+    found.mistakes += sides.mistakes
+    balanced = _balance(datasets, sides.trained, reg, found)
+    kept = sides.trained + balanced
+    _note_contents(found.notes, kept, [subset for _, subset in subsets])
     if trouble:
         found.notes.append(f"sizes of pictures are not remembered in {index} ({trouble}): every start reads all anew")
     return Scan(
         datasets=tuple(datasets),
         subsets=tuple(subset for _, subset in subsets),
-        records=tuple(train + balanced),
+        records=tuple(kept),
+        held_out=tuple(sides.held_out),
         bad_images=tuple(found.bad.items()),
         left_out_reg=len(reg) - len(balanced),
         left_out_small=found.left_out_small,
@@ -159,6 +168,17 @@ def _given_twice(datasets: Sequence[DatasetSpec], found: _Findings) -> set[int]:
                 twice.add(number)
             number += 1
     return twice
+
+
+def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
+    """How many bytes the file of a record has, as its folder was listed."""
+
+    @cache
+    def of_subset(number: int) -> dict[tuple[Path, str], int]:
+        pictures = gathered[number].pictures
+        return {(picture.folder, picture.name): picture.directory.pictures[picture.base][0] for picture in pictures}
+
+    return lambda record: of_subset(record.subset)[record.folder, record.name]
 
 
 def _read(gathered: Iterable[Gathered], remembered: Index, progress: bool) -> Contents:

@@ -29,9 +29,15 @@ def file(folder: Path, subset: str = "", general: str = "") -> str:
     return str(path)
 
 
-def test_what_is_set_aside_for_validation_is_not_trained_on(tmp_path: Path) -> None:
-    (mistake,) = described(tmp_path, "--dataset_config", file(tmp_path, general="validation_split = 0.1")).mistakes
-    assert "validation_split = 0.1 (data.toml, line 4)" in mistake.what
+def test_a_file_may_say_what_is_set_aside_otherwise_the_flags_do(tmp_path: Path) -> None:
+    words = ("--validation_split", "0.25", "--validation_seed", "3")
+    by_flag = described(tmp_path, "--dataset_config", file(tmp_path), *words)
+    by_file = described(tmp_path, "--dataset_config", file(tmp_path, general="validation_split = 0.5"), *words)
+    chosen = [found.datasets[0] for found in (by_flag, by_file)]
+    assert [(each.validation_split, each.validation_seed) for each in chosen] == [(0.25, 3), (0.5, 3)]
+    save(tmp_path / "1_dog" / "a.png")
+    (of_folders,) = described(tmp_path, "--train_data_dir", str(tmp_path), *words).datasets
+    assert (of_folders.validation_split, of_folders.validation_seed) == (0.25, 3)
 
 
 def test_a_metadata_file_of_the_command_line(tmp_path: Path) -> None:
