@@ -1,0 +1,145 @@
+"""One layer of the base with its adapter: how the layer computes while it is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from networks import dora
+from networks.adapter import AdapterError, Kind
+from networks.targets import Base, Target
+
+Forward = Callable[..., Tensor]
+
+
+class AdaptedLayer:
+    """Takes the place of the `forward` of a Linear or Conv2d between `attach` and `detach`. No torch module itself: the
+    base's module tree stays what it is."""
+
+    def __init__(self, target: Target, name: str, adapter: Any, kind: Kind, module_dropout: float = 0.0) -> None:
+        self.target, self.name, self.adapter, self.kind = target, name, adapter, kind
+        self.module: Base = target.module
+        self.module_dropout = module_dropout
+        self.multiplier = 1.0
+        self._before: Forward | None = None  # a `forward` that the layer had of its own
+        self._base: Forward | None = None  # None: not attached
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether it is a DoRA."""
+        return getattr(self.adapter, dora.KEY, None) is not None
+
+    def attach(self) -> None:
+        """Compute with the adapter from now on. Several adapters on one layer add."""
+        if self._base is None:
+            self._before, self._base = self.module.__dict__.get("forward"), self.module.forward
+            self.module.forward = self.forward  # type: ignore[method-assign, assignment]
+
+    def detach(self) -> None:
+        """Compute as before `attach`. AdapterError if something else has taken the layer since."""
+        if self._base is None:
+            return
+        if self.module.__dict__.get("forward") != self.forward:
+            raise AdapterError(f"{self.name}: another adapter was attached later", "Detach that one first.")
+        del self.module.forward
+        if self._before is not None:
+            self.module.forward = self._before  # type: ignore[method-assign]
+        self._before = self._base = None
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        """The layer's output with the adapter; the base's own, bit for bit, at multiplier 0."""
+        base = self._base
+        assert base is not None  # attached, or nobody would have called
+        if self.multiplier == 0 or self._rests():
+            return base(x, *more)
+        if not self.is_decomposed:
+            return self._added(base, x)
+        by_output = dora.is_by_output(self.adapter.dora_scale, self.target.layer.shape)
+        if by_output and self._is_plain and hasattr(self.adapter, "bypass"):
+            return self._stretched(base, x)
+        return self._composed(base, x)
+
+    def _rests(self) -> bool:
+        """Drawn anew for each pass in training, of torch's numbers, which checkpointing repeats."""
+        return bool(self.module_dropout and self.adapter.training) and float(torch.rand(())) < self.module_dropout
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the base computes what its class says, with its weight: no other adapter sits on it."""
+        return self._before is None or bool(getattr(self._before, "computes_plainly", False))
+
+    def _through(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Base and adapter in one, where the adapter can."""
+        through = getattr(self.adapter, "through", None)
+        if through is None or not self._is_plain or not isinstance(self.module, nn.Linear):
+            return None
+        result: Tensor | None = through(x, self.module.weight, bias, self.multiplier)
+        return result
+
+    def _added(self, base: Forward, x: Tensor) -> Tensor:
+        out = self._through(x, self.module.bias)
+        if out is not None:
+            return out
+        if not hasattr(self.adapter, "bypass"):
+            return self._composed(base, x)
+        out, more = base(x), self.adapter.bypass(x)
+        if self._before is None and isinstance(self.module, nn.Conv2d) and out.dtype == more.dtype:
+            return out.add_(more, alpha=self.multiplier)  # the layer's own tensor, which its gradients do not need
+        return torch.add(out, more, alpha=self.multiplier).to(out.dtype)
+
+    def _stretched(self, base: Forward, x: Tensor) -> Tensor:
+        """DoRA by outputs without W': the output, its bias aside, times the factor."""
+        bias = self.module.bias
+        out = self._through(x, None)
+        if out is None:
+            out = self._apply(x, self.module.weight, None) if self._before is None else base(x)
+            if self._before is not None and bias is not None:
+                out = out - _along(bias, out)
+            out = torch.add(out, self.adapter.bypass(x), alpha=self.multiplier)
+        factor = _along(dora.factor(self.adapter, self.module.weight, self.multiplier), out)
+        # in float32: a factor near 1 means nothing in bfloat16
+        stretched = out * factor if bias is None else torch.addcmul(_along(bias, out).to(factor.dtype), out, factor)
+        return stretched.to(out.dtype)
+
+    def _composed(self, base: Forward, x: Tensor) -> Tensor:
+        """By way of the whole ΔW: with W + ΔW where the base computes plainly and is as exact, else beside it."""
+        weight, dtype = self.module.weight, next(self.adapter.parameters()).dtype
+        delta = self.weight_delta(dtype)
+        if dtype == weight.dtype and self._before is None:
+            out = self._apply(x, weight + delta, self.module.bias)
+        else:
+            out = base(x)
+            taken = x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+            out = torch.add(out, self._apply(taken, delta, None)).to(out.dtype)
+        bias = self.bias_delta()
+        return out if bias is None else torch.add(out, _along(bias, out), alpha=self.multiplier).to(out.dtype)
+
+    def bias_delta(self) -> Tensor | None:
+        """What is added to the base's bias at multiplier 1, where the kind has that."""
+        find = getattr(self.adapter, "delta_bias", None)
+        found: Tensor | None = None if find is None else find()
+        return found
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(self.module, nn.Linear):
+            return functional.linear(x, weight, bias)
+        out: Tensor = self.module._conv_forward(x, weight, bias)
+        return out
+
+    def weight_delta(self, dtype: torch.dtype) -> Tensor:
+        """What is added to the base's weight at this multiplier, computed in `dtype`."""
+        weight = self.module.weight.detach().to(dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.is_decomposed:
+                return dora.decomposed(self.adapter, weight, self.multiplier) - weight
+            delta: Tensor = self.adapter.delta(weight)
+            return delta if self.multiplier == 1 else delta * self.multiplier
+
+
+def _along(values: Tensor, out: Tensor) -> Tensor:
+    """Values of the outputs, shaped to go with a layer's output: channels last, or second of images."""
+    return values.view(-1, 1, 1) if out.ndim == 4 else values.flatten()

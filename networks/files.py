@@ -1,0 +1,51 @@
+"""Adapter files: .safetensors with metadata, or torch's .pt and .ckpt. Read whole, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.adapter_hashes import adapter_hashes
+from library.checkpoints.files import TensorReader, read_header
+from library.checkpoints.writer import refuse_nonfinite, replacing, write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter file holds: tensors by key, on the CPU and independent of the file, and its metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read(path: Path | str) -> AdapterFile:
+    """An adapter file, told by its content and not by its name. CheckpointError: no such file, damaged, a pickle that
+    would run code."""
+    header = read_header(path)
+    reader = TensorReader(header)
+    # copies, as a mapped file could not be written over on Windows
+    tensors = {name: reader.get(name).clone() for name in reader.names()}
+    reader.close()
+    return AdapterFile(tensors, dict(header.metadata))
+
+
+def write(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write an adapter file as its name's ending says; .safetensors get the hashes sshs_model_hash and sshs_legacy_hash
+    besides `metadata`, the others hold the tensors alone. CheckpointError, leaving what was there: a value that is not
+    finite, a full disk."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors, {**(metadata or {}), **adapter_hashes(tensors, metadata or {})})
+        return
+    import torch
+
+    whole = {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in whole.items():
+        refuse_nonfinite(path, name, tensor)
+    with replacing(path) as stream:
+        torch.save(whole, stream)

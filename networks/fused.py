@@ -1,0 +1,70 @@
+"""A Linear layer and its LoRA in as few passes over memory as there can be.
+
+Left to autograd, the adapter's part of the output and of the input's gradient are made on their own and added in a pass
+of their own each. Here both are accumulated by the matrix products, and the input is kept once. A base in another
+precision than the input is cast for each product and kept as it is, so a base in half precision takes half the memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        matrix = weight.to(rows.dtype)
+        out = rows @ matrix.mT if bias is None else torch.addmm(bias.to(rows.dtype), rows, matrix.mT)
+        ranks = (rows.to(down.dtype) @ down.mT).mul_(scale)
+        if down.dtype == out.dtype:
+            out.addmm_(ranks, up.mT)
+        else:
+            out.add_(ranks @ up.mT)
+        ctx.save_for_backward(rows, ranks, weight, down, up)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, ranks, weight, down, up = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        mine = grad.to(up.dtype)
+        by_rank = (mine @ up).mul_(ctx.scale)
+        by_up = mine.mT @ ranks if ctx.needs_input_grad[4] else None
+        by_down = by_rank.mT @ rows.to(down.dtype) if ctx.needs_input_grad[3] else None
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = grad @ weight.to(grad.dtype)
+            if down.dtype == by_x.dtype:
+                by_x.addmm_(by_rank, down)
+            else:
+                by_x.add_(by_rank @ down)
+            by_x = by_x.view(ctx.shape)
+        return by_x, None, None, by_down, by_up, None
+
+
+def lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor | None:
+    """x · (W + scale · B A)ᵀ + bias for x (..., in); gradients reach x, A (r, in) and B (out, r), never W and bias.
+
+    Under autocast everything is done in its dtype, else W's part in x's and the adapter's in its own. None where that
+    is not the layer's own arithmetic: W or bias wants a gradient, or autocast leaves float64 alone.
+    """
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return None
+    if torch.is_autocast_enabled(x.device.type):
+        if torch.float64 in (x.dtype, weight.dtype, down.dtype):
+            return None
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
+    result: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+    return result

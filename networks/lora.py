@@ -1,0 +1,207 @@
+"""LoRA on Linear layers and convolutions (arXiv 2106.09685): ΔW = alpha / r · B A.
+
+In files: `lora_down.weight` (A: (r, in) or (r, in, kh, kw)), `lora_up.weight` (B: (out, r) or (out, r, 1, 1)), `alpha`
+(0-dimensional). Files of others may have `lora_mid.weight` (r, r, kh, kw) too, Tucker's core between 1x1 A and B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from networks import pissa, reading
+from networks.adapter import AdapterError, Layer, LayerSettings
+from networks.fused import lora_linear
+
+
+class Factor(nn.Module):
+    """A matrix or kernel under the name that files have it by (`lora_down` and in it `weight`)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
+class Lora(nn.Module):
+    """The two factors of one layer. `start`: (A0, B0) whose product counts as 0 (see networks/pissa.py)."""
+
+    alpha: Tensor
+    start_down: Tensor | None
+    start_up: Tensor | None
+
+    def __init__(
+        self,
+        layer: Layer,
+        down: Tensor,
+        up: Tensor,
+        alpha: float,
+        *,
+        mid: Tensor | None = None,
+        start: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.rank = down.shape[0]
+        self.dropout = 0.0
+        self.rank_dropout = 0.0
+        self.lora_down = Factor(down)
+        self.lora_up = Factor(up)
+        self.lora_mid = None if mid is None else Factor(mid)
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
+        self.register_buffer("start_down", start[0] if start else None)
+        self.register_buffer("start_up", start[1] if start else None)
+        self.scale = float(self.alpha) / up.shape[1]  # as files hold it, hence rounded once
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self.scale = float(self.alpha) / self.lora_up.weight.shape[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lora:
+        alpha = self.alpha
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alpha = alpha.to(self.alpha.device)  # in float32 whatever the precision: rsLoRA's is no round number
+        return self
+
+    @property
+    def is_dropping(self) -> bool:
+        """Whether random parts are left out of a forward pass now."""
+        return self.training and bool(self.dropout or self.rank_dropout)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B, with those of the start taken off behind them."""
+        down, up = self.lora_down.weight, self.lora_up.weight
+        if self.start_down is None or self.start_up is None:
+            return down, up
+        return torch.cat([down, self.start_down.to(down.dtype)]), torch.cat([up, -self.start_up.to(up.dtype)], 1)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW, of the shape, dtype and device of `weight`."""
+        down, up = (factor.to(weight) for factor in self.factors())
+        if self.lora_mid is None:
+            return (self.scale * (up.flatten(1) @ down.flatten(1))).view(weight.shape)
+        mid = self.lora_mid.weight.to(weight)
+        return self.scale * torch.einsum("or,rskl,si->oikl", up.flatten(1), mid, down.flatten(1))
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """What ΔW adds to the layer's output for the input x: (..., in) -> (..., out), or (n, in, h, w)."""
+        down, up = self.factors()
+        if x.dtype != down.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(down.dtype)
+        layer = self.layer
+        if not layer.is_conv:
+            return functional.linear(self._thinned(functional.linear(x, down), -1) * self.scale, up)
+        if self.lora_mid is None:
+            ranks = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+        else:
+            mid = self.lora_mid.weight
+            ranks = functional.conv2d(
+                functional.conv2d(x, down), mid, None, layer.stride, layer.padding, layer.dilation
+            )
+        return functional.conv2d(self._thinned(ranks, 1) * self.scale, up)
+
+    def _thinned(self, ranks: Tensor, axis: int) -> Tensor:
+        """A x with dropouts, in training. Of the start nothing is dropped: it belongs to the base."""
+        if not self.is_dropping:
+            return ranks
+        kept = ranks.narrow(axis, 0, self.rank)
+        if self.dropout:
+            kept = functional.dropout(kept, self.dropout)
+        if self.rank_dropout:  # one mask for all positions of a sample
+            shape = [1] * kept.ndim
+            shape[0], shape[axis] = kept.shape[0], self.rank
+            mask = torch.rand(shape, device=kept.device) >= self.rank_dropout
+            kept = kept * mask * (1 / (1 - self.rank_dropout))
+        if self.start_down is None:
+            return kept
+        return torch.cat([kept, ranks.narrow(axis, self.rank, ranks.shape[axis] - self.rank)], axis)
+
+    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float) -> Tensor | None:
+        """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
+        if self.layer.is_conv or self.is_dropping:
+            return None
+        return lora_linear(x, weight, bias, *self.factors(), self.scale * multiplier)
+
+    def lengths_of_sum(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """‖W + ΔW‖ of each output in `dtype`, without forming the sum: |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b."""
+        if self.lora_mid is not None:
+            return None
+        base = weight.to(dtype).flatten(1)
+        down, up = (factor.to(dtype).flatten(1) for factor in self.factors())
+        up = up * self.scale
+        mixed = torch.addmm(base @ down.T, up, down @ down.T, beta=2)
+        squares: Tensor = torch.linalg.vector_norm(base, dim=1).square() + (up * mixed).sum(1)
+        return squares.clamp(min=0).sqrt().view(-1, *([1] * (weight.ndim - 1)))
+
+    def norm(self) -> Tensor:
+        """‖ΔW‖ (Frobenius), without forming it: the sum of (BᵀB) * (AAᵀ)."""
+        down, up = (factor.detach().flatten(1) for factor in self.factors())
+        down, up = (factor if factor.dtype is torch.float64 else factor.float() for factor in (down, up))
+        if self.lora_mid is not None:
+            down = self.delta(down.new_empty(self.layer.shape)).flatten(1)
+            return torch.sqrt((down * down).sum())
+        return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * abs(self.scale)
+
+    @torch.no_grad()
+    def rescale(self, ratio: float) -> None:
+        """Make ΔW `ratio` times what it is, both factors alike. AdapterError with a start, whose product is fixed."""
+        if self.start_down is not None:
+            raise AdapterError("scale_weight_norms cannot go with init=pissa", "Leave one of them out.")
+        self.lora_down.weight.mul_(math.sqrt(ratio))
+        self.lora_up.weight.mul_(math.sqrt(ratio))
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What a file holds: relative to the base as it was, so a start doubles the rank and with it alpha."""
+        if self.start_down is None:
+            return dict(self.state_dict())
+        down, up = (factor.detach() for factor in self.factors())
+        alpha = self.alpha * (down.shape[0] / self.rank)
+        return {"alpha": alpha, "lora_down.weight": down, "lora_up.weight": up}
+
+
+def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Lora:
+    """A drawn Kaiming-uniform with a = √5, B = 0; or both from the base's SVD (init=pissa)."""
+    down = torch.empty(settings.dim, *layer.shape[1:])
+    up = torch.zeros(layer.shape[0], settings.dim, *([1, 1] if layer.is_conv else []))
+    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+    start = None
+    if settings.own.get("init") == "pissa":
+        scale = settings.alpha / settings.dim
+        start = pissa.principal_factors(layer, weight, settings.dim, scale)
+        down, up = (factor.clone() for factor in start)
+    adapter = Lora(layer, down, up, settings.alpha, start=start)
+    adapter.dropout, adapter.rank_dropout = settings.dropout, settings.rank_dropout
+    return adapter
+
+
+def load(layer: Layer, tensors: dict[str, Tensor]) -> Lora:
+    """The factors of a file; those of a Linear layer may come as 1x1 kernels and the other way round. AdapterError for
+    missing tensors and for shapes that do not fit the layer."""
+    down, up = reading.take(layer, tensors, "lora_down.weight", "lora_up.weight")
+    mid = tensors.pop("lora_mid.weight", None)
+    rank, ones = up.shape[1], ([1, 1] if layer.is_conv else [])
+    kernel = layer.shape[2:] if mid is None else ones
+    shapes = {
+        "lora_down.weight": (down.shape[0], layer.shape[1], *kernel),
+        "lora_up.weight": (layer.shape[0], rank, *ones),
+    }
+    down, up = (
+        _reshaped(layer, name, tensor, shape) for (name, shape), tensor in zip(shapes.items(), (down, up), strict=True)
+    )
+    if mid is not None:
+        reading.want(layer, "lora_mid.weight", mid, (rank, down.shape[0], *layer.shape[2:]))
+    elif down.shape[0] != rank:
+        raise reading.misfit(layer, f"and lora_down has {down.shape[0]} ranks, lora_up {rank}")
+    alpha = float(reading.take_alpha(tensors, rank)) or float(rank)
+    return Lora(layer, down, up, alpha, mid=mid)
+
+
+def _reshaped(layer: Layer, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor in this shape, which may have axes of length 1 more or less (1x1 kernels and matrices)."""
+    if [size for size in tensor.shape if size > 1] != [size for size in shape if size > 1]:
+        reading.want(layer, name, tensor, shape)
+    return tensor.reshape(tuple(shape))

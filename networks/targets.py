@@ -1,0 +1,90 @@
+"""Which layers of a model get adapters, found by class names (library.checkpoints.adapter_names)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from library.checkpoints.adapter_names import AdapterPart
+from networks.adapter import Kind, Layer
+
+Base = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer of the base model that an adapter can sit on."""
+
+    root: nn.Module  # the model's module that it is in
+    part: AdapterPart
+    path: str  # in the module, with dots
+    module: Base
+    layer: Layer
+
+    @property
+    def block(self) -> int | None:
+        """The block it lies in, None if its module is not divided into blocks."""
+        return None if self.part.block is None else self.part.block(self.part.to_file(self.path))
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a convolution with a kernel larger than 1x1, which conv_dim is for."""
+        return self.layer.kernel != (1, 1)
+
+
+def find_targets(
+    model: Mapping[str, nn.Module],
+    parts: Sequence[AdapterPart],
+    *,
+    convolutions: bool,
+    only: Collection[str] | None = None,
+) -> Iterator[Target]:
+    """The layers in the order of the files: part by part, as the module tree has them. `convolutions`: those in
+    `conv_containers` too. `only`: the modules to look in (None: all)."""
+    for part in parts:
+        if part.module not in model or (only is not None and part.module not in only):
+            continue
+        containers = part.containers | (part.conv_containers if convolutions else frozenset())
+        seen: set[str] = set()
+        for outer, container in model[part.module].named_modules():
+            if type(container).__name__ not in containers:
+                continue
+            everything = type(container).__name__ in part.conv_containers
+            for inner, module in container.named_modules():
+                path = f"{outer}.{inner}".strip(".")
+                if path in seen or not isinstance(module, Base):
+                    continue
+                layer = describe(part.name(path), module)
+                if layer.kernel == (1, 1) or everything:
+                    seen.add(path)
+                    yield Target(model[part.module], part, path, module, layer)
+
+
+def describe(name: str, module: Base) -> Layer:
+    """What an adapter has to know of a layer."""
+    shape = tuple(module.weight.shape)
+    if isinstance(module, nn.Linear):
+        return Layer(name, shape)
+    padding = module.padding if isinstance(module.padding, str) else (module.padding[0], module.padding[1])
+    return Layer(
+        name,
+        shape,
+        stride=(module.stride[0], module.stride[1]),
+        padding=padding,
+        dilation=(module.dilation[0], module.dilation[1]),
+        groups=module.groups,
+    )
+
+
+def file_name(target: Target, kind: Kind) -> str:
+    """The layer's name in files of a kind: `oft_unet_…` where others have `lora_unet_…`."""
+    return kind.prefix + target.layer.name.removeprefix("lora")
+
+
+def names_in_files(target: Target, kinds: Sequence[Kind]) -> set[str]:
+    """All names under which files may have a layer. Files that were named after the modules of transformers 5 lack a
+    level (`lora_te_encoder_…`)."""
+    names = {file_name(target, kind) for kind in kinds} | {target.layer.name}
+    return names | {f"{target.part.prefix}_{target.path.replace('.', '_')}"}
