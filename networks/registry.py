@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,35 @@ if TYPE_CHECKING:
     from networks.settings import NetworkSettings
 
 _LORA_MARKS = frozenset({"lora_down.weight", "lora_up.weight", "lora_mid.weight"})
-_UP = frozenset({"lora_up.weight"})
-_LYCORIS = (Argument("use_tucker", switch, "Tucker decomposition of the kernels of 3x3 convolutions", False),)
+_UP = frozenset({"lora_up"})
+_TUCKER = Argument("use_tucker", switch, "Tucker decomposition of the kernels of 3x3 convolutions", False)
+_CONV = frozenset({"conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas"})
 
 
 def _settle_dylora(settings: NetworkSettings) -> NetworkSettings:
-    """DyLoRA draws one window of ranks for all layers, so all have the same number."""
+    """Windows of `unit` ranks have to fill every layer's rank, and as in kohya's all layers have the same one."""
     unit = settings.own["unit"]
-    if unit < 1 or settings.dim % unit:
-        raise AdapterError(f"unit={unit} does not divide network_dim {settings.dim}", "Choose a divisor of it.")
+    odd = [dim for dim in (settings.dim, *(settings.block_dims or ())) if dim % unit]
+    if odd:
+        raise AdapterError(f"unit={unit} does not divide {odd[0]}, the rank", "Choose a divisor of every rank.")
     if settings.conv_dim not in (None, settings.dim):
         raise AdapterError(
             f"conv_dim={settings.conv_dim} differs from network_dim {settings.dim}",
             "networks.dylora trains all layers with one rank: give both the same value.",
         )
     return settings
+
+
+def _settle_oft(settings: NetworkSettings) -> NetworkSettings:
+    """Convolutions are turned like all other layers: as many blocks, the same constraint."""
+    if settings.own["enable_conv"]:
+        return replace(settings, conv_dim=settings.dim, conv_alpha=settings.alpha)
+    return settings
+
+
+def _only_read(settings: NetworkSettings) -> NetworkSettings:
+    algo = settings.kind.name
+    raise AdapterError("such files are read here, not trained", f"Train with lycoris.kohya and algo={algo}.")
 
 
 KINDS: tuple[Kind, ...] = (
@@ -54,8 +69,10 @@ KINDS: tuple[Kind, ...] = (
         "DyLoRA: usable at every multiple of `unit` of its rank",
         marks=frozenset(),
         arguments=(Argument("unit", whole(least=1), "ranks trained at once; divides the rank", 1),),
+        decomposes=False,
         family="lora",
         plus=_UP,
+        without=frozenset({"rank_dropout", "conv_block_dims"}),
         settle=_settle_dylora,
     ),
     Kind(
@@ -65,27 +82,69 @@ KINDS: tuple[Kind, ...] = (
         marks=frozenset({"oft_blocks"}),
         arguments=(
             Argument("enable_all_linear", switch, "all linear layers of the transformers, not attention alone", False),
-            Argument("enable_conv", switch, "convolutions too", False),
+            Argument("enable_conv", switch, "the residual blocks and their convolutions too", False),
         ),
         prefix="oft",
         decomposes=False,
         parts=frozenset({"unet"}),
+        without=_CONV | {"dropout", "rank_dropout", "use_rslora"},
+        settle=_settle_oft,
     ),
     Kind(
         "loha",
         "networks.loha",
         "LoHa: the Hadamard product of two LoRAs",
         marks=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
-        arguments=_LYCORIS,
+        arguments=(_TUCKER,),
+        without=frozenset({"dropout"}),
     ),
     Kind(
         "lokr",
         "networks.lokr",
         "LoKr: a Kronecker product",
         marks=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}),
-        arguments=_LYCORIS,
+        arguments=(
+            Argument("factor", whole(least=-1), "size of the small matrix; -1: as near to a square as can be", -1),
+            Argument("decompose_both", switch, "the small matrix may be of low rank too", False),
+            Argument("full_matrix", switch, "the large matrix is whole, whatever the rank", False),
+            Argument(
+                "unbalanced_factorization", switch, "of the outputs, the larger factor is the small matrix's", False
+            ),
+            _TUCKER,
+        ),
+        without=frozenset({"dropout"}),
     ),
-    Kind("ia3", "networks.ia3", "(IA)3: one factor per channel", marks=frozenset({"on_input"}), decomposes=False),
+    Kind(
+        "ia3",
+        "networks.ia3",
+        "(IA)3: one factor per channel",
+        marks=frozenset({"on_input"}),
+        arguments=(
+            Argument(
+                "enable_all", switch, "all layers, not only keys, values and feed-forward networks' second ones", False
+            ),
+            Argument("train_on_input", switch, "factors for inputs; if not given, as the paper has it for each layer"),
+        ),
+        convolutions=False,
+        decomposes=False,
+        without=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
+    ),
+    Kind(
+        "full",
+        "networks.full",
+        "a layer's whole change (LyCORIS)",
+        marks=frozenset({"diff", "diff_b"}),
+        decomposes=False,
+        settle=_only_read,
+    ),
+    Kind(
+        "glora",
+        "networks.glora",
+        "GLoRA (LyCORIS)",
+        marks=frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),
+        decomposes=False,
+        settle=_only_read,
+    ),
 )
 
 

@@ -1,0 +1,65 @@
+"""(IA)³: one learned factor for every output or every input channel of a layer (arXiv 2205.05638, section 3.3).
+
+In files (LyCORIS): `weight`, of which 1 is taken off, so that 0 changes nothing: (channels,) for a Linear and
+(1, channels, 1, 1) for a convolution; and `on_input`, 1 where the factors are for the input. There is no alpha.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from networks import reading
+from networks.adapter import Layer, LayerSettings
+
+# The paper scales keys, values and what lies between the two layers of a feed-forward network, as the second one's
+# input: in files' names (LyCORIS' preset "ia3" has the same).
+_KEYS_AND_VALUES = ("_to_k", "_to_v", "_k_proj", "_v_proj")
+_SECOND_LAYERS = ("_ff_net_2", "_mlp_fc2")
+
+
+class Ia3(nn.Module):
+    """One layer's factors, less 1."""
+
+    on_input: Tensor
+
+    def __init__(self, weight: Tensor, on_input: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.register_buffer("on_input", on_input)
+        self.scales_input = bool(on_input)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW = W · w over the input's or the output's channels, of the shape and dtype of `weight`."""
+        factors = self.weight.to(weight.dtype).flatten()
+        shape = (1, -1) if self.scales_input else (-1, 1)
+        return weight * factors.reshape(*shape, *(1 for _ in weight.shape[2:]))
+
+    @torch.no_grad()
+    def rescale(self, ratio: float) -> None:
+        """Make ΔW `ratio` times what it is."""
+        self.weight.mul_(ratio)
+
+
+def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Ia3 | None:
+    """New factors of 1; None for a layer that is none of the paper's, unless enable_all is set. `dim` and `alpha` have
+    no part in this kind. `settings.own`: enable_all; train_on_input (None: of the second layers of feed-forward
+    networks the input, of all others the output)."""
+    if not (settings.own.get("enable_all") or layer.name.endswith(_KEYS_AND_VALUES + _SECOND_LAYERS)):
+        return None
+    on_input = settings.own.get("train_on_input")
+    if on_input is None:
+        on_input = layer.name.endswith(_SECOND_LAYERS)
+    return Ia3(torch.zeros(_shape(layer, on_input)), torch.tensor(int(on_input)))
+
+
+def load(layer: Layer, tensors: dict[str, Tensor]) -> Ia3:
+    """The factors of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    weight, on_input = reading.take(layer, tensors, "weight", "on_input", axes=0)
+    reading.want(layer, "weight", weight, _shape(layer, bool(on_input)))
+    return Ia3(weight, on_input.reshape(()))
+
+
+def _shape(layer: Layer, on_input: bool) -> tuple[int, ...]:
+    channels = layer.shape[1] * layer.groups if on_input else layer.shape[0]
+    return (1, channels, 1, 1) if layer.is_conv else (channels,)

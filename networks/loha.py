@@ -1,0 +1,127 @@
+"""LoHa: ΔW as the elementwise product of two low-rank matrices, so of a rank of up to dim² (FedPara, arXiv 2108.06098,
+Proposition 1; LyCORIS, arXiv 2309.14859, section 3.2).
+
+In files (LyCORIS): `hada_w1_a` (out, dim), `hada_w1_b` (dim, in·kh·kw), `hada_w2_a`, `hada_w2_b`, `alpha`. With
+Tucker's cores for convolutions: `hada_t1`, `hada_t2` (dim, dim, kh, kw), and then a is (dim, out), b is (dim, in).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from networks import reading
+from networks.adapter import Layer, LayerSettings
+
+_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_CORES = ("hada_t1", "hada_t2")
+
+
+class _Product(torch.autograd.Function):
+    """(a1 b1) ∘ (a2 b2). Both halves are made again for the gradients: keeping them would cost twice the memory of the
+    base's weights."""
+
+    @staticmethod
+    def forward(ctx: Any, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+        ctx.save_for_backward(a1, b1, a2, b2)
+        return (a1 @ b1).mul_(a2 @ b2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        a1, b1, a2, b2 = ctx.saved_tensors
+        to_first = gradients[0] * (a2 @ b2)
+        to_second = gradients[0] * (a1 @ b1)
+        return to_first @ b1.mT, a1.mT @ to_first, to_second @ b2.mT, a2.mT @ to_second
+
+
+class LoHa(nn.Module):
+    """One layer's four factors, and the two cores where it is Tucker-decomposed."""
+
+    alpha: Tensor
+    hada_w1_a: nn.Parameter
+    bypass: Callable[[Tensor], Tensor]  # only with rank dropout: without, W + ΔW is cheaper
+
+    def __init__(self, layer: Layer, tensors: dict[str, Tensor], alpha: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("alpha", alpha)
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+        self.dim = tensors["hada_w1_b"].shape[0]
+        self.scale = reading.scale(alpha, self.dim)
+        self.layer, self.rank_dropout = layer, 0.0
+        self._names = (*_FACTORS, *_CORES) if _CORES[0] in tensors else _FACTORS
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW = alpha / dim · (w1_a w1_b) ∘ (w2_a w2_b), of the shape and dtype of `weight`."""
+        a1, b1, a2, b2 = (self.get_parameter(name).to(weight.dtype) for name in _FACTORS)
+        a1 = a1 * self.scale
+        if len(self._names) == len(_FACTORS):
+            product: Tensor = _Product.apply(a1, b1, a2, b2)  # type: ignore[no-untyped-call]
+            return product.reshape(weight.shape)
+        t1, t2 = (self.get_parameter(name).to(weight.dtype) for name in _CORES)
+        return _tucker(t1, a1, b1) * _tucker(t2, a2, b2)
+
+    def thinned(self, x: Tensor) -> Tensor:
+        """ΔW's part of the layer's output for x; in training with some of the outputs dropped, the same ones for all
+        samples: kohya's rank dropout of this kind."""
+        if x.dtype != self.hada_w1_a.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.hada_w1_a.dtype)
+        layer = self.layer
+        delta = self.delta(self.hada_w1_a.new_empty(layer.shape))
+        if self.training:
+            kept = torch.rand(layer.shape[0], device=x.device) >= self.rank_dropout
+            delta = delta * (kept / (1 - self.rank_dropout)).to(delta.dtype).reshape(-1, *(1 for _ in layer.shape[1:]))
+        if not layer.is_conv:
+            return functional.linear(x, delta)
+        return functional.conv2d(x, delta, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    @torch.no_grad()
+    def rescale(self, ratio: float) -> None:
+        """Make ΔW `ratio` times what it is, all factors alike."""
+        for name in self._names:
+            self.get_parameter(name).mul_(ratio ** (1 / len(self._names)))
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("ijhw,ip,jr->prhw", core, a, b)
+
+
+def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoHa:
+    """A new LoHa. `w2_a` starts at 0 and the others at random, as in LyCORIS."""
+    dim, out = settings.dim, layer.shape[0]
+    if settings.own.get("use_tucker") and layer.kernel != (1, 1):
+        tensors = {name: torch.empty(dim, layer.shape[name.endswith("b")]) for name in _FACTORS}
+        tensors |= {name: torch.empty(dim, dim, *layer.kernel).normal_(std=0.1) for name in _CORES}
+    else:
+        inside = math.prod(layer.shape[1:])
+        tensors = {name: torch.empty((dim, inside) if name.endswith("b") else (out, dim)) for name in _FACTORS}
+    tensors["hada_w1_a"].normal_(std=0.1)
+    tensors["hada_w1_b"].normal_()
+    tensors["hada_w2_a"].zero_()
+    tensors["hada_w2_b"].normal_()
+    adapter = LoHa(layer, tensors, torch.tensor(settings.alpha))
+    if settings.rank_dropout:
+        adapter.rank_dropout, adapter.bypass = settings.rank_dropout, adapter.thinned
+    return adapter
+
+
+def load(layer: Layer, tensors: dict[str, Tensor]) -> LoHa:
+    """The LoHa of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    names = _FACTORS + (_CORES if any(name in tensors for name in _CORES) else ())
+    taken = dict(zip(names, reading.take(layer, tensors, *names), strict=True))
+    out, inside = layer.shape[:2]
+    for half in ("1", "2"):
+        dim = taken[f"hada_w{half}_b"].shape[0]
+        if len(names) == len(_FACTORS):
+            inside = math.prod(layer.shape[1:])
+            reading.want(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (out, dim))
+        else:
+            reading.want(layer, f"hada_t{half}", taken[f"hada_t{half}"], (dim, dim, *layer.kernel))
+            reading.want(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (dim, out))
+        reading.want(layer, f"hada_w{half}_b", taken[f"hada_w{half}_b"], (dim, inside))
+    return LoHa(layer, taken, reading.take_alpha(tensors, taken["hada_w1_b"].shape[0]))

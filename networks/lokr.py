@@ -1,0 +1,213 @@
+"""LoKr: ΔW as the Kronecker product of a small matrix and a larger one, which may itself be of low rank (LyCORIS,
+arXiv 2309.14859, section 3.3).
+
+In files (LyCORIS): `lokr_w1` (a, c), or `lokr_w1_a` (a, dim) and `lokr_w1_b` (dim, c); `lokr_w2` (b, d, kh, kw), or
+`lokr_w2_a` (b, dim) and `lokr_w2_b` (dim, d·kh·kw), with ab = out and cd = in; `alpha`. With a Tucker core for
+convolutions: `lokr_t2` (dim, dim, kh, kw), and then w2_a is (dim, b) and w2_b (dim, d).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from networks import reading
+from networks.adapter import Layer, LayerSettings
+
+
+def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
+    """Two numbers, the smaller one first, whose product is `dimension`: by LyCORIS' rule, which decides the shapes in
+    files. `factor` and its cofactor where it divides; else the pair that is nearest to a square with the smaller number
+    at most `factor` (-1: no bound)."""
+    if factor > 0 and dimension % factor == 0:
+        return min(factor, dimension // factor), max(factor, dimension // factor)
+    bound = dimension if factor < 0 else factor
+    smaller = max(
+        (one for one in range(1, math.isqrt(dimension) + 1) if dimension % one == 0 and one <= bound), default=1
+    )
+    return smaller, dimension // smaller
+
+
+class LoKr(nn.Module):
+    """One layer's factors: each of the two matrices whole, or as a product of two or three."""
+
+    alpha: Tensor
+
+    def __init__(self, layer: Layer, tensors: dict[str, Tensor], alpha: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("alpha", alpha)
+        self.layer = layer
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+        self._names = frozenset(tensors)
+        self.rank_dropout = 0.0
+        dim = _dim(tensors)
+        self.scale = reading.scale(alpha, dim) if dim else 1.0
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW = alpha / dim · w1 ⊗ w2, of the shape and dtype of `weight`. The factor is 1 where w1 and w2 are whole."""
+        first = self._first(weight.dtype) * self.scale
+        second = self._second(weight.dtype)
+        return torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second)
+
+    def norm(self) -> Tensor:
+        """‖ΔW‖ (Frobenius): the product of both norms."""
+        norm: Tensor = self._first().detach().norm() * self._second().detach().norm()
+        return norm * abs(self.scale)
+
+    @torch.no_grad()
+    def rescale(self, ratio: float) -> None:
+        """Make ΔW `ratio` times what it is, all factors alike."""
+        for name in self._names:
+            self.get_parameter(name).mul_(ratio ** (1 / len(self._names)))
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """ΔW's part of the layer's output for x, without making ΔW: (..., in) -> (..., out) for a Linear,
+        (n, in, h, w) -> (n, out, h', w') for a convolution. (A ⊗ B) vec(X) = vec(A X Bᵀ), with X of c rows."""
+        first = self._first() * self.scale
+        if x.dtype != first.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(first.dtype)
+        if self.layer.is_conv:
+            return self._thinned(self._convolve(first, x), (-1, 1, 1))
+        hidden = x.reshape(*x.shape[:-1], first.shape[1], -1)
+        for matrix in self._pair()[::-1] if self._low_rank else (self._second(),):
+            hidden = functional.linear(hidden, matrix)
+        return self._thinned(functional.linear(hidden.mT, first).mT.flatten(-2), (-1,))
+
+    def _thinned(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """In training with some of the outputs dropped, the same ones for all samples: kohya's rank dropout of this
+        kind."""
+        if not (self.training and self.rank_dropout):
+            return out
+        kept = torch.rand(self.layer.shape[0], device=out.device) >= self.rank_dropout
+        return out * (kept / (1 - self.rank_dropout)).to(out.dtype).reshape(shape)
+
+    def _convolve(self, first: Tensor, x: Tensor) -> Tensor:
+        rows = first.shape[1]
+        if self.layer.groups > 1:  # the rows of c lie in several groups
+            return self._slide(x, torch.kron(first[..., None, None], self._second()), self.layer.groups)
+        hidden = x.reshape(x.shape[0] * rows, -1, *x.shape[2:])
+        if self._low_rank:
+            a, b = self._pair()
+            hidden = self._slide(hidden, b.reshape(b.shape[0], -1, *self.layer.kernel))
+            hidden = functional.conv2d(hidden, a[..., None, None])
+        else:
+            hidden = self._slide(hidden, self._second())
+        mixed = torch.matmul(first, hidden.reshape(x.shape[0], rows, -1))
+        return mixed.reshape(x.shape[0], -1, *hidden.shape[2:])
+
+    def _slide(self, x: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
+        layer = self.layer
+        return functional.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation, groups)
+
+    @property
+    def _low_rank(self) -> bool:
+        return "lokr_w2" not in self._names and "lokr_t2" not in self._names
+
+    def _get(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        tensor = self.get_parameter(name)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def _pair(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        return self._get("lokr_w2_a", dtype), self._get("lokr_w2_b", dtype)
+
+    def _first(self, dtype: torch.dtype | None = None) -> Tensor:
+        """w1, (a, c)."""
+        if "lokr_w1" in self._names:
+            return self._get("lokr_w1", dtype)
+        return self._get("lokr_w1_a", dtype) @ self._get("lokr_w1_b", dtype)
+
+    def _second(self, dtype: torch.dtype | None = None) -> Tensor:
+        """w2, (b, d), and of a convolution (b, d, kh, kw)."""
+        if "lokr_w2" in self._names:
+            second = self._get("lokr_w2", dtype)
+        elif "lokr_t2" in self._names:
+            second = torch.einsum("ijhw,ip,jr->prhw", self._get("lokr_t2", dtype), *self._pair(dtype))
+        else:
+            a, b = self._pair(dtype)
+            second = a @ b
+        if self.layer.is_conv:
+            second = second.reshape(second.shape[0], -1, *self.layer.kernel)
+        return second.contiguous()
+
+
+def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoKr:
+    """A new LoKr, divided as LyCORIS divides it; what is multiplied last starts at 0.
+
+    `settings.own`: factor (-1: nearest to a square), decompose_both (w1 of low rank too), full_matrix (w2 whole at any
+    dim), unbalanced_factorization (the larger factor of the outputs goes to w1), use_tucker.
+    """
+    own, dim = settings.own, settings.dim
+    factor, whole = int(own.get("factor", -1)), bool(own.get("full_matrix"))
+    a, b = factorization(layer.shape[0], factor)
+    c, d = factorization(layer.shape[1], factor)
+    if own.get("unbalanced_factorization"):
+        a, b = b, a
+    kernel = layer.shape[2:]
+    if own.get("decompose_both") and dim < max(a, c) / 2 and not whole:
+        tensors = {"lokr_w1_a": _random(a, dim), "lokr_w1_b": _random(dim, c)}
+    else:
+        tensors = {"lokr_w1": _random(a, c)}
+    if whole or dim >= max(b, d) / 2:
+        tensors["lokr_w2"] = torch.zeros(b, d, *kernel)
+    elif own.get("use_tucker") and layer.kernel != (1, 1):
+        tensors["lokr_t2"] = _random(dim, dim, *kernel)
+        tensors |= {"lokr_w2_a": _random(dim, b), "lokr_w2_b": torch.zeros(dim, d)}
+    else:
+        tensors |= {"lokr_w2_a": _random(b, dim), "lokr_w2_b": torch.zeros(dim, d * math.prod(kernel))}
+    # Where nothing is of low rank, alpha has no meaning and dim no limit ("as large as can be" is asked for by 100000,
+    # which in half precision would be infinite).
+    alpha = settings.alpha if _dim(tensors) else float(min(dim, max(layer.shape)))
+    adapter = LoKr(layer, tensors, torch.tensor(alpha))
+    adapter.rank_dropout = settings.rank_dropout
+    return adapter
+
+
+def load(layer: Layer, tensors: dict[str, Tensor]) -> LoKr:
+    """The LoKr of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    names = ["lokr_w1"] if "lokr_w1" in tensors else ["lokr_w1_a", "lokr_w1_b"]
+    names += ["lokr_w2"] if "lokr_w2" in tensors else ["lokr_w2_a", "lokr_w2_b"]
+    names += ["lokr_t2"] if "lokr_t2" in tensors else []
+    taken = dict(zip(names, reading.take(layer, tensors, *names), strict=True))
+    _check(layer, taken)
+    return LoKr(layer, taken, reading.take_alpha(tensors, _dim(taken) or 1))
+
+
+def _random(*shape: int) -> Tensor:
+    tensor = torch.empty(shape)
+    nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+    return tensor
+
+
+def _dim(tensors: dict[str, Tensor]) -> int | None:
+    """The rank that alpha is divided by: of w1 where it has one, else of w2 (LyCORIS' order); None: both are whole."""
+    for name in ("lokr_w1_b", "lokr_w2_b"):
+        if name in tensors:
+            return tensors[name].shape[0]
+    return None
+
+
+def _check(layer: Layer, tensors: dict[str, Tensor]) -> None:
+    """AdapterError unless the factors fit each other and their product the layer."""
+    kernel = math.prod(layer.kernel)
+    if "lokr_w1" in tensors:
+        a, c = tensors["lokr_w1"].flatten(1).shape
+    else:
+        a, c = tensors["lokr_w1_a"].shape[0], tensors["lokr_w1_b"].shape[1]
+        reading.want(layer, "lokr_w1_a", tensors["lokr_w1_a"], (a, tensors["lokr_w1_b"].shape[0]))
+    if "lokr_w2" in tensors:
+        b, rest = tensors["lokr_w2"].flatten(1).shape
+    else:
+        dim, rest = tensors["lokr_w2_b"].shape
+        if "lokr_t2" in tensors:
+            b, rest = tensors["lokr_w2_a"].shape[1], rest * kernel
+            reading.want(layer, "lokr_t2", tensors["lokr_t2"], (tensors["lokr_w2_a"].shape[0], dim, *layer.kernel))
+        else:
+            b = tensors["lokr_w2_a"].shape[0]
+            reading.want(layer, "lokr_w2_a", tensors["lokr_w2_a"], (b, dim))
+    if a * b != layer.shape[0] or c * rest != math.prod(layer.shape[1:]):
+        made = f"{a}·{b} = {a * b} x {c}·{rest // kernel} = {c * rest // kernel}"
+        raise reading.misfit(layer, f"and its factors make {made}" + (f" x {layer.kernel}" if layer.is_conv else ""))

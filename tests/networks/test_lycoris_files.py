@@ -1,0 +1,113 @@
+"""Files as LyCORIS has them: the real package makes of ours what we make of them, and we of its what it does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from networks import boft, full, glora, ia3, loha, lokr, oft
+from networks.adapter import LayerSettings
+from tests.networks import layers
+
+pytest.importorskip("lycoris")
+from lycoris import modules as lycoris
+
+OURS = {"loha": loha, "lokr": lokr, "ia3": ia3, "oft": oft, "full": full, "glora": glora, "boft": boft}
+THEIRS = {
+    "loha": lycoris.LohaModule,
+    "lokr": lycoris.LokrModule,
+    "ia3": lycoris.IA3Module,
+    "oft": lycoris.DiagOFTModule,
+    "boft": lycoris.ButterflyOFTModule,
+    "glora": lycoris.GLoRAModule,
+    "full": lycoris.FullModule,
+}
+LOKR: tuple[dict[str, Any], ...] = (
+    {"lora_dim": 2},
+    {"lora_dim": 1, "decompose_both": True},
+    {"lora_dim": 2, "factor": 2},
+    {"lora_dim": 2, "factor": 4, "unbalanced_factorization": True},
+    {"lora_dim": 8},
+    {"lora_dim": 2, "full_matrix": True},
+    {"lora_dim": 3, "decompose_both": True, "factor": 8, "unbalanced_factorization": True},
+)
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("loha", {"lora_dim": 3}),
+    ("loha", {"lora_dim": 3, "use_tucker": True}),
+    ("ia3", {}),
+    ("ia3", {"train_on_input": True}),
+    ("oft", {"lora_dim": 4}),
+    ("oft", {"lora_dim": 4, "constraint": 1e-3}),
+    ("oft", {"lora_dim": 8, "rescaled": True}),
+    *(("lokr", options) for options in LOKR),
+    *(("lokr", options | {"use_tucker": True}) for options in LOKR),
+    ("glora", {"lora_dim": 3}),
+    ("full", {}),
+    ("boft", {"lora_dim": 10}),
+    ("boft", {"lora_dim": 10, "constraint": 1e-3, "rescaled": True}),
+]
+WRITTEN = {"loha", "lokr", "ia3"}  # by both
+
+
+def theirs(name: str, options: dict[str, Any], module: Any) -> Any:
+    torch.manual_seed(5)
+    module = copy.deepcopy(module)
+    adapter = THEIRS[name](layers.NAME, module, alpha=2.0, **options).to(module.weight.dtype)
+    if name == "full":
+        adapter.apply_to()  # its state dict means nothing before
+    return layers.nudge(adapter)
+
+
+def described(case: Any) -> str | None:
+    return " ".join([*case]) if isinstance(case, dict) else None
+
+
+@pytest.mark.parametrize("shape", layers.SHAPES)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=described)
+def test_its_files_are_read(name: str, options: dict[str, Any], shape: str) -> None:
+    turning = name in ("oft", "boft")  # LyCORIS does it in fp32 alone
+    module = layers.base(shape, torch.float32 if turning else torch.float64)
+    adapter = theirs(name, options, module)
+    tensors = layers.file_of(adapter)
+    loaded = OURS[name].load(layers.layer(module), tensors)
+    assert not tensors
+    x = layers.example(module)
+    expected = adapter(x)
+    found = layers.changed(module, x, loaded.delta(module.weight))
+    if name == "full":
+        assert module.bias is not None
+        found = found + loaded.delta_bias().reshape(-1, *(1 for _ in x.shape[2:]) if x.ndim == 4 else ())
+    assert not torch.allclose(expected, module(x))
+    close = 1e-5 if turning else 1e-10
+    assert torch.allclose(found, expected, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("shape", layers.SHAPES)
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] in WRITTEN], ids=described)
+def test_ours_are_as_it_writes_them(name: str, options: dict[str, Any], shape: str) -> None:
+    module = layers.base(shape, torch.float32)
+    settings = LayerSettings(dim=options.get("lora_dim", 4), alpha=2.0, own=options)
+    ours = layers.file_of(OURS[name].create(layers.layer(module), settings, module.weight))
+    its = layers.file_of(THEIRS[name](layers.NAME, module, alpha=2.0, **options))
+    assert {key: (value.shape, value.dtype) for key, value in ours.items()} == {
+        key: (value.shape, value.dtype) for key, value in its.items()
+    }
+    if "alpha" in its:
+        assert ours["alpha"] == its["alpha"]
+
+
+@pytest.mark.parametrize("shape", layers.SHAPES)
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] in WRITTEN], ids=described)
+def test_it_reads_ours(name: str, options: dict[str, Any], shape: str) -> None:
+    module = layers.base(shape)
+    settings = LayerSettings(dim=options.get("lora_dim", 4), alpha=2.0, own=options)
+    torch.manual_seed(5)
+    ours = layers.nudge(OURS[name].create(layers.layer(module), settings, module.weight).double())
+    x = layers.example(module)
+    expected = layers.changed(module, x, ours.delta(module.weight))
+    adapter = THEIRS[name](layers.NAME, module, alpha=2.0, **options).double()
+    adapter.load_state_dict(layers.file_of(ours))
+    assert torch.allclose(adapter(x), expected, rtol=1e-9, atol=1e-9)
