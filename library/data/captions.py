@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from library.data import wildcards
@@ -62,15 +62,17 @@ def vary_with_seed(chosen: CaptionSettings) -> bool:
     return drawn or chosen.warmup_step > 0
 
 
-def tag_frequency(records: Iterable[ImageRecord]) -> dict[str, dict[str, int]]:
+def tag_frequency(records: Iterable[ImageRecord], names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
     """How often each tag stands in the captions of a folder: {name of the folder: {tag: count}}.
+
+    `names`: what the subsets are called, in place of the folders that their pictures lie in.
 
     As in sd-scripts' metadata: of captions as they are in the files, split at commas whatever the separator is, in
     lower case, each picture once however often it is repeated.
     """
     folders: dict[str, dict[str, int]] = {}
     for record in records:
-        counts = folders.setdefault(record.folder.name, {})
+        counts = folders.setdefault(names[record.subset] if names else record.folder.name, {})
         for tag in record.caption.replace("\n", ",").split(","):
             if tag := tag.strip().lower():
                 counts[tag] = counts.get(tag, 0) + 1

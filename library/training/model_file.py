@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.metadata import build_modelspec
 from library.families.registry import write_inference_yaml
+from library.options.datasets import Size
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.precision import torch_dtype
+from library.training.dataset_metadata import largest_resolution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +35,7 @@ def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path
         path,
         save_as=plan.outputs.save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
-        metadata=file_metadata(plan.options, plan.source),
+        metadata=file_metadata(plan.options, plan.source, largest_resolution(plan.pictures)),
         steps=step,
         epoch=epoch,
     )
@@ -43,28 +45,41 @@ def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path
         write_inference_yaml(model, path)
 
 
-def file_metadata(options: TrainOptions, source: Source) -> dict[str, str]:
-    """modelspec.* of a saved model; SOURCE_DATE_EPOCH fixes its date, so that equal runs give equal files.
+def file_metadata(options: TrainOptions, source: Source, resolution: Size | None = None) -> dict[str, str]:
+    """Metadata of a saved model: modelspec.* and the user's comment. `resolution`: what was trained at, where known.
 
     Raises CheckpointError for a --metadata_thumbnail that cannot be read.
+    """
+    found = modelspec(options, source, resolution)
+    if options.saving.training_comment:
+        found["ss_training_comment"] = options.saving.training_comment
+    return found
+
+
+def modelspec(options: TrainOptions, source: Source, resolution: Size | None = None, **others: Any) -> dict[str, str]:
+    """modelspec.* of a saved file; SOURCE_DATE_EPOCH fixes its date, so that equal runs give equal files.
+
+    `others`: arguments of build_modelspec for a file that is no whole model. Raises CheckpointError for a
+    --metadata_thumbnail that cannot be read.
     """
     given = {
         name.removeprefix("metadata_"): value
         for name, value in vars(options.saving).items()
         if name.startswith("metadata_") and name != "metadata_title" and value is not None
     }
-    found = build_modelspec(
-        architecture=source.family.architectures[source.prediction],
-        title=options.saving.metadata_title or options.saving.output_name,
-        made_at=time_of_saving(),
-        resolution=options.dataset.resolution or source.family.preview[source.prediction],
-        prediction=source.prediction,
-        encoder_layer=options.model.clip_skip,
-        given=given,
-    )
-    if options.saving.training_comment:
-        found["ss_training_comment"] = options.saving.training_comment
-    return found
+    least, end = options.objective.min_timestep, options.objective.max_timestep
+    everything = source.family.process.timesteps
+    facts: dict[str, Any] = {
+        "architecture": source.family.architectures[source.prediction],
+        "title": options.saving.metadata_title or options.saving.output_name,
+        "made_at": time_of_saving(),
+        "resolution": resolution or options.dataset.resolution or source.family.preview[source.prediction],
+        "prediction": source.prediction,
+        "timestep_range": None if least is None and end is None else (least or 0, end or everything),
+        "encoder_layer": options.model.clip_skip,
+        "given": given,
+    }
+    return build_modelspec(**facts | others)
 
 
 def check_metadata(options: TrainOptions, source: Source, mistakes: Mistakes) -> None:
