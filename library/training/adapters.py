@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,11 +15,11 @@ from torch import nn
 from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
-from library.training.adapter_metadata import adapter_metadata
+from library.training.adapter_metadata import AdapterMetadata
 from library.training.parts import Group, LossTags, Part, Trained
-from networks import files
+from networks import files, network
 from networks.adapter import AdapterError
-from networks.foreign import ForeignNetwork, create_foreign
+from networks.foreign import ForeignNetwork, create_foreign, merge_foreign
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -40,86 +39,95 @@ def make_adapter(model: Model, plan: Plan, say: Say) -> Trained:
     Raises UserError for files that do not fit and for what the adapter's own module refuses.
     """
     chosen = plan.adapter
-    assert chosen is not None, "train_network.py plans with --network_module"
+    if chosen is None:
+        raise ValueError("the plan has no adapter")
     modules: dict[str, nn.Module] = {part.module: getattr(model, part.module) for part in model.family.adapters}
     for path, multiplier in chosen.base:
         with told(f"--base_weights {path}"):
-            tensors = files.read(path).tensors
-            Network.from_tensors(modules, model.family.adapters, tensors).merge(multiplier)
+            merge(path, multiplier, modules, plan, chosen)
             say(f"merged into the model: {path}, times {multiplier:g}")
     with told(f"--network_module {chosen.module}"):
-        network = make_network(modules, plan, chosen)
-        network.attach()
-        if chosen.weights is not None and isinstance(network, ForeignNetwork):
-            network.load(chosen.weights)
-        for line in network.describe():
+        made = make_network(modules, plan, chosen)
+        made.attach()
+        for line in made.describe():
             say(line)
-        return trained(network, plan, chosen)
+        return trained(made, plan, chosen)
+
+
+def merge(path: Path, multiplier: float, modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan) -> None:
+    """Add an adapter's file to the weights of the model, by the module that trains. Raises AdapterError."""
+    parts = plan.source.family.adapters
+    if chosen.settings is None:
+        merge_foreign(chosen.module, path, modules, parts, ratio=multiplier)
+    else:
+        network.from_tensors(modules, parts, files.read(path).tensors).merge(multiplier)
 
 
 def make_network(modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan) -> AnyNetwork:
     """A new network, or the one of --network_weights. Raises AdapterError."""
-    parts = plan.source.family.adapters
+    parts, asked = plan.source.family.adapters, plan.options.adapter
     if chosen.settings is None:
-        return create_foreign(
+        foreign = create_foreign(
             chosen.module,
             modules,
             parts,
-            dim=plan.options.adapter.network_dim,
-            alpha=plan.options.adapter.network_alpha,
-            dropout=plan.options.adapter.network_dropout,
-            arguments=plan.options.adapter.network_args,
+            dim=asked.network_dim,
+            alpha=asked.network_alpha,
+            dropout=asked.network_dropout,
+            arguments=asked.network_args,
             train=chosen.reaches,
-            weights=chosen.weights if plan.options.adapter.dim_from_weights else None,
+            weights=chosen.weights if asked.dim_from_weights else None,
         )
-    if chosen.weights is None:
-        return Network.create(modules, parts, chosen.settings, train=chosen.reaches, seed=plan.seed)
-    tensors = files.read(chosen.weights).tensors
-    if plan.options.adapter.dim_from_weights:
-        return Network.from_tensors(modules, parts, tensors, settings=chosen.settings)
-    network = Network.create(modules, parts, chosen.settings, train=chosen.reaches, seed=plan.seed)
-    network.load_tensors(tensors)
-    return network
+        if chosen.weights is not None:
+            foreign.load(chosen.weights)
+        return foreign
+    if chosen.weights is not None and asked.dim_from_weights:
+        tensors = files.read(chosen.weights).tensors
+        return network.from_tensors(modules, parts, tensors, settings=chosen.settings)
+    own = network.create(modules, parts, chosen.settings, train=chosen.reaches, generator=_generator(plan.seed))
+    if chosen.weights is not None:
+        own.load(files.read(chosen.weights).tensors)
+    return own
 
 
-def trained(network: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed % 2**63)
+
+
+def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
     """What the optimiser gets of a network, and what is done with it around each step."""
     rates = {"unet": plan.rates.unet or 0.0, "text_encoder1": plan.rates.text_encoder or 0.0}
     groups = tuple(
         Group(group.description or group.name, group.parameters, group.learning_rate)
-        for group in network.groups({name: rate for name, rate in rates.items() if rate})
+        for group in made.groups({name: rate for name, rate in rates.items() if rate})
     )
-    module = network if isinstance(network, Network) else network.module
-    limit = plan.options.adapter.scale_weight_norms
-    foreign = network if isinstance(network, ForeignNetwork) else None
-    if foreign is not None:
-        foreign.start()
-        if plan.options.memory.gradient_checkpointing:
-            foreign.enable_gradient_checkpointing()
-    more: dict[str, Any] = {}
-    if foreign is not None:
-        more = {"step_begins": foreign.on_step_start, "epoch_begins": foreign.on_epoch_start}
+    shared: dict[str, Any] = {
+        # a text encoder that an adapter sits in, and the U-Net behind it in any case
+        "active": frozenset({"unet", *chosen.reaches}),
+        "write": partial(write_adapter, made, plan, AdapterMetadata(plan)),
+        "whole_model": False,
+        "tags": TAGS,
+        "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms),
+    }
+    rate = plan.rates.unet or plan.rates.text_encoder or 0.0
+    if isinstance(made, Network):
+        return Trained(parts=(Part("network", made, rate, groups=groups),), **shared)
+    made.start()
+    if plan.options.memory.gradient_checkpointing:
+        made.enable_gradient_checkpointing()
     return Trained(
-        parts=(Part("network", module, plan.rates.unet or plan.rates.text_encoder or 0.0, groups=groups),),
-        active=active_modules(network, chosen),
-        write=partial(write_adapter, network, plan, time.time()),
-        whole_model=False,
-        tags=TAGS,
-        step_ended=partial(measure, network, limit),
-        **more,
+        parts=(Part("network", made.module, rate, groups=groups),),
+        step_begins=made.on_step_start,
+        epoch_begins=made.on_epoch_start,
+        **shared,
     )
 
 
-def active_modules(network: AnyNetwork, chosen: AdapterPlan) -> frozenset[str]:
-    """The modules that gradients go through: a text encoder that an adapter sits in, and the U-Net behind it always."""
-    return frozenset({"unet", *chosen.reaches})
-
-
-def measure(network: AnyNetwork, limit: float | None) -> dict[str, float]:
+def measure(made: AnyNetwork, limit: float | None) -> dict[str, float]:
     """After a step: --scale_weight_norms, and what logs show of it."""
     if limit is None:
         return {}
-    report = network.scale_norms(limit)
+    report = made.scale_norms(limit)
     return {
         "max_norm/keys_scaled": float(report.scaled),
         "max_norm/max_key_norm": report.largest,
@@ -127,16 +135,12 @@ def measure(network: AnyNetwork, limit: float | None) -> dict[str, float]:
     }
 
 
-def write_adapter(network: AnyNetwork, plan: Plan, started: float, path: Path, step: int, epoch: int) -> None:
+def write_adapter(made: AnyNetwork, plan: Plan, facts: AdapterMetadata, path: Path, step: int, epoch: int) -> None:
     """Write the adapter as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
-    options = plan.options
     path.parent.mkdir(parents=True, exist_ok=True)
-    dtype: torch.dtype | None = None
-    if options.saving.save_precision:
-        dtype = torch_dtype(options.saving.save_precision)
-    finished = time.time() if step >= plan.duration.steps else None
+    precision = plan.options.saving.save_precision
     try:
-        network.write(path, dtype, adapter_metadata(plan, step=step, epoch=epoch, started=started, finished=finished))
+        made.write(path, torch_dtype(precision) if precision else None, facts.at(step, epoch))
     except AdapterError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
