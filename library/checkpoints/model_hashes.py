@@ -48,10 +48,13 @@ class ModelHashes:
         self._remembered = None if memory is None else memory / f"{name}.json"
         self._lock = threading.Lock()
         self._found: Hashes | None = None
-        self._done = False
+        self._begun = self._done = False
 
     def begin(self) -> None:
-        """Compute them in a thread beside other work; hashing leaves Python's lock free."""
+        """Compute them in a thread beside other work, once; hashing leaves Python's lock free."""
+        if self._begun:
+            return
+        self._begun = True
         threading.Thread(target=self.value, daemon=True).start()
 
     def value(self) -> Hashes | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from networks.network import Network
 from torch import nn
 
 from library.checkpoints.header import CheckpointError
@@ -20,6 +19,7 @@ from library.training.parts import Group, LossTags, Part, Trained
 from networks import files, network
 from networks.adapter import AdapterError
 from networks.foreign import ForeignNetwork, create_foreign, merge_foreign
+from networks.network import Network
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -101,13 +101,14 @@ def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
         Group(group.description or group.name, group.parameters, group.learning_rate)
         for group in made.groups({name: rate for name, rate in rates.items() if rate})
     )
+    facts = AdapterMetadata(plan)
     shared: dict[str, Any] = {
         # a text encoder that an adapter sits in, and the U-Net behind it in any case
         "active": frozenset({"unet", *chosen.reaches}),
-        "write": partial(write_adapter, made, plan, AdapterMetadata(plan)),
+        "write": partial(write_adapter, made, plan, facts),
         "whole_model": False,
         "tags": TAGS,
-        "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms),
+        "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms, facts),
     }
     rate = plan.rates.unet or plan.rates.text_encoder or 0.0
     if isinstance(made, Network):
@@ -123,8 +124,10 @@ def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
     )
 
 
-def measure(made: AnyNetwork, limit: float | None) -> dict[str, float]:
-    """After a step: --scale_weight_norms, and what logs show of it."""
+def measure(made: AnyNetwork, limit: float | None, facts: AdapterMetadata) -> dict[str, float]:
+    """After a step: --scale_weight_norms, and what logs show of it. The model's files are hashed beside the training,
+    but not before its first step, which users wait for."""
+    facts.begin_hashing()
     if limit is None:
         return {}
     report = made.scale_norms(limit)
@@ -140,7 +143,7 @@ def write_adapter(made: AnyNetwork, plan: Plan, facts: AdapterMetadata, path: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     precision = plan.options.saving.save_precision
     try:
-        made.write(path, torch_dtype(precision) if precision else None, facts.at(step, epoch))
+        made.write(path, torch_dtype(precision) if precision else None, facts.at(step))
     except AdapterError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
