@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def picture_reader(plan: AnyPlan) -> PictureReader:
-    """Reads the pictures of the plan."""
-    found = plan.pictures.scan
-    return PictureReader(found.records, plan.pictures.table.placements, found.subsets, found.datasets)
+    """Reads the pictures of the plan; those set aside for validation come last."""
+    pictures, found = plan.pictures, plan.pictures.scan
+    return PictureReader(pictures.all_records, pictures.all_placements, found.subsets, found.datasets)
 
 
 def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> cache.LatentStore | None:
@@ -60,7 +60,7 @@ def encode_latents(
         vae=f"{module_name(vae, without=('decoder.', 'post_quant_conv.'))} {plan.precision.vae}" if to_disk else "",
         suffix=family.latent.cache_suffix,
         to_disk=to_disk,
-        flip=[reader.settings(index).flip for index in range(len(reader.records))],
+        flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],
         source=reader.source,
         batch_size=options.vae_batch_size,
         cache_format="npz" if options.cache_format == "npz" else "safetensors",

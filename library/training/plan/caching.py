@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from library.data import captions
 from library.data.describe import cache_folder
@@ -23,9 +23,6 @@ from library.training.plan.plan import Plan, decide_seed, token_count
 from library.training.plan.resume import decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.plan.text import WIDTH, sections
-
-if TYPE_CHECKING:
-    from library.training.state import SavedState
 
 Kind = Literal["latents", "captions"]
 
@@ -83,14 +80,14 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     mistakes.extend(precision.mistakes)
     notes.extend(precision.notes)
     source = decide_source(options, mistakes, notes)
-    pictures = decide_pictures(options, token_count(options, source), mistakes)
+    seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
+    pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
     check_logs(replace(options.run, logging_dir=None), mistakes)
     if source is None or pictures is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or pictures are missing and no mistake says why")
-    resume = _state_with_seed(options, kind, pictures, mistakes)
+    _check_seed(options, kind, pictures, mistakes)
     mistakes.raise_if_any()
-    seed = decide_seed(options, resume)
     order = pictures.order(options.memory.gradient_accumulation_steps, seed)
     return CachePlan(
         kind=kind,
@@ -144,18 +141,19 @@ def _about_flags(parsed: Parsed) -> Iterator[str]:
         yield "--debug_dataset: train_db.py shows the page; here nothing is shown"
 
 
-def _state_with_seed(options: TrainOptions, kind: Kind, pictures: Pictures, mistakes: Mistakes) -> SavedState | None:
-    """The state that a training without --seed would take its seed from, where the seed decides what is cached."""
+def _check_seed(options: TrainOptions, kind: Kind, pictures: Pictures, mistakes: Mistakes) -> None:
+    """Where the seed decides what is cached, there must be one: --seed, or that of the state that a training without
+    it goes on from."""
     varied = any(captions.vary_with_seed(count.subset.captions) for count in pictures.subsets)
     if kind == "latents" or not varied or options.run.seed is not None:
-        return None
+        return
     if options.saving.resume is not None:
-        return decide_resume(options.saving.resume, mistakes)
+        decide_resume(options.saving.resume, mistakes)
+        return
     mistakes.add(
         "no --seed: captions vary by chance, and another seed trains with other ones",
         "give --seed here and to the training",
     )
-    return None
 
 
 def describe_caching(plan: CachePlan) -> str:

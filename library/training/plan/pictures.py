@@ -21,12 +21,13 @@ from library.runtime.garbage import garbage_left_alone
 @dataclass(frozen=True)
 class SubsetCount:
     """One subset in numbers. `samples`: pictures x repeats of an epoch, after the balancing of regularisation
-    pictures."""
+    pictures; `held_out` of the pictures are set aside for validation, and in no sample."""
 
     subset: SubsetSpec
     images: int
     own_captions: int
     samples: int
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,29 @@ class Captions:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The scanned data with its buckets; `table` places record by record."""
+    """The scanned data with its buckets; `table` places record by record, `held_out` those set aside for validation."""
 
     scan: Scan
     table: buckets.BucketTable
+    held_out: buckets.BucketTable
     subsets: tuple[SubsetCount, ...]
     captions: Captions
     notes: tuple[str, ...]  # of the dataset's description
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
-        """The pictures of the run."""
+        """The pictures that are trained on."""
         return self.scan.records
+
+    @property
+    def all_records(self) -> tuple[ImageRecord, ...]:
+        """Also those set aside, which come last: a number counts the same among both."""
+        return self.scan.records + self.scan.held_out
+
+    @property
+    def all_placements(self) -> tuple[buckets.Placement, ...]:
+        """Of all records."""
+        return self.table.placements + self.held_out.placements
 
     def order(self, accumulation: int, seed: int) -> EpochOrder:
         """The order of every epoch of the run."""
@@ -81,9 +93,10 @@ NOTHING_COUNTED = TokenCount(lambda caption: 0, lambda captions: [0] * len(capti
 
 
 @garbage_left_alone()
-def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes) -> Pictures | None:
-    """Describe, scan, place and count. `tokens` is the family's way (None: no family, nothing is counted). None when
-    something is so wrong that the rest has no meaning; the mistakes say what."""
+def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes, seed: int) -> Pictures | None:
+    """Describe, scan, place and count. `tokens` is the family's way (None: no family, nothing is counted); `seed` is
+    the run's, of which follows what is set aside for validation. None when something is so wrong that the rest has no
+    meaning; the mistakes say what."""
     data = options.dataset
     if not (data.train_data_dir or data.dataset_config or data.data_backend_config):
         return None  # the options' own rules say that one of them is required
@@ -94,18 +107,20 @@ def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: 
     if not described.datasets:
         return None
     index = cache_folder(data) / "index"
-    found = scan(described.datasets, index=index, progress=True)
+    found = scan(described.datasets, index=index, progress=True, seed=seed)
     mistakes.extend(found.mistakes)
     if not found.records:
         return None
     table = buckets.make_table(found.records, found.datasets)
-    mistakes.extend(table.mistakes)
-    if described.mistakes or found.mistakes or table.mistakes:
+    held_out = buckets.make_table(found.held_out, found.datasets)
+    wrong = (*table.mistakes, *held_out.mistakes)
+    mistakes.extend(wrong)
+    if described.mistakes or found.mistakes or wrong:
         return None
     notes = (*described.notes, *idle_face_crops(described.datasets))
     limit = options.model.max_token_length or 75
     counted = count_captions(found, tokens or NOTHING_COUNTED, limit, index)
-    return Pictures(found, table, count_subsets(found), counted, notes)
+    return Pictures(found, table, held_out, count_subsets(found), counted, notes)
 
 
 def refuse_variation(datasets: Sequence[DatasetSpec], options: TrainOptions, mistakes: Mistakes) -> None:
@@ -149,13 +164,16 @@ def _subsets(datasets: Sequence[DatasetSpec]) -> Iterator[tuple[DatasetSpec, Sub
 
 def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:
     """The subsets of a scan in numbers."""
-    images = Counter(record.subset for record in found.records)
-    own = Counter(record.subset for record in found.records if record.from_file)
+    both = found.records + found.held_out
+    images = Counter(record.subset for record in both)
+    own = Counter(record.subset for record in both if record.from_file)
+    held_out = Counter(record.subset for record in found.held_out)
     samples: Counter[int] = Counter()
     for record in found.records:
         samples[record.subset] += record.repeats
     return tuple(
-        SubsetCount(subset, images[index], own[index], samples[index]) for index, subset in enumerate(found.subsets)
+        SubsetCount(subset, images[index], own[index], samples[index], held_out[index])
+        for index, subset in enumerate(found.subsets)
     )
 
 
@@ -163,7 +181,8 @@ def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | No
     """Count the tokens of the longest text that each caption can become, equal ones once."""
     plain = {index for index, subset in enumerate(found.subsets) if _leaves_captions(subset.captions)}
     longest_of: dict[tuple[int, str], list[str]] = {}
-    for record in found.records:
+    records = found.records + found.held_out
+    for record in records:
         key = (record.subset, record.caption)
         if record.subset in plain:
             longest_of[key] = [record.caption]
@@ -175,7 +194,7 @@ def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | No
     counts = count_all(texts, tokens.counts, tokens.name, index)
     cut = [
         record.path
-        for record in found.records
+        for record in records
         if any(counts[text] > limit for text in longest_of[record.subset, record.caption])
     ]
     longest = max(counts, key=lambda text: (counts[text], text))

@@ -86,9 +86,10 @@ def decide(parsed: Parsed) -> Plan:
         mistakes.extend(decision.mistakes)
         notes.extend(decision.notes)
     source = decide_source(options, mistakes, notes)
-    pictures = decide_pictures(options, token_count(options, source), mistakes)
-    adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
     resume = decide_resume(options.saving.resume, mistakes)
+    seed = decide_seed(options, resume)
+    pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
+    adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
     check_places(options, mistakes)
     trackers = decide_trackers(options.run, mistakes)
     if source is None or pictures is None:
@@ -96,7 +97,6 @@ def decide(parsed: Parsed) -> Plan:
         raise AssertionError("a source or pictures are missing and no mistake says why")
 
     # what follows from several of them
-    seed = decide_seed(options, resume)
     order = pictures.order(options.memory.gradient_accumulation_steps, seed)
     duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
     schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
