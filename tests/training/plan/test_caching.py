@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def plan(world: World, kind: Kind, **chosen: object) -> CachePlan:
     chosen = {"data_cache_dir": world.root / "remembered", "output_dir": None, **chosen}
     words = world.arguments(Path("unused"), **chosen)
-    return decide_caching(parse(words, Program(OWN_FLAGS, UNNEEDED)), kind)
+    return decide_caching(parse(words, Program(flags=OWN_FLAGS, unneeded=UNNEEDED)), kind)
 
 
 def test_what_is_cached_is_what_the_training_will_ask_for(world: World, tmp_path: Path) -> None:
