@@ -1,0 +1,102 @@
+"""Another rank for a LoRA: a fixed one, or for each layer the one that its singular values ask for.
+
+The rules sv_ratio, sv_fro and sv_cumulative are those of sd-scripts, networks/resize_lora.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from networks.factors import Factors
+from networks.svd import Decomposition, decompose_product
+
+ZERO = 1e-6  # a layer whose largest singular value is not above this does nothing
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`rank` at most (`conv_rank` for convolutions larger than 1x1); with a `method` as few as reach its `target`."""
+
+    rank: int
+    conv_rank: int
+    method: str | None = None
+    target: float = 0.0
+
+    def limit(self, layer: Factors) -> int:
+        """The largest rank that the layer may have."""
+        return self.conv_rank if layer.is_kernel else self.rank
+
+
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """A layer with its new rank; `values` are its singular values, `kept` the share of ΔW's norm that is left."""
+
+    layer: Factors
+    values: Tensor
+    kept: float
+
+    @property
+    def kept_sum(self) -> float:
+        """The share of the sum of its singular values that is left."""
+        total = float(self.values.sum())
+        return float(self.values[: self.layer.rank].sum()) / total if total else 1.0
+
+    @property
+    def ratio(self) -> float:
+        """Its largest singular value over the smallest one that is left."""
+        last = float(self.values[min(self.layer.rank, len(self.values)) - 1])
+        return float(self.values[0]) / last if last else float("inf")
+
+
+def resize(layer: Factors, rule: Rule, device: torch.device | str = "cpu") -> Resized:
+    """The best approximation of a layer's ΔW under a rule. alpha / rank stays as it is.
+
+    A layer that has the rank already, or less, stays bit for bit: a higher one would add nothing.
+    """
+    found = decompose_product(*layer.to(device).matrices())
+    rank = choose_rank(found.values, rule.limit(layer), rule.method, rule.target)
+    if rank >= layer.rank:
+        return Resized(layer, found.values, 1.0)
+    return Resized(cut(layer, found, rank), found.values, found.kept(rank))
+
+
+def cut(layer: Factors, found: Decomposition, rank: int) -> Factors:
+    """A layer of the shapes and alpha / rank of `layer` that holds the first `rank` parts of a decomposition."""
+    up, down = found.factors(rank)
+    return layer.shaped(up.cpu(), down.cpu(), layer.scale * down.shape[0])
+
+
+def choose_rank(values: Tensor, limit: int, method: str | None = None, target: float = 0.0) -> int:
+    """The rank that a rule asks for, 1 to `limit`, from singular values (k,), the largest first.
+
+    sv_ratio: values above the largest / target. sv_cumulative: the fewest whose sum is `target` of the sum of all.
+    sv_fro: the fewest whose Frobenius norm is `target` of the norm of all.
+    """
+    if method is None:
+        return limit
+    if float(values[0]) <= ZERO:
+        return 1
+    if method == "sv_ratio":
+        rank = int((values > values[0] / target).sum())
+    elif method == "sv_cumulative":
+        rank = _reaching(values.double(), target)
+    elif method == "sv_fro":
+        rank = _reaching(values.double().square(), target**2)
+    else:
+        raise ValueError(method)
+    return max(1, min(rank, limit, len(values)))
+
+
+def _reaching(parts: Tensor, share: float) -> int:
+    sums = parts.cumsum(0)
+    # of what rounding leaves: the sum of all is the last one of the sums
+    return int(torch.searchsorted(sums, share * sums[-1])) + 1
+
+
+def resize_all(layers: Mapping[str, Factors], rule: Rule, device: torch.device | str = "cpu") -> dict[str, Resized]:
+    """Each layer of a file under one rule."""
+    return {name: resize(layer, rule, device) for name, layer in layers.items()}
