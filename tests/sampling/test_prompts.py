@@ -7,7 +7,7 @@ import json
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.prompts import PictureRequest, parse_line, read_prompts
+from library.sampling.prompts import PictureRequest, alike, parse_line, read_prompts
 
 
 def test_a_bare_line_has_the_published_defaults():
@@ -102,3 +102,38 @@ def test_a_wrong_file_is_named(tmp_path, name, content, words):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_prompts(tmp_path / "gone.txt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", -1, None),
+        ("seed", "42", 42),
+        ("width", 512.0, 512),
+        ("scale", "7", 7.0),
+        ("sample_sampler", "Euler_A", "euler_a"),
+    ],
+)
+def test_values_of_objects(tmp_path, key, value, expected):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"prompt": "a", key: value}]), encoding="utf-8")
+    field = {"sample_sampler": "sampler"}.get(key, key)
+    assert getattr(read_prompts(path)[0], field) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", "1e30"), *((key, value) for key in ("width", "seed", "scale") for value in ("Infinity", "NaN"))],
+)
+def test_numbers_that_do_not_fit_are_named(tmp_path, key, value):
+    path = tmp_path / "p.json"
+    path.write_text(f'[{{"prompt": "a", "{key}": {value}}}]', encoding="utf-8")
+    with pytest.raises(UserError, match=key):
+        read_prompts(path)
+
+
+def test_what_can_be_drawn_together():
+    a, b, c = PictureRequest("a"), PictureRequest("b", width=64), PictureRequest("c", seed=3)
+    assert alike([a, b, c, a]) == [[0, 2, 3], [1]]
+    assert alike([a, b, c, a], 2) == [[0, 2], [3], [1]]
+    assert alike([]) == []

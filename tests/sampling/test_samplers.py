@@ -1,0 +1,48 @@
+"""Samplers over a process that ends in noise alone."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from library.objective.process import ForwardProcess
+from library.sampling.samplers import SAMPLERS, make_scheduler
+
+# diffusers' and numpy's remarks about their own future
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+RESCALED = ("ddim", "euler", "euler_a", "dpmsolver", "dpmsolver++", "k_euler", "k_euler_a")
+
+
+AVAILABLE = [name for name, each in SAMPLERS.items() if each.package is None or importlib.util.find_spec(each.package)]
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_sampling_begins_at_the_last_timestep(name: str) -> None:
+    scheduler = make_scheduler(name, "v", zero_terminal_snr=True)
+    scheduler.set_timesteps(4)
+    assert round(float(scheduler.timesteps[0])) == 999
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        output = scheduler.scale_model_input(latents, timestep) * 0.1
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+    assert latents.isfinite().all()
+
+
+@pytest.mark.parametrize("name", RESCALED)
+def test_the_process_is_the_rescaled_one(name: str) -> None:
+    """Lin et al. 2023 (arXiv 2305.08891), algorithm 1: sqrt(abar) shifted to end at 0, scaled to begin where it did."""
+    root = np.sqrt(np.array(ForwardProcess.scaled_linear().alphas_cumprod))
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    table = make_scheduler(name, "v", zero_terminal_snr=True).alphas_cumprod.numpy()
+    assert np.allclose(table, expected, rtol=2e-4, atol=1e-7) and table[-1] < 1e-7
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_without_it_and_for_predicted_noise_the_process_is_the_published_one(name: str) -> None:
+    expected = np.array(ForwardProcess.scaled_linear().alphas_cumprod)
+    for scheduler in (make_scheduler(name, "v"), make_scheduler(name, "epsilon", zero_terminal_snr=True)):
+        assert np.allclose(scheduler.alphas_cumprod.numpy(), expected, rtol=2e-4)
