@@ -123,6 +123,8 @@ def read_settings(
     for name, value in (("--network_dim", dim), ("--network_alpha", alpha)):
         if value is not None and value < 0:
             mistakes.append((f"{name} {value:g} is negative", "Give 1 or more."))
+    if dropout and "dropout" in kind.without:
+        mistakes.append((f"--network_dropout {dropout:g} has no meaning for {kind.file}", "Take it out."))
     rank = dim if dim is not None and dim > 0 else DEFAULT_DIM
     lists = _lists(values, blocks, mistakes)
     general = {
