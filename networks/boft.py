@@ -20,18 +20,18 @@ class Boft(nn.Module):
     alpha: Tensor
     factors: nn.Parameter | None  # `rescale` in files
 
-    def __init__(self, blocks: Tensor, alpha: Tensor, rescale: Tensor | None) -> None:
+    def __init__(self, blocks: Tensor, alpha: float, rescale: Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("alpha", alpha)
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.oft_blocks = nn.Parameter(blocks)
         self.register_parameter("factors", None if rescale is None else nn.Parameter(rescale))
-        self.limit = float(alpha) * blocks.shape[1] * blocks.shape[2]
+        self.limit = alpha * blocks.shape[1] * blocks.shape[2]
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = R W - W, of the shape and dtype of `weight`."""
         dtype = weight.dtype if weight.dtype is torch.float64 else torch.float32  # no solver takes halves
         base = turned = weight.to(dtype)
-        blocks = self.oft_blocks.to(dtype)
+        blocks = self.oft_blocks.to(base)
         skew = blocks - blocks.mT
         if self.limit:
             skew = skew * (self.limit / torch.linalg.vector_norm(skew).clamp(min=self.limit))
@@ -39,7 +39,7 @@ class Boft(nn.Module):
         for stage, rotations in enumerate(torch.linalg.solve(one - skew, one + skew)):
             turned = _stage(turned, rotations, 2**stage * blocks.shape[-1] // 2)
         if self.factors is not None:
-            turned = turned * self.factors.to(dtype)
+            turned = turned * self.factors.to(base)
         return (turned - base).to(weight.dtype)
 
     def file_tensors(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ learns. Files are those of a LoRA; each rank that is a multiple of `unit` can be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,18 +73,31 @@ class DyLora(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, layer: Layer, down: Tensor, up: Tensor, alpha: Tensor, unit: int, dropout: float = 0.0) -> None:
+    def __init__(self, layer: Layer, down: Tensor, up: Tensor, alpha: float, unit: int) -> None:
         super().__init__()
-        self.register_buffer("alpha", alpha)
+        if down.shape[0] % unit:
+            what = f"unit={unit} does not divide {down.shape[0]}, the rank of {layer.name}"
+            raise AdapterError(what, "Choose a divisor of every rank.")
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.lora_down = Ranks(down, unit, 0)
         self.lora_up = Ranks(up, unit, 1)
         self.layer = layer
-        self.dim, self.unit, self.dropout = down.shape[0], unit, dropout
-        self.scale = reading.scale(alpha, self.dim)
+        self.dim, self.unit, self.dropout = down.shape[0], unit, 0.0
+        self.scale = reading.scale(self.alpha, self.dim)
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self.scale = reading.scale(self.alpha, self.dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DyLora:
+        alpha = self.alpha
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        return self
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW of all ranks, alpha / dim · up · down, of the shape and dtype of `weight`."""
-        down, up = self.lora_down().to(weight.dtype), self.lora_up().to(weight.dtype)
+        down, up = self.lora_down().to(weight), self.lora_up().to(weight)
         return torch.mm(up.flatten(1) * self.scale, down.flatten(1)).reshape(weight.shape)
 
     def norm(self) -> Tensor:
@@ -118,17 +131,18 @@ class DyLora(nn.Module):
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> DyLora:
     """A new DyLoRA; up starts at 0. AdapterError if `unit` does not divide the rank."""
-    dim, unit = settings.dim, int(settings.own.get("unit", 1))
-    if dim % unit:
-        raise AdapterError(f"unit={unit} does not divide {dim}, the rank of {layer.name}", "Choose a divisor of it.")
+    dim = settings.dim
     down = torch.empty(dim, *layer.shape[1:])
     nn.init.kaiming_uniform_(down, a=math.sqrt(5))
     up = torch.zeros(layer.shape[0], dim, *(1 for _ in layer.shape[2:]))
-    return DyLora(layer, down, up, torch.tensor(settings.alpha), unit, settings.dropout)
+    adapter = DyLora(layer, down, up, settings.alpha, int(settings.own.get("unit", 1)))
+    adapter.dropout = settings.dropout
+    return adapter
 
 
 def load(layer: Layer, tensors: dict[str, Tensor], unit: int = 1) -> DyLora:
-    """The LoRA of a file as a DyLoRA. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    """The LoRA of a file as a DyLoRA. AdapterError for missing tensors, for shapes that do not fit the layer, and for a
+    rank that `unit` does not divide."""
     down, up = reading.take(layer, tensors, "lora_down.weight", "lora_up.weight")
     dim = down.shape[0]
     reading.want(layer, "lora_down.weight", down, (dim, *layer.shape[1:]))

@@ -21,7 +21,7 @@ class Full(nn.Module):
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW, in the dtype of `weight`."""
-        return self.diff.to(weight.dtype).reshape(weight.shape)
+        return self.diff.to(weight).reshape(weight.shape)
 
     def delta_bias(self) -> Tensor | None:
         """What is added to the bias at multiplier 1, (out,), or None."""

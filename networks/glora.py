@@ -28,16 +28,16 @@ class GLora(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, factors: dict[str, Tensor], alpha: Tensor) -> None:
+    def __init__(self, factors: dict[str, Tensor], alpha: float) -> None:
         super().__init__()
-        self.register_buffer("alpha", alpha)
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         for name, factor in factors.items():
             self.add_module(name, Factor(factor))
         self.scale = reading.scale(alpha, factors["a2"].shape[0])
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = alpha / dim · (W a1 a2 + b1 b2), of the shape and dtype of `weight`."""
-        a1, a2, b1, b2 = (self.get_parameter(f"{name}.weight").to(weight.dtype).flatten(1) for name in _NAMES)
+        a1, a2, b1, b2 = (self.get_parameter(f"{name}.weight").to(weight).flatten(1) for name in _NAMES)
         turned = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
         return (turned + (b1 @ b2).reshape(weight.shape)) * self.scale
 

@@ -6,6 +6,8 @@ In files (LyCORIS): `weight`, of which 1 is taken off, so that 0 changes nothing
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +31,13 @@ class Ia3(nn.Module):
         self.register_buffer("on_input", on_input)
         self.scales_input = bool(on_input)
 
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self.scales_input = bool(self.on_input)
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = W · w over the input's or the output's channels, of the shape and dtype of `weight`."""
-        factors = self.weight.to(weight.dtype).flatten()
+        factors = self.weight.to(weight).flatten()
         shape = (1, -1) if self.scales_input else (-1, 1)
         return weight * factors.reshape(*shape, *(1 for _ in weight.shape[2:]))
 

@@ -44,31 +44,46 @@ class LoHa(nn.Module):
 
     alpha: Tensor
     hada_w1_a: nn.Parameter
-    bypass: Callable[[Tensor], Tensor]  # only with rank dropout: without, W + ΔW is cheaper
 
-    def __init__(self, layer: Layer, tensors: dict[str, Tensor], alpha: Tensor) -> None:
+    def __init__(self, layer: Layer, tensors: dict[str, Tensor], alpha: float) -> None:
         super().__init__()
-        self.register_buffer("alpha", alpha)
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor))
         self.dim = tensors["hada_w1_b"].shape[0]
-        self.scale = reading.scale(alpha, self.dim)
+        self.scale = reading.scale(self.alpha, self.dim)
         self.layer, self.rank_dropout = layer, 0.0
         self._names = (*_FACTORS, *_CORES) if _CORES[0] in tensors else _FACTORS
 
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self.scale = reading.scale(self.alpha, self.dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoHa:
+        alpha = self.alpha
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        return self
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = alpha / dim · (w1_a w1_b) ∘ (w2_a w2_b), of the shape and dtype of `weight`."""
-        a1, b1, a2, b2 = (self.get_parameter(name).to(weight.dtype) for name in _FACTORS)
+        a1, b1, a2, b2 = (self.get_parameter(name).to(weight) for name in _FACTORS)
         a1 = a1 * self.scale
         if len(self._names) == len(_FACTORS):
             product: Tensor = _Product.apply(a1, b1, a2, b2)  # type: ignore[no-untyped-call]
             return product.reshape(weight.shape)
-        t1, t2 = (self.get_parameter(name).to(weight.dtype) for name in _CORES)
+        t1, t2 = (self.get_parameter(name).to(weight) for name in _CORES)
         return _tucker(t1, a1, b1) * _tucker(t2, a2, b2)
 
-    def thinned(self, x: Tensor) -> Tensor:
-        """ΔW's part of the layer's output for x; in training with some of the outputs dropped, the same ones for all
-        samples: kohya's rank dropout of this kind."""
+    @property
+    def bypass(self) -> Callable[[Tensor], Tensor]:
+        """ΔW's part of the layer's output for x, in training with some of the outputs dropped, the same ones for all
+        samples: kohya's rank dropout of this kind. Not there without one: W + ΔW is cheaper then."""
+        if not self.rank_dropout:
+            raise AttributeError("bypass")
+        return self._thinned
+
+    def _thinned(self, x: Tensor) -> Tensor:
         if x.dtype != self.hada_w1_a.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.hada_w1_a.dtype)
         layer = self.layer
@@ -104,9 +119,8 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoHa:
     tensors["hada_w1_b"].normal_()
     tensors["hada_w2_a"].zero_()
     tensors["hada_w2_b"].normal_()
-    adapter = LoHa(layer, tensors, torch.tensor(settings.alpha))
-    if settings.rank_dropout:
-        adapter.rank_dropout, adapter.bypass = settings.rank_dropout, adapter.thinned
+    adapter = LoHa(layer, tensors, settings.alpha)
+    adapter.rank_dropout = settings.rank_dropout
     return adapter
 
 

@@ -9,6 +9,8 @@ convolutions: `lokr_t2` (dim, dim, kh, kw), and then w2_a is (dim, b) and w2_b (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +38,33 @@ class LoKr(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, layer: Layer, tensors: dict[str, Tensor], alpha: Tensor) -> None:
+    def __init__(self, layer: Layer, tensors: dict[str, Tensor], alpha: float) -> None:
         super().__init__()
-        self.register_buffer("alpha", alpha)
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.layer = layer
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor))
         self._names = frozenset(tensors)
         self.rank_dropout = 0.0
-        dim = _dim(tensors)
-        self.scale = reading.scale(alpha, dim) if dim else 1.0
+        self.dim = _dim(tensors)
+        self._set_scale()
+
+    def _set_scale(self) -> None:
+        self.scale = reading.scale(self.alpha, self.dim) if self.dim else 1.0
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self._set_scale()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoKr:
+        alpha = self.alpha
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        return self
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = alpha / dim · w1 ⊗ w2, of the shape and dtype of `weight`. The factor is 1 where w1 and w2 are whole."""
-        first = self._first(weight.dtype) * self.scale
-        second = self._second(weight.dtype)
+        first, second = self._first(weight) * self.scale, self._second(weight)
         return torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second)
 
     def norm(self) -> Tensor:
@@ -107,27 +121,27 @@ class LoKr(nn.Module):
     def _low_rank(self) -> bool:
         return "lokr_w2" not in self._names and "lokr_t2" not in self._names
 
-    def _get(self, name: str, dtype: torch.dtype | None) -> Tensor:
+    def _get(self, name: str, like: Tensor | None) -> Tensor:
         tensor = self.get_parameter(name)
-        return tensor if dtype is None else tensor.to(dtype)
+        return tensor if like is None else tensor.to(like)
 
-    def _pair(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        return self._get("lokr_w2_a", dtype), self._get("lokr_w2_b", dtype)
+    def _pair(self, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._get("lokr_w2_a", like), self._get("lokr_w2_b", like)
 
-    def _first(self, dtype: torch.dtype | None = None) -> Tensor:
+    def _first(self, like: Tensor | None = None) -> Tensor:
         """w1, (a, c)."""
         if "lokr_w1" in self._names:
-            return self._get("lokr_w1", dtype)
-        return self._get("lokr_w1_a", dtype) @ self._get("lokr_w1_b", dtype)
+            return self._get("lokr_w1", like)
+        return self._get("lokr_w1_a", like) @ self._get("lokr_w1_b", like)
 
-    def _second(self, dtype: torch.dtype | None = None) -> Tensor:
+    def _second(self, like: Tensor | None = None) -> Tensor:
         """w2, (b, d), and of a convolution (b, d, kh, kw)."""
         if "lokr_w2" in self._names:
-            second = self._get("lokr_w2", dtype)
+            second = self._get("lokr_w2", like)
         elif "lokr_t2" in self._names:
-            second = torch.einsum("ijhw,ip,jr->prhw", self._get("lokr_t2", dtype), *self._pair(dtype))
+            second = torch.einsum("ijhw,ip,jr->prhw", self._get("lokr_t2", like), *self._pair(like))
         else:
-            a, b = self._pair(dtype)
+            a, b = self._pair(like)
             second = a @ b
         if self.layer.is_conv:
             second = second.reshape(second.shape[0], -1, *self.layer.kernel)
@@ -161,7 +175,7 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoKr:
     # Where nothing is of low rank, alpha has no meaning and dim no limit ("as large as can be" is asked for by 100000,
     # which in half precision would be infinite).
     alpha = settings.alpha if _dim(tensors) else float(min(dim, max(layer.shape)))
-    adapter = LoKr(layer, tensors, torch.tensor(alpha))
+    adapter = LoKr(layer, tensors, alpha)
     adapter.rank_dropout = settings.rank_dropout
     return adapter
 

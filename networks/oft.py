@@ -9,6 +9,8 @@ and `alpha`, the constraint: ‖Q‖ over all blocks is held to alpha · out. Ly
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +28,34 @@ class Oft(nn.Module):
     alpha: Tensor
     factors: nn.Parameter | None  # `rescale` in files
 
-    def __init__(self, blocks: Tensor, alpha: Tensor, rescale: Tensor | None = None) -> None:
+    def __init__(self, blocks: Tensor, alpha: float, rescale: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("alpha", alpha)
+        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.oft_blocks = nn.Parameter(blocks)
         self.register_parameter("factors", None if rescale is None else nn.Parameter(rescale))
-        self.limit = float(alpha) * blocks.shape[0] * blocks.shape[1]
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        self.limit = float(self.alpha) * self.oft_blocks.shape[0] * self.oft_blocks.shape[1]
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self._set_limit()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Oft:
+        alpha = self.alpha
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        return self
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = (R - I) W, of the shape and dtype of `weight`."""
         dtype = weight.dtype if weight.dtype is torch.float64 else torch.float32  # no solver takes halves
         base = weight.to(dtype)
         blocks = base.reshape(*self.oft_blocks.shape[:2], *base.shape[1:])
-        delta = torch.einsum("knm,km...->kn...", self._turn(dtype), blocks).reshape(base.shape)
+        delta = torch.einsum("knm,km...->kn...", self._turn(base), blocks).reshape(base.shape)
         if self.factors is not None:
-            factors = self.factors.to(dtype)
+            factors = self.factors.to(base)
             delta = factors * delta + (factors - 1) * base
         return delta.to(weight.dtype)
 
@@ -48,14 +63,14 @@ class Oft(nn.Module):
         """What a file holds."""
         return {"rescale" if key == "factors" else key: value for key, value in self.state_dict().items()}
 
-    def _turn(self, dtype: torch.dtype) -> Tensor:
+    def _turn(self, like: Tensor) -> Tensor:
         """R - I of every block. With R = (I + Q)⁻¹ (I - Q), kohya's and LyCORIS' transform as it acts on W, this is
         -2 (I + Q)⁻¹ Q: one solve, and nothing is rounded off against I while Q is small."""
-        blocks = self.oft_blocks.to(dtype)
+        blocks = self.oft_blocks.to(like)
         skew = blocks - blocks.mT
         if self.limit:
             skew = skew * (self.limit / torch.linalg.vector_norm(skew).clamp(min=self.limit))
-        one = torch.eye(blocks.shape[-1], dtype=dtype, device=blocks.device)
+        one = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
         turn: Tensor = torch.linalg.solve(one + skew, -2 * skew)
         return turn
 
@@ -74,7 +89,7 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
     if left or not size:
         remedy = f"Choose a --network_dim (OFT's number of blocks) that divides {layer.shape[0]}, such as 4 or 8."
         raise AdapterError(f"{layer.name}: {layer.shape[0]} outputs cannot be cut into {settings.dim} blocks", remedy)
-    return Oft(torch.zeros(settings.dim, size, size), torch.tensor(settings.alpha))
+    return Oft(torch.zeros(settings.dim, size, size), settings.alpha)
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Oft | boft.Boft:

@@ -26,15 +26,13 @@ def take(layer: Layer, tensors: dict[str, Tensor], *names: str, axes: int = 2) -
     return tuple(tensors.pop(name) for name in names)
 
 
-def take_alpha(tensors: dict[str, Tensor], dim: int) -> Tensor:
-    """The alpha of a layer as the file has it (0-dimensional), or `dim` where it has none: no scaling then."""
-    import torch
-
+def take_alpha(tensors: dict[str, Tensor], dim: int) -> float:
+    """The alpha of a layer, or `dim` where the file has none: no scaling then."""
     alpha = tensors.pop("alpha", None)
-    return torch.tensor(float(dim)) if alpha is None else alpha.reshape(())
+    return float(dim) if alpha is None else float(alpha)
 
 
-def scale(alpha: Tensor, dim: int) -> float:
+def scale(alpha: Tensor | float, dim: int) -> float:
     """alpha / dim; an alpha of 0 means no scaling, as in kohya-style files."""
     return float(alpha) / dim or 1.0
 
