@@ -59,12 +59,18 @@ def _data(pictures: Pictures) -> Iterator[str]:
 
 def _subset(counted: SubsetCount) -> str:
     subset = counted.subset
-    kind = "regularisation" if subset.is_reg else "training"
+    kind = "regularisation" if subset.is_reg else "training" if counted.samples else "validation"
     return f"{subset.image_dir or subset.metadata_file}: {_count(counted)}, {kind}{_source(counted)}"
 
 
 def _count(counted: SubsetCount) -> str:
     pictures, repeats = _number(counted.images, "picture"), counted.subset.repeats
+    if counted.held_out and counted.held_out == counted.images:
+        return f"{pictures}, all of them set aside"
+    if counted.held_out:
+        trained = counted.images - counted.held_out
+        pictures += f", {counted.held_out} of them set aside for validation, {trained}"
+        return f"{pictures} x {repeats} = {_number(counted.samples, 'sample')}"
     if counted.samples != counted.images * repeats:  # balanced: not all have the repeats of their folder
         return f"{pictures}, {counted.samples} samples after balancing"
     return f"{pictures} x {repeats} = {_number(counted.samples, 'sample')}"
