@@ -30,6 +30,7 @@ from library.checkpoints.files import read_header
 from library.families.family import Model
 from library.families.registry import load_model, save_model
 from library.objective.objective import Objective
+from library.objective.weighting import Weighting
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -107,7 +108,8 @@ class Pretraining:
         self.average = copy.deepcopy(self.trained).requires_grad_(False).eval()
         self.optimizers = Optimizers(self.trained, muon_rate=0.01, adam_rate=2e-3, steps=steps)
         process = model.family.process
-        self.objective: Objective[Tensor] = Objective(process, "epsilon", 0, process.timesteps, min_snr_gamma=5.0)
+        weighting = Weighting("min_snr", 5.0)
+        self.objective: Objective[Tensor] = Objective(process, "epsilon", 0, process.timesteps, weighting=weighting)
 
     def step(self, pictures: Pictures) -> float:
         """One optimiser step on a batch that the seed and the step's number decide; its loss."""

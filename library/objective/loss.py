@@ -3,31 +3,39 @@
 For the samples i of one optimiser step (all micro-batches together), with c_i the sample's own weight
 (prior_loss_weight of a regularisation image) and w the weight by timestep:
 
-    l_i = mean over channels, height, width of (output_i - target_i)^2, by place as masking.py says
+    l_i = mean over channels, height, width of rho(output_i - target_i), by place as masking.py says
     L   = (1/Z) * sum_i c_i * w(t_i) * l_i
 
-Z is the number of samples of the step, not the sum of their weights: else lowering one sample's weight would raise
-everybody else's.
+rho is the square or another error of huber.py. Z is the number of samples of the step, not the sum of their weights:
+else lowering one sample's weight would raise everybody else's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from library.objective.masking import AS_THEY_ARE, MaskSettings, gain, place_weights
 
 
 def per_sample_loss(
-    output: Tensor, target: Tensor, mask: Tensor | None = None, settings: MaskSettings = AS_THEY_ARE
+    output: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    settings: MaskSettings = AS_THEY_ARE,
+    rho: Callable[[Tensor], Tensor] = torch.square,
 ) -> Tensor:
-    """l_i: the mean squared error over all dimensions but the first, (B, ...) -> (B,), always in float32.
+    """l_i: the mean error over all dimensions but the first, (B, ...) -> (B,), always in float32.
 
-    A `mask` (B, 1, h, w) in [0, 1], on the device of the output, weighs the errors before the mean is taken.
+    `rho` makes errors of differences (B, ...). A `mask` (B, 1, h, w) in [0, 1], on the device of the output, weighs
+    the errors before the mean is taken.
     Raises ValueError for different shapes, which would else be broadcast.
     """
     if output.shape != target.shape:
         raise ValueError(f"the output has the shape {tuple(output.shape)}, its target {tuple(target.shape)}")
-    errors = (output.float() - target.float()).square()
+    errors = rho(output.float() - target.float())
     if mask is None:
         return errors.flatten(1).mean(1)
     if mask.shape != (len(output), 1, *output.shape[2:]):

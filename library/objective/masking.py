@@ -3,7 +3,7 @@
 With m the mask of a sample at the size of its latents, from 0 (does not count) to 1 (counts fully):
 
     m      = clamp(mask or 1 - mask, floor, 1)
-    l_i    = g_i * mean over channels, height, width of m * (output - target)^2
+    l_i    = g_i * mean over channels, height, width of m * rho(output - target)
     g_i    = 1, or normalised by sample: min(1 / max(mean(m), 1e-3), 4)
 
 The gain of a sample never depends on the others of its batch. Its cap keeps a sample with a tiny mask from outweighing

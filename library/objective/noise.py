@@ -1,30 +1,112 @@
 """The noise that is added to a sample, and its shaping.
 
-Each sample draws from its own generator on the CPU, so its noise does not depend on the device, on the number of
+Each sample draws from its own generators on the CPU, so its noise does not depend on the device, on the number of
 processes, or on which samples share its batch.
+
+With n white noise, x0 the (scaled) latents, u uniform in [0, 1) and z, xi standard normal:
+
+    offset        n' = n + o z, z one number for each channel; o = max(0, [u] offset + adaptive |mean of x0|), the
+                  mean of each channel (Cross Labs, "Diffusion with offset noise"; kohya's adaptive scale). n' is also
+                  what the network has to answer; its variance is 1 + o^2.
+    pyramid       as pyramid.py says. An offset comes on top; with "batch" it is in what is scaled, as in sd-scripts.
+    perturbation  x_t = a x0 + s (n' + [u] gamma xi), while the answer stays n'   (arXiv 2301.11706).
+
+[u] stands where a random strength is asked for: one for each sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from library.objective.pyramid import Pyramid
+from library.objective.streams import Purpose, Streams
 
-def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], offset: float = 0.0) -> Tensor:
-    """Standard normal noise of one sample's `shape` (C, ...) for each generator: (B, C, ...) float32, CPU.
+if TYPE_CHECKING:
+    from library.options.objective import ObjectiveOptions
 
-    With `offset` each channel of each sample is shifted by offset * z, z ~ N(0, 1)   (Cross Labs, "Diffusion with
-    offset noise"): the variance of a channel's mean grows by offset**2. The noise itself is drawn first, so a sample
-    keeps it when the offset is switched on.
+
+@dataclass(frozen=True)
+class NoiseShaping:
+    """How noise is shaped. The defaults leave it white; 0 and None switch a part off.
+
+    The adaptive scale and both random strengths count only where there is something that they change.
     """
-    return torch.stack([_sample_noise(shape, generator, offset) for generator in generators])
+
+    offset: float = 0.0
+    offset_random_strength: bool = False
+    adaptive_scale: float = 0.0
+    pyramid: Pyramid | None = None
+    perturbation: float = 0.0
+    perturbation_random_strength: bool = False
+
+    @classmethod
+    def of(cls, options: ObjectiveOptions) -> NoiseShaping:
+        """The shaping that the options ask for."""
+        return cls(
+            offset=options.noise_offset or 0.0,
+            offset_random_strength=options.noise_offset_random_strength,
+            adaptive_scale=options.adaptive_noise_scale or 0.0,
+            pyramid=Pyramid.of(options),
+            perturbation=options.ip_noise_gamma or 0.0,
+            perturbation_random_strength=options.ip_noise_gamma_random_strength,
+        )
+
+    @property
+    def needs_streams(self) -> bool:
+        """Whether anything but white noise and shifts is drawn."""
+        varied = bool(self.offset) and self.offset_random_strength
+        return varied or self.pyramid is not None or bool(self.perturbation)
+
+    def shape(self, white: Tensor, shifts: Tensor, streams: Streams, latents: Tensor | None = None) -> Tensor:
+        """n' (B, C, h, w) float32, CPU, of `white` noise of that shape and, for an offset, `shifts` z (B, C, 1, 1).
+
+        `latents` (B, C, h, w), scaled, on any device, are needed for an adaptive scale: ValueError without them.
+        """
+        noise = white
+        if self.pyramid is not None and self.pyramid.scaling == "sample":
+            noise = self.pyramid.add(noise, streams.of("pyramid noise"))
+        if self.offset:
+            noise = noise + self._offsets(streams, latents) * shifts
+        if self.pyramid is not None and self.pyramid.scaling == "batch":
+            noise = self.pyramid.add(noise, streams.of("pyramid noise"))
+        return noise
+
+    def perturb(self, shape: Sequence[int], streams: Streams) -> Tensor | None:
+        """[u] gamma xi of one sample's `shape` (C, ...) for each: (B, C, ...) float32, CPU. None where it is off."""
+        if not self.perturbation:
+            return None
+        more = torch.stack([torch.randn(tuple(shape), generator=one) for one in streams.of("input noise")])
+        if self.perturbation_random_strength:
+            return more * (_uniform(streams, "input noise strength", more.dim()) * self.perturbation)
+        return more * self.perturbation
+
+    def _offsets(self, streams: Streams, latents: Tensor | None) -> Tensor | float:
+        """o: a number, or float32 that (B, C, 1, 1) can be multiplied by."""
+        offset: Tensor | float = self.offset
+        if self.offset_random_strength:
+            offset = _uniform(streams, "noise offset strength", 4) * self.offset
+        if not self.adaptive_scale:
+            return offset
+        if latents is None:
+            raise ValueError("an adaptive noise scale needs the latents")
+        means = latents.float().mean(dim=(2, 3), keepdim=True).abs().cpu()
+        return (means * self.adaptive_scale + offset).clamp(min=0.0)
 
 
-def _sample_noise(shape: Sequence[int], generator: torch.Generator, offset: float) -> Tensor:
-    noise = torch.randn(tuple(shape), generator=generator)
-    if offset:
-        per_channel = (shape[0],) + (1,) * (len(shape) - 1)
-        noise = noise + offset * torch.randn(per_channel, generator=generator)
-    return noise
+WHITE = NoiseShaping()
+
+
+def draw_white(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal noise of one sample's `shape` for each generator: (B, ...) float32, CPU."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+
+
+def _uniform(streams: Streams, purpose: Purpose, dimensions: int) -> Tensor:
+    """u of each sample: (B, 1, ...) float32 with so many dimensions."""
+    values = torch.stack([torch.rand((), generator=generator) for generator in streams.of(purpose)])
+    return values.view(-1, *(1,) * (dimensions - 1))

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from library.objective.huber import SQUARED, ElementLoss
 from library.objective.loss import per_sample_loss
 from library.objective.masking import AS_THEY_ARE, MaskSettings
-from library.objective.noise import draw_noise
-from library.objective.process import ForwardProcess, Prediction
-from library.objective.timesteps import draw_timesteps
-from library.objective.weighting import min_snr_weight
+from library.objective.noise import WHITE, NoiseShaping, draw_white
+from library.objective.process import ForwardProcess, Prediction, process_of
+from library.objective.streams import Streams
+from library.objective.timesteps import TimestepBias, draw_timesteps
+from library.objective.weighting import UNWEIGHTED, Weighting
 
 if TYPE_CHECKING:
     from library.options.objective import ObjectiveOptions
@@ -26,27 +28,39 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides for a batch: `timesteps` (B,) int64 and `noise` (B,C,h,w) float32, both on the CPU."""
+    """What chance decides for a batch, all on the CPU: `timesteps` (B,) int64 and `noise` (B,C,h,w) float32.
+
+    `perturbation`, if there is one, is of the shape of the noise and added to it in the network's input only.
+    """
 
     timesteps: Tensor
     noise: Tensor
+    perturbation: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Objective(Generic[Conditioning]):
     """Denoising at random timesteps, for a forward process and a kind of prediction.
 
-    `low` and `high` bound the timesteps, [low, high). `noise_offset` 0 and `min_snr_gamma` None switch these off;
-    `mask` says how masks are read, where samples have any.
+    `low` and `high` bound the timesteps, [low, high); `bias` draws some of them more often. `noise` shapes the noise,
+    `element` is the error of each value, `weighting` the weight by timestep; `mask` says how masks are read, where
+    samples have any. Raises ValueError where the process ends in noise alone and the network predicts the noise:
+    the last timestep would tell it nothing.
     """
 
     process: ForwardProcess
     prediction: Prediction
     low: int
     high: int
-    noise_offset: float = 0.0
-    min_snr_gamma: float | None = None
+    bias: TimestepBias | None = None
+    noise: NoiseShaping = WHITE
+    element: ElementLoss = SQUARED
+    weighting: Weighting = UNWEIGHTED
     mask: MaskSettings = AS_THEY_ARE
+
+    def __post_init__(self) -> None:
+        if self.prediction == "epsilon" and self.process.alphas_cumprod[-1] == 0.0:
+            raise ValueError("a process with a zero terminal SNR needs a network that predicts v")
 
     @classmethod
     def of(
@@ -56,28 +70,48 @@ class Objective(Generic[Conditioning]):
         prediction: Prediction,
         mask: MaskSettings = AS_THEY_ARE,
     ) -> Objective[Conditioning]:
-        """The objective that the options ask for, over all timesteps of the process."""
+        """The objective that the options ask for; `process` is the family's, as it is without options.
+
+        Raises ValueError for options that checks.py or the rules between flags refuse.
+        """
+        low = options.min_timestep or 0
+        high = options.max_timestep or process.timesteps
         return cls(
-            process=process,
+            process=process_of(options, process),
             prediction=prediction,
-            low=0,
-            high=process.timesteps,
-            noise_offset=options.noise_offset or 0.0,
-            min_snr_gamma=options.min_snr_gamma or None,
+            low=low,
+            high=high,
+            bias=TimestepBias.of(options, low, high),
+            noise=NoiseShaping.of(options),
+            element=ElementLoss.of(options),
+            weighting=Weighting.of(options),
             mask=mask,
         )
 
-    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Draws:
+    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator], latents: Tensor | None = None) -> Draws:
         """Timestep and noise for latents of `shape` (B,C,h,w), each sample from its own CPU generator.
 
         Make a fresh generator for each sample, keyed by the seed and the sample's global index. From it are drawn,
-        in this order: timestep, noise, offset; what comes later never changes what came before. Raises
-        ValueError when the number of generators is not B.
+        in this order: a uniform timestep, white noise, a shift of each channel, and a seed, of which every option that
+        needs more has a stream of its own. The shift is drawn for an offset or before a seed, the seed only where it
+        is needed. So no option changes the draws of another. `latents` (scaled, on any device) are needed by an
+        adaptive noise scale only.
+
+        Raises ValueError when the number of generators is not B, and without latents where they are needed.
         """
         if len(generators) != shape[0]:
             raise ValueError(f"{shape[0]} samples need as many generators, not {len(generators)}")
         timesteps = draw_timesteps(generators, self.low, self.high)
-        return Draws(timesteps, draw_noise(shape[1:], generators, self.noise_offset))
+        white = draw_white(shape[1:], generators)
+        needs_streams = self.bias is not None or self.noise.needs_streams
+        shifts = torch.zeros(())
+        if self.noise.offset or needs_streams:
+            shifts = draw_white((shape[1], *(1,) * (len(shape) - 2)), generators)
+        streams = Streams.drawn_from(generators) if needs_streams else Streams(())
+        if self.bias is not None:
+            timesteps = self.bias.draw(streams.of("timestep bias"), self.low, self.high)
+        noise = self.noise.shape(white, shifts, streams, latents)
+        return Draws(timesteps, noise, self.noise.perturb(shape[1:], streams))
 
     def loss(
         self,
@@ -93,16 +127,16 @@ class Objective(Generic[Conditioning]):
         `predict` as it is; `mask` (B,1,h,w) float32 in [0, 1], on any device, says how much each place counts
         (a sample without one: MaskSettings.missing all over). Nothing is drawn here: equal arguments, equal losses.
         """
-        timesteps = draws.timesteps
-        noise = draws.noise.to(latents.device)
-        noisy = self.process.add_noise(latents, noise, timesteps)
-        output = predict(noisy, timesteps.to(latents.device), conditioning)
+        timesteps, device = draws.timesteps, latents.device
+        noise = draws.noise.to(device)
+        entering = noise if draws.perturbation is None else noise + draws.perturbation.to(device)
+        noisy = self.process.add_noise(latents, entering, timesteps)
+        output = predict(noisy, timesteps.to(device), conditioning)
         target = self.process.target(latents, noise, timesteps, self.prediction)
-        places = None if mask is None else mask.to(latents.device)
-        return per_sample_loss(output, target, places, self.mask) * self.weight(timesteps, latents.device)
+        places = None if mask is None else mask.to(device)
+        rho = self.element.at(self.process, timesteps, device)
+        return per_sample_loss(output, target, places, self.mask, rho) * self.weight(timesteps, device)
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
         """w(t), the weight by timestep: (B,) float32 on `device`."""
-        if self.min_snr_gamma is None:
-            return torch.ones(timesteps.shape, dtype=torch.float32, device=device)
-        return min_snr_weight(self.process.snr(timesteps, device), self.min_snr_gamma, self.prediction)
+        return self.weighting(self.process.snr(timesteps, device), self.prediction)

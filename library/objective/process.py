@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from library.options.objective import ObjectiveOptions
+
 Prediction = Literal["epsilon", "v"]
 """What a network's output means: the noise n ("epsilon"), or v = a_t n - s_t x0 (arXiv 2202.00512, appendix D)."""
 
@@ -42,6 +44,20 @@ class ForwardProcess:
             product *= 1.0 - beta
             table.append(product)
         return cls(tuple(table))
+
+    def zero_terminal(self) -> ForwardProcess:
+        """The process whose last timestep is noise alone   (arXiv 2305.08891, algorithm 1).
+
+        With q = sqrt(abar): q <- (q - q_last) q_first / (q_first - q_last). The first timestep keeps its values, the
+        last one gets abar = 0 exactly, where only a network that predicts v can be trained. All that is asked of the
+        process follows from the new table. A process that ends so already is given back as it is.
+        """
+        roots = [math.sqrt(product) for product in self.alphas_cumprod]
+        first, last = roots[0], roots[-1]
+        if last == 0.0:
+            return self
+        table = [((root - last) * first / (first - last)) ** 2 for root in roots[:-1]]
+        return ForwardProcess((*table, 0.0))
 
     @property
     def timesteps(self) -> int:
@@ -102,6 +118,11 @@ class ForwardProcess:
         """(a_t, s_t), each shaped (B, 1, 1, ...) to multiply `like` (B, ...), on its device."""
         shape = (-1,) + (1,) * (like.dim() - 1)
         return self.signal(t, like.device).view(shape), self.noise(t, like.device).view(shape)
+
+
+def process_of(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
+    """A family's process as the options want it, for training and for the pictures of a model trained so."""
+    return process.zero_terminal() if options.zero_terminal_snr else process
 
 
 def _refuse_unknown(prediction: str) -> None:

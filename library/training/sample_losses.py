@@ -38,7 +38,7 @@ class SampleLosses:
         family = self.model.family
         latents = self.latents(batch) * family.latent.scale
         context = self.context(batch)
-        draws = self.objective.draw(latents.shape, self.generators(batch, "noise"))
+        draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
         return self.objective.loss(partial(family.predict, self.model.unet), latents, context, draws, batch.mask)
 
     def latents(self, batch: Batch) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 from library.objective.loss import per_sample_loss, window_share
+from library.objective.noise import NoiseShaping
 from library.objective.objective import Draws, Objective
 from library.objective.process import ForwardProcess
+from library.objective.weighting import Weighting
+from library.options.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 SHAPE = (7, 4, 6, 5)
@@ -18,7 +20,8 @@ WEIGHTS = torch.tensor([1.0, 0.5, 1.0, 0.0, 0.5, 1.0, 2.0])
 
 
 def objective(prediction: str = "epsilon", gamma: float | None = 5.0, offset: float = 0.0) -> Objective[torch.Tensor]:
-    return Objective(PROCESS, prediction, 0, 1000, noise_offset=offset, min_snr_gamma=gamma)  # type: ignore[arg-type]
+    weighting = Weighting("min_snr", gamma) if gamma else Weighting()
+    return Objective(PROCESS, prediction, 0, 1000, noise=NoiseShaping(offset), weighting=weighting)  # type: ignore[arg-type]
 
 
 def keyed(indices: range) -> list[torch.Generator]:
@@ -128,16 +131,36 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
 
 def test_objective_of_options_reads_zero_as_off() -> None:
-    @dataclass(frozen=True)
-    class Options:
-        min_snr_gamma: float | None
-        noise_offset: float | None
+    on: Objective[None] = Objective.of(ObjectiveOptions(min_snr_gamma=5.0, noise_offset=0.1), PROCESS, "v")
+    assert (on.weighting, on.noise) == (Weighting("min_snr", 5.0), NoiseShaping(0.1))
+    assert (on.low, on.high, on.prediction) == (0, 1000, "v")
+    for options in (
+        ObjectiveOptions(),
+        ObjectiveOptions(min_snr_gamma=0.0, noise_offset=0.0, max_timestep=0, min_timestep=0),
+    ):
+        assert Objective.of(options, PROCESS, "epsilon") == Objective(PROCESS, "epsilon", 0, 1000)
 
-    on = Objective.of(Options(5.0, 0.1), PROCESS, "v")  # type: ignore[arg-type]
-    assert (on.min_snr_gamma, on.noise_offset, on.low, on.high, on.prediction) == (5.0, 0.1, 0, 1000, "v")
-    for off in (Options(None, None), Options(0.0, 0.0)):
-        rule = Objective.of(off, PROCESS, "epsilon")  # type: ignore[arg-type]
-        assert (rule.min_snr_gamma, rule.noise_offset) == (None, 0.0)
+
+def test_the_range_of_timesteps_is_half_open() -> None:
+    options = ObjectiveOptions(min_timestep=20, max_timestep=23)
+    rule: Objective[None] = Objective.of(options, PROCESS, "epsilon")
+    steps = rule.draw((200, 4, 1, 1), keyed(range(200))).timesteps
+    assert set(steps.tolist()) == {20, 21, 22}
+
+
+def test_a_zero_terminal_snr_is_applied_before_everything_else() -> None:
+    """Weights, thresholds and noise levels all read the new table."""
+    options = ObjectiveOptions(zero_terminal_snr=True, min_snr_gamma=5.0, snr_floor=0.05)
+    rule: Objective[None] = Objective.of(options, PROCESS, "v")
+    assert rule.process == PROCESS.zero_terminal()
+    last = torch.tensor([999])
+    assert rule.weight(last, torch.device("cpu")).item() == pytest.approx(0.05)
+    latents = torch.randn(1, 4, 2, 2)
+    draws = Draws(last, torch.randn(1, 4, 2, 2))
+    # what goes in is noise alone, and v = -x0
+    assert rule.loss(lambda noisy, t, extra: noisy - draws.noise - latents, latents, None, draws).item() == 0.0
+    with pytest.raises(ValueError, match="predicts v"):
+        Objective.of(ObjectiveOptions(zero_terminal_snr=True), PROCESS, "epsilon")
 
 
 def test_the_offset_is_part_of_the_target() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.objective.process import ForwardProcess
+from library.objective.process import ForwardProcess, process_of
+from library.options.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 
@@ -120,6 +121,67 @@ def test_an_unknown_prediction_is_refused(sample) -> None:
         PROCESS.target(x0, noise, t, "x0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="epsilon"):
         PROCESS.to_x0(x0, noise, t, "x0")  # type: ignore[arg-type]
+
+
+# t: abar, SNR
+ZERO_TERMINAL_ROWS = {
+    0: (0.999150, 1175.47),
+    1: (0.998233, 565.074),
+    10: (0.989794, 96.979),
+    100: (0.886761, 7.8309),
+    200: (0.737059, 2.80313),
+    250: (0.652457, 1.87734),
+    500: (0.241019, 0.317556),
+    750: (0.032799, 0.0339114),
+    900: (0.002960, 0.00296918),
+    999: (0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("t", ZERO_TERMINAL_ROWS)
+def test_the_zero_terminal_process_has_the_published_values(t: int) -> None:
+    process, step = PROCESS.zero_terminal(), torch.tensor([t])
+    product, snr = ZERO_TERMINAL_ROWS[t]
+    assert process.alphas_cumprod[t] == pytest.approx(product, abs=6e-7)
+    assert process.snr(step).item() == pytest.approx(snr, rel=1e-5)
+    assert process.signal(step).item() == pytest.approx(math.sqrt(product), abs=6e-6)
+    assert process.noise(step).item() == pytest.approx(math.sqrt(1 - product), abs=2e-5)
+
+
+def test_the_zero_terminal_process_ends_in_noise_alone_and_begins_as_before() -> None:
+    process, last = PROCESS.zero_terminal(), torch.tensor([999])
+    assert process.alphas_cumprod[-1] == 0.0
+    assert (process.signal(last).item(), process.noise(last).item(), process.snr(last).item()) == (0.0, 1.0, 0.0)
+    assert process.alphas_cumprod[0] == pytest.approx(PROCESS.alphas_cumprod[0], rel=1e-15)
+    assert all(a > b for a, b in zip(process.alphas_cumprod, process.alphas_cumprod[1:], strict=False))
+    assert PROCESS.alphas_cumprod[-1] > 0.004  # a new one: the family's is as it was
+
+
+def test_a_process_is_made_zero_terminal_once() -> None:
+    process = PROCESS.zero_terminal()
+    assert process.zero_terminal() == process
+
+
+def test_the_zero_terminal_table_is_that_of_diffusers_to_float32() -> None:
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
+    ).alphas_cumprod
+    assert torch.tensor(PROCESS.zero_terminal().alphas_cumprod).sub(theirs).abs().max() < 2e-6
+
+
+def test_the_process_of_the_options() -> None:
+    assert process_of(ObjectiveOptions(), PROCESS) is PROCESS
+    assert process_of(ObjectiveOptions(zero_terminal_snr=True), PROCESS) == PROCESS.zero_terminal()
+
+
+def test_v_leads_back_to_the_clean_sample_from_noise_alone(sample) -> None:
+    x0, noise, _ = sample
+    process, t = PROCESS.zero_terminal(), torch.full((4,), 999)
+    noisy = process.add_noise(x0, noise, t)
+    assert torch.equal(noisy, noise)
+    assert torch.equal(process.to_x0(noisy, process.target(x0, noise, t, "v"), t, "v"), x0)
 
 
 def test_a_family_can_state_its_process_without_torch() -> None:

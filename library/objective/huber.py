@@ -1,0 +1,80 @@
+"""The error of each value: squared, absolute, or one that is squared near 0 and absolute far from it.
+
+With d = output - target and c the threshold of the sample (pseudo-Huber; arXiv 2403.16728, in kohya's scaling):
+
+    huber       2 c (sqrt(d^2 + c^2) - c)    about d^2 for |d| << c, about 2 c |d| for |d| >> c
+    smooth_l1   2   (sqrt(d^2 + c^2) - c)    about d^2 / c         , about 2 |d|
+
+    constant      c = huber_c * scale
+    exponential   c = huber_c^(t / T) * scale                                      (from 1 at t = 0 to huber_c)
+    snr           c = ((1 - huber_c) / (1 + s_t / a_t)^2 + huber_c) * scale        (from nearly 1 to huber_c)
+
+torch's own Huber losses are made of two pieces, and half of these near 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from library.objective.process import ForwardProcess
+
+if TYPE_CHECKING:
+    from library.options.objective import ObjectiveOptions
+
+Kind = Literal["l1", "l2", "huber", "smooth_l1"]
+Schedule = Literal["constant", "exponential", "snr"]
+
+
+@dataclass(frozen=True)
+class ElementLoss:
+    """The error of each value as a function of d. The threshold counts for huber and smooth_l1 only."""
+
+    kind: Kind = "l2"
+    schedule: Schedule = "snr"
+    threshold: float = 0.1
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, options: ObjectiveOptions) -> ElementLoss:
+        """What the options ask for. Raises ValueError for a name that there is not."""
+        kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+        schedules: dict[str, Schedule] = {schedule: schedule for schedule in get_args(Schedule)}
+        if options.loss_type not in kinds or options.huber_schedule not in schedules:
+            raise ValueError(f"no loss {options.loss_type!r} with a schedule {options.huber_schedule!r}")
+        return cls(kinds[options.loss_type], schedules[options.huber_schedule], options.huber_c, options.huber_scale)
+
+    def at(
+        self, process: ForwardProcess, timesteps: Tensor, device: torch.device | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """rho at these timesteps (B,): from d (B, ...) float32 on `device` to errors of the same shape."""
+        if self.kind == "l2":
+            return torch.square
+        if self.kind == "l1":
+            return torch.abs
+        c = self.thresholds(process, timesteps).to(device or timesteps.device)
+        return lambda d: self._pseudo_huber(d, c.view(-1, *(1,) * (d.dim() - 1)))
+
+    def thresholds(self, process: ForwardProcess, timesteps: Tensor) -> Tensor:
+        """c of each sample: (B,) float32, on the device of `timesteps`."""
+        if self.schedule == "constant":
+            c = torch.full(timesteps.shape, self.threshold, dtype=torch.float64, device=timesteps.device)
+        elif self.schedule == "exponential":
+            c = self.threshold ** (timesteps.double() / process.timesteps)
+        else:
+            signal, level = process.signal(timesteps).double(), process.noise(timesteps).double()
+            # 1 / (1 + s / a), which has a value where a is 0
+            c = (1.0 - self.threshold) * (signal / (signal + level)).square() + self.threshold
+        return (c * self.scale).float()
+
+    def _pseudo_huber(self, d: Tensor, c: Tensor) -> Tensor:
+        # sqrt(d^2 + c^2) - c without the difference of nearly equal numbers
+        distance = d.square() / (torch.hypot(d, c) + c)
+        return 2.0 * c * distance if self.kind == "huber" else 2.0 * distance
+
+
+SQUARED = ElementLoss()
