@@ -1,7 +1,7 @@
-"""A network of another program's module (kohya's `create_network` protocol) behind the surface of networks/network.py.
+"""A network of another program's module (kohya's `create_network` protocol) with the surface of networks/network.py.
 
-The order of calls and their arguments are sd-scripts' (train_network.py). The module sees stand-ins (networks/stand_ins)
-and works unmodified; the base model keeps its modules and its state dict.
+The order of calls and their arguments are sd-scripts' (train_network.py). The module sees stand-ins (stand_ins.py) and
+works unmodified; the base model keeps its modules and its state dict.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from networks.foreign_modules import call_if_there, check_arguments, load_foreig
 from networks.stand_ins import Model, stand_ins
 
 if TYPE_CHECKING:
-    from networks.network import Group, NormReport
+    from networks.groups import Group
+    from networks.network import NormReport
 
 _DUPLICATE = re.compile(r"duplicate.*?\b((?:lora|oft)_\w+)", re.IGNORECASE | re.DOTALL)
 _ATTEMPTS = 8
@@ -102,11 +103,11 @@ class ForeignNetwork:
 
         AdapterError if the module fails, trains nothing, or asks for more than rates.
         """
-        from networks.network import Group
+        from networks.groups import Group
 
         made, descriptions = self._optimizer_groups(rates, default)
         groups: list[Group] = []
-        names: set[str] = set()
+        homes = self._homes()
         for index, group in enumerate(made):
             if extra := sorted(set(group) - {"params", "lr", "name"}):
                 what = f"{self.name} asks for optimizer settings by group: {', '.join(extra)}"
@@ -117,15 +118,19 @@ class ForeignNetwork:
             if not parameters or not rate:
                 continue
             description = (descriptions[index] if index < len(descriptions) else "") or f"group{index}"
-            name = description if description not in names else f"{description}{index}"
-            names.add(name)
-            groups.append(Group(name, description, parameters, float(rate)))
+            groups.append(Group(homes.get(parameters[0], description), description, parameters, float(rate)))
         if not groups:
             raise AdapterError(
                 f"--network_module {self.name} has nothing to train with these rates",
                 "Give a learning rate above 0 for what it trains.",
             )
         return groups
+
+    def _homes(self) -> dict[nn.Parameter, str]:
+        """The groups of the model that parameters belong to, as far as the module names its layers in kohya's way."""
+        children = [*self.network.named_children()]
+        found = [(part.group, child) for part in self.parts for name, child in children if name.startswith(part.prefix)]
+        return {parameter: group for group, child in found for parameter in child.parameters()}
 
     def _optimizer_groups(
         self, rates: Mapping[str, float], default: float | None
@@ -205,7 +210,7 @@ class ForeignNetwork:
             return self._written(Path(folder), dtype, {}).tensors
 
     def write(self, path: Path, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
-        """Write the weights as the module does, whole or not at all. Raises CheckpointError for a NaN or a full disk."""
+        """Write the weights as the module does, whole or not at all. CheckpointError: a NaN, a full disk."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             made = self._written(Path(folder), dtype, metadata, path.suffix)
@@ -323,8 +328,8 @@ def _from_weights(
     module: ModuleType, multiplier: float, path: Path, places: tuple[Any, ...], given: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     if not hasattr(module, "create_network_from_weights"):
-        what = f"{module.__name__} has no create_network_from_weights"
-        raise AdapterError(what, "Give --network_dim instead of --dim_from_weights; --base_weights cannot be its files.")
+        what = f"{module.__name__} has no create_network_from_weights, which --dim_from_weights and --base_weights need"
+        raise AdapterError(what, "Leave them out with this module.")
     made: tuple[Any, Any] = module.create_network_from_weights(multiplier, str(path), *places, **given)
     return made
 

@@ -77,8 +77,8 @@ def check_arguments(module: ModuleType, arguments: Mapping[str, str]) -> tuple[s
     """Arguments that nothing in the module's source names, told as notes. AdapterError for a near miss of one."""
     known = _named(module)
     notes = []
-    for key in arguments if known is not None else ():
-        if key in known:
+    for key in arguments:
+        if known is None or key in known:
             continue
         near = difflib.get_close_matches(key, _read_by(module), n=1, cutoff=0.85)
         if near:
@@ -96,7 +96,7 @@ def _tree(module: ModuleType) -> ast.Module | None:
 
 
 def _named(module: ModuleType) -> set[str] | None:
-    """Every text and every parameter in the source; None if it cannot be told what is read (arguments are handed on)."""
+    """Every text and parameter in the source; None where arguments are handed on, so that no one can tell."""
     tree = _tree(module)
     if tree is None:
         return None
