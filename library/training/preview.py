@@ -33,7 +33,9 @@ class Preview:
 
     `drawing` makes ready what draws, and puts it away again; `weights` shows the weights that a saved file would hold;
     `modules` are all that take part, with the adapters that a run trains; `log_images(pictures by name, step)` hands
-    pictures to the trackers. Pictures are an aside: whatever goes wrong is told and the run goes on.
+    pictures to the trackers. `steps`: of the run, `steps_per_epoch` of a whole epoch, so that the pictures of a last epoch
+    that is cut short are drawn too. Pictures are an aside: whatever
+    goes wrong is told and the run goes on.
     """
 
     plan: PreviewPlan | None
@@ -42,12 +44,22 @@ class Preview:
     say: Callable[[str], None]
     log_images: Callable[[Mapping[str, Image], int], None]
     weights: Callable[[], AbstractContextManager[None]] = nullcontext
+    steps: int | None = None
+    steps_per_epoch: int = 0
     now: Callable[[], datetime] = datetime.now
 
     def before_training(self, progress: Progress) -> None:
         """Draw before the first step, if asked for; a run that goes on from a state has done so."""
         if self.plan is not None and self.plan.at_first and progress.step == 0:
             self._sample(self.plan, BEFORE_TRAINING, 0)
+
+    def due(self, progress: Progress, epoch_ended: bool) -> None:
+        """Draw if it is due: called after every optimiser step and after every whole epoch. An epoch that the end of
+        the run cuts short counts too."""
+        if not epoch_ended:
+            self.after_step(progress.step)
+        if epoch_ended or (progress.step == self.steps and progress.window < self.steps_per_epoch):
+            self.after_epoch(progress.epoch, progress.step)
 
     def after_step(self, step: int) -> None:
         """Draw if it is due after `step` optimiser steps."""

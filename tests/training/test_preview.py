@@ -67,6 +67,8 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
         modules=(),
         say=recorder.said.append,
         log_images=recorder.log_images,
+        steps=100,
+        steps_per_epoch=4,
         now=lambda: TIME,
     )
 
@@ -98,6 +100,20 @@ def test_before_training_at_epochs_and_when_off(tmp_path: Path) -> None:
     made.before_training(Progress(step=20, epoch=3))  # goes on from a state: its model is not that of the beginning
     replace(made, plan=None).after_epoch(2, 20)
     assert len(recorder.asked) == 2
+
+
+@pytest.mark.parametrize("flags", [{"sample_every_n_epochs": 1}, {"sample_every_n_steps": 3}])
+def test_the_loop_says_when_steps_and_epochs_end(flags: dict[str, object], tmp_path: Path) -> None:
+    """Ten steps of four an epoch: the third epoch is cut short by the end of the run, and counts."""
+    made = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
+    for step in range(1, 11):
+        epoch, window = (step - 1) // 4 + 1, (step - 1) % 4 + 1
+        made.due(Progress(step, epoch, window), False)
+        if window == 4:
+            made.due(Progress(step, epoch, window), True)
+    by_epochs, by_steps = ["e000001", "e000002", "e000003"], ["000003", "000006", "000009"]
+    drawn = [name.split("_")[1] for name in names(tmp_path)]
+    assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)
 
 
 def test_names_never_meet(tmp_path: Path) -> None:
