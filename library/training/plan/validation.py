@@ -71,6 +71,13 @@ def point_name(record: ImageRecord) -> str:
     return unicodedata.normalize("NFC", record.name)
 
 
+def texts_asked(validation: ValidationPlan | None, pictures: Pictures) -> list[str]:
+    """The captions that are validated with."""
+    records, subsets = pictures.all_records, pictures.scan.subsets
+    numbers = [] if validation is None else validation.numbers
+    return [text_of(records[number], subsets[records[number].subset].captions) for number in numbers]
+
+
 def text_of(record: ImageRecord, chosen: CaptionSettings) -> str:
     """The whole caption, with nothing left to chance but wildcards, which are drawn once and for all."""
     whole = replace(
