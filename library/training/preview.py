@@ -33,9 +33,8 @@ class Preview:
 
     `drawing` makes ready what draws, and puts it away again; `weights` shows the weights that a saved file would hold;
     `modules` are all that take part, with the adapters that a run trains; `log_images(pictures by name, step)` hands
-    pictures to the trackers. `steps`: of the run, `steps_per_epoch` of a whole epoch, so that the pictures of a last epoch
-    that is cut short are drawn too. Pictures are an aside: whatever
-    goes wrong is told and the run goes on.
+    pictures to the trackers. `steps` of the run and `steps_per_epoch` of a whole epoch tell `due` that the last epoch
+    was cut short. Pictures are an aside: whatever goes wrong is told and the run goes on.
     """
 
     plan: PreviewPlan | None

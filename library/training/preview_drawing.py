@@ -75,7 +75,7 @@ class PromptStates:
 @contextmanager
 def drawing(
     model: Model,
-    states: PromptStates | None,
+    states: PromptStates,
     *,
     vae: Any,
     vae_format: FloatName,
@@ -87,11 +87,11 @@ def drawing(
     """Make ready what draws with the model's own U-Net, and put it away again.
 
     `vae`: the one that the run computes with, or None where it needs none; then the model's own is fetched to the
-    device, in the format of the computation. `states` None: the model's own text encoder. `release` gives memory back.
+    device, in the format of the computation. `release` gives memory back.
     """
     try:
         with decoder(model.vae, vae, vae_format, device) as decoding:
-            shown = replace(model, vae=decoding, text_encoder=None if states is not None else model.text_encoder)
+            shown = replace(model, vae=decoding, text_encoder=None)
             yield partial(sample_batch, shown, encode=states, autocast=autocast, zero_terminal_snr=zero_terminal_snr)
     finally:
         release()
