@@ -31,8 +31,9 @@ TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoder, None as the rest; `prediction` None is what the source says, else epsilon; `only` some of the
-    parts (see TITLES), None is all."""
+    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoder, None as the
+    rest; `prediction` None is what the source says, else epsilon; `only` some of the parts (see TITLES), None is
+    all."""
 
     vae: Path | str | None = None
     dtype: torch.dtype | None = None
@@ -96,8 +97,9 @@ def import_packages() -> None:
 class Filler:
     """Makes modules on the meta device and gives them their tensors, each converted by itself: no second copy.
 
-    `formats`: of each part to fill the dtype, and that of its matrices (None: the same). The tensors are read in a thread from the beginning on, since importing the packages and making the modules is
-    Python's work, which leaves the other cores idle.
+    `formats`: of each part to fill the dtype, and that of its matrices (None: the same). The tensors are read in a
+    thread from the beginning on, since importing the packages and making the modules is Python's work, which leaves
+    the other cores idle.
     """
 
     def __init__(

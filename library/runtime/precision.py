@@ -23,8 +23,11 @@ BYTES: dict[str, int] = {"float": 4, "fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Precision:
-    """The decision. `trained`, `frozen` and `vae` are the formats that the
-    weights of these modules are kept in, `base` that of the frozen weights under an adapter. `notes` say what was replaced; under --strict they are `mistakes` instead."""
+    """The decision.
+
+    `trained`, `frozen` and `vae` are the formats that the weights of these modules are kept in, `base` that of the
+    frozen weights under an adapter. `notes` say what was replaced; under --strict they are `mistakes` instead.
+    """
 
     mixed_precision: MixedPrecision
     trained: FloatName

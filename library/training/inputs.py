@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from library.data import cache
+from library.data.captions import vary_with_seed
 from library.data.dataset import Tokenize, TrainingDataset
 from library.data.describe import cache_folder
 from library.data.reading import PictureReader
 from library.data.text_cache import FilledTexts, fill_texts, texts_of
 from library.objective.masking import MaskSettings
-from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
+from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
@@ -73,22 +74,46 @@ def encode_latents(
     )
 
 
-def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioning) -> None:
-    """Encode all captions that can occur, as far as there is room, and let `conditioning` use them."""
-    if not plan.options.cache.cache_text_encoder_outputs:
-        return
+def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioning, frozen: bool) -> bool:
+    """Encode all captions that can occur, as far as there is room, and let `conditioning` use them. True if the text
+    encoder has nothing left to do in the training.
+
+    Without --cache_text_encoder_outputs this is done where it costs nothing: for a text encoder that is `frozen`, and
+    captions that are few and always the same.
+    """
+    asked = plan.options.cache.cache_text_encoder_outputs
+    if not asked and not (frozen and _captions_are_few(plan, conditioning)):
+        return False
     texts, complete = captions_to_come(plan, dataset)
-    filled = encode_captions(plan, texts, conditioning)
-    LOGGER.info(str(filled))
+    filled = encode_captions(plan, texts, conditioning, progress=asked)
+    if asked:
+        LOGGER.info(str(filled))
     if not complete:
         LOGGER.info(f"more than {len(texts)} different captions will occur; those beyond are encoded when they come")
     conditioning.store = filled.store
+    return complete
+
+
+def _captions_are_few(plan: Plan, conditioning: Conditioning) -> bool:
+    """Whether all captions are known at once, and each of them is used."""
+    if not conditioning.tokenize.padded or plan.duration.steps < plan.duration.steps_per_epoch:
+        return False
+    if not _captions_stay(plan):
+        return False
+    return len({record.caption for record in plan.pictures.records}) <= FEW
+
+
+def _captions_stay(plan: AnyPlan) -> bool:
+    """Whether every picture has one text in all epochs."""
+    chosen = [subset.captions for subset in plan.pictures.scan.subsets]
+    return not any(vary_with_seed(each) or each.dropout_every_n_epochs for each in chosen)
 
 
 def captions_to_come(plan: AnyPlan, dataset: TrainingDataset) -> tuple[list[str], bool]:
     """The captions of the run that are encoded beforehand, each once, and whether that is all of them."""
     most = MOST_ON_DISK if plan.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
-    requests = (request for epoch in range(1, plan.duration.epochs + 1) for request in plan.order.requests(epoch))
+    epochs = 1 if _captions_stay(plan) else plan.duration.epochs  # else every epoch has all of them
+    requests = (request for epoch in range(1, epochs + 1) for request in plan.order.requests(epoch))
     return texts_of(dataset.texts(requests), most)
 
 

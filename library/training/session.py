@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,15 +25,19 @@ from library.training.memory import (
     prepare,
     release_memory,
 )
-from library.training.optimizers import allocate_state, make_optimizer
-from library.training.parts import parameter_groups
-from library.training.run import LOGGER, open_run, set_up_console
+from library.training.optimizers import allocate_state, averaged_weights, make_optimizer
+from library.training.parts import Trained, parameter_groups
+from library.training.preview import Preview
+from library.training.preview_drawing import Autocast, PromptStates, drawing
+from library.training.preview_plan import read_requests
+from library.training.run import LOGGER, Run, open_run, set_up_console
 from library.training.sample_losses import SampleLosses
 from library.training.saver import Saver
 from library.training.schedules import make_schedule
 from library.training.state import load_state, save_state
 
 if TYPE_CHECKING:
+    from library.families.family import Model
     from library.training.plan.plan import Plan
     from library.training.recipe import Recipe
 
@@ -76,7 +81,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
             clip_skip=options.model.clip_skip,
             device=device,
         )
-        fill_captions(plan, dataset, context)
+        encoded = fill_captions(plan, dataset, context, frozen="text_encoder" not in trained.active)
+        prompts = prompt_states(plan, context, accelerator.autocast)
+        if encoded and not trained.whole_model:
+            prompts.forget()
+            context.text_encoder = model.text_encoder = None
+            release_memory(options.memory)
 
         # what changes the weights, counted in optimiser steps
         optimizer = make_optimizer(plan.optimizer, parameter_groups(trained.parts), plan.precision.uses_scaler)
@@ -111,6 +121,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 say=say,
                 optimizer=optimizer,
             )
+            preview = preview_of(plan, model, trained, prompts, vae, run, optimizer, say)
             loop = Loop(
                 accelerator=accelerator,
                 trained=trained,
@@ -120,13 +131,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 losses=losses,
                 batches=loader.batches,
                 log=run.log,
-                due=(saver.save_due,),
+                due=(preview.due, saver.save_due),
                 say=say,
                 progress_bar=bar,
                 steps=plan.duration.steps,
                 epochs=plan.duration.epochs,
                 max_grad_norm=options.optimizer.max_grad_norm,
             )
+            preview.before_training(progress)
             say("running training / 学習開始")
             with (
                 explain_dead_workers(),
@@ -135,6 +147,54 @@ def train(plan: Plan, recipe: Recipe) -> None:
             ):
                 progress = loop.run(progress)
             saver.finish(progress)
+
+
+def prompt_states(plan: Plan, context: Conditioning, autocast: Autocast) -> PromptStates:
+    """What makes the states of prompts for pictures while training; those known by now are made at once, as the text
+    encoder may be gone later."""
+    states = PromptStates(
+        family=context.family,
+        tokenizer=plan.source.tokenizer,
+        text_encoder=context.text_encoder,
+        clip_skip=context.clip_skip,
+        weighted=plan.options.caption.weighted_captions,
+        autocast=autocast,
+    )
+    if context.store is not None and plan.preview is not None:
+        states.keep(read_requests(plan.preview))
+    return states
+
+
+def preview_of(
+    plan: Plan,
+    model: Model,
+    trained: Trained,
+    prompts: PromptStates,
+    vae: Any,
+    run: Run,
+    optimizer: Any,
+    say: Callable[[str], None],
+) -> Preview:
+    """Pictures while training, drawn with the weights that a file saved then would hold."""
+    modules = [model.unet, model.vae, model.text_encoder, *(part.module for part in trained.parts)]
+    return Preview(
+        plan=plan.preview,
+        drawing=partial(
+            drawing,
+            model,
+            prompts,
+            vae=vae,
+            vae_format=plan.precision.vae,
+            device=run.accelerator.device,
+            autocast=run.accelerator.autocast,
+            zero_terminal_snr=plan.options.objective.zero_terminal_snr,
+            release=partial(release_memory, plan.options.memory),
+        ),
+        modules=[module for module in modules if module is not None],
+        say=say,
+        log_images=run.log_images,
+        weights=partial(averaged_weights, optimizer),
+    )
 
 
 def say_beside(bar: tqdm[Any], text: str) -> None:

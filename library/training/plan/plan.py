@@ -30,6 +30,7 @@ from library.training.plan.places import check_final_model, check_places
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.plan.start import decide_start
+from library.training.preview_plan import PreviewPlan, check_prompts, plan_preview
 from library.training.schedules import ScheduleChoice, choose_schedule
 from library.training.state import Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
@@ -61,6 +62,7 @@ class Plan:
     optimizer: OptimizerChoice
     schedule: ScheduleChoice
     outputs: Outputs
+    preview: PreviewPlan | None
     trackers: Trackers
     costs: Costs
     seed: int
@@ -91,6 +93,7 @@ def decide(parsed: Parsed) -> Plan:
     pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
     adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
     check_places(options, mistakes)
+    notes.extend(check_prompts(options, mistakes))
     trackers = decide_trackers(options.run, mistakes)
     if source is None or pictures is None:
         mistakes.raise_if_any()
@@ -111,6 +114,7 @@ def decide(parsed: Parsed) -> Plan:
     identity = identity_of(options, pictures, precision, seed)
     if resume is not None:
         check_continuation(resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
+    start = decide_start(options.adapter, resume, duration, mistakes, notes)
     mistakes.raise_if_any()
     return Plan(
         options=options,
@@ -125,13 +129,14 @@ def decide(parsed: Parsed) -> Plan:
         optimizer=optimizer,
         schedule=schedule,
         outputs=outputs,
+        preview=plan_preview(options),
         trackers=trackers,
         costs=costs,
         seed=seed,
         workers=decide_workers(options, machine, order, notes),
         identity=identity,
         resume=resume,
-        start=decide_start(options.adapter, resume, duration, mistakes, notes),
+        start=start,
         notes=tuple(notes),
         origins=parsed.origins,
     )
