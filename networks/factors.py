@@ -14,6 +14,7 @@ from torch import Tensor
 
 from networks import registry
 from networks.adapter import AdapterError
+from networks.loading import by_layer
 
 DOWN, UP, ALPHA, MID = "lora_down.weight", "lora_up.weight", "alpha", "lora_mid.weight"
 _FOREIGN = (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.")
@@ -74,10 +75,7 @@ def read_factors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Factors
             f"{where}: has the key names of diffusers or PEFT",
             "convert it first: python tools/convert_lora.py --help",
         )
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, suffix = key.partition(".")
-        layers.setdefault(name, {})[suffix] = tensor
+    layers = by_layer(tensors)
     wrong = {name: why for name, parts in layers.items() if (why := _what_else(parts))}
     if wrong:
         shown = "; ".join(f"{name} ({why})" for name, why in list(wrong.items())[:5])

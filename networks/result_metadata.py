@@ -52,13 +52,19 @@ def _one(numbers: Iterable[float]) -> str:
     return str(next(iter(different.values()))) if len(different) == 1 else DYNAMIC
 
 
-def changed(metadata: Mapping[str, str], layers: Mapping[str, Factors], comment: str) -> dict[str, str]:
-    """The metadata of a LoRA whose ranks changed; `comment` goes before ss_training_comment, as in sd-scripts."""
+def changed(
+    metadata: Mapping[str, str], layers: Mapping[str, Factors], comment: str, dynamic: bool = False
+) -> dict[str, str]:
+    """The metadata of a LoRA whose ranks changed; `comment` goes before ss_training_comment, as in sd-scripts.
+
+    `dynamic`: the ranks were chosen layer by layer, which is what it says then, whatever came of it.
+    """
     kept = without_hashes(metadata)
     before = kept.get("ss_training_comment", "")
     # with the blank at the end where there was no comment: so it is in files of sd-scripts
     kept["ss_training_comment"] = f"{comment}; {before}"
-    return kept | ranks(layers, read_arguments(metadata))
+    word = {"ss_network_dim": DYNAMIC, "ss_network_alpha": DYNAMIC} if dynamic else {}
+    return kept | ranks(layers, read_arguments(metadata)) | word
 
 
 def combined(sources: Sequence[Mapping[str, str]], layers: Mapping[str, Factors], about: About) -> dict[str, str]:

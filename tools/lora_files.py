@@ -1,0 +1,110 @@
+"""What the tools for LoRA files have in common: files read and written, devices, and errors that name the file.
+
+No program: tools/merge_lora.py and its neighbours stand on it. No torch at module level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.header import CheckpointError
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.runtime.device import describe_machine
+from networks.adapter import AdapterError
+
+if TYPE_CHECKING:
+    from networks.factors import Factors
+    from networks.files import AdapterFile
+
+PRECISIONS = ("float", "fp16", "bf16")
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
+
+
+@contextmanager
+def told_to_user(file: Path | None = None) -> Iterator[None]:
+    """Turn what files and adapters refuse into a message without a traceback; `file` goes before what names none."""
+    try:
+        yield
+    except AdapterError as error:
+        what = str(error) if file is None else f"{file}: {error}"
+        raise UserError([Mistake(what, error.remedy)]) from error
+    except CheckpointError as error:
+        raise UserError([Mistake(str(error))]) from error
+
+
+def check_ending(path: Path | None, mistakes: Mistakes, endings: Sequence[str] = ENDINGS) -> None:
+    """A mistake unless --save_to ends as one of the kinds of files that are written."""
+    if path is not None and path.suffix not in endings:
+        mistakes.add(f"--save_to {path} has none of the endings {', '.join(endings)}", f"write {path}{endings[0]}")
+
+
+def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
+    """Adapter files. Raises UserError that names every one that cannot be read."""
+    from networks import files
+
+    mistakes = Mistakes()
+    read = []
+    for path in paths:
+        try:
+            with told_to_user():
+                read.append(files.read(path))
+        except UserError as error:
+            mistakes.extend(error.mistakes)
+    mistakes.raise_if_any()
+    return read
+
+
+def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Factors]]:
+    """The layers of LoRA files. Raises UserError that names every file with other layers."""
+    from networks.factors import read_factors
+
+    mistakes = Mistakes()
+    found = []
+    for path, file in files:
+        try:
+            with told_to_user():
+                found.append(read_factors(file.tensors, str(path)))
+        except UserError as error:
+            mistakes.extend(error.mistakes)
+    mistakes.raise_if_any()
+    return found
+
+
+def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, metadata: Mapping[str, str]) -> None:
+    """Write a LoRA file, whole or not at all. Raises UserError."""
+    from library.runtime.precision import torch_dtype
+    from networks import files
+    from networks.factors import file_tensors
+
+    with told_to_user():
+        files.write(path, file_tensors(layers, torch_dtype(precision)), metadata)
+
+
+def precision_of(file: AdapterFile) -> str:
+    """The precision that a file's factors have, by the options' names; float if they differ."""
+    names = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
+    found = {names.get(str(tensor.dtype), "float") for key, tensor in file.tensors.items() if ".lora_" in key}
+    return found.pop() if len(found) == 1 else "float"
+
+
+def made_at() -> datetime:
+    """Now, in local time."""
+    return datetime.now()
+
+
+def compute_device(name: str | None) -> str:
+    """The device that --device means: "cuda", "cuda:1", "mps" or "cpu"; not set: the CPU. Raises UserError.
+
+    What this machine lacks is replaced by the CPU, and told: front-ends send `cuda` wherever they are.
+    """
+    kind = (name or "cpu").partition(":")[0].lower()
+    if kind not in ("cuda", "mps", "cpu"):
+        raise UserError([Mistake(f"--device {name} is no device", "leave it out, or give cuda, cuda:0, mps or cpu")])
+    if kind not in ("cpu", describe_machine().kind):
+        print(f"--device {name}: there is none here; the CPU is used instead")
+        return "cpu"
+    return name or "cpu"

@@ -1,0 +1,126 @@
+"""Which words a LoRA moves: each token of the vocabulary is encoded with and without it, and the two are compared.
+
+python networks/lora_interrogator.py --sd_model sd15.safetensors --model dog.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+
+from library.options.flag import flag
+from library.options.mistakes import Mistake, UserError
+from library.options.tool import Tool, run_tool
+from tools.lora_files import compute_device, read_files, told_to_user
+from tools.lora_models import adapted_modules, load, open_models
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.families.family import Model
+
+
+@dataclass(frozen=True)
+class InterrogateOptions:
+    """What it is told, in kohya's spelling."""
+
+    sd_model: str = flag(None, "the model: a file or a diffusers folder")
+    model: Path = flag(None, "the adapter, of any kind")
+    batch_size: int = flag(256, "tokens encoded at once", at_least=1)
+    clip_skip: int | None = flag(None, "take the k-th last layer of the text encoder", at_least=1, zero_is_off=True)
+    v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
+    count: int = flag(100, "words that are shown, those moved most first", at_least=1)
+    device: str | None = flag(None, "where it is computed, such as cuda. Not set: cpu")
+
+
+def work(options: InterrogateOptions) -> None:
+    """Encode the vocabulary twice and print the words that moved most."""
+    from networks.network import from_tensors
+
+    device = compute_device(options.device)
+    opened = open_models({"sd_model": options.sd_model}, v2=options.v2)[0]
+    parts = [part for part in opened.family.adapters if part.module != "unet"]
+    tensors = read_files([options.model])[0].tensors
+    tensors = {key: tensor for key, tensor in tensors.items() if "_unet_" not in key.partition(".")[0]}
+    if not tensors:
+        what = f"{options.model} has no layers of the text encoder"
+        raise UserError([Mistake(what, "it was trained on the U-Net alone: no word is moved by it")])
+    model = load(opened, only={part.module for part in parts})
+    model.text_encoder.to(device)
+    layers = len(model.text_encoder.encoder.layers)
+    if options.clip_skip is not None and options.clip_skip > layers:
+        raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+    with told_to_user(options.model):
+        network = from_tensors(adapted_modules(model), parts, tensors)
+    ids = vocabulary(model)
+    moved = distances(model, network.to(device).eval(), sorted(ids), options)
+    print(f"top {min(options.count, len(ids))} of {len(ids)}:")
+    for place, (distance, token) in enumerate(sorted(moved, key=lambda each: (-each[0], each[1]))[: options.count]):
+        print(f"[{place:3d}]: {token:5d} {ids[token]:<20s}: {distance:.5f}")
+
+
+def vocabulary(model: Model) -> dict[int, str]:
+    """Every token as it is read; the end of a word is a blank."""
+    from tokenizers import decoders
+
+    reader = decoders.ByteLevel()
+    vocab: dict[str, int] = model.tokenizer.vocab  # type: ignore[attr-defined]
+    texts = {}
+    for text, token in vocab.items():
+        ends = text.endswith("</w>")
+        plain = text if text.startswith("<|") else reader.decode([text.removesuffix("</w>")])
+        texts[token] = plain + " " * ends
+    return texts
+
+
+def distances(model: Model, network: Any, tokens: list[int], options: InterrogateOptions) -> list[tuple[float, int]]:
+    """(mean difference of the states, token), each token between the beginning and the end of a text."""
+    import torch
+
+    found: list[tuple[float, int]] = []
+    with torch.inference_mode():
+        for start in range(0, len(tokens), options.batch_size):
+            batch = tokens[start : start + options.batch_size]
+            plain = states(model, batch, options.clip_skip)
+            network.attach()
+            try:
+                moved = (states(model, batch, options.clip_skip) - plain).abs().mean((1, 2))
+            finally:
+                network.detach()
+            found += zip(moved.tolist(), batch, strict=True)
+    return found
+
+
+def states(model: Model, tokens: list[int], clip_skip: int | None) -> Tensor:
+    """What the U-Net would get of each token (n, 3, width)."""
+    import torch
+
+    begin, end = model.tokenizer.bos_id, model.tokenizer.eos_id  # type: ignore[attr-defined]
+    ids = torch.tensor([[[begin, token, end]] for token in tokens], device=model.text_encoder.device)
+    return model.family.encode_text(model.text_encoder, ids, clip_skip).float()
+
+
+TOOL = Tool(
+    "Show which words a LoRA moves.",
+    "python networks/lora_interrogator.py --sd_model MODEL --model LORA [more flags]",
+    InterrogateOptions,
+    work,
+    required={
+        "sd_model": "give the model: --sd_model sd15.safetensors",
+        "model": "give the LoRA: --model dog.safetensors",
+    },
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Compare. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    return run_tool(TOOL, words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""Models for the tools that need one: opened by their header, loaded by their family. No torch at module level."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.header import CheckpointError, Header
+from library.families.family import Family, Model
+from library.families.registry import FAMILIES, noted_prediction, open_model
+from library.options.mistakes import Mistakes
+from library.runtime.imports import quiet_libraries
+from tools.lora_files import told_to_user
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from library.objective.process import Prediction
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model of which only the header was read."""
+
+    header: Header
+    family: Family
+
+    @property
+    def prediction(self) -> Prediction:
+        """What its U-Net predicts, as far as the file tells."""
+        return noted_prediction(self.header) or "epsilon"
+
+
+def open_models(named: Mapping[str, str], *, v2: bool = False, sdxl: bool = False) -> list[Opened]:
+    """The models that flags name, by flag. Raises UserError with every mistake: no model, other kinds than --v2 and
+    --sdxl say, kinds that differ."""
+    mistakes = Mistakes()
+    opened: list[Opened] = []
+    for flag, name in named.items():
+        try:
+            header, family = open_model(name)
+        except CheckpointError as error:
+            mistakes.add(f"--{flag}: {error}")
+            continue
+        opened.append(Opened(header, family))
+        for word, given in (("v2", v2), ("sdxl", sdxl)):
+            if given and not (word in family.capabilities or family.name == word):
+                remedy = f"leave --{word} out, or give the model you mean"
+                mistakes.add(f"--{word}, but {name} is {family.title}", remedy)
+    if len({each.family.name for each in opened}) > 1:
+        what = ", ".join(f"{each.header.path} is {each.family.title}" for each in opened)
+        mistakes.add(f"the models differ in kind: {what}", "give two models of one kind")
+    mistakes.raise_if_any()
+    return opened
+
+
+def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str] | None = None) -> Model:
+    """The model, or some of its modules, on the CPU; float32 unless told otherwise. Raises UserError."""
+    quiet_libraries()
+    with told_to_user():
+        return opened.family.load(opened.header, dtype=dtype, only=only)
+
+
+def adapted_modules(model: Model) -> dict[str, nn.Module]:
+    """The modules of a model that adapters sit in, by name."""
+    names = {part.module for part in model.family.adapters}
+    return {name: module for name in names if (module := getattr(model, name)) is not None}
+
+
+def lora_facts(base_version: str) -> dict[str, str]:
+    """What modelspec says of a LoRA for a kind of model, by ss_base_model_version; nothing for an unknown one."""
+    family = next((each for each in FAMILIES if each.version == base_version.removesuffix("_v")), None)
+    if family is None:
+        return {}
+    prediction: Prediction = "v" if base_version.endswith("_v") else "epsilon"
+    width, height = family.preview[prediction]
+    return {
+        "architecture": f"{family.architectures[prediction]}/lora",
+        "prediction_type": prediction,
+        "resolution": f"{width}x{height}",
+    }
+
+
+def coarsest(*models: Opened) -> torch.dtype:
+    """The coarsest format among the numbers of models' files; weights that are equal in it differ by rounding alone."""
+    from library.runtime.precision import torch_dtype
+
+    found = {info.dtype for each in models for info in each.header.tensors.values()}
+    return torch_dtype("bf16" if "BF16" in found else "fp16" if "F16" in found else "float")
+
+
+def stem(path: Path) -> str:
+    """What a model's file or folder is called."""
+    return path.stem if path.is_file() else path.name

@@ -1,0 +1,143 @@
+"""Adapters merged into a model, or LoRAs into one LoRA.
+
+python networks/merge_lora.py --sd_model sd15.safetensors --models dog.safetensors --ratios 0.8 --save_to m.safetensors
+python networks/merge_lora.py --models dog.safetensors ink.safetensors --ratios 0.7 0.5 --save_to both.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+
+from library.options.flag import flag
+from library.options.mistakes import Mistakes
+from library.options.tool import Tool, run_tool
+from tools.lora_files import check_ending, made_at, read_files, told_to_user
+from tools.lora_sums import REQUIRED, SumOptions, check_sum, ratios_by_layer, read_sources, write_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.families.family import Model
+    from networks.files import AdapterFile
+    from tools.lora_models import Opened
+
+
+@dataclass(frozen=True)
+class MergeOptions(SumOptions):
+    """What it is told besides, in kohya's spelling."""
+
+    sd_model: str | None = flag(None, "the model to merge into, any kind of adapter. Not set: LoRAs into one LoRA")
+    v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
+    concat: bool = flag(False, "keep all of the sum: the new rank is the sum of the ranks. Not set: the largest rank")
+    shuffle: bool = flag(False, "put the ranks of the new LoRA in any order; what it does stays the same")
+
+
+def check(options: MergeOptions, mistakes: Mistakes) -> None:
+    """What is wrong with options as a whole."""
+    check_sum(options, mistakes)
+    if options.sd_model is None:
+        check_ending(options.save_to, mistakes)
+        return
+    if options.save_to is not None and options.save_to.suffix:
+        check_ending(options.save_to, mistakes, (".safetensors", ".ckpt"))
+    for name in ("concat", "shuffle"):
+        if getattr(options, name):
+            mistakes.add(f"--{name} with --sd_model: only a new LoRA has ranks", f"leave --{name} or --sd_model out")
+
+
+def work(options: MergeOptions) -> None:
+    """Merge into a model if one is named, else into one LoRA."""
+    if options.sd_model is not None:
+        merge_into_model(options, options.sd_model)
+        return
+    from networks.combining import combine, largest_rank, shuffled
+
+    files, sources = read_sources(options)
+    with told_to_user():
+        combined = combine(sources, None if options.concat else largest_rank)
+    if options.shuffle:
+        combined.layers.update({name: shuffled(layer) for name, layer in combined.layers.items()})
+    write_sum(options, files, combined)
+    if combined.kept < 0.9999:
+        print("--concat keeps all of it, at a higher rank")
+
+
+def merge_into_model(options: MergeOptions, name: str) -> None:
+    """W + ratio * ΔW for each adapter in turn, in float32, rounded once when it is saved."""
+    from library.families.registry import save_model
+    from library.runtime.precision import torch_dtype
+    from tools.lora_models import load, open_models
+
+    opened = open_models({"sd_model": name}, v2=options.v2)[0]
+    files = read_files(options.models)
+    model = load(opened)
+    for path, file, ratio in zip(options.models, files, ratios_by_layer(options), strict=True):
+        merge_file(model, path, file, ratio)
+    metadata = None if options.no_metadata else model_metadata(options, opened, files)
+    save_as = {".safetensors": "safetensors", ".ckpt": "ckpt", "": "diffusers_safetensors"}[options.save_to.suffix]
+    with told_to_user():
+        notes = save_model(model, options.save_to, save_as=save_as, dtype=torch_dtype(options.dtype), metadata=metadata)
+    print("\n".join([*model.notes, *notes, str(options.save_to)]))
+
+
+def merge_file(model: Model, path: Path, file: AdapterFile, ratio: Callable[[str], float]) -> None:
+    """Merge one file; its layers by the ratio that each has, those of ratio 0 not at all. Raises UserError."""
+    from networks.network import from_tensors
+    from tools.lora_models import adapted_modules
+
+    by_ratio: dict[float, dict[str, Tensor]] = {}
+    for key, tensor in file.tensors.items():
+        by_ratio.setdefault(ratio(key.partition(".")[0]), {})[key] = tensor
+    for share, tensors in by_ratio.items():
+        with told_to_user(path):
+            network = from_tensors(adapted_modules(model), model.family.adapters, tensors)
+            if share != 0:
+                network.merge(share)
+        print(f"{path}: {len({key.partition('.')[0] for key in tensors})} layers, ratio {share:g}")
+
+
+def model_metadata(options: MergeOptions, opened: Opened, files: Sequence[AdapterFile]) -> dict[str, str]:
+    """The metadata of the merged model: the source's, with a title, a date and what it was merged of."""
+    from library.checkpoints.metadata import build_modelspec
+    from networks.result_metadata import title_of, without_hashes
+    from tools.lora_models import stem
+
+    family, prediction, source = opened.family, opened.prediction, opened.header
+    before = without_hashes(source.metadata) if source.kind == "safetensors" else {}
+    merged = [title_of(before, stem(source.path))]
+    merged += [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
+    spec = build_modelspec(
+        architecture=family.architectures[prediction],
+        title=options.save_to.stem,
+        made_at=made_at(),
+        resolution=family.preview[prediction],
+        prediction=prediction,
+        given={"merged_from": ", ".join(merged)},
+    )
+    made = ("modelspec.title", "modelspec.date", "modelspec.merged_from")
+    return spec | before | {key: spec[key] for key in made}
+
+
+TOOL = Tool(
+    "Merge adapters into a model, or LoRAs into one LoRA.",
+    "python networks/merge_lora.py [--sd_model MODEL] --models A B --ratios 0.7 0.3 --save_to FILE [more flags]",
+    MergeOptions,
+    work,
+    required=REQUIRED,
+    check=check,
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Merge. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    return run_tool(TOOL, words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
