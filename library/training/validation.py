@@ -22,6 +22,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,16 +30,22 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from library.data.cache import LatentStore
+from library.data.dataset import TrainingDataset
 from library.data.reading import PictureReader
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.seeds import python_random, torch_generator
+from library.training.conditioning import Conditioning
 from library.training.inputs import encode_latents
+from library.training.optimizers import averaged_weights
 from library.training.plan.validation import POINTS, ValidationPlan, in_batches, point_name, text_of
+from library.training.sample_losses import SampleLosses
 from library.training.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from library.families.family import Model
+    from library.training.parts import Trained
     from library.training.plan.plan import Plan
+    from library.training.run import Run
     from library.training.state import Progress
 
 
@@ -188,19 +195,48 @@ class Validation:
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
 
-def latents_of(
-    validation: ValidationPlan | None,
+def validation_of(
     plan: Plan,
-    model: Model,
-    vae: Any,
-    reader: PictureReader,
-    store: LatentStore | None,
+    trained: Trained,
+    losses: SampleLosses,
+    context: Conditioning,
+    dataset: TrainingDataset,
+    run: Run,
+    optimizer: Any,
+    say: Callable[[str], None],
+) -> Validation:
+    """The validation of a run; `losses`, `context` and `dataset` are those of the training. Raises UserError for a picture that
+    cannot be read."""
+    model, reader = losses.model, dataset.pictures
+    modules = [model.unet, context.text_encoder, *(part.module for part in trained.parts)]
+    return Validation(
+        plan=plan.validation,
+        reader=reader,
+        objective=losses.objective,
+        predict=partial(model.family.predict, model.unet),
+        encode_texts=context.of_texts,
+        padded=dataset.tokenize.padded,
+        latents=latents_of(plan, model, losses.vae, reader, dataset.latents),
+        scale=model.family.latent.scale,
+        device=losses.device,
+        modules=[module for module in modules if module is not None],
+        steps=plan.duration.steps,
+        steps_per_epoch=plan.duration.steps_per_epoch,
+        log=run.log,
+        say=say,
+        autocast=run.accelerator.autocast,
+        weights=partial(averaged_weights, optimizer),
+    )
+
+
+def latents_of(
+    plan: Plan, model: Model, vae: Any, reader: PictureReader, store: LatentStore | None
 ) -> Callable[[int], Tensor]:
     """The latents of the records that take part: those of the cache, or else the same ones, encoded now and kept in
     memory (64 KiB a picture of 512x512). `vae` is the one that computes."""
     if store is not None:
         return lambda number: store.get(number, False).latents
-    numbers = [] if validation is None else validation.numbers
+    numbers = [] if plan.validation is None else plan.validation.numbers
     alone = replace(
         reader,
         records=[replace(reader.records[number], held_out=True) for number in numbers],  # without mirror images
