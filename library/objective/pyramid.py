@@ -63,9 +63,9 @@ class Pyramid:
             shrink = _shrink(generator)
             tall, wide = tall / shrink, wide / shrink
             rows, columns = max(1, math.floor(tall)), max(1, math.floor(wide))
-            white = torch.randn((channels, rows, columns), generator=generator)
-            enlarged = unit_enlargement(rows, height) @ white @ unit_enlargement(columns, width).T
-            total = total + self.discount**level * enlarged
+            white = torch.randn((1, channels, rows, columns), generator=generator)
+            deviation = deviations(rows, height)[:, None] * deviations(columns, width)
+            total = total + self.discount**level * interpolate(white, (height, width), mode="bilinear")[0] / deviation
             variance += self.discount ** (2 * level)
             if rows == 1 or columns == 1:
                 break
@@ -85,14 +85,11 @@ class Pyramid:
         return total
 
 
-def unit_enlargement(short: int, long: int) -> Tensor:
-    """The matrix (long, short) float32 of linear interpolation, each row divided by its length.
-
-    On independent values of variance 1 it gives values of variance 1 at every place, where plain interpolation gives
-    less between the values that it starts from.
-    """
-    matrix = interpolate(torch.eye(short)[None], size=long, mode="linear")[0].T
-    return matrix / matrix.square().sum(1, keepdim=True).sqrt()
+def deviations(short: int, long: int) -> Tensor:
+    """The standard deviation of each of `long` values interpolated between `short` independent ones of deviation 1:
+    (long,) float32. It is 1 on one of these and less between them."""
+    matrix = interpolate(torch.eye(short)[None], size=long, mode="linear")[0]
+    return matrix.square().sum(0).sqrt()
 
 
 def _shrink(generator: torch.Generator) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from library.objective.loss import per_sample_loss, window_share
+from library.objective.masking import MaskSettings
 from library.objective.noise import NoiseShaping
 from library.objective.objective import Draws, Objective
 from library.objective.process import ForwardProcess
@@ -22,6 +23,32 @@ WEIGHTS = torch.tensor([1.0, 0.5, 1.0, 0.0, 0.5, 1.0, 2.0])
 def objective(prediction: str = "epsilon", gamma: float | None = 5.0, offset: float = 0.0) -> Objective[torch.Tensor]:
     weighting = Weighting("min_snr", gamma) if gamma else Weighting()
     return Objective(PROCESS, prediction, 0, 1000, noise=NoiseShaping(offset), weighting=weighting)  # type: ignore[arg-type]
+
+
+def everything(prediction: str = "epsilon") -> Objective[torch.Tensor]:
+    """All kinds of options that go together."""
+    options = ObjectiveOptions(
+        debiased_estimation_loss=True,
+        loss_type="huber",
+        noise_offset=0.1,
+        noise_offset_random_strength=True,
+        adaptive_noise_scale=0.2,
+        multires_noise_iterations=3,
+        ip_noise_gamma=0.1,
+        ip_noise_gamma_random_strength=True,
+        timestep_bias_strategy="later",
+        timestep_bias_multiplier=2.0,
+        min_timestep=10,
+        zero_terminal_snr=prediction == "v",
+    )
+    return Objective.of(options, PROCESS, prediction, MaskSettings(0.1, normalise="sample"))  # type: ignore[arg-type]
+
+
+def masks() -> torch.Tensor:
+    """Soft masks, and one of zeros, one of ones."""
+    mask = torch.rand(SHAPE[0], 1, *SHAPE[2:], generator=torch.Generator().manual_seed(8))
+    mask[2], mask[4] = 0.0, 1.0
+    return mask
 
 
 def keyed(indices: range) -> list[torch.Generator]:
@@ -43,15 +70,15 @@ def predictor(encoder: torch.nn.Module, unet: torch.nn.Module):
     return predict
 
 
-def gradient(splits: list[int], prediction: str = "epsilon") -> dict[str, torch.Tensor]:
+def gradient(splits: list[int], rule: Objective[torch.Tensor], mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """The gradient of a window of seven samples, cut into micro-batches of the given sizes."""
     latents, tokens, encoder, unet = world()
-    rule = objective(prediction, offset=0.1)
     start = 0
     for size in splits:
         chosen = slice(start, start + size)
-        draws = rule.draw((size, *SHAPE[1:]), keyed(range(start, start + size)))
-        losses = rule.loss(predictor(encoder, unet), latents[chosen], tokens[chosen], draws)
+        draws = rule.draw((size, *SHAPE[1:]), keyed(range(start, start + size)), latents[chosen])
+        places = None if mask is None else mask[chosen]
+        losses = rule.loss(predictor(encoder, unet), latents[chosen], tokens[chosen], draws, places)
         window_share(losses, WEIGHTS[chosen], SHAPE[0]).backward()
         start += size
     parameters = [*encoder.named_parameters(prefix="encoder"), *unet.named_parameters(prefix="unet")]
@@ -61,22 +88,23 @@ def gradient(splits: list[int], prediction: str = "epsilon") -> dict[str, torch.
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("splits", [[3, 1, 3], [1, 6], [5, 2], [1] * 7])
 def test_a_window_has_one_gradient_however_it_is_cut(splits: list[int], prediction: str) -> None:
-    """Both models, prior-loss weights, min-SNR and noise offset together."""
-    whole, cut = gradient([7], prediction), gradient(splits, prediction)
-    for name, expected in whole.items():
-        scale = expected.abs().max()
-        assert (cut[name] - expected).abs().max() < 1e-6 * max(1.0, scale.item()), name
+    """Both models, prior-loss weights, min-SNR and noise offset together; and all other options, with masks."""
+    for rule, mask in ((objective(prediction, offset=0.1), None), (everything(prediction), masks())):
+        whole, cut = gradient([7], rule, mask), gradient(splits, rule, mask)
+        for name, expected in whole.items():
+            scale = expected.abs().max()
+            assert scale > 0 and (cut[name] - expected).abs().max() < 1e-6 * max(1.0, scale.item()), name
 
 
 def test_permuting_samples_permutes_losses_and_keeps_the_sum() -> None:
     latents, tokens, encoder, unet = world()
-    rule = objective()
-    draws = rule.draw(SHAPE, keyed(range(7)))
+    rule, mask = everything(), masks()
+    draws = rule.draw(SHAPE, keyed(range(7)), latents)
+    assert draws.perturbation is not None
     order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
-    losses = rule.loss(predictor(encoder, unet), latents, tokens, draws)
-    moved = rule.loss(
-        predictor(encoder, unet), latents[order], tokens[order], Draws(draws.timesteps[order], draws.noise[order])
-    )
+    reordered = Draws(draws.timesteps[order], draws.noise[order], draws.perturbation[order])
+    losses = rule.loss(predictor(encoder, unet), latents, tokens, draws, mask)
+    moved = rule.loss(predictor(encoder, unet), latents[order], tokens[order], reordered, mask[order])
     torch.testing.assert_close(moved, losses[order], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(
         window_share(moved, WEIGHTS[order], 7), window_share(losses, WEIGHTS, 7), atol=1e-6, rtol=1e-6
@@ -111,6 +139,20 @@ def test_batches_of_one_kind_are_finite() -> None:
     losses = torch.tensor([0.5, 2.0])
     for weights in (torch.zeros(2), torch.ones(2), torch.full((2,), 0.3)):
         assert window_share(losses, weights, 2).isfinite()
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "huber", "smooth_l1"])
+def test_masks_of_zeros_and_of_ones_are_finite(kind) -> None:
+    latents, tokens, encoder, unet = world()
+    options = ObjectiveOptions(loss_type=kind, min_snr_gamma=5.0)
+    for settings in (MaskSettings(), MaskSettings(normalise="sample"), MaskSettings(0.1, True, "sample")):
+        rule: Objective[torch.Tensor] = Objective.of(options, PROCESS, "epsilon", settings)
+        draws = rule.draw(SHAPE, keyed(range(7)))
+        for mask in (torch.zeros(7, 1, 6, 5), torch.ones(7, 1, 6, 5)):
+            unet.zero_grad()
+            losses = rule.loss(predictor(encoder, unet), latents, tokens, draws, mask)
+            losses.sum().backward()
+            assert losses.isfinite().all() and all(one.grad.isfinite().all() for one in unet.parameters())
 
 
 def test_losses_are_computed_in_float32_whatever_the_output_is() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from library.objective.pyramid import Pyramid, unit_enlargement
+from library.objective.pyramid import Pyramid, deviations
 
 
 def keyed(count: int, start: int = 0) -> list[torch.Generator]:
@@ -54,11 +54,14 @@ def test_by_its_formula(levels: int, discount: float) -> None:
         np.testing.assert_allclose(shaped[index].numpy(), total / math.sqrt(variance), atol=2e-6)
 
 
-def test_enlarging_keeps_the_variance_at_every_place() -> None:
+def test_interpolation_makes_variance_smaller_by_what_is_known() -> None:
+    """In the middle between two values 1/2, on a value 1; on average of two dimensions, twice as large: 0.40."""
     for short, long in ((1, 5), (3, 8), (21, 64), (7, 7)):
-        matrix = unit_enlargement(short, long)
-        assert matrix.shape == (long, short)
-        torch.testing.assert_close((matrix @ matrix.T).diagonal(), torch.ones(long))
+        np.testing.assert_allclose(
+            deviations(short, long).numpy(), np.sqrt((linear(short, long) ** 2).sum(1)), rtol=1e-6
+        )
+    variance = deviations(32, 64).double().square()
+    assert (variance[:, None] * variance).mean().item() == pytest.approx(0.40, abs=0.01)
 
 
 @pytest.mark.parametrize("discount", [0.3, 0.8])
