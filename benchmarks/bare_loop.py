@@ -1,11 +1,14 @@
 """The least that a training step of this project has to do, in plain PyTorch: what the trainer is measured against.
 
-    python benchmarks/bare_loop.py model.safetensors [--steps 100] [--size 256] [--count]
+    python benchmarks/bare_loop.py model.safetensors [--rank 8] [--bf16] [--steps 100] [--size 256] [--count]
 
 The arithmetic is the trainer's own at batch 1 on the CPU: text encoder, U-Net, mean squared error, backward, clipping
 by the global norm of 1, AdamW's fused kernel, in float32, from latents that are already there. It prints a line for
 each finished step. There is no data set, log, schedule, accumulation, precision or anything else to choose. The
 library only reads the file, and tells the C library to keep freed memory, which is worth most.
+
+--rank trains a LoRA of that rank in place of the weights: beside each layer of attention in U-Net and text encoder two
+matrices, as the paper has them (arXiv 2106.09685). --bf16: autocast, the weights in bf16, channels last.
 
 --count prints the bytes of weights, gradients, optimiser state and saved tensors (those that autograd keeps for the
 way back, counted by hooks; weights do not count again) instead of training.
@@ -52,7 +55,8 @@ def clip(parameters: list[torch.nn.Parameter]) -> None:
 
 def count(unet: Any, text_encoder: Any, parameters: list[torch.nn.Parameter], *inputs: torch.Tensor) -> dict[str, int]:
     """Bytes of what a step cannot do without."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    whole = [*unet.parameters(), *text_encoder.parameters()]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in whole}
     saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -64,9 +68,49 @@ def count(unet: Any, text_encoder: Any, parameters: list[torch.nn.Parameter], *i
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = loss_of(unet, text_encoder, *inputs)
     held = sum(parameter.nbytes for parameter in parameters)
-    total = {"weights": held, "gradients": held, "optimiser state": 2 * held, "saved tensors": sum(saved.values())}
+    total = {
+        "weights": sum(parameter.nbytes for parameter in whole),
+        "gradients": held,
+        "optimiser state": 2 * held,
+        "saved tensors": sum(saved.values()),
+    }
     del loss  # not earlier: what is freed could give its address to another tensor
     return total
+
+
+class Lora(torch.nn.Module):
+    """A frozen layer and two matrices beside it; a 1x1 convolution gets two of such."""
+
+    def __init__(self, layer: Any, rank: int) -> None:
+        super().__init__()
+        self.layer = layer
+        if isinstance(layer, torch.nn.Linear):
+            self.down = torch.nn.Linear(layer.in_features, rank, bias=False)
+            self.up = torch.nn.Linear(rank, layer.out_features, bias=False)
+        else:
+            self.down = torch.nn.Conv2d(layer.in_channels, rank, 1, bias=False)
+            self.up = torch.nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        torch.nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output and what the matrices add to it."""
+        return self.layer(x) + self.up(self.down(x)) * 0.125
+
+
+def add_lora(module: torch.nn.Module, classes: set[str], rank: int) -> list[torch.nn.Parameter]:
+    """Freeze a module, put a Lora around every Linear and 1x1 convolution in modules of these classes, and return what
+    is to be trained."""
+    module.requires_grad_(False)
+    places = {}
+    for container in module.modules():
+        for path, layer in container.named_modules() if type(container).__name__ in classes else ():
+            is_point = isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1)
+            if isinstance(layer, torch.nn.Linear) or is_point:
+                parent, _, name = path.rpartition(".")
+                places[layer] = (container.get_submodule(parent), name)
+    for layer, (parent, name) in places.items():
+        setattr(parent, name, Lora(layer, rank))
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def main() -> None:
@@ -76,6 +120,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--count", action="store_true")
+    parser.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: all weights are trained")
+    parser.add_argument("--bf16", action="store_true", help="autocast, frozen weights in bf16, channels last")
     options = parser.parse_args()
 
     keep_freed_memory()
@@ -84,6 +130,14 @@ def main() -> None:
     unet, text_encoder = model.unet.train(), model.text_encoder.train()
     del model
     parameters = [*unet.parameters(), *text_encoder.parameters()]
+    if options.bf16:
+        unet.to(torch.bfloat16, memory_format=torch.channels_last)
+        text_encoder.to(torch.bfloat16)
+    if options.rank:
+        parameters = [
+            *add_lora(unet, {"Transformer2DModel"}, options.rank),
+            *add_lora(text_encoder, {"CLIPAttention", "CLIPMLP"}, options.rank),
+        ]
     side = options.size // 8
     latents, ids = torch.randn(1, 4, side, side), torch.randint(0, 49406, (1, 77))
     kept = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -92,7 +146,9 @@ def main() -> None:
         return
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     for step in range(1, options.steps + 1):
-        loss_of(unet, text_encoder, latents, ids, kept).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss = loss_of(unet, text_encoder, latents, ids, kept)
+        loss.backward()
         clip(parameters)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,6 @@
 """How long --help takes, and how long a training run takes from the start of Python to the end of its first step.
 
-    python benchmarks/startup.py [--runs 5] [--file model.safetensors] [--pictures 16] [-- more flags of train_db.py]
+    python benchmarks/startup.py [--runs 5] [--file model.safetensors] [--pictures 16] [--rank 8] [-- more flags]
 
 The run is DreamBooth of full-size SD1.5 with random weights on the CPU: U-Net and text encoder, fp32, AdamW, 256 px,
 batch 1. It is watched from outside, by what it prints: its progress bar is read as it comes, and when that says one
@@ -52,7 +52,8 @@ def help_seconds() -> float:
 def first_step(flags: Sequence[str]) -> dict[str, float]:
     """Seconds from the start of Python to each milestone. RuntimeError if the run ends before its first step."""
     seconds: dict[str, float] = {}
-    with running([sys.executable, str(ROOT / "train_db.py"), *flags]) as (_, output):
+    script = "train_network.py" if "--network_module" in flags else "train_db.py"
+    with running([sys.executable, str(ROOT / script), *flags]) as (_, output):
         for now, printed in output:
             for name, sign in MILESTONES.items():
                 if name not in seconds and sign.search(printed):
@@ -101,8 +102,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
     parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("more", nargs="*", help="flags for train_db.py, after --")
+    parser.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: all weights are trained")
+    parser.add_argument("more", nargs="*", help="flags for the trainer, after --")
     options = parser.parse_args()
+    if options.rank:
+        options.more += ["--network_module", "networks.lora", "--network_dim", str(options.rank)]
     with tempfile.TemporaryDirectory() as folder:
         model = options.file or Path(folder) / "sd15.safetensors"
         if options.file is None:

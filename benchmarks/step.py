@@ -1,6 +1,6 @@
 """Seconds a step and peak memory of full training on the CPU, beside a bare PyTorch loop of the same arithmetic.
 
-    python benchmarks/step.py [--pairs 5] [--steps 8] [--file model.safetensors]
+    python benchmarks/step.py [--rank 8] [--bf16] [--pairs 5] [--steps 8] [--file model.safetensors] [-- more flags]
 
 Full-size SD1.5 with random weights, U-Net and text encoder, fp32, AdamW, 256 px, batch 1, latents in the cache:
 `train_db.py` and `benchmarks/bare_loop.py` as separate processes in turn, watched from outside (benchmarks/pairs.py).
@@ -37,22 +37,33 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def commands(model: Path, work: Path) -> dict[str, Command]:
+def commands(model: Path, work: Path, rank: int, bf16: bool, more: list[str]) -> dict[str, Command]:
     """The trainer on a few pictures, and the bare loop."""
     make_pictures(work / "train" / "100_sks dog", 4)
     flags = [*FLAGS, "--cache_latents", "--pretrained_model_name_or_path", str(model)]
     flags += ["--train_data_dir", str(work / "train"), "--output_dir", str(work / "output")]
-    trainer = (sys.executable, str(ROOT / "train_db.py"), *flags)
-    bare = (sys.executable, str(ROOT / "benchmarks" / "bare_loop.py"), str(model))
+    script = "train_db.py"
+    if rank:
+        script = "train_network.py"
+        flags += ["--network_module", "networks.lora", "--network_dim", str(rank)]
+    if bf16:
+        flags += ["--mixed_precision", "bf16"]
+    trainer = (sys.executable, str(ROOT / script), *flags, *more)
+    bare = bare_loop(model, rank, *(["--bf16"] if bf16 else []))
     return {
         "trainer": Command(trainer, re.compile(r"steps: .*?\| (\d+)/\d+ ")),
         "bare loop": Command(bare, re.compile(r"^step (\d+)$", re.MULTILINE)),
     }
 
 
-def floor(model: Path) -> dict[str, int]:
+def bare_loop(model: Path, rank: int, *more: str) -> tuple[str, ...]:
+    """The command of the bare loop."""
+    return (sys.executable, str(ROOT / "benchmarks" / "bare_loop.py"), str(model), "--rank", str(rank), *more)
+
+
+def floor(model: Path, rank: int) -> dict[str, int]:
     """Bytes of all that a step cannot do without: imports, weights, gradients, optimiser state, saved tensors."""
-    bare = [sys.executable, str(ROOT / "benchmarks" / "bare_loop.py"), str(model), "--count"]
+    bare = bare_loop(model, rank, "--count")
     counted: dict[str, int] = json.loads(subprocess.run(bare, check=True, stdout=subprocess.PIPE).stdout)
     imports = subprocess.run([sys.executable, "-c", IMPORTS, str(ROOT)], check=True, stdout=subprocess.PIPE)
     return {"imports": int(imports.stdout), **counted}
@@ -74,15 +85,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="steps of each run, 3 or more")
     parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
+    parser.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: all weights are trained")
+    parser.add_argument("--bf16", action="store_true", help="both in bf16 autocast")
+    parser.add_argument("more", nargs="*", help="flags for the trainer alone, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = options.file or Path(folder) / "sd15.safetensors"
         if options.file is None:
             make_file(model)
         print(describe())
-        runs = alternate(commands(model, Path(folder)), options.pairs, options.steps)
+        runs = alternate(
+            commands(model, Path(folder), options.rank, options.bf16, options.more), options.pairs, options.steps
+        )
         print(table(runs))
-        print(judge_memory(max(runs["trainer"], key=lambda run: run.peak), floor(model)))
+        print(judge_memory(max(runs["trainer"], key=lambda run: run.peak), floor(model, options.rank)))
 
 
 if __name__ == "__main__":
