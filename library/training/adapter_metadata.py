@@ -40,11 +40,10 @@ ONE_DATASET = (
 class AdapterMetadata:
     """The metadata of all files of one run: what stays the same is found out once, when this is made.
 
-    `validation_images`: pictures that are set aside. Raises CheckpointError for a --metadata_thumbnail that cannot be
-    read.
+    Raises CheckpointError for a --metadata_thumbnail that cannot be read.
     """
 
-    def __init__(self, plan: Plan, validation_images: int = 0) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
         started = time_of_saving().timestamp()
         session = python_random(plan.seed, "session", repr(started)).getrandbits(_SESSION_BITS)
@@ -53,7 +52,6 @@ class AdapterMetadata:
             **_decided(plan),
             "ss_session_id": str(session),
             "ss_training_started_at": str(started),
-            "ss_num_validation_images": str(validation_images),
             **_network(plan),
         }
         # the pictures of a large data set take a while to count, those of --no_metadata need not be
@@ -133,6 +131,7 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_num_epochs": plan.duration.epochs,
         "ss_num_batches_per_epoch": plan.order.batches_per_epoch,
         "ss_num_train_images": plan.pictures.scan.train_samples,
+        "ss_num_validation_images": len(plan.pictures.scan.held_out),
         "ss_num_reg_images": plan.pictures.scan.reg_samples,
         "ss_mixed_precision": precision.mixed_precision,
         "ss_full_fp16": precision.trained == "fp16",

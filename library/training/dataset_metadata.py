@@ -35,7 +35,7 @@ def dataset_metadata(options: TrainOptions, pictures: Pictures) -> dict[str, str
         found = {
             "ss_dataset_dirs": _folders(pictures.subsets, names, is_reg=False),
             "ss_reg_dataset_dirs": _folders(pictures.subsets, names, is_reg=True),
-            "ss_tag_frequency": tag_frequency(pictures.records, names),
+            "ss_tag_frequency": tag_frequency(pictures.scan.records, names),
             "ss_bucket_info": _bucket_info(pictures, 0),
         }
     return {key: json.dumps(value) for key, value in found.items()}
@@ -58,7 +58,7 @@ def _name(subset: SubsetSpec) -> str:
 
 def _folders(subsets: Sequence[SubsetCount], names: Sequence[str], *, is_reg: bool) -> Json:
     return {
-        name: {"n_repeats": count.subset.repeats, "img_count": count.images}
+        name: {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
         for name, count in zip(names, subsets, strict=True)
         if count.subset.is_reg == is_reg
     }
@@ -73,7 +73,7 @@ def _numbered_folders(subsets: Sequence[SubsetCount], names: Sequence[str]) -> J
         free, number = name, 2
         while free in found:
             free, number = f"{name} ({number})", number + 1
-        found[free] = {"n_repeats": count.subset.repeats, "img_count": count.images}
+        found[free] = {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
     return found
 
 
@@ -86,7 +86,7 @@ def _merged_tags(pictures: Pictures, names: Sequence[str]) -> Json:
 
 
 def _tags_of(pictures: Pictures, names: Sequence[str], number: int) -> Json:
-    return tag_frequency((record for record in pictures.records if record.dataset == number), names)
+    return tag_frequency((record for record in pictures.scan.records if record.dataset == number), names)
 
 
 def _bucket_info(pictures: Pictures, number: int) -> Json | None:
@@ -100,7 +100,7 @@ def _bucket_info(pictures: Pictures, number: int) -> Json | None:
     ]
     errors = [
         abs(placement.bucket[0] / placement.bucket[1] - record.size[0] / record.size[1])
-        for record, placement in zip(pictures.records, pictures.table.placements, strict=True)
+        for record, placement in zip(pictures.scan.records, pictures.table.placements, strict=True)
         if record.dataset == number
     ]
     return {
@@ -146,7 +146,7 @@ def _dataset(
 def _subset(count: SubsetCount, name: str, by_folder: bool) -> Json:
     subset, captions, images = count.subset, count.subset.captions, count.subset.images
     found: Json = {
-        "img_count": count.images,
+        "img_count": count.images - count.held_out,
         "num_repeats": subset.repeats,
         "color_aug": images.colour,
         "flip_aug": images.flip,

@@ -173,6 +173,12 @@ def test_values_say_what_the_run_does(world: World, tmp_path: Path) -> None:
     assert found["ss_seed"].isdigit()  # the one that was drawn
 
 
+def test_pictures_that_are_set_aside(world: World, tmp_path: Path) -> None:
+    found = metadata_of(world, tmp_path, validation_split=0.34, validation_seed=7)
+    assert (found["ss_num_validation_images"], found["ss_num_train_images"]) == ("1", "6")
+    assert (found["ss_validation_split"], found["ss_validation_seed"]) == ("0.34", "7")
+
+
 def test_a_rank_that_a_file_sets_is_not_told(world: World, tmp_path: Path) -> None:
     plan = plan_of(world, tmp_path)
     assert AdapterMetadata(plan).at(1)["ss_network_dim"] == "4"  # the default of networks.lora

@@ -181,3 +181,13 @@ def test_names_are_those_of_the_folders_however_they_are_named(
     found = read(plan_of(world, tmp_path / "out", train_data_dir=".", class_tokens="dog", num_repeats=2))
     assert found["ss_dataset_dirs"] == {"犬 dög": {"n_repeats": 2, "img_count": 1}}
     assert found["ss_tag_frequency"] == {"犬 dög": {"dog": 1}}
+
+
+def test_pictures_that_are_set_aside_are_not_trained_and_not_counted(world: World, tmp_path: Path) -> None:
+    flags = {"enable_bucket": True, "min_bucket_reso": 64, "max_bucket_reso": 128, "validation_split": 0.34}
+    plan = plan_of(world, tmp_path, **flags)
+    assert len(plan.pictures.scan.held_out) == 1  # of 3; a third of 2 pictures is less than one
+    found = read(plan)
+    assert found["ss_dataset_dirs"]["2_sks dog"] == {"n_repeats": 2, "img_count": 2}
+    assert sum(found["ss_tag_frequency"]["2_sks dog"].values()) in (2, 5)
+    assert found["ss_bucket_info"]["buckets"]["0"]["count"] == 2 * 2 + 2
