@@ -205,8 +205,10 @@ def validation_of(
     optimizer: Any,
     say: Callable[[str], None],
 ) -> Validation:
-    """The validation of a run; `losses`, `context` and `dataset` are those of the training. Raises UserError for a picture that
-    cannot be read."""
+    """The validation of a run; `losses`, `context` and `dataset` are those of the training.
+
+    Raises UserError for a picture that cannot be read.
+    """
     model, reader = losses.model, dataset.pictures
     modules = [model.unet, context.text_encoder, *(part.module for part in trained.parts)]
     return Validation(
