@@ -83,7 +83,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
         )
         encoded = fill_captions(plan, dataset, context, frozen="text_encoder" not in trained.active)
         prompts = prompt_states(plan, context, accelerator.autocast)
-        if encoded and not trained.whole_model:
+        # new prompts may come to their file, and only who asks for its memory is refused them
+        is_spare = plan.preview is None or options.cache.cache_text_encoder_outputs
+        if encoded and is_spare and not trained.whole_model:
             prompts.forget()
             context.text_encoder = model.text_encoder = None
             release_memory(options.memory)
@@ -131,7 +133,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 losses=losses,
                 batches=loader.batches,
                 log=run.log,
-                due=(preview.due, saver.save_due),
+                due=(saver.save_due, preview.due),
                 say=say,
                 progress_bar=bar,
                 steps=plan.duration.steps,
@@ -194,6 +196,8 @@ def preview_of(
         say=say,
         log_images=run.log_images,
         weights=partial(averaged_weights, optimizer),
+        steps=plan.duration.steps,
+        steps_per_epoch=plan.order.steps_per_epoch,
     )
 
 

@@ -129,7 +129,7 @@ def decide(parsed: Parsed) -> Plan:
         optimizer=optimizer,
         schedule=schedule,
         outputs=outputs,
-        preview=plan_preview(options),
+        preview=plan_preview(options, source.family.preview[source.prediction]),
         trackers=trackers,
         costs=costs,
         seed=seed,
