@@ -1,0 +1,268 @@
+"""Laws of every kind of adapter on a whole model in miniature, through networks/network.py."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from library.families.sd_adapters import SD_ADAPTERS
+from networks import network
+from networks.settings import read_settings
+from tests import tiny
+from tests.networks import layers
+
+Model = dict[str, nn.Module]
+
+# module and arguments; conv_dim where the kind has it
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "lora_fa": ("networks.lora_fa", ["conv_dim=2"]),
+    "dylora": ("networks.dylora", ["conv_dim=4", "unit=2"]),
+    "oft": ("networks.oft", ["enable_all_linear=True", "enable_conv=True"]),
+    "loha": ("networks.loha", ["conv_dim=2"]),
+    "loha tucker": ("networks.loha", ["conv_dim=2", "use_tucker=True"]),
+    "lokr": ("networks.lokr", ["conv_dim=1"]),
+    "lokr both": ("networks.lokr", ["conv_dim=1", "decompose_both=True", "factor=16"]),
+    "ia3": ("networks.ia3", []),
+    "loha dora": ("networks.loha", ["use_dora=True"]),
+    "lokr dora": ("networks.lokr", ["use_dora=True", "conv_dim=1"]),
+}
+
+
+class Attention(nn.Module):
+    """Linear layers under the names of diffusers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = nn.Linear(16, 16, bias=False), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.to_q(x) @ self.to_k(x).mT, -1) @ self.to_v(x)
+
+
+class Transformer2DModel(nn.Module):
+    """A 1x1 convolution, an attention and the second layer of a feed-forward network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_in = nn.Conv2d(24, 16, 1)
+        second = nn.ModuleList([nn.Identity(), nn.Identity(), nn.Linear(16, 24)])
+        block = nn.ModuleDict({"attn1": Attention(), "ff": nn.ModuleDict({"net": second})})
+        self.transformer_blocks = nn.ModuleList([block])
+
+    def forward(self, x: Tensor) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        tokens = self.proj_in(x).flatten(2).mT
+        return x + block.ff.net[2](torch.tanh(block.attn1(tokens))).mT.reshape(x.shape)
+
+
+class ResnetBlock2D(nn.Module):
+    """A 3x3 convolution and the Linear layer of a timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.time_emb_proj = nn.Conv2d(4, 24, 3, padding=1), nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.conv1(x) + self.time_emb_proj(time)[..., None, None]
+
+
+class Downsample2D(nn.Module):
+    """A convolution with a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(24, 24, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Unet(nn.Module):
+    """One of each of the layers that adapters sit on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = {"resnets": ResnetBlock2D(), "downsamplers": Downsample2D(), "attentions": Transformer2DModel()}
+        level = nn.ModuleDict({name: nn.ModuleList([module]) for name, module in names.items()})
+        self.down_blocks = nn.ModuleList([level])
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        level: Any = self.down_blocks[0]
+        return level.attentions[0](level.downsamplers[0](level.resnets[0](x, time)))
+
+
+class CLIPMLP(nn.Module):
+    """Two Linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(torch.tanh(self.fc1(x)))
+
+
+@pytest.fixture
+def model() -> Model:
+    """A model in a few layers, in double precision."""
+    torch.manual_seed(2)
+    text_encoder = nn.Sequential()
+    text_encoder.add_module("mlp", CLIPMLP())
+    return {name: module.double() for name, module in {"unet": Unet(), "text_encoder": text_encoder}.items()}
+
+
+@pytest.fixture(scope="module")
+def sd1() -> Model:
+    """Stable Diffusion 1 in miniature."""
+    made = tiny.diffusers_modules("sd1")
+    return {"unet": made.unet, "text_encoder": made.text_encoder}
+
+
+def settings(name: str, dim: int = 4) -> Any:
+    module, arguments = KINDS[name]
+    found, mistakes = read_settings(module, dim=dim, alpha=1, arguments=arguments)
+    assert not mistakes
+    return found
+
+
+def create(name: str, model: Model, *, nudged: bool = True) -> network.Network:
+    generator = torch.Generator().manual_seed(11)
+    torch.manual_seed(12)
+    made = network.create(model, SD_ADAPTERS, settings(name), generator=generator).double().eval()
+    return layers.nudge(made, 0.1) if nudged else made
+
+
+def outputs(model: Model) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    dtype = next(model["unet"].parameters()).dtype
+    x, time = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 4, 8, 6), (2, 8)))
+    text = model["text_encoder"](time.to(dtype))
+    return model["unet"](x.to(dtype), text), text
+
+
+def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], close: float = 1e-10) -> bool:
+    return all(float((a - b).norm()) <= close * float(b.norm()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_laws_of_outputs(name: str, model: Model) -> None:
+    base = outputs(model)
+    adapters = create(name, model, nudged=False)
+    adapters.attach()
+    begin = 1e-6 if "dora" in name else 1e-10  # DoRA's lengths are in float32
+    assert same(outputs(model), base, begin), "at the start nothing is changed"
+    layers.nudge(adapters, 0.1)
+    changed = outputs(model)
+    assert not same(changed, base, 1e-4)
+    adapters.set_multiplier(0)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model), base, strict=True)), "multiplier 0 is the base"
+    adapters.set_multiplier(0.5)
+    half = outputs(model)
+    adapters.detach()
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model), base, strict=True)), "detached is the base"
+
+    loaded = network.from_tensors(model, SD_ADAPTERS, adapters.tensors()).eval()
+    loaded.attach()
+    assert same(outputs(model), changed), "a file holds all of it"
+    loaded.detach()
+    assert loaded.tensors().keys() == adapters.tensors().keys()
+
+    for ratio, expected in ((1.0, changed), (0.5, half)):
+        twin = copy.deepcopy(model)
+        network.from_tensors(twin, SD_ADAPTERS, adapters.tensors()).merge(ratio)
+        assert same(outputs(twin), expected), f"merged at {ratio} it is as attached"
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_in_single_precision_merged_is_as_attached(name: str, model: Model) -> None:
+    single = {key: module.float() for key, module in model.items()}
+    adapters = create(name, single).float()
+    adapters.attach()
+    attached = outputs(single)
+    adapters.merge()
+    assert same(outputs(single), attached, 1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_but_the_adapter_is_trained_and_all_of_it(name: str, model: Model) -> None:
+    adapters = create(name, model)
+    if name != "dylora":  # which trains a part of itself at a time
+        adapters.train()
+    adapters.attach()
+    image, text = outputs(model)
+    (image.square().mean() + text.square().mean()).backward()
+    adapters.detach()
+    for layer in adapters.layers:
+        assert all(parameter.grad is None for parameter in layer.module.parameters())
+    for key, parameter in adapters.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None and bool(parameter.grad.any())), key
+        assert parameter.requires_grad == (name != "lora_fa" or "lora_down" not in key), key
+    rates = {"unet": 1e-4, "text_encoder1": 1e-4}
+    grouped = [id(parameter) for group in adapters.groups(rates) for parameter in group.parameters]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in adapters.parameters() if parameter.requires_grad)
+
+
+@torch.no_grad()
+def test_two_kinds_add(model: Model) -> None:
+    first, second = create("loha", model), create("lokr", model)
+    twin = copy.deepcopy(model)
+    for adapters in (first, second):
+        adapters.attach()
+    attached = outputs(model)
+    for adapters in (second, first):
+        adapters.detach()
+        network.from_tensors(twin, SD_ADAPTERS, adapters.tensors()).merge()
+    assert same(outputs(twin), attached)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    # SD1 has 16 transformers: 8 layers of attention each and 4 others; and 86 layers in residual and sampling blocks
+    [("", 128), ("enable_all_linear=True", 192), ("enable_conv=True", 214), ("enable_conv=1 enable_all_linear=1", 278)],
+)
+def test_where_oft_sits(sd1: Model, arguments: str, count: int) -> None:
+    asked, mistakes = read_settings("networks.oft", dim=4, alpha=1e-3, arguments=arguments.split())
+    assert not mistakes
+    adapters = network.create(sd1, SD_ADAPTERS, asked)
+    assert adapters.counts == {"unet": count}
+    tensors = adapters.tensors()
+    assert len(tensors) == 2 * count
+    assert {key.split("_", 2)[0] for key in tensors} == {"oft"}
+    assert all(float(value) == pytest.approx(1e-3) for key, value in tensors.items() if key.endswith(".alpha"))
+    assert all(value.shape[0] == 4 for key, value in tensors.items() if key.endswith(".oft_blocks"))
+
+
+def test_where_ia3_sits(sd1: Model) -> None:
+    tensors = network.create(sd1, SD_ADAPTERS, settings("ia3")).tensors()
+    on_input = {key.partition(".")[0]: bool(value) for key, value in tensors.items() if key.endswith("on_input")}
+    # LyCORIS' preset: to_k, to_v, ff.net.2; k_proj, v_proj, mlp.fc2. The miniature's text encoder has 3 layers.
+    assert len(on_input) == 16 * (2 + 2 + 1) + 3 * 3
+    assert all(scaled == name.endswith(("_ff_net_2", "_mlp_fc2")) for name, scaled in on_input.items())
+
+
+def test_a_network_in_half_precision_keeps_its_alphas(model: Model) -> None:
+    asked, _ = read_settings("networks.loha", dim=3, alpha=1, arguments=["use_rslora=True"])
+    adapters = network.create(model, SD_ADAPTERS, asked)
+    exact = {key: value for key, value in adapters.tensors().items() if key.endswith(".alpha")}
+    assert len({float(value) for value in exact.values()}) == 1
+    adapters.bfloat16()
+    for key, value in exact.items():
+        assert torch.equal(adapters.tensors()[key], value)
+
+
+@pytest.mark.parametrize("name", ["lora_fa", "dylora", "loha", "loha tucker", "lokr", "lokr both"])
+@torch.no_grad()
+def test_long_changes_are_scaled_down(name: str, model: Model) -> None:
+    adapters = create(name, model)
+    before = [float(layer.adapter.delta(layer.module.weight).norm()) for layer in adapters.layers]
+    limit = sum(sorted(before)[len(before) // 2 :][:2]) / 2
+    report = adapters.scale_norms(limit)
+    after = [float(layer.adapter.delta(layer.module.weight).norm()) for layer in adapters.layers]
+    assert after == pytest.approx([min(norm, limit) for norm in before], rel=1e-5)
+    assert report.scaled == sum(norm > limit for norm in before) and report.largest == pytest.approx(limit)
