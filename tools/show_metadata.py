@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,10 +46,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         print(f"\n- {error}", file=sys.stderr)
         return 2
-    if options.json:
-        print(json.dumps(dict(header.metadata), indent=2, sort_keys=True, ensure_ascii=False))
-    else:
-        print(describe_metadata(header, options.tags))
+    try:
+        if options.json:
+            print(json.dumps(dict(header.metadata), indent=2, sort_keys=True, ensure_ascii=False), flush=True)
+        else:
+            print(describe_metadata(header, options.tags), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
     return 0
 
 

@@ -191,3 +191,15 @@ sys.exit(code or sorted({{"torch", "numpy", "safetensors"}} & set(sys.modules)) 
     assert done.returncode == 0, done.stderr
     script = [sys.executable, str(ROOT / "tools" / "show_metadata.py"), "--model", str(file)]
     assert subprocess.run(script, capture_output=True, encoding="utf-8").stdout == done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of Windows do not break")
+def test_a_reader_may_stop_reading(tmp_path: Path) -> None:
+    long = {f"key {number}": "value " * 300 for number in range(200)}  # more than a pipe holds
+    file = write(tmp_path / "a.safetensors", long)
+    script = [sys.executable, str(ROOT / "tools" / "show_metadata.py"), str(file)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None and program.stderr is not None
+        assert program.stdout.readline().strip() == str(file).encode()
+        program.stdout.close()
+        assert (program.stderr.read(), program.wait()) == (b"", 0)

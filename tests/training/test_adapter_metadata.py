@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_network
 from library.checkpoints.adapter_hashes import adapter_hashes
+from library.checkpoints.files import payload_sha256, read_header
 from library.options.parse import ADAPTERS, parse
 from library.training.adapter_metadata import AdapterMetadata, revision
 from library.training.plan.plan import Plan, decide
 from tests import tiny
-from tests.training.running import World, make_world
+from tests.training.running import World, make_world, run
 
 # As a LoRA that sd-scripts trained on folders, without network_args and --vae, has them.
 NAMES = {
@@ -247,6 +249,21 @@ def test_equal_runs_give_equal_files_where_the_time_is_fixed(
     assert metadata_of(world, tmp_path, seed=2)["ss_session_id"] != first["ss_session_id"]
     metadata = AdapterMetadata(plan_of(world, tmp_path))
     assert metadata.at(1)["ss_session_id"] == metadata.at(2)["ss_session_id"]
+
+
+def test_files_of_equal_runs_are_equal_byte_by_byte(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for name in ("first", "again"):
+        flags = {"network_module": "networks.lora", "network_dim": 1, "max_train_steps": 1, "use_safetensors": None}
+        outcome = run(world.arguments(tmp_path / name, **flags), capsys, train_network.RECIPE)
+        assert outcome.code == 0, outcome.err
+    first, again = tmp_path / "first" / "dog.safetensors", tmp_path / "again" / "dog.safetensors"
+    assert first.read_bytes() == again.read_bytes()
+    metadata = read_header(first).metadata
+    assert set(metadata) == names("ss", "ss of folders", "modelspec", "sshs")
+    assert metadata["sshs_model_hash"] == payload_sha256(first)
 
 
 def test_a_model_that_was_replaced_in_the_meantime_has_no_hash(world: World, tmp_path: Path) -> None:
