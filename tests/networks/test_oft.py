@@ -1,0 +1,108 @@
+"""OFT and BOFT: turning, as the papers and kohya's program have it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from networks import oft
+from networks.adapter import AdapterError, LayerSettings
+from networks.settings import read_settings
+from tests.networks import layers
+
+
+def made(shape: str = "linear", dim: int = 4, alpha: float = 1.0, size: float = 0.3) -> tuple[Tensor, oft.Oft]:
+    module = layers.base(shape)
+    torch.manual_seed(1)
+    adapter = oft.create(layers.layer(module), LayerSettings(dim=dim, alpha=alpha), module.weight)
+    assert adapter is not None
+    return module.weight.detach(), layers.nudge(adapter.double(), size)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2**-10])
+@pytest.mark.parametrize("shape", ["linear", "conv3"])
+def test_it_is_kohyas_formula(shape: str, alpha: float) -> None:
+    """Cayley: R = (I + Q)(I - Q)⁻¹, with ‖Q‖ held to alpha · out; kohya applies Rᵀ to the blocks of W's rows."""
+    weight, adapter = made(shape, alpha=alpha)
+    blocks = adapter.oft_blocks.detach()
+    skew = blocks - blocks.transpose(1, 2)
+    norm = skew.flatten().norm()
+    skew = skew * (norm.clamp(max=alpha * weight.shape[0]) / norm)
+    assert (norm > alpha * weight.shape[0]) == (alpha < 1)
+    turned = []
+    for number, rows in enumerate(weight.flatten(1).chunk(4)):
+        one = torch.eye(len(rows), dtype=torch.float64)
+        rotation = (one + skew[number]) @ torch.inverse(one - skew[number])
+        turned.append(rotation.T @ rows)
+    expected = torch.cat(turned).reshape(weight.shape) - weight
+    assert torch.allclose(adapter.delta(weight), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_angles_and_lengths_stay() -> None:
+    """The paper's promise: within a block RᵀR = I, so all inner products of W's columns are what they were."""
+    weight, adapter = made()
+    changed = weight + adapter.delta(weight)
+    for before, after in zip(weight.chunk(4), changed.chunk(4), strict=True):
+        assert torch.allclose(after.T @ after, before.T @ before, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(changed, weight, atol=0.01)
+
+
+@pytest.mark.parametrize("alpha", [1e-5, 1.0])
+def test_gradients(alpha: float) -> None:
+    """At the start, where the norm is 0, and beyond the constraint."""
+    weight, adapter = made(dim=8, alpha=alpha, size=0.0)
+    adapter.delta(weight).sum().backward()
+    assert adapter.oft_blocks.grad is not None and adapter.oft_blocks.grad.isfinite().all()
+    assert adapter.oft_blocks.grad.any()
+    weight, adapter = made(dim=20, alpha=alpha)
+
+    def turned(blocks: Tensor) -> Tensor:
+        return torch.func.functional_call(adapter, {"oft_blocks": blocks}, (weight,))
+
+    adapter.forward = adapter.delta  # type: ignore[method-assign]
+    assert torch.autograd.gradcheck(turned, (adapter.oft_blocks.detach().requires_grad_(),))
+
+
+def test_small_turns_are_exact_in_single_precision() -> None:
+    """R - I from one solve: nothing is rounded off against I."""
+    weight, adapter = made(size=1e-7)
+    exact = adapter.requires_grad_(False).delta(weight)
+    assert float((adapter.float().delta(weight.float()) - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_outputs_that_cannot_be_divided_are_refused() -> None:
+    module = layers.base("linear")
+    with pytest.raises(AdapterError, match="40 outputs cannot be cut into 7 blocks") as caught:
+        oft.create(layers.layer(module), LayerSettings(dim=7, alpha=1.0), module.weight)
+    assert "divides 40" in caught.value.remedy
+
+
+@pytest.mark.parametrize("text", ["False", "0", "no"])
+def test_a_switch_is_what_it_says(text: str) -> None:
+    """kohya takes any text that is not empty for True."""
+    settings, mistakes = read_settings("networks.oft", arguments=[f"enable_conv={text}", f"enable_all_linear={text}"])
+    assert not mistakes and not settings.convolutions
+    assert not any(settings.own.values())
+
+
+@pytest.mark.parametrize(
+    "argument", ["conv_dim=4", "dropout=0.1", "rank_dropout=0.1", "use_dora=True", "loraplus_lr_ratio=4"]
+)
+def test_what_has_no_meaning_is_refused(argument: str) -> None:
+    _, mistakes = read_settings("networks.oft", arguments=[argument])
+    assert len(mistakes) == 1 and "has no meaning for networks.oft" in mistakes[0][0]
+    assert len(read_settings("networks.oft", dropout=0.1)[1]) == 1
+
+
+def test_a_boft_that_does_not_fit_is_refused() -> None:
+    module = layers.base("linear")
+    for blocks in (
+        torch.zeros(2, 5, 8, 8),
+        torch.zeros(5, 4, 10, 10),
+        torch.zeros(2, 8, 5, 5),
+        torch.zeros(2, 4, 10, 8),
+    ):
+        if tuple(blocks.shape) != (2, 5, 8, 8):
+            with pytest.raises(AdapterError, match="attn1_to_k"):
+                oft.load(layers.layer(module), {"oft_blocks": blocks})
