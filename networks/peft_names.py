@@ -1,0 +1,277 @@
+"""LoRA files in three formats, there and back, bit for bit: kohya's, diffusers' and PEFT's.
+
+kohya      one file: `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`, `.lora_up.weight`, `.alpha`,
+           `.dora_scale`
+diffusers  one file: `unet.mid_block.attentions.0.proj_in.lora_A.weight`, `.lora_B.weight`, `.lora_magnitude_vector`;
+           the alphas in its metadata (`lora_adapter_metadata`, as diffusers' save_lora_weights writes it)
+PEFT       a folder for each module of the model: adapter_model.safetensors with `base_model.model.` before each name,
+           adapter_config.json with the alphas
+
+Names are found in a table of the layers that the family has, never guessed from underscores. What has no place in the
+other format is refused, all of it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.keymap import Row, Sizes, expand
+from library.checkpoints.tables import clip_hf, unet_sd
+from networks import peft_config
+from networks.adapter import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Format = Literal["kohya", "diffusers", "peft"]
+BASE = "base_model.model."
+_LISTED = 8
+_KOHYA = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha", "dora_scale": "magnitude"}
+# The first of each is what is written; the others are what diffusers' training scripts wrote before.
+_PEFT = {
+    "lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude",
+    "lora.down.weight": "down", "lora.up.weight": "up",
+    "lora_linear_layer.down.weight": "down", "lora_linear_layer.up.weight": "up",
+}  # fmt: skip
+_PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+# More levels and layers than any model has: which of them exist decides the file, not the table.
+_SIZES = Sizes({"i": 6, "j": 4, "k": 5, "d": 12, "n": 48}, {"s": 5, "u": 1})
+_TABLES: Mapping[str, Sequence[Row]] = {"unet": unet_sd.ROWS, "text_encoder": clip_hf.ROWS}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer of the model: its module (`unet`), its path in files, with dots, and its name in kohya's files."""
+
+    part: AdapterPart
+    path: str
+    name: str
+
+    @property
+    def bare(self) -> str:
+        """The path without the level that transformers 5 has not; PEFT compares the ends of paths."""
+        return self.path.removeprefix(self.part.to_file(""))
+
+
+@dataclass
+class LoraLayer:
+    """One layer of a LoRA. `magnitude`: DoRA's, (out,). `alpha_form`: how a kohya file has the alpha (peft_config)."""
+
+    place: Place
+    down: Tensor
+    up: Tensor
+    alpha: float
+    magnitude: Tensor | None = None
+    alpha_form: str = ""
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return int(self.down.shape[0])
+
+
+@dataclass
+class Lora:
+    """A LoRA in no format yet. `metadata`: what a kohya file says of its training."""
+
+    layers: list[LoraLayer]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def known_places(parts: Iterable[AdapterPart]) -> tuple[Place, ...]:
+    """Every layer that a family with these parts can have, from the tables of its checkpoints."""
+    found = []
+    for part in parts:
+        level = part.to_file("")
+        for rule in expand(_TABLES[part.module], _SIZES):
+            path, _, leaf = rule.diffusers[0].rpartition(".")
+            if leaf == "weight":
+                bare = path.removeprefix(level)
+                found.append(Place(part, part.to_file(bare), part.name(bare)))
+    return tuple(found)
+
+
+def format_of(keys: Iterable[str]) -> Format | None:
+    """The format that a file's keys are in, None for another."""
+    for key in keys:
+        if key.startswith("lora_"):
+            return "kohya"
+        if key.startswith(BASE):
+            return "peft"
+        if key.partition(".")[0] in _TABLES:
+            return "diffusers"
+    return None
+
+
+# --- kohya -----------------------------------------------------------------------------------------------------------
+
+
+def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], places: Iterable[Place]) -> Lora:
+    """Read a kohya file. AdapterError lists every key that is no LoRA of this family."""
+    by_name = {place.name: place for place in places}
+    by_name |= {f"{p.part.prefix}_{p.bare.replace('.', '_')}": p for p in by_name.values()}  # without the text's level
+    found, wrong = _Found(), []
+    for key, tensor in tensors.items():
+        name, _, leaf = key.partition(".")
+        if name in by_name and leaf in _KOHYA:
+            found.add(by_name[name], _KOHYA[leaf], tensor, key)
+        else:
+            wrong.append(key)
+    _refuse(wrong)
+    layers = []
+    for place, slots in found.complete():
+        rank = int(slots["down"].shape[0])
+        alpha, form = peft_config.read_alpha(slots.get("alpha"), rank)
+        magnitude = slots.get("magnitude")
+        if magnitude is not None and tuple(magnitude.shape) != _magnitude_shape(slots):
+            raise AdapterError(
+                f"{place.name}.dora_scale is {tuple(magnitude.shape)}: lengths of inputs, not of outputs",
+                "diffusers and PEFT have no such DoRA (LyCORIS writes it with wd_on_output=False).",
+            )
+        magnitude = None if magnitude is None else magnitude.reshape(-1)
+        layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, form))
+    return Lora(layers, {key: value for key, value in metadata.items() if not key.startswith("sshs_")})
+
+
+def to_kohya(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a kohya file."""
+    tensors: dict[str, Tensor] = {}
+    for layer in lora.layers:
+        name = layer.place.name
+        tensors[f"{name}.lora_down.weight"] = layer.down
+        tensors[f"{name}.lora_up.weight"] = layer.up
+        alpha = peft_config.alpha_tensor(layer.alpha, layer.alpha_form, layer.rank, layer.down.dtype)
+        if alpha is not None:
+            tensors[f"{name}.alpha"] = alpha
+        if layer.magnitude is not None:
+            shape = _magnitude_shape({"down": layer.down, "up": layer.up})
+            tensors[f"{name}.dora_scale"] = layer.magnitude.reshape(shape)
+    return tensors, dict(lora.metadata)
+
+
+# --- PEFT and diffusers ----------------------------------------------------------------------------------------------
+
+
+def from_peft(
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    configs: Mapping[str, Mapping[str, Any]],
+    metadata: Mapping[str, str],
+    places: Iterable[Place],
+) -> Lora:
+    """Read tensors under PEFT's names without the prefixes, by module of the model, with PEFT's configuration of each.
+
+    A module without a configuration scales nothing (alpha = rank): so diffusers reads such files. AdapterError lists
+    every key that is no LoRA of this family.
+    """
+    by_path = {(place.part.module, place.path): place for place in places}
+    by_path |= {(place.part.module, place.bare): place for place in by_path.values()}
+    found, wrong = _Found(), []
+    for module, of_module in tensors.items():
+        for key, tensor in of_module.items():
+            path, leaf = _split(key)
+            place = by_path.get((module, path))
+            if place is None or leaf is None:
+                wrong.append(f"{module}.{key}")
+            else:
+                found.add(place, _PEFT[leaf], tensor, f"{module}.{key}")
+    _refuse(wrong)
+    forms = peft_config.read_forms(metadata)
+    layers = []
+    for place, slots in found.complete():
+        rank, magnitude = int(slots["down"].shape[0]), slots.get("magnitude")
+        alpha = peft_config.alpha_of(configs.get(place.part.module), (place.path, place.bare), rank)
+        magnitude = None if magnitude is None else magnitude.reshape(-1)
+        layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, forms(place.name)))
+    kept = {key: value for key, value in metadata.items() if key not in peft_config.NOT_KOHYAS}
+    return Lora(layers, {key: value for key, value in kept.items() if not key.startswith("sshs_")})
+
+
+def to_peft(
+    lora: Lora, *, text_level: bool
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Any]], dict[str, str]]:
+    """Tensors and configurations by module of the model, and the metadata.
+
+    `text_level`: whether names have `text_model.`. diffusers takes it away for transformers 5 and needs it before; PEFT
+    takes names as they are. AdapterError where DoRA is in a part of a module's layers only.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {}
+    by_module: dict[str, list[LoraLayer]] = {}
+    for layer in lora.layers:
+        by_module.setdefault(layer.place.part.module, []).append(layer)
+        of_module = tensors.setdefault(layer.place.part.module, {})
+        for slot, tensor in (("down", layer.down), ("up", layer.up), ("magnitude", layer.magnitude)):
+            if tensor is not None:
+                path = layer.place.path if text_level else layer.place.bare
+                of_module[f"{path}.{_PEFT_NAMES[slot]}"] = _peft_magnitude(layer, slot, tensor)
+    configs = {}
+    for module, layers in by_module.items():
+        without = [layer.place.name for layer in layers if layer.magnitude is None]
+        if without and len(without) < len(layers):
+            what = f"{len(without)} of {len(layers)} layers of {module} have no dora_scale: {_listed(without)}"
+            raise AdapterError(what, "diffusers and PEFT have DoRA for all layers of a module or for none.")
+        alphas = {layer.place.bare: (layer.rank, layer.alpha) for layer in layers}
+        configs[module] = peft_config.make_config(alphas, use_dora=not without)
+    forms = {layer.place.name: layer.alpha_form for layer in lora.layers}
+    return tensors, configs, lora.metadata | peft_config.write_forms(forms)
+
+
+def _split(key: str) -> tuple[str, str | None]:
+    """A key's path and what follows it; None if nothing known does."""
+    for leaf in _PEFT:
+        if key.endswith(f".{leaf}"):
+            return key.removesuffix(f".{leaf}"), leaf
+    return key, None
+
+
+def _peft_magnitude(layer: LoraLayer, slot: str, tensor: Tensor) -> Tensor:
+    """PEFT has the magnitude of a convolution as (1, out, 1, 1)."""
+    return tensor.reshape(1, -1, 1, 1) if slot == "magnitude" and layer.up.ndim == 4 else tensor
+
+
+def _magnitude_shape(slots: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The shape that kohya-style files have DoRA's magnitude in: (out, 1) or (out, 1, 1, 1)."""
+    up = slots["up"]
+    return (int(up.shape[0]), *(1 for _ in up.shape[1:]))
+
+
+# --- what is the same in all of them ---------------------------------------------------------------------------------
+
+
+class _Found:
+    """Tensors of layers as they are met in a file, in any order."""
+
+    def __init__(self) -> None:
+        self._layers: dict[Place, dict[str, Tensor]] = {}
+
+    def add(self, place: Place, slot: str, tensor: Tensor, key: str) -> None:
+        slots = self._layers.setdefault(place, {})
+        if slot in slots:
+            raise AdapterError(f"{key} is in the file under another name too", "Such a file belongs to no program.")
+        slots[slot] = tensor
+
+    def complete(self) -> list[tuple[Place, dict[str, Tensor]]]:
+        """Layers with both factors. AdapterError lists what is missing."""
+        missing = [
+            f"{place.part.module}.{place.path}: {slot}"
+            for place, slots in self._layers.items()
+            for slot in ("down", "up")
+            if slot not in slots
+        ]
+        if missing:
+            raise AdapterError(f"{len(missing)} factors are missing: {_listed(missing)}", "The file is not whole.")
+        return list(self._layers.items())
+
+
+def _refuse(keys: Sequence[str]) -> None:
+    if keys:
+        raise AdapterError(
+            f"{len(keys)} keys have no place in the other format: {_listed(sorted(keys))}",
+            "Only LoRA and DoRA can be converted (lora_down, lora_up, alpha, dora_scale), of a model that is known.",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
