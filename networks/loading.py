@@ -14,7 +14,7 @@ from networks.adapted import AdaptedLayer
 from networks.adapter import AdapterError, Kind
 from networks.registry import KINDS, load_kind, recognise
 from networks.settings import NetworkSettings
-from networks.targets import Target, file_name, find_targets, names_in_files
+from networks.targets import Target, all_targets, file_name, names_in_files
 
 _SHOWN = 12
 
@@ -39,7 +39,7 @@ def load_layers(
     held = by_layer(tensors)
     layers: list[AdaptedLayer] = []
     problems: list[str] = []
-    for target in find_targets(model, parts, convolutions=True):
+    for target in all_targets(model, parts):
         for name in sorted(names_in_files(target, KINDS) & held.keys()):
             mine = held.pop(name)
             try:

@@ -25,8 +25,11 @@ class Target:
 
     @property
     def block(self) -> int | None:
-        """The block it lies in, None if its module is not divided into blocks."""
-        return None if self.part.block is None else self.part.block(self.part.to_file(self.path))
+        """The block it lies in; None outside of all blocks, or if its module is not divided into blocks."""
+        try:
+            return None if self.part.block is None else self.part.block(self.part.to_file(self.path))
+        except ValueError:
+            return None
 
     @property
     def is_kernel(self) -> bool:
@@ -60,6 +63,18 @@ def find_targets(
                 if layer.kernel == (1, 1) or everything:
                     seen.add(path)
                     yield Target(model[part.module], part, path, module, layer)
+
+
+def all_targets(model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]) -> Iterator[Target]:
+    """Every Linear and Conv2d of the parts' modules. Files may hold more than we would adapt: LyCORIS' preset "full"
+    has the first and last convolution and the timestep's layers."""
+    for part in parts:
+        if part.module not in model:
+            continue
+        root = model[part.module]
+        for path, module in root.named_modules():
+            if path and isinstance(module, Base):
+                yield Target(root, part, path, module, describe(part.name(path), module))
 
 
 def describe(name: str, module: Base) -> Layer:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from library.families.sd_adapters import SD_ADAPTERS
 from networks import boft, full, glora, ia3, loha, lokr, lora, network, oft
@@ -149,6 +150,28 @@ def test_it_reads_our_whole_files(kind: str, arguments: list[str]) -> None:
     found, _ = small_model.outputs(model)
     assert float((expected - base).norm()) > 0.01 * float(base.norm())
     assert float((found - expected).norm()) < 1e-6 * float(expected.norm())
+
+
+@torch.no_grad()
+def test_layers_that_we_would_not_adapt_are_read() -> None:
+    """Its preset "full" has conv_in, conv_out and the timestep's layers too."""
+    model = small_model.model()
+    first, last = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 8)
+    model["unet"].add_module("conv_in", first.double())
+    model["unet"].add_module("time_embedding", nn.Sequential(last.double()))
+    settings = LayerSettings(dim=2, alpha=1.0)
+    torch.manual_seed(3)
+    tensors = {}
+    for name, module in (("lora_unet_conv_in", first), ("lora_unet_time_embedding_0", last)):
+        adapter = layers.nudge(loha.create(layers.layer(module, name), settings, module.weight).double())
+        tensors |= {f"{name}.{key}": value for key, value in layers.file_of(adapter).items()}
+    before = first.weight.clone()
+    ours = network.from_tensors(model, SD_ADAPTERS, tensors)
+    assert ours.counts == {"unet": 2} and ours.tensors().keys() == tensors.keys()
+    ours.merge()
+    half = tensors["lora_unet_conv_in.hada_w1_a"] @ tensors["lora_unet_conv_in.hada_w1_b"]
+    other = tensors["lora_unet_conv_in.hada_w2_a"] @ tensors["lora_unet_conv_in.hada_w2_b"]
+    assert torch.allclose(first.weight - before, (half * other / 2).reshape(before.shape), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("algo", ["locon", "loha", "lokr", "diag-oft", "boft", "glora", "full", "ia3"])
