@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
-        "library.data", "library.sampling", "library.families.registry", "library.families.family",
+        "library.data", "library.sampling", "library.families.registry", "library.families.family", "networks",
     ),
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
     "tools": ("tools", "library", "networks"),

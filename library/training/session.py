@@ -35,6 +35,7 @@ from library.training.sample_losses import SampleLosses
 from library.training.saver import Saver
 from library.training.schedules import make_schedule
 from library.training.state import load_state, save_state
+from library.training.validation import validation_of
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -123,6 +124,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 say=say,
                 optimizer=optimizer,
             )
+            validation = validation_of(plan, trained, losses, context, dataset, run, optimizer, say)
             preview = preview_of(plan, model, trained, prompts, vae, run, optimizer, say)
             loop = Loop(
                 accelerator=accelerator,
@@ -133,7 +135,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 losses=losses,
                 batches=loader.batches,
                 log=run.log,
-                due=(saver.save_due, preview.due),
+                due=(saver.save_due, preview.due, validation.due),
                 say=say,
                 progress_bar=bar,
                 steps=plan.duration.steps,

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from library.data.order import EpochOrder
-from library.options.mistakes import Mistakes
+from library.objective import checks as objective_checks
+from library.objective.process import Prediction
+from library.options.mistakes import Mistake, Mistakes
+from library.options.objective import ObjectiveOptions
 from library.options.parse import Parsed
 from library.options.recipes import TrainOptions
 from library.runtime.device import Machine, describe_machine
@@ -27,23 +31,15 @@ from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.pictures import Pictures, TokenCount, decide_pictures
 from library.training.plan.places import check_final_model, check_places
+from library.training.plan.rates import Rates, decide_rates
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.plan.start import decide_start
+from library.training.plan.validation import ValidationPlan, decide_validation
 from library.training.preview_plan import PreviewPlan, check_prompts, plan_preview
 from library.training.schedules import ScheduleChoice, choose_schedule
 from library.training.state import Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates; None: not trained. `text_encoder_stop`: the text encoder's last optimiser step (None: the
-    end)."""
-
-    unet: float | None
-    text_encoder: float | None
-    text_encoder_stop: int | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class Plan:
     schedule: ScheduleChoice
     outputs: Outputs
     preview: PreviewPlan | None
+    validation: ValidationPlan | None
     trackers: Trackers
     costs: Costs
     seed: int
@@ -74,19 +71,70 @@ class Plan:
     origins: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """What each part of the options comes to by itself; the fields are those of Plan."""
+
+    machine: Machine
+    precision: Precision
+    optimizer: OptimizerChoice
+    source: Source
+    resume: SavedState | None
+    seed: int
+    pictures: Pictures
+    adapter: AdapterPlan | None
+    preview: PreviewPlan | None
+    validation: ValidationPlan | None
+    trackers: Trackers
+
+
 def decide(parsed: Parsed) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
     options, mistakes, notes = parsed.options, Mistakes(), list(parsed.notes)
     mistakes.extend(parsed.mistakes)
     refuse_several_processes(mistakes)
+    found = find_grounds(options, mistakes, notes)
 
-    # what each part of the options comes to by itself
+    # what follows from several of them
+    source, adapter, pictures = found.source, found.adapter, found.pictures
+    notes.extend(check_objective(options.objective, source.prediction, mistakes, source.family.process.timesteps))
+    order = pictures.order(options.memory.gradient_accumulation_steps, found.seed)
+    duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
+    schedule = choose_schedule(options.optimizer, duration.steps, found.optimizer)
+    collect(schedule, mistakes, notes)
+    rates = decide_rates(options, adapter, found.optimizer, mistakes)
+    outputs = decide_outputs(options.saving, "adapter" if adapter else source.header.kind, duration.epochs, mistakes)
+    costs = decide_costs(options, source, rates, adapter, found.precision, found.optimizer, outputs, duration)
+    check_outputs(options, source, outputs, costs, mistakes)
+    identity = identity_of(options, pictures, found.precision, found.seed)
+    check_continuation(found.resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
+    start = decide_start(options.adapter, found.resume, duration, mistakes, notes)
+    mistakes.raise_if_any()
+    return Plan(
+        **vars(found),
+        options=options,
+        order=order,
+        duration=duration,
+        rates=rates,
+        schedule=schedule,
+        outputs=outputs,
+        costs=costs,
+        workers=decide_workers(options, found.machine, order, notes),
+        identity=identity,
+        start=start,
+        notes=tuple(notes),
+        origins=parsed.origins,
+    )
+
+
+def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> Grounds:
+    """Look at machine, checkpoint, pictures and what else the options name. Raises UserError, with all mistakes so far,
+    where there is no model or no picture to go on with."""
     machine = describe_machine()
     precision = resolve(options.memory, machine, options.run.strict)
     optimizer = choose_optimizer(options.optimizer, precision.trained == "fp16")
     for decision in (precision, optimizer):
-        mistakes.extend(decision.mistakes)
-        notes.extend(decision.notes)
+        collect(decision, mistakes, notes)
     source = decide_source(options, mistakes, notes)
     resume = decide_resume(options.saving.resume, mistakes)
     seed = decide_seed(options, resume)
@@ -98,48 +146,36 @@ def decide(parsed: Parsed) -> Plan:
     if source is None or pictures is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or pictures are missing and no mistake says why")
-
-    # what follows from several of them
-    order = pictures.order(options.memory.gradient_accumulation_steps, seed)
-    duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
-    schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
-    mistakes.extend(schedule.mistakes)
-    notes.extend(schedule.notes)
-    rates = decide_rates(options) if adapter is None else adapter_rates(options, adapter)
-    refuse_no_training(rates, optimizer, mistakes)
-    source_kind = source.header.kind if adapter is None else "adapter"
-    outputs = decide_outputs(options.saving, source_kind, duration.epochs, mistakes)
-    costs = decide_costs(options, source, rates, adapter, precision, optimizer, outputs, duration)
-    check_outputs(options, source, outputs, costs, mistakes)
-    identity = identity_of(options, pictures, precision, seed)
-    if resume is not None:
-        check_continuation(resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
-    start = decide_start(options.adapter, resume, duration, mistakes, notes)
-    mistakes.raise_if_any()
-    return Plan(
-        options=options,
-        machine=machine,
-        precision=precision,
-        source=source,
-        pictures=pictures,
-        order=order,
-        duration=duration,
-        rates=rates,
-        adapter=adapter,
-        optimizer=optimizer,
-        schedule=schedule,
-        outputs=outputs,
-        preview=plan_preview(options, source.family.preview[source.prediction]),
-        trackers=trackers,
-        costs=costs,
-        seed=seed,
-        workers=decide_workers(options, machine, order, notes),
-        identity=identity,
-        resume=resume,
-        start=start,
-        notes=tuple(notes),
-        origins=parsed.origins,
+    preview = plan_preview(options, source.family.preview[source.prediction])
+    validation = decide_validation(options.validation, pictures)
+    return Grounds(
+        machine, precision, optimizer, source, resume, seed, pictures, adapter, preview, validation, trackers
     )
+
+
+class Judged(Protocol):
+    """A decision that comes with mistakes and notes."""
+
+    @property
+    def mistakes(self) -> Sequence[Mistake]: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+def collect(decision: Judged, mistakes: Mistakes, notes: list[str]) -> None:
+    """Take over what a decision says."""
+    mistakes.extend(decision.mistakes)
+    notes.extend(decision.notes)
+
+
+def check_objective(
+    options: ObjectiveOptions, prediction: Prediction, mistakes: Mistakes, timesteps: int
+) -> tuple[str, ...]:
+    """Collect what is wrong with the loss that is asked for, and return what to tell of it."""
+    wrong, notes = objective_checks.check(options, prediction, timesteps)
+    mistakes.extend(wrong)
+    return notes
 
 
 def token_count(options: TrainOptions, source: Source | None) -> TokenCount | None:
@@ -153,25 +189,6 @@ def token_count(options: TrainOptions, source: Source | None) -> TokenCount | No
         partial(tokenizer.counts, weighted=weighted),
         f"{tokenizer.name} {weighted}",
     )
-
-
-def decide_rates(all_options: TrainOptions) -> Rates:
-    """The text encoder learns at --learning_rate_te, else --learning_rate; a rate or a stop of 0, or -1, means
-    never."""
-    options = all_options.optimizer
-    stop = options.stop_text_encoder_training
-    rate = options.learning_rate if options.learning_rate_te is None else options.learning_rate_te
-    if (stop is not None and stop <= 0) or rate == 0:
-        return Rates(options.learning_rate, None, None)
-    return Rates(options.learning_rate, rate, stop)
-
-
-def adapter_rates(options: TrainOptions, adapter: AdapterPlan) -> Rates:
-    """An adapter's parts learn at --unet_lr and --text_encoder_lr, else at --learning_rate."""
-    usual, chosen = options.optimizer.learning_rate, options.adapter
-    unet = usual if chosen.unet_lr is None else chosen.unet_lr
-    text = chosen.text_encoder_lr[0] if chosen.text_encoder_lr else usual
-    return Rates(unet if "unet" in adapter.reaches else None, text if "text_encoder" in adapter.reaches else None, None)
 
 
 def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
@@ -220,12 +237,6 @@ def decide_costs(
         states_on_disk=states,
         folder=outputs.directory,
     )
-
-
-def refuse_no_training(rates: Rates, optimizer: OptimizerChoice, mistakes: Mistakes) -> None:
-    """Rates of 0 leave every weight as it is, unless the optimiser finds its own."""
-    if not rates.unet and rates.text_encoder is None and not optimizer.relative_step:
-        mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
 
 
 def check_outputs(options: TrainOptions, source: Source, outputs: Outputs, costs: Costs, mistakes: Mistakes) -> None:

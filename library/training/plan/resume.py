@@ -21,10 +21,12 @@ def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:
 
 
 def check_continuation(
-    saved: SavedState, identity: Identity, steps: int, mistakes: Mistakes, dataset_file: str = ""
+    saved: SavedState | None, identity: Identity, steps: int, mistakes: Mistakes, dataset_file: str = ""
 ) -> None:
     """Refuse to go on where the result would not be the one of the uninterrupted run, or where nothing is left to
-    do. `dataset_file` is what messages call the file that describes the datasets."""
+    do. `dataset_file` is what messages call the file that describes the datasets; without a saved state all is well."""
+    if saved is None:
+        return
     facts = sorted(saved.identity.keys() | identity.keys())
     for fact in facts:
         before, now = saved.identity.get(fact, "nothing"), identity.get(fact, "nothing")

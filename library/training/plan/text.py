@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.training.plan.adapter import AdapterPlan
 from library.training.plan.costs import readable_bytes
 from library.training.plan.pictures import Pictures, SubsetCount
 from library.training.plan.plan import Plan
+from library.training.plan.validation import POINTS
 
 WIDTH = 12  # of the left column
 
@@ -32,6 +34,7 @@ def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
         ("buckets", _buckets(plan)),
         ("training", _training(plan)),
         ("length", _length(plan)),
+        ("validation", _validation(plan)),
         ("machine", _machine(plan)),
         ("memory", _costs(plan)),
         ("files", _files(plan)),
@@ -175,10 +178,7 @@ def _loss(plan: Plan) -> str:
         parts.append(f"masked ({'inverted, ' if masks.mask_invert else ''}normalised: {masks.mask_normalise}{floor})")
     if plan.pictures.scan.reg_samples:
         parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
-    if objective.min_snr_gamma:
-        parts.append(f"min-SNR weight with gamma {objective.min_snr_gamma:g}")
-    if objective.noise_offset:
-        parts.append(f"noise offset {objective.noise_offset:g}")
+    parts.extend(describe_objective(objective, plan.source.prediction))
     return "loss: " + ", ".join(parts)
 
 
@@ -194,6 +194,24 @@ def _length(plan: Plan) -> Iterator[str]:
         yield f"goes on after {where} from {plan.resume.folder}"
     given = "" if plan.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
     yield f"seed {plan.seed}{given}"
+
+
+def _validation(plan: Plan) -> Iterator[str]:
+    validation = plan.validation
+    if validation is None:
+        return
+    count = len(validation.pairs)
+    when = [
+        f"every {what}" if number == 1 else f"every {number} {what}s"
+        for number, what in ((validation.every_n_steps, "step"), (validation.every_n_epochs, "epoch"))
+        if number
+    ]
+    yield (
+        f"{_number(count, 'picture')} set aside and as many that are trained on, each at {POINTS} timesteps, after "
+        f"{' and '.join(when)}"
+    )
+    share = validation.share_of_training(plan.duration, plan.order.samples_per_epoch)
+    yield f"about {share:.0%} of the time that the training takes, in addition (--max_validation_steps lowers it)"
 
 
 def _machine(plan: Plan) -> Iterator[str]:
