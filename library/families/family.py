@@ -72,7 +72,8 @@ class Model:
     """A loaded model: modules in evaluation mode, and what of the source has no place in them.
 
     `kept` holds the source's other tensors under their original names (EMA copies, schedule tables, SD2's last layer),
-    in their own dtype; a save writes them back. `notes` says what a user should know about how it was loaded.
+    in their own dtype; a save writes them back. `zero_terminal_snr`: it is (being) trained with such a schedule, which
+    a diffusers folder tells. `notes` says what a user should know about how it was loaded.
     """
 
     family: Family
@@ -82,6 +83,7 @@ class Model:
     tokenizer: Tokenizer
     prediction: Prediction
     source: Header
+    zero_terminal_snr: bool = False
     kept: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

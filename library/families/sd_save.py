@@ -135,7 +135,10 @@ def _scheduler(model: Model) -> dict[str, Any]:
         "steps_offset": 1,
     }
     prediction: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
-    return {**model.source.configs.get("scheduler", process), "prediction_type": prediction[model.prediction]}
+    # arXiv 2305.08891: such a model must be sampled from its last timestep on
+    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if model.zero_terminal_snr else {}
+    source = model.source.configs.get("scheduler", process)
+    return {**source, **rescaled, "prediction_type": prediction[model.prediction]}
 
 
 def _model_index(scheduler: str) -> dict[str, Any]:

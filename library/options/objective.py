@@ -138,7 +138,7 @@ class ObjectiveOptions:
     )
     snr_floor: float = flag(
         0.0,
-        "With zero_terminal_snr: let no weight by timestep be smaller than that of this SNR, so that the last timestep "
+        "Let no weight by timestep be smaller than that of this SNR, so that with zero_terminal_snr the last timestep "
         "is trained too.",
         at_least=0,
         needs="snr",

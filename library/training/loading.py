@@ -38,6 +38,7 @@ def load_model(
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         only=only,
     )
+    model.zero_terminal_snr = plan.options.objective.zero_terminal_snr
     for note in model.notes:
         LOGGER.info(note)
     for module in (model.unet, model.text_encoder):
