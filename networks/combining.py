@@ -52,18 +52,15 @@ def combine(
     layers: dict[str, Factors] = {}
     kept = total = 0.0
     for name, found in terms.items():
-        whole = stack(found)
-        limit = whole.rank if rank is None else rank(found)
-        if whole.rank <= limit and clamp_quantile >= 1:
-            layers[name] = whole
-            if rank is not None:
-                norm = float(whole.delta().square().sum())
-                kept, total = kept + norm, total + norm
+        whole = layers[name] = stack(found)
+        if rank is None:
             continue
+        limit = rank(found)
         parts = decompose_product(*whole.to(device).matrices())
-        up, down = parts.factors(limit, clamp_quantile)
-        layers[name] = whole.shaped(up.cpu(), down.cpu(), whole.scale * down.shape[0])
-        squares = (whole.scale * parts.values).square()
+        if whole.rank > limit or clamp_quantile < 1:
+            up, down = parts.factors(limit, clamp_quantile)
+            layers[name] = whole.shaped(up.cpu(), down.cpu(), whole.scale * down.shape[0])
+        squares = (whole.scale * parts.values.double()).square()
         kept, total = kept + float(squares[:limit].sum()), total + float(squares.sum())
     return Combined(layers, (kept / total) ** 0.5 if total else 1.0)
 

@@ -41,8 +41,17 @@ class Decomposition:
 
 
 def decompose(matrix: Tensor) -> Decomposition:
-    """The singular value decomposition of a matrix (m, n)."""
-    return Decomposition(*torch.linalg.svd(_computed(matrix), full_matrices=False))
+    """The singular value decomposition of a matrix (m, n); of a long one by way of its QR, some times quicker."""
+    tall = _computed(matrix)
+    is_wide = tall.shape[0] < tall.shape[1]
+    tall = tall.T if is_wide else tall
+    if tall.shape[0] >= 2 * tall.shape[1]:
+        basis, square = torch.linalg.qr(tall)
+        u, values, vh = torch.linalg.svd(square)
+        u = basis @ u
+    else:
+        u, values, vh = torch.linalg.svd(tall, full_matrices=False)
+    return Decomposition(vh.T, values, u.T) if is_wide else Decomposition(u, values, vh)
 
 
 def decompose_product(up: Tensor, down: Tensor) -> Decomposition:

@@ -5,11 +5,12 @@ No program: tools/merge_lora.py and its neighbours stand on it. No torch at modu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -36,6 +37,19 @@ def told_to_user(file: Path | None = None) -> Iterator[None]:
         raise UserError([Mistake(str(error))]) from error
 
 
+def together(*steps: Callable[[], Any]) -> list[Any]:
+    """What each step answers. Raises UserError with the mistakes of all of them, not of the first alone."""
+    mistakes = Mistakes()
+    answers = []
+    for step in steps:
+        try:
+            answers.append(step())
+        except UserError as error:
+            mistakes.extend(error.mistakes)
+    mistakes.raise_if_any()
+    return answers
+
+
 def check_ending(path: Path | None, mistakes: Mistakes, endings: Sequence[str] = ENDINGS) -> None:
     """A mistake unless --save_to ends as one of the kinds of files that are written."""
     if path is not None and path.suffix not in endings:
@@ -46,32 +60,22 @@ def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
     """Adapter files. Raises UserError that names every one that cannot be read."""
     from networks import files
 
-    mistakes = Mistakes()
-    read = []
-    for path in paths:
-        try:
-            with told_to_user():
-                read.append(files.read(path))
-        except UserError as error:
-            mistakes.extend(error.mistakes)
-    mistakes.raise_if_any()
-    return read
+    def read(path: Path) -> AdapterFile:
+        with told_to_user():
+            return files.read(path)
+
+    return together(*(partial(read, path) for path in paths))
 
 
 def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Factors]]:
     """The layers of LoRA files. Raises UserError that names every file with other layers."""
     from networks.factors import read_factors
 
-    mistakes = Mistakes()
-    found = []
-    for path, file in files:
-        try:
-            with told_to_user():
-                found.append(read_factors(file.tensors, str(path)))
-        except UserError as error:
-            mistakes.extend(error.mistakes)
-    mistakes.raise_if_any()
-    return found
+    def layers(path: Path, file: AdapterFile) -> dict[str, Factors]:
+        with told_to_user():
+            return read_factors(file.tensors, str(path))
+
+    return together(*(partial(layers, path, file) for path, file in files))
 
 
 def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, metadata: Mapping[str, str]) -> None:

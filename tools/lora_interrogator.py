@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
 from library.options.tool import Tool, run_tool
-from tools.lora_files import compute_device, read_files, told_to_user
+from tools.lora_files import compute_device, read_files, together, told_to_user
 from tools.lora_models import adapted_modules, load, open_models
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def work(options: InterrogateOptions) -> None:
     from networks.network import from_tensors
 
     device = compute_device(options.device)
-    opened = open_models({"sd_model": options.sd_model}, v2=options.v2)[0]
+    [opened], [file] = together(
+        lambda: open_models({"sd_model": options.sd_model}, v2=options.v2), lambda: read_files([options.model])
+    )
     parts = [part for part in opened.family.adapters if part.module != "unet"]
-    tensors = read_files([options.model])[0].tensors
-    tensors = {key: tensor for key, tensor in tensors.items() if "_unet_" not in key.partition(".")[0]}
+    tensors = {key: tensor for key, tensor in file.tensors.items() if "_unet_" not in key.partition(".")[0]}
     if not tensors:
         what = f"{options.model} has no layers of the text encoder"
         raise UserError([Mistake(what, "it was trained on the U-Net alone: no word is moved by it")])

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool import Tool, run_tool
-from tools.lora_files import check_ending, made_at, read_files, told_to_user
+from tools.lora_files import check_ending, made_at, read_files, together, told_to_user
 from tools.lora_sums import REQUIRED, SumOptions, check_sum, ratios_by_layer, read_sources, write_sum
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     from library.runtime.precision import torch_dtype
     from tools.lora_models import load, open_models
 
-    opened = open_models({"sd_model": name}, v2=options.v2)[0]
-    files = read_files(options.models)
+    [opened], files = together(
+        lambda: open_models({"sd_model": name}, v2=options.v2), lambda: read_files(options.models)
+    )
     model = load(opened)
     for path, file, ratio in zip(options.models, files, ratios_by_layer(options), strict=True):
         merge_file(model, path, file, ratio)

@@ -9,7 +9,7 @@ from networks.svd import decompose, decompose_product, quantile
 from tests.networks.made import KERNEL, LINEAR, layer, relative
 
 
-@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24)])
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24), (100, 20), (20, 100)])
 def test_the_best_approximation_is_that_of_linalg(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)

@@ -172,6 +172,52 @@ def test_a_ratio_of_0_leaves_a_model_bit_for_bit(model: Path, two: tuple[Path, P
     assert not metadata
 
 
+def test_other_kinds_into_a_model(model: Path, tmp_path: Path) -> None:
+    """DoRA by the formula of its paper (arXiv 2402.09353, equation 5), LoHa by LyCORIS': products of two LoRAs."""
+    draw = torch.Generator().manual_seed(3)
+    dora, loha = (f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{letter}" for letter in "qv")
+    before = load_file(model)
+    rows, columns = before[original_names(dora)].shape
+    content = {
+        f"{dora}.lora_down.weight": torch.randn(4, columns, generator=draw) * 0.1,
+        f"{dora}.lora_up.weight": torch.randn(rows, 4, generator=draw),
+        f"{dora}.alpha": torch.tensor(2.0),
+        f"{dora}.dora_scale": torch.rand(rows, 1, generator=draw) + 0.5,
+        f"{loha}.alpha": torch.tensor(3.0),
+    }
+    for half in ("1", "2"):
+        content[f"{loha}.hada_w{half}_a"] = torch.randn(rows, 6, generator=draw)
+        content[f"{loha}.hada_w{half}_b"] = torch.randn(6, columns, generator=draw)
+    out = tmp_path / "new.safetensors"
+    path = loras.write(tmp_path / "mixed.safetensors", content)
+    assert merge("--sd_model", model, "--models", path, "--ratios", 1, "--save_to", out) == 0
+    after = load_file(out)
+
+    weight = before[original_names(dora)].double()
+    direction = (
+        weight + 2 / 4 * content[f"{dora}.lora_up.weight"].double() @ content[f"{dora}.lora_down.weight"].double()
+    )
+    expected = content[f"{dora}.dora_scale"].double() * direction / direction.norm(dim=1, keepdim=True)
+    assert relative(after[original_names(dora)], expected) < 1e-6
+    halves = [content[f"{loha}.hada_w{n}_a"].double() @ content[f"{loha}.hada_w{n}_b"].double() for n in (1, 2)]
+    expected = before[original_names(loha)].double() + 3 / 6 * halves[0] * halves[1]
+    assert relative(after[original_names(loha)], expected) < 1e-6
+    assert sum(not torch.equal(before[key], after[key]) for key in before) == 2
+
+
+def test_ratios_by_block_into_a_model(model: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "new.safetensors"
+    blocks = [0.0, *([1.0] * 12), 0.5, *([1.0] * 12)]  # the text encoder not at all, the middle by half
+    given = ("--sd_model", model, "--models", two[0], "--ratios", 1, "--save_to", out, "--lbws", blocks)
+    assert merge(*given) == 0
+    before, after, changes = load_file(model), load_file(out), loras.deltas(loras.read(two[0])[0])
+    for name, change in changes.items():
+        if "mid_block_attentions" in name:
+            key = original_names(name)
+            assert relative(after[key], before[key].double() + 0.5 * change) < 1e-6, name
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("cond_stage_model."))
+
+
 @pytest.mark.parametrize("ending", [".ckpt", ""])
 def test_other_files_of_models(model: Path, two: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"new{ending}"
@@ -215,7 +261,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(
         ),
         (
             ["--sd_model", "gone.ckpt", "--models", "a", "--ratios", "1", "--save_to", "x.ckpt"],
-            ["--sd_model: gone.ckpt"],
+            ["--sd_model: gone.ckpt", "a: no such file"],
         ),
     ],
 )
