@@ -95,15 +95,18 @@ class AdaptedLayer:
         """DoRA by outputs without W': the output, its bias aside, times the factor."""
         bias = self.module.bias
         out = self._through(x, None)
-        if out is None:
+        if out is not None:
+            dtype = out.dtype
+        else:
             out = self._apply(x, self.module.weight, None) if self._before is None else base(x)
+            dtype = out.dtype
             if self._before is not None and bias is not None:
                 out = out - _along(bias, out)
             out = torch.add(out, self.adapter.bypass(x), alpha=self.multiplier)
-        factor = _along(dora.factor(self.adapter, self.module.weight, self.multiplier), out)
         # in float32: a factor near 1 means nothing in bfloat16
+        factor = _along(dora.factor(self.adapter, self.module.weight, self.multiplier), out)
         stretched = out * factor if bias is None else torch.addcmul(_along(bias, out).to(factor.dtype), out, factor)
-        return stretched.to(out.dtype)
+        return stretched.to(dtype)
 
     def _composed(self, base: Forward, x: Tensor) -> Tensor:
         """By way of the whole ΔW: with W + ΔW where the base computes plainly and is as exact, else beside it."""

@@ -27,10 +27,11 @@ def lengths(weight: Tensor, *, by_output: bool = True) -> Tensor:
 
 
 def magnitude(weight: Tensor) -> Tensor:
-    """m at the start, in float32 on the CPU; W may lie on the meta device, where it has no values."""
+    """m at the start, ‖W‖, on the CPU, in float32 (for a base in float64 in that); W may lie on the meta device, where
+    it has no values."""
     if weight.is_meta:
         return torch.ones(weight.shape[0], *(1 for _ in weight.shape[1:]))
-    return lengths(weight.detach()).float().cpu()
+    return lengths(weight.detach()).cpu()
 
 
 def fitted(layer: Layer, scale: Tensor) -> Tensor:

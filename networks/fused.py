@@ -27,7 +27,8 @@ class _LoraLinear(torch.autograd.Function):
             out.addmm_(ranks, up.mT)
         else:
             out.add_(ranks @ up.mT)
-        ctx.save_for_backward(rows, ranks, weight, down, up)
+        kept = rows if ctx.needs_input_grad[3] else None  # LoRA-FA, whose A is frozen, needs no input
+        ctx.save_for_backward(kept, ranks, weight, down, up)
         ctx.scale, ctx.shape = scale, x.shape
         return out.view(*x.shape[:-1], weight.shape[0])
 

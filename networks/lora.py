@@ -105,20 +105,22 @@ class Lora(nn.Module):
         return functional.conv2d(self._thinned(ranks, 1) * self.scale, up)
 
     def _thinned(self, ranks: Tensor, axis: int) -> Tensor:
-        """A x with dropouts, in training. Of the start nothing is dropped: it belongs to the base."""
+        """A x with dropouts, in training. A start's ranks go with those that they are taken off from: the change is
+        thinned, never the base."""
         if not self.is_dropping:
             return ranks
-        kept = ranks.narrow(axis, 0, self.rank)
-        if self.dropout:
-            kept = functional.dropout(kept, self.dropout)
+        halves: Tensor = ranks.unflatten(axis, (-1, self.rank))  # type: ignore[no-untyped-call]
+        across = axis if axis < 0 else axis + 1  # where the ranks are now, behind the halves
+        shape = list(halves.shape)
+        shape[across - 1] = 1
+        kept = functional.dropout(ranks.new_ones(shape), self.dropout)
         if self.rank_dropout:  # one mask for all positions of a sample
-            shape = [1] * kept.ndim
-            shape[0], shape[axis] = kept.shape[0], self.rank
-            mask = torch.rand(shape, device=kept.device) >= self.rank_dropout
-            kept = kept * mask * (1 / (1 - self.rank_dropout))
-        if self.start_down is None:
-            return kept
-        return torch.cat([kept, ranks.narrow(axis, self.rank, ranks.shape[axis] - self.rank)], axis)
+            once = [1] * len(shape)
+            once[0], once[across] = shape[0], self.rank
+            mask = torch.rand(once, device=ranks.device) >= self.rank_dropout
+            kept = kept * mask / (1 - self.rank_dropout)
+        thinned: Tensor = halves * kept
+        return thinned.flatten(across - 1, across)
 
     def through(self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float) -> Tensor | None:
         """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
@@ -137,9 +139,10 @@ class Lora(nn.Module):
         squares: Tensor = torch.linalg.vector_norm(base, dim=1).square() + (up * mixed).sum(1)
         return squares.clamp(min=0).sqrt().view(-1, *([1] * (weight.ndim - 1)))
 
+    @torch.no_grad()
     def norm(self) -> Tensor:
         """‖ΔW‖ (Frobenius), without forming it: the sum of (BᵀB) * (AAᵀ)."""
-        down, up = (factor.detach().flatten(1) for factor in self.factors())
+        down, up = (factor.flatten(1) for factor in self.factors())
         down, up = (factor if factor.dtype is torch.float64 else factor.float() for factor in (down, up))
         if self.lora_mid is not None:
             down = self.delta(down.new_empty(self.layer.shape)).flatten(1)

@@ -1,0 +1,145 @@
+"""Models to adapt: miniatures with weights, and full-size ones without."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from library.families.sd_adapters import SD_ADAPTERS
+from networks import network
+from networks.network import Network
+from networks.settings import read_settings
+from tests.tiny import diffusers_modules
+
+Model = dict[str, nn.Module]
+
+
+def tiny(family: str = "sd1", dtype: torch.dtype = torch.float32) -> Model:
+    """U-Net and text encoder of a miniature, frozen."""
+    modules = diffusers_modules(family)
+    model = {"unet": modules.unet, "text_encoder": modules.text_encoder}
+    for module in model.values():
+        # one by one: diffusers warns of .to(float64) on the whole
+        for part in module.children():
+            part.to(dtype)
+        module.requires_grad_(False)
+    return model
+
+
+@cache
+def full_size(family: str) -> Model:
+    """SD1.5's or SD2.1's U-Net and text encoder from the published configurations, on the meta device. Not to be
+    changed."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    sd2 = family == "sd2"
+    heads: dict[str, Any] = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=1024 if sd2 else 768,
+            **(heads if sd2 else {"attention_head_dim": 8}),
+        )
+        text = CLIPTextConfig(
+            hidden_size=1024 if sd2 else 768,
+            intermediate_size=4096 if sd2 else 3072,
+            num_attention_heads=16 if sd2 else 12,
+            num_hidden_layers=23 if sd2 else 12,
+        )
+        return {"unet": unet, "text_encoder": CLIPTextModel(text)}
+
+
+class Transformer2DModel(nn.Module):
+    """A toy under the name of the class that adapters look for: each kind of layer once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_in = nn.Conv2d(12, 16, 1)
+        self.attn1 = nn.ModuleDict({"to_q": nn.Linear(16, 24, bias=False), "to_k": nn.Linear(16, 24)})
+        self.ff = nn.ModuleDict({"net": nn.ModuleList([nn.Linear(24, 32), nn.Identity(), nn.Linear(32, 16)])})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 12, h, w) -> (n, 16, h, w)."""
+        flat = self.proj_in(x).flatten(2).mT
+        hidden = torch.tanh(self.attn1["to_q"](flat)) * self.attn1["to_k"](flat)
+        net: Any = self.ff["net"]
+        return (flat + net[2](net[0](hidden).sigmoid())).mT.unflatten(2, x.shape[2:])
+
+
+class ResnetBlock2D(nn.Module):
+    """A toy with two kernels and a Linear between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(16, 12, 3, padding=1)
+        self.time_emb_proj = nn.Linear(8, 12)
+        self.conv2 = nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(n, 16, h, w) and (n, 8) -> (n, 16, h / 2, w / 2)."""
+        return self.conv2(torch.tanh(self.conv1(x) + self.time_emb_proj(time)[:, :, None, None]))
+
+
+class Toy(nn.Module):
+    """A U-Net of 7 layers that takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid_block = nn.ModuleList([Transformer2DModel(), ResnetBlock2D()])
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(n, 12, h, w) and (n, 8) -> (n, 16, h / 2, w / 2)."""
+        return self.mid_block[1](self.mid_block[0](x), time)
+
+
+def toy(dtype: torch.dtype = torch.float32) -> Model:
+    """The toy as a U-Net, frozen, with weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {"unet": Toy().to(dtype).requires_grad_(False)}
+
+
+def toy_output(model: Model) -> Tensor:
+    """What the toy makes of fixed inputs."""
+    generator = torch.Generator().manual_seed(11)
+    dtype = next(model["unet"].parameters()).dtype
+    x = torch.randn(2, 12, 6, 6, generator=generator, dtype=torch.float64).to(dtype)
+    out: Tensor = model["unet"](x, torch.randn(2, 8, generator=generator, dtype=torch.float64).to(dtype))
+    return out
+
+
+def outputs(model: Model, seed: int = 11) -> tuple[Tensor, Tensor]:
+    """What the U-Net predicts and what the text encoder makes of some tokens, for fixed inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    unet: Any = model["unet"]
+    dtype = unet.conv_in.weight.dtype
+    width = unet.config.cross_attention_dim
+    x = torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+    words = torch.randn(2, 5, width, generator=generator, dtype=torch.float64).to(dtype)
+    tokens = torch.randint(1000, (2, 7), generator=generator)
+    return unet(x, torch.tensor([3, 700]), words).sample, model["text_encoder"](tokens).last_hidden_state
+
+
+def create(
+    model: Model, *arguments: str, module: str = "networks.lora", dim: int = 4, alpha: float = 3, **more: Any
+) -> Network:
+    """A new network of a seed, by --network_args."""
+    settings, mistakes = read_settings(module, dim=dim, alpha=alpha, arguments=arguments)
+    assert not mistakes
+    return network.create(model, SD_ADAPTERS, settings, generator=torch.Generator().manual_seed(1), **more)
+
+
+def trained(net: Network, size: float = 0.05) -> Network:
+    """The network with random numbers added to all that it trains."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += (size * noise).to(parameter.dtype)
+    return net
