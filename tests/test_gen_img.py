@@ -56,6 +56,17 @@ def test_one_seed_is_one_picture(model, tmp_path):
         assert one.tobytes() == two.tobytes()
 
 
+def test_a_model_trained_with_zero_terminal_snr_is_drawn_with_it(model, tmp_path):
+    words = ["--prompt", "a dog", "--seed", "1", "--v_parameterization"]
+    drawn = []
+    for name, more in (("plain", []), ("rescaled", ["--zero_terminal_snr"])):
+        assert run(model, tmp_path / name, *words, *more) == 0
+        (path,) = (tmp_path / name).iterdir()
+        with Image.open(path) as picture:
+            drawn.append(picture.convert("RGB"))
+    assert ImageChops.difference(*drawn).getbbox() is not None
+
+
 def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
     drawn = {}
     for size in (1, 2):
@@ -82,6 +93,7 @@ def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
         (["--from_file", "gone.txt"], ["gone.txt"]),
         (["--prompt", "x", "--fp16", "--bf16"], ["exclude"]),
         (["--prompt", "x", "--v2"], ["--v2", "1.x"]),
+        (["--prompt", "x", "--zero_terminal_snr"], ["--zero_terminal_snr", "--v_parameterization"]),
         (["--prompt", "x", "--vae", "gone.pt"], ["gone.pt"]),
         (["--prompt", "x", "--clip_skip", "9"], ["--clip_skip 9", "3 layers"]),
     ],

@@ -124,7 +124,9 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     return model
 
 
-def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest]) -> Iterator[Image]:
+def draw(
+    options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest], zero_terminal_snr: bool = False
+) -> Iterator[Image]:
     """Draw pictures that have their seeds, in their order, --batch_size at once. Raises UserError."""
     import torch
 
@@ -135,7 +137,12 @@ def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureReques
         seeds = [picture.seed or 0 for picture in batch]
         try:
             yield from sample_batch(
-                model, batch, seeds, clip_skip=options.clip_skip, most_chunks=options.max_embeddings_multiples
+                model,
+                batch,
+                seeds,
+                clip_skip=options.clip_skip,
+                most_chunks=options.max_embeddings_multiples,
+                zero_terminal_snr=zero_terminal_snr,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from library.options.mistakes import Mistake, UserError
 from library.sampling.drawing import decide, draw, load, make_folder, write_picture
 from library.sampling.options import GenerateOptions
 from library.sampling.prompts import PictureRequest
@@ -17,12 +18,15 @@ LARGEST_DRAWN_SEED = 2**32 - 1
 def draw_prompts(options: GenerateOptions) -> None:
     """Read the prompts, load the model, write each picture as soon as it is drawn. Raises UserError."""
     drawing = decide(options)
+    if options.zero_terminal_snr and drawing.prediction != "v":
+        what = "--zero_terminal_snr, but the model predicts noise"
+        raise UserError([Mistake(what, "leave it out, or add --v_parameterization if the model predicts v")])
     make_folder(options.outdir)
     for note in drawing.notes:
         print(note)
     pictures = numbered(drawing.prompts, options)
     model = load(options, drawing)
-    for index, image in enumerate(draw(options, model, pictures)):
+    for index, image in enumerate(draw(options, model, pictures, options.zero_terminal_snr)):
         path = options.outdir / file_name(datetime.now(), index, pictures[index].seed or 0)
         write_picture(path, pictures[index], image)
         print(f"[{index + 1}/{len(pictures)}] {path}", flush=True)

@@ -54,6 +54,7 @@ class GenerateOptions(DrawingOptions):
 
     outdir: Path = flag(Path("outputs"), "folder for the pictures; made if it is missing")
     images_per_prompt: int = flag(1, "pictures for each prompt", at_least=1)
+    zero_terminal_snr: bool = flag(False, "the model predicts v and was trained with --zero_terminal_snr")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def sample_batch(
     most_chunks: int = MOST_CHUNKS,
     encode: EncodePrompts | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    dtype: torch.dtype | None = None,
     zero_terminal_snr: bool = False,
     progress: Progress | None = None,
 ) -> list[Image]:
@@ -63,7 +64,8 @@ def sample_batch(
     floating-point sums, a seed means the same picture on every device and in every batch, and nothing of the program's
     own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
     `encode` takes the place of the model's text encoder, which may then be None; text encoder and U-Net run under
-    `autocast`; `zero_terminal_snr`: the model was trained so.
+    `autocast`, and the U-Net is given numbers of `dtype`, None being its own; `zero_terminal_snr`: the model was
+    trained so.
     Raises UserError for an unknown sampler, ValueError when there are not as many seeds as requests.
     """
     if len(requests) != len(seeds):
@@ -77,6 +79,7 @@ def sample_batch(
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
                 context = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
+            context = context.to(device=model.unet.device, dtype=dtype or model.unet.dtype)
             latents = _draw(model, scheduler, context, one_kind[0], generators, autocast, progress)
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
                 pictures[place] = to_image(model.family.decode_latents(model.vae, one / model.family.latent.scale)[0])
@@ -129,7 +132,6 @@ def _draw(
 ) -> Tensor:
     """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
     unet, space = model.unet, model.family.latent
-    context = context.to(device=unet.device, dtype=unet.dtype)
     scheduler.set_timesteps(request.steps, device=unet.device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
@@ -139,7 +141,7 @@ def _draw(
     copies = len(context) // len(generators)
     for done, timestep in enumerate(scheduler.timesteps, start=1):
         seen = scheduler.scale_model_input(latents, timestep)
-        rows = seen.repeat(copies, 1, 1, 1).to(unet.dtype)
+        rows = seen.repeat(copies, 1, 1, 1).to(context.dtype)
         with autocast():
             output = model.family.predict(unet, rows, timestep.expand(len(context)), context).float()
         if guided(request):

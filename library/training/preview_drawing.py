@@ -92,7 +92,14 @@ def drawing(
     try:
         with decoder(model.vae, vae, vae_format, device) as decoding:
             shown = replace(model, vae=decoding, text_encoder=None)
-            yield partial(sample_batch, shown, encode=states, autocast=autocast, zero_terminal_snr=zero_terminal_snr)
+            yield partial(
+                sample_batch,
+                shown,
+                encode=states,
+                autocast=autocast,
+                dtype=torch.float32,  # as in training: weights of fewer bits meet them by themselves or under autocast
+                zero_terminal_snr=zero_terminal_snr,
+            )
     finally:
         release()
 
