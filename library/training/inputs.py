@@ -18,6 +18,7 @@ from library.data.reading import PictureReader
 from library.data.text_cache import FilledTexts, fill_texts, texts_of
 from library.objective.masking import MaskSettings
 from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
+from library.training.plan.validation import texts_asked
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def captions_to_come(plan: AnyPlan, dataset: TrainingDataset) -> tuple[list[str]
     most = MOST_ON_DISK if plan.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
     epochs = 1 if _captions_stay(plan) else plan.duration.epochs  # else every epoch has all of them
     requests = (request for epoch in range(1, epochs + 1) for request in plan.order.requests(epoch))
-    return texts_of(dataset.texts(requests), most)
+    texts, complete = texts_of(dataset.texts(requests), most)
+    # last, so that the others are encoded in the same batches with a validation and without one
+    return list(dict.fromkeys([*texts, *texts_asked(plan.validation, plan.pictures)])), complete
 
 
 def encode_captions(

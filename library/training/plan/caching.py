@@ -23,6 +23,7 @@ from library.training.plan.plan import Plan, decide_seed, token_count
 from library.training.plan.resume import decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.plan.text import WIDTH, sections
+from library.training.plan.validation import ValidationPlan, decide_validation
 
 Kind = Literal["latents", "captions"]
 
@@ -57,6 +58,7 @@ class CachePlan:
     pictures: Pictures
     order: EpochOrder
     duration: Duration
+    validation: ValidationPlan | None
     seed: int
     crew: Crew
     processes: int  # to be started by this one, itself included
@@ -98,6 +100,7 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
         pictures=pictures,
         order=order,
         duration=decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch),
+        validation=decide_validation(options.validation, pictures),
         seed=seed,
         crew=crew,
         processes=processes,
