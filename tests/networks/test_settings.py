@@ -1,0 +1,147 @@
+"""--network_dim, --network_alpha and --network_args as kohya's users write them (formats.md 7.3); mistakes are told."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from networks.adapter import AdapterError
+from networks.registry import KINDS, find, load_kind, recognise
+from networks.settings import NetworkSettings, known_arguments, read_settings
+
+
+def read(*arguments: str, module: str = "networks.lora", **more: Any) -> NetworkSettings:
+    settings, mistakes = read_settings(module, arguments=arguments, **more)
+    assert mistakes == ()
+    return settings
+
+
+def mistakes(*arguments: str, module: str = "networks.lora", **more: Any) -> list[str]:
+    return [" ".join(mistake) for mistake in read_settings(module, arguments=arguments, **more)[1]]
+
+
+def test_defaults_are_kohyas() -> None:
+    settings = read(alpha=1)
+    assert (settings.dim, settings.alpha, settings.conv_dim, settings.conv_alpha) == (4, 1, None, 1)
+    assert settings.rank(conv=False, block=None) == (4, 1)
+    assert not settings.convolutions
+    assert read("conv_dim=8", alpha=1).rank(conv=True, block=1) == (8, 1)
+
+
+@pytest.mark.parametrize("alpha", [0, None])
+def test_no_alpha_is_the_rank(alpha: float | None) -> None:
+    assert read(dim=16, alpha=alpha).rank(conv=False, block=None) == (16, 16)
+    assert read("conv_dim=8", "conv_alpha=0").rank(conv=True, block=3) == (8, 8)
+
+
+@pytest.mark.parametrize("text", ["True", "true", "TRUE", "1", "yes"])
+def test_true_in_any_case(text: str) -> None:
+    assert read(f"use_dora={text}").use_dora
+
+
+@pytest.mark.parametrize("text", ["False", "false", "0", "", "None"])
+def test_false_is_false(text: str) -> None:
+    assert not read(f"use_dora={text}").use_dora
+
+
+def test_curves_are_kohyas() -> None:
+    """lora.py get_list: sin(π i / 11 / 2), i from 0 to 11, backwards for cosine; i / 11; + base."""
+    sine = [math.sin(math.pi * i / 11 / 2) for i in range(12)]
+    linear = [i / 11 for i in range(12)]
+    for name, curve in (("sine", sine), ("cosine", sine[::-1]), ("linear", linear), ("reverse_linear", linear[::-1])):
+        weights = read(f"down_lr_weight={name}+0.5", f"up_lr_weight={name}").block_weights
+        assert weights is not None
+        assert weights[:12] == pytest.approx([value + 0.5 for value in curve])
+        assert weights[12] == 1
+        assert weights[13:] == pytest.approx(curve)
+    assert read("down_lr_weight=zeros+.25").block_weights == (*[0.25] * 12, *[1.0] * 13)
+
+
+def test_lists_with_kohyas_quirks() -> None:
+    weights = read("down_lr_weight=0.5,,2", "mid_lr_weight=0.3", "up_lr_weight=" + ",".join(["2"] * 14)).block_weights
+    assert weights == (0.5, 0, 2, *[1.0] * 9, 0.3, *[2.0] * 12)
+    weights = read("mid_lr_weight=0.3", "up_lr_weight=0.1,0.2,", "block_lr_zero_threshold=0.2").block_weights
+    assert weights == (*[1.0] * 12, 0.3, 0, 0, 0, *[1.0] * 9)
+
+
+def test_blocks_of_sdxl() -> None:
+    weights = read("down_lr_weight=zeros+2", "mid_lr_weight=1,2,3", blocks=23).block_weights
+    assert weights == (1, *[2.0] * 9, 1, 2, 3, *[1.0] * 9, 1)
+
+
+def test_loraplus_the_special_one_wins() -> None:
+    settings = read("loraplus_lr_ratio=4", "loraplus_unet_lr_ratio=16")
+    assert (settings.ratio("unet"), settings.ratio("text_encoder")) == (16, 4)
+    assert read().ratio("unet") is None
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    told = mistakes("conv_dm=4", "rank_dropout=1.5", "block_dims=1,2", "unit=4", "algo=lokr", "use_dora=perhaps", "dim")
+    assert len(told) == 7
+    for text, words in zip(
+        told,
+        (["conv_dm", "Did you mean conv_dim?"], ["rank_dropout", "1.5"], ["unit", "networks.dylora"],
+         ["algo", "lycoris.kohya"], ["perhaps", "True"], ["dim", "key=value"], ["block_dims", "2 items", "25"]),
+        strict=True,
+    ):  # fmt: skip
+        assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["conv_alpha=2"], "conv_dim"),
+        (["conv_block_alphas=" + ",".join("1" * 25)], "conv_block_dims"),
+        (["block_lr_zero_threshold=0.1"], "nothing to work on"),
+        (["down_lr_weight=zeros", "mid_lr_weight=0", "up_lr_weight=zeros"], "every block is 0"),
+        (["loraplus_unet_lr_ratio=0"], "ratio of 0"),
+        (["down_lr_weight=0.5"], "neither a list"),
+        (["block_dims=1,2,x"], "is no number"),
+        (["conv_dim=2.5"], "no whole number"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(arguments: list[str], told: str) -> None:
+    assert any(told in text for text in mistakes(*arguments)), mistakes(*arguments)
+
+
+def test_what_a_kind_cannot_do_is_refused() -> None:
+    assert "no meaning for networks.lora_fa" in mistakes("loraplus_lr_ratio=4", module="networks.lora_fa")[0]
+    assert "no meaning for networks.oft" in mistakes("use_dora=1", module="networks.oft")[0]
+    assert "divide" in mistakes("unit=3", module="networks.dylora", dim=8)[0]
+    assert "differs" in mistakes("conv_dim=4", module="networks.dylora", dim=8)[0]
+
+
+def test_front_ends_send_keys_without_values() -> None:
+    assert read("conv_dim=", "rank_dropout=", "dropout=None") == read()
+    assert read("conv_dim=8.0").conv_dim == 8
+
+
+def test_every_kind_can_be_asked_for_by_its_module() -> None:
+    for kind in KINDS:
+        assert find(kind.file) is kind
+        assert callable(load_kind(kind).load)
+        assert len({item.name for item in known_arguments(kind)}) == len(known_arguments(kind))
+    assert find("lycoris.kohya") is None
+
+
+def test_kinds_are_told_by_their_tensors() -> None:
+    for marks, name in (
+        (["lora_down.weight", "lora_up.weight", "alpha"], "lora"),
+        (["lora_down.weight", "lora_up.weight", "alpha", "dora_scale"], "lora"),
+        (["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"], "loha"),
+        (["lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"], "lokr"),
+        (["oft_blocks", "alpha"], "oft"),
+        (["weight", "on_input"], "ia3"),
+    ):
+        assert recognise([f"lora_unet_x.{mark}" for mark in marks]).name == name
+    with pytest.raises(AdapterError, match="no kind"):
+        recognise(["lora_unet_x.strange"])
+
+
+def test_nothing_here_needs_torch() -> None:
+    program = "import sys, networks.settings, networks.registry, networks.adapter; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
