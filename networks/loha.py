@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from networks import reading
 from networks.adapter import Layer, LayerSettings
+from networks.fused import lora_linear
 
 _FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _CORES = ("hada_t1", "hada_t2")
@@ -78,22 +79,50 @@ class LoHa(nn.Module):
     @property
     def bypass(self) -> Callable[[Tensor], Tensor]:
         """ΔW's part of the layer's output for x, in training with some of the outputs dropped, the same ones for all
-        samples: kohya's rank dropout of this kind. Not there without one: W + ΔW is cheaper then."""
-        if not self.rank_dropout:
+        samples: kohya's rank dropout of this kind. Not there where W + ΔW is cheaper."""
+        if not (self.rank_dropout or self._is_narrow):
             raise AttributeError("bypass")
-        return self._thinned
+        return self._beside
 
-    def _thinned(self, x: Tensor) -> Tensor:
-        if x.dtype != self.hada_w1_a.dtype and not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.hada_w1_a.dtype)
+    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float) -> Tensor | None:
+        """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
+        if not self._is_narrow or self.layer.is_conv or (self.training and self.rank_dropout):
+            return None
+        return lora_linear(x, weight, bias, *self._as_lora(), self.scale * multiplier)
+
+    @property
+    def _is_narrow(self) -> bool:
+        """Whether the layer is so much larger than dim² that a LoRA of this rank costs less than ΔW."""
+        plain = len(self._names) == len(_FACTORS) and self.layer.groups == 1
+        return plain and 2 * self.dim**2 <= min(self.layer.shape[0], math.prod(self.layer.shape[1:]))
+
+    def _as_lora(self) -> tuple[Tensor, Tensor]:
+        """Down (dim², in·kh·kw) and up (out, dim²) of the LoRA that has the same ΔW, exactly: the products of every
+        row of b1 with every row of b2, and of every column of a1 with every column of a2."""
+        a1, b1, a2, b2 = (self.get_parameter(name) for name in _FACTORS)
+        return (b1[:, None] * b2).flatten(0, 1), (a1[:, :, None] * a2[:, None]).flatten(1)
+
+    def _beside(self, x: Tensor) -> Tensor:
+        layer, dtype = self.layer, self.hada_w1_a.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(dtype)
+        if self._is_narrow:
+            down, up = self._as_lora()
+            down, up = down.reshape(-1, *layer.shape[1:]), up.reshape(*up.shape, *(1 for _ in layer.shape[2:]))
+            ranks = self._slide(x, down) * self.scale
+            out = functional.conv2d(ranks, up) if layer.is_conv else functional.linear(ranks, up)
+        else:
+            out = self._slide(x, self.delta(self.hada_w1_a.new_empty(layer.shape)))
+        if not (self.training and self.rank_dropout):
+            return out
+        kept = torch.rand(layer.shape[0], device=out.device) >= self.rank_dropout
+        return out * (kept / (1 - self.rank_dropout)).to(out.dtype).reshape((-1, 1, 1) if layer.is_conv else (-1,))
+
+    def _slide(self, x: Tensor, kernel: Tensor) -> Tensor:
         layer = self.layer
-        delta = self.delta(self.hada_w1_a.new_empty(layer.shape))
-        if self.training:
-            kept = torch.rand(layer.shape[0], device=x.device) >= self.rank_dropout
-            delta = delta * (kept / (1 - self.rank_dropout)).to(delta.dtype).reshape(-1, *(1 for _ in layer.shape[1:]))
         if not layer.is_conv:
-            return functional.linear(x, delta)
-        return functional.conv2d(x, delta, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+            return functional.linear(x, kernel)
+        return functional.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:

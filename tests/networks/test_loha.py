@@ -12,10 +12,10 @@ from networks.adapter import AdapterError, LayerSettings
 from tests.networks import layers
 
 
-def made(shape: str, rank_dropout: float = 0.0, **own: Any) -> tuple[Any, Any]:
+def made(shape: str, dim: int = 3, rank_dropout: float = 0.0, **own: Any) -> tuple[Any, Any]:
     module = layers.base(shape)
     torch.manual_seed(1)
-    settings = LayerSettings(dim=3, alpha=6.0, rank_dropout=rank_dropout, own=own)
+    settings = LayerSettings(dim=dim, alpha=6.0, rank_dropout=rank_dropout, own=own)
     return module, layers.nudge(loha.create(layers.layer(module), settings, module.weight).double())
 
 
@@ -36,8 +36,10 @@ def test_the_gradients_of_the_product() -> None:
 
 
 @pytest.mark.parametrize("shape", ["linear", "strided"])
-def test_rank_dropout_drops_outputs(shape: str) -> None:
-    module, adapter = made(shape, rank_dropout=0.5)
+@pytest.mark.parametrize("dim", [2, 4])
+def test_rank_dropout_drops_outputs(shape: str, dim: int) -> None:
+    module, adapter = made(shape, dim, rank_dropout=0.5)
+    assert adapter.train().through(layers.example(module), module.weight, module.bias, 1.0) is None
     x = layers.example(module)
     whole = layers.changed(module, x, adapter.delta(module.weight)) - module(x)
     assert torch.allclose(adapter.eval().bypass(x), whole, rtol=1e-10, atol=1e-10)
@@ -51,8 +53,31 @@ def test_rank_dropout_drops_outputs(shape: str) -> None:
     assert torch.allclose(found.movedim(axis, 0), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_without_dropout_there_is_no_second_way() -> None:
-    assert not hasattr(made("linear")[1], "bypass")
+@pytest.mark.parametrize("shape", layers.SHAPES)
+def test_of_a_small_dim_it_is_computed_as_a_lora_of_rank_dim_squared(shape: str) -> None:
+    module, adapter = made(shape, dim=2)
+    x = layers.example(module).requires_grad_()
+    expected = layers.changed(module, x, adapter.delta(module.weight))
+    found = module(x) + adapter.bypass(x)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+    torch.manual_seed(1)
+    toward = torch.randn_like(expected)
+    wanted = [x, *adapter.parameters()]
+    for ours, plain in zip(
+        torch.autograd.grad(found, wanted, toward), torch.autograd.grad(expected, wanted, toward), strict=True
+    ):
+        assert torch.allclose(ours, plain, rtol=1e-9, atol=1e-9)
+    if shape == "linear":
+        fused = adapter.through(x, module.weight, module.bias, 0.5)
+        half = layers.changed(module, x, adapter.delta(module.weight) * 0.5)
+        assert torch.allclose(fused, half, rtol=1e-10, atol=1e-10)
+
+
+def test_of_a_large_dim_there_is_no_second_way() -> None:
+    """W + ΔW is cheaper then."""
+    module, adapter = made("linear", dim=4)
+    assert not hasattr(adapter, "bypass")
+    assert adapter.through(layers.example(module), module.weight, module.bias, 1.0) is None
 
 
 def test_a_core_alone_is_refused() -> None:
