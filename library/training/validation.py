@@ -18,7 +18,6 @@ average of the training loss, which is of other timesteps, weights and noise, an
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -70,8 +69,8 @@ class Losses:
     @property
     def error(self) -> float | None:
         """Standard error of the divergence, from how much the pairs differ; None for one pair."""
-        by_pair = (self.held_out - self.trained).mean(1).tolist()
-        return statistics.stdev(by_pair) / math.sqrt(len(by_pair)) if len(by_pair) > 1 else None
+        by_pair = (self.held_out - self.trained).mean(1)
+        return float(by_pair.std()) / math.sqrt(len(by_pair)) if len(by_pair) > 1 else None
 
     def __str__(self) -> str:
         count, trained = len(self.held_out), float(self.trained.mean())

@@ -170,6 +170,12 @@ def test_the_divergence_is_how_much_worse_unknown_pictures_are() -> None:
     assert spread.error == pytest.approx(1.0)  # standard deviation sqrt(2), over sqrt(2)
 
 
+def test_a_loss_that_is_not_finite_ends_no_run() -> None:
+    toy = Toy(weight=float("inf"))
+    play(toy.make())
+    assert len(toy.logged) == 3 and "nan" in toy.said[0]
+
+
 def test_modes_and_random_states_are_left_as_they_were() -> None:
     toy = Toy()
     torch.manual_seed(3)
