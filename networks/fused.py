@@ -22,11 +22,12 @@ class _LoraLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         matrix = weight.to(rows.dtype)
         out = rows @ matrix.mT if bias is None else torch.addmm(bias.to(rows.dtype), rows, matrix.mT)
-        ranks = (rows.to(down.dtype) @ down.mT).mul_(scale)
+        # (r, n): long rows are what CPUs are quick with
+        ranks = (down @ rows.to(down.dtype).mT).mul_(scale)
         if down.dtype == out.dtype:
-            out.addmm_(ranks, up.mT)
+            out.addmm_(ranks.mT, up.mT)
         else:
-            out.add_(ranks @ up.mT)
+            out.add_(ranks.mT @ up.mT)
         kept = rows if ctx.needs_input_grad[3] else None  # LoRA-FA, whose A is frozen, needs no input
         ctx.save_for_backward(kept, ranks, weight, down, up)
         ctx.scale, ctx.shape = scale, x.shape
@@ -39,7 +40,7 @@ class _LoraLinear(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1])
         mine = grad.to(up.dtype)
         by_rank = (mine @ up).mul_(ctx.scale)
-        by_up = mine.mT @ ranks if ctx.needs_input_grad[4] else None
+        by_up = (ranks @ mine).mT if ctx.needs_input_grad[4] else None
         by_down = by_rank.mT @ rows.to(down.dtype) if ctx.needs_input_grad[3] else None
         by_x = None
         if ctx.needs_input_grad[0]:
