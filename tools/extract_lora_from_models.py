@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
+from library.families.registry import noted_prediction
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.tool import Tool, run_tool
 from tools.lora_files import PRECISIONS, check_ending, compute_device, made_at, told_to_user, write_layers
-from tools.lora_models import Opened, adapted_modules, coarsest, load, lora_facts, noted_prediction, open_models
+from tools.lora_models import Opened, adapted_modules, coarsest, load, lora_facts, open_models
 
 if TYPE_CHECKING:
     from networks.extraction import Extracted

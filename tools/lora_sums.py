@@ -5,8 +5,9 @@ No program, and no torch at module level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,11 @@ def check_sum(options: SumOptions, mistakes: Mistakes) -> None:
 def ratios_by_layer(options: SumOptions) -> list[Callable[[str], float]]:
     """For each LoRA, what a layer is multiplied with, by the layer's name."""
     weights = [read_weights(text) for text in options.lbws] or [{} for _ in options.models]
-    return [
-        lambda name, ratio=ratio, by_block=by_block: ratio * weight(by_block, name)
-        for ratio, by_block in zip(options.ratios, weights, strict=True)
-    ]
+    return [partial(_ratio, ratio, by_block) for ratio, by_block in zip(options.ratios, weights, strict=True)]
+
+
+def _ratio(ratio: float, by_block: Mapping[int, float], name: str) -> float:
+    return ratio * weight(by_block, name)
 
 
 def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[Source]]:

@@ -23,7 +23,7 @@ from tools.lora_sums import REQUIRED, SumOptions, check_sum, ratios_by_layer, re
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from library.families.family import Model
+    from library.families.family import Model, SaveAs
     from networks.files import AdapterFile
     from tools.lora_models import Opened
 
@@ -81,9 +81,15 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     for path, file, ratio in zip(options.models, files, ratios_by_layer(options), strict=True):
         merge_file(model, path, file, ratio)
     metadata = None if options.no_metadata else model_metadata(options, opened, files)
-    save_as = {".safetensors": "safetensors", ".ckpt": "ckpt", "": "diffusers_safetensors"}[options.save_to.suffix]
+    kinds: dict[str, SaveAs] = {".safetensors": "safetensors", ".ckpt": "ckpt", "": "diffusers_safetensors"}
     with told_to_user():
-        notes = save_model(model, options.save_to, save_as=save_as, dtype=torch_dtype(options.dtype), metadata=metadata)
+        notes = save_model(
+            model,
+            options.save_to,
+            save_as=kinds[options.save_to.suffix],
+            dtype=torch_dtype(options.dtype),
+            metadata=metadata,
+        )
     print("\n".join([*model.notes, *notes, str(options.save_to)]))
 
 

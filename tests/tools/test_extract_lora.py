@@ -42,8 +42,11 @@ def test_what_was_merged_comes_back_at_full_rank(models: tuple[Path, Path, Path]
     base, lora, tuned = models
     out = tmp_path / "back.safetensors"
     given = ["--model_org", base, "--model_tuned", tuned, "--save_to", out, "--dim", RANK, "--conv_dim", RANK]
-    answer = loras.run("extract_lora_from_models.py", *given, "--device", "cuda", "--load_precision", "float")
-    assert answer.returncode == 0, answer.stderr
+    if "sd1" in str(base):
+        answer = loras.run("extract_lora_from_models.py", *given, "--device", "cuda", "--load_precision", "float")
+        assert answer.returncode == 0, answer.stderr
+    else:
+        assert extract(*given) == 0
     (found, metadata), expected = loras.read(out), loras.read(lora)[0]
     assert loras.names(found) == loras.names(expected), "layers that did not change are left out"
     for name, change in loras.deltas(expected).items():
