@@ -88,38 +88,36 @@ def also_trained(
 ) -> set[int]:
     """Places of held-out pictures whose bytes are those of one that is trained on. Only files of equal length and size
     in pixels are read, and mostly their beginnings."""
-    alike: dict[tuple[int, tuple[int, int]], list[Path]] = {}
-    for record in trained:
-        alike.setdefault((length(record), record.size), []).append(record.path)
-    prints = _Prints()
-    return {
-        place
-        for place, record in enumerate(held_out)
-        if any(prints.equal(record.path, path) for path in alike.get((length(record), record.size), ()))
-    }
+    paths = {record.path for record in trained}
+    same = {place for place, record in enumerate(held_out) if record.path in paths}
+    ours = {place: record for place, record in enumerate(held_out) if place not in same}
+    theirs = list(trained)
+    # each look is dearer than the one before, and is taken only where that one saw no difference
+    for look in (lambda record: (length(record), record.size), _beginning, _whole):
+        of_ours = {place: look(record) for place, record in ours.items()}
+        of_theirs = [look(record) for record in theirs]
+        shared = set(of_ours.values()) & set(of_theirs)
+        ours = {place: record for place, record in ours.items() if of_ours[place] in shared}
+        theirs = [record for record, seen in zip(theirs, of_theirs, strict=True) if seen in shared]
+    return same | set(ours)
 
 
-class _Prints:
-    """Digests of files, each taken once."""
+def _beginning(record: ImageRecord) -> str:
+    return _digest(record.path, _HEAD)
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[Path, bool], str | None] = {}
 
-    def equal(self, one: Path, other: Path) -> bool:
-        """Whether two files of one length have the same bytes; what cannot be read equals nothing."""
-        return one == other or all(
-            (first := self._of(one, whole)) is not None and first == self._of(other, whole) for whole in (False, True)
-        )
+def _whole(record: ImageRecord) -> str:
+    return _digest(record.path, None)
 
-    def _of(self, path: Path, whole: bool) -> str | None:
-        if (path, whole) not in self._known:
-            try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "blake2b") if whole else hashlib.blake2b(file.read(_HEAD))
-                self._known[path, whole] = digest.hexdigest()
-            except OSError:
-                self._known[path, whole] = None
-        return self._known[path, whole]
+
+def _digest(path: Path, most: int | None) -> str:
+    """Of the file's first bytes, or of all; what cannot be read is like nothing else."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.blake2b(file.read(most)) if most else hashlib.file_digest(file, "blake2b")
+        return digest.hexdigest()
+    except OSError:
+        return str(path)
 
 
 def _judge(
