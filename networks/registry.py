@@ -96,6 +96,7 @@ KINDS: tuple[Kind, ...] = (
         "LoHa: the Hadamard product of two LoRAs",
         marks=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
         arguments=(_TUCKER,),
+        plus=frozenset({"hada_w2_a"}),
         without=frozenset({"dropout"}),
     ),
     Kind(
@@ -112,6 +113,7 @@ KINDS: tuple[Kind, ...] = (
             ),
             _TUCKER,
         ),
+        plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
         without=frozenset({"dropout"}),
     ),
     Kind(

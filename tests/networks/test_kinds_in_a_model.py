@@ -122,6 +122,27 @@ def test_nothing_but_the_adapter_is_trained_and_all_of_it(name: str, model: Mode
     assert sorted(grouped) == sorted(id(parameter) for parameter in adapters.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.parametrize(
+    ("module", "faster"),
+    [  # kohya's choice for each kind
+        ("networks.dylora", ("lora_up",)),
+        ("networks.loha", ("hada_w2_a",)),
+        ("networks.lokr", ("lokr_w1",)),
+    ],
+)
+def test_what_learns_faster_with_lora_plus(module: str, faster: tuple[str, ...], model: Model) -> None:
+    asked, mistakes = read_settings(module, dim=2, alpha=1, arguments=["loraplus_unet_lr_ratio=4"])
+    assert not mistakes
+    adapters = network.create(model, SD_ADAPTERS, asked)
+    names = {id(parameter): key for key, parameter in adapters.named_parameters()}
+    for group in adapters.groups({"unet": 1e-3, "text_encoder1": 1e-4}):
+        rate = {"textencoder": 1e-4, "unet": 1e-3, "unet plus": 4e-3}[group.description]
+        assert group.learning_rate == pytest.approx(rate)
+        for parameter in group.parameters if group.name == "unet" else ():
+            role = names[id(parameter)].partition(".")[2]
+            assert role.startswith(faster) == (group.description == "unet plus"), role
+
+
 @torch.no_grad()
 def test_two_kinds_add(model: Model) -> None:
     first, second = create("loha", model), create("lokr", model)
@@ -170,7 +191,7 @@ def test_a_network_in_half_precision_keeps_its_alphas(model: Model) -> None:
         assert torch.equal(adapters.tensors()[key], value)
 
 
-@pytest.mark.parametrize("name", ["lora_fa", "dylora", "loha", "loha tucker", "lokr", "lokr both"])
+@pytest.mark.parametrize("name", ["lora_fa", "dylora", "loha", "loha tucker", "lokr", "lokr both", "ia3"])
 @torch.no_grad()
 def test_long_changes_are_scaled_down(name: str, model: Model) -> None:
     adapters = create(name, model)
