@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -57,14 +58,19 @@ def test_one_seed_is_one_picture(model, tmp_path):
 
 
 def test_a_model_trained_with_zero_terminal_snr_is_drawn_with_it(model, tmp_path):
-    words = ["--prompt", "a dog", "--seed", "1", "--v_parameterization"]
+    """A diffusers folder tells it, a file does not."""
+    told = tiny.write_diffusers(tmp_path / "told", "sd1", prediction="v_prediction")
+    config = told / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}), encoding="utf-8")
     drawn = []
-    for name, more in (("plain", []), ("rescaled", ["--zero_terminal_snr"])):
-        assert run(model, tmp_path / name, *words, *more) == 0
-        (path,) = (tmp_path / name).iterdir()
+    for ckpt, more in ((model, []), (model, ["--zero_terminal_snr"]), (told, [])):
+        out = tmp_path / str(len(drawn))
+        assert run(ckpt, out, "--prompt", "a dog", "--seed", "1", "--v_parameterization", *more) == 0
+        (path,) = out.iterdir()
         with Image.open(path) as picture:
             drawn.append(picture.convert("RGB"))
-    assert ImageChops.difference(*drawn).getbbox() is not None
+    assert ImageChops.difference(drawn[0], drawn[1]).getbbox() is not None
+    assert ImageChops.difference(drawn[1], drawn[2]).getbbox() is None
 
 
 def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):

@@ -116,6 +116,8 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
         )
     except CheckpointError as error:
         raise UserError([Mistake(str(error))]) from error
+    # a diffusers folder tells how its model was trained
+    model.zero_terminal_snr = bool(drawing.header.configs.get("scheduler", {}).get("rescale_betas_zero_snr"))
     if options.no_half_vae:
         model.vae.to(torch.float32)
     layers = len(model.text_encoder.encoder.layers)
@@ -124,9 +126,7 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     return model
 
 
-def draw(
-    options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest], zero_terminal_snr: bool = False
-) -> Iterator[Image]:
+def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest]) -> Iterator[Image]:
     """Draw pictures that have their seeds, in their order, --batch_size at once. Raises UserError."""
     import torch
 
@@ -137,12 +137,7 @@ def draw(
         seeds = [picture.seed or 0 for picture in batch]
         try:
             yield from sample_batch(
-                model,
-                batch,
-                seeds,
-                clip_skip=options.clip_skip,
-                most_chunks=options.max_embeddings_multiples,
-                zero_terminal_snr=zero_terminal_snr,
+                model, batch, seeds, clip_skip=options.clip_skip, most_chunks=options.max_embeddings_multiples
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"

@@ -26,7 +26,8 @@ def draw_prompts(options: GenerateOptions) -> None:
         print(note)
     pictures = numbered(drawing.prompts, options)
     model = load(options, drawing)
-    for index, image in enumerate(draw(options, model, pictures, options.zero_terminal_snr)):
+    model.zero_terminal_snr |= options.zero_terminal_snr
+    for index, image in enumerate(draw(options, model, pictures)):
         path = options.outdir / file_name(datetime.now(), index, pictures[index].seed or 0)
         write_picture(path, pictures[index], image)
         print(f"[{index + 1}/{len(pictures)}] {path}", flush=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from library.families.clip_tokenizer import CHUNK
 from library.families.family import Model, Tokenizer
+from library.options.mistakes import Mistake, UserError
 from library.sampling.prompts import PictureRequest, alike
 from library.sampling.samplers import make_scheduler
 
@@ -54,7 +55,6 @@ def sample_batch(
     encode: EncodePrompts | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     dtype: torch.dtype | None = None,
-    zero_terminal_snr: bool = False,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Draw pictures with the modules as they are, on their devices and in their dtypes; in the order of the requests.
@@ -64,9 +64,9 @@ def sample_batch(
     floating-point sums, a seed means the same picture on every device and in every batch, and nothing of the program's
     own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
     `encode` takes the place of the model's text encoder, which may then be None; text encoder and U-Net run under
-    `autocast`, and the U-Net is given numbers of `dtype`, None being its own; `zero_terminal_snr`: the model was
-    trained so.
-    Raises UserError for an unknown sampler, ValueError when there are not as many seeds as requests.
+    `autocast`, and the U-Net is given numbers of `dtype`, None being its own.
+    Raises UserError for an unknown sampler and for a picture that is no number in places, ValueError when there are
+    not as many seeds as requests.
     """
     if len(requests) != len(seeds):
         raise ValueError(f"{len(requests)} pictures need as many seeds, not {len(seeds)}")
@@ -75,14 +75,15 @@ def sample_batch(
     with torch.no_grad(), _evaluating(model):
         for places in _groups(model, requests, most_chunks):
             one_kind = [requests[place] for place in places]
-            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, zero_terminal_snr)
+            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, model.zero_terminal_snr)
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
                 context = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
             context = context.to(device=model.unet.device, dtype=dtype or model.unet.dtype)
             latents = _draw(model, scheduler, context, one_kind[0], generators, autocast, progress)
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
-                pictures[place] = to_image(model.family.decode_latents(model.vae, one / model.family.latent.scale)[0])
+                pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
+                pictures[place] = to_image(_finite(pixels, requests[place]))
     return [pictures[place] for place in range(len(requests))]
 
 
@@ -165,6 +166,17 @@ def _evaluating(model: Model) -> Iterator[None]:
     finally:
         for module, training in were:
             module.training = training
+
+
+def _finite(pixels: Tensor, request: PictureRequest) -> Tensor:
+    """The pixels, unless some are no numbers: such a picture would be black there and not say why."""
+    if not pixels.isfinite().all():
+        what = f'the picture of "{request.prompt}" holds values that are no numbers'
+        remedy = (
+            "try bf16 or full precision instead of fp16, at least for the VAE (--no_half_vae); or the model is broken"
+        )
+        raise UserError([Mistake(what, remedy)])
+    return pixels
 
 
 def to_image(pixels: Tensor) -> Image:

@@ -81,7 +81,6 @@ def drawing(
     vae_format: FloatName,
     device: torch.device,
     autocast: Autocast = nullcontext,
-    zero_terminal_snr: bool = False,
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[Draw]:
     """Make ready what draws with the model's own U-Net, and put it away again.
@@ -98,7 +97,6 @@ def drawing(
                 encode=states,
                 autocast=autocast,
                 dtype=torch.float32,  # as in training: weights of fewer bits meet them by themselves or under autocast
-                zero_terminal_snr=zero_terminal_snr,
             )
     finally:
         release()

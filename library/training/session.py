@@ -191,7 +191,6 @@ def preview_of(
             vae_format=plan.precision.vae,
             device=run.accelerator.device,
             autocast=run.accelerator.autocast,
-            zero_terminal_snr=plan.options.objective.zero_terminal_snr,
             release=partial(release_memory, plan.options.memory),
         ),
         modules=[module for module in modules if module is not None],

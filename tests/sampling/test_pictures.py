@@ -150,6 +150,15 @@ def test_clip_skip_changes_the_picture(sd1):
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
 
 
+def test_a_picture_that_is_no_number_in_places_is_refused(sd1):
+    with torch.no_grad():
+        weight = sd1.vae.decoder.conv_out.bias
+        before, weight[0] = weight[0].clone(), float("nan")
+        with pytest.raises(UserError, match="a photo of sks dog.*no numbers"):
+            sample(sd1, REQUEST, 1)
+        weight[0] = before
+
+
 def test_progress_is_told(sd1):
     told = []
     sample(sd1, REQUEST, 1, progress=lambda done, steps: told.append((done, steps)))
