@@ -45,12 +45,28 @@ class PreviewPlan:
         """--sample_every_n_epochs; epochs count from 1."""
         return bool(self.every_epochs) and epoch % (self.every_epochs or 1) == 0
 
+    def __str__(self) -> str:
+        """For the plan: where the prompts come from, when they are drawn, where to."""
+        moments = ["before the first step"] if self.at_first else []
+        if self.every_epochs:
+            moments.append("at the end of every " + _ordinal(self.every_epochs, "epoch"))
+        elif self.every_steps:
+            moments.append("after every " + _ordinal(self.every_steps, "step"))
+        source = "a prompt of the options" if _is_prompt(self.prompts) else f"the prompts of {self.prompts}"
+        return f"{source}, drawn {' and '.join(moments)}, in {self.folder}"
+
     def path(self, mark: str, index: int, time: datetime, seed: int | None) -> Path:
         """`[NAME_]MARK_00_20260131235959[_SEED].png` in the folder: the mark is e000012 after an epoch and 000012 after
         a step, `index` the place of the prompt in its file, and only a seed that the prompt gives stands there."""
         name = f"{self.name}_" if self.name else ""
         given = "" if seed is None else f"_{seed}"
         return self.folder / f"{name}{mark}_{index:02d}_{time:%Y%m%d%H%M%S}{given}.png"
+
+
+def _ordinal(count: int, thing: str) -> str:
+    """`epoch` for 1, `2nd epoch`, `11th epoch`."""
+    ending = "th" if count % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return thing if count == 1 else f"{count}{ending} {thing}"
 
 
 def plan_preview(options: TrainOptions, size: tuple[int, int] | None = None) -> PreviewPlan | None:

@@ -118,6 +118,22 @@ def test_a_prompt_may_stand_in_place_of_a_file() -> None:
     assert (request.width, request.height, request.seed) == (512, 768, 1337)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"sample_every_n_steps": 1}, "drawn after every step,"),
+        ({"sample_every_n_epochs": 2}, "drawn at the end of every 2nd epoch,"),
+        ({"sample_every_n_steps": 11, "sample_at_first": True}, "before the first step and after every 11th step,"),
+        ({"sample_every_n_steps": 101}, "after every 101st step,"),
+        ({"sample_at_first": True}, "drawn before the first step, in "),
+    ],
+)
+def test_the_plan_says_it_in_words(flags: dict[str, object], words: str, tmp_path: Path) -> None:
+    told = str(plan(tmp_path / "p.txt", output_dir=tmp_path, **flags))
+    (tmp_path / "p.txt").touch()
+    assert words in told and str(tmp_path / "p.txt") in told and told.endswith(f"in {tmp_path / 'sample'}")
+
+
 def test_a_folder_in_the_way_is_found_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a dog", encoding="utf-8")
     (tmp_path / "sample").write_text("a file", encoding="utf-8")
