@@ -35,10 +35,11 @@ _PEFT = {
     "lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude",
     "lora.down.weight": "down", "lora.up.weight": "up",
     "lora_linear_layer.down.weight": "down", "lora_linear_layer.up.weight": "up",
+    "lora_magnitude_vector.weight": "magnitude",
 }  # fmt: skip
 _PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-# More levels and layers than any model has: which of them exist decides the file, not the table.
-_SIZES = Sizes({"i": 6, "j": 4, "k": 5, "d": 12, "n": 48}, {"s": 5, "u": 1})
+# At least as many levels and layers as any model of these tables has: the file decides which of them there are.
+_SIZES = Sizes({"i": 4, "j": 3, "k": 4, "d": 2, "n": 32}, {"s": 4, "u": 1})
 _TABLES: Mapping[str, Sequence[Row]] = {"unet": unet_sd.ROWS, "text_encoder": clip_hf.ROWS}
 
 
@@ -205,7 +206,9 @@ def to_peft(
         for slot, tensor in (("down", layer.down), ("up", layer.up), ("magnitude", layer.magnitude)):
             if tensor is not None:
                 path = layer.place.path if text_level else layer.place.bare
-                of_module[f"{path}.{_PEFT_NAMES[slot]}"] = _peft_magnitude(layer, slot, tensor)
+                # transformers 5 reads a text encoder's from a diffusers file by this name only, and silently else
+                leaf = ".weight" if slot == "magnitude" and text_level and layer.place.part.to_file("") else ""
+                of_module[f"{path}.{_PEFT_NAMES[slot]}{leaf}"] = _peft_magnitude(layer, slot, tensor)
     configs = {}
     for module, layers in by_module.items():
         without = [layer.place.name for layer in layers if layer.magnitude is None]

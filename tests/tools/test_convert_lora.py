@@ -1,0 +1,79 @@
+"""tools/convert_lora.py as users call it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tools import convert_lora
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tools" / "convert_lora.py"
+NAME = "lora_unet_mid_block_attentions_0_proj_in"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "собака.safetensors"
+    tensors = {"lora_down.weight": torch.ones(2, 8, 1, 1), "lora_up.weight": torch.ones(8, 2, 1, 1)}
+    save_file({f"{NAME}.{key}": value for key, value in tensors.items()} | {f"{NAME}.alpha": torch.tensor(1.0)}, path)
+    return path
+
+
+def run(*words: str | Path) -> int:
+    return convert_lora.main([str(word) for word in words])
+
+
+def test_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not told otherwise, kohya's becomes diffusers' and all else becomes kohya's."""
+    assert run(source, tmp_path / "diffusers") == 0
+    assert "(kohya) -> " in (told := capsys.readouterr().out) and "(diffusers): layers of unet 1" in told
+    assert run(tmp_path / "diffusers", tmp_path / "peft", "--to", "peft") == 0
+    assert run(tmp_path / "peft", tmp_path / "back.safetensors") == 0
+    first, back = load_file(source), load_file(tmp_path / "back.safetensors")
+    assert first.keys() == back.keys() and all(torch.equal(first[key], back[key]) for key in first)
+
+
+def test_mistakes_are_told_without_a_traceback(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(
+        {"lora_unet_nowhere.alpha": torch.ones(()), f"{NAME}.hada_w1_a": torch.ones(1)}, tmp_path / "b.safetensors"
+    )
+    for words, said in (
+        ((tmp_path / "gone.safetensors", tmp_path / "x"), "gone.safetensors"),
+        ((tmp_path / "b.safetensors", tmp_path / "x"), f"{NAME}.hada_w1_a, lora_unet_nowhere.alpha"),
+        ((source, source, "--to", "kohya"), "is there already"),
+        ((tmp_path, tmp_path / "x"), "adapter_config.json"),
+    ):
+        assert run(*words) == 2
+        told = capsys.readouterr()
+        assert said in told.err and "Traceback" not in told.err and told.out == ""
+    assert not (tmp_path / "x").exists()
+
+
+def test_wrong_words(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2 and run(source) == 2 and run(source, "x", "--to", "onetrainer") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert run("--help") == 0 and "--to" in capsys.readouterr().out
+
+
+def test_it_starts_by_path_from_anywhere(source: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(SCRIPT), source.name, "diffusers"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0 and "собака" in done.stdout, done.stderr
+    assert (tmp_path / "diffusers" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_help_needs_no_torch() -> None:
+    program = (
+        f"import sys; sys.argv = ['x', '--help']; sys.path.insert(0, {str(ROOT)!r}); import tools.convert_lora as t"
+    )
+    program += "; assert t.main(['--help']) == 0 and not {'torch', 'diffusers', 'safetensors'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
