@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError, Header
@@ -12,7 +11,7 @@ from library.families.family import Family, Model
 from library.families.registry import FAMILIES, noted_prediction, open_model
 from library.options.mistakes import Mistakes
 from library.runtime.imports import quiet_libraries
-from tools.lora_files import told_to_user
+from tools.lora_files import made_at, told_to_user
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +91,21 @@ def coarsest(*models: Opened) -> torch.dtype:
     return torch_dtype("bf16" if "BF16" in found else "fp16" if "F16" in found else "float")
 
 
-def stem(path: Path) -> str:
-    """What a model's file or folder is called."""
-    return path.stem if path.is_file() else path.name
+def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[str, str]:
+    """The metadata of a model that something was merged into: its own, with a title, a date and what it is made of."""
+    from library.checkpoints.metadata import build_modelspec
+    from networks.result_metadata import title_of, without_hashes
+
+    family, prediction, source = opened.family, opened.prediction, opened.header
+    before = without_hashes(source.metadata) if source.kind == "safetensors" else {}
+    name = source.path.stem if source.path.is_file() else source.path.name
+    spec = build_modelspec(
+        architecture=family.architectures[prediction],
+        title=title,
+        made_at=made_at(),
+        resolution=family.preview[prediction],
+        prediction=prediction,
+        given={"merged_from": ", ".join([title_of(before, name), *merged])},
+    )
+    made = ("modelspec.title", "modelspec.date", "modelspec.merged_from")
+    return spec | before | {key: spec[key] for key in made}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool import Tool, run_tool
-from tools.lora_files import check_ending, made_at, read_files, together, told_to_user
+from tools.lora_files import check_ending, read_files, together, told_to_user
 from tools.lora_sums import REQUIRED, SumOptions, check_sum, ratios_by_layer, read_sources, write_sum
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from library.families.family import Model, SaveAs
     from networks.files import AdapterFile
-    from tools.lora_models import Opened
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     """W + ratio * ΔW for each adapter in turn, in float32, rounded once when it is saved."""
     from library.families.registry import save_model
     from library.runtime.precision import torch_dtype
-    from tools.lora_models import load, open_models
+    from networks.result_metadata import title_of
+    from tools.lora_models import load, merged_metadata, open_models
 
     [opened], files = together(
         lambda: open_models({"sd_model": name}, v2=options.v2), lambda: read_files(options.models)
@@ -80,7 +80,8 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     model = load(opened)
     for path, file, ratio in zip(options.models, files, ratios_by_layer(options), strict=True):
         merge_file(model, path, file, ratio)
-    metadata = None if options.no_metadata else model_metadata(options, opened, files)
+    names = [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
+    metadata = None if options.no_metadata else merged_metadata(opened, options.save_to.stem, names)
     kinds: dict[str, SaveAs] = {".safetensors": "safetensors", ".ckpt": "ckpt", "": "diffusers_safetensors"}
     with told_to_user():
         notes = save_model(
@@ -107,28 +108,6 @@ def merge_file(model: Model, path: Path, file: AdapterFile, ratio: Callable[[str
             if share != 0:
                 network.merge(share)
         print(f"{path}: {len({key.partition('.')[0] for key in tensors})} layers, ratio {share:g}")
-
-
-def model_metadata(options: MergeOptions, opened: Opened, files: Sequence[AdapterFile]) -> dict[str, str]:
-    """The metadata of the merged model: the source's, with a title, a date and what it was merged of."""
-    from library.checkpoints.metadata import build_modelspec
-    from networks.result_metadata import title_of, without_hashes
-    from tools.lora_models import stem
-
-    family, prediction, source = opened.family, opened.prediction, opened.header
-    before = without_hashes(source.metadata) if source.kind == "safetensors" else {}
-    merged = [title_of(before, stem(source.path))]
-    merged += [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
-    spec = build_modelspec(
-        architecture=family.architectures[prediction],
-        title=options.save_to.stem,
-        made_at=made_at(),
-        resolution=family.preview[prediction],
-        prediction=prediction,
-        given={"merged_from": ", ".join(merged)},
-    )
-    made = ("modelspec.title", "modelspec.date", "modelspec.merged_from")
-    return spec | before | {key: spec[key] for key in made}
 
 
 TOOL = Tool(
