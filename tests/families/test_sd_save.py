@@ -57,6 +57,18 @@ def test_diffusers_loads_our_folder_offline(files, tmp_path, family, prediction)
     assert picture.shape == (1, 64, 64, 3)
 
 
+def test_a_folder_tells_of_zero_terminal_snr(files, tmp_path):
+    """arXiv 2305.08891, as diffusers' DDIM is told: the last of its schedule's timesteps is noise alone."""
+    from diffusers import DDIMScheduler
+
+    model = load(files["sd2"], prediction="v")
+    model.zero_terminal_snr = True
+    save_model(model, tmp_path / "folder", save_as="diffusers_safetensors")
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "folder", subfolder="scheduler", local_files_only=True)
+    scheduler.set_timesteps(4)
+    assert float(scheduler.alphas_cumprod[-1]) == 0 and int(scheduler.timesteps[0]) == 999
+
+
 def test_names_in_text_encoder_folders_are_those_of_older_readers(files, tmp_path):
     save_model(load(files["sd1"]), tmp_path / "folder", save_as="diffusers_safetensors")
     names = load_file(tmp_path / "folder" / "text_encoder" / "model.safetensors")
