@@ -61,7 +61,9 @@ def test_a_model_trained_with_zero_terminal_snr_is_drawn_with_it(model, tmp_path
     """A diffusers folder tells it, a file does not."""
     told = tiny.write_diffusers(tmp_path / "told", "sd1", prediction="v_prediction")
     config = told / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}), encoding="utf-8")
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"rescale_betas_zero_snr": True}), encoding="utf-8"
+    )
     drawn = []
     for ckpt, more in ((model, []), (model, ["--zero_terminal_snr"]), (told, [])):
         out = tmp_path / str(len(drawn))
