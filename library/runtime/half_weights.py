@@ -28,6 +28,8 @@ def compute_in_full(module: nn.Module) -> None:
             layer.forward = partial(_convolution, layer)
         elif isinstance(layer, nn.Embedding):
             layer.forward = partial(_embedding, layer)
+        if "forward" in layer.__dict__:
+            layer.forward.computes_plainly = True  # adapters that compute with the weight themselves may go on to
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
