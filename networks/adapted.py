@@ -69,7 +69,8 @@ class AdaptedLayer:
 
     @property
     def _is_plain(self) -> bool:
-        """Whether the base computes what its class says, with its weight: no other adapter sits on it."""
+        """Whether the base computes what its class says, with its weight: no other adapter sits on it. A `forward` that
+        stands in only for the sake of precision says so by an attribute `computes_plainly`."""
         return self._before is None or bool(getattr(self._before, "computes_plainly", False))
 
     def _through(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -87,7 +88,7 @@ class AdaptedLayer:
         if not hasattr(self.adapter, "bypass"):
             return self._composed(base, x)
         out, more = base(x), self.adapter.bypass(x)
-        if self._before is None and isinstance(self.module, nn.Conv2d) and out.dtype == more.dtype:
+        if self._is_plain and isinstance(self.module, nn.Conv2d) and out.dtype == more.dtype:
             return out.add_(more, alpha=self.multiplier)  # the layer's own tensor, which its gradients do not need
         return torch.add(out, more, alpha=self.multiplier).to(out.dtype)
 

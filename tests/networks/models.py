@@ -104,10 +104,10 @@ def toy(dtype: torch.dtype = torch.float32) -> Model:
         return {"unet": Toy().to(dtype).requires_grad_(False)}
 
 
-def toy_output(model: Model) -> Tensor:
-    """What the toy makes of fixed inputs."""
+def toy_output(model: Model, dtype: torch.dtype | None = None) -> Tensor:
+    """What the toy makes of fixed inputs, of its own dtype or another."""
     generator = torch.Generator().manual_seed(11)
-    dtype = next(model["unet"].parameters()).dtype
+    dtype = dtype or next(model["unet"].parameters()).dtype
     x = torch.randn(2, 12, 6, 6, generator=generator, dtype=torch.float64).to(dtype)
     out: Tensor = model["unet"](x, torch.randn(2, 8, generator=generator, dtype=torch.float64).to(dtype))
     return out

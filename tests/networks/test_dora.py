@@ -112,6 +112,21 @@ def test_peft_computes_the_same(shape: str) -> None:
     assert torch.allclose(theirs(x), ours, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", layers.SHAPES)
+def test_lycoris_computes_the_same(shape: str) -> None:
+    lycoris = pytest.importorskip("lycoris.modules")
+    module = layers.base(shape)
+    layer = attached(module)
+    tensors = layer.adapter.state_dict()
+    with torch.no_grad():
+        theirs = lycoris.LoConModule.make_module_from_state_dict(
+            layers.NAME, module, tensors["lora_up.weight"], tensors["lora_down.weight"], None, tensors["alpha"],
+            tensors["dora_scale"],
+        )  # fmt: skip
+        ours = module.weight + layer.weight_delta(torch.float64)
+        assert torch.allclose(theirs.double().get_merged_weight()[0], ours, rtol=1e-6, atol=1e-6)
+
+
 def test_scales_of_files_are_told_by_their_shape() -> None:
     linear, kernel = Layer("l", (5, 7)), Layer("k", (5, 7, 3, 3))
     assert dora.fitted(linear, torch.ones(5, 1)).shape == (5, 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from library.families.sd_adapters import SD_ADAPTERS
+from library.runtime.half_weights import compute_in_full
 from networks import files, network
 from networks.adapter import AdapterError
 from networks.network import Network
@@ -308,6 +309,32 @@ def test_on_a_base_in_half_precision(variant: str) -> None:
     assert apart(out.float(), models.toy_output(exact)) < 0.05
     out.float().square().sum().backward()
     assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+
+
+@variants
+def test_on_a_half_base_that_computes_in_full(variant: str) -> None:
+    """The rounding of the stored weights is all that differs: like a base in float32 with the rounded weights."""
+    model, exact = models.toy(), models.toy()
+    exact["unet"].to(torch.bfloat16).float()
+    for module in model["unet"].modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.weight.data = module.weight.data.bfloat16()
+            if module.bias is not None:
+                module.bias.data = module.bias.data.bfloat16().float()
+    compute_in_full(model["unet"])
+    net, other = (models.trained(create(base, variant).float()) for base in (model, exact))
+    other.load_state_dict(net.state_dict())
+    net.attach()
+    other.attach()
+    ours, theirs = models.toy_output(model, torch.float32), models.toy_output(exact)
+    assert ours.dtype is torch.float32
+    assert apart(ours, theirs) < 1e-5
+    for out, own in ((ours, net), (theirs, other)):
+        out.square().sum().backward()
+        assert all(p.grad is not None for p in own.parameters() if p.requires_grad)
+    for one, two in zip(net.parameters(), other.parameters(), strict=True):
+        if one.grad is not None and two.grad is not None:
+            assert torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_what_it_says_of_itself() -> None:
