@@ -101,10 +101,8 @@ class DyLora(nn.Module):
         return torch.mm(up.flatten(1) * self.scale, down.flatten(1)).reshape(weight.shape)
 
     def norm(self) -> Tensor:
-        """‖ΔW‖ (Frobenius), without forming it: the sum of (BᵀB) ∘ (AAᵀ)."""
-        down, up = self.lora_down().detach().flatten(1), self.lora_up().detach().flatten(1)
-        squared: Tensor = ((up.mT @ up) * (down @ down.mT)).sum()
-        return squared.clamp(min=0).sqrt() * abs(self.scale)
+        """‖ΔW‖ (Frobenius), without forming it."""
+        return reading.product_norm(self.lora_down(), self.lora_up()) * abs(self.scale)
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:

@@ -125,13 +125,12 @@ class LoHa(nn.Module):
         return functional.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def norm(self) -> Tensor:
-        """‖ΔW‖ (Frobenius), of a narrow one without forming it: the sum of (BᵀB) ∘ (AAᵀ)."""
+        """‖ΔW‖ (Frobenius), of a small dim without forming it."""
         with torch.no_grad():
-            if not self._is_narrow:
-                return torch.linalg.vector_norm(self.delta(self.hada_w1_a.new_empty(self.layer.shape)))
-            down, up = self._as_lora()
-            squared: Tensor = ((up.mT @ up) * (down @ down.mT)).sum()
-            return squared.clamp(min=0).sqrt() * abs(self.scale)
+            if self._is_narrow:
+                return reading.product_norm(*self._as_lora()) * abs(self.scale)
+            norm: Tensor = self.delta(self.hada_w1_a.new_empty(self.layer.shape)).float().norm()
+            return norm
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:

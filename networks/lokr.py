@@ -69,7 +69,7 @@ class LoKr(nn.Module):
 
     def norm(self) -> Tensor:
         """‖ΔW‖ (Frobenius): the product of both norms."""
-        norm: Tensor = self._first().detach().norm() * self._second().detach().norm()
+        norm: Tensor = self._first().detach().float().norm() * self._second().detach().float().norm()
         return norm * abs(self.scale)
 
     @torch.no_grad()

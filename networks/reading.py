@@ -37,6 +37,15 @@ def scale(alpha: Tensor | float, dim: int) -> float:
     return float(alpha) / dim or 1.0
 
 
+def product_norm(down: Tensor, up: Tensor) -> Tensor:
+    """‖B A‖ (Frobenius) of A (r, …) and B (out, r, …) without forming the product: the sum of (BᵀB) ∘ (AAᵀ), in float32
+    at least."""
+    down, up = (one.detach().flatten(1) for one in (down, up))
+    down, up = (one if one.dtype.itemsize > 4 else one.float() for one in (down, up))
+    squared: Tensor = ((up.mT @ up) * (down @ down.mT)).sum()
+    return squared.clamp(min=0).sqrt()
+
+
 def want(layer: Layer, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     """AdapterError unless the tensor has this shape."""
     if tuple(tensor.shape) != tuple(shape):

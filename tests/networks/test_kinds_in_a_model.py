@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from library.families.sd_adapters import SD_ADAPTERS
 from networks import network
@@ -59,7 +60,8 @@ def create(name: str, model: Model, *, nudged: bool = True) -> network.Network:
 
 
 def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], close: float = 1e-10) -> bool:
-    return all(float((a - b).norm()) <= close * float(b.norm()) for a, b in zip(found, expected, strict=True))
+    pairs = [(a.detach(), b.detach()) for a, b in zip(found, expected, strict=True)]
+    return all(float((a - b).norm()) <= close * float(b.norm()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -101,6 +103,51 @@ def test_in_single_precision_merged_is_as_attached(name: str, model: Model) -> N
     attached = outputs(single)
     adapters.merge()
     assert same(outputs(single), attached, 1e-5)
+
+
+@pytest.mark.parametrize("way", ["base in half precision", "autocast"])
+@pytest.mark.parametrize("name", KINDS)
+def test_in_half_precision_it_computes_about_the_same(name: str, way: str, model: Model) -> None:
+    """The adapter stays in float32, and so do its gradients."""
+    model = {key: module.float() for key, module in model.items()}
+    adapters = create(name, model).float()
+    adapters.attach()
+    expected = outputs(model)
+    gradients = []
+    for halved in (False, True):
+        if halved and way != "autocast":
+            for module in model.values():
+                module.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved and way == "autocast"):
+            image, text = outputs(model)
+        adapters.zero_grad()
+        (image.float().square().mean() + text.float().square().mean()).backward()
+        gradients.append(torch.cat([one.grad.flatten() for one in adapters.parameters() if one.grad is not None]))
+    assert image.dtype is text.dtype is torch.bfloat16
+    assert same((image.float(), text.float()), expected, 0.03)
+    assert gradients[1].dtype is torch.float32
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+
+
+@pytest.mark.parametrize("argument", ["rank_dropout=0.5", "module_dropout=0.5", "unit=2"])
+@pytest.mark.parametrize("module", ["networks.lora_fa", "networks.dylora", "networks.loha", "networks.lokr"])
+def test_activation_checkpointing_changes_nothing(module: str, argument: str, model: Model) -> None:
+    """What is drawn at random is drawn again."""
+    if (argument == "unit=2") != (module == "networks.dylora") and argument != "module_dropout=0.5":
+        return  # no argument of this kind
+    asked, mistakes = read_settings(module, dim=4, alpha=1, arguments=["conv_dim=4", argument])
+    assert not mistakes
+    adapters = layers.nudge(network.create(model, SD_ADAPTERS, asked).double().train())
+    adapters.attach()
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(7)
+        adapters.zero_grad()
+        image = checkpoint(lambda: outputs(model)[0], use_reentrant=False) if checkpointed else outputs(model)[0]
+        image.square().mean().backward()
+        found.append({key: one.grad for key, one in adapters.named_parameters() if one.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[1][key], gradient) for key, gradient in found[0].items())
 
 
 @pytest.mark.parametrize("name", KINDS)
