@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
     "tools": ("tools", "library", "networks"),
     "gen_img": ("library", "networks"),
-    "examples": ("examples", "library"),
+    "examples": ("examples", "library", "networks"),
     "benchmarks": ("benchmarks", "library"),
     "set_up": (),
 }  # fmt: skip

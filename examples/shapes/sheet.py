@@ -18,6 +18,7 @@ from examples.shapes.evaluate import BASE, CLASS_PROMPT, NEW_BACKGROUNDS
 from examples.shapes.pictures import draw, open_model
 from examples.shapes.world import SIDE, Pixels, article
 from library.checkpoints.writer import replacing
+from library.families.family import Model
 
 ACROSS = 6  # pictures of a row, before and after each
 GAP, LINE = 6, 18  # pixels between pictures, and of a line of text
@@ -70,13 +71,21 @@ def sheet(before: Rows, after: Rows, subject: Sequence[Pixels]) -> Image.Image:
     return paper
 
 
-def draw_rows(path: Path) -> list[list[Pixels]]:
-    """The pictures of all rows by the model of a file."""
-    model = open_model(path)
+def draw_rows(model: Model) -> list[list[Pixels]]:
+    """The pictures of all rows by a model."""
     prompts = [row.prompt for row in ROWS for _ in range(ACROSS)]
     seeds = [row.first_seed + column for row in ROWS for column in range(ACROSS)]
     pictures = draw(model, prompts, seeds)
     return [pictures[start : start + ACROSS] for start in range(0, len(pictures), ACROSS)]
+
+
+def draw_sheet(base: Model, trained: Model, path: Path) -> None:
+    """Draw the rows before and after a training and write them as a .png file."""
+    subject = [np.asarray(Image.open(picture).convert("RGB")) for picture in sorted(FOLDER.glob("*.png"))]
+    paper = sheet(draw_rows(base), draw_rows(trained), subject)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        paper.save(stream, "png", optimize=True)
 
 
 def main() -> None:
@@ -86,11 +95,7 @@ def main() -> None:
     parser.add_argument("sheet", type=Path, help="the .png file to write")
     parser.add_argument("--base", type=Path, default=BASE, help="the model that it was trained from")
     options = parser.parse_args()
-    subject = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(FOLDER.glob("*.png"))]
-    paper = sheet(draw_rows(options.base), draw_rows(options.trained), subject)
-    options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.sheet) as stream:
-        paper.save(stream, "png", optimize=True)
+    draw_sheet(open_model(options.base), open_model(options.trained), options.sheet)
 
 
 if __name__ == "__main__":
