@@ -46,6 +46,7 @@ class Network(nn.Module):
         self.settings = settings
         self.is_attached = False
         self.problems: tuple[str, ...] = ()
+        self.left_out = 0
         for layer in self.layers:
             self.add_module(layer.name, layer.adapter)
 
@@ -109,8 +110,15 @@ class Network(nn.Module):
         refuse(problems or fill(self.layers, loaded), "the file does not fit the network")
 
     def groups(self, rates: Mapping[str, float]) -> list[Group]:
-        """The optimizer's groups for {"unet": rate, "text_encoder1": rate}; AdapterError if none has a rate above 0."""
-        return parameter_groups(self.layers, rates, self.settings)
+        """The optimizer's groups for {"unet": rate, "text_encoder1": rate}; AdapterError if none has a rate above 0.
+
+        What gets no group is frozen: nobody would clear its gradients, and they would count when gradients are clipped.
+        """
+        found = parameter_groups(self.layers, rates, self.settings)
+        grouped = {id(parameter) for group in found for parameter in group.parameters}
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in grouped)
+        return found
 
     @torch.no_grad()
     def scale_norms(self, limit: float) -> NormReport:
@@ -153,7 +161,8 @@ class Network(nn.Module):
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         how = [name for name in ("use_dora", "use_rslora") if getattr(self.settings, name)]
         lines = [f"{kinds}: {len(self.layers)} layers ({parts}), {trained:,} parameters to train"]
-        return lines + ([f"with {', '.join(how)}"] if how else [])
+        lines += [f"with {', '.join(how)}"] if how else []
+        return lines + ([f"left out: {self.left_out} layers of what is not trained"] if self.left_out else [])
 
 
 def _norm(layer: AdaptedLayer) -> Tensor:
@@ -222,19 +231,25 @@ def from_tensors(
     *,
     strict: bool = True,
     settings: NetworkSettings | None = None,
+    train: Collection[str] | None = None,
 ) -> Network:
     """The network that a file holds, in the file's precision; the kind is told for each layer by its tensors.
 
-    `settings`: how it is to be trained (dropouts, LoRA+, rates by block; ranks and alphas are the file's).
-    Not `strict`: layers that do not fit are left out, and told in the network's `problems`.
+    `settings`: how it is to be trained, and then it is in float32 (dropouts, LoRA+, rates by block; ranks and alphas
+    are the file's). `train`: the modules to adapt (None: all); what the file has for others is left out, and told by
+    `describe`. Not `strict`: layers that do not fit are left out, and told in the network's `problems`.
     AdapterError that lists all that does not fit, and if nothing does.
     """
-    layers, problems = load_layers(model, parts, tensors, settings)
+    found, problems = load_layers(model, parts, tensors, settings)
+    layers = [layer for layer in found if train is None or layer.target.part.module in train]
     if strict or not layers:
-        refuse(problems or ([] if layers else ["it is empty"]), "the adapter does not fit the model")
+        refuse(
+            problems or ([] if layers else ["it has nothing for what is adapted"]), "the adapter does not fit the model"
+        )
     network = Network(layers, settings or NetworkSettings(main_kind(layers)))
     network.problems = tuple(problems)
-    return network
+    network.left_out = len(found) - len(layers)
+    return network if settings is None else network.float()
 
 
 def _seed(seed: int, name: str) -> int:

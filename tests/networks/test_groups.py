@@ -31,6 +31,15 @@ def test_a_rate_of_0_is_not_trained() -> None:
         groups(text_encoder1=0.0, unet=0.0)
 
 
+def test_what_has_no_group_gathers_no_gradients() -> None:
+    net = models.trained(models.create(models.toy(), "down_lr_weight=zeros", "conv_dim=1"))
+    half = models.create(models.tiny(), dim=1)
+    half.groups({"unet": 1.0})
+    assert {name[:7] for name, parameter in half.named_parameters() if parameter.requires_grad} == {"lora_un"}
+    net.groups({"unet": 1.0})
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 def test_loraplus() -> None:
     found = groups("loraplus_lr_ratio=4", "loraplus_unet_lr_ratio=16")
     assert told(found) == [

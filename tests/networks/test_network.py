@@ -17,6 +17,7 @@ from library.runtime.half_weights import compute_in_full
 from networks import files, network
 from networks.adapter import AdapterError
 from networks.network import Network
+from networks.settings import read_settings
 from tests.networks import models
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -198,6 +199,19 @@ def test_names_without_the_text_models_level_are_read() -> None:
     assert network.from_tensors(model, SD_ADAPTERS, short).tensors().keys() == tensors.keys()
 
 
+def test_a_file_goes_on_in_training() -> None:
+    """--dim_from_weights: ranks and alphas from the file, the rest as asked for."""
+    model = models.tiny()
+    tensors = models.create(model, dim=2, alpha=1.5).tensors(torch.bfloat16)
+    settings, _ = read_settings("networks.lora_fa", dim=8, dropout=0.3, arguments=["module_dropout=0.1"])
+    net = network.from_tensors(model, SD_ADAPTERS, tensors, settings=settings, train={"unet"})
+    assert net.counts == {"unet": 192} and net.describe()[-1] == "left out: 18 layers of what is not trained"
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+    layer = net.layers[0]
+    assert (layer.adapter.scale, layer.adapter.dropout, layer.module_dropout) == (0.75, 0.3, 0.1)
+    assert [name for name, p in layer.adapter.named_parameters() if p.requires_grad] == ["lora_up.weight"]
+
+
 def broken(tensors: dict[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], str]]:
     name = "lora_te_text_model_encoder_layers_0_mlp_fc1"
     return {
@@ -206,7 +220,7 @@ def broken(tensors: dict[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], str
         "unknown tensor": (tensors | {f"{name}.extra": torch.zeros(1)}, f"{name}.extra"),
         "shape": (tensors | {f"{name}.lora_up.weight": torch.zeros(3, 4)}, "3 x 4"),
         "ranks": (tensors | {f"{name}.lora_down.weight": torch.zeros(5, 64)}, "5 ranks"),
-        "nothing": ({}, "empty"),
+        "nothing": ({}, "nothing"),
     }
 
 
