@@ -29,6 +29,7 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {"help", "name", "num_processes", "processes"}
+PROGRAMS = {"train_db.py": parse.DREAMBOOTH, "train_network.py": parse.ADAPTERS}
 FILLING = ("tools/cache_latents.py", "tools/cache_text_encoder_outputs.py")
 CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
@@ -118,12 +119,15 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
         if script == "tools/convert_dataset_config.py":
             assert (ROOT / script).is_file() and all(flag in CONVERTING for flag in words if flag.startswith("-")), line
             continue
+        if script == "tools/show_metadata.py":
+            assert (ROOT / script).is_file() and len(words) == 1, line
+            continue
         if script in FILLING:
             assert (ROOT / script).is_file()
             words = words[: words.index("--processes")] if "--processes" in words else words
             script = "train_db.py"  # whose flags they take
-        assert script == "train_db.py", line
-        told = [mistake.what for mistake in parse.parse(words).mistakes]
+        assert script in PROGRAMS, line
+        told = [mistake.what for mistake in parse.parse(words, PROGRAMS[script]).mistakes]
         if "--config_file" in words:  # the reader's own file, which is not here
             told = [what for what in told if "there is no such file" not in what and "is not set" not in what]
         assert not told, line
@@ -135,7 +139,8 @@ def test_files_of_options_are_without_a_mistake(page: str, tmp_path: Path) -> No
         if "[[datasets" in block:
             continue
         (tmp_path / "page.toml").write_text(block, encoding="utf-8")
-        parsed = parse.parse(["--config_file", str(tmp_path / "page.toml")])
+        program = parse.ADAPTERS if "network_module" in block else parse.DREAMBOOTH
+        parsed = parse.parse(["--config_file", str(tmp_path / "page.toml")], program)
         assert parsed.mistakes == () and parsed.notes == ()
 
 
