@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
-from library.families.registry import noted_prediction
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.tool import Tool, run_tool
-from tools.lora_files import PRECISIONS, check_ending, compute_device, made_at, told_to_user, write_layers
+from tools.lora_files import PRECISIONS, check_ending, compute_device, told_to_user, write_layers
 from tools.lora_models import Opened, adapted_modules, coarsest, load, lora_facts, open_models
 
 if TYPE_CHECKING:
@@ -92,11 +91,14 @@ def work(options: ExtractOptions) -> None:
 
 def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extracted) -> dict[str, str]:
     """What the new file says of itself."""
+    from library.training.model_file import time_of_saving
     from networks.result_metadata import About, extracted, minimum
 
-    prediction = "v" if options.v_parameterization else noted_prediction(after.header) or before.prediction
+    prediction = "v" if options.v_parameterization else after.noted or before.noted
+    if prediction is None and len(set(after.family.architectures.values())) > 1:
+        print("the models do not tell what they predict: noted as epsilon; add --v_parameterization if it is v")
     version = after.family.version + ("_v" if prediction == "v" else "")
-    about = About(options.save_to.stem, made_at(), model=lora_facts(version))
+    about = About(options.save_to.stem, time_of_saving(), model=lora_facts(version))
     full = extracted(found.layers, about, v2="v2" in after.family.capabilities, base_version=version)
     return minimum(full) if options.no_metadata else full
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +92,6 @@ def precision_of(file: AdapterFile) -> str:
     names = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
     found = {names.get(str(tensor.dtype), "float") for key, tensor in file.tensors.items() if ".lora_" in key}
     return found.pop() if len(found) == 1 else "float"
-
-
-def made_at() -> datetime:
-    """Now, in local time."""
-    return datetime.now()
 
 
 def compute_device(name: str | None) -> str:

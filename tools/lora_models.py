@@ -11,7 +11,7 @@ from library.families.family import Family, Model
 from library.families.registry import FAMILIES, noted_prediction, open_model
 from library.options.mistakes import Mistakes
 from library.runtime.imports import quiet_libraries
-from tools.lora_files import made_at, told_to_user
+from tools.lora_files import told_to_user
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,9 @@ class Opened:
     family: Family
 
     @property
-    def prediction(self) -> Prediction:
-        """What its U-Net predicts, as far as the file tells."""
-        return noted_prediction(self.header) or "epsilon"
+    def noted(self) -> Prediction | None:
+        """What its U-Net predicts, if the file tells."""
+        return noted_prediction(self.header)
 
 
 def open_models(named: Mapping[str, str], *, v2: bool = False, sdxl: bool = False) -> list[Opened]:
@@ -92,20 +92,30 @@ def coarsest(*models: Opened) -> torch.dtype:
 
 
 def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[str, str]:
-    """The metadata of a model that something was merged into: its own, with a title, a date and what it is made of."""
+    """The metadata of a model that something was merged into: its own, with a title, a date and what it is made of.
+
+    Where the model does not tell what it predicts, they do not either: a wrong word would be believed later.
+    """
     from library.checkpoints.metadata import build_modelspec
+    from library.training.model_file import time_of_saving
     from networks.result_metadata import title_of, without_hashes
 
-    family, prediction, source = opened.family, opened.prediction, opened.header
+    family, source = opened.family, opened.header
+    prediction: Prediction = opened.noted or "epsilon"
     before = without_hashes(source.metadata) if source.kind == "safetensors" else {}
     name = source.path.stem if source.path.is_file() else source.path.name
     spec = build_modelspec(
         architecture=family.architectures[prediction],
         title=title,
-        made_at=made_at(),
+        made_at=time_of_saving(),
         resolution=family.preview[prediction],
         prediction=prediction,
         given={"merged_from": ", ".join([title_of(before, name), *merged])},
     )
+    if opened.noted is None:
+        for key in ("prediction_type", "architecture", "resolution"):
+            del spec[f"modelspec.{key}"]
+        if len(names := set(family.architectures.values())) == 1:
+            spec["modelspec.architecture"] = names.pop()
     made = ("modelspec.title", "modelspec.date", "modelspec.merged_from")
     return spec | before | {key: spec[key] for key in made}

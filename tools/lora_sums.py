@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
 from networks.block_weights import read_weights, weight
-from tools.lora_files import PRECISIONS, layers_of, made_at, read_files, write_layers
+from tools.lora_files import PRECISIONS, layers_of, read_files, write_layers
 from tools.lora_models import lora_facts
 
 if TYPE_CHECKING:
@@ -97,12 +97,13 @@ def check_bases(paths: Sequence[Path], files: Sequence[AdapterFile]) -> None:
 
 def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combined) -> None:
     """Write the new LoRA and tell what it is. Raises UserError."""
+    from library.training.model_file import time_of_saving
     from networks.result_metadata import About, minimum, title_of
     from networks.result_metadata import combined as describe
 
     names = [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
     base = next((file.metadata[key] for file in files if (key := "ss_base_model_version") in file.metadata), "")
-    about = About(options.save_to.stem, made_at(), names, lora_facts(base))
+    about = About(options.save_to.stem, time_of_saving(), names, lora_facts(base))
     metadata = describe([file.metadata for file in files], combined.layers, about)
     dim = metadata["ss_network_dim"]
     metadata = minimum(metadata) if options.no_metadata else metadata

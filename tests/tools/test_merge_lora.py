@@ -92,6 +92,18 @@ def test_minimal_metadata(two: tuple[Path, Path], tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in found.values()} == {torch.float16}
 
 
+def test_the_same_call_makes_the_same_file(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    out = tmp_path / "sum.safetensors"
+    files = []
+    for _ in range(2):
+        assert merge("--models", *two, "--ratios", 1, 0.5, "--save_to", out) == 0
+        files.append(out.read_bytes())
+    assert files[0] == files[1]
+
+
 def test_svd_merge(two: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "sum.safetensors"
     given = ["--models", *two, "--ratios", 0.4, 0.6, "--save_to", out, "--new_rank", 5, "--new_conv_rank", 2]
@@ -162,6 +174,19 @@ def test_into_a_model(model: Path, two: tuple[Path, Path], tmp_path: Path) -> No
     assert before.keys() == after.keys()
     assert metadata["modelspec.merged_from"] == "Base, A, otra" and metadata["modelspec.license"] == "mine"
     assert metadata["modelspec.title"] == "gemischt"
+
+
+def test_what_a_model_does_not_tell_is_not_made_up(tmp_path: Path) -> None:
+    """SD2 models predict v or noise: a merged one that said the wrong thing would be trained and drawn with wrongly."""
+    lora = loras.write(tmp_path / "lora.safetensors", loras.tensors("sd2", 4, 2.0, 1), "sd2")
+    out = tmp_path / "new.safetensors"
+    for said in ({}, {"modelspec.prediction_type": "v"}):
+        model = tiny.write_single_file(tmp_path / "sd2.safetensors", "sd2", metadata={"a": "b", **said})
+        assert merge("--sd_model", model, "--v2", "--models", lora, "--ratios", 1, "--save_to", out) == 0
+        found = loras.read(out)[1]
+        assert found.get("modelspec.prediction_type") == said.get("modelspec.prediction_type")
+        assert found.get("modelspec.architecture") == ("stable-diffusion-v2-768-v" if said else None)
+        assert found["a"] == "b"
 
 
 def test_a_ratio_of_0_leaves_a_model_bit_for_bit(model: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
