@@ -50,9 +50,21 @@ class Level(nn.Module):
 class Model:
     """Stand-ins for the modules of a model, by the modules' names (`unet`, `text_encoder`)."""
 
+    parts: tuple[AdapterPart, ...]
     seen: dict[str, nn.Module]
     pairs: list[tuple[nn.Module, nn.Module]]  # (real, stand-in), each real module once
     _before: list[tuple[nn.Module, Any]] = field(default_factory=list)
+
+    @property
+    def text_encoder(self) -> Any:
+        """As the protocol has it: one text encoder as itself, several as a list."""
+        found = [self.seen[part.module] for part in self.parts if is_text(part)]
+        return found[0] if len(found) == 1 else found
+
+    @property
+    def unet(self) -> Any:
+        """The module that is no text encoder."""
+        return next((self.seen[part.module] for part in self.parts if not is_text(part)), None)
 
     def attach(self) -> int:
         """Give the real layers the `forward`s that their stand-ins have got since; returns how many are patched."""
@@ -83,6 +95,11 @@ class Model:
                     yield child, placed
 
 
+def is_text(part: AdapterPart) -> bool:
+    """Whether a part is a text encoder, by the name of its learning rate."""
+    return part.group.startswith("text_encoder")
+
+
 def stand_ins(model: Mapping[str, nn.Module], parts: Sequence[AdapterPart], hidden: Collection[str] = ()) -> Model:
     """Stand-ins for the modules of `parts`, with the levels of names that files have.
 
@@ -97,7 +114,7 @@ def stand_ins(model: Mapping[str, nn.Module], parts: Sequence[AdapterPart], hidd
         for level in reversed(levels):
             inner = Level(level, inner)
         seen[part.module] = inner
-    return Model(seen, pairs)
+    return Model(tuple(parts), seen, pairs)
 
 
 def _stand_in(
