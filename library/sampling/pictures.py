@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from library.families.clip_tokenizer import CHUNK
-from library.families.family import Model, Tokenizer
+from library.families.family import Family, Model, Tokenizer
 from library.options.mistakes import Mistake, UserError
 from library.sampling.prompts import PictureRequest, alike
 from library.sampling.samplers import make_scheduler
@@ -70,7 +70,7 @@ def sample_batch(
     """
     if len(requests) != len(seeds):
         raise ValueError(f"{len(requests)} pictures need as many seeds, not {len(seeds)}")
-    encode = encode or partial(encode_prompts, model, clip_skip=clip_skip)
+    encode = encode or partial(encode_prompts, model.family, model.tokenizer, model.text_encoder, clip_skip)
     pictures: dict[int, Image] = {}
     with torch.no_grad(), _evaluating(model):
         for places in _groups(model, requests, most_chunks):
@@ -97,7 +97,7 @@ def _groups(model: Model, requests: Sequence[PictureRequest], most_chunks: int) 
 
 def chunks_of(tokenizer: Tokenizer, request: PictureRequest, most_chunks: int = MOST_CHUNKS) -> int:
     """How many chunks of 75 tokens the texts of a picture take."""
-    longest = max(tokenizer.count(text) for text in texts_of(request))
+    longest = max(tokenizer.count(text, weighted=True) for text in texts_of(request))
     return min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
 
 
@@ -111,10 +111,13 @@ def _all_texts(requests: Sequence[PictureRequest]) -> list[str]:
     return [text for side in zip(*map(texts_of, requests), strict=True) for text in side]
 
 
-def encode_prompts(model: Model, texts: Sequence[str], chunks: int, clip_skip: int | None = None) -> Tensor:
-    """See EncodePrompts: by the model's own text encoder, on its device."""
-    ids = model.tokenizer.tensor(texts, chunks).to(model.text_encoder.device)
-    return model.family.encode_text(model.text_encoder, ids, clip_skip)
+def encode_prompts(
+    family: Family, tokenizer: Tokenizer, text_encoder: Any, clip_skip: int | None, texts: Sequence[str], chunks: int
+) -> Tensor:
+    """See EncodePrompts: by a text encoder on its device. Weights such as (dog:1.3) count as in weighted captions."""
+    ids, weights = tokenizer.weighted(texts, chunks)
+    plain = bool((weights == 1).all())
+    return family.encode_text(text_encoder, ids.to(text_encoder.device), clip_skip, None if plain else weights)
 
 
 def guided(request: PictureRequest) -> bool:

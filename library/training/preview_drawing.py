@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from library.options.mistakes import Mistake, UserError
-from library.sampling.pictures import chunks_of, sample_batch, texts_of
+from library.sampling.pictures import chunks_of, encode_prompts, sample_batch, texts_of
 from library.sampling.prompts import PictureRequest
 from library.training.memory import working_copy
 
@@ -29,14 +29,13 @@ class PromptStates:
     """Called with texts and a number of chunks, gives their states: see library.sampling.pictures.EncodePrompts.
 
     `text_encoder` is the one that the run computes with. Where its captions are encoded beforehand it may be needed no
-    more: `keep` the prompts' states and `forget` it. `weighted`: prompts have weights as captions do.
+    more: `keep` the prompts' states and `forget` it.
     """
 
     family: Family
     tokenizer: Tokenizer
     text_encoder: Any
     clip_skip: int | None = None
-    weighted: bool = False
     autocast: Autocast = nullcontext
     kept: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -64,12 +63,8 @@ class PromptStates:
         self.text_encoder = None
 
     def _encode(self, texts: Sequence[str], chunks: int) -> Tensor:
-        if self.weighted:
-            ids, weights = self.tokenizer.weighted(texts, chunks)
-        else:
-            ids, weights = self.tokenizer.tensor(texts, chunks), None
         with self.autocast():
-            return self.family.encode_text(self.text_encoder, ids.to(self.text_encoder.device), self.clip_skip, weights)
+            return encode_prompts(self.family, self.tokenizer, self.text_encoder, self.clip_skip, texts, chunks)
 
 
 @contextmanager

@@ -161,7 +161,6 @@ def prompt_states(plan: Plan, context: Conditioning, autocast: Autocast) -> Prom
         tokenizer=plan.source.tokenizer,
         text_encoder=context.text_encoder,
         clip_skip=context.clip_skip,
-        weighted=plan.options.caption.weighted_captions,
         autocast=autocast,
     )
     if context.store is not None and plan.preview is not None:

@@ -145,6 +145,24 @@ def test_modules_in_training_are_left_in_training(sd1):
     sd1.unet.eval()
 
 
+def test_weights_count_as_in_captions(sd1):
+    """(sks:1.5) multiplies the states of its tokens by 1.5, and marks are no tokens."""
+    seen = []
+
+    def encode(texts, chunks):
+        states = sd1.family.encode_text(sd1.text_encoder, sd1.tokenizer.tensor(texts, chunks))
+        states[1, 4] *= 1.5  # begin, a, photo, of, sks
+        seen.append((texts, chunks))
+        return states
+
+    plain = changed(REQUEST, prompt="a photo of sks dog")
+    weighted = changed(REQUEST, prompt="a photo of (sks:1.5) dog")
+    expected = sample_batch(sd1, [plain], [1], encode=encode)[0]
+    assert seen == [(["blurry", "a photo of sks dog"], 1)]
+    assert far_apart(sample(sd1, weighted, 1), expected) <= 1
+    assert far_apart(sample(sd1, weighted, 1), sample(sd1, plain, 1)) > 0
+
+
 def test_clip_skip_changes_the_picture(sd1):
     pictures = [np.asarray(sample(sd1, REQUEST, 1, clip_skip=skip)) for skip in (None, 1, 2)]
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
