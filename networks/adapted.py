@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from networks import dora
 from networks.adapter import AdapterError, Kind
-from networks.targets import Base, Target
+from networks.targets import Base, Norm, Target
 
 Forward = Callable[..., Tensor]
 
@@ -22,7 +22,7 @@ class AdaptedLayer:
 
     def __init__(self, target: Target, name: str, adapter: Any, kind: Kind, module_dropout: float = 0.0) -> None:
         self.target, self.name, self.adapter, self.kind = target, name, adapter, kind
-        self.module: Base = target.module
+        self.module: Base | Norm = target.module
         self.module_dropout = module_dropout
         self.multiplier = 1.0
         self._before: Forward | None = None  # a `forward` that the layer had of its own
@@ -112,15 +112,14 @@ class AdaptedLayer:
     def _composed(self, base: Forward, x: Tensor) -> Tensor:
         """By way of the whole ΔW: with W + ΔW where the base computes plainly and is as exact, else beside it."""
         weight, dtype = self.module.weight, next(self.adapter.parameters()).dtype
-        delta = self.weight_delta(dtype)
+        delta, more = self.weight_delta(dtype), self.bias_delta()
+        more = None if more is None else more * self.multiplier
         if dtype == weight.dtype and self._before is None:
-            out = self._apply(x, weight + delta, self.module.bias)
-        else:
-            out = base(x)
-            taken = x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
-            out = torch.add(out, self._apply(taken, delta, None)).to(out.dtype)
-        bias = self.bias_delta()
-        return out if bias is None else torch.add(out, _along(bias, out), alpha=self.multiplier).to(out.dtype)
+            bias = self.module.bias
+            return self._apply(x, weight + delta, bias if more is None else more if bias is None else bias + more)
+        out = base(x)
+        taken = x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+        return torch.add(out, self._apply(taken, delta, more)).to(out.dtype)
 
     def bias_delta(self) -> Tensor | None:
         """What is added to the base's bias at multiplier 1, where the kind has that."""
@@ -129,9 +128,14 @@ class AdaptedLayer:
         return found
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(self.module, nn.Linear):
+        module = self.module
+        if isinstance(module, nn.Linear):
             return functional.linear(x, weight, bias)
-        out: Tensor = self.module._conv_forward(x, weight, bias)
+        if isinstance(module, nn.LayerNorm):
+            return functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+        if isinstance(module, nn.GroupNorm):
+            return functional.group_norm(x, module.num_groups, weight, bias, module.eps)
+        out: Tensor = module._conv_forward(x, weight, bias)
         return out
 
     def weight_delta(self, dtype: torch.dtype) -> Tensor:

@@ -57,6 +57,8 @@ def _load(target: Target, name: str, tensors: dict[str, Tensor], settings: Netwo
         kind = recognise([f"{name}.{role}" for role in tensors])
     except AdapterError as error:
         raise AdapterError(f"{name}: {error}", error.remedy) from error
+    if len(target.layer.shape) == 1 and kind.name != "norm":
+        raise AdapterError(f"{name} is a normalisation, which {kind.title} cannot sit on")
     if settings is not None and settings.kind.family == kind.name:
         kind = settings.kind
     scale = tensors.pop(dora.KEY, None)

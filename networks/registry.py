@@ -42,8 +42,9 @@ def _settle_oft(settings: NetworkSettings) -> NetworkSettings:
 
 
 def _only_read(settings: NetworkSettings) -> NetworkSettings:
-    algo = settings.kind.name
-    raise AdapterError("such files are read here, not trained", f"Train with lycoris.kohya and algo={algo}.")
+    name = settings.kind.name
+    argument = "train_norm=True" if name == "norm" else f"algo={name}"
+    raise AdapterError("such files are read here, not trained", f"Train with lycoris.kohya and {argument}.")
 
 
 KINDS: tuple[Kind, ...] = (
@@ -136,6 +137,14 @@ KINDS: tuple[Kind, ...] = (
         "networks.full",
         "a layer's whole change (LyCORIS)",
         marks=frozenset({"diff", "diff_b"}),
+        decomposes=False,
+        settle=_only_read,
+    ),
+    Kind(
+        "norm",
+        "networks.norm",
+        "a normalisation's change (LyCORIS)",
+        marks=frozenset({"w_norm", "b_norm"}),
         decomposes=False,
         settle=_only_read,
     ),

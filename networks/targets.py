@@ -11,6 +11,7 @@ from library.checkpoints.adapter_names import AdapterPart
 from networks.adapter import Kind, Layer
 
 Base = nn.Linear | nn.Conv2d
+Norm = nn.LayerNorm | nn.GroupNorm  # which files can change, though we do not adapt them
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Target:
     root: nn.Module  # the model's module that it is in
     part: AdapterPart
     path: str  # in the module, with dots
-    module: Base
+    module: Base | Norm
     layer: Layer
 
     @property
@@ -66,21 +67,21 @@ def find_targets(
 
 
 def all_targets(model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]) -> Iterator[Target]:
-    """Every Linear and Conv2d of the parts' modules. Files may hold more than we would adapt: LyCORIS' preset "full"
-    has the first and last convolution and the timestep's layers."""
+    """Every layer of the parts' modules that a file can change. That is more than we would adapt: LyCORIS' preset
+    "full" has the first and last convolution and the timestep's layers, and its train_norm normalisations."""
     for part in parts:
         if part.module not in model:
             continue
         root = model[part.module]
         for path, module in root.named_modules():
-            if path and isinstance(module, Base):
+            if path and isinstance(module, Base | Norm) and module.weight is not None:
                 yield Target(root, part, path, module, describe(part.name(path), module))
 
 
-def describe(name: str, module: Base) -> Layer:
+def describe(name: str, module: Base | Norm) -> Layer:
     """What an adapter has to know of a layer."""
     shape = tuple(module.weight.shape)
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Conv2d):
         return Layer(name, shape)
     padding = module.padding if isinstance(module.padding, str) else (module.padding[0], module.padding[1])
     return Layer(

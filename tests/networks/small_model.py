@@ -26,14 +26,14 @@ class Transformer2DModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.proj_in = nn.Conv2d(24, 16, 1)
+        self.norm, self.proj_in = nn.LayerNorm(24), nn.Conv2d(24, 16, 1)
         second = nn.ModuleList([nn.Identity(), nn.Identity(), nn.Linear(16, 24)])
         block = nn.ModuleDict({"attn1": Attention(), "ff": nn.ModuleDict({"net": second})})
         self.transformer_blocks = nn.ModuleList([block])
 
     def forward(self, x: Tensor) -> Tensor:
         block: Any = self.transformer_blocks[0]
-        tokens = self.proj_in(x).flatten(2).mT
+        tokens = self.proj_in(self.norm(x.movedim(1, -1)).movedim(-1, 1)).flatten(2).mT
         return x + block.ff.net[2](torch.tanh(block.attn1(tokens))).mT.reshape(x.shape)
 
 
@@ -43,9 +43,10 @@ class ResnetBlock2D(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.time_emb_proj = nn.Conv2d(4, 24, 3, padding=1), nn.Linear(8, 24)
+        self.norm1 = nn.GroupNorm(2, 4)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.conv1(x) + self.time_emb_proj(time)[..., None, None]
+        return self.conv1(self.norm1(x)) + self.time_emb_proj(time)[..., None, None]
 
 
 class Downsample2D(nn.Module):

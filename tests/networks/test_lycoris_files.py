@@ -11,7 +11,7 @@ from torch import nn
 
 from library.families.sd_adapters import SD_ADAPTERS
 from networks import boft, full, glora, ia3, loha, lokr, lora, network, oft
-from networks.adapter import LayerSettings
+from networks.adapter import AdapterError, LayerSettings
 from networks.settings import read_settings
 from tests.networks import layers, small_model
 
@@ -172,6 +172,41 @@ def test_layers_that_we_would_not_adapt_are_read() -> None:
     half = tensors["lora_unet_conv_in.hada_w1_a"] @ tensors["lora_unet_conv_in.hada_w1_b"]
     other = tensors["lora_unet_conv_in.hada_w2_a"] @ tensors["lora_unet_conv_in.hada_w2_b"]
     assert torch.allclose(first.weight - before, (half * other / 2).reshape(before.shape), rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_its_normalisations_are_read() -> None:
+    """train_norm=True."""
+    model = small_model.model()
+    torch.manual_seed(3)
+    tensors, its = {}, {}
+    for path in ("resnets.0.norm1", "attentions.0.norm"):
+        module = model["unet"].get_submodule(f"down_blocks.0.{path}")
+        name = f"lora_unet_down_blocks_0_{path}".replace(".", "_")
+        its[name] = layers.nudge(lycoris.NormModule(name, module, 1.0).double())
+        tensors |= {f"{name}.{key}": value for key, value in layers.file_of(its[name]).items()}
+    base, _ = small_model.outputs(model)
+    for one in its.values():
+        one.apply_to()
+    expected, _ = small_model.outputs(model)
+    for one in its.values():
+        one.restore()
+    ours = network.from_tensors(model, SD_ADAPTERS, tensors)
+    ours.attach()
+    found, _ = small_model.outputs(model)
+    assert float((expected - base).norm()) > 0.01 * float(base.norm())
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+    ours.merge()
+    assert torch.allclose(small_model.outputs(model)[0], expected, rtol=1e-10, atol=1e-10)
+    wrong = {f"{name}.lora_{role}.weight": torch.zeros(24, 24) for role in ("up", "down")}
+    with pytest.raises(AdapterError, match="is a normalisation, which LoRA"):
+        network.from_tensors(model, SD_ADAPTERS, wrong)
+
+
+def test_what_is_only_read_is_not_trained() -> None:
+    for kind in ("full", "glora", "norm"):
+        _, mistakes = read_settings(f"networks.{kind}")
+        assert len(mistakes) == 1 and "lycoris.kohya" in mistakes[0][1]
 
 
 @pytest.mark.parametrize("algo", ["locon", "loha", "lokr", "diag-oft", "boft", "glora", "full", "ia3"])

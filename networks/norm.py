@@ -1,0 +1,38 @@
+"""The change of a normalisation's weight and bias, as LyCORIS writes it with train_norm: `w_norm` and `b_norm`, of one
+number a channel. For reading."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from networks import reading
+from networks.adapter import Layer
+
+
+class NormChange(nn.Module):
+    """What is added to weight and bias."""
+
+    b_norm: nn.Parameter | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.w_norm = nn.Parameter(weight)
+        self.register_parameter("b_norm", None if bias is None else nn.Parameter(bias))
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """What is added to the weight at multiplier 1, (channels,), in its dtype."""
+        return self.w_norm.to(weight)
+
+    def delta_bias(self) -> Tensor | None:
+        """What is added to the bias at multiplier 1, (channels,), or None."""
+        return self.b_norm
+
+
+def load(layer: Layer, tensors: dict[str, Tensor]) -> NormChange:
+    """The change of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    (weight,) = reading.take(layer, tensors, "w_norm", axes=1)
+    reading.want(layer, "w_norm", weight, layer.shape)
+    bias = tensors.pop("b_norm", None)
+    if bias is not None:
+        reading.want(layer, "b_norm", bias, layer.shape)
+    return NormChange(weight, bias)
