@@ -15,6 +15,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Programs under the names that users and front-ends of sd-scripts call: a few lines each, for tools/.
+CALLED_SO = (
+    "check_lora_weights", "extract_lora_from_dylora", "extract_lora_from_models", "lora_interrogator", "merge_lora",
+    "resize_lora", "sdxl_merge_lora", "svd_merge_lora",
+)  # fmt: skip
+
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.options": ("library.options",),
@@ -22,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.runtime": ("library.runtime", "library.options"),
     "library.objective": ("library.objective", "library.options", "library.checkpoints", "library.runtime"),
     "library.data": ("library.data", "library.options", "library.checkpoints", "library.runtime"),
+    **{f"networks.{name}": ("tools",) for name in CALLED_SO},
     "networks": ("networks", "library.checkpoints"),
     "library.families": (
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",

@@ -83,7 +83,7 @@ def make_network(modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan)
         return foreign
     if chosen.weights is not None and asked.dim_from_weights:
         tensors = files.read(chosen.weights).tensors
-        return network.from_tensors(modules, parts, tensors, settings=chosen.settings)
+        return network.from_tensors(modules, parts, tensors, settings=chosen.settings, train=chosen.reaches)
     own = network.create(modules, parts, chosen.settings, train=chosen.reaches, generator=_generator(plan.seed))
     if chosen.weights is not None:
         own.load(files.read(chosen.weights).tensors)
