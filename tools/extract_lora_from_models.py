@@ -61,7 +61,7 @@ def work(options: ExtractOptions) -> None:
     """Load both, take the differences, write, tell."""
     device = compute_device(options.device)
     named = {"model_org": options.model_org, "model_tuned": options.model_tuned}
-    before, after = open_models(named, v2=options.v2, sdxl=options.sdxl)
+    before, after = open_models(named, v2=options.v2, sdxl=options.sdxl, v_parameterization=options.v_parameterization)
     from library.runtime.precision import torch_dtype
     from networks.extraction import Depth, extract, find_changes, left_out
 
@@ -94,7 +94,7 @@ def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extr
     from library.training.model_file import time_of_saving
     from networks.result_metadata import About, extracted, minimum
 
-    prediction = "v" if options.v_parameterization else after.noted or before.noted
+    prediction = after.noted or before.noted
     if prediction is None and len(set(after.family.architectures.values())) > 1:
         print("the models do not tell what they predict: noted as epsilon; add --v_parameterization if it is v")
     version = after.family.version + ("_v" if prediction == "v" else "")

@@ -22,18 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model of which only the header was read."""
+    """A model of which only the header was read; `noted` is what its U-Net predicts, if the file or the user tells."""
 
     header: Header
     family: Family
-
-    @property
-    def noted(self) -> Prediction | None:
-        """What its U-Net predicts, if the file tells."""
-        return noted_prediction(self.header)
+    noted: Prediction | None
 
 
-def open_models(named: Mapping[str, str], *, v2: bool = False, sdxl: bool = False) -> list[Opened]:
+def open_models(
+    named: Mapping[str, str], *, v2: bool = False, sdxl: bool = False, v_parameterization: bool = False
+) -> list[Opened]:
     """The models that flags name, by flag. Raises UserError with every mistake: no model, other kinds than --v2 and
     --sdxl say, kinds that differ."""
     mistakes = Mistakes()
@@ -44,7 +42,7 @@ def open_models(named: Mapping[str, str], *, v2: bool = False, sdxl: bool = Fals
         except CheckpointError as error:
             mistakes.add(f"--{flag}: {error}")
             continue
-        opened.append(Opened(header, family))
+        opened.append(Opened(header, family, "v" if v_parameterization else noted_prediction(header)))
         for word, given in (("v2", v2), ("sdxl", sdxl)):
             if given and not (word in family.capabilities or family.name == word):
                 remedy = f"leave --{word} out, or give the model you mean"
@@ -60,7 +58,7 @@ def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str]
     """The model, or some of its modules, on the CPU; float32 unless told otherwise. Raises UserError."""
     quiet_libraries()
     with told_to_user():
-        return opened.family.load(opened.header, dtype=dtype, only=only)
+        return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.noted)
 
 
 def adapted_modules(model: Model) -> dict[str, nn.Module]:
@@ -117,5 +115,7 @@ def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[s
             del spec[f"modelspec.{key}"]
         if len(names := set(family.architectures.values())) == 1:
             spec["modelspec.architecture"] = names.pop()
-    made = ("modelspec.title", "modelspec.date", "modelspec.merged_from")
+    made = {"modelspec.title", "modelspec.date", "modelspec.merged_from"}
+    if opened.noted is not None:  # --v_parameterization beats what the source says
+        made |= {"modelspec.prediction_type", "modelspec.architecture"}
     return spec | before | {key: spec[key] for key in made}

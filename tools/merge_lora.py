@@ -33,6 +33,7 @@ class MergeOptions(SumOptions):
 
     sd_model: str | None = flag(None, "the model to merge into, any kind of adapter. Not set: LoRAs into one LoRA")
     v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
+    v_parameterization: bool = flag(False, "the model predicts v; a diffusers folder tells itself")
     concat: bool = flag(False, "keep all of the sum: the new rank is the sum of the ranks. Not set: the largest rank")
     shuffle: bool = flag(False, "put the ranks of the new LoRA in any order; what it does stays the same")
 
@@ -74,8 +75,10 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     from networks.result_metadata import title_of
     from tools.lora_models import load, merged_metadata, open_models
 
+    is_v = options.v_parameterization
     [opened], files = together(
-        lambda: open_models({"sd_model": name}, v2=options.v2), lambda: read_files(options.models)
+        lambda: open_models({"sd_model": name}, v2=options.v2, v_parameterization=is_v),
+        lambda: read_files(options.models),
     )
     model = load(opened)
     for path, file, ratio in zip(options.models, files, ratios_by_layer(options), strict=True):

@@ -187,6 +187,8 @@ def test_what_a_model_does_not_tell_is_not_made_up(tmp_path: Path) -> None:
         assert found.get("modelspec.prediction_type") == said.get("modelspec.prediction_type")
         assert found.get("modelspec.architecture") == ("stable-diffusion-v2-768-v" if said else None)
         assert found["a"] == "b"
+    given = ("--sd_model", model, "--models", lora, "--ratios", 1, "--save_to", out, "--v_parameterization")
+    assert merge(*given) == 0 and loras.read(out)[1]["modelspec.prediction_type"] == "v"
 
 
 def test_a_ratio_of_0_leaves_a_model_bit_for_bit(model: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
