@@ -128,12 +128,13 @@ def alike(requests: Sequence[PictureRequest], at_once: int | None = None) -> lis
     ]
 
 
-def read_prompts(path: Path, defaults: PictureRequest = DEFAULTS) -> list[PictureRequest]:
+def read_prompts(path: Path, defaults: PictureRequest = DEFAULTS, may_be_empty: bool = False) -> list[PictureRequest]:
     """The prompts of a .txt, .toml or .json file, in UTF-8 (a BOM is fine).
 
     .txt: a prompt a line; empty lines and those that begin with # are left out. .toml: a table `prompt` with shared
     values and a list `prompt.subset`, whose own values win. .json: a list of lines or of objects.
-    Raises UserError for a file that cannot be read, holds no prompt, or an object that is wrong.
+    Raises UserError for a file that cannot be read, holds no prompt (unless it `may_be_empty`), or an object that is
+    wrong.
     """
     readers = {".txt": _from_text, ".toml": _from_toml, ".json": _from_json}
     if path.suffix.lower() not in readers:
@@ -147,7 +148,7 @@ def read_prompts(path: Path, defaults: PictureRequest = DEFAULTS) -> list[Pictur
         raise _wrong(path, f"is not in UTF-8 (byte {error.start})", "save it as UTF-8") from error
     except (ValueError, TypeError) as error:  # JSON and TOML errors are ValueErrors
         raise _wrong(path, f"is wrong: {error}", "correct it there") from error
-    if not requests:
+    if not requests and not may_be_empty:
         raise _wrong(path, "holds no prompt", "write one prompt a line")
     return requests
 

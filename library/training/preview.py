@@ -74,6 +74,9 @@ class Preview:
         """Draw all prompts as their file has them now."""
         with self._told("no pictures are drawn"):
             requests = list(map(self._with_known_sampler, read_requests(plan)))
+            if not requests:
+                self.say(f"no pictures are drawn: {plan.prompts} is empty")
+                return
             self.say(f"step {step}: drawing {len(requests)} picture{'s' if len(requests) > 1 else ''} to {plan.folder}")
             shown: dict[str, Image] = {}
             with undisturbed(self.modules), self.weights(), self.drawing() as draw:

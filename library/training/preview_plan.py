@@ -109,6 +109,8 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes) -> tuple[str, ...]:
     except UserError as error:
         mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in error.mistakes)
         return ()
+    if not requests:
+        notes.append(f"--sample_prompts: {plan.prompts} is empty; pictures are drawn when there is a prompt in it")
     if _is_prompt(plan.prompts):
         notes.append(f"--sample_prompts: there is no file of this name, so it is drawn as a prompt: {plan.prompts}")
     wrong = (check_sampler(request.sampler) for request in requests)
@@ -122,14 +124,14 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes) -> tuple[str, ...]:
 
 
 def read_requests(plan: PreviewPlan) -> Sequence[PictureRequest]:
-    """The pictures to draw, as the prompt file says now. Raises UserError.
+    """The pictures to draw, as the prompt file says now: none if it is empty. Raises UserError.
 
     What has none of the known endings and is no file is taken as the prompts themselves, a line each: some front-ends
     send them so.
     """
     if _is_prompt(plan.prompts):
         return [parse_line(line, plan.defaults) for line in str(plan.prompts).splitlines() if line.strip()]
-    return read_prompts(plan.prompts, plan.defaults)
+    return read_prompts(plan.prompts, plan.defaults, may_be_empty=True)
 
 
 def _is_prompt(prompts: Path) -> bool:

@@ -84,7 +84,6 @@ def test_defaults_are_kohyas_the_familys_size_and_the_runs_sampler(tmp_path: Pat
     [
         ("gone.txt", None, "cannot be read"),
         ("gone.TOML", None, "cannot be read"),
-        ("empty.txt", "\n# nothing\n", "no prompt"),
         ("p.yaml", "a dog", "unknown ending"),
         ("p.json", "[", "is wrong"),
         ("p.txt", "a dog --ss euler_b", "euler_b"),
@@ -97,6 +96,14 @@ def test_wrong_prompts_end_the_plan(name: str, content: str | None, words: str, 
     check_prompts(options(tmp_path / name, sample_every_n_epochs=1), mistakes)
     (mistake,) = mistakes
     assert words in mistake.what and mistake.what.startswith("--sample_prompts") and mistake.remedy
+
+
+def test_an_empty_file_may_be_filled_later(tmp_path: Path) -> None:
+    """kohya_ss makes one by itself, and users may write into it during a run."""
+    (tmp_path / "prompt.txt").write_text("\n# nothing yet\n", encoding="utf-8")
+    mistakes = Mistakes()
+    (note,) = check_prompts(options(tmp_path / "prompt.txt", sample_every_n_epochs=1), mistakes)
+    assert not mistakes and "is empty" in note
 
 
 def test_what_a_prompt_asks_for_in_vain_is_told_once(tmp_path: Path) -> None:
