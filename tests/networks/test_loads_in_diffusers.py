@@ -154,6 +154,15 @@ def test_converted_files_load_too(family: str, arguments: tuple[str, ...], tmp_p
     assert near(output(pipe.text_encoder, pipe.unet), ours.output)
 
 
+def test_diffusers_leaves_doras_lengths_out_of_kohyas_files_and_says_so(tmp_path: Path, warnings: list[str]) -> None:
+    """Why DoRA has to be converted for it. If this fails, diffusers has learned it: then the page can say so."""
+    ours = train("sd1", tmp_path, ("use_dora=True",))
+    pipe = pipeline("sd1")
+    pipe.load_lora_weights(tmp_path, weight_name=ours.path.name)
+    assert any("DoRA checkpoint" in told for told in warnings)
+    assert not near(output(pipe.text_encoder, pipe.unet), ours.output, 1e-3)
+
+
 def test_blocks_with_alphas_of_their_own_need_diffusers_own_format(tmp_path: Path, warnings: list[str]) -> None:
     """Of kohya's files diffusers 0.42 reads the alphas of attentions only if they are all alike."""
     alphas = ",".join(str(1 + index % 3) for index in range(25))
