@@ -7,7 +7,7 @@ host. Who wants them sets torch's THP_MEM_ALLOC_ENABLE=1.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from library.checkpoints.lazy import LazyTensor, torch_dtype
@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+READ_AT_ONCE = 2**27  # bytes of a file in memory at most, but for a larger tensor
+
 
 def load_tensors(
     tensors: Mapping[str, LazyTensor],
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     matrices: torch.dtype | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
     """All tensors in memory of their own, so that the file may change afterwards, on `device`.
 
     Floating ones are converted to `dtype` (None: as they are), those of two and more dimensions to `matrices` if that
-    is given. Peak memory is the result and nothing beside it.
+    is given. Peak memory is the result and little beside it: `let_go` is called from time to time, to give back what
+    was read of the file (TensorReader.let_go).
     """
     import torch
 
@@ -40,4 +44,11 @@ def load_tensors(
             return lazy.load().to(to, copy=True, memory_format=torch.contiguous_format)
         return lazy.load().to(device).to(to)  # converted there: what crosses the bus is what the file holds
 
-    return {name: load(lazy) for name, lazy in tensors.items()}
+    loaded, read = {}, 0
+    for name, lazy in tensors.items():
+        loaded[name] = load(lazy)
+        read += lazy.info.nbytes
+        if let_go is not None and read >= READ_AT_ONCE:
+            let_go()
+            read = 0
+    return loaded

@@ -62,7 +62,7 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     chosen = [part for part in TITLES if options.only is None or part in options.only]
     modules: dict[str, Any] = dict.fromkeys(TITLES)
     formats = {part: (options.dtype or torch.float32, options.matrices if part != "vae" else None) for part in chosen}
-    with Filler(str(source.path), parts, formats, options.device) as filler:
+    with Filler(str(source.path), parts, formats, options.device, reader.let_go) as filler:
         import_packages()
         modules.update({part: filler.fill(part, makers[part], configs[part]) for part in chosen})
     model = Model(
@@ -108,11 +108,12 @@ class Filler:
         parts: Mapping[str, Tensors],
         formats: Mapping[str, tuple[torch.dtype, torch.dtype | None]],
         device: torch.device | str,
+        let_go: Callable[[], None] | None = None,
     ) -> None:
         self.where, self.parts = where, parts
         self._reader = ThreadPoolExecutor(1)
         self._states = {
-            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices)
+            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices, let_go)
             for part, (dtype, matrices) in formats.items()
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,31 @@ def test_the_file_may_change_afterwards(tmp_path: Path) -> None:
         stream.seek(100)
         stream.write(bytes(3000))
     assert loaded["a"].equal(torch.ones(1000))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell")
+def test_what_was_copied_of_a_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    """Half of a model's file would else count as memory beside the model."""
+    tensors = {str(index): torch.full((2**22,), index, dtype=torch.float16) for index in range(48)}  # 8 MiB each
+    save_file(tensors, tmp_path / "a.safetensors")
+    reader = open_tensors(tmp_path / "a.safetensors")
+    before, most = mapped_memory(), [0]
+
+    def let_go() -> None:
+        most.append(mapped_memory() - before)
+        reader.let_go()
+
+    lazily = {name: LazyTensor(info, partial(reader.get, name)) for name, info in reader.header.tensors.items()}
+    loaded = load_tensors(lazily, torch.bfloat16, let_go=let_go)
+    assert 100e6 < max(most) < 150e6 and mapped_memory() - before < 20e6
+    assert all(loaded[name].equal(value.bfloat16()) for name, value in tensors.items())
+    assert reader.get("47").equal(tensors["47"]), "it can be read again"
+
+
+def mapped_memory() -> int:
+    """Resident bytes of mapped files of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
 
 
 def test_a_failing_tensor_is_an_error_and_not_left_out(tmp_path: Path) -> None:
