@@ -176,8 +176,8 @@ def _apply(made: ForeignNetwork) -> None:
     if not patched or not any(True for _ in made.network.parameters()):
         raise AdapterError(
             f"--network_module {made.name} has nothing to train: no layer of this model is what it looks for",
-            "Check the targets and the preset in --network_args. (LyCORIS's preset ia3 reaches nothing, as it looks for "
-            "its names at the beginning of paths: take --network_module networks.ia3.)",
+            "Check the targets and the preset in --network_args. LyCORIS's preset ia3 reaches nothing, as it looks for "
+            "its names at the beginning of paths: take --network_module networks.ia3.",
         )
     counts = made.counts()
     empty = [part.module for part in trained if part not in counts]
