@@ -32,6 +32,14 @@ def compute_in_full(module: nn.Module) -> None:
             layer.forward.computes_plainly = True  # adapters that compute with the weight themselves may go on to
 
 
+def compute_as_stored(module: nn.Module) -> None:
+    """Undo `compute_in_full`: the layers compute in the format that their weights have."""
+    for layer in module.modules():
+        forward = layer.__dict__.get("forward")
+        if isinstance(forward, partial) and forward.func in (_linear, _convolution, _embedding):
+            del layer.forward
+
+
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         return F.linear(x, layer.weight, layer.bias)

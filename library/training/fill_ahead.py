@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import nn
 
 from library.data.cache import Filled
 from library.data.text_cache import FilledTexts
 from library.options.mistakes import Mistake, UserError
 from library.runtime.device import Machine
+from library.runtime.half_weights import compute_as_stored
+from library.runtime.precision import torch_dtype
 from library.training.conditioning import Conditioning
 from library.training.inputs import captions_to_come, encode_captions, encode_latents, picture_reader, training_set
 from library.training.loading import load_model
-from library.training.memory import loading_device, picture_encoder, working_copy
+from library.training.memory import loading_device, picture_encoder
 from library.training.plan.caching import CachePlan, Crew
+
+if TYPE_CHECKING:
+    from library.families.family import Model
 
 
 def fill_ahead(plan: CachePlan, crew: Crew, progress: bool) -> Filled | FilledTexts:
@@ -22,6 +30,15 @@ def fill_ahead(plan: CachePlan, crew: Crew, progress: bool) -> Filled | FilledTe
         torch.set_num_threads(max(1, torch.get_num_threads() // crew.count))
     fill = fill_latents if plan.kind == "latents" else fill_captions
     return fill(plan, device, crew, progress)
+
+
+def text_encoder(model: Model, plan: CachePlan, device: torch.device) -> nn.Module:
+    """The model's text encoder, on the device and in the format that the training encodes with."""
+    module: nn.Module = model.text_encoder
+    if plan.precision.frozen != "fp32":
+        compute_as_stored(module)
+        module.to(torch_dtype(plan.precision.frozen))
+    return module.to(device)
 
 
 def device_of(machine: Machine, crew: Crew) -> torch.device:
@@ -49,11 +66,12 @@ def fill_captions(plan: CachePlan, device: torch.device, crew: Crew, progress: b
     if not complete and plan.options.run.seed is None:
         what = f"more than {len(texts)} different captions will occur: which of them come first depends on the seed"
         raise UserError([Mistake(what, "give --seed here and to the training")])
-    model = load_model(plan, loading_device(plan.options.memory, device), only=("text_encoder",))
+    base = plan.precision.base if plan.options.adapter.network_module else "fp32"  # as the training loads it
+    model = load_model(plan, loading_device(plan.options.memory, device), only=("text_encoder",), base=base)
     model.text_encoder.requires_grad_(False)
     conditioning = Conditioning(
         family=plan.source.family,
-        text_encoder=working_copy(model.text_encoder, plan.precision.frozen, device),
+        text_encoder=text_encoder(model, plan, device),
         tokenize=dataset.tokenize,
         clip_skip=plan.options.model.clip_skip,
         device=device,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from library.runtime.half_weights import compute_as_stored
 from library.runtime.precision import Attention, FloatName, Precision, torch_dtype
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def computing(module: Any, trained: Trained, active: bool, precision: Precision,
         return module.to(device)
     if trained.whole_model:
         return working_copy(module, precision.frozen, device)
+    compute_as_stored(module)
     return module.to(device=device, dtype=torch_dtype(precision.frozen))
 
 

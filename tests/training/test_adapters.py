@@ -153,6 +153,21 @@ def test_a_base_in_half_precision_is_computed_with_in_full(
     assert bf16 == pytest.approx(full, rel=2e-2) and bf16 != full
 
 
+def test_captions_encoded_ahead_are_those_of_the_training(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the format that the frozen text encoder has there: nothing is encoded a second time."""
+    from library.training.caching import run_tool
+    from tools.cache_text_encoder_outputs import TOOL
+
+    for precision in ({"mixed_precision": "bf16"}, {"base_precision": "fp16"}):
+        flags = {"network_train_unet_only": True, "cache_text_encoder_outputs_to_disk": True, **precision}
+        flags["data_cache_dir"] = tmp_path / next(iter(precision))
+        assert run_tool(TOOL, world.arguments(tmp_path / "out", **{**COMMON, **flags})) == 0
+        assert "0 read, 3 encoded" in capsys.readouterr().out
+        assert "3 read, 0 encoded" in train(world, tmp_path / "out", capsys, **flags).err
+
+
 def test_logs_carry_the_names_that_users_know(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
