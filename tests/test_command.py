@@ -120,7 +120,10 @@ def on_this_world(world: World, file: Path, folder: Path, *more: str) -> list[st
     words = ["--config_file", str(frontend_file(file, world, folder))]
     if "many_options" in file.stem:
         words.append("--max_train_epochs=20")  # longer than its warm-up
+    prompts = folder / "prompt.txt"  # front-ends make this file too
+    prompts.write_text("a dog --w 64 --h 64 --s 2 --d 1", encoding="utf-8")
     places = {"pretrained_model_name_or_path": world.model, "train_data_dir": world.root / "train"}
+    places |= {"sample_prompts": prompts}
     places |= {"output_dir": folder / "out", "logging_dir": folder / "log"}
     return [*words, *(f"--{name}={value}" for name, value in places.items()), *more]
 
@@ -167,7 +170,10 @@ def test_kohya_ss_defaults_train_and_leave_what_it_expects(
 
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-state", "db_sd15.safetensors",
+        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-state", "db_sd15.safetensors", "sample",
+    ]  # fmt: skip
+    assert [re.sub(r"\d{14}", "TIME", path.name) for path in sorted((out / "sample").iterdir())] == [
+        "db_sd15_e000001_00_TIME_1.png", "db_sd15_e000002_00_TIME_1.png",
     ]  # fmt: skip
     assert set(tensor_shapes(out / "db_sd15.safetensors").values()) == {torch.float16}
     (log,) = (tmp_path / "log").iterdir()

@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def convert(source: Path, target: Path, to: str | None) -> str:
     """Convert a LoRA and say what was done. Raises UserError; then nothing is written."""
     from library.families.registry import FAMILIES
-    from networks.lora_formats import read_lora, write_lora
+    from networks.formats.read_write import read_lora, write_lora
 
     with told_to_user(source):
         lora, found = read_lora(source, FAMILIES[0].adapters)  # all families have the same names so far

@@ -35,8 +35,8 @@ def check(options: SplitOptions, mistakes: Mistakes) -> None:
 
 def work(options: SplitOptions) -> None:
     """Read, cut, write one file a rank."""
-    from networks.result_metadata import changed
-    from networks.splitting import split
+    from networks.arithmetic.result_metadata import changed
+    from networks.arithmetic.splitting import split
 
     file = read_files([options.model])[0]
     layers = layers_of([(options.model, file)])[0]

@@ -21,7 +21,7 @@ from tools.lora_files import PRECISIONS, check_ending, compute_device, told_to_u
 from tools.lora_models import Opened, adapted_modules, coarsest, load, lora_facts, open_models
 
 if TYPE_CHECKING:
-    from networks.extraction import Extracted
+    from networks.arithmetic.extraction import Extracted
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def work(options: ExtractOptions) -> None:
     named = {"model_org": options.model_org, "model_tuned": options.model_tuned}
     before, after = open_models(named, v2=options.v2, sdxl=options.sdxl, v_parameterization=options.v_parameterization)
     from library.runtime.precision import torch_dtype
-    from networks.extraction import Depth, extract, find_changes, left_out
+    from networks.arithmetic.extraction import Depth, extract, find_changes, left_out
 
     parts = before.family.adapters
     only = {part.module for part in parts}
@@ -92,7 +92,7 @@ def work(options: ExtractOptions) -> None:
 def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extracted) -> dict[str, str]:
     """What the new file says of itself."""
     from library.training.model_file import time_of_saving
-    from networks.result_metadata import About, extracted, minimum
+    from networks.arithmetic.result_metadata import About, extracted, minimum
 
     prediction = after.noted or before.noted
     if prediction is None and len(set(after.family.architectures.values())) > 1:

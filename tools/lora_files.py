@@ -17,7 +17,7 @@ from library.runtime.device import describe_machine
 from networks.adapter import AdapterError
 
 if TYPE_CHECKING:
-    from networks.factors import Factors
+    from networks.arithmetic.factors import Factors
     from networks.files import AdapterFile
 
 PRECISIONS = ("float", "fp16", "bf16")
@@ -68,7 +68,7 @@ def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
 
 def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Factors]]:
     """The layers of LoRA files. Raises UserError that names every file with other layers."""
-    from networks.factors import read_factors
+    from networks.arithmetic.factors import read_factors
 
     def layers(path: Path, file: AdapterFile) -> dict[str, Factors]:
         with told_to_user():
@@ -81,7 +81,7 @@ def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, meta
     """Write a LoRA file, whole or not at all. Raises UserError."""
     from library.runtime.precision import torch_dtype
     from networks import files
-    from networks.factors import file_tensors
+    from networks.arithmetic.factors import file_tensors
 
     with told_to_user():
         files.write(path, file_tensors(layers, torch_dtype(precision)), metadata)

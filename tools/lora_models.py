@@ -96,7 +96,7 @@ def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[s
     """
     from library.checkpoints.metadata import build_modelspec
     from library.training.model_file import time_of_saving
-    from networks.result_metadata import title_of, without_hashes
+    from networks.arithmetic.result_metadata import title_of, without_hashes
 
     family, source = opened.family, opened.header
     prediction: Prediction = opened.noted or "epsilon"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
-from networks.block_weights import read_weights, weight
+from networks.arithmetic.block_weights import read_weights, weight
 from tools.lora_files import PRECISIONS, layers_of, read_files, write_layers
 from tools.lora_models import lora_facts
 
 if TYPE_CHECKING:
-    from networks.combining import Combined, Source
+    from networks.arithmetic.combining import Combined, Source
     from networks.files import AdapterFile
 
 REQUIRED = {
@@ -72,7 +72,7 @@ def _ratio(ratio: float, by_block: Mapping[int, float], name: str) -> float:
 
 def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[Source]]:
     """The files and what of them is summed. Raises UserError with every file that cannot be."""
-    from networks.combining import Source
+    from networks.arithmetic.combining import Source
 
     files = read_files(options.models)
     check_bases(options.models, files)
@@ -98,8 +98,8 @@ def check_bases(paths: Sequence[Path], files: Sequence[AdapterFile]) -> None:
 def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combined) -> None:
     """Write the new LoRA and tell what it is. Raises UserError."""
     from library.training.model_file import time_of_saving
-    from networks.result_metadata import About, minimum, title_of
-    from networks.result_metadata import combined as describe
+    from networks.arithmetic.result_metadata import About, minimum, title_of
+    from networks.arithmetic.result_metadata import combined as describe
 
     names = [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
     base = next((file.metadata[key] for file in files if (key := "ss_base_model_version") in file.metadata), "")

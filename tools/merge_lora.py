@@ -56,7 +56,7 @@ def work(options: MergeOptions) -> None:
     if options.sd_model is not None:
         merge_into_model(options, options.sd_model)
         return
-    from networks.combining import combine, largest_rank, shuffled
+    from networks.arithmetic.combining import combine, largest_rank, shuffled
 
     files, sources = read_sources(options)
     with told_to_user():
@@ -72,7 +72,7 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     """W + ratio * ΔW for each adapter in turn, in float32, rounded once when it is saved."""
     from library.families.registry import save_model
     from library.runtime.precision import torch_dtype
-    from networks.result_metadata import title_of
+    from networks.arithmetic.result_metadata import title_of
     from tools.lora_models import load, merged_metadata, open_models
 
     is_v = options.v_parameterization

@@ -21,8 +21,8 @@ from library.options.tool import Tool, run_tool
 from tools.lora_files import PRECISIONS, check_ending, compute_device, layers_of, read_files, write_layers
 
 if TYPE_CHECKING:
-    from networks.factors import Factors
-    from networks.resizing import Resized
+    from networks.arithmetic.factors import Factors
+    from networks.arithmetic.resizing import Resized
 
 METHODS = ("sv_ratio", "sv_fro", "sv_cumulative")
 
@@ -64,8 +64,8 @@ def check(options: ResizeOptions, mistakes: Mistakes) -> None:
 
 def work(options: ResizeOptions) -> None:
     """Read, resize, write, tell."""
-    from networks.resizing import Rule, resize_all
-    from networks.result_metadata import changed
+    from networks.arithmetic.resizing import Rule, resize_all
+    from networks.arithmetic.result_metadata import changed
 
     device = compute_device(options.device)
     file = read_files([options.model])[0]

@@ -21,7 +21,7 @@ from tools.lora_files import check_ending, compute_device, told_to_user
 from tools.lora_sums import REQUIRED, SumOptions, check_sum, read_sources, write_sum
 
 if TYPE_CHECKING:
-    from networks.factors import Factors
+    from networks.arithmetic.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def check(options: SvdMergeOptions, mistakes: Mistakes) -> None:
 
 def work(options: SvdMergeOptions) -> None:
     """Read, add, approximate, write."""
-    from networks.combining import combine
+    from networks.arithmetic.combining import combine
 
     def rank(terms: Sequence[tuple[Factors, float]]) -> int:
         return (options.new_conv_rank if terms[0][0].is_kernel else None) or options.new_rank

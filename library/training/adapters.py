@@ -18,7 +18,7 @@ from library.training.adapter_metadata import AdapterMetadata
 from library.training.parts import Group, LossTags, Part, Trained
 from networks import files, network
 from networks.adapter import AdapterError
-from networks.foreign import ForeignNetwork, create_foreign, merge_foreign
+from networks.foreign.create import ForeignNetwork, create_foreign, merge_foreign
 from networks.network import Network
 
 if TYPE_CHECKING:

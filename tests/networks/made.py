@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from networks.factors import Factors
+from networks.arithmetic.factors import Factors
 
 LINEAR, POINT, KERNEL = (24, 18), (24, 18, 1, 1), (16, 12, 3, 3)
 

@@ -1,4 +1,4 @@
-"""networks/foreign.py: the real lycoris.kohya, unmodified, and modules of the user's own, behind one surface."""
+"""The real lycoris.kohya, unmodified, and modules of the user's own, behind one surface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from library.families.sd_adapters import SD_ADAPTERS
 from networks.adapter import AdapterError
-from networks.foreign import ForeignNetwork, create_foreign, merge_foreign
+from networks.foreign.create import ForeignNetwork, create_foreign, merge_foreign
 from tests import tiny
 
 # --network_args -> what files hold of each layer (LyCORIS's file format), and how near the base the start is.

@@ -16,9 +16,9 @@ from torch import nn
 
 from library.checkpoints.adapter_names import AdapterPart
 from networks.adapter import AdapterError
-from networks.foreign_modules import call_if_there, check_arguments, load_foreign, read_arguments, told
-from networks.foreign_network import ForeignNetwork
-from networks.stand_ins import Model, is_text, stand_ins
+from networks.foreign.modules import call_if_there, check_arguments, load_foreign, read_arguments, told
+from networks.foreign.network import ForeignNetwork
+from networks.foreign.stand_ins import Model, is_text, stand_ins
 
 __all__ = ["ForeignNetwork", "create_foreign", "load_foreign", "merge_foreign"]
 

@@ -19,8 +19,8 @@ from library.checkpoints.adapter_names import AdapterPart
 from library.checkpoints.header import CheckpointError
 from networks import files
 from networks.adapter import AdapterError
-from networks.foreign_modules import call_if_there, told
-from networks.stand_ins import Model, is_text
+from networks.foreign.modules import call_if_there, told
+from networks.foreign.stand_ins import Model, is_text
 
 if TYPE_CHECKING:
     from networks.groups import Group

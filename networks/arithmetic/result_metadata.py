@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from networks.factors import Factors
+from networks.arithmetic.factors import Factors
 
 DYNAMIC = "Dynamic"  # kohya's word for a number that differs from layer to layer
 MODULE = "networks.lora"

@@ -1,4 +1,4 @@
-"""networks/resizing.py: ranks by sd-scripts' rules, and the best approximation at them."""
+"""networks/arithmetic/resizing.py: ranks by sd-scripts' rules, and the best approximation at them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from networks.resizing import Rule, choose_rank, resize
+from networks.arithmetic.resizing import Rule, choose_rank, resize
 from tests.networks.made import KERNEL, LINEAR, POINT, layer, relative
 
 VALUES = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.25])

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from networks.adapter import AdapterError
-from networks.factors import Factors
-from networks.svd import decompose_product
+from networks.arithmetic.factors import Factors
+from networks.arithmetic.svd import decompose_product
 
 Term = tuple[Factors, float]  # a layer and what its ΔW is multiplied with
 Rank = Callable[[Sequence[Term]], int]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.checkpoints.adapter_names import AdapterPart
 from library.checkpoints.keymap import Row, Sizes, expand
 from library.checkpoints.tables import clip_hf, unet_sd
-from networks import peft_config
 from networks.adapter import AdapterError
+from networks.formats import peft_config
 
 if TYPE_CHECKING:
     from torch import Tensor

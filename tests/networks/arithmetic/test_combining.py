@@ -1,4 +1,4 @@
-"""networks/combining.py: the sum of several LoRAs, exactly and at a rank."""
+"""networks/arithmetic/combining.py: the sum of several LoRAs, exactly and at a rank."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from networks.adapter import AdapterError
-from networks.combining import Source, combine, largest_rank, shuffled, stack
-from networks.factors import Factors
+from networks.arithmetic.combining import Source, combine, largest_rank, shuffled, stack
+from networks.arithmetic.factors import Factors
 from tests.networks.made import KERNEL, LINEAR, POINT, layer, relative
 
 

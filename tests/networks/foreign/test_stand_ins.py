@@ -1,4 +1,4 @@
-"""networks/stand_ins.py: what is done to stand-ins reaches the forward pass of the real modules, and nothing else."""
+"""What is done to stand-ins reaches the forward pass of the real modules, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from library.checkpoints.adapter_names import AdapterPart
-from networks.stand_ins import stand_ins
+from networks.foreign.stand_ins import stand_ins
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from networks.factors import Factors
+from networks.arithmetic.factors import Factors
 
 
 def split(

@@ -1,4 +1,4 @@
-"""LoRA files in kohya's, diffusers' and PEFT's format, each into each other, by networks/lora_formats.py."""
+"""LoRA files in kohya's, diffusers' and PEFT's format, each into each other, by networks/formats/read_write.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from library.checkpoints.header import CheckpointError
 from library.families.sd_adapters import SD_ADAPTERS
 from networks import files
 from networks.adapter import AdapterError
-from networks.lora_formats import read_lora, write_lora
-from networks.peft_names import Format, known_places
+from networks.formats.names import Format, known_places
+from networks.formats.read_write import read_lora, write_lora
 from tests import tiny
 
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

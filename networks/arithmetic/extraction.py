@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from library.checkpoints.adapter_names import AdapterPart
 from networks.adapter import AdapterError
-from networks.factors import Factors
-from networks.svd import decompose
+from networks.arithmetic.factors import Factors
+from networks.arithmetic.svd import decompose
 from networks.targets import find_targets
 
 

@@ -1,10 +1,10 @@
-"""networks/block_weights.py: where layers stand in the lists of WebUIs' block weights."""
+"""networks/arithmetic/block_weights.py: where layers stand in the lists of WebUIs' block weights."""
 
 from __future__ import annotations
 
 import pytest
 
-from networks.block_weights import PLACES, place, read_weights, weight
+from networks.arithmetic.block_weights import PLACES, place, read_weights, weight
 
 LABELS = ["BASE", *(f"IN{n:02d}" for n in range(12)), "MID", *(f"OUT{n:02d}" for n in range(12))]
 

@@ -1,11 +1,11 @@
-"""networks/result_metadata.py: what results of the tools say of themselves, as kohya-style files do."""
+"""networks/arithmetic/result_metadata.py: what results of the tools say of themselves, as kohya-style files do."""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime
 
-from networks.result_metadata import About, changed, combined, minimum, ranks, title_of
+from networks.arithmetic.result_metadata import About, changed, combined, minimum, ranks, title_of
 from tests.networks.made import KERNEL, LINEAR, layer
 
 ABOUT = About(

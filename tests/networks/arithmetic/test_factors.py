@@ -1,4 +1,4 @@
-"""networks/factors.py: what a LoRA file holds, what is refused, what is written."""
+"""networks/arithmetic/factors.py: what a LoRA file holds, what is refused, what is written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from networks.adapter import AdapterError
-from networks.factors import file_tensors, read_factors
+from networks.arithmetic.factors import file_tensors, read_factors
 from tests.networks.made import KERNEL, LINEAR, POINT, delta, layer, relative
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from networks.factors import Factors
-from networks.svd import Decomposition, decompose_product
+from networks.arithmetic.factors import Factors
+from networks.arithmetic.svd import Decomposition, decompose_product
 
 ZERO = 1e-6  # a layer whose largest singular value is not above this does nothing
 

@@ -1,4 +1,4 @@
-"""networks/extraction.py on bare layers: what is a change, and what a LoRA holds of it."""
+"""networks/arithmetic/extraction.py on bare layers: what is a change, and what a LoRA holds of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks.extraction import Change, Depth, extract
+from networks.arithmetic.extraction import Change, Depth, extract
 from tests.networks.made import KERNEL, LINEAR, POINT, layer, relative
 
 

@@ -1,11 +1,11 @@
-"""networks/svd.py against torch.linalg.svd in float64."""
+"""networks/arithmetic/svd.py against torch.linalg.svd in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from networks.svd import decompose, decompose_product, quantile
+from networks.arithmetic.svd import decompose, decompose_product, quantile
 from tests.networks.made import KERNEL, LINEAR, layer, relative
 
 

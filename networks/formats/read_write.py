@@ -1,4 +1,4 @@
-"""LoRA files and folders on disk in kohya's, diffusers' and PEFT's format (networks/peft_names.py)."""
+"""LoRA files and folders on disk in kohya's, diffusers' and PEFT's format (networks/formats/names.py)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from library.checkpoints.adapter_names import AdapterPart
 from library.checkpoints.folders import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json, write_safetensors
-from networks import files, peft_config
+from networks import files
 from networks.adapter import AdapterError
-from networks.peft_names import BASE, Format, Lora, format_of, from_kohya, from_peft, known_places, to_kohya, to_peft
+from networks.formats import peft_config
+from networks.formats.names import BASE, Format, Lora, format_of, from_kohya, from_peft, known_places, to_kohya, to_peft
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""networks/splitting.py: the ranks of a DyLoRA."""
+"""networks/arithmetic/splitting.py: the ranks of a DyLoRA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from networks.splitting import split
+from networks.arithmetic.splitting import split
 from tests.networks.made import KERNEL, LINEAR, layer, relative
 
 

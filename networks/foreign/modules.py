@@ -21,7 +21,7 @@ from networks.adapter import AdapterError
 
 # What to install for a module that is not there.
 PACKAGES: Mapping[str, str] = {"lycoris": "lycoris-lora==4.1.3"}
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_foreign(name: str) -> ModuleType:

@@ -1,0 +1,1 @@
+"""What the tools calculate with the factors of LoRAs: sums, ranks, differences. No model is needed."""

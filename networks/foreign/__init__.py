@@ -1,0 +1,1 @@
+"""Network modules of other programs, run unmodified."""

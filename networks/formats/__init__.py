@@ -1,0 +1,1 @@
+"""LoRA files of kohya, diffusers and PEFT, each into each other."""
