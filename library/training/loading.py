@@ -45,7 +45,7 @@ def load_model(
         if module is not None and base != "fp32":
             compute_in_full(module)
     refuse_broken_weights(model)
-    if model.text_encoder is not None:
+    if model.text_encoder is not None and (options.clip_skip or 1) > 1:
         refuse_clip_skip(model, options.clip_skip)
     return model
 
