@@ -18,17 +18,20 @@ from library.options.dataset_config.kohya import read_kohya
 from library.options.dataset_config.simpletuner import read_backend
 from library.options.later import LATER
 from library.options.recipes import FLAGS
+from library.options.tool import tool_flags
 from library.sampling import command as drawing
 from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions, flags
 from library.training import command
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.schedules import SCHEDULES
+from tools import extract_lora_from_dylora, extract_lora_from_models, merge_lora, resize_lora, svd_merge_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {"help", "name", "num_processes", "processes"}
+LORA_TOOLS = (merge_lora, resize_lora, extract_lora_from_models, extract_lora_from_dylora, svd_merge_lora)
 PROGRAMS = {"train_db.py": parse.DREAMBOOTH, "train_network.py": parse.ADAPTERS}
 FILLING = ("tools/cache_latents.py", "tools/cache_text_encoder_outputs.py")
 CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
@@ -91,7 +94,9 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_every_flag_is_one(page: str) -> None:
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     drawn = {*flags(GenerateOptions), *flags(ClassImageOptions)}
-    known = {*FLAGS, *LATER, *aliases, *drawn, *FOREIGN, *IN_PROMPTS, *(flag.strip("-") for flag in CONVERTING)}
+    of_tools = {name for tool in LORA_TOOLS for name in tool_flags(tool.TOOL.options)}
+    known = {*FLAGS, *LATER, *aliases, *drawn, *of_tools, *FOREIGN, *IN_PROMPTS}
+    known |= {flag.strip("-") for flag in CONVERTING}
     assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z]\w*)", text(page))) - known)
 
 
