@@ -78,7 +78,9 @@ class AdaptedLayer:
         through = getattr(self.adapter, "through", None)
         if through is None or not self._is_plain or not isinstance(self.module, nn.Linear):
             return None
-        result: Tensor | None = through(x, self.module.weight, bias, self.multiplier)
+        result: Tensor | None = through(
+            x, self.module.weight, bias, self.multiplier, getattr(self._before, "cast", Tensor.to)
+        )
         return result
 
     def _added(self, base: Forward, x: Tensor) -> Tensor:

@@ -7,20 +7,23 @@ precision than the input is cast for each product and kept as it is, so a base i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Cast = Callable[[Tensor, torch.dtype], Tensor]
+
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, cast: Cast
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        matrix = weight.to(rows.dtype)
+        matrix = cast(weight, rows.dtype)
         out = rows @ matrix.mT if bias is None else torch.addmm(bias.to(rows.dtype), rows, matrix.mT)
         # (r, n): long rows are what CPUs are quick with
         ranks = (down @ rows.to(down.dtype).mT).mul_(scale)
@@ -30,7 +33,7 @@ class _LoraLinear(torch.autograd.Function):
             out.add_(ranks.mT @ up.mT)
         kept = rows if ctx.needs_input_grad[3] else None  # LoRA-FA, whose A is frozen, needs no input
         ctx.save_for_backward(kept, ranks, weight, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.scale, ctx.shape, ctx.cast = scale, x.shape, cast
         return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -44,22 +47,29 @@ class _LoraLinear(torch.autograd.Function):
         by_down = by_rank.mT @ rows.to(down.dtype) if ctx.needs_input_grad[3] else None
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = grad @ weight.to(grad.dtype)
+            by_x = grad @ ctx.cast(weight, grad.dtype)
             if down.dtype == by_x.dtype:
                 by_x.addmm_(by_rank, down)
             else:
                 by_x.add_(by_rank @ down)
             by_x = by_x.view(ctx.shape)
-        return by_x, None, None, by_down, by_up, None
+        return by_x, None, None, by_down, by_up, None, None
 
 
 def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    cast: Cast = Tensor.to,
 ) -> Tensor | None:
     """x · (W + scale · B A)ᵀ + bias for x (..., in); gradients reach x, A (r, in) and B (out, r), never W and bias.
 
-    Under autocast everything is done in its dtype, else W's part in x's and the adapter's in its own. None where that
-    is not the layer's own arithmetic: W or bias wants a gradient, or autocast leaves float64 alone.
+    `cast` brings the weight into the dtype of the product; what it gives is not kept. Under autocast everything is done
+    in its dtype, else W's part in x's and the adapter's in its own. None where that is not the layer's own arithmetic:
+    W or bias wants a gradient, or autocast leaves float64 alone.
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return None
@@ -68,5 +78,5 @@ def lora_linear(
             return None
         dtype = torch.get_autocast_dtype(x.device.type)
         x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
-    result: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+    result: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, cast)  # type: ignore[no-untyped-call]
     return result

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from networks import reading
 from networks.adapter import Layer, LayerSettings
-from networks.fused import lora_linear
+from networks.fused import Cast, lora_linear
 
 _FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _CORES = ("hada_t1", "hada_t2")
@@ -84,11 +84,13 @@ class LoHa(nn.Module):
             raise AttributeError("bypass")
         return self._beside
 
-    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float) -> Tensor | None:
+    def through(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float, cast: Cast = Tensor.to
+    ) -> Tensor | None:
         """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
         if not self._is_narrow or self.layer.is_conv or (self.training and self.rank_dropout):
             return None
-        return lora_linear(x, weight, bias, *self._as_lora(), self.scale * multiplier)
+        return lora_linear(x, weight, bias, *self._as_lora(), self.scale * multiplier, cast)
 
     @property
     def _is_narrow(self) -> bool:

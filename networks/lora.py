@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from networks import pissa, reading
 from networks.adapter import AdapterError, Layer, LayerSettings
-from networks.fused import lora_linear
+from networks.fused import Cast, lora_linear
 
 
 class Factor(nn.Module):
@@ -122,11 +122,13 @@ class Lora(nn.Module):
         thinned: Tensor = halves * kept
         return thinned.flatten(across - 1, across)
 
-    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float) -> Tensor | None:
+    def through(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float, cast: Cast = Tensor.to
+    ) -> Tensor | None:
         """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
         if self.layer.is_conv or self.is_dropping:
             return None
-        return lora_linear(x, weight, bias, *self.factors(), self.scale * multiplier)
+        return lora_linear(x, weight, bias, *self.factors(), self.scale * multiplier, cast)
 
     def lengths_of_sum(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """‖W + ΔW‖ of each output in `dtype`, without forming the sum: |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b."""

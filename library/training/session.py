@@ -67,7 +67,10 @@ def train(plan: Plan, recipe: Recipe) -> None:
         dataset = training_set(plan, reader, fill_latents(plan, model, vae, reader))
         if options.cache.cache_latents:
             vae = None
-            model.vae.to("cpu")
+            if trained.whole_model or plan.preview is not None:
+                model.vae.to("cpu")
+            else:
+                model.vae = None
             release_memory(options.memory)
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=device.type == "cuda")
 
