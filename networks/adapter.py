@@ -119,6 +119,7 @@ class Kind:
     convolutions: bool = True
     decomposes: bool = True  # whether DoRA's magnitude (use_dora) can go with it
     parts: frozenset[str] | None = None
+    rescales: bool = True  # whether ΔW can be made shorter (--scale_weight_norms)
     family: str = ""
     plus: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()

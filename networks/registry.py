@@ -87,6 +87,7 @@ KINDS: tuple[Kind, ...] = (
         ),
         prefix="oft",
         decomposes=False,
+        rescales=False,
         parts=frozenset({"unet"}),
         without=_CONV | {"dropout", "rank_dropout", "use_rslora"},
         settle=_settle_oft,

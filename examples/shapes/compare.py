@@ -35,7 +35,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     "DreamBooth": DREAMBOOTH,
     "LoRA": LORA,
     "DoRA": (*LORA, "--network_args", "use_dora=True"),
-    "LoKr": (*LORA, "--network_module", "networks.lokr", "--network_args", "factor=8"),
+    "LoKr": (*LORA, "--network_module", "networks.lokr", "--network_args", "factor=4"),
 }
 
 

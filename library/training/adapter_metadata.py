@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoints.metadata import ADAPTER_MINIMUM
 from library.checkpoints.model_hashes import ModelHashes
 from library.data.describe import cache_folder
 from library.options.recipes import FLAGS
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 _SESSION_BITS = 32
 
-# what a file needs so that others load and show it rightly: all that --no_metadata leaves of ss_*
-MINIMUM = (
-    "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
-)  # fmt: skip
 # what one dataset has for all of its folders; where a file describes datasets each of them says it in ss_datasets
 ONE_DATASET = (
     "ss_batch_size_per_device", "ss_resolution", "ss_color_aug", "ss_flip_aug", "ss_random_crop", "ss_shuffle_caption",
@@ -83,7 +80,7 @@ class AdapterMetadata:
         plan, now = self._plan, time_of_saving()
         spec = self._spec | {"modelspec.date": now.replace(microsecond=0).isoformat()}
         if plan.options.adapter.no_metadata:
-            return _readable({key: self._same[key] for key in MINIMUM if key in self._same} | spec)
+            return _readable({key: self._same[key] for key in ADAPTER_MINIMUM if key in self._same} | spec)
         ended = step >= plan.duration.steps
         return _readable(
             self._same

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from library.training.plan.plan import Plan
 
 EPOCHS = 3  # whose captions are shown
-TOLD = ("model", "data", "captions", "buckets", "training", "length")  # sections of the plan
+TOLD = ("model", "data", "captions", "buckets", "training", "length", "validation")  # sections of the plan
 
 
 def show_dataset(plan: Plan) -> Path:

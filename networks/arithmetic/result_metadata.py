@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from library.checkpoints.metadata import ADAPTER_MINIMUM
 from networks.arithmetic.factors import Factors
 
 DYNAMIC = "Dynamic"  # kohya's word for a number that differs from layer to layer
 MODULE = "networks.lora"
-MINIMUM = (
-    "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
-)  # fmt: skip
 _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 
 
@@ -88,7 +86,7 @@ def extracted(layers: Mapping[str, Factors], about: About, *, v2: bool, base_ver
 
 def minimum(metadata: Mapping[str, str]) -> dict[str, str]:
     """What stays with --no_metadata: what loaders need."""
-    return {key: metadata[key] for key in MINIMUM if key in metadata}
+    return {key: metadata[key] for key in ADAPTER_MINIMUM if key in metadata}
 
 
 def title_of(metadata: Mapping[str, str], stem: str) -> str:

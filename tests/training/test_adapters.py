@@ -238,6 +238,7 @@ MISTAKES = [
     ({"learning_rate_te": 1e-5}, "train_db.py"),
     ({"dim_from_weights": True}, "network_weights"),
     ({"initial_step": 4}, "4 of 4 steps would count as done"),
+    ({"network_module": "networks.oft", "scale_weight_norms": 1}, "networks.oft cannot be scaled down"),
 ]
 
 

@@ -49,6 +49,8 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
         )
         for what, remedy in wrong:
             mistakes.add(f"--network_args: {what}", remedy)
+        if options.scale_weight_norms and not kind.rescales:
+            mistakes.add(f"--scale_weight_norms: {kind.file} cannot be scaled down", "leave it out")
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
     return AdapterPlan(
         module=options.network_module,
