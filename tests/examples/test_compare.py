@@ -22,7 +22,7 @@ def test_settings_are_without_a_mistake(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_adapter_is_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ("--max_train_steps", "1", "--lr_warmup_steps", "0", "--reg_data_dir", "", "--logging_dir", "", "--log_with", "")
+    few = ("--max_train_steps=1", "--lr_warmup_steps=0", "--reg_data_dir=", "--logging_dir=", "--log_with=")
     monkeypatch.setattr(compare, "OUTPUT", tmp_path)
     monkeypatch.setattr(compare, "WAYS", {"LoRA": (*compare.LORA, *few)})
     cost = compare.train("LoRA", seed=3)
