@@ -7,6 +7,7 @@ host. Who wants them sets torch's THP_MEM_ALLOC_ENABLE=1.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,13 @@ def load_tensors(
     device: torch.device | str = "cpu",
     matrices: torch.dtype | None = None,
     let_go: Callable[[], None] | None = None,
+    broken: list[str] | None = None,
 ) -> dict[str, Tensor]:
     """All tensors in memory of their own, so that the file may change afterwards, on `device`.
 
     Floating ones are converted to `dtype` (None: as they are), those of two and more dimensions to `matrices` if that
     is given. Peak memory is the result and little beside it: `let_go` is called from time to time, to give back what
-    was read of the file (TensorReader.let_go).
+    was read of the file (TensorReader.let_go). `broken` gets the names of tensors with values that are not finite.
     """
     import torch
 
@@ -47,8 +49,18 @@ def load_tensors(
     loaded, read = {}, 0
     for name, lazy in tensors.items():
         loaded[name] = load(lazy)
+        if broken is not None and not is_finite(loaded[name]):
+            broken.append(name)
         read += lazy.info.nbytes
         if let_go is not None and read >= READ_AT_ONCE:
             let_go()
             read = 0
     return loaded
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite. One pass, no copy: greatest minus least is not if any value is not."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    least, greatest = tensor.aminmax()
+    return math.isfinite(float(greatest) - float(least))

@@ -73,7 +73,8 @@ class Model:
 
     `kept` holds the source's other tensors under their original names (EMA copies, schedule tables, SD2's last layer),
     in their own dtype; a save writes them back. `zero_terminal_snr`: it is (being) trained with such a schedule, which
-    a diffusers folder tells. `notes` says what a user should know about how it was loaded.
+    a diffusers folder tells. `notes` says what a user should know about how it was loaded, `broken` which tensors hold
+    values that are not finite.
     """
 
     family: Family
@@ -86,6 +87,7 @@ class Model:
     zero_terminal_snr: bool = False
     kept: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 class Load(Protocol):

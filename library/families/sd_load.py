@@ -74,6 +74,7 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
         # copies, so that the source file is let go of and may be written over
         kept={name: tensor.load().clone() for name, tensor in split.kept.items()},
         notes=tuple(notes),
+        broken=tuple(f"{part}.{name}" for part in chosen for name in filler.broken[part]),
     )
     if model.text_encoder is not None:
         clip_text.restore_buffers(model.text_encoder)
@@ -111,9 +112,10 @@ class Filler:
         let_go: Callable[[], None] | None = None,
     ) -> None:
         self.where, self.parts = where, parts
+        self.broken: dict[str, list[str]] = {part: [] for part in formats}
         self._reader = ThreadPoolExecutor(1)
         self._states = {
-            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices, let_go)
+            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices, let_go, self.broken[part])
             for part, (dtype, matrices) in formats.items()
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from datetime import datetime
@@ -18,8 +17,6 @@ from library.runtime.precision import torch_dtype
 from library.training.dataset_metadata import largest_resolution
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from library.families.family import Model
     from library.options.recipes import TrainOptions
     from library.training.plan.plan import Plan
@@ -101,12 +98,7 @@ def refuse_broken_weights(model: Model) -> None:
 
     Raises UserError that names the tensors.
     """
-    broken = [
-        f"{part}.{name}"
-        for part, module in (("unet", model.unet), ("vae", model.vae), ("text_encoder", model.text_encoder))
-        for name, tensor in (module.state_dict() if module is not None else {}).items()
-        if tensor.is_floating_point() and tensor.numel() and not math.isfinite(_extent(tensor))
-    ]
+    broken = model.broken
     if not broken:
         return
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
@@ -115,9 +107,3 @@ def refuse_broken_weights(model: Model) -> None:
         remedy = "give another VAE with --vae"
     what = f"{model.source.path}: the model holds NaN or infinite values ({named})"
     raise UserError((Mistake(what, remedy),))
-
-
-def _extent(tensor: Tensor) -> float:
-    """Greatest minus least value: not finite if any value is not. One pass, no copy."""
-    least, greatest = tensor.aminmax()
-    return float(greatest) - float(least)

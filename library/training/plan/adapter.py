@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
             blocks=max((part.blocks for part in family.adapters), default=0) if family else 0,
         )
         for what, remedy in wrong:
-            mistakes.add(f"--network_args: {what}", remedy)
+            mistakes.add(what, remedy)
         if options.scale_weight_norms and not kind.rescales:
             mistakes.add(f"--scale_weight_norms: {kind.file} cannot be scaled down", "leave it out")
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
@@ -86,7 +87,6 @@ def _check_files(options: AdapterOptions, mistakes: Mistakes) -> None:
 
 def _check_module(name: str, mistakes: Mistakes) -> None:
     """A module of others must be there to be imported; what it is like is seen when it is."""
-    known = ", ".join(kind.file for kind in registry.KINDS)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -94,5 +94,8 @@ def _check_module(name: str, mistakes: Mistakes) -> None:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        remedy = "pip install lycoris-lora==4.1.3" if name.startswith("lycoris.") else f"this program has {known}"
+        near = difflib.get_close_matches(name, [kind.file for kind in registry.KINDS], n=1)
+        remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists the kinds"
+        if name.startswith("lycoris."):
+            remedy = "pip install lycoris-lora==4.1.3"
         mistakes.add(f"--network_module {name}: there is no such module", remedy)
