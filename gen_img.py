@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from library.sampling.command import Command, run
-from library.sampling.options import GenerateOptions
+from library.options.tool import Tool, run_tool
+from library.sampling.options import DRAWN_SO_FAR, GenerateOptions, check
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Draw what the command line asks for. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    return run(COMMAND, words)
+    return run_tool(TOOL, words)
 
 
 def draw(options: GenerateOptions) -> None:
@@ -24,7 +24,14 @@ def draw(options: GenerateOptions) -> None:
     draw_prompts(options)
 
 
-COMMAND = Command("Draw pictures with a model.", 'python gen_img.py --ckpt MODEL --prompt "..."', GenerateOptions, draw)
+TOOL = Tool(
+    "Draw pictures with a model.",
+    'python gen_img.py --ckpt MODEL --prompt "..." [more flags]',
+    GenerateOptions,
+    draw,
+    check=check,
+    interrupted=DRAWN_SO_FAR,
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -18,13 +18,19 @@ from library.options.dataset_config.kohya import read_kohya
 from library.options.dataset_config.simpletuner import read_backend
 from library.options.later import LATER
 from library.options.recipes import FLAGS
-from library.options.tool import tool_flags
-from library.sampling import command as drawing
-from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions, flags
+from library.options.tool import parse_tool, tool_flags
+from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions
 from library.training import command
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.schedules import SCHEDULES
-from tools import extract_lora_from_dylora, extract_lora_from_models, merge_lora, resize_lora, svd_merge_lora
+from tools import (
+    extract_lora_from_dylora,
+    extract_lora_from_models,
+    make_class_images,
+    merge_lora,
+    resize_lora,
+    svd_merge_lora,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
@@ -37,10 +43,7 @@ FILLING = ("tools/cache_latents.py", "tools/cache_text_encoder_outputs.py")
 CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
 # The programs that draw, and what each is told.
-DRAWING: dict[str, type[DrawingOptions]] = {
-    "gen_img.py": GenerateOptions,
-    "tools/make_class_images.py": ClassImageOptions,
-}
+DRAWING = {"gen_img.py": gen_img.TOOL, "tools/make_class_images.py": make_class_images.TOOL}
 
 
 def text(page: str) -> str:
@@ -93,7 +96,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_is_one(page: str) -> None:
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
-    drawn = {*flags(GenerateOptions), *flags(ClassImageOptions)}
+    drawn = {*tool_flags(GenerateOptions), *tool_flags(ClassImageOptions)}
     of_tools = {name for tool in LORA_TOOLS for name in tool_flags(tool.TOOL.options)}
     known = {*FLAGS, *LATER, *aliases, *drawn, *of_tools, *FOREIGN, *IN_PROMPTS}
     known |= {flag.strip("-") for flag in CONVERTING}
@@ -119,7 +122,7 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
     for line in lines:
         _, script, *words = shlex.split(line)
         if script in DRAWING:
-            drawing.parse(DRAWING[script], words)
+            parse_tool(DRAWING[script], words)
             continue
         if script == "tools/convert_dataset_config.py":
             assert (ROOT / script).is_file() and all(flag in CONVERTING for flag in words if flag.startswith("-")), line
@@ -221,8 +224,8 @@ def test_messages_are_those_of_the_program() -> None:
 
 def test_flags_of_the_programs_that_draw_are_all_described() -> None:
     described = [set(re.findall(r"`--(\w+)`", str([row[0] for row in rows]))) for rows in tables("docs/sampling.md")]
-    assert described[0] == set(flags(GenerateOptions))
-    own = set(flags(ClassImageOptions)) - set(flags(DrawingOptions))
+    assert described[0] == set(tool_flags(GenerateOptions))
+    own = set(tool_flags(ClassImageOptions)) - set(tool_flags(DrawingOptions))
     assert described[-1] == own | {"seed"}
 
 

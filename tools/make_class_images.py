@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
-from library.sampling.command import Command, run
-from library.sampling.options import ClassImageOptions
+from library.options.tool import Tool, run_tool
+from library.sampling.options import DRAWN_SO_FAR, ClassImageOptions, check
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Draw what the folder lacks. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    return run(COMMAND, words)
+    return run_tool(TOOL, words)
 
 
 def draw(options: ClassImageOptions) -> None:
@@ -30,11 +30,13 @@ def draw(options: ClassImageOptions) -> None:
     fill_folder(options)
 
 
-COMMAND = Command(
+TOOL = Tool(
     "Fill a class folder with pictures that the model itself draws. The same call again draws what is missing.",
-    'python tools/make_class_images.py --ckpt MODEL --outdir reg/1_dog --prompt "a dog" --count 200',
+    'python tools/make_class_images.py --ckpt MODEL --outdir reg/1_dog --prompt "a dog" --count 200 [more flags]',
     ClassImageOptions,
     draw,
+    check=check,
+    interrupted=DRAWN_SO_FAR,
 )
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Tool(Generic[Options]):
     """A small program: what --help says of it, the dataclass of its flags, and what it does with them.
 
     `required` are the flags that must be given, each with the way out; `check` adds what is wrong with options as a
-    whole; `work` raises UserError for what only the user can mend.
+    whole; `interrupted` is what to say after Ctrl-C; `work` raises UserError for what only the user can mend.
     """
 
     title: str
@@ -35,6 +35,7 @@ class Tool(Generic[Options]):
     work: Callable[[Options], None]
     required: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Options, Mistakes], None] = _nothing_more
+    interrupted: str = "interrupted: nothing half-written was left"
 
 
 def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing half-written was left", file=sys.stderr)
+        print(f"\n{tool.interrupted}", file=sys.stderr)
         return 130
     return 0
 

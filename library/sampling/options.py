@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import ClassVar
 
 from library.options.caption import CaptionOptions
-from library.options.flag import Flag, flag, flags_of
+from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.sampling.prompts import PictureRequest
 from library.sampling.samplers import SAMPLERS, check_sampler
 
+DRAWN_SO_FAR = "interrupted: the pictures drawn so far stand"
 LARGEST_SEED = 10**18  # with room to count up below what torch takes
 
 
@@ -73,11 +73,6 @@ class ClassImageOptions(DrawingOptions):
         CaptionOptions.caption_extension, "file ending of these captions; the training must be told the same"
     )
     dry_run: bool = flag(False, "say what is missing and stop before the model is loaded")
-
-
-def flags(options: type[DrawingOptions]) -> Mapping[str, Flag]:
-    """The flags of a program by name, in the order of --help."""
-    return MappingProxyType({each.name: each for each in flags_of("drawing", options)})
 
 
 def check(options: DrawingOptions, mistakes: Mistakes) -> None:
