@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 STATES = "states"
 MOST_IN_MEMORY = 4096  # texts: 1 GB of SD1's states in float32
 MOST_ON_DISK = 65536
-FEW = 512  # texts that are encoded beforehand without being asked: 120 MB
+FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and seconds also on a CPU
 
 
 @dataclass

@@ -96,10 +96,9 @@ def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioni
 
 
 def _captions_are_few(plan: Plan, conditioning: Conditioning) -> bool:
-    """Whether all captions are known at once, and each of them is used."""
-    if not conditioning.tokenize.padded or plan.duration.steps < plan.duration.steps_per_epoch:
-        return False
-    if not _captions_stay(plan):
+    """Whether all captions are known at once. The length of the run has no say, or a run made longer would compute
+    otherwise than one of that length."""
+    if not conditioning.tokenize.padded or not _captions_stay(plan):
         return False
     return len({record.caption for record in plan.pictures.records}) <= FEW
 

@@ -142,6 +142,29 @@ def test_captions_of_a_frozen_text_encoder_are_encoded_once(
     assert once.losses == pytest.approx(each.losses, rel=1e-5)
 
 
+def test_a_run_of_less_than_an_epoch_is_made_longer(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How captions are encoded must not depend on the length of the run, or the last bits of the longer one would."""
+    from library.training import inputs
+
+    encoded: list[tuple[str, ...]] = []
+    encode = inputs.encode_captions
+    monkeypatch.setattr(
+        inputs,
+        "encode_captions",
+        lambda plan, texts, *more, **named: (encoded.append(tuple(texts)), encode(plan, texts, *more, **named))[1],
+    )
+    flags = {"network_train_unet_only": True, "gradient_accumulation_steps": None, "train_batch_size": 2}
+    whole = train(world, tmp_path / "whole", capsys, **flags, max_train_steps=6)
+    train(world, tmp_path / "short", capsys, **flags, max_train_steps=2, save_state_on_train_end=True)
+    state = tmp_path / "short" / "dog-state"
+    rest = train(world, tmp_path / "rest", capsys, **flags, max_train_steps=6, resume=state)
+    assert len(encoded) == 3 and len(set(encoded)) == 1
+    assert sorted(rest.losses) == [3, 4, 5, 6] and rest.losses == {step: whole.losses[step] for step in rest.losses}
+    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
+
+
 def test_a_base_in_half_precision_is_computed_with_in_full(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
