@@ -5,7 +5,7 @@ No torch at module level: plans are made before torch is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from library.checkpoints.header import Header
     from library.objective.process import ForwardProcess, Prediction
 
+Conditions = Mapping[str, "Tensor"]
+"""What a backbone is told beside latents and timesteps, by name, a row for each sample: "states" (B, L, width) of
+the text and, where the family has one, its "pooled" vector (B, width); "sizes" (B, 6) float32, height and width of
+the picture's file, top and left of the crop, height and width of the crop; "score" (B,) float32, how beautiful it
+is. A family takes of it what it knows."""
+
 SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 """kohya's names (--save_model_as): one file, or a diffusers folder with torch's or with safetensors' files."""
 
@@ -26,13 +32,15 @@ SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 class LatentSpace:
     """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance.
 
-    `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them.
+    `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them. `fp16`: the
+    VAE's own numbers fit half precision (those of Stable Diffusion XL do not: huggingface.co/madebyollin).
     """
 
     channels: int
     stride: int
     scale: float
     cache_suffix: str
+    fp16: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,37 @@ class PartSizes:
     """Numbers of parameters of a checkpoint's parts, and the bytes of what else it holds and a save writes back."""
 
     unet: int
-    text_encoder: int
+    text_encoders: Mapping[str, int]
     vae: int
     kept_bytes: int
 
+    def texts(self, names: Collection[str] | None = None) -> int:
+        """Parameters of the text encoders, of those with these names if any are given."""
+        return sum(count for name, count in self.text_encoders.items() if names is None or name in names)
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How captions are read.
+
+    `clip_skip` k takes the states of the k-th last layer (None: as the model was trained). `kohya_projection`: the
+    pooled vector is projected by the matrix as sd-scripts reads it, transposed. `empty_is_zero`: a text without a word
+    is zeros in place of what the encoders give for it.
+    """
+
+    clip_skip: int | None = None
+    kohya_projection: bool = False
+    empty_is_zero: bool = False
+
+
+AS_TRAINED = TextSettings()
+
 
 class Tokenizer(Protocol):
-    """Captions to token ids; picklable, as data workers get one. `name`: other ids, another name."""
+    """Captions to token ids; picklable, as data workers get one. `name`: other ids, another name.
+
+    For several text encoders ids and weights have a dimension more, (B, encoders, n, 77): each reads its own.
+    """
 
     @property
     def name(self) -> str: ...
@@ -63,8 +95,8 @@ class Tokenizer(Protocol):
     def weighted(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> tuple[Tensor, Tensor]:
         """Ids, and weights of their shape in float32, of captions with weights such as (x:1.3)."""
 
-    def save(self, folder: Path) -> None:
-        """Write the files of a diffusers folder's `tokenizer/`."""
+    def save(self, folders: Sequence[Path]) -> None:
+        """Write the files of a diffusers folder's `tokenizer/`, for each text encoder its own."""
 
 
 @dataclass(eq=False)
@@ -72,7 +104,8 @@ class Model:
     """A loaded model: modules in evaluation mode, and what of the source has no place in them.
 
     `kept` holds the source's other tensors under their original names (EMA copies, schedule tables, SD2's last layer),
-    in their own dtype; a save writes them back. `zero_terminal_snr`: it is (being) trained with such a schedule, which
+    in their own dtype; a save writes them back. `text_encoders` are by name, those of the family in its order.
+    `zero_terminal_snr`: it is (being) trained with such a schedule, which
     a diffusers folder tells. `notes` says what a user should know about how it was loaded, `broken` which tensors hold
     values that are not finite.
     """
@@ -80,7 +113,7 @@ class Model:
     family: Family
     unet: Any
     vae: Any
-    text_encoder: Any
+    text_encoders: dict[str, Any]
     tokenizer: Tokenizer
     prediction: Prediction
     source: Header
@@ -88,6 +121,11 @@ class Model:
     kept: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+
+    def modules(self) -> dict[str, Any]:
+        """The modules that are loaded, by name: unet, vae and the text encoders."""
+        found = {"unet": self.unet, "vae": self.vae, **self.text_encoders}
+        return {name: module for name, module in found.items() if module is not None}
 
 
 class Load(Protocol):
@@ -132,20 +170,25 @@ class Save(Protocol):
 
 
 class EncodeText(Protocol):
-    """Token ids (B, n, 77) or (B, 1, L) to the states (B, 75n + 2 or L, width) that `predict` takes.
+    """Ids of the family's tokenizer to what `predict` takes of a text: "states" (B, 75n + 2 or L, width), and "pooled"
+    (B, width) where the family has it.
 
     `weights`, of the ids' shape: those of captions with weights, multiplied onto the states.
     """
 
     def __call__(
-        self, text_encoder: Any, input_ids: Tensor, clip_skip: int | None = None, weights: Tensor | None = None
-    ) -> Tensor: ...
+        self,
+        text_encoders: Mapping[str, Any],
+        input_ids: Tensor,
+        settings: TextSettings = AS_TRAINED,
+        weights: Tensor | None = None,
+    ) -> dict[str, Tensor]: ...
 
 
 class Predict(Protocol):
-    """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under text states."""
+    """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under what it is told."""
 
-    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor: ...
+    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor: ...
 
 
 class EncodeImages(Protocol):
@@ -182,15 +225,18 @@ class Recognise(Protocol):
 class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
-    `version`: what adapters call it in ss_base_model_version; "_v" goes behind where it predicts v.
-    `architectures`: modelspec.architecture by prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip",
-    "v_prediction", "chunks", "weighted_captions", "inference_yaml", "v2"). `preview`: (W, H) of a picture in pixels, by
-    prediction. `adapters`: where adapters sit, in the order that files and optimiser groups have them.
+    `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
+    prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
+    "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
+    "text_encoder_rates", "block_lr"). `preview`: (W, H) of a picture in pixels, by prediction. `adapters`: where
+    adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
+    order. `refines`: its own range are the last, least noisy timesteps, so it draws no picture from noise alone.
+    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1.
     """
 
     name: str
     title: str
-    version: str
+    versions: Mapping[Prediction, str]
     architectures: Mapping[Prediction, str]
     capabilities: frozenset[str]
     latent: LatentSpace
@@ -206,3 +252,7 @@ class Family:
     predict: Predict
     encode_images: EncodeImages
     decode_latents: DecodeLatents
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    refines: bool = False
+    block_of: Callable[[str], int] | None = None
+    blocks: int = 0
