@@ -18,6 +18,9 @@ class Batch:
     mask: torch.Tensor | None  # (B, 1, h, w) float32 in [0, 1]: what counts; None: everything
     input_ids: torch.Tensor  # (B, n, 77) int64; (B, 1, L) when padded to the longest of the batch
     token_weights: torch.Tensor | None  # (B, n, 77) float32 beside input_ids; None: all 1
+    # (B, 6) float32: original height and width, crop top and left, target height and width; see size_conditioning
+    sizes: torch.Tensor
+    score: torch.Tensor  # (B,) float32: aesthetic score, 0 to 10
     weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, else 1
     sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
     is_reg: torch.Tensor  # (B,) bool

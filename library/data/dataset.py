@@ -25,6 +25,7 @@ from library.data.cache import LatentStore
 from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import PictureReader
+from library.data.size_conditioning import CropConditioning
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
@@ -63,7 +64,7 @@ class TrainingDataset(Dataset[Batch]):
     """Makes the batch of a request. Picklable, so that workers can be started by spawn.
 
     `steps` is the length of the run in optimiser steps, `stride` the pixels of a latent, `missing_mask` what stands in
-    the mask of a picture that has none.
+    the mask of a picture that has none, `score` that of pictures without one of their own.
     """
 
     pictures: PictureReader
@@ -74,6 +75,8 @@ class TrainingDataset(Dataset[Batch]):
     missing_mask: float = 1.0
     prior_loss_weight: float = 1.0
     latents: LatentStore | None = None  # None: batches hold pixels
+    crop_conditioning: CropConditioning = "exact"
+    score: float = 7.0
 
     def __post_init__(self) -> None:
         if self.latents is None:
@@ -87,15 +90,20 @@ class TrainingDataset(Dataset[Batch]):
         """Raises UserError for a picture, mask or latent cache that cannot be read."""
         records = [self.pictures.records[index] for index, _ in request.samples]
         texts = tuple(self.caption(request.epoch, request.step, *sample) for sample in request.samples)
-        shown = [self._picture(request.epoch, *sample) for sample in request.samples]
-        pictures = torch.stack([picture for picture, _ in shown])
+        shown = [self.geometry(request.epoch, *sample) for sample in request.samples]
+        read = [
+            self._picture(request.epoch, *sample, part) for sample, part in zip(request.samples, shown, strict=True)
+        ]
+        pictures = torch.stack([picture for picture, _ in read])
         input_ids, token_weights = self.tokenize(texts)
         return Batch(
             pixels=pictures if self.latents is None else None,
             latents=None if self.latents is None else pictures,
-            mask=self._masks([mask for _, mask in shown], request.bucket) if self.pictures.has_masks else None,
+            mask=self._masks([mask for _, mask in read], request.bucket) if self.pictures.has_masks else None,
             input_ids=input_ids,
             token_weights=token_weights,
+            sizes=self._sizes(request, shown),
+            score=torch.tensor([self.score if record.score is None else record.score for record in records]),
             weights=torch.tensor([self.prior_loss_weight if record.is_reg else 1.0 for record in records]),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
             is_reg=torch.tensor([record.is_reg for record in records]),
@@ -123,8 +131,14 @@ class TrainingDataset(Dataset[Batch]):
         crop, flip = (python_random(self.seed, purpose, epoch, key, repeat) for purpose in ("crop", "flip"))
         return self.pictures.geometry(index, crop, flip)
 
-    def _picture(self, epoch: int, index: int, repeat: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shown = self.geometry(epoch, index, repeat)
+    def _sizes(self, request: BatchRequest, shown: Sequence[Geometry]) -> torch.Tensor:
+        told = zip(request.samples, shown, strict=True)
+        rows = [self.pictures.sizes(index, self.crop_conditioning, part) for (index, _), part in told]
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def _picture(
+        self, epoch: int, index: int, repeat: int, shown: Geometry
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.latents is not None:
             found = self.latents.get(index, shown.flipped)
             return found.latents, found.mask

@@ -14,6 +14,7 @@ from library.data.buckets import Placement
 from library.data.images import Geometry
 from library.data.latent_entries import Source
 from library.data.scan import ImageRecord
+from library.data.size_conditioning import CropConditioning, Sizes, sizes_of
 from library.options.datasets import DatasetSpec, ImageSettings, SubsetSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class PictureReader:
         return images.geometry(
             self.placements[index], self.settings(index), record.name, record.size, crop_rng, flip_rng
         )
+
+    def sizes(self, index: int, mode: CropConditioning = "exact", shown: Geometry | None = None) -> Sizes:
+        """What a model is told of the record's size and crop; without `shown` as a cache holds it, nothing left to
+        chance."""
+        return sizes_of(self.geometry(index) if shown is None else shown, self.records[index].size, mode)
 
     def source(self, index: int) -> Source:
         """All that the cached latents of a record depend on besides its bytes and the VAE."""

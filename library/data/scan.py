@@ -50,6 +50,7 @@ class ImageRecord:
     transparent: bool = False
     mask: str | None = None  # the path of its mask in the subset's mask_dir
     held_out: bool = False  # set aside for validation
+    score: float | None = None  # aesthetic score, 0 to 10, of its metadata or its subset; None: the run's
 
     @property
     def path(self) -> Path:
