@@ -65,6 +65,13 @@ class CaptionOptions:
         at_most=1,
         metadata="ss_caption_tag_dropout_rate",
     )
+    empty_caption: str = flag(
+        "encode",
+        "What an empty or dropped caption becomes: encode = an empty text, read like any other, zeros = zeros in place "
+        "of the text encoders' outputs, as Stable Diffusion XL draws without a negative prompt.",
+        choices=("encode", "zeros"),
+        needs="pooled",
+    )
     weighted_captions: bool = flag(
         False, "Read (text:1.3), (text) and [text] in captions as weights of that text.", needs="weighted_captions"
     )

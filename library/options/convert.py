@@ -169,7 +169,8 @@ def _list(raw: object) -> tuple[str, ...]:
 def _numbers(raw: object) -> tuple[float, ...]:
     """One number, or several as a list or with blanks or commas between them."""
     remedy = "write a number such as 1e-4, or a list of numbers"
-    parts = list(raw) if isinstance(raw, list) else str(raw).replace(",", " ").split()
+    members = raw if isinstance(raw, list) else [raw]
+    parts = [part for raw in members for part in (raw.replace(",", " ").split() if isinstance(raw, str) else [raw])]
     return tuple(float(_number(part, remedy)) for part in parts)
 
 
@@ -249,3 +250,5 @@ def _check_range(flag: Flag, value: object) -> None:
         raise BadValue(f"is above {flag.at_most:g}", f"write a number up to {flag.at_most:g}")
     if flag.above is not None and value <= flag.above:
         raise BadValue(f"is not above {flag.above:g}", f"write a number above {flag.above:g}")
+    if flag.below is not None and value >= flag.below:
+        raise BadValue(f"is not below {flag.below:g}", f"write a number below {flag.below:g}")

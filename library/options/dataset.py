@@ -86,6 +86,19 @@ class DatasetOptions:
         "example 2.0,4.0. Without buckets only; excludes cached latents.",
         metadata="ss_face_crop_aug_range",
     )
+    crop_conditioning: str = flag(
+        "exact",
+        "Where a picture was cropped, as Stable Diffusion XL is told it: exact = where it was, kohya = as sd-scripts "
+        "calculates it, which is that of a picture with borders.",
+        choices=("exact", "kohya"),
+        needs="size_conditioning",
+    )
+    data_aesthetic_score: float = flag(
+        7.0,
+        "How beautiful the pictures are, from 0 to 10, for the refiner of Stable Diffusion XL; a picture's own score "
+        "beats it.",
+        needs="aesthetic_score",
+    )
     max_data_loader_n_workers: int = flag(
         8, "Processes that prepare images beside the training; 0 = a thread of the training does it.", at_least=0
     )

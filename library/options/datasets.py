@@ -89,6 +89,7 @@ class SubsetSpec:
     alpha_mask: bool = False  # the picture's own transparency is its mask
     least_edge: int = 0  # pictures with a shorter side below it are left out
     least_area: int = 0  # pictures with fewer pixels are left out
+    score: float | None = None  # aesthetic score, 0 to 10, of pictures without one of their own; None: the run's
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
 

@@ -46,6 +46,7 @@ class Flag:
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
+    below: float | None = None
     zero_is_off: bool = False  # 0 says "not set": the default then stands
     pairs: bool = False  # a list whose members are key=value
     aliases: tuple[str, ...] = ()
@@ -53,7 +54,8 @@ class Flag:
     needs: str | None = None  # the capability a model family must have for the flag to have a meaning
     metadata: str | None = None  # key under which a saved file tells the value
     secret: bool = False  # its value is never shown, written or logged
-    script: str | None = None  # the only program of training that has it; None: all have it
+    script: str | None = None  # the only kind of training that has it, by its first program; None: all have it
+    neutral: tuple[Any, ...] = ()  # further values that ask a family without the capability for nothing
 
 
 def flag(
@@ -64,6 +66,7 @@ def flag(
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     zero_is_off: bool = False,
     pairs: bool = False,
     aliases: tuple[str, ...] = (),
@@ -72,6 +75,7 @@ def flag(
     metadata: str | None = None,
     secret: bool = False,
     script: str | None = None,
+    neutral: tuple[Any, ...] = (),
 ) -> Any:
     """A dataclass field that is a flag. Returns Any, like dataclasses.field, so that fields keep their annotation."""
     facts = {
@@ -80,6 +84,7 @@ def flag(
         "at_least": at_least,
         "at_most": at_most,
         "above": above,
+        "below": below,
         "zero_is_off": zero_is_off,
         "pairs": pairs,
         "aliases": aliases,
@@ -88,6 +93,7 @@ def flag(
         "metadata": metadata,
         "secret": secret,
         "script": script,
+        "neutral": neutral,
     }
     return dataclasses.field(default=default, metadata=facts)
 

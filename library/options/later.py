@@ -49,21 +49,10 @@ def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> Later:
     return Later(name, "switch", False, changes, **facts)
 
 
-SDXL = "sdxl_train.py"
-
 _DATA = (
     _switch("cache_info", OTHER),
     _switch("persistent_data_loader_workers", neutral=(True,)),  # they always live from one epoch to the next
     Later("dataset_class", "text"),
-)
-
-_SDXL = (
-    Later("block_lr", "text", script=SDXL),
-    _switch("diffusers_xformers", OTHER),
-    _switch("disable_mmap_load_safetensors", OTHER),
-    Later("learning_rate_te1", "number", script=SDXL),
-    Later("learning_rate_te2", "number", script=SDXL),
-    _switch("train_text_encoder", neutral=(True,)),  # train_db.py does what it asks for
 )
 
 _PROCESSES = (
@@ -100,7 +89,7 @@ _FAST_AND_SMALL = (
 )
 
 LATER: Mapping[str, Later] = MappingProxyType(
-    {row.name: row for rows in (_DATA, _SDXL, _PROCESSES, _FAST_AND_SMALL) for row in rows}
+    {row.name: row for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL) for row in rows}
 )
 
 SECRET = frozenset({"huggingface_token"})  # never shown in a message

@@ -38,6 +38,7 @@ class MemoryOptions:
         metadata="ss_gradient_accumulation_steps",
     )
     xformers: bool = flag(False, "Use the attention of the xformers package.")
+    diffusers_xformers: bool = flag(False, "Known from sd-scripts: the same as xformers.", script="train_db.py")
     sdpa: bool = flag(False, "Use PyTorch's own fast attention.")
     mem_eff_attn: bool = flag(False, "Use the attention of PyTorch that needs the least memory.")
     lowram: bool = flag(

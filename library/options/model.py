@@ -45,6 +45,7 @@ class ModelOptions:
         zero_is_off=True,
         needs="clip_skip",
         metadata="ss_clip_skip",
+        neutral=(1, 2),  # front-ends always write it; where only the penultimate layer is taken, 2 says so
     )
     max_token_length: int | None = flag(
         None,
@@ -59,5 +60,19 @@ class ModelOptions:
         metadata="ss_max_token_length",
     )
     no_token_padding: bool = flag(
-        False, "Pad captions only to the longest of their batch, as the original DreamBooth did, and not to 75 tokens."
+        False,
+        "Pad captions only to the longest of their batch, as the original DreamBooth did, and not to 75 tokens.",
+        needs="unpadded",
+    )
+    text_projection: str = flag(
+        "published",
+        "How the pooled vector of Stable Diffusion XL is computed from the matrix in the file: published = as the "
+        "model was trained, kohya = with the matrix transposed, as sd-scripts does.",
+        choices=("published", "kohya"),
+        needs="pooled",
+    )
+    disable_mmap_load_safetensors: bool = flag(
+        False,
+        "Read the model's file in one go and not piece by piece where it lies: faster on some network drives and under "
+        "WSL, at the cost of main memory.",
     )

@@ -143,3 +143,16 @@ class ObjectiveOptions:
         at_least=0,
         needs="snr",
     )
+    refiner_training_strength: float = flag(
+        0.2,
+        "Share of the noise schedule that belongs to the refiner of Stable Diffusion XL, from its least noisy end: "
+        "0.2 = timesteps 0 to 199.",
+        above=0,
+        below=1,
+        needs="hand_over",
+    )
+    refiner_training_invert_schedule: bool = flag(
+        False,
+        "Train the other share of the noise schedule: a base model that leaves the rest to a refiner.",
+        needs="hand_over",
+    )

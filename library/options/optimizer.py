@@ -47,8 +47,38 @@ class OptimizerOptions:
         at_least=0,
         script="train_db.py",
     )
+    learning_rate_te1: float | None = flag(
+        None,
+        "Learning rate of the first text encoder of Stable Diffusion XL (CLIP ViT-L); not set = learning_rate_te, 0 = "
+        "it is not trained.",
+        at_least=0,
+        needs="text_encoder_rates",
+        script="train_db.py",
+    )
+    learning_rate_te2: float | None = flag(
+        None,
+        "Learning rate of the second text encoder of Stable Diffusion XL (OpenCLIP ViT-bigG); not set = "
+        "learning_rate_te, 0 = it is not trained.",
+        at_least=0,
+        needs="text_encoder_rates",
+        script="train_db.py",
+    )
+    block_lr: tuple[float, ...] = flag(
+        (),
+        "Learning rates of the blocks of the U-Net of Stable Diffusion XL, 23 numbers with commas between them: "
+        "embeddings of time and size, 9 blocks on the way in, 3 in the middle, 9 on the way out, the output.",
+        at_least=0,
+        needs="block_lr",
+        script="train_db.py",
+    )
     max_grad_norm: float = flag(
         1.0, "Gradients longer than this are shortened to it; 0 = never.", at_least=0, metadata="ss_max_grad_norm"
+    )
+    train_text_encoder: bool = flag(
+        True,
+        "Train the text encoder too. sdxl_train.py and fine_tune.py do so only where this is given, as in sd-scripts; "
+        "train_db.py unless it is false.",
+        script="train_db.py",
     )
     stop_text_encoder_training: int | None = flag(
         None,

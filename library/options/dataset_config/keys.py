@@ -252,6 +252,7 @@ _ROWS = (
     Key("face_crop_aug_range", _face_range, "images.face_crop"),
     Key("resize_interpolation", _choice(*_INTERPOLATIONS), "images.interpolation"),
     Key("background", _colour, "images.background"),  # ours: what transparency is laid on
+    Key("aesthetic_score", _number(0, 10), "subset.score"),  # ours: of pictures without one of their own
     # of a subset alone
     Key("image_dir", folder, "subset.image_dir", _SUBSET),
     Key("metadata_file", _path, "subset.metadata_file", _SUBSET, (FINE_TUNING,)),
