@@ -79,8 +79,9 @@ def _blamed_on(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = 
 def check_capabilities(family: Family, options: TrainOptions, mistakes: Mistakes) -> None:
     """Refuse the flags that are on and that the family has no use for; front-ends also write those that are off."""
     for name, value in values_of(options).items():
-        needs = FLAGS[name].needs
-        if needs is not None and needs not in family.capabilities and value != FLAGS[name].default:
+        flag = FLAGS[name]
+        asks = value != flag.default and value not in flag.neutral
+        if flag.needs is not None and flag.needs not in family.capabilities and asks:
             mistakes.add(f"--{name} has no meaning for {family.title}", "leave it out, or give the model you mean")
 
 
