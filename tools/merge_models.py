@@ -1,0 +1,149 @@
+"""Whole models merged into one: a weighted sum, tensor by tensor.
+
+python tools/merge_models.py --models a.safetensors b.safetensors --ratios 0.7 0.3 --output both.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+
+from library.options.flag import flag
+from library.options.mistakes import Mistakes
+from library.options.tool import Tool, run_tool
+from tools.lora_files import PRECISIONS, compute_device, together, told_to_user
+
+if TYPE_CHECKING:
+    from library.families.merging import Merged, Source
+
+_DTYPES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True)
+class ModelSumOptions:
+    """What it is told, in kohya's spelling."""
+
+    models: tuple[Path, ...] = flag((), "the models, .safetensors or .ckpt; the first gives names and what others lack")
+    ratios: tuple[float, ...] = flag((), "what each is multiplied with; may be below 0. Not set: equal shares of 1")
+    output: Path = flag(None, "the new file; .safetensors is put behind other names")
+    unet_only: bool = flag(False, "merge the U-Nets alone; text encoders and VAE are the first model's")
+    precision: str = flag("float", "it is computed in", choices=PRECISIONS)
+    saving_precision: str = flag("float", "numbers of the new file", choices=PRECISIONS)
+    device: str | None = flag(None, "where it is computed: cuda, cuda:1, mps, cpu. Not set: the CPU")
+    show_skipped: bool = flag(False, "name every tensor of the others that the first model lacks")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The ratios, equal shares where none are given."""
+        return self.ratios or (1 / len(self.models),) * len(self.models)
+
+    @property
+    def path(self) -> Path:
+        """The file to write."""
+        here = self.output
+        return here if here.suffix == ".safetensors" else here.with_name(f"{here.name}.safetensors")
+
+
+def check(options: ModelSumOptions, mistakes: Mistakes) -> None:
+    """What is wrong with options as a whole."""
+    models, ratios = options.models, options.ratios
+    if len(models) == 1:
+        mistakes.add(f"--models {models[0]}: one model is no sum", "give two or more; convert_checkpoint.py copies one")
+    if ratios and models and len(ratios) != len(models):
+        what = f"--models has {len(models)} files and --ratios {len(ratios)} values"
+        mistakes.add(what, "give one for each model, in the same order, or leave --ratios out for equal shares")
+    if options.output is None:
+        return
+    if options.output.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        remedy = "write a .safetensors; tools/convert_checkpoint.py makes a .ckpt of it"
+        mistakes.add(f"--output {options.output}: a sum is written tensor by tensor, as .safetensors alone", remedy)
+    if any(_same(model, options.path) for model in models):
+        mistakes.add(
+            f"--output {options.path} is one of the models", "choose another name; the models are read to the end"
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.expanduser().resolve() == other.expanduser().resolve()
+
+
+def work(options: ModelSumOptions) -> None:
+    """Compare the headers, then write the sum. Raises UserError."""
+    from library.checkpoints.writer import write_safetensors
+    from library.families.merging import Arithmetic, check, merge
+
+    sources = together(*(partial(_open, *pair) for pair in zip(options.models, options.shares, strict=True)))
+    mistakes = Mistakes()
+    check(sources, mistakes)
+    mistakes.raise_if_any()
+    device = compute_device(options.device)
+    arithmetic = Arithmetic(_DTYPES[options.precision], _DTYPES[options.saving_precision], device)
+    with told_to_user():
+        merged = merge(sources, arithmetic, options.unet_only)
+        for source in sources:
+            print(f"{source.header.path}: ratio {source.ratio:g}")
+        print("\n".join(_told(merged, options)), flush=True)
+        write_safetensors(options.path, merged.tensors, _metadata(sources, options))
+    print(f"{options.path}: {len(merged.tensors)} tensors")
+
+
+def _open(path: Path, ratio: float) -> Source:
+    from library.checkpoints.files import read_header
+    from library.families.merging import open_source
+
+    with told_to_user():
+        return open_source(read_header(path.expanduser()), ratio)
+
+
+def _told(merged: Merged, options: ModelSumOptions) -> list[str]:
+    lines = list(merged.notes)
+    if merged.skipped:
+        more = "" if options.show_skipped else f", such as {merged.skipped[0]}; --show_skipped lists them"
+        lines.append(f"{len(merged.skipped)} tensors of the other models are left out, as the first lacks them{more}")
+        if options.show_skipped:
+            lines += [f"  {name}" for name in merged.skipped]
+    return lines
+
+
+def _metadata(sources: Sequence[Source], options: ModelSumOptions) -> dict[str, str]:
+    """What the first model's file says, with a title, a date and the names of what was merged."""
+    from networks.arithmetic.result_metadata import title_of, without_hashes
+    from tools.lora_models import Opened, merged_metadata
+
+    first, *others = sources
+    names = [title_of(source.header.metadata, source.header.path.stem) for source in others]
+    noted = next((source.noted for source in sources if source.noted), None)
+    if first.family is not None:
+        return merged_metadata(Opened(first.header, first.family, noted), options.path.stem, names)
+    before = without_hashes(first.header.metadata) if first.header.kind == "safetensors" else {}
+    own = title_of(before, first.header.path.stem)
+    made = {"title": options.path.stem, "merged_from": ", ".join([own, *names]), "sai_model_spec": "1.0.1"}
+    return before | {f"modelspec.{key}": value for key, value in made.items()}
+
+
+TOOL = Tool(
+    "Merge whole models into one: a weighted sum.",
+    "python tools/merge_models.py --models A B [C] --ratios 0.7 0.3 --output FILE [more flags]",
+    ModelSumOptions,
+    work,
+    required={
+        "models": "give the models: --models a.safetensors b.safetensors",
+        "output": "give the new file: --output sum.safetensors",
+    },
+    check=check,
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Merge. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    return run_tool(TOOL, words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
