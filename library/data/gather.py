@@ -29,6 +29,7 @@ class Picture(NamedTuple):
     base: str  # its name there
     caption_file: str | None = None  # the name of its caption file there
     text: str | None = None  # its caption, if a metadata file says it
+    score: float | None = None  # its aesthetic score, if a metadata file says it
 
 
 @dataclass(slots=True)
@@ -199,7 +200,8 @@ def _from_metadata(
         if directory.path not in folders:
             folders[directory.path] = _relative(directory.path, root, own)
         folder, prefix = folders[directory.path]
-        found.pictures.append(Picture(folder, prefix + base, directory, base, None, caption))
+        score = metadata.scores.get(key)
+        found.pictures.append(Picture(folder, prefix + base, directory, base, None, caption, score))
     found.pictures.sort(key=lambda picture: (str(picture.folder), picture.name))
     if twice:
         found.notes.append(f"{file}: {twice} pictures are listed twice and used once")

@@ -1,7 +1,8 @@
 """Metadata files of kohya's fine-tuning: which pictures there are and their captions, as .json or .jsonl.
 
 .json holds one object, picture -> {caption, tags}; .jsonl one object a line, {image_path, caption, tags}. Pictures are
-absolute paths or paths relative to image_dir. image_size and other keys are not used: pictures tell their own size.
+absolute paths or paths relative to image_dir. Ours is aesthetic_score, a number from 0 to 10. image_size and other keys
+are not used: pictures tell their own size.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as brief
 
 from library.data.listing import Directories, Directory, absolute, is_picture, stamp_of, stem
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
 
 _TOLD = 20  # mistakes of one file
+_BEST = 10  # score: the models whose scores train the refiner rate from 0 to 10
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file lists: picture as it is written there -> caption. `twice`: lines whose picture an earlier line has;
-    the last one counts."""
+    """What a file lists: picture as it is written there -> caption; and -> aesthetic score, for those that have one.
+    `twice`: lines whose picture an earlier line has; the last one counts."""
 
     captions: Mapping[str, str]
+    scores: Mapping[str, float]
     twice: int = 0
 
 
@@ -49,6 +53,7 @@ def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
         raise _error(path, f"is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from error
     mistakes: list[Mistake] = []
     captions: dict[str, str] = {}
+    scores: dict[str, float] = {}
     twice = 0
     entries = _lines(path, text, mistakes) if ending == ".jsonl" else _object(path, text)
     for where, key, entry in entries:
@@ -62,10 +67,18 @@ def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
                 mistakes.append(Mistake(f"{where}: {name} of {key!r} is no text", "put it into quotes"))
         twice += key in captions
         captions[key] = join(caption or "", tags or "", chosen)
+        scores.pop(key, None)
+        if (raw := entry.get("aesthetic_score")) is None:
+            continue
+        if (score := _score(raw)) is None:
+            what = f"{where}: aesthetic_score of {key!r} is {brief(raw)}, which is no number from 0 to {_BEST}"
+            mistakes.append(Mistake(what, "write one such as 6.5, or leave it out"))
+        else:
+            scores[key] = score
     if mistakes:
         more = [Mistake(f"{path}: and {len(mistakes) - _TOLD} more like these")] if len(mistakes) > _TOLD else []
         raise UserError(mistakes[:_TOLD] + more)
-    return Metadata(captions, twice)
+    return Metadata(captions, scores, twice)
 
 
 def join(caption: str, tags: str, chosen: CaptionSettings) -> str:
@@ -113,6 +126,18 @@ def _text(value: object, separator: str) -> str | None:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return separator.join(value)
     return value.replace("\r\n", "\n") if isinstance(value, str) else None
+
+
+def _score(value: object) -> float | None:
+    """A number, or the text of one, in the range of scores; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 <= value <= _BEST else None
 
 
 def _error(path: Path, what: str, remedy: str) -> UserError:

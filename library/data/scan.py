@@ -241,7 +241,7 @@ def _records(
         records.append(
             ImageRecord(
                 picture.folder, picture.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
-                header.transparent, mask,
+                header.transparent, mask, score=subset.score if picture.score is None else picture.score,
             )
         )  # fmt: skip
     if later_lines:

@@ -39,9 +39,12 @@ def record(
     dataset: int = 0,
     transparent: bool = False,
     mask: str | None = None,
+    score: float | None = None,
 ) -> ImageRecord:
     """A record as a scan would make it."""
-    return ImageRecord(path.parent, path.name, subset, dataset, size, caption, True, repeats, is_reg, transparent, mask)
+    return ImageRecord(
+        path.parent, path.name, subset, dataset, size, caption, True, repeats, is_reg, transparent, mask, score=score
+    )
 
 
 def subset(folder: Path | None, **values: Any) -> SubsetSpec:

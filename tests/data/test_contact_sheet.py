@@ -235,7 +235,7 @@ def test_every_kind_of_problem_is_told(tmp_path: Path) -> None:
     root = written(
         tmp_path,
         shown(size=(32, 48)),
-        shown(resized=(128, 96), size=(1280, 960)),
+        shown(resized=(128, 96), size=(1280, 960), offset=(32, 0), score=6.5),
         shown(captions=(ShownCaption(" ", 0),) * 3),
         shown(subset="masked", mask=white),
         shown(subset="masked"),
@@ -245,7 +245,7 @@ def test_every_kind_of_problem_is_told(tmp_path: Path) -> None:
     flags = [card.attributes["data-flags"] for card in root.all("article")]
     assert flags == ["enlarged", "cropped", "empty", "", "unmasked", "black"]
     assert "32×48 → 64×96" in root.all("article")[0].text and "enlarged 2 ×" in root.all("article")[0].text
-    assert "50 % cut away" in root.all("article")[1].text
+    assert "50 % cut away (from left 32, top 0), score 6.5" in root.all("article")[1].text
     problems = root.one("section", class_="problems")
     assert problems.one("h2").text == "6 things to look at"
     assert "the folder holds a film" in problems.text and "1 picture has no mask" in problems.text

@@ -90,7 +90,7 @@ def request_of(epoch: int, bucket: Size, samples: Sequence[Sample], first: int =
 
 def assert_same(one: Batch, other: Batch) -> None:
     assert (one.paths, one.captions) == (other.paths, other.captions)
-    for name in ("pixels", "latents", "mask", "input_ids", "weights", "sample_index", "is_reg"):
+    for name in ("pixels", "latents", "mask", "input_ids", "sizes", "score", "weights", "sample_index", "is_reg"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None and second is None) or torch.equal(first, second), name
 
@@ -105,9 +105,19 @@ def test_a_batch_holds_what_the_request_says(tmp_path: Path) -> None:
     assert batch.input_ids.shape == (2, 1, 77) and batch.input_ids.dtype == torch.int64
     assert batch.weights.tolist() == [1.0, 0.25] and batch.weights.dtype == torch.float32
     assert batch.is_reg.tolist() == [False, True]
+    assert batch.sizes.tolist() == [[64, 64, 0, 0, 64, 64], [80, 80, 0, 0, 64, 64]]
+    assert batch.sizes.dtype == torch.float32
     assert batch.sample_index.tolist() == [30, 31] and batch.sample_index.dtype == torch.int64
     assert batch.captions == ("a, b, c, d0", "a, b, c, d4")
     assert batch.paths == (str(tmp_path / "0.png"), str(tmp_path / "4.png"))
+
+
+def test_a_picture_without_a_score_has_that_of_the_run(tmp_path: Path) -> None:
+    data = with_records(dataset(tmp_path), [0, 2], score=0.0)
+    request = request_of(1, (64, 64), ((0, 0), (1, 0)))
+    score = data[request].score
+    assert score.tolist() == [7.0, 0.0] and score.dtype == torch.float32
+    assert replace(data, score=5.5)[request].score.tolist() == [5.5, 0.0]
 
 
 def test_draws_belong_to_epoch_picture_and_repeat(tmp_path: Path) -> None:

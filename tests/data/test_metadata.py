@@ -14,6 +14,8 @@ from library.options.datasets import CaptionSettings
 from library.options.mistakes import UserError
 from tests.data.pictures import dataset, save, subset
 
+NO_SCORES = ["good", "", True, [], {}, -0.1, 10.5, "11", float("nan"), "inf", 10**400]
+
 
 def write(path: Path, content: Any) -> Path:
     if path.suffix == ".jsonl":
@@ -93,6 +95,27 @@ def test_pictures_that_are_not_listed_and_twice_listed_are_told(tmp_path: Path) 
     assert "2 pictures are listed twice" in notes and "2 pictures are not used" in notes
 
 
+def test_scores_are_those_of_the_picture_else_of_the_subset(tmp_path: Path) -> None:
+    for name in "abcdef":
+        save(tmp_path / "x" / f"{name}.png")
+    scores: dict[str, Any] = {"a": 6.5, "b": " 4.25 ", "c": 0, "d": None, "e": 10}
+    entries = {name: {"caption": name, "aesthetic_score": score} for name, score in scores.items()} | {"f": {}}
+    lines = [{"image_path": "f", "aesthetic_score": 1}, *({"image_path": key, **own} for key, own in entries.items())]
+    for file in (write(tmp_path / "m.json", entries), write(tmp_path / "m.jsonl", lines)):
+        for of_subset in (None, 3.0):
+            found = run(file, tmp_path / "x", score=of_subset)
+            assert not found.mistakes
+            assert [record.score for record in found.records] == [6.5, 4.25, 0.0, of_subset, 10.0, of_subset]
+
+
+def test_an_edited_score_is_seen_by_the_next_scan(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "a.png")
+    for score in (2.0, 8.0):
+        file = write(tmp_path / "m.json", {"a.png": {"aesthetic_score": score}})
+        described = dataset(subset(tmp_path / "x", metadata_file=file, caption_source="metadata"))
+        assert [record.score for record in scan([described], tmp_path / "index").records] == [score]
+
+
 def test_a_picture_without_words_has_the_class_or_nothing(tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png")
     file = write(tmp_path / "m.json", {"a.png": {}})
@@ -124,6 +147,11 @@ def test_caption_and_tags_are_joined(caption: str, tags: str, wildcard: bool, ex
         ("m.json", "{'a': 1}", ["not valid JSON"]),
         ("m.json", "[]", ["one object of pictures"]),
         ("m.json", {"a.png": "words", "b.png": {"caption": 5}}, ["'a.png' is no object", "caption of 'b.png'"]),
+        (
+            "m.json",
+            {str(place): {"aesthetic_score": value} for place, value in enumerate(NO_SCORES)},
+            [f"aesthetic_score of '{place}' is" for place in range(len(NO_SCORES))],
+        ),
         ("m.jsonl", ["{", {"caption": "x"}, {"image_path": "a", "tags": 1}], ["line 1", "line 2", "line 3"]),
     ],
 )

@@ -375,6 +375,13 @@ def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     assert "no folder of masks" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
 
 
+def test_a_folder_s_pictures_have_its_score(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        save(tmp_path / name / "a.png", caption="a")
+    found = scan([dataset(subset(tmp_path / "x", score=6.0), subset(tmp_path / "y"))])
+    assert [record.score for record in found.records] == [6.0, None] and not found.mistakes
+
+
 def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path) -> None:
     """Some of them may have no masks, such as regularisation pictures; a file that names the folder means it."""
     for name in ("x/a.png", "y/b.png", "reg/c.png", "masks/a.png", "masks/b.png", "masks/d.png"):

@@ -100,5 +100,7 @@ def _sizes(one: Shown) -> str:
     if one.resized != one.size:
         text += " → {}×{}".format(*one.resized)
     if one.resized != one.bucket:
-        text += f", {percent(one.cut_away)} cut away"
+        text += f", {percent(one.cut_away)} cut away (from left {one.offset[0]}, top {one.offset[1]})"
+    if one.score is not None:
+        text += f", score {one.score:g}"
     return escape(text)

@@ -37,6 +37,8 @@ class Shown:
     captions: tuple[ShownCaption, ...] = ()  # of the epochs 1, 2, ...
     repeats: int = 1
     weight: float = 1.0  # of its loss
+    offset: tuple[int, int] = (0, 0)  # left and top of the crop in the scaled picture
+    score: float | None = None  # its own aesthetic score
 
     @property
     def enlarged(self) -> float:

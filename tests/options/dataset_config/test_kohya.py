@@ -30,7 +30,10 @@ LEVELS = {
     "caption_dropout_every_n_epochs": "gds", "caption_extension": "gds", "cache_info": "gds", "class_tokens": "gds",
     "image_dir": "s", "is_reg": "s", "alpha_mask": "s", "metadata_file": "s", "conditioning_data_dir": "s",
 }  # fmt: skip
-OURS = {"resolutions": "gd", "pixels_per_batch": "gd", "caption_encoding": "gds", "background": "gds"}
+OURS = {
+    "resolutions": "gd", "pixels_per_batch": "gd", "caption_encoding": "gds", "background": "gds",
+    "aesthetic_score": "gds",
+}  # fmt: skip
 
 # Key, a value as in the file, where the record has it, the record's value.
 CASES: list[tuple[str, Any, str, Any]] = [
@@ -74,6 +77,8 @@ CASES: list[tuple[str, Any, str, Any]] = [
     ("conditioning_data_dir", "masks", "subset.mask_dir", Path("masks")),
     ("caption_encoding", "shift_jis", "subset.caption_encoding", "shift_jis"),
     ("background", "#FF8000", "subset.images.background", (255, 128, 0)),
+    ("aesthetic_score", 6, "subset.score", 6.0),
+    ("aesthetic_score", 0.0, "subset.score", 0.0),
 ]
 WITHOUT_RECORD = [("network_multiplier", 1), ("custom_attributes", {}), ("cache_info", False)]
 LEVEL_NAMES = {"g": "general", "d": "dataset", "s": "subset"}

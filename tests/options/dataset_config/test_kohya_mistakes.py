@@ -113,6 +113,7 @@ IN_SUBSETS = [
     ("caption_dropout_rate token_warmup_step", "'0.1'; true; nan; inf; {}", "not a number"),
     ("caption_dropout_rate caption_tag_dropout_rate", "-0.1; 1.01; 2", "not from 0 to 1"),
     ("token_warmup_step", "-1", "not from 0 up"),
+    ("aesthetic_score", "-0.5; 10.5; 11", "not from 0 to 10"),
     ("caption_prefix class_tokens caption_extension background caption_encoding", "1; []; true", "not a text"),
     ("caption_separator caption_encoding", "''", "is empty"),
     ("caption_extension", "''; '.'; '.txt,'; ' , '", "not a file ending"),
