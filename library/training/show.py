@@ -90,4 +90,6 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         captions=tuple(ShownCaption(text, count(text)) for text in texts),
         repeats=record.repeats,
         weight=plan.options.objective.prior_loss_weight if record.is_reg else 1.0,
+        offset=exact.offset,
+        score=record.score,
     )
