@@ -21,6 +21,9 @@ CALLED_SO = (
     "resize_lora", "sdxl_merge_lora", "svd_merge_lora",
 )  # fmt: skip
 
+# Programs under names of sd-scripts: a few lines each that choose options for a recipe.
+LIKE = {"sdxl_train": ("train_db",), "fine_tune": ("train_db",), "sdxl_train_network": ("train_network",)}
+
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.options": ("library.options",),
@@ -43,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.data", "library.sampling", "library.families.registry", "library.families.family", "networks",
     ),
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
+    **{name: ("library.options", "library.training", *recipes) for name, recipes in LIKE.items()},
     "tools": ("tools", "library", "networks"),
     "gen_img": ("library", "networks"),
     "examples": ("examples", "library", "networks"),
@@ -79,6 +83,8 @@ INSTANT = (
     "library/sampling/generate.py",
     "library/training/plan*",
     "train_*.py",
+    "sdxl_train*.py",
+    "fine_tune.py",
     "gen_img.py",
     "tools/*.py",
 )

@@ -29,7 +29,6 @@ class Later:
     changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, pictures, uploads)
     neutral: tuple[Any, ...] = ()  # further values that ask for nothing
     only_with: tuple[str, ...] = ()  # means nothing unless one of these is on: "flag" or "flag=value"
-    script: str = ""  # the script it belongs to, where train_db has never had it
 
     def flag(self) -> Flag:
         """The flag as the readers of values want it."""
@@ -139,22 +138,13 @@ def _governors(later: Later, given: Mapping[str, LaterValue], values: Mapping[st
 
 
 def _refusals(refused: list[LaterValue]) -> Iterator[Mistake]:
-    """One mistake a flag; all flags of another script in one file are one error of the user, and one mistake."""
-    of_script: dict[tuple[str, str], list[LaterValue]] = {}
     for entry in refused:
-        if entry.later.script:
-            of_script.setdefault((entry.later.script, entry.origin), []).append(entry)
-            continue
         default = entry.later.default
         other = "" if default in (None, False, "") else f" or set it to its default {shown(default)}"
         yield Mistake(
             f"--{_said(entry)} ({entry.origin}) is not in this version, and ignoring it would change the weights",
             f"leave it out{other}",
         )
-    for (script, origin), entries in of_script.items():
-        names = ", ".join(f"--{_said(entry)}" for entry in entries)
-        belong, them = ("belongs", "it") if len(entries) == 1 else ("belong", "them")
-        yield Mistake(f"{names} ({origin}) {belong} to {script}, which is not in this version", f"leave {them} out")
 
 
 def _said(entry: LaterValue) -> str:

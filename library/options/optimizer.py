@@ -76,8 +76,8 @@ class OptimizerOptions:
     )
     train_text_encoder: bool = flag(
         True,
-        "Train the text encoder too. sdxl_train.py and fine_tune.py do so only where this is given, as in sd-scripts; "
-        "train_db.py unless it is false.",
+        "Train the text encoder too. As in sd-scripts, sdxl_train.py and fine_tune.py do so only where this is given; "
+        "train_db.py does unless told otherwise (--train_text_encoder=false).",
         script="train_db.py",
     )
     stop_text_encoder_training: int | None = flag(

@@ -30,18 +30,32 @@ _ONLY_ON_COMMAND_LINE = ("config_file", "output_config")
 
 @dataclass(frozen=True)
 class Program:
-    """A program that takes the options of training. `script` is its name, None: it serves all programs of training and
-    has the flags of all; `flags` are those that it has besides, by name; `unneeded` those that a training asks for and
-    it does not; `help` is what --help prints."""
+    """A program that takes the options of training. `script` says whose flags it has, by the first program of a kind,
+    None: it serves all programs of training and has the flags of all; `name` is what users start; `defaults` are values
+    that are not the usual ones where nothing is given; `flags` are those that it has besides, by name; `unneeded` those
+    that a training asks for and it does not; `help` is what --help prints."""
 
     script: str | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)
     unneeded: frozenset[str] = frozenset()
     help: Callable[[], str] = render.help_text
+    name: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-DREAMBOOTH = Program("train_db.py")
-ADAPTERS = Program("train_network.py", help=partial(render.help_text, script="train_network.py"))
+def _training(name: str, script: str, defaults: Mapping[str, object] = MappingProxyType({})) -> Program:
+    help = partial(render.help_text, script=script, name=name, defaults=defaults)
+    return Program(script, help=help, name=name, defaults=defaults)
+
+
+# As sd-scripts has it: at its train_db.py alone the text encoder is trained unless told otherwise.
+_ASKED_FOR: Mapping[str, object] = MappingProxyType({"train_text_encoder": False})
+
+DREAMBOOTH = _training("train_db.py", "train_db.py")
+ADAPTERS = _training("train_network.py", "train_network.py")
+SDXL = _training("sdxl_train.py", "train_db.py", _ASKED_FOR)
+SDXL_ADAPTERS = _training("sdxl_train_network.py", "train_network.py")
+FINE_TUNING = _training("fine_tune.py", "train_db.py", _ASKED_FOR)
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
 
     Never raises for a mistake of the user. --help prints the help and ends the program with status 0.
     """
-    known = {**FLAGS, **program.flags}
+    flags = {name: replace(flag, default=program.defaults.get(name, flag.default)) for name, flag in FLAGS.items()}
+    known = {**flags, **program.flags}
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
         _print_help(program)
@@ -78,7 +93,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     notes += _repeated(on_command_line)
     merged = {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and wins
 
-    settings = without_foreign(_own_flags(merged, known, mistakes, notes), FLAGS, program.script)
+    settings = without_foreign(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
     later_values = _later_flags(merged)
     mistakes.extend(_judge_foreign(merged, known, notes))
     settled = settle(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
@@ -191,7 +206,7 @@ def _own_flags(
     values["caption_extension"] = _with_dot(str(values["caption_extension"]))
     values["config_file"] = _with_toml(values["config_file"])
     given = frozenset(name for name, origin in origins.items() if origin != DEFAULT)
-    return Settings(values, origins, given, frozenset(faulty))
+    return Settings(values, origins, given, frozenset(faulty), defaults={name: known[name].default for name in known})
 
 
 def _later_flags(merged: Mapping[str, Given]) -> dict[str, LaterValue]:

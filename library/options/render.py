@@ -6,7 +6,9 @@ import os
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
@@ -29,29 +31,49 @@ TITLES = {
 }
 
 _USAGE = "--pretrained_model_name_or_path MODEL --train_data_dir DIR --output_dir DIR --resolution 512"
+_WHOLE = "Train all weights of a model on your pictures"
+_ADAPTER = (
+    "Train an adapter (LoRA and its relatives) on your pictures: a small file beside the model.",
+    "Needs --network_module, for example networks.lora.",
+)
+_LIKE_TRAIN_DB = (
+    "The same as train_db.py, under a name that sd-scripts has, but for one default: text encoders are trained only "
+    "with --train_text_encoder."
+)
+_LIKE_TRAIN_NETWORK = "The same as train_network.py, under the name that sd-scripts has for Stable Diffusion XL."
 _ABOUT: Mapping[str, tuple[str, ...]] = {
-    "train_db.py": ("Train all weights of a model on your pictures (DreamBooth).",),
-    "train_network.py": (
-        "Train an adapter (LoRA and its relatives) on your pictures: a small file beside the model.",
-        "Needs --network_module, for example networks.lora.",
-    ),
+    "train_db.py": (f"{_WHOLE} (DreamBooth).",),
+    "train_network.py": _ADAPTER,
+    "sdxl_train.py": (f"{_WHOLE} (Stable Diffusion XL).", _LIKE_TRAIN_DB),
+    "sdxl_train_network.py": (*_ADAPTER, _LIKE_TRAIN_NETWORK),
+    "fine_tune.py": (f"{_WHOLE} (fine-tuning).", _LIKE_TRAIN_DB),
 }
+# Flag.script -> what docs/options.md says of a flag that only one kind of training has.
+_ONLY: Mapping[str, str] = {"train_db.py": "Only for whole models.", "train_network.py": "Only for adapters."}
 
 
-def help_text(width: int | None = None, script: str = "train_db.py") -> str:
-    """What --help of a program prints. `width` in characters; not given = that of the terminal."""
+def help_text(
+    width: int | None = None,
+    script: str = "train_db.py",
+    name: str = "",
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """What --help of a program prints. `width` in characters, not given = that of the terminal; `script` says whose
+    flags it has, `name` what it is called where that is another name, `defaults` where its flags stand otherwise."""
     width = width or max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    name = name or script
     lines = [
-        *_ABOUT[script],
+        *(line for about in _ABOUT[name] for line in textwrap.wrap(about, width)),
         "",
-        f"usage: python {script} {_USAGE} [more flags]",
-        f"       python {script} --config_file options.toml [more flags]",
+        f"usage: python {name} {_USAGE} [more flags]",
+        f"       python {name} --config_file options.toml [more flags]",
     ]
     for group in GROUPS:
         lines += ["", f"{TITLES[group]}:"]
-        for flag in _flags(group):
-            if flag.script not in (None, script):
+        for known in _flags(group):
+            if known.script not in (None, script):
                 continue
+            flag = replace(known, default=defaults.get(known.name, known.default))
             lines.append(f"  --{flag.name} {_placeholder(flag)}".rstrip())
             lines += textwrap.wrap(
                 f"{flag.help}{_facts(flag)}", width - 8, initial_indent=" " * 8, subsequent_indent=" " * 8
@@ -64,14 +86,17 @@ def docs_page() -> str:
     lines = [
         "# Options of the training programs",
         "",
-        "`train_db.py` and `train_network.py` share them; what only one of them has says so.",
+        "`train_db.py` (whole models) and `train_network.py` (adapters) share them; what only one of them has says so.",
+        "`sdxl_train.py` and `fine_tune.py` have those of `train_db.py`, `sdxl_train_network.py` those of",
+        "`train_network.py`.",
         "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`);",
         "the command line beats the file. This page is made from the program (`python -m library.options.render`).",
     ]
     for group in GROUPS:
         lines += ["", f"## {TITLES[group]}", "", "| Flag | Type | Default | Meaning |", "|---|---|---|---|"]
         for flag in _flags(group):
-            meaning = f"{flag.help}{_limits(flag)}".replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+            only = f" {_ONLY[flag.script]}" if flag.script else ""
+            meaning = f"{flag.help}{_limits(flag)}{only}".replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
             lines.append(f"| `{flag.name}` | {_type(flag)} | {_default(flag)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
@@ -170,8 +195,6 @@ def _limits(flag: Flag) -> str:
     parts = []
     if flag.choices:
         parts.append(f"One of {', '.join(str(choice) for choice in flag.choices)}.")
-    if flag.script:
-        parts.append(f"Only {flag.script}.")
     if flag.aliases:
         parts.append(f"Also accepted as {', '.join(flag.aliases)}.")
     return "".join(f" {part}" for part in parts)

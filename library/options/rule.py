@@ -16,18 +16,20 @@ class Required:
     why: str
     remedy: str
     unless: tuple[str, ...] = ()
-    script: str | None = None  # the program that it holds for; None: all
+    script: str | None = None  # the kind of training that it holds for; None: all
 
 
 @dataclass(frozen=True)
 class Requires:
-    """Where `when` holds, `holds` must hold too. `flags` are those the message shows, the first one being the cause."""
+    """Where `when` holds, `holds` must hold too. `flags` are those the message shows, the first one being the cause;
+    where one of `given` stands at its default, nothing is required."""
 
     flags: tuple[str, ...]
     when: Condition
     holds: Condition
     why: str
     remedy: str
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from library.options import adapter_rules, objective_rules
+from library.options import adapter_rules, objective_rules, text_encoder_rules
 from library.options.rule import (
     Condition,
     Excludes,
@@ -156,22 +156,7 @@ REQUIRES = (
         "its entries are names in that folder",
         "add --train_data_dir with the folder of the pictures",
     ),
-    Requires(
-        ("cache_text_encoder_outputs", "learning_rate_te"),
-        on("cache_text_encoder_outputs"),
-        off("learning_rate_te"),
-        "captions that are encoded once cannot train the text encoder",
-        "take one of the two out",
-    ),
-    Requires(
-        ("cache_text_encoder_outputs_to_disk", "learning_rate_te"),
-        _both(
-            on("cache_text_encoder_outputs_to_disk"), off("cache_text_encoder_outputs")
-        ),  # else told by the row above
-        off("learning_rate_te"),
-        "captions that are encoded once cannot train the text encoder",
-        "take one of the two out",
-    ),
+    *text_encoder_rules.REQUIRES,
     *adapter_rules.REQUIRES,
 )
 
@@ -228,13 +213,7 @@ IMPLIES = (
         True,
         "cache_text_encoder_outputs_to_disk includes cache_text_encoder_outputs",
     ),
-    Implies(
-        "cache_text_encoder_outputs",
-        _both(on("cache_text_encoder_outputs"), off("network_module")),
-        "stop_text_encoder_training",
-        -1,
-        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once",
-    ),
+    *text_encoder_rules.IMPLIES,
     Implies(
         "cache_latents_to_disk",
         on("cache_latents_to_disk"),
@@ -257,6 +236,7 @@ IMPLIES = (
         "use_lion_optimizer means optimizer_type Lion",
     ),
     Implies("optimizer_type", off("optimizer_type"), "optimizer_type", "AdamW"),
+    Implies("diffusers_xformers", on("diffusers_xformers"), "xformers", True, "diffusers_xformers means xformers"),
     Implies(
         "lr_warmup_steps",
         _both(_scheduler("constant"), on("lr_warmup_steps")),
@@ -295,8 +275,11 @@ OVERRIDES = (
         for file in DATASET_FILES
         for name in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir", "class_tokens")
     ),
-    Overrides("xformers", "sdpa", "one attention is used: xformers", (False,)),
-    Overrides("xformers", "mem_eff_attn", "one attention is used: xformers", (False,)),
+    *(
+        Overrides(winner, loser, "one attention is used: xformers", (False,))
+        for winner in ("xformers", "diffusers_xformers")
+        for loser in ("sdpa", "mem_eff_attn")
+    ),
     Overrides(
         "sdpa", "mem_eff_attn", "one attention is used: sdpa, which needs as little memory and is faster", (False,)
     ),
@@ -358,6 +341,7 @@ TOLD = (
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder needs none",
     ),
+    *text_encoder_rules.TOLD,
     *adapter_rules.TOLD,
     *objective_rules.TOLD,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from library.options.convert import shown
 from library.options.mistakes import Mistake
@@ -28,6 +28,7 @@ class Settings:
     faulty: frozenset[str] = frozenset()  # flags whose value could not be read: no rule judges the default in its place
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
+    defaults: Mapping[str, object] = field(default_factory=dict)  # of the program that runs
 
     def said(self, name: str) -> str:
         """A flag as messages show it: name, value, origin."""
@@ -46,7 +47,7 @@ def settle(
     settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: str | None = None
 ) -> Settings:
     """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
-    for those `unneeded`; `script` is the program that runs.
+    for those `unneeded`; `script` says which kind of training runs (Program.script).
 
     Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the pictures, the
     optimiser) judges something sound and does not tell the same mistake again.
@@ -72,7 +73,7 @@ def settle(
 def _at_default(settings: Settings, name: str) -> Settings:
     return replace(
         settings,
-        values={**settings.values, name: FLAGS[name].default},
+        values={**settings.values, name: settings.defaults.get(name, FLAGS[name].default)},
         origins={**settings.origins, name: DEFAULT},
         given=settings.given - {name},
     )
@@ -95,7 +96,8 @@ def _missing(settings: Settings, unneeded: Collection[str], script: str | None) 
 
 def _unmet(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in REQUIRES:
-        if settings.faulty.isdisjoint(row.flags) and row.when(settings.values) and not row.holds(settings.values):
+        applies = settings.faulty.isdisjoint(row.flags) and settings.given.issuperset(row.given)
+        if applies and row.when(settings.values) and not row.holds(settings.values):
             what = f"{' with '.join(settings.said(name) for name in row.flags)}: {row.why}"
             yield row.flags[0], Mistake(what, row.remedy)
 

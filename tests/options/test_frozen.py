@@ -8,6 +8,7 @@ import json
 import pytest
 
 from library.options.later import LATER
+from library.options.parse import DREAMBOOTH, FINE_TUNING, SDXL
 from library.options.recipes import FLAGS, GROUPS, TrainOptions
 
 # name, type, default (JSON), choices: the command line of kohya's scripts (sd-scripts), mid-2026
@@ -184,19 +185,19 @@ validation_split float 0.0
 wandb_api_key str null
 wandb_run_name str null
 zero_terminal_snr bool false
+# SDXL (block_lr there is the text of such a list)
+block_lr list[float] null
+diffusers_xformers bool false
+disable_mmap_load_safetensors bool false
+learning_rate_te1 float null
+learning_rate_te2 float null
+train_text_encoder bool false
 """  # noqa: E501
 LATER_VERSIONS = """
 # data
 cache_info bool false
 persistent_data_loader_workers bool false
 dataset_class str null
-# SDXL
-block_lr str null
-diffusers_xformers bool false
-disable_mmap_load_safetensors bool false
-learning_rate_te1 float null
-learning_rate_te2 float null
-train_text_encoder bool false
 # processes and faults
 async_upload bool false
 ddp_gradient_as_bucket_view bool false
@@ -232,7 +233,8 @@ OUR_OWN = (
     *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise"),
     *("cache_format", "multires_noise_scaling", "timestep_bias_strategy", "timestep_bias_multiplier"),
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
-    *("base_precision", "sample_batch_size"),
+    *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
+    *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
 )
 
 KINDS = {
@@ -262,7 +264,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 170 and len(rows(LATER_VERSIONS)) == 36
+    assert len(rows(THIS_VERSION)) == 176 and len(rows(LATER_VERSIONS)) == 30
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
     assert set(LATER) == set(rows(LATER_VERSIONS))
@@ -272,9 +274,10 @@ def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> No
 def test_types_defaults_and_choices_of_this_version(name: str) -> None:
     kind, default, choices = KNOWN[name]
     flag = FLAGS[name]
+    ours = SDXL.defaults.get(name, flag.default)
     assert flag.kind in KINDS[kind]
-    assert flag.default == (() if kind.startswith("list") else default)
-    assert type(flag.default) is type(default) or default is None
+    assert ours == (() if kind.startswith("list") else default)
+    assert type(ours) is type(default) or default is None
     if choices:
         assert [str(choice) for choice in flag.choices] == choices
 
@@ -290,6 +293,12 @@ def test_the_default_of_the_text_encoder_rate_and_our_own_flags() -> None:
     options = TrainOptions()
     assert options.optimizer.learning_rate_te is None
     assert not (options.run.dry_run or options.run.strict or options.saving.write_inference_yaml)
+
+
+def test_programs_differ_by_whether_the_text_encoder_is_trained_unasked() -> None:
+    """sd-scripts: train_db.py trains it and has no flag for it, sdxl_train.py and fine_tune.py have --train_text_encoder."""
+    assert FLAGS["train_text_encoder"].default is True and not DREAMBOOTH.defaults
+    assert SDXL.defaults == FINE_TUNING.defaults == {"train_text_encoder": False}
 
 
 def test_options_are_frozen_and_every_field_is_one_flag_of_one_group() -> None:
@@ -308,6 +317,16 @@ def test_every_flag_has_a_sentence(name: str) -> None:
 def test_what_flags_ask_of_a_family() -> None:
     """The words that families declare; a flag with another word would be refused by all of them."""
     assert {flag.name: flag.needs for flag in FLAGS.values() if flag.needs} == {
+        "text_projection": "pooled",
+        "empty_caption": "pooled",
+        "crop_conditioning": "size_conditioning",
+        "data_aesthetic_score": "aesthetic_score",
+        "no_token_padding": "unpadded",
+        "refiner_training_strength": "hand_over",
+        "refiner_training_invert_schedule": "hand_over",
+        "learning_rate_te1": "text_encoder_rates",
+        "learning_rate_te2": "text_encoder_rates",
+        "block_lr": "block_lr",
         "v2": "v2",
         "min_snr_gamma": "snr",
         "clip_skip": "clip_skip",

@@ -70,7 +70,7 @@ def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
         ("dataset_class", '"my.Dataset"', '"my.Dataset"'),
         ("fp8_base", "true", "true"),
         ("resume_from_huggingface", "true", "true"),
-        ("learning_rate_te1", "1e-6", "1e-06"),
+        ("fp8_base_unet", "true", "true"),
     ],
 )
 def test_what_would_change_the_weights_is_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
