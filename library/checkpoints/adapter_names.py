@@ -17,8 +17,9 @@ class AdapterPart:
     `module` is the attribute of the model (unet, text_encoder), `group` the name of its learning rate in logs (unet,
     text_encoder1), `prefix` begins its names in files. In modules of the classes `containers` all Linear and 1x1 Conv2d
     layers are reached; with a rank for convolutions also those in `conv_containers`: 3x3 with that rank, the others
-    with the usual one. `to_file` turns a layer's path into its path in files (both with dots), and `block` tells the
-    block of a path in a file, 0 to `blocks` - 1 (--network_args block_dims=…); None: not divided into blocks.
+    with the usual one. `rename` turns a layer's path into its path in files (both with dots; ValueError for what is no
+    layer of such a module), and `level` goes before that where files have a level more than the module. `block` tells
+    the block of a path in a file, 0 to `blocks` - 1 (--network_args block_dims=…); None: not divided into blocks.
     """
 
     module: str
@@ -26,9 +27,14 @@ class AdapterPart:
     prefix: str
     containers: frozenset[str]
     conv_containers: frozenset[str] = frozenset()
-    to_file: Callable[[str], str] = str
+    rename: Callable[[str], str] = str
+    level: str = ""
     block: Callable[[str], int] | None = None
     blocks: int = 0
+
+    def to_file(self, path: str) -> str:
+        """A layer's path in files."""
+        return self.level + self.rename(path)
 
     def name(self, path: str) -> str:
         """The name of a layer in files: `lora_unet_mid_block_attentions_0_proj_in`."""

@@ -20,7 +20,8 @@ from library.checkpoints.lazy import LazyTensor, stacked
 # parameter   the names are whole keys
 # conv 1x1    a module whose weight is Linear (2-D) in diffusers and a 1x1 convolution (4-D) in original files
 # stacked     whole keys; query, key and value are one tensor in original files
-Form = Literal["module", "parameter", "conv 1x1", "stacked"]
+# transposed  whole keys; a bare matrix (in, out) in original files that is a Linear's weight (out, in) in diffusers
+Form = Literal["module", "parameter", "conv 1x1", "stacked", "transposed"]
 _STACKED = "{q,k,v}"
 _LISTED = 8  # as many keys as an error names
 
@@ -87,7 +88,7 @@ def expand(rows: Iterable[Row], sizes: Sizes) -> tuple[Rule, ...]:
 def _rules(diffusers: str, original: str, form: Form) -> list[Rule]:
     if form == "stacked":
         return [Rule(tuple(diffusers.replace(_STACKED, letter) for letter in "qkv"), original, form)]
-    if form == "parameter":
+    if form in ("parameter", "transposed"):
         return [Rule((diffusers,), original, form)]
     return [
         Rule((f"{diffusers}.{leaf}",), f"{original}.{leaf}", form if leaf == "weight" else "module")
@@ -110,6 +111,12 @@ def flat_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
+def _transposed(tensor: LazyTensor, where: str) -> LazyTensor:
+    if len(tensor.shape) != 2:
+        raise CheckpointError(f"{where}: is no matrix but has the shape {tensor.shape}. The file is damaged.")
+    return tensor.transposed()
+
+
 def to_diffusers(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where: str) -> dict[str, LazyTensor]:
     """Rename from the original layout. `where` begins the message of a CheckpointError about keys without a rule."""
     by_name = {rule.original: rule for rule in rules}
@@ -122,6 +129,8 @@ def to_diffusers(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where
             renamed.update({key: tensor.rows(n * third, (n + 1) * third) for n, key in enumerate(rule.diffusers)})
         elif rule.form == "conv 1x1":
             renamed[rule.diffusers[0]] = tensor.reshape(flat_shape(tensor.shape))
+        elif rule.form == "transposed":
+            renamed[rule.diffusers[0]] = _transposed(tensor, f"{where}: {name}")
         else:
             renamed[rule.diffusers[0]] = tensor
     return renamed
@@ -140,5 +149,7 @@ def to_original(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where:
         tensor = stacked(parts) if rule.form == "stacked" else parts[0]
         if rule.form == "conv 1x1" and len(tensor.shape) == 2:
             tensor = tensor.reshape((*tensor.shape, 1, 1))
+        elif rule.form == "transposed":
+            tensor = _transposed(tensor, f"{where}: {rule.diffusers[0]}")
         renamed[rule.original] = tensor
     return renamed

@@ -69,6 +69,11 @@ class LazyTensor:
             return self
         return LazyTensor(TensorInfo(self.dtype, shape), lambda: self.load().reshape(shape))
 
+    def transposed(self) -> LazyTensor:
+        """A matrix with rows and columns changed over, (a, b) -> (b, a)."""
+        a, b = self.shape
+        return LazyTensor(TensorInfo(self.dtype, (b, a)), lambda: self.load().T.contiguous())
+
     def rows(self, start: int, end: int) -> LazyTensor:
         """Rows start..end-1 of the first dimension."""
         shape = (end - start, *self.shape[1:])

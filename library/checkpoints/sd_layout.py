@@ -1,15 +1,17 @@
-"""Stable Diffusion 1 and 2: one original file <-> U-Net, VAE and text encoder as diffusers and transformers name them.
+"""Stable Diffusion 1, 2, XL and XL's refiner: one original file <-> U-Net, VAE and text encoders as diffusers and
+transformers name them.
 
 Levels, blocks, attentions and depth are read from the names, so a miniature takes the path of the real model.
-Text encoder names have the `text_model.` level here, whatever the file has.
+Parts are called as diffusers calls their folders. Text encoder names have the `text_model.` level here, whatever the
+file has.
 Counts of the real models: formats of CompVis/stable-diffusion and Stability-AI/stablediffusion (686 + 248 + 196 or 294
-keys).
+keys), Stability-AI/generative-models (SDXL 1680 + 248 + 196 + 390, refiner 1220 + 248 + 390).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,19 +70,59 @@ def clip_sizes(names: Iterable[str], side: Side) -> Sizes:
     return Sizes({"n": layers}, {})
 
 
+_POSITION_IDS = r"(?:.*\.)?position_ids"
+
+
+def with_text_model(name: str) -> str:
+    """A text encoder's name with the `text_model.` level, which transformers 5 and some files leave out."""
+    return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
+
+
+def modern_text_name(name: str) -> str | None:
+    """A text encoder's diffusers name with the `text_model.` level; None for a buffer that is no weight."""
+    return None if re.fullmatch(_POSITION_IDS, name) else with_text_model(name)
+
+
+def modern_vae_name(name: str) -> str:
+    """A diffusers VAE name with today's names of the attention layers (to_q, ...)."""
+    *path, module, leaf = name.split(".")
+    if path and path[-1].isdigit() and "attentions" in path:
+        module = vae_sd.OLD_DIFFUSERS.get(module, module)
+    return ".".join([*path, module, leaf])
+
+
 @dataclass(frozen=True)
 class Part:
-    """A part of an original file: its prefix, its table, and a pattern of keys that no module takes but files keep."""
+    """A part of an original file.
+
+    name, prefix  its folder in a diffusers model; what its keys begin with in an original file
+    rows          its table; `variants` spells some of the same tensors as a few files do
+    kept          pattern of keys that no module takes but files keep
+    modern        a name of any diffusers or transformers version -> today's; None is left out
+    bare          its original keys may lack the `text_model.` level
+    spare_layer   it has one layer more in the file than in the model (SD2 uses the penultimate one's output)
+    """
 
     name: str
     prefix: str
     rows: tuple[Row, ...]
     sizes: Callable[[Iterable[str], Side], Sizes]
     kept: str = r"(?!)"
+    variants: tuple[Row, ...] = ()
+    modern: Callable[[str], str | None] = str
+    bare: bool = False
+    spare_layer: bool = False
 
-    def rules(self, names: Iterable[str], side: Side) -> tuple[Rule, ...]:
-        """The renames for a model with these names (of one layout, without prefix)."""
-        return expand(self.rows, self.sizes(names, side))
+    def rules(self, names: Iterable[str], side: Side, known: Collection[str] = ()) -> tuple[Rule, ...]:
+        """The renames for a model with these names (of one layout, without prefix).
+
+        `known`: the full names of an original file, whose spelling is taken where there are two.
+        """
+        sizes = self.sizes(names, side)
+        spelled = {
+            rule.diffusers: rule for rule in expand(self.variants, sizes) if self.prefix + rule.original in known
+        }
+        return tuple(spelled.get(rule.diffusers, rule) for rule in expand(self.rows, sizes))
 
 
 @dataclass(frozen=True)
@@ -89,37 +131,69 @@ class Layout:
 
     kept      pattern of keys outside the parts that every file of the kind may have; others are kept too, but noted
     ignored   pattern of keys that are left out (counted in a note)
-    spare_layer  the text encoder has one layer more in the file than in the model (SD2 uses the penultimate one's
-    output)
     """
 
     parts: tuple[Part, ...]
     kept: str
     ignored: str
-    spare_layer: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its parts."""
+        return tuple(part.name for part in self.parts)
+
+
+def _clip_hf(prefix: str) -> Part:
+    """OpenAI's CLIP behind transformers' names."""
+    kept = rf"{_POSITION_IDS}|text_projection\.weight|logit_scale"
+    return Part("text_encoder", prefix, clip_hf.ROWS, clip_sizes, kept, modern=modern_text_name, bare=True)
+
+
+def _open_clip(prefix: str) -> Part:
+    """OpenCLIP with the projection of its pooled state, as SDXL and its refiner use it."""
+    return Part(
+        "text_encoder_2",
+        prefix,
+        clip_open.PROJECTED_ROWS,
+        clip_sizes,
+        kept=rf"{_POSITION_IDS}|logit_scale|attn_mask",  # the position_ids are ComfyUI's
+        variants=clip_open.LINEAR_PROJECTION,
+        modern=modern_text_name,
+    )
 
 
 UNET = Part("unet", "model.diffusion_model.", unet_sd.ROWS, unet_sizes)
-VAE = Part("vae", "first_stage_model.", vae_sd.ROWS, vae_sizes)
-_POSITION_IDS = r"(?:.*\.)?position_ids"
-CLIP_HF = Part(
-    "text_encoder",
-    "cond_stage_model.transformer.",
-    clip_hf.ROWS,
-    clip_sizes,
-    rf"{_POSITION_IDS}|text_projection\.weight|logit_scale",
-)
+UNET_XL = replace(UNET, rows=unet_sd.XL_ROWS)
+VAE = Part("vae", "first_stage_model.", vae_sd.ROWS, vae_sizes, modern=modern_vae_name)
 CLIP_OPEN = Part(
-    "text_encoder", "cond_stage_model.model.", clip_open.ROWS, clip_sizes, r"text_projection|logit_scale|attn_mask"
+    "text_encoder",
+    "cond_stage_model.model.",
+    clip_open.ROWS,
+    clip_sizes,
+    kept=r"text_projection|logit_scale|attn_mask",
+    modern=modern_text_name,
+    spare_layer=True,
 )
 
 _BUFFERS = (
     r"betas|(?:sqrt_|log_)?(?:one_minus_)?alphas_cumprod(?:_prev)?|sqrt_recip(?:m1)?_alphas_cumprod|posterior_\w+|logvar|log_var"
-    r"|cond_stage_model\.logit_scale|lvlb_weights|scale_factor"
+    r"|cond_stage_model\.logit_scale|lvlb_weights|scale_factor|denoiser\.(?:log_)?sigmas"
+    r"|v_pred|ztsnr"  # marks of what the U-Net predicts (prediction_marks.py)
 )
 _LEFT_OUT = r"model_ema\..*|first_stage_model\.loss\..*|loss\..*"
-SD1 = Layout((UNET, VAE, CLIP_HF), _BUFFERS, _LEFT_OUT)
-SD2 = Layout((UNET, VAE, CLIP_OPEN), _BUFFERS, _LEFT_OUT, spare_layer=True)
+SD1 = Layout((UNET, VAE, _clip_hf("cond_stage_model.transformer.")), _BUFFERS, _LEFT_OUT)
+SD2 = Layout((UNET, VAE, CLIP_OPEN), _BUFFERS, _LEFT_OUT)
+SDXL = Layout(
+    (
+        UNET_XL,
+        VAE,
+        _clip_hf("conditioner.embedders.0.transformer."),
+        _open_clip("conditioner.embedders.1.model."),
+    ),
+    _BUFFERS,
+    _LEFT_OUT,
+)
+REFINER = Layout((UNET_XL, VAE, _open_clip("conditioner.embedders.0.model.")), _BUFFERS, _LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -142,28 +216,15 @@ class Joined:
     notes: tuple[str, ...]
 
 
-def with_text_model(name: str) -> str:
-    """A text encoder's name with the `text_model.` level, which transformers 5 and some files leave out."""
-    return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
-
-
-def modern_vae_name(name: str) -> str:
-    """A diffusers VAE name with today's names of the attention layers (to_q, ...)."""
-    *path, module, leaf = name.split(".")
-    if path and path[-1].isdigit() and "attentions" in path:
-        module = vae_sd.OLD_DIFFUSERS.get(module, module)
-    return ".".join([*path, module, leaf])
-
-
-def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] = ("unet", "vae", "text_encoder")) -> Split:
-    """Take a checkpoint apart by names; no tensor is read before its load() is called.
+def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] | None = None) -> Split:
+    """Take a checkpoint apart by names, all of it or some parts; no tensor is read before its load() is called.
 
     The reader may be of an original file or of a diffusers folder. Shapes are those of diffusers' modules, with one
     exception: the U-Net's proj_in and proj_out stay 4-D or 2-D as the file has them. Raises CheckpointError if a wanted
     part is missing or a key of a part has no rule.
     """
     lazy = {name: LazyTensor(info, partial(reader.get, name)) for name, info in reader.header.tensors.items()}
-    wanted = set(parts)
+    wanted = set(layout.names if parts is None else parts)
     if reader.header.kind == "diffusers":
         return Split(
             {part.name: _from_folder(lazy, part, reader.header) for part in layout.parts if part.name in wanted}, {}, ()
@@ -176,7 +237,7 @@ def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] = ("
     for part in layout.parts:
         inner = {name.removeprefix(part.prefix): lazy.pop(name) for name in list(lazy) if name.startswith(part.prefix)}
         if part.name in wanted:
-            found[part.name], extra = _from_original(inner, part, layout, str(reader.header.path))
+            found[part.name], extra = _from_original(inner, part, str(reader.header.path))
             kept.update({part.prefix + name: tensor for name, tensor in extra.items()})
     notes = []
     if ignored:
@@ -189,7 +250,7 @@ def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] = ("
 
 
 def _from_original(
-    inner: dict[str, LazyTensor], part: Part, layout: Layout, where: str
+    inner: dict[str, LazyTensor], part: Part, where: str
 ) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
     """(diffusers name -> tensor, kept: name as in the file -> tensor) of one part."""
     if not inner:
@@ -197,7 +258,7 @@ def _from_original(
             f"{where}: has no {part.name} (no key begins with {part.prefix}). Give a file of the whole model."
         )
     spare = ""
-    if layout.spare_layer and part.name == "text_encoder":
+    if part.spare_layer:
         spare = f"transformer.resblocks.{part.sizes(inner, 'original').counters['n'] - 1}."
     extra = {
         name: tensor
@@ -205,9 +266,10 @@ def _from_original(
         if re.fullmatch(part.kept, name) or (spare and name.startswith(spare))
     }
     named = {name: tensor for name, tensor in inner.items() if name not in extra}
-    if part.name == "text_encoder":
+    if part.bare:
         named = {with_text_model(name): tensor for name, tensor in named.items()}
-    return keymap.to_diffusers(named, part.rules(named, "original"), f"{where}: {part.name}"), extra
+    rules = part.rules(named, "original", [part.prefix + name for name in named])
+    return keymap.to_diffusers(named, rules, f"{where}: {part.name}"), extra
 
 
 def _from_folder(lazy: Mapping[str, LazyTensor], part: Part, header: Header) -> dict[str, LazyTensor]:
@@ -219,18 +281,17 @@ def _from_folder(lazy: Mapping[str, LazyTensor], part: Part, header: Header) -> 
 
 def diffusers_names(named: Mapping[str, LazyTensor], part: Part, where: str) -> dict[str, LazyTensor]:
     """A part in any diffusers naming, old or new -> today's names. Raises CheckpointError for keys without a rule."""
-    if part.name == "vae":
-        named = {modern_vae_name(name): tensor for name, tensor in named.items()}
-    if part.name == "text_encoder":
-        named = {
-            with_text_model(name): tensor for name, tensor in named.items() if not re.fullmatch(_POSITION_IDS, name)
-        }
+    named = _modern(named, part)
     rules = part.rules(named, "diffusers")
     keymap.to_original(named, rules, where)  # only to refuse what has no rule
     flat = {rule.diffusers[0] for rule in rules if rule.form == "conv 1x1"}
     return {
         name: tensor.reshape(flat_shape(tensor.shape)) if name in flat else tensor for name, tensor in named.items()
     }
+
+
+def _modern(named: Mapping[str, LazyTensor], part: Part) -> dict[str, LazyTensor]:
+    return {name: tensor for given, tensor in named.items() if (name := part.modern(given)) is not None}
 
 
 def to_original(
@@ -243,7 +304,7 @@ def to_original(
     """Put an original file together: the inverse of to_diffusers.
 
     like    header of the file that the model came from: its conventions are kept (4-D or 2-D projections, the
-    `text_model.` level)
+    `text_model.` level, a projection as a Linear's weight)
     dtype   "F32", "F16" or "BF16" for the floats of the parts; None leaves them. Kept tensors stay as they are
     For SD2 from a diffusers folder the text encoder's last layer, text_projection and logit_scale are made up, with a
     note.
@@ -254,11 +315,9 @@ def to_original(
     for part in layout.parts:
         if part.name not in parts:
             continue
-        named = {name: LazyTensor.of(tensor) for name, tensor in parts[part.name].items()}
-        if part.name == "text_encoder":
-            named = {with_text_model(name): t for name, t in named.items() if not re.fullmatch(_POSITION_IDS, name)}
-        original = keymap.to_original(named, part.rules(named, "diffusers"), part.name)
-        if layout.spare_layer and part.name == "text_encoder":
+        named = _modern({name: LazyTensor.of(tensor) for name, tensor in parts[part.name].items()}, part)
+        original = keymap.to_original(named, part.rules(named, "diffusers", known), part.name)
+        if part.spare_layer:
             made = _spare_text_tensors(original, part, kept)
             notes = (_MADE_NOTE.format(len(made)),) if made else ()
             original.update(made)

@@ -1,8 +1,9 @@
-"""U-Net of Stable Diffusion 1 and 2: diffusers' module names | names in original files.
+"""U-Net of Stable Diffusion 1, 2, XL and XL's refiner: diffusers' module names | names in original files.
 
 Letters: i level, j residual block of a level on the way down, k on the way up, d transformer block; s = residual blocks
 of a level on the way up, u(i) = place of the upsampler (after the attention, where level i has one).
-Source: CompVis/stable-diffusion ldm/modules/diffusionmodules/openaimodel.py and diffusers' UNet2DConditionModel.
+Source: CompVis/stable-diffusion ldm/modules/diffusionmodules/openaimodel.py, Stability-AI/generative-models
+sgm/modules/diffusionmodules/openaimodel.py (label_emb) and diffusers' UNet2DConditionModel.
 """
 
 from __future__ import annotations
@@ -50,4 +51,11 @@ ROWS: tuple[Row, ...] = (
     Row("up_blocks.{i}.upsamplers.0.conv", "output_blocks.{s*i+s-1}.{u}.conv"),
     Row("conv_norm_out", "out.0"),
     Row("conv_out", "out.2"),
+)
+
+# XL and its refiner are told more of a picture: the pooled caption, sizes and crop.
+XL_ROWS: tuple[Row, ...] = (
+    *ROWS,
+    Row("add_embedding.linear_1", "label_emb.0.0"),
+    Row("add_embedding.linear_2", "label_emb.0.2"),
 )
