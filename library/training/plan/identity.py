@@ -65,4 +65,5 @@ def _settings(pictures: Pictures) -> Iterator[str]:
 
 
 def _line(record: ImageRecord) -> str:
-    return f"{record.dataset}|{record.key}|{record.size}|{record.repeats}|{record.caption}|{record.mask}"
+    line = f"{record.dataset}|{record.key}|{record.size}|{record.repeats}|{record.caption}|{record.mask}"
+    return line if record.score is None else f"{line}|{record.score}"  # data without scores keep their fingerprint
