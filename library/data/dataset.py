@@ -103,7 +103,7 @@ class TrainingDataset(Dataset[Batch]):
             input_ids=input_ids,
             token_weights=token_weights,
             sizes=self._sizes(request, shown),
-            score=torch.tensor([self.score if record.score is None else record.score for record in records]),
+            score=torch.tensor([self.pictures.score(index, self.score) for index, _ in request.samples]).float(),
             weights=torch.tensor([self.prior_loss_weight if record.is_reg else 1.0 for record in records]),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
             is_reg=torch.tensor([record.is_reg for record in records]),

@@ -56,6 +56,11 @@ class PictureReader:
         chance."""
         return sizes_of(self.geometry(index) if shown is None else shown, self.records[index].size, mode)
 
+    def score(self, index: int, of_run: float) -> float:
+        """The aesthetic score that a model is told of the record: its own or its subset's, else that of the run."""
+        own = self.records[index].score
+        return of_run if own is None else own
+
     def source(self, index: int) -> Source:
         """All that the cached latents of a record depend on besides its bytes and the VAE."""
         record = self.records[index]
