@@ -1,4 +1,4 @@
-"""The files that front-ends write for DreamBooth on Stable Diffusion 1 and 2 are accepted as they are."""
+"""The files that front-ends write are accepted as they are, by the program that they start with them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from library.options.parse import Parsed, parse
+from library.options.dataset_config.convert import BUILT_IN
+from library.options.dataset_config.kohya import read_kohya
+from library.options.parse import ADAPTERS, SDXL, SDXL_ADAPTERS, Parsed, Program, parse
+
+FILES = Path(__file__).parents[1] / "frontend_files"
 
 # kohya_ss writes all keys of its form, sorted; ints for floats, 0/1 for some switches.
 KOHYA_SS = """
@@ -200,3 +204,61 @@ def test_lora_scripts(tmp_path: Path, preview: str) -> None:
     assert options.saving.output_dir == Path("output") and options.optimizer.lr_warmup_steps == 0
     assert any("255" in note and "225" in note for note in parsed.notes)
     assert len(parsed.notes) == 1
+
+
+# --- files as their front-ends wrote them, and the program that they start ---
+
+
+def parse_written(name: str, program: Program, *words: str) -> Parsed:
+    return parse(["--config_file", str(FILES / f"{name}.toml"), *words], program)
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "told"),
+    [
+        ("kohya_ss_dreambooth_sdxl", SDXL, ()),
+        ("kohya_ss_lora_sdxl", SDXL_ADAPTERS, ()),
+        ("kohya_ss_lora_sd21_v", ADAPTERS, ()),
+        ("lora_scripts_dreambooth_sdxl_finetune", SDXL, ("max_token_length",)),
+        ("lora_scripts_lora_sdxl_master_default", SDXL_ADAPTERS, ("max_token_length", "text_encoder_lr")),
+    ],
+)
+def test_a_file_as_it_was_written(name: str, program: Program, told: tuple[str, ...]) -> None:
+    parsed = parse_written(name, program)
+    assert parsed.mistakes == ()
+    assert len(parsed.notes) == len(told) and all(map(str.__contains__, parsed.notes, told)), parsed.notes
+
+
+def test_what_front_ends_say_of_two_text_encoders() -> None:
+    kohya_ss = parse_written("kohya_ss_dreambooth_sdxl", SDXL).options
+    lora_scripts = parse_written("lora_scripts_dreambooth_sdxl_finetune", SDXL).options
+    assert kohya_ss.optimizer.train_text_encoder and lora_scripts.optimizer.train_text_encoder
+    rates = [(one.optimizer.learning_rate_te1, one.optimizer.learning_rate_te2) for one in (kohya_ss, lora_scripts)]
+    assert rates == [(4e-7, 0.0), (5e-7, 5e-7)]
+    assert parse_written("kohya_ss_lora_sdxl", SDXL_ADAPTERS).options.adapter.text_encoder_lr == (1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("program", [ADAPTERS, SDXL_ADAPTERS], ids=lambda program: program.name)
+@pytest.mark.parametrize(("kind", "told"), [("default", 0), ("full", 1)])
+def test_lora_easy_training_scripts_name_a_file_for_each_half(kind: str, told: int, program: Program) -> None:
+    dataset = FILES / f"lets_{kind}_dataset.toml"
+    parsed = parse_written(f"lets_{kind}_config", program, f"--dataset_config={dataset}")
+    assert parsed.mistakes == () and len(parsed.notes) == told
+    assert all("lr_scheduler_type" in note for note in parsed.notes), "keys of its own are passed over"
+    assert parsed.options.dataset.dataset_config == dataset
+
+
+@pytest.mark.parametrize(("kind", "subsets"), [("default", 1), ("full", 2)])
+def test_the_dataset_files_of_lora_easy_training_scripts(kind: str, subsets: int) -> None:
+    described = read_kohya(FILES / f"lets_{kind}_dataset.toml", BUILT_IN, masked_loss=False)
+    assert not described.mistakes and not described.notes
+    (dataset,) = described.datasets
+    assert len(dataset.subsets) == subsets and dataset.subsets[0].repeats == 20
+    if kind == "full":
+        assert dataset.buckets.resolution == (512, 768) and dataset.batch_size == 2
+        assert dataset.subsets[0].images.flip and dataset.subsets[1].is_reg
+
+
+def test_a_project_that_users_share_is_no_file_of_options() -> None:
+    parsed = parse_written("lets_gui_saved_project", ADAPTERS)
+    assert any("a front-end's saved project" in mistake.remedy for mistake in parsed.mistakes)

@@ -296,7 +296,7 @@ def test_the_default_of_the_text_encoder_rate_and_our_own_flags() -> None:
 
 
 def test_programs_differ_by_whether_the_text_encoder_is_trained_unasked() -> None:
-    """sd-scripts: train_db.py trains it and has no flag for it, sdxl_train.py and fine_tune.py have --train_text_encoder."""
+    """In sd-scripts train_db.py trains it and has no flag for it; the other two have --train_text_encoder."""
     assert FLAGS["train_text_encoder"].default is True and not DREAMBOOTH.defaults
     assert SDXL.defaults == FINE_TUNING.defaults == {"train_text_encoder": False}
 
