@@ -51,7 +51,7 @@ def convert(source: Path, target: Path, to: str | None) -> str:
     from networks.formats.read_write import read_lora, write_lora
 
     with told_to_user(source):
-        lora, found = read_lora(source, FAMILIES[0].adapters)  # all families have the same names so far
+        lora, found = read_lora(source, *(family.adapters for family in FAMILIES))
         wanted = next((name for name in FORMATS if name == to), "diffusers" if found == "kohya" else "kohya")
         place = write_lora(target, lora, wanted)
     by_module: dict[str, int] = {}

@@ -3,11 +3,15 @@ prefix of the text encoder that a model with a single one has (so ComfyUI reads 
 
 from __future__ import annotations
 
-from library.checkpoints.adapter_names import AdapterPart
-from library.families.sdxl_adapters import TEXT_CONTAINERS, UnetNames, unet_part
+from functools import partial
 
-# four levels; the first on the way up has no attention before its upsampler
-_NAMES = UnetNames(levels=4, depth=4, upsamplers=(1, 2, 2))
+from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.tables import unet_sd
+from library.families.layer_names import UnetNames, text_layers
+from library.families.sd_adapters import TEXT_CONTAINERS
+from library.families.sdxl_adapters import OPENCLIP_LAYERS, unet_part
+
+_NAMES = UnetNames(unet_sd.XL_ROWS, depths=(0, 4, 4, 0), middle=4)
 BLOCKS = _NAMES.blocks  # 29: 0 embeddings, 1 to 12 input, 13 to 15 middle, 16 to 27 output, 28 what comes out
 
 REFINER_ADAPTERS = (
@@ -16,6 +20,7 @@ REFINER_ADAPTERS = (
         group="text_encoder1",
         prefix="lora_te",
         containers=TEXT_CONTAINERS,
+        layers=partial(text_layers, OPENCLIP_LAYERS),
     ),
     unet_part(_NAMES),
 )

@@ -4,16 +4,18 @@ networks/lora.py: diffusers' names for the U-Net, transformers' names before 5 f
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.tables import unet_sd
+from library.families.layer_names import UnetNames, text_layers
 
+TEXT_LEVEL = "text_model."  # files have it, transformers 5 has not
+TEXT_CONTAINERS = frozenset({"CLIPAttention", "CLIPMLP"})
+UNET_CONTAINERS = frozenset({"Transformer2DModel"})
+CONV_CONTAINERS = frozenset({"ResnetBlock2D", "Downsample2D", "Upsample2D"})
 BLOCKS = 25  # 0 unused, 1 to 11 down, 12 middle, 13 to 24 up
 _LEVEL = re.compile(r"(down|up)_blocks\.(\d)\.(\w+?)\.(\d)")
-
-
-def text_path(path: str) -> str:
-    """A layer's path with the level that files have and transformers 5 has not."""
-    return f"text_model.{path}"
 
 
 def unet_block(path: str) -> int:
@@ -33,15 +35,17 @@ SD_ADAPTERS = (
         module="text_encoder",
         group="text_encoder1",
         prefix="lora_te",
-        containers=frozenset({"CLIPAttention", "CLIPMLP"}),
-        to_file=text_path,
+        containers=TEXT_CONTAINERS,
+        level=TEXT_LEVEL,
+        layers=partial(text_layers, 24, TEXT_LEVEL),  # SD1 has 12, SD2 one less than its files
     ),
     AdapterPart(
         module="unet",
         group="unet",
         prefix="lora_unet",
-        containers=frozenset({"Transformer2DModel"}),
-        conv_containers=frozenset({"ResnetBlock2D", "Downsample2D", "Upsample2D"}),
+        containers=UNET_CONTAINERS,
+        conv_containers=CONV_CONTAINERS,
+        layers=UnetNames(unet_sd.ROWS, depths=(1, 1, 1, 0), middle=1).layers,
         block=unet_block,
         blocks=BLOCKS,
     ),

@@ -7,19 +7,17 @@ diffusers  one file: `unet.mid_block.attentions.0.proj_in.lora_A.weight`, `.lora
 PEFT       a folder for each module of the model: adapter_model.safetensors with `base_model.model.` before each name,
            adapter_config.json with the alphas
 
-Names are found in a table of the layers that the family has, never guessed from underscores. What has no place in the
-other format is refused, all of it at once.
+Names are found in a table of the layers that the family has, never guessed from underscores. Which of several families
+it is, names tell. What has no place in the other format is refused, all of it at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from library.checkpoints.adapter_names import AdapterPart
-from library.checkpoints.keymap import Row, Sizes, expand
-from library.checkpoints.tables import clip_hf, unet_sd
 from networks.adapter import AdapterError
 from networks.formats import peft_config
 
@@ -38,23 +36,21 @@ _PEFT = {
     "lora_magnitude_vector.weight": "magnitude",
 }  # fmt: skip
 _PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-# At least as many levels and layers as any model of these tables has: the file decides which of them there are.
-_SIZES = Sizes({"i": 4, "j": 3, "k": 4, "d": 2, "n": 32}, {"s": 4, "u": 1})
-_TABLES: Mapping[str, Sequence[Row]] = {"unet": unet_sd.ROWS, "text_encoder": clip_hf.ROWS}
+_MODULES = ("unet", "text_encoder", "text_encoder_2")  # what diffusers' files begin names with
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer of the model: its module (`unet`), its path in files, with dots, and its name in kohya's files."""
+    """A layer of the model: its module (`unet`), its path in that, with dots, and its name in kohya's files."""
 
     part: AdapterPart
-    path: str
+    bare: str
     name: str
 
     @property
-    def bare(self) -> str:
-        """The path without the level that transformers 5 has not; PEFT compares the ends of paths."""
-        return self.path.removeprefix(self.part.to_file(""))
+    def path(self) -> str:
+        """The path with the level that transformers 5 has not, as diffusers' files have it. PEFT compares ends."""
+        return self.part.level + self.bare
 
 
 @dataclass
@@ -83,16 +79,31 @@ class Lora:
 
 
 def known_places(parts: Iterable[AdapterPart]) -> tuple[Place, ...]:
-    """Every layer that a family with these parts can have, from the tables of its checkpoints."""
-    found = []
-    for part in parts:
-        level = part.to_file("")
-        for rule in expand(_TABLES[part.module], _SIZES):
-            path, _, leaf = rule.diffusers[0].rpartition(".")
-            if leaf == "weight":
-                bare = path.removeprefix(level)
-                found.append(Place(part, part.to_file(bare), part.name(bare)))
-    return tuple(found)
+    """Every layer that a family with these parts can have."""
+    return tuple(Place(part, path, part.name(path)) for part in parts for path in part.layers())
+
+
+def best(candidates: Sequence[Sequence[Place]], layers: Collection[str]) -> Sequence[Place]:
+    """The places of the family that knows most of a file's layers, of those that know as many the first.
+
+    `layers`: names as kohya's files have them, or paths behind the module (`unet.mid_block.…`).
+    """
+
+    def known(places: Sequence[Place]) -> int:
+        names = {name for place in places for name in (*_kohya_names(place), *_module_paths(place))}
+        return sum(layer in names for layer in layers)
+
+    return max(candidates, key=known)
+
+
+def _kohya_names(place: Place) -> tuple[str, str]:
+    """In kohya's files, and after the path in the module: text encoders without the level, U-Nets in diffusers' naming
+    where kohya has the original one."""
+    return place.name, f"{place.part.prefix}_{place.bare.replace('.', '_')}"
+
+
+def _module_paths(place: Place) -> tuple[str, str]:
+    return f"{place.part.module}.{place.path}", f"{place.part.module}.{place.bare}"
 
 
 def format_of(keys: Iterable[str]) -> Format | None:
@@ -102,7 +113,7 @@ def format_of(keys: Iterable[str]) -> Format | None:
             return "kohya"
         if key.startswith(BASE):
             return "peft"
-        if key.partition(".")[0] in _TABLES:
+        if key.partition(".")[0] in _MODULES:
             return "diffusers"
     return None
 
@@ -112,8 +123,7 @@ def format_of(keys: Iterable[str]) -> Format | None:
 
 def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], places: Iterable[Place]) -> Lora:
     """Read a kohya file. AdapterError lists every key that is no LoRA of this family."""
-    by_name = {place.name: place for place in places}
-    by_name |= {f"{p.part.prefix}_{p.bare.replace('.', '_')}": p for p in by_name.values()}  # without the text's level
+    by_name = {name: place for place in places for name in _kohya_names(place)}
     found, wrong = _Found(), []
     for key, tensor in tensors.items():
         name, _, leaf = key.partition(".")
@@ -167,13 +177,12 @@ def from_peft(
     A module without a configuration scales nothing (alpha = rank): so diffusers reads such files. AdapterError lists
     every key that is no LoRA of this family.
     """
-    by_path = {(place.part.module, place.path): place for place in places}
-    by_path |= {(place.part.module, place.bare): place for place in by_path.values()}
+    by_path = {path: place for place in places for path in _module_paths(place)}
     found, wrong = _Found(), []
     for module, of_module in tensors.items():
         for key, tensor in of_module.items():
-            path, leaf = _split(key)
-            place = by_path.get((module, path))
+            path, leaf = split(key)
+            place = by_path.get(f"{module}.{path}")
             if place is None or leaf is None:
                 wrong.append(f"{module}.{key}")
             else:
@@ -201,13 +210,15 @@ def to_peft(
     tensors: dict[str, dict[str, Tensor]] = {}
     by_module: dict[str, list[LoraLayer]] = {}
     for layer in lora.layers:
-        by_module.setdefault(layer.place.part.module, []).append(layer)
-        of_module = tensors.setdefault(layer.place.part.module, {})
+        part = layer.place.part
+        by_module.setdefault(part.module, []).append(layer)
+        of_module = tensors.setdefault(part.module, {})
         for slot, tensor in (("down", layer.down), ("up", layer.up), ("magnitude", layer.magnitude)):
             if tensor is not None:
                 path = layer.place.path if text_level else layer.place.bare
                 # transformers 5 reads a text encoder's from a diffusers file by this name only, and silently else
-                leaf = ".weight" if slot == "magnitude" and text_level and layer.place.part.to_file("") else ""
+                is_text = part.group.startswith("text_encoder")
+                leaf = ".weight" if slot == "magnitude" and text_level and is_text else ""
                 of_module[f"{path}.{_PEFT_NAMES[slot]}{leaf}"] = _peft_magnitude(layer, slot, tensor)
     configs = {}
     for module, layers in by_module.items():
@@ -221,7 +232,7 @@ def to_peft(
     return tensors, configs, lora.metadata | peft_config.write_forms(forms)
 
 
-def _split(key: str) -> tuple[str, str | None]:
+def split(key: str) -> tuple[str, str | None]:
     """A key's path and what follows it; None if nothing known does."""
     for leaf in _PEFT:
         if key.endswith(f".{leaf}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,20 @@ from library.checkpoints.writer import write_json, write_safetensors
 from networks import files
 from networks.adapter import AdapterError
 from networks.formats import peft_config
-from networks.formats.names import BASE, Format, Lora, format_of, from_kohya, from_peft, known_places, to_kohya, to_peft
+from networks.formats.names import (
+    BASE,
+    Format,
+    Lora,
+    Place,
+    best,
+    format_of,
+    from_kohya,
+    from_peft,
+    known_places,
+    split,
+    to_kohya,
+    to_peft,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,18 +39,19 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 KOHYA_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
-def read_lora(source: Path, parts: Iterable[AdapterPart]) -> tuple[Lora, Format]:
-    """A LoRA in any of the formats, and which it is. AdapterError or CheckpointError names all that does not fit."""
-    parts = tuple(parts)
-    places = known_places(parts)
+def read_lora(source: Path, *families: Iterable[AdapterPart]) -> tuple[Lora, Format]:
+    """A LoRA in any of the formats, and which it is. `families`: the parts of each that it may be of; the names of its
+    layers tell, the first wins where they do not. AdapterError or CheckpointError names all that does not fit."""
+    known = [known_places(parts) for parts in families]
     if (source / DIFFUSERS_FILE).is_file():
         source = source / DIFFUSERS_FILE
     if source.is_dir() or (source.name in WEIGHTS and (source.parent / CONFIG).is_file()):
-        tensors, configs, metadata = _read_folders(_folders(source, parts), parts)
-        return from_peft(tensors, configs, metadata, places), "peft"
+        tensors, configs, metadata = _read_folders(_folders(source, known), known)
+        return from_peft(tensors, configs, metadata, best(known, _layers(tensors))), "peft"
     file = files.read(source)
     found = format_of(file.tensors)
     if found == "kohya":
+        places = best(known, {key.partition(".")[0] for key in file.tensors})
         return from_kohya(file.tensors, file.metadata, places), found
     if found == "diffusers":
         by_module: dict[str, dict[str, Tensor]] = {}
@@ -45,7 +59,7 @@ def read_lora(source: Path, parts: Iterable[AdapterPart]) -> tuple[Lora, Format]
             module, _, name = key.partition(".")
             by_module.setdefault(module, {})[name] = tensor
         noted = peft_config.from_diffusers_metadata(file.metadata)
-        return from_peft(by_module, noted, file.metadata, places), found
+        return from_peft(by_module, noted, file.metadata, best(known, _layers(by_module))), found
     if found == "peft":
         raise AdapterError(f"{source} has no {CONFIG} beside it", "Give PEFT's whole folder.")
     shown = ", ".join(list(file.tensors)[:3])
@@ -53,6 +67,11 @@ def read_lora(source: Path, parts: Iterable[AdapterPart]) -> tuple[Lora, Format]
         f"{source} is no LoRA in kohya's, diffusers' or PEFT's format (it holds {shown or 'nothing'})",
         "Give a LoRA file, or a folder of diffusers or PEFT.",
     )
+
+
+def _layers(tensors: Mapping[str, Mapping[str, Tensor]]) -> set[str]:
+    """The layers that tensors by module are of, each behind its module's name."""
+    return {f"{module}.{split(key)[0]}" for module, of_module in tensors.items() for key in of_module}
 
 
 def write_lora(target: Path, lora: Lora, to: Format) -> Path:
@@ -98,10 +117,10 @@ def check_target(target: Path, to: Format) -> None:
         raise AdapterError(f"{target}: a PEFT LoRA is a folder", f"Write {target.with_suffix('')}.")
 
 
-def _folders(source: Path, parts: Iterable[AdapterPart]) -> list[Path]:
+def _folders(source: Path, known: Sequence[Sequence[Place]]) -> list[Path]:
     """The folders of one module each, as PEFT saves them."""
     folder = source if source.is_dir() else source.parent
-    inner = [folder / part.module for part in parts if (folder / part.module / CONFIG).is_file()]
+    inner = [folder / module for module in _modules(known) if (folder / module / CONFIG).is_file()]
     found = [folder] if (folder / CONFIG).is_file() else inner
     if not found:
         raise AdapterError(
@@ -111,8 +130,13 @@ def _folders(source: Path, parts: Iterable[AdapterPart]) -> list[Path]:
     return found
 
 
+def _modules(known: Sequence[Sequence[Place]]) -> list[str]:
+    """The modules of the families, each once."""
+    return list(dict.fromkeys(place.part.module for places in known for place in places))
+
+
 def _read_folders(
-    folders: Iterable[Path], parts: Iterable[AdapterPart]
+    folders: Iterable[Path], known: Sequence[Sequence[Place]]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Mapping[str, Any]], dict[str, str]]:
     tensors: dict[str, dict[str, Tensor]] = {}
     configs: dict[str, Mapping[str, Any]] = {}
@@ -123,22 +147,21 @@ def _read_folders(
         if wrong := [key for key in file.tensors if not key.startswith(BASE)]:
             raise AdapterError(f"{weights}: {len(wrong)} keys are not PEFT's: {', '.join(wrong[:8])}", "Get it again.")
         named = {key.removeprefix(BASE): tensor for key, tensor in file.tensors.items()}
-        module = _module_of(folder, named, parts)
+        module = _module_of(folder, named, known)
         tensors[module], configs[module] = named, read_json(folder / CONFIG)
         metadata |= file.metadata
     return tensors, configs, metadata
 
 
-def _module_of(folder: Path, tensors: Mapping[str, Tensor], parts: Iterable[AdapterPart]) -> str:
+def _module_of(folder: Path, tensors: Mapping[str, Tensor], known: Sequence[Sequence[Place]]) -> str:
     """The module of the model that a PEFT folder is for: its name, else the one that knows its first layer."""
-    parts = tuple(parts)
-    if folder.name in {part.module for part in parts}:
+    if folder.name in _modules(known):
         return folder.name
     first = next(iter(tensors), "")
-    for place in known_places(parts):
+    for place in (place for places in known for place in places):
         if first.startswith((f"{place.path}.lora_", f"{place.bare}.lora_")):
             return place.part.module
     raise AdapterError(
         f"{folder}: {first or 'nothing in it'} is no layer of a model that is known here",
-        "Only LoRAs of Stable Diffusion's U-Net and text encoder can be converted.",
+        "Only LoRAs of Stable Diffusion's U-Net and text encoders can be converted.",
     )

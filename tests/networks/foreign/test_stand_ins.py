@@ -23,7 +23,7 @@ class Attention(nn.Module):
 
 
 PARTS = (
-    AdapterPart("text_encoder", "text_encoder1", "lora_te", frozenset(), to_file=lambda path: f"text_model.{path}"),
+    AdapterPart("text_encoder", "text_encoder1", "lora_te", frozenset(), level="text_model."),
     AdapterPart("unet", "unet", "lora_unet", frozenset()),
 )
 X = torch.tensor([[1.0, 2.0]])
