@@ -1,4 +1,4 @@
-"""Read model files: the header without torch, then tensors one by one, mapped into memory.
+"""Read model files: the header without torch, then tensors one by one, mapped into memory or read.
 
     header = read_header(path)          # names, shapes, dtypes; a .ckpt is checked and nothing of it is run
     reader = TensorReader(header)       # or open_tensors(path)
@@ -133,12 +133,15 @@ def _cut(path: Path, size: int, needed: int) -> CheckpointError:
 class TensorReader:
     """Tensors of a checkpoint by name, read when asked for. Files are mapped: what is not touched costs no memory.
 
-    A mapped file must stay in place while tensors of it are in use; `close()` lets go of it (tensors that were handed
-    out keep their own hold), which Windows needs before the file can be replaced.
+    `mapped=False` reads each tensor into memory of its own instead, which is faster on some network drives and on
+    Windows' drives seen from WSL; a .ckpt is then read whole. A mapped file must stay in place while tensors of it are
+    in use; `close()` lets go of it (tensors that were handed out keep their own hold), which Windows needs before the
+    file can be replaced.
     """
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, mapped: bool = True) -> None:
         self.header = header
+        self._mapped = mapped
         self._bytes: dict[Path, Tensor] = {}
         self._pickled: dict[Path, Mapping[str, Tensor]] = {}
         self._lock = threading.Lock()  # tensors are loaded by several threads; a file is opened once
@@ -150,6 +153,8 @@ class TensorReader:
     def get(self, name: str) -> Tensor:
         """The tensor as it is in the file, (shape, dtype) as in the header. Writing to it never reaches the file."""
         place = self.header.places[name]
+        if not self._mapped and place.start is not None:
+            return _read(place.file, place.start, self.header.tensors[name])
         with self._lock:
             if place.start is None:
                 return self._from_pickle(place)
@@ -187,11 +192,32 @@ class TensorReader:
 
     def _from_pickle(self, place: Place) -> Tensor:
         if place.file not in self._pickled:
-            self._pickled[place.file] = _load_pickle(place.file)
+            self._pickled[place.file] = _load_pickle(place.file, self._mapped)
         return self._pickled[place.file][place.name]
 
 
-def _load_pickle(path: Path) -> Mapping[str, Tensor]:
+def _read(file: Path, start: int, info: TensorInfo) -> Tensor:
+    """One tensor of a safetensors file by reading it. Raises CheckpointError if the file has become shorter."""
+    import torch
+
+    from library.checkpoints.lazy import torch_dtype
+
+    tensor = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
+    if not info.count:
+        return tensor
+    room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        done = 0
+        while done < info.nbytes:  # a system reads some 2 GB at a time at most
+            count = stream.readinto(room[done:])
+            if not count:
+                raise _cut(file, start + done, start + info.nbytes)
+            done += count
+    return tensor
+
+
+def _load_pickle(path: Path, mapped: bool) -> Mapping[str, Tensor]:
     """torch.load(weights_only=True); the harmless globals found in the file are replaced by inert stand-ins."""
     import pickle
 
@@ -200,7 +226,7 @@ def _load_pickle(path: Path) -> Mapping[str, Tensor]:
     content = read_pickle(path)
     try:
         with torch.serialization.safe_globals(torch_stand_ins(content.globals)):  # type: ignore[arg-type]
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=content.mappable)
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and content.mappable)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = next((line.strip() for line in lines if "error:" in line), lines[0])

@@ -9,7 +9,8 @@ from typing import Any
 
 from library.checkpoints.header import CheckpointError, Header, Place, TensorInfo
 
-PARTS = ("unet", "vae", "text_encoder")
+_ALWAYS = ("unet", "vae")
+_TEXT = ("text_encoder", "text_encoder_2")  # those that model_index.json names
 # As diffusers and transformers name them, best first. fp16 variants are taken where there is nothing else.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
@@ -69,6 +70,16 @@ def read_part(folder: Path, read_file: ReadFile) -> Header:
     return Header(folder, "diffusers", tensors, {}, {"config": read_json(config)} if config.is_file() else {}, places)
 
 
+def _parts(model_index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders that must hold weights. A part that a pipeline could have and has not is [null, null]."""
+
+    def has(part: str) -> bool:
+        entry = model_index.get(part)
+        return isinstance(entry, list) and any(entry)
+
+    return (*_ALWAYS, *(part for part in _TEXT if has(part)))
+
+
 def read_folder(folder: Path, read_file: ReadFile) -> Header:
     """Header of a diffusers folder; names are prefixed by their part. CheckpointError if it is not such a folder."""
     index = folder / "model_index.json"
@@ -80,7 +91,7 @@ def read_folder(folder: Path, read_file: ReadFile) -> Header:
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, Place] = {}
     configs: dict[str, Mapping[str, Any]] = {"model_index": read_json(index)}
-    for part in PARTS:
+    for part in _parts(configs["model_index"]):
         header = read_part(folder / part, read_file)
         tensors.update({f"{part}/{name}": info for name, info in header.tensors.items()})
         places.update({f"{part}/{name}": place for name, place in header.places.items()})
@@ -90,7 +101,7 @@ def read_folder(folder: Path, read_file: ReadFile) -> Header:
             kind = configs["model_index"].get("_class_name", "no pipeline")
             raise CheckpointError(
                 f"{folder}: no weights in {part}/ (its model_index.json says {kind}). Give a folder of Stable "
-                "Diffusion 1.x or 2.x; if it is one, it is not whole: get it again."
+                "Diffusion 1.x, 2.x, XL or XL's refiner; if it is one, it is not whole: get it again."
             )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():

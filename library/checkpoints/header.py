@@ -58,7 +58,7 @@ class Header:
     """Everything known about a checkpoint before a weight is read.
 
     tensors   name -> TensorInfo. Levels that wrap the whole file (`state_dict.`, a leading `model.`) are taken off;
-              those of a diffusers folder are `unet/...`, `vae/...`, `text_encoder/...`
+              those of a diffusers folder are `unet/...`, `vae/...`, `text_encoder/...`, `text_encoder_2/...`
     metadata  the strings of a safetensors header; of a .ckpt its plain numbers, such as epoch and global_step
     configs   of a diffusers folder: "model_index", "unet", ... -> the content of the JSON file
     places    name -> Place, for the reader

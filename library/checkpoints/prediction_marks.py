@@ -33,7 +33,7 @@ class Noted:
 
 
 def noted(header: Header) -> Noted:
-    """Read what a checkpoint says. The keys of a file outweigh its metadata, since the programs that draw go by them."""
+    """Read what a checkpoint says. The keys of a file outweigh its metadata: the programs that draw go by them."""
     if header.kind == "diffusers":
         scheduler = header.configs.get("scheduler", {})
         prediction = _SPELLINGS.get(str(scheduler.get("prediction_type")))

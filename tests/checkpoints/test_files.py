@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,26 @@ def test_header_and_tensors_are_those_written(tmp_path: Path, form: str) -> None
         assert same(reader.get(name), tensor), name
     assert reader.header.tensors["brain"] == TensorInfo("BF16", (4,))
     assert reader.header.kind == ("safetensors" if form == "safetensors" else "ckpt")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+def test_without_mapping_the_same_is_read(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "model.bin", form)
+    reader = TensorReader(read_header(path), mapped=False)
+    tensors = {name: reader.get(name) for name in reader.names()}
+    path.write_bytes(bytes(path.stat().st_size))  # what was read is no longer tied to the file
+    assert tensors.keys() == EVERY_DTYPE.keys() - ({"eight"} if form == "legacy" else set())
+    assert not [name for name, tensor in tensors.items() if not same(tensor, EVERY_DTYPE[name])]
+    tensors["single"].zero_()
+    assert not path.read_bytes().strip(b"\0")
+
+
+def test_a_file_cut_short_after_its_header_was_read_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors", "safetensors")
+    reader = TensorReader(read_header(path), mapped=False)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"m\.safetensors.*not whole"):
+        {name: reader.get(name) for name in reader.names()}
 
 
 @pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
@@ -237,4 +258,25 @@ def test_safetensors_are_preferred_and_a_plain_folder_is_refused(tmp_path: Path)
         read_header(tmp_path)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights in vae/"):
+        read_header(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [("sdxl", {"unet": 1680, "vae": 248, "text_encoder": 52, "text_encoder_2": 53}),
+     ("refiner", {"unet": 1220, "vae": 248, "text_encoder_2": 53})],
+)  # fmt: skip
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folders_parts_are_those_of_its_model_index(
+    tmp_path: Path, family: str, parts: dict[str, int], variant: str | None
+) -> None:
+    folder = tiny.write_diffusers(tmp_path / "model", family, prediction="v_prediction", variant=variant)
+    header = read_header(folder)
+    assert Counter(name.split("/")[0] for name in header.tensors) == parts
+    assert header.configs.keys() == {"model_index", "scheduler", *parts}
+    assert header.configs["scheduler"]["prediction_type"] == "v_prediction"
+    assert open_tensors(folder).get("text_encoder_2/text_projection.weight").shape == (128, 128)
+    ending = "safetensors" if variant is None else f"{variant}.safetensors"
+    (folder / "text_encoder_2" / f"model.{ending}").unlink()
+    with pytest.raises(CheckpointError, match=r"no weights in text_encoder_2/.*StableDiffusionXL.*get it again"):
         read_header(folder)

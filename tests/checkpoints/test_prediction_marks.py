@@ -1,4 +1,4 @@
-"""A checkpoint's own word on prediction and zero terminal SNR: keys, metadata, a folder's scheduler; and written back."""
+"""A checkpoint's own word on prediction and zero terminal SNR: keys, metadata, a scheduler; and written back."""
 
 from __future__ import annotations
 
