@@ -1,4 +1,4 @@
-"""DreamBooth and fine-tuning: trains all weights of the U-Net and, unless told otherwise, of the text encoder.
+"""DreamBooth and fine-tuning: trains all weights of the U-Net and, unless told otherwise, of the text encoders.
 
     python train_db.py --config_file dreambooth.toml
     accelerate launch train_db.py --pretrained_model_name_or_path model.safetensors --train_data_dir train …
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 
 
 def whole_model(model: Model, plan: Plan, say: Say) -> Trained:
-    """What this recipe trains: the whole U-Net, and the text encoder until its end has come
-    (--stop_text_encoder_training)."""
+    """What this recipe trains: the U-Net, whole or by blocks (--block_lr), and the text encoders until their end has
+    come (--stop_text_encoder_training)."""
     from library.training.model_file import write_model
-    from library.training.parts import Part, Trained
+    from library.training.parts import Part, Trained, block_groups
 
     rates = plan.rates
-    parts, active = [Part("unet", model.unet, rates.unet or 0.0)], {"unet"}
-    if rates.text_encoder is not None:
-        parts.append(Part("text_encoder1", model.text_encoder, rates.text_encoder, rates.text_encoder_stop))
-        active.add("text_encoder")
-    return Trained(tuple(parts), frozenset(active), partial(write_model, plan, model, say))
+    blocks = block_groups(model.unet, rates.blocks, model.family.block_of)
+    parts = [Part("unet", model.unet, rates.unet or 0.0, groups=blocks)]
+    for number, (name, module) in enumerate(model.text_encoders.items(), 1):
+        if name in rates.text_encoders:
+            parts.append(Part(f"text_encoder{number}", module, rates.text_encoders[name], rates.text_encoder_stop))
+    active = frozenset({"unet", *rates.text_encoders})
+    return Trained(tuple(parts), active, partial(write_model, plan, model, say))
 
 
 RECIPE = Recipe(DREAMBOOTH, whole_model)

@@ -96,14 +96,15 @@ class TrainingDataset(Dataset[Batch]):
         ]
         pictures = torch.stack([picture for picture, _ in read])
         input_ids, token_weights = self.tokenize(texts)
+        sizes, score = self.sizes_and_scores([index for index, _ in request.samples], shown)
         return Batch(
             pixels=pictures if self.latents is None else None,
             latents=None if self.latents is None else pictures,
             mask=self._masks([mask for _, mask in read], request.bucket) if self.pictures.has_masks else None,
             input_ids=input_ids,
             token_weights=token_weights,
-            sizes=self._sizes(request, shown),
-            score=torch.tensor([self.pictures.score(index, self.score) for index, _ in request.samples]).float(),
+            sizes=sizes,
+            score=score,
             weights=torch.tensor([self.prior_loss_weight if record.is_reg else 1.0 for record in records]),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
             is_reg=torch.tensor([record.is_reg for record in records]),
@@ -131,10 +132,17 @@ class TrainingDataset(Dataset[Batch]):
         crop, flip = (python_random(self.seed, purpose, epoch, key, repeat) for purpose in ("crop", "flip"))
         return self.pictures.geometry(index, crop, flip)
 
-    def _sizes(self, request: BatchRequest, shown: Sequence[Geometry]) -> torch.Tensor:
-        told = zip(request.samples, shown, strict=True)
-        rows = [self.pictures.sizes(index, self.crop_conditioning, part) for (index, _), part in told]
-        return torch.tensor(rows, dtype=torch.float32)
+    def sizes_and_scores(
+        self, indices: Sequence[int], shown: Sequence[Geometry | None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a model is told of records, (B, 6) and (B,) float32: see Batch. `shown`: what samples show of them,
+        without it what a cache holds."""
+        parts = shown or [None] * len(indices)
+        sizes = [
+            self.pictures.sizes(index, self.crop_conditioning, part) for index, part in zip(indices, parts, strict=True)
+        ]
+        scores = [self.pictures.score(index, self.score) for index in indices]
+        return torch.tensor(sizes, dtype=torch.float32), torch.tensor(scores, dtype=torch.float32)
 
     def _picture(
         self, epoch: int, index: int, repeat: int, shown: Geometry

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
 CHUNK = 75  # tokens of text in one pass of the text encoder
 CONTEXT = CHUNK + 2  # with the beginning and the end token
+EOS_ID = 49407  # of CLIP's own vocabulary; what a textual inversion adds comes behind it
 MERGES_FILE = Path(__file__).parent / "data" / "clip_merges.txt"
 
 _WORDS = (
@@ -56,6 +57,10 @@ class ClipTokenizer:
         digest = hashlib.blake2b("\n".join(self.merges).encode("utf-8", "surrogatepass"), digest_size=8)
         digest.update(f"{len(self.vocab)} {self.pad_text}".encode())
         return f"clip-{digest.hexdigest()}"
+
+    def each(self) -> Sequence[ClipTokenizer]:
+        """Itself: there is one text encoder."""
+        return (self,)
 
     def encode(self, caption: str) -> list[int]:
         """The caption's ids, uncut, without the beginning and end tokens."""

@@ -95,8 +95,11 @@ class Tokenizer(Protocol):
     def weighted(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> tuple[Tensor, Tensor]:
         """Ids, and weights of their shape in float32, of captions with weights such as (x:1.3)."""
 
-    def save(self, folders: Sequence[Path]) -> None:
-        """Write the files of a diffusers folder's `tokenizer/`, for each text encoder its own."""
+    def save(self, folder: Path) -> None:
+        """Write the files of a diffusers folder's `tokenizer/`; of several, the first one's."""
+
+    def each(self) -> Sequence[Tokenizer]:
+        """One tokenizer for each text encoder."""
 
 
 @dataclass(eq=False)
@@ -132,7 +135,7 @@ class Load(Protocol):
     """Read a checkpoint of the family: of its modules those named in `only` (None: all), the others are None then.
 
     `matrices`: the dtype of all weights of two and more dimensions in the backbone and the text encoders, where it is
-    another than `dtype` (None). Raises CheckpointError.
+    another than `dtype` (None). `mapped`: files are mapped into memory, else read. Raises CheckpointError.
     """
 
     def __call__(
@@ -146,6 +149,7 @@ class Load(Protocol):
         prediction: Prediction | None = None,
         tokenizer_cache_dir: Path | None = None,
         only: Collection[str] | None = None,
+        mapped: bool = True,
     ) -> Model: ...
 
 
@@ -231,7 +235,7 @@ class Family:
     "text_encoder_rates", "block_lr"). `preview`: (W, H) of a picture in pixels, by prediction. `adapters`: where
     adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
     order. `refines`: its own range are the last, least noisy timesteps, so it draws no picture from noise alone.
-    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1.
+    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `variant` is the families' own.
     """
 
     name: str
@@ -256,3 +260,4 @@ class Family:
     refines: bool = False
     block_of: Callable[[str], int] | None = None
     blocks: int = 0
+    variant: Any = None

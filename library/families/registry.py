@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
+from library.checkpoints.prediction_marks import Noted, noted
 from library.families import foreign
 from library.families.family import Family, Model, SaveAs
 from library.families.inference_yaml import write_inference_yaml
+from library.families.refiner import REFINER
 from library.families.sd import SD1, SD2
-from library.families.sd_variant import noted_prediction
+from library.families.sdxl import SDXL
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 __all__ = [
-    "FAMILIES", "CheckpointError", "Header", "detect", "find_model", "load_model", "noted_prediction", "open_model",
-    "save_model", "write_inference_yaml",
+    "FAMILIES", "CheckpointError", "Header", "Noted", "detect", "find_model", "load_model", "noted",
+    "noted_prediction", "open_model", "save_model", "write_inference_yaml",
 ]  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (SD1, SD2)
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, REFINER)
 
 
 def detect(header: Header) -> Family:
@@ -35,6 +37,11 @@ def detect(header: Header) -> Family:
         if family.recognise(header):
             return family
     raise CheckpointError(f"{header.path}: {foreign.explain(header)}")
+
+
+def noted_prediction(header: Header) -> Prediction | None:
+    """What the checkpoint itself says its network predicts."""
+    return noted(header).prediction
 
 
 def open_model(name: str) -> tuple[Header, Family]:

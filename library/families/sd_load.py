@@ -1,39 +1,43 @@
-"""Loading Stable Diffusion 1 and 2: modules made without weights on the meta device, then filled tensor by tensor."""
+"""Loading Stable Diffusion: modules made without weights on the meta device, then filled tensor by tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from library.checkpoints import sd_layout
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.loading import load_tensors
-from library.checkpoints.vae_file import read_vae
 from library.families import clip_text, unet, vae
 from library.families.clip_tokenizer import keep_tokenizer
 from library.families.family import Family, Model
-from library.families.sd_configs import read_configs
-from library.families.sd_variant import Variant, noted_prediction, without_text_model
+from library.families.sd_apart import take_apart
+from library.families.sd_variant import Variant
 from library.objective.process import Prediction
 from library.runtime.imports import large_imports
 
 Tensors = Mapping[str, LazyTensor]
-TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
+TITLES = {
+    "unet": "U-Net",
+    "vae": "VAE",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+}
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoder, None as the
+    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoders, None as the
     rest; `prediction` None is what the source says, else epsilon; `only` some of the parts (see TITLES), None is
-    all."""
+    all; `mapped`: files are mapped into memory, else read."""
 
     vae: Path | str | None = None
     dtype: torch.dtype | None = None
@@ -42,46 +46,47 @@ class LoadOptions:
     prediction: Prediction | None = None
     tokenizer_cache_dir: Path | None = None
     only: Collection[str] | None = None
+    mapped: bool = True
 
 
 def load(family: Family, variant: Variant, source: Header, options: LoadOptions) -> Model:
     """The model of a checkpoint. CheckpointError: a missing part, a key without a place, sizes that do not fit."""
-    wanted = ("unet", "text_encoder") if options.vae is not None else ("unet", "vae", "text_encoder")
-    reader = TensorReader(source)
-    split = sd_layout.to_diffusers(reader, variant.layout, wanted)
-    parts: dict[str, Tensors] = {**split.parts}
-    notes = list(split.notes)
-    if options.vae is not None:
-        alone = read_vae(options.vae)
-        parts["vae"] = alone.tensors
-        notes += [f"VAE from {options.vae}", *alone.notes]
-    parts["text_encoder"] = without_text_model(parts["text_encoder"])
-    prediction = options.prediction or noted_prediction(source) or "epsilon"
-    configs = read_configs(variant, family, source, parts, prediction, foreign_vae=options.vae is not None)
-    makers = {"unet": unet.make_unet, "vae": vae.make_vae, "text_encoder": clip_text.make_text_encoder}
-    chosen = [part for part in TITLES if options.only is None or part in options.only]
-    modules: dict[str, Any] = dict.fromkeys(TITLES)
+    reader = TensorReader(source, options.mapped)
+    apart = take_apart(family, variant, reader, options.vae, options.prediction)
+    chosen = [part for part in variant.parts if options.only is None or part in options.only]
+    modules: dict[str, Any] = dict.fromkeys(variant.parts)
     formats = {part: (options.dtype or torch.float32, options.matrices if part != "vae" else None) for part in chosen}
-    with Filler(str(source.path), parts, formats, options.device, reader.let_go) as filler:
+    with Filler(str(source.path), apart.parts, formats, options.device, reader.let_go) as filler:
         import_packages()
-        modules.update({part: filler.fill(part, makers[part], configs[part]) for part in chosen})
+        modules.update({part: filler.fill(part, makers(variant)[part], apart.configs[part]) for part in chosen})
     model = Model(
         family=family,
-        **modules,
+        unet=modules["unet"],
+        vae=modules["vae"],
+        text_encoders={text.name: modules[text.name] for text in variant.texts},
         tokenizer=family.tokenizer(source, options.tokenizer_cache_dir),
-        prediction=prediction,
+        prediction=apart.prediction,
         source=source,
+        zero_terminal_snr=apart.zero_terminal_snr,
         # copies, so that the source file is let go of and may be written over
-        kept={name: tensor.load().clone() for name, tensor in split.kept.items()},
-        notes=tuple(notes),
+        kept={name: tensor.load().clone() for name, tensor in apart.kept.items()},
+        notes=apart.notes,
         broken=tuple(f"{part}.{name}" for part in chosen for name in filler.broken[part]),
     )
-    if model.text_encoder is not None:
-        clip_text.restore_buffers(model.text_encoder)
+    for text_encoder in model.text_encoders.values():
+        if text_encoder is not None:
+            clip_text.restore_buffers(text_encoder)
     reader.close()
     if options.tokenizer_cache_dir is not None:
-        keep_tokenizer(model.tokenizer, options.tokenizer_cache_dir, variant.tokenizer_id)
+        for text, tokenizer in zip(variant.texts, model.tokenizer.each(), strict=True):
+            keep_tokenizer(tokenizer, options.tokenizer_cache_dir, text.tokenizer_id)
     return model
+
+
+def makers(variant: Variant) -> dict[str, Callable[[Mapping[str, Any]], nn.Module]]:
+    """What makes the module of each part from its configuration."""
+    texts = {text.name: partial(clip_text.make_text_encoder, text.projects) for text in variant.texts}
+    return {"unet": unet.make_unet, "vae": vae.make_vae, **texts}
 
 
 def import_packages() -> None:
@@ -92,7 +97,7 @@ def import_packages() -> None:
     """
     with large_imports(without=("bitsandbytes",)):
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-        from transformers import CLIPTextConfig, CLIPTextModel  # noqa: F401
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401
 
 
 class Filler:

@@ -1,27 +1,29 @@
-"""Saving Stable Diffusion 1 and 2: one original file, or a diffusers folder; whole or not at all."""
+"""Saving Stable Diffusion: one original file, or a diffusers folder; whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from library.checkpoints import sd_layout
-from library.checkpoints.header import CheckpointError
+from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, dtype_name
+from library.checkpoints.prediction_marks import marks
 from library.checkpoints.writer import refuse_nonfinite, replacing, write_ckpt, write_json, write_safetensors
-from library.families.family import Model, SaveAs
-from library.families.sd_variant import Variant
-from library.objective.process import Prediction
+from library.families.family import Model, SaveAs, Tokenizer
+from library.families.sd_variant import TextKind, Variant
+from library.objective.process import ForwardProcess, Prediction
 
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, Tensor | LazyTensor]
 
 
 @dataclass(frozen=True)
@@ -33,31 +35,72 @@ class SaveOptions:
     metadata: Mapping[str, str] | None = None
     steps: int = 0
     epoch: int = 0
+    variant: str = ""
+    """Of a diffusers folder's files: "fp16" for diffusion_pytorch_model.fp16.safetensors."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is written: a model in memory, or one that passes through.
+
+    `parts`: part -> name in its module -> tensor; `modules` tell the parts' configurations, and may lie on the meta
+    device; `kept` are other tensors by their names in single files; `tokenizers` one for each text encoder.
+    """
+
+    parts: Mapping[str, Tensors]
+    modules: Mapping[str, Any]
+    kept: Tensors
+    tokenizers: Sequence[Tokenizer]
+    source: Header
+    process: ForwardProcess
+    prediction: Prediction
+    zero_terminal_snr: bool
 
 
 def save(variant: Variant, model: Model, path: Path, options: SaveOptions) -> tuple[str, ...]:
     """Write the model to `path` and return what the user should be told. CheckpointError leaves all as it was."""
+    modules = model.modules()
+    contents = Contents(
+        parts={part: module.state_dict() for part, module in modules.items()},
+        modules=modules,
+        kept=model.kept,
+        tokenizers=model.tokenizer.each(),
+        source=model.source,
+        process=model.family.process,
+        prediction=model.prediction,
+        zero_terminal_snr=model.zero_terminal_snr,
+    )
+    return write(variant, contents, path, options)
+
+
+def write(variant: Variant, contents: Contents, path: Path, options: SaveOptions) -> tuple[str, ...]:
+    """As `save`, for a model that need not be in memory."""
     if options.save_as in ("diffusers", "diffusers_safetensors"):
         with replacing_folder(path) as folder:
-            _write_folder(model, folder, options)
+            _write_folder(variant, contents, folder, options)
         return ()
     dtype = None if options.dtype is None else dtype_name(options.dtype)
-    parts = {part: module.state_dict() for part, module in _modules(model).items()}
-    joined = sd_layout.to_original(parts, model.kept, variant.layout, like=model.source, dtype=dtype)
+    parts = {part: _file_names(variant, part, tensors) for part, tensors in contents.parts.items()}
+    kept = {**contents.kept}
+    if variant.marks_prediction:
+        kept |= marks(contents.prediction, contents.zero_terminal_snr)
+    joined = sd_layout.to_original(parts, kept, variant.layout, like=contents.source, dtype=dtype)
     if options.save_as == "safetensors":
         write_safetensors(path, joined.tensors, options.metadata)
     else:
-        write_ckpt(path, joined.tensors, extra=_counters(model, options))
+        write_ckpt(path, joined.tensors, extra=_counters(contents.source, options))
     return joined.notes
 
 
-def _modules(model: Model) -> dict[str, Any]:
-    return {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
+def _file_names(variant: Variant, part: str, tensors: Tensors) -> Tensors:
+    """Names as files have them, from those of the module."""
+    text = next((text for text in variant.texts if text.name == part), None)
+    return tensors if text is None else {text.file_name(name): tensor for name, tensor in tensors.items()}
 
 
-def _counters(model: Model, options: SaveOptions) -> dict[str, int]:
+def _counters(source: Header, options: SaveOptions) -> dict[str, int]:
     """epoch and global_step of a .ckpt: those of its source and what was trained on top."""
-    before = model.source.metadata if model.source.kind == "ckpt" else {}
+    before = source.metadata if source.kind == "ckpt" else {}
     return {
         "epoch": _whole(before.get("epoch")) + options.epoch,
         "global_step": _whole(before.get("global_step")) + options.steps,
@@ -74,22 +117,24 @@ def _whole(text: str | None) -> int:
 # --- diffusers folders ----------------------------------------------------------------------------------------------
 
 
-def _write_folder(model: Model, folder: Path, options: SaveOptions) -> None:
+def _write_folder(variant: Variant, contents: Contents, folder: Path, options: SaveOptions) -> None:
     safe = options.save_as == "diffusers_safetensors"
-    for part, module in _modules(model).items():
-        tensors = module.state_dict()
+    texts = {text.name: text for text in variant.texts}
+    for part, tensors in contents.parts.items():
         stem = "diffusion_pytorch_model"
-        if part == "text_encoder":
-            # the names of transformers before version 5, which every reader takes
-            tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+        module = contents.modules[part]
+        if part in texts:
             stem = "model" if safe else "pytorch_model"
-            write_json(folder / part / "config.json", _text_config(module.config))
+            write_json(folder / part / "config.json", _text_config(module.config, texts[part]))
         else:
             write_json(folder / part / "config.json", json.loads(module.to_json_string()))
-        _write_part(folder / part, stem, tensors, options.dtype, safe)
-    model.tokenizer.save(folder / "tokenizer")
-    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(model))
-    write_json(folder / "model_index.json", _model_index(_scheduler(model)["_class_name"]))
+        stem += f".{options.variant}" if options.variant else ""
+        _write_part(folder / part, stem, _file_names(variant, part, tensors), options.dtype, safe)
+    for text, tokenizer in zip(variant.texts, contents.tokenizers, strict=True):
+        tokenizer.save(folder / text.tokenizer_folder)
+    scheduler = _scheduler(contents)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", _model_index(variant, contents, scheduler["_class_name"]))
 
 
 def _write_part(folder: Path, stem: str, tensors: Tensors, dtype: torch.dtype | None, safe: bool) -> None:
@@ -101,7 +146,9 @@ def _write_part(folder: Path, stem: str, tensors: Tensors, dtype: torch.dtype | 
     loaded = {}
     for key, tensor in tensors.items():
         lazy = LazyTensor.of(tensor)
-        loaded[key] = (lazy if name is None else lazy.cast(name)).load().to("cpu")
+        tensor = (lazy if name is None else lazy.cast(name)).load().to("cpu")
+        # torch.save writes the whole storage behind a view, for instance the whole mapped source file
+        loaded[key] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
         refuse_nonfinite(path, key, loaded[key])
     with replacing(path) as stream:
         torch.save(loaded, stream)
@@ -114,46 +161,50 @@ _TEXT_KEYS = (
 )  # fmt: skip
 
 
-def _text_config(config: Any) -> dict[str, Any]:
+def _text_config(config: Any, kind: TextKind) -> dict[str, Any]:
     return {
-        "architectures": ["CLIPTextModel"],
+        "architectures": [kind.class_name],
         "model_type": "clip_text_model",
         **{key: getattr(config, key) for key in _TEXT_KEYS},
+        "eos_token_id": 2,  # as published: see clip_text.text_config
     }
 
 
-def _scheduler(model: Model) -> dict[str, Any]:
+def _scheduler(contents: Contents) -> dict[str, Any]:
     """The source folder's scheduler, or DDIM; with the prediction of the model."""
     process = {
         "_class_name": "DDIMScheduler",
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
-        "num_train_timesteps": model.family.process.timesteps,
+        "num_train_timesteps": contents.process.timesteps,
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
     }
     prediction: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
     # arXiv 2305.08891: such a model must be sampled from its last timestep on
-    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if model.zero_terminal_snr else {}
-    source = model.source.configs.get("scheduler", process)
-    return {**source, **rescaled, "prediction_type": prediction[model.prediction]}
+    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if contents.zero_terminal_snr else {}
+    source = contents.source.configs.get("scheduler", process)
+    return {**source, **rescaled, "prediction_type": prediction[contents.prediction]}
 
 
-def _model_index(scheduler: str) -> dict[str, Any]:
+def _model_index(variant: Variant, contents: Contents, scheduler: str) -> dict[str, Any]:
     import diffusers
 
+    said = contents.source.configs.get("model_index", {})
+    facts = {name: said.get(name, value) for name, value in variant.pipeline_facts.items()}
+    texts = {text.name: ["transformers", text.class_name] for text in variant.texts}
+    tokenizers = {text.tokenizer_folder: ["transformers", "CLIPTokenizer"] for text in variant.texts}
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": variant.pipeline,
         "_diffusers_version": diffusers.__version__,
+        **facts,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **texts,
+        **tokenizers,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }

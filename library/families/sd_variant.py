@@ -1,45 +1,92 @@
-"""What tells Stable Diffusion 1.x from 2.x, and what both loading and the plan read from a checkpoint. No torch."""
+"""What tells the kinds of Stable Diffusion apart: data that recognising, loading and saving read. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from library.checkpoints import sd_layout
 from library.checkpoints.header import Header
-from library.checkpoints.lazy import LazyTensor
-from library.objective.process import Prediction
+
+
+@dataclass(frozen=True)
+class TextKind:
+    """A text encoder by its name in diffusers' folders (text_encoder, text_encoder_2).
+
+    `projects`: it has a projection behind its pooled vector (CLIPTextModelWithProjection), else it is a CLIPTextModel.
+    `pad_id` fills its ids up, where a folder's own tokenizer says nothing else.
+    """
+
+    name: str
+    activation: str
+    tokenizer_id: str
+    pad_id: int
+    projects: bool = False
+
+    @property
+    def tokenizer_folder(self) -> str:
+        """The folder of its tokenizer in a diffusers folder."""
+        return self.name.replace("text_encoder", "tokenizer")
+
+    @property
+    def class_name(self) -> str:
+        """Its class in transformers."""
+        return "CLIPTextModelWithProjection" if self.projects else "CLIPTextModel"
+
+    def module_name(self, name: str) -> str:
+        """The name of a tensor in the module of transformers 5, from its name in files: CLIPTextModel has lost the
+        `text_model.` level."""
+        return name if self.projects else name.removeprefix("text_model.")
+
+    def file_name(self, name: str) -> str:
+        """The inverse of `module_name`: what every reader takes."""
+        return name if self.projects else f"text_model.{name}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Where SD1 and SD2 differ.
+    """Where the kinds of Stable Diffusion differ.
 
-    `text_keys`: a single file of the variant has one of these. `linear`: the U-Net's projections in a diffusers folder
-    are Linear (SD2) and not 1x1 convolutions. Heads: `heads` at every level, else width / `head_size`.
+    `marks`: a single file of the kind has one of these keys; `texts` its text encoders in order. `linear`: the U-Net's
+    projections in a diffusers folder are Linear and not 1x1 convolutions. Heads: `heads` at every level, else
+    width / `head_size`. `marks_prediction`: programs read from keys of its single files what the U-Net predicts. `ids`:
+    numbers that the U-Net is told beside the text (0: none). `pipeline` is the class of its diffusers folders, and
+    `pipeline_facts` what else stands in their model_index.json.
     """
 
     layout: sd_layout.Layout
-    text_keys: tuple[str, ...]
+    marks: tuple[str, ...]
+    texts: tuple[TextKind, ...]
     linear: bool
-    activation: str
     heads: int | None
     head_size: int | None
-    tokenizer_id: str
-    pad_id: int
+    pipeline: str = "StableDiffusionPipeline"
+    pipeline_facts: Mapping[str, Any] = field(default_factory=dict)
+    ids: int = 0
     scale: float = 0.18215
     channels: int = 4
+    upcast_attention: bool = False
+    marks_prediction: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All parts of a model, in the order in which they are loaded."""
+        return ("unet", "vae", *(text.name for text in self.texts))
 
 
-def noted_prediction(header: Header) -> Prediction | None:
-    """What the checkpoint itself says its U-Net predicts: a diffusers folder's scheduler, or modelspec metadata."""
-    noted = header.configs.get("scheduler", {}).get("prediction_type")
-    noted = noted or header.metadata.get("modelspec.prediction_type")
-    if noted in ("v", "v_prediction"):
-        return "v"
-    return "epsilon" if noted == "epsilon" else None
+_UNET_IN, _FOLDER_UNET_IN = "model.diffusion_model.input_blocks.0.0.weight", "unet/conv_in.weight"
 
 
-def without_text_model(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """A text encoder's tensors as transformers 5 names them, from the names of files."""
-    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+def unet_channels(header: Header) -> int | None:
+    """The channels that a checkpoint's U-Net takes; None: it has none."""
+    info = header.tensors.get(_FOLDER_UNET_IN if header.kind == "diffusers" else _UNET_IN)
+    return info.shape[1] if info is not None and len(info.shape) == 4 else None
+
+
+def folder_kind(header: Header, variant: Variant) -> bool:
+    """Whether a diffusers folder holds the text encoders of this variant, and no others."""
+    found = {name.partition("/")[0] for name in header.tensors if name.startswith("text_encoder")}
+    said = {name for name, value in header.configs.get("model_index", {}).items() if name.startswith("text_encoder")
+            and isinstance(value, list) and value[:1] != [None]}  # fmt: skip
+    return found | said == {text.name for text in variant.texts}

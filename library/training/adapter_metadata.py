@@ -120,7 +120,7 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_seed": plan.seed,
         # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
         "ss_unet_lr": plan.rates.unet or 0.0,
-        "ss_text_encoder_lr": plan.rates.text_encoder or 0.0,
+        "ss_text_encoder_lr": _text_rates(plan),
         "ss_optimizer": plan.optimizer.full_name,
         "ss_lr_scheduler": plan.schedule.name,
         "ss_lr_warmup_steps": plan.schedule.warmup_steps,
@@ -135,7 +135,8 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_fp8_base": False,
         "ss_fp8_base_unet": False,
         "ss_v2": "v2" in source.family.capabilities,
-        "ss_base_model_version": source.family.version + ("_v" if source.prediction == "v" else ""),
+        "ss_base_model_version": source.family.versions[source.prediction],
+        "ss_zero_terminal_snr": source.objective.zero_terminal_snr,
         "ss_sd_model_name": _file_name(options.model.pretrained_model_name_or_path or ""),
     }
     if options.model.vae:
@@ -143,6 +144,12 @@ def _decided(plan: Plan) -> dict[str, str]:
     if not described_by_file(options):
         found["ss_total_batch_size"] = options.dataset.train_batch_size * accumulation
     return {key: str(value) for key, value in found.items()}
+
+
+def _text_rates(plan: Plan) -> object:
+    """One rate, or a list of one for each text encoder where they differ."""
+    rates = [plan.rates.text_encoders.get(name, 0.0) for name in plan.source.family.text_encoders]
+    return rates[0] if len(set(rates)) == 1 else rates
 
 
 def _network(plan: Plan) -> dict[str, str]:

@@ -41,7 +41,8 @@ def make_adapter(model: Model, plan: Plan, say: Say) -> Trained:
     chosen = plan.adapter
     if chosen is None:
         raise ValueError("the plan has no adapter")
-    modules: dict[str, nn.Module] = {part.module: getattr(model, part.module) for part in model.family.adapters}
+    loaded = model.modules()
+    modules: dict[str, nn.Module] = {part.module: loaded[part.module] for part in model.family.adapters}
     for path, multiplier in chosen.base:
         with told(f"--base_weights {path}"):
             merge(path, multiplier, modules, plan, chosen)
@@ -96,21 +97,22 @@ def _generator(seed: int) -> torch.Generator:
 
 def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
     """What the optimiser gets of a network, and what is done with it around each step."""
-    rates = {"unet": plan.rates.unet or 0.0, "text_encoder1": plan.rates.text_encoder or 0.0}
+    by_module = {"unet": plan.rates.unet, **plan.rates.text_encoders}
+    rates = {part.group: by_module.get(part.module) or 0.0 for part in plan.source.family.adapters}
     groups = tuple(
         Group(group.description or group.name, group.parameters, group.learning_rate)
         for group in made.groups({name: rate for name, rate in rates.items() if rate})
     )
     facts = AdapterMetadata(plan)
     shared: dict[str, Any] = {
-        # a text encoder that an adapter sits in, and the U-Net behind it in any case
+        # text encoders that an adapter sits in, and the U-Net behind them in any case
         "active": frozenset({"unet", *chosen.reaches}),
         "write": partial(write_adapter, made, plan, facts),
         "whole_model": False,
         "tags": TAGS,
         "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms, facts),
     }
-    rate = plan.rates.unet or plan.rates.text_encoder or 0.0
+    rate = plan.rates.unet or plan.rates.first_text_encoder or 0.0
     if isinstance(made, Network):
         return Trained(parts=(Part("network", made, rate, groups=groups),), **shared)
     made.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ from library.data import text_cache
 from library.data.batch import Batch
 from library.data.dataset import Tokenize
 from library.data.text_cache import TextStore
+from library.families.text_states import zero_empty
 
 if TYPE_CHECKING:
-    from library.families.family import Family
+    from library.families.family import Family, TextSettings
 
-STATES = "states"
 MOST_IN_MEMORY = 4096  # texts: 1 GB of SD1's states in float32
 MOST_ON_DISK = 65536
 FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and seconds also on a CPU
@@ -24,34 +25,46 @@ FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and s
 
 @dataclass
 class Conditioning:
-    """Called with a batch, gives the states of its captions (B, L, width) on the device.
+    """Called with a batch, gives what the network is told of it, on the device (families.family.Conditions).
 
-    `text_encoder` is the one that computes. `store` None: nothing was encoded beforehand.
+    `text_encoders` are those that compute. `store` None: nothing was encoded beforehand.
     """
 
     family: Family
-    text_encoder: Any
+    text_encoders: Mapping[str, Any]
     tokenize: Tokenize
-    clip_skip: int | None
+    settings: TextSettings
     device: torch.device
     store: TextStore | None = None
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """States of a batch; those of captions that are in no store are computed, with gradients if there are any."""
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Of a batch; what encoders give for captions that are in no store is computed, with gradients if there are
+        any."""
         if self.store is None:
-            return self._states(batch.input_ids, batch.token_weights)
-        return text_cache.outputs(batch.captions, self.store, self.encode)[STATES].to(self.device, non_blocking=True)
+            found = self._outputs(batch.input_ids, batch.token_weights)
+        else:
+            found = text_cache.outputs(batch.captions, self.store, self.encode)
+        return self._told(found, batch.captions, batch.sizes, batch.score)
 
-    def of_texts(self, texts: list[str]) -> Tensor:
-        """States of texts that are in no batch."""
+    def of_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> dict[str, Tensor]:
+        """Of texts that are in no batch, with sizes (B, 6) and scores (B,) float32."""
         if self.store is None:
-            return self._states(*self.tokenize(texts))
-        return text_cache.outputs(texts, self.store, self.encode)[STATES].to(self.device)
+            found = self._outputs(*self.tokenize(texts))
+        else:
+            found = text_cache.outputs(texts, self.store, self.encode)
+        return self._told(found, texts, sizes, score)
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """The states of texts, without gradients: what a cache keeps."""
+        """What encoders give for texts, without gradients: what a cache keeps."""
         with torch.no_grad():
-            return {STATES: self._states(*self.tokenize(texts))}
+            return self._outputs(*self.tokenize(texts))
 
-    def _states(self, input_ids: Tensor, weights: Tensor | None) -> Tensor:
-        return self.family.encode_text(self.text_encoder, input_ids.to(self.device), self.clip_skip, weights)
+    def _outputs(self, input_ids: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
+        return self.family.encode_text(self.text_encoders, input_ids.to(self.device), self.settings, weights)
+
+    def _told(
+        self, found: Mapping[str, Tensor], texts: Sequence[str], sizes: Tensor, score: Tensor
+    ) -> dict[str, Tensor]:
+        outputs = zero_empty(found, texts) if self.settings.empty_is_zero else found
+        told = {**outputs, "sizes": sizes, "score": score}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in told.items()}

@@ -15,7 +15,7 @@ from library.runtime.half_weights import compute_as_stored
 from library.runtime.precision import torch_dtype
 from library.training.conditioning import Conditioning
 from library.training.inputs import captions_to_come, encode_captions, encode_latents, picture_reader, training_set
-from library.training.loading import load_model
+from library.training.loading import load_model, text_settings
 from library.training.memory import loading_device, picture_encoder
 from library.training.plan.caching import CachePlan, Crew
 
@@ -32,13 +32,16 @@ def fill_ahead(plan: CachePlan, crew: Crew, progress: bool) -> Filled | FilledTe
     return fill(plan, device, crew, progress)
 
 
-def text_encoder(model: Model, plan: CachePlan, device: torch.device) -> nn.Module:
-    """The model's text encoder, on the device and in the format that the training encodes with."""
-    module: nn.Module = model.text_encoder
-    if plan.precision.frozen != "fp32":
-        compute_as_stored(module)
-        module.to(torch_dtype(plan.precision.frozen))
-    return module.to(device)
+def text_encoders(model: Model, plan: CachePlan, device: torch.device) -> dict[str, nn.Module]:
+    """The model's text encoders, on the device and in the format that the training encodes with."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.text_encoders.items():
+        module.requires_grad_(False)
+        if plan.precision.frozen != "fp32":
+            compute_as_stored(module)
+            module.to(torch_dtype(plan.precision.frozen))
+        found[name] = module.to(device)
+    return found
 
 
 def device_of(machine: Machine, crew: Crew) -> torch.device:
@@ -57,7 +60,7 @@ def fill_latents(plan: CachePlan, device: torch.device, crew: Crew, progress: bo
 
 
 def fill_captions(plan: CachePlan, device: torch.device, crew: Crew, progress: bool) -> FilledTexts:
-    """The states of all captions that the training will ask for, in files. Only the text encoder is loaded.
+    """The states of all captions that the training will ask for, in files. Only the text encoders are loaded.
 
     Raises UserError for more captions than are encoded beforehand when no seed says which.
     """
@@ -67,13 +70,14 @@ def fill_captions(plan: CachePlan, device: torch.device, crew: Crew, progress: b
         what = f"more than {len(texts)} different captions will occur: which of them come first depends on the seed"
         raise UserError([Mistake(what, "give --seed here and to the training")])
     base = plan.precision.base if plan.options.adapter.network_module else "fp32"  # as the training loads it
-    model = load_model(plan, loading_device(plan.options.memory, device), only=("text_encoder",), base=base)
-    model.text_encoder.requires_grad_(False)
+    model = load_model(
+        plan, loading_device(plan.options.memory, device), only=plan.source.family.text_encoders, base=base
+    )
     conditioning = Conditioning(
         family=plan.source.family,
-        text_encoder=text_encoder(model, plan, device),
+        text_encoders=text_encoders(model, plan, device),
         tokenize=dataset.tokenize,
-        clip_skip=plan.options.model.clip_skip,
+        settings=text_settings(plan.options),
         device=device,
     )
     return encode_captions(plan, texts, conditioning, crew.share, progress)

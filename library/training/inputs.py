@@ -132,14 +132,16 @@ def encode_captions(
     facts = (
         plan.precision.frozen,
         options.model.clip_skip or 1,
+        options.model.text_projection,
         conditioning.tokenize.chunks,
         conditioning.tokenize.padded,
         conditioning.tokenize.weighted,
     )
+    names = [module_name(encoder) for encoder in conditioning.text_encoders.values()] if to_disk else []
     return fill_texts(
         texts,
         conditioning.encode,
-        encoder=" ".join(map(str, (module_name(conditioning.text_encoder), *facts))) if to_disk else "",
+        encoder=" ".join(map(str, (*names, *facts))) if to_disk else "",
         folder=cache_folder(options.dataset) / "captions" if to_disk else None,
         # unpadded captions differ in length from batch to batch
         batch_size=16 if conditioning.tokenize.padded else 1,
@@ -181,5 +183,7 @@ def training_set(plan: AnyPlan, reader: PictureReader, latents: cache.LatentStor
         stride=plan.source.family.latent.stride,
         missing_mask=MaskSettings.of(plan.options.mask).missing,
         prior_loss_weight=plan.options.objective.prior_loss_weight,
+        crop_conditioning=plan.options.dataset.crop_conditioning,
+        score=plan.options.dataset.data_aesthetic_score,
         latents=latents,
     )

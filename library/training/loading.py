@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from library.families.family import Model
+from library.families.family import Model, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.runtime.half_weights import compute_in_full
 from library.runtime.precision import FloatName, torch_dtype
@@ -15,6 +15,7 @@ from library.training.model_file import refuse_broken_weights
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
+    from library.options.recipes import TrainOptions
     from library.training.plan.caching import AnyPlan
 
 
@@ -23,7 +24,7 @@ def load_model(
 ) -> Model:
     """All weights in float32, or those of the parts in `only`; what the checkpoint held besides is logged.
 
-    `base` in half precision: the matrices of U-Net and text encoder lie in that format, and are computed with in
+    `base` in half precision: the matrices of U-Net and text encoders lie in that format, and are computed with in
     float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no
     layers for.
     """
@@ -37,24 +38,35 @@ def load_model(
         prediction=source.prediction,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         only=only,
+        mapped=not options.disable_mmap_load_safetensors,
     )
-    model.zero_terminal_snr = plan.options.objective.zero_terminal_snr
+    model.zero_terminal_snr = source.objective.zero_terminal_snr
     for note in model.notes:
         LOGGER.info(note)
-    for module in (model.unet, model.text_encoder):
-        if module is not None and base != "fp32":
+    for name, module in model.modules().items():
+        if name != "vae" and base != "fp32":
             compute_in_full(module)
     refuse_broken_weights(model)
-    if model.text_encoder is not None and (options.clip_skip or 1) > 1:
-        refuse_clip_skip(model, options.clip_skip)
+    texts = [module for module in model.text_encoders.values() if module is not None]
+    if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
+        refuse_clip_skip(model, text_settings(plan.options), texts[0].device)
     return model
 
 
-def refuse_clip_skip(model: Model, clip_skip: int | None) -> None:
+def text_settings(options: TrainOptions) -> TextSettings:
+    """How the captions of a run are read."""
+    return TextSettings(
+        clip_skip=options.model.clip_skip,
+        kohya_projection=options.model.text_projection == "kohya",
+        empty_is_zero=options.caption.empty_caption == "zeros",
+    )
+
+
+def refuse_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
     """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
-    empty = model.tokenizer.tensor([""]).to(model.text_encoder.device)
+    empty = model.tokenizer.tensor([""]).to(device)
     try:
         with torch.no_grad():
-            model.family.encode_text(model.text_encoder, empty, clip_skip)
+            model.family.encode_text(model.text_encoders, empty, settings)
     except ValueError as error:
         raise UserError((Mistake(f"--clip_skip: {error}", "give a smaller one, or leave it out"),)) from error

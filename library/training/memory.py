@@ -27,15 +27,16 @@ def prepare(model: Model, trained: Trained, precision: Precision, options: Memor
     The model is frozen and in evaluation mode; then the trained parts get their own format and training mode, where
     they are the model's own also gradients, and what gradients go through gets, if asked for, checkpointed activations.
     """
-    for module in (model.unet, model.text_encoder, model.vae):
-        if module is not None:
-            module.requires_grad_(False).eval()
+    modules = model.modules()
+    for module in modules.values():
+        module.requires_grad_(False).eval()
     for part in trained.parts:
         part.module.to(torch_dtype(precision.trained)).train()
-        if trained.whole_model:
-            part.module.requires_grad_(True)
+        for group in part.rates() if trained.whole_model else ():
+            for parameter in group.parameters:
+                parameter.requires_grad_(True)
     for name in sorted(trained.active) if options.gradient_checkpointing else ():
-        checkpoint_activations(getattr(model, name).train())  # neither package checkpoints in evaluation mode
+        checkpoint_activations(modules[name].train())  # neither package checkpoints in evaluation mode
     set_attention(model.unet, precision.attention)
 
 

@@ -64,7 +64,7 @@ def modelspec(options: TrainOptions, source: Source, resolution: Size | None = N
         for name, value in vars(options.saving).items()
         if name.startswith("metadata_") and name != "metadata_title" and value is not None
     }
-    least, end = options.objective.min_timestep, options.objective.max_timestep
+    least, end = source.objective.min_timestep, source.objective.max_timestep
     everything = source.family.process.timesteps
     facts: dict[str, Any] = {
         "architecture": source.family.architectures[source.prediction],

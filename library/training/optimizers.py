@@ -139,17 +139,21 @@ def _settle_adafactor(choice: OptimizerChoice, options: OptimizerOptions, notes:
 
 def _judge_factors(row: OptimizerRow, options: OptimizerOptions, notes: list[str], mistakes: list[Mistake]) -> None:
     """D-Adaptation and Prodigy multiply the rate that they find by learning_rate: one factor, about 1."""
-    factors = [options.learning_rate]
+    given = {"learning_rate": options.learning_rate}
     trains_text_encoder = options.stop_text_encoder_training is None or options.stop_text_encoder_training > 0
-    if trains_text_encoder and options.learning_rate_te is not None:
-        factors.append(options.learning_rate_te)
-    factors = [factor for factor in factors if factor > 0]
-    if len(set(factors)) > 1:
-        rates = f"--learning_rate {factors[0]:g} and --learning_rate_te {factors[1]:g}"
+    if trains_text_encoder and options.train_text_encoder:
+        names = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+        given |= {name: rate for name in names if (rate := getattr(options, name)) is not None}
+    given |= {f"block_lr {place}": rate for place, rate in enumerate(options.block_lr)}
+    factors = {name: rate for name, rate in given.items() if rate > 0}
+    if len(set(factors.values())) > 1:
+        first, rate = next(iter(factors.items()))
+        other = next(name for name, another in factors.items() if another != rate)
+        rates = f"--{first} {rate:g} and --{other} {factors[other]:g}"
         what = f"{row.name} finds one rate for all weights and cannot use two: {rates}"
         mistakes.append(Mistake(what, "give one of them, the same twice, or --learning_rate_te 0 (not trained)"))
-    elif factors and factors[0] <= 0.1:
-        notes.append(f"{row.name} multiplies the rate it finds by learning_rate {factors[0]:g}; about 1 is usual")
+    elif factors and (factor := next(iter(factors.values()))) <= 0.1:
+        notes.append(f"{row.name} multiplies the rate it finds by learning_rate {factor:g}; about 1 is usual")
 
 
 def _judge_fp16_state(choice: OptimizerChoice, has_eps: bool) -> list[Mistake]:

@@ -40,6 +40,21 @@ class Part:
         return self.groups or (Group(self.name, list(self.module.parameters()), self.learning_rate),)
 
 
+def block_groups(module: nn.Module, rates: Sequence[float], block_of: Callable[[str], int] | None) -> tuple[Group, ...]:
+    """The parameters of a module by blocks, each block at its rate; those with a rate of 0 are in no group. `block_of`
+    tells the block of a parameter's name. Without rates there are no groups."""
+    if not rates or block_of is None:
+        return ()
+    blocks: list[list[nn.Parameter]] = [[] for _ in rates]
+    for name, parameter in module.named_parameters():
+        blocks[block_of(name)].append(parameter)
+    return tuple(
+        Group(f"block{number}", parameters, rate)
+        for number, (parameters, rate) in enumerate(zip(blocks, rates, strict=True))
+        if parameters and rate
+    )
+
+
 @dataclass(frozen=True)
 class LossTags:
     """Names of losses in logs, as users of each script know them; "" is not logged."""

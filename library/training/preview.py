@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from library.training.state import Progress
 
-Draw = Callable[[Sequence[PictureRequest], Sequence[int]], list["Image"]]
-"""Requests of one size, sampler, steps and scale, and a seed for each, to their pictures."""
+Draw = Callable[[Sequence[PictureRequest], Sequence[int], Sequence[int]], list["Image"]]
+"""Requests of one size, sampler, steps and scale, a seed for each and their places among the prompts, to pictures."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Preview:
         """Draw and write the pictures at some places of the prompt file; returns them under the trackers' names."""
         asked = [requests[place] for place in places]
         seeds = [any_seed() if one.seed is None else one.seed for one in asked]
-        images = draw(asked, seeds)
+        images = draw(asked, seeds, places)
         for place, one, seed, image in zip(places, asked, seeds, images, strict=True):
             path = self._free_path(plan, mark, place, one.seed)
             with replacing(path) as stream:

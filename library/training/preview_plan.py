@@ -15,6 +15,7 @@ from library.sampling.samplers import check_sampler
 from library.training.plan.places import refusal_to_write
 
 if TYPE_CHECKING:
+    from library.data.buckets import Placement
     from library.options.recipes import TrainOptions
 
 FOLDER = "sample"
@@ -26,7 +27,11 @@ _LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000.png"
 @dataclass(frozen=True)
 class PreviewPlan:
     """Prompts, moments and names. `prompts` is a file, or a prompt itself (see read_requests); `defaults` hold for
-    prompts that do not say otherwise; at most `at_once` pictures are drawn together."""
+    prompts that do not say otherwise; at most `at_once` pictures are drawn together.
+
+    `refined`: the placements of the run's pictures, which the prompts refine in turn, each in its size; empty: pictures
+    are drawn from noise.
+    """
 
     prompts: Path
     folder: Path
@@ -36,6 +41,11 @@ class PreviewPlan:
     at_first: bool
     at_once: int
     defaults: PictureRequest
+    refined: Sequence[Placement] = ()
+
+    def refined_by(self, place: int) -> int:
+        """The number of the picture that the prompt at `place` refines."""
+        return place % len(self.refined)
 
     def is_due_after_step(self, step: int) -> bool:
         """--sample_every_n_steps, unless pictures are drawn at ends of epochs."""
@@ -53,7 +63,8 @@ class PreviewPlan:
         elif self.every_steps:
             moments.append("after every " + _ordinal(self.every_steps, "step"))
         source = "a prompt of the options" if _is_prompt(self.prompts) else f"the prompts of {self.prompts}"
-        return f"{source}, drawn {' and '.join(moments)}, in {self.folder}"
+        done = "on pictures of the dataset, refined" if self.refined else "drawn"
+        return f"{source}, {done} {' and '.join(moments)}, in {self.folder}"
 
     def path(self, mark: str, index: int, time: datetime, seed: int | None) -> Path:
         """`[NAME_]MARK_00_20260131235959[_SEED].png` in the folder: the mark is e000012 after an epoch and 000012 after
@@ -69,10 +80,12 @@ def _ordinal(count: int, thing: str) -> str:
     return thing if count == 1 else f"{count}{ending} {thing}"
 
 
-def plan_preview(options: TrainOptions, size: tuple[int, int] | None = None) -> PreviewPlan | None:
+def plan_preview(
+    options: TrainOptions, size: tuple[int, int] | None = None, refined: Sequence[Placement] = ()
+) -> PreviewPlan | None:
     """The pictures of a run, or None where none are drawn: front-ends name a prompt file even then.
 
-    `size`: (width, height) of pictures whose prompts do not say; not given: 512 x 512.
+    `size`: (width, height) of pictures whose prompts do not say; not given: 512 x 512. `refined`: see PreviewPlan.
     """
     chosen = options.preview
     if chosen.sample_prompts is None or not _is_on(options):
@@ -87,6 +100,7 @@ def plan_preview(options: TrainOptions, size: tuple[int, int] | None = None) -> 
         at_first=chosen.sample_at_first,
         at_once=chosen.sample_batch_size or 1,
         defaults=replace(DEFAULTS, width=width, height=height, sampler=chosen.sample_sampler),
+        refined=refined,
     )
 
 
@@ -95,10 +109,11 @@ def _is_on(options: TrainOptions) -> bool:
     return bool(chosen.sample_every_n_steps or chosen.sample_every_n_epochs or chosen.sample_at_first)
 
 
-def check_prompts(options: TrainOptions, mistakes: Mistakes) -> tuple[str, ...]:
+def check_prompts(options: TrainOptions, mistakes: Mistakes, refines: bool = False) -> tuple[str, ...]:
     """Add what is wrong with the prompts of a run that draws them, and return what the user should know about them.
 
-    The file is read again at every drawing, and what is wrong with it then is only told.
+    `refines`: the model of the run refines pictures (Family.refines). The file is read again at every drawing, and what
+    is wrong with it then is only told.
     """
     plan = plan_preview(options)
     if plan is None:
@@ -113,6 +128,8 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes) -> tuple[str, ...]:
         notes.append(f"--sample_prompts: {plan.prompts} is empty; pictures are drawn when there is a prompt in it")
     if _is_prompt(plan.prompts):
         notes.append(f"--sample_prompts: there is no file of this name, so it is drawn as a prompt: {plan.prompts}")
+    if refines and any((one.width, one.height) != (plan.defaults.width, plan.defaults.height) for one in requests):
+        notes.append("--sample_prompts: --w and --h are ignored, as this model refines pictures of the dataset")
     wrong = (check_sampler(request.sampler) for request in requests)
     mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in wrong if each is not None)
     if options.saving.output_dir is not None:
@@ -130,8 +147,13 @@ def read_requests(plan: PreviewPlan) -> Sequence[PictureRequest]:
     send them so.
     """
     if _is_prompt(plan.prompts):
-        return [parse_line(line, plan.defaults) for line in str(plan.prompts).splitlines() if line.strip()]
-    return read_prompts(plan.prompts, plan.defaults, may_be_empty=True)
+        requests = [parse_line(line, plan.defaults) for line in str(plan.prompts).splitlines() if line.strip()]
+    else:
+        requests = read_prompts(plan.prompts, plan.defaults, may_be_empty=True)
+    if not plan.refined:
+        return requests
+    sizes = (plan.refined[plan.refined_by(place)].bucket for place in range(len(requests)))
+    return [replace(one, width=width, height=height) for one, (width, height) in zip(requests, sizes, strict=True)]
 
 
 def _is_prompt(prompts: Path) -> bool:

@@ -15,21 +15,21 @@ from library.objective.objective import Objective
 from library.runtime.seeds import torch_generator
 
 if TYPE_CHECKING:
-    from library.families.family import Model
+    from library.families.family import Conditions, Model
 
 
 @dataclass
 class SampleLosses:
     """Called with a batch, gives the loss of each of its samples.
 
-    `context` gives the states of a batch's captions. `vae` is the one that computes: the model's own, or a copy in half
-    precision; None: batches come with latents.
+    `context` gives what the network is told of a batch. `vae` is the one that computes: the model's own, or a copy in
+    half precision; None: batches come with latents.
     """
 
     model: Model
-    context: Callable[[Batch], Tensor]
+    context: Callable[[Batch], Conditions]
     vae: Any
-    objective: Objective[Tensor]
+    objective: Objective[Conditions]
     seed: int
     device: torch.device
 

@@ -15,7 +15,7 @@ from library.objective.objective import Objective
 from library.runtime.allocator import memory_taken_ahead
 from library.training.conditioning import Conditioning
 from library.training.inputs import fill_captions, fill_latents, picture_reader, training_set
-from library.training.loading import load_model
+from library.training.loading import load_model, text_settings
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
@@ -78,20 +78,21 @@ def train(plan: Plan, recipe: Recipe) -> None:
         model.unet.to(device)
         context = Conditioning(
             family=family,
-            text_encoder=computing(
-                model.text_encoder, trained, "text_encoder" in trained.active, plan.precision, device
-            ),
+            text_encoders={
+                name: computing(module, trained, name in trained.active, plan.precision, device)
+                for name, module in model.text_encoders.items()
+            },
             tokenize=dataset.tokenize,
-            clip_skip=options.model.clip_skip,
+            settings=text_settings(options),
             device=device,
         )
-        encoded = fill_captions(plan, dataset, context, frozen="text_encoder" not in trained.active)
+        encoded = fill_captions(plan, dataset, context, frozen=trained.active.isdisjoint(family.text_encoders))
         prompts = prompt_states(plan, context, accelerator.autocast)
         # new prompts may come to their file, and only who asks for its memory is refused them
         is_spare = plan.preview is None or options.cache.cache_text_encoder_outputs
         if encoded and is_spare and not trained.whole_model:
             prompts.forget()
-            context.text_encoder = model.text_encoder = None
+            context.text_encoders, model.text_encoders = {}, {}
             release_memory(options.memory)
 
         # what changes the weights, counted in optimiser steps
@@ -105,7 +106,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             context=context,
             vae=vae,
             objective=Objective.of(
-                options.objective, family.process, plan.source.prediction, MaskSettings.of(options.mask)
+                plan.source.objective, family.process, plan.source.prediction, MaskSettings.of(options.mask)
             ),
             seed=plan.seed,
             device=device,
@@ -162,8 +163,8 @@ def prompt_states(plan: Plan, context: Conditioning, autocast: Autocast) -> Prom
     states = PromptStates(
         family=context.family,
         tokenizer=plan.source.tokenizer,
-        text_encoder=context.text_encoder,
-        clip_skip=context.clip_skip,
+        text_encoders=context.text_encoders,
+        settings=context.settings,
         autocast=autocast,
     )
     if context.store is not None and plan.preview is not None:
@@ -182,7 +183,7 @@ def preview_of(
     say: Callable[[str], None],
 ) -> Preview:
     """Pictures while training, drawn with the weights that a file saved then would hold."""
-    modules = [model.unet, model.vae, model.text_encoder, *(part.module for part in trained.parts)]
+    modules = [*model.modules().values(), *(part.module for part in trained.parts)]
     return Preview(
         plan=plan.preview,
         drawing=partial(
@@ -195,7 +196,7 @@ def preview_of(
             autocast=run.accelerator.autocast,
             release=partial(release_memory, plan.options.memory),
         ),
-        modules=[module for module in modules if module is not None],
+        modules=modules,
         say=say,
         log_images=run.log_images,
         weights=partial(averaged_weights, optimizer),

@@ -31,6 +31,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from library.data.cache import LatentStore
 from library.data.dataset import TrainingDataset
 from library.data.reading import PictureReader
+from library.families.family import Conditions
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.seeds import python_random, torch_generator
 from library.training.conditioning import Conditioning
@@ -87,16 +88,18 @@ class Validation:
     """What the loop calls. `plan` None: nothing is set aside, and nothing is ever done.
 
     `predict` and `objective` are those of the training, of which only process, prediction and range count here;
-    `encode_texts` gives the states of captions, which are all of one length if `padded`; `latents(number)` those of a
+    `told(texts, sizes, scores)` is what the network is told, captions being all of one length if `padded`;
+    `sizes_and_scores(numbers)` are those of records of the reader; `latents(number)` those of a
     record of the reader, (C, h, w) float32, not scaled, `scale` what they are multiplied by. `modules` are all that
     take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
     """
 
     plan: ValidationPlan | None
     reader: PictureReader
-    objective: Objective[Tensor]
-    predict: Predict[Tensor]
-    encode_texts: Callable[[list[str]], Tensor]
+    objective: Objective[Conditions]
+    predict: Predict[Conditions]
+    told: Callable[[list[str], Tensor, Tensor], Conditions]
+    sizes_and_scores: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     padded: bool
     latents: Callable[[int], Tensor]
     scale: float
@@ -177,12 +180,13 @@ class Validation:
         """As _losses, for records of one bucket."""
         records = [self.reader.records[number] for number in numbers]
         latents = torch.stack([self.latents(number) for number in numbers]).to(self.device) * self.scale
-        states = self.encode_texts([text_of(each, self.reader.subsets[each.subset].captions) for each in records])
-        plain = Objective[Tensor](
+        texts = [text_of(each, self.reader.subsets[each.subset].captions) for each in records]
+        given = self.told(texts, *self.sizes_and_scores(numbers))
+        plain = Objective[Conditions](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
         losses = [
-            plain.loss(self.predict, latents, states, self._draws(names, part, latents.shape[1:]))
+            plain.loss(self.predict, latents, given, self._draws(names, part, latents.shape[1:]))
             for part in range(POINTS)
         ]
         return torch.stack(losses, 1).to("cpu", torch.float64)
@@ -209,13 +213,14 @@ def validation_of(
     Raises UserError for a picture that cannot be read.
     """
     model, reader = losses.model, dataset.pictures
-    modules = [model.unet, context.text_encoder, *(part.module for part in trained.parts)]
+    modules = [model.unet, *context.text_encoders.values(), *(part.module for part in trained.parts)]
     return Validation(
         plan=plan.validation,
         reader=reader,
         objective=losses.objective,
         predict=partial(model.family.predict, model.unet),
-        encode_texts=context.of_texts,
+        told=context.of_texts,
+        sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
         latents=latents_of(plan, model, losses.vae, reader, dataset.latents),
         scale=model.family.latent.scale,

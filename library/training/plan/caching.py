@@ -19,7 +19,7 @@ from library.runtime.precision import Precision, resolve
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.pictures import Pictures, decide_pictures
 from library.training.plan.places import check_logs
-from library.training.plan.plan import Plan, decide_seed, token_count
+from library.training.plan.plan import Plan, decide_seed, token_count, with_sound_vae
 from library.training.plan.resume import decide_resume
 from library.training.plan.source import Source, decide_source
 from library.training.plan.text import WIDTH, sections
@@ -90,6 +90,7 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
         raise AssertionError("a source or pictures are missing and no mistake says why")
     _check_seed(options, kind, pictures, mistakes)
     mistakes.raise_if_any()
+    precision = with_sound_vae(precision, source.family.latent, machine, notes)
     order = pictures.order(options.memory.gradient_accumulation_steps, seed)
     return CachePlan(
         kind=kind,

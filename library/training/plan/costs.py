@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class Costs:
 
 def count_costs(
     sizes: PartSizes,
-    trains_text_encoder: bool,
+    trained_texts: Collection[str],
     weight_bytes: int,
     copy_bytes: int,
     save_bytes: int | None,
@@ -47,8 +48,8 @@ def count_costs(
     What is not trained is kept in 4 bytes, for the saved file, and in a copy of `copy_bytes` to compute with (0: none).
     `save_bytes` None: a file holds the weights as they are kept.
     """
-    trained = sizes.unet + (sizes.text_encoder if trains_text_encoder else 0)
-    frozen = sizes.unet + sizes.text_encoder + sizes.vae - trained
+    trained = sizes.unet + sizes.texts(trained_texts)
+    frozen = sizes.unet + sizes.texts() + sizes.vae - trained
     kept = trained * weight_bytes + frozen * 4
     weights = kept + frozen * copy_bytes
     optimizer = round(trained * state_bytes_per_parameter)
@@ -68,7 +69,7 @@ def count_costs(
 def frozen_costs(sizes: PartSizes, base_bytes: int, folder: Path) -> Costs:
     """What a run needs that trains an adapter: the frozen model. The adapter is small beside it, and what it takes is
     told when it is made."""
-    weights = (sizes.unet + sizes.text_encoder) * base_bytes + sizes.vae * 4
+    weights = (sizes.unet + sizes.texts()) * base_bytes + sizes.vae * 4
     return Costs(weights, 0, 0, 0, 0, 0, free_bytes(folder))
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from library.data.order import EpochOrder
+from library.families.family import LatentSpace
 from library.objective import checks as objective_checks
 from library.objective.process import Prediction
 from library.options.mistakes import Mistake, Mistakes
@@ -21,7 +22,7 @@ from library.options.objective import ObjectiveOptions
 from library.options.parse import Parsed
 from library.options.recipes import TrainOptions
 from library.runtime.device import Machine, describe_machine
-from library.runtime.precision import BYTES, Precision, resolve
+from library.runtime.precision import BYTES, FloatName, Precision, resolve
 from library.training.model_file import check_metadata
 from library.training.optimizers import OptimizerChoice, choose_optimizer
 from library.training.outputs import Outputs, decide_outputs, most_on_disk
@@ -97,12 +98,12 @@ def decide(parsed: Parsed) -> Plan:
 
     # what follows from several of them
     source, adapter, pictures = found.source, found.adapter, found.pictures
-    notes.extend(check_objective(options.objective, source.prediction, mistakes, source.family.process.timesteps))
+    notes.extend(check_objective(source.objective, source.prediction, mistakes, source.family.process.timesteps))
     order = pictures.order(options.memory.gradient_accumulation_steps, found.seed)
     duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
     schedule = choose_schedule(options.optimizer, duration.steps, found.optimizer)
     collect(schedule, mistakes, notes)
-    rates = decide_rates(options, adapter, found.optimizer, mistakes)
+    rates = decide_rates(options, source.family, adapter, found.optimizer, mistakes, notes)
     outputs = decide_outputs(options.saving, "adapter" if adapter else source.header.kind, duration.epochs, mistakes)
     costs = decide_costs(options, source, rates, adapter, found.precision, found.optimizer, outputs, duration)
     check_outputs(options, source, outputs, costs, mistakes)
@@ -146,11 +147,21 @@ def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) ->
     if source is None or pictures is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or pictures are missing and no mistake says why")
+    precision = with_sound_vae(precision, source.family.latent, machine, notes)
     preview = plan_preview(options, source.family.preview[source.prediction])
     validation = decide_validation(options.validation, pictures)
     return Grounds(
         machine, precision, optimizer, source, resume, seed, pictures, adapter, preview, validation, trackers
     )
+
+
+def with_sound_vae(precision: Precision, latent: LatentSpace, machine: Machine, notes: list[str]) -> Precision:
+    """The precision with a VAE that computes in numbers which its own fit in (LatentSpace.fp16)."""
+    if latent.fp16 or precision.vae != "fp16":
+        return precision
+    chosen: FloatName = "bf16" if (machine.compute_capability or (0, 0)) >= (8, 0) else "fp32"
+    notes.append(f"the VAE computes in {chosen}: in fp16 the one of this kind of model gives NaN")
+    return replace(precision, vae=chosen)
 
 
 class Judged(Protocol):
@@ -228,7 +239,7 @@ def decide_costs(
     models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     return count_costs(
         source.sizes,
-        trains_text_encoder=rates.text_encoder is not None,
+        trained_texts=rates.text_encoders,
         weight_bytes=BYTES[precision.trained],
         copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         save_bytes=None if options.saving.save_precision is None else BYTES[options.saving.save_precision],

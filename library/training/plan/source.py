@@ -1,31 +1,36 @@
-"""Which model is trained: the checkpoint, its family and what its output means, from names and shapes alone."""
+"""Which model is trained: the checkpoint, its family, what its output means and at which timesteps it is trained, from
+names and shapes alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.vae_file import read_vae
 from library.families.family import Family, PartSizes, Tokenizer
-from library.families.registry import detect, find_model, noted_prediction
+from library.families.registry import Noted, detect, find_model, noted
 from library.objective.process import Prediction
 from library.options.mistakes import Mistakes
 from library.options.model import ModelOptions
+from library.options.objective import ObjectiveOptions
 from library.options.recipes import FLAGS, TrainOptions, values_of
 
 
 @dataclass(frozen=True)
 class Source:
     """The checkpoint that a run starts from. `vae` is the file or folder of --vae; `tokenizer` is the family's, or the
-    folder's own."""
+    folder's own. `because` says how it is known what the network predicts. `objective`: the options of the loss, within
+    the family's own range of timesteps and with the noise schedule that the checkpoint was made for."""
 
     header: Header
     family: Family
     prediction: Prediction
+    because: str
+    objective: ObjectiveOptions
     vae: Path | None
     sizes: PartSizes
     tokenizer: Tokenizer
@@ -53,14 +58,66 @@ def decide_source(all_options: TrainOptions, mistakes: Mistakes, notes: list[str
         return None
     check_capabilities(family, all_options, mistakes)
     check_family_flags(options, family, notes)
-    prediction: Prediction = "v" if options.v_parameterization else "epsilon"
-    noted = noted_prediction(header)
-    if noted is not None and noted != prediction:
+    said = noted(header)
+    prediction, because = decide_prediction(options, family, said)
+    objective = decide_objective(all_options.objective, family, said, prediction, mistakes, notes)
+    return Source(header, family, prediction, because, objective, vae, sizes, tokenizer)
+
+
+def decide_prediction(options: ModelOptions, family: Family, said: Noted) -> tuple[Prediction, str]:
+    """What the network predicts, and how that is known. A checkpoint that says v is believed: trained for another
+    prediction it would be spoilt, and front-ends always write v_parameterization = false."""
+    if said.prediction == "v":
+        return "v", f"as the checkpoint says ({said.where})"
+    if options.v_parameterization:
+        what = f", though the checkpoint says epsilon ({said.where})" if said.prediction else ""
+        return "v", f"--v_parameterization{what}"
+    if said.prediction == "epsilon":
+        return "epsilon", f"as the checkpoint says ({said.where}); --v_parameterization changes it"
+    return "epsilon", "assumed, as the checkpoint does not say; --v_parameterization changes it"
+
+
+def decide_objective(
+    options: ObjectiveOptions,
+    family: Family,
+    said: Noted,
+    prediction: Prediction,
+    mistakes: Mistakes,
+    notes: list[str],
+) -> ObjectiveOptions:
+    """The options of the loss as they hold for this checkpoint. A refiner is trained at the last, least noisy
+    timesteps; a base that is to hand over to one at all others (arXiv 2307.01952, section 2.5)."""
+    strength, timesteps = options.refiner_training_strength, family.process.timesteps
+    edge = int(round(timesteps * strength, 6))
+    low, high = 0, timesteps
+    if family.refines:
+        high = edge
+    elif options.refiner_training_invert_schedule:
+        low = edge
+    elif strength != FLAGS["refiner_training_strength"].default and "hand_over" in family.capabilities:
         notes.append(
-            f"the checkpoint says that it predicts {noted}; this run trains {prediction} "
-            f"({'leave out' if prediction == 'v' else 'give'} --v_parameterization to follow the checkpoint)"
+            f"--refiner_training_strength = {strength:g}: no effect, {family.title} is trained at all timesteps "
+            "(--refiner_training_invert_schedule leaves those of a refiner out)"
         )
-    return Source(header, family, prediction, vae, sizes, tokenizer)
+    if family.refines and options.refiner_training_invert_schedule:
+        mistakes.add(
+            f"--refiner_training_invert_schedule: the model is {family.title}",
+            "leave it out; it is for a base model that hands over to a refiner",
+        )
+    low = max(low, options.min_timestep or 0)
+    high = min(high, options.max_timestep or timesteps) if high < timesteps else options.max_timestep or timesteps
+    zero = options.zero_terminal_snr
+    if said.zero_terminal_snr and not zero and prediction == "v":
+        zero = True
+        notes.append(
+            f"the checkpoint was made for zero terminal SNR ({said.where}): trained as with --zero_terminal_snr"
+        )
+    return replace(
+        options,
+        min_timestep=low or options.min_timestep,
+        max_timestep=high if high != timesteps else options.max_timestep,
+        zero_terminal_snr=zero,
+    )
 
 
 @contextmanager
@@ -90,8 +147,6 @@ def check_family_flags(options: ModelOptions, family: Family, notes: list[str]) 
     is_v2 = "v2" in family.capabilities
     if is_v2 and not options.v2:
         notes.append(f"the model is {family.title}: trained as with --v2")
-    if options.v_parameterization and not is_v2:
-        notes.append("--v_parameterization with Stable Diffusion 1.x: only models that were made for it predict v")
     if is_v2 and options.clip_skip is not None:
         notes.append(
             "--clip_skip with Stable Diffusion 2.x, which takes the penultimate layer already: counted from there"

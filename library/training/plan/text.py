@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
@@ -45,6 +46,7 @@ def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
 def _model(plan: Plan) -> Iterator[str]:
     source = plan.source
     yield f"{source.header.path} ({source.family.title}, {source.header.kind})"
+    yield f"predicts {source.prediction}: {source.because}"
     if source.vae is not None:
         yield f"VAE from {source.vae}"
 
@@ -143,19 +145,29 @@ def _training(plan: Plan) -> Iterator[str]:
     if plan.adapter is not None:
         yield from _adapter(plan.adapter)
     frozen = ", through the adapter" if plan.adapter is not None else ""
-    if rates.unet is None:
+    if rates.blocks:
+        yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {_blocks(rates.blocks)}"
+    elif rates.unet is None:
         yield "U-Net not trained"
     else:
         yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {rates.unet:g}{frozen}"
-    if rates.text_encoder is None:
-        yield "text encoder not trained"
-    else:
-        until = "" if rates.text_encoder_stop is None else f", until step {rates.text_encoder_stop}"
-        yield f"text encoder ({sizes.text_encoder / 1e6:.1f} M parameters) at {rates.text_encoder:g}{frozen}{until}"
+    until = "" if rates.text_encoder_stop is None else f", until step {rates.text_encoder_stop}"
+    for place, (name, count) in enumerate(sizes.text_encoders.items(), 1):
+        title = "text encoder" if len(sizes.text_encoders) == 1 else f"text encoder {place}"
+        if name not in rates.text_encoders:
+            yield f"{title} not trained"
+        else:
+            yield f"{title} ({count / 1e6:.1f} M parameters) at {rates.text_encoders[name]:g}{frozen}{until}"
     listed = " ".join(f"{name}={value}" for name, value in plan.optimizer.arguments.items())
     warmup = f", warm-up of {plan.schedule.warmup_steps} steps" if plan.schedule.warmup_steps else ""
     yield f"{plan.optimizer.name}{f' ({listed})' if listed else ''}, schedule {plan.schedule.name}{warmup}"
     yield _loss(plan)
+
+
+def _blocks(rates: tuple[float, ...]) -> str:
+    """Rates of blocks, equal neighbours together: "0 for 3 blocks, 1e-05 for 20"."""
+    runs = [(rate, len(list(same))) for rate, same in groupby(rates)]
+    return ", ".join(f"{rate:g} for {count} {'block' if count == 1 else 'blocks'}" for rate, count in runs)
 
 
 def _adapter(adapter: AdapterPlan) -> Iterator[str]:
@@ -170,7 +182,7 @@ def _adapter(adapter: AdapterPlan) -> Iterator[str]:
 
 
 def _loss(plan: Plan) -> str:
-    objective = plan.options.objective
+    objective = plan.source.objective
     parts = [f"{plan.source.prediction} prediction"]
     masks = plan.options.mask
     if any(count.subset.mask_dir or count.subset.alpha_mask for count in plan.pictures.subsets):

@@ -1,0 +1,26 @@
+"""What encoders give for texts without a word. No torch at module level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def zero_empty(outputs: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+    """The outputs of these texts, a row for each, zero where the text is empty.
+
+    So Stable Diffusion XL was trained with dropped captions (generative-models, the embedders' ucg_rate), and so
+    diffusers' pipelines draw without a negative prompt (force_zeros_for_empty_prompt).
+    """
+    empty = [place for place, text in enumerate(texts) if not text.strip()]
+    if not empty:
+        return dict(outputs)
+    zeroed = {}
+    for name, tensor in outputs.items():
+        kept = tensor.new_ones(len(texts))
+        kept[empty] = 0
+        zeroed[name] = tensor * kept.reshape(-1, *(1 for _ in tensor.shape[1:]))
+    return zeroed
