@@ -16,17 +16,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import sdxl_train
+import sdxl_train_network
 import train_db
 import train_network
 from library.options.parse import parse
 from library.options.recipes import FLAGS
 from library.training.command import run_recipe
 from library.training.recipe import Recipe
+from tests import tiny
 from tests.training.running import Outcome, World, make_world, run
 
 ROOT = Path(__file__).resolve().parent.parent
-# Those for Stable Diffusion 1, the miniature of this world; tests/options/test_frontends.py reads the others too.
-FRONTEND_FILES = sorted((ROOT / "tests" / "frontend_files").glob("*_sd15*.toml"))
+# tests/options/test_frontends.py reads the others too; lets_full_config wants a package that is not here.
+NO_PLAN = ("_dataset", "_project", "lets_full_config")
+FRONTEND_FILES = sorted(
+    file for file in (ROOT / "tests" / "frontend_files").glob("*.toml") if not file.stem.endswith(NO_PLAN)
+)
 SHAPES = ("--min_bucket_reso=64", "--resolution=64")  # for pictures of a miniature
 
 
@@ -121,17 +127,41 @@ def on_this_world(world: World, file: Path, folder: Path, *more: str) -> list[st
     words = ["--config_file", str(frontend_file(file, world, folder))]
     if "many_options" in file.stem:
         words.append("--max_train_epochs=20")  # longer than its warm-up
+    if file.stem.startswith("lets_"):
+        words.append(f"--dataset_config={dataset_file(file, folder)}")
     prompts = folder / "prompt.txt"  # front-ends make this file too
     prompts.write_text("a dog --w 64 --h 64 --s 2 --d 1", encoding="utf-8")
-    places = {"pretrained_model_name_or_path": world.model, "train_data_dir": world.root / "train"}
-    places |= {"sample_prompts": prompts}
+    places = {"pretrained_model_name_or_path": model_for(file, world), "sample_prompts": prompts}
+    if not file.stem.startswith("lets_"):
+        places["train_data_dir"] = world.root / "train"
     places |= {"output_dir": folder / "out", "logging_dir": folder / "log"}
     return [*words, *(f"--{name}={value}" for name, value in places.items()), *more]
 
 
+def model_for(file: Path, world: World) -> Path:
+    """A miniature of the family that the file is for."""
+    family = next((family for word, family in (("sdxl", "sdxl"), ("sd21", "sd2")) if word in file.stem), "sd1")
+    model = world.root / f"{family}.safetensors"
+    if not model.exists():
+        tiny.write_single_file(model, family)
+    return model
+
+
+def dataset_file(file: Path, folder: Path) -> Path:
+    """The other half of what LoRA_Easy_Training_Scripts writes, and the pictures that it names."""
+    tiny.write_pictures(folder / "train" / "20_sks dog", 2)
+    half = file.with_name(file.name.replace("_config", "_dataset"))
+    written = folder / half.name
+    written.write_text(half.read_text(encoding="utf-8").replace("@WORK@", folder.as_posix()), encoding="utf-8")
+    return written
+
+
 def recipe_of(file: Path) -> Recipe:
     """The program that a front-end starts with this file."""
-    return train_network.RECIPE if "network_module" in file.read_text(encoding="utf-8") else train_db.RECIPE
+    adapter, sdxl = "network_module" in file.read_text(encoding="utf-8"), "sdxl" in file.stem
+    if adapter:
+        return sdxl_train_network.RECIPE if sdxl else train_network.RECIPE
+    return sdxl_train.RECIPE if sdxl else train_db.RECIPE
 
 
 @pytest.mark.parametrize("file", FRONTEND_FILES, ids=lambda file: file.stem)
@@ -148,7 +178,7 @@ def test_a_front_ends_file_comes_to_a_plan(
     assert plan.count("a CPU does not train in fp16") == asked_for_fp16
     assert plan.count("it needs a CUDA card") == asked_for_xformers
     assert ("mixed precision no" in plan) == asked_for_fp16 and "attention sdpa" in plan
-    assert any(name in plan for name in ("AdamW", "Lion", "Prodigy"))
+    assert any(name in plan for name in ("AdamW", "Lion", "Prodigy", "Adafactor"))
     strict = run(on_this_world(world, file, tmp_path, "--dry_run", "--strict"), capsys, recipe_of(file))
     assert strict.err.count("\n- ") == asked_for_fp16 + asked_for_xformers
     assert strict.code == (2 if asked_for_fp16 or asked_for_xformers else 0)
