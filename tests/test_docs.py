@@ -38,7 +38,10 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {"help", "name", "num_processes", "processes"}
 LORA_TOOLS = (merge_lora, resize_lora, extract_lora_from_models, extract_lora_from_dylora, svd_merge_lora)
-PROGRAMS = {"train_db.py": parse.DREAMBOOTH, "train_network.py": parse.ADAPTERS}
+PROGRAMS = {
+    program.name: program
+    for program in (parse.DREAMBOOTH, parse.ADAPTERS, parse.SDXL, parse.SDXL_ADAPTERS, parse.FINE_TUNING)
+}
 FILLING = ("tools/cache_latents.py", "tools/cache_text_encoder_outputs.py")
 CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
