@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from library.checkpoints.adapter_names import AdapterPart
 from networks.adapted import AdaptedLayer
 from networks.adapter import AdapterError
 from networks.settings import NetworkSettings
@@ -15,7 +16,7 @@ from networks.settings import NetworkSettings
 @dataclass(frozen=True)
 class Group:
     """Parameters with one learning rate. `name`: the group of the model ("unet", "text_encoder1"); `description`: what
-    logs call it ("textencoder", "unet_block4 plus")."""
+    logs call it ("textencoder", "textencoder 2", "unet_block4 plus")."""
 
     name: str
     description: str
@@ -32,7 +33,7 @@ def parameter_groups(
     weights = settings.block_weights
     for layer in layers:
         part, block = layer.target.part, layer.target.block if weights is not None else None
-        title = "textencoder" if part.group.startswith("text_encoder") else part.group
+        title = _title(part)
         buckets.setdefault((part.group, title if block is None else f"{title}_block{block}"), []).append(layer)
     groups = []
     for (name, title), members in buckets.items():
@@ -48,6 +49,14 @@ def parameter_groups(
             "no adapter has a learning rate above 0", "Set --learning_rate, --unet_lr or --text_encoder_lr."
         )
     return kept
+
+
+def _title(part: AdapterPart) -> str:
+    """What logs call it: kohya's "textencoder"; with the number that its prefix has where there are several."""
+    if not part.group.startswith("text_encoder"):
+        return part.group
+    number = part.prefix.lstrip("abcdefghijklmnopqrstuvwxyz_")
+    return f"textencoder {number}" if number else "textencoder"
 
 
 def _with_plus(name: str, title: str, layers: Sequence[AdaptedLayer], rate: float, ratio: float | None) -> list[Group]:

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from networks.adapter import AdapterError, Argument, Kind
@@ -34,6 +35,9 @@ COMMON: tuple[Argument, ...] = (
     Argument("use_dora", switch, "DoRA: length and direction of the weight's rows are trained apart", False),
     Argument("use_rslora", switch, "rsLoRA: alpha is divided by the root of the rank, not by the rank", False),
 )
+# Blocks of a U-Net -> those on the way down (as many as up), in the middle, and at either end: counted by the original
+# naming, where the embeddings and what comes out are blocks of their own. 25, by diffusers' naming: 12, 1, 0.
+_SIDES: Mapping[int, tuple[int, int, int]] = MappingProxyType({23: (9, 3, 1), 29: (12, 3, 1)})
 _LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -112,7 +116,7 @@ def read_settings(
     module     --network_module of one of ours (registry.find knows it; else KeyError)
     dim        --network_dim (None: 4); alpha --network_alpha (0 or None: the dim); dropout --network_dropout
     arguments  --network_args, "key=value" each; an empty value is as if the key had not been given
-    blocks     how many blocks the model's U-Net has (25 for SD1/2), for lists by block
+    blocks     how many blocks the model's U-Net has (25 for SD1/2, 23 for SDXL), for lists by block; 0: none
     """
     kind = find(module)
     if kind is None:
@@ -217,14 +221,15 @@ def _weights(values: Mapping[str, Any], blocks: int, mistakes: list[Mistake]) ->
             ("--network_args down_, mid_, up_lr_weight: this model is not divided into blocks", "Take them out.")
         )
         return None
-    # 25: 12, 1, 12 (SD1/2). 23: 9, 3, 9 between the embeddings and the output (SDXL), which keep 1
-    sides, middle, rim = (9, 3, 1) if blocks == 23 else ((blocks - 1) // 2, 1, 0)
+    sides, middle, rim = _SIDES.get(blocks, ((blocks - 1) // 2, 1, 0))
     threshold = values.get("block_lr_zero_threshold", 0.0)
     found: list[float] = []
     for name, count in zip(names, (sides, middle, sides), strict=True):
         make: Callable[[int], tuple[float, ...]] = values.get(name, lambda count: (1.0,) * count)
         found += [weight if weight > threshold else 0.0 for weight in make(count)]
-    return (*(1.0,) * rim, *found, *(1.0,) * rim)
+    if not any(found):
+        mistakes.append(("--network_args: the learning rate of every block is 0", "Leave at least one block above 0."))
+    return (*(1.0,) * rim, *found, *(1.0,) * rim)  # of the ends nothing is said
 
 
 def _combined(settings: NetworkSettings, values: Mapping[str, Any]) -> list[Mistake]:
@@ -240,8 +245,6 @@ def _combined(settings: NetworkSettings, values: Mapping[str, Any]) -> list[Mist
         mistakes.append(
             ("--network_args block_lr_zero_threshold has nothing to work on", "Give down_, mid_ or up_lr_weight too.")
         )
-    if settings.block_weights is not None and not any(settings.block_weights):
-        mistakes.append(("--network_args: the learning rate of every block is 0", "Leave at least one block above 0."))
     if any(ratio == 0 for ratio in (settings.loraplus_unet_lr_ratio, settings.loraplus_text_encoder_lr_ratio)):
         mistakes.append(
             ("--network_args: a LoRA+ ratio of 0 would not train lora_up at all", "About 4 to 16 is usual.")

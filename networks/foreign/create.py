@@ -160,8 +160,8 @@ def _class_around(message: str, model: Mapping[str, nn.Module], parts: Sequence[
     if found is None:
         return None
     for part in parts:
-        for path, _ in model[part.module].named_modules():
-            if part.name(path) == found[1]:
+        for path, layer in model[part.module].named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and part.name(path) == found[1]:
                 return type(model[part.module].get_submodule(path.rpartition(".")[0])).__name__
     return None
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from networks.network import NormReport
 
 
+SEVERAL = "prepare_optimizer_params_with_multiple_te_lrs"  # what a module has that takes a rate for each text encoder
+
+
 class RawState(nn.Module):
     """A module whose state dict is all of its parameters and buffers as they are, for an exact resume.
 
@@ -102,7 +105,8 @@ class ForeignNetwork:
 
     def groups(self, rates: Mapping[str, float], default: float | None = None) -> list[Group]:
         """Parameter groups as the module makes them, in its order. `rates`: learning rate by the parts' groups, 0 for
-        those that are not there; `default`: for groups without one (not set: the largest rate).
+        those that are not there; `default`: for groups without one (not set: the largest rate). Of a module that knows
+        one rate for all text encoders the groups are divided where theirs differ.
 
         AdapterError if the module fails, trains nothing, or asks for more than rates.
         """
@@ -111,7 +115,7 @@ class ForeignNetwork:
         default = max(rates.values(), default=0.0) if default is None else default
         made, descriptions = self._optimizer_groups(rates, default)
         groups: list[Group] = []
-        homes = self._homes()
+        homes, shares = self._homes(), self._shares(rates)
         for index, group in enumerate(made):
             if extra := sorted(set(group) - {"params", "lr", "name"}):
                 what = f"{self.name} asks for optimizer settings by group: {', '.join(extra)}"
@@ -122,7 +126,10 @@ class ForeignNetwork:
             if not parameters or not rate:
                 continue
             description = (descriptions[index] if index < len(descriptions) else "") or f"group{index}"
-            groups.append(Group(homes.get(parameters[0], description), description, parameters, float(rate)))
+            for home, members in _divided(parameters, homes, shares).items():
+                called = f"{description} {home.removeprefix('text_encoder')}" if home in shares else description
+                if share := shares.get(home, 1.0):
+                    groups.append(Group(home or description, called, members, float(rate) * share))
         if not groups:
             raise AdapterError(
                 f"--network_module {self.name} has nothing to train with these rates",
@@ -138,19 +145,27 @@ class ForeignNetwork:
         ]
         return {parameter: group for group, child in found for parameter in child.parameters()}
 
+    def _shares(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """What each text encoder's rate is of the one that the module is told; nothing where they do not differ, or if
+        it takes them all."""
+        text = {part.group: rates.get(part.group, 0.0) for part in self.model.parts if is_text(part)}
+        if hasattr(self.network, SEVERAL) or len(set(text.values())) < 2:
+            return {}
+        return {group: rate / max(text.values()) for group, rate in text.items()}
+
     def _optimizer_groups(self, rates: Mapping[str, float], default: float) -> tuple[list[dict[str, Any]], list[str]]:
         text = [rates.get(part.group, 0.0) for part in self.model.parts if is_text(part)]
         unet = next((rates.get(part.group, 0.0) for part in self.model.parts if not is_text(part)), default)
-        several = getattr(self.network, "prepare_optimizer_params_with_multiple_te_lrs", None)
-        first = text[0] if text else 0.0
+        several = getattr(self.network, SEVERAL, None)
+        one = max(text, default=0.0)
         with told(f"prepare_optimizer_params of {self.name}", "Its error is in that module."):
             try:
                 if several is not None:
                     made = several(text, unet, default)
                 else:
-                    made = self.network.prepare_optimizer_params(first, unet, default)
+                    made = self.network.prepare_optimizer_params(one, unet, default)
             except TypeError:  # older modules take two rates
-                made = self.network.prepare_optimizer_params(first, unet)
+                made = self.network.prepare_optimizer_params(one, unet)
         groups, descriptions = made if isinstance(made, tuple) else (made, None)
         if isinstance(groups, nn.Parameter | Mapping):
             groups = [groups]
@@ -244,6 +259,18 @@ class ForeignNetwork:
         names = [name for name, _ in self.network.named_children()]
         found = {part: sum(name.startswith(part.prefix + "_") for name in names) for part in self.model.parts}
         return {part: number for part, number in found.items() if number}
+
+
+def _divided(
+    parameters: Sequence[nn.Parameter], homes: Mapping[nn.Parameter, str], shares: Mapping[str, float]
+) -> dict[str, list[nn.Parameter]]:
+    """Parameters by the group of the model they belong to, as far as those in `shares` are among them; else together
+    under the first one's."""
+    found = [homes.get(parameter, "") for parameter in parameters]
+    divided: dict[str, list[nn.Parameter]] = {}
+    for parameter, home in zip(parameters, found, strict=True):
+        divided.setdefault(home if home in shares else found[0], []).append(parameter)
+    return divided
 
 
 def _listed(names: Sequence[str], limit: int = 8) -> str:

@@ -3,13 +3,14 @@
 Such modules were written against kohya's U-Net and older releases of transformers: they look for classes by name
 (`CrossAttention`), name layers after the path they find them under (`text_model.encoder.layers…`), patch the `forward`
 of layers, and some (LyCORIS's `full`) take the weight away from a layer. So they get stand-ins: copies of the modules
-that share every parameter and buffer, in a tree of the shape they know. The real modules are never touched by them;
+that share every parameter and buffer, in a tree of the shape they know (of SDXL that of the original U-Net,
+`input_blocks.4.1…`, as its files have those names). The real modules are never touched by them;
 `Model.attach` puts the patched `forward`s into the real layers, `Model.detach` takes them out again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,16 @@ class Level(nn.Module):
         return next(self.children())(*values, **named)
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where the stand-in of a module was put: under `key` in `holder`."""
+
+    real: nn.Module
+    stand_in: nn.Module
+    holder: nn.Module
+    key: str
+
+
 @dataclass
 class Model:
     """Stand-ins for the modules of a model, by the modules' names (`unet`, `text_encoder`)."""
@@ -53,6 +64,7 @@ class Model:
     parts: tuple[AdapterPart, ...]
     seen: dict[str, nn.Module]
     pairs: list[tuple[nn.Module, nn.Module]]  # (real, stand-in), each real module once
+    homes: list[Home]
     _before: list[tuple[nn.Module, Any]] = field(default_factory=list)
 
     @property
@@ -84,15 +96,14 @@ class Model:
                 real.forward = forward
 
     def _patches(self) -> Iterator[tuple[nn.Module, Any]]:
-        stand_ins = {id(real): stand_in for real, stand_in in self.pairs}
         for real, stand_in in self.pairs:
             patched = stand_in.__dict__.get("forward", _ABSENT)
             if patched is not _ABSENT and patched is not real.__dict__.get("forward", _ABSENT):
                 yield real, patched
-            for name, child in real._modules.items():  # a layer that was replaced rather than patched
-                placed = stand_in._modules.get(name)
-                if child is not None and placed is not None and placed is not stand_ins[id(child)]:
-                    yield child, placed
+        for home in self.homes:  # a layer that was replaced rather than patched
+            placed = home.holder._modules.get(home.key)
+            if placed is not None and placed is not home.stand_in:
+                yield home.real, placed
 
 
 def is_text(part: AdapterPart) -> bool:
@@ -107,31 +118,59 @@ def stand_ins(model: Mapping[str, nn.Module], parts: Sequence[AdapterPart], hidd
     same, one by one.
     """
     pairs: list[tuple[nn.Module, nn.Module]] = []
+    homes: list[Home] = []
     seen = {}
     for part in parts:
-        inner = _stand_in(model[part.module], frozenset(hidden), {}, pairs)
-        levels = [level for level in part.to_file("").split(".") if level]
-        for level in reversed(levels):
+        made = {id(real): _copy(real, frozenset(hidden)) for real in model[part.module].modules()}
+        pairs += [(real, made[id(real)]) for real in model[part.module].modules()]
+        homes += _arrange(model[part.module], made, part.rename)
+        inner = made[id(model[part.module])]
+        for level in reversed([level for level in part.level.split(".") if level]):
             inner = Level(level, inner)
         seen[part.module] = inner
-    return Model(tuple(parts), seen, pairs)
+    return Model(tuple(parts), seen, pairs, homes)
 
 
-def _stand_in(
-    real: nn.Module, hidden: frozenset[str], made: dict[int, nn.Module], pairs: list[tuple[nn.Module, nn.Module]]
-) -> nn.Module:
-    if id(real) in made:  # a module that stands in two places
-        return made[id(real)]
+def _copy(real: nn.Module, hidden: frozenset[str]) -> nn.Module:
+    """A module of the same class, or of one with another name, with the same tensors and without children."""
     kind = type(real)
     name = f"_{kind.__name__}" if kind.__name__ in hidden else KOHYA_CLASSES.get(kind.__name__, kind.__name__)
     if name != kind.__name__:
         kind = type(name, (kind,), {"__module__": kind.__module__})
-    stand_in = made[id(real)] = kind.__new__(kind)
+    stand_in = kind.__new__(kind)
     # Not by copy.copy, which would share the dictionaries that hold parameters, children and hooks.
     own = {key: value.copy() for key, value in real.__dict__.items() if key in (*_OWN, *_HOOKS)}
     stand_in.__dict__.update(real.__dict__ | own)
-    pairs.append((real, stand_in))
-    for key, child in real._modules.items():
-        if child is not None:
-            stand_in._modules[key] = _stand_in(child, hidden, made, pairs)
+    stand_in._modules.clear()
     return stand_in
+
+
+def _arrange(root: nn.Module, made: Mapping[int, nn.Module], rename: Callable[[str], str]) -> list[Home]:
+    """Put the copies under that of `root` by the names that files have.
+
+    What has no name goes with the module around it; where there is none either (a list of a tree of another shape), it
+    is left out.
+    """
+    homes: list[Home] = []
+    names: dict[str, str] = {}
+    for path, real in root.named_modules(remove_duplicate=False):
+        outer, _, last = path.rpartition(".")
+        try:
+            name = rename(path) if path else None
+        except ValueError:
+            name = f"{names[outer]}.{last}" if outer in names else None
+        if name is None:
+            continue
+        names[path] = name
+        *levels, key = name.split(".")
+        holder = made[id(root)]
+        for level in levels:
+            inner = holder._modules.get(level)
+            holder = _put(holder, level, nn.Module()) if inner is None else inner
+        homes.append(Home(real, _put(holder, key, made[id(real)]), holder, key))
+    return homes
+
+
+def _put(holder: nn.Module, key: str, module: nn.Module) -> nn.Module:
+    holder._modules[key] = module
+    return module
