@@ -10,12 +10,13 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from library.checkpoints.header import FLOATS, ITEM_SIZES, CheckpointError
 from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.pickle_writer import write_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,9 +84,11 @@ def write_safetensors(
     tensors: Mapping[str, Tensor | LazyTensor],
     metadata: Mapping[str, str] | None = None,
     dtype: str | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write a .safetensors file; `dtype` ("F32", "F16", "BF16") casts the floating tensors.
 
+    `check` is called when all is written; what it raises leaves what was there.
     Raises CheckpointError, leaving what was there: a value that is not finite (names the tensor), a full disk.
     """
     ordered = in_file_order(tensors, dtype)
@@ -93,6 +96,8 @@ def write_safetensors(
         stream.write(header_bytes(ordered, metadata or None))
         for name, lazy in ordered.items():
             stream.write(raw_bytes(_checked(Path(path), name, lazy)))
+        if check is not None:
+            check()
 
 
 def in_file_order(tensors: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> dict[str, LazyTensor]:
@@ -157,25 +162,31 @@ def write_ckpt(
     state_dict: Mapping[str, Tensor | LazyTensor],
     extra: Mapping[str, Any] | None = None,
     dtype: str | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
-    """Write a .ckpt: {"state_dict": ..., **extra}, by torch.save. Takes the memory of the whole state dict.
+    """Write a .ckpt: {"state_dict": ..., **extra}, as torch.save does, but tensor by tensor.
 
-    `extra` are plain values such as epoch and global_step. Raises CheckpointError as write_safetensors does.
+    `extra` are plain values such as epoch and global_step. The rest is as in write_safetensors.
     """
-    import torch
+    _write_torch(path, state_dict, dtype, lambda tensors: {"state_dict": tensors, **(extra or {})}, check)
 
-    tensors: dict[str, Tensor] = {}
-    for name, given in state_dict.items():
-        lazy = LazyTensor.of(given)
-        tensor = _checked(Path(path), name, lazy if dtype is None else lazy.cast(dtype))
-        # torch.save writes the whole storage behind a view, for instance the whole mapped source file
-        alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-        tensors[name] = tensor if alone else tensor.clone()
+
+def write_bin(path: Path | str, state_dict: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> None:
+    """Write a .bin of a diffusers folder: the plain dict of tensors, as write_ckpt does."""
+    _write_torch(path, state_dict, dtype, lambda tensors: tensors, None)
+
+
+def _write_torch(
+    path: Path | str,
+    state_dict: Mapping[str, Tensor | LazyTensor],
+    dtype: str | None,
+    wrap: Callable[[dict[str, Any]], Any],
+    check: Callable[[], None] | None,
+) -> None:
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in state_dict.items()}
+    if dtype is not None:
+        lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
     with replacing(path) as stream:
-        try:
-            torch.save({"state_dict": tensors, **(extra or {})}, stream)
-        except RuntimeError as error:  # torch's zip writer may wrap the OSError of the stream
-            cause = error.__cause__ or error.__context__
-            if isinstance(cause, OSError):
-                raise cause from error
-            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+        write_torch(stream, lazy, lambda name, tensor: raw_bytes(_checked(Path(path), name, tensor)), wrap)
+        if check is not None:
+            check()

@@ -16,12 +16,12 @@ from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.prediction_marks import noted
 from library.families import ema
 from library.families.sd_apart import take_apart
+from library.families.sd_variant import TITLES
 
 if TYPE_CHECKING:
     from library.families.family import Family
 
 KINDS = {"safetensors": "one .safetensors file", "ckpt": "one .ckpt file", "diffusers": "a diffusers folder"}
-TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 _LISTED = 3
 _NAME_WIDTH = 22
 
@@ -104,12 +104,10 @@ def _tensors(tensors: Mapping[str, TensorInfo]) -> str:
 
 def _prediction(header: Header) -> list[str]:
     said = noted(header)
-    if said.prediction is None:
-        first = "prediction: the file does not say; taken as epsilon (--prediction_type v sets it)"
-    else:
-        first = f"prediction: {said.prediction} ({said.source})"
-    words = {True: "yes", False: "no", None: "the file does not say; taken as no"}
-    return [first, f"zero terminal SNR: {words[said.zero_terminal_snr]}"]
+    words = {True: "yes", False: "no", None: "nothing says so, taken as no"}
+    where = f"   (so says: {said.where})" if said.where else ""
+    prediction = said.prediction or "nothing says so, taken as epsilon (--prediction_type v sets it)"
+    return [f"prediction: {prediction}; zero terminal SNR: {words[said.zero_terminal_snr]}{where}"]
 
 
 def _unusual(header: Header, family: Family) -> Iterator[str]:

@@ -20,17 +20,11 @@ from library.families import clip_text, unet, vae
 from library.families.clip_tokenizer import keep_tokenizer
 from library.families.family import Family, Model
 from library.families.sd_apart import take_apart
-from library.families.sd_variant import Variant
+from library.families.sd_variant import TITLES, Variant
 from library.objective.process import Prediction
 from library.runtime.imports import large_imports
 
 Tensors = Mapping[str, LazyTensor]
-TITLES = {
-    "unet": "U-Net",
-    "vae": "VAE",
-    "text_encoder": "text encoder",
-    "text_encoder_2": "second text encoder",
-}
 
 
 @dataclass(frozen=True)
@@ -135,23 +129,23 @@ class Filler:
         """The module in evaluation mode. Raises CheckpointError when names or shapes are not those of the module."""
         with torch.device("meta"):
             module = make(config)
-        self._check(part, module.state_dict())
+        check_tensors(self.where, part, self.parts[part], module.state_dict())
         module.load_state_dict(self._states.pop(part).result(), assign=True)
         return module.eval()
 
-    def _check(self, part: str, expected: Mapping[str, torch.Tensor]) -> None:
-        tensors, title = self.parts[part], TITLES[part]
-        missing = [name for name in expected if name not in tensors]
-        spare = [name for name in tensors if name not in expected]
-        if missing or spare:
-            names = ", ".join((missing or spare)[:5])
-            what = "lacks" if missing else "has too many"
+
+def check_tensors(where: str, part: str, tensors: Tensors, expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError unless a part's tensors have the names and shapes of its module's."""
+    title = TITLES[part]
+    missing = [name for name in expected if name not in tensors]
+    spare = [name for name in tensors if name not in expected]
+    if missing or spare:
+        names = ", ".join((missing or spare)[:5])
+        what = "lacks" if missing else "has too many"
+        raise CheckpointError(f"{where}: its {title} {what} tensors: {names}. It is not whole or not of this kind.")
+    for name, tensor in expected.items():
+        if tuple(tensor.shape) != tensors[name].shape:
             raise CheckpointError(
-                f"{self.where}: its {title} {what} tensors: {names}. It is not whole or not of this kind."
+                f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape}, where the rest "
+                f"of the file asks for {tuple(tensor.shape)}. The file is damaged or not of this kind."
             )
-        for name, tensor in expected.items():
-            if tuple(tensor.shape) != tensors[name].shape:
-                raise CheckpointError(
-                    f"{self.where}: tensor {name} of its {title} has the shape {tensors[name].shape}, where the rest "
-                    f"of the file asks for {tuple(tensor.shape)}. The file is damaged or not of this kind."
-                )

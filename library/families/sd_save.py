@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from torch import Tensor
 from library.checkpoints import sd_layout
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, dtype_name
-from library.checkpoints.prediction_marks import marks
-from library.checkpoints.writer import refuse_nonfinite, replacing, write_ckpt, write_json, write_safetensors
+from library.checkpoints.prediction_marks import MARKS, marks
+from library.checkpoints.writer import write_bin, write_ckpt, write_json, write_safetensors
 from library.families.family import Model, SaveAs, Tokenizer
 from library.families.sd_variant import TextKind, Variant
 from library.objective.process import ForwardProcess, Prediction
@@ -73,22 +73,31 @@ def save(variant: Variant, model: Model, path: Path, options: SaveOptions) -> tu
     return write(variant, contents, path, options)
 
 
-def write(variant: Variant, contents: Contents, path: Path, options: SaveOptions) -> tuple[str, ...]:
-    """As `save`, for a model that need not be in memory."""
+def write(
+    variant: Variant,
+    contents: Contents,
+    path: Path,
+    options: SaveOptions,
+    check: Callable[[], None] | None = None,
+) -> tuple[str, ...]:
+    """As `save`, for a model that need not be in memory. `check` is called when all is written; what it raises leaves
+    all as it was."""
     if options.save_as in ("diffusers", "diffusers_safetensors"):
         with replacing_folder(path) as folder:
             _write_folder(variant, contents, folder, options)
+            if check is not None:
+                check()
         return ()
     dtype = None if options.dtype is None else dtype_name(options.dtype)
     parts = {part: _file_names(variant, part, tensors) for part, tensors in contents.parts.items()}
-    kept = {**contents.kept}
-    if variant.marks_prediction:
+    kept = {name: tensor for name, tensor in contents.kept.items() if name not in MARKS}
+    if variant.marks_prediction or len(kept) < len(contents.kept):
         kept |= marks(contents.prediction, contents.zero_terminal_snr)
     joined = sd_layout.to_original(parts, kept, variant.layout, like=contents.source, dtype=dtype)
     if options.save_as == "safetensors":
-        write_safetensors(path, joined.tensors, options.metadata)
+        write_safetensors(path, joined.tensors, options.metadata, check=check)
     else:
-        write_ckpt(path, joined.tensors, extra=_counters(contents.source, options))
+        write_ckpt(path, joined.tensors, extra=_counters(contents.source, options), check=check)
     return joined.notes
 
 
@@ -120,38 +129,24 @@ def _whole(text: str | None) -> int:
 def _write_folder(variant: Variant, contents: Contents, folder: Path, options: SaveOptions) -> None:
     safe = options.save_as == "diffusers_safetensors"
     texts = {text.name: text for text in variant.texts}
+    dtype = None if options.dtype is None else dtype_name(options.dtype)
     for part, tensors in contents.parts.items():
-        stem = "diffusion_pytorch_model"
-        module = contents.modules[part]
-        if part in texts:
-            stem = "model" if safe else "pytorch_model"
-            write_json(folder / part / "config.json", _text_config(module.config, texts[part]))
-        else:
-            write_json(folder / part / "config.json", json.loads(module.to_json_string()))
+        stem = "diffusion_pytorch_model" if part not in texts else "model" if safe else "pytorch_model"
         stem += f".{options.variant}" if options.variant else ""
-        _write_part(folder / part, stem, _file_names(variant, part, tensors), options.dtype, safe)
+        named = _file_names(variant, part, tensors)
+        if safe:
+            write_safetensors(folder / part / f"{stem}.safetensors", named, {"format": "pt"}, dtype)
+        else:
+            write_bin(folder / part / f"{stem}.bin", named, dtype)
+    for part in contents.parts:  # after the weights, as modules may be in the making while those are written
+        module = contents.modules[part]
+        config = _text_config(module.config, texts[part]) if part in texts else json.loads(module.to_json_string())
+        write_json(folder / part / "config.json", config)
     for text, tokenizer in zip(variant.texts, contents.tokenizers, strict=True):
         tokenizer.save(folder / text.tokenizer_folder)
     scheduler = _scheduler(contents)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", _model_index(variant, contents, scheduler["_class_name"]))
-
-
-def _write_part(folder: Path, stem: str, tensors: Tensors, dtype: torch.dtype | None, safe: bool) -> None:
-    name = None if dtype is None else dtype_name(dtype)
-    if safe:
-        write_safetensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"}, name)
-        return
-    path = folder / f"{stem}.bin"
-    loaded = {}
-    for key, tensor in tensors.items():
-        lazy = LazyTensor.of(tensor)
-        tensor = (lazy if name is None else lazy.cast(name)).load().to("cpu")
-        # torch.save writes the whole storage behind a view, for instance the whole mapped source file
-        loaded[key] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-        refuse_nonfinite(path, key, loaded[key])
-    with replacing(path) as stream:
-        torch.save(loaded, stream)
 
 
 _TEXT_KEYS = (

@@ -9,6 +9,9 @@ from typing import Any
 from library.checkpoints import sd_layout
 from library.checkpoints.header import Header
 
+# what users are told of parts
+TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+
 
 @dataclass(frozen=True)
 class TextKind:
