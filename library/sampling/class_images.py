@@ -204,7 +204,7 @@ def _shared_facts(options: ClassImageOptions, drawing: Drawing) -> dict[str, Any
         "prediction": drawing.prediction,
         "clip_skip": options.clip_skip or 1,
         "max_embeddings_multiples": options.max_embeddings_multiples,
-        "precision": precision + (" (VAE fp32)" if options.no_half_vae and precision != "fp32" else ""),
+        "precision": precision + (" (VAE fp32)" if drawing.vae_in_full(options) and precision != "fp32" else ""),
     }
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.writer import replacing
-from library.families.family import Family, Model
+from library.families.family import Family, Model, TextSettings
 from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
 from library.sampling.options import DrawingOptions, defaults
-from library.sampling.prompts import PictureRequest, parse_line, read_prompts
+from library.sampling.prompts import DEFAULTS, PictureRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class Drawing:
     prompts: Sequence[PictureRequest]
     device: str
 
+    def vae_in_full(self, options: DrawingOptions) -> bool:
+        """Whether the VAE decodes in fp32 whatever the rest computes in."""
+        return options.no_half_vae or (options.fp16 and not self.family.latent.fp16)
+
     @property
     def notes(self) -> list[str]:
         """What the user should know about the prompts."""
@@ -46,7 +50,6 @@ class Drawing:
 def decide(options: DrawingOptions) -> Drawing:
     """Read prompts and the checkpoint's header. Raises UserError with every mistake that can be found so."""
     mistakes = Mistakes()
-    prompts = _prompts(options, mistakes)
     header, family, vae = None, None, None
     try:
         header, family = open_model(options.ckpt or "")
@@ -54,21 +57,36 @@ def decide(options: DrawingOptions) -> Drawing:
         family.sizes(header, vae)
     except CheckpointError as error:
         mistakes.add(str(error))
-    if family is not None and options.v2 and "v2" not in family.capabilities:
-        mistakes.add(f"--v2, but {options.ckpt} is {family.title}", "leave --v2 out, or give the model you mean")
+    if family is not None:
+        _check_model(options, family, mistakes)
+    noted = None if header is None else noted_prediction(header)
+    prediction: Prediction = "v" if options.v_parameterization else noted or "epsilon"
+    prompts = _prompts(
+        options, mistakes, (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
+    )
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:
         raise UserError(mistakes)
-    prediction = "v" if options.v_parameterization else noted_prediction(header) or "epsilon"
     return Drawing(header, family, vae, prediction, prompts, device)
 
 
-def _prompts(options: DrawingOptions, mistakes: Mistakes) -> list[PictureRequest]:
+def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) -> None:
+    """Add what is asked of the model that its family cannot do."""
+    is_it = f"{options.ckpt} is {family.title}"
+    if options.v2 and "v2" not in family.capabilities:
+        mistakes.add(f"--v2, but {is_it}", "leave --v2 out, or give the model you mean")
+    if options.clip_skip not in (None, 1) and "clip_skip" not in family.capabilities:
+        mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
+    if family.refines:
+        mistakes.add(f"{is_it}: it refines pictures and draws none from noise", "give the model that draws")
+
+
+def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[PictureRequest]:
     try:
         if options.from_file is not None:
-            prompts = read_prompts(options.from_file, defaults(options))
+            prompts = read_prompts(options.from_file, defaults(options, size))
         else:
-            prompts = [parse_line(options.prompt or "", defaults(options))]
+            prompts = [parse_line(options.prompt or "", defaults(options, size))]
     except UserError as error:
         mistakes.extend(error.mistakes)
         return []
@@ -116,13 +134,12 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
         )
     except CheckpointError as error:
         raise UserError([Mistake(str(error))]) from error
-    # a diffusers folder tells how its model was trained
-    model.zero_terminal_snr = bool(drawing.header.configs.get("scheduler", {}).get("rescale_betas_zero_snr"))
-    if options.no_half_vae:
+    if drawing.vae_in_full(options):
         model.vae.to(torch.float32)
-    layers = len(model.text_encoder.encoder.layers)
-    if options.clip_skip is not None and options.clip_skip > layers:
-        raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+    if options.clip_skip is not None and "clip_skip" in drawing.family.capabilities:
+        layers = min(len(each.encoder.layers) for each in model.text_encoders.values())
+        if options.clip_skip > layers:
+            raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
     return model
 
 
@@ -132,12 +149,13 @@ def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureReques
 
     from library.sampling.pictures import sample_batch
 
+    settings = TextSettings(clip_skip=options.clip_skip)
     for start in range(0, len(pictures), options.batch_size):
         batch = pictures[start : start + options.batch_size]
         seeds = [picture.seed or 0 for picture in batch]
         try:
             yield from sample_batch(
-                model, batch, seeds, clip_skip=options.clip_skip, most_chunks=options.max_embeddings_multiples
+                model, batch, seeds, settings=settings, most_chunks=options.max_embeddings_multiples
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"

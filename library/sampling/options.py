@@ -27,8 +27,12 @@ class DrawingOptions:
     prompt: str | None = flag(None, "what to draw; may carry options such as --n, --w, --h, --s, --l, --d, --ss")
     from_file: Path | None = flag(None, "a file of prompts (.txt, .toml or .json) instead of --prompt")
     negative_prompt: str = flag("", "what not to draw, where the prompt does not say")
-    W: int = flag(512, "width in pixels, where the prompt does not say", at_least=64, at_most=8192)
-    H: int = flag(512, "height in pixels, where the prompt does not say", at_least=64, at_most=8192)
+    W: int | None = flag(
+        None, "width in pixels, where the prompt does not say. Not set: the model's own", at_least=64, at_most=8192
+    )
+    H: int | None = flag(
+        None, "height in pixels, where the prompt does not say. Not set: the model's own", at_least=64, at_most=8192
+    )
     steps: int = flag(50, "steps of the sampler, where the prompt does not say", at_least=1, at_most=1000)
     scale: float = flag(7.5, "strength of the prompt (guidance), where the prompt does not say; 1 = no guidance")
     sampler: str = flag("ddim", "sampler, where the prompt does not say", choices=tuple(SAMPLERS))
@@ -87,17 +91,17 @@ def check(options: DrawingOptions, mistakes: Mistakes) -> None:
     if (wrong := check_sampler(options.sampler)) is not None:
         mistakes.extend([wrong])
     for name, side in (("W", options.W), ("H", options.H)):
-        if side % 8:
+        if side is not None and side % 8:
             mistakes.add(f"--{name} {side} is not a multiple of 8", f"use {side - side % 8} or {side - side % 8 + 8}")
 
 
-def defaults(options: DrawingOptions) -> PictureRequest:
-    """What holds for prompts that do not say otherwise."""
+def defaults(options: DrawingOptions, size: tuple[int, int]) -> PictureRequest:
+    """What holds for prompts that do not say otherwise. `size`: (width, height) of the model's own pictures."""
     return PictureRequest(
         "",
         negative_prompt=options.negative_prompt,
-        width=options.W,
-        height=options.H,
+        width=options.W or size[0],
+        height=options.H or size[1],
         steps=options.steps,
         scale=options.scale,
         sampler=options.sampler,

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 class Sampler:
     """A class of diffusers and its arguments beside the forward process; `package`: what it needs installed.
 
-    `zero_snr`: its arguments for a model trained with zero terminal SNR, as far as the class can.
+    `zero_snr`: its arguments for a model trained with zero terminal SNR, as far as the class can. `corrected`: it takes
+    its first step twice, and asks for a prediction at the second timestep in between.
     """
 
     scheduler: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     package: str | None = None
     zero_snr: Mapping[str, Any] = field(default_factory=dict)
+    corrected: bool = False
 
 
 # As in the scheduler of the published models: latents are not clipped, the last step goes to the process's own start.
@@ -40,7 +42,10 @@ _DPM_2_A = Sampler("KDPM2AncestralDiscreteScheduler", zero_snr=_TRAILING)
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIMScheduler", _LATENT, zero_snr=_ZERO_SNR),
     "pndm": Sampler(
-        "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}, zero_snr=_TRAILING
+        "PNDMScheduler",
+        {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+        zero_snr=_TRAILING,
+        corrected=True,
     ),
     "lms": _LMS,
     "euler": _EULER,
@@ -96,3 +101,21 @@ def make_scheduler(name: str, prediction: Prediction, zero_terminal_snr: bool = 
         **sampler.arguments,
         **(sampler.zero_snr if zero_terminal_snr and prediction == "v" else {}),
     )
+
+
+def begin_below(name: str, scheduler: Any, end: float) -> Any:
+    """The timesteps (steps,) that are left of the sampler `name` when it begins at its first timestep below `end`, as
+    for a picture that is refined; the scheduler is told so. UserError if none lies there."""
+    timesteps = scheduler.timesteps
+    # a step of second order takes two places, the first of which it begins at
+    start = next((place for place in range(0, len(timesteps), scheduler.order) if timesteps[place] < end), None)
+    if start is None:
+        what = f'the sampler "{name}" with so few steps takes none below timestep {end:g}, where refining begins'
+        raise UserError([Mistake(what, f"give more steps: {int(1000 / end) + 1} or more")])
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    if not SAMPLERS[name].corrected:
+        return timesteps[start:]
+    left = timesteps[start:].unique_consecutive()
+    # diffusers lists the second timestep twice only at the very beginning, and would be a step late from any other
+    return left[[0, *([1] if len(left) > 1 else []), *range(1, len(left))]]

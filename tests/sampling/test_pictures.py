@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from library.checkpoints.files import read_header
+from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.options.mistakes import UserError
 from library.sampling.pictures import sample, sample_batch
@@ -46,7 +47,8 @@ def by_diffusers(model, request: PictureRequest, seed: int) -> np.ndarray:
     pairs = [tuple(merge.split(" ")) for merge in ours.merges]
     tokenizer = CLIPTokenizer(vocab=dict(ours.vocab), merges=pairs, pad_token=ours.pad_text, model_max_length=77)
     pipeline = StableDiffusionPipeline(
-        model.vae, model.text_encoder, tokenizer, model.unet, make_scheduler(request.sampler, model.prediction),
+        model.vae, model.text_encoders["text_encoder"], tokenizer, model.unet,
+        make_scheduler(request.sampler, model.prediction),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -150,10 +152,10 @@ def test_weights_count_as_in_captions(sd1):
     seen = []
 
     def encode(texts, chunks):
-        states = sd1.family.encode_text(sd1.text_encoder, sd1.tokenizer.tensor(texts, chunks))
-        states[1, 4] *= 1.5  # begin, a, photo, of, sks
+        outputs = sd1.family.encode_text(sd1.text_encoders, sd1.tokenizer.tensor(texts, chunks))
+        outputs["states"][1, 4] *= 1.5  # begin, a, photo, of, sks
         seen.append((texts, chunks))
-        return states
+        return outputs
 
     plain = changed(REQUEST, prompt="a photo of sks dog")
     weighted = changed(REQUEST, prompt="a photo of (sks:1.5) dog")
@@ -164,7 +166,7 @@ def test_weights_count_as_in_captions(sd1):
 
 
 def test_clip_skip_changes_the_picture(sd1):
-    pictures = [np.asarray(sample(sd1, REQUEST, 1, clip_skip=skip)) for skip in (None, 1, 2)]
+    pictures = [np.asarray(sample(sd1, REQUEST, 1, settings=TextSettings(clip_skip=skip))) for skip in (None, 1, 2)]
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
 
 

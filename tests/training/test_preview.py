@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from library.checkpoints.files import read_header
+from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.options.recipes import build
 from library.sampling.pictures import sample
@@ -40,6 +41,7 @@ class Recorder:
     asked: list[list[tuple[PictureRequest, int]]] = field(default_factory=list)
     logged: list[tuple[list[str], int]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
     @contextmanager
     def drawing(self) -> Iterator[Draw]:
@@ -47,8 +49,11 @@ class Recorder:
         yield self.draw
         self.order.append("away")
 
-    def draw(self, requests: Sequence[PictureRequest], seeds: Sequence[int]) -> list[Image.Image]:
+    def draw(
+        self, requests: Sequence[PictureRequest], seeds: Sequence[int], places: Sequence[int]
+    ) -> list[Image.Image]:
         self.order.append("draw")
+        self.places += places
         self.asked.append(list(zip(requests, seeds, strict=True)))
         if any(request.prompt == "too large" for request in requests):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -201,17 +206,18 @@ CPU = torch.device("cpu")
 
 def drawn(model: Any, states: PromptStates, request: PictureRequest = REQUEST) -> Any:
     with drawing(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
-        return np.asarray(draw([request], [7])[0])
+        return np.asarray(draw([request], [7], [0])[0])
 
 
 @pytest.mark.parametrize("clip_skip", [None, 2])
 def test_a_picture_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
-    states = PromptStates(model.family, model.tokenizer, model.text_encoder, clip_skip)
-    assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, clip_skip=clip_skip)))
+    settings = TextSettings(clip_skip=clip_skip)
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders, settings)
+    assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, settings=settings)))
 
 
 def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
-    states = PromptStates(model.family, model.tokenizer, model.text_encoder)
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
     long = replace(REQUEST, prompt="dog " * 80)
     expected = [drawn(model, states, request) for request in (REQUEST, long)]
     states.keep([REQUEST, long])
@@ -228,7 +234,7 @@ def test_no_tensor_is_left_behind(model: Any) -> None:
         gc.collect()
         return sum(type(each) is torch.Tensor for each in gc.get_objects())
 
-    states = PromptStates(model.family, model.tokenizer, model.text_encoder)
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
     drawn(model, states)
     before = count()
     for sampler in ("euler_a", "pndm", "dpmsolver++"):
@@ -252,7 +258,7 @@ def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
 
 def test_memory_is_given_back_also_after_an_error(model: Any) -> None:
     released = []
-    states = PromptStates(model.family, model.tokenizer, model.text_encoder)
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
     with (
         pytest.raises(RuntimeError, match="stopped"),
         drawing(model, states, vae=None, vae_format="fp32", device=CPU, release=lambda: released.append(1)),
