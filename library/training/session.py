@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from library.data.dataset import BatchLoader, explain_dead_workers
+from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.allocator import memory_taken_ahead
@@ -28,7 +28,7 @@ from library.training.memory import (
 from library.training.optimizers import allocate_state, averaged_weights, make_optimizer
 from library.training.parts import Trained, parameter_groups
 from library.training.preview import Preview
-from library.training.preview_drawing import Autocast, PromptStates, drawing
+from library.training.preview_drawing import Autocast, PromptStates, drawing, starts_of
 from library.training.preview_plan import read_requests
 from library.training.run import LOGGER, Run, open_run, set_up_console
 from library.training.sample_losses import SampleLosses
@@ -129,7 +129,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 optimizer=optimizer,
             )
             validation = validation_of(plan, trained, losses, context, dataset, run, optimizer, say)
-            preview = preview_of(plan, model, trained, prompts, vae, run, optimizer, say)
+            preview = preview_of(plan, model, trained, prompts, vae, dataset, run, optimizer, say)
             loop = Loop(
                 accelerator=accelerator,
                 trained=trained,
@@ -178,11 +178,13 @@ def preview_of(
     trained: Trained,
     prompts: PromptStates,
     vae: Any,
+    dataset: TrainingDataset,
     run: Run,
     optimizer: Any,
     say: Callable[[str], None],
 ) -> Preview:
-    """Pictures while training, drawn with the weights that a file saved then would hold."""
+    """Pictures while training, drawn with the weights that a file saved then would hold; `vae` is the one that
+    computes."""
     modules = [*model.modules().values(), *(part.module for part in trained.parts)]
     return Preview(
         plan=plan.preview,
@@ -193,6 +195,8 @@ def preview_of(
             vae=vae,
             vae_format=plan.precision.vae,
             device=run.accelerator.device,
+            starts=starts_of(plan, model, vae, dataset.pictures, dataset.latents),
+            strength=plan.options.objective.refiner_training_strength,
             autocast=run.accelerator.autocast,
             release=partial(release_memory, plan.options.memory),
         ),

@@ -142,13 +142,14 @@ def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) ->
     pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
     adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
     check_places(options, mistakes)
-    notes.extend(check_prompts(options, mistakes))
+    notes.extend(check_prompts(options, mistakes, refines=source is not None and source.family.refines))
     trackers = decide_trackers(options.run, mistakes)
     if source is None or pictures is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or pictures are missing and no mistake says why")
     precision = with_sound_vae(precision, source.family.latent, machine, notes)
-    preview = plan_preview(options, source.family.preview[source.prediction])
+    refined = pictures.table.placements if source.family.refines else ()
+    preview = plan_preview(options, source.family.preview[source.prediction], refined)
     validation = decide_validation(options.validation, pictures)
     return Grounds(
         machine, precision, optimizer, source, resume, seed, pictures, adapter, preview, validation, trackers
