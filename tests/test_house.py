@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
-        "library.data", "library.sampling", "library.families.registry", "library.families.family", "networks",
+        "library.data", "library.sampling", "library.families.registry", "library.families.family",
+        "library.families.text_states", "networks",
     ),
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
     **{name: ("library.options", "library.training", *recipes) for name, recipes in LIKE.items()},

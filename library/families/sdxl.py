@@ -60,7 +60,7 @@ def encode_text(
     settings: TextSettings = AS_TRAINED,
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The "states" (B, 75n + 2, sum of the widths) of both encoders side by side, each before its last layer, and "pooled"
+    """The "states" of both encoders side by side (B, 75n + 2, sum of widths), each before its last layer, and "pooled"
     of the second, from ids (B, 2, n, 77)   (arXiv 2307.01952, section 2.1)."""
     import torch
 

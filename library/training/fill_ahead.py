@@ -77,7 +77,7 @@ def fill_captions(plan: CachePlan, device: torch.device, crew: Crew, progress: b
         family=plan.source.family,
         text_encoders=text_encoders(model, plan, device),
         tokenize=dataset.tokenize,
-        settings=text_settings(plan.options),
+        settings=text_settings(plan),
         device=device,
     )
     return encode_captions(plan, texts, conditioning, crew.share, progress)

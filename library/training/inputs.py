@@ -131,8 +131,8 @@ def encode_captions(
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
     facts = (
         plan.precision.frozen,
-        options.model.clip_skip or 1,
-        options.model.text_projection,
+        conditioning.settings.clip_skip or 1,
+        conditioning.settings.kohya_projection,
         conditioning.tokenize.chunks,
         conditioning.tokenize.padded,
         conditioning.tokenize.weighted,

@@ -15,7 +15,6 @@ from library.training.model_file import refuse_broken_weights
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
-    from library.options.recipes import TrainOptions
     from library.training.plan.caching import AnyPlan
 
 
@@ -49,14 +48,15 @@ def load_model(
     refuse_broken_weights(model)
     texts = [module for module in model.text_encoders.values() if module is not None]
     if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
-        refuse_clip_skip(model, text_settings(plan.options), texts[0].device)
+        refuse_clip_skip(model, text_settings(plan), texts[0].device)
     return model
 
 
-def text_settings(options: TrainOptions) -> TextSettings:
-    """How the captions of a run are read."""
+def text_settings(plan: AnyPlan) -> TextSettings:
+    """How the captions of a run are read. A --clip_skip that asks the family for nothing is none."""
+    options = plan.options
     return TextSettings(
-        clip_skip=options.model.clip_skip,
+        clip_skip=options.model.clip_skip if "clip_skip" in plan.source.family.capabilities else None,
         kohya_projection=options.model.text_projection == "kohya",
         empty_is_zero=options.caption.empty_caption == "zeros",
     )

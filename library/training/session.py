@@ -83,7 +83,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 for name, module in model.text_encoders.items()
             },
             tokenize=dataset.tokenize,
-            settings=text_settings(options),
+            settings=text_settings(plan),
             device=device,
         )
         encoded = fill_captions(plan, dataset, context, frozen=trained.active.isdisjoint(family.text_encoders))

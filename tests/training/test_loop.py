@@ -19,6 +19,7 @@ from library.data.order import BatchRequest
 from library.data.reading import PictureReader
 from library.data.scan import ImageRecord
 from library.families.clip_tokenizer import ClipTokenizer
+from library.families.family import AS_TRAINED, Conditions
 from library.families.registry import load_model
 from library.objective.objective import Objective
 from library.objective.weighting import Weighting
@@ -70,9 +71,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TrainingDataset:
     return TrainingDataset(reader, Tokenize(ClipTokenizer(49407)), seed=5, steps=1, prior_loss_weight=0.3)
 
 
-def losses_of(model: Any, objective: Objective[torch.Tensor]) -> SampleLosses:
+def losses_of(model: Any, objective: Objective[Conditions]) -> SampleLosses:
     cpu = torch.device("cpu")
-    context = Conditioning(model.family, model.text_encoder, Tokenize(ClipTokenizer(49407)), None, cpu)
+    context = Conditioning(model.family, model.text_encoders, Tokenize(ClipTokenizer(49407)), AS_TRAINED, cpu)
     return SampleLosses(model, context, model.vae, objective, 5, cpu)
 
 
@@ -88,11 +89,12 @@ def one_step(
     from accelerate import Accelerator
 
     model = load_model(read_header(model_file))
-    parts = (Part("unet", model.unet.train(), 1.0), Part("text_encoder1", model.text_encoder.train(), 0.5))
+    encoder = model.text_encoders["text_encoder"]
+    parts = (Part("unet", model.unet.train(), 1.0), Part("text_encoder1", encoder.train(), 0.5))
     optimizer = torch.optim.SGD(parameter_groups(parts), lr=1.0)
     accelerator = Accelerator(cpu=True)
-    *_, prepared = accelerator.prepare(model.unet, model.text_encoder, optimizer)
-    objective: Objective[torch.Tensor] = Objective(
+    *_, prepared = accelerator.prepare(model.unet, encoder, optimizer)
+    objective: Objective[Conditions] = Objective(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
     losses = losses_of(model, objective)
@@ -134,7 +136,7 @@ def test_a_step_does_not_depend_on_how_its_samples_are_split(dataset: TrainingDa
         split, split_loss = one_step(sizes, dataset, model_file)
         assert split_loss == pytest.approx(loss, rel=1e-6)
         for module in ("unet", "text_encoder"):
-            start, one, other = (flat(getattr(model, module)) for model in (before, whole, split))
+            start, one, other = (flat(model.modules()[module]) for model in (before, whole, split))
             step = (one - start).norm()
             assert step > 1e-3
             # float32 sums in another order; dividing each micro-batch by its own size is off by more than a tenth
@@ -144,13 +146,13 @@ def test_a_step_does_not_depend_on_how_its_samples_are_split(dataset: TrainingDa
 def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: TrainingDataset, model_file: Path) -> None:
     """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation pictures."""
     model = load_model(read_header(model_file))
-    objective: Objective[torch.Tensor] = Objective(
+    objective: Objective[Conditions] = Objective(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
     losses = losses_of(model, objective)
     total = 0.0
     model.unet.requires_grad_(False)
-    model.text_encoder.requires_grad_(False)
+    encoder = model.text_encoders["text_encoder"].requires_grad_(False)
     model.vae.requires_grad_(False)
     for index in range(7):
         batch = dataset[BatchRequest(1, 0, SIZE, (SAMPLES[index],), index, 7, index == 6)]
@@ -160,7 +162,7 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
         noise = torch.randn(4, 16, 16, generator=losses.generators(batch, "posterior")[0])
         x0 = (posterior.mean + posterior.std * noise) * 0.18215
         noisy = math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * draws.noise
-        states = model.text_encoder(batch.input_ids[:, 0]).last_hidden_state
+        states = encoder(batch.input_ids[:, 0]).last_hidden_state
         error = (model.unet(noisy, draws.timesteps, states).sample - draws.noise).square().mean()
         snr = alpha / (1 - alpha)
         total += (0.3 if index % 3 == 2 else 1.0) * min(snr, 5.0) / snr * float(error)

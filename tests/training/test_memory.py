@@ -155,6 +155,7 @@ def unet_with_mem_eff() -> Any:
 
 def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, Trained]:
     model: Any = SimpleNamespace(unet=unet(), vae=vae(), text_encoder=text_encoder())
+    model.modules = lambda: {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
     parts = [Part("unet", model.unet, 1e-4)]
     active = {"unet"}
     if train_text_encoder:

@@ -44,11 +44,7 @@ def decide_rates(
         check_blocks(options.optimizer.block_lr, family, optimizer, mistakes)
     else:
         rates = adapter_rates(options, family, adapter)
-        given = len(options.adapter.text_encoder_lr)
-        if given > max(1, len(family.text_encoders)):
-            notes.append(
-                f"--text_encoder_lr has {given} rates; {family.title} has {len(family.text_encoders)} text encoder"
-            )
+        check_text_rates(options.adapter.text_encoder_lr, family, notes)
     if not (rates.unet or any(rates.blocks)) and not any(rates.text_encoders.values()) and not optimizer.relative_step:
         mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
     return rates
@@ -78,6 +74,17 @@ def check_blocks(rates: tuple[float, ...], family: Family, optimizer: OptimizerC
         )
     if rates and optimizer.relative_step:
         mistakes.add(f"--block_lr with {optimizer.name}, which finds its own rate", "take one of the two out")
+
+
+def check_text_rates(given: tuple[float, ...], family: Family, notes: list[str]) -> None:
+    """Tell of rates for text encoders that the model has not. Front-ends write two equal ones for every model."""
+    spare = given[len(family.text_encoders) :]
+    if any(rate != given[0] for rate in spare):
+        count = len(family.text_encoders)
+        notes.append(
+            f"--text_encoder_lr: {family.title} has {count} text encoder{'s' if count > 1 else ''}; no effect of "
+            f"{', '.join(f'{rate:g}' for rate in spare)}"
+        )
 
 
 def adapter_rates(options: TrainOptions, family: Family, adapter: AdapterPlan) -> Rates:
