@@ -29,9 +29,13 @@ def read_json(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of one part: one file, or the shards that its index names. Empty if there are none."""
-    for ending in _ENDINGS:
+def weight_files(folder: Path, variant: str = "") -> list[Path]:
+    """The weight files of one part: one file, or the shards that its index names. Empty if there are none.
+
+    `variant`: those of this one ("fp16") where there are any, as diffusers' variant takes them.
+    """
+    wanted = (f".{variant}.safetensors", f".{variant}.bin") if variant else ()
+    for ending in (*wanted, *_ENDINGS):
         for stem in _STEMS:
             whole = folder / (stem + ending)
             if whole.is_file():
@@ -58,11 +62,11 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def read_part(folder: Path, read_file: ReadFile) -> Header:
+def read_part(folder: Path, read_file: ReadFile, variant: str = "") -> Header:
     """Union of the headers of one part's weight files; its config.json, if any, as configs["config"]."""
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, Place] = {}
-    for file in weight_files(folder):
+    for file in weight_files(folder, variant):
         header = read_file(file)
         tensors.update(header.tensors)
         places.update(header.places)
@@ -80,7 +84,7 @@ def _parts(model_index: Mapping[str, Any]) -> tuple[str, ...]:
     return (*_ALWAYS, *(part for part in _TEXT if has(part)))
 
 
-def read_folder(folder: Path, read_file: ReadFile) -> Header:
+def read_folder(folder: Path, read_file: ReadFile, variant: str = "") -> Header:
     """Header of a diffusers folder; names are prefixed by their part. CheckpointError if it is not such a folder."""
     index = folder / "model_index.json"
     if not index.is_file():
@@ -92,7 +96,7 @@ def read_folder(folder: Path, read_file: ReadFile) -> Header:
     places: dict[str, Place] = {}
     configs: dict[str, Mapping[str, Any]] = {"model_index": read_json(index)}
     for part in _parts(configs["model_index"]):
-        header = read_part(folder / part, read_file)
+        header = read_part(folder / part, read_file, variant)
         tensors.update({f"{part}/{name}": info for name, info in header.tensors.items()})
         places.update({f"{part}/{name}": place for name, place in header.places.items()})
         if header.configs:
