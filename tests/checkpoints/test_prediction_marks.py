@@ -64,7 +64,7 @@ def test_marks_are_written_and_read(tmp_path: Path, ending: str, prediction: str
         write_safetensors(path, tensors)
     else:
         write_ckpt(path, tensors)
-    content = load_file(path) if ending == "safetensors" else torch.load(path)["state_dict"]
+    content = load_file(path) if ending == "safetensors" else torch.load(path, weights_only=True)["state_dict"]
     expected = {name for name, meant in (("v_pred", prediction == "v"), ("ztsnr", zero)) if meant}
     assert {name for name, tensor in content.items() if not tensor.numel()} == expected
     said = noted(read_header(path))
