@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from library.checkpoints.files import read_header
+from library.data.buckets import Placement
 from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.options.recipes import build
@@ -157,6 +158,16 @@ def test_pictures_of_one_size_are_drawn_together(at_once: int, sizes: list[int],
     assert recorder.order == ["ready", *["draw"] * len(sizes), "away"]
     assert [name[11:13] for name in names(tmp_path)] == ["00", "01", "02", "03"]
     assert recorder.logged == [([f"sample/{place:02d}" for place in range(4)], 1)]
+
+
+def test_pictures_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -> None:
+    recorder = Recorder()
+    made = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
+    assert made.plan is not None
+    placements = [Placement(size, size) for size in ((64, 64), (72, 64), (64, 64))]
+    replace(made, plan=replace(made.plan, refined=placements)).after_step(1)
+    assert recorder.places == [0, 2, 3, 1]
+    assert [[one.width for one, _ in group] for group in recorder.asked] == [[64, 64, 64], [72]]
 
 
 def test_what_cannot_be_drawn_is_told_and_the_rest_is_drawn(tmp_path: Path) -> None:

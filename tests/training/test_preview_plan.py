@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from library.data.buckets import Placement
 from library.options.mistakes import Mistakes
 from library.options.recipes import TrainOptions, build
 from library.sampling.prompts import PictureRequest
@@ -77,6 +78,25 @@ def test_defaults_are_kohyas_the_familys_size_and_the_runs_sampler(tmp_path: Pat
     dog = PictureRequest("a dog", "", 512, 512, None, 30, 7.5, "euler_a")
     assert read_requests(kohyas) == [dog, PictureRequest("a cat", width=320, sampler="heun")]
     assert [(one.width, one.height) for one in read_requests(ours)] == [(768, 640), (320, 640)]
+
+
+def test_refined_pictures_are_taken_in_turn_and_have_their_own_sizes(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a --w 1024\nb\nc --d 3\n", encoding="utf-8")
+    placements = (Placement(bucket=(64, 72), resized=(80, 72)), Placement(bucket=(80, 64), resized=(80, 64)))
+    made = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)
+    assert made is not None and [made.refined_by(place) for place in range(3)] == [0, 1, 0]
+    sizes = [(one.prompt, one.width, one.height) for one in read_requests(made)]
+    assert sizes == [("a", 64, 72), ("b", 80, 64), ("c", 64, 72)]
+    assert "refined at the end of every epoch" in str(made)
+
+
+def test_sizes_of_prompts_that_have_no_effect_are_told(tmp_path: Path) -> None:
+    chosen = options(tmp_path / "p.txt", sample_every_n_epochs=1)
+    for prompt, count in (("a dog --w 640", 1), ("a dog", 0)):
+        (tmp_path / "p.txt").write_text(prompt, encoding="utf-8")
+        told = check_prompts(chosen, Mistakes(), refines=True)
+        assert len(told) == count and all("--w" in note for note in told)
+        assert check_prompts(chosen, Mistakes()) == ()
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 import train_db
 import train_network
 from library.checkpoints.files import read_header
+from library.families.family import TextSettings
 from library.families.registry import load_model
-from library.sampling.pictures import sample
+from library.sampling.pictures import sample, sample_batch
 from library.sampling.prompts import PictureRequest
 from networks import network
+from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
 
 PROMPTS = "a photo of sks dog --n blurry --w 64 --h 72 --s 3 --d 5 --ss euler_a\na cat --w 64 --h 64 --s 2 --l 1\n"
@@ -85,8 +87,7 @@ def model_of(file: Path, base: Path) -> Any:
     if any(name.startswith("model.diffusion_model.") for name in tensors):
         return load_model(read_header(file))
     model = load_model(read_header(base))
-    modules = {"unet": model.unet, "text_encoder": model.text_encoder}
-    network.from_tensors(modules, model.family.adapters, tensors).eval().attach()
+    network.from_tensors(model.modules(), model.family.adapters, tensors).eval().attach()
     return model
 
 
@@ -98,16 +99,42 @@ def test_a_picture_is_that_of_the_saved_file(
     drawn = {"sample_prompts": world.root / "prompts.txt", "sample_every_n_steps": 2, "save_every_n_steps": 2}
     assert run(world.arguments(tmp_path, max_train_steps=3, **drawn, **flags), capsys, recipe).code == 0
     (path,) = (tmp_path / "sample").glob("dog_000002_00_*_5.png")
-    clip_skip = 2 if "clip_skip" in flags else None
+    settings = TextSettings(clip_skip=2 if "clip_skip" in flags else None)
     with torch.no_grad():
         saved = np.asarray(
-            sample(model_of(tmp_path / "dog-step00000002.safetensors", world.model), REQUEST, 5, clip_skip=clip_skip)
+            sample(model_of(tmp_path / "dog-step00000002.safetensors", world.model), REQUEST, 5, settings=settings)
         ).astype(int)
-        before = np.asarray(sample(load_model(read_header(world.model)), REQUEST, 5, clip_skip=clip_skip)).astype(int)
+        before = np.asarray(sample(load_model(read_header(world.model)), REQUEST, 5, settings=settings)).astype(int)
     with Image.open(path) as picture:
         shown = np.asarray(picture).astype(int)
     assert np.abs(shown - saved).max() <= 1  # the sums of a decoder in another memory layout
     assert np.abs(shown - before).max() > 1
+
+
+def test_a_refiner_refines_the_pictures_of_the_dataset(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompt 1 refines picture 1: the latents that a cache holds of it, noised to timestep 101 of ten steps. They are
+    the same where none is made."""
+    model = tiny.write_single_file(tmp_path / "refiner.safetensors", "refiner")
+    pictures = tiny.write_pictures(tmp_path / "train" / "1_dog", 2, size=(64, 80))
+    (tmp_path / "p.txt").write_text("a\na cat --n blurry --s 10 --d 5 --w 512\n", encoding="utf-8")
+    flags = {
+        "pretrained_model_name_or_path": model, "train_data_dir": tmp_path / "train", "resolution": "64,80",
+        "sample_prompts": tmp_path / "p.txt", "sample_at_first": True, "max_train_steps": 1, "network_dim": 1,
+        "network_module": "networks.lora",
+    }  # fmt: skip
+    drawn = []
+    for cached in ({}, {"cache_latents": True, "cache_latents_to_disk": True}):
+        done = run(world.arguments(tmp_path / f"out{len(drawn)}", **flags, **cached), capsys, train_network.RECIPE)
+        assert done.code == 0 and "not drawn" not in done.err, done.err
+        (path,) = (tmp_path / f"out{len(drawn)}" / "sample").glob("dog_e000000_01_*_5.png")
+        with Image.open(path) as picture:
+            drawn.append(np.asarray(picture).astype(int))
+    (file,) = pictures[1].parent.glob(f"{pictures[1].name}*.safetensors")
+    request, start = PictureRequest("a cat", "blurry", steps=10), load_file(file)["latents"]
+    (expected,) = sample_batch(load_model(read_header(model)), [request], [5], starts=[start], strength=0.2)
+    assert all(np.abs(each - np.asarray(expected).astype(int)).max() <= 1 for each in drawn)
 
 
 def test_epochs(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
