@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from library.data.buckets import Placement
 from library.data.reading import PictureReader
+from library.families.family import Conditions
 from library.objective.objective import Objective
 from library.objective.process import ForwardProcess
 from library.options.objective import ObjectiveOptions
@@ -34,7 +35,7 @@ class Toy:
     """A validation of numbers that can be followed by hand, and what it did."""
 
     batch_size: int = 2
-    objective: Objective[Tensor] = field(default_factory=lambda: objective())
+    objective: Objective[Conditions] = field(default_factory=lambda: objective())
     plan: ValidationPlan | None = field(default_factory=lambda: ValidationPlan(PAIRS, None, 1))
     padded: bool = True
     latents: Callable[[int], Tensor] = lambda number: noise(number, SIZES[number])
@@ -45,11 +46,11 @@ class Toy:
     module: nn.Module = field(default_factory=lambda: nn.Sequential(nn.Dropout(0.5)).train())
     weight: float = 0.5
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
         assert not self.module.training and not torch.is_grad_enabled()
         self.asked.append((noisy, timesteps))
         torch.randn(1)  # as careless parts of a model do
-        return self.module(noisy) * self.weight + (states + timesteps / 1000).view(-1, 1, 1, 1)
+        return self.module(noisy) * self.weight + (given["states"] + timesteps / 1000).view(-1, 1, 1, 1)
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -70,7 +71,8 @@ class Toy:
             reader=reader,
             objective=self.objective,
             predict=self.predict,
-            encode_texts=self.encode,
+            told=self.told,
+            sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
             scale=0.5,
@@ -84,16 +86,18 @@ class Toy:
         )
         return replace(made, **values)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
+    def told(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditions:
         assert self.padded or len(texts) == 1
-        return torch.tensor([STATES[text] for text in texts])
+        states = torch.tensor([STATES[text] for text in texts])
+        assert torch.equal(sizes[:, 0], scores) and len(scores) == len(texts)
+        return {"states": states}
 
     def measure(self) -> Losses:
         assert self.plan is not None
         return self.make().measure(self.plan)
 
 
-def objective(**values: Any) -> Objective[Tensor]:
+def objective(**values: Any) -> Objective[Conditions]:
     return Objective.of(replace(ObjectiveOptions(), **values), ForwardProcess.scaled_linear(), "epsilon")
 
 
