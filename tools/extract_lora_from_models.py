@@ -40,7 +40,7 @@ class ExtractOptions:
     device: str | None = flag(None, "where it is computed, such as cuda. Not set: cpu")
     clamp_quantile: float = flag(1.0, "cut outliers beyond this quantile; sd-scripts: 0.99, 1: not", above=0, at_most=1)
     min_diff: float = flag(
-        0.0, "leave the text encoder out if no number of it differs by more; sd-scripts: 0.01", at_least=0
+        0.0, "leave a text encoder out if no number of it differs by more; sd-scripts: 0.01", at_least=0
     )
     v2: bool = flag(False, "the models are Stable Diffusion 2.x; the files tell, a contradiction is an error")
     sdxl: bool = flag(False, "the models are SDXL; the files tell, a contradiction is an error")
@@ -97,8 +97,8 @@ def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extr
     prediction = after.noted or before.noted
     if prediction is None and len(set(after.family.architectures.values())) > 1:
         print("the models do not tell what they predict: noted as epsilon; add --v_parameterization if it is v")
-    version = after.family.version + ("_v" if prediction == "v" else "")
-    about = About(options.save_to.stem, time_of_saving(), model=lora_facts(version))
+    version = after.family.versions[prediction or "epsilon"]
+    about = About(options.save_to.stem, time_of_saving(), model=lora_facts(version, prediction))
     full = extracted(found.layers, about, v2="v2" in after.family.capabilities, base_version=version)
     return minimum(full) if options.no_metadata else full
 

@@ -22,7 +22,7 @@ from tools.lora_models import adapted_modules, load, open_models
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from library.families.family import Model
+    from library.families.family import Family, Model, TextSettings
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class InterrogateOptions:
 
 def work(options: InterrogateOptions) -> None:
     """Encode the vocabulary twice and print the words that moved most."""
+    from library.families.family import TextSettings
     from networks.network import from_tensors
 
     device = compute_device(options.device)
@@ -51,26 +52,36 @@ def work(options: InterrogateOptions) -> None:
     if not tensors:
         what = f"{options.model} has no layers of the text encoder"
         raise UserError([Mistake(what, "it was trained on the U-Net alone: no word is moved by it")])
+    check_clip_skip(options, opened.family)
     model = load(opened, only={part.module for part in parts})
-    model.text_encoder.to(device)
-    layers = len(model.text_encoder.encoder.layers)
-    if options.clip_skip is not None and options.clip_skip > layers:
-        raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+    for encoder in model.text_encoders.values():
+        encoder.to(device)
+        layers = encoder.config.num_hidden_layers
+        if options.clip_skip is not None and options.clip_skip > layers:
+            raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
     with told_to_user(options.model):
         network = from_tensors(adapted_modules(model), parts, tensors)
     ids = vocabulary(model)
-    moved = distances(model, network.to(device).eval(), sorted(ids), options)
+    settings = TextSettings(clip_skip=options.clip_skip)
+    moved = distances(model, network.to(device).eval(), sorted(ids), options.batch_size, settings)
     print(f"top {min(options.count, len(ids))} of {len(ids)}:")
     for place, (distance, token) in enumerate(sorted(moved, key=lambda each: (-each[0], each[1]))[: options.count]):
         print(f"[{place:3d}]: {token:5d} {ids[token]:<20s}: {distance:.5f}")
 
 
+def check_clip_skip(options: InterrogateOptions, family: Family) -> None:
+    """Refuse --clip_skip where the family always takes the same layer. Raises UserError."""
+    if options.clip_skip is not None and "clip_skip" not in family.capabilities:
+        what = f"--clip_skip {options.clip_skip}, but {options.sd_model} is {family.title}"
+        raise UserError([Mistake(what, "leave it out: such models always take the layer before the last")])
+
+
 def vocabulary(model: Model) -> dict[int, str]:
-    """Every token as it is read; the end of a word is a blank."""
+    """Every token as it is read; the end of a word is a blank. Of several tokenizers the first: their words are one."""
     from tokenizers import decoders
 
     reader = decoders.ByteLevel()
-    vocab: dict[str, int] = model.tokenizer.vocab  # type: ignore[attr-defined]
+    vocab: dict[str, int] = model.tokenizer.each()[0].vocab  # type: ignore[attr-defined]
     texts = {}
     for text, token in vocab.items():
         ends = text.endswith("</w>")
@@ -79,31 +90,36 @@ def vocabulary(model: Model) -> dict[int, str]:
     return texts
 
 
-def distances(model: Model, network: Any, tokens: list[int], options: InterrogateOptions) -> list[tuple[float, int]]:
+def distances(
+    model: Model, network: Any, tokens: list[int], batch_size: int, settings: TextSettings
+) -> list[tuple[float, int]]:
     """(mean difference of the states, token), each token between the beginning and the end of a text."""
     import torch
 
     found: list[tuple[float, int]] = []
     with torch.inference_mode():
-        for start in range(0, len(tokens), options.batch_size):
-            batch = tokens[start : start + options.batch_size]
-            plain = states(model, batch, options.clip_skip)
+        for start in range(0, len(tokens), batch_size):
+            batch = tokens[start : start + batch_size]
+            plain = states(model, batch, settings)
             network.attach()
             try:
-                moved = (states(model, batch, options.clip_skip) - plain).abs().mean((1, 2))
+                moved = (states(model, batch, settings) - plain).abs().mean((1, 2))
             finally:
                 network.detach()
             found += zip(moved.tolist(), batch, strict=True)
     return found
 
 
-def states(model: Model, tokens: list[int], clip_skip: int | None) -> Tensor:
-    """What the U-Net would get of each token (n, 3, width)."""
+def states(model: Model, tokens: list[int], settings: TextSettings) -> Tensor:
+    """What the U-Net would get of each token (n, 3, width); of several text encoders side by side."""
     import torch
 
-    begin, end = model.tokenizer.bos_id, model.tokenizer.eos_id  # type: ignore[attr-defined]
-    ids = torch.tensor([[[begin, token, end]] for token in tokens], device=model.text_encoder.device)
-    return model.family.encode_text(model.text_encoder, ids, clip_skip).float()
+    device = next(iter(model.text_encoders.values())).device
+    each: Any = model.tokenizer.each()
+    rows = [[[[one.bos_id, token, one.eos_id]] for one in each] for token in tokens]
+    ids = torch.tensor(rows, device=device)  # (n, encoders, 1, 3)
+    given = model.family.encode_text(model.text_encoders, ids if len(each) > 1 else ids[:, 0], settings)
+    return given["states"].float()
 
 
 TOOL = Tool(

@@ -64,21 +64,22 @@ def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str]
 def adapted_modules(model: Model) -> dict[str, nn.Module]:
     """The modules of a model that adapters sit in, by name."""
     names = {part.module for part in model.family.adapters}
-    return {name: module for name in names if (module := getattr(model, name)) is not None}
+    return {name: module for name, module in model.modules().items() if name in names}
 
 
-def lora_facts(base_version: str) -> dict[str, str]:
-    """What modelspec says of a LoRA for a kind of model, by ss_base_model_version; nothing for an unknown one."""
-    family = next((each for each in FAMILIES if each.version == base_version.removesuffix("_v")), None)
+def lora_facts(base_version: str, prediction: Prediction | None = None) -> dict[str, str]:
+    """What modelspec says of a LoRA for a kind of model, by ss_base_model_version; nothing for an unknown one.
+
+    `prediction`: what the model is known to predict, where the version does not tell (SDXL's is the same for both).
+    """
+    family = next((each for each in FAMILIES if base_version in each.versions.values()), None)
     if family is None:
         return {}
-    prediction: Prediction = "v" if base_version.endswith("_v") else "epsilon"
-    width, height = family.preview[prediction]
-    return {
-        "architecture": f"{family.architectures[prediction]}/lora",
-        "prediction_type": prediction,
-        "resolution": f"{width}x{height}",
-    }
+    told = [each for each, version in family.versions.items() if version == base_version]
+    known = prediction or (told[0] if len(told) == 1 else None)
+    width, height = family.preview[known or "epsilon"]
+    facts = {"architecture": f"{family.architectures[known or 'epsilon']}/lora", "resolution": f"{width}x{height}"}
+    return facts | ({"prediction_type": known} if known else {})
 
 
 def coarsest(*models: Opened) -> torch.dtype:
