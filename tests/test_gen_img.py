@@ -6,12 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 
 import gen_img
+from library.options.mistakes import UserError
+from library.sampling.drawing import decide
+from library.sampling.options import GenerateOptions
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +79,47 @@ def test_a_model_trained_with_zero_terminal_snr_is_drawn_with_it(model, tmp_path
     assert ImageChops.difference(drawn[1], drawn[2]).getbbox() is None
 
 
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory) -> Path:
+    return tiny.write_single_file(tmp_path_factory.mktemp("m") / "refiner.safetensors", "refiner")
+
+
+def test_a_refiner_refines_a_picture_and_draws_none(refiner, tmp_path, capsys):
+    (picture,) = tiny.write_pictures(tmp_path, 1, size=(100, 72))
+    words = [
+        "--ckpt",
+        str(refiner),
+        "--prompt",
+        "a dog",
+        "--seed",
+        "1",
+        "--steps",
+        "6",
+        "--outdir",
+        str(tmp_path / "o"),
+    ]
+    assert gen_img.main(words) == 2
+    error = capsys.readouterr().err
+    assert "refiner" in error and "none from noise" in error and "--image_path" in error
+    assert gen_img.main([*words, "--image_path", str(picture)]) == 0
+    (path,) = (tmp_path / "o").iterdir()
+    with Image.open(path) as drawn:
+        assert drawn.size == (96, 72)
+
+
+def test_sdxl_draws_in_its_own_size_and_at_its_own_layer(tmp_path):
+    path = tiny.write_single_file(tmp_path / "sdxl.safetensors", "sdxl")
+    options = GenerateOptions(ckpt=str(path), prompt="a dog --w 640")
+    (prompt,) = decide(options).prompts
+    assert (prompt.width, prompt.height) == (640, 1024)
+    (prompt,) = decide(replace(options, W=512, H=768, prompt="a dog", clip_skip=1)).prompts
+    assert (prompt.width, prompt.height) == (512, 768)
+    with pytest.raises(UserError, match="--clip_skip 2, but .* Stable Diffusion XL"):
+        decide(replace(options, clip_skip=2))
+    assert decide(options).vae_in_full(replace(options, fp16=True))
+    assert not decide(options).vae_in_full(replace(options, bf16=True))
+
+
 def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
     drawn = {}
     for size in (1, 2):
@@ -103,6 +148,8 @@ def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
         (["--prompt", "x", "--v2"], ["--v2", "1.x"]),
         (["--prompt", "x", "--zero_terminal_snr"], ["--zero_terminal_snr", "--v_parameterization"]),
         (["--prompt", "x", "--vae", "gone.pt"], ["gone.pt"]),
+        (["--prompt", "x", "--image_path", "gone.png"], ["--image_path gone.png"]),
+        (["--prompt", "x", "--strength", "0.5"], ["--strength", "--image_path"]),
         (["--prompt", "x", "--clip_skip", "9"], ["--clip_skip 9", "3 layers"]),
     ],
 )

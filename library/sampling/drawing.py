@@ -18,6 +18,7 @@ from library.runtime.imports import quiet_libraries
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import DEFAULTS, PictureRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
+from library.sampling.starts import Start, encode_start
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,8 +48,9 @@ class Drawing:
         return [note for prompt in self.prompts for note in prompt.notes]
 
 
-def decide(options: DrawingOptions) -> Drawing:
-    """Read prompts and the checkpoint's header. Raises UserError with every mistake that can be found so."""
+def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
+    """Read prompts and the checkpoint's header; `start` is what the pictures begin with. Raises UserError with every
+    mistake that can be found so."""
     mistakes = Mistakes()
     header, family, vae = None, None, None
     try:
@@ -59,11 +61,13 @@ def decide(options: DrawingOptions) -> Drawing:
         mistakes.add(str(error))
     if family is not None:
         _check_model(options, family, mistakes)
+        if family.refines and start is None:
+            what = f"{options.ckpt} is {family.title}, which refines pictures and draws none from noise"
+            mistakes.add(what, "give gen_img.py the picture to refine (--image_path), or a model that draws")
     noted = None if header is None else noted_prediction(header)
     prediction: Prediction = "v" if options.v_parameterization else noted or "epsilon"
-    prompts = _prompts(
-        options, mistakes, (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
-    )
+    size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
+    prompts = _prompts(options, mistakes, size if start is None else start.size)
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:
         raise UserError(mistakes)
@@ -77,8 +81,6 @@ def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) ->
         mistakes.add(f"--v2, but {is_it}", "leave --v2 out, or give the model you mean")
     if options.clip_skip not in (None, 1) and "clip_skip" not in family.capabilities:
         mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
-    if family.refines:
-        mistakes.add(f"{is_it}: it refines pictures and draws none from noise", "give the model that draws")
 
 
 def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[PictureRequest]:
@@ -143,19 +145,28 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     return model
 
 
-def draw(options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest]) -> Iterator[Image]:
-    """Draw pictures that have their seeds, in their order, --batch_size at once. Raises UserError."""
+def draw(
+    options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest], start: Start | None = None
+) -> Iterator[Image]:
+    """Draw pictures that have their seeds, in their order, --batch_size at once, from noise or from `start`. Raises
+    UserError."""
     import torch
 
     from library.sampling.pictures import sample_batch
 
     settings = TextSettings(clip_skip=options.clip_skip)
-    for start in range(0, len(pictures), options.batch_size):
-        batch = pictures[start : start + options.batch_size]
+    for place in range(0, len(pictures), options.batch_size):
+        batch = pictures[place : place + options.batch_size]
         seeds = [picture.seed or 0 for picture in batch]
         try:
             yield from sample_batch(
-                model, batch, seeds, settings=settings, most_chunks=options.max_embeddings_multiples
+                model,
+                batch,
+                seeds,
+                starts=None if start is None else encode_start(model, start, batch),
+                strength=1.0 if start is None else start.share(model.family.refines),
+                settings=settings,
+                most_chunks=options.max_embeddings_multiples,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"

@@ -11,13 +11,18 @@ from library.options.mistakes import Mistake, UserError
 from library.sampling.drawing import decide, draw, load, make_folder, write_picture
 from library.sampling.options import GenerateOptions
 from library.sampling.prompts import PictureRequest
+from library.sampling.starts import read_start
 
 LARGEST_DRAWN_SEED = 2**32 - 1
 
 
 def draw_prompts(options: GenerateOptions) -> None:
     """Read the prompts, load the model, write each picture as soon as it is drawn. Raises UserError."""
-    drawing = decide(options)
+    if options.strength is not None and options.image_path is None:
+        what = "--strength tells how much of a picture is drawn anew, and there is none"
+        raise UserError([Mistake(what, "add --image_path, or leave it out")])
+    start = None if options.image_path is None else read_start(options.image_path, options.strength)
+    drawing = decide(options, start)
     if options.zero_terminal_snr and drawing.prediction != "v":
         what = "--zero_terminal_snr, but the model predicts noise"
         raise UserError([Mistake(what, "leave it out, or add --v_parameterization if the model predicts v")])
@@ -27,7 +32,7 @@ def draw_prompts(options: GenerateOptions) -> None:
     pictures = numbered(drawing.prompts, options)
     model = load(options, drawing)
     model.zero_terminal_snr |= options.zero_terminal_snr
-    for index, image in enumerate(draw(options, model, pictures)):
+    for index, image in enumerate(draw(options, model, pictures, start)):
         path = options.outdir / file_name(datetime.now(), index, pictures[index].seed or 0)
         write_picture(path, pictures[index], image)
         print(f"[{index + 1}/{len(pictures)}] {path}", flush=True)

@@ -59,6 +59,15 @@ class GenerateOptions(DrawingOptions):
     outdir: Path = flag(Path("outputs"), "folder for the pictures; made if it is missing")
     images_per_prompt: int = flag(1, "pictures for each prompt", at_least=1)
     zero_terminal_snr: bool = flag(False, "the model predicts v and was trained with --zero_terminal_snr")
+    image_path: Path | None = flag(
+        None, "a picture to begin with in place of noise; its size is taken if none is given"
+    )
+    strength: float | None = flag(
+        None,
+        "with --image_path: the share of the timesteps that it is refined in. Not set: 0.8, of a refiner 0.2",
+        above=0,
+        at_most=1,
+    )
 
 
 @dataclass(frozen=True)
