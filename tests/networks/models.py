@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from library.families.refiner_adapters import REFINER_ADAPTERS
 from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sdxl_adapters import SDXL_ADAPTERS
 from networks import network
 from networks.network import Network
 from networks.settings import read_settings
-from tests.tiny import diffusers_modules
+from tests.tiny import diffusers_modules, unet_config
 
 Model = dict[str, nn.Module]
+PARTS = {"sd1": SD_ADAPTERS, "sd2": SD_ADAPTERS, "sdxl": SDXL_ADAPTERS, "refiner": REFINER_ADAPTERS}
 
 
 def tiny(family: str = "sd1", dtype: torch.dtype = torch.float32) -> Model:
-    """U-Net and text encoder of a miniature, frozen."""
+    """U-Net and text encoders of a miniature, frozen."""
     modules = diffusers_modules(family)
-    model = {"unet": modules.unet, "text_encoder": modules.text_encoder}
+    model = {"unet": modules.unet, **modules.text_encoders}
     for module in model.values():
         # one by one: diffusers warns of .to(float64) on the whole
         for part in module.children():
@@ -29,29 +32,65 @@ def tiny(family: str = "sd1", dtype: torch.dtype = torch.float32) -> Model:
     return model
 
 
+def small(family: str, dtype: torch.dtype = torch.float32) -> Model:
+    """The same with one transformer block in each attention: a quarter of the layers of SDXL's miniature."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(**unet_config(family) | {"transformer_layers_per_block": 1}).eval()
+    model = {"unet": unet, **diffusers_modules(family).text_encoders}
+    for module in model.values():
+        for part in module.children():
+            part.to(dtype)
+        module.requires_grad_(False)
+    return model
+
+
 @cache
 def full_size(family: str) -> Model:
-    """SD1.5's or SD2.1's U-Net and text encoder from the published configurations, on the meta device. Not to be
-    changed."""
+    """U-Net and text encoders of SD1.5, SD2.1, SDXL or its refiner from the published configurations, on the meta
+    device. Not to be changed."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    sd2 = family == "sd2"
-    heads: dict[str, Any] = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+    heads: dict[str, dict[str, Any]] = {
+        "sd1": {"attention_head_dim": 8, "cross_attention_dim": 768},
+        "sd2": {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
+    }
+    clip_l = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
+    clip_h = CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23)
+    clip_g = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_attention_heads=20, num_hidden_layers=32, projection_dim=1280
+    )
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(320, 640, 1280, 1280),
-            cross_attention_dim=1024 if sd2 else 768,
-            **(heads if sd2 else {"attention_head_dim": 8}),
-        )
-        text = CLIPTextConfig(
-            hidden_size=1024 if sd2 else 768,
-            intermediate_size=4096 if sd2 else 3072,
-            num_attention_heads=16 if sd2 else 12,
-            num_hidden_layers=23 if sd2 else 12,
-        )
-        return {"unet": unet, "text_encoder": CLIPTextModel(text)}
+        if family in ("sdxl", "refiner"):
+            model: Model = {"unet": UNet2DConditionModel(**_large(family))}
+            if family == "sdxl":
+                model["text_encoder"] = CLIPTextModel(clip_l)
+            return model | {"text_encoder_2": CLIPTextModelWithProjection(clip_g)}
+        unet = UNet2DConditionModel(sample_size=64, block_out_channels=(320, 640, 1280, 1280), **heads[family])
+        return {"unet": unet, "text_encoder": CLIPTextModel(clip_h if family == "sd2" else clip_l)}
+
+
+def _large(family: str) -> dict[str, Any]:
+    """UNet2DConditionModel's arguments of stabilityai's stable-diffusion-xl-base-1.0 and -refiner-1.0."""
+    refiner = family == "refiner"
+    plain, attended = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    order = (plain, attended, attended, *([plain] if refiner else []))
+    return {
+        "sample_size": 128,
+        "block_out_channels": (384, 768, 1536, 1536) if refiner else (320, 640, 1280),
+        "down_block_types": tuple(down for down, _ in order),
+        "up_block_types": tuple(up for _, up in reversed(order)),
+        "transformer_layers_per_block": 4 if refiner else (1, 2, 10),
+        "attention_head_dim": (6, 12, 24, 24) if refiner else (5, 10, 20),
+        "cross_attention_dim": 1280 if refiner else 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2560 if refiner else 2816,
+    }
 
 
 class Transformer2DModel(nn.Module):
@@ -114,7 +153,7 @@ def toy_output(model: Model, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def outputs(model: Model, seed: int = 11) -> tuple[Tensor, Tensor]:
-    """What the U-Net predicts and what the text encoder makes of some tokens, for fixed inputs."""
+    """What the U-Net predicts and what the text encoders make of some tokens, for fixed inputs."""
     generator = torch.Generator().manual_seed(seed)
     unet: Any = model["unet"]
     dtype = unet.conv_in.weight.dtype
@@ -122,16 +161,32 @@ def outputs(model: Model, seed: int = 11) -> tuple[Tensor, Tensor]:
     x = torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
     words = torch.randn(2, 5, width, generator=generator, dtype=torch.float64).to(dtype)
     tokens = torch.randint(1000, (2, 7), generator=generator)
-    return unet(x, torch.tensor([3, 700]), words).sample, model["text_encoder"](tokens).last_hidden_state
+    told = None
+    if unet.config.addition_embed_type is not None:
+        more = unet.config.projection_class_embeddings_input_dim % 256 or 128  # of the miniatures' pooled vector
+        pooled = torch.randn(2, more, generator=generator, dtype=torch.float64).to(dtype)
+        numbers = (unet.config.projection_class_embeddings_input_dim - more) // 256
+        told = {"text_embeds": pooled, "time_ids": torch.full((2, numbers), 7.0, dtype=dtype)}
+    texts = [module(tokens).last_hidden_state for name, module in model.items() if name != "unet"]
+    return unet(x, torch.tensor([3, 700]), words, added_cond_kwargs=told).sample, torch.cat(texts, -1)
 
 
 def create(
-    model: Model, *arguments: str, module: str = "networks.lora", dim: int = 4, alpha: float = 3, **more: Any
+    model: Model,
+    *arguments: str,
+    module: str = "networks.lora",
+    dim: int = 4,
+    alpha: float = 3,
+    family: str = "sd1",
+    **more: Any,
 ) -> Network:
     """A new network of a seed, by --network_args."""
-    settings, mistakes = read_settings(module, dim=dim, alpha=alpha, arguments=arguments)
+    parts = PARTS[family]
+    settings, mistakes = read_settings(
+        module, dim=dim, alpha=alpha, arguments=arguments, blocks=max(part.blocks for part in parts)
+    )
     assert not mistakes
-    return network.create(model, SD_ADAPTERS, settings, generator=torch.Generator().manual_seed(1), **more)
+    return network.create(model, parts, settings, generator=torch.Generator().manual_seed(1), **more)
 
 
 def trained(net: Network, size: float = 0.05) -> Network:

@@ -14,20 +14,24 @@ from networks.settings import read_settings
 from tests.networks import models
 
 NAMES = Path(__file__).parent / "names"
-COUNTS = {
-    ("sd1", False): (72, 192, 792),
-    ("sd1", True): (72, 278, 1050),
-    ("sd2", False): (138, 192, 990),
-    ("sd2", True): (138, 278, 1248),
+COUNTS = {  # text encoders, U-Net, tensors; of the refiner, which sd-scripts has not, by the layers of its modules
+    ("sd1", False): ([72], 192, 792),
+    ("sd1", True): ([72], 278, 1050),
+    ("sd2", False): ([138], 192, 990),
+    ("sd2", True): ([138], 278, 1248),
+    ("sdxl", False): ([72, 192], 722, 2958),
+    ("sdxl", True): ([72, 192], 788, 3156),
+    ("refiner", False): ([192], 462, 1962),
+    ("refiner", True): ([192], 548, 2220),
 }
 
 
 @pytest.mark.parametrize(("family", "convolutions"), COUNTS)
 def test_counts_of_full_size_models(family: str, convolutions: bool) -> None:
     arguments = ["conv_dim=1"] if convolutions else []
-    net = models.create(models.full_size(family), *arguments, dim=1)
-    text, unet, tensors = COUNTS[family, convolutions]
-    assert net.counts == {"text_encoder1": text, "unet": unet}
+    net = models.create(models.full_size(family), *arguments, dim=1, family=family)
+    texts, unet, tensors = COUNTS[family, convolutions]
+    assert net.counts == {f"text_encoder{n}": count for n, count in enumerate(texts, 1)} | {"unet": unet}
     assert len(net.state_dict()) == len(net.tensors()) == tensors
 
 
