@@ -13,7 +13,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -81,12 +81,13 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def write_torch(
     stream: BinaryIO,
     tensors: Mapping[str, LazyTensor],
-    read: Callable[[str, LazyTensor], memoryview],
+    contents: Iterable[memoryview],
     wrap: Callable[[dict[str, Any]], Any],
 ) -> None:
     """Write what torch.load reads as `wrap` of the dict of tensors.
 
-    `read` gives the bytes of a tensor, one at a time; `wrap` may put the dict into another, beside plain values.
+    `contents` are the bytes of the tensors, asked for one at a time in their order; `wrap` may put the dict into
+    another, beside plain values.
     """
     stored = {name: _Stored(tensor, str(key)) for key, (name, tensor) in enumerate(tensors.items())}
     content = io.BytesIO()
@@ -94,8 +95,8 @@ def write_torch(
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, stream, "data.pkl", content.getbuffer())
         _add(archive, stream, "byteorder", memoryview(sys.byteorder.encode()))
-        for name, each in stored.items():
-            _add(archive, stream, f"data/{each.key}", read(name, each.tensor))
+        for each, raw in zip(stored.values(), contents, strict=True):
+            _add(archive, stream, f"data/{each.key}", raw)
         _add(archive, stream, "version", memoryview(b"3\n"))
 
 

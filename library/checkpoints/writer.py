@@ -11,6 +11,8 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -94,10 +96,24 @@ def write_safetensors(
     ordered = in_file_order(tensors, dtype)
     with replacing(path) as stream:
         stream.write(header_bytes(ordered, metadata or None))
-        for name, lazy in ordered.items():
-            stream.write(raw_bytes(_checked(Path(path), name, lazy)))
+        for tensor in one_ahead(ordered, partial(_checked, Path(path))):
+            stream.write(raw_bytes(tensor))
         if check is not None:
             check()
+
+
+def one_ahead(tensors: Mapping[str, LazyTensor], read: Callable[[str, LazyTensor], Tensor]) -> Iterator[Tensor]:
+    """Each tensor as `read` gives it, the next one in another thread while the caller writes this one: half of the time
+    goes by in reading and looking over, half in writing. Two tensors are in memory at a time."""
+    with ThreadPoolExecutor(1) as beside:
+        names = iter(tensors)
+        first = next(names, None)
+        coming = None if first is None else beside.submit(read, first, tensors[first])
+        while coming is not None:
+            tensor = coming.result()
+            following = next(names, None)
+            coming = None if following is None else beside.submit(read, following, tensors[following])
+            yield tensor
 
 
 def in_file_order(tensors: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> dict[str, LazyTensor]:
@@ -187,6 +203,7 @@ def _write_torch(
     if dtype is not None:
         lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
     with replacing(path) as stream:
-        write_torch(stream, lazy, lambda name, tensor: raw_bytes(_checked(Path(path), name, tensor)), wrap)
+        read = one_ahead(lazy, partial(_checked, Path(path)))
+        write_torch(stream, lazy, (raw_bytes(tensor) for tensor in read), wrap)
         if check is not None:
             check()
