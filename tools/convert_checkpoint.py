@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--save_precision", choices=PRECISIONS, help="numbers of the weights; not set: as they are")
     add("--vae", type=Path, help="put this VAE in (a file, a folder, or another model)")
     add("--ema", choices=("drop", "use", "keep"), default="drop",
-        help="EMA copies: leave them out (default), use them in place of the U-Net's weights, or keep both")  # fmt: skip
+        help="EMA copies: leave them out (default), use them as the weights of the U-Net, or keep both")  # fmt: skip
     add("--prediction_type", choices=("epsilon", "v"), help="what the U-Net predicts, written into the target")
     add("--zero_terminal_snr", action=argparse.BooleanOptionalAction, default=None,
         help="mark the target as trained to zero terminal SNR, or not; not set: as the source is marked")  # fmt: skip
