@@ -40,7 +40,7 @@ class PictureRequest:
 
 DEFAULTS = PictureRequest("")
 
-# letter -> (field, pattern of the value); what other models than SD1 and SD2 take is known by name
+# letter -> (field, pattern of the value); what kohya's other models take is known by name
 _OPTIONS: Mapping[str, tuple[str, str]] = {
     "n": ("negative_prompt", r".*"),
     "w": ("width", r"\d+"),
