@@ -89,8 +89,8 @@ def encode_text(
 def penultimate(text_encoder: Any, input_ids: Tensor, weights: Tensor | None = None) -> Tensor:
     """The states before the last layer, without a final norm, (B, 75n + 2, width) from ids (B, n, 77)."""
     batch, chunks, length = input_ids.shape
-    with layers_left_out(text_encoder, 1):
-        found = text_encoder(input_ids.reshape(batch * chunks, length), output_hidden_states=True).hidden_states[-1]
+    with layers_left_out(text_encoder, 1, norm=False):
+        found: Tensor = text_encoder(input_ids.reshape(batch * chunks, length)).last_hidden_state
     joined = join_chunks(found.reshape(batch, chunks, length, -1))
     return joined if weights is None else weight_states(joined, weights)
 
@@ -140,17 +140,25 @@ def join_chunks(states: Tensor) -> Tensor:
 
 
 @contextmanager
-def layers_left_out(text_encoder: Any, count: int) -> Iterator[None]:
-    """Run a CLIPTextModel without its last `count` layers: their results would be thrown away.
+def layers_left_out(text_encoder: Any, count: int, *, norm: bool = True) -> Iterator[None]:
+    """Run a CLIPTextModel without its last `count` layers, and with `norm` off without the final norm: their results
+    would be thrown away.
 
     The module itself is called, as wrappers (autocast, processes) need it; its list of layers is shorter meanwhile.
+    What comes out is taken from the end: transformers' list of states is made by hooks, which at the first call it
+    hangs on the layers that are there, for good.
     """
-    encoder = getattr(text_encoder, "module", text_encoder).encoder
+    from torch import nn
+
+    module = getattr(text_encoder, "module", text_encoder)
+    encoder, final_norm = module.encoder, module.final_layer_norm
     layers = encoder.layers
     if not 0 <= count < len(layers):
         raise ValueError(f"clip_skip {count + 1} is not between 1 and the {len(layers)} layers of this text encoder")
     encoder.layers = layers[: len(layers) - count]
+    if not norm:
+        module.final_layer_norm = nn.Identity()
     try:
         yield
     finally:
-        encoder.layers = layers
+        encoder.layers, module.final_layer_norm = layers, final_norm

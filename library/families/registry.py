@@ -36,7 +36,7 @@ def detect(header: Header) -> Family:
     for family in FAMILIES:
         if family.recognise(header):
             return family
-    raise CheckpointError(f"{header.path}: {foreign.explain(header)}")
+    raise CheckpointError(f"{header.path}: {foreign.explain(header, [family.title for family in FAMILIES])}")
 
 
 def noted_prediction(header: Header) -> Prediction | None:

@@ -93,7 +93,7 @@ _TEXT = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_
 _COMPARED = {
     "unet": ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim",
              "use_linear_projection", "attention_head_dim", "addition_embed_type",
-             "projection_class_embeddings_input_dim"),
+             "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
     "vae": ("latent_channels", "block_out_channels", "layers_per_block", "scaling_factor"),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from library.families.clip_text import encode_text, join_chunks, weight_states
 from library.families.clip_tokenizer import ClipTokenizer
 from library.families.clip_weights import encode, parse, rows
+from library.families.family import TextSettings
 from tests import tiny
 
 EOS = 49407
@@ -163,9 +164,10 @@ def test_states_keep_their_dtype_and_round_once():
 
 def test_the_encoder_gives_weighted_states_and_their_gradient():
     tokenizer, encoder = ClipTokenizer(EOS), tiny.diffusers_modules("sd1").text_encoder
+    encoders, settings = {"text_encoder": encoder}, TextSettings(clip_skip=2)
     ids, weights = tokenizer.weighted(["a (dog:1.5)"], 2)
-    plain = encode_text(encoder, ids, 2)
-    weighted = encode_text(encoder, ids, 2, weights)
+    plain = encode_text(encoders, ids, settings)["states"]
+    weighted = encode_text(encoders, ids, settings, weights)["states"]
     assert torch.equal(weighted, plain * join_chunks(weights[..., None]))
     weighted.sum().backward()
     assert encoder.embeddings.token_embedding.weight.grad.abs().sum() > 0

@@ -20,7 +20,11 @@ def header(*names: str, kind: str = "safetensors", configs=None, **shapes: tuple
     return Header(Path("some file"), kind, tensors, configs=configs or {})
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+def index(kind: str) -> dict[str, dict[str, str]]:
+    return {"model_index": {"_class_name": kind}}
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_files_and_folders_are_recognised(files, family):
     assert detect(read_header(files[family])).name == family
     assert detect(read_header(files[f"{family} folder"])).name == family
@@ -43,14 +47,48 @@ def test_variants_in_the_wild_are_recognised(tmp_path, kwargs):
     assert detect(read_header(path)).name == "sd1"
 
 
+def without(source: Header, *prefixes: str) -> Header:
+    tensors = {name: info for name, info in source.tensors.items() if not name.startswith(prefixes)}
+    return Header(source.path, source.kind, tensors, configs=source.configs)
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
+def test_a_file_without_its_vae_is_recognised(files, family):
+    """--vae gives it one."""
+    assert detect(without(read_header(files[family]), "first_stage_model.")).name == family
+
+
+@pytest.mark.parametrize(
+    ("family", "taken", "words"),
+    [
+        ("sd1", "cond_stage_model.", "U-Net without the text encoder"),
+        ("sdxl", "conditioner.", "U-Net of Stable Diffusion XL or its refiner without text encoders"),
+        ("sdxl", "conditioner.embedders.1.", "without its second text encoder"),
+        ("refiner", "conditioner.", "U-Net of Stable Diffusion XL or its refiner without text encoders"),
+        ("sdxl", ("model.", "first_stage_model."), "a text encoder alone"),
+        ("sdxl folder", "text_encoder", "folder of Stable Diffusion XL whose text encoders"),
+        ("sd2 folder", "text_encoder", "folder whose text encoder"),
+    ],
+)
+def test_a_file_without_its_text_encoders_is_not_taken_for_another_family(files, family, taken, words):
+    whole = read_header(files[family])
+    index = {name: entry for name, entry in whole.configs.get("model_index", {}).items() if "text_encoder" not in name}
+    part = without(whole, *([taken] if isinstance(taken, str) else taken))
+    part = Header(part.path, part.kind, part.tensors, configs={"model_index": index})
+    assert not [known.name for known in FAMILIES if known.recognise(part)]
+    with pytest.raises(CheckpointError, match=f"{words}.*give the whole model"):
+        detect(part)
+
+
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
+LABEL = "model.diffusion_model.label_emb.0.0.weight"
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (header(UNET, "conditioner.embedders.1.model.ln_final.weight"), "Stable Diffusion XL"),
-        (header(UNET, "conditioner.embedders.0.model.ln_final.weight"), "refiner"),
+        (header(UNET, LABEL, "cond_stage_model.model.ln_final.weight", "embedder.model.ln_final.weight"), "unCLIP"),
+        (header(UNET, LABEL), "Stable Diffusion XL or its refiner"),
         (header("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"), "Stable Diffusion 3"),
         (header("model.diffusion_model.double_blocks.0.img_attn.qkv.weight"), "Flux"),
         (header("double_blocks.0.img_attn.qkv.weight"), "Flux"),
@@ -62,8 +100,10 @@ UNET = "model.diffusion_model.input_blocks.0.0.weight"
         (header("text_model.embeddings.token_embedding.weight"), "text encoder alone"),
         (header("emb_params"), "textual inversion"),
         (header(UNET), "without the text encoder"),
-        (header("unet/add_embedding.linear_1.weight", kind="diffusers"), "Stable Diffusion XL"),
-        (header("x", kind="diffusers", configs={"model_index": {"_class_name": "FluxPipeline"}}), "Flux"),
+        (header("unet/class_embedding.linear_1.weight", kind="diffusers"), "unCLIP"),
+        (header("unet/conv_in.weight", kind="diffusers", configs=index("KolorsPipeline")), "Kolors"),
+        (header("x", kind="diffusers", configs=index("FluxPipeline")), "Flux"),
+        (header("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha"), "LoRA"),
         (header("layer.weight"), "layer.weight"),
     ],
 )
@@ -72,17 +112,25 @@ def test_what_is_of_no_known_family_is_named(found, words):
         detect(found)
 
 
-def test_an_inpainting_model_is_not_taken_for_a_plain_one(files):
-    whole = read_header(files["sd1"])
+def test_all_families_are_named_to_whoever_brings_another_model():
+    with pytest.raises(CheckpointError) as told:
+        detect(header("layer.weight"))
+    assert all(family.title in str(told.value) for family in FAMILIES)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "refiner", "sdxl folder"])
+def test_an_inpainting_model_is_not_taken_for_a_plain_one(files, family):
+    whole = read_header(files[family])
     tensors = dict(whole.tensors)
-    tensors[UNET] = TensorInfo("F16", (64, 9, 3, 3))
+    name = "unet/conv_in.weight" if "folder" in family else UNET
+    tensors[name] = TensorInfo("F16", (64, 9, 3, 3))
     with pytest.raises(CheckpointError, match="inpainting"):
         detect(Header(whole.path, whole.kind, tensors))
 
 
 @pytest.mark.parametrize(("said", "meant"), [("epsilon", "epsilon"), ("v_prediction", "v"), (None, None)])
 def test_a_folders_scheduler_tells_the_prediction(said, meant):
-    assert noted_prediction(header(configs={"scheduler": {"prediction_type": said}})) == meant
+    assert noted_prediction(header(kind="diffusers", configs={"scheduler": {"prediction_type": said}})) == meant
 
 
 def test_modelspec_metadata_tells_the_prediction():
@@ -90,14 +138,20 @@ def test_modelspec_metadata_tells_the_prediction():
     assert noted_prediction(found) == "v"
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_sizes_are_counted_from_the_header(files, family):
     modules = tiny.diffusers_modules(family)
     for source in (files[family], files[f"{family} folder"]):
         found = read_header(source)
         sizes = detect(found).sizes(found)
-        for part in ("unet", "vae", "text_encoder"):
-            assert getattr(sizes, part) == sum(p.numel() for p in getattr(modules, part).parameters())
+        counted = {"unet": sizes.unet, "vae": sizes.vae, **sizes.text_encoders}
+        assert counted == {
+            part: sum(p.numel() for p in getattr(modules, part).parameters())
+            for part in ("unet", "vae", *tiny.text_names(family))
+        }
+        assert sizes.texts() == sum(sizes.text_encoders.values()) and sizes.texts(["text_encoder"]) == counted.get(
+            "text_encoder", 0
+        )
     kept = sum(tensor.nbytes for tensor in modules.last_layer.values())
     assert detect(read_header(files[family])).sizes(read_header(files[family])).kept_bytes == kept
 
@@ -136,4 +190,5 @@ def test_detecting_and_counting_imports_no_torch(files):
         "sys.exit(', '.join(m for m in ('torch', 'numpy', 'diffusers', 'transformers') if m in sys.modules) or None)"
     )
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, files["sd2"]], cwd=root, check=True)
+    for family in ("sd2", "sdxl"):
+        subprocess.run([sys.executable, "-c", code, files[family]], cwd=root, check=True)
