@@ -103,7 +103,7 @@ class Model:
         for home in self.homes:  # a layer that was replaced rather than patched
             placed = home.holder._modules.get(home.key)
             if placed is not None and placed is not home.stand_in:
-                yield home.real, placed
+                yield home.real, placed.__call__  # a module itself would become a child of the real layer
 
 
 def is_text(part: AdapterPart) -> bool:

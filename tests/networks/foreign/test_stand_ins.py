@@ -66,9 +66,10 @@ def test_a_layer_that_was_replaced_is_put_in_too() -> None:
     before = real["text_encoder"](X)
     seen = stand_ins(real, PARTS)
     inner = seen.text_encoder.text_model
-    inner.to_q = nn.Sequential(inner.to_q, nn.ReLU())
+    inner.to_q = nn.Sequential(inner.to_q, nn.Tanh())
     assert seen.attach() == 1
-    assert torch.equal(real["text_encoder"](X), before.relu())
+    assert torch.equal(real["text_encoder"](X), before.tanh()) and not torch.equal(before.tanh(), before)
+    assert len([*real["text_encoder"].modules()]) == 2  # what replaced it is no part of the base
     seen.detach()
     assert torch.equal(real["text_encoder"](X), before) and isinstance(real["text_encoder"].to_q, nn.Linear)
 
