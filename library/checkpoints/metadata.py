@@ -16,6 +16,9 @@ from library.checkpoints.header import CheckpointError
 _PREFIX = "modelspec."
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
+# modelspec.implementation by whose names the layers of the U-Net have
+NAMES_OF = {"diffusers": "diffusers", "original": _IMPLEMENTATION}
+
 # what an adapter's file needs so that others load and show it rightly: all that --no_metadata leaves of ss_*
 ADAPTER_MINIMUM = (
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",

@@ -235,7 +235,8 @@ class Family:
     "text_encoder_rates", "block_lr"). `preview`: (W, H) of a picture in pixels, by prediction. `adapters`: where
     adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
     order. `refines`: its own range are the last, least noisy timesteps, so it draws no picture from noise alone.
-    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `variant` is the families' own.
+    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
+    whose names adapters' files call the layers of the U-Net. `variant` is the families' own.
     """
 
     name: str
@@ -260,4 +261,5 @@ class Family:
     refines: bool = False
     block_of: Callable[[str], int] | None = None
     blocks: int = 0
+    adapter_names: Literal["diffusers", "original"] = "diffusers"
     variant: Any = None

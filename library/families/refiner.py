@@ -13,7 +13,7 @@ from library.checkpoints import sd_layout
 from library.checkpoints.header import Header
 from library.families import clip_text, unet
 from library.families.family import AS_TRAINED, Conditions, TextSettings
-from library.families.refiner_adapters import REFINER_ADAPTERS
+from library.families.refiner_adapters import BLOCKS, REFINER_ADAPTERS, unet_block
 from library.families.sd_family import make_family
 from library.families.sd_variant import Variant, folder_kind, unet_channels
 from library.families.sdxl import BIG_G, CAPABILITIES, LATENT
@@ -79,11 +79,14 @@ REFINER = make_family(
     title="the refiner of Stable Diffusion XL",
     versions={"epsilon": "sdxl_refiner_v1-0", "v": "sdxl_refiner_v1-0"},
     architectures={"epsilon": "stable-diffusion-xl-v1-refiner", "v": "stable-diffusion-xl-v1-refiner"},
-    capabilities=CAPABILITIES | {"aesthetic_score"},
+    capabilities=CAPABILITIES | {"aesthetic_score", "block_lr"},
     preview={"epsilon": (1024, 1024), "v": (1024, 1024)},
     adapters=REFINER_ADAPTERS,
     recognise=recognise,
     encode_text=encode_text,
     predict=predict,
     refines=True,
+    block_of=unet_block,
+    blocks=BLOCKS,
+    adapter_names="original",
 )

@@ -90,4 +90,5 @@ SDXL = make_family(
     predict=predict,
     block_of=unet_block,
     blocks=BLOCKS,
+    adapter_names="original",
 )

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoints.metadata import ADAPTER_MINIMUM
+from library.checkpoints.metadata import ADAPTER_MINIMUM, NAMES_OF
 from library.checkpoints.model_hashes import ModelHashes
 from library.data.describe import cache_folder
 from library.options.recipes import FLAGS
@@ -59,7 +59,7 @@ class AdapterMetadata:
             plan.source,
             largest_resolution(plan.pictures),
             architecture=f"{plan.source.family.architectures[plan.source.prediction]}/lora",  # so for every kind
-            implementation="diffusers",
+            implementation=NAMES_OF[plan.source.family.adapter_names],
             implementation_version=f"dreamfolder/{revision()}",
             untitled="LoRA",
         )

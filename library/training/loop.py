@@ -60,7 +60,10 @@ class Loop:
         freeze_finished(self.trained.parts, progress.step)
         if progress.step >= self.steps:
             return progress
-        self._begin_epoch(progress)
+        if progress.window == self.order.steps_per_epoch:  # saved after an epoch's last step, before its end
+            self._end_epoch(progress)
+        else:
+            self._begin_epoch(progress)
         # all micro-batches still to come, so that those of the next epoch are prepared while this one ends; those of
         # one optimiser step are a window
         window = Window()

@@ -67,3 +67,15 @@ def test_the_state_of_an_epochs_end_goes_on_with_the_next(
     last = run(world.arguments(tmp_path / "more", **more), capsys)
     assert last.losses == {step: longer.losses[step] for step in (10, 11, 12)}
     assert_equal_files(tmp_path / "longer" / "dog.safetensors", tmp_path / "more" / "dog.safetensors")
+
+
+def test_the_state_of_an_epochs_last_step_goes_on_too(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"train_batch_size": 4, "max_train_steps": 5, "save_every_n_steps": 2, "save_state": True}  # 2 an epoch
+    whole = run(world.arguments(tmp_path / "whole", **flags), capsys)
+    state = tmp_path / "whole" / "dog-step00000002-state"
+    rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
+    assert rest.code == 0, rest.err
+    assert rest.losses == {step: whole.losses[step] for step in (3, 4, 5)}
+    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
