@@ -18,7 +18,7 @@ from tests.networks.made import delta
 
 ROOT = Path(__file__).resolve().parents[2]
 Tensors = dict[str, Tensor]
-BASE = {"sd1": "sd_v1", "sd2": "sd_v2"}
+BASE = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "refiner": "sdxl_refiner_v1-0"}
 
 
 def shapes(family: str) -> dict[str, tuple[int, ...]]:
