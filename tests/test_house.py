@@ -319,6 +319,24 @@ def test_the_search_for_missing_encodings_finds_them(code: str, found: bool) -> 
     assert opens_text_without_encoding(node, ast.unparse(node.func), keywords) is found
 
 
+NAMES_OF_FAMILIES = {"sd1", "sd2", "sdxl", "refiner"}
+
+
+def test_nothing_outside_of_families_asks_which_family_it_is() -> None:
+    """They are told apart by what they can (capabilities) and by their functions."""
+    rooms = ("library/", "networks/", "tools/", "train_", "gen_img", "sdxl_", "fine_tune")
+    wrong = []
+    for path in sources():
+        if path.startswith("library/families/") or not path.startswith(rooms):
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Compare):
+                named = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                if named & NAMES_OF_FAMILIES:
+                    wrong.append(f"{path}:{node.lineno} {ast.unparse(node)}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_nothing_at_module_level_changes_while_running() -> None:
     wrong = [
         f"{path}:{node.lineno}"

@@ -35,6 +35,7 @@ def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
         ("buckets", _buckets(plan)),
         ("training", _training(plan)),
         ("length", _length(plan)),
+        ("pictures", _preview(plan)),
         ("validation", _validation(plan)),
         ("machine", _machine(plan)),
         ("memory", _costs(plan)),
@@ -206,6 +207,11 @@ def _length(plan: Plan) -> Iterator[str]:
         yield f"goes on after {where} from {plan.resume.folder}"
     given = "" if plan.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
     yield f"seed {plan.seed}{given}"
+
+
+def _preview(plan: Plan) -> Iterator[str]:
+    if plan.preview is not None:
+        yield str(plan.preview)
 
 
 def _validation(plan: Plan) -> Iterator[str]:
