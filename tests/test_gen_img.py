@@ -146,6 +146,7 @@ def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
         (["--from_file", "gone.txt"], ["gone.txt"]),
         (["--prompt", "x", "--fp16", "--bf16"], ["exclude"]),
         (["--prompt", "x", "--v2"], ["--v2", "1.x"]),
+        (["--prompt", "x", "--sdxl"], ["--sdxl", "1.x"]),
         (["--prompt", "x", "--zero_terminal_snr"], ["--zero_terminal_snr", "--v_parameterization"]),
         (["--prompt", "x", "--vae", "gone.pt"], ["gone.pt"]),
         (["--prompt", "x", "--image_path", "gone.png"], ["--image_path gone.png"]),

@@ -77,8 +77,9 @@ def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
 def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) -> None:
     """Add what is asked of the model that its family cannot do."""
     is_it = f"{options.ckpt} is {family.title}"
-    if options.v2 and "v2" not in family.capabilities:
-        mistakes.add(f"--v2, but {is_it}", "leave --v2 out, or give the model you mean")
+    for flag, said, capability in (("v2", options.v2, "v2"), ("sdxl", options.sdxl, "size_conditioning")):
+        if said and capability not in family.capabilities:
+            mistakes.add(f"--{flag}, but {is_it}", f"leave --{flag} out, or give the model you mean")
     if options.clip_skip not in (None, 1) and "clip_skip" not in family.capabilities:
         mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
 

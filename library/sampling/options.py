@@ -42,6 +42,7 @@ class DrawingOptions:
     batch_size: int = flag(1, "pictures drawn at once; those of equal settings in turn are", at_least=1)
     vae: str | None = flag(None, "a VAE (file or folder) instead of the model's own")
     v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
+    sdxl: bool = flag(False, "the model is Stable Diffusion XL; the file itself tells, a contradiction is an error")
     v_parameterization: bool = flag(False, "the model predicts v; a diffusers folder tells itself")
     clip_skip: int | None = flag(None, "take the k-th last layer of the text encoder", at_least=1, zero_is_off=True)
     max_embeddings_multiples: int = flag(3, "chunks of 75 tokens that a long prompt may take", at_least=1)

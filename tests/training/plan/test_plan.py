@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from library.families.sd import SD1
+from library.families.sdxl import SDXL
 from library.options.mistakes import UserError
 from library.options.parse import parse
-from library.training.plan.plan import Plan, decide
+from library.runtime.device import Machine
+from library.runtime.precision import resolve
+from library.training.plan.plan import Plan, decide, with_sound_vae
 from library.training.plan.text import describe
 from tests import tiny
 from tests.training.running import World, make_world
@@ -149,3 +153,21 @@ def test_several_processes_are_refused(world: World, tmp_path: Path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     (told,) = mistakes_of(world, tmp_path)
     assert "2 processes" in told
+
+
+@pytest.mark.parametrize(
+    ("card", "flags", "vae"),
+    [
+        ((8, 6), "--mixed_precision fp16", "bf16"),
+        ((7, 5), "--mixed_precision fp16", "fp32"),  # no bf16 in hardware
+        ((8, 6), "--mixed_precision fp16 --no_half_vae", "fp32"),
+        ((8, 6), "--mixed_precision bf16", "bf16"),
+    ],
+)
+def test_the_vae_of_sdxl_never_computes_in_fp16(card: tuple[int, int], flags: str, vae: str) -> None:
+    machine = Machine("cuda", "a card", compute_capability=card)
+    asked = resolve(parse(flags.split()).options.memory, machine)
+    notes: list[str] = []
+    assert with_sound_vae(asked, SDXL.latent, machine, notes).vae == vae
+    assert bool(notes) == (asked.vae != vae)
+    assert with_sound_vae(asked, SD1.latent, machine, notes) == asked
