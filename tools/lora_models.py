@@ -43,11 +43,11 @@ def open_models(
             mistakes.add(f"--{flag}: {error}")
             continue
         opened.append(Opened(header, family, "v" if v_parameterization else noted_prediction(header)))
-        for word, given in (("v2", v2), ("sdxl", sdxl)):
-            if given and not (word in family.capabilities or family.name == word):
+        for word, given, capability in (("v2", v2, "v2"), ("sdxl", sdxl, "size_conditioning")):
+            if given and capability not in family.capabilities:
                 remedy = f"leave --{word} out, or give the model you mean"
                 mistakes.add(f"--{word}, but {name} is {family.title}", remedy)
-    if len({each.family.name for each in opened}) > 1:
+    if any(each.family is not opened[0].family for each in opened):
         what = ", ".join(f"{each.header.path} is {each.family.title}" for each in opened)
         mistakes.add(f"the models differ in kind: {what}", "give two models of one kind")
     mistakes.raise_if_any()
