@@ -72,13 +72,19 @@ def lora_facts(base_version: str, prediction: Prediction | None = None) -> dict[
 
     `prediction`: what the model is known to predict, where the version does not tell (SDXL's is the same for both).
     """
+    from library.checkpoints.metadata import NAMES_OF
+
     family = next((each for each in FAMILIES if base_version in each.versions.values()), None)
     if family is None:
         return {}
     told = [each for each, version in family.versions.items() if version == base_version]
     known = prediction or (told[0] if len(told) == 1 else None)
     width, height = family.preview[known or "epsilon"]
-    facts = {"architecture": f"{family.architectures[known or 'epsilon']}/lora", "resolution": f"{width}x{height}"}
+    facts = {
+        "architecture": f"{family.architectures[known or 'epsilon']}/lora",
+        "implementation": NAMES_OF[family.adapter_names],
+        "resolution": f"{width}x{height}",
+    }
     return facts | ({"prediction_type": known} if known else {})
 
 

@@ -124,6 +124,8 @@ def test_what_was_merged_comes_back(world: tuple[str, Path], tmp_path: Path) -> 
     assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == (loras.BASE[family], "False")
     assert metadata["modelspec.architecture"].startswith("stable-diffusion-xl-v1-")
     assert metadata["modelspec.resolution"] == "1024x1024"
+    # whose names its layers have (formats.md 8.3)
+    assert metadata["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
 
 
 def test_flags_of_another_kind_are_mistakes(world: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
