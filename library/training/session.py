@@ -90,9 +90,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         prompts = prompt_states(plan, context, accelerator.autocast)
         # new prompts may come to their file, and only who asks for its memory is refused them
         is_spare = plan.preview is None or options.cache.cache_text_encoder_outputs
-        if encoded and is_spare and not trained.whole_model:
+        if encoded and is_spare:
             prompts.forget()
-            context.text_encoders, model.text_encoders = {}, {}
+            context.text_encoders = {}
+            if trained.whole_model:  # their weights are written
+                for module in model.text_encoders.values():
+                    module.to("cpu")
+            else:
+                model.text_encoders = {}
             release_memory(options.memory)
 
         # what changes the weights, counted in optimiser steps
