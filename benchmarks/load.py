@@ -52,7 +52,7 @@ def load_model(path: Path) -> tuple[object, int]:
     from library.families import registry
 
     model = registry.load_model(read_header(path), dtype=torch.float32)
-    modules = (model.unet, model.vae, model.text_encoder)
+    modules = model.modules().values()
     return model, sum(parameter.nbytes for module in modules for parameter in module.parameters())
 
 

@@ -74,8 +74,7 @@ def trained_model(name: str, cost: Cost) -> Model:
     if name == "DreamBooth":
         return open_model(cost.file)
     model = open_model(BASE)
-    modules = {part.module: getattr(model, part.module) for part in model.family.adapters}
-    network.from_tensors(modules, model.family.adapters, files.read(cost.file).tensors).merge()
+    network.from_tensors(model.modules(), model.family.adapters, files.read(cost.file).tensors).merge()
     return model
 
 

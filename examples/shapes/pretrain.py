@@ -27,7 +27,7 @@ from examples.shapes import autoencoder
 from examples.shapes.muon import Optimizers
 from examples.shapes.world import Scene, caption, draw_scene, render
 from library.checkpoints.files import read_header
-from library.families.family import Model
+from library.families.family import Conditions, Model
 from library.families.registry import load_model, save_model
 from library.objective.objective import Objective
 from library.objective.weighting import Weighting
@@ -104,12 +104,12 @@ class Pretraining:
 
     def __init__(self, model: Model, steps: int, seed: int) -> None:
         self.model, self.steps, self.seed = model, steps, seed
-        self.trained = nn.ModuleList([model.unet.train(), model.text_encoder.train()])
+        self.trained = nn.ModuleList([model.unet.train(), model.text_encoders["text_encoder"].train()])
         self.average = copy.deepcopy(self.trained).requires_grad_(False).eval()
         self.optimizers = Optimizers(self.trained, muon_rate=0.01, adam_rate=2e-3, steps=steps)
         process = model.family.process
         weighting = Weighting("min_snr", 5.0)
-        self.objective: Objective[Tensor] = Objective(process, "epsilon", 0, process.timesteps, weighting=weighting)
+        self.objective: Objective[Conditions] = Objective(process, "epsilon", 0, process.timesteps, weighting=weighting)
 
     def step(self, pictures: Pictures) -> float:
         """One optimiser step on a batch that the seed and the step's number decide; its loss."""
@@ -120,12 +120,12 @@ class Pretraining:
         noise = torch.stack([torch.randn(pictures.mean.shape[1:], generator=each) for each in generators])
         latents = pictures.mean[rows] + pictures.deviation[rows] * noise
         texts = ["" if rng.random() < EMPTY_CAPTIONS else caption(pictures.scenes[row], rng) for row in rows]
-        context = self.model.family.encode_text(self.model.text_encoder, self.model.tokenizer.tensor(texts))
+        given = self.model.family.encode_text(self.model.text_encoders, self.model.tokenizer.tensor(texts))
 
-        def predict(noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-            return self.model.family.predict(self.model.unet, noisy, timesteps, states)
+        def predict(noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+            return self.model.family.predict(self.model.unet, noisy, timesteps, given)
 
-        loss = self.objective.loss(predict, latents, context, draws).mean()
+        loss = self.objective.loss(predict, latents, given, draws).mean()
         loss.backward()
         self.optimizers.step()
         self._follow()
@@ -141,7 +141,7 @@ class Pretraining:
         """The model with the averaged weights."""
         unet, text_encoder = self.average
         model = copy.copy(self.model)
-        model.unet, model.text_encoder = unet, text_encoder
+        model.unet, model.text_encoders = unet, {"text_encoder": text_encoder}
         return model
 
     def state(self) -> dict[str, Any]:
