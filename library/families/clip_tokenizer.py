@@ -155,14 +155,14 @@ class ClipTokenizer:
         _write(folder / "special_tokens_map.json", json.dumps(special, indent=2))
 
     @classmethod
-    def from_folder(cls, folder: Path, pad_id: int) -> ClipTokenizer:
+    def from_folder(cls, folder: Path, pad_id: int, own_pad: bool = True) -> ClipTokenizer:
         """Read a diffusers folder's `tokenizer/` or a cached one: vocab.json + merges.txt, or tokenizer.json.
 
-        The folder's own pad token beats `pad_id`. Raises CheckpointError.
+        The folder's own pad token beats `pad_id`, except with `own_pad` off. Raises CheckpointError.
         """
         try:
             vocab, merges = _read_vocabulary(folder)
-            pad_text = _read_pad_text(folder)
+            pad_text = _read_pad_text(folder) if own_pad else None
             return cls(pad_id if pad_text is None else vocab[pad_text], vocab, merges)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -174,11 +174,12 @@ class ClipTokenizer:
 def cached_tokenizer(cache_dir: Path | None, model_id: str, pad_id: int) -> ClipTokenizer:
     """The tokenizer of `--tokenizer_cache_dir`, if its sub-folder is there, else the shipped one.
 
-    The sub-folder is the model id with `_` for `/`. Raises CheckpointError.
+    The sub-folder is the model id with `_` for `/`. What fills rows up is the caller's: that of OpenCLIP's hub folder,
+    which kohya's trainer puts there for SDXL, says another thing than models are trained with. Raises CheckpointError.
     """
     folder = None if cache_dir is None else cache_dir / model_id.replace("/", "_")
     if folder is not None and folder.is_dir():
-        return ClipTokenizer.from_folder(folder, pad_id)
+        return ClipTokenizer.from_folder(folder, pad_id, own_pad=False)
     return shipped_tokenizer(pad_id)
 
 

@@ -85,6 +85,18 @@ def test_other_ids_have_another_name(both: ClipTokenizers) -> None:
     assert len({both.name, first.name, second.name, ClipTokenizers((second, first)).name}) == 4
 
 
+def test_the_cache_folder_holds_both_and_does_not_say_what_fills_rows_up(files, tmp_path, both) -> None:
+    """kohya's trainer puts OpenCLIP's tokenizer there as the hub has it: its pad token is the end token."""
+    header = read_header(files["sdxl"])
+    family = detect(header)
+    family.load(header, only=(), tokenizer_cache_dir=tmp_path)
+    folders = ["laion_CLIP-ViT-bigG-14-laion2B-39B-b160k", "openai_clip-vit-large-patch14"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == folders
+    ClipTokenizer(EOS).save(tmp_path / folders[0])
+    found = family.tokenizer(header, tmp_path)
+    assert torch.equal(found.tensor(CAPTIONS), both.tensor(CAPTIONS)) and found.name == both.name
+
+
 def test_each_folder_of_a_model_has_its_own(files) -> None:
     """The file and the folder agree, and the refiner, which has the second alone, has no dimension for it."""
     for family, pads in (("sdxl", [EOS, 0]), ("refiner", [0])):
