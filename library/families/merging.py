@@ -15,7 +15,9 @@ from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.keymap import flat_shape
 from library.checkpoints.lazy import LazyTensor, torch_dtype
+from library.checkpoints.prediction_marks import MARKS, ZTSNR
 from library.checkpoints.sd_layout import SD1, with_text_model
+from library.families import ema
 from library.families.registry import detect, noted_prediction
 from library.options.mistakes import Mistakes
 
@@ -25,12 +27,12 @@ if TYPE_CHECKING:
     from library.families.family import Family
     from library.objective.process import Prediction
 
-_UNET = ("model.diffusion_model.", "model_ema.")
+_UNET = ("model.diffusion_model.", ema.PREFIX)
 _TEXT = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-_EMA = "model_ema."
-_MARKS = ("v_pred", "ztsnr")  # empty tensors whose names say what the U-Net predicts, and under which schedule
 # not weights: they pass through, as half of a causal mask's infinity and half of a schedule mean nothing
-_PASSED = re.compile(rf"{SD1.kept}|.*\.attn_mask|.*position_ids|model_ema\.(?:decay|num_updates)|{'|'.join(_MARKS)}")
+_PASSED = re.compile(
+    rf"{SD1.kept}|.*\.attn_mask|.*position_ids|{'|'.join(map(re.escape, ema.NUMBERS))}|{'|'.join(MARKS)}"
+)
 _LISTED = 5
 
 
@@ -131,7 +133,7 @@ def merge(sources: Sequence[Source], arithmetic: Arithmetic, unet_only: bool = F
         notes.append("the EMA copies are left out, as not every model has them: they would not fit the sum")
     tensors: dict[str, LazyTensor] = {}
     for name, (own, info) in known[0].items():
-        if not with_ema and name.startswith(_EMA):
+        if not with_ema and name.startswith(ema.PREFIX):
             continue
         lazy = _lazy(readers[id(first)], own, info)
         if not _is_weight(name, info) or (unet_only and not name.startswith(_UNET)):
@@ -148,9 +150,9 @@ def merge(sources: Sequence[Source], arithmetic: Arithmetic, unet_only: bool = F
                 parts[0] = (lazy, parts[0][1] + other.ratio)
         tensors[own] = lazy.cast(arithmetic.saved) if len(parts) == 1 else _sum(parts, arithmetic)
     for source, found in zip(sources, known, strict=True):
-        marks = {mark: _lazy(readers[id(source)], *found[mark]) for mark in _MARKS if mark in found}
+        marks = {mark: _lazy(readers[id(source)], *found[mark]) for mark in MARKS if mark in found}
         tensors = marks | tensors
-    skipped = {name for found in known[1:] for name in found if name not in known[0] and name not in _MARKS}
+    skipped = {name for found in known[1:] for name in found if name not in known[0] and name not in MARKS}
     return Merged(tensors, tuple(notes), tuple(sorted(skipped)))
 
 
@@ -165,7 +167,7 @@ def _notes(sources: Sequence[Source], known: Sequence[Mapping[str, tuple[str, Te
         notes.append("models of a kind that is not known here: merged by names and shapes alone")
     for other, found in zip(sources[1:], known[1:], strict=True):
         missing = [name for name, (_, info) in known[0].items() if name not in found and _is_weight(name, info)]
-        missing = [name for name in missing if not name.startswith(_EMA)]
+        missing = [name for name in missing if not name.startswith(ema.PREFIX)]
         if missing:
             what = f"{other.header.path} lacks {len(missing)} tensors, for which {first.header.path} stands in"
             notes.append(f"{what}: {_some(missing)}")
@@ -173,14 +175,14 @@ def _notes(sources: Sequence[Source], known: Sequence[Mapping[str, tuple[str, Te
     noted = next((source.noted for source in sources if source.noted), None)
     if silent and noted:
         notes.append(f"not said, and taken as {noted}, which the others say: what is predicted by {_some(silent)}")
-    with_zero_snr = [source for source, found in zip(sources, known, strict=True) if "ztsnr" in found]
+    with_zero_snr = [found for found in known if ZTSNR in found]
     if with_zero_snr and len(with_zero_snr) < len(sources):
         notes.append("only some of the models are marked as trained to zero terminal SNR; the result is marked so")
     return notes
 
 
 def _ema_names(tensors: Mapping[str, object]) -> set[str]:
-    return {name for name in tensors if name.startswith(_EMA)}
+    return {name for name in tensors if name.startswith(ema.PREFIX)}
 
 
 def _sum(parts: Sequence[tuple[LazyTensor, float]], arithmetic: Arithmetic) -> LazyTensor:
