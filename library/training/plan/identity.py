@@ -10,6 +10,7 @@ from library.options.dataset import DatasetOptions
 from library.options.recipes import FLAGS, TrainOptions, values_of
 from library.runtime.precision import Precision
 from library.training.plan.pictures import Pictures
+from library.training.plan.source import Source
 from library.training.state import Identity, fingerprint
 
 DATA = "the data"
@@ -21,7 +22,8 @@ GROUPS = ("model", "dataset", "caption", "mask", "cache", "objective", "adapter"
 # These may differ: where things lie, what only speed and memory depend on, and what other facts say better.
 FREE = frozenset(
     {
-        "pretrained_model_name_or_path", "tokenizer_cache_dir", "v2", "train_data_dir", "reg_data_dir",
+        "pretrained_model_name_or_path", "tokenizer_cache_dir", "v2", "v_parameterization", "zero_terminal_snr",
+        "disable_mmap_load_safetensors", "diffusers_xformers", "train_data_dir", "reg_data_dir",
         "dataset_config", "data_backend_config", "data_cache_dir", "in_json", "dataset_repeats", "class_tokens",
         "num_repeats", "conditioning_data_dir", "caption_extension", "caption_encoding", "cache_latents_to_disk",
         "cache_format",
@@ -33,13 +35,17 @@ FREE = frozenset(
 )  # fmt: skip
 
 
-def identity_of(options: TrainOptions, pictures: Pictures, precision: Precision, seed: int) -> Identity:
-    """Every option that the result depends on, the precision as it is on this machine, the seed, and the data."""
+def identity_of(options: TrainOptions, source: Source, pictures: Pictures, precision: Precision, seed: int) -> Identity:
+    """Every option that the result depends on, what the model is, the precision as it is on this machine, the seed, and
+    the data."""
     facts = {
         f"--{name}": value.name if isinstance(value, Path) else str(value)
         for name, value in values_of(options).items()
         if FLAGS[name].group in GROUPS and name not in FREE
     }
+    facts["the kind of model"] = source.family.title
+    facts["what the U-Net predicts"] = source.prediction
+    facts["zero terminal SNR"] = str(source.objective.zero_terminal_snr)
     facts["seed"] = str(seed)
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained

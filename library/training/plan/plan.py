@@ -107,7 +107,7 @@ def decide(parsed: Parsed) -> Plan:
     outputs = decide_outputs(options.saving, "adapter" if adapter else source.header.kind, duration.epochs, mistakes)
     costs = decide_costs(options, source, rates, adapter, found.precision, found.optimizer, outputs, duration)
     check_outputs(options, source, outputs, costs, mistakes)
-    identity = identity_of(options, pictures, found.precision, found.seed)
+    identity = identity_of(options, source, pictures, found.precision, found.seed)
     check_continuation(found.resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
     start = decide_start(options.adapter, found.resume, duration, mistakes, notes)
     mistakes.raise_if_any()

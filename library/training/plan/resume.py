@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from library.options.mistakes import Mistakes, UserError
+from library.options.recipes import FLAGS
 from library.training.plan.identity import DATA, SETTINGS
 from library.training.state import Identity, SavedState, read_state
 
@@ -27,13 +28,12 @@ def check_continuation(
     do. `dataset_file` is what messages call the file that describes the datasets; without a saved state all is well."""
     if saved is None:
         return
-    facts = sorted(saved.identity.keys() | identity.keys())
-    for fact in facts:
-        before, now = saved.identity.get(fact, "nothing"), identity.get(fact, "nothing")
+    for fact in sorted(saved.identity.keys() | identity.keys()):
+        before, now = saved.identity.get(fact, _unsaid(fact)), identity.get(fact, _unsaid(fact))
         if before != now:
             change = f"{fact} was {before} when the state was saved and is {now} now"
             if fact == DATA:
-                change = "pictures, captions or repeats are other ones than when the state was saved"
+                change = "pictures, captions, repeats or scores are other ones than when the state was saved"
             elif fact == SETTINGS:
                 change = f"{dataset_file or 'no dataset file'} describes other sizes, batches, captions or "
                 change += "augmentation than when the state was saved"
@@ -47,3 +47,9 @@ def check_continuation(
             f"--resume {saved.folder}: {saved.progress.step} steps are done and this run has {steps}",
             "raise --max_train_steps or --max_train_epochs (both count from the very first step)",
         )
+
+
+def _unsaid(fact: str) -> str:
+    """The value of a fact that a state does not tell: an option that came later was at its default."""
+    flag = FLAGS.get(fact.removeprefix("--"))
+    return "nothing" if flag is None else str(flag.default)

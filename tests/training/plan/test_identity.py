@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from library.options.mistakes import Mistakes
 from library.options.parse import parse
 from library.training.plan.identity import DATA
 from library.training.plan.plan import decide
+from library.training.plan.resume import check_continuation
+from library.training.state import Progress, SavedState
+from tests import tiny
 from tests.data.pictures import save
 from tests.training.running import World, make_world
 
@@ -27,3 +31,24 @@ def test_a_picture_with_another_score_is_other_data(world: World, tmp_path: Path
         flags: dict[str, object] = {"train_data_dir": tmp_path / "x", "in_json": tmp_path / "meta.json"}
         seen.append(decide(parse(world.arguments(tmp_path / "out", **flags))).identity[DATA])
     assert len(set(seen)) == 3 and seen[2] == seen[3]
+
+
+def test_a_state_of_a_version_without_an_option_goes_on_while_it_is_at_its_default(
+    world: World, tmp_path: Path
+) -> None:
+    found = decide(parse(world.arguments(tmp_path / "out"))).identity
+    older = {fact: value for fact, value in found.items() if fact != "--data_aesthetic_score"}
+    saved = SavedState(tmp_path, Progress(step=1), older)
+    for flags, refused in (({}, []), ({"data_aesthetic_score": 5.0}, ["--data_aesthetic_score was 7.0"])):
+        mistakes = Mistakes()
+        now = {**found, **{f"--{name}": str(value) for name, value in flags.items()}}
+        check_continuation(saved, now, 10, mistakes)
+        assert [told in mistake.what for told, mistake in zip(refused, mistakes, strict=True)] == [True] * len(refused)
+
+
+def test_what_the_model_predicts_is_part_of_a_run_whoever_said_it(world: World, tmp_path: Path) -> None:
+    plain = decide(parse(world.arguments(tmp_path / "out"))).identity
+    marked = tiny.write_single_file(tmp_path / "v.safetensors", "sd1", metadata={"modelspec.prediction_type": "v"})
+    by_file = decide(parse(world.arguments(tmp_path / "out", pretrained_model_name_or_path=marked))).identity
+    by_flag = decide(parse(world.arguments(tmp_path / "out", v_parameterization=True))).identity
+    assert by_file == by_flag != plain

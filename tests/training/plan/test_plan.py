@@ -119,7 +119,7 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     told = mistakes_of(world, tmp_path, **{**go_on, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
     assert len(told) == 3 and all(str(state) in what for what in told)
     (told_data,) = mistakes_of(world, tmp_path, **{**go_on, "reg_data_dir": world.root / "reg"})
-    assert "pictures, captions or repeats" in told_data
+    assert "pictures, captions, repeats or scores" in told_data
     for changed in (
         {"enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8},
         {"flip_aug": True},
