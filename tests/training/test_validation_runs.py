@@ -114,7 +114,7 @@ def test_a_resumed_run_sets_the_same_aside_and_validates_as_the_uninterrupted_on
     for change in ({"validation_split": 0.67}, {"validation_split": 0}):
         other = {**flags, "resume": tmp_path / "half" / "dog-state", "dry_run": True, **change}
         outcome = run(world.arguments(tmp_path / "half", **other), capsys)
-        assert outcome.code == 2 and "pictures, captions or repeats" in outcome.err
+        assert outcome.code == 2 and "pictures, captions, repeats or scores" in outcome.err
 
 
 def test_logs_have_the_names_of_sd_scripts(world: World, tmp_path: Path) -> None:
