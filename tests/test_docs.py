@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,10 +25,14 @@ from library.training import command
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.schedules import SCHEDULES
 from tools import (
+    convert_checkpoint,
+    convert_diffusers20_original_sd,
+    convert_lora,
     extract_lora_from_dylora,
     extract_lora_from_models,
     make_class_images,
     merge_lora,
+    merge_models,
     resize_lora,
     svd_merge_lora,
 )
@@ -37,16 +42,33 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {"help", "name", "num_processes", "processes"}
-LORA_TOOLS = (merge_lora, resize_lora, extract_lora_from_models, extract_lora_from_dylora, svd_merge_lora)
+SUMMING = {
+    f"tools/{tool.__name__.rpartition('.')[2]}.py": tool.TOOL
+    for tool in (
+        merge_lora,
+        resize_lora,
+        extract_lora_from_models,
+        extract_lora_from_dylora,
+        svd_merge_lora,
+        merge_models,
+    )
+}
 PROGRAMS = {
     program.name: program
     for program in (parse.DREAMBOOTH, parse.ADAPTERS, parse.SDXL, parse.SDXL_ADAPTERS, parse.FINE_TUNING)
 }
 FILLING = ("tools/cache_latents.py", "tools/cache_text_encoder_outputs.py")
 CONVERTING = {"--output", "--to"}  # flags of tools/convert_dataset_config.py
+# Tools with a parser of their own, and the function of each that does the work when its words are read.
+PARSING: dict[str, tuple[ModuleType, str]] = {
+    "tools/convert_checkpoint.py": (convert_checkpoint, "run"),
+    "tools/convert_diffusers20_original_sd.py": (convert_diffusers20_original_sd, "run"),
+    "tools/convert_lora.py": (convert_lora, "convert"),
+}
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
 # The programs that draw, and what each is told.
 DRAWING = {"gen_img.py": gen_img.TOOL, "tools/make_class_images.py": make_class_images.TOOL}
+TOOLS = DRAWING | SUMMING
 
 
 def text(page: str) -> str:
@@ -97,13 +119,16 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_flag_is_one(page: str) -> None:
+def test_every_flag_is_one(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     drawn = {*tool_flags(GenerateOptions), *tool_flags(ClassImageOptions)}
-    of_tools = {name for tool in LORA_TOOLS for name in tool_flags(tool.TOOL.options)}
+    of_tools = {name for tool in SUMMING.values() for name in tool_flags(tool.options)}
+    for tool, _ in PARSING.values():
+        tool.main(["--help"])
+        of_tools |= set(re.findall(r"--(\w[\w-]*)", capsys.readouterr().out))
     known = {*FLAGS, *LATER, *aliases, *drawn, *of_tools, *FOREIGN, *IN_PROMPTS}
     known |= {flag.strip("-") for flag in CONVERTING}
-    assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z]\w*)", text(page))) - known)
+    assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", text(page))) - known)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -120,12 +145,17 @@ def test_the_two_commands_are_there() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
-def test_commands_can_be_typed_as_they_stand(page: str) -> None:
+def test_commands_can_be_typed_as_they_stand(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tool, work in PARSING.values():
+        monkeypatch.setattr(tool, work, lambda *_: 0)
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     for line in lines:
         _, script, *words = shlex.split(line)
-        if script in DRAWING:
-            parse_tool(DRAWING[script], words)
+        if script in TOOLS:
+            parse_tool(TOOLS[script], words)
+            continue
+        if script in PARSING:
+            assert PARSING[script][0].main(words) == 0, line
             continue
         if script == "tools/convert_dataset_config.py":
             assert (ROOT / script).is_file() and all(flag in CONVERTING for flag in words if flag.startswith("-")), line
