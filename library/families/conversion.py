@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, torch_dtype
-from library.checkpoints.prediction_marks import MARKS, noted
+from library.checkpoints.prediction_marks import MARKS, marks, noted
 from library.families import ema
 from library.families.checkpoint_report import some
 from library.families.sd_apart import Apart, take_apart
@@ -64,7 +64,7 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
     reader = TensorReader(header)
     apart = take_apart(family, family.variant, reader, wanted.vae, wanted.prediction)
     zero = apart.zero_terminal_snr if wanted.zero_terminal_snr is None else wanted.zero_terminal_snr
-    kept = _kept(source, apart, wanted)
+    kept = _kept(source, apart, wanted, zero)
     options = sd_save.SaveOptions(
         wanted.save_as,
         None if wanted.dtype is None else torch_dtype(wanted.dtype),
@@ -148,9 +148,14 @@ def _prepared(source: Header, wanted: Conversion) -> Header:
     return source
 
 
-def _kept(source: Header, apart: Apart, wanted: Conversion) -> dict[str, LazyTensor]:
-    """What goes along beside the parts: what the file has, and EMA copies if they stay."""
+def _kept(source: Header, apart: Apart, wanted: Conversion, zero: bool) -> dict[str, LazyTensor]:
+    """What goes along beside the parts: what the file has, and EMA copies if they stay.
+
+    Marks are put in where nothing else would tell: asked for, or of a schedule, or in a .ckpt, which has no metadata.
+    """
     kept = dict(apart.kept)
+    if wanted.prediction or zero or wanted.save_as == "ckpt":
+        kept |= marks(apart.prediction, zero)
     if wanted.ema == "keep":
         reader = TensorReader(source)
         for name in ema.names(source):

@@ -68,7 +68,7 @@ def test_a_file_to_a_folder_and_back(files: dict[str, Path], tmp_path: Path, fam
 def test_a_folder_to_a_file_and_back(tmp_path: Path, family: str) -> None:
     source = tiny.write_diffusers(tmp_path / "source", family, prediction="v_prediction")
     assert convert(source, tmp_path / "one.ckpt") == 0
-    assert convert(tmp_path / "one.ckpt", tmp_path / "back", "--prediction_type", "v") == 0
+    assert convert(tmp_path / "one.ckpt", tmp_path / "back") == 0
     assert same(read(tmp_path / "back"), read(source))
     configs = {path.relative_to(source) for path in source.rglob("*config.json")}
     assert configs <= {path.relative_to(tmp_path / "back") for path in (tmp_path / "back").rglob("*config.json")}
@@ -192,6 +192,14 @@ def test_another_vae(files: dict[str, Path], tmp_path: Path) -> None:
     save_file(without, tmp_path / "no vae.safetensors")
     assert convert(tmp_path / "no vae.safetensors", tmp_path / "out", "--vae", vae, "--save_precision", "fp16") == 0
     assert read(tmp_path / "out")["vae/quant_conv.weight"].dtype == torch.float16
+
+
+def test_a_schedule_is_told_in_files_of_every_family(tmp_path: Path) -> None:
+    source = tiny.write_diffusers(tmp_path / "source", "sd2", prediction="v_prediction", zero_terminal_snr=True)
+    assert convert(source, tmp_path / "one.safetensors") == 0
+    assert {"v_pred", "ztsnr"} < read(tmp_path / "one.safetensors").keys()
+    assert convert(tmp_path / "one.safetensors", tmp_path / "back") == 0
+    assert scheduler(tmp_path / "back")["rescale_betas_zero_snr"] is True
 
 
 def test_marks_go_from_keys_to_schedulers_and_back(files: dict[str, Path], tmp_path: Path, capsys: Output) -> None:
