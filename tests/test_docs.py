@@ -7,8 +7,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import gen_img
 import train_db
@@ -24,6 +26,7 @@ from library.sampling.options import ClassImageOptions, DrawingOptions, Generate
 from library.training import command
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.schedules import SCHEDULES
+from tests import tiny
 from tools import (
     convert_checkpoint,
     convert_diffusers20_original_sd,
@@ -68,7 +71,7 @@ PARSING: dict[str, tuple[ModuleType, str]] = {
 IN_PROMPTS = {"n", "w", "h", "d", "s", "l", "ss"}
 # The programs that draw, and what each is told.
 DRAWING = {"gen_img.py": gen_img.TOOL, "tools/make_class_images.py": make_class_images.TOOL}
-TOOLS = DRAWING | SUMMING
+TOOLS: dict[str, Any] = {**DRAWING, **SUMMING}
 
 
 def text(page: str) -> str:
@@ -253,6 +256,22 @@ def test_messages_are_those_of_the_program() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "library").rglob("*.py")))
     messages = [row[0].strip("`") for rows in tables("docs/mistakes.md") for row in rows[1:]]
     assert messages and not [message for message in messages if message not in sources]
+
+
+def test_the_description_of_a_file_is_what_the_tool_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for the numbers, of a miniature."""
+    said = {"title": "My fine-tune", "architecture": "stable-diffusion-xl-v1-base", "author": "somebody"}
+    path = tiny.write_single_file(
+        tmp_path / "fine_tune.safetensors", "sdxl", dtype=torch.float16, position_ids=True,
+        more={mark: torch.empty(0) for mark in ("v_pred", "ztsnr")},
+        metadata={f"modelspec.{name}": value for name, value in said.items()} | {"modelspec.sai_model_spec": "1.0.1"},
+    )  # fmt: skip
+    assert convert_checkpoint.main([str(path), "--dry_run"]) == 0
+    printed = capsys.readouterr().out.replace(str(path), path.name)
+    (shown,) = re.findall(
+        r"^```\n(fine_tune\.safetensors: .*?)^```", text("docs/checkpoints.md"), re.MULTILINE | re.DOTALL
+    )
+    assert re.sub(r"[\d.]+", "0", printed) == re.sub(r"[\d.]+", "0", shown)
 
 
 def test_flags_of_the_programs_that_draw_are_all_described() -> None:
