@@ -114,8 +114,8 @@ def test_sdxl_draws_in_its_own_size_and_at_its_own_layer(tmp_path):
     assert (prompt.width, prompt.height) == (640, 1024)
     (prompt,) = decide(replace(options, W=512, H=768, prompt="a dog", clip_skip=1)).prompts
     assert (prompt.width, prompt.height) == (512, 768)
-    with pytest.raises(UserError, match="--clip_skip 2, but .* Stable Diffusion XL"):
-        decide(replace(options, clip_skip=2))
+    with pytest.raises(UserError, match="--clip_skip 3, but .* Stable Diffusion XL"):
+        decide(replace(options, clip_skip=3))
     assert decide(options).vae_in_full(replace(options, fp16=True))
     assert not decide(options).vae_in_full(replace(options, bf16=True))
 

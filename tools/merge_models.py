@@ -88,7 +88,8 @@ def work(options: ModelSumOptions) -> None:
         merged = merge(sources, arithmetic, options.unet_only)
         for source in sources:
             print(f"{source.header.path}: ratio {source.ratio:g}")
-        print("\n".join(_told(merged, options)), flush=True)
+        for line in _told(merged, options):
+            print(line, flush=True)
         write_safetensors(options.path, merged.tensors, _metadata(sources, options))
     print(f"{options.path}: {len(merged.tensors)} tensors")
 

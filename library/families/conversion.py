@@ -151,10 +151,10 @@ def _prepared(source: Header, wanted: Conversion) -> Header:
 def _kept(source: Header, apart: Apart, wanted: Conversion, zero: bool) -> dict[str, LazyTensor]:
     """What goes along beside the parts: what the file has, and EMA copies if they stay.
 
-    Marks are put in where nothing else would tell: asked for, or of a schedule, or in a .ckpt, which has no metadata.
+    A prediction that is asked for is marked whatever the kind of file.
     """
     kept = dict(apart.kept)
-    if wanted.prediction or zero or wanted.save_as == "ckpt":
+    if wanted.prediction:
         kept |= marks(apart.prediction, zero)
     if wanted.ema == "keep":
         reader = TensorReader(source)

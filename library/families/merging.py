@@ -169,7 +169,8 @@ def _notes(sources: Sequence[Source], known: Sequence[Mapping[str, tuple[str, Te
         missing = [name for name, (_, info) in known[0].items() if name not in found and _is_weight(name, info)]
         missing = [name for name in missing if not name.startswith(ema.PREFIX)]
         if missing:
-            what = f"{other.header.path} lacks {len(missing)} tensors, for which {first.header.path} stands in"
+            count = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''}"
+            what = f"{other.header.path} lacks {count}, for which {first.header.path} stands in"
             notes.append(f"{what}: {_some(missing)}")
     silent = [str(source.header.path) for source in sources if source.noted is None]
     noted = next((source.noted for source in sources if source.noted), None)

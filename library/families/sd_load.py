@@ -22,7 +22,7 @@ from library.families.family import Family, Model
 from library.families.sd_apart import take_apart
 from library.families.sd_variant import TITLES, Variant
 from library.objective.process import Prediction
-from library.runtime.imports import large_imports
+from library.runtime.imports import large_imports, without_callers
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -89,6 +89,10 @@ def import_packages() -> None:
     bitsandbytes stays out, which diffusers takes along for quantised weights and which takes torch's compiler along: a
     second that only 8-bit optimisers need.
     """
+    without_callers(_import_packages)
+
+
+def _import_packages() -> None:
     with large_imports(without=("bitsandbytes",)):
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401

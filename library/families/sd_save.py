@@ -91,7 +91,9 @@ def write(
     dtype = None if options.dtype is None else dtype_name(options.dtype)
     parts = {part: _file_names(variant, part, tensors) for part, tensors in contents.parts.items()}
     kept = {name: tensor for name, tensor in contents.kept.items() if name not in MARKS}
-    if variant.marks_prediction or len(kept) < len(contents.kept):
+    # wherever nothing else would tell: a .ckpt has no metadata, and no metadata speak of the schedule
+    unsaid = contents.zero_terminal_snr or options.save_as == "ckpt"
+    if variant.marks_prediction or unsaid or len(kept) < len(contents.kept):
         kept |= marks(contents.prediction, contents.zero_terminal_snr)
     joined = sd_layout.to_original(parts, kept, variant.layout, like=contents.source, dtype=dtype)
     if options.save_as == "safetensors":

@@ -66,7 +66,8 @@ class OptimizerOptions:
     block_lr: tuple[float, ...] = flag(
         (),
         "Learning rates of the blocks of the U-Net of Stable Diffusion XL, 23 numbers with commas between them: "
-        "embeddings of time and size, 9 blocks on the way in, 3 in the middle, 9 on the way out, the output.",
+        "embeddings of time and size, 9 blocks on the way in, 3 in the middle, 9 on the way out, the output; 29 for "
+        "its refiner, with 12 on either way.",
         at_least=0,
         needs="block_lr",
         script="train_db.py",

@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from library.runtime.garbage import garbage_left_alone
@@ -34,6 +35,17 @@ def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
                 del sys.modules[name]
             if len(sys.modules) > known:
                 gc.freeze()
+
+
+def without_callers(imports: Callable[[], None]) -> None:
+    """Call what imports packages in a thread of its own, and wait for it.
+
+    Packages keep errors of imports that they only try, and an error keeps the functions that it went through, these
+    their callers, and all of them what they held in the end: a whole model, if one was loaded meanwhile. A thread has
+    no callers.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(imports).result()
 
 
 def quiet_libraries() -> None:

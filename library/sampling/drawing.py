@@ -80,7 +80,7 @@ def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) ->
     for flag, said, capability in (("v2", options.v2, "v2"), ("sdxl", options.sdxl, "size_conditioning")):
         if said and capability not in family.capabilities:
             mistakes.add(f"--{flag}, but {is_it}", f"leave --{flag} out, or give the model you mean")
-    if options.clip_skip not in (None, 1) and "clip_skip" not in family.capabilities:
+    if options.clip_skip not in (None, 1, 2) and "clip_skip" not in family.capabilities:
         mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
 
 

@@ -19,7 +19,7 @@ from library.options.recipes import FLAGS
 from library.options.render import metadata as flag_metadata
 from library.runtime.seeds import python_random
 from library.training.dataset_metadata import dataset_metadata, described_by_file, largest_resolution
-from library.training.model_file import modelspec, time_of_saving
+from library.training.model_file import clip_skip_of, modelspec, time_of_saving
 
 if TYPE_CHECKING:
     from library.training.plan.plan import Plan
@@ -137,6 +137,7 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_v2": "v2" in source.family.capabilities,
         "ss_base_model_version": source.family.versions[source.prediction],
         "ss_zero_terminal_snr": source.objective.zero_terminal_snr,
+        "ss_clip_skip": clip_skip_of(options, source),
         "ss_sd_model_name": _file_name(options.model.pretrained_model_name_or_path or ""),
     }
     if options.model.vae:

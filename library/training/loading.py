@@ -11,7 +11,7 @@ from library.families.family import Model, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.runtime.half_weights import compute_in_full
 from library.runtime.precision import FloatName, torch_dtype
-from library.training.model_file import refuse_broken_weights
+from library.training.model_file import clip_skip_of, refuse_broken_weights
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def text_settings(plan: AnyPlan) -> TextSettings:
     """How the captions of a run are read. A --clip_skip that asks the family for nothing is none."""
     options = plan.options
     return TextSettings(
-        clip_skip=options.model.clip_skip if "clip_skip" in plan.source.family.capabilities else None,
+        clip_skip=clip_skip_of(options, plan.source),
         kohya_projection=options.model.text_projection == "kohya",
         empty_is_zero=options.caption.empty_caption == "zeros",
     )

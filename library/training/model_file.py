@@ -73,10 +73,15 @@ def modelspec(options: TrainOptions, source: Source, resolution: Size | None = N
         "resolution": resolution or options.dataset.resolution or source.family.preview[source.prediction],
         "prediction": source.prediction,
         "timestep_range": None if least is None and end is None else (least or 0, end or everything),
-        "encoder_layer": options.model.clip_skip,
+        "encoder_layer": clip_skip_of(options, source),
         "given": given,
     }
     return build_modelspec(**facts | others)
+
+
+def clip_skip_of(options: TrainOptions, source: Source) -> int | None:
+    """--clip_skip, where the family has a choice of layers."""
+    return options.model.clip_skip if "clip_skip" in source.family.capabilities else None
 
 
 def check_metadata(options: TrainOptions, source: Source, mistakes: Mistakes) -> None:

@@ -67,3 +67,25 @@ def test_only_what_was_imported_is_kept_from_the_collector() -> None:
     with large_imports():
         pass
     assert gc.get_freeze_count() <= frozen
+
+
+def test_packages_that_keep_an_error_keep_nothing_of_who_imported_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "try:\n    import no_such_package\nexcept ImportError as error:\n    kept = error\n"
+    (tmp_path / "careful_package.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Large:
+        pass
+
+    def load() -> weakref.ref[Large]:
+        without_callers(lambda: __import__("careful_package") and None)
+        held = Large()
+        return weakref.ref(held)
+
+    large = load()
+    gc.collect()
+    assert large() is None
+    with pytest.raises(ZeroDivisionError):
+        without_callers(lambda: [1 / 0] and None)
