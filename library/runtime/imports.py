@@ -37,7 +37,7 @@ def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
                 gc.freeze()
 
 
-def without_callers(imports: Callable[[], None]) -> None:
+def without_callers(imports: Callable[[], object]) -> None:
     """Call what imports packages in a thread of its own, and wait for it.
 
     Packages keep errors of imports that they only try, and an error keeps the functions that it went through, these

@@ -6,11 +6,13 @@ import gc
 import importlib
 import importlib.util
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from library.runtime.imports import large_imports
+from library.runtime.imports import large_imports, without_callers
 
 
 @pytest.fixture
@@ -79,13 +81,17 @@ def test_packages_that_keep_an_error_keep_nothing_of_who_imported_them(
     class Large:
         pass
 
-    def load() -> weakref.ref[Large]:
-        without_callers(lambda: __import__("careful_package") and None)
+    def load(run: Callable[[Callable[[], object]], None]) -> weakref.ref[Large]:
+        run(lambda: importlib.import_module("careful_package"))
         held = Large()
         return weakref.ref(held)
 
-    large = load()
+    large = load(without_callers)
     gc.collect()
     assert large() is None
+    sys.modules.pop("careful_package")
+    kept = load(lambda imports: imports() and None)
+    gc.collect()
+    assert kept() is not None  # so it would be
     with pytest.raises(ZeroDivisionError):
-        without_callers(lambda: [1 / 0] and None)
+        without_callers(lambda: 1 / 0)
