@@ -20,6 +20,7 @@ from library.data import captions, text_cache
 from library.data.text_cache import FilledTexts, fill_texts, missing, outputs, texts_of
 from library.families.clip_text import encode_text, make_text_encoder
 from library.families.clip_tokenizer import shipped_tokenizer
+from library.families.family import TextSettings
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import UserError
 from library.runtime.seeds import python_random
@@ -298,11 +299,11 @@ def test_no_gradients_are_kept() -> None:
 def test_the_states_of_a_clip_come_back_to_the_last_bit(tmp_path: Path, clip_skip: int | None, chunks: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        clip = make_text_encoder(tiny.text_config("sd1")).eval()
+        clip = make_text_encoder(False, tiny.text_config("sd1")).eval()
     tokenizer = shipped_tokenizer(49407)
 
     def encode(texts: list[str]) -> dict[str, Tensor]:
-        return {"states": encode_text(clip, tokenizer.tensor(texts, chunks), clip_skip)}
+        return encode_text({"text_encoder": clip}, tokenizer.tensor(texts, chunks), TextSettings(clip_skip))
 
     name = f"tiny {clip_skip} {chunks}"
     found = fill_texts(TEXTS, encode, encoder=name, folder=tmp_path, batch_size=len(TEXTS), progress=False)
