@@ -73,6 +73,6 @@ class ModelOptions:
     )
     disable_mmap_load_safetensors: bool = flag(
         False,
-        "Read the model's file in one go and not piece by piece where it lies: faster on some network drives and under "
-        "WSL, at the cost of main memory.",
+        "Read the model's tensors one after the other instead of mapping its file into memory: faster on some network "
+        "drives and on Windows' drives seen from WSL.",
     )
