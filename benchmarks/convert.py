@@ -5,7 +5,9 @@
 Without --file, one with random weights is made in the folder, and left there for the next time (sdxl.safetensors).
 Space for three times the file is needed. Each round runs `cp --reflink=never` and every conversion in turn, who begins
 changes; what was written is on the disk when the clock stops (fsync), and is removed before the next. The clock runs
-from the start of the process to its end, so imports count. The source lies in the page cache in both cases.
+from the start of the process to its end, so imports count. The source lies in the page cache in both cases. Before each
+run is a pause: a virtual machine gives free memory back to its host after some seconds, and who writes next waits for
+it; without the pause that would be the conversion alone, which begins to write a second and a half after its start.
 
 Memory is anonymous memory (RssAnon of /proc/PID/status, sampled every 5 ms): pages of the mapped source and of what was
 written are the page cache's, and can be dropped by the system at any time.
@@ -30,6 +32,7 @@ from benchmarks.machine import describe  # noqa: E402
 from benchmarks.pairs import spread  # noqa: E402
 
 SLOWEST = 0.6  # of the speed of a copy
+PAUSE = 8  # seconds
 MOST_MEMORY = 2e9
 
 
@@ -107,6 +110,7 @@ def measure(file: Path, rounds: int, only: Sequence[str]) -> dict[str, list[Run]
     try:
         for turn in range(rounds):
             for name in runs if turn % 2 == 0 else reversed(runs):
+                time.sleep(PAUSE)
                 with file.open("rb") as stream:  # in the page cache, before each of them
                     while stream.read(1 << 24):
                         pass

@@ -13,6 +13,7 @@ for bit. The target appears when all of it is written.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -250,4 +251,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # torch's threads would wait for work by counting, on the cores that read and write; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     raise SystemExit(main())

@@ -15,6 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from library.checkpoints.pickles import read_pickle, torch_stand_ins, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from library.checkpoints.lazy import LazyTensor
 
 __all__ = [
     "CheckpointError", "Header", "Place", "TensorInfo", "TensorReader", "legacy_hash", "open_tensors", "outer_level",
@@ -150,6 +153,14 @@ class TensorReader:
     def names(self) -> Iterator[str]:
         """The names of the header."""
         return iter(self.header.tensors)
+
+    def lazy(self, name: str) -> LazyTensor:
+        """The tensor, known by what it is and read when needed. Bytes of a pickle have no place of their own."""
+        from library.checkpoints.lazy import LazyTensor
+
+        place = self.header.places[name]
+        there = place if place.start is not None else None
+        return LazyTensor(self.header.tensors[name], partial(self.get, name), place=there)
 
     def get(self, name: str) -> Tensor:
         """The tensor as it is in the file, (shape, dtype) as in the header. Writing to it never reaches the file."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from library.checkpoints.header import ITEM_SIZES, TensorInfo
+from library.checkpoints.header import ITEM_SIZES, Place, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +40,13 @@ class LazyTensor:
 
     may_be_infinite: it is not refused for that when written. So are buffers of a source file that only pass through, of
     which some are infinite by design (a causal mask; a schedule that ends in pure noise).
+    place: where its bytes lie as they are, so that they can be copied without a tensor in between (None: nowhere).
     """
 
     info: TensorInfo
     load: Callable[[], Tensor]
     may_be_infinite: bool = False
+    place: Place | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +69,8 @@ class LazyTensor:
         """The same values in another shape."""
         if shape == self.shape:
             return self
-        return LazyTensor(TensorInfo(self.dtype, shape), lambda: self.load().reshape(shape))
+        load = self.load
+        return replace(self, info=TensorInfo(self.dtype, shape), load=lambda: load().reshape(shape))
 
     def transposed(self) -> LazyTensor:
         """A matrix with rows and columns changed over, (a, b) -> (b, a)."""
@@ -76,14 +79,19 @@ class LazyTensor:
 
     def rows(self, start: int, end: int) -> LazyTensor:
         """Rows start..end-1 of the first dimension."""
-        shape = (end - start, *self.shape[1:])
-        return LazyTensor(TensorInfo(self.dtype, shape), lambda: self.load()[start:end])
+        info = TensorInfo(self.dtype, (end - start, *self.shape[1:]))
+        place = self.place
+        if place is not None and place.start is not None:
+            above = TensorInfo(self.dtype, (start, *self.shape[1:])).nbytes
+            place = replace(place, start=place.start + above)
+        return LazyTensor(info, lambda: self.load()[start:end], place=place)
 
     def cast(self, dtype: str) -> LazyTensor:
         """In another floating dtype; tensors of integers stay as they are."""
         if dtype == self.dtype or not self.info.is_float:
             return self
-        return replace(self, info=TensorInfo(dtype, self.shape), load=lambda: self.load().to(torch_dtype(dtype)))
+        load = self.load
+        return replace(self, info=TensorInfo(dtype, self.shape), load=lambda: load().to(torch_dtype(dtype)), place=None)
 
 
 def stacked(parts: list[LazyTensor]) -> LazyTensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from library.checkpoints import keymap
@@ -223,7 +222,7 @@ def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] | No
     exception: the U-Net's proj_in and proj_out stay 4-D or 2-D as the file has them. Raises CheckpointError if a wanted
     part is missing or a key of a part has no rule.
     """
-    lazy = {name: LazyTensor(info, partial(reader.get, name)) for name, info in reader.header.tensors.items()}
+    lazy = {name: reader.lazy(name) for name in reader.header.tensors}
     wanted = set(layout.names if parts is None else parts)
     if reader.header.kind == "diffusers":
         return Split(

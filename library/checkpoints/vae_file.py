@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from library.checkpoints import keymap
@@ -36,7 +35,7 @@ def read_vae(path: Path | str) -> VaeFile:
     folder = path / "vae" if (path / "vae").is_dir() else path
     header = read_part_header(folder)
     reader = TensorReader(header)
-    lazy = {name: LazyTensor(info, partial(reader.get, name)) for name, info in header.tensors.items()}
+    lazy = {name: reader.lazy(name) for name in header.tensors}
     if any(name.startswith(VAE.prefix) for name in lazy):
         # of a whole model the rest is simply not asked for; only what lies under the prefix matters
         lazy = {name.removeprefix(VAE.prefix): tensor for name, tensor in lazy.items() if name.startswith(VAE.prefix)}

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from library.checkpoints.header import FLOATS, ITEM_SIZES, CheckpointError
-from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.lazy import LazyTensor, torch_dtype
 from library.checkpoints.pickle_writer import write_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
+PIECE = 2**20  # bytes of a tensor that are copied at once: what a processor's cache holds
 
 
 @contextlib.contextmanager
@@ -96,24 +100,60 @@ def write_safetensors(
     ordered = in_file_order(tensors, dtype)
     with replacing(path) as stream:
         stream.write(header_bytes(ordered, metadata or None))
-        for tensor in one_ahead(ordered, partial(_checked, Path(path))):
-            stream.write(raw_bytes(tensor))
+        for piece in one_ahead(_pieces(Path(path), ordered)):
+            stream.write(piece)
         if check is not None:
             check()
 
 
-def one_ahead(tensors: Mapping[str, LazyTensor], read: Callable[[str, LazyTensor], Tensor]) -> Iterator[Tensor]:
-    """Each tensor as `read` gives it, the next one in another thread while the caller writes this one: half of the time
-    goes by in reading and looking over, half in writing. Two tensors are in memory at a time."""
+def one_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each gives, the next one in another thread while the caller writes this one: half of the time goes by in
+    reading and looking over, half in writing. Two results are in memory at a time."""
     with ThreadPoolExecutor(1) as beside:
-        names = iter(tensors)
-        first = next(names, None)
-        coming = None if first is None else beside.submit(read, first, tensors[first])
+        waiting = iter(reads)
+        first = next(waiting, None)
+        coming = None if first is None else beside.submit(first)
         while coming is not None:
-            tensor = coming.result()
-            following = next(names, None)
-            coming = None if following is None else beside.submit(read, following, tensors[following])
-            yield tensor
+            result = coming.result()
+            following = next(waiting, None)
+            coming = None if following is None else beside.submit(following)
+            yield result
+
+
+def _pieces(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[], memoryview]]:
+    """What reads the bytes of tensors in order, each looked over. Those that lie in a file as they are come by the
+    piece, into memory that is used again and again: fresh memory costs more than the copy."""
+    buffers = itertools.cycle((bytearray(PIECE), bytearray(PIECE)))
+    for name, lazy in tensors.items():
+        if lazy.place is None:
+            yield partial(_bytes_of, path, name, lazy)
+            continue
+        for start in range(0, lazy.info.nbytes, PIECE):
+            yield partial(_piece, path, name, lazy, start, next(buffers))
+
+
+def _bytes_of(path: Path, name: str, lazy: LazyTensor) -> memoryview:
+    return raw_bytes(_checked(path, name, lazy))
+
+
+def _piece(path: Path, name: str, lazy: LazyTensor, start: int, buffer: bytearray) -> memoryview:
+    import torch
+
+    place = lazy.place
+    if place is None or place.start is None:
+        raise ValueError(f"{name} lies in no file")
+    piece = memoryview(buffer)[: min(PIECE, lazy.info.nbytes - start)]
+    with place.file.open("rb", buffering=0) as source:
+        source.seek(place.start + start)
+        done = 0
+        while done < len(piece):
+            count = source.readinto(piece[done:])
+            if not count:
+                raise CheckpointError(f"{place.file}: the file was cut while it was read. Get it again.")
+            done += count
+    if not lazy.may_be_infinite:
+        refuse_nonfinite(path, name, torch.frombuffer(piece, dtype=torch_dtype(lazy.dtype)))
+    return piece
 
 
 def in_file_order(tensors: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> dict[str, LazyTensor]:
@@ -203,7 +243,7 @@ def _write_torch(
     if dtype is not None:
         lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
     with replacing(path) as stream:
-        read = one_ahead(lazy, partial(_checked, Path(path)))
-        write_torch(stream, lazy, (raw_bytes(tensor) for tensor in read), wrap)
+        contents = one_ahead(partial(_bytes_of, Path(path), name, tensor) for name, tensor in lazy.items())
+        write_torch(stream, lazy, contents, wrap)
         if check is not None:
             check()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,7 @@ from library.checkpoints.prediction_marks import MARKS, marks, noted
 from library.families import ema
 from library.families.checkpoint_report import some
 from library.families.sd_apart import Apart, take_apart
+from library.runtime.imports import work_beside
 
 if TYPE_CHECKING:
     from library.families.family import Family, SaveAs
@@ -73,7 +73,7 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
         epoch=wanted.epoch,
         variant=wanted.variant,
     )
-    with ThreadPoolExecutor(1) as beside:  # importing the packages takes as long as writing gigabytes
+    with work_beside(), ThreadPoolExecutor(1) as beside:  # importing the packages takes as long as writing gigabytes
         modules = Modules(beside.submit(_modules, str(source.path), family, apart))
         contents = sd_save.Contents(
             parts=apart.parts,
@@ -159,7 +159,7 @@ def _kept(source: Header, apart: Apart, wanted: Conversion, zero: bool) -> dict[
     if wanted.ema == "keep":
         reader = TensorReader(source)
         for name in ema.names(source):
-            copy = LazyTensor(source.tensors[name], partial(reader.get, name))
+            copy = reader.lazy(name)
             kept[name] = copy if wanted.dtype is None or name in ema.NUMBERS else copy.cast(wanted.dtype)
     return kept
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from library.checkpoints.files import TensorReader
@@ -201,7 +200,7 @@ def _sum(parts: Sequence[tuple[LazyTensor, float]], arithmetic: Arithmetic) -> L
 
 
 def _lazy(reader: TensorReader, name: str, info: TensorInfo) -> LazyTensor:
-    return LazyTensor(info, partial(reader.get, name))
+    return replace(reader.lazy(name), info=info)
 
 
 def _common(name: str) -> str:

@@ -203,3 +203,26 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_target(tmp_path: Path
     with pytest.raises(FileNotFoundError, match="source"):
         write_safetensors(tmp_path / "m", {"a": LazyTensor(TensorInfo("F32", (2,)), lambda: reader.get("a"))})
     assert os.listdir(tmp_path) == []
+
+
+def test_what_lies_in_a_file_is_copied_by_the_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes as safetensors' own writer lays them out, of tensors larger than a piece, of parts of one, and reshaped."""
+    monkeypatch.setattr("library.checkpoints.writer.PIECE", 64)
+    made = {
+        "rows": torch.randn(12, 9), "half": torch.randn(50, 2).half(), "none": torch.empty(0), "ids": torch.arange(77)
+    }  # fmt: skip
+    save_file(made, tmp_path / "a.safetensors")
+    reader = open_tensors(tmp_path / "a.safetensors")
+    monkeypatch.setattr(reader, "get", lambda name: pytest.fail("a tensor was made"))
+    lazy = {name: reader.lazy(name) for name in made}
+    wanted = lazy | {"part": lazy["rows"].rows(4, 8), "flat": lazy["rows"].reshape((108,))}
+    write_safetensors(tmp_path / "b.safetensors", wanted)
+    expected = {**made, "part": made["rows"][4:8], "flat": made["rows"].reshape(108)}
+    found = load_file(tmp_path / "b.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    bad = made["rows"].clone()
+    bad[11, 8] = torch.nan
+    save_file({"rows": bad}, tmp_path / "nan.safetensors")
+    with pytest.raises(CheckpointError, match="rows holds NaN"):
+        write_safetensors(tmp_path / "c.safetensors", {"rows": open_tensors(tmp_path / "nan.safetensors").lazy("rows")})
+    assert not (tmp_path / "c.safetensors").exists()
