@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from library.checkpoints.header import Header
+from library.families.sd_variant import has_edm_noise
 
 _UNET = "model.diffusion_model."
 Test = Callable[[Header], bool]
@@ -56,6 +57,7 @@ KINDS: Sequence[tuple[Test, str, str]] = (
     (pipeline("Flux"), "Flux", _OTHER_MODEL),
     (pipeline("Kolors"), "Kolors", _OTHER_MODEL),
     (starts("control_model.", "controlnet_"), "a ControlNet", _OTHER_MODEL),
+    (has_edm_noise, "Playground v2.5, CosXL or another model with EDM's noise", _OTHER_MODEL),
     (channels(9), "an inpainting model (its U-Net takes 9 channels)", _OTHER_CHANNELS),
     (channels(5), "a depth model (its U-Net takes 5 channels)", _OTHER_CHANNELS),
     (channels(8), "an instruction or upscaling model (its U-Net takes 8 channels)", _OTHER_CHANNELS),

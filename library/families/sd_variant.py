@@ -93,3 +93,10 @@ def folder_kind(header: Header, variant: Variant) -> bool:
     said = {name for name, value in header.configs.get("model_index", {}).items() if name.startswith("text_encoder")
             and isinstance(value, list) and value[:1] != [None]}  # fmt: skip
     return found | said == {text.name for text in variant.texts}
+
+
+def has_edm_noise(header: Header) -> bool:
+    """Whether a model was trained with the noise of EDM (arXiv 2206.00364), as Playground v2.5 and CosXL were: by keys
+    of its file that programs go by (edm_mean, edm_vpred.sigma_max, …), or by its folder's scheduler."""
+    scheduler = str(header.configs.get("scheduler", {}).get("_class_name", ""))
+    return scheduler.startswith("EDM") or any(name.startswith("edm_") for name in header.tensors)

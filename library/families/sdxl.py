@@ -14,7 +14,7 @@ from library.checkpoints.header import Header
 from library.families import clip_text, unet
 from library.families.family import AS_TRAINED, Conditions, LatentSpace, TextSettings
 from library.families.sd_family import make_family
-from library.families.sd_variant import TextKind, Variant, folder_kind, unet_channels
+from library.families.sd_variant import TextKind, Variant, folder_kind, has_edm_noise, unet_channels
 from library.families.sdxl_adapters import SDXL_ADAPTERS, unet_block
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ _SDXL = Variant(
 
 
 def recognise(header: Header) -> bool:
-    """Whether a header is of the base model: a U-Net of 4 channels and both text encoders. The VAE may be absent."""
-    if unet_channels(header) != _SDXL.channels:
+    """Whether a header is of the base model: a U-Net of 4 channels and both text encoders. The VAE may be absent.
+
+    Models of the same layers whose noise is another are none: trained as this one they would be spoilt.
+    """
+    if unet_channels(header) != _SDXL.channels or has_edm_noise(header):
         return False
     if header.kind == "diffusers":
         return folder_kind(header, _SDXL) and any(name.startswith("unet/add_embedding.") for name in header.tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,20 @@ def test_detecting_and_counting_imports_no_torch(files):
     root = Path(__file__).parents[2]
     for family in ("sd2", "sdxl"):
         subprocess.run([sys.executable, "-c", code, files[family]], cwd=root, check=True)
+
+
+@pytest.mark.parametrize("marks", [("edm_mean", "edm_std"), ("edm_vpred.sigma_max", "edm_vpred.sigma_min")])
+def test_a_model_of_sdxls_layers_with_another_noise_is_refused(files: dict[str, Path], marks: tuple[str, ...]) -> None:
+    """Playground v2.5 and CosXL have SDXL's tensors and say by such keys that their noise is EDM's (ComfyUI reads them
+    so): trained with SDXL's noise they would be spoilt."""
+    header = read_header(files["sdxl"])
+    named = {**header.tensors, **dict.fromkeys(marks, TensorInfo("F32", (1,)))}
+    with pytest.raises(CheckpointError, match="EDM"):
+        detect(replace(header, tensors=named))
+
+
+def test_a_folder_with_a_scheduler_of_edm_is_refused(files: dict[str, Path]) -> None:
+    header = read_header(files["sdxl folder"])
+    configs = {**header.configs, "scheduler": {"_class_name": "EDMDPMSolverMultistepScheduler"}}
+    with pytest.raises(CheckpointError, match="EDM"):
+        detect(replace(header, configs=configs))
