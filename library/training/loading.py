@@ -15,6 +15,7 @@ from library.training.model_file import clip_skip_of, refuse_broken_weights
 from library.training.run import LOGGER
 
 if TYPE_CHECKING:
+    from library.checkpoints.header import Header
     from library.training.plan.caching import AnyPlan
 
 
@@ -57,9 +58,15 @@ def text_settings(plan: AnyPlan) -> TextSettings:
     options = plan.options
     return TextSettings(
         clip_skip=clip_skip_of(options, plan.source),
-        kohya_projection=options.model.text_projection == "kohya",
+        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(plan.source.header),
         empty_is_zero=options.caption.empty_caption == "zeros",
     )
+
+
+def has_bare_projection(source: Header) -> bool:
+    """Whether a checkpoint has the text projection as OpenCLIP's bare matrix, which sd-scripts takes for the weight of
+    a Linear; folders and some files have that weight itself, and sd-scripts reads those rightly."""
+    return any(name.endswith(".text_projection") for name in source.tensors)
 
 
 def refuse_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:

@@ -225,3 +225,22 @@ def test_the_loss_is_that_of_diffusers_modules(
             added_cond_kwargs={"text_embeds": pooled, "time_ids": torch.tensor([numbers])},
         ).sample
     assert outcome.losses[1] == pytest.approx(float((output - noise).square().mean()), rel=1e-4)
+
+
+def test_the_projection_of_sd_scripts_is_another_for_files_alone(
+    odd: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes OpenCLIP's bare matrix for the weight of a Linear; of a folder it reads that weight itself."""
+    pipeline_of(odd, "sdxl")  # writes the folder
+    losses = {}
+    for model in ("sdxl.safetensors", "sdxl folder"):
+        for way in ("published", "kohya"):
+            arguments = odd.arguments(
+                tmp_path / way, pretrained_model_name_or_path=odd.root / model, train_data_dir=odd.root / "odd",
+                max_train_steps=1, train_text_encoder=None, text_projection=way, save_model_as="safetensors",
+            )  # fmt: skip
+            outcome = run(arguments, capsys, sdxl_train.RECIPE)
+            assert outcome.code == 0, outcome.err
+            losses[model, way] = outcome.losses[1]
+    one, other, folder, same = losses.values()
+    assert one == folder == same != other
