@@ -67,7 +67,8 @@ class ModelOptions:
     text_projection: str = flag(
         "published",
         "How the pooled vector of Stable Diffusion XL is computed from the matrix in the file: published = as the "
-        "model was trained, kohya = with the matrix transposed, as sd-scripts does (a diffusers folder's is right there).",
+        "model was trained, kohya = with the matrix transposed, as sd-scripts reads it from a file (not from a "
+        "diffusers folder).",
         choices=("published", "kohya"),
         needs="pooled",
     )
