@@ -158,8 +158,8 @@ class TensorReader:
         """The tensor, known by what it is and read when needed. Bytes of a pickle have no place of their own."""
         from library.checkpoints.lazy import LazyTensor
 
-        place = self.header.places[name]
-        there = place if place.start is not None else None
+        place = self.header.places.get(name)
+        there = place if place is not None and place.start is not None else None
         return LazyTensor(self.header.tensors[name], partial(self.get, name), place=there)
 
     def get(self, name: str) -> Tensor:

@@ -102,6 +102,7 @@ def write_safetensors(
         stream.write(header_bytes(ordered, metadata or None))
         for piece in one_ahead(_pieces(Path(path), ordered)):
             stream.write(piece)
+            del piece  # or it would be there beside the next two
         if check is not None:
             check()
 

@@ -118,8 +118,8 @@ def test_a_wrong_number_of_block_rates_is_refused(
     assert outcome.code == 2 and "has 23 blocks" in outcome.err
 
 
-@pytest.mark.parametrize(("family", "save_as"), [("sdxl", "diffusers_safetensors"), ("refiner", "ckpt")])
-def test_every_save_format_is_the_same_model(
+@pytest.mark.parametrize(("family", "save_as"), [("refiner", "diffusers_safetensors")])
+def test_what_is_written_is_the_model(
     family: str, save_as: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step of no length: what is written is what was read. The other formats: tests/families/test_sd_save.py."""
@@ -233,8 +233,8 @@ def test_the_projection_of_sd_scripts_is_another_for_files_alone(
     """It takes OpenCLIP's bare matrix for the weight of a Linear; of a folder it reads that weight itself."""
     pipeline_of(odd, "sdxl")  # writes the folder
     losses = {}
-    for model in ("sdxl.safetensors", "sdxl folder"):
-        for way in ("published", "kohya"):
+    for model, ways in (("sdxl.safetensors", ("published", "kohya")), ("sdxl folder", ("kohya",))):
+        for way in ways:
             arguments = odd.arguments(
                 tmp_path / way, pretrained_model_name_or_path=odd.root / model, train_data_dir=odd.root / "odd",
                 max_train_steps=1, train_text_encoder=None, text_projection=way, save_model_as="safetensors",
@@ -242,5 +242,5 @@ def test_the_projection_of_sd_scripts_is_another_for_files_alone(
             outcome = run(arguments, capsys, sdxl_train.RECIPE)
             assert outcome.code == 0, outcome.err
             losses[model, way] = outcome.losses[1]
-    one, other, folder, same = losses.values()
-    assert one == folder == same != other
+    published, other, folder = losses.values()
+    assert published == folder != other
