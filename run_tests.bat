@@ -10,7 +10,7 @@ if errorlevel 1 exit /b 1
 set "failed="
 .venv\Scripts\python.exe -m ruff check || set "failed=%failed% ruff"
 .venv\Scripts\python.exe -m mypy || set "failed=%failed% mypy"
-.venv\Scripts\python.exe -m pytest -q -n logical --maxprocesses 4 --dist loadfile %* || set "failed=%failed% pytest"
+.venv\Scripts\python.exe -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder %* || set "failed=%failed% pytest"
 if not defined failed exit /b 0
 echo Failed:%failed% 1>&2
 exit /b 1

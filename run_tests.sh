@@ -7,7 +7,7 @@ cd "$(dirname "$0")" || exit 1
 failed=
 .venv/bin/python -m ruff check || failed="$failed ruff"
 .venv/bin/python -m mypy || failed="$failed mypy"
-.venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile "$@" || failed="$failed pytest"
+.venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" || failed="$failed pytest"
 [ -z "$failed" ] && exit 0
 echo "Failed:$failed" >&2
 exit 1

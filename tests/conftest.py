@@ -87,3 +87,12 @@ def no_network() -> Iterator[None]:
     patch.setattr(socket, "getaddrinfo", guarded_look_up)
     yield
     patch.undo()
+
+
+# What takes longest for its number of tests comes first, or one core would be alone with it in the end.
+_LONG = ("tests/examples/", "tests/training/", "tests/tools/", "tests/test_command.py", "tests/test_mistakes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs and programs before what is quick; the order within is kept."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))

@@ -45,7 +45,7 @@ def spelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{TE2}transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
         f"{TE2}text_projection.weight": tensors.pop(f"{TE2}text_projection").T.contiguous(),
         "denoiser.sigmas": torch.rand(1000),
-        "edm_mean": torch.zeros(1, 4, 1, 1),
+        "recipe_of_the_merge": torch.zeros(1, 4),
         "model_ema.decay": torch.tensor(0.9999),
     }
     path = tmp_path_factory.mktemp("spelled") / "merge.ckpt"
@@ -57,7 +57,7 @@ def test_a_file_of_any_spelling_is_the_same_model(spelled: Path) -> None:
     model = load(spelled)
     assert model.family.name == "sdxl" and same(model, tiny.diffusers_modules("sdxl"))
     assert model.prediction == "v" and model.zero_terminal_snr
-    assert any("edm_mean" in note for note in model.notes) and any("EMA" in note for note in model.notes)
+    assert any("recipe_of_the_merge" in note for note in model.notes) and any("EMA" in note for note in model.notes)
 
 
 def test_and_is_written_back_in_its_spelling(spelled: Path, tmp_path: Path) -> None:

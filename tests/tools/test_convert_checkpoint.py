@@ -44,7 +44,7 @@ def scheduler(folder: Path) -> dict[str, object]:
 # --- there and back --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.ALL)
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_a_file_to_a_folder_and_back(files: dict[str, Path], tmp_path: Path, family: str, capsys: Output) -> None:
     folder, back = tmp_path / "folder", tmp_path / "back.safetensors"
     assert (
@@ -64,7 +64,7 @@ def test_a_file_to_a_folder_and_back(files: dict[str, Path], tmp_path: Path, fam
     assert "left out" in told or not lost
 
 
-@pytest.mark.parametrize("family", tiny.ALL)
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_a_folder_to_a_file_and_back(tmp_path: Path, family: str) -> None:
     source = tiny.write_diffusers(tmp_path / "source", family, prediction="v_prediction")
     assert convert(source, tmp_path / "one.ckpt") == 0

@@ -60,7 +60,6 @@ CASES: dict[str, tuple[Recipe, str, dict[str, Any]]] = {
             "caption_dropout_rate": 0.5, "empty_caption": "zeros", "flip_aug": True,
         },
     ),
-    "refiner": (train_db.RECIPE, "refiner", {"random_crop": True, "stop_text_encoder_training": 1}),
 }  # fmt: skip
 
 
