@@ -15,12 +15,9 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from library.checkpoints.lazy import LazyTensor, torch_dtype
-
-if TYPE_CHECKING:
-    pass
 
 _TOP = "archive"
 _ALIGNED = 64

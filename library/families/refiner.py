@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoints import sd_layout
-from library.checkpoints.header import Header
 from library.families import clip_text, unet
 from library.families.family import AS_TRAINED, Conditions, TextSettings
-from library.families.refiner_adapters import BLOCKS, REFINER_ADAPTERS, unet_block
+from library.families.refiner_adapters import NAMES, REFINER_ADAPTERS
 from library.families.sd_family import make_family
-from library.families.sd_variant import Variant, folder_kind, unet_channels
+from library.families.sd_variant import Variant
 from library.families.sdxl import BIG_G, CAPABILITIES, LATENT
 
 if TYPE_CHECKING:
@@ -41,15 +40,6 @@ _REFINER = Variant(
     scale=LATENT.scale,
     marks_prediction=True,
 )
-
-
-def recognise(header: Header) -> bool:
-    """Whether a header is of the refiner: a U-Net of 4 channels, the larger text encoder. The VAE may be absent."""
-    if unet_channels(header) != _REFINER.channels:
-        return False
-    if header.kind == "diffusers":
-        return folder_kind(header, _REFINER) and any(name.startswith("unet/add_embedding.") for name in header.tensors)
-    return any(key in header.tensors for key in _REFINER.marks)
 
 
 def encode_text(
@@ -82,11 +72,10 @@ REFINER = make_family(
     capabilities=CAPABILITIES | {"aesthetic_score", "block_lr"},
     preview={"epsilon": (1024, 1024), "v": (1024, 1024)},
     adapters=REFINER_ADAPTERS,
-    recognise=recognise,
     encode_text=encode_text,
     predict=predict,
     refines=True,
-    block_of=unet_block,
-    blocks=BLOCKS,
+    block_of=NAMES.block_of,
+    blocks=NAMES.blocks,
     adapter_names="original",
 )

@@ -6,15 +6,12 @@ miniature takes the path of the real model.
 
 from __future__ import annotations
 
-from functools import partial
-
 from library.checkpoints import sd_layout
-from library.checkpoints.header import Header
 from library.families import clip_text, unet
 from library.families.family import LatentSpace
 from library.families.sd_adapters import SD_ADAPTERS
 from library.families.sd_family import make_family
-from library.families.sd_variant import TextKind, Variant, folder_kind, unet_channels
+from library.families.sd_variant import TextKind, Variant
 
 _PIPELINE_FACTS = {"requires_safety_checker": False, "safety_checker": [None, None]}
 _LATENT = LatentSpace(channels=4, stride=8, scale=0.18215, cache_suffix="_sd.npz")
@@ -44,20 +41,6 @@ _SD2 = Variant(
 )
 
 
-def recognise(variant: Variant, header: Header) -> bool:
-    """Whether a header is of this variant: a U-Net of 4 channels with its text encoder. The VAE may be absent."""
-    tensors = header.tensors
-    if unet_channels(header) != variant.channels:
-        return False
-    if header.kind == "diffusers":
-        ranks = {len(info.shape) for name, info in tensors.items() if name.endswith(".attentions.0.proj_in.weight")}
-        told = any(name.startswith(("unet/add_embedding.", "unet/class_embedding.")) for name in tensors)
-        return folder_kind(header, variant) and not told and ranks == {2 if variant.linear else 4}
-    if any(name.startswith("model.diffusion_model.label_emb.") for name in tensors):
-        return False
-    return any(key in tensors for key in variant.marks)
-
-
 SD1 = make_family(
     _SD1,
     _LATENT,
@@ -69,7 +52,6 @@ SD1 = make_family(
     capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "weighted_captions", "unpadded"}),
     preview={"epsilon": (512, 512), "v": (512, 512)},
     adapters=SD_ADAPTERS,
-    recognise=partial(recognise, _SD1),
     encode_text=clip_text.encode_text,
     predict=unet.predict,
 )
@@ -84,7 +66,6 @@ SD2 = make_family(
     capabilities=SD1.capabilities | {"inference_yaml", "v2"},
     preview={"epsilon": (512, 512), "v": (768, 768)},
     adapters=SD_ADAPTERS,
-    recognise=partial(recognise, _SD2),
     encode_text=clip_text.encode_text,
     predict=unet.predict,
 )

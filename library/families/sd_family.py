@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from library.families.clip_tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.clip_tokenizers import ClipTokenizers
 from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
 from library.families.sd_apart import take_apart
+from library.families.sd_variant import recognise
 from library.objective.process import ForwardProcess
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
     family = Family(
         latent=latent,
         process=ForwardProcess.scaled_linear(),
+        recognise=partial(recognise, variant),
         sizes=sizes_of,
         tokenizer=tokenizer_of,
         load=load,

@@ -95,6 +95,28 @@ def folder_kind(header: Header, variant: Variant) -> bool:
     return found | said == {text.name for text in variant.texts}
 
 
+def recognise(variant: Variant, header: Header) -> bool:
+    """Whether a checkpoint is of this variant: a U-Net of its channels that is told as much, with its text encoders.
+    The VAE may be absent.
+
+    Models of the same layers whose noise is another are none: trained as this one they would be spoilt.
+    """
+    names = header.tensors
+    if unet_channels(header) != variant.channels or has_edm_noise(header):
+        return False
+    if header.kind != "diffusers":
+        told = any(name.startswith("model.diffusion_model.label_emb.") for name in names)
+        return told == bool(variant.ids) and any(mark in names for mark in variant.marks)
+    told = any(name.startswith("unet/add_embedding.") for name in names)
+    ranks = {len(info.shape) for name, info in names.items() if name.endswith(".attentions.0.proj_in.weight")}
+    return (
+        folder_kind(header, variant)
+        and told == bool(variant.ids)
+        and ranks == {2 if variant.linear else 4}
+        and not any(name.startswith("unet/class_embedding.") for name in names)
+    )
+
+
 def has_edm_noise(header: Header) -> bool:
     """Whether a model was trained with the noise of EDM (arXiv 2206.00364), as Playground v2.5 and CosXL were: by keys
     of its file that programs go by (edm_mean, edm_vpred.sigma_max, …), or by its folder's scheduler."""

@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoints import sd_layout
-from library.checkpoints.header import Header
 from library.families import clip_text, unet
 from library.families.family import AS_TRAINED, Conditions, LatentSpace, TextSettings
 from library.families.sd_family import make_family
-from library.families.sd_variant import TextKind, Variant, folder_kind, has_edm_noise, unet_channels
-from library.families.sdxl_adapters import SDXL_ADAPTERS, unet_block
+from library.families.sd_variant import TextKind, Variant
+from library.families.sdxl_adapters import NAMES, SDXL_ADAPTERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IDS = 6  # height and width of the file, top and left of the crop, height and width of the crop
-BLOCKS = 23  # as kohya's --block_lr counts them
 
 LATENT = LatentSpace(channels=4, stride=8, scale=0.13025, cache_suffix="_sdxl.npz", fp16=False)
 CAPABILITIES = frozenset(
@@ -43,18 +41,6 @@ _SDXL = Variant(
     scale=LATENT.scale,
     marks_prediction=True,
 )
-
-
-def recognise(header: Header) -> bool:
-    """Whether a header is of the base model: a U-Net of 4 channels and both text encoders. The VAE may be absent.
-
-    Models of the same layers whose noise is another are none: trained as this one they would be spoilt.
-    """
-    if unet_channels(header) != _SDXL.channels or has_edm_noise(header):
-        return False
-    if header.kind == "diffusers":
-        return folder_kind(header, _SDXL) and any(name.startswith("unet/add_embedding.") for name in header.tensors)
-    return any(key in header.tensors for key in _SDXL.marks)
 
 
 def encode_text(
@@ -88,10 +74,9 @@ SDXL = make_family(
     capabilities=CAPABILITIES | {"text_encoder_rates", "block_lr"},
     preview={"epsilon": (1024, 1024), "v": (1024, 1024)},
     adapters=SDXL_ADAPTERS,
-    recognise=recognise,
     encode_text=encode_text,
     predict=predict,
-    block_of=unet_block,
-    blocks=BLOCKS,
+    block_of=NAMES.block_of,
+    blocks=NAMES.blocks,
     adapter_names="original",
 )

@@ -10,9 +10,9 @@ from library.checkpoints.tables import unet_sd
 from library.families.layer_names import UnetNames, text_layers
 from library.families.sd_adapters import CONV_CONTAINERS, TEXT_CONTAINERS, TEXT_LEVEL, UNET_CONTAINERS
 
-_NAMES = UnetNames(unet_sd.XL_ROWS, depths=(0, 2, 10), middle=10)
-BLOCKS = _NAMES.blocks  # 23: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 what comes out
-OPENCLIP_LAYERS = 32
+# its 23 blocks: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 what comes out
+NAMES = UnetNames(unet_sd.XL_ROWS, depths=(0, 2, 10), middle=10)
+_OPENCLIP_LAYERS = 32
 
 
 def unet_part(names: UnetNames) -> AdapterPart:
@@ -30,6 +30,17 @@ def unet_part(names: UnetNames) -> AdapterPart:
     )
 
 
+def openclip_part(group: str, prefix: str) -> AdapterPart:
+    """OpenCLIP's text encoder as adapters see it. transformers' class with a projection has the level of its names."""
+    return AdapterPart(
+        module="text_encoder_2",
+        group=group,
+        prefix=prefix,
+        containers=TEXT_CONTAINERS,
+        layers=partial(text_layers, _OPENCLIP_LAYERS),
+    )
+
+
 SDXL_ADAPTERS = (
     AdapterPart(
         module="text_encoder",
@@ -39,18 +50,6 @@ SDXL_ADAPTERS = (
         level=TEXT_LEVEL,
         layers=partial(text_layers, 12, TEXT_LEVEL),
     ),
-    AdapterPart(  # transformers' class with a projection has the level itself
-        module="text_encoder_2",
-        group="text_encoder2",
-        prefix="lora_te2",
-        containers=TEXT_CONTAINERS,
-        layers=partial(text_layers, OPENCLIP_LAYERS),
-    ),
-    unet_part(_NAMES),
+    openclip_part("text_encoder2", "lora_te2"),
+    unet_part(NAMES),
 )
-
-
-def unet_block(path: str) -> int:
-    """The block, 0 to 22, of a parameter of the U-Net by its path in diffusers' naming (--block_lr). ValueError for
-    what is none."""
-    return _NAMES.block_of(path)

@@ -78,11 +78,11 @@ def test_blocks_of_all_parameters(family: str) -> None:
         place = re.match(r"(\w+_blocks?)\.(\d+)\.", original)
         last = 4 + 2 * inputs
         expected = first[place[1]] + int(place[2]) if place else last if original.startswith("out.") else 0
-        assert FAMILIES[family].unet_block(key) == expected, key
+        assert FAMILIES[family].NAMES.block_of(key) == expected, key
         found.add(expected)
-    assert found == set(range(FAMILIES[family].BLOCKS)) and FAMILIES["sdxl"].BLOCKS == 23
+    assert found == set(range(FAMILIES[family].NAMES.blocks)) and FAMILIES["sdxl"].NAMES.blocks == 23
     with pytest.raises(ValueError, match="no layer"):
-        FAMILIES[family].unet_block("down_blocks.9.resnets.0.conv1.weight")
+        FAMILIES[family].NAMES.block_of("down_blocks.9.resnets.0.conv1.weight")
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "refiner"])
