@@ -139,12 +139,12 @@ def _settle_adafactor(choice: OptimizerChoice, options: OptimizerOptions, notes:
 
 def _judge_factors(row: OptimizerRow, options: OptimizerOptions, notes: list[str], mistakes: list[Mistake]) -> None:
     """D-Adaptation and Prodigy multiply the rate that they find by learning_rate: one factor, about 1."""
-    given = {"learning_rate": options.learning_rate}
+    usual = {"learning_rate": options.learning_rate}
+    given = {f"block_lr {place}": rate for place, rate in enumerate(options.block_lr)} or usual
     trains_text_encoder = options.stop_text_encoder_training is None or options.stop_text_encoder_training > 0
     if trains_text_encoder and options.train_text_encoder:
         names = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
-        given |= {name: rate for name in names if (rate := getattr(options, name)) is not None}
-    given |= {f"block_lr {place}": rate for place, rate in enumerate(options.block_lr)}
+        given |= {name: rate for name in names if (rate := getattr(options, name)) is not None} or usual
     factors = {name: rate for name, rate in given.items() if rate > 0}
     if len(set(factors.values())) > 1:
         first, rate = next(iter(factors.items()))

@@ -99,6 +99,15 @@ def test_blocks_and_text_encoders_with_a_rate_of_0_stay(
     assert different == unet | texts
 
 
+def test_rates_of_0_for_all_blocks_leave_the_unet_as_it_is(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ",".join(["0"] * 23)
+    train(world, tmp_path, capsys, sdxl_train.RECIPE, block_lr=rates, train_text_encoder=True, max_train_steps=1)
+    different = changed(world.root / "sdxl.safetensors", tmp_path / "dog.safetensors")
+    assert different and all(name.startswith("conditioner.") for name in different)
+
+
 def test_the_programs_of_sd_scripts_train_the_unet_alone_unless_asked(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

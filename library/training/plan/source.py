@@ -106,6 +106,14 @@ def decide_objective(
         )
     low = max(low, options.min_timestep or 0)
     high = min(high, options.max_timestep or timesteps) if high < timesteps else options.max_timestep or timesteps
+    if low >= high and (low, high) != (options.min_timestep or 0, options.max_timestep or timesteps):
+        first, last = (0, edge - 1) if family.refines else (edge, timesteps - 1)
+        mistakes.add(
+            f"--min_timestep and --max_timestep leave nothing of the timesteps {first} to {last}, which "
+            f"--refiner_training_strength = {strength:g} gives {family.title}",
+            "leave the two out, or give a part of that range",
+        )
+        return options
     zero = options.zero_terminal_snr
     if said.zero_terminal_snr and not zero and prediction == "v":
         zero = True

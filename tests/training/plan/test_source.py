@@ -107,3 +107,15 @@ def test_the_noise_schedule_is_that_of_the_checkpoint() -> None:
     assert objective_of(SDXL, "", SAYS_V, "v").zero_terminal_snr
     assert not objective_of(SDXL, "", SILENT, "v").zero_terminal_snr
     assert not objective_of(SDXL, "", Noted(None, True, "a key"), "epsilon").zero_terminal_snr
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [(REFINER, "--min_timestep 300"), (SDXL, "--refiner_training_invert_schedule --max_timestep 150")],
+)
+def test_limits_outside_of_its_own_range_are_refused_by_what_sets_that(family: Family, flags: str) -> None:
+    mistakes = Mistakes()
+    options = decide_objective(parse(flags.split()).options.objective, family, SILENT, "epsilon", mistakes, [])
+    (mistake,) = mistakes
+    assert "--refiner_training_strength = 0.2" in mistake.what
+    assert options == parse(flags.split()).options.objective  # and not told again by what judges the two
