@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from library.sampling.options import DRAWN_SO_FAR, GenerateOptions, check
 
 

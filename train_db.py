@@ -18,15 +18,15 @@ from library.training.recipe import Recipe, Say
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.parts import Trained
     from library.training.plan.plan import Plan
+    from library.training.trainable import Trained
 
 
 def whole_model(model: Model, plan: Plan, say: Say) -> Trained:
     """What this recipe trains: the U-Net, whole or by blocks (--block_lr), and the text encoders until their end has
     come (--stop_text_encoder_training)."""
-    from library.training.model_file import write_model
-    from library.training.parts import Part, Trained, block_groups
+    from library.training.saving.model_file import write_model
+    from library.training.trainable import Part, Trained, block_groups
 
     rates = plan.rates
     blocks = block_groups(model.unet, rates.blocks, model.family.block_of)

@@ -17,13 +17,13 @@ from library.training.recipe import Recipe, Say
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.parts import Trained
     from library.training.plan.plan import Plan
+    from library.training.trainable import Trained
 
 
 def adapter(model: Model, plan: Plan, say: Say) -> Trained:
     """What this recipe trains: the adapter that --network_module names, in the parts of the model that it reaches."""
-    from library.training.adapters import make_adapter
+    from library.training.adapter.make import make_adapter
 
     return make_adapter(model, plan, say)
 

@@ -39,7 +39,7 @@ FORMATS = {"fp32": "no", "bf16": "bf16"}  # as --mixed_precision calls them
 
 def make_vae() -> Any:
     """The VAE of SD1.5 with random weights."""
-    from library.families.sd_load import import_packages
+    from library.families.sd.load import import_packages
 
     import_packages()
     from diffusers import AutoencoderKL
@@ -177,16 +177,16 @@ class FillWork:
 
     def encode(self, pixels: Any, generators: Any) -> Any:
         """As a family encodes."""
-        from library.families.vae import encode_images
+        from library.families.sd.vae import encode_images
 
         return encode_images(self.vae, pixels, generators)
 
     def fill(self) -> None:
         """Fill a cache on disk that is empty: each turn is another VAE to it."""
-        from library.data import cache
+        from library.data.cache import latent_cache
 
         self.turns += 1
-        cache.fill(
+        latent_cache.fill(
             self.records, self.placements, self.read, self.encode, vae=f"turn {self.turns}", suffix="_sd.npz",
             to_disk=True, flip=[False] * len(self.records), batch_size=self.batch, progress=False,
         )  # fmt: skip
@@ -209,7 +209,7 @@ def photograph(path: Path, side: int, seed: int) -> Any:
     import numpy as np
     from PIL import Image
 
-    from library.data.scan import ImageRecord
+    from library.data.scan.scan import ImageRecord
 
     coarse = np.random.default_rng(seed).integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)

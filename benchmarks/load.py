@@ -70,7 +70,7 @@ def anonymous_bytes() -> int:
 
 def measure(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
     """Load once in this process: seconds, processor seconds, bytes of the result, peak bytes over the imports."""
-    from library.families import registry, sd_load  # noqa: F401
+    from library.families.sd import load as sd_load
 
     sd_load.import_packages()
     before = anonymous_bytes()

@@ -129,8 +129,8 @@ def saved(model: Path, work: Path) -> Iterator[str]:
 
 def convert(source: Path, path: Path, save_as: SaveAs) -> None:
     """What tools/convert_checkpoint.py does."""
-    from library.families.conversion import Conversion
-    from library.families.conversion import convert as write
+    from library.convert.convert_checkpoint import Conversion
+    from library.convert.convert_checkpoint import convert as write
     from library.families.registry import open_model
 
     write(*open_model(str(source)), path, Conversion(save_as))

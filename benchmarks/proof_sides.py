@@ -41,8 +41,8 @@ def write_picture(path: Path) -> None:
 
 def our_text(model: Path, work: Path) -> Tensors:
     """Text states and pooled vectors by the family, and what stands for no negative prompt in its pipeline."""
+    from library.families.empty_text import zero_empty
     from library.families.registry import open_model
-    from library.families.text_states import zero_empty
 
     header, family = open_model(str(model))
     loaded = family.load(header, only=family.text_encoders)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe  # noqa: E402
-from library.data.scan import Scan, scan  # noqa: E402
+from library.data.scan.scan import Scan, scan  # noqa: E402
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec  # noqa: E402
 
 LINKS = 2000  # names of one file: file systems have a limit, and real files are not one

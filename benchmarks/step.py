@@ -31,7 +31,7 @@ IMPORTS = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 import library.training.session, accelerate, cv2
-from library.families.sd_load import import_packages
+from library.families.sd.load import import_packages
 import_packages()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

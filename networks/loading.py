@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from library.checkpoints.adapter_names import AdapterPart
 from networks import dora
-from networks.adapted import AdaptedLayer
+from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Kind
 from networks.registry import KINDS, load_kind, recognise
 from networks.settings import NetworkSettings

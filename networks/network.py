@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from library.checkpoints.adapter_names import AdapterPart
-from networks import dora, files
-from networks.adapted import AdaptedLayer
+from networks import adapter_files, dora
+from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, LayerSettings
-from networks.groups import Group, parameter_groups
 from networks.loading import fill, load_layers, main_kind, refuse
+from networks.parameter_groups import Group, parameter_groups
 from networks.registry import load_kind
 from networks.settings import NetworkSettings, scaled_alpha
 from networks.targets import file_name, find_targets
@@ -38,7 +38,7 @@ class NormReport:
 
 
 class Network(nn.Module):
-    """The adapters, each a child under its name in files. The base's modules are none of its children."""
+    """The adapters, each a child under its name in adapter_files. The base's modules are none of its children."""
 
     def __init__(self, layers: Iterable[AdaptedLayer], settings: NetworkSettings) -> None:
         super().__init__()
@@ -151,8 +151,8 @@ class Network(nn.Module):
         return content
 
     def write(self, path: Path | str, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
-        """Write an adapter file (networks/files.py). CheckpointError."""
-        files.write(path, self.tensors(dtype), metadata)
+        """Write an adapter file (networks/adapter_files.py). CheckpointError."""
+        adapter_files.write(path, self.tensors(dtype), metadata)
 
     def describe(self) -> list[str]:
         """Lines for the user: kinds, layers, ranks, size."""

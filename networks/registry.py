@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from networks.adapter import AdapterError, Argument, Kind
-from networks.values import choice, switch, whole
+from networks.argument_values import choice, switch, whole
 
 if TYPE_CHECKING:
     from networks.settings import NetworkSettings

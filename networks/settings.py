@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from networks.adapter import AdapterError, Argument, Kind
+from networks.argument_values import curve, factors, number, numbers, switch, whole, whole_numbers
 from networks.registry import KINDS, find
-from networks.values import curve, factors, number, numbers, switch, whole, whole_numbers
 
 DEFAULT_DIM = 4
 

@@ -21,14 +21,14 @@ import sdxl_train_network
 import train_db
 import train_network
 from library.options.parse import parse
-from library.options.recipes import FLAGS
+from library.options.train_options import FLAGS
 from library.training.command import run_recipe
 from library.training.recipe import Recipe
 from tests import tiny
 from tests.training.running import Outcome, World, make_world, run
 
 ROOT = Path(__file__).resolve().parent.parent
-# tests/options/test_frontends.py reads the others too; lets_full_config wants a package that is not here.
+# tests/options/test_frontend_keys.py reads the others too; lets_full_config wants a package that is not here.
 NO_PLAN = ("_dataset", "_project", "lets_full_config")
 FRONTEND_FILES = sorted(
     file for file in (ROOT / "tests" / "frontend_files").glob("*.toml") if not file.stem.endswith(NO_PLAN)

@@ -19,13 +19,13 @@ from library.options.dataset_config.convert import BUILT_IN
 from library.options.dataset_config.keys import KEYS
 from library.options.dataset_config.kohya import read_kohya
 from library.options.dataset_config.simpletuner import read_backend
-from library.options.later import LATER
-from library.options.recipes import FLAGS
-from library.options.tool import parse_tool, tool_flags
+from library.options.future_flags import LATER
+from library.options.tool_command import parse_tool, tool_flags
+from library.options.train_options import FLAGS
 from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions
 from library.training import command
-from library.training.optimizer_table import OPTIMIZERS
-from library.training.schedules import SCHEDULES
+from library.training.optim.optimizer_table import OPTIMIZERS
+from library.training.optim.schedules import SCHEDULES
 from tests import tiny
 from tools import (
     convert_checkpoint,

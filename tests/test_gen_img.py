@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 
 import gen_img
 from library.options.mistakes import UserError
-from library.sampling.drawing import decide
+from library.sampling.draw_command import decide
 from library.sampling.options import GenerateOptions
 from tests import tiny
 

@@ -37,6 +37,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
         "library.runtime.imports",
     ),
+    "library.convert": (
+        "library.convert", "library.families", "library.checkpoints", "library.options", "library.runtime",
+        "library.objective.process",
+    ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.checkpoints", "library.options",
         "library.runtime",
@@ -44,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
         "library.data", "library.sampling", "library.families.registry", "library.families.family",
-        "library.families.text_states", "networks",
+        "library.families.empty_text", "networks",
     ),
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
     **{name: ("library.options", "library.training", *recipes) for name, recipes in LIKE.items()},
@@ -73,16 +77,18 @@ INSTANT = (
     "library/options*",
     "library/checkpoints/files.py",
     "library/checkpoints/header.py",
-    *(f"library/data/{name}.py" for name in ("scan", "gather", "listing", "contents", "index", "metadata", "folders")),
-    *(f"library/data/{name}.py" for name in ("describe", "captions", "caption_lengths", "buckets", "remote")),
+    "library/data/scan*",
+    "library/data/captions.py",
+    "library/data/buckets.py",
     "library/families/family.py",
     "library/families/registry.py",
-    "library/families/sd.py",
+    "library/families/sd/sd.py",
     "library/runtime/device.py",
     "library/runtime/seeds.py",
     "library/sampling/class_images.py",
     "library/sampling/generate.py",
     "library/training/plan*",
+    "library/training/*/plan.py",
     "train_*.py",
     "sdxl_train*.py",
     "fine_tune.py",
@@ -95,7 +101,7 @@ SLOW = {"torch", "diffusers", "transformers", "accelerate", "numpy", "safetensor
 LONGER_FILES: dict[str, int] = {}
 # "path:function" -> lines it may have.
 LONGER_FUNCTIONS: dict[str, int] = {}
-TABLES = ("library/checkpoints/tables/", "library/options/later.py", "library/options/frontends.py")
+TABLES = ("library/checkpoints/tables/", "library/options/future_flags.py", "library/options/frontend_keys.py")
 WIRING = ("library/training/session.py", "library/training/loop.py")
 
 

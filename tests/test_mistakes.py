@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from library.training import command
-from library.training.plan import places
-from library.training.saver import Saver
-from library.training.state import Progress
+from library.training.plan import writable_paths
+from library.training.saving.saver import Saver
+from library.training.saving.state import Progress
 from tests import tiny
 from tests.training.running import Outcome, World, make_world, run
 
@@ -258,7 +258,8 @@ def test_a_name_that_files_cannot_have(refused: Refused) -> None:
     refused("--output_name", "NUL", output_name="a\0b")
     refused("--output_name", "ends like a folder", output_name="models/")
     refused("--output_name", "'\\n'", output_name="a\nb")
-    assert places.refusal_of_name("dog: best", on_windows=True) and not places.refusal_of_name("dog: 1.5", False)
+    assert writable_paths.refusal_of_name("dog: best", on_windows=True)
+    assert not writable_paths.refusal_of_name("dog: 1.5", on_windows=False)
 
 
 @pytest.mark.parametrize("save_as", ["safetensors", "diffusers"])

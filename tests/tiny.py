@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from library.families.clip_tokenizer import ClipTokenizer
+from library.families.clip.tokenizer import ClipTokenizer
 from tests.tiny_original import HF_CLIP, OPENCLIP, Tensors, openclip, openclip_extras, unet_name, vae_name
 
 FAMILIES = ("sd1", "sd2")

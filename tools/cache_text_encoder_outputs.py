@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
-from library.training.caching import Tool, run_tool
+from library.training.precache.command import Tool, run_tool
 
 TOOL = Tool(
     "captions",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
 from library.options.flag import flag
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import read_files
 
 if TYPE_CHECKING:

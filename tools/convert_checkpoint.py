@@ -27,7 +27,7 @@ from tools.lora_files import PRECISIONS, told_to_user
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
-    from library.families.conversion import Ema
+    from library.convert.convert_checkpoint import Ema
     from library.families.family import Family, SaveAs
     from library.objective.process import Prediction
 
@@ -62,7 +62,7 @@ class Request:
 def read(request: Request) -> tuple[Header, Family]:
     """Header and family of the source. Raises UserError; a file of no family is described first."""
     from library.checkpoints.header import CheckpointError
-    from library.families.checkpoint_report import describe_unknown
+    from library.convert.report import describe_unknown
     from library.families.registry import detect
 
     with told_to_user():
@@ -84,7 +84,7 @@ def _header(name: str, variant: str = "") -> Header:
 def show(request: Request, check_values: bool) -> None:
     """Say what the source is. Raises UserError for what is no model."""
     from library.checkpoints.metadata_text import describe_metadata
-    from library.families.checkpoint_report import broken_tensors, describe, some
+    from library.convert.report import broken_tensors, describe, some
 
     header, family = read(request)
     with told_to_user():
@@ -100,7 +100,7 @@ def show(request: Request, check_values: bool) -> None:
 
 def carry_out(request: Request) -> None:
     """Convert. Raises UserError, leaving what was there."""
-    from library.families.conversion import Conversion, convert
+    from library.convert.convert_checkpoint import Conversion, convert
     from library.families.registry import noted
     from library.runtime.imports import quiet_libraries
 
@@ -132,7 +132,7 @@ def carry_out(request: Request) -> None:
 
 def _target(request: Request) -> tuple[Path, SaveAs]:
     """Where to write, and what. Raises UserError with every mistake."""
-    from library.families.conversion import FOLDERS, kind_of
+    from library.convert.convert_checkpoint import FOLDERS, kind_of
 
     mistakes = Mistakes()
     target = request.target
@@ -158,7 +158,7 @@ def metadata_of(header: Header, family: Family, prediction: Prediction | None, t
     `prediction` beats what it says. Where neither tells, nothing is said: a wrong word would be believed later.
     """
     from library.checkpoints.metadata import build_modelspec
-    from library.training.model_file import time_of_saving
+    from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import without_hashes
 
     assumed: Prediction = prediction or "epsilon"

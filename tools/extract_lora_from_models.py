@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import PRECISIONS, check_ending, compute_device, told_to_user, write_layers
 from tools.lora_models import Opened, adapted_modules, coarsest, load, lora_facts, open_models
 
@@ -91,7 +91,7 @@ def work(options: ExtractOptions) -> None:
 
 def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extracted) -> dict[str, str]:
     """What the new file says of itself."""
-    from library.training.model_file import time_of_saving
+    from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import About, extracted, minimum
 
     prediction = after.noted or before.noted

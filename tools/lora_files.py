@@ -17,8 +17,8 @@ from library.runtime.device import describe_machine
 from networks.adapter import AdapterError
 
 if TYPE_CHECKING:
+    from networks.adapter_files import AdapterFile
     from networks.arithmetic.factors import Factors
-    from networks.files import AdapterFile
 
 PRECISIONS = ("float", "fp16", "bf16")
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -56,18 +56,18 @@ def check_ending(path: Path | None, mistakes: Mistakes, endings: Sequence[str] =
 
 
 def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
-    """Adapter files. Raises UserError that names every one that cannot be read."""
-    from networks import files
+    """Adapter adapter_files. Raises UserError that names every one that cannot be read."""
+    from networks import adapter_files
 
     def read(path: Path) -> AdapterFile:
         with told_to_user():
-            return files.read(path)
+            return adapter_files.read(path)
 
     return together(*(partial(read, path) for path in paths))
 
 
 def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Factors]]:
-    """The layers of LoRA files. Raises UserError that names every file with other layers."""
+    """The layers of LoRA adapter_files. Raises UserError that names every file with other layers."""
     from networks.arithmetic.factors import read_factors
 
     def layers(path: Path, file: AdapterFile) -> dict[str, Factors]:
@@ -80,11 +80,11 @@ def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Facto
 def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, metadata: Mapping[str, str]) -> None:
     """Write a LoRA file, whole or not at all. Raises UserError."""
     from library.runtime.precision import torch_dtype
-    from networks import files
+    from networks import adapter_files
     from networks.arithmetic.factors import file_tensors
 
     with told_to_user():
-        files.write(path, file_tensors(layers, torch_dtype(precision)), metadata)
+        adapter_files.write(path, file_tensors(layers, torch_dtype(precision)), metadata)
 
 
 def precision_of(file: AdapterFile) -> str:

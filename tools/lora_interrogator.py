@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import compute_device, read_files, together, told_to_user
 from tools.lora_models import adapted_modules, load, open_models
 

@@ -102,7 +102,7 @@ def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[s
     Where the model does not tell what it predicts, they do not either: a wrong word would be believed later.
     """
     from library.checkpoints.metadata import build_modelspec
-    from library.training.model_file import time_of_saving
+    from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import title_of, without_hashes
 
     family, source = opened.family, opened.header

@@ -18,8 +18,8 @@ from tools.lora_files import PRECISIONS, layers_of, read_files, write_layers
 from tools.lora_models import lora_facts
 
 if TYPE_CHECKING:
+    from networks.adapter_files import AdapterFile
     from networks.arithmetic.combining import Combined, Source
-    from networks.files import AdapterFile
 
 REQUIRED = {
     "models": "give the LoRAs: --models a.safetensors b.safetensors",
@@ -97,7 +97,7 @@ def check_bases(paths: Sequence[Path], files: Sequence[AdapterFile]) -> None:
 
 def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combined) -> None:
     """Write the new LoRA and tell what it is. Raises UserError."""
-    from library.training.model_file import time_of_saving
+    from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import About, minimum, title_of
     from networks.arithmetic.result_metadata import combined as describe
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from library.sampling.options import DRAWN_SO_FAR, ClassImageOptions, check
 
 

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import PRECISIONS, compute_device, together, told_to_user
 
 if TYPE_CHECKING:
-    from library.families.merging import Merged, Source
+    from library.convert.merge_checkpoints import Merged, Source
 
 _DTYPES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -76,7 +76,7 @@ def _same(one: Path, other: Path) -> bool:
 def work(options: ModelSumOptions) -> None:
     """Compare the headers, then write the sum. Raises UserError."""
     from library.checkpoints.writer import write_safetensors
-    from library.families.merging import Arithmetic, check, merge
+    from library.convert.merge_checkpoints import Arithmetic, check, merge
 
     sources = together(*(partial(_open, *pair) for pair in zip(options.models, options.shares, strict=True)))
     mistakes = Mistakes()
@@ -96,7 +96,7 @@ def work(options: ModelSumOptions) -> None:
 
 def _open(path: Path, ratio: float) -> Source:
     from library.checkpoints.files import read_header
-    from library.families.merging import open_source
+    from library.convert.merge_checkpoints import open_source
 
     with told_to_user():
         return open_source(read_header(path.expanduser()), ratio)

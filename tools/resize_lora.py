@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
-from library.options.tool import Tool, run_tool
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import PRECISIONS, check_ending, compute_device, layers_of, read_files, write_layers
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from examples.shapes.judge import Judge, Reading
 from examples.shapes.pictures import open_model
 from examples.shapes.sheet import draw_sheet
 from library.families.family import Model
-from networks import files, network
+from networks import adapter_files, network
 
 DREAMBOOTH = ("train_db.py", "--config_file", str(HERE / "dreambooth.toml"))
 LORA = ("train_network.py", "--config_file", str(HERE / "lora.toml"))
@@ -74,7 +74,7 @@ def trained_model(name: str, cost: Cost) -> Model:
     if name == "DreamBooth":
         return open_model(cost.file)
     model = open_model(BASE)
-    network.from_tensors(model.modules(), model.family.adapters, files.read(cost.file).tensors).merge()
+    network.from_tensors(model.modules(), model.family.adapters, adapter_files.read(cost.file).tensors).merge()
     return model
 
 

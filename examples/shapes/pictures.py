@@ -11,7 +11,7 @@ from examples.shapes.world import SIDE, Pixels
 from library.checkpoints.files import read_header
 from library.families.family import Model
 from library.families.registry import load_model
-from library.sampling.pictures import sample_batch
+from library.sampling.images import sample_batch
 from library.sampling.prompts import PictureRequest
 
 STEPS, SCALE, SAMPLER = 20, 4.0, "ddim"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from library.data.scan import ImageRecord
+from library.data.scan.scan import ImageRecord
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistake
 

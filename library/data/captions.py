@@ -22,7 +22,7 @@ from library.options.datasets import CaptionSettings
 from library.runtime.seeds import python_random
 
 if TYPE_CHECKING:
-    from library.data.scan import ImageRecord
+    from library.data.scan.scan import ImageRecord
 
 
 def process(

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from library.data import captions, images, masks
 from library.data.batch import Batch
-from library.data.cache import LatentStore
+from library.data.cache.latent_cache import LatentStore
 from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import PictureReader

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from library.data.buckets import Placement
-from library.data.headers import missing_package, orientation, readable_extensions
+from library.data.scan.image_headers import missing_package, orientation, readable_extensions
 from library.options.datasets import ImageSettings, Size
 from library.options.mistakes import Mistake, UserError
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from library.data import images
 from library.data.images import Geometry
-from library.data.mask_files import same_proportion
+from library.data.scan.mask_files import same_proportion
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 

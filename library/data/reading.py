@@ -11,9 +11,9 @@ import torch
 
 from library.data import images, masks
 from library.data.buckets import Placement
+from library.data.cache.latent_entries import Source
 from library.data.images import Geometry
-from library.data.latent_entries import Source
-from library.data.scan import ImageRecord
+from library.data.scan.scan import ImageRecord
 from library.data.size_conditioning import CropConditioning, Sizes, sizes_of
 from library.options.datasets import DatasetSpec, ImageSettings, SubsetSpec
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.prediction_marks import Noted, noted
-from library.families import foreign
+from library.families import unsupported
 from library.families.family import Family, Model, SaveAs
-from library.families.inference_yaml import write_inference_yaml
-from library.families.refiner import REFINER
-from library.families.sd import SD1, SD2
-from library.families.sdxl import SDXL
+from library.families.sd.inference_yaml import write_inference_yaml
+from library.families.sd.refiner import REFINER
+from library.families.sd.sd import SD1, SD2
+from library.families.sd.sdxl import SDXL
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def detect(header: Header) -> Family:
     for family in FAMILIES:
         if family.recognise(header):
             return family
-    raise CheckpointError(f"{header.path}: {foreign.explain(header, [family.title for family in FAMILIES])}")
+    raise CheckpointError(f"{header.path}: {unsupported.explain(header, [family.title for family in FAMILIES])}")
 
 
 def noted_prediction(header: Header) -> Prediction | None:

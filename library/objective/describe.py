@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 
 def describe(options: ObjectiveOptions, prediction: str) -> tuple[str, ...]:

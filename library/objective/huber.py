@@ -24,7 +24,7 @@ from torch import Tensor
 from library.objective.process import ForwardProcess
 
 if TYPE_CHECKING:
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 Kind = Literal["l1", "l2", "huber", "smooth_l1"]
 Schedule = Literal["constant", "exponential", "snr"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from library.options.mask import MaskOptions
+    from library.options.groups.mask import MaskOptions
 
 _LEAST_MEAN = 1e-3
 _LARGEST_GAIN = 4.0

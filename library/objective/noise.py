@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from library.objective.pyramid import Pyramid
-from library.objective.streams import Purpose, Streams
+from library.objective.random_streams import Purpose, Streams
 
 if TYPE_CHECKING:
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from library.objective.loss import per_sample_loss
 from library.objective.masking import AS_THEY_ARE, MaskSettings
 from library.objective.noise import WHITE, NoiseShaping, draw_white
 from library.objective.process import ForwardProcess, Prediction, process_of
-from library.objective.streams import Streams
+from library.objective.random_streams import Streams
 from library.objective.timesteps import TimestepBias, draw_timesteps
 from library.objective.weighting import UNWEIGHTED, Weighting
 
 if TYPE_CHECKING:
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 Conditioning = TypeVar("Conditioning")
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 Prediction = Literal["epsilon", "v"]
 """What a network's output means: the noise n ("epsilon"), or v = a_t n - s_t x0 (arXiv 2202.00512, appendix D)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 
 def draw_timesteps(generators: Sequence[torch.Generator], low: int, high: int) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor
 from library.objective.process import Prediction
 
 if TYPE_CHECKING:
-    from library.options.objective import ObjectiveOptions
+    from library.options.groups.objective import ObjectiveOptions
 
 Kind = Literal["none", "min_snr", "debiased", "noise_like", "v_like"]
 Reading = Literal["equivalent", "amplification", "kohya"]

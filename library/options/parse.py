@@ -11,15 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
-from library.options import frontends, later, render
-from library.options.convert import UNSET, BadValue, convert, shown
+from library.options import frontend_keys, future_flags, render
+from library.options.convert_values import UNSET, BadValue, convert, shown
 from library.options.flag import Flag
-from library.options.later import LATER, LaterValue
+from library.options.future_flags import LATER, LaterValue
 from library.options.mistakes import Mistake, Mistakes
-from library.options.recipes import FLAGS, TrainOptions, build
-from library.options.scripts import without_foreign
-from library.options.settle import DEFAULT, Settings, settle
+from library.options.rules.apply_rules import DEFAULT, Settings, settle
+from library.options.rules.program_flags import without_foreign
 from library.options.sources import COMMAND_LINE, Given, find_config_file, read_command_line, read_config_file
+from library.options.train_options import FLAGS, TrainOptions, build
 
 NEAR_MISS = 0.9  # a file's key as like a flag as this is that flag misspelt
 SUGGESTION = 0.6  # on the command line every unknown flag is a mistake; one as like as this is proposed
@@ -97,11 +97,11 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     later_values = _later_flags(merged)
     mistakes.extend(_judge_foreign(merged, known, notes))
     settled = settle(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
-    refused, ignored = later.answer(later_values, settled.values)
+    refused, ignored = future_flags.answer(later_values, settled.values)
     mistakes.extend(settled.mistakes)
     mistakes.extend(refused)
     notes += settled.notes
-    notes += [later.told(ignored)] if ignored else []
+    notes += [future_flags.told(ignored)] if ignored else []
     return Parsed(
         build(settled.values),
         MappingProxyType(dict(settled.origins)),
@@ -235,9 +235,9 @@ def _judge_foreign(merged: Mapping[str, Given], own: Mapping[str, Flag], notes: 
             remedy = f"did you mean --{nearest}?" if nearest else "--help lists all flags"
             yield Mistake(f"--{name} ({COMMAND_LINE}) is no flag of this program", remedy)
             continue
-        if frontends.is_silent(name, entry.raw):
+        if frontend_keys.is_silent(name, entry.raw):
             continue
-        nearest = None if frontends.is_known(name) else _nearest(name, own, NEAR_MISS)
+        nearest = None if frontend_keys.is_known(name) else _nearest(name, own, NEAR_MISS)
         if nearest:
             yield Mistake(f"{name} = {shown(entry.raw)} ({entry.origin}) is no flag", f"did you mean {nearest}?")
         else:

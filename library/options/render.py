@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
-from library.options.recipes import FLAGS, GROUPS, TrainOptions, values_of
+from library.options.train_options import FLAGS, GROUPS, TrainOptions, values_of
 
 TITLES = {
     "model": "Model",

@@ -10,7 +10,7 @@ from library.options.mistakes import Mistake
 if TYPE_CHECKING:
     import torch
 
-    from library.options.memory import MemoryOptions
+    from library.options.groups.memory import MemoryOptions
     from library.runtime.device import Machine
 
 FloatName = Literal["fp32", "fp16", "bf16"]

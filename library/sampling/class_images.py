@@ -24,7 +24,7 @@ from library.checkpoints.files import read_part_header, sha256
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.writer import write_text
 from library.options.mistakes import Mistake, UserError
-from library.sampling.drawing import Drawing, decide, draw, load, make_folder, write_picture
+from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, write_picture
 from library.sampling.generate import any_seed
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import PictureRequest

@@ -8,10 +8,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from library.options.mistakes import Mistake, UserError
-from library.sampling.drawing import decide, draw, load, make_folder, write_picture
+from library.sampling.draw_command import decide, draw, load, make_folder, write_picture
+from library.sampling.init_images import read_start
 from library.sampling.options import GenerateOptions
 from library.sampling.prompts import PictureRequest
-from library.sampling.starts import read_start
 
 LARGEST_DRAWN_SEED = 2**32 - 1
 

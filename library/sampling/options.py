@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from library.options.caption import CaptionOptions
 from library.options.flag import flag
+from library.options.groups.caption import CaptionOptions
 from library.options.mistakes import Mistakes
 from library.sampling.prompts import PictureRequest
 from library.sampling.samplers import SAMPLERS, check_sampler

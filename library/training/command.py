@@ -67,7 +67,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
     plan = decide(parsed)
     print(describe(plan), flush=True)
     if plan.options.dataset.debug_dataset:
-        from library.training.show import show_dataset
+        from library.training.debug_dataset import show_dataset
 
         show_dataset(plan)
     elif plan.options.run.dry_run:

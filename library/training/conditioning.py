@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from library.data import text_cache
 from library.data.batch import Batch
+from library.data.cache import text_cache
+from library.data.cache.text_cache import TextStore
 from library.data.dataset import Tokenize
-from library.data.text_cache import TextStore
-from library.families.text_states import zero_empty
+from library.families.empty_text import zero_empty
 
 if TYPE_CHECKING:
     from library.families.family import Family, TextSettings

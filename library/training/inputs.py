@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from library.data import cache
+from library.data.cache import latent_cache
+from library.data.cache.text_cache import FilledTexts, fill_texts, texts_of
 from library.data.captions import vary_with_seed
 from library.data.dataset import Tokenize, TrainingDataset
-from library.data.describe import cache_folder
 from library.data.reading import PictureReader
-from library.data.text_cache import FilledTexts, fill_texts, texts_of
+from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
 from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
-from library.training.plan.validation import texts_asked
 from library.training.run import LOGGER
+from library.training.validation.plan import texts_asked
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.plan.caching import AnyPlan
     from library.training.plan.plan import Plan
+    from library.training.precache.plan import AnyPlan
 
 
 def picture_reader(plan: AnyPlan) -> PictureReader:
@@ -33,7 +33,7 @@ def picture_reader(plan: AnyPlan) -> PictureReader:
     return PictureReader(pictures.all_records, pictures.all_placements, found.subsets, found.datasets)
 
 
-def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> cache.LatentStore | None:
+def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> latent_cache.LatentStore | None:
     """The latents of all pictures, or None when they are made on the way. `vae` is the one that computes."""
     if not plan.options.cache.cache_latents:
         return None
@@ -49,12 +49,12 @@ def encode_latents(
     reader: PictureReader,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> cache.Filled:
+) -> latent_cache.Filled:
     """The latents of all pictures. `share`: (number, of how many processes) that do this at once."""
     options, family = plan.options.cache, plan.source.family
     to_disk = options.cache_latents_to_disk
     exact = plan.precision.vae == "fp32"
-    return cache.fill(
+    return latent_cache.fill(
         reader.records,
         reader.placements,
         reader.for_cache,
@@ -173,7 +173,7 @@ def tokenize_with(plan: AnyPlan) -> Tokenize:
     )
 
 
-def training_set(plan: AnyPlan, reader: PictureReader, latents: cache.LatentStore | None) -> TrainingDataset:
+def training_set(plan: AnyPlan, reader: PictureReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
     """The dataset of the plan, with latents or with pixels."""
     return TrainingDataset(
         pictures=reader,

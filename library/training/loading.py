@@ -11,12 +11,12 @@ from library.families.family import Model, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.runtime.half_weights import compute_in_full
 from library.runtime.precision import FloatName, torch_dtype
-from library.training.model_file import clip_skip_of, refuse_broken_weights
 from library.training.run import LOGGER
+from library.training.saving.model_file import clip_skip_of, refuse_broken_weights
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
-    from library.training.plan.caching import AnyPlan
+    from library.training.precache.plan import AnyPlan
 
 
 def load_model(

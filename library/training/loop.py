@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from library.data.order import BatchRequest, EpochOrder
 from library.objective.loss import window_share
 from library.options.mistakes import Mistake, UserError
-from library.training.clipping import clip_gradients
-from library.training.parts import Trained, freeze_finished, groups_of, trainable_parameters
-from library.training.state import Progress
+from library.training.optim.clipping import clip_gradients
+from library.training.saving.state import Progress
+from library.training.trainable import Trained, freeze_finished, groups_of, trainable_parameters
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ from library.runtime.precision import Attention, FloatName, Precision, torch_dty
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.options.memory import MemoryOptions
-    from library.training.parts import Trained
+    from library.options.groups.memory import MemoryOptions
+    from library.training.trainable import Trained
 
 
 def prepare(model: Model, trained: Trained, precision: Precision, options: MemoryOptions) -> None:

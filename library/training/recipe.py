@@ -10,8 +10,8 @@ from library.options.parse import Program
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.parts import Trained
     from library.training.plan.plan import Plan
+    from library.training.trainable import Trained
 
 Say = Callable[[str], None]
 """A line for the user."""

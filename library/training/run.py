@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from library.options.recipes import TrainOptions
-    from library.options.run import RunOptions
+    from library.options.groups.run import RunOptions
+    from library.options.train_options import TrainOptions
     from library.training.trackers import Trackers
 
 LOGGER = logging.getLogger("dreamfolder")

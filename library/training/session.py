@@ -25,17 +25,17 @@ from library.training.memory import (
     prepare,
     release_memory,
 )
-from library.training.optimizers import allocate_state, averaged_weights, make_optimizer
-from library.training.parts import Trained, parameter_groups
-from library.training.preview import Preview
-from library.training.preview_drawing import Autocast, PromptStates, drawing, starts_of
-from library.training.preview_plan import read_requests
+from library.training.optim.optimizers import allocate_state, averaged_weights, make_optimizer
+from library.training.optim.schedules import make_schedule
+from library.training.preview.drawing import Autocast, PromptStates, drawing, starts_of
+from library.training.preview.plan import read_requests
+from library.training.preview.preview import Preview
 from library.training.run import LOGGER, Run, open_run, set_up_console
-from library.training.sample_losses import SampleLosses
-from library.training.saver import Saver
-from library.training.schedules import make_schedule
-from library.training.state import load_state, save_state
-from library.training.validation import validation_of
+from library.training.saving.saver import Saver
+from library.training.saving.state import load_state, save_state
+from library.training.trainable import Trained, parameter_groups
+from library.training.training_loss import SampleLosses
+from library.training.validation.validation import validation_of
 
 if TYPE_CHECKING:
     from library.families.family import Model

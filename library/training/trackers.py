@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.options.groups.run import RunOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
-from library.options.recipes import FLAGS, TrainOptions, values_of
-from library.options.run import RunOptions
+from library.options.train_options import FLAGS, TrainOptions, values_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

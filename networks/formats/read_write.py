@@ -1,4 +1,4 @@
-"""LoRA files and folders on disk in kohya's, diffusers' and PEFT's format (networks/formats/names.py)."""
+"""LoRA files and folders on disk in kohya's, diffusers' and PEFT's format (networks/formats/key_names.py)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from library.checkpoints.adapter_names import AdapterPart
 from library.checkpoints.folders import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json, write_safetensors
-from networks import files
+from networks import adapter_files
 from networks.adapter import AdapterError
 from networks.formats import peft_config
-from networks.formats.names import (
+from networks.formats.key_names import (
     BASE,
     Format,
     Lora,
@@ -48,7 +48,7 @@ def read_lora(source: Path, *families: Iterable[AdapterPart]) -> tuple[Lora, For
     if source.is_dir() or (source.name in WEIGHTS and (source.parent / CONFIG).is_file()):
         tensors, configs, metadata = _read_folders(_folders(source, known), known)
         return from_peft(tensors, configs, metadata, best(known, _layers(tensors))), "peft"
-    file = files.read(source)
+    file = adapter_files.read(source)
     found = format_of(file.tensors)
     if found == "kohya":
         places = best(known, {key.partition(".")[0] for key in file.tensors})
@@ -83,7 +83,7 @@ def write_lora(target: Path, lora: Lora, to: Format) -> Path:
         target = target / DIFFUSERS_FILE
     check_target(target, to)
     if to == "kohya":
-        files.write(target, *to_kohya(lora))
+        adapter_files.write(target, *to_kohya(lora))
         return target
     tensors, configs, metadata = to_peft(lora, text_level=to == "diffusers")
     if to == "diffusers":
@@ -143,7 +143,7 @@ def _read_folders(
     metadata: dict[str, str] = {}
     for folder in folders:
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
-        file = files.read(weights)
+        file = adapter_files.read(weights)
         if wrong := [key for key in file.tensors if not key.startswith(BASE)]:
             raise AdapterError(f"{weights}: {len(wrong)} keys are not PEFT's: {', '.join(wrong[:8])}", "Get it again.")
         named = {key.removeprefix(BASE): tensor for key, tensor in file.tensors.items()}

@@ -16,7 +16,7 @@ import torch
 from library.data import images
 from library.data.batch import Batch
 from library.data.buckets import make_table
-from library.data.cache import MemoryLatents
+from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
 from library.data.order import BatchRequest, EpochOrder, Sample
 from library.data.reading import PictureReader

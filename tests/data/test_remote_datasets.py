@@ -11,8 +11,8 @@ import boto3
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from library.data import remote
-from library.data.describe import describe
+from library.data.scan import remote
+from library.data.scan.dataset_specs import describe
 from library.options.datasets import Described
 from library.options.parse import parse
 from tests.data.pictures import save

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from library.data.buckets import make_table
-from library.data.cache import MemoryLatents
+from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import TrainingDataset
 from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import PictureReader
-from library.data.scan import scan
+from library.data.scan.scan import scan
 from library.data.size_conditioning import CropConditioning, sizes_of
 from library.options.datasets import BucketSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
 from tests.data.pictures import record

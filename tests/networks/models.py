@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.families.refiner_adapters import REFINER_ADAPTERS
-from library.families.sd_adapters import SD_ADAPTERS
-from library.families.sdxl_adapters import SDXL_ADAPTERS
+from library.families.sd.refiner_adapters import REFINER_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
+from library.families.sd.sdxl_adapters import SDXL_ADAPTERS
 from networks import network
 from networks.network import Network
 from networks.settings import read_settings

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import dora, lora
-from networks.adapted import AdaptedLayer
+from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Layer, LayerSettings
 from networks.registry import named
 from networks.targets import Target

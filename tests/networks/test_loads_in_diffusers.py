@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks.formats.read_write import read_lora, write_lora
 from networks.network import Network, create
 from networks.settings import read_settings

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import lora
-from networks.adapted import AdaptedLayer
+from networks.adapted_layer import AdaptedLayer
 from networks.adapter import LayerSettings
 from networks.fused import lora_linear
 from networks.registry import named

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import boft, full, glora, ia3, loha, lokr, lora, network, oft
 from networks.adapter import AdapterError, LayerSettings
 from networks.settings import read_settings

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
 from library.runtime.half_weights import compute_in_full
-from networks import files, network
+from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
 from networks.settings import read_settings
@@ -147,7 +147,7 @@ def test_files_in_every_precision(tmp_path: Path, variant: str, dtype: torch.dty
     model = models.toy()
     net = models.trained(create(model, variant, alpha=3.3))
     net.write(tmp_path / "a.safetensors", dtype, {"ss_network_module": "networks.lora"})
-    read = files.read(tmp_path / "a.safetensors")
+    read = adapter_files.read(tmp_path / "a.safetensors")
     assert {value.dtype for value in read.tensors.values() if value.ndim} == {dtype}
     loaded = network.from_tensors(model, SD_ADAPTERS, read.tensors)
     worst = 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.families.sd_adapters import SD_ADAPTERS
+from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import network
 from networks.adapter import AdapterError
 from networks.settings import read_settings

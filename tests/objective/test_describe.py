@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from library.objective.describe import describe
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 
 def words(prediction: str = "epsilon", **chosen) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from library.objective.objective import Draws, Objective
 from library.objective.process import ForwardProcess
 from library.objective.timesteps import draw_timesteps
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 SAMPLE = (4, 8, 8)

@@ -10,7 +10,7 @@ from library.objective.huber import ElementLoss
 from library.objective.loss import per_sample_loss
 from library.objective.masking import MaskSettings
 from library.objective.process import ForwardProcess
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 STEPS = torch.tensor([0, 100, 250, 500, 750, 999])

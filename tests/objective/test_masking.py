@@ -10,7 +10,7 @@ from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.objective.process import ForwardProcess
 from library.objective.weighting import Weighting
-from library.options.mask import MaskOptions
+from library.options.groups.mask import MaskOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 SHAPE = (5, 4, 8, 6)

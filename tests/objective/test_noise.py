@@ -10,7 +10,7 @@ from library.objective.noise import NoiseShaping, draw_white
 from library.objective.objective import Draws, Objective
 from library.objective.process import ForwardProcess
 from library.objective.pyramid import Pyramid
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 

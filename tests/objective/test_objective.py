@@ -13,7 +13,7 @@ from library.objective.noise import NoiseShaping
 from library.objective.objective import Draws, Objective
 from library.objective.process import ForwardProcess
 from library.objective.weighting import Weighting
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 SHAPE = (7, 4, 6, 5)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from library.objective.checks import check
+from library.objective.check_options import check
 from library.objective.objective import Draws, Objective
 from library.objective.process import ForwardProcess
-from library.options.objective import ObjectiveOptions
-from library.options.objective_rules import EXCLUDES
+from library.options.groups.objective import ObjectiveOptions
+from library.options.rules.objective import EXCLUDES
 
 PROCESS = ForwardProcess.scaled_linear()
 SHAPE = (5, 4, 8, 6)
@@ -128,7 +128,7 @@ def by_numpy(options: ObjectiveOptions, prediction: str, x0: np.ndarray, draws: 
 
 def test_the_settings_cover_every_option() -> None:
     covered = {flag for setting in SETTINGS.values() for flag in setting}
-    # what a family makes of these is a range of timesteps: tests/training/plan/test_source.py
+    # what a family makes of these is a range of timesteps: tests/training/plan/test_base_model.py
     of_families = {"refiner_training_strength", "refiner_training_invert_schedule"}
     assert covered | of_families == {field.name for field in fields(ObjectiveOptions)}
 

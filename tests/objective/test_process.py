@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from library.objective.process import ForwardProcess, process_of
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 

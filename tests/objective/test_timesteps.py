@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from library.objective.timesteps import TimestepBias
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 # strategy, what its flags are, and the slice of 1000 timesteps that diffusers' text-to-image scripts multiply
 STRATEGIES = [

@@ -7,7 +7,7 @@ import torch
 
 from library.objective.process import ForwardProcess
 from library.objective.weighting import Weighting
-from library.options.objective import ObjectiveOptions
+from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = ForwardProcess.scaled_linear()
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from library.options.later import LATER
+from library.options.future_flags import LATER
 from library.options.parse import DREAMBOOTH, FINE_TUNING, SDXL
-from library.options.recipes import FLAGS, GROUPS, TrainOptions
+from library.options.train_options import FLAGS, GROUPS, TrainOptions
 
 # name, type, default (JSON), choices: the command line of kohya's scripts (sd-scripts), mid-2026
 THIS_VERSION = """

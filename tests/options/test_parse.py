@@ -8,7 +8,7 @@ import pytest
 
 from library.options.flag import Flag
 from library.options.parse import Parsed, Program, parse
-from library.options.recipes import FLAGS, TrainOptions, values_of
+from library.options.train_options import FLAGS, TrainOptions, values_of
 
 NEEDED = (
     "--pretrained_model_name_or_path=m.safetensors",

@@ -13,7 +13,7 @@ import pytest
 from library.options import render
 from library.options.mistakes import UserError
 from library.options.parse import parse
-from library.options.recipes import FLAGS, GROUPS, TrainOptions, values_of
+from library.options.train_options import FLAGS, GROUPS, TrainOptions, values_of
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ["--pretrained_model_name_or_path=m", "--train_data_dir=t", "--output_dir=o", "--resolution=512,768"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from library.options.memory import MemoryOptions
+from library.options.groups.memory import MemoryOptions
 from library.runtime.device import Machine
 from library.runtime.precision import BYTES, Precision, resolve, torch_dtype
 

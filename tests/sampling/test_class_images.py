@@ -12,7 +12,7 @@ import pytest
 
 from library.options.mistakes import UserError
 from library.sampling.class_images import RECORD, ClassFolder, fill_folder, look_into, numbered
-from library.sampling.drawing import decide
+from library.sampling.draw_command import decide
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import PictureRequest
 from tests import tiny

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from library.checkpoints.files import read_header
-from library.families.clip_tokenizer import ClipTokenizer
+from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import TextSettings
 from library.families.registry import load_model
-from library.sampling.pictures import encode_prompts, sample, sample_batch
+from library.sampling.images import encode_prompts, sample, sample_batch
 from library.sampling.prompts import PictureRequest
 from library.sampling.samplers import make_scheduler
 from tests import tiny

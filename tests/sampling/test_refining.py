@@ -15,7 +15,7 @@ from torch import Tensor
 from library.families.family import LatentSpace
 from library.objective.process import ForwardProcess
 from library.options.mistakes import UserError
-from library.sampling.pictures import sample_batch
+from library.sampling.images import sample_batch
 from library.sampling.prompts import PictureRequest
 from library.sampling.samplers import SAMPLERS, begin_below, make_scheduler
 from tests.sampling.test_samplers import AVAILABLE

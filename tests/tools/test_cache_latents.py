@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.data import latent_files
+from library.data.cache import latent_files
 from tests import tiny
 from tests.tools.filling import finished, flags, kill_when, start
 from tests.training.running import World, make_world, run

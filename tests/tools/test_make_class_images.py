@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data.folders import folder_datasets
-from library.data.scan import scan
+from library.data.scan.folders import folder_datasets
+from library.data.scan.scan import scan
 from library.sampling import class_images
 from tests import tiny
 from tests.data.pictures import template

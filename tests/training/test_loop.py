@@ -17,8 +17,8 @@ from library.data.buckets import make_table
 from library.data.dataset import Tokenize, TrainingDataset
 from library.data.order import BatchRequest
 from library.data.reading import PictureReader
-from library.data.scan import ImageRecord
-from library.families.clip_tokenizer import ClipTokenizer
+from library.data.scan.scan import ImageRecord
+from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import AS_TRAINED, Conditions
 from library.families.registry import load_model
 from library.objective.objective import Objective
@@ -27,9 +27,9 @@ from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
 from library.training.conditioning import Conditioning
 from library.training.loop import Loop
-from library.training.parts import Part, Trained, parameter_groups
-from library.training.sample_losses import SampleLosses
-from library.training.state import Progress
+from library.training.saving.state import Progress
+from library.training.trainable import Part, Trained, parameter_groups
+from library.training.training_loss import SampleLosses
 from tests import tiny
 
 # smaller pictures leave one pixel to the deepest level, whose normalisation then magnifies rounding a thousandfold

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.options.memory import MemoryOptions
+from library.options.groups.memory import MemoryOptions
 from library.runtime.device import Machine
 from library.runtime.precision import resolve
 from library.training.memory import (
@@ -25,7 +25,7 @@ from library.training.memory import (
     set_attention,
     working_copy,
 )
-from library.training.parts import Part, Trained
+from library.training.trainable import Part, Trained
 
 CPU = Machine("cpu", "a processor")
 
@@ -310,8 +310,8 @@ def test_a_torch_with_another_method_is_refused() -> None:
 @pytest.mark.parametrize(("name", "args"), [("AdamW", ("eps=1e-4",)), ("AdamW8bit", ()), ("Adafactor", ())])
 def test_optimisers_that_full_fp16_allows_train_finitely_under_the_scaler(name: str, args: tuple[str, ...]) -> None:
     """Gradients of 1e-4 and 0, which make torch's AdamW with its usual eps infinite."""
-    from library.options.optimizer import OptimizerOptions
-    from library.training.optimizers import choose_optimizer, make_optimizer
+    from library.options.groups.optimizer import OptimizerOptions
+    from library.training.optim.optimizers import choose_optimizer, make_optimizer
 
     choice = choose_optimizer(OptimizerOptions(optimizer_type=name, optimizer_args=args), full_fp16=True)
     assert not choice.mistakes

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from library.options.convert import BadValue, shown
+from library.options.convert_values import BadValue, shown
 from library.options.dataset_config.keys import folder
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import Source

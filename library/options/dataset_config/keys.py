@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from library.options.convert import BadValue, is_remote
+from library.options.convert_values import BadValue, is_remote
 
 Level = Literal["general", "dataset", "subset"]
 Kind = Literal["DreamBooth", "fine-tuning"]

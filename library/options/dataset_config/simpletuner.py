@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from library.options.convert import shown
+from library.options.convert_values import shown
 from library.options.dataset_config.backend_entry import Entry, Notes
 from library.options.dataset_config.keys import same_place
 from library.options.dataset_config.simpletuner_keys import (

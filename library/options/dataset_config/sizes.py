@@ -10,7 +10,7 @@ from library.options.dataset_config.source import Source
 from library.options.dataset_config.tables import Layer, Setting, nearest, said
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistakes
-from library.options.settle import LATENT_STRIDE, SMALLEST_SIDE
+from library.options.rules.apply_rules import LATENT_STRIDE, SMALLEST_SIDE
 
 NOT_GIVEN: Size = (0, 0)
 """The resolution of defaults for which the user gave none."""

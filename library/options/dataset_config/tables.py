@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.options.convert import BadValue, shown
+from library.options.convert_values import BadValue, shown
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, WRITE_INSTEAD, Key, Kind, Level
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import Source
@@ -104,7 +104,7 @@ def _remedy(name: str, level: Level, kind: Kind | None) -> str:
 
 
 def _is_flag(name: str) -> bool:
-    from library.options.later import LATER  # these read all options: only where a key is unknown
-    from library.options.recipes import FLAGS
+    from library.options.future_flags import LATER  # these read all options: only where a key is unknown
+    from library.options.train_options import FLAGS
 
     return name in FLAGS or name in LATER

@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from library.options.convert import shown
+from library.options.convert_values import shown
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Key, Kind
 from library.options.dataset_config.simpletuner_keys import ALIGNMENT, SEPARATORS
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, SubsetSpec

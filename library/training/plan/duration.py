@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from library.options.run import RunOptions
+from library.options.groups.run import RunOptions
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from library.data.scan import ImageRecord
-from library.options.dataset import DatasetOptions
-from library.options.recipes import FLAGS, TrainOptions, values_of
+from library.data.scan.scan import ImageRecord
+from library.options.groups.dataset import DatasetOptions
+from library.options.train_options import FLAGS, TrainOptions, values_of
 from library.runtime.precision import Precision
-from library.training.plan.pictures import Pictures
-from library.training.plan.source import Source
-from library.training.state import Identity, fingerprint
+from library.training.plan.base_model import Source
+from library.training.plan.images import Pictures
+from library.training.saving.state import Identity, fingerprint
 
 DATA = "the data"
 SETTINGS = "the dataset file"

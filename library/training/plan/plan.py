@@ -15,32 +15,32 @@ from typing import Protocol
 
 from library.data.order import EpochOrder
 from library.families.family import LatentSpace
-from library.objective import checks as objective_checks
+from library.objective import check_options
 from library.objective.process import Prediction
+from library.options.groups.objective import ObjectiveOptions
 from library.options.mistakes import Mistake, Mistakes
-from library.options.objective import ObjectiveOptions
 from library.options.parse import Parsed
-from library.options.recipes import TrainOptions
+from library.options.train_options import TrainOptions
 from library.runtime.device import Machine, describe_machine
 from library.runtime.precision import BYTES, FloatName, Precision, resolve
-from library.training.model_file import check_metadata
-from library.training.optimizers import OptimizerChoice, choose_optimizer
-from library.training.outputs import Outputs, decide_outputs, most_on_disk
-from library.training.plan.adapter import AdapterPlan, decide_adapter
+from library.training.adapter.plan import AdapterPlan, decide_adapter
+from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
+from library.training.optim.schedules import ScheduleChoice, choose_schedule
+from library.training.plan.base_model import Source, decide_source
 from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
-from library.training.plan.pictures import Pictures, TokenCount, decide_pictures
-from library.training.plan.places import check_final_model, check_places
-from library.training.plan.rates import Rates, decide_rates
+from library.training.plan.images import Pictures, TokenCount, decide_pictures
+from library.training.plan.learning_rates import Rates, decide_rates
 from library.training.plan.resume import check_continuation, decide_resume
-from library.training.plan.source import Source, decide_source
 from library.training.plan.start import decide_start
-from library.training.plan.validation import ValidationPlan, decide_validation
-from library.training.preview_plan import PreviewPlan, check_prompts, plan_preview
-from library.training.schedules import ScheduleChoice, choose_schedule
-from library.training.state import Identity, Progress, SavedState
+from library.training.plan.writable_paths import check_final_model, check_places
+from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
+from library.training.saving.model_file import check_metadata
+from library.training.saving.outputs import Outputs, decide_outputs, most_on_disk
+from library.training.saving.state import Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
+from library.training.validation.plan import ValidationPlan, decide_validation
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def check_objective(
     options: ObjectiveOptions, prediction: Prediction, mistakes: Mistakes, timesteps: int
 ) -> tuple[str, ...]:
     """Collect what is wrong with the loss that is asked for, and return what to tell of it."""
-    wrong, notes = objective_checks.check(options, prediction, timesteps)
+    wrong, notes = check_options.check(options, prediction, timesteps)
     mistakes.extend(wrong)
     return notes
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from library.options.mistakes import Mistakes, UserError
-from library.options.recipes import FLAGS
+from library.options.train_options import FLAGS
 from library.training.plan.identity import DATA, SETTINGS
-from library.training.state import Identity, SavedState, read_state
+from library.training.saving.state import Identity, SavedState, read_state
 
 
 def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:

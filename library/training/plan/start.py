@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from library.options.adapter import AdapterOptions
+from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
 from library.training.plan.duration import Duration
-from library.training.state import Progress, SavedState
+from library.training.saving.state import Progress, SavedState
 
 
 def decide_start(

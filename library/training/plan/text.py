@@ -8,11 +8,11 @@ from itertools import groupby
 
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
-from library.training.plan.adapter import AdapterPlan
+from library.training.adapter.plan import AdapterPlan
 from library.training.plan.costs import readable_bytes
-from library.training.plan.pictures import Pictures, SubsetCount
+from library.training.plan.images import Pictures, SubsetCount
 from library.training.plan.plan import Plan
-from library.training.plan.validation import POINTS
+from library.training.validation.plan import POINTS
 
 WIDTH = 12  # of the left column
 

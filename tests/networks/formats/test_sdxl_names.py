@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from networks import files
-from networks.formats.names import Format, known_places
+from networks import adapter_files
+from networks.formats.key_names import Format, known_places
 from networks.formats.read_write import read_lora, write_lora
 from tests.networks import models
 
@@ -64,7 +64,7 @@ def lora(names: Mapping[str, str], *, dora: bool = False) -> dict[str, Tensor]:
 def test_there_and_back_is_the_same_file(family: str, to: Format, dora: bool, tmp_path: Path) -> None:
     """The family is told by names alone, in every format."""
     first = tmp_path / "a.safetensors"
-    files.write(first, lora(PATHS[family], dora=dora), {"ss_training_comment": "собака"})
+    adapter_files.write(first, lora(PATHS[family], dora=dora), {"ss_training_comment": "собака"})
     there = write_lora(tmp_path / "there", read_lora(first, *FAMILIES)[0], to)
     again, found = read_lora(there, *FAMILIES)
     assert found == to and {layer.place.part for layer in again.layers} <= set(models.PARTS[family])
@@ -74,7 +74,7 @@ def test_there_and_back_is_the_same_file(family: str, to: Format, dora: bool, tm
 @pytest.mark.parametrize("family", PATHS)
 def test_a_diffusers_file_has_diffusers_paths(family: str, tmp_path: Path) -> None:
     tensors = lora(PATHS[family])
-    files.write(tmp_path / "a.safetensors", tensors, {})
+    adapter_files.write(tmp_path / "a.safetensors", tensors, {})
     there = write_lora(tmp_path / "there", read_lora(tmp_path / "a.safetensors", *FAMILIES)[0], "diffusers")
     assert load_file(there).keys() == {f"{path}.lora_{x}.weight" for path in PATHS[family].values() for x in "AB"}
     for name, path in PATHS[family].items():
@@ -98,7 +98,7 @@ def test_kohyas_files_with_diffusers_names_are_sdxls_too(tmp_path: Path) -> None
         "lora_unet_up_blocks_0_attentions_2_proj_in": "",
         "lora_te2_text_model_encoder_layers_31_self_attn_q_proj": "",
     }
-    files.write(tmp_path / "a.safetensors", lora(odd), {})
+    adapter_files.write(tmp_path / "a.safetensors", lora(odd), {})
     made, _ = read_lora(tmp_path / "a.safetensors", *FAMILIES)
     assert [layer.place.name for layer in made.layers] == [
         "lora_te2_text_model_encoder_layers_31_self_attn_q_proj",
@@ -110,6 +110,6 @@ def test_kohyas_files_with_diffusers_names_are_sdxls_too(tmp_path: Path) -> None
 def test_where_names_do_not_tell_the_first_family_wins(tmp_path: Path) -> None:
     """Of SD2's and the refiner's text encoders alone the first layers have one name: those of SD are more usual."""
     names = {"lora_te_text_model_encoder_layers_3_mlp_fc1": ""}
-    files.write(tmp_path / "a.safetensors", lora(names), {})
+    adapter_files.write(tmp_path / "a.safetensors", lora(names), {})
     assert read_lora(tmp_path / "a.safetensors", *FAMILIES)[0].layers[0].place.part.module == "text_encoder"
     assert read_lora(tmp_path / "a.safetensors", *FAMILIES[::-1])[0].layers[0].place.part.module == "text_encoder_2"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from library.data.buckets import make_table
-from library.data.scan import scan
+from library.data.scan.scan import scan
 from library.options.dataset_config.simpletuner import read_backend
 from library.options.datasets import (
     BucketSettings,

@@ -12,7 +12,7 @@ from library.options.parse import parse
 from library.training.plan.identity import DATA
 from library.training.plan.plan import decide
 from library.training.plan.resume import check_continuation
-from library.training.state import Progress, SavedState
+from library.training.saving.state import Progress, SavedState
 from tests import tiny
 from tests.data.pictures import save
 from tests.training.running import World, make_world

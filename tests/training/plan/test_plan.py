@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from library.families.sd import SD1
-from library.families.sdxl import SDXL
+from library.families.sd.sd import SD1
+from library.families.sd.sdxl import SDXL
 from library.options.mistakes import UserError
 from library.options.parse import parse
 from library.runtime.device import Machine

@@ -1,0 +1,1 @@
+"""Whole checkpoints converted, merged and described, tensor by tensor."""

@@ -1,0 +1,164 @@
+"""The CLIP text encoder: its configuration read from shapes, its module, and captions' ids to states for the U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from library.families.clip.tokenizer import EOS_ID
+from library.families.family import AS_TRAINED, TextSettings
+from library.families.sd.shapes import Shapes, count_blocks
+from library.families.sd.variant import TextKind
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+HEAD_SIZE = 64  # of every published CLIP text encoder; the head count is not to be seen in the tensors
+
+
+def text_config(shapes: Shapes, kind: TextKind) -> dict[str, Any]:
+    """The arguments of the configuration of a text encoder from its shapes under transformers' names. KeyError for a
+    missing tensor.
+
+    Its activation cannot be seen there: "quick_gelu" in OpenAI's weights, "gelu" in OpenCLIP's.
+    """
+    level = "text_model." if kind.projects else ""
+    vocabulary, width = shapes[f"{level}embeddings.token_embedding.weight"]
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{level}encoder.layers.0.mlp.fc1.weight"][0],
+        "num_attention_heads": width // HEAD_SIZE,
+        "num_hidden_layers": count_blocks(shapes, f"{level}encoder.layers."),
+        "max_position_embeddings": shapes[f"{level}embeddings.position_embedding.weight"][0],
+        "hidden_act": kind.activation,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": shapes["text_projection.weight"][0] if kind.projects else width,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        # 2 is transformers' mark for "the highest id ends the text", as published files have it; where that place is
+        # read, the id itself: one of a textual inversion is higher
+        "eos_token_id": EOS_ID if kind.projects else 2,
+        "pad_token_id": 1,
+    }
+
+
+def make_text_encoder(projects: bool, config: Mapping[str, Any]) -> nn.Module:
+    """transformers' CLIPTextModel, or with `projects` CLIPTextModelWithProjection; without weights if made on the meta
+    device."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    make = CLIPTextModelWithProjection if projects else CLIPTextModel
+    module: nn.Module = make(CLIPTextConfig(**config))
+    return module
+
+
+def restore_buffers(text_encoder: Any) -> None:
+    """Give a text encoder that was made on the meta device the one buffer that no file needs to hold."""
+    import torch
+
+    embeddings = getattr(text_encoder, "text_model", text_encoder).embeddings
+    count = embeddings.position_embedding.num_embeddings
+    device = embeddings.position_embedding.weight.device
+    embeddings.position_ids = torch.arange(count, device=device).expand((1, -1))
+
+
+def encode_text(
+    text_encoders: Mapping[str, Any],
+    input_ids: Tensor,
+    settings: TextSettings = AS_TRAINED,
+    weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The "states" for the U-Net: (B, 75n + 2, width) from ids (B, n, 77), or (B, L, width) from (B, 1, L).
+
+    clip_skip k takes the k-th last layer instead of the last (None and 1 are equal), then the final norm. Chunks are
+    joined as kohya's trainer joins them: the beginning of the first, 75 states of each, the end of the last.
+    `weights`, of the ids' shape: see `weight_states`.
+    Raises ValueError when clip_skip is not in 1 .. number of layers.
+    """
+    text_encoder = text_encoders["text_encoder"]
+    batch, chunks, length = input_ids.shape
+    rows = input_ids.reshape(batch * chunks, length)
+    with layers_left_out(text_encoder, (settings.clip_skip or 1) - 1):
+        states: Tensor = text_encoder(rows).last_hidden_state
+    joined = join_chunks(states.reshape(batch, chunks, length, -1))
+    return {"states": joined if weights is None else weight_states(joined, weights)}
+
+
+def penultimate(text_encoder: Any, input_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The states before the last layer, without a final norm, (B, 75n + 2, width) from ids (B, n, 77)."""
+    batch, chunks, length = input_ids.shape
+    with layers_left_out(text_encoder, 1, norm=False):
+        found: Tensor = text_encoder(input_ids.reshape(batch * chunks, length)).last_hidden_state
+    joined = join_chunks(found.reshape(batch, chunks, length, -1))
+    return joined if weights is None else weight_states(joined, weights)
+
+
+def penultimate_and_pooled(
+    text_encoder: Any, input_ids: Tensor, settings: TextSettings, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `penultimate`, of a CLIPTextModelWithProjection, and the pooled vector (B, projected width): the last layer's
+    state at the first end of the text, after the final norm, through the projection. Of several chunks the first one's.
+
+    With settings.kohya_projection the projection's matrix is taken transposed, as sd-scripts reads it from files.
+    """
+    from torch.nn import functional
+
+    batch, chunks, length = input_ids.shape
+    rows = input_ids.reshape(batch * chunks, length)
+    found = text_encoder(rows, output_hidden_states=True)
+    joined = join_chunks(found.hidden_states[-2].reshape(batch, chunks, length, -1))
+    pooled = found.text_embeds
+    if settings.kohya_projection:
+        last = found.last_hidden_state
+        ends = (rows == EOS_ID).int().argmax(-1)
+        at_end = last[range(len(rows)), ends]
+        matrix = getattr(text_encoder, "module", text_encoder).text_projection.weight
+        pooled = functional.linear(at_end, matrix.T.to(at_end.dtype))
+    pooled = pooled.reshape(batch, chunks, -1)[:, 0]
+    return joined if weights is None else weight_states(joined, weights), pooled
+
+
+def weight_states(states: Tensor, weights: Tensor) -> Tensor:
+    """States (B, 75n + 2 or L, width) times the weights (B, n, 77) or (B, 1, L) of their tokens, in the states' dtype.
+
+    As kohya's trainer does for --weighted_captions: the mean is not brought back to what it was.
+    """
+    return (states * join_chunks(weights.to(states.device)[..., None])).to(states.dtype)
+
+
+def join_chunks(states: Tensor) -> Tensor:
+    """(B, n, 77, width) to (B, 75n + 2, width)."""
+    import torch
+
+    batch, chunks, length, width = states.shape
+    if chunks == 1:
+        return states[:, 0]
+    texts = states[:, :, 1:-1].reshape(batch, chunks * (length - 2), width)
+    return torch.cat([states[:, 0, :1], texts, states[:, -1, -1:]], dim=1)
+
+
+@contextmanager
+def layers_left_out(text_encoder: Any, count: int, *, norm: bool = True) -> Iterator[None]:
+    """Run a CLIPTextModel without its last `count` layers, and with `norm` off without the final norm: their results
+    would be thrown away.
+
+    The module itself is called, as wrappers (autocast, processes) need it; its list of layers is shorter meanwhile.
+    What comes out is taken from the end: transformers' list of states is made by hooks, which at the first call it
+    hangs on the layers that are there, for good.
+    """
+    from torch import nn
+
+    module = getattr(text_encoder, "module", text_encoder)
+    encoder, final_norm = module.encoder, module.final_layer_norm
+    layers = encoder.layers
+    if not 0 <= count < len(layers):
+        raise ValueError(f"clip_skip {count + 1} is not between 1 and the {len(layers)} layers of this text encoder")
+    encoder.layers = layers[: len(layers) - count]
+    if not norm:
+        module.final_layer_norm = nn.Identity()
+    try:
+        yield
+    finally:
+        encoder.layers, module.final_layer_norm = layers, final_norm

@@ -1,0 +1,85 @@
+"""A family of Stable Diffusion, made from what tells its kind apart. No torch at module level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.checkpoints.files import TensorReader
+from library.checkpoints.header import Header
+from library.checkpoints.lazy import LazyTensor
+from library.families.clip.paired_tokenizers import ClipTokenizers
+from library.families.clip.tokenizer import ClipTokenizer, cached_tokenizer
+from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
+from library.families.sd import vae
+from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.variant import recognise
+from library.objective.process import ForwardProcess
+
+if TYPE_CHECKING:
+    from library.families.sd.variant import TextKind, Variant
+
+
+def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
+    """The family of a kind; `facts` are the fields of Family that are its own."""
+
+    def sizes_of(source: Header, vae: Path | str | None = None) -> PartSizes:
+        return sizes(family, variant, source, vae)
+
+    def load(source: Header, **options: Any) -> Model:
+        from library.families.sd import load as sd_load
+
+        return sd_load.load(family, variant, source, sd_load.LoadOptions(**options))
+
+    def save(model: Model, path: Path, **options: Any) -> tuple[str, ...]:
+        from library.families.sd import save as sd_save
+
+        return sd_save.save(variant, model, path, sd_save.SaveOptions(**options))
+
+    def tokenizer_of(source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer:
+        return tokenizer(variant, source, tokenizer_cache_dir)
+
+    family = Family(
+        latent=latent,
+        process=ForwardProcess.scaled_linear(),
+        recognise=partial(recognise, variant),
+        sizes=sizes_of,
+        tokenizer=tokenizer_of,
+        load=load,
+        save=save,
+        encode_images=vae.encode_images,
+        decode_latents=vae.decode_latents,
+        text_encoders=tuple(text.name for text in variant.texts),
+        variant=variant,
+        **facts,
+    )
+    return family
+
+
+def sizes(family: Family, variant: Variant, source: Header, vae: Path | str | None = None) -> PartSizes:
+    """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
+    apart = take_apart(family, variant, TensorReader(source), vae)
+    return PartSizes(
+        unet=_count(apart.parts["unet"]),
+        text_encoders={text.name: _count(apart.parts[text.name]) for text in variant.texts},
+        vae=_count(apart.parts["vae"]),
+        kept_bytes=sum(tensor.info.nbytes for tensor in apart.kept.values()),
+    )
+
+
+def _count(tensors: Mapping[str, LazyTensor]) -> int:
+    return sum(tensor.info.count for tensor in tensors.values())
+
+
+def tokenizer(variant: Variant, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer:
+    """A diffusers folder's own tokenizers, else those of --tokenizer_cache_dir, else the shipped one."""
+    found = tuple(_tokenizer(text, source, tokenizer_cache_dir) for text in variant.texts)
+    return found[0] if len(found) == 1 else ClipTokenizers(found)
+
+
+def _tokenizer(text: TextKind, source: Header | None, cache: Path | None) -> ClipTokenizer:
+    if source is not None and source.kind == "diffusers" and (source.path / text.tokenizer_folder).is_dir():
+        return ClipTokenizer.from_folder(source.path / text.tokenizer_folder, text.pad_id)
+    return cached_tokenizer(cache, text.tokenizer_id, text.pad_id)

@@ -1,0 +1,238 @@
+"""Saving Stable Diffusion: one original file, or a diffusers folder; whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from library.checkpoints import sd_layout
+from library.checkpoints.header import CheckpointError, Header
+from library.checkpoints.lazy import LazyTensor, dtype_name
+from library.checkpoints.prediction_marks import MARKS, marks
+from library.checkpoints.writer import write_bin, write_ckpt, write_json, write_safetensors
+from library.families.family import Model, SaveAs, Tokenizer
+from library.families.sd.variant import TextKind, Variant
+from library.objective.process import ForwardProcess, Prediction
+
+Tensors = Mapping[str, Tensor | LazyTensor]
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """How to save. `dtype` None keeps each tensor's own; `steps` and `epoch` are added to those of a .ckpt source."""
+
+    save_as: SaveAs
+    dtype: torch.dtype | None = None
+    metadata: Mapping[str, str] | None = None
+    steps: int = 0
+    epoch: int = 0
+    variant: str = ""
+    """Of a diffusers folder's files: "fp16" for diffusion_pytorch_model.fp16.safetensors."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is written: a model in memory, or one that passes through.
+
+    `parts`: part -> name in its module -> tensor; `modules` tell the parts' configurations, and may lie on the meta
+    device; `kept` are other tensors by their names in single files; `tokenizers` one for each text encoder.
+    """
+
+    parts: Mapping[str, Tensors]
+    modules: Mapping[str, Any]
+    kept: Tensors
+    tokenizers: Sequence[Tokenizer]
+    source: Header
+    process: ForwardProcess
+    prediction: Prediction
+    zero_terminal_snr: bool
+
+
+def save(variant: Variant, model: Model, path: Path, options: SaveOptions) -> tuple[str, ...]:
+    """Write the model to `path` and return what the user should be told. CheckpointError leaves all as it was."""
+    modules = model.modules()
+    contents = Contents(
+        parts={part: module.state_dict() for part, module in modules.items()},
+        modules=modules,
+        kept=model.kept,
+        tokenizers=model.tokenizer.each(),
+        source=model.source,
+        process=model.family.process,
+        prediction=model.prediction,
+        zero_terminal_snr=model.zero_terminal_snr,
+    )
+    return write(variant, contents, path, options)
+
+
+def write(
+    variant: Variant,
+    contents: Contents,
+    path: Path,
+    options: SaveOptions,
+    check: Callable[[], None] | None = None,
+) -> tuple[str, ...]:
+    """As `save`, for a model that need not be in memory. `check` is called when all is written; what it raises leaves
+    all as it was."""
+    if options.save_as in ("diffusers", "diffusers_safetensors"):
+        with replacing_folder(path) as folder:
+            _write_folder(variant, contents, folder, options)
+            if check is not None:
+                check()
+        return ()
+    dtype = None if options.dtype is None else dtype_name(options.dtype)
+    parts = {part: _file_names(variant, part, tensors) for part, tensors in contents.parts.items()}
+    kept = {name: tensor for name, tensor in contents.kept.items() if name not in MARKS}
+    # wherever nothing else would tell: a .ckpt has no metadata, and no metadata speak of the schedule
+    unsaid = contents.zero_terminal_snr or options.save_as == "ckpt"
+    if variant.marks_prediction or unsaid or len(kept) < len(contents.kept):
+        kept |= marks(contents.prediction, contents.zero_terminal_snr)
+    joined = sd_layout.to_original(parts, kept, variant.layout, like=contents.source, dtype=dtype)
+    if options.save_as == "safetensors":
+        write_safetensors(path, joined.tensors, options.metadata, check=check)
+    else:
+        write_ckpt(path, joined.tensors, extra=_counters(contents.source, options), check=check)
+    return joined.notes
+
+
+def _file_names(variant: Variant, part: str, tensors: Tensors) -> Tensors:
+    """Names as files have them, from those of the module."""
+    text = next((text for text in variant.texts if text.name == part), None)
+    return tensors if text is None else {text.file_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _counters(source: Header, options: SaveOptions) -> dict[str, int]:
+    """epoch and global_step of a .ckpt: those of its source and what was trained on top."""
+    before = source.metadata if source.kind == "ckpt" else {}
+    return {
+        "epoch": _whole(before.get("epoch")) + options.epoch,
+        "global_step": _whole(before.get("global_step")) + options.steps,
+    }
+
+
+def _whole(text: str | None) -> int:
+    try:
+        return int(float(text or 0))
+    except ValueError:
+        return 0
+
+
+# --- diffusers folders ----------------------------------------------------------------------------------------------
+
+
+def _write_folder(variant: Variant, contents: Contents, folder: Path, options: SaveOptions) -> None:
+    safe = options.save_as == "diffusers_safetensors"
+    texts = {text.name: text for text in variant.texts}
+    dtype = None if options.dtype is None else dtype_name(options.dtype)
+    for part, tensors in contents.parts.items():
+        stem = "diffusion_pytorch_model" if part not in texts else "model" if safe else "pytorch_model"
+        stem += f".{options.variant}" if options.variant else ""
+        named = _file_names(variant, part, tensors)
+        if safe:
+            write_safetensors(folder / part / f"{stem}.safetensors", named, {"format": "pt"}, dtype)
+        else:
+            write_bin(folder / part / f"{stem}.bin", named, dtype)
+    for part in contents.parts:  # after the weights, as modules may be in the making while those are written
+        module = contents.modules[part]
+        config = _text_config(module.config, texts[part]) if part in texts else json.loads(module.to_json_string())
+        write_json(folder / part / "config.json", config)
+    for text, tokenizer in zip(variant.texts, contents.tokenizers, strict=True):
+        tokenizer.save(folder / text.tokenizer_folder)
+    scheduler = _scheduler(contents)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", _model_index(variant, contents, scheduler["_class_name"]))
+
+
+_TEXT_KEYS = (
+    "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size", "intermediate_size",
+    "layer_norm_eps", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "pad_token_id",
+    "projection_dim", "vocab_size",
+)  # fmt: skip
+
+
+def _text_config(config: Any, kind: TextKind) -> dict[str, Any]:
+    return {
+        "architectures": [kind.class_name],
+        "model_type": "clip_text_model",
+        **{key: getattr(config, key) for key in _TEXT_KEYS},
+        "eos_token_id": 2,  # as published: see clip_text.text_config
+    }
+
+
+def _scheduler(contents: Contents) -> dict[str, Any]:
+    """The source folder's scheduler, or DDIM; with the prediction of the model."""
+    process = {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": contents.process.timesteps,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    prediction: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
+    # arXiv 2305.08891: such a model must be sampled from its last timestep on
+    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if contents.zero_terminal_snr else {}
+    source = contents.source.configs.get("scheduler", process)
+    return {**source, **rescaled, "prediction_type": prediction[contents.prediction]}
+
+
+def _model_index(variant: Variant, contents: Contents, scheduler: str) -> dict[str, Any]:
+    import diffusers
+
+    said = contents.source.configs.get("model_index", {})
+    facts = {name: said.get(name, value) for name, value in variant.pipeline_facts.items()}
+    texts = {text.name: ["transformers", text.class_name] for text in variant.texts}
+    tokenizers = {text.tokenizer_folder: ["transformers", "CLIPTokenizer"] for text in variant.texts}
+    return {
+        "_class_name": variant.pipeline,
+        "_diffusers_version": diffusers.__version__,
+        **facts,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", scheduler],
+        **texts,
+        **tokenizers,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes `path` when the block ends well; else `path` stays as it was and nothing is left.
+
+    Raises CheckpointError when `path` is something else than a model folder: that is never removed.
+    """
+    if path.exists() and not (path / "model_index.json").is_file() and (path.is_file() or any(path.iterdir())):
+        raise CheckpointError(f"{path}: exists and is no diffusers model; it is left as it is. Choose another name.")
+    part, old = (path.with_name(f"{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(part, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: could not be written ({error.strerror or error}). Nothing was changed. Check the path, its "
+            "permissions and the free space."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if path.exists():  # never the only copy
+            shutil.rmtree(old, ignore_errors=True)

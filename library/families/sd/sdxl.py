@@ -1,0 +1,83 @@
+"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two text encoders, a pooled vector of the text, and what
+it is told of a picture's size and crop. No torch at module level.
+
+Source of names and sizes: Stability-AI/generative-models, configs/inference/sd_xl_base.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from library.checkpoints import sd_layout
+from library.families.clip import text_encoder as clip_text
+from library.families.family import AS_TRAINED, Conditions, LatentSpace, TextSettings
+from library.families.sd import unet
+from library.families.sd.make_family import make_family
+from library.families.sd.sdxl_adapters import NAMES, SDXL_ADAPTERS
+from library.families.sd.variant import TextKind, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IDS = 6  # height and width of the file, top and left of the crop, height and width of the crop
+
+LATENT = LatentSpace(channels=4, stride=8, scale=0.13025, cache_suffix="_sdxl.npz", fp16=False)
+CAPABILITIES = frozenset(
+    {"snr", "v_prediction", "chunks", "weighted_captions", "pooled", "size_conditioning", "hand_over"}
+)
+# OpenCLIP's ViT-bigG/14, which both the base and the refiner read
+BIG_G = TextKind("text_encoder_2", "gelu", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", 0, projects=True)
+
+_SDXL = Variant(
+    layout=sd_layout.SDXL,
+    marks=("conditioner.embedders.1.model.token_embedding.weight",),
+    texts=(TextKind("text_encoder", "quick_gelu", "openai/clip-vit-large-patch14", 49407), BIG_G),
+    linear=True,
+    heads=None,
+    head_size=64,
+    pipeline="StableDiffusionXLPipeline",
+    pipeline_facts={"force_zeros_for_empty_prompt": True},
+    ids=IDS,
+    scale=LATENT.scale,
+    marks_prediction=True,
+)
+
+
+def encode_text(
+    text_encoders: Mapping[str, Any],
+    input_ids: Tensor,
+    settings: TextSettings = AS_TRAINED,
+    weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The "states" of both encoders side by side (B, 75n + 2, sum of widths), each before its last layer, and "pooled"
+    of the second, from ids (B, 2, n, 77)   (arXiv 2307.01952, section 2.1)."""
+    import torch
+
+    first, second = (None, None) if weights is None else (weights[:, 0], weights[:, 1])
+    narrow = clip_text.penultimate(text_encoders["text_encoder"], input_ids[:, 0], first)
+    wide, pooled = clip_text.penultimate_and_pooled(text_encoders["text_encoder_2"], input_ids[:, 1], settings, second)
+    return {"states": torch.cat([narrow, wide], -1), "pooled": pooled}
+
+
+def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+    """The U-Net's output, told the sizes of `given` too   (arXiv 2307.01952, section 2.2)."""
+    return unet.predict_with_ids(unet_module, noisy, timesteps, given, given["sizes"])
+
+
+SDXL = make_family(
+    _SDXL,
+    LATENT,
+    name="sdxl",
+    title="Stable Diffusion XL",
+    versions={"epsilon": "sdxl_base_v1-0", "v": "sdxl_base_v1-0"},
+    architectures={"epsilon": "stable-diffusion-xl-v1-base", "v": "stable-diffusion-xl-v1-base"},
+    capabilities=CAPABILITIES | {"text_encoder_rates", "block_lr"},
+    preview={"epsilon": (1024, 1024), "v": (1024, 1024)},
+    adapters=SDXL_ADAPTERS,
+    encode_text=encode_text,
+    predict=predict,
+    block_of=NAMES.block_of,
+    blocks=NAMES.blocks,
+    adapter_names="original",
+)

@@ -1,0 +1,55 @@
+"""Where adapters sit in Stable Diffusion XL, under the names that kohya-style files have (sd-scripts networks/lora.py):
+the U-Net's layers as in the original file (input_blocks_4_1_…), text encoders as transformers before 5. No torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.tables import unet_sd
+from library.families.sd.layer_names import UnetNames, text_layers
+from library.families.sd.sd_adapters import CONV_CONTAINERS, TEXT_CONTAINERS, TEXT_LEVEL, UNET_CONTAINERS
+
+# its 23 blocks: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 what comes out
+NAMES = UnetNames(unet_sd.XL_ROWS, depths=(0, 2, 10), middle=10)
+_OPENCLIP_LAYERS = 32
+
+
+def unet_part(names: UnetNames) -> AdapterPart:
+    """A U-Net under its original names, as adapters see it."""
+    return AdapterPart(
+        module="unet",
+        group="unet",
+        prefix="lora_unet",
+        containers=UNET_CONTAINERS,
+        conv_containers=CONV_CONTAINERS,
+        rename=names.to_file,
+        layers=names.layers,
+        block=names.block,
+        blocks=names.blocks,
+    )
+
+
+def openclip_part(group: str, prefix: str) -> AdapterPart:
+    """OpenCLIP's text encoder as adapters see it. transformers' class with a projection has the level of its names."""
+    return AdapterPart(
+        module="text_encoder_2",
+        group=group,
+        prefix=prefix,
+        containers=TEXT_CONTAINERS,
+        layers=partial(text_layers, _OPENCLIP_LAYERS),
+    )
+
+
+SDXL_ADAPTERS = (
+    AdapterPart(
+        module="text_encoder",
+        group="text_encoder1",
+        prefix="lora_te1",
+        containers=TEXT_CONTAINERS,
+        level=TEXT_LEVEL,
+        layers=partial(text_layers, 12, TEXT_LEVEL),
+    ),
+    openclip_part("text_encoder2", "lora_te2"),
+    unet_part(NAMES),
+)

@@ -1,0 +1,64 @@
+"""The VAE of Stable Diffusion: its configuration read from shapes, its module, pictures to latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from library.families.sd.shapes import Shapes, count_blocks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def vae_config(shapes: Shapes, scale: float) -> dict[str, Any]:
+    """AutoencoderKL's arguments from the shapes of a VAE under diffusers' names. KeyError for a missing tensor."""
+    levels = range(count_blocks(shapes, "encoder.down_blocks."))
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["post_quant_conv.weight"][0],
+        "block_out_channels": [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels],
+        "layers_per_block": count_blocks(shapes, "encoder.down_blocks.0.resnets."),
+        "down_block_types": ["DownEncoderBlock2D" for _ in levels],
+        "up_block_types": ["UpDecoderBlock2D" for _ in levels],
+        "norm_num_groups": 32,
+        "scaling_factor": scale,
+    }
+
+
+def make_vae(config: Mapping[str, Any]) -> nn.Module:
+    """diffusers' AutoencoderKL, without weights if made on the meta device."""
+    from diffusers import AutoencoderKL
+
+    make: Any = AutoencoderKL  # its decorators hide its type
+    module: nn.Module = make(**config)
+    return module
+
+
+def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A sample of the posterior of each picture: (B, C, h, w) float32, not scaled, from pixels (B, 3, H, W) in [-1, 1].
+
+    Each sample's noise is drawn on the CPU from its own generator, so neither the batch nor the device changes it.
+    Runs in the dtype and on the device of the VAE. Raises ValueError when the number of generators is not B.
+    """
+    import torch
+
+    if len(generators) != len(pixels):
+        raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}")
+    with torch.no_grad():
+        posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
+    mean: Tensor = posterior.mean.float()
+    deviation: Tensor = posterior.std.float()
+    noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
+    return mean + deviation * noise.to(mean.device)
+
+
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) float32 in about [-1, 1] from latents that are not scaled (B, C, h, w)."""
+    import torch
+
+    with torch.no_grad():
+        pictures: Tensor = vae.decode(latents.to(device=vae.device, dtype=vae.dtype), return_dict=False)[0]
+    return pictures.float()

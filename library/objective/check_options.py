@@ -1,0 +1,158 @@
+"""What a run's options of loss and noise come to with its model, before anything is loaded: no torch here.
+
+Rules between flags alone are in library.options.rules.objective; here stand those that need to know what the network
+predicts and how many timesteps there are, and those of numbers against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from library.options.mistakes import Mistake
+from library.options.rules.objective import WEIGHTINGS
+
+if TYPE_CHECKING:
+    from library.options.groups.objective import ObjectiveOptions
+
+
+def check(
+    options: ObjectiveOptions, prediction: str, timesteps: int = 1000
+) -> tuple[tuple[Mistake, ...], tuple[str, ...]]:
+    """Mistakes and notes for a network that predicts "epsilon" or "v" at timesteps 0 .. `timesteps` - 1."""
+    mistakes = (*_about_prediction(options, prediction), *_about_timesteps(options, timesteps), *_about_huber(options))
+    notes = (*_without_effect(options, prediction), *_worth_knowing(options, prediction, timesteps))
+    return mistakes, notes
+
+
+def _about_prediction(options: ObjectiveOptions, prediction: str) -> Iterator[Mistake]:
+    if prediction != "v" and options.scale_v_pred_loss_like_noise_pred:
+        yield Mistake(
+            "--scale_v_pred_loss_like_noise_pred: the model predicts noise, its loss is that already",
+            "leave it out, or add --v_parameterization for a model that predicts v",
+        )
+    if prediction != "v" and options.zero_terminal_snr:
+        yield Mistake(
+            "--zero_terminal_snr: at the last timestep nothing but noise goes in, and a model that predicts noise "
+            "learns nothing about the picture there",
+            "leave it out, or add --v_parameterization for a model that predicts v",
+        )
+    if prediction == "v" and options.v_pred_like_loss:
+        yield Mistake(
+            f"--v_pred_like_loss = {options.v_pred_like_loss:g}: the model predicts v, its loss is that already",
+            "leave it out",
+        )
+
+
+def _about_timesteps(options: ObjectiveOptions, timesteps: int) -> Iterator[Mistake]:
+    low, high = _range(options, timesteps)
+    if high > timesteps:
+        yield Mistake(f"--max_timestep = {high}: the model has {timesteps} timesteps", f"at most {timesteps}")
+    if low >= high:
+        yield Mistake(
+            f"--min_timestep = {low} with --max_timestep = {high}: no timestep is at least {low} and below {high}",
+            f"for {low} alone set --max_timestep {low + 1}",
+        )
+    elif options.timestep_bias_strategy == "range":
+        begin, end = options.timestep_bias_begin, options.timestep_bias_end
+        said = f"--timestep_bias_begin = {begin} with --timestep_bias_end = {end}"
+        if begin >= end:
+            yield Mistake(f"{said}: no timestep lies in this range", "let the begin be below the end")
+        elif end > timesteps:
+            yield Mistake(f"{said}: the model has {timesteps} timesteps", f"an end of at most {timesteps}")
+        elif begin >= high or end <= low:
+            yield Mistake(
+                f"{said}: none of these is trained at, as timesteps are drawn from {low} to {high - 1}",
+                "let the range overlap with --min_timestep and --max_timestep",
+            )
+    elif options.timestep_bias_strategy != "none" and int(options.timestep_bias_portion * (high - low)) == 0:
+        yield Mistake(
+            f"--timestep_bias_portion = {options.timestep_bias_portion:g}: less than one of {high - low} timesteps",
+            "give a larger share",
+        )
+
+
+def _about_huber(options: ObjectiveOptions) -> Iterator[Mistake]:
+    scheduled = options.loss_type in ("huber", "smooth_l1") and options.huber_schedule != "constant"
+    if scheduled and options.huber_c > 1.0:
+        yield Mistake(
+            f"--huber_c = {options.huber_c:g} with --huber_schedule {options.huber_schedule}: the threshold falls from "
+            "1 to this value",
+            "a value up to 1, or --huber_schedule constant; --huber_scale makes all thresholds larger",
+        )
+
+
+def _without_effect(options: ObjectiveOptions, prediction: str) -> Iterator[str]:
+    """Flags that were set and change nothing. Those that are off by default are told by the rules between flags."""
+    defaults = {field.name: field.default for field in fields(options)}
+    for names, why in _idle(options, prediction):
+        for name in names:
+            if getattr(options, name) != defaults[name]:
+                yield f"--{name} = {getattr(options, name)}: no effect, {why}"
+
+
+def _idle(options: ObjectiveOptions, prediction: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Flags that can change nothing, and why."""
+    if options.loss_type not in ("huber", "smooth_l1"):
+        yield ("huber_schedule", "huber_c", "huber_scale"), f"--loss_type is {options.loss_type}"
+    if not options.multires_noise_iterations:
+        names = ("multires_noise_discount", "multires_noise_scaling")
+        yield names, "there is no pyramid noise (--multires_noise_iterations is not set)"
+    strategy = options.timestep_bias_strategy
+    if strategy == "none":
+        yield ("timestep_bias_multiplier",), f"--timestep_bias_strategy is {strategy}"
+    if strategy in ("none", "range"):
+        yield ("timestep_bias_portion",), f"--timestep_bias_strategy is {strategy}"
+    if strategy != "range":
+        yield ("timestep_bias_begin", "timestep_bias_end"), f"--timestep_bias_strategy is {strategy}"
+    if not options.debiased_estimation_loss:
+        yield ("debiased_v_weight",), "--debiased_estimation_loss is not set"
+    elif prediction != "v":
+        yield ("debiased_v_weight",), "the model predicts noise"
+
+
+def _worth_knowing(options: ObjectiveOptions, prediction: str, timesteps: int) -> Iterator[str]:
+    strategy = options.timestep_bias_strategy
+    if strategy != "none" and options.timestep_bias_multiplier == 1.0:
+        yield f"--timestep_bias_strategy {strategy}: no effect, as --timestep_bias_multiplier is 1"
+    elif strategy != "none" and _favours_all(options, timesteps):
+        yield f"--timestep_bias_strategy {strategy}: no effect, as these are all timesteps that are trained at"
+    if options.noise_offset and options.multires_noise_iterations:
+        yield (
+            "--noise_offset with --multires_noise_iterations: both shift whole channels of the noise; the two add up, "
+            "and one is usually enough"
+        )
+    if options.multires_noise_iterations and options.multires_noise_discount == 0.0:
+        yield "--multires_noise_discount = 0: the coarser noise counts nothing"
+    if options.multires_noise_iterations and options.multires_noise_scaling == "batch":
+        yield "--multires_noise_scaling batch: a sample's noise depends on the others of its batch"
+    weighting = next((name for name in WEIGHTINGS if getattr(options, name)), None)
+    if weighting is not None and options.loss_type in ("huber", "smooth_l1"):
+        yield (
+            f"--loss_type {options.loss_type} with --{weighting}: the weight is meant for the squared error; large "
+            "errors at noisy timesteps count less twice"
+        )
+    bounded = weighting == "debiased_estimation_loss" and options.debiased_v_weight != "equivalent"
+    if prediction == "v" and options.zero_terminal_snr and weighting and not bounded and not options.snr_floor:
+        yield (
+            f"--zero_terminal_snr with --{weighting}: the weight of the last timestep is 0, so it is not trained; "
+            "--snr_floor 0.05 trains it"
+        )
+    if prediction == "epsilon" and options.v_pred_like_loss:
+        yield (
+            f"--v_pred_like_loss = {options.v_pred_like_loss:g}: noisy timesteps count up to "
+            f"{1.0 + 214.6 * options.v_pred_like_loss:.0f} times as much with the usual schedule"
+        )
+
+
+def _favours_all(options: ObjectiveOptions, timesteps: int) -> bool:
+    low, high = _range(options, timesteps)
+    if options.timestep_bias_strategy == "range":
+        return options.timestep_bias_begin <= low and high <= options.timestep_bias_end
+    return options.timestep_bias_portion == 1.0
+
+
+def _range(options: ObjectiveOptions, timesteps: int) -> tuple[int, int]:
+    """The timesteps that are trained at: [low, high)."""
+    return options.min_timestep or 0, options.max_timestep or timesteps

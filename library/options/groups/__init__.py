@@ -1,0 +1,1 @@
+"""The flags, one file for each group. A flag is one field."""

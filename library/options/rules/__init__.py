@@ -1,0 +1,1 @@
+"""Rules between flags: the kinds of rules, the tables, and how they are applied."""

@@ -1,0 +1,96 @@
+"""Rules between the flags of adapters, of pictures while training and of validation."""
+
+from __future__ import annotations
+
+from library.options.groups.adapter import SCRIPT
+from library.options.rules.rule_kinds import Excludes, Implies, Overrides, Required, Requires, Told, is_one_of, off, on
+
+_SAMPLING = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
+_DATASET_FILES = ("dataset_config", "data_backend_config")
+
+REQUIRED = (
+    Required(
+        "network_module", "there is no adapter to train", "for example --network_module networks.lora", script=SCRIPT
+    ),
+)
+
+REQUIRES = (
+    Requires(
+        ("dim_from_weights", "network_weights"),
+        on("dim_from_weights"),
+        on("network_weights"),
+        "there is no file to take them from",
+        "add --network_weights with the file of an adapter",
+    ),
+    Requires(
+        ("base_weights_multiplier", "base_weights"),
+        on("base_weights_multiplier"),
+        lambda values: len(_tuple(values["base_weights_multiplier"])) <= len(_tuple(values["base_weights"])),
+        "there are more multipliers than adapters to merge",
+        "give one for each file of --base_weights",
+    ),
+    *(
+        Requires(
+            (name, "sample_prompts"),
+            on(name),
+            on("sample_prompts"),
+            "there are no prompts to draw",
+            "add --sample_prompts with a file of prompts, one a line",
+        )
+        for name in _SAMPLING
+    ),
+)
+
+EXCLUDES = (
+    Excludes(
+        ("network_train_unet_only",),
+        "network_train_text_encoder_only",
+        "nothing would be left to train",
+        "keep one of the two",
+    ),
+    Excludes(
+        ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
+        "network_train_text_encoder_only",
+        "captions that are encoded once cannot train the text encoder",
+        "take one of the two out",
+    ),
+)
+
+IMPLIES = (
+    Implies(
+        "cache_text_encoder_outputs",
+        on("cache_text_encoder_outputs", "network_module"),
+        "network_train_unet_only",
+        True,
+        "the text encoder is not trained (network_train_unet_only): captions are encoded once",
+    ),
+)
+
+OVERRIDES = (
+    Overrides("sample_every_n_epochs", "sample_every_n_steps", "pictures are drawn at ends of epochs", (None,)),
+    Overrides("initial_step", "initial_epoch", "the run begins as initial_step says", (None,)),
+)
+
+TOLD = (
+    Told("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
+    Told("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
+    Told("network_dim", on("dim_from_weights"), "ranks are those of network_weights (dim_from_weights)"),
+    Told("skip_until_initial_step", off("initial_step"), "no step to begin with is set (initial_step)"),
+    *(
+        Told(name, on("resume"), "the state that the run goes on from knows where it stopped (resume)")
+        for name in ("initial_epoch", "initial_step")
+    ),
+    *(
+        Told(name, off("validation_split", *_DATASET_FILES), "no pictures are set aside (validation_split is not set)")
+        for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
+    ),
+    Told(
+        "wandb_api_key",
+        lambda values: not is_one_of("log_with", "wandb", "all")(values),
+        "wandb is not logged to (log_with)",
+    ),
+)
+
+
+def _tuple(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else ()

@@ -1,0 +1,349 @@
+"""Rules between flags as tables: required, requires, excludes, implies, overrides, told; each row with its why.
+
+Rules that need the pictures, the model or the machine are the planner's; here stand those that flags alone decide.
+settle.py applies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from library.options.rules import adapter as adapter_rules
+from library.options.rules import objective as objective_rules
+from library.options.rules import text_encoders as text_encoder_rules
+from library.options.rules.rule_kinds import (
+    Condition,
+    Excludes,
+    Implies,
+    Overrides,
+    Required,
+    Requires,
+    Told,
+    is_one_of,
+    off,
+    on,
+)
+
+
+def _both(first: Condition, second: Condition) -> Condition:
+    return lambda values: first(values) and second(values)
+
+
+def _scheduler(*names: str) -> Condition:
+    return _both(off("lr_scheduler_type"), is_one_of("lr_scheduler", *names))
+
+
+def _has_argument(name: str, *keys: str) -> Condition:
+    def holds(values: Mapping[str, object]) -> bool:
+        arguments = values[name]
+        members = arguments if isinstance(arguments, tuple) else ()
+        return any(str(member).partition("=")[0].strip() in keys for member in members)
+
+    return holds
+
+
+# What describes the data in place of train_data_dir.
+DATASET_FILES = ("dataset_config", "data_backend_config")
+_TAG_CHANGES = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
+
+REQUIRED = (
+    Required(
+        "pretrained_model_name_or_path",
+        "there is no model to train",
+        "name a .safetensors or .ckpt file or a diffusers folder",
+    ),
+    Required(
+        "train_data_dir",
+        "there are no pictures to train on",
+        "name the folder that holds the folders <repeats>_<identifier> <class>",
+        unless=DATASET_FILES,
+    ),
+    Required(
+        "resolution",
+        "the size of training pictures is not known",
+        "for example --resolution 512 or 512,768",
+        unless=DATASET_FILES,
+    ),
+    Required(
+        "output_dir", "there is no folder for the trained model", "name a folder; it is made if it does not exist"
+    ),
+    *adapter_rules.REQUIRED,
+)
+
+REQUIRES = (
+    Requires(
+        ("full_fp16", "mixed_precision"),
+        on("full_fp16"),
+        is_one_of("mixed_precision", "fp16"),
+        "weights in fp16 are computed with in fp16",
+        "add --mixed_precision fp16, or take --full_fp16 out",
+    ),
+    Requires(
+        ("full_bf16", "mixed_precision"),
+        on("full_bf16"),
+        is_one_of("mixed_precision", "bf16"),
+        "weights in bf16 are computed with in bf16",
+        "add --mixed_precision bf16, or take --full_bf16 out",
+    ),
+    Requires(
+        ("use_8bit_adam", "optimizer_type"),
+        on("use_8bit_adam"),
+        is_one_of("optimizer_type", "", "AdamW8bit"),
+        "it is short for --optimizer_type AdamW8bit",
+        "keep one of the two",
+    ),
+    Requires(
+        ("use_lion_optimizer", "optimizer_type"),
+        on("use_lion_optimizer"),
+        is_one_of("optimizer_type", "", "Lion"),
+        "it is short for --optimizer_type Lion",
+        "keep one of the two",
+    ),
+    Requires(
+        ("log_with", "logging_dir"),
+        is_one_of("log_with", "tensorboard", "all"),
+        on("logging_dir"),
+        "tensorboard writes files, and no folder is named for them",
+        "add --logging_dir with a folder",
+    ),
+    Requires(
+        ("lr_scheduler", "optimizer_type"),
+        _scheduler("adafactor"),
+        lambda values: str(values["optimizer_type"]).lower().rpartition(".")[2] == "adafactor",
+        "this scheduler shows the rates that the Adafactor optimiser chooses itself",
+        "add --optimizer_type Adafactor, or choose another --lr_scheduler",
+    ),
+    Requires(
+        ("lr_scheduler", "lr_scheduler_args"),
+        _scheduler("piecewise_constant"),
+        _has_argument("lr_scheduler_args", "step_rules"),
+        "it needs the steps at which the rate changes",
+        'add --lr_scheduler_args "step_rules=1:100,0.1:200,0.01" (factor:until step, ..., last factor)',
+    ),
+    Requires(
+        ("lr_scheduler", "lr_scheduler_min_lr_ratio"),
+        _scheduler("cosine_with_min_lr"),
+        lambda values: (
+            values["lr_scheduler_min_lr_ratio"] is not None
+            or _has_argument("lr_scheduler_args", "min_lr", "min_lr_rate")(values)
+        ),
+        "it needs the rate at which to end",
+        "add --lr_scheduler_min_lr_ratio, for example 0.1",
+    ),
+    Requires(
+        ("no_token_padding", "max_token_length"),
+        on("no_token_padding"),
+        off("max_token_length"),
+        "captions padded to the longest of their batch cannot be read in chunks of 75 tokens",
+        "take one of the two out",
+    ),
+    Requires(
+        ("masked_loss", "conditioning_data_dir"),
+        on("masked_loss"),
+        lambda values: any(values[name] for name in ("conditioning_data_dir", "alpha_mask", *DATASET_FILES)),
+        "there are no masks",
+        "add --conditioning_data_dir with the folder of masks, or --alpha_mask where transparency is the mask",
+    ),
+    Requires(
+        ("num_repeats", "class_tokens"),
+        lambda values: values["num_repeats"] != 1,
+        on("class_tokens"),
+        "folders of the convention have their repeats in their names",
+        'add --class_tokens "sks dog" for a plain folder, or begin its name with the repeats: 10_sks dog',
+    ),
+    Requires(
+        ("in_json", "train_data_dir"),
+        on("in_json"),
+        on("train_data_dir"),
+        "its entries are names in that folder",
+        "add --train_data_dir with the folder of the pictures",
+    ),
+    *text_encoder_rules.REQUIRES,
+    *adapter_rules.REQUIRES,
+)
+
+EXCLUDES = (
+    Excludes(
+        ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
+        "no_token_padding",
+        "captions that are encoded once have one length",
+        "take one of the two out",
+    ),
+    Excludes(("dataset_config",), "data_backend_config", "one file describes the data", "keep one of the two"),
+    Excludes(("in_json",), "class_tokens", "the file has the captions", "keep one of the two"),
+    Excludes(
+        ("enable_bucket",),
+        "face_crop_aug_range",
+        "a crop around a face has one size",
+        "take --enable_bucket out, or the range",
+    ),
+    Excludes(
+        ("cache_latents", "cache_latents_to_disk"),
+        "face_crop_aug_range",
+        "a cached image is encoded once, so its crop cannot vary",
+        "take one of the two out",
+    ),
+    Excludes(("full_fp16",), "full_bf16", "weights have one precision", "keep the one that goes with mixed_precision"),
+    Excludes(
+        ("use_8bit_adam",),
+        "use_lion_optimizer",
+        "they name two different optimisers",
+        "keep one, or use --optimizer_type",
+    ),
+    Excludes(
+        ("cache_latents", "cache_latents_to_disk"),
+        "color_aug",
+        "a cached image is encoded once, so its colours cannot vary",
+        "take one of the two out",
+    ),
+    Excludes(
+        ("cache_latents", "cache_latents_to_disk"),
+        "random_crop",
+        "a cached image is encoded once, so its crop cannot vary",
+        "take one of the two out",
+    ),
+    *adapter_rules.EXCLUDES,
+    *objective_rules.EXCLUDES,
+)
+
+# In this order: a row sees what the rows before it changed.
+IMPLIES = (
+    Implies(
+        "cache_text_encoder_outputs_to_disk",
+        on("cache_text_encoder_outputs_to_disk"),
+        "cache_text_encoder_outputs",
+        True,
+        "cache_text_encoder_outputs_to_disk includes cache_text_encoder_outputs",
+    ),
+    *text_encoder_rules.IMPLIES,
+    Implies(
+        "cache_latents_to_disk",
+        on("cache_latents_to_disk"),
+        "cache_latents",
+        True,
+        "cache_latents_to_disk includes cache_latents",
+    ),
+    Implies(
+        "use_8bit_adam",
+        on("use_8bit_adam"),
+        "optimizer_type",
+        "AdamW8bit",
+        "use_8bit_adam means optimizer_type AdamW8bit",
+    ),
+    Implies(
+        "use_lion_optimizer",
+        on("use_lion_optimizer"),
+        "optimizer_type",
+        "Lion",
+        "use_lion_optimizer means optimizer_type Lion",
+    ),
+    Implies("optimizer_type", off("optimizer_type"), "optimizer_type", "AdamW"),
+    Implies("diffusers_xformers", on("diffusers_xformers"), "xformers", True, "diffusers_xformers means xformers"),
+    Implies(
+        "lr_warmup_steps",
+        _both(_scheduler("constant"), on("lr_warmup_steps")),
+        "lr_scheduler",
+        "constant_with_warmup",
+        "lr_scheduler constant with a warm-up means constant_with_warmup",
+    ),
+    Implies(
+        "lr_scheduler",
+        _both(_scheduler("adafactor"), on("lr_warmup_steps")),
+        "lr_warmup_steps",
+        0,
+        "lr_scheduler adafactor shows the optimiser's own rates; lr_warmup_steps has no effect on them",
+    ),
+    Implies(
+        "use_safetensors",
+        _both(on("use_safetensors"), is_one_of("save_model_as", "ckpt")),
+        "save_model_as",
+        "safetensors",
+        "use_safetensors turns save_model_as ckpt into safetensors",
+    ),
+    Implies(
+        "use_safetensors",
+        _both(on("use_safetensors"), is_one_of("save_model_as", "diffusers")),
+        "save_model_as",
+        "diffusers_safetensors",
+        "use_safetensors turns save_model_as diffusers into diffusers_safetensors",
+    ),
+    Implies("logging_dir", _both(on("logging_dir"), off("log_with")), "log_with", "tensorboard"),
+    *adapter_rules.IMPLIES,
+)
+
+OVERRIDES = (
+    *(
+        Overrides(file, name, "the datasets are those of that file", (None,))
+        for file in DATASET_FILES
+        for name in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir", "class_tokens")
+    ),
+    *(
+        Overrides(winner, loser, "one attention is used: xformers", (False,))
+        for winner in ("xformers", "diffusers_xformers")
+        for loser in ("sdpa", "mem_eff_attn")
+    ),
+    Overrides(
+        "sdpa", "mem_eff_attn", "one attention is used: sdpa, which needs as little memory and is faster", (False,)
+    ),
+    Overrides("max_train_epochs", "max_train_steps", "the length of the training comes from max_train_epochs"),
+    Overrides("lr_scheduler_type", "lr_scheduler", "the class given by lr_scheduler_type is the scheduler"),
+    Overrides("save_every_n_epochs", "save_n_epoch_ratio", "models are saved as save_every_n_epochs says", (None,)),
+    *adapter_rules.OVERRIDES,
+)
+
+_OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
+_NO_EPOCH_SAVES = off("save_every_n_epochs", "save_n_epoch_ratio")
+
+TOLD = (
+    Told(
+        "save_last_n_epochs", _NO_EPOCH_SAVES, "no models are saved at ends of epochs (save_every_n_epochs is not set)"
+    ),
+    Told(
+        "save_last_n_epochs_state",
+        _NO_EPOCH_SAVES,
+        "no states are saved at ends of epochs (save_every_n_epochs is not set)",
+    ),
+    Told(
+        "save_last_n_steps", off("save_every_n_steps"), "no models are saved by steps (save_every_n_steps is not set)"
+    ),
+    Told(
+        "save_last_n_steps_state",
+        off("save_every_n_steps"),
+        "no states are saved by steps (save_every_n_steps is not set)",
+    ),
+    Told(
+        "save_last_n_epochs_state",
+        _both(off("save_state"), on("save_every_n_epochs")),
+        "no states are saved (save_state is not set)",
+    ),
+    Told(
+        "save_last_n_steps_state",
+        _both(off("save_state"), on("save_every_n_steps")),
+        "no states are saved (save_state is not set)",
+    ),
+    *(
+        Told(name, off("logging_dir", "log_with"), "nothing is logged (logging_dir is not set)")
+        for name in ("log_prefix", "log_tracker_name", "log_tracker_config", "log_config")
+    ),
+    Told("keep_tokens", off(*_TAG_CHANGES, *DATASET_FILES), "tags of captions are neither shuffled nor dropped"),
+    Told(
+        "keep_tokens_separator",
+        off(*_TAG_CHANGES, *DATASET_FILES),
+        "tags of captions are neither shuffled nor dropped; it only leaves captions",
+    ),
+    *(
+        Told(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
+        for name in ("mask_floor", "mask_invert")
+    ),
+    Told("conditioning_data_dir", off("masked_loss"), "masks weigh the loss only with masked_loss, which is not set"),
+    Told("dataset_repeats", _OWN_REPEATS, "it is for in_json and dataset_config; here the data has its own repeats"),
+    Told("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
+    Told(
+        "write_inference_yaml",
+        is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
+        "a diffusers folder needs none",
+    ),
+    *text_encoder_rules.TOLD,
+    *adapter_rules.TOLD,
+    *objective_rules.TOLD,
+)

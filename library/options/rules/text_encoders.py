@@ -1,0 +1,67 @@
+"""Rules between the flags that say how a whole model's text encoders are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from library.options.rules.rule_kinds import Condition, Implies, Requires, Told, off, on
+
+_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+_CACHES = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
+
+
+def _all(*conditions: Condition) -> Condition:
+    return lambda values: all(condition(values) for condition in conditions)
+
+
+def _is_given(name: str) -> Condition:
+    """A rate of 0 counts: the encoder is not trained."""
+    return lambda values: values[name] is not None
+
+
+def _stops_later(values: Mapping[str, object]) -> bool:
+    stop = values["stop_text_encoder_training"]
+    return isinstance(stop, int) and stop > 0
+
+
+REQUIRES = tuple(
+    Requires(
+        (cache, flag),
+        _all(on(cache, "train_text_encoder"), off("network_module", *_CACHES[:place])),  # two caches, one mistake
+        off(flag),
+        "captions that are encoded once cannot train the text encoder",
+        "take one of the two out",
+        given=("train_text_encoder",) if flag == "train_text_encoder" else (),
+    )
+    for place, cache in enumerate(_CACHES)
+    for flag in (*_RATES, "train_text_encoder")
+)
+
+IMPLIES = (
+    Implies(
+        "cache_text_encoder_outputs",
+        _all(on("cache_text_encoder_outputs", "train_text_encoder"), off("network_module")),
+        "stop_text_encoder_training",
+        -1,
+        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once",
+    ),
+    Implies(
+        "cache_text_encoder_outputs",
+        _all(on("cache_text_encoder_outputs"), off("network_module")),
+        "train_text_encoder",
+        False,
+    ),
+)
+
+TOLD = (
+    *(Told(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder)") for name in _RATES),
+    Told(
+        "stop_text_encoder_training",
+        _all(off("train_text_encoder"), _stops_later),
+        "the text encoder is not trained (train_text_encoder)",
+    ),
+    *(
+        Told("learning_rate_te", _is_given(name), f"{name} is the rate of its text encoder")
+        for name in ("learning_rate_te1", "learning_rate_te2")
+    ),
+)

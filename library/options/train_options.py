@@ -1,0 +1,67 @@
+"""Which groups of options a recipe has, and the flags that come with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, cast
+
+from library.options.flag import Flag, flags_of
+from library.options.groups.adapter import AdapterOptions
+from library.options.groups.cache import CacheOptions
+from library.options.groups.caption import CaptionOptions
+from library.options.groups.dataset import DatasetOptions
+from library.options.groups.mask import MaskOptions
+from library.options.groups.memory import MemoryOptions
+from library.options.groups.model import ModelOptions
+from library.options.groups.objective import ObjectiveOptions
+from library.options.groups.optimizer import OptimizerOptions
+from library.options.groups.preview import PreviewOptions
+from library.options.groups.run import RunOptions
+from library.options.groups.saving import SavingOptions
+from library.options.groups.validation import ValidationOptions
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """All options of training. A flag of one recipe only (Flag.script) stands at its default in the others."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    caption: CaptionOptions = field(default_factory=CaptionOptions)
+    mask: MaskOptions = field(default_factory=MaskOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    saving: SavingOptions = field(default_factory=SavingOptions)
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+# Attribute of TrainOptions -> its dataclass, in the order of help and documentation.
+GROUPS: Mapping[str, type[Any]] = MappingProxyType(
+    {group.name: cast("type[Any]", group.default_factory) for group in dataclasses.fields(TrainOptions)}
+)
+
+FLAGS: Mapping[str, Flag] = MappingProxyType(
+    {flag.name: flag for name, options in GROUPS.items() for flag in flags_of(name, options)}
+)
+
+
+def build(values: Mapping[str, object]) -> TrainOptions:
+    """Freeze one value per flag into TrainOptions; flags that `values` lacks get their default."""
+    made: dict[str, Any] = {}
+    for name, options in GROUPS.items():
+        own = {field.name: values[field.name] for field in dataclasses.fields(options) if field.name in values}
+        made[name] = options(**own)
+    return TrainOptions(**made)
+
+
+def values_of(options: TrainOptions) -> dict[str, object]:
+    """The reverse of build: flag name -> value, in the order of the groups."""
+    return {name: getattr(getattr(options, flag.group), name) for name, flag in FLAGS.items()}

@@ -1,0 +1,195 @@
+"""What every program that draws does: decide what needs no weight, load, draw, write. No torch at module level."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.writer import replacing
+from library.families.family import Family, Model, TextSettings
+from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.runtime.device import describe_machine
+from library.runtime.imports import quiet_libraries
+from library.sampling.init_images import Start, encode_start
+from library.sampling.options import DrawingOptions, defaults
+from library.sampling.prompts import DEFAULTS, PictureRequest, parse_line, read_prompts
+from library.sampling.samplers import check_sampler
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from library.objective.process import Prediction
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What draws what: the checkpoint, the prompts with their settings, the device."""
+
+    header: Header
+    family: Family
+    vae: Path | None
+    prediction: Prediction
+    prompts: Sequence[PictureRequest]
+    device: str
+
+    def vae_in_full(self, options: DrawingOptions) -> bool:
+        """Whether the VAE decodes in fp32 whatever the rest computes in."""
+        return options.no_half_vae or (options.fp16 and not self.family.latent.fp16)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the prompts."""
+        return [note for prompt in self.prompts for note in prompt.notes]
+
+
+def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
+    """Read prompts and the checkpoint's header; `start` is what the pictures begin with. Raises UserError with every
+    mistake that can be found so."""
+    mistakes = Mistakes()
+    header, family, vae = None, None, None
+    try:
+        header, family = open_model(options.ckpt or "")
+        vae = find_model(options.vae) if options.vae else None
+        family.sizes(header, vae)
+    except CheckpointError as error:
+        mistakes.add(str(error))
+    if family is not None:
+        _check_model(options, family, mistakes)
+        if family.refines and start is None:
+            what = f"{options.ckpt} is {family.title}, which refines pictures and draws none from noise"
+            mistakes.add(what, "give gen_img.py the picture to refine (--image_path), or a model that draws")
+    noted = None if header is None else noted_prediction(header)
+    prediction: Prediction = "v" if options.v_parameterization else noted or "epsilon"
+    size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
+    prompts = _prompts(options, mistakes, size if start is None else start.size)
+    device = _device(options, mistakes)
+    if header is None or family is None or mistakes:
+        raise UserError(mistakes)
+    return Drawing(header, family, vae, prediction, prompts, device)
+
+
+def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) -> None:
+    """Add what is asked of the model that its family cannot do."""
+    is_it = f"{options.ckpt} is {family.title}"
+    for flag, said, capability in (("v2", options.v2, "v2"), ("sdxl", options.sdxl, "size_conditioning")):
+        if said and capability not in family.capabilities:
+            mistakes.add(f"--{flag}, but {is_it}", f"leave --{flag} out, or give the model you mean")
+    if options.clip_skip not in (None, 1, 2) and "clip_skip" not in family.capabilities:
+        mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
+
+
+def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[PictureRequest]:
+    try:
+        if options.from_file is not None:
+            prompts = read_prompts(options.from_file, defaults(options, size))
+        else:
+            prompts = [parse_line(options.prompt or "", defaults(options, size))]
+    except UserError as error:
+        mistakes.extend(error.mistakes)
+        return []
+    for prompt in prompts:
+        if (wrong := check_sampler(prompt.sampler)) is not None:
+            mistakes.extend([wrong])
+    return prompts
+
+
+def _device(options: DrawingOptions, mistakes: Mistakes) -> str:
+    found = describe_machine().kind
+    device = options.device or found
+    if device not in ("cpu", found):
+        mistakes.add(f"--device {device}, but there is none here", f"leave it out; {found} is then used")
+    if options.fp16 and device == "cpu":
+        mistakes.add("--fp16 on a CPU", "leave it out, or use --bf16")
+    return device
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of --outdir if it is missing. Raises UserError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        what = f"--outdir {folder} cannot be written ({error.strerror or error})"
+        raise UserError([Mistake(what, "choose another folder")]) from error
+
+
+def load(options: DrawingOptions, drawing: Drawing) -> Model:
+    """The model on its device, in the precision asked for. Raises UserError."""
+    quiet_libraries()
+    import torch
+
+    dtype = torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else torch.float32
+    try:
+        model = drawing.family.load(
+            drawing.header,
+            vae=drawing.vae,
+            dtype=dtype,
+            device=drawing.device,
+            prediction=drawing.prediction,
+            tokenizer_cache_dir=options.tokenizer_cache_dir,
+        )
+    except CheckpointError as error:
+        raise UserError([Mistake(str(error))]) from error
+    if drawing.vae_in_full(options):
+        model.vae.to(torch.float32)
+    if options.clip_skip is not None and "clip_skip" in drawing.family.capabilities:
+        layers = min(len(each.encoder.layers) for each in model.text_encoders.values())
+        if options.clip_skip > layers:
+            raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+    return model
+
+
+def draw(
+    options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest], start: Start | None = None
+) -> Iterator[Image]:
+    """Draw pictures that have their seeds, in their order, --batch_size at once, from noise or from `start`. Raises
+    UserError."""
+    import torch
+
+    from library.sampling.images import sample_batch
+
+    settings = TextSettings(clip_skip=options.clip_skip)
+    for place in range(0, len(pictures), options.batch_size):
+        batch = pictures[place : place + options.batch_size]
+        seeds = [picture.seed or 0 for picture in batch]
+        try:
+            yield from sample_batch(
+                model,
+                batch,
+                seeds,
+                starts=None if start is None else encode_start(model, start, batch),
+                strength=1.0 if start is None else start.share(model.family.refines),
+                settings=settings,
+                most_chunks=options.max_embeddings_multiples,
+            )
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
+            raise UserError([Mistake("the memory is exhausted", remedy)]) from error
+
+
+def write_picture(path: Path, picture: PictureRequest, image: Image) -> None:
+    """Write a PNG, whole or not at all, with what it was made of as text in it. Raises UserError."""
+    try:
+        with replacing(path) as stream:
+            image.save(stream, "png", pnginfo=_facts(picture))
+    except CheckpointError as error:
+        raise UserError([Mistake(str(error))]) from error
+
+
+def _facts(picture: PictureRequest) -> PngInfo:
+    from PIL.PngImagePlugin import PngInfo
+
+    facts = PngInfo()
+    facts.add_itxt("prompt", picture.prompt)
+    facts.add_itxt("negative-prompt", picture.negative_prompt)
+    for key, value in (("seed", picture.seed), ("sampler", picture.sampler), ("steps", picture.steps)):
+        facts.add_text(key, str(value))
+    facts.add_text("scale", str(picture.scale))
+    return facts

@@ -1,0 +1,250 @@
+"""Drawing pictures: text states, noise from a seed, the sampler's steps with guidance, decoding.
+
+A picture begins as noise, or as another one that is refined: noised to where the steps begin (Meng et al. 2021,
+arXiv 2108.01073). Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from library.families.clip.tokenizer import CHUNK
+from library.families.empty_text import zero_empty
+from library.families.family import AS_TRAINED, Conditions, Family, Model, TextSettings, Tokenizer
+from library.options.mistakes import Mistake, UserError
+from library.sampling.prompts import PictureRequest, alike
+from library.sampling.samplers import begin_below, make_scheduler
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_CHUNKS = 3
+# what diffusers' pipelines tell a model of how beautiful the picture is, with the prompt and with the negative one
+SCORE, NEGATIVE_SCORE = 6.0, 2.5
+
+Progress = Callable[[int, int], None]
+"""Called after each step with (steps done, steps in all)."""
+
+EncodePrompts = Callable[[Sequence[str], int], Mapping[str, Tensor]]
+"""Texts and a number of chunks to what the model is told of them: see library.families.family.EncodeText."""
+
+
+def sample(
+    model: Model,
+    request: PictureRequest,
+    seed: int,
+    *,
+    settings: TextSettings = AS_TRAINED,
+    most_chunks: int = MOST_CHUNKS,
+    progress: Progress | None = None,
+) -> Image:
+    """Draw one picture: a batch of one. See sample_batch."""
+    return sample_batch(model, [request], [seed], settings=settings, most_chunks=most_chunks, progress=progress)[0]
+
+
+def sample_batch(
+    model: Model,
+    requests: Sequence[PictureRequest],
+    seeds: Sequence[int],
+    *,
+    starts: Sequence[Tensor] | None = None,
+    strength: float = 1.0,
+    settings: TextSettings = AS_TRAINED,
+    most_chunks: int = MOST_CHUNKS,
+    encode: EncodePrompts | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> list[Image]:
+    """Draw pictures with the modules as they are, on their devices and in their dtypes; in the order of the requests.
+
+    Requests of one size, sampler, steps, scale and number of chunks go through the U-Net together; `progress` is told
+    of each such group anew. All noise of a picture comes from a CPU generator of its own seed: but for the order of
+    floating-point sums, a seed means the same picture on every device and in every batch, and nothing of the program's
+    own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
+    `starts`: latents (C, h, w) for each request, not scaled, of pictures that are refined in place of drawing from
+    noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
+    `encode` takes the place of the model's text encoders, which are then not needed; they and the U-Net run under
+    `autocast`, and the U-Net is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
+    Raises UserError for an unknown sampler, for too few steps to refine anything and for a picture that is no number in
+    places, ValueError when there are not as many seeds and starts as requests.
+    """
+    for each in (seeds, seeds if starts is None else starts):
+        if len(requests) != len(each):
+            raise ValueError(f"{len(requests)} pictures need as many seeds, and starts if any, not {len(each)}")
+    if starts is not None:
+        requests = [sized(one, start, model.family) for one, start in zip(requests, starts, strict=True)]
+    encode = encode or partial(encode_prompts, model.family, model.tokenizer, model.text_encoders, settings)
+    pictures: dict[int, Image] = {}
+    with torch.no_grad(), _evaluating(model):
+        for places in _groups(model, requests, most_chunks):
+            one_kind = [requests[place] for place in places]
+            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, model.zero_terminal_snr)
+            generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
+            with autocast():
+                outputs = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
+            given = _conditions(outputs, one_kind, model.unet.device, dtype or model.unet.dtype)
+            begin = None if starts is None else torch.stack([starts[place] for place in places])
+            latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
+            latents = _draw(model, scheduler, timesteps, latents, given, one_kind[0], generators, autocast, progress)
+            for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
+                pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
+                pictures[place] = to_image(_finite(pixels, requests[place]))
+    return [pictures[place] for place in range(len(requests))]
+
+
+def sized(request: PictureRequest, start: Tensor, family: Family) -> PictureRequest:
+    """The request with the size of the picture that it refines, whose latents are (C, h, w)."""
+    height, width = (side * family.latent.stride for side in start.shape[-2:])
+    return replace(request, width=width, height=height)
+
+
+def _groups(model: Model, requests: Sequence[PictureRequest], most_chunks: int) -> Iterator[list[int]]:
+    """The places of the requests that share a batch: of equal settings and of as many chunks."""
+    for places in alike(requests):
+        chunks = [chunks_of(model.tokenizer, requests[place], most_chunks) for place in places]
+        for count in dict.fromkeys(chunks):
+            yield [place for place, own in zip(places, chunks, strict=True) if own == count]
+
+
+def chunks_of(tokenizer: Tokenizer, request: PictureRequest, most_chunks: int = MOST_CHUNKS) -> int:
+    """How many chunks of 75 tokens the texts of a picture take."""
+    longest = max(tokenizer.count(text, weighted=True) for text in texts_of(request))
+    return min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
+
+
+def texts_of(request: PictureRequest) -> list[str]:
+    """The texts that a picture needs the states of, the negative prompt first."""
+    return [request.negative_prompt, request.prompt] if guided(request) else [request.prompt]
+
+
+def _all_texts(requests: Sequence[PictureRequest]) -> list[str]:
+    """All without, then all with the prompt; only the latter where there is no guidance."""
+    return [text for side in zip(*map(texts_of, requests), strict=True) for text in side]
+
+
+def encode_prompts(
+    family: Family,
+    tokenizer: Tokenizer,
+    text_encoders: Mapping[str, Any],
+    settings: TextSettings,
+    texts: Sequence[str],
+    chunks: int,
+) -> dict[str, Tensor]:
+    """See EncodePrompts: by text encoders on their device. Weights such as (dog:1.3) count as in weighted captions."""
+    ids, weights = tokenizer.weighted(texts, chunks)
+    device = next(iter(text_encoders.values())).device
+    plain = bool((weights == 1).all())
+    outputs = family.encode_text(text_encoders, ids.to(device), settings, None if plain else weights)
+    return zero_empty(outputs, texts) if settings.empty_is_zero else outputs
+
+
+def guided(request: PictureRequest) -> bool:
+    """Whether the picture is drawn with guidance: a scale of 1 is the prompt alone."""
+    return request.scale > 1
+
+
+def _conditions(
+    outputs: Mapping[str, Tensor], requests: Sequence[PictureRequest], device: torch.device, dtype: torch.dtype
+) -> Conditions:
+    """What the model is told of pictures of one size, the rows without the prompt first: each shows a whole file."""
+    height, width = requests[0].height, requests[0].width
+    scores = [NEGATIVE_SCORE, SCORE] if guided(requests[0]) else [SCORE]
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)
+    return {
+        **{name: values.to(device=device, dtype=dtype) for name, values in outputs.items()},
+        "sizes": sizes.repeat(len(scores) * len(requests), 1),
+        "score": torch.tensor(scores, dtype=torch.float32, device=device).repeat_interleave(len(requests)),
+    }
+
+
+def _first(
+    model: Model,
+    scheduler: Any,
+    request: PictureRequest,
+    generators: Sequence[torch.Generator],
+    starts: Tensor | None,
+    strength: float,
+) -> tuple[Tensor, Tensor]:
+    """Latents (B, C, h, w) float32 to begin with, noise or noised `starts`, and the timesteps to go through."""
+    device, space = model.unet.device, model.family.latent
+    scheduler.set_timesteps(request.steps, device=device)
+    shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    if starts is None:
+        return noise * scheduler.init_noise_sigma, scheduler.timesteps
+    timesteps = begin_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
+    return scheduler.add_noise(starts.to(noise) * space.scale, noise, timesteps[:1]), timesteps
+
+
+def _draw(
+    model: Model,
+    scheduler: Any,
+    timesteps: Tensor,
+    latents: Tensor,
+    given: Conditions,
+    request: PictureRequest,
+    generators: list[torch.Generator],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    progress: Progress | None,
+) -> Tensor:
+    """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
+    takes = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if "generator" in takes else {}
+    states = given["states"]
+    copies = len(states) // len(generators)
+    for done, timestep in enumerate(timesteps, start=1):
+        if "order" in takes:  # diffusers counts on steps that were not made when it begins in the middle
+            extra["order"] = min(done, takes["order"].default)
+        seen = scheduler.scale_model_input(latents, timestep)
+        rows = seen.repeat(copies, 1, 1, 1).to(states.dtype)
+        with autocast():
+            output = model.family.predict(model.unet, rows, timestep.expand(len(states)), given).float()
+        if guided(request):
+            without, with_prompt = output.chunk(2)
+            output = without + request.scale * (with_prompt - without)
+        latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
+        if progress is not None:
+            progress(done, len(timesteps))
+    return latents
+
+
+@contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    """Switch dropout and gradient checkpointing off for a while, and back to what they were."""
+    whole = list(model.modules().values())
+    were = [(module, module.training) for part in whole for module in part.modules()]
+    try:
+        for part in whole:
+            part.eval()
+        yield
+    finally:
+        for module, training in were:
+            module.training = training
+
+
+def _finite(pixels: Tensor, request: PictureRequest) -> Tensor:
+    """The pixels, unless some are no numbers: such a picture would be black there and not say why."""
+    if not pixels.isfinite().all():
+        what = f'the picture of "{request.prompt}" holds values that are no numbers'
+        remedy = (
+            "try bf16 or full precision instead of fp16, at least for the VAE (--no_half_vae); or the model is broken"
+        )
+        raise UserError([Mistake(what, remedy)])
+    return pixels
+
+
+def to_image(pixels: Tensor) -> Image:
+    """A picture of 8 bits a channel from pixels (3, H, W) in about [-1, 1]; what lies outside is clipped."""
+    from PIL import Image
+
+    scaled = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((scaled * 255).round().astype("uint8"))

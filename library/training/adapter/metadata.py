@@ -1,0 +1,204 @@
+"""What an adapter's file says about the run that it comes from: ss_* as sd-scripts writes them, and modelspec.*.
+
+Values are texts made by str(), of what the run does: the seed that was drawn, the rates that apply, the precision that
+this machine has, where sd-scripts repeats what the command line said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.checkpoints.metadata import ADAPTER_MINIMUM, NAMES_OF
+from library.checkpoints.model_hashes import ModelHashes
+from library.data.scan.dataset_specs import cache_folder
+from library.options.render import metadata as flag_metadata
+from library.options.train_options import FLAGS
+from library.runtime.seeds import python_random
+from library.training.saving.dataset_metadata import dataset_metadata, described_by_file, largest_resolution
+from library.training.saving.model_file import clip_skip_of, modelspec, time_of_saving
+
+if TYPE_CHECKING:
+    from library.training.plan.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
+_SESSION_BITS = 32
+
+# what one dataset has for all of its folders; where a file describes datasets each of them says it in ss_datasets
+ONE_DATASET = (
+    "ss_batch_size_per_device", "ss_resolution", "ss_color_aug", "ss_flip_aug", "ss_random_crop", "ss_shuffle_caption",
+    "ss_enable_bucket", "ss_bucket_no_upscale", "ss_min_bucket_reso", "ss_max_bucket_reso", "ss_keep_tokens",
+)  # fmt: skip
+
+
+class AdapterMetadata:
+    """The metadata of all files of one run: what stays the same is found out once, when this is made.
+
+    Raises CheckpointError for a --metadata_thumbnail that cannot be read.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        started = time_of_saving().timestamp()
+        session = python_random(plan.seed, "session", repr(started)).getrandbits(_SESSION_BITS)
+        self._same = {
+            **_flags(plan),
+            **_decided(plan),
+            "ss_session_id": str(session),
+            "ss_training_started_at": str(started),
+            **_network(plan),
+        }
+        # the pictures of a large data set take a while to count, those of --no_metadata need not be
+        if not plan.options.adapter.no_metadata:
+            self._same |= dataset_metadata(plan.options, plan.pictures)
+        self._spec = modelspec(
+            plan.options,
+            plan.source,
+            largest_resolution(plan.pictures),
+            architecture=f"{plan.source.family.architectures[plan.source.prediction]}/lora",  # so for every kind
+            implementation=NAMES_OF[plan.source.family.adapter_names],
+            implementation_version=f"dreamfolder/{revision()}",
+            untitled="LoRA",
+        )
+        self._hashes = {
+            kind: ModelHashes(path, cache_folder(plan.options.dataset) / "hashes")
+            for kind, path in _hashed_files(plan).items()
+        }
+
+    def begin_hashing(self) -> None:
+        """Hash the files of the model in threads, so that the first save need not wait for it."""
+        if not self._plan.options.adapter.no_metadata:
+            for hashes in self._hashes.values():
+                hashes.begin()
+
+    def at(self, step: int) -> dict[str, str]:
+        """Metadata of a file that is written now, after `step` optimiser steps. ss_epoch counts finished epochs, the
+        last one of the run also where it is cut short."""
+        plan, now = self._plan, time_of_saving()
+        spec = self._spec | {"modelspec.date": now.replace(microsecond=0).isoformat()}
+        if plan.options.adapter.no_metadata:
+            return _readable({key: self._same[key] for key in ADAPTER_MINIMUM if key in self._same} | spec)
+        ended = step >= plan.duration.steps
+        return _readable(
+            self._same
+            | self._file_hashes()
+            | {
+                "ss_training_finished_at": str(now.timestamp()),
+                "ss_steps": str(step),
+                "ss_epoch": str(plan.duration.epochs if ended else plan.order.position(step)[0] - 1),
+            }
+            | spec
+        )
+
+    def _file_hashes(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for kind, hashes in self._hashes.items():
+            value = hashes.value()
+            if value is not None:
+                found |= {f"ss_{kind}_hash": value.short, f"ss_new_{kind}_hash": value.whole}
+        return found
+
+
+def _flags(plan: Plan) -> dict[str, str]:
+    """What flags say, "None" where they are not set."""
+    keys = [flag.metadata for flag in FLAGS.values() if flag.metadata and flag.metadata.startswith("ss_")]
+    values = flag_metadata(plan.options)
+    left_out = ONE_DATASET if described_by_file(plan.options) else ()
+    return {key: values.get(key, "None") for key in keys if key not in left_out}
+
+
+def _decided(plan: Plan) -> dict[str, str]:
+    """What the plan decided from the flags, the machine, the model and the pictures."""
+    options, source, precision = plan.options, plan.source, plan.precision
+    accumulation = options.memory.gradient_accumulation_steps
+    found: dict[str, object] = {
+        # sd-scripts' own word where it does not know its commit: ours is in modelspec.implementation_version
+        "ss_sd_scripts_commit_hash": "(unknown)",
+        "ss_seed": plan.seed,
+        # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
+        "ss_unet_lr": plan.rates.unet or 0.0,
+        "ss_text_encoder_lr": _text_rates(plan),
+        "ss_optimizer": plan.optimizer.full_name,
+        "ss_lr_scheduler": plan.schedule.name,
+        "ss_lr_warmup_steps": plan.schedule.warmup_steps,
+        "ss_max_train_steps": plan.duration.steps,
+        "ss_num_epochs": plan.duration.epochs,
+        "ss_num_batches_per_epoch": plan.order.batches_per_epoch,
+        "ss_num_train_images": plan.pictures.scan.train_samples,
+        "ss_num_validation_images": len(plan.pictures.scan.held_out),
+        "ss_num_reg_images": plan.pictures.scan.reg_samples,
+        "ss_mixed_precision": precision.mixed_precision,
+        "ss_full_fp16": precision.trained == "fp16",
+        "ss_fp8_base": False,
+        "ss_fp8_base_unet": False,
+        "ss_v2": "v2" in source.family.capabilities,
+        "ss_base_model_version": source.family.versions[source.prediction],
+        "ss_zero_terminal_snr": source.objective.zero_terminal_snr,
+        "ss_clip_skip": clip_skip_of(options, source),
+        "ss_sd_model_name": _file_name(options.model.pretrained_model_name_or_path or ""),
+    }
+    if options.model.vae:
+        found["ss_vae_name"] = _file_name(options.model.vae)
+    if not described_by_file(options):
+        found["ss_total_batch_size"] = options.dataset.train_batch_size * accumulation
+    return {key: str(value) for key, value in found.items()}
+
+
+def _text_rates(plan: Plan) -> object:
+    """One rate, or a list of one for each text encoder where they differ."""
+    rates = [plan.rates.text_encoders.get(name, 0.0) for name in plan.source.family.text_encoders]
+    return rates[0] if len(set(rates)) == 1 else rates
+
+
+def _network(plan: Plan) -> dict[str, str]:
+    """The adapter. Where its file or its own module sets the rank, "None" as in sd-scripts."""
+    options, adapter = plan.options.adapter, plan.adapter
+    if adapter is None:
+        return {}
+    found: dict[str, object] = {"ss_network_module": adapter.module}
+    if adapter.settings is not None and not options.dim_from_weights:
+        found |= {
+            "ss_network_dim": adapter.settings.dim,
+            "ss_network_alpha": adapter.settings.alpha or adapter.settings.dim,
+        }
+    if adapter.arguments:
+        found["ss_network_args"] = json.dumps({"dropout": options.network_dropout} | dict(adapter.arguments))
+    return {key: str(value) for key, value in found.items()}
+
+
+def _hashed_files(plan: Plan) -> dict[str, Path]:
+    """Files to hash, by what stands in their keys. A name on the Hugging Face hub has no hash."""
+    named = {"sd_model": plan.options.model.pretrained_model_name_or_path, "vae": plan.options.model.vae}
+    return {
+        kind: path for kind, name in named.items() if name is not None and (path := Path(name).expanduser()).exists()
+    }
+
+
+def _file_name(name: str) -> str:
+    """Without the folder that it lies in; what is no path here stays."""
+    path = Path(name).expanduser()
+    return Path(os.path.abspath(path)).name if path.exists() else name
+
+
+def _readable(found: dict[str, str]) -> dict[str, str]:
+    """Texts as a file can hold them: names of files may have bytes that are no text."""
+    return {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in found.items()}
+
+
+def revision(root: Path = ROOT) -> str:
+    """The commit of this program, or "unknown" where it does not lie in a git checkout of its own."""
+    git = root / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        branch = head.removeprefix("ref: ")
+        if branch != head and (git / branch).is_file():
+            head = (git / branch).read_text(encoding="utf-8").strip()
+        elif branch != head:
+            packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
+            head = next((line.split()[0] for line in packed if line.endswith(f" {branch}")), "")
+    except (OSError, ValueError):
+        return "unknown"
+    return head if re.fullmatch("[0-9a-f]{40,64}", head) else "unknown"

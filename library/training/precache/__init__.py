@@ -1,0 +1,1 @@
+"""Caches that are filled before a training: plan, command, work."""

@@ -1,0 +1,164 @@
+"""Caches filled ahead of a training, by one process or several: from the command line to the exit code. No torch.
+
+Every process goes through all that is to be encoded, in an order of its own, and passes over what is there already, so
+none has to wait for another, any of them may end early, and what is left at the next call is what was not written.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
+
+from library.options.flag import Flag
+from library.options.mistakes import Mistake, UserError
+from library.options.parse import Parsed, Program, parse
+from library.runtime.imports import large_imports
+from library.training.command import finish, memory_told_to_user
+from library.training.precache.plan import FLAG, CachePlan, Crew, Kind, decide_caching, describe_caching
+from library.training.run import set_up_console
+
+if TYPE_CHECKING:
+    from library.data.cache.latent_cache import Filled
+    from library.data.cache.text_cache import FilledTexts
+
+INTERRUPTED = "interrupted: what was encoded so far stands, and the same call goes on from there"
+LESS_MEMORY = "fewer --processes save most, then a smaller --vae_batch_size and --mixed_precision bf16 or fp16"
+
+OWN_FLAGS = {
+    flag.name: flag
+    for flag in (
+        Flag("processes", "", "integer", 1, "Processes that encode at once, each with its own model.", at_least=1),
+        Flag("skip_existing", "", "switch", False, "Known from sd-scripts: what fits is never made again anyway."),
+        Flag("sdxl", "", "switch", False, "Known from sd-scripts: the model's own file says what it is."),
+        Flag("flux", "", "switch", False, "Known from sd-scripts: the model's own file says what it is."),
+    )
+}
+# nothing is trained, so nothing is written where models go
+UNNEEDED = frozenset({"output_dir"})
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program that fills one kind of cache, and what --help says of it."""
+
+    kind: Kind
+    title: str
+    usage: str
+
+    def help(self) -> str:
+        """What --help prints."""
+        lines = [self.title, "", f"usage: {self.usage} [flags of the training]", ""]
+        for flag in OWN_FLAGS.values():
+            word = f"  --{flag.name}{' N' if flag.kind == 'integer' else ''}"
+            lines.append(f"{word:<20}{flag.help}")
+        lines += ["", "All other flags are those of the training: python train_db.py --help lists them."]
+        lines += [f"Those that only training needs may be left out; --{FLAG[self.kind]} is added."]
+        return "\n".join(lines)
+
+
+def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
+    """Fill the cache. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    return finish(partial(_run, tool, list(arguments)), INTERRUPTED)
+
+
+def _run(tool: Tool, words: Sequence[str]) -> None:
+    plan = decide_caching(_parsed(words, tool), tool.kind)
+    speaks = plan.crew.number == 0
+    print(describe_caching(plan) if speaks else f"process {plan.crew.number + 1} of {plan.crew.count}", flush=True)
+    if plan.options.run.dry_run:
+        print("dry run: no weight was loaded and nothing was encoded")
+        return
+    if speaks:
+        set_up_console(plan.options.run)
+    crew = replace(plan.crew, count=plan.processes) if plan.processes > 1 else plan.crew
+    with helpers(tool, words, plan) as others:
+        filled = _fill(plan, crew, progress=speaks)
+        if others:
+            print(f"process 1 of {plan.processes}: {filled}")
+        for number, other in enumerate(others, 2):
+            print(f"process {number} of {plan.processes}: {other.result()}")
+    if not others:
+        print(filled)
+
+
+def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
+    return parse([*words, f"--{FLAG[tool.kind]}"], Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help))
+
+
+def _fill(plan: CachePlan, crew: Crew, progress: bool) -> Filled | FilledTexts:
+    with large_imports():
+        from library.training.precache.fill import fill_ahead
+    with memory_told_to_user(LESS_MEMORY):
+        return fill_ahead(plan, crew, progress)
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A process that was started to help, and where its report comes from."""
+
+    process: BaseProcess
+    report: Connection
+
+    def result(self) -> str:
+        """What it has done, once it has ended. It may have failed: then the others have done its part."""
+        try:
+            text = str(self.report.recv())
+        except (EOFError, OSError):
+            text = ""
+        self.process.join()
+        return text or f"ended early (exit code {self.process.exitcode}); the others did its part"
+
+
+@contextmanager
+def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[Helper]]:
+    """The other processes of --processes. Whatever ends this one ends them."""
+    context = multiprocessing.get_context("spawn")
+    # a seed that was drawn here is theirs too
+    words = [*words, f"--seed={plan.seed}"]
+    started = []
+    try:
+        for number in range(1, plan.processes):
+            receiver, sender = context.Pipe(duplex=False)
+            crew = Crew(number, plan.processes, number)
+            process = context.Process(target=help_filling, args=(tool, words, crew, sender), daemon=True)
+            process.start()
+            sender.close()
+            started.append(Helper(process, receiver))
+        yield started
+    finally:
+        for helper in started:
+            helper.process.terminate()
+        for helper in started:
+            helper.process.join()
+
+
+def help_filling(tool: Tool, words: Sequence[str], crew: Crew, report: Connection) -> None:
+    """The work of a process of --processes but the first, which alone shows progress and tells mistakes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            plan = decide_caching(_parsed(words, tool), tool.kind)
+            report.send(str(_fill(plan, crew, progress=False)))
+        except UserError as error:
+            first: Mistake = error.mistakes[0]
+            report.send(f"ended early ({first.what}); the others did its part")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            report.close()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

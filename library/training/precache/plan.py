@@ -1,0 +1,188 @@
+"""The plan of caches that are filled ahead of a training: what the training's own plan says of its pictures and
+captions, and nothing that only the training needs (an output folder, an optimiser, room for models)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from library.data import captions
+from library.data.order import EpochOrder
+from library.data.scan.dataset_specs import cache_folder
+from library.options.mistakes import Mistakes
+from library.options.parse import Parsed
+from library.options.train_options import TrainOptions
+from library.runtime.device import Machine, describe_machine
+from library.runtime.precision import Precision, resolve
+from library.training.plan.base_model import Source, decide_source
+from library.training.plan.duration import Duration, decide_duration
+from library.training.plan.images import Pictures, decide_pictures
+from library.training.plan.plan import Plan, decide_seed, token_count, with_sound_vae
+from library.training.plan.resume import decide_resume
+from library.training.plan.text import WIDTH, sections
+from library.training.plan.writable_paths import check_logs
+from library.training.validation.plan import ValidationPlan, decide_validation
+
+Kind = Literal["latents", "captions"]
+
+# what a training reads such a cache with
+FLAG: Mapping[Kind, str] = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The processes that fill the same caches: this one's `number` from 0, how many there are, and its number on this
+    machine, which chooses its graphics card."""
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Number and count, as caches take them."""
+        return self.number, self.count
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What was decided; names and values are those of the training's Plan."""
+
+    kind: Kind
+    options: TrainOptions
+    machine: Machine
+    precision: Precision
+    source: Source
+    pictures: Pictures
+    order: EpochOrder
+    duration: Duration
+    validation: ValidationPlan | None
+    seed: int
+    crew: Crew
+    processes: int  # to be started by this one, itself included
+    notes: tuple[str, ...]
+
+
+AnyPlan = Plan | CachePlan
+"""A plan as far as it says what pictures and captions are encoded to."""
+
+
+def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
+    """Make the plan from the options of a training. Raises UserError with all mistakes at once."""
+    options, mistakes, notes = parsed.options, Mistakes(), [*parsed.notes, *_about_flags(parsed)]
+    mistakes.extend(parsed.mistakes)
+    if options.run.output_config:
+        mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
+    processes = cast(int, parsed.own["processes"])
+    crew = decide_crew(os.environ, processes, mistakes)
+    machine = describe_machine()
+    precision = resolve(options.memory, machine, options.run.strict)
+    mistakes.extend(precision.mistakes)
+    notes.extend(precision.notes)
+    source = decide_source(options, mistakes, notes)
+    seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
+    pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
+    check_logs(replace(options.run, logging_dir=None), mistakes)
+    if source is None or pictures is None:
+        mistakes.raise_if_any()
+        raise AssertionError("a source or pictures are missing and no mistake says why")
+    _check_seed(options, kind, pictures, mistakes)
+    mistakes.raise_if_any()
+    precision = with_sound_vae(precision, source.family.latent, machine, notes)
+    order = pictures.order(options.memory.gradient_accumulation_steps, seed)
+    return CachePlan(
+        kind=kind,
+        options=options,
+        machine=machine,
+        precision=precision,
+        source=source,
+        pictures=pictures,
+        order=order,
+        duration=decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch),
+        validation=decide_validation(options.validation, pictures),
+        seed=seed,
+        crew=crew,
+        processes=processes,
+        notes=tuple(notes),
+    )
+
+
+def decide_crew(environment: Mapping[str, str], processes: int, mistakes: Mistakes) -> Crew:
+    """This process among those that accelerate, torchrun or the user have started (WORLD_SIZE, RANK, LOCAL_RANK)."""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    texts = {name: environment[name].strip() for name in names if environment.get(name, "").strip()}
+    wrong = {name: text for name, text in texts.items() if not text.isdecimal()}
+    for name, text in wrong.items():
+        mistakes.add(f"{name} = {text} (environment) is no number", "count processes from 1, their RANK from 0")
+    count = 1 if wrong else max(1, int(texts.get("WORLD_SIZE", 1)))
+    if wrong or count == 1:
+        return Crew()
+    if processes > 1:
+        mistakes.add(
+            f"--processes {processes} in one of {count} processes (WORLD_SIZE)",
+            "start it as one process, or leave --processes out",
+        )
+    number = int(texts.get("RANK", count))
+    if number >= count:
+        what = f"RANK = {texts['RANK']}" if "RANK" in texts else "no RANK"
+        mistakes.add(f"{what} with WORLD_SIZE = {count} (environment)", f"number the processes from 0 to {count - 1}")
+    return Crew(number, count, int(texts.get("LOCAL_RANK", number)))
+
+
+def _about_flags(parsed: Parsed) -> Iterator[str]:
+    """What the user should know about flags that mean something else here, or nothing."""
+    if parsed.own.get("skip_existing"):
+        yield (
+            "--skip_existing: what is in the cache and fits its picture is never made again, with or without it "
+            "(--skip_cache_check does not compare either)"
+        )
+    for name in ("sdxl", "flux"):
+        if parsed.own.get(name):
+            yield f"--{name}: the model's own file says what it is"
+    if parsed.options.dataset.debug_dataset:
+        yield "--debug_dataset: train_db.py shows the page; here nothing is shown"
+
+
+def _check_seed(options: TrainOptions, kind: Kind, pictures: Pictures, mistakes: Mistakes) -> None:
+    """Where the seed decides what is cached, there must be one: --seed, or that of the state that a training without
+    it goes on from."""
+    varied = any(captions.vary_with_seed(count.subset.captions) for count in pictures.subsets)
+    if kind == "latents" or not varied or options.run.seed is not None:
+        return
+    if options.saving.resume is not None:
+        decide_resume(options.saving.resume, mistakes)
+        return
+    mistakes.add(
+        "no --seed: captions vary by chance, and another seed trains with other ones",
+        "give --seed here and to the training",
+    )
+
+
+def describe_caching(plan: CachePlan) -> str:
+    """The plan as text: the rooms of the training's plan that have a meaning here, and the cache."""
+    rooms = dict(sections(cast(Plan, plan)))  # each is made when it is read, from what both plans have
+    data = ["data", "buckets"] if plan.kind == "latents" else ["data", "captions"]
+    chosen = [(title, rooms[title]) for title in ("model", *data)]
+    lines = [f"Dreamfolder: the {plan.kind} of this training, encoded ahead"]
+    for title, section in (*chosen, ("cache", _cache(plan)), ("notes", iter(plan.notes))):
+        lines += [f"  {title if index == 0 else '':<{WIDTH}}{line}" for index, line in enumerate(section)]
+    return "\n".join(lines)
+
+
+def _cache(plan: CachePlan) -> Iterator[str]:
+    cache, machine = plan.options.cache, plan.machine.name
+    if plan.kind == "latents":
+        yield f"a .{cache.cache_format} file beside each picture"
+        yield f"{machine}; VAE in {plan.precision.vae}, {cache.vae_batch_size} at a time"
+    else:
+        yield f"{cache_folder(plan.options.dataset) / 'captions'}"
+        yield f"{machine}; text encoder in {plan.precision.frozen}"
+        epochs = plan.duration.epochs
+        yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({plan.duration.because})"
+    yield f"a training with --{FLAG[plan.kind]} reads it"
+    if plan.crew.count > 1:
+        yield f"process {plan.crew.number + 1} of {plan.crew.count}"
+    elif plan.processes > 1:
+        yield f"{plan.processes} processes"

@@ -1,0 +1,167 @@
+"""What an adapter's file says about the pictures: ss_datasets, ss_dataset_dirs, ss_tag_frequency and their like.
+
+Keys and shapes are those of sd-scripts, which tools show and count by. What is counted is what is trained on: samples
+after the balancing of regularisation pictures, batches as the order of the epochs has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.data.captions import tag_frequency
+from library.options.datasets import DatasetSpec, Size, SubsetSpec
+
+if TYPE_CHECKING:
+    from library.options.train_options import TrainOptions
+    from library.training.plan.images import Pictures, SubsetCount
+
+Json = dict[str, Any]
+
+
+def dataset_metadata(options: TrainOptions, pictures: Pictures) -> dict[str, str]:
+    """The keys whose values are JSON: other ones where a file describes the datasets than for folders."""
+    names = [_name(count.subset) for count in pictures.subsets]
+    if described_by_file(options):
+        found: Json = {
+            "ss_datasets": _datasets(pictures, names),
+            "ss_dataset_dirs": _numbered_folders(pictures.subsets, names),
+            "ss_tag_frequency": _merged_tags(pictures, names),
+        }
+    else:
+        found = {
+            "ss_dataset_dirs": _folders(pictures.subsets, names, is_reg=False),
+            "ss_reg_dataset_dirs": _folders(pictures.subsets, names, is_reg=True),
+            "ss_tag_frequency": tag_frequency(pictures.scan.records, names),
+            "ss_bucket_info": _bucket_info(pictures, 0),
+        }
+    return {key: json.dumps(value) for key, value in found.items()}
+
+
+def described_by_file(options: TrainOptions) -> bool:
+    """Whether the datasets come from a file, each with settings of its own."""
+    return options.dataset.dataset_config is not None or options.dataset.data_backend_config is not None
+
+
+def largest_resolution(pictures: Pictures) -> Size:
+    """(width, height) of the dataset that is trained at the most pixels."""
+    return max((each.buckets.resolution for each in pictures.scan.datasets), key=lambda size: size[0] * size[1])
+
+
+def _name(subset: SubsetSpec) -> str:
+    """What a subset is called: its metadata file, else its folder, without where they lie."""
+    return Path(os.path.abspath(subset.metadata_file or subset.image_dir or "")).name
+
+
+def _folders(subsets: Sequence[SubsetCount], names: Sequence[str], *, is_reg: bool) -> Json:
+    return {
+        name: {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
+        for name, count in zip(names, subsets, strict=True)
+        if count.subset.is_reg == is_reg
+    }
+
+
+def _numbered_folders(subsets: Sequence[SubsetCount], names: Sequence[str]) -> Json:
+    """Training folders; one that is there again is "name (2)"."""
+    found: Json = {}
+    for name, count in zip(names, subsets, strict=True):
+        if count.subset.is_reg:
+            continue
+        free, number = name, 2
+        while free in found:
+            free, number = f"{name} ({number})", number + 1
+        found[free] = {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
+    return found
+
+
+def _merged_tags(pictures: Pictures, names: Sequence[str]) -> Json:
+    """A folder that several datasets have counts once, with the first of them."""
+    found: Json = {}
+    for number in range(len(pictures.scan.datasets)):
+        found = _tags_of(pictures, names, number) | found
+    return found
+
+
+def _tags_of(pictures: Pictures, names: Sequence[str], number: int) -> Json:
+    return tag_frequency((record for record in pictures.scan.records if record.dataset == number), names)
+
+
+def _bucket_info(pictures: Pictures, number: int) -> Json | None:
+    """Buckets with their samples, and how far off the pictures' aspect ratios theirs are on average."""
+    if not pictures.scan.datasets[number].buckets.enabled:
+        return None
+    used = [
+        {"resolution": list(bucket), "count": count}
+        for (dataset, bucket), count in pictures.table.samples.items()
+        if dataset == number
+    ]
+    errors = [
+        abs(placement.bucket[0] / placement.bucket[1] - record.size[0] / record.size[1])
+        for record, placement in zip(pictures.scan.records, pictures.table.placements, strict=True)
+        if record.dataset == number
+    ]
+    return {
+        "buckets": {str(index): bucket for index, bucket in enumerate(used)},
+        "mean_img_ar_error": sum(errors) / max(1, len(errors)),
+    }
+
+
+def _datasets(pictures: Pictures, names: Sequence[str]) -> list[Json]:
+    counts = iter(zip(pictures.subsets, names, strict=True))
+    return [
+        _dataset(pictures, number, dataset, [next(counts) for _ in dataset.subsets], names)
+        for number, dataset in enumerate(pictures.scan.datasets)
+    ]
+
+
+def _dataset(
+    pictures: Pictures,
+    number: int,
+    dataset: DatasetSpec,
+    subsets: Sequence[tuple[SubsetCount, str]],
+    names: Sequence[str],
+) -> Json:
+    by_folder = any(subset.metadata_file is None for subset in dataset.subsets)
+    buckets = dataset.buckets
+    scalings = {subset.images.interpolation for subset in dataset.subsets}
+    return {
+        "is_dreambooth": by_folder,
+        "batch_size_per_device": dataset.batch_size,
+        "num_train_images": sum(count.samples for count, _ in subsets if not count.subset.is_reg),
+        "num_reg_images": sum(count.samples for count, _ in subsets if count.subset.is_reg),
+        "resolution": list(buckets.resolution),
+        "enable_bucket": buckets.enabled,
+        "min_bucket_reso": buckets.smallest if buckets.enabled else None,
+        "max_bucket_reso": buckets.largest if buckets.enabled else None,
+        "tag_frequency": _tags_of(pictures, names, number),
+        "bucket_info": _bucket_info(pictures, number),
+        "resize_interpolation": scalings.pop() if len(scalings) == 1 else None,
+        "subsets": [_subset(count, name, by_folder) for count, name in subsets],
+    }
+
+
+def _subset(count: SubsetCount, name: str, by_folder: bool) -> Json:
+    subset, captions, images = count.subset, count.subset.captions, count.subset.images
+    found: Json = {
+        "img_count": count.images - count.held_out,
+        "num_repeats": subset.repeats,
+        "color_aug": images.colour,
+        "flip_aug": images.flip,
+        "random_crop": images.random_crop,
+        "shuffle_caption": captions.shuffle,
+        "keep_tokens": captions.keep_tokens,
+        "keep_tokens_separator": captions.keep_tokens_separator,
+        "secondary_separator": captions.secondary_separator or None,
+        "enable_wildcard": captions.wildcard,
+        "caption_prefix": captions.prefix or None,
+        "caption_suffix": captions.suffix or None,
+        "resize_interpolation": images.interpolation,
+    }
+    if subset.image_dir is not None:
+        found["image_dir"] = Path(os.path.abspath(subset.image_dir)).name
+    if by_folder:
+        return found | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
+    return found | {"metadata_file": name}

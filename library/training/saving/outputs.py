@@ -1,0 +1,166 @@
+"""Which files and folders a run writes, when, under which names, and which of them it removes again.
+
+Names and removal rules are those that users' tools expect of a kohya-style trainer: epoch files carry six digits, step
+files eight, `save_last_n_steps` is a range of steps and not a count of files. Everything here is a pure function of
+the options and the length of the run, so the plan can list the files before the first step and the saver follows the
+same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.options.groups.saving import SavingOptions
+from library.options.mistakes import Mistakes
+
+
+@dataclass(frozen=True)
+class SaveEvent:
+    """One moment at which the run saves: after `step` optimiser steps, at the end of `epoch` (None: a step save)."""
+
+    step: int
+    epoch: int | None
+    expired_model: str | None
+    expired_state: str | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The names and moments of everything a run writes into `directory`."""
+
+    directory: Path
+    name: str | None
+    save_as: str
+    every_epochs: int | None
+    every_steps: int | None
+    keep_epochs: int | None
+    keep_epoch_states: int | None
+    keep_steps: int | None
+    keep_step_states: int | None
+    states: bool
+    final_state: bool
+
+    @property
+    def extension(self) -> str:
+        """`.ckpt`, `.pt` or `.safetensors`; empty for the diffusers folders."""
+        return "" if self.save_as.startswith("diffusers") else f".{self.save_as}"
+
+    def final_model(self) -> Path:
+        """The model at the end of the run: `NAME.ext`, or `last.ext` without --output_name."""
+        return self.directory / ((self.name or "last") + self.extension)
+
+    def final_state_folder(self) -> Path:
+        """The training state at the end of the run."""
+        return self.directory / ((self.name or "last") + "-state")
+
+    def epoch_stem(self, epoch: int) -> str:
+        """`NAME-000012`, or `epoch-000012`."""
+        return f"{self.name or 'epoch'}-{epoch:06d}"
+
+    def step_stem(self, step: int) -> str:
+        """`NAME-step00001200`, or `at-step00001200`."""
+        return f"{self.name or 'at'}-step{step:08d}"
+
+    def stem(self, event: SaveEvent) -> str:
+        """The name without extension of the files of one save."""
+        return self.step_stem(event.step) if event.epoch is None else self.epoch_stem(event.epoch)
+
+    def at_step(self, step: int) -> SaveEvent | None:
+        """The save that is due after `step` optimiser steps because of --save_every_n_steps, if any."""
+        if not self.every_steps or step % self.every_steps:
+            return None
+        return SaveEvent(
+            step, None, self._expired_step(step, self.keep_steps), self._expired_step(step, self.keep_step_states)
+        )
+
+    def at_epoch_end(self, epoch: int, epochs: int, step: int) -> SaveEvent | None:
+        """The save that is due at the end of an epoch; the last epoch has only the final file."""
+        if not self.every_epochs or epoch % self.every_epochs or epoch >= epochs:
+            return None
+        return SaveEvent(
+            step,
+            epoch,
+            self._expired_epoch(epoch, self.keep_epochs),
+            self._expired_epoch(epoch, self.keep_epoch_states),
+        )
+
+    def events(self, steps: int, epochs: int, steps_per_epoch: int) -> Iterator[SaveEvent]:
+        """All saves of a run before the final one, in order of time."""
+        due = set(range(self.every_steps, steps + 1, self.every_steps)) if self.every_steps else set()
+        ends = (
+            {min(epoch * steps_per_epoch, steps): epoch for epoch in range(1, epochs + 1)} if self.every_epochs else {}
+        )
+        for step in sorted(due | set(ends)):
+            if (event := self.at_step(step)) is not None:
+                yield event
+            if step in ends and (event := self.at_epoch_end(ends[step], epochs, step)) is not None:
+                yield event
+
+    def _expired_epoch(self, epoch: int, keep: int | None) -> str | None:
+        old = epoch - (self.every_epochs or 1) * keep if keep else 0
+        return self.epoch_stem(old) if old > 0 else None
+
+    def _expired_step(self, step: int, keep: int | None) -> str | None:
+        if not keep or not self.every_steps:
+            return None
+        old = step - keep - 1
+        old -= old % self.every_steps
+        return self.step_stem(old) if old > 0 else None
+
+
+def decide_outputs(options: SavingOptions, source_kind: str, epochs: int, mistakes: Mistakes) -> Outputs:
+    """The outputs of a run of `epochs` epochs that starts from a source of kind `safetensors`, `ckpt` or `diffusers`,
+    or writes an `adapter`.
+
+    Without --save_model_as a file gives a file (`.ckpt` unless --use_safetensors) and a diffusers folder gives a
+    folder; an adapter is a `.safetensors` file.
+    """
+    save_as = options.save_model_as
+    if source_kind == "adapter":
+        if save_as is not None and save_as.startswith("diffusers"):
+            remedy = "take safetensors, and convert the file with tools/convert_lora.py"
+            mistakes.add(f"--save_model_as {save_as}: an adapter is one file", remedy)
+        save_as = save_as or "safetensors"
+    elif save_as == "pt":
+        mistakes.add("--save_model_as pt is for adapters", "take safetensors or ckpt")
+    if save_as is None and source_kind == "diffusers":
+        save_as = "diffusers_safetensors" if options.use_safetensors else "diffusers"
+    elif save_as is None:
+        save_as = "safetensors" if options.use_safetensors else "ckpt"
+    every_epochs = options.save_every_n_epochs
+    if every_epochs is None and options.save_n_epoch_ratio:
+        every_epochs = max(1, epochs // options.save_n_epoch_ratio)
+    return Outputs(
+        directory=Path(options.output_dir or "."),
+        name=options.output_name,
+        save_as=save_as,
+        every_epochs=every_epochs,
+        every_steps=options.save_every_n_steps,
+        keep_epochs=options.save_last_n_epochs,
+        keep_epoch_states=options.save_last_n_epochs_state or options.save_last_n_epochs,
+        keep_steps=options.save_last_n_steps,
+        keep_step_states=options.save_last_n_steps_state or options.save_last_n_steps,
+        states=options.save_state,
+        final_state=options.save_state or options.save_state_on_train_end,
+    )
+
+
+def most_on_disk(outputs: Outputs, steps: int, epochs: int, steps_per_epoch: int) -> tuple[int, int]:
+    """How many models and how many state folders lie on the disk at once at most, the final ones included.
+
+    A new file is whole before an old one is removed, so the moment of overlap counts.
+    """
+    models: set[str] = set()
+    states: set[str] = set()
+    most_models = most_states = 0
+    for event in outputs.events(steps, epochs, steps_per_epoch):
+        models.add(outputs.stem(event))
+        most_models = max(most_models, len(models))
+        models.discard(event.expired_model or "")
+        if outputs.states:
+            states.add(outputs.stem(event))
+            most_states = max(most_states, len(states))
+            states.discard(event.expired_state or "")
+    return max(most_models, len(models) + 1), max(most_states, len(states) + int(outputs.final_state))

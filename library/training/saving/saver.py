@@ -1,0 +1,102 @@
+"""Writes models and training states at the moments of the plan, and removes what the plan says is then too old."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from library.checkpoints.header import CheckpointError
+from library.options.mistakes import Mistake, UserError
+from library.training.optim.optimizers import averaged_weights
+from library.training.saving.outputs import Outputs, SaveEvent
+from library.training.saving.state import Progress
+
+
+@dataclass
+class Saver:
+    """`write_model(path, step, epoch)` and `write_state(folder, progress)` do the writing; this decides when and
+    where."""
+
+    outputs: Outputs
+    epochs: int
+    write_model: Callable[[Path, int, int], None]
+    write_state: Callable[[Path, Progress], None]
+    say: Callable[[str], None]
+    optimizer: Any
+
+    def save_due(self, progress: Progress, epoch_ended: bool) -> None:
+        """Save what is due now: called after every optimiser step and after every whole epoch."""
+        if epoch_ended:
+            event = self.outputs.at_epoch_end(progress.epoch, self.epochs, progress.step)
+        else:
+            event = self.outputs.at_step(progress.step)
+        if event is None:
+            return
+        stem = self.outputs.stem(event)
+        with averaged_weights(self.optimizer):
+            self._model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        if self.outputs.states:
+            resumed = next_epoch(progress) if epoch_ended else progress
+            self._state(self.outputs.directory / f"{stem}-state", resumed)
+        self._remove_expired(event)
+
+    def finish(self, progress: Progress) -> None:
+        """The files at the end of the run."""
+        with averaged_weights(self.optimizer):
+            self._model(self.outputs.final_model(), progress)
+        if self.outputs.final_state:
+            self._state(self.outputs.final_state_folder(), progress)
+
+    def _model(self, path: Path, progress: Progress) -> None:
+        self.say(f"saving checkpoint: {path}")
+        with told_to_user(path):
+            self.write_model(path, progress.step, progress.epoch)
+        self.say("model saved.")
+
+    def _state(self, folder: Path, progress: Progress) -> None:
+        self.say(f"saving state: {folder}")
+        with told_to_user(folder):
+            self.write_state(folder, progress)
+
+    def _remove_expired(self, event: SaveEvent) -> None:
+        if event.expired_model is not None:
+            self._remove(self.outputs.directory / (event.expired_model + self.outputs.extension))
+        if event.expired_state is not None and self.outputs.states:
+            self._remove(self.outputs.directory / f"{event.expired_state}-state")
+
+    def _remove(self, path: Path) -> None:
+        if path.is_dir():
+            self.say(f"removing old folder: {path}")
+            shutil.rmtree(path)
+        elif path.exists():
+            self.say(f"removing old file: {path}")
+            path.unlink()
+            path.with_suffix(".yaml").unlink(missing_ok=True)
+
+
+def next_epoch(progress: Progress) -> Progress:
+    """The progress that a run has when it resumes after the end of the epoch that `progress` stands in."""
+    return Progress(step=progress.step, epoch=progress.epoch + 1)
+
+
+@contextmanager
+def told_to_user(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses (disk full, folder gone, file held open) into a message without a traceback."""
+    from safetensors import SafetensorError
+
+    remedy = "nothing half-written was left, and older files stand; --resume goes on from the last saved state"
+    try:
+        yield
+    except CheckpointError as error:  # says itself what is wrong and what to do
+        raise UserError((Mistake(str(error), remedy),)) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's writer hides what the system said behind a RuntimeError; one that hides nothing is no full disk
+        cause = error.__cause__ or error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, (OSError, SafetensorError)):
+            raise
+        what = f"{path} could not be written: {getattr(cause, 'strerror', None) or cause}"
+        raise UserError((Mistake(what, f"make room or repair the folder; {remedy}"),)) from error

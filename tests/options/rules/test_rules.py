@@ -1,0 +1,192 @@
+"""Rules between flags: what they refuse, what they change and say, what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from library.options.parse import Parsed, parse
+from library.options.rules import general as rules
+from library.options.train_options import FLAGS
+
+NEEDED = ["--pretrained_model_name_or_path=m", "--train_data_dir=t", "--output_dir=o", "--resolution=512"]
+
+
+def with_flags(text: str) -> Parsed:
+    return parse([*NEEDED, *text.split()])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--cache_latents --color_aug", ("--cache_latents", "--color_aug")),
+        ("--cache_latents --random_crop", ("--cache_latents", "--random_crop")),
+        ("--cache_latents_to_disk --random_crop", ("--cache_latents_to_disk", "--random_crop")),
+        ("--full_fp16", ("--full_fp16", '--mixed_precision = "no" (default)')),
+        ("--full_fp16 --mixed_precision bf16", ("--full_fp16", '"bf16" (command line)')),
+        ("--full_bf16 --mixed_precision fp16", ("--full_bf16", '"fp16"')),
+        ("--use_8bit_adam --optimizer_type Lion", ("--use_8bit_adam", '"Lion"')),
+        ("--use_lion_optimizer --optimizer_type AdamW8bit", ("--use_lion_optimizer", '"AdamW8bit"')),
+        ("--use_lion_optimizer --use_8bit_adam", ("--use_8bit_adam", "--use_lion_optimizer")),
+        ("--log_with tensorboard", ("--log_with", "no --logging_dir")),
+        ("--log_with all", ("--log_with", "no --logging_dir")),
+        ("--lr_scheduler adafactor --optimizer_type AdamW", ('"adafactor"', '"AdamW"')),
+        ("--lr_scheduler piecewise_constant", ('"piecewise_constant"',)),
+        ("--lr_scheduler cosine_with_min_lr", ("no --lr_scheduler_min_lr_ratio",)),
+        ("--no_token_padding --cache_text_encoder_outputs", ("--cache_text_encoder_outputs ", "--no_token_padding")),
+        ("--no_token_padding --max_token_length 150", ("--no_token_padding", "--max_token_length = 150")),
+        (
+            "--cache_text_encoder_outputs --learning_rate_te 1e-5",
+            ("--cache_text_encoder_outputs ", "--learning_rate_te"),
+        ),
+        ("--cache_text_encoder_outputs_to_disk --learning_rate_te 1e-5", ("_outputs_to_disk ", "--learning_rate_te")),
+        (
+            "--cache_text_encoder_outputs --cache_text_encoder_outputs_to_disk --learning_rate_te 1e-5",
+            ("--cache_text_encoder_outputs ", "--learning_rate_te"),
+        ),
+        ("--resolution 500", ("500,500", "divisible by 8")),
+        ("--resolution 520 --enable_bucket", ("520,520", "divisible by 64", "bucket_reso_steps")),
+        ("--resolution 512,516 --enable_bucket --bucket_reso_steps 8", ("512,516", "divisible by 8")),
+        ("--resolution 32", ("32,32", "below 64")),
+        ("--enable_bucket --bucket_reso_steps 12", ("bucket_reso_steps = 12", "multiple of 8")),
+        ("--enable_bucket --resolution 128", ("128,128", "min_bucket_reso = 256 (default)")),
+        ("--enable_bucket --resolution 512,2048", ("512,2048", "max_bucket_reso = 1024")),
+        ("--enable_bucket --min_bucket_reso 640 --max_bucket_reso 384", ("min_bucket_reso", "max_bucket_reso")),
+        ("--enable_bucket --min_bucket_reso 32", ("min_bucket_reso", "below 64")),
+    ],
+)
+def test_refused_together(flags: str, named: tuple[str, ...]) -> None:
+    (mistake,) = with_flags(flags).mistakes
+    assert all(name in mistake.what for name in named)
+    assert mistake.remedy
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--full_fp16 --mixed_precision fp16",
+        "--full_bf16 --mixed_precision bf16",
+        "--use_8bit_adam --optimizer_type adamw8bit",
+        "--log_with wandb",
+        "--log_with tensorboard --logging_dir log",
+        "--lr_scheduler adafactor --optimizer_type transformers.optimization.Adafactor",
+        "--lr_scheduler cosine_with_min_lr --lr_scheduler_min_lr_ratio 0",
+        "--lr_scheduler cosine_with_min_lr --lr_scheduler_args min_lr=1e-7",
+        "--lr_scheduler piecewise_constant --lr_scheduler_args step_rules=1:10,0.1",
+        "--lr_scheduler_type torch.optim.lr_scheduler.CosineAnnealingLR --lr_scheduler_args T_max=10",
+        "--no_token_padding --max_token_length 75",
+        "--resolution 504",
+        "--resolution 64 --enable_bucket --bucket_reso_steps 8 --min_bucket_reso 64 --max_bucket_reso 128",
+        "--bucket_reso_steps 12",
+        "--enable_bucket --bucket_no_upscale --resolution 2048",
+        "--random_crop --color_aug",
+        "--v2 --v_parameterization",
+    ],
+)
+def test_accepted_without_a_mistake(flags: str) -> None:
+    assert with_flags(flags).mistakes == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "target", "value", "told"),
+    [
+        ("--cache_latents_to_disk", "cache_latents", True, True),
+        ("--use_8bit_adam", "optimizer_type", "AdamW8bit", True),
+        ("--use_lion_optimizer", "optimizer_type", "Lion", True),
+        ("", "optimizer_type", "AdamW", False),
+        ("--lr_warmup_steps 0.1", "lr_scheduler", "constant_with_warmup", True),
+        ("--lr_scheduler constant --lr_warmup_steps 10", "lr_scheduler", "constant_with_warmup", True),
+        ("--lr_scheduler cosine --lr_warmup_steps 10", "lr_scheduler", "cosine", False),
+        ("--lr_scheduler_type a.b.C --lr_warmup_steps 10", "lr_scheduler", "constant", False),
+        ("--lr_scheduler adafactor --optimizer_type Adafactor --lr_warmup_steps 9", "lr_warmup_steps", 0, True),
+        ("--logging_dir log", "log_with", "tensorboard", False),
+        ("--logging_dir log --log_with wandb", "log_with", "wandb", False),
+        ("--xformers --sdpa", "sdpa", False, True),
+        ("--xformers --mem_eff_attn", "mem_eff_attn", False, True),
+        ("--sdpa --mem_eff_attn", "mem_eff_attn", False, True),
+        ("--sdpa", "sdpa", True, False),
+        ("--cache_text_encoder_outputs_to_disk", "cache_text_encoder_outputs", True, True),
+        ("--cache_text_encoder_outputs", "stop_text_encoder_training", -1, True),
+        ("--dataset_config d.toml --train_data_dir data", "train_data_dir", None, True),
+        ("--save_model_as ckpt --use_safetensors", "save_model_as", "safetensors", True),
+        ("--save_model_as diffusers --use_safetensors", "save_model_as", "diffusers_safetensors", True),
+        ("--use_safetensors", "save_model_as", None, False),
+        ("--save_every_n_epochs 2 --save_n_epoch_ratio 3", "save_n_epoch_ratio", None, True),
+        ("--enable_bucket --min_bucket_reso 100 --max_bucket_reso 1000", "min_bucket_reso", 64, True),
+        ("--enable_bucket --min_bucket_reso 100 --max_bucket_reso 1000", "max_bucket_reso", 1024, True),
+        ("--min_bucket_reso 100", "min_bucket_reso", 100, False),
+    ],
+)
+def test_effective_values_and_whether_they_are_told(flags: str, target: str, value: object, told: bool) -> None:
+    parsed = with_flags(flags)
+    assert parsed.mistakes == ()
+    group = getattr(parsed.options, FLAGS[target].group)
+    assert getattr(group, target) == value
+    assert any(target in note or str(value) in note for note in parsed.notes) == told
+
+
+def test_an_implied_value_comes_from_where_its_cause_came_from() -> None:
+    parsed = with_flags("--use_8bit_adam")
+    assert parsed.origins["optimizer_type"] == "command line"
+    assert "optimizer_type" not in parsed.given
+
+
+def test_epochs_beat_steps_and_the_default_of_steps_never_counts_as_given() -> None:
+    assert with_flags("--max_train_epochs 4").notes == ()
+    (note,) = with_flags("--max_train_epochs 4 --max_train_steps 1600").notes
+    assert "max_train_epochs = 4" in note and "max_train_steps = 1600" in note
+
+
+def test_a_scheduler_class_beats_the_name() -> None:
+    (note,) = with_flags("--lr_scheduler_type a.b.C --lr_scheduler cosine").notes
+    assert "lr_scheduler_type" in note and "cosine" in note
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--save_last_n_epochs 2", "--save_last_n_epochs"),
+        ("--save_last_n_steps 200", "--save_last_n_steps"),
+        ("--save_every_n_steps 10 --save_last_n_steps_state 20", "save_state is not set"),
+        ("--dataset_repeats 5", "--dataset_repeats"),
+    ],
+)
+def test_what_has_no_effect_is_told(flags: str, named: str) -> None:
+    parsed = with_flags(flags)
+    assert parsed.mistakes == ()
+    (note,) = parsed.notes
+    assert named in note
+
+
+def test_save_last_with_its_saves_is_not_told() -> None:
+    assert with_flags("--save_last_n_epochs 2 --save_every_n_epochs 1").notes == ()
+    assert with_flags("--save_last_n_epochs 2 --save_n_epoch_ratio 4").notes == ()
+
+
+def test_rows_name_flags_and_say_why() -> None:
+    rows = (*rules.REQUIRED, *rules.REQUIRES, *rules.EXCLUDES, *rules.OVERRIDES, *rules.TOLD)
+    assert all(row.why for row in rows)
+    named = {row.flag for row in (*rules.REQUIRED, *rules.TOLD)}
+    named |= {name for row in rules.REQUIRES for name in row.flags}
+    named |= {name for row in rules.EXCLUDES for name in (*row.flags, row.other)}
+    named |= {name for row in rules.IMPLIES for name in (row.cause, row.target)}
+    named |= {name for row in rules.OVERRIDES for name in (row.winner, row.loser)}
+    assert named <= set(FLAGS)
+
+
+def test_after_a_broken_rule_the_options_are_sound_so_that_nothing_is_told_twice() -> None:
+    parsed = with_flags(
+        "--full_fp16 --use_8bit_adam --use_lion_optimizer --lr_scheduler adafactor --cache_latents --color_aug "
+        "--resolution 500 --enable_bucket --min_bucket_reso 9999"
+    )
+    assert len(parsed.mistakes) == 6
+    options = parsed.options
+    assert not options.memory.full_fp16 and not options.dataset.color_aug
+    assert (options.optimizer.optimizer_type, options.optimizer.use_lion_optimizer) == ("AdamW8bit", False)
+    assert options.optimizer.lr_scheduler == "constant" and "lr_scheduler" not in parsed.given
+    assert (options.dataset.resolution, options.dataset.min_bucket_reso) == ((512, 512), 256)
+
+
+def test_a_missing_resolution_is_told_once_and_stood_in_for() -> None:
+    parsed = parse(NEEDED[:3])
+    assert len(parsed.mistakes) == 1 and parsed.options.dataset.resolution == (512, 512)
+    assert "resolution" not in parsed.given

@@ -1,0 +1,103 @@
+"""library/options/tool_command.py: what every small tool does with the words of its command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from library.options.flag import flag
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.tool_command import Tool, help_text, parse_tool, run_tool
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("merge_lora", "sdxl_merge_lora", "svd_merge_lora", "resize_lora", "extract_lora_from_models",
+           "extract_lora_from_dylora", "check_lora_weights", "lora_interrogator")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    models: tuple[Path, ...] = flag((), "the files")
+    ratios: tuple[float, ...] = flag((), "numbers")
+    rank: int = flag(4, "a rank", at_least=1)
+    loud: bool = flag(False, "say more")
+
+
+def check(options: Options, mistakes: Mistakes) -> None:
+    if options.rank == 3:
+        mistakes.add("--rank 3 is odd", "give 4")
+
+
+def work(options: Options) -> None:
+    if options.loud:
+        raise UserError([Mistake("too loud", "be quiet")])
+    print(options)
+
+
+TOOL = Tool("Do it.", "python it.py", Options, work, {"models": "give --models a"}, check)
+
+
+def test_words_become_options() -> None:
+    found = parse_tool(TOOL, ["--models", "a b.pt", "ç.pt", "--ratios", "-0.5", "2", "--rank=8", "--loud"])
+    assert found == Options((Path("a b.pt"), Path("ç.pt")), (-0.5, 2.0), 8, True)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UserError) as raised:
+        parse_tool(TOOL, ["--rnk", "2", "--ratios", "viel", "--rank", "3", "astray"])
+    told = str(raised.value)
+    for word in (
+        "--rnk",
+        "did you mean --rank?",
+        "--ratios",
+        "not a number",
+        "--rank 3 is odd",
+        "no --models",
+        "astray",
+    ):
+        assert word in told
+
+
+def test_a_value_that_is_wrong_is_not_missing_too() -> None:
+    with pytest.raises(UserError) as raised:
+        parse_tool(Tool("", "", Options, work, {"ratios": "give some"}), ["--ratios", "viel"])
+    assert "no --ratios" not in str(raised.value)
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool(TOOL, ["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--rank" in told and "Default: 4." in told and "usage: python it.py" in told
+    assert run_tool(TOOL, ["--models", "a"]) == 0
+    assert run_tool(TOOL, ["--models", "a", "--loud"]) == 2
+    assert "- too loud\n    -> be quiet" in capsys.readouterr().err
+
+
+def test_help_tells_every_flag() -> None:
+    assert all(f"--{name}" in help_text(TOOL) for name in ("models", "ratios", "rank", "loud"))
+
+
+def test_help_of_kohya_s_tools_needs_no_torch() -> None:
+    program = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_path(f"networks/{name}.py", run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0, name
+    assert not {"torch", "numpy", "safetensors", "diffusers"} & set(sys.modules), name
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *SCRIPTS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("usage: ") == len(SCRIPTS)

@@ -1,0 +1,74 @@
+"""A picture that drawing begins with: upright, covering the size that is drawn, cut at its centre."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from library.options.mistakes import UserError
+from library.sampling.init_images import Start, encode_start, read_start
+from library.sampling.prompts import PictureRequest
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """Red on the left, blue on the right."""
+    picture = Image.new("RGB", (width, height), RED)
+    picture.paste(BLUE, (width // 2, 0, width, height))
+    return picture
+
+
+def pixels_of(start: Start, width: int, height: int) -> torch.Tensor:
+    """What the VAE is given, (3, H, W)."""
+    given: list[torch.Tensor] = []
+
+    def encode(vae: Any, pixels: torch.Tensor, generators: Any) -> torch.Tensor:
+        given.append(pixels)
+        return torch.zeros(1, 4, 1, 1)
+
+    model: Any = SimpleNamespace(vae=None, family=SimpleNamespace(encode_images=encode))
+    encode_start(model, start, [PictureRequest("a", width=width, height=height, seed=1)])
+    return given[0][0]
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 64), (64, 128)])
+def test_it_covers_the_size_and_is_cut_at_the_centre(width: int, height: int) -> None:
+    pixels = pixels_of(Start(halves(200, 100)), width, height)
+    assert pixels.shape == (3, height, width)
+    left, right = pixels[:, height // 2, width // 4].tolist(), pixels[:, height // 2, -(width // 4)].tolist()
+    assert left == [1, -1, -1] and right == [-1, -1, 1]
+
+
+def test_its_own_size_is_one_that_can_be_drawn() -> None:
+    assert Start(halves(100, 72)).size == (96, 72)
+    assert Start(halves(20, 1000)).size == (64, 1000)
+
+
+def test_it_stands_upright(tmp_path: Path) -> None:
+    """EXIF orientation 6: turned by a quarter to the right when it is shown (CIPA DC-008, section 4.6.5)."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    halves(80, 64).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    image = read_start(tmp_path / "a.jpg", None).image
+    assert image.size == (64, 80)
+    red, _, blue = image.getpixel((32, 5))
+    assert red > 200 > 50 > blue
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    for name in ("a.png", "gone.png"):
+        with pytest.raises(UserError, match=f"--image_path .*{name} cannot be read"):
+            read_start(tmp_path / name, None)
+
+
+def test_how_much_is_drawn_anew() -> None:
+    image = halves(64, 64)
+    assert Start(image, 0.5).share(refines=True) == Start(image, 0.5).share(refines=False) == 0.5
+    assert (Start(image).share(refines=True), Start(image).share(refines=False)) == (0.2, 0.8)

@@ -1,0 +1,386 @@
+"""Every optimiser of the table: chosen without torch, learns, and goes on from its saved state bit for bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from library.options.groups.optimizer import OptimizerOptions
+from library.options.mistakes import UserError
+from library.training.optim.optimizer_table import OPTIMIZERS, OptimizerRow
+from library.training.optim.optimizers import (
+    allocate_state,
+    averaged_weights,
+    choose_optimizer,
+    load_state,
+    make_optimizer,
+)
+
+# bitsandbytes' paged optimisers fall back to ordinary memory on a CPU, and say so
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+ROWS = {row.name: row for row in OPTIMIZERS}
+NAMES = (
+    "AdamW AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit Lion Lion8bit PagedLion8bit SGDNesterov SGDNesterov8bit "
+    "DAdaptation DAdaptAdamPreprint DAdaptAdaGrad DAdaptAdam DAdaptAdan DAdaptAdanIP DAdaptLion DAdaptSGD Prodigy "
+    "Adafactor AdamWScheduleFree SGDScheduleFree RAdamScheduleFree"
+).split()
+FULL_FP16_SAFE = {
+    "AdamW8bit",
+    "PagedAdamW",
+    "PagedAdamW8bit",
+    "PagedAdamW32bit",
+    "Lion8bit",
+    "PagedLion8bit",
+    "SGDNesterov8bit",
+    "Adafactor",
+}
+
+
+def options(name: str = "", *args: str, **others: Any) -> OptimizerOptions:
+    """Options with a rate that suits the optimiser and a problem of a few steps."""
+    row = ROWS.get(name)
+    rate = 1e-2
+    if row is not None and row.learning_rate_free:
+        rate = 1.0
+    elif name == "SGDScheduleFree":
+        rate = 0.3
+    elif row is not None and "Lion" in name:
+        rate = 1e-3
+    return OptimizerOptions(optimizer_type=name, optimizer_args=args, **{"learning_rate": rate, **others})
+
+
+class Toy:
+    """Two small parts (one with more than the 4096 numbers from which on bitsandbytes uses 8 bits) and data to fit."""
+
+    def __init__(self, asked: OptimizerOptions, dtype: torch.dtype = torch.float32, **more: Any) -> None:
+        torch.manual_seed(0)
+        self.parts = [torch.nn.Linear(64, 96).to(dtype), torch.nn.Linear(96, 8).to(dtype)]
+        generator = torch.Generator().manual_seed(1)
+        self.inputs = torch.randn(32, 64, generator=generator).to(dtype)
+        self.targets = torch.randn(32, 8, generator=generator).to(dtype)
+        choice = choose_optimizer(asked)
+        assert not choice.mistakes
+        groups = [{"params": part.parameters(), "lr": asked.learning_rate} for part in self.parts]
+        self.optimizer = make_optimizer(choice, groups, **more)
+
+    def step(self) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self.parts[1](torch.tanh(self.parts[0](self.inputs)))
+        loss = (output.float() - self.targets.float()).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def weights(self) -> list[torch.Tensor]:
+        return [parameter for part in self.parts for parameter in part.parameters()]
+
+
+def saved(toy: Toy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """State and weights through a file as a training state writes it, read back as plain containers and tensors."""
+    file = io.BytesIO()
+    torch.save((toy.optimizer.state_dict(), [part.state_dict() for part in toy.parts]), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def restored(state: tuple[dict[str, Any], list[dict[str, Any]]], *args: Any) -> Toy:
+    toy = Toy(*args)
+    for part, tensors in zip(toy.parts, state[1], strict=True):
+        part.load_state_dict(tensors)
+    load_state(toy.optimizer, state[0])
+    return toy
+
+
+def bits(tensors: list[torch.Tensor]) -> list[bytes]:
+    return [tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors]
+
+
+def test_the_table_has_the_names_that_users_know() -> None:
+    assert sorted(ROWS) == sorted(NAMES)
+    assert len(ROWS) == len(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_learns(name: str) -> None:
+    """Rates that are found grow from d0, whose default of 1e-6 would take this toy many steps."""
+    toy = Toy(options(name, "d0=1e-3") if ROWS[name].learning_rate_free else options(name))
+    losses = [toy.step() for _ in range(21)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_goes_on_from_its_saved_state_bit_for_bit(name: str) -> None:
+    toy = Toy(options(name))
+    for _ in range(7):
+        toy.step()
+    other = restored(saved(toy), options(name))
+    assert [toy.step() for _ in range(5)] == [other.step() for _ in range(5)]
+    assert bits(toy.weights()) == bits(other.weights())
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "AdamW8bit", "PagedAdamW32bit", "AdamW"])
+def test_half_precision_weights_keep_the_format_of_their_state(name: str) -> None:
+    """torch's own load_state_dict would round fp32 state to the weights' bf16."""
+    asked = options(name)
+    toy = Toy(asked, torch.bfloat16)
+    for _ in range(7):
+        toy.step()
+    other = restored(saved(toy), asked, torch.bfloat16)
+    for parameter, twin in zip(toy.weights(), other.weights(), strict=True):
+        for key, value in toy.optimizer.state[parameter].items():
+            if isinstance(value, torch.Tensor):
+                assert other.optimizer.state[twin][key].dtype == value.dtype, key
+    assert [toy.step() for _ in range(5)] == [other.step() for _ in range(5)]
+    assert bits(toy.weights()) == bits(other.weights())
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"Adafactor"}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_memory_of_the_state_is_what_the_plan_counts(name: str, dtype: torch.dtype) -> None:
+    parameter = torch.nn.Parameter(torch.ones(256, 256, dtype=dtype))
+    choice = choose_optimizer(options(name))
+    optimizer = make_optimizer(choice, [{"params": [parameter], "lr": 1.0}])
+    for _ in range(2):
+        parameter.grad = torch.full_like(parameter, 0.01)
+        optimizer.step()
+    state = optimizer.state[parameter]
+    tensors = [value for key, value in state.items() if isinstance(value, torch.Tensor) and "qmap" not in key]
+    bytes_held = sum(tensor.nbytes for tensor in tensors)
+    assert bytes_held / parameter.numel() == pytest.approx(choice.state_bytes_per_parameter(dtype.itemsize), rel=0.01)
+
+
+def test_adafactors_state_is_small() -> None:
+    assert choose_optimizer(options("Adafactor")).state_bytes_per_parameter(4) < 3
+    assert choose_optimizer(options("Adafactor", "beta1=0.9")).state_bytes_per_parameter(4) > 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_count_in_any_case(name: str) -> None:
+    for spelling in (name.lower(), name.upper()):
+        choice = choose_optimizer(options(spelling))
+        assert choice.row is ROWS[name] and not choice.mistakes
+
+
+def test_nothing_said_is_adamw_and_the_old_flags_are_names() -> None:
+    assert choose_optimizer(options()).name == "AdamW"
+    assert choose_optimizer(options(use_8bit_adam=True)).name == "AdamW8bit"
+    assert choose_optimizer(options(use_lion_optimizer=True)).name == "Lion"
+
+
+def test_arguments_are_read_as_python_values() -> None:
+    pairs = ("betas=0.9,0.99", "weight_decay=0.1", "amsgrad = true", "foreach=None", "eps=1e-6")
+    choice = choose_optimizer(options("AdamW", *pairs))
+    assert not choice.mistakes
+    assert choice.arguments == {
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.1,
+        "amsgrad": True,
+        "foreach": None,
+        "eps": 1e-6,
+    }
+    assert choice.full_name.startswith("torch.optim.adamw.AdamW(betas=(0.9, 0.99),weight_decay=0.1")
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("weight_decay", "key=value"),
+        ("=0.1", "key=value"),
+        ("weight_decy=0.1", "weight_decay"),
+        ("lr=1", "learning_rate"),
+    ],
+)
+def test_wrong_arguments_are_told_with_the_way_out(pair: str, says: str) -> None:
+    (mistake,) = choose_optimizer(options("AdamW", pair)).mistakes
+    assert "optimizer_args" in mistake.what and says in str(mistake)
+
+
+def test_an_argument_given_twice_is_told() -> None:
+    assert choose_optimizer(options("AdamW", "eps=1", "eps=2")).mistakes
+
+
+@pytest.mark.parametrize("row", OPTIMIZERS, ids=lambda row: row.name)
+def test_arguments_of_every_optimiser_are_known_without_importing_it(row: OptimizerRow) -> None:
+    choice = choose_optimizer(options(row.name, "no_such_argument=1"))
+    assert any("no_such_argument" in mistake.what for mistake in choice.mistakes)
+
+
+def test_a_misspelt_name_is_told_with_the_nearest() -> None:
+    (mistake,) = choose_optimizer(options("AdamW9bit")).mistakes
+    assert "AdamW9bit" in mistake.what and "AdamW8bit" in mistake.remedy
+    (mistake,) = choose_optimizer(options("Zorro")).mistakes
+    assert "Prodigy" in mistake.remedy
+
+
+@pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.install])
+def test_an_absent_package_is_a_mistake_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (mistake,) = choose_optimizer(options(name)).mistakes
+    assert name in mistake.what and mistake.remedy == ROWS[name].install
+    assert mistake.remedy.startswith("pip install ")
+
+
+def test_any_class_can_be_named_by_its_path() -> None:
+    for name in ("torch.optim.NAdam", "NAdam", "bitsandbytes.optim.Adam8bit", "dadaptation.DAdaptAdam"):
+        toy = Toy(options(name, learning_rate=1e-2))
+        losses = [toy.step() for _ in range(3)]
+        assert type(toy.optimizer).__name__ == name.split(".")[-1]
+        assert all(loss > 0 for loss in losses)
+
+
+def test_a_class_under_its_own_name_has_its_own_defaults() -> None:
+    assert choose_optimizer(options("SGD")).arguments == {}
+    assert choose_optimizer(options("SGDNesterov")).arguments == {"momentum": 0.9, "nesterov": True}
+    assert choose_optimizer(options("SGDNesterov", "momentum=0.5")).arguments["momentum"] == 0.5
+
+
+def test_a_path_that_leads_nowhere_is_told() -> None:
+    for name, says in (
+        ("no_such_package.Some", "not installed"),
+        ("torch.optim.NoSuch", "NoSuch"),
+        ("torch.no_such_module.Some", "no_such_module"),
+        ("LBFGS", "several losses"),
+    ):
+        (mistake,) = choose_optimizer(options(name)).mistakes
+        assert says in mistake.what
+
+
+def test_a_constructor_that_refuses_is_the_users_mistake() -> None:
+    choice = choose_optimizer(options("AdamW", "betas=2,3"))
+    with pytest.raises(UserError, match="betas"):
+        make_optimizer(choice, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1}])
+
+
+def test_adamw_uses_its_fused_kernel_where_it_may() -> None:
+    assert Toy(options("AdamW")).optimizer.param_groups[0]["fused"] is True
+    assert not Toy(options("AdamW", "foreach=True")).optimizer.param_groups[0]["fused"]
+    assert not Toy(options("AdamW"), uses_scaler=True).optimizer.param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("amsgrad=True",), ("foreach=True",)], ids=" ".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_made_beforehand_is_the_one_that_the_first_step_begins_with(
+    arguments: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    late, early = Toy(options("AdamW", *arguments), dtype), Toy(options("AdamW", *arguments), dtype)
+    allocate_state(early.optimizer)
+    held = [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
+    assert [late.step() for _ in range(3)] == [early.step() for _ in range(3)]
+    assert bits(late.weights()) == bits(early.weights())
+    for parameter, twin in zip(late.weights(), early.weights(), strict=True):
+        own, other = late.optimizer.state[parameter], early.optimizer.state[twin]
+        assert own.keys() == other.keys()
+        for key, value in own.items():
+            assert value.dtype == other[key].dtype and torch.equal(value, other[key]), key
+    assert held == [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
+
+
+def test_the_state_of_other_optimisers_is_left_to_them() -> None:
+    toy = Toy(options("Lion"))
+    allocate_state(toy.optimizer)
+    assert not toy.optimizer.state
+
+
+def test_each_part_has_its_own_rate() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(parameters, (1e-3, 1e-4), strict=True)]
+    optimizer = make_optimizer(choose_optimizer(options("AdamW")), groups)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
+
+
+def test_adafactor_finds_its_own_rate_unless_told_otherwise() -> None:
+    own = choose_optimizer(options("Adafactor", learning_rate=1e-4))
+    assert own.relative_step and own.arguments["relative_step"] is True and len(own.notes) == 1
+    assert "learning rate" in own.notes[0]
+
+    told = choose_optimizer(options("Adafactor", "relative_step=False", "scale_parameter=False", learning_rate=1e-4))
+    assert not told.relative_step
+    assert any("max_grad_norm" in note for note in told.notes) and any("constant_with_warmup" in n for n in told.notes)
+    group = make_optimizer(told, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1e-4}]).param_groups[0]
+    assert group["lr"] == 1e-4
+
+    forced = choose_optimizer(options("Adafactor", "relative_step=False", "warmup_init=True"))
+    assert forced.relative_step and any("warmup_init" in note for note in forced.notes)
+
+
+@pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.learning_rate_free])
+def test_rates_of_optimisers_that_find_them(name: str) -> None:
+    assert not choose_optimizer(options(name, learning_rate=1.0)).notes
+    assert any("about 1" in note for note in choose_optimizer(options(name, learning_rate=1e-5)).notes)
+    assert not choose_optimizer(options(name, learning_rate=1.0, learning_rate_te=1.0)).mistakes
+    assert not choose_optimizer(options(name, learning_rate=1.0, learning_rate_te=0.0)).mistakes
+    (mistake,) = choose_optimizer(options(name, learning_rate=1.0, learning_rate_te=0.5)).mistakes
+    assert "learning_rate_te" in mistake.what
+    untrained = options(name, learning_rate=1.0, learning_rate_te=0.5, stop_text_encoder_training=0)
+    assert not choose_optimizer(untrained).mistakes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_fp16_needs_good_state_or_a_large_eps(name: str) -> None:
+    mistakes = choose_optimizer(options(name), full_fp16=True).mistakes
+    assert bool(mistakes) == (name not in FULL_FP16_SAFE)
+    if mistakes:
+        assert "full_fp16" in mistakes[0].what and "8bit" in mistakes[0].remedy
+    assert not choose_optimizer(options(name)).mistakes
+
+
+def test_the_eps_that_full_fp16_needs() -> None:
+    assert not choose_optimizer(options("AdamW", "eps=1e-4"), full_fp16=True).mistakes
+    assert choose_optimizer(options("AdamW", "eps=9e-5"), full_fp16=True).mistakes
+    assert choose_optimizer(options("Lion", "eps=1e-4"), full_fp16=True).mistakes
+
+
+@pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.schedule_free])
+def test_schedule_free_weights_are_averaged_for_saving_and_put_back_exactly(name: str) -> None:
+    toy = Toy(options(name))
+    for _ in range(6):
+        toy.step()
+    before = bits(toy.weights())
+    with averaged_weights(toy.optimizer):
+        inside = bits(toy.weights())
+        # the average by the optimiser's own formula
+        assert not toy.optimizer.param_groups[0]["train_mode"]
+    assert inside != before
+    assert bits(toy.weights()) == before
+    assert toy.step() > 0
+
+
+def test_averaged_weights_leave_other_optimisers_alone() -> None:
+    toy = Toy(options("AdamW"))
+    toy.step()
+    before = bits(toy.weights())
+    with averaged_weights(toy.optimizer):
+        assert bits(toy.weights()) == before
+
+
+def test_weights_come_back_also_when_saving_fails() -> None:
+    toy = Toy(options("AdamWScheduleFree"))
+    for _ in range(3):
+        toy.step()
+    before = bits(toy.weights())
+    with pytest.raises(OSError, match="disk full"), averaged_weights(toy.optimizer):
+        raise OSError("disk full")
+    assert bits(toy.weights()) == before
+
+
+def test_choosing_imports_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from library.options.groups.optimizer import OptimizerOptions\n"
+        "from library.training.optim.optimizers import OPTIMIZERS, choose_optimizer\n"
+        "from library.training.optim.schedules import choose_schedule\n"
+        "for name in [row.name for row in OPTIMIZERS] + ['NAdam', 'bitsandbytes.optim.Adam8bit', 'Nope']:\n"
+        "    options = OptimizerOptions(optimizer_type=name, optimizer_args=('a=1',), lr_scheduler_type='StepLR')\n"
+        "    choose_schedule(options, 100, choose_optimizer(options, True))\n"
+        "sys.exit(bool({'torch', 'numpy', 'transformers', 'bitsandbytes'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

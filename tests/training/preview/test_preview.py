@@ -1,0 +1,278 @@
+"""Pictures while training: what is drawn and said, and that nothing of the training notices."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from library.checkpoints.files import read_header
+from library.data.buckets import Placement
+from library.families.family import TextSettings
+from library.families.registry import load_model
+from library.options.train_options import build
+from library.sampling.images import sample
+from library.sampling.prompts import PictureRequest
+from library.training.isolated_eval import undisturbed
+from library.training.preview.drawing import PromptStates, decoder, drawing
+from library.training.preview.plan import plan_preview
+from library.training.preview.preview import Draw, Preview
+from library.training.saving.state import Progress
+from tests import tiny
+
+TIME = datetime(2026, 1, 31, 23, 59, 58)
+
+
+@dataclass
+class Recorder:
+    """Draws pictures of one colour and remembers what it was asked for."""
+
+    said: list[str] = field(default_factory=list)
+    asked: list[list[tuple[PictureRequest, int]]] = field(default_factory=list)
+    logged: list[tuple[list[str], int]] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def drawing(self) -> Iterator[Draw]:
+        self.order.append("ready")
+        yield self.draw
+        self.order.append("away")
+
+    def draw(
+        self, requests: Sequence[PictureRequest], seeds: Sequence[int], places: Sequence[int]
+    ) -> list[Image.Image]:
+        self.order.append("draw")
+        self.places += places
+        self.asked.append(list(zip(requests, seeds, strict=True)))
+        if any(request.prompt == "too large" for request in requests):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [Image.new("RGB", (request.width, request.height)) for request in requests]
+
+    def log_images(self, pictures: Mapping[str, Image.Image], step: int) -> None:
+        self.logged.append((list(pictures), step))
+
+
+def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -> Preview:
+    file = tmp_path / "p.txt"
+    file.write_text(prompts, encoding="utf-8")
+    chosen = {"sample_every_n_steps": 1, "output_name": "dog", "output_dir": tmp_path, **flags}
+    return Preview(
+        plan=plan_preview(build({"sample_prompts": file, **chosen})),
+        drawing=recorder.drawing,
+        modules=(),
+        say=recorder.said.append,
+        log_images=recorder.log_images,
+        steps=100,
+        steps_per_epoch=4,
+        now=lambda: TIME,
+    )
+
+
+def names(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "sample").iterdir())
+
+
+def test_files_and_trackers_get_the_pictures(tmp_path: Path) -> None:
+    recorder = Recorder()
+    made = preview(tmp_path, "a --w 64 --h 64 --d 5\nb --w 72 --h 64\n", recorder)
+    made.after_step(30)
+    assert names(tmp_path) == ["dog_000030_00_20260131235958_5.png", "dog_000030_01_20260131235958.png"]
+    with Image.open(tmp_path / "sample" / names(tmp_path)[1]) as picture:
+        assert picture.size == (72, 64) and not getattr(picture, "text", {})
+    assert recorder.logged == [(["sample/00", "sample/01"], 30)]
+    drawn = recorder.asked[1][0][1]
+    assert f"(seed {drawn})" in recorder.said[-1] and 0 <= drawn < 2**32
+
+
+def test_before_training_at_epochs_and_when_off(tmp_path: Path) -> None:
+    recorder = Recorder()
+    made = preview(tmp_path, "a --w 64 --h 64 --d 5", recorder, sample_every_n_epochs=2, sample_at_first=True)
+    made.before_training(Progress())
+    for epoch in (1, 2):
+        made.after_step(epoch * 10)
+        made.after_epoch(epoch, epoch * 10)
+    assert names(tmp_path) == ["dog_e000000_00_20260131235958_5.png", "dog_e000002_00_20260131235958_5.png"]
+    made.before_training(Progress(step=20, epoch=3))  # goes on from a state: its model is not that of the beginning
+    replace(made, plan=None).after_epoch(2, 20)
+    assert len(recorder.asked) == 2
+
+
+@pytest.mark.parametrize("flags", [{"sample_every_n_epochs": 1}, {"sample_every_n_steps": 3}])
+def test_the_loop_says_when_steps_and_epochs_end(flags: dict[str, object], tmp_path: Path) -> None:
+    """Ten steps of four an epoch: the third epoch is cut short by the end of the run, and counts."""
+    made = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
+    for step in range(1, 11):
+        epoch, window = (step - 1) // 4 + 1, (step - 1) % 4 + 1
+        made.due(Progress(step, epoch, window), False)
+        if window == 4:
+            made.due(Progress(step, epoch, window), True)
+    by_epochs, by_steps = ["e000001", "e000002", "e000003"], ["000003", "000006", "000009"]
+    drawn = [name.split("_")[1] for name in names(tmp_path)]
+    assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)
+
+
+def test_names_never_meet(tmp_path: Path) -> None:
+    made = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
+    made.after_step(1)
+    made.after_step(1)
+    assert names(tmp_path) == ["dog_000001_00_20260131235958_5.png", "dog_000001_00_20260131235959_5.png"]
+
+
+def test_the_prompt_file_is_read_each_time_and_may_go(tmp_path: Path) -> None:
+    recorder = Recorder()
+    made = preview(tmp_path, "a --w 64 --h 64", recorder)
+    made.after_step(1)
+    (tmp_path / "p.txt").write_text("b --w 64 --h 64 --ss euler_b", encoding="utf-8")
+    made.after_step(2)
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
+    made.after_step(3)
+    (tmp_path / "p.txt").write_text("\n", encoding="utf-8")
+    made.after_step(4)
+    (tmp_path / "p.txt").unlink()
+    made.after_step(5)
+    assert [(group[0][0].prompt, group[0][0].sampler) for group in recorder.asked] == [("a", "ddim"), ("b", "ddim")]
+    said = "\n".join(recorder.said)
+    assert 'no sampler "euler_b"' in said and "not in UTF-8" in said and "is empty" in said
+    assert "p.txt cannot be read" in said
+    assert len(recorder.logged) == 2
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 1, 1]), (8, [3, 1])])
+def test_pictures_of_one_size_are_drawn_together(at_once: int, sizes: list[int], tmp_path: Path) -> None:
+    recorder = Recorder()
+    prompts = "a --w 64 --h 64\nb --w 72 --h 64\nc --w 64 --h 64\nd --w 64 --h 64"
+    preview(tmp_path, prompts, recorder, sample_batch_size=at_once).after_step(1)
+    assert [len(group) for group in recorder.asked] == sizes
+    assert recorder.order == ["ready", *["draw"] * len(sizes), "away"]
+    assert [name[11:13] for name in names(tmp_path)] == ["00", "01", "02", "03"]
+    assert recorder.logged == [([f"sample/{place:02d}" for place in range(4)], 1)]
+
+
+def test_pictures_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -> None:
+    recorder = Recorder()
+    made = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
+    assert made.plan is not None
+    placements = [Placement(size, size) for size in ((64, 64), (72, 64), (64, 64))]
+    replace(made, plan=replace(made.plan, refined=placements)).after_step(1)
+    assert recorder.places == [0, 2, 3, 1]
+    assert [[one.width for one, _ in group] for group in recorder.asked] == [[64, 64, 64], [72]]
+
+
+def test_what_cannot_be_drawn_is_told_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    recorder = Recorder()
+    preview(tmp_path, "too large --w 8192\nb --w 64 --h 64", recorder).after_step(1)
+    assert [name[:13] for name in names(tmp_path)] == ["dog_000001_01"]
+    assert any("prompt 0 is not drawn" in line and "out of memory" in line for line in recorder.said)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sample").write_text("a file", encoding="utf-8")
+    recorder = Recorder()
+    preview(tmp_path, "b --w 64 --h 64", recorder).after_step(1)
+    assert any("could not be written" in line for line in recorder.said)
+
+
+def test_nothing_is_left_of_what_happens_aside() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
+    module[1].eval()
+    module[1].requires_grad_(False)
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index]
+    for error in (None, RuntimeError("stopped")):
+        try:
+            with undisturbed([module]):
+                assert not module[0].training and not torch.is_grad_enabled()
+                random.random(), np.random.rand(), torch.rand(1)
+                if error is not None:
+                    raise error
+        except RuntimeError as caught:
+            assert caught is error
+        assert module.training and module[0].training and not module[1].training and torch.is_grad_enabled()
+        assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
+        assert torch.equal(torch.get_rng_state(), states[2])
+
+
+# --- the real model in miniature
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_model(read_header(tiny.write_single_file(tmp_path_factory.mktemp("m") / "x.safetensors", "sd1")))
+
+
+REQUEST = PictureRequest("a photo of sks dog", "blurry", width=64, height=72, steps=2)
+CPU = torch.device("cpu")
+
+
+def drawn(model: Any, states: PromptStates, request: PictureRequest = REQUEST) -> Any:
+    with drawing(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
+        return np.asarray(draw([request], [7], [0])[0])
+
+
+@pytest.mark.parametrize("clip_skip", [None, 2])
+def test_a_picture_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
+    settings = TextSettings(clip_skip=clip_skip)
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders, settings)
+    assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, settings=settings)))
+
+
+def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    long = replace(REQUEST, prompt="dog " * 80)
+    expected = [drawn(model, states, request) for request in (REQUEST, long)]
+    states.keep([REQUEST, long])
+    states.forget()
+    for request, picture in zip((REQUEST, long), expected, strict=True):
+        # alone and in a batch the encoder's sums have other orders
+        assert np.abs(drawn(model, states, request).astype(int) - picture.astype(int)).max() <= 1
+    with pytest.raises(Exception, match=r"(?s)a cat.*cache_text_encoder_outputs"):
+        drawn(model, states, replace(REQUEST, prompt="a cat"))
+
+
+def test_no_tensor_is_left_behind(model: Any) -> None:
+    def count() -> int:
+        gc.collect()
+        return sum(type(each) is torch.Tensor for each in gc.get_objects())
+
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    drawn(model, states)
+    before = count()
+    for sampler in ("euler_a", "pndm", "dpmsolver++"):
+        drawn(model, states, replace(REQUEST, sampler=sampler))
+    assert count() == before
+
+
+def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
+    meta = torch.device("meta")
+    vae = nn.Conv2d(1, 1, 1)
+    vae.device = CPU  # type: ignore[assignment]
+    computing = object()
+    with decoder(vae, computing, "fp16", meta) as found:
+        assert found is computing
+    with decoder(vae, None, "bf16", CPU) as found:
+        assert found is vae  # in main memory no copy is made
+    with decoder(vae, None, "fp16", meta) as found:
+        assert found is not vae and found.weight.dtype == torch.float16 and found.weight.device == meta
+    assert vae.weight.device == CPU and vae.weight.dtype == torch.float32
+
+
+def test_memory_is_given_back_also_after_an_error(model: Any) -> None:
+    released = []
+    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    with (
+        pytest.raises(RuntimeError, match="stopped"),
+        drawing(model, states, vae=None, vae_format="fp32", device=CPU, release=lambda: released.append(1)),
+    ):
+        raise RuntimeError("stopped")
+    assert released == [1]

@@ -1,0 +1,157 @@
+"""Which pictures are validated on, with which partners, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from library.data.order import Place
+from library.options.datasets import CaptionSettings
+from library.options.groups.validation import ValidationOptions
+from library.options.mistakes import Mistakes
+from library.options.parse import parse
+from library.training.plan.images import Pictures, decide_pictures
+from library.training.plan.plan import decide
+from library.training.plan.text import describe
+from library.training.validation.plan import POINTS, ValidationPlan, decide_validation, in_batches, text_of
+from tests import tiny
+from tests.data.pictures import record
+from tests.training.running import World, make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    world = make_world(root)
+    tiny.write_pictures(root / "many" / "2_dog", 12, size=(96, 64))
+    tiny.write_pictures(root / "many" / "1_cat", 4, size=(64, 64), seed=5)
+    for seed, folder in enumerate(("2_dog", "1_cat"), 50):
+        for path in tiny.write_pictures(root / "tall" / folder, 4, size=(64, 128), seed=seed):
+            path.rename(root / "many" / folder / f"tall_{path.name}")
+    tiny.write_pictures(root / "reg" / "1_animal", 2, seed=77)
+    return world
+
+
+def pictures_of(world: World, out: Path, **flags: object) -> Pictures:
+    flags = {"train_data_dir": world.root / "many", "enable_bucket": True, "min_bucket_reso": 64, **flags}
+    found = decide_pictures(parse(world.arguments(out, **flags)).options, None, Mistakes(), seed=1)
+    assert found is not None
+    return found
+
+
+def chosen(pictures: Pictures, **flags: int | None) -> ValidationPlan:
+    plan = decide_validation(replace(ValidationOptions(), **flags), pictures)
+    assert plan is not None
+    return plan
+
+
+def test_nothing_is_validated_unless_it_is_set_aside(world: World, tmp_path: Path) -> None:
+    assert decide_validation(ValidationOptions(validate_every_n_steps=1), pictures_of(world, tmp_path)) is None
+
+
+def test_each_held_out_picture_has_a_partner_of_its_own_that_is_trained_on(world: World, tmp_path: Path) -> None:
+    pictures = pictures_of(world, tmp_path, validation_split=0.25, reg_data_dir=world.root / "reg")
+    held_out, partners = zip(*chosen(pictures).pairs, strict=True)
+    records, placements = pictures.all_records, pictures.all_placements
+    assert len(held_out) == 6 and {records[number] for number in held_out} == set(pictures.scan.held_out)
+    assert len(set(partners)) == 6
+    for one, other in zip(held_out, partners, strict=True):
+        assert not records[other].held_out and not records[other].is_reg
+        assert records[one].subset == records[other].subset
+        assert placements[one].bucket == placements[other].bucket
+
+
+def test_partners_are_taken_again_when_there_are_too_few(world: World, tmp_path: Path) -> None:
+    pictures = pictures_of(world, tmp_path, validation_split=0.75)
+    pairs = chosen(pictures).pairs
+    assert len(pairs) == 18 and len({other for _, other in pairs}) == 6
+    assert all(not pictures.all_records[other].held_out for _, other in pairs)
+
+
+def test_a_bound_takes_some_whole_batches_and_always_the_same(world: World, tmp_path: Path) -> None:
+    pictures = pictures_of(world, tmp_path, validation_split=0.5, train_batch_size=2)
+    every = chosen(pictures).pairs
+    two = chosen(pictures, max_validation_steps=2).pairs
+    assert two == every[: len(two)] and 2 <= len(two) <= 4
+    assert chosen(pictures, max_validation_steps=100).pairs == every
+
+
+def test_a_picture_more_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
+    """Batches of one: the order is that of the pictures."""
+
+    def names(pictures: Pictures) -> list[str]:
+        return [pictures.all_records[held_out].name for held_out, _ in chosen(pictures).pairs]
+
+    pictures = pictures_of(world, tmp_path, validation_split=0.5)
+    less = replace(
+        pictures,
+        scan=replace(pictures.scan, held_out=pictures.scan.held_out[1:]),
+        held_out=replace(pictures.held_out, placements=pictures.held_out.placements[1:]),
+    )
+    gone = pictures.scan.held_out[0].name
+    assert names(less) == [name for name in names(pictures) if name != gone]
+
+
+def test_batches_hold_one_bucket_of_one_dataset() -> None:
+    one: Place = (0, (64, 64))
+    other: Place = (1, (64, 64))
+    places = [one, other, one, other, one]
+    assert in_batches([0, 1, 2, 3, 4], places, [2, 3]) == [[0, 2], [1, 3], [4]]
+    assert in_batches([], places, [2, 3]) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"),
+    [(None, None, (None, 1)), (10, None, (10, None)), (None, 3, (None, 3)), (10, 3, (10, 3))],
+)
+def test_cadence(
+    steps: int | None, epochs: int | None, expected: tuple[int | None, int | None], world: World, tmp_path: Path
+) -> None:
+    pictures = pictures_of(world, tmp_path, validation_split=0.25)
+    plan = chosen(pictures, validate_every_n_steps=steps, validate_every_n_epochs=epochs)
+    assert (plan.every_n_steps, plan.every_n_epochs) == expected
+
+
+def test_captions_are_whole(tmp_path: Path) -> None:
+    settings = CaptionSettings(
+        shuffle=True, dropout_rate=1.0, dropout_every_n_epochs=1, tag_dropout_rate=1.0, warmup_step=100.0, prefix="my"
+    )
+    one = record(tmp_path / "a.png", (64, 64), caption="dog, grass, sky")
+    assert text_of(one, settings) == "my dog, grass, sky"
+    drawn = {text_of(replace(one, caption="{dog|cat}"), CaptionSettings(wildcard=True)) for _ in range(9)}
+    assert drawn in ({"dog"}, {"cat"})
+
+
+def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
+    flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
+    plan = decide(parse(world.arguments(tmp_path, **flags)))
+    text = describe(plan)
+    assert "2_dog: 16 pictures, 4 of them set aside for validation, 12 x 2 = 24 samples, training" in text
+    assert plan.order.samples_per_epoch == 12 * 2 + 6
+
+
+def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: Path) -> None:
+    """12 pictures x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
+    flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
+    plan = decide(parse(world.arguments(tmp_path, **flags)))
+    every_epoch = chosen(plan.pictures)
+    assert every_epoch.passes == 12 * POINTS
+    assert every_epoch.share_of_training(plan.duration, 30) == pytest.approx(12 * POINTS / 90)
+    by_steps = chosen(plan.pictures, validate_every_n_steps=15)
+    assert by_steps.share_of_training(plan.duration, 30) == pytest.approx(12 * POINTS / 45)
+
+
+def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
+    toml = tmp_path / "data.toml"
+    toml.write_text(
+        "[general]\nresolution = 64\n"
+        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '2_dog'}'\n"
+        "[[datasets]]\nvalidation_split = 1.0\n"
+        f"[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '1_cat'}'\n",
+        encoding="utf-8",
+    )
+    plan = decide(parse(world.arguments(tmp_path, train_data_dir=None, dataset_config=toml, max_train_steps=2)))
+    assert "1_cat: 8 pictures, all of them set aside, validation" in describe(plan)
+    assert len(plan.pictures.records) == 16 and len(chosen(plan.pictures).pairs) == 8

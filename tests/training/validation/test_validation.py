@@ -1,0 +1,236 @@
+"""The validation loss: a pure function of the weights and of the pictures' names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from library.data.buckets import Placement
+from library.data.reading import PictureReader
+from library.families.family import Conditions
+from library.objective.objective import Objective
+from library.objective.process import ForwardProcess
+from library.options.groups.objective import ObjectiveOptions
+from library.runtime.seeds import python_random, torch_generator
+from library.training.saving.state import Progress
+from library.training.validation.plan import POINTS, ValidationPlan
+from library.training.validation.validation import Losses, Validation
+from tests.data.pictures import dataset, record, subset
+
+SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three set aside
+PAIRS = ((3, 0), (4, 1), (5, 2))
+STATES = {"zero": 0.0, "one": 1.0}
+
+
+@dataclass
+class Toy:
+    """A validation of numbers that can be followed by hand, and what it did."""
+
+    batch_size: int = 2
+    objective: Objective[Conditions] = field(default_factory=lambda: objective())
+    plan: ValidationPlan | None = field(default_factory=lambda: ValidationPlan(PAIRS, None, 1))
+    padded: bool = True
+    latents: Callable[[int], Tensor] = lambda number: noise(number, SIZES[number])
+    asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # noisy latents, timesteps
+    logged: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    module: nn.Module = field(default_factory=lambda: nn.Sequential(nn.Dropout(0.5)).train())
+    weight: float = 0.5
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+        assert not self.module.training and not torch.is_grad_enabled()
+        self.asked.append((noisy, timesteps))
+        torch.randn(1)  # as careless parts of a model do
+        return self.module(noisy) * self.weight + (given["states"] + timesteps / 1000).view(-1, 1, 1, 1)
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        self.taken.append("averaged")
+        yield
+
+    def make(self, **values: Any) -> Validation:
+        records = [
+            record(Path("x") / f"{number}.png", size, subset=0, caption="one" if number % 2 else "zero")
+            for number, size in enumerate(SIZES)
+        ]
+        spec = subset(Path("x"))
+        reader = PictureReader(
+            records, [Placement(size, size) for size in SIZES], (spec,), (dataset(spec, batch_size=self.batch_size),)
+        )
+        made = Validation(
+            plan=self.plan,
+            reader=reader,
+            objective=self.objective,
+            predict=self.predict,
+            told=self.told,
+            sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
+            padded=self.padded,
+            latents=self.latents,
+            scale=0.5,
+            device=torch.device("cpu"),
+            modules=[self.module],
+            steps=10,
+            steps_per_epoch=4,
+            log=lambda values, step: self.logged.append((values, step)),
+            say=self.said.append,
+            weights=self.weights,
+        )
+        return replace(made, **values)
+
+    def told(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditions:
+        assert self.padded or len(texts) == 1
+        states = torch.tensor([STATES[text] for text in texts])
+        assert torch.equal(sizes[:, 0], scores) and len(scores) == len(texts)
+        return {"states": states}
+
+    def measure(self) -> Losses:
+        assert self.plan is not None
+        return self.make().measure(self.plan)
+
+
+def objective(**values: Any) -> Objective[Conditions]:
+    return Objective.of(replace(ObjectiveOptions(), **values), ForwardProcess.scaled_linear(), "epsilon")
+
+
+def noise(seed: int, size: tuple[int, int]) -> Tensor:
+    return torch.randn((4, size[1] // 8, size[0] // 8), generator=torch.Generator().manual_seed(seed))
+
+
+def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
+    """The formulas of library/training/validation/validation.py and of DDPM, written out for one record."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    kept = np.cumprod(1 - betas)
+    found = []
+    for b in range(8):
+        u = python_random("validation timestep", name, b).random()
+        t = int(np.floor((b + u) / 8 * 1000))
+        shape = (4, SIZES[number][1] // 8, SIZES[number][0] // 8)
+        n = torch.randn(shape, generator=torch_generator("validation noise", name, b)).double().numpy()
+        x = noise(number, SIZES[number]).double().numpy() * 0.5
+        output = (np.sqrt(kept[t]) * x + np.sqrt(1 - kept[t]) * n) * weight + number % 2 + t / 1000
+        found.append(float(((output - n) ** 2).mean()))
+    return found
+
+
+def test_the_loss_is_that_of_the_formula() -> None:
+    losses = Toy().measure()
+    for place, (held_out, trained) in enumerate(PAIRS):
+        name = f"{held_out}.png"
+        assert losses.held_out[place].tolist() == pytest.approx(plain_loss(held_out, name), rel=1e-5)
+        assert losses.trained[place].tolist() == pytest.approx(plain_loss(trained, name), rel=1e-5)
+    assert losses.average == pytest.approx(np.mean([plain_loss(h, f"{h}.png") for h, _ in PAIRS]), rel=1e-5)
+
+
+def test_each_part_of_the_range_is_asked_once() -> None:
+    toy = Toy(batch_size=1, objective=objective(min_timestep=200, max_timestep=600))
+    toy.measure()
+    asked = [int(timesteps) for _, timesteps in toy.asked]
+    for start in range(0, len(asked), POINTS):
+        parts = [(t - 200) // 50 for t in asked[start : start + POINTS]]
+        assert parts == list(range(POINTS))
+
+
+def test_what_the_training_makes_of_its_loss_does_not_count() -> None:
+    shaped = objective(min_snr_gamma=5.0, noise_offset=0.1)
+    assert torch.equal(Toy(objective=shaped).measure().held_out, Toy().measure().held_out)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"batch_size": 7}, {"padded": False}])
+def test_the_batch_does_not_matter(change: dict[str, Any]) -> None:
+    torch.testing.assert_close(Toy(**change).measure().held_out, Toy().measure().held_out)
+
+
+def test_other_pictures_do_not_matter() -> None:
+    alone = Toy(plan=ValidationPlan(PAIRS[1:2], None, 1)).measure()
+    torch.testing.assert_close(alone.held_out[0], Toy().measure().held_out[1])
+    torch.testing.assert_close(alone.trained[0], Toy().measure().trained[1])
+
+
+def test_a_pair_is_asked_the_same() -> None:
+    """Where both pictures of a pair are one, and their captions, nothing diverges."""
+    toy = Toy(latents=lambda number: noise(number % 3, SIZES[number]), plan=ValidationPlan(((3, 0), (5, 2)), None, 1))
+    records = [replace(one, caption="one") for one in toy.make().reader.records]
+    reader = replace(toy.make().reader, records=records)
+    assert toy.plan is not None
+    losses = toy.make(reader=reader).measure(toy.plan)
+    assert losses.divergence == 0 and torch.equal(losses.held_out, losses.trained)
+
+
+def test_the_divergence_is_how_much_worse_unknown_pictures_are() -> None:
+    losses = Losses(torch.tensor([[0.5, 0.3], [0.4, 0.4]]), torch.tensor([[0.2, 0.2], [0.3, 0.1]]))
+    assert losses.average == pytest.approx(0.4) and losses.divergence == pytest.approx(0.2)
+    assert losses.error == pytest.approx(0.0, abs=1e-7)
+    assert Losses(torch.ones(1, 2), torch.zeros(1, 2)).error is None
+    spread = Losses(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 1))
+    assert spread.error == pytest.approx(1.0)  # standard deviation sqrt(2), over sqrt(2)
+
+
+def test_a_loss_that_is_not_finite_ends_no_run() -> None:
+    toy = Toy(weight=float("inf"))
+    play(toy.make())
+    assert len(toy.logged) == 3 and "nan" in toy.said[0]
+
+
+def test_modes_and_random_states_are_left_as_they_were() -> None:
+    toy = Toy()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    toy.measure()
+    assert torch.equal(state, torch.get_rng_state()) and toy.module.training and toy.module[0].training
+    assert toy.taken == ["averaged"]
+
+
+def play(validation: Validation) -> None:
+    """The loop's calls in ten steps, four an epoch."""
+    progress = Progress()
+    for step in range(1, 11):
+        progress.step, progress.window = step, progress.window + 1
+        validation.due(progress, False)
+        if progress.window == 4:
+            validation.due(progress, True)
+            progress.epoch, progress.window = progress.epoch + 1, 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"),
+    [
+        (None, 1, [("epoch", 1), ("epoch", 2), ("epoch", 3)]),
+        (None, 2, [("epoch", 2)]),
+        (4, None, [("step", 4), ("step", 8)]),
+        (4, 2, [("step", 4), ("step", 8), ("epoch", 2)]),
+    ],
+)
+def test_when_it_is_due(steps: int | None, epochs: int | None, expected: list[tuple[str, int]]) -> None:
+    toy = Toy(plan=ValidationPlan(PAIRS, steps, epochs))
+    play(toy.make())
+    kinds = [(next(iter(values)).split("/")[-1].partition("_")[0], at) for values, at in toy.logged]
+    assert kinds == expected
+    assert len(toy.taken) == len({at if kind == "step" else 4 * at for kind, at in expected})  # the same is taken once
+
+
+def test_without_anything_set_aside_nothing_happens() -> None:
+    toy = Toy(plan=None)
+    play(toy.make())
+    assert not toy.logged and not toy.asked and not toy.said
+
+
+def test_names_in_logs() -> None:
+    toy = Toy()
+    play(toy.make())
+    values, at = toy.logged[0]
+    assert at == 1
+    assert values["loss/validation/epoch_average"] == toy.measure().average
+    assert values["loss/validation/epoch_divergence"] == toy.measure().divergence
+    parts = [value for name, value in values.items() if name.startswith("loss/validation/epoch_average_t")]
+    assert list(values)[2] == "loss/validation/epoch_average_t000_124" and len(parts) == 8
+    assert np.mean(parts) == pytest.approx(values["loss/validation/epoch_average"])
+    assert "validation loss" in toy.said[0] and "3 pictures" in toy.said[0]
