@@ -22,7 +22,7 @@ from library.data.order import BatchRequest, EpochOrder, Sample
 from library.data.reading import PictureReader
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
 from library.options.mistakes import UserError
-from tests.data.pictures import record, save
+from tests.data.image_files import record, save
 
 SIZES = [(64, 64), (90, 48), (64, 64), (48, 90), (80, 80)]
 DEADLY = "kill this worker"

@@ -16,7 +16,7 @@ from library.data.buckets import Placement
 from library.data.images import Geometry, geometry
 from library.options.datasets import ImageSettings
 from library.options.mistakes import UserError
-from tests.data.pictures import noise
+from tests.data.image_files import noise
 
 
 def test_a_mask_counts_by_its_red_channel(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from library.data.scan import remote
 from library.data.scan.dataset_specs import describe
 from library.options.datasets import Described
 from library.options.parse import parse
-from tests.data.pictures import save
+from tests.data.image_files import save
 from tests.training.running import make_world, run
 
 DOGS, MASKS = "memory://bucket/dogs", "memory://bucket/masks"

@@ -21,7 +21,7 @@ from library.data.reading import PictureReader
 from library.data.scan.scan import scan
 from library.data.size_conditioning import CropConditioning, sizes_of
 from library.options.datasets import BucketSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
-from tests.data.pictures import record
+from tests.data.image_files import record
 
 SQUARE = BucketSettings((64, 64))
 

@@ -16,7 +16,7 @@ from library.data.scan.folders import folder_datasets
 from library.data.scan.scan import scan
 from library.sampling import class_images
 from tests import tiny
-from tests.data.pictures import template
+from tests.data.image_files import template
 from tools import make_class_images
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import pytest
 
 from library.training import session
 from tests import tiny
-from tests.data.pictures import noise
+from tests.data.image_files import noise
 from tests.training.running import Outcome, World, make_world, run
 
 DISK = {"cache_latents_to_disk": True}

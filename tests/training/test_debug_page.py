@@ -19,7 +19,7 @@ from PIL import Image
 
 from library.checkpoints import writer
 from library.checkpoints.files import TensorReader
-from tests.data.pictures import noise
+from tests.data.image_files import noise
 from tests.training.running import Outcome, World, make_world, run
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,7 @@ from library.training.saving.model_file import clip_skip_of, modelspec, time_of_
 if TYPE_CHECKING:
     from library.training.plan.plan import Plan
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _SESSION_BITS = 32
 
 # what one dataset has for all of its folders; where a file describes datasets each of them says it in ss_datasets

@@ -25,9 +25,9 @@ from library.data.cache.latent_files import FINGERPRINT
 from library.data.images import Geometry
 from library.data.scan.scan import ImageRecord
 from library.options.mistakes import UserError
-from tests.data.pictures import noise, record, save
+from tests.data.image_files import noise, record, save
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PLACES = {
     (64, 64): Placement((64, 64), (64, 64)),
     (80, 48): Placement((72, 48), (80, 48)),
@@ -612,7 +612,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from tests.data.test_cache import Data, Encoder, filled
-from tests.data.pictures import record
+from tests.data.image_files import record
 folder, form, number = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 records = [record(path, (64, 64)) for path in sorted(folder.glob("*.png"))]
 (folder / f"ready{sys.argv[6]}").touch()

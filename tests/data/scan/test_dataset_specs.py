@@ -13,7 +13,7 @@ from library.options.datasets import Described
 from library.options.groups.dataset import DatasetOptions
 from library.options.parse import parse
 from library.options.train_options import TrainOptions
-from tests.data.pictures import save
+from tests.data.image_files import save
 
 FILE = "[general]\nresolution = 64\n{general}\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n{subset}\n"
 

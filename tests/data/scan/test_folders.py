@@ -9,7 +9,7 @@ import pytest
 
 from library.data.scan.folders import folder_datasets, plain_folder
 from library.options.datasets import CaptionSettings, Described
-from tests.data.pictures import save, template
+from tests.data.image_files import save, template
 
 
 def told(described: Described) -> str:

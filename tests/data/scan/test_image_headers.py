@@ -11,7 +11,7 @@ from PIL import Image
 
 from library.data import images
 from library.data.scan.image_headers import BadImage, missing_package, read_header, readable_extensions
-from tests.data.pictures import noise
+from tests.data.image_files import noise
 
 WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("a.png", "RGB", {}),

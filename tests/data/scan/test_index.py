@@ -19,9 +19,9 @@ from library.data.scan.image_headers import Header
 from library.data.scan.index import FILE_NAME, VERSION, Index
 from library.data.scan.scan import Scan, scan
 from library.options.datasets import CaptionSettings
-from tests.data.pictures import dataset, save, subset
+from tests.data.image_files import dataset, save, subset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LONG_AGO = 1_600_000_000
 
 

@@ -12,7 +12,7 @@ from library.data.scan.metadata_files import join, read_metadata
 from library.data.scan.scan import Scan, scan
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import UserError
-from tests.data.pictures import dataset, save, subset
+from tests.data.image_files import dataset, save, subset
 
 NO_SCORES = ["good", "", True, [], {}, -0.1, 10.5, "11", float("nan"), "inf", 10**400]
 

@@ -19,9 +19,9 @@ from library.data.scan import listing
 from library.data.scan.folders import folder_datasets
 from library.data.scan.scan import Scan, scan
 from library.options.datasets import CaptionSettings
-from tests.data.pictures import dataset, noise, save, subset, template
+from tests.data.image_files import dataset, noise, save, subset, template
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(base: Path, reg: Path | None = None, index: Path | None = None, **values: Any) -> Scan:

@@ -12,7 +12,7 @@ import pytest
 
 from library.data.scan.scan import ImageRecord, Scan, scan
 from library.data.scan.validation_split import set_aside
-from tests.data.pictures import dataset, save, subset
+from tests.data.image_files import dataset, save, subset
 
 NAMES = [f"{letter}.png" for letter in "abcdefghijkl"]
 

@@ -231,5 +231,5 @@ def test_loading_brings_no_package_that_only_quantised_weights_need(files):
         "assert 'bitsandbytes' not in sys.modules and 'torch._inductor.compile_fx' not in sys.modules\n"
         "assert importlib.util.find_spec('bitsandbytes') is not None\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -382,5 +382,5 @@ def test_choosing_imports_no_torch() -> None:
         "    choose_schedule(options, 100, choose_optimizer(options, True))\n"
         "sys.exit(bool({'torch', 'numpy', 'transformers', 'bitsandbytes'} & set(sys.modules)))\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -14,7 +14,7 @@ from library.training.plan.plan import decide
 from library.training.plan.resume import check_continuation
 from library.training.saving.state import Progress, SavedState
 from tests import tiny
-from tests.data.pictures import save
+from tests.data.image_files import save
 from tests.training.running import World, make_world
 
 

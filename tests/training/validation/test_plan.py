@@ -17,7 +17,7 @@ from library.training.plan.plan import decide
 from library.training.plan.text import describe
 from library.training.validation.plan import POINTS, ValidationPlan, decide_validation, in_batches, text_of
 from tests import tiny
-from tests.data.pictures import record
+from tests.data.image_files import record
 from tests.training.running import World, make_world
 
 

@@ -23,7 +23,7 @@ from library.runtime.seeds import python_random, torch_generator
 from library.training.saving.state import Progress
 from library.training.validation.plan import POINTS, ValidationPlan
 from library.training.validation.validation import Losses, Validation
-from tests.data.pictures import dataset, record, subset
+from tests.data.image_files import dataset, record, subset
 
 SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three set aside
 PAIRS = ((3, 0), (4, 1), (5, 2))
