@@ -1,7 +1,7 @@
-"""Pictures from a model.
+"""Images from a model.
 
 python gen_img.py --ckpt out/dog.safetensors --prompt "a photo of sks dog --n blurry" --images_per_prompt 4
-python gen_img.py --ckpt out/dog.safetensors --from_file prompts.txt --outdir pictures --seed 1
+python gen_img.py --ckpt out/dog.safetensors --from_file prompts.txt --outdir images --seed 1
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def draw(options: GenerateOptions) -> None:
-    """Read the prompts, load the model, write the pictures."""
+    """Read the prompts, load the model, write the images."""
     from library.sampling.generate import draw_prompts  # --help needs none of it
 
     draw_prompts(options)
 
 
 TOOL = Tool(
-    "Draw pictures with a model.",
+    "Draw images with a model.",
     'python gen_img.py --ckpt MODEL --prompt "..." [more flags]',
     GenerateOptions,
     draw,

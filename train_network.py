@@ -18,10 +18,10 @@ from library.training.recipe import Recipe, Say
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.training.plan.plan import Plan
-    from library.training.trainable import Trained
+    from library.training.trainable import Trainable
 
 
-def adapter(model: Model, plan: Plan, say: Say) -> Trained:
+def adapter(model: Model, plan: Plan, say: Say) -> Trainable:
     """What this recipe trains: the adapter that --network_module names, in the parts of the model that it reaches."""
     from library.training.adapter.make import make_adapter
 

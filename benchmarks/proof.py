@@ -10,7 +10,7 @@ names    diffusers' own converter of single files gives the folder's tensors fro
 back     the folder becomes a file: every tensor of the original as it was, bit by bit
 saved    the file is loaded in its own precision and saved as training does: again bit by bit
 text     states and pooled vectors of a caption and of an empty one: the family and diffusers' pipeline, fp32
-latents  the latents of a crop of an odd-sized picture, and what they decode to
+latents  the latents of a crop of an odd-sized image, and what they decode to
 unet     the U-Net's output for those, told the size and the crop
 
 About 14 GB of memory and, beside the file, twice its size of disk are needed.
@@ -249,7 +249,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.folder or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        proof_sides.write_picture(work / "picture.png")
+        proof_sides.write_image(work / "image.png")
         failed = [step for step in options.only if not in_turn(step, options.model, work)]
     print(f"FAILED: {', '.join(failed)}" if failed else "all as it should be")
     return 1 if failed else 0

@@ -1,7 +1,7 @@
 """The two sides of benchmarks/proof.py's comparison: what the program's family gives, and what a pipeline of diffusers
 gives that was loaded from the folder that the program wrote. One part of the model in memory at a time, fp32.
 
-A picture of an odd size is scaled and cropped, so that the model is told of a real crop: 1333 x 999 to 400 x 300, of
+An image of an odd size is scaled and cropped, so that the model is told of a real crop: 1333 x 999 to 400 x 300, of
 which 320 x 256 from left 41 and top 3. Each side does that by its own means, too. What a side found goes on to its next
 part: its latents and text states are what its U-Net gets.
 """
@@ -28,8 +28,8 @@ TIMESTEPS = (11, 803)
 SEED = 5
 
 
-def write_picture(path: Path) -> None:
-    """A smooth picture with some grain, of the odd size."""
+def write_image(path: Path) -> None:
+    """A smooth image with some grain, of the odd size."""
     import numpy as np
     from PIL import Image
 
@@ -61,7 +61,7 @@ def their_text(model: Path, work: Path) -> Tensors:
 
 
 def our_latents(model: Path, work: Path) -> Tensors:
-    """Mean and a sample of the picture's latents, and the picture that they stand for, by the family."""
+    """Mean and a sample of the image's latents, and the image that they stand for, by the family."""
     import torch
 
     from library.data import images
@@ -70,7 +70,7 @@ def our_latents(model: Path, work: Path) -> Tensors:
     header, family = open_model(str(model))
     loaded = family.load(header, only=("vae",))
     shown = images.Geometry(SCALED, OFFSET, BUCKET)
-    pixels = torch.from_numpy(images.to_float(images.apply(images.load(work / "picture.png"), shown)))[None]
+    pixels = torch.from_numpy(images.to_float(images.apply(images.load(work / "image.png"), shown)))[None]
     sample = family.encode_images(loaded.vae, pixels, [torch.Generator().manual_seed(SEED)])
     mean = loaded.vae.encode(pixels).latent_dist.mean
     return {"mean": mean, "sample": sample, "decoded": family.decode_latents(loaded.vae, sample)}
@@ -84,7 +84,7 @@ def their_latents(model: Path, work: Path) -> Tensors:
     from PIL import Image
 
     pipeline = pipeline_of(work, "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    scaled = cv2.resize(np.asarray(Image.open(work / "picture.png")), SCALED, interpolation=cv2.INTER_AREA)
+    scaled = cv2.resize(np.asarray(Image.open(work / "image.png")), SCALED, interpolation=cv2.INTER_AREA)
     left, top = OFFSET
     crop = Image.fromarray(scaled).crop((left, top, left + BUCKET[0], top + BUCKET[1]))
     # in the order of memory that torch counts as usual: with another one kernels add up in another order

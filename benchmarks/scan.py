@@ -1,8 +1,8 @@
-"""How long the scan of many pictures takes the first time and when nothing has changed, and what its records weigh.
+"""How long the scan of many images takes the first time and when nothing has changed, and what its records weigh.
 
-    python benchmarks/scan.py [--pictures 20000] [--folder where] [--copies] [--keep]
+    python benchmarks/scan.py [--images 20000] [--folder where] [--copies] [--keep]
 
-The pictures are a few noisy JPEG and PNG files of 100 to 400 KB under many names, linked where the file system has hard
+The images are a few noisy JPEG and PNG files of 100 to 400 KB under many names, linked where the file system has hard
 links (--copies: really copied, which takes 200 KB of disk each), with a caption file of 10 to 40 words beside each. The
 first scan is measured with an empty index, the second and third with what it left. Each runs in a process of its own.
 Seconds do not count the start of Python; those of a processor tell what other programs on the machine made of them. The
@@ -38,7 +38,7 @@ OLD = 1_600_000_000  # time of change: what was changed just now is not remember
 
 
 def make_source(path: Path, seed: int) -> None:
-    """A picture of at least 100 KB that compresses like a photograph: coarse noise under fine noise."""
+    """An image of at least 100 KB that compresses like a photograph: coarse noise under fine noise."""
     import numpy as np
     from PIL import Image
 
@@ -47,23 +47,23 @@ def make_source(path: Path, seed: int) -> None:
     if path.suffix == ".png":
         width, height = width // 3, height // 3
     coarse = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
-    fine = rng.integers(-12, 13, picture.shape, dtype=np.int16)
-    Image.fromarray(np.clip(picture + fine, 0, 255).astype(np.uint8)).save(path, quality=85)
+    image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    fine = rng.integers(-12, 13, image.shape, dtype=np.int16)
+    Image.fromarray(np.clip(image + fine, 0, 255).astype(np.uint8)).save(path, quality=85)
     if path.stat().st_size < 100_000:
         raise RuntimeError(f"{path} has only {path.stat().st_size} bytes")
     os.utime(path, (OLD, OLD))
 
 
-def make_folder(folder: Path, pictures: int, copies: bool) -> int:
-    """Fill a folder; the bytes of all pictures as a reader counts them."""
+def make_folder(folder: Path, images: int, copies: bool) -> int:
+    """Fill a folder; the bytes of all images as a reader counts them."""
     sources = folder.with_name("sources")
     sources.mkdir(parents=True)
     folder.mkdir()
     rng = random.Random(0)
     total = 0
     source = sources
-    for number in range(pictures):
+    for number in range(images):
         if number % LINKS == 0 or (copies and number < 20):
             source = sources / f"{number}{('.jpg', '.jpg', '.png')[number // (1 if copies else LINKS) % 3]}"
             make_source(source, number)
@@ -117,7 +117,7 @@ def in_process(folder: Path, index: Path, traced: bool = False) -> dict[str, flo
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the folder, scan it four times, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--copies", action="store_true")
     parser.add_argument("--keep", action="store_true")
@@ -129,12 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     place = Path(tempfile.mkdtemp(prefix="scan benchmark ", dir=given.folder))
     try:
-        size = make_folder(place / "pictures", given.pictures, given.copies)
-        first, second, third = (in_process(place / "pictures", place / "index") for _ in range(3))
-        traced = in_process(place / "pictures", place / "index", traced=True)
+        size = make_folder(place / "images", given.images, given.copies)
+        first, second, third = (in_process(place / "images", place / "index") for _ in range(3))
+        traced = in_process(place / "images", place / "index", traced=True)
         print(describe())
         how = "copied" if given.copies else "linked"
-        print(f"{given.pictures} pictures of {size / given.pictures / 1e3:.0f} KB on average, {how}")
+        print(f"{given.images} images of {size / given.images / 1e3:.0f} KB on average, {how}")
         print(f"first scan    {first['seconds']:8.2f} s, {first['work']:.2f} s of a processor")
         print(f"second scan   {second['seconds']:8.2f} s, {second['work']:.2f} s of a processor")
         print(f"third scan    {third['seconds']:8.2f} s, {third['work']:.2f} s of a processor")

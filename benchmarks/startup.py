@@ -1,10 +1,10 @@
 """How long --help takes, and how long a training run takes from the start of Python to the end of its first step.
 
-    python benchmarks/startup.py [--runs 5] [--file model.safetensors] [--pictures 16] [--rank 8] [-- more flags]
+    python benchmarks/startup.py [--runs 5] [--file model.safetensors] [--images 16] [--rank 8] [-- more flags]
 
 The run is DreamBooth of full-size SD1.5 with random weights on the CPU: U-Net and text encoder, fp32, AdamW, 256 px,
 batch 1. It is watched from outside, by what it prints: its progress bar is read as it comes, and when that says one
-step the clock stops and the run is killed. "encoding" encodes all pictures first (--cache_latents); "cached" finds
+step the clock stops and the run is killed. "encoding" encodes all images first (--cache_latents); "cached" finds
 their latents on disk, left there by a run before it that is not counted (--cache_latents_to_disk). The checkpoint lies
 in the page cache.
 """
@@ -35,7 +35,7 @@ WAYS = {"encoding": ("--cache_latents",), "cached": ("--cache_latents", "--cache
 # What a run has printed when something is done; the last one ends the measurement.
 MILESTONES = {
     "planned": re.compile(r"the plan of this run"),
-    "loaded": re.compile(r"reading pictures"),
+    "loaded": re.compile(r"reading images"),
     "latents": re.compile(r"latents: \d+ read"),
     "wired": re.compile(r"running training"),
     "stepped": re.compile(r"steps: .*\| 1/\d+ "),
@@ -63,8 +63,8 @@ def first_step(flags: Sequence[str]) -> dict[str, float]:
     raise AssertionError("unreachable: a run that ends raises")
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """`count` pictures of 512 px, smooth with some grain, in a folder that is seen once an epoch."""
+def make_images(folder: Path, count: int) -> None:
+    """`count` images of 512 px, smooth with some grain, in a folder that is seen once an epoch."""
     import numpy as np
     from PIL import Image
 
@@ -76,14 +76,14 @@ def make_pictures(folder: Path, count: int) -> None:
         Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{index:02}.png")
 
 
-def report(model: Path, work: Path, runs: int, pictures: int, more: Sequence[str]) -> None:
+def report(model: Path, work: Path, runs: int, images: int, more: Sequence[str]) -> None:
     """Print one line for --help and one for each way of starting, after the milestones of each run."""
     print(describe())
     print(f"--help    {spread([help_seconds() for _ in range(runs)])} s", flush=True)
     with model.open("rb") as stream:
         while stream.read(1 << 24):
             pass
-    make_pictures(work / "train" / "1_sks dog", pictures)
+    make_images(work / "train" / "1_sks dog", images)
     flags = [*FLAGS, "--pretrained_model_name_or_path", str(model), "--train_data_dir", str(work / "train")]
     flags += ["--output_dir", str(work / "output"), *more]
     for way, own in WAYS.items():
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--file", type=Path, help="an SD1.x file in the original layout; default: one is made")
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: all weights are trained")
     parser.add_argument("more", nargs="*", help="flags for the trainer, after --")
     options = parser.parse_args()
@@ -111,7 +111,7 @@ def main() -> None:
         model = options.file or Path(folder) / "sd15.safetensors"
         if options.file is None:
             make_file(model)
-        report(model, Path(folder), options.runs, options.pictures, options.more)
+        report(model, Path(folder), options.runs, options.images, options.more)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.full_size import make_file  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
 from benchmarks.pairs import Command, Run, alternate, table  # noqa: E402
-from benchmarks.startup import FLAGS, make_pictures  # noqa: E402
+from benchmarks.startup import FLAGS, make_images  # noqa: E402
 
 # What a run imports, and its resident memory with nothing else in it.
 IMPORTS = """
@@ -38,8 +38,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def commands(model: Path, work: Path, rank: int, bf16: bool, more: list[str]) -> dict[str, Command]:
-    """The trainer on a few pictures, and the bare loop."""
-    make_pictures(work / "train" / "100_sks dog", 4)
+    """The trainer on a few images, and the bare loop."""
+    make_images(work / "train" / "100_sks dog", 4)
     flags = [*FLAGS, "--cache_latents", "--pretrained_model_name_or_path", str(model)]
     flags += ["--train_data_dir", str(work / "train"), "--output_dir", str(work / "output")]
     script = "train_db.py"

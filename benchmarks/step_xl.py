@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.full_size_xl import make_file  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
 from benchmarks.pairs import Command, alternate, table  # noqa: E402
-from benchmarks.startup import make_pictures  # noqa: E402
+from benchmarks.startup import make_images  # noqa: E402
 
 FLAGS = (
     *("--network_module", "networks.lora", "--network_train_unet_only", "--base_precision", "fp16"),
@@ -37,8 +37,8 @@ FLAGS = (
 
 
 def flags_of(model: Path, work: Path, rank: int, size: int, more: Sequence[str]) -> list[str]:
-    """The trainer's flags on a few pictures, which are made."""
-    make_pictures(work / "train" / "100_sks dog", 4)
+    """The trainer's flags on a few images, which are made."""
+    make_images(work / "train" / "100_sks dog", 4)
     flags = [*FLAGS, "--network_dim", str(rank), "--resolution", str(size)]
     flags += ["--pretrained_model_name_or_path", str(model), "--train_data_dir", str(work / "train")]
     return [*flags, "--output_dir", str(work / "output"), *more]

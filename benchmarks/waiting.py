@@ -2,8 +2,8 @@
 
     python benchmarks/waiting.py [--steps 120]
 
-The model of examples/shapes trains on its own pictures, whose smallness makes a step short (a fifth of a second on two
-processor cores) and waiting show. Latents in memory, latents on disk, and pictures decoded and encoded on the way with
+The model of examples/shapes trains on its own images, whose smallness makes a step short (a fifth of a second on two
+processor cores) and waiting show. Latents in memory, latents on disk, and images decoded and encoded on the way with
 0, 1, 2 and 4 workers. A run is a process of its own; the clock starts with the second batch, when workers have started.
 """
 
@@ -30,7 +30,7 @@ WAYS = {
     "latents in memory": ("--cache_latents",),
     "latents on disk": ("--cache_latents", "--cache_latents_to_disk"),
     **{
-        f"pictures, {count} workers": ("--cache_latents=false", "--max_data_loader_n_workers", str(count))
+        f"images, {count} workers": ("--cache_latents=false", "--max_data_loader_n_workers", str(count))
         for count in (0, 1, 2, 4)
     },
 }
@@ -84,11 +84,11 @@ def main() -> None:
     print("\n".join([describe(), "", "| | seconds | waiting |", "|---|---|---|"]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--config_file", str(ROOT / "examples" / "shapes" / "dreambooth.toml"), "--reg_data_dir", ""]
-        pictures = Path(folder) / "train"
-        shutil.copytree(ROOT / "examples" / "shapes" / "train", pictures)
+        images = Path(folder) / "train"
+        shutil.copytree(ROOT / "examples" / "shapes" / "train", images)
         flags += [
             "--train_data_dir",
-            str(pictures),
+            str(images),
             "--output_dir",
             folder,
             "--max_train_steps",

@@ -29,7 +29,7 @@ os.environ.update(
     https_proxy="http://127.0.0.1:9",
     no_proxy="localhost,127.0.0.1",
 )
-# What is remembered about pictures is forgotten with the tests. Each process of a parallel run has its own.
+# What is remembered about images is forgotten with the tests. Each process of a parallel run has its own.
 _CACHE = tempfile.TemporaryDirectory(prefix="dreamfolder tests ", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 # The same numbers with and without a card; CUDA_VISIBLE_DEVICES=0 ./run_tests.sh shows the tests one.

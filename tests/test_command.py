@@ -33,7 +33,7 @@ NO_PLAN = ("_dataset", "_project", "lets_full_config")
 FRONTEND_FILES = sorted(
     file for file in (ROOT / "tests" / "frontend_files").glob("*.toml") if not file.stem.endswith(NO_PLAN)
 )
-SHAPES = ("--min_bucket_reso=64", "--resolution=64")  # for pictures of a miniature
+SHAPES = ("--min_bucket_reso=64", "--resolution=64")  # for images of a miniature
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_a_dry_run_decides_everything_without_a_heavy_package(world: World, tmp_
     assert done.stdout.splitlines()[-1] == "exit 0 [] False", done.stderr
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
     for said in (
-        '2_sks dog: 3 pictures x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
-        "1_dog: 3 pictures, 8 samples after balancing, regularisation",
+        '2_sks dog: 3 images x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
+        "1_dog: 3 images, 8 samples after balancing, regularisation",
         "repeated to 8; ratio 1.00 : 1",
         "longest: 11 of 75 tokens",
         "1600 optimiser steps in 100 epochs of 16 (the default; neither steps nor epochs were given)",
@@ -148,8 +148,8 @@ def model_for(file: Path, world: World) -> Path:
 
 
 def dataset_file(file: Path, folder: Path) -> Path:
-    """The other half of what LoRA_Easy_Training_Scripts writes, and the pictures that it names."""
-    tiny.write_pictures(folder / "train" / "20_sks dog", 2)
+    """The other half of what LoRA_Easy_Training_Scripts writes, and the images that it names."""
+    tiny.write_images(folder / "train" / "20_sks dog", 2)
     half = file.with_name(file.name.replace("_config", "_dataset"))
     written = folder / half.name
     written.write_text(half.read_text(encoding="utf-8").replace("@WORK@", folder.as_posix()), encoding="utf-8")
@@ -293,8 +293,8 @@ def test_names_in_any_script(world: World, tmp_path: Path, capsys: pytest.Captur
     folder = data / "1_狗 dog's ☂"
     folder.mkdir(parents=True)
     model.write_bytes(world.model.read_bytes())
-    picture = next((world.root / "train" / "1_zwx cat").glob("*.png"))
-    (folder / "кот é.png").write_bytes(picture.read_bytes())
+    image = next((world.root / "train" / "1_zwx cat").glob("*.png"))
+    (folder / "кот é.png").write_bytes(image.read_bytes())
     (folder / "кот é.txt").write_text("une photo d'été, 犬 🐶", encoding="utf-8")
     flags = {"pretrained_model_name_or_path": model, "train_data_dir": data, "output_name": 'собака v1.5 "a" 🐕'}
     outcome = run(world.arguments(root / "out", max_train_steps=1, save_every_n_steps=1, **flags), capsys)
@@ -401,4 +401,4 @@ def test_debug_dataset_writes_a_page_and_trains_nothing(
     (page,) = (tmp_path / "out").iterdir()
     assert outcome.code == 0 and f"what the model would be given: {page}" in outcome.out
     shown = page.read_text(encoding="utf-8")
-    assert "picture_00.png" in shown and "a photo of sks dog, grass, sky, sun" in shown
+    assert "image_00.png" in shown and "a photo of sks dog, grass, sky, sun" in shown

@@ -1,4 +1,4 @@
-"""gen_img.py: pictures from the command line, and one clear line for each mistake."""
+"""gen_img.py: images from the command line, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def run(model: Path, out: Path, *words: str) -> int:
     return gen_img.main(["--ckpt", str(model), "--outdir", str(out), "--steps", "2", "--W", "64", "--H", "64", *words])
 
 
-def test_pictures_from_the_command_line(model, tmp_path):
+def test_images_from_the_command_line(model, tmp_path):
     words = ["--prompt", "a dog --n bad", "--images_per_prompt", "2", "--seed", "7", "--sampler", "euler_a"]
     assert run(model, tmp_path / "new", *words) == 0
     first, second = sorted((tmp_path / "new").iterdir())
     assert re.fullmatch(r"im_\d{14}_000_7\.png", first.name) and re.fullmatch(r"im_\d{14}_001_8\.png", second.name)
-    with Image.open(first) as picture:
-        assert picture.size == (64, 64)
-        assert (picture.text["prompt"], picture.text["negative-prompt"], picture.text["seed"]) == ("a dog", "bad", "7")
+    with Image.open(first) as image:
+        assert image.size == (64, 64)
+        assert (image.text["prompt"], image.text["negative-prompt"], image.text["seed"]) == ("a dog", "bad", "7")
 
 
 def test_prompts_from_a_file_in_a_diffusers_folder_with_another_vae(tmp_path):
@@ -48,12 +48,12 @@ def test_prompts_from_a_file_in_a_diffusers_folder_with_another_vae(tmp_path):
     assert run(folder, tmp_path / "out", "--from_file", str(prompts), "--vae", str(vae), "--v2") == 0
     sizes = {}
     for path in (tmp_path / "out").iterdir():
-        with Image.open(path) as picture:
-            sizes[path.name[18:22]] = picture.size
+        with Image.open(path) as image:
+            sizes[path.name[18:22]] = image.size
     assert sizes["000_"] == (64, 128) and sizes["001_"] == (64, 64)
 
 
-def test_one_seed_is_one_picture(model, tmp_path):
+def test_one_seed_is_one_image(model, tmp_path):
     for name in ("a", "b"):
         assert run(model, tmp_path / name, "--prompt", "a dog", "--seed", "1", "--bf16") == 0
     (first,), (second,) = (list((tmp_path / name).iterdir()) for name in ("a", "b"))
@@ -73,8 +73,8 @@ def test_a_model_trained_with_zero_terminal_snr_is_drawn_with_it(model, tmp_path
         out = tmp_path / str(len(drawn))
         assert run(ckpt, out, "--prompt", "a dog", "--seed", "1", "--v_parameterization", *more) == 0
         (path,) = out.iterdir()
-        with Image.open(path) as picture:
-            drawn.append(picture.convert("RGB"))
+        with Image.open(path) as image:
+            drawn.append(image.convert("RGB"))
     assert ImageChops.difference(drawn[0], drawn[1]).getbbox() is not None
     assert ImageChops.difference(drawn[1], drawn[2]).getbbox() is None
 
@@ -84,8 +84,8 @@ def refiner(tmp_path_factory) -> Path:
     return tiny.write_single_file(tmp_path_factory.mktemp("m") / "refiner.safetensors", "refiner")
 
 
-def test_a_refiner_refines_a_picture_and_draws_none(refiner, tmp_path, capsys):
-    (picture,) = tiny.write_pictures(tmp_path, 1, size=(100, 72))
+def test_a_refiner_refines_a_image_and_draws_none(refiner, tmp_path, capsys):
+    (image,) = tiny.write_images(tmp_path, 1, size=(100, 72))
     words = [
         "--ckpt",
         str(refiner),
@@ -101,7 +101,7 @@ def test_a_refiner_refines_a_picture_and_draws_none(refiner, tmp_path, capsys):
     assert gen_img.main(words) == 2
     error = capsys.readouterr().err
     assert "refiner" in error and "none from noise" in error and "--image_path" in error
-    assert gen_img.main([*words, "--image_path", str(picture)]) == 0
+    assert gen_img.main([*words, "--image_path", str(image)]) == 0
     (path,) = (tmp_path / "o").iterdir()
     with Image.open(path) as drawn:
         assert drawn.size == (96, 72)
@@ -120,16 +120,16 @@ def test_sdxl_draws_in_its_own_size_and_at_its_own_layer(tmp_path):
     assert not decide(options).vae_in_full(replace(options, bf16=True))
 
 
-def test_pictures_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
+def test_images_drawn_at_once_are_those_drawn_one_by_one(model, tmp_path):
     drawn = {}
     for size in (1, 2):
         words = ["--prompt", "a dog", "--negative_prompt", "fog", "--images_per_prompt", "3", "--seed", "1"]
         assert run(model, tmp_path / str(size), *words, "--batch_size", str(size)) == 0
         drawn[size] = []
         for path in sorted((tmp_path / str(size)).iterdir(), key=lambda path: path.name[18:]):
-            with Image.open(path) as picture:
-                assert picture.text["negative-prompt"] == "fog"
-                drawn[size].append((picture.text["seed"], picture.convert("RGB")))
+            with Image.open(path) as image:
+                assert image.text["negative-prompt"] == "fog"
+                drawn[size].append((image.text["seed"], image.convert("RGB")))
     assert [seed for seed, _ in drawn[1]] == [seed for seed, _ in drawn[2]] == ["1", "2", "3"]
     for (_, alone), (_, together) in zip(drawn[1], drawn[2], strict=True):
         assert max(high for _, high in ImageChops.difference(alone, together).getextrema()) <= 1

@@ -64,12 +64,12 @@ def blocks(outcome: Outcome) -> list[str]:
     return [] if "\n- " not in outcome.err else outcome.err.split("\n- ")[1:]
 
 
-# --- pictures and captions ---
+# --- images and captions ---
 
 
 def test_no_folder_with_repeats(world: World, refused: Refused, tmp_path: Path) -> None:
     inside = world.root / "train" / "2_sks dog"
-    refused("holds no folder", "3 pictures", f"--train_data_dir={world.root / 'train'}", train_data_dir=inside)
+    refused("holds no folder", "3 images", f"--train_data_dir={world.root / 'train'}", train_data_dir=inside)
     (tmp_path / "plain" / "dogs").mkdir(parents=True)
     refused("--train_data_dir", "holds no folder", "10_sks dog", train_data_dir=tmp_path / "plain")
     refused("--train_data_dir", "there is no folder", "check the path", train_data_dir=tmp_path / "nowhere")
@@ -77,7 +77,7 @@ def test_no_folder_with_repeats(world: World, refused: Refused, tmp_path: Path) 
 
 def test_an_empty_folder(data: Path, refused: Refused) -> None:
     (data / "3_sks thing").mkdir()
-    refused("3_sks thing holds no picture", "put pictures into it", train_data_dir=data)
+    refused("3_sks thing holds no image", "put images into it", train_data_dir=data)
 
 
 def test_a_folder_that_begins_with_a_date(data: Path, refused: Refused) -> None:
@@ -89,7 +89,7 @@ def test_a_folder_that_begins_with_a_date(data: Path, refused: Refused) -> None:
 
 def test_regularisation_without_an_image(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "reg" / "1_dog").mkdir(parents=True)
-    refused("regularisation folder", "1_dog holds no picture", reg_data_dir=tmp_path / "reg")
+    refused("regularisation folder", "1_dog holds no image", reg_data_dir=tmp_path / "reg")
     (tmp_path / "reg" / "1_dog").rmdir()
     refused("--reg_data_dir", "holds no folder", '"1_dog"', reg_data_dir=tmp_path / "reg")
     refused("--reg_data_dir: there is no folder", reg_data_dir=tmp_path / "none")
@@ -117,7 +117,7 @@ def test_sizes(refused: Refused, flags: dict[str, object], parts: tuple[str, ...
 
 
 def test_a_caption_in_another_encoding(data: Path, refused: Refused) -> None:
-    file = data / "2_sks dog" / "picture_00.txt"
+    file = data / "2_sks dog" / "image_00.txt"
     file.write_bytes("für Elise".encode("latin-1"))
     refused(str(file), "UTF-8", "save it as", train_data_dir=data)
 
@@ -126,30 +126,30 @@ def test_a_caption_in_another_encoding(data: Path, refused: Refused) -> None:
 def test_a_caption_with_a_byte_order_mark_is_read(
     world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
 ) -> None:
-    (data / "2_sks dog" / "picture_00.txt").write_bytes("für Elise, a very long one".encode(encoding))
+    (data / "2_sks dog" / "image_00.txt").write_bytes("für Elise, a very long one".encode(encoding))
     outcome = run(world.arguments(tmp_path / "out", train_data_dir=data, dry_run=True), capsys)
     assert outcome.code == 0 and '"für Elise, a very long one"' in outcome.out
 
 
-def test_damaged_pictures_are_named_and_left_out_up_to_a_tenth(
+def test_damaged_images_are_named_and_left_out_up_to_a_tenth(
     world: World, data: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut, empty = data / "2_sks dog" / "picture_01.png", data / "2_sks dog" / "new.jpg"
+    cut, empty = data / "2_sks dog" / "image_01.png", data / "2_sks dog" / "new.jpg"
     cut.write_bytes(cut.read_bytes()[:60])
     empty.write_bytes(b"")
-    refused("2 of 6 pictures are damaged", str(cut), str(empty), "zero bytes", "repair", train_data_dir=data)
-    tiny.write_pictures(data / "1_many", 16, size=(64, 64), seed=4)
+    refused("2 of 6 images are damaged", str(cut), str(empty), "zero bytes", "repair", train_data_dir=data)
+    tiny.write_images(data / "1_many", 16, size=(64, 64), seed=4)
     outcome = run(world.arguments(refused.out, train_data_dir=data, dry_run=True), capsys)
     assert outcome.code == 0 and not refused.out.exists()
     assert f"left out: {cut} (" in outcome.out and f"left out: {empty} (" in outcome.out
-    assert "2_sks dog: 2 pictures x 2 = 4 samples" in outcome.out
+    assert "2_sks dog: 2 images x 2 = 4 samples" in outcome.out
 
 
 @pytest.mark.parametrize("flags", [{}, {"cache_latents": True}, {"max_data_loader_n_workers": 2}])
-def test_a_picture_that_turns_out_to_be_unreadable(
+def test_a_image_that_turns_out_to_be_unreadable(
     world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, object]
 ) -> None:
-    noisy = data / "2_sks dog" / "picture_01.png"
+    noisy = data / "2_sks dog" / "image_01.png"
     Image.effect_noise((80, 64), 90).convert("RGB").save(noisy)
     content = bytearray(noisy.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)  # begin and end are whole: the plan trusts it
@@ -158,7 +158,7 @@ def test_a_picture_that_turns_out_to_be_unreadable(
     outcome = run(world.arguments(out, train_data_dir=data, max_train_steps=8, **flags), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
-    assert f"picture {noisy} cannot be decoded" in block and "take it out" in block
+    assert f"image {noisy} cannot be decoded" in block and "take it out" in block
     assert not list(out.glob("*")) and not list(data.rglob("*.npz"))
 
 
@@ -421,7 +421,7 @@ def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pyte
 def test_six_mistakes_of_six_kinds_are_told_together(refused: Refused, data: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('learning_rat = 1e-5\nlr_scheduler = "cosine"\n', encoding="utf-8")
-    (data / "2_sks dog" / "picture_00.txt").write_bytes("Möwe".encode("latin-1"))
+    (data / "2_sks dog" / "image_00.txt").write_bytes("Möwe".encode("latin-1"))
     (tmp_path / "taken").write_bytes(b"")
     model = zeros(tmp_path / "lora.safetensors", **FOREIGN["LoRA"])
     found = refused(
@@ -501,7 +501,7 @@ def test_a_worker_that_dies(
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=60, max_data_loader_n_workers=2), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
-    assert "prepares pictures died" in block and "--max_data_loader_n_workers" in block
+    assert "prepares images died" in block and "--max_data_loader_n_workers" in block
     assert not multiprocessing.active_children(), "torch would go on watching them, and raise at any time"
 
 

@@ -23,7 +23,7 @@ from tests.tiny_original import HF_CLIP, OPENCLIP, Tensors, openclip, openclip_e
 FAMILIES = ("sd1", "sd2")
 SDXL_FAMILIES = ("sdxl", "refiner")
 ALL = FAMILIES + SDXL_FAMILIES
-IDS = {"sdxl": 6, "refiner": 5}  # numbers that go with a picture; the U-Net sees 256 values of each
+IDS = {"sdxl": 6, "refiner": 5}  # numbers that go with an image; the U-Net sees 256 values of each
 
 
 @dataclass(frozen=True)
@@ -245,20 +245,20 @@ def write_vae_file(path: Path, seed: int = 5, *, prefix: str = "") -> Path:
     return path
 
 
-def write_pictures(folder: Path, n: int = 4, size: tuple[int, int] = (64, 64), seed: int = 0) -> list[Path]:
+def write_images(folder: Path, n: int = 4, size: tuple[int, int] = (64, 64), seed: int = 0) -> list[Path]:
     """Write `n` small PNGs (coloured squares on a gradient), different from each other; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     width, height = size
     paths = []
     for index in range(n):
-        picture = Image.linear_gradient("L").resize(size).convert("RGB")
+        image = Image.linear_gradient("L").resize(size).convert("RGB")
         for _ in range(4):
             x, y = draw.randrange(width), draw.randrange(height)
             colour = (draw.randrange(256), draw.randrange(256), draw.randrange(256))
-            picture.paste(colour, (x, y, min(width, x + width // 3), min(height, y + height // 3)))
-        paths.append(folder / f"picture_{index:02d}.png")
-        picture.save(paths[-1])
+            image.paste(colour, (x, y, min(width, x + width // 3), min(height, y + height // 3)))
+        paths.append(folder / f"image_{index:02d}.png")
+        image.save(paths[-1])
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Latents of the pictures, encoded ahead: the training with the same flags finds them all.
+"""Latents of the images, encoded ahead: the training with the same flags finds them all.
 
 python tools/cache_latents.py --config_file dreambooth.toml
 python tools/cache_latents.py --config_file dreambooth.toml --processes 4
@@ -18,7 +18,7 @@ from library.training.precache.command import Tool, run_tool
 
 TOOL = Tool(
     "latents",
-    "Encode the pictures of a training ahead, in files beside them. The same call again makes what is missing.",
+    "Encode the images of a training ahead, in files beside them. The same call again makes what is missing.",
     "python tools/cache_latents.py --config_file options.toml",
 )
 

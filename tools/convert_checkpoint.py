@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
 from library.options.mistakes import Mistake, Mistakes, UserError
-from tools.lora_files import PRECISIONS, told_to_user
+from tools.lora_files import PRECISIONS, explain_write_errors
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
@@ -65,7 +65,7 @@ def read(request: Request) -> tuple[Header, Family]:
     from library.convert.report import describe_unknown
     from library.families.registry import detect
 
-    with told_to_user():
+    with explain_write_errors():
         header = _header(request.source, request.source_variant)
         try:
             return header, detect(header)
@@ -87,7 +87,7 @@ def show(request: Request, check_values: bool) -> None:
     from library.convert.report import broken_tensors, describe, some
 
     header, family = read(request)
-    with told_to_user():
+    with explain_write_errors():
         print("\n".join(describe(header, family)))
         if check_values:
             broken = broken_tensors(header)
@@ -110,7 +110,7 @@ def carry_out(request: Request) -> None:
         raise UserError([Mistake(f"{target} is the source", "choose another name")])
     prediction = request.prediction or noted(header).prediction
     quiet_libraries()
-    with told_to_user():
+    with explain_write_errors():
         wanted = Conversion(
             save_as,
             dtype=None if request.precision is None else _DTYPES[request.precision],

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
 from library.options.mistakes import UserError
-from tools.lora_files import told_to_user
+from tools.lora_files import explain_write_errors
 
 FORMATS = ("kohya", "diffusers", "peft")
 
@@ -50,7 +50,7 @@ def convert(source: Path, target: Path, to: str | None) -> str:
     from library.families.registry import FAMILIES
     from networks.formats.read_write import read_lora, write_lora
 
-    with told_to_user(source):
+    with explain_write_errors(source):
         lora, found = read_lora(source, *(family.adapters for family in FAMILIES))
         wanted = next((name for name in FORMATS if name == to), "diffusers" if found == "kohya" else "kohya")
         place = write_lora(target, lora, wanted)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.tool_command import Tool, run_tool
-from tools.lora_files import PRECISIONS, check_ending, compute_device, told_to_user, write_layers
+from tools.lora_files import PRECISIONS, check_ending, compute_device, explain_write_errors, write_layers
 from tools.lora_models import Opened, adapted_modules, coarsest, load, lora_facts, open_models
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def work(options: ExtractOptions) -> None:
         options.clamp_quantile,
         coarsest(before, after),
     )
-    with told_to_user():
+    with explain_write_errors():
         changes = find_changes(original, tuned, parts, kernels=options.conv_dim is not None)
         found = extract(changes, depth, device)
     for part in found.skipped:

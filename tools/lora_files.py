@@ -25,7 +25,7 @@ ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
 @contextmanager
-def told_to_user(file: Path | None = None) -> Iterator[None]:
+def explain_write_errors(file: Path | None = None) -> Iterator[None]:
     """Turn what files and adapters refuse into a message without a traceback; `file` goes before what names none."""
     try:
         yield
@@ -60,7 +60,7 @@ def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
     from networks import adapter_files
 
     def read(path: Path) -> AdapterFile:
-        with told_to_user():
+        with explain_write_errors():
             return adapter_files.read(path)
 
     return together(*(partial(read, path) for path in paths))
@@ -71,7 +71,7 @@ def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Facto
     from networks.arithmetic.factors import read_factors
 
     def layers(path: Path, file: AdapterFile) -> dict[str, Factors]:
-        with told_to_user():
+        with explain_write_errors():
             return read_factors(file.tensors, str(path))
 
     return together(*(partial(layers, path, file) for path, file in files))
@@ -83,7 +83,7 @@ def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, meta
     from networks import adapter_files
     from networks.arithmetic.factors import file_tensors
 
-    with told_to_user():
+    with explain_write_errors():
         adapter_files.write(path, file_tensors(layers, torch_dtype(precision)), metadata)
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
 from library.options.tool_command import Tool, run_tool
-from tools.lora_files import compute_device, read_files, together, told_to_user
+from tools.lora_files import compute_device, explain_write_errors, read_files, together
 from tools.lora_models import adapted_modules, load, open_models
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def work(options: InterrogateOptions) -> None:
         layers = encoder.config.num_hidden_layers
         if options.clip_skip is not None and options.clip_skip > layers:
             raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
-    with told_to_user(options.model):
+    with explain_write_errors(options.model):
         network = from_tensors(adapted_modules(model), parts, tensors)
     ids = vocabulary(model)
     settings = TextSettings(clip_skip=options.clip_skip)

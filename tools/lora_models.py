@@ -11,7 +11,7 @@ from library.families.family import Family, Model
 from library.families.registry import FAMILIES, noted_prediction, open_model
 from library.options.mistakes import Mistakes
 from library.runtime.imports import quiet_libraries
-from tools.lora_files import told_to_user
+from tools.lora_files import explain_write_errors
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def open_models(
 def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str] | None = None) -> Model:
     """The model, or some of its modules, on the CPU; float32 unless told otherwise. Raises UserError."""
     quiet_libraries()
-    with told_to_user():
+    with explain_write_errors():
         return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.noted)
 
 

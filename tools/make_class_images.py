@@ -1,4 +1,4 @@
-"""Class (regularisation) pictures, made by the model that is to be trained.
+"""Class (regularisation) images, made by the model that is to be trained.
 
 python tools/make_class_images.py --ckpt models/sd15.safetensors --outdir reg/1_dog --prompt "a dog" --count 200
 python tools/make_class_images.py --ckpt models/sd15.safetensors --outdir reg/1_dog --from_file prompts.txt --dry_run
@@ -24,14 +24,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def draw(options: ClassImageOptions) -> None:
-    """Look into the folder; load the model and draw only if pictures are missing."""
+    """Look into the folder; load the model and draw only if images are missing."""
     from library.sampling.class_images import fill_folder  # --help needs none of it
 
     fill_folder(options)
 
 
 TOOL = Tool(
-    "Fill a class folder with pictures that the model itself draws. The same call again draws what is missing.",
+    "Fill a class folder with images that the model itself draws. The same call again draws what is missing.",
     'python tools/make_class_images.py --ckpt MODEL --outdir reg/1_dog --prompt "a dog" --count 200 [more flags]',
     ClassImageOptions,
     draw,

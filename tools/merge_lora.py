@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool_command import Tool, run_tool
-from tools.lora_files import check_ending, read_files, together, told_to_user
+from tools.lora_files import check_ending, explain_write_errors, read_files, together
 from tools.lora_sums import REQUIRED, SumOptions, check_sum, ratios_by_layer, read_sources, write_sum
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def work(options: MergeOptions) -> None:
     from networks.arithmetic.combining import combine, largest_rank, shuffled
 
     files, sources = read_sources(options)
-    with told_to_user():
+    with explain_write_errors():
         combined = combine(sources, None if options.concat else largest_rank)
     if options.shuffle:
         combined.layers.update({name: shuffled(layer) for name, layer in combined.layers.items()})
@@ -86,7 +86,7 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
     names = [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
     metadata = None if options.no_metadata else merged_metadata(opened, options.save_to.stem, names)
     kinds: dict[str, SaveAs] = {".safetensors": "safetensors", ".ckpt": "ckpt", "": "diffusers_safetensors"}
-    with told_to_user():
+    with explain_write_errors():
         notes = save_model(
             model,
             options.save_to,
@@ -106,7 +106,7 @@ def merge_file(model: Model, path: Path, file: AdapterFile, ratio: Callable[[str
     for key, tensor in file.tensors.items():
         by_ratio.setdefault(ratio(key.partition(".")[0]), {})[key] = tensor
     for share, tensors in by_ratio.items():
-        with told_to_user(path):
+        with explain_write_errors(path):
             network = from_tensors(adapted_modules(model), model.family.adapters, tensors)
             if share != 0:
                 network.merge(share)

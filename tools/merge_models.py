@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool_command import Tool, run_tool
-from tools.lora_files import PRECISIONS, compute_device, together, told_to_user
+from tools.lora_files import PRECISIONS, compute_device, explain_write_errors, together
 
 if TYPE_CHECKING:
     from library.convert.merge_checkpoints import Merged, Source
@@ -84,7 +84,7 @@ def work(options: ModelSumOptions) -> None:
     mistakes.raise_if_any()
     device = compute_device(options.device)
     arithmetic = Arithmetic(_DTYPES[options.precision], _DTYPES[options.saving_precision], device)
-    with told_to_user():
+    with explain_write_errors():
         merged = merge(sources, arithmetic, options.unet_only)
         for source in sources:
             print(f"{source.header.path}: ratio {source.ratio:g}")
@@ -98,7 +98,7 @@ def _open(path: Path, ratio: float) -> Source:
     from library.checkpoints.files import read_header
     from library.convert.merge_checkpoints import open_source
 
-    with told_to_user():
+    with explain_write_errors():
         return open_source(read_header(path.expanduser()), ratio)
 
 

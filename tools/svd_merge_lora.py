@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool_command import Tool, run_tool
-from tools.lora_files import check_ending, compute_device, told_to_user
+from tools.lora_files import check_ending, compute_device, explain_write_errors
 from tools.lora_sums import REQUIRED, SumOptions, check_sum, read_sources, write_sum
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def work(options: SvdMergeOptions) -> None:
 
     device = compute_device(options.device)
     files, sources = read_sources(options)
-    with told_to_user():
+    with explain_write_errors():
         combined = combine(sources, rank, device, options.clamp_quantile)
     write_sum(options, files, combined)
 

@@ -1,4 +1,4 @@
-"""Trains the world's VAE: Stable Diffusion's architecture and stride in small, from fresh pictures of the world.
+"""Trains the world's VAE: Stable Diffusion's architecture and stride in small, from fresh images of the world.
 
 Loss: mean absolute error of the pixels and of their differences to the neighbours (for sharp edges), and a little
 Kullback-Leibler divergence from the unit normal (Kingma and Welling 2013, arXiv 1312.6114), which keeps the latents
@@ -33,14 +33,14 @@ SCALING_FACTOR = 0.18215  # what every program multiplies Stable Diffusion 1's l
 KL_WEIGHT = 3e-4
 
 
-def pictures(count: int, rng: random.Random) -> Tensor:
-    """Fresh pictures of the world as pixels (count, 3, 64, 64) float32 in [-1, 1]."""
+def images(count: int, rng: random.Random) -> Tensor:
+    """Fresh images of the world as pixels (count, 3, 64, 64) float32 in [-1, 1]."""
     return to_pixels([render(draw_scene(rng)) for _ in range(count)])
 
 
-def to_pixels(pictures: Sequence[Pixels]) -> Tensor:
-    """Pictures as (B, 3, 64, 64) float32 in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: Sequence[Pixels]) -> Tensor:
+    """Images as (B, 3, 64, 64) float32 in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def edges(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ def train(steps: int, batch: int = 8, learning_rate: float = 2e-3, seed: int = 0
     optimizers = Optimizers([vae], muon_rate=learning_rate * 10, adam_rate=learning_rate, steps=steps)
     start = time.perf_counter()
     for step in range(steps):
-        pixels = pictures(batch, rng)
+        pixels = images(batch, rng)
         posterior = vae.encode(pixels).latent_dist
         output = vae.decode(posterior.sample()).sample
         loss = reconstruction_loss(output, pixels)
@@ -81,7 +81,7 @@ def train(steps: int, batch: int = 8, learning_rate: float = 2e-3, seed: int = 0
                 f"  {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-    scale_latents(vae.eval(), pictures(512, rng))
+    scale_latents(vae.eval(), images(512, rng))
     return vae
 
 

@@ -2,7 +2,7 @@
 
     python -m examples.shapes.compare [--seed 1] [--only LoRA DoRA] [--draw sheet.png]
 
-Each is trained by its own program, one after the other, with class pictures and the settings of dreambooth.toml or
+Each is trained by its own program, one after the other, with class images and the settings of dreambooth.toml or
 lora.toml. Printed as a table:
 
 - subject and moved: as examples/shapes/evaluate.py says;
@@ -23,8 +23,8 @@ import psutil
 
 from examples.shapes import judge as judges
 from examples.shapes.evaluate import BASE, HERE, OUTPUT, ROOT, Outcome, class_readings, subject_share, total_variation
+from examples.shapes.images import open_model
 from examples.shapes.judge import Judge, Reading
-from examples.shapes.pictures import open_model
 from examples.shapes.sheet import draw_sheet
 from library.families.family import Model
 from networks import adapter_files, network

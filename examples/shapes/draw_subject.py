@@ -1,4 +1,4 @@
-"""Draws the subject's six pictures and their captions into `train/`. They ship, so nobody has to run this.
+"""Draws the subject's six images and their captions into `train/`. They ship, so nobody has to run this.
 
 python -m examples.shapes.draw_subject
 """
@@ -17,7 +17,7 @@ NAME = "sks robot"
 
 
 def main() -> None:
-    """One picture on each background, and a second one on the first two."""
+    """One image on each background, and a second one on the first two."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for number, background in enumerate((*SUBJECT_BACKGROUNDS, *SUBJECT_BACKGROUNDS[:2]), start=1):
         path = FOLDER / f"robot_{number}.png"

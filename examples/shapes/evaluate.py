@@ -3,14 +3,14 @@
     python -m examples.shapes.evaluate base examples/shapes/shapes.safetensors
     python -m examples.shapes.evaluate dreambooth --seeds 1 2 3
 
-`base`: of 300 pictures for triples of colour, shape and background that pretraining never saw together, the share that
+`base`: of 300 images for triples of colour, shape and background that pretraining never saw together, the share that
 the judge reads as asked.
 
-`dreambooth`: trains the subject with and without class pictures for every seed, and prints, the worst of them last:
+`dreambooth`: trains the subject with and without class images for every seed, and prints, the worst of them last:
 
-- subject: of 60 pictures of "sks robot" on backgrounds absent from its six, the share in which every attribute is the
+- subject: of 60 images of "sks robot" on backgrounds absent from its six, the share in which every attribute is the
   subject's and the background is as asked;
-- preservation: for 200 pictures of "a robot", how far the distributions of their attributes moved from the base's, as
+- preservation: for 200 images of "a robot", how far the distributions of their attributes moved from the base's, as
   total variation (half the sum of the absolute differences of the shares; 0 = the same, 1 = nothing in common), the
   mean over the attributes. Base and trained draw from the same seeds.
 """
@@ -29,8 +29,8 @@ from pathlib import Path
 
 from examples.shapes import judge as judges
 from examples.shapes.draw_subject import NAME
+from examples.shapes.images import draw, open_model
 from examples.shapes.judge import Judge, Reading
-from examples.shapes.pictures import draw, open_model
 from examples.shapes.world import COLOURS, OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS, article, unseen_triples
 from library.families.family import Model
 
@@ -42,11 +42,11 @@ OUTPUT = ROOT / "output" / "shapes" / "evaluation"
 
 OF_ALL = ("shape", "colour", "background")
 NEW_BACKGROUNDS = tuple(name for name in COLOURS if name not in (*SUBJECT_BACKGROUNDS, SUBJECT.colour))
-CLASS_PROMPT, CLASS_PICTURES = "a robot", 200
+CLASS_PROMPT, CLASS_IMAGES = "a robot", 200
 
 
 def share_as_asked(model: Model, judge: Judge, each: int = 4) -> float:
-    """The share of `each` pictures of every unseen triple in which colour, shape and background are as asked."""
+    """The share of `each` images of every unseen triple in which colour, shape and background are as asked."""
     asked = [triple for triple in unseen_triples() for _ in range(each)]
     prompts = [f"{article(colour)} {shape} on {article(background)} background" for colour, shape, background in asked]
     readings = judges.read(judge, draw(model, prompts, range(len(prompts))))
@@ -55,7 +55,7 @@ def share_as_asked(model: Model, judge: Judge, each: int = 4) -> float:
 
 
 def subject_share(model: Model, judge: Judge, each: int = 20) -> float:
-    """The share of pictures of the subject on new backgrounds in which all is right."""
+    """The share of images of the subject on new backgrounds in which all is right."""
     asked = [background for background in NEW_BACKGROUNDS for _ in range(each)]
     prompts = [f"{NAME} on {article(background)} background" for background in asked]
     readings = judges.read(judge, draw(model, prompts, range(1000, 1000 + len(prompts))))
@@ -68,8 +68,8 @@ def _is_subject(reading: Reading, background: str) -> bool:
 
 
 def class_readings(model: Model, judge: Judge) -> Sequence[Reading]:
-    """What the judge reads in 200 pictures of the class."""
-    return judges.read(judge, draw(model, [CLASS_PROMPT] * CLASS_PICTURES, range(5000, 5000 + CLASS_PICTURES)))
+    """What the judge reads in 200 images of the class."""
+    return judges.read(judge, draw(model, [CLASS_PROMPT] * CLASS_IMAGES, range(5000, 5000 + CLASS_IMAGES)))
 
 
 def total_variation(before: Sequence[Reading], after: Sequence[Reading]) -> Mapping[str, float]:
@@ -96,12 +96,12 @@ class Outcome:
         return sum(self.moved.values()) / len(self.moved)
 
 
-def train(seed: int, with_class_pictures: bool, threads: int, more: Sequence[str]) -> Path:
+def train(seed: int, with_class_images: bool, threads: int, more: Sequence[str]) -> Path:
     """Run the trainer as a user would, on so many threads, and return the model that it wrote."""
-    name = f"seed{seed}_{'with' if with_class_pictures else 'without'}"
+    name = f"seed{seed}_{'with' if with_class_images else 'without'}"
     command = [sys.executable, "train_db.py", "--config_file", str(CONFIG), "--seed", str(seed)]
     command += ["--output_dir", str(OUTPUT), "--output_name", name, *more]
-    command += [] if with_class_pictures else ["--reg_data_dir", ""]
+    command += [] if with_class_images else ["--reg_data_dir", ""]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
@@ -134,7 +134,7 @@ def compare(seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     ratios = [one.preservation / other.preservation for one, other in zip(outcomes[True], outcomes[False], strict=True)]
     print(f"worst subject: with {min(one.subject for one in outcomes[True]):.1%}, ", end="")
     print(f"without {min(one.subject for one in outcomes[False]):.1%}")
-    print(f"worst preservation: {max(ratios):.2f} of the total variation without class pictures")
+    print(f"worst preservation: {max(ratios):.2f} of the total variation without class images")
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def main() -> None:
     options, more = parser.parse_known_args()
     if options.command == "base":
         share = share_as_asked(open_model(options.path), judges.load())
-        print(f"{share:.1%} of 300 pictures of unseen triples show colour, shape and background as asked")
+        print(f"{share:.1%} of 300 images of unseen triples show colour, shape and background as asked")
     else:
         compare(options.seeds, options.jobs, more)
 

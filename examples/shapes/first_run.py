@@ -1,6 +1,6 @@
-"""Trains a subject on the pictures that ship and draws what became of it. first_run.sh and first_run.bat start it.
+"""Trains a subject on the images that ship and draws what became of it. first_run.sh and first_run.bat start it.
 
-Nothing that is done is done again: class pictures that are there are kept, and a model newer than what it is made from
+Nothing that is done is done again: class images that are there are kept, and a model newer than what it is made from
 is left as it is.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path("examples") / "shapes"
 OUTPUT = Path("output") / "shapes"
-BASE, CONFIG, PICTURES = HERE / "shapes.safetensors", HERE / "dreambooth.toml", HERE / "train"
-CLASS_PICTURES = OUTPUT / "class" / "1_robot"
+BASE, CONFIG, IMAGES = HERE / "shapes.safetensors", HERE / "dreambooth.toml", HERE / "train"
+CLASS_IMAGES = OUTPUT / "class" / "1_robot"
 TRAINED, SHEET, LOGS = OUTPUT / "robot.safetensors", OUTPUT / "sheet.png", OUTPUT / "logs"
 
-MAKE_CLASS_PICTURES = (
-    *("tools/make_class_images.py", "--ckpt", str(BASE), "--outdir", str(CLASS_PICTURES)),
+MAKE_CLASS_IMAGES = (
+    *("tools/make_class_images.py", "--ckpt", str(BASE), "--outdir", str(CLASS_IMAGES)),
     *("--prompt", "a robot", "--count", "200", "--write_captions", "--caption_extension", ".txt"),
     *("--W", "64", "--H", "64", "--steps", "20", "--scale", "4", "--seed", "1", "--batch_size", "20"),
 )
@@ -54,12 +54,12 @@ def is_newer(made: Path, made_from: Iterable[Path]) -> bool:
 
 
 def main() -> None:
-    """Make the class pictures, train, draw the sheet, and say where everything is."""
-    pictures = [path.relative_to(ROOT) for path in (ROOT / PICTURES).rglob("*.*")]
-    if is_newer(TRAINED, (BASE, CONFIG, *pictures)):
-        print(f"{TRAINED} is newer than its pictures and settings: nothing to train.")
+    """Make the class images, train, draw the sheet, and say where everything is."""
+    images = [path.relative_to(ROOT) for path in (ROOT / IMAGES).rglob("*.*")]
+    if is_newer(TRAINED, (BASE, CONFIG, *images)):
+        print(f"{TRAINED} is newer than its images and settings: nothing to train.")
     else:
-        run(*MAKE_CLASS_PICTURES)
+        run(*MAKE_CLASS_IMAGES)
         run(*TRAIN)
     if not is_newer(SHEET, (TRAINED,)):
         run(*DRAW_SHEET)
@@ -68,8 +68,8 @@ def main() -> None:
 Before and after    {ROOT / SHEET}
 The trained model   {ROOT / TRAINED}
 It started from     {BASE}  (a small Stable Diffusion of coloured shapes, 64 pixels)
-The pictures        {PICTURES}
-The class pictures  {CLASS_PICTURES}
+The images        {IMAGES}
+The class images  {CLASS_IMAGES}
 The settings        {CONFIG}
 The losses          {LOGS}
   to see them       {typed("-m", "tensorboard.main", "--logdir", str(LOGS))}

@@ -1,6 +1,6 @@
-"""The judge: a small network that reads from a picture of the world what it shows.
+"""The judge: a small network that reads from an image of the world what it shows.
 
-It is trained on fresh pictures of the world, blurred, tinted and noised a little so that it reads a model's pictures
+It is trained on fresh images of the world, blurred, tinted and noised a little so that it reads a model's images
 as well as drawn ones.
 
     python -m examples.shapes.judge train examples/shapes/judge.safetensors
@@ -24,7 +24,7 @@ from examples.shapes.world import ATTRIBUTES, OF_HOUSES, OF_ROBOTS, Pixels, Scen
 
 FILE = Path(__file__).resolve().parent / "judge.safetensors"
 Reading = Mapping[str, str | None]
-"""What a picture shows, by attribute; None where its shape has no such thing."""
+"""What an image shows, by attribute; None where its shape has no such thing."""
 
 
 class Judge(nn.Module):
@@ -45,11 +45,11 @@ class Judge(nn.Module):
 
 
 @torch.no_grad()
-def read(judge: Judge, pictures: Sequence[Pixels]) -> list[Reading]:
-    """What each picture shows."""
+def read(judge: Judge, images: Sequence[Pixels]) -> list[Reading]:
+    """What each image shows."""
     readings: list[Reading] = []
-    for start in range(0, len(pictures), 64):
-        logits = judge(to_pixels(pictures[start : start + 64]))
+    for start in range(0, len(images), 64):
+        logits = judge(to_pixels(images[start : start + 64]))
         chosen = {name: values.argmax(1).tolist() for name, values in logits.items()}
         for row in range(len(chosen["shape"])):
             readings.append(_meaningful({name: ATTRIBUTES[name][rows[row]] for name, rows in chosen.items()}))
@@ -76,7 +76,7 @@ def load(path: Path = FILE) -> Judge:
 
 
 def share_right(judge: Judge, count: int, seed: int) -> float:
-    """The share of `count` fresh pictures that are read right in every attribute."""
+    """The share of `count` fresh images that are read right in every attribute."""
     rng = random.Random(seed)
     scenes = [draw_scene(rng) for _ in range(count)]
     readings = read(judge, [render(scene) for scene in scenes])
@@ -84,7 +84,7 @@ def share_right(judge: Judge, count: int, seed: int) -> float:
 
 
 def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> Judge:
-    """A judge after `steps` steps of AdamW on fresh pictures."""
+    """A judge after `steps` steps of AdamW on fresh images."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     judge = Judge()
@@ -124,14 +124,14 @@ def _worn(pixels: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Train a judge, say how often it is right on fresh pictures, and write it."""
+    """Train a judge, say how often it is right on fresh images, and write it."""
     parser = argparse.ArgumentParser(description="Train the judge of the world of shapes.")
     parser.add_argument("command", choices=["train"])
     parser.add_argument("path", type=Path, help="the .safetensors file to write")
     parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args()
     judge = train(options.steps)
-    print(f"right in all attributes: {share_right(judge, 4000, seed=1):.2%} of 4000 fresh pictures")
+    print(f"right in all attributes: {share_right(judge, 4000, seed=1):.2%} of 4000 fresh images")
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, options.path)
 
 

@@ -1,9 +1,9 @@
-"""Pretrains the miniature Stable Diffusion of this example from nothing, on pictures of the world.
+"""Pretrains the miniature Stable Diffusion of this example from nothing, on images of the world.
 
     python -m examples.shapes.pretrain output/shapes/pretraining examples/shapes/shapes.safetensors
 
 Nobody has to: the result ships. An hour and a half on two processor cores: first the VAE, then the U-Net and the text
-encoder together, on 24,000 pictures whose captions are made anew each time. Stopped, it goes on where it was.
+encoder together, on 24,000 images whose captions are made anew each time. Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from examples.shapes import autoencoder
 from examples.shapes.muon import Optimizers
 from examples.shapes.world import Scene, caption, draw_scene, render
 from library.checkpoints.files import read_header
-from library.families.family import Conditions, Model
+from library.families.family import Conditioning, Model
 from library.families.registry import load_model, save_model
 from library.objective.objective import Objective
 from library.objective.weighting import Weighting
@@ -57,7 +57,7 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-PICTURES = 24_000
+IMAGES = 24_000
 BATCH = 64
 EMPTY_CAPTIONS = 0.1  # the share that guidance needs
 EMA_DECAY = 0.999
@@ -78,7 +78,7 @@ def new_model(vae: Any, folder: Path, seed: int) -> Model:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Scenes and their latents' mean and standard deviation, each (N, 4, 8, 8) float32, scaled for the U-Net."""
 
     scenes: Sequence[Scene]
@@ -87,7 +87,7 @@ class Pictures:
 
 
 @torch.inference_mode()
-def encode_pictures(vae: Any, count: int, rng: random.Random) -> Pictures:
+def encode_images(vae: Any, count: int, rng: random.Random) -> Images:
     """`count` scenes by chance, rendered and encoded."""
     scenes = [draw_scene(rng) for _ in range(count)]
     means, deviations = [], []
@@ -96,7 +96,7 @@ def encode_pictures(vae: Any, count: int, rng: random.Random) -> Pictures:
         posterior = vae.encode(pixels).latent_dist
         means.append(posterior.mean * autoencoder.SCALING_FACTOR)
         deviations.append(posterior.std * autoencoder.SCALING_FACTOR)
-    return Pictures(scenes, torch.cat(means), torch.cat(deviations))
+    return Images(scenes, torch.cat(means), torch.cat(deviations))
 
 
 class Pretraining:
@@ -109,20 +109,22 @@ class Pretraining:
         self.optimizers = Optimizers(self.trained, muon_rate=0.01, adam_rate=2e-3, steps=steps)
         process = model.family.process
         weighting = Weighting("min_snr", 5.0)
-        self.objective: Objective[Conditions] = Objective(process, "epsilon", 0, process.timesteps, weighting=weighting)
+        self.objective: Objective[Conditioning] = Objective(
+            process, "epsilon", 0, process.timesteps, weighting=weighting
+        )
 
-    def step(self, pictures: Pictures) -> float:
+    def step(self, images: Images) -> float:
         """One optimiser step on a batch that the seed and the step's number decide; its loss."""
         rng = random.Random(f"{self.seed} {self.optimizers.done}")
-        rows = rng.sample(range(len(pictures.scenes)), BATCH)
+        rows = rng.sample(range(len(images.scenes)), BATCH)
         generators = [torch.Generator().manual_seed(rng.getrandbits(62)) for _ in rows]
-        draws = self.objective.draw((BATCH, *pictures.mean.shape[1:]), generators)
-        noise = torch.stack([torch.randn(pictures.mean.shape[1:], generator=each) for each in generators])
-        latents = pictures.mean[rows] + pictures.deviation[rows] * noise
-        texts = ["" if rng.random() < EMPTY_CAPTIONS else caption(pictures.scenes[row], rng) for row in rows]
+        draws = self.objective.draw((BATCH, *images.mean.shape[1:]), generators)
+        noise = torch.stack([torch.randn(images.mean.shape[1:], generator=each) for each in generators])
+        latents = images.mean[rows] + images.deviation[rows] * noise
+        texts = ["" if rng.random() < EMPTY_CAPTIONS else caption(images.scenes[row], rng) for row in rows]
         given = self.model.family.encode_text(self.model.text_encoders, self.model.tokenizer.tensor(texts))
 
-        def predict(noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+        def predict(noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
             return self.model.family.predict(self.model.unet, noisy, timesteps, given)
 
         loss = self.objective.loss(predict, latents, given, draws).mean()
@@ -159,14 +161,14 @@ class Pretraining:
         self.optimizers.restore(state["optimizers"])
 
 
-def pretrain(model: Model, pictures: Pictures, steps: int, seed: int, state_file: Path) -> Model:
+def pretrain(model: Model, images: Images, steps: int, seed: int, state_file: Path) -> Model:
     """The model after `steps` steps in all, counting those that a state file holds."""
     training = Pretraining(model, steps, seed)
     if state_file.exists():
         training.restore(torch.load(state_file, weights_only=True))
     start, losses = time.perf_counter(), []
     while training.optimizers.done < steps:
-        losses.append(training.step(pictures))
+        losses.append(training.step(images))
         done = training.optimizers.done
         if done % 50 == 0:
             print(f"{done:5d}  loss {sum(losses) / len(losses):.4f}  {time.perf_counter() - start:.0f} s", flush=True)
@@ -194,10 +196,10 @@ def main() -> None:
     if not vae_folder.exists():
         autoencoder.save(autoencoder.train(options.vae_steps, seed=options.seed), vae_folder)
     vae = autoencoder.load(vae_folder)
-    pictures = encode_pictures(vae, PICTURES, random.Random(options.seed))
+    images = encode_images(vae, IMAGES, random.Random(options.seed))
     with tempfile.TemporaryDirectory() as folder:
         model = new_model(vae, Path(folder), options.seed)
-    model = pretrain(model, pictures, options.steps, options.seed, options.folder / "state.pt")
+    model = pretrain(model, images, options.steps, options.seed, options.folder / "state.pt")
     save_model(model, options.path, save_as="safetensors", dtype=torch.float16)
 
 

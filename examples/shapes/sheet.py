@@ -15,22 +15,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 from examples.shapes.draw_subject import FOLDER, NAME
 from examples.shapes.evaluate import BASE, CLASS_PROMPT, NEW_BACKGROUNDS
-from examples.shapes.pictures import draw, open_model
+from examples.shapes.images import draw, open_model
 from examples.shapes.world import SIDE, Pixels, article
 from library.checkpoints.writer import replacing
 from library.families.family import Model
 
-ACROSS = 6  # pictures of a row, before and after each
-GAP, LINE = 6, 18  # pixels between pictures, and of a line of text
+ACROSS = 6  # images of a row, before and after each
+GAP, LINE = 6, 18  # pixels between images, and of a line of text
 PAPER, INK = "white", "black"
 
 Rows = Sequence[Sequence[Pixels]]
-"""The pictures of each row."""
+"""The images of each row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, and the seeds of its pictures."""
+    """A prompt, and the seeds of its images."""
 
     prompt: str
     first_seed: int
@@ -45,18 +45,18 @@ ROWS = (
 
 
 def sheet(before: Rows, after: Rows, subject: Sequence[Pixels]) -> Image.Image:
-    """The pictures of every row, before on the left and after on the right, under the subject's own pictures."""
+    """The images of every row, before on the left and after on the right, under the subject's own images."""
     block = ACROSS * (SIDE + GAP)
     size = (2 * block + 3 * GAP, GAP + (1 + len(ROWS)) * (LINE + SIDE + GAP) + LINE)
     paper = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(paper), ImageFont.load_default(size=13)
 
-    def strip(pictures: Sequence[Pixels], left: int, top: int) -> None:
-        for column, picture in enumerate(pictures):
-            paper.paste(Image.fromarray(picture), (left + column * (SIDE + GAP), top))
+    def strip(images: Sequence[Pixels], left: int, top: int) -> None:
+        for column, image in enumerate(images):
+            paper.paste(Image.fromarray(image), (left + column * (SIDE + GAP), top))
 
     top = GAP
-    pen.text((GAP, top), f'the six pictures: "{NAME}"', fill=INK, font=font)
+    pen.text((GAP, top), f'the six images: "{NAME}"', fill=INK, font=font)
     strip(subject, GAP, top + LINE)
     top += LINE + SIDE + GAP
     right = block + 2 * GAP
@@ -72,16 +72,16 @@ def sheet(before: Rows, after: Rows, subject: Sequence[Pixels]) -> Image.Image:
 
 
 def draw_rows(model: Model) -> list[list[Pixels]]:
-    """The pictures of all rows by a model."""
+    """The images of all rows by a model."""
     prompts = [row.prompt for row in ROWS for _ in range(ACROSS)]
     seeds = [row.first_seed + column for row in ROWS for column in range(ACROSS)]
-    pictures = draw(model, prompts, seeds)
-    return [pictures[start : start + ACROSS] for start in range(0, len(pictures), ACROSS)]
+    images = draw(model, prompts, seeds)
+    return [images[start : start + ACROSS] for start in range(0, len(images), ACROSS)]
 
 
 def draw_sheet(base: Model, trained: Model, path: Path) -> None:
     """Draw the rows before and after a training and write them as a .png file."""
-    subject = [np.asarray(Image.open(picture).convert("RGB")) for picture in sorted(FOLDER.glob("*.png"))]
+    subject = [np.asarray(Image.open(image).convert("RGB")) for image in sorted(FOLDER.glob("*.png"))]
     paper = sheet(draw_rows(base), draw_rows(trained), subject)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
@@ -90,7 +90,7 @@ def draw_sheet(base: Model, trained: Model, path: Path) -> None:
 
 def main() -> None:
     """Read the command line and write the sheet."""
-    parser = argparse.ArgumentParser(description="Draw a sheet of pictures before and after a training.")
+    parser = argparse.ArgumentParser(description="Draw a sheet of images before and after a training.")
     parser.add_argument("trained", type=Path, help="the trained model")
     parser.add_argument("sheet", type=Path, help="the .png file to write")
     parser.add_argument("--base", type=Path, default=BASE, help="the model that it was trained from")

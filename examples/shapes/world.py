@@ -1,6 +1,6 @@
-"""A little world of captioned pictures: coloured shapes, houses and robots on coloured backgrounds, 64 by 64 pixels.
+"""A little world of captioned images: coloured shapes, houses and robots on coloured backgrounds, 64 by 64 pixels.
 
-Small enough that a complete diffusion model learns it on a processor, and every picture can be read back, so that
+Small enough that a complete diffusion model learns it on a processor, and every image can be read back, so that
 what training does to a model can be counted instead of felt. No torch.
 """
 
@@ -20,7 +20,7 @@ SIDE = 64
 FINER = 4  # drawn so much larger and then reduced, for smooth edges
 
 Pixels = NDArray[np.uint8]
-"""A picture, (64, 64, 3) RGB."""
+"""An image, (64, 64, 3) RGB."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -47,7 +47,7 @@ ATTRIBUTES: dict[str, Sequence[str]] = {
     "antennas": ANTENNAS,
     "windows": WINDOWS,
 }
-"""All that there is to say about a picture. The last four are None where the shape has no such thing."""
+"""All that there is to say about an image. The last four are None where the shape has no such thing."""
 
 OF_ROBOTS = ("eyes", "mouth", "antennas")
 OF_HOUSES = ("windows",)
@@ -58,7 +58,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, and where: centre in pixels, scale, and how far the two colours are from their names'."""
+    """What an image shows, and where: centre in pixels, scale, and how far the two colours are from their names'."""
 
     shape: str
     colour: str
@@ -73,7 +73,7 @@ class Scene:
 
     @property
     def triple(self) -> Triple:
-        """What the picture shows first of all."""
+        """What the image shows first of all."""
         return self.colour, self.shape, self.background
 
 
@@ -144,7 +144,7 @@ def article(words: str) -> str:
 
 
 def render(scene: Scene) -> Pixels:
-    """The picture of a scene, (64, 64, 3) RGB."""
+    """The image of a scene, (64, 64, 3) RGB."""
     body = _shifted(COLOURS[scene.colour], scene.shades[0])
     behind = _shifted(COLOURS[scene.background], scene.shades[1])
     canvas = np.full((SIDE * FINER, SIDE * FINER, 3), behind, dtype=np.uint8)
@@ -274,7 +274,7 @@ SUBJECT = Scene("robot", "green", "white", eyes="two eyes", mouth="smiling", ant
 """The robot that DreamBooth is to learn; its background is nothing of its own."""
 
 SUBJECT_BACKGROUNDS = ("red", "yellow", "blue", "white")
-"""Backgrounds of the subject's six pictures; the evaluation asks for the others."""
+"""Backgrounds of the subject's six images; the evaluation asks for the others."""
 
 
 def subject_scene(background: str, rng: random.Random) -> Scene:

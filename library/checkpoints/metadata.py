@@ -74,14 +74,12 @@ def read_modelspec(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def thumbnail_url(value: str) -> str:
-    """A picture file as a data URL; a value that is a data URL already stays. Raises CheckpointError."""
+    """An image file as a data URL; a value that is a data URL already stays. Raises CheckpointError."""
     if value.startswith("data:"):
         return value
     kind = mimetypes.guess_type(value)[0] or ""
     if not kind.startswith("image/"):
-        raise CheckpointError(
-            f"metadata_thumbnail {value}: not a picture by its name. Give a .png, .jpg or .webp file."
-        )
+        raise CheckpointError(f"metadata_thumbnail {value}: not an image by its name. Give a .png, .jpg or .webp file.")
     try:
         content = Path(value).read_bytes()
     except OSError as error:

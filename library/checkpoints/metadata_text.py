@@ -15,7 +15,7 @@ from library.checkpoints.header import Header
 from library.checkpoints.metadata import read_modelspec
 
 _NOT_SET = "None"
-_EMPTY = ("{}", "[]", "null")  # tables of nothing: no regularisation pictures, no buckets
+_EMPTY = ("{}", "[]", "null")  # tables of nothing: no regularisation images, no buckets
 _LONGEST = 2000  # characters of one value
 _INDENT = "  "
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories
@@ -48,7 +48,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "num_validation_images", "validation_split", "validation_seed", "validate_every_n_steps",
         "validate_every_n_epochs", "max_validation_steps",
     ),
-    "Pictures and captions": (
+    "Images and captions": (
         "num_train_images", "num_reg_images", "batch_size_per_device", "total_batch_size", "resolution",
         "enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "resize_interpolation",
         "color_aug", "flip_aug", "random_crop", "face_crop_aug_range", "shuffle_caption", "keep_tokens",
@@ -151,7 +151,7 @@ def _printable(text: str) -> str:
 def _tables(tags: int) -> Iterator[tuple[str, str, Callable[[Any], list[str] | None]]]:
     """Heading, key, and what makes the lines of a table; it gives None for content of another shape."""
     yield "Folders", "ss_dataset_dirs", _folders
-    yield "Folders of regularisation pictures", "ss_reg_dataset_dirs", _folders
+    yield "Folders of regularisation images", "ss_reg_dataset_dirs", _folders
     yield "Datasets", "ss_datasets", _datasets
     yield "Buckets", "ss_bucket_info", _buckets
     yield "Tags", "ss_tag_frequency", lambda content: _tags(content, tags)
@@ -159,7 +159,7 @@ def _tables(tags: int) -> Iterator[tuple[str, str, Callable[[Any], list[str] | N
 
 def _folders(content: Any) -> list[str] | None:
     try:
-        return [f"{name}: {facts['img_count']} pictures x {facts['n_repeats']}" for name, facts in content.items()]
+        return [f"{name}: {facts['img_count']} images x {facts['n_repeats']}" for name, facts in content.items()]
     except (AttributeError, KeyError, TypeError):
         return None
 
@@ -186,7 +186,7 @@ def _datasets(content: Any) -> list[str] | None:
             lines += [_INDENT + line for line in _buckets(dataset.get("bucket_info")) or []]
             for subset in dataset["subsets"]:
                 name = subset.get("metadata_file") or subset.get("image_dir")
-                lines.append(f"{_INDENT}{name}: {subset['img_count']} pictures x {subset['num_repeats']}")
+                lines.append(f"{_INDENT}{name}: {subset['img_count']} images x {subset['num_repeats']}")
                 told = {
                     key: each for key, each in subset.items() if key not in _TOLD and each not in (None, False, "", 0)
                 }

@@ -331,7 +331,7 @@ def to_original(
 
 _MADE_NOTE = (
     "{} tensors that a diffusers folder of SD2 does not have were made for the file: the text encoder's last layer "
-    "(a copy of the one before), text_projection (ones) and logit_scale (1). Nothing that draws pictures reads them"
+    "(a copy of the one before), text_projection (ones) and logit_scale (1). Nothing that draws images reads them"
 )
 
 

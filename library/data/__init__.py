@@ -1,1 +1,1 @@
-"""Files to batches: folders, captions, buckets, order, pictures, latent cache, loader. Encoders come as callables."""
+"""Files to batches: folders, captions, buckets, order, images, latent cache, loader. Encoders come as callables."""

@@ -1,4 +1,4 @@
-"""Sizes to train at: the list of buckets and which picture goes where.
+"""Sizes to train at: the list of buckets and which image goes where.
 
 Rule "kohya" is that of kohya's sd-scripts, "area" and "shorter_edge" are those of SimpleTuner, so that a data set falls
 into the buckets its owner knows.
@@ -19,7 +19,7 @@ Place = tuple[int, Size]  # dataset index, bucket
 
 @dataclass(frozen=True)
 class Placement:
-    """The picture is scaled to `resized`, which covers `bucket`, and cropped to `bucket`."""
+    """The image is scaled to `resized`, which covers `bucket`, and cropped to `bucket`."""
 
     bucket: Size
     resized: Size
@@ -28,12 +28,12 @@ class Placement:
 @dataclass(frozen=True)
 class BucketTable:
     """Where every record goes. Counts are per dataset and bucket, sorted by (dataset, (width, height)); `samples`
-    counts pictures x repeats."""
+    counts images x repeats."""
 
     placements: tuple[Placement, ...]  # per record
-    pictures: Mapping[Place, int]
+    images: Mapping[Place, int]
     samples: Mapping[Place, int]
-    enlarged: int  # pictures scaled up
+    enlarged: int  # images scaled up
     mistakes: tuple[Mistake, ...]
 
 
@@ -53,14 +53,14 @@ def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> li
 
 
 def bucket_list(chosen: BucketSettings) -> list[Size]:
-    """The buckets that `assign` chooses from; empty where a picture's bucket is not chosen from a list."""
+    """The buckets that `assign` chooses from; empty where an image's bucket is not chosen from a list."""
     if not chosen.enabled or chosen.no_upscale or chosen.rule != "kohya":
         return []
     return make_buckets(chosen.resolution, chosen.smallest, chosen.largest, chosen.step)
 
 
 def assign(size: Size, chosen: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
-    """Bucket and scaled size of a picture; None if a side of its bucket would be 0. `buckets`: see bucket_list."""
+    """Bucket and scaled size of an image; None if a side of its bucket would be 0. `buckets`: see bucket_list."""
     if not chosen.enabled:
         return _scale(size, chosen.resolution, chosen)
     if chosen.rule != "kohya":
@@ -74,7 +74,7 @@ def assign(size: Size, chosen: BucketSettings, buckets: Sequence[Size]) -> Place
 
 
 def _own_bucket(size: Size, chosen: BucketSettings) -> Size:
-    """The picture's own aspect at the resolution's area, or at a shorter edge of the resolution's width."""
+    """The image's own aspect at the resolution's area, or at a shorter edge of the resolution's width."""
     width, height = size
     aspect = width / height
     if chosen.rule == "area":
@@ -141,12 +141,12 @@ def _round_to(length: float, step: int) -> int:
 
 
 def make_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) -> BucketTable:
-    """Place every record by the buckets of its dataset, `datasets[record.dataset]`. No picture is left out because its
+    """Place every record by the buckets of its dataset, `datasets[record.dataset]`. No image is left out because its
     bucket is small or smaller than a batch."""
     lists = [bucket_list(dataset.buckets) for dataset in datasets]
-    known: dict[Place, Placement | None] = {}  # by the picture's size
+    known: dict[Place, Placement | None] = {}  # by the image's size
     placements: list[Placement] = []
-    pictures: dict[Place, int] = {}
+    images: dict[Place, int] = {}
     samples: dict[Place, int] = {}
     mistakes: list[Mistake] = []
     enlarged = 0
@@ -160,11 +160,11 @@ def make_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) 
             continue
         placements.append(placement)
         place = (record.dataset, placement.bucket)
-        pictures[place] = pictures.get(place, 0) + 1
+        images[place] = images.get(place, 0) + 1
         samples[place] = samples.get(place, 0) + record.repeats
         enlarged += placement.resized[0] > record.size[0] or placement.resized[1] > record.size[1]
     return BucketTable(
-        tuple(placements), dict(sorted(pictures.items())), dict(sorted(samples.items())), enlarged, tuple(mistakes)
+        tuple(placements), dict(sorted(images.items())), dict(sorted(samples.items())), enlarged, tuple(mistakes)
     )
 
 
@@ -173,5 +173,5 @@ def _too_thin(record: ImageRecord, dataset: DatasetSpec) -> Mistake:
     return Mistake(
         f"{record.path} ({width}x{height}): with bucket_no_upscale a side is less than "
         f"bucket_reso_steps = {dataset.buckets.step} ({dataset.origin})",
-        "remove the picture, lower bucket_reso_steps, or leave bucket_no_upscale out",
+        "remove the image, lower bucket_reso_steps, or leave bucket_no_upscale out",
     )

@@ -1,4 +1,4 @@
-"""From the caption of a picture to the text that one sample is trained with; steps as in kohya's sd-scripts.
+"""From the caption of an image to the text that one sample is trained with; steps as in kohya's sd-scripts.
 
 In order: dropout, one of the lines, prefix and suffix, choices {a|b}, tags (warm-up, shuffle, tag dropout), secondary
 separator. Four things are as users mean them and not as they come out there: prefix and suffix are those of the line
@@ -30,7 +30,7 @@ def process(
 ) -> str:
     """The text of one sample.
 
-    `rng` is keyed by (seed, epoch, picture, repeat); whatever is drawn, it moves on by one number. `epoch` counts from
+    `rng` is keyed by (seed, epoch, image, repeat); whatever is drawn, it moves on by one number. `epoch` counts from
     1, `step` is the optimiser steps done before this sample, `steps` those of the whole run.
     """
     draws = _Draws(rng)
@@ -65,10 +65,10 @@ def vary_with_seed(chosen: CaptionSettings) -> bool:
 def tag_frequency(records: Iterable[ImageRecord], names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
     """How often each tag stands in the captions of a folder: {name of the folder: {tag: count}}.
 
-    `names`: what the subsets are called, in place of the folders that their pictures lie in.
+    `names`: what the subsets are called, in place of the folders that their images lie in.
 
     As in sd-scripts' metadata: of captions as they are in the files, split at commas whatever the separator is, in
-    lower case, each picture once however often it is repeated.
+    lower case, each image once however often it is repeated.
     """
     folders: dict[str, dict[str, int]] = {}
     for record in records:

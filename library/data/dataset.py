@@ -1,7 +1,7 @@
 """From a request to a batch, and the loader that keeps worker processes busy with requests.
 
 The dataset has no state: a request holds all that differs from sample to sample, and every draw is keyed by (seed,
-purpose, epoch, picture, repeat). So a batch is the same whichever worker makes it, and workers that outlive an epoch
+purpose, epoch, image, repeat). So a batch is the same whichever worker makes it, and workers that outlive an epoch
 need no word about the next one.
 """
 
@@ -24,7 +24,7 @@ from library.data.batch import Batch
 from library.data.cache.latent_cache import LatentStore
 from library.data.images import Geometry
 from library.data.order import BatchRequest
-from library.data.reading import PictureReader
+from library.data.reading import ImageReader
 from library.data.size_conditioning import CropConditioning
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
@@ -64,10 +64,10 @@ class TrainingDataset(Dataset[Batch]):
     """Makes the batch of a request. Picklable, so that workers can be started by spawn.
 
     `steps` is the length of the run in optimiser steps, `stride` the pixels of a latent, `missing_mask` what stands in
-    the mask of a picture that has none, `score` that of pictures without one of their own.
+    the mask of an image that has none, `score` that of images without one of their own.
     """
 
-    pictures: PictureReader
+    images: ImageReader
     tokenize: Tokenize
     seed: int
     steps: int
@@ -81,26 +81,24 @@ class TrainingDataset(Dataset[Batch]):
     def __post_init__(self) -> None:
         if self.latents is None:
             return
-        one_of_each = {(record.subset, record.dataset): index for index, record in enumerate(self.pictures.records)}
-        varied = map(self.pictures.settings, one_of_each.values())
+        one_of_each = {(record.subset, record.dataset): index for index, record in enumerate(self.images.records)}
+        varied = map(self.images.settings, one_of_each.values())
         if any(each.random_crop or each.colour or each.face_crop for each in varied):
             raise ValueError("random crops and colours have no effect on cached latents")
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        """Raises UserError for a picture, mask or latent cache that cannot be read."""
-        records = [self.pictures.records[index] for index, _ in request.samples]
+        """Raises UserError for an image, mask or latent cache that cannot be read."""
+        records = [self.images.records[index] for index, _ in request.samples]
         texts = tuple(self.caption(request.epoch, request.step, *sample) for sample in request.samples)
         shown = [self.geometry(request.epoch, *sample) for sample in request.samples]
-        read = [
-            self._picture(request.epoch, *sample, part) for sample, part in zip(request.samples, shown, strict=True)
-        ]
-        pictures = torch.stack([picture for picture, _ in read])
+        read = [self._image(request.epoch, *sample, part) for sample, part in zip(request.samples, shown, strict=True)]
+        stacked = torch.stack([image for image, _ in read])
         input_ids, token_weights = self.tokenize(texts)
         sizes, score = self.sizes_and_scores([index for index, _ in request.samples], shown)
         return Batch(
-            pixels=pictures if self.latents is None else None,
-            latents=None if self.latents is None else pictures,
-            mask=self._masks([mask for _, mask in read], request.bucket) if self.pictures.has_masks else None,
+            pixels=stacked if self.latents is None else None,
+            latents=None if self.latents is None else stacked,
+            mask=self._masks([mask for _, mask in read], request.bucket) if self.images.has_masks else None,
             input_ids=input_ids,
             token_weights=token_weights,
             sizes=sizes,
@@ -114,23 +112,23 @@ class TrainingDataset(Dataset[Batch]):
 
     def caption(self, epoch: int, step: int, index: int, repeat: int) -> str:
         """The text that this sample is trained with."""
-        record = self.pictures.records[index]
+        record = self.images.records[index]
         rng = python_random(self.seed, "caption", epoch, record.key, repeat)
-        chosen = self.pictures.subsets[record.subset].captions
+        chosen = self.images.subsets[record.subset].captions
         return captions.process(record.caption, chosen, rng, epoch, step, self.steps)
 
     def texts(self, requests: Iterable[BatchRequest]) -> Iterator[str]:
-        """The text of every sample of these requests, without reading a picture."""
+        """The text of every sample of these requests, without reading an image."""
         for request in requests:
             for sample in request.samples:
                 yield self.caption(request.epoch, request.step, *sample)
 
     def geometry(self, epoch: int, index: int, repeat: int) -> Geometry:
-        """What this sample shows of its picture."""
-        key = self.pictures.records[index].key
+        """What this sample shows of its image."""
+        key = self.images.records[index].key
         # a stream for each purpose: switching one augmentation on leaves the draws of the others alone
         crop, flip = (python_random(self.seed, purpose, epoch, key, repeat) for purpose in ("crop", "flip"))
-        return self.pictures.geometry(index, crop, flip)
+        return self.images.geometry(index, crop, flip)
 
     def sizes_and_scores(
         self, indices: Sequence[int], shown: Sequence[Geometry | None] | None = None
@@ -139,20 +137,18 @@ class TrainingDataset(Dataset[Batch]):
         without it what a cache holds."""
         parts = shown or [None] * len(indices)
         sizes = [
-            self.pictures.sizes(index, self.crop_conditioning, part) for index, part in zip(indices, parts, strict=True)
+            self.images.sizes(index, self.crop_conditioning, part) for index, part in zip(indices, parts, strict=True)
         ]
-        scores = [self.pictures.score(index, self.score) for index in indices]
+        scores = [self.images.score(index, self.score) for index in indices]
         return torch.tensor(sizes, dtype=torch.float32), torch.tensor(scores, dtype=torch.float32)
 
-    def _picture(
-        self, epoch: int, index: int, repeat: int, shown: Geometry
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _image(self, epoch: int, index: int, repeat: int, shown: Geometry) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.latents is not None:
             found = self.latents.get(index, shown.flipped)
             return found.latents, found.mask
-        pixels, mask = self.pictures.pixels(index, shown), self.pictures.mask(index, shown)
-        if self.pictures.settings(index).colour:
-            key = self.pictures.records[index].key
+        pixels, mask = self.images.pixels(index, shown), self.images.mask(index, shown)
+        if self.images.settings(index).colour:
+            key = self.images.records[index].key
             pixels = images.vary_colour(pixels, python_random(self.seed, "colour", epoch, key, repeat))
         reduced = None
         if mask is not None:
@@ -266,7 +262,7 @@ def explain_dead_workers() -> Iterator[None]:
 
 def _dead_worker(error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    what = f"a process that prepares pictures died ({reason})"
+    what = f"a process that prepares images died ({reason})"
     remedy = "often memory or shared memory ran out: lower --max_data_loader_n_workers, or set it to 0"
     return UserError([Mistake(what, remedy)])
 

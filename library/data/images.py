@@ -1,7 +1,7 @@
-"""From a picture file to the pixels of one sample; resizing, cropping and variation as in kohya's sd-scripts.
+"""From an image file to the pixels of one sample; resizing, cropping and variation as in kohya's sd-scripts.
 
-PIL decodes (OpenCV drops transparency and cannot open names outside ASCII on Windows). What part of a picture a sample
-shows is decided once, as a Geometry, and then done to the picture and to its mask alike. Arrays are uint8 (H, W, 3)
+PIL decodes (OpenCV drops transparency and cannot open names outside ASCII on Windows). What part of an image a sample
+shows is decided once, as a Geometry, and then done to the image and to its mask alike. Arrays are uint8 (H, W, 3)
 RGB until the last step. All chance comes from the generators that are passed in.
 """
 
@@ -60,7 +60,7 @@ _GAMMA = (0.95, 1.05)
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a sample shows: the picture is scaled to `resized`, `bucket` is cut out at `offset` (left, top), and that
+    """What a sample shows: the image is scaled to `resized`, `bucket` is cut out at `offset` (left, top), and that
     is mirrored if `flipped`. `interpolation` as in ImageSettings."""
 
     resized: Size
@@ -71,7 +71,7 @@ class Geometry:
 
 
 def load(path: Path, expected: Size | None = None, background: Colour = _WHITE) -> Pixels:
-    """Decode a picture: upright, RGB, of a film the first frame, what is transparent laid on `background`.
+    """Decode an image: upright, RGB, of a film the first frame, what is transparent laid on `background`.
 
     `expected` is the size that its placement was computed from. Raises UserError naming the file if it cannot be
     decoded or has another size.
@@ -84,13 +84,13 @@ def load(path: Path, expected: Size | None = None, background: Colour = _WHITE) 
 
 
 def changed(path: Path, size: Size, expected: Size) -> UserError:
-    """The error of a picture that has not the size it had."""
-    what = f"picture {path} is {size[0]}x{size[1]} and was {expected[0]}x{expected[1]} when the folder was read"
-    return UserError([Mistake(what, "start again, and leave the pictures as they are during a run")])
+    """The error of an image that has not the size it had."""
+    what = f"image {path} is {size[0]}x{size[1]} and was {expected[0]}x{expected[1]} when the folder was read"
+    return UserError([Mistake(what, "start again, and leave the images as they are during a run")])
 
 
-def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "picture") -> Pixels:
-    """What `read` makes of the upright picture. Raises UserError, which calls it a `kind`, if it cannot be decoded."""
+def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "image") -> Pixels:
+    """What `read` makes of the upright image. Raises UserError, which calls it a `kind`, if it cannot be decoded."""
     readable_extensions()  # in a worker process Pillow's plugins are not there yet
     try:
         with Image.open(path) as image:
@@ -131,7 +131,7 @@ def _scale_transparent_value(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image, background: Colour) -> Pixels:
-    """The colours of a decoded picture of any mode, (H, W, 3), what is transparent laid on `background`."""
+    """The colours of a decoded image of any mode, (H, W, 3), what is transparent laid on `background`."""
     if image.mode.startswith("I"):
         return _grey_16_to_rgb(image, background)
     if image.has_transparency_data:
@@ -175,10 +175,10 @@ def geometry(
     crop_rng: random.Random | None = None,
     flip_rng: random.Random | None = None,
 ) -> Geometry:
-    """Decide what a sample of the picture `name` (its file's name) of `size` (upright) shows.
+    """Decide what a sample of the image `name` (its file's name) of `size` (upright) shows.
 
     Without a generator nothing is left to that chance: the crop is the centre or, if so chosen, the corner; nothing is
-    mirrored. A face crop moves and scales the crop within the picture only where the name tells of a face; in kohya's
+    mirrored. A face crop moves and scales the crop within the image only where the name tells of a face; in kohya's
     files it counts without buckets only, so whoever reads the settings leaves it out where there are buckets.
     """
     resized = placement.resized
@@ -193,7 +193,7 @@ def geometry(
 
 
 def centre_offset(placement: Placement) -> tuple[int, int]:
-    """Left and top of the centre crop, in pixels of the scaled picture."""
+    """Left and top of the centre crop, in pixels of the scaled image."""
     (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
     return (width - bucket_width) // 2, (height - bucket_height) // 2
 
@@ -219,7 +219,7 @@ def _around_face(
     """Scaled size and offset of a crop around a face.
 
     The scale is drawn so that the shorter side of the crop holds as many face sizes as the range says, but never
-    enlarges, unless the picture would not cover the crop. The face is in the middle, or off it by a little; with a
+    enlarges, unless the image would not cover the crop. The face is in the middle, or off it by a little; with a
     random crop by any distance, small ones more likely.
     """
     x, y, *sides = face
@@ -240,9 +240,9 @@ def _around_face(
 
 
 def crop_ltrb(shown: Geometry) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the crop in pixels of the scaled picture, which is mirrored if the sample is.
+    """Left, top, right and bottom of the crop in pixels of the scaled image, which is mirrored if the sample is.
 
-    Left and top are what Stable Diffusion XL is told, beside the picture's size as it was and the bucket.
+    Left and top are what Stable Diffusion XL is told, beside the image's size as it was and the bucket.
     """
     (left, top), (width, height) = shown.offset, shown.bucket
     if shown.flipped:
@@ -251,7 +251,7 @@ def crop_ltrb(shown: Geometry) -> tuple[int, int, int, int]:
 
 
 def apply(pixels: Pixels, shown: Geometry) -> Pixels:
-    """The part that a sample shows, (H, W, 3) of the bucket's size, from a whole picture. Masks have masks.apply."""
+    """The part that a sample shows, (H, W, 3) of the bucket's size, from a whole image. Masks have masks.apply."""
     (left, top), (width, height) = shown.offset, shown.bucket
     cut = resize(pixels, shown.resized, shown.interpolation)[top : top + height, left : left + width]
     return mirror(cut) if shown.flipped else cut

@@ -1,6 +1,6 @@
-"""What counts in a picture: a mask beside it or its own transparency.
+"""What counts in an image: a mask beside it or its own transparency.
 
-A mask is uint8 (H, W), 255 where the picture counts fully; it goes through the geometry of its picture. A mask file
+A mask is uint8 (H, W), 255 where the image counts fully; it goes through the geometry of its image. A mask file
 counts by its red channel, as in kohya's sd-scripts and SimpleTuner; what is transparent in it does not count.
 """
 
@@ -29,7 +29,7 @@ _BLACK = (0, 0, 0)
 
 
 def load(path: Path, expected: Size) -> Mask:
-    """The mask of a picture of the size `expected` (upright).
+    """The mask of an image of the size `expected` (upright).
 
     One of another size is scaled if its sides are in the same proportion. Raises UserError naming the file if they are
     not, or if it cannot be decoded.
@@ -37,14 +37,14 @@ def load(path: Path, expected: Size) -> Mask:
     mask = images.decode(path, lambda image: images.to_rgb(image, _BLACK)[:, :, 0], "mask")
     size = (mask.shape[1], mask.shape[0])
     if not same_proportion(size, expected):
-        what = f"mask {path} is {size[0]}x{size[1]} and its picture {expected[0]}x{expected[1]}"
-        raise UserError([Mistake(what, "a mask needs its picture's size, or one in the same proportion, upright")])
+        what = f"mask {path} is {size[0]}x{size[1]} and its image {expected[0]}x{expected[1]}"
+        raise UserError([Mistake(what, "a mask needs its image's size, or one in the same proportion, upright")])
     smaller = expected[0] <= size[0] and expected[1] <= size[1]
     return images.resize(mask, expected, "area" if smaller else "linear")  # Lanczos would leave rings beside edges
 
 
 def of_alpha(path: Path, expected: Size | None = None) -> Mask:
-    """The opacity of a picture as its mask: white all over where nothing is transparent.
+    """The opacity of an image as its mask: white all over where nothing is transparent.
 
     Raises UserError as images.load does.
     """
@@ -64,8 +64,8 @@ def _opacity(image: Image.Image) -> Mask:
 
 
 def apply(mask: Mask, shown: Geometry) -> Mask:
-    """The part of a mask that belongs to what a sample shows: scaled, cut and mirrored exactly as the picture."""
-    # as a picture, too: OpenCV rounds single channels otherwise
+    """The part of a mask that belongs to what a sample shows: scaled, cut and mirrored exactly as the image."""
+    # as an image, too: OpenCV rounds single channels otherwise
     return images.apply(np.asarray(cv2.cvtColor(mask, cv2.COLOR_GRAY2RGB), dtype=np.uint8), shown)[:, :, 0]
 
 

@@ -98,7 +98,7 @@ class EpochOrder:
         for dataset, bucket in sorted(members):
             samples = members[dataset, bucket]
             batch_size = self._batch_sizes[dataset]
-            # each bucket has its own stream: a picture more in one of them leaves the others as they were
+            # each bucket has its own stream: an image more in one of them leaves the others as they were
             python_random(self._seed, "bucket order", epoch, dataset, *bucket).shuffle(samples)
             for start in range(0, len(samples), batch_size):
                 batches.append((bucket, tuple(samples[start : start + batch_size])))

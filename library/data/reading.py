@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PictureReader:
-    """Reads the pictures of a run. Picklable; `placements` are per record, `subsets` and `datasets` those of a scan."""
+class ImageReader:
+    """Reads the images of a run. Picklable; `placements` are per record, `subsets` and `datasets` those of a scan."""
 
     records: Sequence[ImageRecord]
     placements: Sequence[Placement]
@@ -33,11 +33,11 @@ class PictureReader:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any picture may have one: the others then count fully."""
+        """Whether any image may have one: the others then count fully."""
         return any(subset.mask_dir is not None or subset.alpha_mask for subset in self.subsets)
 
     def settings(self, index: int) -> ImageSettings:
-        """What happens to the pictures of this record's subset. Buckets leave no room for crops around faces."""
+        """What happens to the images of this record's subset. Buckets leave no room for crops around faces."""
         record = self.records[index]
         chosen = self.subsets[record.subset].images
         return replace(chosen, face_crop=None) if self.datasets[record.dataset].buckets.enabled else chosen
@@ -70,13 +70,13 @@ class PictureReader:
         return Source(self.geometry(index), subset.images.background, mask, alpha)
 
     def pixels(self, index: int, shown: Geometry) -> Pixels:
-        """uint8 (H, W, 3). Raises UserError for a picture that cannot be decoded."""
+        """uint8 (H, W, 3). Raises UserError for an image that cannot be decoded."""
         record = self.records[index]
         background = self.subsets[record.subset].images.background
         return images.apply(images.load(record.path, record.size, background), shown)
 
     def mask(self, index: int, shown: Geometry) -> Mask | None:
-        """uint8 (H, W); None where the picture has none and counts fully. A mask file beats transparency."""
+        """uint8 (H, W); None where the image has none and counts fully. A mask file beats transparency."""
         record = self.records[index]
         subset = self.subsets[record.subset]
         if record.mask is not None and subset.mask_dir is not None:

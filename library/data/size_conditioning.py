@@ -1,10 +1,10 @@
-"""What a model is told of a picture's size and crop: six numbers, the micro-conditioning of Stable Diffusion XL
+"""What a model is told of an image's size and crop: six numbers, the micro-conditioning of Stable Diffusion XL
 (arXiv 2307.01952, section 2.2): original height, original width, crop top, crop left, target height, target width.
 
 The original size is that of the upright file before any resize, the target size that of the bucket. The crop is where
-the bucket begins in the picture as it was scaled for the sample, in pixels of that: larger than the bucket by what was
-cut away, whether the picture shrank, was enlarged to cover the bucket or was left as it is. A sample that is mirrored
-shows a part of the mirrored picture, so its left edge is counted there.
+the bucket begins in the image as it was scaled for the sample, in pixels of that: larger than the bucket by what was
+cut away, whether the image shrank, was enlarged to cover the bucket or was left as it is. A sample that is mirrored
+shows a part of the mirrored image, so its left edge is counted there.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Sizes = tuple[int, int, int, int, int, int]
 
 
 def sizes_of(shown: Geometry, original: Size, mode: CropConditioning = "exact") -> Sizes:
-    """The six numbers of a sample: a picture of the size `original` (width, height, upright) shown as `shown`."""
+    """The six numbers of a sample: an image of the size `original` (width, height, upright) shown as `shown`."""
     left, top = crop_ltrb(shown)[:2] if mode == "exact" else letterbox(shown.bucket, original, shown.flipped)
     return original[1], original[0], top, left, shown.bucket[1], shown.bucket[0]
 
 
 def letterbox(bucket: Size, original: Size, flipped: bool = False) -> tuple[int, int]:
     """Left and top as sd-scripts computes them, whatever the sample's crop is: the margins of the bucket when the whole
-    picture is scaled to fit into it. A crop covers the bucket instead, so these are zero where that cuts and the other
+    image is scaled to fit into it. A crop covers the bucket instead, so these are zero where that cuts and the other
     way round (kohya-ss/sd-scripts issue 1443).
 
     After library/train_util.py there: BucketManager.get_crop_ltrb, and for mirrored samples the right margin, whose

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from library.checkpoints.header import Header
     from library.objective.process import ForwardProcess, Prediction
 
-Conditions = Mapping[str, "Tensor"]
+Conditioning = Mapping[str, "Tensor"]
 """What a backbone is told beside latents and timesteps, by name, a row for each sample: "states" (B, L, width) of
 the text and, where the family has one, its "pooled" vector (B, width); "sizes" (B, 6) float32, height and width of
-the picture's file, top and left of the crop, height and width of the crop; "score" (B,) float32, how beautiful it
+the image's file, top and left of the crop, height and width of the crop; "score" (B,) float32, how beautiful it
 is. A family takes of it what it knows."""
 
 SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
@@ -192,7 +192,7 @@ class EncodeText(Protocol):
 class Predict(Protocol):
     """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under what it is told."""
 
-    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor: ...
+    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor: ...
 
 
 class EncodeImages(Protocol):
@@ -232,9 +232,9 @@ class Family:
     `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
     prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
     "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
-    "text_encoder_rates", "block_lr"). `preview`: (W, H) of a picture in pixels, by prediction. `adapters`: where
+    "text_encoder_rates", "block_lr"). `preview`: (W, H) of an image in pixels, by prediction. `adapters`: where
     adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
-    order. `refines`: its own range are the last, least noisy timesteps, so it draws no picture from noise alone.
+    order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from noise alone.
     `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
     whose names adapters' files call the layers of the U-Net. `variant` is the families' own.
     """

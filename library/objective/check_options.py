@@ -35,7 +35,7 @@ def _about_prediction(options: ObjectiveOptions, prediction: str) -> Iterator[Mi
     if prediction != "v" and options.zero_terminal_snr:
         yield Mistake(
             "--zero_terminal_snr: at the last timestep nothing but noise goes in, and a model that predicts noise "
-            "learns nothing about the picture there",
+            "learns nothing about the image there",
             "leave it out, or add --v_parameterization for a model that predicts v",
         )
     if prediction == "v" and options.v_pred_like_loss:

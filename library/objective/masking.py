@@ -29,7 +29,7 @@ _LARGEST_GAIN = 4.0
 class MaskSettings:
     """How masks are read. The defaults take them as they are.
 
-    `floor` is what the rest of the picture counts at least, 0 to 1; `invert` swaps what counts and what does not;
+    `floor` is what the rest of the image counts at least, 0 to 1; `invert` swaps what counts and what does not;
     `normalise` "sample" makes up for the size of a mask by a gain of up to 4.
     """
 
@@ -45,7 +45,7 @@ class MaskSettings:
 
     @property
     def missing(self) -> float:
-        """What stands all over the mask of a picture that has none, so that the picture counts fully."""
+        """What stands all over the mask of an image that has none, so that the image counts fully."""
         return 0.0 if self.invert else 1.0
 
 

@@ -121,7 +121,7 @@ class ForwardProcess:
 
 
 def process_of(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
-    """A family's process as the options want it, for training and for the pictures of a model trained so."""
+    """A family's process as the options want it, for training and for the images of a model trained so."""
     return process.zero_terminal() if options.zero_terminal_snr else process
 
 

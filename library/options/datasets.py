@@ -2,7 +2,7 @@
 
 The folder convention, kohya's dataset file and SimpleTuner's data backend file all end here; nothing later asks which
 of them it was. One dataset has one resolution and one batch size; a subset is one folder and what happens to its
-pictures and captions.
+images and captions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from library.options.mistakes import Mistake
 Size = tuple[int, int]  # width, height
 
 BucketRule = Literal["kohya", "area", "shorter_edge"]
-"""How a picture's bucket is found: from kohya's list; or with the picture's own aspect at the resolution's area, or at
+"""How an image's bucket is found: from kohya's list; or with the image's own aspect at the resolution's area, or at
 a shorter edge of the resolution's width, both rounded to the step (SimpleTuner's resolution_type)."""
 
 Crop = Literal["centre", "random", "corner"]
@@ -25,7 +25,7 @@ CaptionSource = Literal["files", "metadata", "class_tokens", "file_name"]
 
 @dataclass(frozen=True)
 class BucketSettings:
-    """What decides the bucket of a picture. Lengths in pixels. `enabled` off: one bucket, the resolution."""
+    """What decides the bucket of an image. Lengths in pixels. `enabled` off: one bucket, the resolution."""
 
     resolution: Size
     enabled: bool = False
@@ -58,7 +58,7 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What happens to a picture each time a sample is made."""
+    """What happens to an image each time a sample is made."""
 
     random_crop: bool = False
     flip: bool = False
@@ -72,24 +72,24 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class SubsetSpec:
-    """One folder of pictures, or the pictures that a metadata file lists."""
+    """One folder of images, or the images that a metadata file lists."""
 
-    # A text is a URL: data/describe.py puts its local copy in its place, so that what reads pictures meets none.
+    # A text is a URL: data/describe.py puts its local copy in its place, so that what reads images meets none.
     image_dir: Path | str | None  # None: the metadata file gives absolute paths
     origin: str  # where the user said so: "data.toml, line 12", "--train_data_dir"
     repeats: int = 1  # 1 = once
     is_reg: bool = False
-    class_tokens: str | None = None  # the caption of pictures without one of their own
+    class_tokens: str | None = None  # the caption of images without one of their own
     caption_source: CaptionSource = "files"
     caption_extensions: tuple[str, ...] = (".caption",)  # the first one that is there counts
     caption_encoding: str = "utf-8"
     metadata_file: Path | None = None
     recursive: bool = False
-    mask_dir: Path | str | None = None  # masks under the pictures' names, any ending
-    alpha_mask: bool = False  # the picture's own transparency is its mask
-    least_edge: int = 0  # pictures with a shorter side below it are left out
-    least_area: int = 0  # pictures with fewer pixels are left out
-    score: float | None = None  # aesthetic score, 0 to 10, of pictures without one of their own; None: the run's
+    mask_dir: Path | str | None = None  # masks under the images' names, any ending
+    alpha_mask: bool = False  # the image's own transparency is its mask
+    least_edge: int = 0  # images with a shorter side below it are left out
+    least_area: int = 0  # images with fewer pixels are left out
+    score: float | None = None  # aesthetic score, 0 to 10, of images without one of their own; None: the run's
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
 

@@ -26,7 +26,7 @@ class Later:
     name: str
     kind: str  # a value of flag.KINDS
     default: Any = None
-    changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, pictures, uploads)
+    changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, images, uploads)
     neutral: tuple[Any, ...] = ()  # further values that ask for nothing
     only_with: tuple[str, ...] = ()  # means nothing unless one of these is on: "flag" or "flag=value"
 

@@ -65,7 +65,7 @@ class Parsed:
     `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags that the user
     set, never defaults; `notes` is what to tell; `mistakes` is what stops the run; `own` has the values of the flags
     that the program has besides those of training. A flag with a mistake stands at its default (the resolution at
-    512,512), so that the pictures can be checked too before all mistakes are told.
+    512,512), so that the images can be checked too before all mistakes are told.
     """
 
     options: TrainOptions

@@ -16,7 +16,7 @@ from library.options.train_options import FLAGS, GROUPS, TrainOptions, values_of
 
 TITLES = {
     "model": "Model",
-    "dataset": "Pictures",
+    "dataset": "Images",
     "caption": "Captions",
     "mask": "Masks",
     "cache": "Caches",
@@ -25,15 +25,15 @@ TITLES = {
     "adapter": "Adapter",
     "memory": "Precision, memory and speed",
     "saving": "Saved files",
-    "preview": "Pictures while training",
+    "preview": "Images while training",
     "validation": "Validation",
     "run": "Run",
 }
 
 _USAGE = "--pretrained_model_name_or_path MODEL --train_data_dir DIR --output_dir DIR --resolution 512"
-_WHOLE = "Train all weights of a model on your pictures"
+_WHOLE = "Train all weights of a model on your images"
 _ADAPTER = (
-    "Train an adapter (LoRA and its relatives) on your pictures: a small file beside the model.",
+    "Train an adapter (LoRA and its relatives) on your images: a small file beside the model.",
     "Needs --network_module, for example networks.lora.",
 )
 _LIKE_TRAIN_DB = (

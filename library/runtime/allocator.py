@@ -39,7 +39,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def memory_taken_ahead(size: int) -> Iterator[None]:
+def preallocate_heap(size: int) -> Iterator[None]:
     """Keep freed memory, and while the inside runs have the system hand out the first `size` bytes that it will need.
 
     A system hands pages out when they are first touched, one by one, which takes seconds for the weights, gradients and

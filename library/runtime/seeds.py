@@ -1,7 +1,7 @@
 """Random draws that depend on what is drawn, never on who draws it.
 
 Every draw of a run names its purpose and its place in a key, e.g. (seed, "crop", epoch, image key, repeat index) for
-the augmentation of a picture, or (seed, "noise", global sample index) for what the loss needs. Equal keys give equal
+the augmentation of an image, or (seed, "noise", global sample index) for what the loss needs. Equal keys give equal
 draws in any process, worker, order of work or resumed run.
 """
 

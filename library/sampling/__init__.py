@@ -1,1 +1,1 @@
-"""Pictures from a model: prompts and their options, samplers by name, and the loop that draws."""
+"""Images from a model: prompts and their options, samplers by name, and the loop that draws."""

@@ -1,11 +1,11 @@
-"""A folder of class pictures, drawn by the base model and numbered: what it lacks is drawn, what stands there is kept.
+"""A folder of class images, drawn by the base model and numbered: what it lacks is drawn, what stands there is kept.
 
     reg/1_dog/
-      class_00001.png     picture i: prompt i modulo the prompts, seed --seed + i - 1 (or the prompt's own, counting up)
+      class_00001.png     image i: prompt i modulo the prompts, seed --seed + i - 1 (or the prompt's own, counting up)
       class_00001.txt     its prompt, with --write_captions
-      class_images.jsonl  the record: a line for each picture, all that it was made of
+      class_images.jsonl  the record: a line for each image, all that it was made of
 
-The record is written before the first picture, and each file whole or not at all. So whenever a call is stopped, the
+The record is written before the first image, and each file whole or not at all. So whenever a call is stopped, the
 next one knows what stands there; one that would draw otherwise is refused. No torch at module level.
 """
 
@@ -24,13 +24,13 @@ from library.checkpoints.files import read_part_header, sha256
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.writer import write_text
 from library.options.mistakes import Mistake, UserError
-from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, write_picture
+from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, write_image
 from library.sampling.generate import any_seed
 from library.sampling.options import ClassImageOptions
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 
 RECORD = "class_images.jsonl"
-_PICTURE = re.compile(r"class_\d{5,}\.png")
+_IMAGE = re.compile(r"class_\d{5,}\.png")
 _HALF_WRITTEN = re.compile(rf"(class_\d{{5,}}\.\w+|{re.escape(RECORD)})\.\d+\.tmp")
 _NAMES = ("model", "vae")  # files may be renamed: their hashes are compared
 
@@ -41,12 +41,12 @@ Entry = Mapping[str, Any]
 class ClassFolder:
     """A class folder as it is and as it shall be.
 
-    `pictures` and `record` (a line each) are of all pictures, from the first: those asked for, or those recorded if
-    they are more. `missing` are the places of pictures, `captions` of caption files, among those asked for.
+    `images` and `record` (a line each) are of all images, from the first: those asked for, or those recorded if
+    they are more. `missing` are the places of images, `captions` of caption files, among those asked for.
     """
 
     path: Path
-    pictures: Sequence[PictureRequest]
+    requests: Sequence[ImageRequest]
     record: Sequence[Entry]
     recorded: int  # lines that the record has now
     missing: Sequence[int]
@@ -54,7 +54,7 @@ class ClassFolder:
 
 
 def fill_folder(options: ClassImageOptions) -> None:
-    """Draw what the folder of --outdir lacks, and say so. Raises UserError: wrong options, pictures drawn otherwise."""
+    """Draw what the folder of --outdir lacks, and say so. Raises UserError: wrong options, images drawn otherwise."""
     drawing = decide(options)
     for note in drawing.notes:
         print(note)
@@ -72,19 +72,19 @@ def fill_folder(options: ClassImageOptions) -> None:
     if len(folder.record) > folder.recorded:
         _write(folder.path / RECORD, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in folder.record))
     for place in folder.captions:
-        _write(_caption_path(folder.path, place, options), folder.pictures[place].prompt + "\n")
+        _write(_caption_path(folder.path, place, options), folder.requests[place].prompt + "\n")
     if folder.missing:
         _draw_missing(options, drawing, folder)
 
 
 def _draw_missing(options: ClassImageOptions, drawing: Drawing, folder: ClassFolder) -> None:
-    pictures = [folder.pictures[place] for place in folder.missing]
+    requests = [folder.requests[place] for place in folder.missing]
     model = load(options, drawing)
-    for done, image in enumerate(draw(options, model, pictures), start=1):
+    for done, image in enumerate(draw(options, model, requests), start=1):
         path = folder.path / file_name(folder.missing[done - 1])
-        write_picture(path, pictures[done - 1], image)
-        print(f"[{done}/{len(pictures)}] {path}", flush=True)
-    print(f"{options.count} pictures in {folder.path}")
+        write_image(path, requests[done - 1], image)
+        print(f"[{done}/{len(requests)}] {path}", flush=True)
+    print(f"{options.count} images in {folder.path}")
 
 
 def look_into(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
@@ -94,38 +94,38 @@ def look_into(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
     recorded = _read_record(path / RECORD) if RECORD in names else []
     _refuse_unknown(path, names, recorded)
     seed = options.seed if options.seed is not None else _recorded_seed(recorded, drawing.prompts)
-    pictures = numbered(drawing.prompts, any_seed() if seed is None else seed, max(options.count, len(recorded)))
+    requests = numbered(drawing.prompts, any_seed() if seed is None else seed, max(options.count, len(recorded)))
     shared = _shared_facts(options, drawing)
-    record = [_entry(place, picture) | shared for place, picture in enumerate(pictures)]
+    record = [_entry(place, request) | shared for place, request in enumerate(requests)]
     _refuse_other_settings(path, recorded, record)
     missing = [place for place in range(options.count) if file_name(place) not in names]
     captions = []
     if options.write_captions:
         captions = [place for place in range(options.count) if _caption_path(path, place, options).name not in names]
-    return ClassFolder(path, pictures, record, len(recorded), missing, captions)
+    return ClassFolder(path, requests, record, len(recorded), missing, captions)
 
 
 def file_name(place: int) -> str:
-    """`class_00001.png` for the first picture, place 0."""
+    """`class_00001.png` for the first image, place 0."""
     return f"class_{place + 1:05d}.png"
 
 
-def numbered(prompts: Sequence[PictureRequest], seed: int, count: int) -> list[PictureRequest]:
-    """The first `count` pictures, each with its seed: prompts in turn, so that a larger count only adds pictures."""
-    pictures = []
+def numbered(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[ImageRequest]:
+    """The first `count` images, each with its seed: prompts in turn, so that a larger count only adds images."""
+    requests = []
     for place in range(count):
         prompt, turn = prompts[place % len(prompts)], place // len(prompts)
-        pictures.append(replace(prompt, seed=seed + place if prompt.seed is None else prompt.seed + turn))
-    return pictures
+        requests.append(replace(prompt, seed=seed + place if prompt.seed is None else prompt.seed + turn))
+    return requests
 
 
 def describe(folder: ClassFolder, count: int) -> str:
     """What is there and what is missing, for the user."""
-    there = f"{folder.path}: {count - len(folder.missing)} of {count} pictures are there"
+    there = f"{folder.path}: {count - len(folder.missing)} of {count} images are there"
     lines = [f"{there}, {len(folder.missing)} to draw" if folder.missing else f"{there}, nothing to draw"]
     kinds: dict[tuple[object, ...], int] = {}
     for place in folder.missing:
-        one = folder.pictures[place]
+        one = folder.requests[place]
         kind = (one.prompt, f"{one.width}x{one.height}", one.sampler, f"{one.steps} steps", f"scale {one.scale:g}")
         kinds[kind] = kinds.get(kind, 0) + 1
     lines += [f"  {number} x {', '.join(map(str, kind))}" for kind, number in kinds.items()]
@@ -168,29 +168,29 @@ def _read_record(path: Path) -> list[Entry]:
         reason = "a line names no file and seed"
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error)
-    what = f"{path}, which tells what the pictures beside it were made of, cannot be read ({reason})"
+    what = f"{path}, which tells what the images beside it were made of, cannot be read ({reason})"
     raise UserError([Mistake(what, "choose another --outdir, or remove the folder to draw it anew")])
 
 
-def _recorded_seed(recorded: Sequence[Entry], prompts: Sequence[PictureRequest]) -> int | None:
-    """The --seed of an earlier call: that of any picture whose prompt has none of its own, less its place."""
+def _recorded_seed(recorded: Sequence[Entry], prompts: Sequence[ImageRequest]) -> int | None:
+    """The --seed of an earlier call: that of any image whose prompt has none of its own, less its place."""
     for place, entry in enumerate(recorded):
         if prompts[place % len(prompts)].seed is None:
             return max(0, entry["seed"] - place)
     return None
 
 
-def _entry(place: int, picture: PictureRequest) -> dict[str, Any]:
+def _entry(place: int, request: ImageRequest) -> dict[str, Any]:
     return {
         "file": file_name(place),
-        "prompt": picture.prompt,
-        "negative_prompt": picture.negative_prompt,
-        "seed": picture.seed,
-        "width": picture.width,
-        "height": picture.height,
-        "sampler": picture.sampler,
-        "steps": picture.steps,
-        "scale": picture.scale,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "width": request.width,
+        "height": request.height,
+        "sampler": request.sampler,
+        "steps": request.steps,
+        "scale": request.scale,
     }
 
 
@@ -218,15 +218,15 @@ def _content_hash(header: Header) -> str:
 
 
 def _refuse_unknown(folder: Path, names: set[str], recorded: Sequence[Entry]) -> None:
-    unknown = sorted(name for name in names - {entry["file"] for entry in recorded} if _PICTURE.fullmatch(name))
+    unknown = sorted(name for name in names - {entry["file"] for entry in recorded} if _IMAGE.fullmatch(name))
     if unknown:
         what = f"--outdir {folder}: {RECORD} does not tell what {unknown[0]} was made of"
         more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise UserError([Mistake(what + more, "choose another --outdir, or move these pictures away")])
+        raise UserError([Mistake(what + more, "choose another --outdir, or move these images away")])
 
 
 def _refuse_other_settings(folder: Path, recorded: Sequence[Entry], record: Sequence[Entry]) -> None:
-    """Raise UserError if this call would draw a recorded picture otherwise; it names each setting once."""
+    """Raise UserError if this call would draw a recorded image otherwise; it names each setting once."""
     differences: dict[str, str] = {}
     for was, now in zip(recorded, record[: len(recorded)], strict=True):
         for key, value in now.items():
@@ -234,5 +234,5 @@ def _refuse_other_settings(folder: Path, recorded: Sequence[Entry], record: Sequ
                 told = f"  {key}: {was.get(key)!r} there, {value!r} now ({was['file']})"
                 differences.setdefault(key, told)
     if differences:
-        what = f"--outdir {folder} holds pictures that were drawn otherwise:\n" + "\n".join(differences.values())
+        what = f"--outdir {folder} holds images that were drawn otherwise:\n" + "\n".join(differences.values())
         raise UserError([Mistake(what, f"give the settings that {folder / RECORD} tells, or choose another --outdir")])

@@ -17,7 +17,7 @@ from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
 from library.sampling.init_images import Start, encode_start
 from library.sampling.options import DrawingOptions, defaults
-from library.sampling.prompts import DEFAULTS, PictureRequest, parse_line, read_prompts
+from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Drawing:
     family: Family
     vae: Path | None
     prediction: Prediction
-    prompts: Sequence[PictureRequest]
+    prompts: Sequence[ImageRequest]
     device: str
 
     def vae_in_full(self, options: DrawingOptions) -> bool:
@@ -49,7 +49,7 @@ class Drawing:
 
 
 def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
-    """Read prompts and the checkpoint's header; `start` is what the pictures begin with. Raises UserError with every
+    """Read prompts and the checkpoint's header; `start` is what the images begin with. Raises UserError with every
     mistake that can be found so."""
     mistakes = Mistakes()
     header, family, vae = None, None, None
@@ -62,8 +62,8 @@ def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
     if family is not None:
         _check_model(options, family, mistakes)
         if family.refines and start is None:
-            what = f"{options.ckpt} is {family.title}, which refines pictures and draws none from noise"
-            mistakes.add(what, "give gen_img.py the picture to refine (--image_path), or a model that draws")
+            what = f"{options.ckpt} is {family.title}, which refines images and draws none from noise"
+            mistakes.add(what, "give gen_img.py the image to refine (--image_path), or a model that draws")
     noted = None if header is None else noted_prediction(header)
     prediction: Prediction = "v" if options.v_parameterization else noted or "epsilon"
     size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
@@ -84,7 +84,7 @@ def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) ->
         mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
 
 
-def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[PictureRequest]:
+def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[ImageRequest]:
     try:
         if options.from_file is not None:
             prompts = read_prompts(options.from_file, defaults(options, size))
@@ -147,18 +147,18 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
 
 
 def draw(
-    options: DrawingOptions, model: Model, pictures: Sequence[PictureRequest], start: Start | None = None
+    options: DrawingOptions, model: Model, requests: Sequence[ImageRequest], start: Start | None = None
 ) -> Iterator[Image]:
-    """Draw pictures that have their seeds, in their order, --batch_size at once, from noise or from `start`. Raises
+    """Draw images that have their seeds, in their order, --batch_size at once, from noise or from `start`. Raises
     UserError."""
     import torch
 
     from library.sampling.images import sample_batch
 
     settings = TextSettings(clip_skip=options.clip_skip)
-    for place in range(0, len(pictures), options.batch_size):
-        batch = pictures[place : place + options.batch_size]
-        seeds = [picture.seed or 0 for picture in batch]
+    for place in range(0, len(requests), options.batch_size):
+        batch = requests[place : place + options.batch_size]
+        seeds = [request.seed or 0 for request in batch]
         try:
             yield from sample_batch(
                 model,
@@ -170,26 +170,26 @@ def draw(
                 most_chunks=options.max_embeddings_multiples,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
-            remedy = "draw smaller pictures (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
+            remedy = "draw smaller images (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
             raise UserError([Mistake("the memory is exhausted", remedy)]) from error
 
 
-def write_picture(path: Path, picture: PictureRequest, image: Image) -> None:
+def write_image(path: Path, request: ImageRequest, image: Image) -> None:
     """Write a PNG, whole or not at all, with what it was made of as text in it. Raises UserError."""
     try:
         with replacing(path) as stream:
-            image.save(stream, "png", pnginfo=_facts(picture))
+            image.save(stream, "png", pnginfo=_facts(request))
     except CheckpointError as error:
         raise UserError([Mistake(str(error))]) from error
 
 
-def _facts(picture: PictureRequest) -> PngInfo:
+def _facts(request: ImageRequest) -> PngInfo:
     from PIL.PngImagePlugin import PngInfo
 
     facts = PngInfo()
-    facts.add_itxt("prompt", picture.prompt)
-    facts.add_itxt("negative-prompt", picture.negative_prompt)
-    for key, value in (("seed", picture.seed), ("sampler", picture.sampler), ("steps", picture.steps)):
+    facts.add_itxt("prompt", request.prompt)
+    facts.add_itxt("negative-prompt", request.negative_prompt)
+    for key, value in (("seed", request.seed), ("sampler", request.sampler), ("steps", request.steps)):
         facts.add_text(key, str(value))
-    facts.add_text("scale", str(picture.scale))
+    facts.add_text("scale", str(request.scale))
     return facts

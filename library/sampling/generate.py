@@ -8,18 +8,18 @@ from dataclasses import replace
 from datetime import datetime
 
 from library.options.mistakes import Mistake, UserError
-from library.sampling.draw_command import decide, draw, load, make_folder, write_picture
+from library.sampling.draw_command import decide, draw, load, make_folder, write_image
 from library.sampling.init_images import read_start
 from library.sampling.options import GenerateOptions
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 
 LARGEST_DRAWN_SEED = 2**32 - 1
 
 
 def draw_prompts(options: GenerateOptions) -> None:
-    """Read the prompts, load the model, write each picture as soon as it is drawn. Raises UserError."""
+    """Read the prompts, load the model, write each image as soon as it is drawn. Raises UserError."""
     if options.strength is not None and options.image_path is None:
-        what = "--strength tells how much of a picture is drawn anew, and there is none"
+        what = "--strength tells how much of an image is drawn anew, and there is none"
         raise UserError([Mistake(what, "add --image_path, or leave it out")])
     start = None if options.image_path is None else read_start(options.image_path, options.strength)
     drawing = decide(options, start)
@@ -29,29 +29,29 @@ def draw_prompts(options: GenerateOptions) -> None:
     make_folder(options.outdir)
     for note in drawing.notes:
         print(note)
-    pictures = numbered(drawing.prompts, options)
+    images = numbered(drawing.prompts, options)
     model = load(options, drawing)
     model.zero_terminal_snr |= options.zero_terminal_snr
-    for index, image in enumerate(draw(options, model, pictures, start)):
-        path = options.outdir / file_name(datetime.now(), index, pictures[index].seed or 0)
-        write_picture(path, pictures[index], image)
-        print(f"[{index + 1}/{len(pictures)}] {path}", flush=True)
-    print(f"{len(pictures)} pictures in {options.outdir}")
+    for index, image in enumerate(draw(options, model, images, start)):
+        path = options.outdir / file_name(datetime.now(), index, images[index].seed or 0)
+        write_image(path, images[index], image)
+        print(f"[{index + 1}/{len(images)}] {path}", flush=True)
+    print(f"{len(images)} images in {options.outdir}")
 
 
-def numbered(prompts: Sequence[PictureRequest], options: GenerateOptions) -> list[PictureRequest]:
-    """Every picture with its seed. A prompt's own seed (--d) or --seed counts up from picture to picture."""
-    pictures: list[PictureRequest] = []
+def numbered(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[ImageRequest]:
+    """Every image with its seed. A prompt's own seed (--d) or --seed counts up from image to image."""
+    images: list[ImageRequest] = []
     for prompt in prompts:
         for copy in range(options.images_per_prompt):
             if prompt.seed is not None:
                 seed = prompt.seed + copy
             elif options.seed is not None:
-                seed = options.seed + len(pictures)
+                seed = options.seed + len(images)
             else:
                 seed = any_seed()
-            pictures.append(replace(prompt, seed=seed))
-    return pictures
+            images.append(replace(prompt, seed=seed))
+    return images
 
 
 def any_seed() -> int:
@@ -60,5 +60,5 @@ def any_seed() -> int:
 
 
 def file_name(time: datetime, index: int, seed: int) -> str:
-    """`im_20260131235959_000_42.png`: time, number of the picture in this run, seed."""
+    """`im_20260131235959_000_42.png`: time, number of the image in this run, seed."""
     return f"im_{time:%Y%m%d%H%M%S}_{index:03d}_{seed}.png"

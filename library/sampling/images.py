@@ -1,6 +1,6 @@
-"""Drawing pictures: text states, noise from a seed, the sampler's steps with guidance, decoding.
+"""Drawing images: text states, noise from a seed, the sampler's steps with guidance, decoding.
 
-A picture begins as noise, or as another one that is refined: noised to where the steps begin (Meng et al. 2021,
+An image begins as noise, or as another one that is refined: noised to where the steps begin (Meng et al. 2021,
 arXiv 2108.01073). Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
 """
 
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from library.families.clip.tokenizer import CHUNK
 from library.families.empty_text import zero_empty
-from library.families.family import AS_TRAINED, Conditions, Family, Model, TextSettings, Tokenizer
+from library.families.family import AS_TRAINED, Conditioning, Family, Model, TextSettings, Tokenizer
 from library.options.mistakes import Mistake, UserError
-from library.sampling.prompts import PictureRequest, alike
+from library.sampling.prompts import ImageRequest, alike
 from library.sampling.samplers import begin_below, make_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_CHUNKS = 3
-# what diffusers' pipelines tell a model of how beautiful the picture is, with the prompt and with the negative one
+# what diffusers' pipelines tell a model of how beautiful the image is, with the prompt and with the negative one
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 
 Progress = Callable[[int, int], None]
@@ -39,20 +39,20 @@ EncodePrompts = Callable[[Sequence[str], int], Mapping[str, Tensor]]
 
 def sample(
     model: Model,
-    request: PictureRequest,
+    request: ImageRequest,
     seed: int,
     *,
     settings: TextSettings = AS_TRAINED,
     most_chunks: int = MOST_CHUNKS,
     progress: Progress | None = None,
 ) -> Image:
-    """Draw one picture: a batch of one. See sample_batch."""
+    """Draw one image: a batch of one. See sample_batch."""
     return sample_batch(model, [request], [seed], settings=settings, most_chunks=most_chunks, progress=progress)[0]
 
 
 def sample_batch(
     model: Model,
-    requests: Sequence[PictureRequest],
+    requests: Sequence[ImageRequest],
     seeds: Sequence[int],
     *,
     starts: Sequence[Tensor] | None = None,
@@ -64,26 +64,26 @@ def sample_batch(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> list[Image]:
-    """Draw pictures with the modules as they are, on their devices and in their dtypes; in the order of the requests.
+    """Draw images with the modules as they are, on their devices and in their dtypes; in the order of the requests.
 
     Requests of one size, sampler, steps, scale and number of chunks go through the U-Net together; `progress` is told
-    of each such group anew. All noise of a picture comes from a CPU generator of its own seed: but for the order of
-    floating-point sums, a seed means the same picture on every device and in every batch, and nothing of the program's
+    of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
+    floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
     own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
-    `starts`: latents (C, h, w) for each request, not scaled, of pictures that are refined in place of drawing from
+    `starts`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
     noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
     `encode` takes the place of the model's text encoders, which are then not needed; they and the U-Net run under
     `autocast`, and the U-Net is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
-    Raises UserError for an unknown sampler, for too few steps to refine anything and for a picture that is no number in
+    Raises UserError for an unknown sampler, for too few steps to refine anything and for an image that is no number in
     places, ValueError when there are not as many seeds and starts as requests.
     """
     for each in (seeds, seeds if starts is None else starts):
         if len(requests) != len(each):
-            raise ValueError(f"{len(requests)} pictures need as many seeds, and starts if any, not {len(each)}")
+            raise ValueError(f"{len(requests)} images need as many seeds, and starts if any, not {len(each)}")
     if starts is not None:
         requests = [sized(one, start, model.family) for one, start in zip(requests, starts, strict=True)]
     encode = encode or partial(encode_prompts, model.family, model.tokenizer, model.text_encoders, settings)
-    pictures: dict[int, Image] = {}
+    images: dict[int, Image] = {}
     with torch.no_grad(), _evaluating(model):
         for places in _groups(model, requests, most_chunks):
             one_kind = [requests[place] for place in places]
@@ -97,17 +97,17 @@ def sample_batch(
             latents = _draw(model, scheduler, timesteps, latents, given, one_kind[0], generators, autocast, progress)
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
                 pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
-                pictures[place] = to_image(_finite(pixels, requests[place]))
-    return [pictures[place] for place in range(len(requests))]
+                images[place] = to_image(_finite(pixels, requests[place]))
+    return [images[place] for place in range(len(requests))]
 
 
-def sized(request: PictureRequest, start: Tensor, family: Family) -> PictureRequest:
-    """The request with the size of the picture that it refines, whose latents are (C, h, w)."""
+def sized(request: ImageRequest, start: Tensor, family: Family) -> ImageRequest:
+    """The request with the size of the image that it refines, whose latents are (C, h, w)."""
     height, width = (side * family.latent.stride for side in start.shape[-2:])
     return replace(request, width=width, height=height)
 
 
-def _groups(model: Model, requests: Sequence[PictureRequest], most_chunks: int) -> Iterator[list[int]]:
+def _groups(model: Model, requests: Sequence[ImageRequest], most_chunks: int) -> Iterator[list[int]]:
     """The places of the requests that share a batch: of equal settings and of as many chunks."""
     for places in alike(requests):
         chunks = [chunks_of(model.tokenizer, requests[place], most_chunks) for place in places]
@@ -115,18 +115,18 @@ def _groups(model: Model, requests: Sequence[PictureRequest], most_chunks: int) 
             yield [place for place, own in zip(places, chunks, strict=True) if own == count]
 
 
-def chunks_of(tokenizer: Tokenizer, request: PictureRequest, most_chunks: int = MOST_CHUNKS) -> int:
-    """How many chunks of 75 tokens the texts of a picture take."""
+def chunks_of(tokenizer: Tokenizer, request: ImageRequest, most_chunks: int = MOST_CHUNKS) -> int:
+    """How many chunks of 75 tokens the texts of an image take."""
     longest = max(tokenizer.count(text, weighted=True) for text in texts_of(request))
     return min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
 
 
-def texts_of(request: PictureRequest) -> list[str]:
-    """The texts that a picture needs the states of, the negative prompt first."""
+def texts_of(request: ImageRequest) -> list[str]:
+    """The texts that an image needs the states of, the negative prompt first."""
     return [request.negative_prompt, request.prompt] if guided(request) else [request.prompt]
 
 
-def _all_texts(requests: Sequence[PictureRequest]) -> list[str]:
+def _all_texts(requests: Sequence[ImageRequest]) -> list[str]:
     """All without, then all with the prompt; only the latter where there is no guidance."""
     return [text for side in zip(*map(texts_of, requests), strict=True) for text in side]
 
@@ -147,15 +147,15 @@ def encode_prompts(
     return zero_empty(outputs, texts) if settings.empty_is_zero else outputs
 
 
-def guided(request: PictureRequest) -> bool:
-    """Whether the picture is drawn with guidance: a scale of 1 is the prompt alone."""
+def guided(request: ImageRequest) -> bool:
+    """Whether the image is drawn with guidance: a scale of 1 is the prompt alone."""
     return request.scale > 1
 
 
 def _conditions(
-    outputs: Mapping[str, Tensor], requests: Sequence[PictureRequest], device: torch.device, dtype: torch.dtype
-) -> Conditions:
-    """What the model is told of pictures of one size, the rows without the prompt first: each shows a whole file."""
+    outputs: Mapping[str, Tensor], requests: Sequence[ImageRequest], device: torch.device, dtype: torch.dtype
+) -> Conditioning:
+    """What the model is told of images of one size, the rows without the prompt first: each shows a whole file."""
     height, width = requests[0].height, requests[0].width
     scores = [NEGATIVE_SCORE, SCORE] if guided(requests[0]) else [SCORE]
     sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)
@@ -169,7 +169,7 @@ def _conditions(
 def _first(
     model: Model,
     scheduler: Any,
-    request: PictureRequest,
+    request: ImageRequest,
     generators: Sequence[torch.Generator],
     starts: Tensor | None,
     strength: float,
@@ -190,8 +190,8 @@ def _draw(
     scheduler: Any,
     timesteps: Tensor,
     latents: Tensor,
-    given: Conditions,
-    request: PictureRequest,
+    given: Conditioning,
+    request: ImageRequest,
     generators: list[torch.Generator],
     autocast: Callable[[], AbstractContextManager[Any]],
     progress: Progress | None,
@@ -231,10 +231,10 @@ def _evaluating(model: Model) -> Iterator[None]:
             module.training = training
 
 
-def _finite(pixels: Tensor, request: PictureRequest) -> Tensor:
-    """The pixels, unless some are no numbers: such a picture would be black there and not say why."""
+def _finite(pixels: Tensor, request: ImageRequest) -> Tensor:
+    """The pixels, unless some are no numbers: such an image would be black there and not say why."""
     if not pixels.isfinite().all():
-        what = f'the picture of "{request.prompt}" holds values that are no numbers'
+        what = f'the image of "{request.prompt}" holds values that are no numbers'
         remedy = (
             "try bf16 or full precision instead of fp16, at least for the VAE (--no_half_vae); or the model is broken"
         )
@@ -243,7 +243,7 @@ def _finite(pixels: Tensor, request: PictureRequest) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image:
-    """A picture of 8 bits a channel from pixels (3, H, W) in about [-1, 1]; what lies outside is clipped."""
+    """An image of 8 bits a channel from pixels (3, H, W) in about [-1, 1]; what lies outside is clipped."""
     from PIL import Image
 
     scaled = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()

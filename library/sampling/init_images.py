@@ -1,4 +1,4 @@
-"""Pictures that drawing begins with in place of noise: read, brought to size, encoded. No torch at module level."""
+"""Images that drawing begins with in place of noise: read, brought to size, encoded. No torch at module level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import torch_generator
-from library.sampling.prompts import SMALLEST_SIDE, STRIDE, PictureRequest
+from library.sampling.prompts import SMALLEST_SIDE, STRIDE, ImageRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """A picture to refine, RGB and upright. `strength` is the share of the timesteps that it is refined in; None: of a
+    """An image to refine, RGB and upright. `strength` is the share of the timesteps that it is refined in; None: of a
     refiner its own, else kohya's."""
 
     image: Image
@@ -28,36 +28,36 @@ class Start:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height that the model can draw, as near to the picture's as may be."""
+        """Width and height that the model can draw, as near to the image's as may be."""
         width, height = (max(SMALLEST_SIDE, side - side % STRIDE) for side in self.image.size)
         return width, height
 
     def share(self, refines: bool) -> float:
-        """The share of the timesteps, for a model that refines pictures or for one that draws them."""
+        """The share of the timesteps, for a model that refines images or for one that draws them."""
         return self.strength or (0.2 if refines else 0.8)
 
 
 def read_start(path: Path, strength: float | None) -> Start:
-    """Read a picture. Raises UserError."""
+    """Read an image. Raises UserError."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as picture:
-            return Start(ImageOps.exif_transpose(picture).convert("RGB"), strength)
+        with Image.open(path) as image:
+            return Start(ImageOps.exif_transpose(image).convert("RGB"), strength)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = f"--image_path {path} cannot be read ({error})"
-        raise UserError([Mistake(what, "give a picture file")]) from error
+        raise UserError([Mistake(what, "give an image file")]) from error
 
 
-def encode_start(model: Model, start: Start, pictures: Sequence[PictureRequest]) -> list[Tensor]:
-    """Latents (C, h, w), not scaled, of the picture for each request: scaled to cover its size and cropped at the
+def encode_start(model: Model, start: Start, images: Sequence[ImageRequest]) -> list[Tensor]:
+    """Latents (C, h, w), not scaled, of the image for each request: scaled to cover its size and cropped at the
     centre, encoded with the request's seed."""
     import numpy
     import torch
     from PIL import Image, ImageOps
 
     latents = []
-    for one in pictures:
+    for one in images:
         fitted = ImageOps.fit(start.image, (one.width, one.height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents += model.family.encode_images(model.vae, pixels, [torch_generator("start", one.seed or 0)])

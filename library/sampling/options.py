@@ -10,10 +10,10 @@ from typing import ClassVar
 from library.options.flag import flag
 from library.options.groups.caption import CaptionOptions
 from library.options.mistakes import Mistakes
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, check_sampler
 
-DRAWN_SO_FAR = "interrupted: the pictures drawn so far stand"
+DRAWN_SO_FAR = "interrupted: the images drawn so far stand"
 LARGEST_SEED = 10**18  # with room to count up below what torch takes
 
 
@@ -37,9 +37,9 @@ class DrawingOptions:
     scale: float = flag(7.5, "strength of the prompt (guidance), where the prompt does not say; 1 = no guidance")
     sampler: str = flag("ddim", "sampler, where the prompt does not say", choices=tuple(SAMPLERS))
     seed: int | None = flag(
-        None, "seed of the first picture; each further one counts up. Not set: any", at_least=0, at_most=LARGEST_SEED
+        None, "seed of the first image; each further one counts up. Not set: any", at_least=0, at_most=LARGEST_SEED
     )
-    batch_size: int = flag(1, "pictures drawn at once; those of equal settings in turn are", at_least=1)
+    batch_size: int = flag(1, "images drawn at once; those of equal settings in turn are", at_least=1)
     vae: str | None = flag(None, "a VAE (file or folder) instead of the model's own")
     v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
     sdxl: bool = flag(False, "the model is Stable Diffusion XL; the file itself tells, a contradiction is an error")
@@ -57,12 +57,10 @@ class DrawingOptions:
 class GenerateOptions(DrawingOptions):
     """What gen_img.py is told."""
 
-    outdir: Path = flag(Path("outputs"), "folder for the pictures; made if it is missing")
-    images_per_prompt: int = flag(1, "pictures for each prompt", at_least=1)
+    outdir: Path = flag(Path("outputs"), "folder for the images; made if it is missing")
+    images_per_prompt: int = flag(1, "images for each prompt", at_least=1)
     zero_terminal_snr: bool = flag(False, "the model predicts v and was trained with --zero_terminal_snr")
-    image_path: Path | None = flag(
-        None, "a picture to begin with in place of noise; its size is taken if none is given"
-    )
+    image_path: Path | None = flag(None, "an image to begin with in place of noise; its size is taken if none is given")
     strength: float | None = flag(
         None,
         "with --image_path: the share of the timesteps that it is refined in. Not set: 0.8, of a refiner 0.2",
@@ -81,8 +79,8 @@ class ClassImageOptions(DrawingOptions):
     }
 
     outdir: Path | None = flag(None, "the class folder, such as reg/1_dog; made if it is missing")
-    count: int = flag(200, "pictures that the folder is to hold; several prompts are taken in turn", at_least=1)
-    write_captions: bool = flag(False, "write the prompt beside each picture as its caption")
+    count: int = flag(200, "images that the folder is to hold; several prompts are taken in turn", at_least=1)
+    write_captions: bool = flag(False, "write the prompt beside each image as its caption")
     caption_extension: str = flag(
         CaptionOptions.caption_extension, "file ending of these captions; the training must be told the same"
     )
@@ -105,9 +103,9 @@ def check(options: DrawingOptions, mistakes: Mistakes) -> None:
             mistakes.add(f"--{name} {side} is not a multiple of 8", f"use {side - side % 8} or {side - side % 8 + 8}")
 
 
-def defaults(options: DrawingOptions, size: tuple[int, int]) -> PictureRequest:
-    """What holds for prompts that do not say otherwise. `size`: (width, height) of the model's own pictures."""
-    return PictureRequest(
+def defaults(options: DrawingOptions, size: tuple[int, int]) -> ImageRequest:
+    """What holds for prompts that do not say otherwise. `size`: (width, height) of the model's own images."""
+    return ImageRequest(
         "",
         negative_prompt=options.negative_prompt,
         width=options.W or size[0],

@@ -24,8 +24,8 @@ LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """One picture to draw. `seed` None: any. `notes`: options of the prompt that have no effect, for the user."""
+class ImageRequest:
+    """One image to draw. `seed` None: any. `notes`: options of the prompt that have no effect, for the user."""
 
     prompt: str
     negative_prompt: str = ""
@@ -38,7 +38,7 @@ class PictureRequest:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
-DEFAULTS = PictureRequest("")
+DEFAULTS = ImageRequest("")
 
 # letter -> (field, pattern of the value); what kohya's other models take is known by name
 _OPTIONS: Mapping[str, tuple[str, str]] = {
@@ -66,7 +66,7 @@ _OTHER_KEYS = ("controlnet_image", "guidance_scale", "cfg_trunc_ratio", "renorm_
 _INTEGERS = ("width", "height", "seed", "steps")
 
 
-def parse_line(line: str, defaults: PictureRequest = DEFAULTS) -> PictureRequest:
+def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
     """A prompt with its options; what it leaves out is as in `defaults`. Never raises: what cannot be read is noted.
 
     Sides are rounded down to multiples of 8 and are at least 64; steps are kept within 1 .. 1000.
@@ -101,7 +101,7 @@ def _typed(name: str, value: Any) -> Any:
     return float(value) if name == "scale" else str(value)
 
 
-def _sound(request: PictureRequest) -> PictureRequest:
+def _sound(request: ImageRequest) -> ImageRequest:
     def side(length: int) -> int:
         return max(SMALLEST_SIDE, length - length % STRIDE)
 
@@ -113,7 +113,7 @@ def _sound(request: PictureRequest) -> PictureRequest:
     )
 
 
-def alike(requests: Sequence[PictureRequest], at_once: int | None = None) -> list[list[int]]:
+def alike(requests: Sequence[ImageRequest], at_once: int | None = None) -> list[list[int]]:
     """The places of the requests that may be drawn together: of one size, sampler, steps and scale, at most `at_once`.
 
     Groups stand in the order of their first requests.
@@ -128,7 +128,7 @@ def alike(requests: Sequence[PictureRequest], at_once: int | None = None) -> lis
     ]
 
 
-def read_prompts(path: Path, defaults: PictureRequest = DEFAULTS, may_be_empty: bool = False) -> list[PictureRequest]:
+def read_prompts(path: Path, defaults: ImageRequest = DEFAULTS, may_be_empty: bool = False) -> list[ImageRequest]:
     """The prompts of a .txt, .toml or .json file, in UTF-8 (a BOM is fine).
 
     .txt: a prompt a line; empty lines and those that begin with # are left out. .toml: a table `prompt` with shared
@@ -157,13 +157,13 @@ def _wrong(path: Path, what: str, remedy: str) -> UserError:
     return UserError([Mistake(f"prompt file {path} {what}", remedy)])
 
 
-def _from_text(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
+def _from_text(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
             yield parse_line(line, defaults)
 
 
-def _from_toml(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
+def _from_toml(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     table = tomllib.loads(text).get("prompt", {})
     if not isinstance(table, Mapping):
         raise ValueError("it needs a table [prompt]")
@@ -173,7 +173,7 @@ def _from_toml(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
         yield _from_object({**shared, **subset}, defaults)
 
 
-def _from_json(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
+def _from_json(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     entries = json.loads(text)
     if not isinstance(entries, list):
         raise ValueError("it must hold a list")
@@ -181,7 +181,7 @@ def _from_json(text: str, defaults: PictureRequest) -> Iterator[PictureRequest]:
         yield parse_line(entry, defaults) if isinstance(entry, str) else _from_object(entry, defaults)
 
 
-def _from_object(entry: Any, defaults: PictureRequest) -> PictureRequest:
+def _from_object(entry: Any, defaults: ImageRequest) -> ImageRequest:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f'every entry needs a text "prompt", not {entry!r}')
     values, notes = {}, []

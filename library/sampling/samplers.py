@@ -105,7 +105,7 @@ def make_scheduler(name: str, prediction: Prediction, zero_terminal_snr: bool = 
 
 def begin_below(name: str, scheduler: Any, end: float) -> Any:
     """The timesteps (steps,) that are left of the sampler `name` when it begins at its first timestep below `end`, as
-    for a picture that is refined; the scheduler is told so. UserError if none lies there."""
+    for an image that is refined; the scheduler is told so. UserError if none lies there."""
     timesteps = scheduler.timesteps
     # a step of second order takes two places, the first of which it begins at
     start = next((place for place in range(0, len(timesteps), scheduler.order) if timesteps[place] < end), None)

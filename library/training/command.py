@@ -75,14 +75,14 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
     else:
         with large_imports():
             from library.training.session import train
-        with memory_told_to_user():
+        with explain_out_of_memory():
             train(plan, recipe)
 
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """Let SIGTERM, which front-ends and schedulers stop a run with, do what Ctrl-C does: half-written files go, and the
-    processes that prepare pictures. Only the main thread may do that, and nobody's own handler is replaced."""
+    processes that prepare images. Only the main thread may do that, and nobody's own handler is replaced."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -102,7 +102,7 @@ def make_output_safe() -> None:
 
 
 @contextmanager
-def memory_told_to_user(remedy: str = LESS_MEMORY) -> Iterator[None]:
+def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
     """Turn an exhausted memory into a message that names what saves memory."""
     import torch
 

@@ -24,8 +24,8 @@ FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and s
 
 
 @dataclass
-class Conditioning:
-    """Called with a batch, gives what the network is told of it, on the device (families.family.Conditions).
+class Conditioner:
+    """Called with a batch, gives what the network is told of it, on the device (families.family.Conditioning).
 
     `text_encoders` are those that compute. `store` None: nothing was encoded beforehand.
     """

@@ -15,14 +15,14 @@ from library.checkpoints.header import CheckpointError
 from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
 from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
-from library.training.inputs import picture_reader, training_set
+from library.training.inputs import image_reader, training_set
 from library.training.plan.text import sections
 
 if TYPE_CHECKING:
     from library.data.dataset import TrainingDataset
     from library.data.images import Geometry
     from library.data.masks import Mask
-    from library.data.reading import PictureReader
+    from library.data.reading import ImageReader
     from library.training.plan.plan import Plan
 
 EPOCHS = 3  # whose captions are shown
@@ -32,13 +32,13 @@ TOLD = ("model", "data", "captions", "buckets", "training", "length", "validatio
 def show_dataset(plan: Plan) -> Path:
     """Write the page into --output_dir, say where it is, and open it where somebody sits before a screen. Raises
     UserError if it cannot be written."""
-    dataset = training_set(plan, picture_reader(plan), None)
-    found = plan.pictures.scan
+    dataset = training_set(plan, image_reader(plan), None)
+    found = plan.images.scan
     page = Page(
         title=plan.options.saving.output_name or plan.outputs.directory.name,
-        token_limit=plan.pictures.captions.limit,
+        token_limit=plan.images.captions.limit,
         shown=[_shown(plan, dataset, index) for index in range(len(found.records))],
-        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.pictures.notes, *found.notes],
+        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.images.notes, *found.notes],
         facts=[(title, "; ".join(lines)) for title, lines in sections(plan) if title in TOLD],
     )
     path = plan.outputs.directory / "dataset.html"
@@ -59,17 +59,17 @@ def _has_screen() -> bool:
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _mask(reader: PictureReader, index: int, exact: Geometry, settings: MaskSettings) -> Mask:
+def _mask(reader: ImageReader, index: int, exact: Geometry, settings: MaskSettings) -> Mask:
     """What counts in the loss, 255 = fully: the mask as --mask_invert and --mask_floor leave it."""
     mask = reader.mask(index, exact)
     if mask is None:
-        raise ValueError("a picture without a mask")
+        raise ValueError("an image without a mask")
     counts = 255 - mask if settings.invert else mask
     return np.maximum(counts, np.uint8(round(255 * settings.floor)))
 
 
 def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
-    reader = dataset.pictures
+    reader = dataset.images
     record, placement = reader.records[index], reader.placements[index]
     subset = reader.subsets[record.subset]
     exact = reader.geometry(index)

@@ -1,4 +1,4 @@
-"""What the batches of a run are made from: pictures or their latents, captions or their encoded states."""
+"""What the batches of a run are made from: images or their latents, captions or their encoded states."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from library.data.cache import latent_cache
-from library.data.cache.text_cache import FilledTexts, fill_texts, texts_of
+from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
 from library.data.captions import vary_with_seed
 from library.data.dataset import Tokenize, TrainingDataset
-from library.data.reading import PictureReader
+from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
-from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioning
+from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
 from library.training.run import LOGGER
 from library.training.validation.plan import texts_asked
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from library.training.precache.plan import AnyPlan
 
 
-def picture_reader(plan: AnyPlan) -> PictureReader:
-    """Reads the pictures of the plan; those set aside for validation come last."""
-    pictures, found = plan.pictures, plan.pictures.scan
-    return PictureReader(pictures.all_records, pictures.all_placements, found.subsets, found.datasets)
+def image_reader(plan: AnyPlan) -> ImageReader:
+    """Reads the images of the plan; those set aside for validation come last."""
+    images, found = plan.images, plan.images.scan
+    return ImageReader(images.all_records, images.all_placements, found.subsets, found.datasets)
 
 
-def fill_latents(plan: Plan, model: Model, vae: Any, reader: PictureReader) -> latent_cache.LatentStore | None:
-    """The latents of all pictures, or None when they are made on the way. `vae` is the one that computes."""
+def fill_latents(plan: Plan, model: Model, vae: Any, reader: ImageReader) -> latent_cache.LatentStore | None:
+    """The latents of all images, or None when they are made on the way. `vae` is the one that computes."""
     if not plan.options.cache.cache_latents:
         return None
     filled = encode_latents(plan, model, vae, reader)
@@ -46,15 +46,15 @@ def encode_latents(
     plan: AnyPlan,
     model: Model,
     vae: Any,
-    reader: PictureReader,
+    reader: ImageReader,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> latent_cache.Filled:
-    """The latents of all pictures. `share`: (number, of how many processes) that do this at once."""
+) -> latent_cache.LatentCacheBuild:
+    """The latents of all images. `share`: (number, of how many processes) that do this at once."""
     options, family = plan.options.cache, plan.source.family
     to_disk = options.cache_latents_to_disk
     exact = plan.precision.vae == "fp32"
-    return latent_cache.fill(
+    return latent_cache.build_latent_cache(
         reader.records,
         reader.placements,
         reader.for_cache,
@@ -75,7 +75,7 @@ def encode_latents(
     )
 
 
-def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioning, frozen: bool) -> bool:
+def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioner, frozen: bool) -> bool:
     """Encode all captions that can occur, as far as there is room, and let `conditioning` use them. True if the text
     encoder has nothing left to do in the training.
 
@@ -95,17 +95,17 @@ def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioni
     return complete
 
 
-def _captions_are_few(plan: Plan, conditioning: Conditioning) -> bool:
+def _captions_are_few(plan: Plan, conditioning: Conditioner) -> bool:
     """Whether all captions are known at once. The length of the run has no say, or a run made longer would compute
     otherwise than one of that length."""
     if not conditioning.tokenize.padded or not _captions_stay(plan):
         return False
-    return len({record.caption for record in plan.pictures.records}) <= FEW
+    return len({record.caption for record in plan.images.records}) <= FEW
 
 
 def _captions_stay(plan: AnyPlan) -> bool:
-    """Whether every picture has one text in all epochs."""
-    chosen = [subset.captions for subset in plan.pictures.scan.subsets]
+    """Whether every image has one text in all epochs."""
+    chosen = [subset.captions for subset in plan.images.scan.subsets]
     return not any(vary_with_seed(each) or each.dropout_every_n_epochs for each in chosen)
 
 
@@ -116,16 +116,16 @@ def captions_to_come(plan: AnyPlan, dataset: TrainingDataset) -> tuple[list[str]
     requests = (request for epoch in range(1, epochs + 1) for request in plan.order.requests(epoch))
     texts, complete = texts_of(dataset.texts(requests), most)
     # last, so that the others are encoded in the same batches with a validation and without one
-    return list(dict.fromkeys([*texts, *texts_asked(plan.validation, plan.pictures)])), complete
+    return list(dict.fromkeys([*texts, *texts_asked(plan.validation, plan.images)])), complete
 
 
 def encode_captions(
     plan: AnyPlan,
     texts: Sequence[str],
-    conditioning: Conditioning,
+    conditioning: Conditioner,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> FilledTexts:
+) -> TextCacheBuild:
     """The encoded states of captions. `share`: (number, of how many processes) that do this at once."""
     options = plan.options
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
@@ -138,7 +138,7 @@ def encode_captions(
         conditioning.tokenize.weighted,
     )
     names = [module_name(encoder) for encoder in conditioning.text_encoders.values()] if to_disk else []
-    return fill_texts(
+    return build_text_cache(
         texts,
         conditioning.encode,
         encoder=" ".join(map(str, (*names, *facts))) if to_disk else "",
@@ -167,16 +167,16 @@ def tokenize_with(plan: AnyPlan) -> Tokenize:
     options = plan.options
     return Tokenize(
         plan.source.tokenizer,
-        chunks=plan.pictures.captions.limit // 75,
+        chunks=plan.images.captions.limit // 75,
         padded=not options.model.no_token_padding,
         weighted=options.caption.weighted_captions,
     )
 
 
-def training_set(plan: AnyPlan, reader: PictureReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
+def training_set(plan: AnyPlan, reader: ImageReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
     """The dataset of the plan, with latents or with pixels."""
     return TrainingDataset(
-        pictures=reader,
+        images=reader,
         tokenize=tokenize_with(plan),
         seed=plan.seed,
         steps=plan.duration.steps,

@@ -1,4 +1,4 @@
-"""Computing beside the training that leaves no trace in it: pictures and measurements while a run goes on."""
+"""Computing beside the training that leaves no trace in it: images and measurements while a run goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 @contextmanager
-def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
+def isolated_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put modules into evaluation mode, without gradients, and afterwards leave everything as it was.
 
     What is put back: the mode of every submodule by itself (parts of a trained module may be frozen), and the global

@@ -13,7 +13,7 @@ from library.objective.loss import window_share
 from library.options.mistakes import Mistake, UserError
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
-from library.training.trainable import Trained, freeze_finished, groups_of, trainable_parameters
+from library.training.trainable import Trainable, freeze_finished, groups_of, trainable_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass
 class Window:
     """What is kept of the micro-batches of one optimiser step: their shares of its loss, and for the message about a
-    loss that is not finite the pictures with the losses of their samples."""
+    loss that is not finite the images with the losses of their samples."""
 
     shares: list[torch.Tensor] = field(default_factory=list)
     samples: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Loop:
     """
 
     accelerator: Accelerator
-    trained: Trained
+    trained: Trainable
     optimizer: Any
     schedule: Any
     order: EpochOrder

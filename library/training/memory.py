@@ -18,10 +18,10 @@ from library.runtime.precision import Attention, FloatName, Precision, torch_dty
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.options.groups.memory import MemoryOptions
-    from library.training.trainable import Trained
+    from library.training.trainable import Trainable
 
 
-def prepare(model: Model, trained: Trained, precision: Precision, options: MemoryOptions) -> None:
+def prepare(model: Model, trained: Trainable, precision: Precision, options: MemoryOptions) -> None:
     """Put a loaded model into the state that training needs.
 
     The model is frozen and in evaluation mode; then the trained parts get their own format and training mode, where
@@ -40,7 +40,7 @@ def prepare(model: Model, trained: Trained, precision: Precision, options: Memor
     set_attention(model.unet, precision.attention)
 
 
-def computing(module: Any, trained: Trained, active: bool, precision: Precision, device: torch.device) -> Any:
+def computing(module: Any, trained: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:
     """The module that computes, on the device: itself where gradients go through it (`active`), else in the
     computation's format, and as a copy where its exact weights are to be written."""
     if active or precision.frozen == "fp32":
@@ -58,11 +58,11 @@ def working_copy(module: Any, dtype: FloatName, device: torch.device) -> Any:
     return copy.deepcopy(module).to(device=device, dtype=torch_dtype(dtype))
 
 
-def picture_encoder(vae: Any, precision: Precision, device: torch.device) -> Any:
-    """The VAE that turns pictures into latents, made ready for that.
+def image_encoder(vae: Any, precision: Precision, device: torch.device) -> Any:
+    """The VAE that turns images into latents, made ready for that.
 
     On a CPU its convolutions like the channels last, which changes the last bits of what they compute; and their
-    weights too, or they would be reordered for every picture (benchmarks/RESULTS.md).
+    weights too, or they would be reordered for every image (benchmarks/RESULTS.md).
     """
     copied = working_copy(vae, precision.vae, device)
     set_attention(copied, precision.attention)

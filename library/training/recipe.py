@@ -11,7 +11,7 @@ from library.options.parse import Program
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.training.plan.plan import Plan
-    from library.training.trainable import Trained
+    from library.training.trainable import Trainable
 
 Say = Callable[[str], None]
 """A line for the user."""
@@ -22,4 +22,4 @@ class Recipe:
     """`choose(model, plan, say)` is called once, with the weights loaded and nothing moved or frozen yet."""
 
     program: Program
-    choose: Callable[[Model, Plan, Say], Trained]
+    choose: Callable[[Model, Plan, Say], Trainable]

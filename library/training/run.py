@@ -34,14 +34,14 @@ class Run:
         if self.is_tracked:
             self.accelerator.log(values, step=step)
 
-    def log_images(self, pictures: Mapping[str, Image], step: int) -> None:
-        """Hand pictures to the trackers, each under its name; without trackers this does nothing."""
+    def log_images(self, images: Mapping[str, Image], step: int) -> None:
+        """Hand images to the trackers, each under its name; without trackers this does nothing."""
         import numpy
 
         for tracker in self.accelerator.trackers:
             # rows of (1, height, width, 3), which TensorBoard must be told
             arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            rows = {name: numpy.asarray(picture)[None] for name, picture in pictures.items()}
+            rows = {name: numpy.asarray(image)[None] for name, image in images.items()}
             tracker.log_images(rows, step=step, **arguments)
 
 

@@ -12,16 +12,16 @@ from tqdm import tqdm
 from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
-from library.runtime.allocator import memory_taken_ahead
-from library.training.conditioning import Conditioning
-from library.training.inputs import fill_captions, fill_latents, picture_reader, training_set
+from library.runtime.allocator import preallocate_heap
+from library.training.conditioning import Conditioner
+from library.training.inputs import fill_captions, fill_latents, image_reader, training_set
 from library.training.loading import load_model, text_settings
 from library.training.loop import Loop
 from library.training.memory import (
     computing,
     fp16_gradients,
+    image_encoder,
     loading_device,
-    picture_encoder,
     prepare,
     release_memory,
 )
@@ -33,8 +33,8 @@ from library.training.preview.preview import Preview
 from library.training.run import LOGGER, Run, open_run, set_up_console
 from library.training.saving.saver import Saver
 from library.training.saving.state import load_state, save_state
-from library.training.trainable import Trained, parameter_groups
-from library.training.training_loss import SampleLosses
+from library.training.trainable import Trainable, parameter_groups
+from library.training.training_loss import TrainingLoss
 from library.training.validation.validation import validation_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
     set_up_console(options.run)
     with (
         # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
-        memory_taken_ahead(plan.costs.weights + plan.costs.optimizer if plan.machine.is_cpu else 0),
+        preallocate_heap(plan.costs.weights + plan.costs.optimizer if plan.machine.is_cpu else 0),
         open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run,
     ):
         accelerator = run.accelerator
@@ -61,9 +61,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
         trained = recipe.choose(model, plan, LOGGER.info)
         prepare(model, trained, plan.precision, options.memory)
 
-        # the pictures: latents made beforehand or on the way, and batches in the order of the plan
-        vae = picture_encoder(model.vae, plan.precision, device)
-        reader = picture_reader(plan)
+        # the images: latents made beforehand or on the way, and batches in the order of the plan
+        vae = image_encoder(model.vae, plan.precision, device)
+        reader = image_reader(plan)
         dataset = training_set(plan, reader, fill_latents(plan, model, vae, reader))
         if options.cache.cache_latents:
             vae = None
@@ -76,7 +76,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # the captions: encoded beforehand or on the way
         model.unet.to(device)
-        context = Conditioning(
+        context = Conditioner(
             family=family,
             text_encoders={
                 name: computing(module, trained, name in trained.active, plan.precision, device)
@@ -106,7 +106,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.schedule, optimizer)
-        losses = SampleLosses(
+        losses = TrainingLoss(
             model=model,
             context=context,
             vae=vae,
@@ -162,8 +162,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             saver.finish(progress)
 
 
-def prompt_states(plan: Plan, context: Conditioning, autocast: Autocast) -> PromptStates:
-    """What makes the states of prompts for pictures while training; those known by now are made at once, as the text
+def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> PromptStates:
+    """What makes the states of prompts for images while training; those known by now are made at once, as the text
     encoder may be gone later."""
     states = PromptStates(
         family=context.family,
@@ -180,7 +180,7 @@ def prompt_states(plan: Plan, context: Conditioning, autocast: Autocast) -> Prom
 def preview_of(
     plan: Plan,
     model: Model,
-    trained: Trained,
+    trained: Trainable,
     prompts: PromptStates,
     vae: Any,
     dataset: TrainingDataset,
@@ -188,7 +188,7 @@ def preview_of(
     optimizer: Any,
     say: Callable[[str], None],
 ) -> Preview:
-    """Pictures while training, drawn with the weights that a file saved then would hold; `vae` is the one that
+    """Images while training, drawn with the weights that a file saved then would hold; `vae` is the one that
     computes."""
     modules = [*model.modules().values(), *(part.module for part in trained.parts)]
     return Preview(
@@ -200,7 +200,7 @@ def preview_of(
             vae=vae,
             vae_format=plan.precision.vae,
             device=run.accelerator.device,
-            starts=starts_of(plan, model, vae, dataset.pictures, dataset.latents),
+            starts=starts_of(plan, model, vae, dataset.images, dataset.latents),
             strength=plan.options.objective.refiner_training_strength,
             autocast=run.accelerator.autocast,
             release=partial(release_memory, plan.options.memory),

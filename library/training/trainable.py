@@ -73,7 +73,7 @@ def _no_values() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trainable:
     """What a recipe trains of a model.
 
     `active`: the modules of the model that gradients go through (unet, text_encoder). `write(path, step, epoch)` writes

@@ -15,11 +15,11 @@ from library.objective.objective import Objective
 from library.runtime.seeds import torch_generator
 
 if TYPE_CHECKING:
-    from library.families.family import Conditions, Model
+    from library.families.family import Conditioning, Model
 
 
 @dataclass
-class SampleLosses:
+class TrainingLoss:
     """Called with a batch, gives the loss of each of its samples.
 
     `context` gives what the network is told of a batch. `vae` is the one that computes: the model's own, or a copy in
@@ -27,9 +27,9 @@ class SampleLosses:
     """
 
     model: Model
-    context: Callable[[Batch], Conditions]
+    context: Callable[[Batch], Conditioning]
     vae: Any
-    objective: Objective[Conditions]
+    objective: Objective[Conditioning]
     seed: int
     device: torch.device
 

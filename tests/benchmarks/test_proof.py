@@ -13,7 +13,7 @@ from benchmarks.full_size_xl import original_tensors, random_tensor
 from library.checkpoints.writer import header_bytes, in_file_order
 
 # tensors and bytes of sd_xl_base_1.0.safetensors and sd_xl_refiner_1.0.safetensors on huggingface.co/stabilityai, whose
-# metadata holds a picture of under 50 kB
+# metadata holds an image of under 50 kB
 PUBLISHED = {"sdxl": (2515, 6_938_078_334), "refiner": (1858, 6_075_981_930)}
 
 

@@ -56,13 +56,13 @@ def test_what_was_not_given_is_not_written() -> None:
 
 
 def test_a_thumbnail_becomes_a_data_url(tmp_path: Path) -> None:
-    picture = tmp_path / "thumb.png"
-    Image.new("RGB", (4, 4), "red").save(picture)
-    url = minimal(thumbnail=str(picture))["modelspec.thumbnail"]
+    image = tmp_path / "thumb.png"
+    Image.new("RGB", (4, 4), "red").save(image)
+    url = minimal(thumbnail=str(image))["modelspec.thumbnail"]
     head, _, body = url.partition(",")
-    assert head == "data:image/png;base64" and base64.b64decode(body) == picture.read_bytes()
+    assert head == "data:image/png;base64" and base64.b64decode(body) == image.read_bytes()
     assert minimal(thumbnail=url)["modelspec.thumbnail"] == url
     with pytest.raises(CheckpointError, match=r"missing\.png: cannot be read"):
         minimal(thumbnail=str(tmp_path / "missing.png"))
-    with pytest.raises(CheckpointError, match="not a picture"):
+    with pytest.raises(CheckpointError, match="not an image"):
         minimal(thumbnail="notes.txt")

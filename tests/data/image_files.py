@@ -1,4 +1,4 @@
-"""Pictures, records and descriptions of data sets for the tests of this room."""
+"""Images, records and descriptions of data sets for the tests of this room."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 
 
 def noise(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A picture (width, height) that no resize, flip or crop leaves as it is."""
+    """An image (width, height) that no resize, flip or crop leaves as it is."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
     return Image.fromarray(values if channels > 1 else values[:, :, 0], mode)
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48), caption: str | None = None, **keywords: Any) -> Path:
-    """Write a picture and, if given, its .txt caption; folders are made."""
+    """Write an image and, if given, its .txt caption; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise(size, seed=sum(path.name.encode())).save(path, **keywords)
     if caption is not None:

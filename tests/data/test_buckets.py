@@ -1,4 +1,4 @@
-"""The list of buckets and where a picture goes, against a plain writing of the rules of sd-scripts and SimpleTuner."""
+"""The list of buckets and where an image goes, against a plain writing of the rules of sd-scripts and SimpleTuner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRIDS = [
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """What a table reads of a record."""
 
     name: str
@@ -40,8 +40,8 @@ class Picture:
         return Path(self.name)
 
 
-def table_of(pictures: list[Any], *chosen: BucketSettings, batch_size: int = 1) -> BucketTable:
-    return make_table(pictures, [DatasetSpec("data.toml, line 3", each, (), batch_size) for each in chosen])
+def table_of(images: list[Any], *chosen: BucketSettings, batch_size: int = 1) -> BucketTable:
+    return make_table(images, [DatasetSpec("data.toml, line 3", each, (), batch_size) for each in chosen])
 
 
 def plain_buckets(resolution: Size, m: int, M: int, s: int) -> list[Size]:
@@ -61,7 +61,7 @@ def plain_buckets(resolution: Size, m: int, M: int, s: int) -> list[Size]:
 
 
 def plain_cover(size: Size, bucket: Size) -> Size:
-    """Match the height if the picture is wider than the bucket, else the width."""
+    """Match the height if the image is wider than the bucket, else the width."""
     w, h = size
     scale = bucket[1] / h if w / h > bucket[0] / bucket[1] else bucket[0] / w
     return int(w * scale + 0.5), int(h * scale + 0.5)
@@ -184,7 +184,7 @@ def test_the_area_is_that_of_a_resolution_that_is_no_square() -> None:
     assert placement is not None and placement.bucket == (1024, 1024)
 
 
-def test_without_buckets_every_picture_covers_the_resolution() -> None:
+def test_without_buckets_every_image_covers_the_resolution() -> None:
     for size in random_sizes(10_000, 1, seed=6):
         placement = assign(size, BucketSettings((512, 768)), [])
         assert placement is not None and placement.bucket == (512, 768)
@@ -196,7 +196,7 @@ def test_without_buckets_every_picture_covers_the_resolution() -> None:
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_pictures_are_shrunk_before_the_crop_but_never_below_the_bucket(enabled: bool) -> None:
+def test_images_are_shrunk_before_the_crop_but_never_below_the_bucket(enabled: bool) -> None:
     area = BucketSettings((512, 512), enabled, rule="area", shrink_to=768.0**2)
     edge = BucketSettings((512, 512), enabled, rule="shorter_edge", shrink_to=768.0)
     shrunk = 0
@@ -218,25 +218,25 @@ def test_pictures_are_shrunk_before_the_crop_but_never_below_the_bucket(enabled:
     assert shrunk > 1000
 
 
-def test_a_known_picture_is_shrunk() -> None:
+def test_a_known_image_is_shrunk() -> None:
     chosen = BucketSettings((1024, 1024), rule="area", shrink_to=1280.0**2)
     placement = assign((4096, 4096), chosen, [])
     assert placement is not None and (placement.bucket, placement.resized) == ((1024, 1024), (1280, 1280))
 
 
 def test_a_side_without_room_is_named_and_nothing_else_is_dropped() -> None:
-    thin, small = Picture("thin.png", (2000, 40)), Picture("one.png", (300, 300), repeats=3)
+    thin, small = Image("thin.png", (2000, 40)), Image("one.png", (300, 300), repeats=3)
     table = table_of([small, thin], BucketSettings((512, 512), True, True))
     assert len(table.mistakes) == 1 and "thin.png (2000x40)" in table.mistakes[0].what
     assert "data.toml, line 3" in table.mistakes[0].what
-    assert table.samples == {(0, (256, 256)): 3} and table.pictures == {(0, (256, 256)): 1}
+    assert table.samples == {(0, (256, 256)): 3} and table.images == {(0, (256, 256)): 1}
 
 
 def test_the_table_counts() -> None:
     sizes = [(640, 480), (600, 450), (512, 512), (100, 100)]
-    pictures = [Picture(f"{index}.png", size, repeats=index + 1) for index, size in enumerate(sizes)]
-    table = table_of(pictures, BucketSettings((512, 512), True))
-    assert table.pictures == {(0, (512, 512)): 2, (0, (576, 448)): 2}
+    images = [Image(f"{index}.png", size, repeats=index + 1) for index, size in enumerate(sizes)]
+    table = table_of(images, BucketSettings((512, 512), True))
+    assert table.images == {(0, (512, 512)): 2, (0, (576, 448)): 2}
     assert table.samples == {(0, (512, 512)): 7, (0, (576, 448)): 3}
     assert table.enlarged == 1 and len(table.placements) == 4
     assert list(table.samples) == sorted(table.samples)
@@ -250,29 +250,29 @@ def test_each_dataset_has_its_own_buckets() -> None:
         BucketSettings((512, 512), True, rule="area"),
         BucketSettings((640, 640)),
     )
-    pictures = [Picture(f"{index}.png", size, index % 3 + 1, index % 4) for index, size in enumerate(sizes)]
-    table = table_of(pictures, *chosen)
+    images = [Image(f"{index}.png", size, index % 3 + 1, index % 4) for index, size in enumerate(sizes)]
+    table = table_of(images, *chosen)
     samples: Counter[tuple[int, Size]] = Counter()
-    for picture, placement in zip(pictures, table.placements, strict=True):
-        settings = chosen[picture.dataset]
-        assert placement == assign(picture.size, settings, bucket_list(settings))
-        samples[picture.dataset, placement.bucket] += picture.repeats
+    for image, placement in zip(images, table.placements, strict=True):
+        settings = chosen[image.dataset]
+        assert placement == assign(image.size, settings, bucket_list(settings))
+        samples[image.dataset, placement.bucket] += image.repeats
     assert table.samples == samples and list(table.samples) == sorted(samples)
     assert {bucket for dataset, bucket in table.samples if dataset == 3} == {(640, 640)}
 
 
 @pytest.mark.parametrize("no_upscale", [False, True])
-def test_no_picture_is_dropped_because_its_bucket_is_smaller_than_a_batch(no_upscale: bool) -> None:
-    pictures = [Picture(f"{index}.png", size, index % 2 + 1) for index, size in enumerate(random_sizes(60))]
-    table = table_of(pictures, BucketSettings((512, 512), True, no_upscale), batch_size=16)
-    assert len(table.placements) == len(pictures) and min(table.samples.values()) < 16
-    assert sum(table.pictures.values()) == 60 and sum(table.samples.values()) == 90
+def test_no_image_is_dropped_because_its_bucket_is_smaller_than_a_batch(no_upscale: bool) -> None:
+    images = [Image(f"{index}.png", size, index % 2 + 1) for index, size in enumerate(random_sizes(60))]
+    table = table_of(images, BucketSettings((512, 512), True, no_upscale), batch_size=16)
+    assert len(table.placements) == len(images) and min(table.samples.values()) < 16
+    assert sum(table.images.values()) == 60 and sum(table.samples.values()) == 90
     order = EpochOrder(
-        [0] * len(pictures),
+        [0] * len(images),
         [placement.bucket for placement in table.placements],
-        [picture.repeats for picture in pictures],
+        [image.repeats for image in images],
         batch_sizes=[16],
         seed=1,
     )
     drawn = Counter(sample for request in order.requests(1) for sample in request.samples)
-    assert drawn == {(index, turn): 1 for index, picture in enumerate(pictures) for turn in range(picture.repeats)}
+    assert drawn == {(index, turn): 1 for index, image in enumerate(images) for turn in range(image.repeats)}

@@ -103,8 +103,8 @@ def shown(path: str = "/data/10_dog/a.png", bucket: tuple[int, int] = (64, 96), 
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def written(path: Path, *pictures: Shown, most: int = 2000, **changes: object) -> Element:
-    page = replace(Page("Dogs", 75, pictures), **changes)  # type: ignore[arg-type]
+def written(path: Path, *images: Shown, most: int = 2000, **changes: object) -> Element:
+    page = replace(Page("Dogs", 75, images), **changes)  # type: ignore[arg-type]
     write_page(path / "sheet.html", page, most=most)
     return parse((path / "sheet.html").read_text(encoding="utf-8"))
 
@@ -169,8 +169,8 @@ def test_the_crop_and_its_mask_are_shown(tmp_path: Path) -> None:
     assert "mask 50 %" in card.text
 
 
-def test_the_more_pictures_the_smaller_they_are_shown(tmp_path: Path) -> None:
-    sides = [longest_side(pictures) for pictures in (1, 100, 101, 400, 401, 2000)]
+def test_the_more_images_the_smaller_they_are_shown(tmp_path: Path) -> None:
+    sides = [longest_side(images) for images in (1, 100, 101, 400, 401, 2000)]
     assert sides == sorted(sides, reverse=True) and sides[0] > sides[-1] and sides[-1] <= 160
     root = written(tmp_path, shown(bucket=(512, 1024)), shown(bucket=(64, 96)))
     assert [decoded(image.attributes["src"]).shape for image in root.all("img")] == [
@@ -181,7 +181,7 @@ def test_the_more_pictures_the_smaller_they_are_shown(tmp_path: Path) -> None:
 
 def test_what_cannot_be_opened_is_shown_as_such(tmp_path: Path) -> None:
     def broken() -> np.ndarray:
-        raise UserError([Mistake("picture a.png <cannot> be decoded", "repair it")])
+        raise UserError([Mistake("image a.png <cannot> be decoded", "repair it")])
 
     def odd() -> np.ndarray:
         raise RuntimeError
@@ -190,14 +190,12 @@ def test_what_cannot_be_opened_is_shown_as_such(tmp_path: Path) -> None:
         tmp_path, shown(pixels=broken), shown(pixels=odd), shown(), shown(mask=lambda: np.zeros((9, 8), np.uint8))
     )
     said = [card.text for card in root.all("article")]
-    assert (
-        "Cannot be opened" in said[0] and "picture a.png <cannot> be decoded" in said[0] and "repair it" not in said[0]
-    )
+    assert "Cannot be opened" in said[0] and "image a.png <cannot> be decoded" in said[0] and "repair it" not in said[0]
     assert "Cannot be opened" in said[1] and "RuntimeError" in said[1]
     assert "annot be opened" not in said[2]
     assert "mask cannot be used" in said[3]
     assert [len(card.all("img")) for card in root.all("article")] == [0, 0, 1, 1]
-    assert "2 pictures cannot be opened" in root.one("section", class_="problems").text
+    assert "2 images cannot be opened" in root.one("section", class_="problems").text
 
 
 def test_equal_captions_of_epochs_are_shown_once(tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_what_a_cut_caption_loses_is_marked(tmp_path: Path) -> None:
     assert cut.one("bdi", class_="words").text == "seen and unseen"
     assert "76 of 75 tokens, cut" in cut.text and "cut" in cut.attributes["data-flags"]
     assert whole.attributes["data-flags"] == "" and not whole.all("s")
-    assert "1 picture has a caption longer than 75 tokens" in root.one("section", class_="problems").text
+    assert "1 image has a caption longer than 75 tokens" in root.one("section", class_="problems").text
 
 
 def test_every_kind_of_problem_is_told(tmp_path: Path) -> None:
@@ -248,7 +246,7 @@ def test_every_kind_of_problem_is_told(tmp_path: Path) -> None:
     assert "50 % cut away (from left 32, top 0), score 6.5" in root.all("article")[1].text
     problems = root.one("section", class_="problems")
     assert problems.one("h2").text == "6 things to look at"
-    assert "the folder holds a film" in problems.text and "1 picture has no mask" in problems.text
+    assert "the folder holds a film" in problems.text and "1 image has no mask" in problems.text
     offered = {option.attributes["value"] for option in root.one("select", id="flag").all("option")}
     assert offered == {"", *flags} and {button.attributes["data-value"] for button in problems.all("button")} == {
         *flags
@@ -260,66 +258,66 @@ def test_a_page_without_problems_says_so(tmp_path: Path) -> None:
     assert root.one("section", class_="problems").text == "No problems found"
 
 
-def test_totals_count_every_picture_and_repeat(tmp_path: Path) -> None:
-    pictures = [
+def test_totals_count_every_image_and_repeat(tmp_path: Path) -> None:
+    images = [
         shown(repeats=10),
         shown(repeats=2, bucket=(96, 64)),
         shown(repeats=7, is_reg=True, weight=0.5, subset="reg"),
     ]
-    root = written(tmp_path, *pictures)
+    root = written(tmp_path, *images)
     tiles = [tile.text for tile in root.one("ul", class_="tiles").all("li")]
     assert tiles == [
-        "2 training pictures", "12 training samples an epoch", "1 regularisation picture",
+        "2 training images", "12 training samples an epoch", "1 regularisation image",
         "7 regularisation samples an epoch", "2 buckets", "2 subsets",
     ]  # fmt: skip
     rows = [row.attributes["title"] for row in root.one("ol", class_="rows").all("button")]
-    assert rows == ["64×96: 2 pictures, 17 samples an epoch", "96×64: 1 picture, 2 samples an epoch"]
+    assert rows == ["64×96: 2 images, 17 samples an epoch", "96×64: 1 image, 2 samples an epoch"]
     reg = root.one("article", data_kind="reg")
     assert "regularisation" in reg.text and "weight 0.5" in reg.text and "7 ×" in reg.text
     bars = [title.text for title in root.all("title") if title.text.startswith("repeats")]
-    assert bars == ["repeats 2: 1 picture", "repeats 7: 1 picture, 1 of them regularisation", "repeats 10: 1 picture"]
+    assert bars == ["repeats 2: 1 image", "repeats 7: 1 image, 1 of them regularisation", "repeats 10: 1 image"]
 
 
 @pytest.mark.parametrize("lengths", [[0, 1, 75], [5, 5, 6, 76], [75, 76, 100_000], [], [300, 2]])
-def test_charts_count_every_picture_once(tmp_path: Path, lengths: list[int]) -> None:
-    pictures = [
+def test_charts_count_every_image_once(tmp_path: Path, lengths: list[int]) -> None:
+    images = [
         shown(captions=(ShownCaption("x", length),), repeats=place + 1) for place, length in enumerate(lengths * 7)
     ]
-    root = written(tmp_path, *pictures, most=1)
+    root = written(tmp_path, *images, most=1)
     for word in ("tokens:", "repeats"):
         bars = [title.text for title in root.all("title") if word in title.text]
-        assert sum(int(re.findall(r": (\d+) picture", bar)[0]) for bar in bars) == len(pictures)
+        assert sum(int(re.findall(r": (\d+) image", bar)[0]) for bar in bars) == len(images)
     over = sum(length > 75 for length in lengths * 7)
     bars = [group.one("title").text for group in root.all("g") if group.all("rect", class_="over")]
-    assert sum(int(re.findall(r": (\d+) picture", bar)[0]) for bar in bars) == over
+    assert sum(int(re.findall(r": (\d+) image", bar)[0]) for bar in bars) == over
 
 
-def test_too_many_pictures_are_sampled_and_that_is_told(tmp_path: Path) -> None:
+def test_too_many_images_are_sampled_and_that_is_told(tmp_path: Path) -> None:
     opened = []
 
     def read() -> np.ndarray:
         opened.append(1)
         return colour((64, 96))()
 
-    pictures = [shown(f"/d/{place}.png", pixels=read, captions=(ShownCaption("x", 99),)) for place in range(60)]
-    pictures += [shown(f"/d/wide{place}.png", bucket=(96, 64), pixels=read) for place in range(40)]
-    root = written(tmp_path, *pictures, shown("/d/rare.png", bucket=(32, 32), pixels=read), most=10)
+    images = [shown(f"/d/{place}.png", pixels=read, captions=(ShownCaption("x", 99),)) for place in range(60)]
+    images += [shown(f"/d/wide{place}.png", bucket=(96, 64), pixels=read) for place in range(40)]
+    root = written(tmp_path, *images, shown("/d/rare.png", bucket=(32, 32), pixels=read), most=10)
     names = [card.one("h3").text for card in root.all("article")]
     assert names[0] == "rare.png" and len(names) == len(opened) == 1 + 5 + 3
     assert names[1:6] == ["6.png", "18.png", "30.png", "42.png", "54.png"]  # the middles of five equal parts
     heads = [section.one("h2").text for section in root.all("section", class_="bucket")]
     assert heads[1:] == [
-        "64 × 96 5 of 60 pictures shown, evenly spaced, 60 samples an epoch",
-        "96 × 64 3 of 40 pictures shown, evenly spaced, 40 samples an epoch",
+        "64 × 96 5 of 60 images shown, evenly spaced, 60 samples an epoch",
+        "96 × 64 3 of 40 images shown, evenly spaced, 40 samples an epoch",
     ]
     problems = root.one("section", class_="problems")
-    assert "9 pictures of 101 have been opened" in problems.text and "The other 92 count" in problems.text
-    assert "60 pictures have captions longer" in problems.text and "show the 5 that are below" in problems.text
+    assert "9 images of 101 have been opened" in problems.text and "The other 92 count" in problems.text
+    assert "60 images have captions longer" in problems.text and "show the 5 that are below" in problems.text
     assert len(problems.all("li", class_="warn")[0].all("a")) == 5 and "/d/59.png" in problems.text
-    assert "101 training pictures" in root.one("ul", class_="tiles").text
+    assert "101 training images" in root.one("ul", class_="tiles").text
 
 
-def test_every_picture_with_a_problem_is_named_or_counted(tmp_path: Path) -> None:
+def test_every_image_with_a_problem_is_named_or_counted(tmp_path: Path) -> None:
     root = written(tmp_path, *[shown(f"{place}.png", captions=()) for place in range(1234)], most=1)
     names = root.one("section", class_="problems").one("ol").all("li")
     assert names[-1].text == f"and {1234 - (len(names) - 1):,} more"
@@ -338,7 +336,7 @@ def test_samples_are_even_and_stay_near_the_limit(most: int) -> None:
     assert sample(buckets, 1000) == buckets
 
 
-def test_a_page_without_pictures_can_be_written(tmp_path: Path) -> None:
+def test_a_page_without_images_can_be_written(tmp_path: Path) -> None:
     root = written(tmp_path, problems=["nothing was found"])
     assert not root.all("article") and "nothing was found" in root.text
 
@@ -366,10 +364,10 @@ def test_ticks_are_round(most: int, ticks: list[int]) -> None:
 
 
 def test_words_for_numbers() -> None:
-    assert (count(1, "picture"), count(0, "picture"), count(1234, "picture")) == (
-        "1 picture",
-        "0 pictures",
-        "1,234 pictures",
+    assert (count(1, "image"), count(0, "image"), count(1234, "image")) == (
+        "1 image",
+        "0 images",
+        "1,234 images",
     )
     assert (epochs([2]), epochs([1, 2]), epochs([1, 2, 3]), epochs([1, 3, 4])) == (
         "epoch 2",

@@ -19,7 +19,7 @@ from library.data.buckets import make_table
 from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
 from library.data.order import BatchRequest, EpochOrder, Sample
-from library.data.reading import PictureReader
+from library.data.reading import ImageReader
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
 from library.options.mistakes import UserError
 from tests.data.image_files import record, save
@@ -50,23 +50,23 @@ def dataset(
         for index, size in enumerate(SIZES)
     ]
     table = make_table(records, [whole])
-    reader = PictureReader(tuple(records), table.placements, (spec,), (whole,))
+    reader = ImageReader(tuple(records), table.placements, (spec,), (whole,))
     return TrainingDataset(reader, tokenize, seed=5, steps=100, prior_loss_weight=0.25)  # type: ignore[arg-type]
 
 
 def with_settings(data: TrainingDataset, **settings: Any) -> TrainingDataset:
-    """The same pictures under other settings of their subset."""
-    (spec,) = data.pictures.subsets
-    return replace(data, pictures=replace(data.pictures, subsets=(replace(spec, **settings),)))
+    """The same images under other settings of their subset."""
+    (spec,) = data.images.subsets
+    return replace(data, images=replace(data.images, subsets=(replace(spec, **settings),)))
 
 
 def with_records(data: TrainingDataset, places: Sequence[int], **first: Any) -> TrainingDataset:
     """These of the records; `first` changes the last of them."""
-    reader = data.pictures
+    reader = data.images
     records = [reader.records[place] for place in places]
     records[-1] = replace(records[-1], **first)
     placements = tuple(reader.placements[place] for place in places)
-    return replace(data, pictures=replace(reader, records=tuple(records), placements=placements))
+    return replace(data, images=replace(reader, records=tuple(records), placements=placements))
 
 
 ALL: dict[str, Any] = {"captions": CaptionSettings(True, 1, 0.2), "images": ImageSettings(True, True, True)}
@@ -74,9 +74,9 @@ ALL: dict[str, Any] = {"captions": CaptionSettings(True, 1, 0.2), "images": Imag
 
 def order(data: TrainingDataset, batch_size: int = 2) -> EpochOrder:
     return EpochOrder(
-        [record.dataset for record in data.pictures.records],
-        [placement.bucket for placement in data.pictures.placements],
-        [record.repeats for record in data.pictures.records],
+        [record.dataset for record in data.images.records],
+        [placement.bucket for placement in data.images.placements],
+        [record.repeats for record in data.images.records],
         batch_sizes=[batch_size],
         accumulation=2,
         seed=data.seed,
@@ -101,7 +101,7 @@ def test_a_batch_holds_what_the_request_says(tmp_path: Path) -> None:
     batch = data[request]
     assert batch.pixels is not None and batch.latents is None and len(batch) == 2
     assert batch.pixels.shape == (2, 3, 64, 64) and batch.pixels.dtype == torch.float32
-    assert torch.equal(batch.pixels[0], torch.from_numpy(images.to_float(images.load(data.pictures.records[0].path))))
+    assert torch.equal(batch.pixels[0], torch.from_numpy(images.to_float(images.load(data.images.records[0].path))))
     assert batch.input_ids.shape == (2, 1, 77) and batch.input_ids.dtype == torch.int64
     assert batch.weights.tolist() == [1.0, 0.25] and batch.weights.dtype == torch.float32
     assert batch.is_reg.tolist() == [False, True]
@@ -112,7 +112,7 @@ def test_a_batch_holds_what_the_request_says(tmp_path: Path) -> None:
     assert batch.paths == (str(tmp_path / "0.png"), str(tmp_path / "4.png"))
 
 
-def test_a_picture_without_a_score_has_that_of_the_run(tmp_path: Path) -> None:
+def test_a_image_without_a_score_has_that_of_the_run(tmp_path: Path) -> None:
     data = with_records(dataset(tmp_path), [0, 2], score=0.0)
     request = request_of(1, (64, 64), ((0, 0), (1, 0)))
     score = data[request].score
@@ -120,11 +120,11 @@ def test_a_picture_without_a_score_has_that_of_the_run(tmp_path: Path) -> None:
     assert replace(data, score=5.5)[request].score.tolist() == [5.5, 0.0]
 
 
-def test_draws_belong_to_epoch_picture_and_repeat(tmp_path: Path) -> None:
+def test_draws_belong_to_epoch_image_and_repeat(tmp_path: Path) -> None:
     data = dataset(tmp_path, **ALL)
 
     def sample(epoch: int, index: int, repeat: int, first: int) -> Batch:
-        return data[request_of(epoch, data.pictures.placements[index].bucket, ((index, repeat),), first)]
+        return data[request_of(epoch, data.images.placements[index].bucket, ((index, repeat),), first)]
 
     assert_same(replace(sample(1, 1, 0, 0), sample_index=torch.tensor([9])), sample(1, 1, 0, 9))
     variants = [sample(epoch, 1, repeat, 0) for epoch in range(1, 9) for repeat in range(2)]
@@ -144,7 +144,7 @@ def test_one_augmentation_leaves_the_draws_of_another_alone(tmp_path: Path) -> N
 def test_an_index_that_moves_changes_no_draw(tmp_path: Path) -> None:
     data = dataset(tmp_path, **ALL)
     fewer = with_records(data, range(1, 5))
-    bucket = data.pictures.placements[1].bucket
+    bucket = data.images.placements[1].bucket
     for repeat in range(2):
         before = data[request_of(2, bucket, ((1, repeat),))]
         assert_same(before, fewer[request_of(2, bucket, ((0, repeat),))])
@@ -152,7 +152,7 @@ def test_an_index_that_moves_changes_no_draw(tmp_path: Path) -> None:
 
 def test_latents_are_flipped_by_the_coin_of_the_pixels(tmp_path: Path) -> None:
     pixels = dataset(tmp_path, images=ImageSettings(flip=True))
-    plain = tuple(torch.zeros(4, p.bucket[1] // 8, p.bucket[0] // 8) for p in pixels.pictures.placements)
+    plain = tuple(torch.zeros(4, p.bucket[1] // 8, p.bucket[0] // 8) for p in pixels.images.placements)
     store = MemoryLatents(plain, tuple(one + 1 for one in plain))
     cached = replace(pixels, latents=store)
     straight = with_settings(pixels, images=ImageSettings())
@@ -186,7 +186,7 @@ def test_workers_change_nothing_and_live_on(tmp_path: Path) -> None:
             assert_same(one, other)
     assert torch.equal(torch.rand(1), expected_next)  # the loader draws nothing from the global generator
     # what goes wrong over there comes home as a message
-    data.pictures.records[1].path.write_bytes(b"overwritten during the run")
+    data.images.records[1].path.write_bytes(b"overwritten during the run")
     for loader in (alone, workers):
         with pytest.raises(UserError, match=r"1\.png cannot be decoded") as caught:
             list(loader.batches(epochs.requests(3)))
@@ -219,13 +219,13 @@ def test_the_next_epoch_is_asked_for_before_this_one_ends(tmp_path: Path) -> Non
     assert asked.count(2) >= 2
 
 
-def test_masks_follow_the_pictures_and_a_missing_one_counts_fully(tmp_path: Path) -> None:
-    """Pictures that are their own masks: at one pixel a latent both must show the same, however they are varied."""
+def test_masks_follow_the_images_and_a_missing_one_counts_fully(tmp_path: Path) -> None:
+    """Images that are their own masks: at one pixel a latent both must show the same, however they are varied."""
     images = ImageSettings(random_crop=True, flip=True)
     data = replace(dataset(tmp_path / "train", images=images, mask_dir=tmp_path / "train"), stride=1)
-    reader = data.pictures
+    reader = data.images
     own = tuple(replace(one, mask=one.name if index != 4 else None) for index, one in enumerate(reader.records))
-    data = replace(data, pictures=replace(reader, records=own))
+    data = replace(data, images=replace(reader, records=own))
     for request in order(data).requests(3):
         batch = data[request]
         assert batch.pixels is not None and batch.mask is not None
@@ -236,7 +236,7 @@ def test_masks_follow_the_pictures_and_a_missing_one_counts_fully(tmp_path: Path
                 assert torch.allclose(mask[0], pixels[0] / 2 + 0.5, atol=1e-6)
 
 
-def test_inverted_masks_leave_pictures_without_one_alone(tmp_path: Path) -> None:
+def test_inverted_masks_leave_images_without_one_alone(tmp_path: Path) -> None:
     data = replace(dataset(tmp_path, mask_dir=tmp_path), missing_mask=0.0)
     batch = data[request_of(1, (64, 64), ((0, 0),))]
     assert batch.mask is not None and torch.equal(batch.mask, torch.zeros(1, 1, 8, 8))

@@ -1,4 +1,4 @@
-"""Pixels come out as the picture shows them, whatever the file holds."""
+"""Pixels come out as the image shows them, whatever the file holds."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("RGB", (2, 1), (10, 10, 10)) if mode != "P" else Image.new("P", (2, 1), 0)
+    image = Image.new("RGB", (2, 1), (10, 10, 10)) if mode != "P" else Image.new("P", (2, 1), 0)
     if mode == "P":
-        picture.putpalette([10, 10, 10, 90, 90, 90])
-        picture.putpixel((1, 0), 1)
-        picture.save(tmp_path / "a.png", transparency=0)
+        image.putpalette([10, 10, 10, 90, 90, 90])
+        image.putpixel((1, 0), 1)
+        image.save(tmp_path / "a.png", transparency=0)
     else:
-        picture = picture.convert(mode)
-        picture.putpixel((1, 0), 90 if mode == "L" else (90, 90, 90))
-        picture.save(tmp_path / "a.png", transparency=10 if mode == "L" else (10, 10, 10))
+        image = image.convert(mode)
+        image.putpixel((1, 0), 90 if mode == "L" else (90, 90, 90))
+        image.save(tmp_path / "a.png", transparency=10 if mode == "L" else (10, 10, 10))
     assert images.load(tmp_path / "a.png")[0].tolist() == [[255] * 3, [90] * 3]
 
 
@@ -68,7 +68,7 @@ def write_png(path: Path, depth: int, kind: int, row: bytes, transparent: bytes)
     return path
 
 
-def test_a_transparent_value_is_as_deep_as_its_picture(tmp_path: Path) -> None:
+def test_a_transparent_value_is_as_deep_as_its_image(tmp_path: Path) -> None:
     grey_4 = write_png(tmp_path / "4.png", 4, 0, b"\x5a", struct.pack(">H", 5))  # 5 and 10 of 15
     assert images.load(grey_4, background=(1, 2, 3))[0].tolist() == [[1, 2, 3], [170] * 3]
     grey_2 = write_png(tmp_path / "2.png", 2, 0, b"\xb0", struct.pack(">H", 2))  # 2 and 3 of 3
@@ -133,12 +133,12 @@ def test_of_a_film_the_first_frame_is_taken(tmp_path: Path, ending: str) -> None
 
 @pytest.mark.parametrize("ending", ["bmp", "gif", "jpg", "png", "tif", "webp", "avif"])
 def test_every_format_shows_its_colours_and_sides(tmp_path: Path, ending: str) -> None:
-    picture = Image.new("RGB", (64, 32), (20, 120, 220))
-    picture.paste((220, 120, 20), (0, 0, 32, 32))  # left half
+    image = Image.new("RGB", (64, 32), (20, 120, 220))
+    image.paste((220, 120, 20), (0, 0, 32, 32))  # left half
     path = tmp_path / f"a.{ending}"
     if ending not in {e.lstrip(".") for e in Image.registered_extensions()}:
         pytest.skip(f"this Pillow has no {ending}")
-    picture.save(path, quality=95)
+    image.save(path, quality=95)
     pixels = images.load(path, (64, 32)).astype(int)
     assert np.abs(pixels[16, 8] - (220, 120, 20)).max() <= 8
     assert np.abs(pixels[16, 56] - (20, 120, 220)).max() <= 8
@@ -165,7 +165,7 @@ def test_names_of_any_script_are_opened(tmp_path: Path) -> None:
         assert images.load(tmp_path / name, (12, 8)).shape == (8, 12, 3)
 
 
-def test_a_damaged_or_changed_picture_is_named(tmp_path: Path) -> None:
+def test_a_damaged_or_changed_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise((20, 10)).save(path)
     assert images.load(path, (20, 10)).shape == (10, 20, 3)
@@ -250,9 +250,9 @@ def test_what_a_sample_shows_is_scaled_then_cut_then_mirrored() -> None:
     assert np.array_equal(shown, cv2.resize(pixels, (40, 30), interpolation=cv2.INTER_AREA)[2:26, 4:36][:, ::-1])
 
 
-def test_the_crop_is_told_where_it_was_made_and_mirrored_with_the_picture() -> None:
+def test_the_crop_is_told_where_it_was_made_and_mirrored_with_the_image() -> None:
     assert images.crop_ltrb(Geometry((597, 448), (10, 0), (576, 448))) == (10, 0, 586, 448)
-    # the mirrored picture, 597 wide, cut 11 from its left, is the mirrored crop
+    # the mirrored image, 597 wide, cut 11 from its left, is the mirrored crop
     assert images.crop_ltrb(Geometry((597, 448), (10, 0), (576, 448), True)) == (11, 0, 587, 448)
     pixels = np.asarray(noise((597, 448)))
     shown = Geometry((597, 448), (10, 0), (576, 448), True)
@@ -277,7 +277,7 @@ def test_a_face_crop_holds_as_many_faces_as_asked_with_the_face_in_the_middle() 
     assert closer.resized == (1638, 1229) and closer.offset == (1229 - 256, 328 - 256)
 
 
-def test_a_face_crop_draws_its_scale_from_the_range_and_stays_in_the_picture() -> None:
+def test_a_face_crop_draws_its_scale_from_the_range_and_stays_in_the_image() -> None:
     widths, inside = [], []
     for seed in range(400):
         for loose in (False, True):

@@ -1,4 +1,4 @@
-"""A mask says of each pixel how much it counts, and always of the same pixel as in its picture."""
+"""A mask says of each pixel how much it counts, and always of the same pixel as in its image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.data.image_files import noise
 
 
 def test_a_mask_counts_by_its_red_channel(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (3, 1))
-    picture.putdata([(255, 0, 9), (128, 255, 255), (0, 77, 0)])
-    picture.save(tmp_path / "a.png")
+    image = Image.new("RGB", (3, 1))
+    image.putdata([(255, 0, 9), (128, 255, 255), (0, 77, 0)])
+    image.save(tmp_path / "a.png")
     mask = masks.load(tmp_path / "a.png", (3, 1))
     assert mask.dtype == np.uint8 and mask.tolist() == [[255, 128, 0]]
 
@@ -70,7 +70,7 @@ def test_a_mask_in_the_same_proportion_is_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(480, 640), (64, 64), (640, 470)])
 def test_a_mask_of_another_shape_is_refused_with_both_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("L", size, 255).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=rf"mask .*a\.png is {size[0]}x{size[1]} and its picture 640x480"):
+    with pytest.raises(UserError, match=rf"mask .*a\.png is {size[0]}x{size[1]} and its image 640x480"):
         masks.load(tmp_path / "a.png", (640, 480))
 
 
@@ -95,7 +95,7 @@ def test_transparency_is_a_mask(tmp_path: Path) -> None:
     assert masks.of_alpha(tmp_path / "a.png").tolist() == [[255, 0]]
 
 
-def test_the_transparency_of_an_opaque_picture_is_white(tmp_path: Path) -> None:
+def test_the_transparency_of_an_opaque_image_is_white(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.bmp"):
         noise((6, 4)).save(tmp_path / name)
         assert masks.of_alpha(tmp_path / name, (6, 4)).tolist() == [[255] * 6] * 4
@@ -123,7 +123,7 @@ PLACES = [  # placement, size: made smaller, larger, both at once, and left as i
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("crop", CROPS)
-def test_a_picture_that_is_its_own_mask_stays_so(tmp_path: Path, crop: str, interpolation: str | None) -> None:
+def test_a_image_that_is_its_own_mask_stays_so(tmp_path: Path, crop: str, interpolation: str | None) -> None:
     """Equal to the last bit, under every crop, flip, scale and interpolation, from the file to the sample."""
     seen = set()
     for (place, (placement, size)), seed in itertools.product(enumerate(PLACES), range(4)):
@@ -132,24 +132,24 @@ def test_a_picture_that_is_its_own_mask_stays_so(tmp_path: Path, crop: str, inte
             noise(size, seed=place, mode="L").save(tmp_path / name)
         chosen = ImageSettings(**{**vars(CROPS[crop]), "interpolation": interpolation})
         shown = geometry(placement, chosen, name, size, random.Random(seed), random.Random(seed))
-        picture = images.apply(images.load(tmp_path / name, size), shown)
+        image = images.apply(images.load(tmp_path / name, size), shown)
         mask = masks.apply(masks.load(tmp_path / name, size), shown)
         assert mask.shape == placement.bucket[::-1]
         for channel in range(3):
-            assert np.array_equal(picture[:, :, channel], mask)
+            assert np.array_equal(image[:, :, channel], mask)
         seen.add((shown.flipped, shown.offset, shown.resized))
     assert {flipped for flipped, _, _ in seen} == {False, True}
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_a_picture_that_is_its_own_mask_stays_so_at_any_size(interpolation: str | None) -> None:
+def test_a_image_that_is_its_own_mask_stays_so_at_any_size(interpolation: str | None) -> None:
     rng = random.Random(1)
     for seed in range(120):
         size, resized = ((rng.randint(8, 120), rng.randint(8, 120)) for _ in range(2))
         grey = np.asarray(noise(size, seed, mode="L"))
         shown = Geometry(resized, (0, 0), resized, interpolation=interpolation)
-        picture = images.apply(np.stack([grey] * 3, axis=2), shown)
-        assert np.array_equal(picture, np.stack([masks.apply(grey, shown)] * 3, axis=2)), (size, resized)
+        image = images.apply(np.stack([grey] * 3, axis=2), shown)
+        assert np.array_equal(image, np.stack([masks.apply(grey, shown)] * 3, axis=2)), (size, resized)
 
 
 def test_floats_reach_from_zero_to_one() -> None:

@@ -109,7 +109,7 @@ def test_batches_and_their_members_are_shuffled() -> None:
     assert len(set(places)) > 20
 
 
-def test_a_picture_more_in_one_bucket_leaves_the_others_their_order() -> None:
+def test_a_image_more_in_one_bucket_leaves_the_others_their_order() -> None:
     def members(extra: int) -> list[tuple[int, int]]:
         order = order_of([(64, 64)] * 20 + [(64, 128)] * (5 + extra), [1] * (25 + extra), batch_size=20, seed=0)
         return next(list(r.samples) for r in order.requests(1) if r.bucket == (64, 64))

@@ -23,7 +23,7 @@ DOGS, MASKS = "memory://bucket/dogs", "memory://bucket/masks"
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> Iterator[None]:
-    """Pictures and masks of equal names."""
+    """Images and masks of equal names."""
     system = MemoryFileSystem()
     for folder in ("dogs", "masks", "by name/3_sks dog"):
         save(tmp_path / "a.png")
@@ -60,10 +60,10 @@ def kohya(folder: Path, *subsets: dict[str, object], **keys: object) -> tuple[st
     return "--dataset_config", file
 
 
-def simpletuner(folder: Path, pictures: str, masks: str) -> tuple[str, Path]:
+def simpletuner(folder: Path, images: str, masks: str) -> tuple[str, Path]:
     file = folder / "backend.json"
     entries = [
-        {"id": "dogs", "type": "local", "instance_data_dir": pictures, "resolution": 64, "resolution_type": "pixel",
+        {"id": "dogs", "type": "local", "instance_data_dir": images, "resolution": 64, "resolution_type": "pixel",
          "caption_strategy": "instanceprompt", "instance_prompt": "dog", "conditioning_data": "masks"},
         {"id": "masks", "type": "local", "dataset_type": "conditioning", "conditioning_type": "mask",
          "instance_data_dir": masks},
@@ -123,12 +123,12 @@ def test_a_dry_run_with_a_dataset_file_of_a_bucket(
 ) -> None:
     world = make_world(tmp_path)
     client = boto3.client("s3", endpoint_url=account)
-    client.create_bucket(Bucket="pictures")
+    client.create_bucket(Bucket="images")
     for file in (tmp_path / "train" / "2_sks dog").iterdir():
-        client.put_object(Bucket="pictures", Key=f"sks dog/{file.name}", Body=file.read_bytes())
-    words = kohya(tmp_path, {"image_dir": "s3://pictures/sks dog", "class_tokens": "dog", "num_repeats": 4})
+        client.put_object(Bucket="images", Key=f"sks dog/{file.name}", Body=file.read_bytes())
+    words = kohya(tmp_path, {"image_dir": "s3://images/sks dog", "class_tokens": "dog", "num_repeats": 4})
     flags = {"dataset_config": words[1], "train_data_dir": None, "data_cache_dir": tmp_path / "cache", "dry_run": True}
     outcome = run(world.arguments(tmp_path / "out", **flags), capsys)
     assert outcome.code == 0, outcome.err
     assert f"{tmp_path / 'cache' / 'remote'}" in outcome.out
-    assert 'sks dog: 3 pictures x 4 = 12 samples, training, 1 caption from files, 2 as "dog"' in outcome.out
+    assert 'sks dog: 3 images x 4 = 12 samples, training, 1 caption from files, 2 as "dog"' in outcome.out

@@ -1,4 +1,4 @@
-"""What is told of a sample's size and crop is what the sample shows. Pictures here tell where each pixel comes from:
+"""What is told of a sample's size and crop is what the sample shows. Images here tell where each pixel comes from:
 red is its column, green its row."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import TrainingDataset
 from library.data.images import Geometry
 from library.data.order import BatchRequest
-from library.data.reading import PictureReader
+from library.data.reading import ImageReader
 from library.data.scan.scan import scan
 from library.data.size_conditioning import CropConditioning, sizes_of
 from library.options.datasets import BucketSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
@@ -30,17 +30,17 @@ def tokenize(captions: Sequence[str]) -> tuple[torch.Tensor, None]:
     return torch.zeros(len(captions), 1, 77, dtype=torch.int64), None
 
 
-def reader_of(path: Path, size: Size, buckets: BucketSettings, images: ImageSettings) -> PictureReader:
+def reader_of(path: Path, size: Size, buckets: BucketSettings, images: ImageSettings) -> ImageReader:
     spec = SubsetSpec(path.parent, "here", images=images)
     whole = DatasetSpec("here", buckets, (spec,))
     records = (record(path, size),)
-    return PictureReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
+    return ImageReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
 
 
 def dataset_of(
     path: Path, size: Size, images: ImageSettings, shown_as: Size, buckets: BucketSettings = SQUARE
 ) -> TrainingDataset:
-    """One picture of `size` whose colours are columns and rows of the picture scaled to `shown_as`."""
+    """One image of `size` whose colours are columns and rows of the image scaled to `shown_as`."""
     rows, columns = np.indices((size[1], size[0]))
     scaled = columns * shown_as[0] // size[0], rows * shown_as[1] // size[1], 0 * rows
     Image.fromarray(np.stack(scaled, axis=-1).astype(np.uint8)).save(path)
@@ -71,7 +71,7 @@ def requests(bucket: Size, count: int) -> list[BatchRequest]:
 def test_sizes_by_hand(
     size: Size, buckets: BucketSettings, exact: tuple[int, ...], kohya: tuple[int, int], tmp_path: Path
 ) -> None:
-    reader = reader_of(tmp_path / "no such picture.png", size, buckets, ImageSettings(random_crop=True, flip=True))
+    reader = reader_of(tmp_path / "no such image.png", size, buckets, ImageSettings(random_crop=True, flip=True))
     assert reader.sizes(0) == reader.sizes(0, "exact") == exact
     assert reader.sizes(0, "kohya") == (*exact[:2], *kohya, *exact[4:])
 
@@ -85,7 +85,7 @@ def test_a_mirrored_letterbox_has_its_right_margin() -> None:
 
 @pytest.mark.parametrize("size", [(100, 90), (200, 180), (64, 90), (100, 64), (64, 64)])
 def test_the_crop_is_told_that_the_pixels_show(tmp_path: Path, size: Size) -> None:
-    """Random crops and mirror images of pictures that are scaled to a half or not at all."""
+    """Random crops and mirror images of images that are scaled to a half or not at all."""
     factor = 2 if size == (200, 180) else 1
     shown_as = (size[0] // factor, size[1] // factor)
     by_edge = BucketSettings((64, 64), shrink_to=shown_as[0] * shown_as[1])
@@ -97,7 +97,7 @@ def test_the_crop_is_told_that_the_pixels_show(tmp_path: Path, size: Size) -> No
         colours = ((batch.pixels[0] + 1) * 127.5).round().int()
         columns, rows = colours[0, 0].tolist(), colours[1, :, 0].tolist()
         flipped = columns[0] > columns[-1]
-        left = shown_as[0] - 1 - columns[0] if flipped else columns[0]  # in the picture as the sample mirrors it
+        left = shown_as[0] - 1 - columns[0] if flipped else columns[0]  # in the image as the sample mirrors it
         assert batch.sizes.tolist() == [[size[1], size[0], rows[0], left, 64, 64]]
         seen.add((left, rows[0], flipped))
     room = (shown_as[0] - 63) * (shown_as[1] - 63)
@@ -139,12 +139,12 @@ def test_cached_latents_are_told_of_as_pixels_are(tmp_path: Path, mode: CropCond
     assert told == {(flipped, 64, 90, 0 if mode == "exact" else 9, left) for flipped, left in lefts.items()}
 
 
-def test_the_original_size_is_that_of_the_upright_picture(tmp_path: Path) -> None:
+def test_the_original_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
     orientation = Image.Exif()
     orientation[0x0112] = 6  # turned by a quarter
     (tmp_path / "x").mkdir()
     Image.new("RGB", (90, 40)).save(tmp_path / "x" / "a.jpg", exif=orientation)
     whole = DatasetSpec("here", SQUARE, (SubsetSpec(tmp_path / "x", "here", class_tokens="a"),))
     found = scan([whole])
-    reader = PictureReader(found.records, make_table(found.records, [whole]).placements, found.subsets, found.datasets)
+    reader = ImageReader(found.records, make_table(found.records, [whole]).placements, found.subsets, found.datasets)
     assert reader.sizes(0) == (90, 40, 40, 0, 64, 64)  # 40x90 to 64x144

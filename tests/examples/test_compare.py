@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from examples.shapes import compare
-from examples.shapes.pictures import open_model
+from examples.shapes.images import open_model
 from library.options.parse import ADAPTERS, DREAMBOOTH, parse
 
 

@@ -1,4 +1,4 @@
-"""The first run: its settings are what train_db.py takes, its pictures ship, and nothing is done twice."""
+"""The first run: its settings are what train_db.py takes, its images ship, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def test_its_settings_are_without_a_mistake_and_name_what_it_says(monkeypatch: p
     assert not parsed.mistakes
     options = parsed.options
     assert Path(options.model.pretrained_model_name_or_path or "") == first_run.BASE
-    assert options.dataset.train_data_dir == first_run.PICTURES
-    assert options.dataset.reg_data_dir == first_run.CLASS_PICTURES.parent
+    assert options.dataset.train_data_dir == first_run.IMAGES
+    assert options.dataset.reg_data_dir == first_run.CLASS_IMAGES.parent
     assert options.saving.output_dir == first_run.OUTPUT
     assert f"{options.saving.output_name}.{options.saving.save_model_as}" == first_run.TRAINED.name
     assert options.run.logging_dir == first_run.LOGS
 
 
-def test_its_pictures_ship_and_show_the_subject() -> None:
-    folder = ROOT / first_run.PICTURES / "10_sks robot"
+def test_its_images_ship_and_show_the_subject() -> None:
+    folder = ROOT / first_run.IMAGES / "10_sks robot"
     paths = sorted(folder.glob("*.png"))
     assert len(paths) == 6
-    pictures = [np.asarray(Image.open(path)) for path in paths]
-    for path, reading in zip(paths, read(load(), pictures), strict=True):
+    images = [np.asarray(Image.open(path)) for path in paths]
+    for path, reading in zip(paths, read(load(), images), strict=True):
         assert all(reading[name] == getattr(SUBJECT, name) for name in ("shape", "colour", *OF_ROBOTS))
         assert reading["background"] in SUBJECT_BACKGROUNDS
         assert f"{reading['background']} background" in path.with_suffix(".txt").read_text(encoding="utf-8")
@@ -64,9 +64,9 @@ def test_what_is_trained_is_trained_again_only_after_a_change(
 ) -> None:
     ran: list[str] = []
     monkeypatch.setattr(first_run, "run", lambda *command: ran.append(" ".join(command)))
-    everything = [" ".join(words) for words in (first_run.MAKE_CLASS_PICTURES, first_run.TRAIN, first_run.DRAW_SHEET)]
-    picture = first_run.PICTURES / "10_sks robot" / "robot.png"
-    for path in (first_run.CONFIG, picture, first_run.BASE):
+    everything = [" ".join(words) for words in (first_run.MAKE_CLASS_IMAGES, first_run.TRAIN, first_run.DRAW_SHEET)]
+    image = first_run.IMAGES / "10_sks robot" / "robot.png"
+    for path in (first_run.CONFIG, image, first_run.BASE):
         place(path, 100)
 
     def again() -> list[str]:
@@ -80,17 +80,17 @@ def test_what_is_trained_is_trained_again_only_after_a_change(
     assert again() == []
     place(first_run.TRAINED, 250)
     assert again() == [" ".join(first_run.DRAW_SHEET)]
-    for changed in (first_run.CONFIG, picture, first_run.BASE):
+    for changed in (first_run.CONFIG, image, first_run.BASE):
         place(changed, 300)
         assert again() == everything
         place(changed, 100)
 
 
 def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
-    """The three commands with fewer pictures and steps, each in its own process, into another folder."""
-    class_pictures, trained, paper = tmp_path / "class" / "1_robot", tmp_path / "robot.safetensors", tmp_path / "s.png"
+    """The three commands with fewer images and steps, each in its own process, into another folder."""
+    class_images, trained, paper = tmp_path / "class" / "1_robot", tmp_path / "robot.safetensors", tmp_path / "s.png"
     commands = (
-        (*first_run.MAKE_CLASS_PICTURES, "--count", "2", "--outdir", str(class_pictures)),
+        (*first_run.MAKE_CLASS_IMAGES, "--count", "2", "--outdir", str(class_images)),
         (
             *(
                 *first_run.TRAIN,
@@ -99,7 +99,7 @@ def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
                 "--lr_warmup_steps",
                 "0",
                 "--reg_data_dir",
-                str(class_pictures.parent),
+                str(class_images.parent),
             ),
             *("--output_dir", str(tmp_path), "--logging_dir", str(tmp_path / "logs")),
         ),
@@ -110,7 +110,7 @@ def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
             [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(class_pictures.glob("*.png"))) == 2
+    assert len(list(class_images.glob("*.png"))) == 2
     assert detect(read_header(trained)).name == "sd1"
-    with Image.open(paper) as picture:
-        assert picture.width > picture.height > 500
+    with Image.open(paper) as image:
+        assert image.width > image.height > 500

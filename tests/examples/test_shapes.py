@@ -52,7 +52,7 @@ def test_scenes_are_whole_and_never_of_a_triple_that_is_held_back() -> None:
         assert all((getattr(scene, name) is not None) == (scene.shape == "house") for name in OF_HOUSES)
 
 
-def test_a_caption_says_only_what_the_picture_shows() -> None:
+def test_a_caption_says_only_what_the_image_shows() -> None:
     """And of the right thing: a colour before the shape is the shape's, one before "background" is the background's."""
     rng = random.Random(4)
     said = Counter()
@@ -69,14 +69,14 @@ def test_a_caption_says_only_what_the_picture_shows() -> None:
     assert min(said["colour"], said["background"], said["features"]) > 200
 
 
-def test_pictures_are_small_and_differ_with_what_they_show() -> None:
-    picture = render(SUBJECT)
-    assert picture.shape == (SIDE, SIDE, 3) and picture.dtype == np.uint8
-    assert tuple(picture[1, 1]) == COLOURS[SUBJECT.background]
-    assert tuple(picture[34, 16]) == COLOURS[SUBJECT.colour]
+def test_images_are_small_and_differ_with_what_they_show() -> None:
+    image = render(SUBJECT)
+    assert image.shape == (SIDE, SIDE, 3) and image.dtype == np.uint8
+    assert tuple(image[1, 1]) == COLOURS[SUBJECT.background]
+    assert tuple(image[34, 16]) == COLOURS[SUBJECT.colour]
 
 
-def test_the_judge_is_right_on_fresh_pictures() -> None:
+def test_the_judge_is_right_on_fresh_images() -> None:
     assert judge.share_right(judge.load(), 1000, seed=7) >= 0.99
 
 
@@ -92,7 +92,7 @@ def test_the_model_that_ships_is_a_small_stable_diffusion_1() -> None:
 
 def test_it_draws_what_it_never_saw_together() -> None:
     model = evaluate.open_model(evaluate.BASE)
-    # One picture for each of the 75; `python -m examples.shapes.evaluate base` draws four.
+    # One image for each of the 75; `python -m examples.shapes.evaluate base` draws four.
     assert evaluate.share_as_asked(model, judge.load(), each=1) >= 0.9
 
 
@@ -118,21 +118,21 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix() -> None:
 
 
 def test_the_sheet_shows_every_row_before_and_after() -> None:
-    pictures = [render(scene) for scene in scenes(sheet.ACROSS)]
-    paper = sheet.sheet([pictures] * len(sheet.ROWS), [pictures] * len(sheet.ROWS), pictures)
+    images = [render(scene) for scene in scenes(sheet.ACROSS)]
+    paper = sheet.sheet([images] * len(sheet.ROWS), [images] * len(sheet.ROWS), images)
     pixels = np.asarray(paper)
     left = sheet.GAP
     top = sheet.GAP + sheet.LINE + sheet.SIDE + sheet.GAP + 2 * sheet.LINE
     right = sheet.ACROSS * (SIDE + sheet.GAP) + 2 * sheet.GAP
     for place in (left, right):
-        assert np.array_equal(pixels[top : top + SIDE, place : place + SIDE], pictures[0])
+        assert np.array_equal(pixels[top : top + SIDE, place : place + SIDE], images[0])
 
 
 def test_pretraining_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "BATCH", 2)
     monkeypatch.setattr(pretrain, "SAVE_EVERY", 2)
     vae = autoencoder.train(steps=1, batch=1, learning_rate=1e-3, seed=0)
-    pictures = pretrain.encode_pictures(vae, 6, random.Random(0))
+    images = pretrain.encode_images(vae, 6, random.Random(0))
 
     def fresh(folder: str):
         (tmp_path / folder).mkdir()
@@ -140,11 +140,11 @@ def test_pretraining_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
 
     whole = pretrain.Pretraining(fresh("a"), 4, 0)
     for _ in range(4):
-        whole.step(pictures)
+        whole.step(images)
     first = pretrain.Pretraining(fresh("b"), 4, 0)
     for _ in range(2):
-        first.step(pictures)
+        first.step(images)
     torch.save(first.state(), tmp_path / "state.pt")
-    second = pretrain.pretrain(fresh("c"), pictures, 4, 0, tmp_path / "state.pt")
+    second = pretrain.pretrain(fresh("c"), images, 4, 0, tmp_path / "state.pt")
     for one, other in zip(whole.averaged().unet.parameters(), second.unet.parameters(), strict=True):
         assert torch.equal(one, other)

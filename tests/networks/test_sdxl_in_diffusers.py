@@ -28,8 +28,8 @@ def output(family: str, modules: Any) -> list[Tensor]:
         texts = [getattr(modules, name)(ids, output_hidden_states=True) for name in tiny.text_names(family)]
         states = torch.cat([text.hidden_states[-2] for text in texts], -1)
         told = {"text_embeds": texts[-1].text_embeds, "time_ids": torch.tensor([IDS[family]])}
-        picture = modules.unet(noise, torch.tensor([500]), states, added_cond_kwargs=told).sample
-    return [states, texts[0][0], told["text_embeds"], picture]
+        image = modules.unet(noise, torch.tensor([500]), states, added_cond_kwargs=told).sample
+    return [states, texts[0][0], told["text_embeds"], image]
 
 
 def miniature(family: str, *, small: bool) -> SimpleNamespace:

@@ -169,7 +169,7 @@ def test_kohya_ss_with_bare_defaults_without_a_word(tmp_path: Path) -> None:
     assert parsed.origins["learning_rate_te"] == "config_dreambooth-20261120-110519.toml"
 
 
-def test_kohya_ss_with_pictures_while_training(tmp_path: Path) -> None:
+def test_kohya_ss_with_images_while_training(tmp_path: Path) -> None:
     parsed = accepted(tmp_path, f"{KOHYA_SS}sample_every_n_epochs = 1\n")
     assert parsed.notes == () and parsed.options.preview.sample_every_n_epochs == 1
 

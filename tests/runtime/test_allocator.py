@@ -26,7 +26,7 @@ print(faults(4))
 """
 AHEAD = """
 print(allocator.keep_freed_memory())
-with allocator.memory_taken_ahead(1 << 28):
+with allocator.preallocate_heap(1 << 28):
     for thread in allocator.threading.enumerate():
         if thread.name == allocator.THREAD:
             thread.join()
@@ -47,7 +47,7 @@ def test_it_costs_no_page_faults(what: str) -> None:
 
 def test_nothing_is_taken_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "keep_freed_memory", None)
-    with allocator.memory_taken_ahead(0):
+    with allocator.preallocate_heap(0):
         pass
 
 
@@ -55,7 +55,7 @@ SURVIVORS = """
 from library.runtime import allocator
 for size in (1 << 62, 1 << 40, 1 << 29):
     try:
-        with allocator.memory_taken_ahead(size):
+        with allocator.preallocate_heap(size):
             raise ZeroDivisionError
     except ZeroDivisionError:
         pass

@@ -1,4 +1,4 @@
-"""A class folder's pictures keep their numbers, prompts and seeds, whatever is drawn when; what differs is refused."""
+"""A class folder's images keep their numbers, prompts and seeds, whatever is drawn when; what differs is refused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from library.options.mistakes import UserError
 from library.sampling.class_images import RECORD, ClassFolder, fill_folder, look_into, numbered
 from library.sampling.draw_command import decide
 from library.sampling.options import ClassImageOptions
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from tests import tiny
 
-DOG, CAT, OWN_SEED = PictureRequest("a dog"), PictureRequest("a cat"), PictureRequest("a bird", seed=500)
+DOG, CAT, OWN_SEED = ImageRequest("a dog"), ImageRequest("a cat"), ImageRequest("a bird", seed=500)
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +35,20 @@ def look(options: ClassImageOptions) -> ClassFolder:
 
 
 def record(folder: Path, options: ClassImageOptions) -> None:
-    """Leave what a call leaves that is stopped before its first picture."""
+    """Leave what a call leaves that is stopped before its first image."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(entry) for entry in look(options).record]
     (folder / RECORD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def test_prompts_are_taken_in_turn_and_seeds_count_up() -> None:
-    pictures = numbered([DOG, OWN_SEED, CAT], 40, 6)
-    assert [(picture.prompt, picture.seed) for picture in pictures] == [
+    images = numbered([DOG, OWN_SEED, CAT], 40, 6)
+    assert [(image.prompt, image.seed) for image in images] == [
         ("a dog", 40), ("a bird", 500), ("a cat", 42), ("a dog", 43), ("a bird", 501), ("a cat", 45),
     ]  # fmt: skip
 
 
-def test_a_larger_count_only_adds_pictures() -> None:
+def test_a_larger_count_only_adds_images() -> None:
     assert numbered([DOG, CAT], 1, 9)[:5] == numbered([DOG, CAT], 1, 5)
 
 
@@ -65,14 +65,14 @@ def test_only_what_is_missing_is_drawn(model, tmp_path) -> None:
 def test_without_a_seed_the_recorded_ones_go_on(model, tmp_path) -> None:
     options = chosen(model, tmp_path, seed=None, prompt="a bird --d 3")
     record(tmp_path, options)
-    assert [picture.seed for picture in look(options).pictures] == [3, 4, 5, 6]
+    assert [image.seed for image in look(options).images] == [3, 4, 5, 6]
 
     options = chosen(model, tmp_path / "other", seed=None)
-    first = look(options).pictures[0].seed
-    assert look(options).pictures[0].seed != first, "any seed: one in 2**32 that two are equal"
+    first = look(options).images[0].seed
+    assert look(options).images[0].seed != first, "any seed: one in 2**32 that two are equal"
     record(tmp_path / "other", options)
     seeds = [json.loads(line)["seed"] for line in (tmp_path / "other" / RECORD).read_text("utf-8").splitlines()]
-    assert [picture.seed for picture in look(replace(options, count=6)).pictures] == [seeds[0] + n for n in range(6)]
+    assert [image.seed for image in look(replace(options, count=6)).images] == [seeds[0] + n for n in range(6)]
     assert seeds == [seeds[0] + n for n in range(4)]
 
 
@@ -111,7 +111,7 @@ def test_all_that_differs_is_told_at_once(model, tmp_path) -> None:
     assert str(refused.value).count(" there, ") == 3
 
 
-def test_what_changes_no_picture_is_not_refused(model, tmp_path) -> None:
+def test_what_changes_no_image_is_not_refused(model, tmp_path) -> None:
     options = chosen(model, tmp_path / "reg")
     record(tmp_path / "reg", options)
     renamed = shutil.copy(model, tmp_path / "renamed.safetensors")
@@ -146,7 +146,7 @@ def test_a_diffusers_folder_is_known_by_its_weights(tmp_path) -> None:
         look(replace(options, ckpt=str(moved)))
 
 
-def test_pictures_of_unknown_origin_are_not_taken_for_ours(model, tmp_path) -> None:
+def test_images_of_unknown_origin_are_not_taken_for_ours(model, tmp_path) -> None:
     (tmp_path / "class_00001.png").write_bytes(b"x")
     (tmp_path / "my own.png").write_bytes(b"x")
     with pytest.raises(UserError, match=r"does not tell what class_00001\.png"):

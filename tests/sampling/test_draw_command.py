@@ -1,4 +1,4 @@
-"""A picture is written whole or not at all."""
+"""An image is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import pytest
 from PIL import Image
 
 from library.options.mistakes import UserError
-from library.sampling.draw_command import write_picture
-from library.sampling.prompts import PictureRequest
+from library.sampling.draw_command import write_image
+from library.sampling.prompts import ImageRequest
 
-REQUEST = PictureRequest("a dog", seed=1)
+REQUEST = ImageRequest("a dog", seed=1)
 
 
 class FullDisk(Image.Image):
-    """A picture that ends in the middle of being written."""
+    """An image that ends in the middle of being written."""
 
     def save(self, stream, *_, **__):
         stream.write(b"\x89PNG half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_half_a_picture_is_not_left(tmp_path):
+def test_half_a_image_is_not_left(tmp_path):
     path = tmp_path / "dog.png"
     with pytest.raises(UserError, match="No space left"):
-        write_picture(path, REQUEST, FullDisk())
+        write_image(path, REQUEST, FullDisk())
     assert not list(tmp_path.iterdir())
-    write_picture(path, REQUEST, Image.new("RGB", (8, 8), "red"))
+    write_image(path, REQUEST, Image.new("RGB", (8, 8), "red"))
     with pytest.raises(UserError, match="No space left"):
-        write_picture(path, REQUEST, FullDisk())
+        write_image(path, REQUEST, FullDisk())
     assert [each.name for each in tmp_path.iterdir()] == ["dog.png"]
-    with Image.open(path) as picture:
-        assert picture.convert("RGB").getpixel((0, 0)) == (255, 0, 0) and picture.text["seed"] == "1"
+    with Image.open(path) as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0) and image.text["seed"] == "1"

@@ -1,4 +1,4 @@
-"""A picture is the one that diffusers' own pipeline draws with the same scheduler and seed."""
+"""An image is the one that diffusers' own pipeline draws with the same scheduler and seed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.options.mistakes import UserError
 from library.sampling.images import sample, sample_batch
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, make_scheduler
 from tests import tiny
 
 # diffusers' and numpy's remarks about their own future
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
-REQUEST = PictureRequest("a photo of sks dog", "blurry", width=64, height=72, steps=4)
+REQUEST = ImageRequest("a photo of sks dog", "blurry", width=64, height=72, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def sd2(tmp_path_factory):
     return load_model(read_header(path), prediction="v")
 
 
-def changed(request: PictureRequest, **changes) -> PictureRequest:
+def changed(request: ImageRequest, **changes) -> ImageRequest:
     return replace(request, **changes)
 
 
-def by_diffusers(model, request: PictureRequest, seed: int) -> np.ndarray:
+def by_diffusers(model, request: ImageRequest, seed: int) -> np.ndarray:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
@@ -52,7 +52,7 @@ def by_diffusers(model, request: PictureRequest, seed: int) -> np.ndarray:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(
+    image = pipeline(
         request.prompt,
         negative_prompt=request.negative_prompt,
         width=request.width,
@@ -61,7 +61,7 @@ def by_diffusers(model, request: PictureRequest, seed: int) -> np.ndarray:
         guidance_scale=request.scale,
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def skip_without_its_package(sampler: str) -> None:
@@ -74,9 +74,9 @@ def skip_without_its_package(sampler: str) -> None:
 def test_every_sampler_draws_what_diffusers_draws(sd1, sampler):
     skip_without_its_package(sampler)
     request = changed(REQUEST, sampler=sampler)
-    picture = sample(sd1, request, 7)
-    assert picture.size == (64, 72)
-    assert np.array_equal(np.asarray(picture), by_diffusers(sd1, request, 7))
+    image = sample(sd1, request, 7)
+    assert image.size == (64, 72)
+    assert np.array_equal(np.asarray(image), by_diffusers(sd1, request, 7))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmsolver++"])
@@ -86,12 +86,12 @@ def test_v_prediction_draws_what_diffusers_draws(sd2, sampler):
 
 
 def far_apart(one, other) -> int:
-    """The largest difference of two pictures in any colour of any pixel."""
+    """The largest difference of two images in any colour of any pixel."""
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_seed_is_the_same_picture_in_every_batch(sd1, sampler):
+def test_a_seed_is_the_same_image_in_every_batch(sd1, sampler):
     skip_without_its_package(sampler)
     prompts = ("a photo of sks dog", "a cat", "a photo of sks dog")
     requests = [changed(REQUEST, prompt=prompt, sampler=sampler) for prompt in prompts]
@@ -106,20 +106,20 @@ def test_requests_that_cannot_share_a_batch_are_drawn_beside_each_other_in_their
     others = [changed(REQUEST, width=72), changed(REQUEST, scale=1.0), changed(REQUEST, steps=2), long]
     requests = [REQUEST, *others, REQUEST]
     together = sample_batch(sd1, requests, [1] * len(requests))
-    for request, picture in zip(requests, together, strict=True):
-        assert far_apart(picture, sample(sd1, request, 1)) <= 1
+    for request, image in zip(requests, together, strict=True):
+        assert far_apart(image, sample(sd1, request, 1)) <= 1
 
 
-def test_a_batch_needs_a_seed_for_each_picture(sd1):
-    with pytest.raises(ValueError, match="2 pictures"):
+def test_a_batch_needs_a_seed_for_each_image(sd1):
+    with pytest.raises(ValueError, match="2 images"):
         sample_batch(sd1, [REQUEST, REQUEST], [1])
 
 
 def test_without_guidance_the_negative_prompt_counts_for_nothing(sd1):
     plain = changed(REQUEST, scale=1.0)
-    picture = np.asarray(sample(sd1, plain, 1))
-    assert np.array_equal(picture, by_diffusers(sd1, plain, 1))
-    assert np.array_equal(picture, np.asarray(sample(sd1, changed(plain, negative_prompt="x"), 1)))
+    image = np.asarray(sample(sd1, plain, 1))
+    assert np.array_equal(image, by_diffusers(sd1, plain, 1))
+    assert np.array_equal(image, np.asarray(sample(sd1, changed(plain, negative_prompt="x"), 1)))
 
 
 def test_the_seed_decides_and_the_program_s_own_state_does_not(sd1):
@@ -165,12 +165,12 @@ def test_weights_count_as_in_captions(sd1):
     assert far_apart(sample(sd1, weighted, 1), sample(sd1, plain, 1)) > 0
 
 
-def test_clip_skip_changes_the_picture(sd1):
-    pictures = [np.asarray(sample(sd1, REQUEST, 1, settings=TextSettings(clip_skip=skip))) for skip in (None, 1, 2)]
-    assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+def test_clip_skip_changes_the_image(sd1):
+    images = [np.asarray(sample(sd1, REQUEST, 1, settings=TextSettings(clip_skip=skip))) for skip in (None, 1, 2)]
+    assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
-def test_a_picture_that_is_no_number_in_places_is_refused(sd1):
+def test_a_image_that_is_no_number_in_places_is_refused(sd1):
     with torch.no_grad():
         weight = sd1.vae.decoder.conv_out.bias
         before, weight[0] = weight[0].clone(), float("nan")

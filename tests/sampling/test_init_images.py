@@ -1,4 +1,4 @@
-"""A picture that drawing begins with: upright, covering the size that is drawn, cut at its centre."""
+"""An image that drawing begins with: upright, covering the size that is drawn, cut at its centre."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 
 from library.options.mistakes import UserError
 from library.sampling.init_images import Start, encode_start, read_start
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def halves(width: int, height: int) -> Image.Image:
     """Red on the left, blue on the right."""
-    picture = Image.new("RGB", (width, height), RED)
-    picture.paste(BLUE, (width // 2, 0, width, height))
-    return picture
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image
 
 
 def pixels_of(start: Start, width: int, height: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ def pixels_of(start: Start, width: int, height: int) -> torch.Tensor:
         return torch.zeros(1, 4, 1, 1)
 
     model: Any = SimpleNamespace(vae=None, family=SimpleNamespace(encode_images=encode))
-    encode_start(model, start, [PictureRequest("a", width=width, height=height, seed=1)])
+    encode_start(model, start, [ImageRequest("a", width=width, height=height, seed=1)])
     return given[0][0]
 
 
@@ -62,7 +62,7 @@ def test_it_stands_upright(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"not a picture")
+    (tmp_path / "a.png").write_bytes(b"not an image")
     for name in ("a.png", "gone.png"):
         with pytest.raises(UserError, match=f"--image_path .*{name} cannot be read"):
             read_start(tmp_path / name, None)

@@ -7,17 +7,17 @@ import json
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.prompts import PictureRequest, alike, parse_line, read_prompts
+from library.sampling.prompts import ImageRequest, alike, parse_line, read_prompts
 
 
 def test_a_bare_line_has_the_published_defaults():
-    expected = PictureRequest("a dog", width=512, height=512, seed=None, steps=30, scale=7.5, sampler="ddim")
+    expected = ImageRequest("a dog", width=512, height=512, seed=None, steps=30, scale=7.5, sampler="ddim")
     assert parse_line("a dog") == expected
 
 
 def test_every_option_is_read_in_any_case():
     line = "a dog, (big:1.2) --n blurry, bad --W 640 --h 448 --d 42 --S 20 --l 5.5 --ss k_euler_a"
-    assert parse_line(line) == PictureRequest("a dog, (big:1.2)", "blurry, bad", 640, 448, 42, 20, 5.5, "k_euler_a")
+    assert parse_line(line) == ImageRequest("a dog, (big:1.2)", "blurry, bad", 640, 448, 42, 20, 5.5, "k_euler_a")
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_what_has_no_effect_is_told(option):
 
 
 def test_defaults_are_the_callers():
-    defaults = PictureRequest("", width=768, steps=10)
-    assert parse_line("x --h 64", defaults) == PictureRequest("x", width=768, height=64, steps=10)
+    defaults = ImageRequest("", width=768, steps=10)
+    assert parse_line("x --h 64", defaults) == ImageRequest("x", width=768, height=64, steps=10)
 
 
 def test_a_text_file_is_a_prompt_a_line(tmp_path):
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffein Hündchen --s 3\r\n\r\n# a note\n# another\na cat --d 1\n".encode())
-    assert read_prompts(path) == [PictureRequest("ein Hündchen", steps=3), PictureRequest("a cat", seed=1)]
+    assert read_prompts(path) == [ImageRequest("ein Hündchen", steps=3), ImageRequest("a cat", seed=1)]
 
 
 def test_a_toml_files_subsets_beat_what_they_share(tmp_path):
@@ -67,15 +67,15 @@ def test_a_toml_files_subsets_beat_what_they_share(tmp_path):
         '[[prompt.subset]]\nprompt = "b"\nseed = 4\nsample_sampler = "euler"\n',
         encoding="utf-8",
     )
-    first = PictureRequest("a", "bad", width=320, scale=5.0, steps=9)
-    assert read_prompts(path) == [first, PictureRequest("b", "bad", width=640, scale=5.0, seed=4, sampler="euler")]
+    first = ImageRequest("a", "bad", width=320, scale=5.0, steps=9)
+    assert read_prompts(path) == [first, ImageRequest("b", "bad", width=640, scale=5.0, seed=4, sampler="euler")]
 
 
 def test_a_json_file_holds_lines_or_objects(tmp_path):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(["a --s 4", {"prompt": "b", "height": 72, "guidance_scale": 3}]), encoding="utf-8")
     first, second = read_prompts(path)
-    assert (first, second) == (PictureRequest("a", steps=4), PictureRequest("b", height=72))
+    assert (first, second) == (ImageRequest("a", steps=4), ImageRequest("b", height=72))
     assert "guidance_scale" in second.notes[0]
 
 
@@ -133,7 +133,7 @@ def test_numbers_that_do_not_fit_are_named(tmp_path, key, value):
 
 
 def test_what_can_be_drawn_together():
-    a, b, c = PictureRequest("a"), PictureRequest("b", width=64), PictureRequest("c", seed=3)
+    a, b, c = ImageRequest("a"), ImageRequest("b", width=64), ImageRequest("c", seed=3)
     assert alike([a, b, c, a]) == [[0, 2, 3], [1]]
     assert alike([a, b, c, a], 2) == [[0, 2], [3], [1]]
     assert alike([]) == []

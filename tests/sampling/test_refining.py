@@ -1,4 +1,4 @@
-"""Refining: a network that knows the picture is brought to it by every sampler, from wherever the steps begin."""
+"""Refining: a network that knows the image is brought to it by every sampler, from wherever the steps begin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from library.families.family import LatentSpace
 from library.objective.process import ForwardProcess
 from library.options.mistakes import UserError
 from library.sampling.images import sample_batch
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, begin_below, make_scheduler
 from tests.sampling.test_samplers import AVAILABLE
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 SPACE = LatentSpace(channels=4, stride=8, scale=0.5, cache_suffix="_x.npz")
 SEVERAL = [name for name in AVAILABLE if not name.startswith("k_")]  # those are the same by another name
-REQUEST = PictureRequest("a dog", width=512, height=512, steps=12, scale=1.0)
+REQUEST = ImageRequest("a dog", width=512, height=512, steps=12, scale=1.0)
 
 
-def picture(seed: int, size: tuple[int, int] = (9, 8)) -> Tensor:
-    """Latents of some picture, not scaled."""
+def image(seed: int, size: tuple[int, int] = (9, 8)) -> Tensor:
+    """Latents of some image, not scaled."""
     return 2 * torch.randn(4, *size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -41,7 +41,7 @@ def sigma(timestep: float) -> float:
 
 
 class Knowing:
-    """A model whose network knows the picture behind the noise: `target` (C, h, w), not scaled."""
+    """A model whose network knows the image behind the noise: `target` (C, h, w), not scaled."""
 
     def __init__(self, target: Tensor, prediction: str = "epsilon") -> None:
         self.target, self.prediction = target * SPACE.scale, prediction
@@ -86,15 +86,15 @@ def encode(texts: Sequence[str], chunks: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("sampler", SEVERAL)
-def test_every_sampler_ends_at_the_picture_that_the_network_knows(sampler: str, prediction: str) -> None:
+def test_every_sampler_ends_at_the_image_that_the_network_knows(sampler: str, prediction: str) -> None:
     """x0, or where a sampler ends at timestep 0 what of the first noise is left there: a x0 + b eps."""
     for strength in (0.2, 0.53, 1.0):
-        model = Knowing(picture(1), prediction)
-        (drawn,) = refine(model, [picture(2)], strength, sampler=sampler)
+        model = Knowing(image(1), prediction)
+        (drawn,) = refine(model, [image(2)], strength, sampler=sampler)
         assert drawn.size == (64, 72)
         left = 1 / (1 + sigma(0) ** 2) ** 0.5
-        at_first = left * picture(1) + (1 - left**2) ** 0.5 * model.noise[0] / SPACE.scale
-        apart = [float((model.ends[0] - each).square().mean().sqrt()) for each in (picture(1), at_first)]
+        at_first = left * image(1) + (1 - left**2) ** 0.5 * model.noise[0] / SPACE.scale
+        apart = [float((model.ends[0] - each).square().mean().sqrt()) for each in (image(1), at_first)]
         assert min(apart) < 0.03
         assert max(model.asked) < 1000 * strength
 
@@ -104,14 +104,14 @@ def test_the_steps_are_those_of_drawing_that_lie_in_the_share(sampler: str) -> N
     scheduler = make_scheduler(sampler, "epsilon")
     scheduler.set_timesteps(12)
     every = sorted({float(timestep) for timestep in scheduler.timesteps})
-    model = Knowing(picture(1))
-    refine(model, [picture(2)], 0.5, sampler=sampler)
+    model = Knowing(image(1))
+    refine(model, [image(2)], 0.5, sampler=sampler)
     between = 1 if scheduler.order == 2 else 0  # the first half of a step of second order may lie beyond
     asked = [timestep for timestep in every if timestep < 500]
     assert sorted(set(model.asked)) in [asked[: len(asked) - cut] for cut in range(between + 1)]
 
 
-def test_a_refined_picture_is_as_noisy_at_first_as_the_process_says() -> None:
+def test_a_refined_image_is_as_noisy_at_first_as_the_process_says() -> None:
     """x = sqrt(abar) x0 + sqrt(1 - abar) eps, at timestep 199 of 30 steps (1 + 33 * 6) for a strength of 0.2."""
     seen: list[Tensor] = []
 
@@ -120,19 +120,19 @@ def test_a_refined_picture_is_as_noisy_at_first_as_the_process_says() -> None:
             seen.append(noisy)
             return super().predict(unet, noisy, timesteps, given)
 
-    model = Watching(picture(1))
-    refine(model, [picture(2)], 0.2, steps=30)
+    model = Watching(image(1))
+    refine(model, [image(2)], 0.2, steps=30)
     noise = torch.randn(1, 4, 9, 8, generator=torch.Generator().manual_seed(0))[0]
     signal = 1 / (1 + sigma(199) ** 2) ** 0.5
     assert model.asked == [199.0, 166.0, 133.0, 100.0, 67.0, 34.0, 1.0]
-    expected = signal * picture(2) * SPACE.scale + (1 - signal**2) ** 0.5 * noise
+    expected = signal * image(2) * SPACE.scale + (1 - signal**2) ** 0.5 * noise
     assert torch.allclose(seen[0][0], expected, atol=1e-4)
 
 
-def test_pictures_of_different_sizes_are_refined_in_their_order() -> None:
+def test_images_of_different_sizes_are_refined_in_their_order() -> None:
     model = Knowing(torch.zeros(4, 1, 1))
     sizes = [(8, 8), (9, 8), (8, 8)]
-    drawn = refine(model, [picture(number, size) for number, size in enumerate(sizes)], 0.2)
+    drawn = refine(model, [image(number, size) for number, size in enumerate(sizes)], 0.2)
     assert [each.size for each in drawn] == [(64, 64), (64, 72), (64, 64)]
     told = [given["sizes"].tolist() for given in model.given]
     assert told[0] == [[64, 64, 0, 0, 64, 64]] * 2 and told[-1] == [[72, 64, 0, 0, 72, 64]]
@@ -141,10 +141,10 @@ def test_pictures_of_different_sizes_are_refined_in_their_order() -> None:
 def test_a_process_that_ends_in_noise_alone_leaves_nothing_of_the_start() -> None:
     """At strength 1 and zero terminal SNR the first latents are the noise itself, whatever is refined."""
     ends = []
-    for start in (picture(2), picture(3), None):
-        model = Knowing(picture(1), "v")
+    for start in (image(2), image(3), None):
+        model = Knowing(image(1), "v")
         model.zero_terminal_snr = True
-        request = PictureRequest("a dog", width=64, height=72, steps=1, scale=1.0)
+        request = ImageRequest("a dog", width=64, height=72, steps=1, scale=1.0)
         sample_batch(model, [request], [5], starts=None if start is None else [start], encode=encode)
         ends.append(model.ends[0])
     assert torch.allclose(ends[0], ends[2], atol=1e-3) and torch.allclose(ends[1], ends[2], atol=1e-3)
@@ -152,14 +152,14 @@ def test_a_process_that_ends_in_noise_alone_leaves_nothing_of_the_start() -> Non
 
 def test_too_few_steps_are_told() -> None:
     with pytest.raises(UserError, match="dpmsolver.*below timestep 200") as caught:
-        refine(Knowing(picture(1)), [picture(2)], 0.2, sampler="dpmsolver++", steps=4)
+        refine(Knowing(image(1)), [image(2)], 0.2, sampler="dpmsolver++", steps=4)
     assert "6 or more" in str(caught.value)
-    refine(Knowing(picture(1)), [picture(2)], 0.2, sampler="dpmsolver++", steps=6)
+    refine(Knowing(image(1)), [image(2)], 0.2, sampler="dpmsolver++", steps=6)
 
 
 def test_as_many_starts_as_requests() -> None:
-    with pytest.raises(ValueError, match="2 pictures"):
-        sample_batch(Knowing(picture(1)), [REQUEST, REQUEST], [1, 2], starts=[picture(2)])
+    with pytest.raises(ValueError, match="2 images"):
+        sample_batch(Knowing(image(1)), [REQUEST, REQUEST], [1, 2], starts=[image(2)])
 
 
 def test_the_corrected_first_step_asks_at_the_second_timestep_twice() -> None:

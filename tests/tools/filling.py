@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def flags(world: World, folder: Path, **more: object) -> list[str]:
-    """The flags of a training on the pictures in `folder`, without an --output_dir. What is remembered lies there."""
+    """The flags of a training on the images in `folder`, without an --output_dir. What is remembered lies there."""
     words = world.arguments(
         folder / "out", train_data_dir=folder, data_cache_dir=folder / "remembered", output_name=None, **more
     )

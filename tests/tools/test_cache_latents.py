@@ -18,7 +18,7 @@ from tools import cache_latents
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 TOOL = "cache_latents.py"
-PICTURES = 60
+IMAGES = 60
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +27,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures that no test writes beside."""
-    folder = tmp_path_factory.mktemp("pictures")
-    tiny.write_pictures(folder / "1_sks dög", PICTURES)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that no test writes beside."""
+    folder = tmp_path_factory.mktemp("images")
+    tiny.write_images(folder / "1_sks dög", IMAGES)
     return folder
 
 
 @pytest.fixture
-def folder(pictures: Path, tmp_path: Path) -> Path:
-    """The pictures, to be cached here."""
-    return Path(shutil.copytree(pictures, tmp_path / "tráin"))
+def folder(images: Path, tmp_path: Path) -> Path:
+    """The images, to be cached here."""
+    return Path(shutil.copytree(images, tmp_path / "tráin"))
 
 
 @pytest.fixture(scope="module")
-def alone(world: World, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def alone(world: World, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """What one process makes of them."""
-    folder = Path(shutil.copytree(pictures, tmp_path_factory.mktemp("alone") / "train"))
+    folder = Path(shutil.copytree(images, tmp_path_factory.mktemp("alone") / "train"))
     assert cache_latents.main(flags(world, folder)) == 0
     return cached(folder)
 
@@ -54,7 +54,7 @@ def counts(text: str) -> list[tuple[int, int]]:
 
 
 def cached(folder: Path) -> dict[str, np.ndarray]:
-    """Latents by the name of the picture's cache file."""
+    """Latents by the name of the image's cache file."""
     found = {}
     for path in sorted(folder.rglob("*_sd*")):
         entry = latent_files.read(str(path), {"latents"})
@@ -72,31 +72,31 @@ def test_the_training_finds_all_that_was_made_and_nothing_else_is_written(world,
     before = {path.name for path in folder.parent.iterdir()}
     assert cache_latents.main(flags(world, folder)) == 0
     out = capsys.readouterr().out
-    assert counts(out) == [(0, PICTURES)]
-    assert f"{PICTURES} pictures x 1" in out and "--cache_latents_to_disk reads it" in out
+    assert counts(out) == [(0, IMAGES)]
+    assert f"{IMAGES} images x 1" in out and "--cache_latents_to_disk reads it" in out
     assert cache_latents.main(flags(world, folder, skip_existing=True)) == 0
     out = capsys.readouterr().out
-    assert counts(out) == [(PICTURES, 0)] and "--skip_existing" in out
-    assert len(cached(folder)) == PICTURES and {path.name for path in folder.parent.iterdir()} == before
+    assert counts(out) == [(IMAGES, 0)] and "--skip_existing" in out
+    assert len(cached(folder)) == IMAGES and {path.name for path in folder.parent.iterdir()} == before
     trained = flags(world, folder, cache_latents_to_disk=True, output_dir=folder.parent / "out", max_train_steps=1)
     trained += [f"--output_dir={folder.parent / 'out'}"]
     outcome = run(trained, capsys)
-    assert outcome.code == 0 and counts(outcome.err) == [(PICTURES, 0)]
+    assert outcome.code == 0 and counts(outcome.err) == [(IMAGES, 0)]
 
 
-def test_a_changed_picture_alone_is_made_anew(world, folder, capsys) -> None:
+def test_a_changed_image_alone_is_made_anew(world, folder, capsys) -> None:
     words = flags(world, folder, flip_aug=True)
     assert cache_latents.main(words) == 0
-    tiny.write_pictures(folder / "1_sks dög", 1, seed=99)
+    tiny.write_images(folder / "1_sks dög", 1, seed=99)
     capsys.readouterr()
     assert cache_latents.main(words) == 0
-    assert counts(capsys.readouterr().out) == [(PICTURES - 1, 1)]
+    assert counts(capsys.readouterr().out) == [(IMAGES - 1, 1)]
 
 
 def test_several_processes_make_what_one_makes(world, folder, alone) -> None:
     out = finished(start(TOOL, flags(world, folder, processes=2)))
     made = [made for _, made in counts(out)]
-    assert len(made) == 2 and PICTURES <= sum(made) < 2 * PICTURES, out
+    assert len(made) == 2 and IMAGES <= sum(made) < 2 * IMAGES, out
     assert_same(alone, cached(folder))
 
 
@@ -106,7 +106,7 @@ def test_killed_and_called_again_it_goes_on(world, folder, alone, capsys) -> Non
     there = len(list(folder.rglob("*_sd*")))
     assert cache_latents.main(words) == 0
     ((read, made),) = counts(capsys.readouterr().out)
-    assert there - 1 <= read < PICTURES and read + made == PICTURES
+    assert there - 1 <= read < IMAGES and read + made == IMAGES
     assert_same(alone, cached(folder))
     assert not list(folder.rglob(".latents*"))
 
@@ -124,14 +124,14 @@ def test_all_mistakes_are_told_at_once_and_only_those_that_matter_here(world, fo
     assert "--output_dir" not in told and "--resume" not in told and not list(folder.rglob("*_sd*"))
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_made(world, folder, capsys) -> None:
+def test_a_image_that_cannot_be_read_is_named_and_the_others_are_made(world, folder, capsys) -> None:
     broken = next(folder.rglob("*.png"))
     content = bytearray(broken.read_bytes())
     content[len(content) // 2 : -20] = b"\xff" * (len(content) - len(content) // 2 - 20)  # its end is whole
     broken.write_bytes(content)
     assert cache_latents.main(flags(world, folder)) == 2
     assert broken.name in capsys.readouterr().err
-    assert len(cached(folder)) == PICTURES - 1
+    assert len(cached(folder)) == IMAGES - 1
 
 
 def test_dry_run_and_help_encode_nothing(world, folder, capsys) -> None:

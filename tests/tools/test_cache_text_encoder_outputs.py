@@ -28,8 +28,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures with captions of many tags."""
-    for path in tiny.write_pictures(tmp_path / "tráin" / "1_dög", 6):
+    """Images with captions of many tags."""
+    for path in tiny.write_images(tmp_path / "tráin" / "1_dög", 6):
         path.with_suffix(".txt").write_text(f"{path.stem}, a, b, c, d, e, 犬", encoding="utf-8")
     return tmp_path / "tráin"
 

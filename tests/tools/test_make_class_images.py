@@ -40,11 +40,11 @@ def make(model: Path, out: Path, *more: str) -> int:
     return make_class_images.main(words(model, out, *more))
 
 
-def pictures(folder: Path) -> dict[str, np.ndarray]:
+def images(folder: Path) -> dict[str, np.ndarray]:
     found = {}
     for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as picture:
-            found[path.name] = np.asarray(picture).astype(int)
+        with Image.open(path) as image:
+            found[path.name] = np.asarray(image).astype(int)
     return found
 
 
@@ -59,16 +59,16 @@ def test_a_folder_that_the_trainer_takes_without_a_word(model, tmp_path) -> None
     assert make(model, out, "--from_file", str(prompts), "--count", "3", "--seed", "5", "--write_captions") == 0
 
     names = [f"class_0000{number}.png" for number in (1, 2, 3)]
-    assert list(pictures(out)) == names
+    assert list(images(out)) == names
     told = [(line["file"], line["prompt"], line["negative_prompt"], line["seed"]) for line in lines(out)]
     second = "ein Roboter, 机器人"
     assert told == [(names[0], "a robot", "", 5), (names[1], second, "fog", 90), (names[2], "a robot", "", 7)]
     settings = {"width": 64, "height": 64, "sampler": "euler_a", "steps": 2, "scale": 7.5, "model": model.name}
     assert all(line.items() >= settings.items() for line in lines(out))
-    with Image.open(out / names[1]) as picture:
-        assert (picture.text["prompt"], picture.text["seed"], picture.text["sampler"]) == (second, "90", "euler_a")
+    with Image.open(out / names[1]) as image:
+        assert (image.text["prompt"], image.text["seed"], image.text["sampler"]) == (second, "90", "euler_a")
 
-    tiny.write_pictures(tmp_path / "train" / "1_sks robot", 3)
+    tiny.write_images(tmp_path / "train" / "1_sks robot", 3)
     found = scan(
         folder_datasets(tmp_path / "train", tmp_path / "reg", template(caption_extensions=(".caption",))).datasets
     )
@@ -94,27 +94,27 @@ def test_a_call_that_was_killed_goes_on_to_what_one_call_draws(model, tmp_path) 
     process.wait()
     process.stdout.close()
 
-    kept = pictures(out)  # all that is there can be read
+    kept = images(out)  # all that is there can be read
     times = {name: (out / name).stat().st_mtime_ns for name in kept}
     assert 2 <= len(kept) < 6 and len(lines(out)) == 6
-    (out / "class_00006.png.123.tmp").write_bytes(b"\x89PNG")  # what is left of a picture being written
+    (out / "class_00006.png.123.tmp").write_bytes(b"\x89PNG")  # what is left of an image being written
     (out / "notes.tmp").write_bytes(b"of the user")
 
     assert make(model, out, *given) == 0 and make(model, whole, *given) == 0
     assert times == {name: (out / name).stat().st_mtime_ns for name in kept}, "what is there is not drawn again"
     assert sorted(path.name for path in out.iterdir() if path.suffix != ".png") == [class_images.RECORD, "notes.tmp"]
-    one, other = pictures(out), pictures(whole)
+    one, other = images(out), images(whole)
     assert list(one) == list(other) and len(one) == 6
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_seed_is_the_same_picture_whatever_it_is_drawn_with(model, tmp_path) -> None:
+def test_a_seed_is_the_same_image_whatever_it_is_drawn_with(model, tmp_path) -> None:
     given = ["--prompt", "a robot", "--seed", "3"]
     assert make(model, tmp_path / "alone", *given, "--count", "3") == 0
     assert make(model, tmp_path / "together", *given, "--count", "2", "--batch_size", "2") == 0
     (tmp_path / "together" / "class_00001.png").unlink()
     assert make(model, tmp_path / "together", *given, "--count", "3", "--batch_size", "2") == 0
-    one, other = pictures(tmp_path / "alone"), pictures(tmp_path / "together")
+    one, other = images(tmp_path / "alone"), images(tmp_path / "together")
     assert list(one) == list(other) and len(one) == 3
     assert all(np.abs(one[name] - other[name]).max() <= 1 for name in one)
     assert np.abs(one["class_00001.png"] - one["class_00002.png"]).max() > 10
@@ -178,8 +178,8 @@ def test_help_mistakes_the_dry_run_and_a_full_folder_need_no_torch(model, tmp_pa
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert all(flag in done.stdout for flag in ("--ckpt", "--count", "--write_captions", "--batch_size"))
-    assert "1 of 1 pictures are there, nothing to draw" in done.stdout
-    assert "0 of 3 pictures are there, 3 to draw" in done.stdout and "3 x a house, 64x64, euler_a" in done.stdout
+    assert "1 of 1 images are there, nothing to draw" in done.stdout
+    assert "0 of 3 images are there, 3 to draw" in done.stdout and "3 x a house, 64x64, euler_a" in done.stdout
     assert not (tmp_path / "1_house").exists()
 
 

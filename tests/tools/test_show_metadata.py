@@ -76,14 +76,14 @@ def test_a_file_as_people_read_it(file: Path, capsys: pytest.CaptureFixture[str]
     assert training[:2] == [["training_comment", "first", "line"], ["second", "line"]]
     assert training[2][0] == "training_started_at" and training[2][1].startswith("2023-11-1")
     assert section(text, "Network") == [["network_dim", "8"], ["network_args", "conv_dim=4,", "dropout=None"]]
-    assert section(text, "Folders") == [["10_sks", "dog:", "12", "pictures", "x", "10"]]
-    assert section(text, "Folders of regularisation pictures") == [["1_dog:", "200", "pictures", "x", "1"]]
+    assert section(text, "Folders") == [["10_sks", "dog:", "12", "images", "x", "10"]]
+    assert section(text, "Folders of regularisation images") == [["1_dog:", "200", "images", "x", "1"]]
     assert section(text, "Buckets")[0] == ["448x576:", "120"]
     assert section(text, "Datasets") == [
         ["768x512,", "batches", "of", "4"],
         ["640x512:", "7"],
         ["mean", "error", "of", "the", "aspect", "ratio:", "0.5000"],
-        ["cats:", "7", "pictures", "x", "1"],
+        ["cats:", "7", "images", "x", "1"],
         ["shuffle_caption", "True"],
     ]
     tags = [["10_sks", "dog:", "3", "different"], ["12", "sks", "dog"], ["5", "犬"], ["3", "grass"]]

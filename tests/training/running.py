@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class World:
-    """A miniature model and pictures to train it on: two training folders and one of regularisation pictures."""
+    """A miniature model and images to train it on: two training folders and one of regularisation images."""
 
     root: Path
 
@@ -66,12 +66,12 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Write the miniature and the pictures."""
+    """Write the miniature and the images."""
     tiny.write_single_file(root / "sd1.safetensors", "sd1")
-    tiny.write_pictures(root / "train" / "2_sks dog", 3, size=(80, 64))
-    tiny.write_pictures(root / "train" / "1_zwx cat", 2, size=(64, 96), seed=3)
-    tiny.write_pictures(root / "reg" / "1_dog", 3, seed=9)
-    caption = root / "train" / "2_sks dog" / "picture_00.txt"
+    tiny.write_images(root / "train" / "2_sks dog", 3, size=(80, 64))
+    tiny.write_images(root / "train" / "1_zwx cat", 2, size=(64, 96), seed=3)
+    tiny.write_images(root / "reg" / "1_dog", 3, seed=9)
+    caption = root / "train" / "2_sks dog" / "image_00.txt"
     caption.write_text("a photo of sks dog, grass, sky, sun", encoding="utf-8")
     return World(root)
 

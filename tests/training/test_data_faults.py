@@ -1,4 +1,4 @@
-"""What is wrong with pictures, captions and disks, through the whole command: it is named, and nothing else is lost."""
+"""What is wrong with images, captions and disks, through the whole command: it is named, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def go(world: World, capsys: pytest.CaptureFixture[str], data: Path, **flags: object) -> Outcome:
-    """One step on the pictures in the folder that `data` is in."""
+    """One step on the images in the folder that `data` is in."""
     words = {"train_data_dir": data.parent, "data_cache_dir": world.root / "remembered", "max_train_steps": 1}
     outcome = run(world.arguments(world.root / "out", **{**words, **flags}), capsys)
     assert "Traceback" not in outcome.err
@@ -54,7 +54,7 @@ def trained(outcome: Outcome) -> bool:
 
 
 def folder(tmp_path: Path, number: int, kind: str = "png") -> Path:
-    """So many pictures of 64x64."""
+    """So many images of 64x64."""
     found = tmp_path / "data" / "1_sks dog"
     found.mkdir(parents=True)
     for index in range(number):
@@ -72,14 +72,14 @@ def bomb() -> bytes:
 
 
 def break_pixels(path: Path) -> None:
-    """Damage that its header does not tell of: it is found when the picture is decoded."""
+    """Damage that its header does not tell of: it is found when the image is decoded."""
     data = bytearray(path.read_bytes())
     data[200:1500] = bytes(1300)
     path.write_bytes(data)
 
 
 def add_faults(data: Path) -> list[str]:
-    """Whatever may be called x.png and is no picture; the words that it is to be told with."""
+    """Whatever may be called x.png and is no image; the words that it is to be told with."""
     (data / "empty.png").write_bytes(b"")
     (data / "bomb.png").write_bytes(bomb())
     (data / "folder.png").mkdir()
@@ -105,7 +105,7 @@ def test_a_few_bad_files_are_left_out_and_told(
     assert trained(outcome), outcome.err
     for words in told:
         assert words in outcome.out, f"{words}\n---\n{outcome.out}"
-    assert "40 pictures x 1 = 40 samples" in outcome.out and "40 made" in outcome.err
+    assert "40 images x 1 = 40 samples" in outcome.out and "40 made" in outcome.err
 
 
 def test_many_bad_files_end_the_run_before_it_begins(
@@ -128,7 +128,7 @@ def test_what_is_found_when_caching_is_named_and_the_others_are_kept(
         break_pixels(data / name)
     outcome = go(world, capsys, data, **DISK)
     assert outcome.code == 2 and not outcome.losses
-    assert all(f"picture {data / name} cannot be decoded" in outcome.err for name in ("03.png", "05.png"))
+    assert all(f"image {data / name} cannot be decoded" in outcome.err for name in ("03.png", "05.png"))
     assert len(list(data.glob("*.safetensors"))) == 4
     (data / "03.png").write_bytes(good)
     (data / "05.png").unlink()
@@ -142,11 +142,11 @@ def test_without_a_cache_it_is_named_when_its_turn_comes(
     data = folder(tmp_path, 3)
     break_pixels(data / "01.png")
     outcome = go(world, capsys, data, max_train_epochs=1)
-    assert outcome.code == 2 and f"picture {data / '01.png'} cannot be decoded" in outcome.err
+    assert outcome.code == 2 and f"image {data / '01.png'} cannot be decoded" in outcome.err
 
 
 def before_caching(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-    """Let something happen after the plan and before pictures are read."""
+    """Let something happen after the plan and before images are read."""
     original = session.fill_latents
 
     def later(*arguments: Any) -> Any:
@@ -233,7 +233,7 @@ if os.name != "nt":
 def test_names_of_all_kinds_are_trained(
     cache_format: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As names of pictures with captions, of masks and of folders; the caches find theirs again."""
+    """As names of images with captions, of masks and of folders; the caches find theirs again."""
     data = tmp_path / "фото 写真 🎉" / "1_犬 it's 🐕"
     masks = tmp_path / "マスク"
     for place in (data, masks):
@@ -249,7 +249,7 @@ def test_names_of_all_kinds_are_trained(
     first = go(world, capsys, data, **flags)
     assert trained(first), first.err
     number = len(NAMES)
-    assert f"{number} pictures x 1 = {number} samples, training, captions from files" in first.out
+    assert f"{number} images x 1 = {number} samples, training, captions from files" in first.out
     assert f"0 read, {number} made" in first.err
     again = go(world, capsys, data, **flags)
     assert f"latents: {number} read, 0 made" in again.err and f"captions: {number} read, 0 encoded" in again.err
@@ -263,7 +263,7 @@ def test_captions_in_other_encodings(world: World, tmp_path: Path, capsys: pytes
     """A byte order mark says what a file is; what has none is UTF-8, or what --caption_encoding says."""
     text = "犬、公園、a photo of sks dog"
     data = folder(tmp_path, 4)
-    plain = tiny.write_pictures(tmp_path / "plain" / "1_sks dog", 4)
+    plain = tiny.write_images(tmp_path / "plain" / "1_sks dog", 4)
     for path in plain:
         path.unlink()
     for path in sorted(data.glob("*.png")):

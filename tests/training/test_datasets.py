@@ -20,7 +20,7 @@ from tests.training.running import Outcome, World, assert_equal_files, make_worl
 
 ROOT = Path(__file__).parents[2]
 
-# Samples of an epoch: 3 pictures x 2 and as many of regularisation in batches of 2, 6 batches; 2 pictures x 3 at two
+# Samples of an epoch: 3 images x 2 and as many of regularisation in batches of 2, 6 batches; 2 images x 3 at two
 # resolutions, in batches of 4 and of 3, 2 batches each.
 TOML = """
 [general]
@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
     for path, caption in zip(sorted(folder(world, "dog").glob("*.png")), captions, strict=True):
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-    tiny.write_pictures(world.root / "masks", 3, size=(80, 64), seed=5)
+    tiny.write_images(world.root / "masks", 3, size=(80, 64), seed=5)
     return world
 
 
@@ -103,9 +103,9 @@ def test_toml_and_json_are_one_run_as_counted_by_hand(
     assert sorted(first.losses) == list(range(1, BATCHES + 1)) and first.losses == second.losses
     assert_equal_files(tmp_path / "toml" / "dog.safetensors", tmp_path / "json" / "dog.safetensors")
     for expected in (
-        "2_sks dog: 3 pictures x 2 = 6 samples, training, captions from files",
-        "1_dog: 3 pictures, 6 samples after balancing, regularisation",
-        '1_zwx cat: 2 pictures x 3 = 6 samples, training, all as "cat", at each of 2 resolutions',
+        "2_sks dog: 3 images x 2 = 6 samples, training, captions from files",
+        "1_dog: 3 images, 6 samples after balancing, regularisation",
+        '1_zwx cat: 2 images x 3 = 6 samples, training, all as "cat", at each of 2 resolutions',
         "64x64: 12, in batches of up to 2",
         "64x64: 6, in batches of up to 4",
         "64x128: 6, in batches of up to 3",
@@ -121,7 +121,7 @@ def test_toml_and_json_are_one_run_as_counted_by_hand(
 def test_simpletuners_file_is_the_same_as_kohyas(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With masks and regularisation, each by its own rules: repeats = 1 there shows a picture twice."""
+    """With masks and regularisation, each by its own rules: repeats = 1 there shows an image twice."""
     size = {"resolution": 64, "resolution_type": "pixel", "crop": True, "crop_aspect": "square", "crop_style": "center"}
     entries = [
         {"id": "dogs", "type": "local", "instance_data_dir": str(folder(world, "dog")), "repeats": 1, **size,
@@ -163,7 +163,7 @@ def test_metadata_and_plain_folders_by_flags_are_what_a_file_says(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cat = folder(world, "cat")
-    entries = {"picture_00.png": {"caption": "a cat", "tags": "red, big"}, "picture_01.png": {"tags": "zwx"}}
+    entries = {"image_00.png": {"caption": "a cat", "tags": "red, big"}, "image_01.png": {"tags": "zwx"}}
     metadata = write(tmp_path / "meta.json", entries)
     flags: dict[str, object] = {"max_train_epochs": 1, "train_batch_size": 2}
     size: dict[str, object] = {"resolution": 64, "caption_extension": ".txt", "train_data_dir": cat}
@@ -178,7 +178,7 @@ def test_metadata_and_plain_folders_by_flags_are_what_a_file_says(
     listed = {"image_dir": str(cat), "class_tokens": "zwx cat", "num_repeats": 2}
     file = write(tmp_path / "2.json", {"datasets": [{"resolution": 64, "subsets": [listed]}]})
     assert plain.losses == train(world, capsys, tmp_path / "4", **flags, dataset_config=file).losses
-    assert sorted(plain.losses) == [1, 2] and '2 pictures x 2 = 4 samples, training, all as "zwx cat"' in plain.out
+    assert sorted(plain.losses) == [1, 2] and '2 images x 2 = 4 samples, training, all as "zwx cat"' in plain.out
 
 
 def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +194,7 @@ def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys:
     assert sorted(rest.losses) == [7, 8]
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
-    # 3 training pictures with their mirror images, 3 of regularisation, 2 at two sizes
+    # 3 training images with their mirror images, 3 of regularisation, 2 at two sizes
     assert "0 read, 10 made" in whole.err and "10 read, 0 made" in rest.err
 
     for change in (("keep_tokens = 1", "keep_tokens = 2"), ("batch_size = 2", "batch_size = 3")):
@@ -209,7 +209,7 @@ def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("flag", ["cache_latents", "cache_latents_to_disk"])
 @pytest.mark.parametrize("key", ["random_crop = true", "color_aug = true", "face_crop_aug_range = [2.0, 4.0]"])
-def test_what_varies_pictures_excludes_cached_latents(key: str, flag: str, world: World, tmp_path: Path) -> None:
+def test_what_varies_images_excludes_cached_latents(key: str, flag: str, world: World, tmp_path: Path) -> None:
     text = toml(world).replace("num_repeats = 3", f"num_repeats = 3\n  {key}")
     line = text[: text.index("num_repeats = 3")].rpartition("[[datasets.subsets]]")[0].count("\n") + 1
     flags = {"dataset_config": write(tmp_path / "data.toml", text), "max_train_steps": 1}

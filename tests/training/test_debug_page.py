@@ -87,7 +87,7 @@ def test_a_browser_is_opened_only_on_a_screen(
 def test_what_cannot_be_decoded_is_shown_as_such(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: list[str]
 ) -> None:
-    """Nothing in its header tells of it: the plan takes it for a picture."""
+    """Nothing in its header tells of it: the plan takes it for an image."""
     folder = tmp_path / "train" / "1_dog"
     folder.mkdir(parents=True)
     for number in range(3):
@@ -98,7 +98,7 @@ def test_what_cannot_be_decoded_is_shown_as_such(
     (folder / "bad.txt").write_text("", encoding="utf-8")
     _, page = show(world, tmp_path / "out", capsys, train_data_dir=tmp_path / "train")
     assert page.count("data:image/webp") == 2
-    assert f"picture {folder / '1.png'} cannot be decoded" in unescape(page)
+    assert f"image {folder / '1.png'} cannot be decoded" in unescape(page)
 
 
 def test_dataset_files_masks_and_wildcards_are_shown_as_trained(
@@ -124,11 +124,11 @@ def test_dataset_files_masks_and_wildcards_are_shown_as_trained(
     _, page = show(world, tmp_path / "out", capsys, **flags)
     assert "{red" not in page and ("another line" in page or re.search("(red|green|blue) dog", page))
     assert "60" in page  # per cent that count: half of it fully, half of it to a fifth
-    pictures = [
+    images = [
         Image.open(io.BytesIO(base64.b64decode(data)))
         for data in re.findall(r"data:image/[a-z]+;base64,([^\"')]+)", page)
     ]
-    (cover,) = (picture for picture in pictures if "A" in picture.getbands())
+    (cover,) = (image for image in images if "A" in image.getbands())
     hidden = np.asarray(cover.getchannel("A"), dtype=float)
     middle = hidden.shape[1] // 2
     assert hidden[:, : middle - 4].mean() == pytest.approx(255 * 0.8, abs=3) and hidden[:, middle + 4 :].mean() < 3

@@ -19,13 +19,13 @@ from tests.training.running import Outcome, World, make_world, run
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Two folders with three and two pictures, masks for the three; a VAE without chance."""
+    """Two folders with three and two images, masks for the three; a VAE without chance."""
     world = make_world(tmp_path / "world")
     tensors = load_file(world.model)
     tensors["first_stage_model.quant_conv.weight"][4:] = 0
     tensors["first_stage_model.quant_conv.bias"][4:] = -30  # log variance
     save_file(tensors, world.model)
-    tiny.write_pictures(world.root / "masks", 3, size=(80, 64), seed=5)
+    tiny.write_images(world.root / "masks", 3, size=(80, 64), seed=5)
     return world
 
 
@@ -47,10 +47,10 @@ def counts(outcome: Outcome) -> tuple[int, int, int]:
 def test_exactly_what_has_changed_is_made_anew(
     cache_format: str, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both folders have a picture_00.png and a picture_01.png; the masks are for the names in both."""
+    """Both folders have an image_00.png and an image_01.png; the masks are for the names in both."""
     dogs = world.root / "train" / "2_sks dog"
     shutil.rmtree(world.root / "train" / "1_zwx cat")
-    tiny.write_pictures(dogs / "more", 1, size=(80, 64), seed=8)[0].rename(dogs / "other.png")  # without a mask
+    tiny.write_images(dogs / "more", 1, size=(80, 64), seed=8)[0].rename(dogs / "other.png")  # without a mask
     (dogs / "more").rmdir()
     flags: dict[str, object] = {
         "masked_loss": True, "conditioning_data_dir": world.root / "masks", "cache_format": cache_format,
@@ -63,15 +63,15 @@ def test_exactly_what_has_changed_is_made_anew(
         os.utime(path, (1, 1))
     assert counts(train(world, capsys, **flags)) == (4, 0, 0), "other times, the same content"
 
-    changed = Image.open(dogs / "picture_00.png")
+    changed = Image.open(dogs / "image_00.png")
     changed.putpixel((40, 30), (1, 2, 3))
-    changed.save(dogs / "picture_00.png")
+    changed.save(dogs / "image_00.png")
     assert counts(train(world, capsys, **flags)) == (3, 1, 1)
-    Image.new("L", (80, 64), 77).save(world.root / "masks" / "picture_01.png")
+    Image.new("L", (80, 64), 77).save(world.root / "masks" / "image_01.png")
     assert counts(train(world, capsys, **flags)) == (3, 1, 1)
     assert counts(train(world, capsys, **flags)) == (4, 0, 0)
 
-    (dogs / "picture_02.txt").write_text("a caption is not in the latents", encoding="utf-8")
+    (dogs / "image_02.txt").write_text("a caption is not in the latents", encoding="utf-8")
     assert counts(train(world, capsys, **flags)) == (4, 0, 0)
     without_masks = {**flags, "masked_loss": False, "conditioning_data_dir": None}
     assert counts(train(world, capsys, **without_masks))[:2] == (1, 3)
@@ -121,13 +121,13 @@ def test_damaged_entries_are_made_anew(world: World, capsys: pytest.CaptureFixtu
 
 
 def test_npz_of_kohyas_scripts_are_read(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Made here by the rules of those scripts: name with the picture's own size, unscaled latents, crop and size."""
-    pictures = tiny.write_pictures(world.root / "square" / "1_sks dog", 3, seed=6)
+    """Made here by the rules of those scripts: name with the image's own size, unscaled latents, crop and size."""
+    images = tiny.write_images(world.root / "square" / "1_sks dog", 3, seed=6)
     flags: dict[str, object] = {"train_data_dir": world.root / "square", "max_train_epochs": 1}
     flags["learning_rate"] = 1e-6  # Adam's first steps would magnify last bits
     made_by_us = train(world, capsys, **flags, cache_latents=True, cache_latents_to_disk=False)
     vae = tiny.diffusers_modules("sd1").vae
-    for path in pictures:
+    for path in images:
         pixels = torch.from_numpy(np.asarray(Image.open(path), dtype=np.float32) / 127.5 - 1)
         with torch.no_grad():
             latents = vae.encode(pixels.permute(2, 0, 1)[None]).latent_dist.mean[0].numpy()
@@ -140,7 +140,7 @@ def test_npz_of_kohyas_scripts_are_read(world: World, capsys: pytest.CaptureFixt
     read = train(world, capsys, **flags)
     assert counts(read) == (3, 0, 0) and "3 read from another program's .npz" in read.err
     assert read.losses == pytest.approx(made_by_us.losses, rel=1e-5)
-    # of another size of pictures nothing fits any more: made, and theirs is left as it is
+    # of another size of images nothing fits any more: made, and theirs is left as it is
     before = {path: path.read_bytes() for path in world.root.glob("square/*/*.npz")}
     assert counts(train(world, capsys, **flags, resolution="64,128"))[:2] == (0, 3)
     assert before == {path: path.read_bytes() for path in before}

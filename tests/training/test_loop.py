@@ -16,23 +16,23 @@ from library.data.batch import Batch
 from library.data.buckets import make_table
 from library.data.dataset import Tokenize, TrainingDataset
 from library.data.order import BatchRequest
-from library.data.reading import PictureReader
+from library.data.reading import ImageReader
 from library.data.scan.scan import ImageRecord
 from library.families.clip.tokenizer import ClipTokenizer
-from library.families.family import AS_TRAINED, Conditions
+from library.families.family import AS_TRAINED, Conditioning
 from library.families.registry import load_model
 from library.objective.objective import Objective
 from library.objective.weighting import Weighting
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
-from library.training.conditioning import Conditioning
+from library.training.conditioning import Conditioner
 from library.training.loop import Loop
 from library.training.saving.state import Progress
-from library.training.trainable import Part, Trained, parameter_groups
-from library.training.training_loss import SampleLosses
+from library.training.trainable import Part, Trainable, parameter_groups
+from library.training.training_loss import TrainingLoss
 from tests import tiny
 
-# smaller pictures leave one pixel to the deepest level, whose normalisation then magnifies rounding a thousandfold
+# smaller images leave one pixel to the deepest level, whose normalisation then magnifies rounding a thousandfold
 SIZE = (128, 128)
 SAMPLES = tuple((index, 0) for index in range(7))
 
@@ -60,21 +60,21 @@ class Bar:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> TrainingDataset:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     spec = SubsetSpec(folder, "here")
     whole = DatasetSpec("here", BucketSettings(SIZE), (spec,))
     records = tuple(
-        ImageRecord(folder, path.name, 0, 0, SIZE, f"picture {index}", True, 1, index % 3 == 2)
-        for index, path in enumerate(tiny.write_pictures(folder, 7, SIZE))
+        ImageRecord(folder, path.name, 0, 0, SIZE, f"image {index}", True, 1, index % 3 == 2)
+        for index, path in enumerate(tiny.write_images(folder, 7, SIZE))
     )
-    reader = PictureReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
+    reader = ImageReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
     return TrainingDataset(reader, Tokenize(ClipTokenizer(49407)), seed=5, steps=1, prior_loss_weight=0.3)
 
 
-def losses_of(model: Any, objective: Objective[Conditions]) -> SampleLosses:
+def losses_of(model: Any, objective: Objective[Conditioning]) -> TrainingLoss:
     cpu = torch.device("cpu")
-    context = Conditioning(model.family, model.text_encoders, Tokenize(ClipTokenizer(49407)), AS_TRAINED, cpu)
-    return SampleLosses(model, context, model.vae, objective, 5, cpu)
+    context = Conditioner(model.family, model.text_encoders, Tokenize(ClipTokenizer(49407)), AS_TRAINED, cpu)
+    return TrainingLoss(model, context, model.vae, objective, 5, cpu)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def one_step(
     optimizer = torch.optim.SGD(parameter_groups(parts), lr=1.0)
     accelerator = Accelerator(cpu=True)
     *_, prepared = accelerator.prepare(model.unet, encoder, optimizer)
-    objective: Objective[Conditions] = Objective(
+    objective: Objective[Conditioning] = Objective(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
     losses = losses_of(model, objective)
@@ -106,7 +106,7 @@ def one_step(
 
     loop = Loop(
         accelerator=accelerator,
-        trained=Trained(parts, frozenset({"unet", "text_encoder"}), write=lambda path, step, epoch: None),
+        trained=Trainable(parts, frozenset({"unet", "text_encoder"}), write=lambda path, step, epoch: None),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         order=FixedOrder(sizes),  # type: ignore[arg-type]
@@ -144,9 +144,9 @@ def test_a_step_does_not_depend_on_how_its_samples_are_split(dataset: TrainingDa
 
 
 def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: TrainingDataset, model_file: Path) -> None:
-    """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation pictures."""
+    """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation images."""
     model = load_model(read_header(model_file))
-    objective: Objective[Conditions] = Objective(
+    objective: Objective[Conditioning] = Objective(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
     losses = losses_of(model, objective)
@@ -170,9 +170,9 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
     assert loss == pytest.approx(total / 7, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_picture(dataset: TrainingDataset, model_file: Path) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_image(dataset: TrainingDataset, model_file: Path) -> None:
     with pytest.raises(UserError) as raised:
         one_step([4, 3], dataset, model_file, spoil=True)
     (mistake,) = raised.value.mistakes
-    assert "step 1 (epoch 1)" in mistake.what and "picture_04.png" in mistake.what and "picture_03" not in mistake.what
+    assert "step 1 (epoch 1)" in mistake.what and "image_04.png" in mistake.what and "image_03" not in mistake.what
     assert "--learning_rate" in mistake.remedy

@@ -14,16 +14,16 @@ from library.data.order import EpochOrder, Sample
 from tests import tiny
 from tests.training.running import Outcome, World, assert_equal_files, make_world, run
 
-SIZE = (80, 64)  # of the pictures that have masks; they are cropped to 64x64
+SIZE = (80, 64)  # of the images that have masks; they are cropped to 64x64
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Three pictures with masks, and a VAE without chance: what the cache draws for a picture, and a batch for a
+    """Three images with masks, and a VAE without chance: what the cache draws for an image, and a batch for a
     sample, comes to the same."""
     world = make_world(tmp_path_factory.mktemp("world"))
     (world.root / "train" / "1_zwx cat").rename(world.root / "cat")
-    tiny.write_pictures(world.root / "reg" / "1_dog", 3, SIZE, seed=9)
+    tiny.write_images(world.root / "reg" / "1_dog", 3, SIZE, seed=9)
     tensors = load_file(world.model)
     tensors["first_stage_model.quant_conv.weight"][4:] = 0
     tensors["first_stage_model.quant_conv.bias"][4:] = -30  # log variance
@@ -34,16 +34,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             write_mask(world.root / kind / name, np.full((SIZE[1], SIZE[0]), level))
     for name in names:
         write_mask(world.root / "half" / name, half(name))
-        picture = Image.open(world.root / "train" / "2_sks dog" / name)
-        picture.putalpha(Image.open(world.root / "half" / name))
+        image = Image.open(world.root / "train" / "2_sks dog" / name)
+        image.putalpha(Image.open(world.root / "half" / name))
         target = world.root / "transparent" / "2_sks dog" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
+        image.save(target)
     return world
 
 
 def half(name: str) -> np.ndarray:
-    """Not equal to its mirror image, and cut by the crop; another one for each picture."""
+    """Not equal to its mirror image, and cut by the crop; another one for each image."""
     mask = np.zeros((SIZE[1], SIZE[0]))
     mask[5:41, : 20 + 5 * int(name[-5])] = 255
     mask[41:60, 9:30] = 100
@@ -56,7 +56,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def train(world: World, capsys: pytest.CaptureFixture[str], out: Path, **flags: object) -> Outcome:
-    """Two steps on the three pictures, six samples in batches of three."""
+    """Two steps on the three images, six samples in batches of three."""
     words = {"data_cache_dir": world.root / "remembered", "train_batch_size": 3}
     outcome = run(world.arguments(out, **{**words, "max_train_epochs": 1, **flags}), capsys)
     assert outcome.code == 0, outcome.err
@@ -123,7 +123,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("kind", ["files", "alpha"])
-def test_masks_in_the_cache_are_those_of_the_pictures(
+def test_masks_in_the_cache_are_those_of_the_images(
     kind: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # at a rate at which Adam's first steps do not magnify the last bits of latents made in other batches
@@ -144,7 +144,7 @@ def test_masks_in_the_cache_are_those_of_the_pictures(
 def test_transparency_is_the_mask_that_a_file_of_it_would_be(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The pictures are the same to the model: transparency is laid on white, here in both runs."""
+    """The images are the same to the model: transparency is laid on white, here in both runs."""
     flags = {"train_data_dir": world.root / "transparent"}
     by_alpha = train(world, capsys, tmp_path / "alpha", **flags, alpha_mask=True)
     by_file = train(world, capsys, tmp_path / "file", **flags, **masked(world, "half"))
@@ -182,7 +182,7 @@ def test_a_step_with_masks_does_not_depend_on_how_its_samples_are_split(
 
 
 def order(seed: int, batch: int, windows: int) -> tuple[Sample, ...]:
-    """The samples of the first epoch, one after the other: 3 training pictures and 3 others, each twice."""
+    """The samples of the first epoch, one after the other: 3 training images and 3 others, each twice."""
     epochs = EpochOrder([0] * 6, [(128, 128)] * 6, [2] * 6, batch_sizes=[batch], accumulation=windows, seed=seed)
     return tuple(sample for request in epochs.requests(1) for sample in request.samples)
 

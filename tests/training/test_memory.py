@@ -18,14 +18,14 @@ from library.training.memory import (
     checkpoint_activations,
     computing,
     fp16_gradients,
+    image_encoder,
     loading_device,
-    picture_encoder,
     prepare,
     release_memory,
     set_attention,
     working_copy,
 )
-from library.training.trainable import Part, Trained
+from library.training.trainable import Part, Trainable
 
 CPU = Machine("cpu", "a processor")
 
@@ -153,7 +153,7 @@ def unet_with_mem_eff() -> Any:
     return module
 
 
-def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, Trained]:
+def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, Trainable]:
     model: Any = SimpleNamespace(unet=unet(), vae=vae(), text_encoder=text_encoder())
     model.modules = lambda: {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
     parts = [Part("unet", model.unet, 1e-4)]
@@ -161,7 +161,7 @@ def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any,
     if train_text_encoder:
         parts.append(Part("text_encoder1", model.text_encoder, 1e-5))
         active.add("text_encoder")
-    trained = Trained(tuple(parts), frozenset(active), write=lambda path, step, epoch: None)
+    trained = Trainable(tuple(parts), frozenset(active), write=lambda path, step, epoch: None)
     prepare(model, trained, resolve(options, CPU), options)
     return model, trained
 
@@ -194,14 +194,14 @@ def test_frozen_modules_compute_in_a_copy_and_keep_their_exact_weights() -> None
 
 
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
-def test_the_layout_of_the_picture_encoder_changes_rounding_only(mixed: Any) -> None:
+def test_the_layout_of_the_image_encoder_changes_rounding_only(mixed: Any) -> None:
     options = MemoryOptions(mixed_precision=mixed)
     model, _ = world(options, train_text_encoder=False)
     before = {name: tensor.clone() for name, tensor in model.vae.state_dict().items()}
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         expected = model.vae.encode(pixels).latent_dist.mean
-        encoder = picture_encoder(model.vae, resolve(options, CPU), torch.device("cpu"))
+        encoder = image_encoder(model.vae, resolve(options, CPU), torch.device("cpu"))
         encoded = encoder.encode(pixels.to(encoder.dtype)).latent_dist.mean.float()
     assert encoder.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     tolerance = 1e-5 if mixed == "no" else 0.05

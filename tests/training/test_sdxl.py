@@ -29,8 +29,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     for family in MODELS:
         tiny.write_single_file(root / f"{family}.safetensors", family)
-    tiny.write_pictures(root / "train" / "1_sks dog", 2, size=(80, 64))
-    tiny.write_pictures(root / "train" / "1_zwx cat", 2, size=(64, 96), seed=3)
+    tiny.write_images(root / "train" / "1_sks dog", 2, size=(80, 64))
+    tiny.write_images(root / "train" / "1_zwx cat", 2, size=(64, 96), seed=3)
     return World(root)
 
 
@@ -149,7 +149,7 @@ def test_base_and_refiner_share_latents_and_keep_captions_apart(
         "vae": vae, "cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True, "max_train_steps": 1,
         "train_data_dir": world.root / "shared", "data_cache_dir": tmp_path / "cache", "train_text_encoder": None,
     }  # fmt: skip
-    tiny.write_pictures(world.root / "shared" / "1_dog", 2)
+    tiny.write_images(world.root / "shared" / "1_dog", 2)
     base = train(world, tmp_path / "base", capsys, sdxl_train.RECIPE, **shared)
     refined = train(world, tmp_path / "refiner", capsys, sdxl_train.RECIPE, "refiner", **shared)
     assert "latents: 0 read, 2 made" in base.err and "captions: 0 read, 1 encoded" in base.err
@@ -158,15 +158,15 @@ def test_base_and_refiner_share_latents_and_keep_captions_apart(
 
 # --- the loss of one sample, written out with diffusers -------------------------------------------------------------
 
-PICTURE = (75, 91)  # odd sides; covered by 64 x 64: scaled to 64 x 78, cut at (top 7, left 0)
+IMAGE = (75, 91)  # odd sides; covered by 64 x 64: scaled to 64 x 78, cut at (top 7, left 0)
 CAPTION = "a photo of sks dog"
 
 
 @pytest.fixture(scope="module")
 def odd(world: World) -> World:
-    """A world of one picture with odd sides."""
-    tiny.write_pictures(world.root / "odd" / "1_dog", 1, size=PICTURE)
-    (world.root / "odd" / "1_dog" / "picture_00.txt").write_text(CAPTION, encoding="utf-8")
+    """A world of one image with odd sides."""
+    tiny.write_images(world.root / "odd" / "1_dog", 1, size=IMAGE)
+    (world.root / "odd" / "1_dog" / "image_00.txt").write_text(CAPTION, encoding="utf-8")
     return world
 
 
@@ -188,11 +188,11 @@ def noise_level(t: int) -> float:
 
 
 def pixels_of(path: Path) -> torch.Tensor:
-    """The picture scaled to cover 64 x 64 and cut in the middle, in [-1, 1]."""
+    """The image scaled to cover 64 x 64 and cut in the middle, in [-1, 1]."""
     import cv2
 
-    picture = cv2.resize(np.asarray(Image.open(path).convert("RGB")), (64, 78), interpolation=cv2.INTER_AREA)
-    cut = picture[7 : 7 + 64]
+    image = cv2.resize(np.asarray(Image.open(path).convert("RGB")), (64, 78), interpolation=cv2.INTER_AREA)
+    cut = image[7 : 7 + 64]
     return torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
@@ -222,7 +222,7 @@ def test_the_loss_is_that_of_diffusers_modules(
     t = int(torch.randint(low, high, (), generator=draw))
     noise = torch.randn((4, 8, 8), generator=draw)[None]
     with torch.no_grad():
-        posterior = pipeline.vae.encode(pixels_of(odd.root / "odd" / "1_dog" / "picture_00.png")).latent_dist
+        posterior = pipeline.vae.encode(pixels_of(odd.root / "odd" / "1_dog" / "image_00.png")).latent_dist
         own = torch.randn((4, 8, 8), generator=torch_generator(1, "posterior", 0))[None]
         latents = (posterior.mean + posterior.std * own) * 0.13025
         level = noise_level(t)

@@ -94,7 +94,7 @@ def test_resumed_with_cached_captions(
 def test_only_what_is_new_is_encoded(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An edited caption is another text; another encoder has other outputs of all of them."""
     flags = {**DISK, "max_train_epochs": 1, "train_batch_size": 8}
-    edited = world.root / "train" / "1_zwx cat" / "picture_00.txt"
+    edited = world.root / "train" / "1_zwx cat" / "image_00.txt"
     before = edited.read_bytes()
     assert counts(train(world, capsys, tmp_path / "1", **flags)) == (0, 5)
     edited.write_text("another caption", encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from library.objective.objective import Objective
 from library.objective.process import ForwardProcess
 from library.options.groups.objective import ObjectiveOptions
-from library.training.training_loss import SampleLosses
+from library.training.training_loss import TrainingLoss
 
 PROCESS = ForwardProcess.scaled_linear()
 
@@ -22,7 +22,7 @@ def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[
     empty = torch.zeros(len(latents))
     batch: Any = SimpleNamespace(latents=latents, mask=None, sample_index=torch.tensor(indices), pixels=None)
     objective: Objective[torch.Tensor] = Objective.of(options, PROCESS, "epsilon")
-    return SampleLosses(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch)
+    return TrainingLoss(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch)
 
 
 def test_an_adaptive_noise_scale_sees_the_scaled_latents() -> None:

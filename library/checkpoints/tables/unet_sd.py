@@ -53,7 +53,7 @@ ROWS: tuple[Row, ...] = (
     Row("conv_out", "out.2"),
 )
 
-# XL and its refiner are told more of a picture: the pooled caption, sizes and crop.
+# XL and its refiner are told more of an image: the pooled caption, sizes and crop.
 XL_ROWS: tuple[Row, ...] = (
     *ROWS,
     Row("add_embedding.linear_1", "label_emb.0.0"),

@@ -1,10 +1,10 @@
-"""Latents encoded once before training, in memory or in a file beside each picture.
+"""Latents encoded once before training, in memory or in a file beside each image.
 
-A cached entry is found by what it is of: the bytes of the picture and of its mask, how they are scaled and cut, what
+A cached entry is found by what it is of: the bytes of the image and of its mask, how they are scaled and cut, what
 transparency is laid on, and the VAE. So nothing that is out of date is ever used, and what has not changed is not made
-again. Files beside the pictures need no lock and no index: each is whole, verifies itself (latent_files.py),
-moves along with its picture, and a run that ends early loses only what it was working on. A picture is read only when
-its stamp is not the one in its entry; looking at the entries of 100,000 pictures reads those, and no picture.
+again. Files beside the images need no lock and no index: each is whole, verifies itself (latent_files.py),
+moves along with its image, and a run that ends early loses only what it was working on. An image is read only when
+its stamp is not the one in its entry; looking at the entries of 100,000 images reads those, and no image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from library.data import images, masks
 from library.data.buckets import Placement
 from library.data.cache import latent_files
-from library.data.cache.latent_encoding import THREADS, Encode, Encoder, Made, Read, Ready, encode_all, read_picture
+from library.data.cache.latent_encoding import THREADS, Encode, Encoder, Made, Read, Ready, encode_all, read_image
 from library.data.cache.latent_entries import CacheFormat, Files, Look, Source, Wanted, key_of, names_wanted, wanted_by
 from library.data.cache.latent_files import Array, Note
 from library.data.scan.scan import ImageRecord
@@ -39,7 +39,7 @@ _MASKS = ("mask", "alpha_mask")  # at latent size in our files, in pixels in an 
 
 
 class Encoded(NamedTuple):
-    """What is cached of a picture: latents (C, h, w) float32, mask (1, h, w) float32 in [0, 1] or None."""
+    """What is cached of an image: latents (C, h, w) float32, mask (1, h, w) float32 in [0, 1] or None."""
 
     latents: torch.Tensor
     mask: torch.Tensor | None
@@ -87,14 +87,14 @@ LatentStore = MemoryLatents | DiskLatents
 
 
 @dataclass(frozen=True)
-class Filled:
+class LatentCacheBuild:
     """The latents of all records, and where they come from: counts of entries (equal records share one)."""
 
     store: LatentStore
     read: int  # from files that were up to date
     made: int
     stale: int  # of those made: a file was there and did not fit
-    foreign: int = 0  # of those read: files of another program, in which nothing tells of which picture and VAE
+    foreign: int = 0  # of those read: files of another program, in which nothing tells of which image and VAE
     exactly: int = 0  # of those made: encoded again in full precision, because the latents were not finite
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class Filled:
         return text
 
 
-def fill(
+def build_latent_cache(
     records: Sequence[ImageRecord],
     placements: Sequence[Placement],
     read: Read,
@@ -126,7 +126,7 @@ def fill(
     stride: int = 8,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> Filled:
+) -> LatentCacheBuild:
     """Make the latents of all records available, encoding what is not in an up-to-date file.
 
     read            pixels and mask of a record as `source` says, not mirrored; called in threads
@@ -134,9 +134,9 @@ def fill(
     suffix          the family's file ending, as sd-scripts has it: _sd.npz
     flip            per record, whether its mirror image is wanted too; a file that lacks only that is completed
     source          per record; default: the centre of its placement, without a mask
-    encode_exactly  `encode` in full precision, for pictures whose latents come out not finite
+    encode_exactly  `encode` in full precision, for images whose latents come out not finite
     trust_foreign   use an .npz of another program if its shape, original size and arrays are those wanted, its latents
-                    finite, it is no older than the picture, and the program would have prepared the picture as
+                    finite, it is no older than the image, and the program would have prepared the image as
                     `source` says: centre crop, scaled by need, opaque or masked by its transparency. Nothing in it
                     tells of which VAE it is.
     skip_check      take every file of ours whose arrays are there and have the right shape, reading no more of it
@@ -144,17 +144,17 @@ def fill(
     share           (number, of how many processes) that fill the same files at once: each has an order of its own and
                     passes over what another has done meanwhile. All of them end with all latents.
 
-    Raises UserError with all pictures that could not be read or encoded, when the others are done; at once for a file
+    Raises UserError with all images that could not be read or encoded, when the others are done; at once for a file
     that cannot be written. What is on disk by then stays and is used the next time.
     """
     entries, of_record = wanted_by(records, source or (lambda index: _centred(placements[index])), flip, vae)
     encoder = Encoder(encode, encode_exactly)
     if not to_disk:
-        prepare = partial(read_picture, read=read)
+        prepare = partial(read_image, read=read)
         all_made = encode_all(entries, encoder, prepare, batch_size=batch_size, progress=progress)
         in_memory = _in_memory(all_made, of_record)
         encoder.raise_mistakes()
-        return Filled(in_memory, 0, len(entries), 0, exactly=len(encoder.again))
+        return LatentCacheBuild(in_memory, 0, len(entries), 0, exactly=len(encoder.again))
     files = Files(suffix, cache_format, trust_foreign, skip_check, channels, stride, names_wanted(entries))
     work = _DiskWork(files, read, _look_at_all(files, entries, progress))
     pending = [entry for entry in entries if work.looks[entry.number].verdict not in ("current", "foreign")]
@@ -217,17 +217,17 @@ class _DiskWork:
     stale: int = 0
 
     def prepare(self, entry: Wanted) -> Ready | None:
-        """Decode the picture of an entry; None when another process has made the entry since it was looked for."""
+        """Decode the image of an entry; None when another process has made the entry since it was looked for."""
         look = self.looks[entry.number]
         if look.verdict == "missing" and os.path.exists(look.file):
             look = self.looks[entry.number] = self.files.look(entry)
             if look.verdict in ("current", "foreign"):
                 return None
-        ready = read_picture(entry, self.read)
+        ready = read_image(entry, self.read)
         if look.verdict != "half":
             return ready
         found = latent_files.read(look.file, {"latents"})
-        key = Note(entry.settings, ready.picture, ready.mask_print, {}).key
+        key = Note(entry.settings, ready.image, ready.mask_print, {}).key
         if found is None or found.note is None or found.note.key != key:
             return ready
         return replace(ready, kept=torch.from_numpy(found.arrays["latents"]))
@@ -243,7 +243,7 @@ class _DiskWork:
             for future in writing:
                 future.result()
 
-    def filled(self, entries: Sequence[Wanted], of_record: Sequence[int], exactly: int) -> Filled:
+    def filled(self, entries: Sequence[Wanted], of_record: Sequence[int], exactly: int) -> LatentCacheBuild:
         """What there is now, when all is there."""
         store = DiskLatents(
             files=tuple(self.looks[number].file for number in of_record),
@@ -251,14 +251,14 @@ class _DiskWork:
             masked=tuple(entries[number].masked for number in of_record),
         )
         foreign = sum(look.verdict == "foreign" for look in self.looks)
-        return Filled(store, len(entries) - self.made, self.made, self.stale, foreign, exactly)
+        return LatentCacheBuild(store, len(entries) - self.made, self.made, self.stale, foreign, exactly)
 
     def _write(self, made: Made) -> None:
         entry = made.entry
         file = self.files.target(entry)
         arrays = _npz_arrays(made) if file.endswith(latent_files.NPZ_ENDING) else _own_arrays(made)
         try:
-            note = latent_files.write(file, arrays, entry.settings, made.picture, made.mask_print)
+            note = latent_files.write(file, arrays, entry.settings, made.image, made.mask_print)
         except OSError as error:
             raise _unwritable(file, error) from error
         self.stale += self.looks[entry.number].verdict == "stale"

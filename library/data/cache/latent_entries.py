@@ -1,7 +1,7 @@
 """What latents a run wants, under which names they may lie, and whether a file that is there may be used.
 
 A file of ours is up to date when its note names the same settings (the VAE, the part that is shown, what transparency
-is laid on, where the mask comes from) and the content of the same picture and mask.
+is laid on, where the mask comes from) and the content of the same image and mask.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ CacheFormat = Literal["safetensors", "npz"]
 Verdict = Literal["missing", "stale", "half", "current", "foreign"]
 """half: all but the latents of the mirror image; foreign: of another program, and trusted."""
 
-_VERSION = 2  # raise it when pixels or latents of the same picture come out differently
+_VERSION = 2  # raise it when pixels or latents of the same image come out differently
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that latents depend on besides the picture's bytes and the VAE: the part that is shown (not mirrored), what
+    """All that latents depend on besides the image's bytes and the VAE: the part that is shown (not mirrored), what
     transparency is laid on (RGB), and where the mask comes from."""
 
     shown: Geometry
     background: tuple[int, int, int] = (255, 255, 255)
     mask: Path | None = None
-    alpha_mask: bool = False  # the picture's own transparency; a mask file comes first
+    alpha_mask: bool = False  # the image's own transparency; a mask file comes first
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One entry of the cache. Records of the same picture, settings and VAE share one."""
+    """One entry of the cache. Records of the same image, settings and VAE share one."""
 
     number: int  # its place among all that are wanted
     record: int  # index of a record that wants it
-    picture: str
+    image: str
     mask: str | None
     alpha_mask: bool
     size: tuple[int, int]
@@ -64,13 +64,13 @@ class Wanted:
 
     @property
     def folder(self) -> str:
-        """The picture's folder, in which the entry lies too."""
-        return os.path.dirname(self.picture)
+        """The image's folder, in which the entry lies too."""
+        return os.path.dirname(self.image)
 
     @property
     def name(self) -> str:
-        """The picture's file name."""
-        return os.path.basename(self.picture)
+        """The image's file name."""
+        return os.path.basename(self.image)
 
 
 def wanted_by(
@@ -79,20 +79,20 @@ def wanted_by(
     """The entries that the records want, and per record the number of its entry."""
     entries: dict[tuple[str, str | None, str], Wanted] = {}
     flips: dict[tuple[str, str | None, str], bool] = {}
-    shown: dict[Geometry, Geometry] = {}  # a hundred thousand pictures have few different ones
+    shown: dict[Geometry, Geometry] = {}  # a hundred thousand images have few different ones
     settings_of: dict[str, str] = {}
     of_record = []
     for index, record in enumerate(records):
         chosen = source(index)
-        picture, mask = str(record.path), None if chosen.mask is None else str(chosen.mask)
+        image, mask = str(record.path), None if chosen.mask is None else str(chosen.mask)
         alpha = chosen.alpha_mask and mask is None
         settings = _settings(record, chosen, vae, "file" if mask else "alpha" if alpha else "none")
         settings = settings_of.setdefault(settings, settings)
-        spot = (picture, mask, settings)
+        spot = (image, mask, settings)
         flips[spot] = flips.get(spot, False) or flip[index]
         if spot not in entries:
             entries[spot] = Wanted(
-                number=len(entries), record=index, picture=picture, mask=mask, alpha_mask=alpha, size=record.size,
+                number=len(entries), record=index, image=image, mask=mask, alpha_mask=alpha, size=record.size,
                 shown=shown.setdefault(chosen.shown, chosen.shown), transparent=record.transparent, settings=settings,
                 flip=False,
             )  # fmt: skip
@@ -101,7 +101,7 @@ def wanted_by(
 
 
 def _settings(record: ImageRecord, source: Source, vae: str, mask: str) -> str:
-    """A digest of all that the latents depend on besides the bytes of files. What has no effect on this picture is not
+    """A digest of all that the latents depend on besides the bytes of files. What has no effect on this image is not
     part of it: how it would be scaled if it were, what would lie behind it if it were transparent."""
     shown = source.shown
     interpolation = shown.interpolation if shown.resized != record.size else None
@@ -136,7 +136,7 @@ class Files:
 
     def _candidates(self, entry: Wanted) -> Iterator[str]:
         """Where an entry may lie, the file to write first. An .npz has the name that sd-scripts gives unless others
-        want it too: a.jpg beside a.png, the same picture at another resolution."""
+        want it too: a.jpg beside a.png, the same image at another resolution."""
         if self.format == "safetensors":
             name = latent_files.own_name(entry.name, entry.shown.bucket, entry.settings, self.suffix)
             yield os.path.join(entry.folder, name)
@@ -198,23 +198,23 @@ class Files:
         if note.settings != entry.settings or (note.mask is None) != (entry.mask is None):
             return Look("stale", file)
         try:
-            picture = note.picture.again(entry.picture)
+            image = note.image.again(entry.image)
             mask = note.mask.again(entry.mask) if note.mask is not None and entry.mask is not None else None
         except OSError:
             return Look("stale", file)  # reading it will tell
-        now = Note(entry.settings, picture, mask, note.sums)
+        now = Note(entry.settings, image, mask, note.sums)
         if now.key != note.key or "latents" not in found.arrays:
             return Look("stale", file)
-        if now != note and (picture.stamp, mask.stamp if mask else None) != (None, None):
+        if now != note and (image.stamp, mask.stamp if mask else None) != (None, None):
             with contextlib.suppress(OSError):  # then it is read again the next time
-                latent_files.write(file, found.arrays, entry.settings, picture, mask)
+                latent_files.write(file, found.arrays, entry.settings, image, mask)
         complete = not entry.flip or "latents_flipped" in found.arrays
         return Look("current" if complete else "half", file, note.key)
 
     def _fits_foreign(self, file: str, found: Entry, entry: Wanted) -> bool:
-        """Whether another program that follows sd-scripts' rules would have made this of the picture as it is.
+        """Whether another program that follows sd-scripts' rules would have made this of the image as it is.
 
-        A transparent picture it trains with the colours hidden in it, which only a mask of the same transparency makes
+        A transparent image it trains with the colours hidden in it, which only a mask of the same transparency makes
         good. Of several entries that want the file's name nobody can tell whose it is.
         """
         arrays, shown = found.arrays, entry.shown
@@ -233,7 +233,7 @@ class Files:
         if not all(arrays[name].dtype.kind == "f" and np.isfinite(arrays[name]).all() for name in used):
             return False
         try:
-            return os.stat(file).st_mtime_ns >= os.stat(entry.picture).st_mtime_ns
+            return os.stat(file).st_mtime_ns >= os.stat(entry.image).st_mtime_ns
         except OSError:
             return False
 

@@ -1,8 +1,8 @@
 """The files of cached latents: how they are named, what stands in one, and how one is read and written.
 
-Two formats hold the same. Ours is a safetensors file beside each picture: its header is read in one go, so that 100,000
-of them are looked at in seconds where opening as many zip archives takes minutes, and its name holds the picture's
-whole name, the bucket and a digest of the settings, so that no two pictures, resolutions or VAEs ever want the same
+Two formats hold the same. Ours is a safetensors file beside each image: its header is read in one go, so that 100,000
+of them are looked at in seconds where opening as many zip archives takes minutes, and its name holds the image's
+whole name, the bucket and a digest of the settings, so that no two images, resolutions or VAEs ever want the same
 file. The other is the `.npz` of kohya's sd-scripts, under its names and with its arrays.
 
 Either carries a Note: what the latents are of, and a checksum of every array. So a file that was cut short, damaged, or
@@ -55,7 +55,7 @@ class FilePrint(NamedTuple):
     has the time of the last change of any kind (ctime), which programs cannot set back as they can the mtime, and
     because a file that was changed less than 2 s before it was read gets no stamp (None): it may change once more
     within one tick of the file system's clock. Windows has no such time (its ctime is that of creation), so there a
-    picture that is replaced in place by one of the same size, and given the old mtime on purpose, goes unnoticed.
+    image that is replaced in place by one of the same size, and given the old mtime on purpose, goes unnoticed.
     """
 
     content: str
@@ -88,27 +88,27 @@ class Note:
     checksum of each array."""
 
     settings: str
-    picture: FilePrint
+    image: FilePrint
     mask: FilePrint | None
     sums: Mapping[str, int]
 
     @property
     def key(self) -> str:
         """Equal for equal latents and masks."""
-        parts = (self.settings, self.picture.content, self.mask.content if self.mask else None)
+        parts = (self.settings, self.image.content, self.mask.content if self.mask else None)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def to_text(self) -> str:
         """As it stands in a file: JSON."""
-        fields = {"settings": self.settings, "picture": self.picture, "mask": self.mask, "sums": dict(self.sums)}
+        fields = {"settings": self.settings, "picture": self.image, "mask": self.mask, "sums": dict(self.sums)}
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def of_text(cls, text: str | bytes) -> Note:
         """Back from to_text. Raises ValueError, KeyError or TypeError for anything else."""
         fields = json.loads(text)
-        picture, mask = fields["picture"], fields["mask"]
-        return cls(fields["settings"], _print_of(picture), _print_of(mask) if mask else None, fields["sums"])
+        image, mask = fields["picture"], fields["mask"]
+        return cls(fields["settings"], _print_of(image), _print_of(mask) if mask else None, fields["sums"])
 
 
 def _print_of(fields: list[Any]) -> FilePrint:
@@ -194,10 +194,10 @@ def checksum(name: str, array: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(about))
 
 
-def write(path: str, arrays: Mapping[str, Array], settings: str, picture: FilePrint, mask: FilePrint | None) -> Note:
+def write(path: str, arrays: Mapping[str, Array], settings: str, image: FilePrint, mask: FilePrint | None) -> Note:
     """Write a file whole or not at all: a temporary one beside it takes its name when it is complete, whoever else
     reads or writes it meanwhile. The ending of the name decides the format. Raises OSError."""
-    note = Note(settings, picture, mask, {name: checksum(name, array) for name, array in arrays.items()})
+    note = Note(settings, image, mask, {name: checksum(name, array) for name, array in arrays.items()})
     data = _npz_bytes(arrays, note) if path.endswith(NPZ_ENDING) else _own_bytes(arrays, note)
     temporary = os.path.join(os.path.dirname(path), f"{_TEMPORARY}{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -248,23 +248,23 @@ def sweep(folder: str) -> None:
         return  # somebody else's turn
 
 
-def own_name(picture: str, bucket: Size, settings: str, suffix: str) -> str:
-    """The name of our file for a picture's file name: cat.png_512x768_1f3870be_sd.safetensors."""
-    return _fitted(picture, f"_{bucket[0]}x{bucket[1]}_{settings[:8]}{suffix.removesuffix(NPZ_ENDING)}{OWN_ENDING}")
+def own_name(image: str, bucket: Size, settings: str, suffix: str) -> str:
+    """The name of our file for an image's file name: cat.png_512x768_1f3870be_sd.safetensors."""
+    return _fitted(image, f"_{bucket[0]}x{bucket[1]}_{settings[:8]}{suffix.removesuffix(NPZ_ENDING)}{OWN_ENDING}")
 
 
-def npz_name(picture: str, size: Size, suffix: str) -> str:
-    """The name that sd-scripts gives: stem and size of the picture, suffix of the family: cat_1024x1536_sd.npz."""
-    return _fitted(os.path.splitext(picture)[0], f"_{size[0]:04d}x{size[1]:04d}{suffix}")
+def npz_name(image: str, size: Size, suffix: str) -> str:
+    """The name that sd-scripts gives: stem and size of the image, suffix of the family: cat_1024x1536_sd.npz."""
+    return _fitted(os.path.splitext(image)[0], f"_{size[0]:04d}x{size[1]:04d}{suffix}")
 
 
-def full_npz_name(picture: str, size: Size, bucket: Size, settings: str, suffix: str) -> str:
-    """An .npz name for what has to share npz_name: a.png beside a.jpg, or one picture at several resolutions.
+def full_npz_name(image: str, size: Size, bucket: Size, settings: str, suffix: str) -> str:
+    """An .npz name for what has to share npz_name: a.png beside a.jpg, or one image at several resolutions.
 
-    It ends in the picture's own size, from which sd-scripts would tell it: cat.png_512x768_1f3870be_1024x1536_sd.npz.
+    It ends in the image's own size, from which sd-scripts would tell it: cat.png_512x768_1f3870be_1024x1536_sd.npz.
     """
     own = f"_{bucket[0]}x{bucket[1]}_{settings[:8]}"
-    return _fitted(picture, f"{own}_{size[0]:04d}x{size[1]:04d}{suffix}")
+    return _fitted(image, f"{own}_{size[0]:04d}x{size[1]:04d}{suffix}")
 
 
 def _fitted(name: str, ending: str) -> str:

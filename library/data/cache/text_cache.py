@@ -1,6 +1,6 @@
 """What the text encoder gives for the captions of a run, made once before training, in memory or on disk.
 
-Captions that are shuffled or dropped can be cached too: they are a pure function of (seed, epoch, picture, repeat), so
+Captions that are shuffled or dropped can be cached too: they are a pure function of (seed, epoch, image, repeat), so
 the texts of a run can be listed beforehand (`texts_of`). An entry is found by its text and by a name of the encoder, so
 an edited caption is simply another text, and no entry can be taken for one that it is not.
 
@@ -94,7 +94,7 @@ TextStore = MemoryTexts | DiskTexts
 
 
 @dataclass(frozen=True)
-class FilledTexts:
+class TextCacheBuild:
     """The outputs of all texts, and where they come from: counts of texts."""
 
     store: TextStore
@@ -137,7 +137,7 @@ def outputs(texts: Sequence[str], store: TextStore, encode: Encode) -> Outputs:
     return _stacked([now[text] if text in now else _row(store.get([text]), 0) for text in texts])
 
 
-def fill_texts(
+def build_text_cache(
     texts: Sequence[str],
     encode: Encode,
     *,
@@ -146,7 +146,7 @@ def fill_texts(
     batch_size: int = 1,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> FilledTexts:
+) -> TextCacheBuild:
     """Make the outputs of all texts available, encoding what is not in `folder` (None: all, kept in memory).
 
     `encoder` names all that outputs depend on beside the text: weights, dtype, clip_skip, maximal length, whether
@@ -160,7 +160,7 @@ def fill_texts(
     if folder is None:
         with tqdm(desc="encoding captions", total=len(distinct), disable=not progress or not distinct) as bar:
             made = dict(_encoded(distinct, encode, size, bar))
-        return FilledTexts(MemoryTexts(made), 0, len(made))
+        return TextCacheBuild(MemoryTexts(made), 0, len(made))
     folder = folder / _digest(str(_VERSION), encoder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
     wanted = set(keys.values())
@@ -182,7 +182,7 @@ def fill_texts(
             found.update(_layout(file))
             made += len(left)
     store = DiskTexts({text: found[key] for text, key in keys.items()})
-    return FilledTexts(store, len(distinct) - made, made, damaged)
+    return TextCacheBuild(store, len(distinct) - made, made, damaged)
 
 
 def _encoded(texts: Sequence[str], encode: Encode, size: int, bar: tqdm) -> Iterator[tuple[str, Outputs]]:

@@ -1,4 +1,4 @@
-"""The card of one picture: its crop, its captions, what happens to it."""
+"""The card of one image: its crop, its captions, what happens to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def card(index: int, one: Shown, thumbnail: Thumbnail, kinds: Sequence[str], sub
     folder, name = split_path(one.path)
     return (
         f'<article class="card" id="p{index}" data-subset="{subset}" data-kind="{"reg" if one.is_reg else "train"}" '
-        f'data-flags="{" ".join(kinds)}">{_picture(one, thumbnail, name)}<div class="text">'
+        f'data-flags="{" ".join(kinds)}">{_image(one, thumbnail, name)}<div class="text">'
         f'<h3 class="name"><bdi>{escape(name)}</bdi></h3>'
         f'<p class="folder" title="{escape(one.path)}"><bdi>{escape(folder)}</bdi></p>'
         f"{_tags(one, thumbnail, kinds)}{_captions(one.captions, limit)}"
@@ -40,15 +40,15 @@ def split_path(path: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", path)
 
 
-def _picture(one: Shown, thumbnail: Thumbnail, name: str) -> str:
+def _image(one: Shown, thumbnail: Thumbnail, name: str) -> str:
     label = f'aria-label="{escape(f"{name}: show it large")}"'
     if thumbnail.error:
         return (
-            f'<button type="button" class="picture broken" {label}><span><b>Cannot be opened</b>'
+            f'<button type="button" class="image broken" {label}><span><b>Cannot be opened</b>'
             f"<small>{escape(thumbnail.error)}</small></span></button>"
         )
     mask = f'<i class="mask" style="--mask:url({thumbnail.mask})"></i>' if thumbnail.mask else ""
-    return f'<button type="button" class="picture" {label}><img src="{thumbnail.picture}" alt="">{mask}</button>'
+    return f'<button type="button" class="image" {label}><img src="{thumbnail.image}" alt="">{mask}</button>'
 
 
 def _tags(one: Shown, thumbnail: Thumbnail, kinds: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ _MOST_REPEAT_BARS = 12
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a histogram: training pictures, regularisation pictures on top of them."""
+    """One bar of a histogram: training images, regularisation images on top of them."""
 
     label: str  # under it
     name: str  # what its tooltip says: "71-75 tokens"
@@ -30,7 +30,7 @@ class Bar:
 
 
 def caption_chart(shown: Sequence[Shown], limit: int) -> str:
-    """Pictures by the tokens of their longest caption, with the limit marked."""
+    """Images by the tokens of their longest caption, with the limit marked."""
     lengths = [(max((caption.tokens for caption in one.captions), default=0), one.is_reg) for one in shown]
     edges = token_edges(max((length for length, _ in lengths), default=0), limit)
     found = Counter((max(0, bisect_left(edges, length) - 1), is_reg) for length, is_reg in lengths)
@@ -39,7 +39,7 @@ def caption_chart(shown: Sequence[Shown], limit: int) -> str:
         name = f"{low + 1 if low else 0}–{high} tokens"
         bars.append(Bar(str(high), name, found[place, False], found[place, True], high > limit))
     mark = (edges.index(limit), f"limit {limit}")
-    return histogram("Caption lengths", "tokens of a picture's longest caption", bars, at_edge=True, mark=mark)
+    return histogram("Caption lengths", "tokens of an image's longest caption", bars, at_edge=True, mark=mark)
 
 
 def token_edges(longest: int, limit: int) -> list[int]:
@@ -56,7 +56,7 @@ def token_edges(longest: int, limit: int) -> list[int]:
 
 
 def repeats_chart(shown: Sequence[Shown]) -> str:
-    """Pictures by how often an epoch uses them."""
+    """Images by how often an epoch uses them."""
     found = Counter((one.repeats, one.is_reg) for one in shown)
     values = sorted({repeats for repeats, _ in found})
     ranges = [(value, value) for value in values]
@@ -67,10 +67,10 @@ def repeats_chart(shown: Sequence[Shown]) -> str:
     for low, high in ranges:
         label = str(low) if low == high else f"{low}–{high}"
         inside: Counter[bool] = Counter()
-        for (repeats, is_reg), pictures in found.items():
-            inside[is_reg] += pictures if low <= repeats <= high else 0
+        for (repeats, is_reg), images in found.items():
+            inside[is_reg] += images if low <= repeats <= high else 0
         bars.append(Bar(label, f"repeats {label}", inside[False], inside[True]))
-    return histogram("Repeats", "times that an epoch uses a picture", bars)
+    return histogram("Repeats", "times that an epoch uses an image", bars)
 
 
 def histogram(
@@ -90,7 +90,7 @@ def histogram(
         y = base - tick * scale
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    parts.append(f'<text x="{_LEFT - 8}" y="12" text-anchor="end">pictures</text>')
+    parts.append(f'<text x="{_LEFT - 8}" y="12" text-anchor="end">images</text>')
     gap = min(step * 0.16, 10)
     thick = min(step - gap, 64)
     for place, bar in enumerate(bars):
@@ -112,14 +112,14 @@ def histogram(
 def _bar(bar: Bar, x: float, thick: float, base: float, scale: float) -> str:
     if not bar.train + bar.reg:
         return ""
-    said = f"{bar.name}: {count(bar.train + bar.reg, 'picture')}"
+    said = f"{bar.name}: {count(bar.train + bar.reg, 'image')}"
     if bar.reg:
         said += f", {number(bar.reg)} of them regularisation"
     parts = [f"<g><title>{escape(said)}</title>"]
     bottom = base
     for kind, value in (("over" if bar.over else "train", bar.train), ("reg", bar.reg)):
         if value:
-            tall = max(value * scale, 1.5)  # one picture among thousands is still to be seen
+            tall = max(value * scale, 1.5)  # one image among thousands is still to be seen
             bottom -= tall
             parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{bottom:.1f}" width="{thick:.1f}" height="{tall:.1f}"/>')
     return "".join([*parts, "</g>"])
@@ -152,7 +152,7 @@ def _spoken(name: str, bars: Sequence[Bar]) -> str:
 
 
 def bucket_rows(buckets: Mapping[Size, Sequence[int]], shown: Sequence[Shown]) -> str:
-    """A row per bucket that is also a button of the filter: its shape, its pictures as a bar, its samples."""
+    """A row per bucket that is also a button of the filter: its shape, its images as a bar, its samples."""
     most = max((len(indexes) for indexes in buckets.values()), default=1)
     rows = []
     for bucket, indexes in buckets.items():
@@ -162,7 +162,7 @@ def bucket_rows(buckets: Mapping[Size, Sequence[int]], shown: Sequence[Shown]) -
         train_part, reg_part = 100 * (len(indexes) - reg) / most, 100 * reg / most
         bars = f'<rect class="train" width="{train_part:.2f}" height="8"/>'
         bars += f'<rect class="reg" x="{train_part:.2f}" width="{reg_part:.2f}" height="8"/>' if reg else ""
-        said = f"{width}×{height}: {count(len(indexes), 'picture')}, {count(samples, 'sample')} an epoch"
+        said = f"{width}×{height}: {count(len(indexes), 'image')}, {count(samples, 'sample')} an epoch"
         rows.append(
             f'<li><button type="button" data-go="bucket" data-value="{width}x{height}" title="{said}">'
             f"{shape(bucket)}<b>{width} × {height}</b>"

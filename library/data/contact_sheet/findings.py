@@ -1,4 +1,4 @@
-"""What of the pictures a person should look at, and which are shown where there are too many."""
+"""What of the images a person should look at, and which are shown where there are too many."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from library.data.contact_sheet.records import Page, Shown, Size
 from library.data.contact_sheet.thumbnails import Thumbnail
 
 MUCH_CUT_AWAY = 0.25
-"""Share of a picture's area outside the crop from which on it is named."""
+"""Share of an image's area outside the crop from which on it is named."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A thing that can be wrong with a picture. The sentences go on after "1 picture " and "7 pictures "."""
+    """A thing that can be wrong with an image. The sentences go on after "1 image " and "7 images "."""
 
     name: str
-    label: str  # in the filter and on the picture's card
+    label: str  # in the filter and on the image's card
     one: str
     many: str
     severe: bool = False
@@ -43,14 +43,14 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Pictures, by index, of which the same can be said."""
+    """Images, by index, of which the same can be said."""
 
     kind: Kind
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
 
 
 def judge(page: Page, opened: Mapping[int, Thumbnail]) -> tuple[tuple[str, ...], ...]:
-    """Per picture the names of its kinds. Whether it can be opened is known of those in `opened` only."""
+    """Per image the names of its kinds. Whether it can be opened is known of those in `opened` only."""
     masked = {one.subset for one in page.shown if one.mask is not None}
     return tuple(
         (*_of_files(opened.get(index)), *_of_record(one, page.token_limit, one.subset in masked))
@@ -90,7 +90,7 @@ def findings(judged: Sequence[Sequence[str]]) -> list[Finding]:
 
 
 def by_bucket(shown: Sequence[Shown]) -> dict[Size, list[int]]:
-    """Indexes of the pictures of every bucket, buckets sorted by (width, height)."""
+    """Indexes of the images of every bucket, buckets sorted by (width, height)."""
     found: dict[Size, list[int]] = {}
     for index, one in enumerate(shown):
         found.setdefault(one.bucket, []).append(index)
@@ -98,7 +98,7 @@ def by_bucket(shown: Sequence[Shown]) -> dict[Size, list[int]]:
 
 
 def sample(buckets: Mapping[Size, Sequence[int]], most: int) -> dict[Size, list[int]]:
-    """About `most` pictures if there are more: evenly spaced in every bucket, by its share of them but one at least."""
+    """About `most` images if there are more: evenly spaced in every bucket, by its share of them but one at least."""
     total = sum(map(len, buckets.values()))
     if total <= most:
         return {bucket: list(indexes) for bucket, indexes in buckets.items()}

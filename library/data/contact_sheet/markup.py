@@ -25,7 +25,7 @@ def number(value: float) -> str:
 
 
 def count(value: int, one: str, many: str = "") -> str:
-    """ "1 picture", "2 pictures"."""
+    """ "1 image", "2 images"."""
     return f"{number(value)} {one if value == 1 else many or one + 's'}"
 
 

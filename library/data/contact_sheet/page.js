@@ -12,7 +12,7 @@
   const plain = (text) => text.normalize("NFC").toLowerCase();
   let texts = null; // what "find" looks at, per card; made when first needed
   let matching = cards;
-  let current = 0; // place in `matching` of the picture that is shown large
+  let current = 0; // place in `matching` of the image that is shown large
 
   document.documentElement.classList.add("js");
   const bar = one("form.bar");
@@ -49,7 +49,7 @@
     }
     const active = Boolean(words.length || bucket || subset || flag);
     one("#status").textContent =
-      (active ? number(matching.length) + " of " : "") + number(cards.length) + (cards.length === 1 ? " picture" : " pictures");
+      (active ? number(matching.length) + " of " : "") + number(cards.length) + (cards.length === 1 ? " image" : " images");
     one("#clear").hidden = !active;
     one("#nothing").hidden = matching.length > 0 || cards.length === 0;
     for (const row of all("[data-go=bucket]")) row.setAttribute("aria-pressed", String(row.dataset.value === bucket));
@@ -82,23 +82,23 @@
     copy.removeAttribute("id");
     const [width, height] = card.closest("section").dataset.bucket.split("x");
     copy.style.setProperty("--r", Number(width) / Number(height));
-    const picture = one(".picture", copy);
+    const image = one(".image", copy);
     const still = document.createElement("div"); // in here it is no button
-    still.className = picture.className;
-    still.append(...picture.childNodes);
-    picture.replaceWith(still);
+    still.className = image.className;
+    still.append(...image.childNodes);
+    image.replaceWith(still);
     one(".holder", large).replaceChildren(copy);
     one("#place").textContent = number(current + 1) + " of " + number(matching.length);
     if (!large.open) large.showModal();
   }
 
   function back() {
-    const picture = one(".picture", matching[current]);
-    picture.scrollIntoView({ block: "nearest" });
-    picture.focus();
+    const image = one(".image", matching[current]);
+    image.scrollIntoView({ block: "nearest" });
+    image.focus();
   }
 
-  // the place of the picture that an arrow key leads to: sideways the next one, up and down the nearest in that row
+  // the place of the image that an arrow key leads to: sideways the next one, up and down the nearest in that row
   function beside(place, key) {
     if (key === "ArrowLeft") return place - 1;
     if (key === "ArrowRight") return place + 1;
@@ -143,7 +143,7 @@
       const next = place < 0 ? -1 : beside(place, key);
       if (place < 0) return;
       event.preventDefault();
-      if (next >= 0 && next < matching.length) one(".picture", matching[next]).focus();
+      if (next >= 0 && next < matching.length) one(".image", matching[next]).focus();
     }
   }
 
@@ -162,7 +162,7 @@
     if (event.target === large) large.close();
     if (!button) return;
     if (button.dataset.go) go(button);
-    else if (button.classList.contains("picture")) show(matching.indexOf(button.closest(".card")));
+    else if (button.classList.contains("image")) show(matching.indexOf(button.closest(".card")));
     else if (button.id === "clear") clear();
     else if (button.id === "masks" || button.id === "dense") press(button, button.id);
     else if (button.id === "previous" || button.id === "next") show(current + (button.id === "next" ? 1 : -1));

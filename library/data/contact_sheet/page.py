@@ -21,7 +21,7 @@ from library.data.contact_sheet.records import Page, Shown, Size
 from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make
 
 MOST_SHOWN = 2000
-"""Pictures with a card of their own; of more, so many evenly spaced ones. 2,000 make a file of about 15 MB."""
+"""Images with a card of their own; of more, so many evenly spaced ones. 2,000 make a file of about 15 MB."""
 
 _MOST_NAMED = 200  # paths under a problem
 _OPEN_PROBLEMS = 12  # told at once; the rest of them under a line to click on
@@ -29,7 +29,7 @@ _HERE = Path(__file__).parent
 
 
 def write_page(path: Path, page: Page, *, progress: bool = False, most: int = MOST_SHOWN) -> None:
-    """Write the page whole or not at all. Opens up to `most` pictures; one that cannot be opened is shown as such.
+    """Write the page whole or not at all. Opens up to `most` images; one that cannot be opened is shown as such.
 
     `progress` draws a bar on stderr. Raises CheckpointError if the file cannot be written.
     """
@@ -46,7 +46,7 @@ def _open(shown: Sequence[Shown], chosen: Mapping[Size, Sequence[int]], progress
         made = pool.map(one, (shown[index] for index in indexes))
         return dict(zip(indexes, tqdm(made, "contact sheet", len(indexes), disable=not progress), strict=True))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pictures in work, not for all
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in work, not for all
 
 
 def render(
@@ -55,7 +55,7 @@ def render(
     chosen: Mapping[Size, Sequence[int]],
     opened: Mapping[int, Thumbnail],
 ) -> str:
-    """The HTML. `buckets` holds the indexes of all pictures, `chosen` of those in `opened`."""
+    """The HTML. `buckets` holds the indexes of all images, `chosen` of those in `opened`."""
     judged = judge(page, opened)
     found = findings(judged)
     subsets = list(dict.fromkeys(one.subset for one in page.shown))
@@ -96,9 +96,9 @@ def _head(title: str, style: str, script: str, large: int) -> str:
 def _tiles(page: Page, buckets: Mapping[Size, Sequence[int]], subsets: Sequence[str]) -> str:
     reg = [one for one in page.shown if one.is_reg]
     train = [one for one in page.shown if not one.is_reg]
-    values = [(len(train), "training picture"), (sum(one.repeats for one in train), "training sample")]
+    values = [(len(train), "training image"), (sum(one.repeats for one in train), "training sample")]
     if reg:
-        values += [(len(reg), "regularisation picture")]
+        values += [(len(reg), "regularisation image")]
         values += [(sum(one.repeats for one in reg), "regularisation sample")]
     values += [(len(buckets), "bucket"), (len(subsets), "subset")]
     tiles = [
@@ -116,7 +116,7 @@ def _problems(page: Page, found: Sequence[Finding], opened: Mapping[int, Thumbna
     note = ""
     if closed:
         note = (
-            f'<p class="note">{count(len(opened), "picture")} of {number(len(page.shown))} have been opened and are '
+            f'<p class="note">{count(len(opened), "image")} of {number(len(page.shown))} have been opened and are '
             f"shown below, evenly spaced in every bucket. The other {number(closed)} count in all numbers and charts; "
             "whether they can be opened is not known yet.</p>"
         )
@@ -131,23 +131,23 @@ def _problems(page: Page, found: Sequence[Finding], opened: Mapping[int, Thumbna
 
 
 def _problem(finding: Finding, page: Page, opened: Mapping[int, Thumbnail]) -> str:
-    kind, pictures = finding.kind, finding.pictures
-    sentence = (kind.one if len(pictures) == 1 else kind.many).format(limit=number(page.token_limit))
-    below = sum(index in opened for index in pictures)
+    kind, images = finding.kind, finding.images
+    sentence = (kind.one if len(images) == 1 else kind.many).format(limit=number(page.token_limit))
+    below = sum(index in opened for index in images)
     button = ""
     if below:
-        label = "show" if below == len(pictures) else f"show the {number(below)} that are below"
+        label = "show" if below == len(images) else f"show the {number(below)} that are below"
         button = f'<button type="button" data-go="flag" data-value="{kind.name}">{label}</button>'
     names = "".join(
         f'<li><a href="#p{index}">{_name(page.shown[index])}</a></li>'
         if index in opened
         else f"<li>{_name(page.shown[index])}</li>"
-        for index in pictures[:_MOST_NAMED]
+        for index in images[:_MOST_NAMED]
     )
-    if len(pictures) > _MOST_NAMED:
-        names += f"<li>and {number(len(pictures) - _MOST_NAMED)} more</li>"
+    if len(images) > _MOST_NAMED:
+        names += f"<li>and {number(len(images) - _MOST_NAMED)} more</li>"
     return (
-        f'<li class="{"bad" if kind.severe else "warn"}"><details><summary>{count(len(pictures), "picture")} '
+        f'<li class="{"bad" if kind.severe else "warn"}"><details><summary>{count(len(images), "image")} '
         f"{escape(sentence)}</summary><ol>{names}</ol></details>{button}</li>"
     )
 
@@ -160,7 +160,7 @@ def _overview(page: Page, buckets: Mapping[Size, Sequence[int]]) -> str:
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
     legend = '<p class="legend"><span class="train">training</span><span class="reg">regularisation</span></p>'
     legend = legend if any(one.is_reg for one in page.shown) else ""
-    columns = '<p class="columns">pictures<span>samples</span></p>'
+    columns = '<p class="columns">images<span>samples</span></p>'
     return (
         '<section class="overview">'
         + (f'<dl class="facts">{facts}</dl>' if facts else "")
@@ -195,7 +195,7 @@ def _toolbar(
         + _select("subset", "Subset", "all", [(str(place), subset) for place, subset in enumerate(subsets)])
         + _select("flag", "Show", "everything", what + flags)
         + f'<span class="buttons">{mask}'
-        '<button type="button" id="dense" aria-pressed="false" title="key: v">Pictures only</button>'
+        '<button type="button" id="dense" aria-pressed="false" title="key: v">Images only</button>'
         '<button type="button" id="clear" hidden>Clear</button></span>'
         '<output id="status" aria-live="polite"></output></form>\n'
     )
@@ -212,7 +212,7 @@ def _select(name: str, label: str, everything: str, values: Sequence[tuple[str, 
 def _bucket_head(bucket: Size, indexes: Sequence[int], cards: int, shown: Sequence[Shown]) -> str:
     width, height = bucket
     samples = sum(shown[index].repeats for index in indexes)
-    amount = count(len(indexes), "picture")
+    amount = count(len(indexes), "image")
     if cards < len(indexes):
         amount = f"{number(cards)} of {amount} shown, evenly spaced"
     wide, high = shown_size(bucket)
@@ -224,16 +224,16 @@ def _bucket_head(bucket: Size, indexes: Sequence[int], cards: int, shown: Sequen
 
 
 def _foot(script: str) -> str:
-    keys = (("/", "find"), ("m", "masks"), ("v", "pictures only"), ("← ↑ ↓ →", "from picture to picture"),
+    keys = (("/", "find"), ("m", "masks"), ("v", "images only"), ("← ↑ ↓ →", "from image to image"),
             ("Enter", "large"), ("Esc", "back"))  # fmt: skip
     said = "".join(f"<li><kbd>{key}</kbd> {what}</li>" for key, what in keys)
     return (
-        '<p id="nothing" hidden>No picture matches. <button type="button" data-go="clear">Show all</button></p>'
+        '<p id="nothing" hidden>No image matches. <button type="button" data-go="clear">Show all</button></p>'
         "</main>\n"
         f'<footer><ul class="keys">{said}</ul></footer>\n'
-        '<dialog id="large" aria-label="One picture"><div class="holder"></div><form method="dialog">'
-        '<button type="button" id="previous" aria-label="previous picture">←</button>'
-        '<output id="place"></output><button type="button" id="next" aria-label="next picture">→</button>'
+        '<dialog id="large" aria-label="One image"><div class="holder"></div><form method="dialog">'
+        '<button type="button" id="previous" aria-label="previous image">←</button>'
+        '<output id="place"></output><button type="button" id="next" aria-label="next image">→</button>'
         '<button id="close">Close</button></form></dialog>\n'
         f"<script>{script}</script>\n</body></html>\n"
     )

@@ -24,7 +24,7 @@ class ShownCaption:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One picture. `pixels` and `mask` are called when the page is written, from several threads, and may raise."""
+    """One image. `pixels` and `mask` are called when the page is written, from several threads, and may raise."""
 
     path: str
     subset: str  # as the user calls it; equal text = one entry of the filter
@@ -37,17 +37,17 @@ class Shown:
     captions: tuple[ShownCaption, ...] = ()  # of the epochs 1, 2, ...
     repeats: int = 1
     weight: float = 1.0  # of its loss
-    offset: tuple[int, int] = (0, 0)  # left and top of the crop in the scaled picture
+    offset: tuple[int, int] = (0, 0)  # left and top of the crop in the scaled image
     score: float | None = None  # its own aesthetic score
 
     @property
     def enlarged(self) -> float:
-        """How much the picture is scaled up; 1 or less: it is not."""
+        """How much the image is scaled up; 1 or less: it is not."""
         return max(new / old for new, old in zip(self.resized, self.size, strict=True))
 
     @property
     def cut_away(self) -> float:
-        """Share of the picture's area outside the crop."""
+        """Share of the image's area outside the crop."""
         return 1 - self.bucket[0] * self.bucket[1] / (self.resized[0] * self.resized[1])
 
 

@@ -1,4 +1,4 @@
-"""Small pictures inside the page: the crop and its mask as data: URIs.
+"""Small images inside the page: the crop and its mask as data: URIs.
 
 A mask becomes an alpha channel that is opaque where nothing is learnt, so that a style sheet can draw over just that.
 """
@@ -20,41 +20,41 @@ from library.options.mistakes import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SIDES = ((100, 384), (400, 256))  # up to so many pictures: longer side in pixels
+_SIDES = ((100, 384), (400, 256))  # up to so many images: longer side in pixels
 _SMALLEST_SIDE = 160
 _QUALITY = 78
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """`picture` and `mask` are data: URIs, "" where there is none; `learnt` is the mean of the mask in [0, 1]."""
+    """`image` and `mask` are data: URIs, "" where there is none; `learnt` is the mean of the mask in [0, 1]."""
 
-    picture: str = ""
+    image: str = ""
     mask: str = ""
     learnt: float | None = None
-    error: str = ""  # why there is no picture
+    error: str = ""  # why there is no image
     mask_error: str = ""
 
 
-def longest_side(pictures: int) -> int:
-    """Of the thumbnails of a page with so many pictures, in pixels: the file stays of a size that a browser opens."""
-    return next((side for most, side in _SIDES if pictures <= most), _SMALLEST_SIDE)
+def longest_side(images: int) -> int:
+    """Of the thumbnails of a page with so many images, in pixels: the file stays of a size that a browser opens."""
+    return next((side for most, side in _SIDES if images <= most), _SMALLEST_SIDE)
 
 
 def make(shown: Shown, side: int) -> Thumbnail:
-    """The thumbnail of a picture. What cannot be read is said in it, never raised."""
+    """The thumbnail of an image. What cannot be read is said in it, never raised."""
     try:
         pixels = shown.pixels()
-        picture = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
+        image = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
     except Exception as error:  # the page is there to show what is wrong, whatever that is
         return Thumbnail(error=_reason(error))
     if shown.mask is None:
-        return Thumbnail(picture)
+        return Thumbnail(image)
     try:
         mask, learnt = _mask(shown.mask, pixels.shape[:2], side)
     except Exception as error:
-        return Thumbnail(picture, mask_error=_reason(error))
-    return Thumbnail(picture, mask, learnt)
+        return Thumbnail(image, mask_error=_reason(error))
+    return Thumbnail(image, mask, learnt)
 
 
 def _mask(read: Callable[[], NDArray[np.uint8]], shape: tuple[int, ...], side: int) -> tuple[str, float]:

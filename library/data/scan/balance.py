@@ -1,4 +1,4 @@
-"""How often each regularisation picture is shown, so that there are as many samples as of training pictures.
+"""How often each regularisation image is shown, so that there are as many samples as of training images.
 
 The rule is that of kohya's sd-scripts, but several folders are walked in step.
 """
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 
 def balance(repeats: Sequence[int], folders: Sequence[int], target: int) -> dict[int, int]:
-    """Place -> repeats of the pictures that are used, until pictures x repeats reaches `target`.
+    """Place -> repeats of the images that are used, until images x repeats reaches `target`.
 
-    Walk over the pictures taking each with its own repeats until the sum reaches the target, and leave the rest out; if
-    the walk ends first, walk again and again adding 1 to each. `folders` says of each picture where it lies: several
-    are walked in step, each in proportion to its pictures, so that trimming never leaves a whole folder out.
+    Walk over the images taking each with its own repeats until the sum reaches the target, and leave the rest out; if
+    the walk ends first, walk again and again adding 1 to each. `folders` says of each image where it lies: several
+    are walked in step, each in proportion to its images, so that trimming never leaves a whole folder out.
     """
     walk = _in_step(folders)
     given: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Which caption file belongs to a picture, and what it says."""
+"""Which caption file belongs to an image, and what it says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from library.options.mistakes import Mistake, UserError
 
-# a tool that cuts out faces names its pictures stem_cx_cy_w_h; they share the caption of the stem
+# a tool that cuts out faces names its images stem_cx_cy_w_h; they share the caption of the stem
 _FACE_CROP = re.compile(r"(.+)_\d+_\d+_\d+_\d+", re.ASCII | re.DOTALL)
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -50,7 +50,7 @@ class CaptionFiles:
                         by_stem[stem] = name
 
     def find(self, stem: str) -> str | None:
-        """Name of the caption file for a picture of this stem: its own, else that of the face crop's source."""
+        """Name of the caption file for an image of this stem: its own, else that of the face crop's source."""
         own = self._find(stem)
         if own is None and (crop := _FACE_CROP.fullmatch(stem)):
             return self._find(crop.group(1))

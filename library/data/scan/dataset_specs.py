@@ -100,7 +100,7 @@ def _copied(found: Described, data: DatasetOptions) -> Described:
 
 
 def cache_folder(options: DatasetOptions) -> Path:
-    """Where what is remembered about pictures is kept: --data_cache_dir, or a folder of this user's."""
+    """Where what is remembered about images is kept: --data_cache_dir, or a folder of this user's."""
     if options.data_cache_dir is not None:
         return options.data_cache_dir
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
@@ -164,7 +164,7 @@ def caption_settings(options: CaptionOptions) -> CaptionSettings:
 
 
 def image_settings(options: DatasetOptions) -> ImageSettings:
-    """What the flags say about pictures."""
+    """What the flags say about images."""
     return ImageSettings(
         random_crop=options.random_crop,
         flip=options.flip_aug,

@@ -1,4 +1,4 @@
-"""What stands in pictures' headers and in caption files: from the index where a file has not changed, else read.
+"""What stands in images' headers and in caption files: from the index where a file has not changed, else read.
 
 Reading waits for the disk, so it runs in threads; a bar appears when it takes longer than a second.
 """
@@ -41,7 +41,7 @@ class Reading:
 class _Chunk:
     directory: Directory
     names: list[str]
-    reading: Reading | None  # None: pictures
+    reading: Reading | None  # None: images
 
 
 @dataclass(slots=True)
@@ -57,12 +57,12 @@ class Wanted:
     """The files whose contents a scan needs, each once."""
 
     def __init__(self) -> None:
-        self._pictures: dict[str, tuple[Directory, dict[str, None]]] = {}
+        self._images: dict[str, tuple[Directory, dict[str, None]]] = {}
         self._captions: dict[tuple[str, Reading], tuple[Directory, dict[str, None]]] = {}
 
-    def picture(self, directory: Directory, names: Iterable[str]) -> None:
+    def image(self, directory: Directory, names: Iterable[str]) -> None:
         """Ask for headers."""
-        self._pictures.setdefault(directory.path, (directory, {}))[1].update(dict.fromkeys(names))
+        self._images.setdefault(directory.path, (directory, {}))[1].update(dict.fromkeys(names))
 
     def captions(self, directory: Directory, names: Iterable[str], reading: Reading) -> None:
         """Ask for the texts of caption files."""
@@ -73,8 +73,8 @@ class Wanted:
         """All that was asked for."""
         found = Contents()
         chunks: list[_Chunk] = []
-        for path, (directory, names) in self._pictures.items():
-            known: dict[str, Header | str] = {**index.headers(path, directory.pictures)}
+        for path, (directory, names) in self._images.items():
+            known: dict[str, Header | str] = {**index.headers(path, directory.images)}
             found.headers[path] = known
             chunks += _chunks(directory, [name for name in names if name not in known], None)
         for (path, reading), (directory, names) in self._captions.items():
@@ -123,12 +123,12 @@ def _read_all(chunks: list[_Chunk], found: Contents, index: Index, progress: boo
 
 def _read_chunk(chunk: _Chunk) -> list[Header | str | Text | UserError]:
     read: Callable[[Path], Header | str | Text | UserError] = (
-        _read_picture if chunk.reading is None else _reader(chunk.reading)
+        _read_image if chunk.reading is None else _reader(chunk.reading)
     )
     return [read(Path(chunk.directory.path, name)) for name in chunk.names]
 
 
-def _read_picture(path: Path) -> Header | str:
+def _read_image(path: Path) -> Header | str:
     try:
         return read_header(path)
     except BadImage as error:
@@ -166,7 +166,7 @@ def _keep(chunks: Collection[_Chunk], found: Contents, index: Index) -> None:
     for (path, reading), (directory, names) in together.items():
         if reading is None:
             headers = found.headers[path]
-            sized = [(n, directory.pictures[n], h) for n in names if isinstance(h := headers[n], Header)]
+            sized = [(n, directory.images[n], h) for n in names if isinstance(h := headers[n], Header)]
             index.keep_headers(path, sized)
         else:
             texts = found.captions[path, reading]
@@ -181,5 +181,5 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
         return
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    with tqdm(total=total, desc="looking at pictures", unit=" files", delay=1) as bar:
+    with tqdm(total=total, desc="looking at images", unit=" files", delay=1) as bar:
         yield bar.update

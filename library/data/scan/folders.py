@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from library.data.scan.image_headers import readable_extensions
-from library.data.scan.listing import is_picture
+from library.data.scan.listing import is_image
 from library.options.datasets import DatasetSpec, Described, SubsetSpec
 from library.options.mistakes import Mistake
 
@@ -40,16 +40,16 @@ def folder_datasets(train_data_dir: Path | None, reg_data_dir: Path | None, temp
 def plain_folder(
     folder: Path, template: DatasetSpec, class_tokens: str | None, repeats: int, reg_data_dir: Path | None = None
 ) -> Described:
-    """One dataset of the pictures that lie directly in `folder`, with regularisation pictures by the convention."""
+    """One dataset of the images that lie directly in `folder`, with regularisation images by the convention."""
     subsets: list[SubsetSpec] = []
     notes: list[str] = []
     mistakes: list[Mistake] = []
     model = template.subsets[0]
     if not folder.is_dir():
         mistakes.append(_no_folder("--train_data_dir", folder))
-    elif (named := _numbered(folder)) and not _count_pictures(folder):
-        what = f'--class_tokens "{class_tokens}": {folder} holds no pictures but folders with repeats, like {named}'
-        mistakes.append(Mistake(what, "leave out --class_tokens and --num_repeats, or give the folder of the pictures"))
+    elif (named := _numbered(folder)) and not _count_images(folder):
+        what = f'--class_tokens "{class_tokens}": {folder} holds no images but folders with repeats, like {named}'
+        mistakes.append(Mistake(what, "leave out --class_tokens and --num_repeats, or give the folder of the images"))
     else:
         plain = replace(model, image_dir=folder, origin="--train_data_dir", repeats=repeats, class_tokens=class_tokens)
         subsets.append(plain)
@@ -60,7 +60,7 @@ def plain_folder(
 def metadata_file(
     file: Path, folder: Path | None, template: DatasetSpec, repeats: int, reg_data_dir: Path | None = None
 ) -> Described:
-    """One dataset of the pictures that a metadata file lists, with regularisation pictures by the convention. `folder`
+    """One dataset of the images that a metadata file lists, with regularisation images by the convention. `folder`
     is what relative paths in the file are relative to."""
     notes: list[str] = []
     mistakes: list[Mistake] = []
@@ -120,11 +120,11 @@ def _read_base(
         else:
             tokens = match.group(2) or ""
             found.append(replace(model, image_dir=folder, repeats=int(match.group(1)), class_tokens=tokens))
-    loose = _count_pictures(base)
+    loose = _count_images(base)
     if not found and not dates:
         mistakes.append(_nothing_found(base, flag, loose))
     elif loose:
-        notes.append(f"{loose} pictures directly in {base} are not used: only those in its folders are")
+        notes.append(f"{loose} images directly in {base} are not used: only those in its folders are")
     subsets += found
     mistakes += dates
 
@@ -138,11 +138,11 @@ def _no_folder(flag: str, folder: Path) -> Mistake:
 def _nothing_found(base: Path, flag: str, loose: int) -> Mistake:
     what = f"{flag}: {base} holds no folder like {_REG_EXAMPLE if flag == '--reg_data_dir' else _EXAMPLE}"
     if not loose:
-        return Mistake(what, f"put the pictures into such a folder inside {base}")
-    what += f", but {loose} pictures"
+        return Mistake(what, f"put the images into such a folder inside {base}")
+    what += f", but {loose} images"
     if _FOLDER.fullmatch(base.name):
         return Mistake(what, f"give the folder above it: {flag}={base.parent}")
-    remedy = f"move the pictures into such a folder inside {base}"
+    remedy = f"move the images into such a folder inside {base}"
     if flag == "--train_data_dir":
         remedy += ', or say what they show: --class_tokens "sks dog" --num_repeats 10'
     return Mistake(what, remedy)
@@ -155,6 +155,6 @@ def _numbered(folder: Path) -> str | None:
     )
 
 
-def _count_pictures(folder: Path) -> int:
+def _count_images(folder: Path) -> int:
     extensions = readable_extensions()
-    return sum(is_picture(entry.name, extensions) and not entry.is_dir() for entry in folder.iterdir())
+    return sum(is_image(entry.name, extensions) and not entry.is_dir() for entry in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Which pictures a subset has, and where the caption and the mask of each lie: names only, nothing is opened."""
+"""Which images a subset has, and where the caption and the mask of each lie: names only, nothing is opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from library.data.scan.caption_files import CaptionFiles, normal_extension
 from library.data.scan.file_contents import Reading
 from library.data.scan.image_headers import OPTIONAL_EXTENSIONS
-from library.data.scan.listing import Directories, Directory, absolute, is_picture, stem
+from library.data.scan.listing import Directories, Directory, absolute, is_image, stem
 from library.data.scan.mask_files import find_masks
 from library.data.scan.metadata_files import Locator, read_metadata
 from library.options.datasets import SubsetSpec
@@ -20,10 +20,10 @@ from library.options.mistakes import Mistake, UserError
 CAPTION_EXTENSIONS = (".txt", ".caption")  # usual ones
 
 
-class Picture(NamedTuple):
-    """A file that is to be a picture of a subset."""
+class ImageFile(NamedTuple):
+    """A file that is to be an image of a subset."""
 
-    folder: Path  # one object for all pictures of a folder
+    folder: Path  # one object for all images of a folder
     name: str  # its path in `folder`, "/" between the parts
     directory: Directory  # where it lies
     base: str  # its name there
@@ -36,12 +36,12 @@ class Picture(NamedTuple):
 class Gathered:
     """What was found of one subset."""
 
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[ImageFile] = field(default_factory=list)
     reading: Reading = field(default_factory=Reading)
-    masks: dict[str, str] = field(default_factory=dict)  # picture -> mask, names in their folders
+    masks: dict[str, str] = field(default_factory=dict)  # image -> mask, names in their folders
     mask_places: dict[str, tuple[Directory, str]] = field(default_factory=dict)  # where each lies, its name there
-    spare_masks: tuple[str, ...] | None = None  # that belong to none of its pictures; None: not looked for
-    lost: list[tuple[Path, str]] = field(default_factory=list)  # what is no readable picture, and why
+    spare_masks: tuple[str, ...] | None = None  # that belong to none of its images; None: not looked for
+    lost: list[tuple[Path, str]] = field(default_factory=list)  # what is no readable image, and why
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -52,15 +52,15 @@ def caption_endings(subsets: Sequence[SubsetSpec]) -> set[str]:
 
 
 def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[str]) -> Gathered:
-    """The pictures of a subset, sorted by name; from its metadata file as listed there."""
+    """The images of a subset, sorted by name; from its metadata file as listed there."""
     found = Gathered(reading=Reading(subset.caption_encoding, subset.captions.wildcard))
     if subset.metadata_file is not None:
         _from_metadata(subset, subset.metadata_file, directories, extensions, found)
     else:
         _from_folder(subset, directories, extensions, found)
-    if not found.pictures and not found.mistakes and not found.lost:
+    if not found.images and not found.mistakes and not found.lost:
         found.mistakes.append(_empty(subset))
-    if subset.mask_dir is not None and found.pictures:
+    if subset.mask_dir is not None and found.images:
         _pair_masks(subset.mask_dir, subset, directories, extensions, found)
     return found
 
@@ -77,10 +77,10 @@ def setting(subset: SubsetSpec, name: str, value: str) -> str:
 
 def _empty(subset: SubsetSpec) -> Mistake:
     if subset.metadata_file is not None:
-        return Mistake(f"metadata file {subset.metadata_file} lists no picture ({subset.origin})", "write some into it")
+        return Mistake(f"metadata file {subset.metadata_file} lists no image ({subset.origin})", "write some into it")
     kind = "regularisation folder" if subset.is_reg else "folder"
     place = "" if subset.origin.startswith("--") else f" ({subset.origin})"
-    return Mistake(f"{kind} {subset.image_dir} holds no picture{place}", "put pictures into it, or remove it")
+    return Mistake(f"{kind} {subset.image_dir} holds no image{place}", "put images into it, or remove it")
 
 
 def _own_folder(image_dir: Path) -> Path:
@@ -111,18 +111,18 @@ def _from_folder(subset: SubsetSpec, directories: Directories, extensions: Colle
     from_files = subset.caption_source == "files"
     for prefix, directory in listed:
         captions = CaptionFiles(directory.texts, subset.caption_extensions) if from_files and directory.texts else None
-        for name in directory.pictures:
+        for name in directory.images:
             caption_file = captions.find(stem(name)) if captions else None
-            found.pictures.append(Picture(folder, prefix + name, directory, name, caption_file))
-        found.lost += [(folder / (prefix + name), why) for name, why in directory.lost_pictures.items()]
+            found.images.append(ImageFile(folder, prefix + name, directory, name, caption_file))
+        found.lost += [(folder / (prefix + name), why) for name, why in directory.lost_images.items()]
         if from_files:
             found.mistakes += [
                 Mistake(f"caption file {folder / (prefix + name)}: {why}", "mend or remove it")
                 for name, why in directory.lost_texts.items()
             ]
-    found.pictures.sort(key=lambda picture: picture.name)
+    found.images.sort(key=lambda image: image.name)
     _note_left_behind(subset, [directory for _, directory in listed], extensions, found)
-    if from_files and (missed := _other_ending(subset, found.pictures)) is not None:
+    if from_files and (missed := _other_ending(subset, found.images)) is not None:
         found.mistakes.append(missed)
 
 
@@ -133,20 +133,20 @@ def _note_left_behind(
     if folders and not subset.recursive:
         found.notes.append(f"{subset.image_dir}: its {len(folders)} sub-folders are not read")
     found.notes += [
-        f"{subset.image_dir}: {name} is a folder, no picture" for name in folders if is_picture(name, extensions)
+        f"{subset.image_dir}: {name} is a folder, no image" for name in folders if is_image(name, extensions)
     ]
     for ending, package in OPTIONAL_EXTENSIONS.items():
         if ending in extensions:
             continue
         if count := sum(name.lower().endswith(ending) for directory in directories for name in directory.others):
-            what = f"{subset.image_dir}: {count} {ending} pictures are not used; reading them needs {package}"
+            what = f"{subset.image_dir}: {count} {ending} images are not used; reading them needs {package}"
             found.notes.append(what)
 
 
-def _other_ending(subset: SubsetSpec, pictures: Sequence[Picture]) -> Mistake | None:
+def _other_ending(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | None:
     """Captions under another ending than the one asked for: the class word alone would be trained, unsaid."""
-    having = sum(picture.caption_file is not None for picture in pictures)
-    if 2 * having >= len(pictures):
+    having = sum(image.caption_file is not None for image in images)
+    if 2 * having >= len(images):
         return None
     asked = [normal_extension(ending) for ending in subset.caption_extensions]
     for ending in CAPTION_EXTENSIONS:
@@ -154,14 +154,14 @@ def _other_ending(subset: SubsetSpec, pictures: Sequence[Picture]) -> Mistake | 
             continue
         files: dict[str, CaptionFiles] = {}
         other = 0
-        for picture in pictures:
-            directory = picture.directory
+        for image in images:
+            directory = image.directory
             if directory.path not in files:
                 files[directory.path] = CaptionFiles(directory.names(), ending)
-            other += files[directory.path].find(stem(picture.base)) is not None
+            other += files[directory.path].find(stem(image.base)) is not None
         if other > having:
             return Mistake(
-                f"{subset.image_dir}: {having} of {len(pictures)} pictures have a {' or '.join(asked)} file, "
+                f"{subset.image_dir}: {having} of {len(images)} images have a {' or '.join(asked)} file, "
                 f"{other} have a {ending} file",
                 f"set {setting(subset, 'caption_extension', ending)}; to train on "
                 f"{'the folder name' if subset.origin.startswith('--') else 'class_tokens'} instead, "
@@ -201,10 +201,10 @@ def _from_metadata(
             folders[directory.path] = _relative(directory.path, root, own)
         folder, prefix = folders[directory.path]
         score = metadata.scores.get(key)
-        found.pictures.append(Picture(folder, prefix + base, directory, base, None, caption, score))
-    found.pictures.sort(key=lambda picture: (str(picture.folder), picture.name))
+        found.images.append(ImageFile(folder, prefix + base, directory, base, None, caption, score))
+    found.images.sort(key=lambda image: (str(image.folder), image.name))
     if twice:
-        found.notes.append(f"{file}: {twice} pictures are listed twice and used once")
+        found.notes.append(f"{file}: {twice} images are listed twice and used once")
     if root is not None and not found.lost:
         _note_unlisted(file, directories.one(root), seen, extensions, found)
 
@@ -221,9 +221,9 @@ def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]
 def _note_unlisted(
     file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], found: Gathered
 ) -> None:
-    unlisted = sum((directory.path, name) not in seen for name in directory.pictures)
+    unlisted = sum((directory.path, name) not in seen for name in directory.images)
     if unlisted:
-        found.notes.append(f"{directory.path}: {unlisted} pictures are not used, as {file.name} does not list them")
+        found.notes.append(f"{directory.path}: {unlisted} images are not used, as {file.name} does not list them")
 
 
 def _pair_masks(
@@ -232,18 +232,18 @@ def _pair_masks(
     listed = _below(mask_dir, "folder of masks", subset, directories, found)
     if not listed:
         return
-    places = {prefix + name: (directory, name) for prefix, directory in listed for name in directory.pictures}
-    found.masks, found.spare_masks = find_masks((picture.name for picture in found.pictures), places)
+    places = {prefix + name: (directory, name) for prefix, directory in listed for name in directory.images}
+    found.masks, found.spare_masks = find_masks((image.name for image in found.images), places)
     found.mask_places = {name: places[name] for name in found.masks.values()}
-    missing = sum(picture.name not in found.masks for picture in found.pictures)
+    missing = sum(image.name not in found.masks for image in found.images)
     if missing:
-        what = f"{title(subset)}: {missing} of {len(found.pictures)} pictures have no mask in {mask_dir}"
+        what = f"{title(subset)}: {missing} of {len(found.images)} images have no mask in {mask_dir}"
         found.notes.append(f"{what} and count {'by their transparency, or fully' if subset.alpha_mask else 'fully'}")
 
 
 def judge_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> None:
     """What only all subsets with one folder of masks tell of it: that it has none for them, and masks left over. The
-    command line names one folder for all folders of pictures, of which some may have no masks."""
+    command line names one folder for all folders of images, of which some may have no masks."""
     sharing: dict[str, list[int]] = {}
     for number, (subset, found) in enumerate(zip(subsets, gathered, strict=True)):
         if subset.mask_dir is not None and found.spare_masks is not None:
@@ -256,10 +256,10 @@ def judge_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> 
             by_flag = subset.origin.startswith("--")
             if gathered[number].masks or (by_flag and (used or number != numbers[0])):
                 continue
-            what = f"{subset.mask_dir} holds no mask for any picture of {title(subset)} ({subset.origin})"
-            found.mistakes.append(Mistake(what, "masks have the names of their pictures, with any ending"))
+            what = f"{subset.mask_dir} holds no mask for any image of {title(subset)} ({subset.origin})"
+            found.mistakes.append(Mistake(what, "masks have the names of their images, with any ending"))
         spare = sorted(set.intersection(*(set(gathered[number].spare_masks or ()) for number in numbers)))
         if used and spare:
             some = ", ".join(spare[:5]) + (", ..." if len(spare) > 5 else "")
             mask_dir = subsets[numbers[0]].mask_dir
-            found.notes.append(f"{mask_dir}: {len(spare)} masks belong to no picture: {some}")
+            found.notes.append(f"{mask_dir}: {len(spare)} masks belong to no image: {some}")

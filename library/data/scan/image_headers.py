@@ -1,7 +1,7 @@
-"""Size and wholeness of a picture from a few reads: what the plan needs before anything is decoded.
+"""Size and wholeness of an image from a few reads: what the plan needs before anything is decoded.
 
 A cut-off file is found by what must stand at its end (PNG: IEND, JPEG: EOI after the scan, WebP and AVIF: the sizes in
-their boxes, BMP: the pixel rows). Where that does not decide, the picture is decoded once. PIL is imported on use.
+their boxes, BMP: the pixel rows). Where that does not decide, the image is decoded once. PIL is imported on use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may h
 
 
 class BadImage(Exception):
-    """The picture cannot be used; the text says why."""
+    """The image cannot be used; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Header:
 
 @cache
 def readable_extensions() -> frozenset[str]:
-    """Lower-case endings of the pictures that can be read here. From then on Pillow reads them in this process."""
+    """Lower-case endings of the images that can be read here. From then on Pillow reads them in this process."""
     from PIL import Image
 
     for plugin in _PLUGINS:
@@ -51,13 +51,13 @@ def readable_extensions() -> frozenset[str]:
 
 
 def missing_package(path: Path) -> str | None:
-    """What to install so that this picture can be read; None if that is not what is missing."""
+    """What to install so that this image can be read; None if that is not what is missing."""
     ending = path.suffix.lower()
     return OPTIONAL_EXTENSIONS.get(ending) if ending not in readable_extensions() else None
 
 
 def read_header(path: Path) -> Header:
-    """Raises BadImage for a picture that is empty, cut off, unreadable or of no known format."""
+    """Raises BadImage for an image that is empty, cut off, unreadable or of no known format."""
     from PIL import Image, UnidentifiedImageError
 
     readable_extensions()
@@ -78,7 +78,7 @@ def read_header(path: Path) -> Header:
         raise BadImage("more pixels than Pillow is willing to decode") from error
     except UnidentifiedImageError as error:
         package = missing_package(path)
-        raise BadImage(f"reading it needs {package}" if package else "not a picture of a known format") from error
+        raise BadImage(f"reading it needs {package}" if package else "not an image of a known format") from error
     except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         raise BadImage(f"cannot be read ({error})") from error
 
@@ -96,7 +96,7 @@ def orientation(image: PilImage.Image) -> int:
     from PIL import Image
 
     try:
-        value = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile's own would decode the picture
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile's own would decode the image
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
         return 1
     return value if isinstance(value, int) else 1
@@ -121,7 +121,7 @@ def _check_end(image: PilImage.Image, file: BinaryIO, length: int, position: int
         case "PNG":
             return b"IEND\xae\x42\x60\x82" in _tail(file, length)
         case "JPEG" | "MPO":
-            # an EOI before `position` ends the thumbnail; without one the file may carry a film behind the picture
+            # an EOI before `position` ends the thumbnail; without one the file may carry a film behind the image
             end = _tail(file, length).rfind(b"\xff\xd9")
             return True if end >= 0 and max(0, length - _TAIL) + end >= position else None
         case "WEBP":

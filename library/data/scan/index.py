@@ -1,7 +1,7 @@
-"""What earlier runs found out of the data, in one SQLite file: sizes of pictures, texts of captions and their lengths.
+"""What earlier runs found out of the data, in one SQLite file: sizes of images, texts of captions and their lengths.
 
 An entry holds as long as its file has the same length and the same time of change. All data sets of a cache folder
-share one file, so pictures used at several resolutions or in several runs are read once. It keeps SQLite's default
+share one file, so images used at several resolutions or in several runs are read once. It keeps SQLite's default
 journal and not the write-ahead log: that needs shared memory, which network drives do not give, and a scan writes only
 what is new. Whatever goes wrong with the file, scanning goes on: a damaged one is made anew, others are done without.
 """
@@ -70,7 +70,7 @@ class Index:
         self._close()
 
     def headers(self, folder: str, stamps: Mapping[str, Stamp]) -> dict[str, Header]:
-        """What is known of the pictures in a folder (absolute path) whose stamps have not changed. Entries of names
+        """What is known of the images in a folder (absolute path) whose stamps have not changed. Entries of names
         that are not in `stamps` are forgotten."""
         known: dict[str, Header] = {}
         gone: list[str] = []
@@ -114,7 +114,7 @@ class Index:
         return known
 
     def keep_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:
-        """Remember what was read from pictures."""
+        """Remember what was read from images."""
         rows = [
             (name, *stamp, *header.size, header.transparent)
             for name, stamp, header in found

@@ -16,32 +16,32 @@ class Directory:
     """One folder without what lies in its sub-folders. Names that begin with a dot are the system's and left out."""
 
     path: str  # absolute
-    pictures: dict[str, Stamp] = field(default_factory=dict)
+    images: dict[str, Stamp] = field(default_factory=dict)
     texts: dict[str, Stamp] = field(default_factory=dict)  # files with the endings of captions
     others: list[str] = field(default_factory=list)  # names of the other files
     folders: list[str] = field(default_factory=list)
-    lost_pictures: dict[str, str] = field(default_factory=dict)  # what only its name says to be one, and why not
+    lost_images: dict[str, str] = field(default_factory=dict)  # what only its name says to be one, and why not
     lost_texts: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> Iterator[str]:
-        """Of all files that are no pictures."""
+        """Of all files that are no images."""
         yield from self.texts
         yield from self.others
 
 
 class Directories:
-    """Folders listed once, however many subsets use them. `pictures`, `texts`: lower-case endings of files that are
+    """Folders listed once, however many subsets use them. `images`, `texts`: lower-case endings of files that are
     looked at."""
 
-    def __init__(self, pictures: Collection[str], texts: Collection[str] = ()) -> None:
-        self._pictures = frozenset(pictures)
+    def __init__(self, images: Collection[str], texts: Collection[str] = ()) -> None:
+        self._images = frozenset(images)
         self._texts = tuple(texts)
         self._known: dict[str, Directory] = {}
 
     def one(self, path: str) -> Directory:
         """The folder of this absolute path. Raises OSError if it cannot be listed."""
         if path not in self._known:
-            self._known[path] = list_directory(path, self._pictures, self._texts)
+            self._known[path] = list_directory(path, self._images, self._texts)
         return self._known[path]
 
     def below(self, root: str, recursive: bool) -> list[tuple[str, Directory]]:
@@ -62,7 +62,7 @@ class Directories:
         return found
 
 
-def list_directory(path: str, pictures: Collection[str], texts: tuple[str, ...]) -> Directory:
+def list_directory(path: str, images: Collection[str], texts: tuple[str, ...]) -> Directory:
     """List one folder. Raises OSError."""
     found = Directory(path)
     with os.scandir(path) as entries:
@@ -73,8 +73,8 @@ def list_directory(path: str, pictures: Collection[str], texts: tuple[str, ...])
             if _is_folder(entry):
                 found.folders.append(name)
                 continue
-            is_picture = name[name.rfind(".") :].lower() in pictures
-            if not is_picture and not name.lower().endswith(texts):
+            is_image = name[name.rfind(".") :].lower() in images
+            if not is_image and not name.lower().endswith(texts):
                 found.others.append(name)
                 continue
             try:
@@ -84,9 +84,9 @@ def list_directory(path: str, pictures: Collection[str], texts: tuple[str, ...])
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("not a file")
             except (OSError, UnicodeEncodeError) as error:
-                (found.lost_pictures if is_picture else found.lost_texts)[name] = _why(entry, error)
+                (found.lost_images if is_image else found.lost_texts)[name] = _why(entry, error)
             else:
-                (found.pictures if is_picture else found.texts)[name] = (status.st_size, status.st_mtime_ns)
+                (found.images if is_image else found.texts)[name] = (status.st_size, status.st_mtime_ns)
     return found
 
 
@@ -114,7 +114,7 @@ def stamp_of(path: str) -> Stamp | None:
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
-def is_picture(name: str, extensions: Collection[str]) -> bool:
+def is_image(name: str, extensions: Collection[str]) -> bool:
     """Whether a file of this name is one, judged by its ending."""
     return name[name.rfind(".") :].lower() in extensions and not name.startswith(".")
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which picture, by their names alone, and which fits it by its size."""
+"""Which mask belongs to which image, by their names alone, and which fits it by its size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from library.options.datasets import Size
 
 
 def find_masks(names: Iterable[str], mask_names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The mask of each picture that has one, and the masks left over, sorted.
+    """The mask of each image that has one, and the masks left over, sorted.
 
-    Names are paths inside the folder of the pictures and that of the masks, "/" between their parts. A mask has its
-    picture's name with any ending; of several the one with the same ending counts, in any letter case, else the first
-    by name. Two pictures with one name but for the ending share a mask. Whoever lists the masks leaves out files of
-    endings that are no pictures.
+    Names are paths inside the folder of the images and that of the masks, "/" between their parts. A mask has its
+    image's name with any ending; of several the one with the same ending counts, in any letter case, else the first
+    by name. Two images with one name but for the ending share a mask. Whoever lists the masks leaves out files of
+    endings that are no images.
     """
     by_stem: dict[str, list[tuple[str, str]]] = {}  # stem -> (ending, name)
     for mask in sorted(mask_names):

@@ -1,8 +1,8 @@
-"""Metadata files of kohya's fine-tuning: which pictures there are and their captions, as .json or .jsonl.
+"""Metadata files of kohya's fine-tuning: which images there are and their captions, as .json or .jsonl.
 
-.json holds one object, picture -> {caption, tags}; .jsonl one object a line, {image_path, caption, tags}. Pictures are
+.json holds one object, image -> {caption, tags}; .jsonl one object a line, {image_path, caption, tags}. Images are
 absolute paths or paths relative to image_dir. Ours is aesthetic_score, a number from 0 to 10. image_size and other keys
-are not used: pictures tell their own size.
+are not used: images tell their own size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as brief
 
-from library.data.scan.listing import Directories, Directory, absolute, is_picture, stamp_of, stem
+from library.data.scan.listing import Directories, Directory, absolute, is_image, stamp_of, stem
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
 
@@ -24,8 +24,8 @@ _BEST = 10  # score: the models whose scores train the refiner rate from 0 to 10
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file lists: picture as it is written there -> caption; and -> aesthetic score, for those that have one.
-    `twice`: lines whose picture an earlier line has; the last one counts."""
+    """What a file lists: image as it is written there -> caption; and -> aesthetic score, for those that have one.
+    `twice`: lines whose image an earlier line has; the last one counts."""
 
     captions: Mapping[str, str]
     scores: Mapping[str, float]
@@ -34,7 +34,7 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A picture that a metadata file lists and that is there."""
+    """An image that a metadata file lists and that is there."""
 
     directory: Directory
     base: str  # its name in the directory
@@ -97,7 +97,7 @@ def _object(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
     except (ValueError, RecursionError) as error:
         raise _error(path, f"is not valid JSON ({error})", "mend it there") from error
     if not isinstance(content, dict):
-        raise _error(path, "does not hold one object of pictures", 'it begins with {"picture.png": {"caption": "..."}')
+        raise _error(path, "does not hold one object of images", 'it begins with {"image.png": {"caption": "..."}')
     for key, entry in content.items():
         yield str(path), key, entry
 
@@ -116,7 +116,7 @@ def _lines(path: Path, text: str, mistakes: list[Mistake]) -> Iterator[tuple[str
         if isinstance(key, str) and key:
             yield where, key, entry
         else:
-            mistakes.append(Mistake(f"{where} names no picture", 'write {"image_path": "...", "caption": "..."}'))
+            mistakes.append(Mistake(f"{where} names no image", 'write {"image_path": "...", "caption": "..."}'))
 
 
 def _text(value: object, separator: str) -> str | None:
@@ -146,7 +146,7 @@ def _error(path: Path, what: str, remedy: str) -> UserError:
 
 @dataclass
 class Locator:
-    """Finds the pictures of a metadata file. Keys may lack their ending and may be written with backslashes."""
+    """Finds the images of a metadata file. Keys may lack their ending and may be written with backslashes."""
 
     directories: Directories
     root: str | None  # what relative keys are relative to: an absolute path
@@ -156,11 +156,11 @@ class Locator:
 
     @classmethod
     def of(cls, directories: Directories, image_dir: Path | None, extensions: Collection[str]) -> Locator:
-        """For pictures relative to `image_dir`; None: all keys are absolute."""
+        """For images relative to `image_dir`; None: all keys are absolute."""
         return cls(directories, None if image_dir is None else absolute(image_dir), extensions)
 
     def find(self, key: str) -> Located | str:
-        """The picture of a key, or why there is none."""
+        """The image of a key, or why there is none."""
         found = self._find(key)
         if isinstance(found, str) and "\\" in key and os.sep == "/":
             again = self._find(key.replace("\\", "/"))
@@ -172,15 +172,15 @@ class Locator:
         directory = self._parent(head)
         if directory is None:
             return "its folder is not there" if os.path.isabs(key) or self.root else "its path is not absolute"
-        if base in directory.pictures:
+        if base in directory.images:
             return Located(directory, base)
-        if base in directory.lost_pictures:
-            return directory.lost_pictures[base]
-        if is_picture(base, self.extensions):
+        if base in directory.lost_images:
+            return directory.lost_images[base]
+        if is_image(base, self.extensions):
             # the file system may take other letters for the same, in case or composition
             stamp = stamp_of(os.path.join(directory.path, base))
             if stamp is not None:
-                directory.pictures[base] = stamp
+                directory.images[base] = stamp
                 return Located(directory, base)
         having = self._by_stem(directory).get(base, [])
         if len(having) > 1:
@@ -200,7 +200,7 @@ class Locator:
     def _by_stem(self, directory: Directory) -> dict[str, list[str]]:
         if directory.path not in self._stems:
             stems: dict[str, list[str]] = {}
-            for name in directory.pictures:
+            for name in directory.images:
                 stems.setdefault(stem(name), []).append(name)
             self._stems[directory.path] = stems
         return self._stems[directory.path]

@@ -99,7 +99,7 @@ def local_names(names: Iterable[str]) -> dict[str, str]:
     """A name for the copy of each file, "/" separated as the given ones, that every system can have.
 
     What Windows forbids becomes %XX as in URLs, a long name is cut and ends in a hash. Of names that differ only in
-    case or in the way accents are composed the later ones get ~2, ~3; files of one stem stay together, as a picture
+    case or in the way accents are composed the later ones get ~2, ~3; files of one stem stay together, as an image
     and its caption must.
     """
     given: dict[tuple[str, str], str] = {}  # parent here and spelling there -> spelling here

@@ -1,7 +1,7 @@
 """Read the folders of all datasets: what there is to train on.
 
-Whatever would silently train on something else than meant (no picture, captions under another ending, damaged
-pictures) is a mistake. No torch here; only headers of pictures are read, and of those that have not changed since an
+Whatever would silently train on something else than meant (no image, captions under another ending, damaged
+images) is a mistake. No torch here; only headers of images are read, and of those that have not changed since an
 earlier scan not even these.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from library.data.scan.balance import balance
 from library.data.scan.file_contents import Contents, Wanted
-from library.data.scan.gather import Gathered, Picture, caption_endings, gather, judge_masks, title
+from library.data.scan.gather import Gathered, ImageFile, caption_endings, gather, judge_masks, title
 from library.data.scan.image_headers import Header, readable_extensions
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories, stem
@@ -32,19 +32,19 @@ _WHITE = (255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture to train on.
+    """One image to train on.
 
-    `key` names it in every random draw: kind, folder and file name. Unlike an index it stays when a picture is added
+    `key` names it in every random draw: kind, folder and file name. Unlike an index it stays when an image is added
     to or taken from the data, when the data moves, and on another system's sort order.
     """
 
-    folder: Path  # one object shared by all pictures of the folder
+    folder: Path  # one object shared by all images of the folder
     name: str  # its path in `folder`, "/" between the parts
     subset: int  # index in Scan.subsets
     dataset: int  # index in Scan.datasets
     size: Size  # width, height, upright
     caption: str  # raw; several lines only where the subset's captions have wildcards
-    from_file: bool  # the caption comes from a file, not from class tokens or the picture's name
+    from_file: bool  # the caption comes from a file, not from class tokens or the image's name
     repeats: int
     is_reg: bool
     transparent: bool = False
@@ -54,7 +54,7 @@ class ImageRecord:
 
     @property
     def path(self) -> Path:
-        """Where the picture lies."""
+        """Where the image lies."""
         return self.folder / self.name
 
     @property
@@ -73,21 +73,21 @@ class Scan:
     records: tuple[ImageRecord, ...] = ()
     held_out: tuple[ImageRecord, ...] = ()  # set aside for validation, by dataset and subset and sorted by name
     bad_images: tuple[tuple[Path, str], ...] = ()  # path, why
-    left_out_reg: int = 0  # regularisation pictures that balancing did not need
-    left_out_small: int = 0  # pictures below the least size of their subset
-    found_reg_samples: int = 0  # regularisation pictures x repeats before balancing
-    without_mask: int = 0  # pictures of subsets with masks that have no file: transparency is their mask, or nothing
+    left_out_reg: int = 0  # regularisation images that balancing did not need
+    left_out_small: int = 0  # images below the least size of their subset
+    found_reg_samples: int = 0  # regularisation images x repeats before balancing
+    without_mask: int = 0  # images of subsets with masks that have no file: transparency is their mask, or nothing
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
 
     @property
     def train_samples(self) -> int:
-        """Training pictures x repeats."""
+        """Training images x repeats."""
         return sum(record.repeats for record in self.records if not record.is_reg)
 
     @property
     def reg_samples(self) -> int:
-        """Regularisation pictures x repeats after balancing."""
+        """Regularisation images x repeats after balancing."""
         return sum(record.repeats for record in self.records if record.is_reg)
 
 
@@ -103,7 +103,7 @@ class _Findings:
 
 
 def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: bool = False, seed: int = 0) -> Scan:
-    """Read the pictures, captions and masks of the datasets. Mistakes of the user are collected, not raised.
+    """Read the images, captions and masks of the datasets. Mistakes of the user are collected, not raised.
 
     `index`: a folder for what is remembered between scans; None: nothing is. `progress` shows a bar when it takes
     longer than a second. `seed` chooses what is set aside for validation where a dataset has no seed of its own.
@@ -134,7 +134,7 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: b
     kept = sides.trained + balanced
     _note_contents(found.notes, kept, [subset for _, subset in subsets])
     if trouble:
-        found.notes.append(f"sizes of pictures are not remembered in {index} ({trouble}): every start reads all anew")
+        found.notes.append(f"sizes of images are not remembered in {index} ({trouble}): every start reads all anew")
     return Scan(
         datasets=tuple(datasets),
         subsets=tuple(subset for _, subset in subsets),
@@ -162,7 +162,7 @@ def _given_twice(datasets: Sequence[DatasetSpec], found: _Findings) -> set[int]:
             if first is not subset:
                 what = f"{source} is given twice in one dataset ({first.origin} and {subset.origin})"
                 if first.is_reg != subset.is_reg:
-                    remedy = "it holds pictures either for training or for regularisation: give it once"
+                    remedy = "it holds images either for training or for regularisation: give it once"
                     found.mistakes.append(Mistake(what, remedy))
                 else:
                     found.notes.append(f"{what}: the later one is not used")
@@ -176,8 +176,8 @@ def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
 
     @cache
     def of_subset(number: int) -> dict[tuple[Path, str], int]:
-        pictures = gathered[number].pictures
-        return {(picture.folder, picture.name): picture.directory.pictures[picture.base][0] for picture in pictures}
+        images = gathered[number].images
+        return {(image.folder, image.name): image.directory.images[image.base][0] for image in images}
 
     return lambda record: of_subset(record.subset)[record.folder, record.name]
 
@@ -185,21 +185,21 @@ def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
 def _read(gathered: Iterable[Gathered], remembered: Index, progress: bool) -> Contents:
     wanted = Wanted()
     for found in gathered:
-        for pictures in _by_directory(found.pictures).values():
-            listed = pictures[0].directory
-            wanted.picture(listed, [picture.base for picture in pictures])
-            names = [picture.caption_file for picture in pictures if picture.caption_file is not None]
+        for images in _by_directory(found.images).values():
+            listed = images[0].directory
+            wanted.image(listed, [image.base for image in images])
+            names = [image.caption_file for image in images if image.caption_file is not None]
             if names:
                 wanted.captions(listed, names, found.reading)
         for directory, base in found.mask_places.values():
-            wanted.picture(directory, [base])
+            wanted.image(directory, [base])
     return wanted.read(remembered, progress)
 
 
-def _by_directory(pictures: Iterable[Picture]) -> dict[str, list[Picture]]:
-    together: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        together.setdefault(picture.directory.path, []).append(picture)
+def _by_directory(images: Iterable[ImageFile]) -> dict[str, list[ImageFile]]:
+    together: dict[str, list[ImageFile]] = {}
+    for image in images:
+        together.setdefault(image.directory.path, []).append(image)
     return together
 
 
@@ -212,36 +212,36 @@ def _records(
     records: list[ImageRecord] = []
     small = later_lines = 0
     unfit: dict[str, str] = {}  # masks, and why
-    for picture in gathered.pictures:
-        header = contents.headers[picture.directory.path][picture.base]
+    for image in gathered.images:
+        header = contents.headers[image.directory.path][image.base]
         if not isinstance(header, Header):
-            found.bad[picture.folder / picture.name] = header
+            found.bad[image.folder / image.name] = header
             continue
         size = found.sizes.setdefault(header.size, header.size)
         if min(size) < subset.least_edge or size[0] * size[1] < subset.least_area:
             small += 1
             continue
-        caption, from_file = picture.text, True
-        if picture.caption_file is not None:
-            text = contents.captions[picture.directory.path, gathered.reading][picture.caption_file]
+        caption, from_file = image.text, True
+        if image.caption_file is not None:
+            text = contents.captions[image.directory.path, gathered.reading][image.caption_file]
             if isinstance(text, UserError):
                 found.mistakes.extend(text.mistakes)
                 continue
             caption = text[0]
             later_lines += text[1]
         elif not caption:
-            caption, from_file = _without_file(subset, picture.base), False
-        mask = gathered.masks.get(picture.name)
-        if mask == picture.name:
-            mask = picture.name  # one object
+            caption, from_file = _without_file(subset, image.base), False
+        mask = gathered.masks.get(image.name)
+        if mask == image.name:
+            mask = image.name  # one object
         found.without_mask += subset.mask_dir is not None and mask is None
         if mask is not None and (why := _unfit(mask, size, gathered, contents)) is not None:
             unfit[mask] = why
         caption = found.texts.setdefault(caption, caption)
         records.append(
             ImageRecord(
-                picture.folder, picture.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
-                header.transparent, mask, score=subset.score if picture.score is None else picture.score,
+                image.folder, image.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
+                header.transparent, mask, score=subset.score if image.score is None else image.score,
             )
         )  # fmt: skip
     if later_lines:
@@ -254,21 +254,21 @@ def _records(
 
 
 def _unfit(mask: str, size: Size, gathered: Gathered, contents: Contents) -> str | None:
-    """Why a mask cannot be that of a picture of `size`."""
+    """Why a mask cannot be that of an image of `size`."""
     directory, base = gathered.mask_places[mask]
     header = contents.headers[directory.path][base]
     if not isinstance(header, Header):
         return header
     if same_proportion(header.size, size):
         return None
-    return f"it is {header.size[0]}x{header.size[1]} and its picture {size[0]}x{size[1]}"
+    return f"it is {header.size[0]}x{header.size[1]} and its image {size[0]}x{size[1]}"
 
 
 def _unfit_masks(subset: SubsetSpec, unfit: Mapping[str, str]) -> Mistake:
     listed = "\n".join(f"  {name}: {why}" for name, why in list(unfit.items())[:_NAMED])
     more = f"\n  and {len(unfit) - _NAMED} more" if len(unfit) > _NAMED else ""
     what = f"{len(unfit)} masks of {subset.mask_dir} cannot be used:\n{listed}{more}"
-    return Mistake(what, "a mask needs its picture's size, or one in the same proportion, upright; or take it away")
+    return Mistake(what, "a mask needs its image's size, or one in the same proportion, upright; or take it away")
 
 
 def _without_file(subset: SubsetSpec, name: str) -> str:
@@ -283,10 +283,10 @@ def _tell_small(small: int, subset: SubsetSpec, all_of_them: bool, found: _Findi
     area = f"fewer than {subset.least_area} pixels" if subset.least_area else ""
     why = " or ".join(filter(None, (edge, area)))
     if all_of_them:
-        what = f"{title(subset)}: all {small} pictures have {why} ({subset.origin})"
-        found.mistakes.append(Mistake(what, "lower the least size, or give larger pictures"))
+        what = f"{title(subset)}: all {small} images have {why} ({subset.origin})"
+        found.mistakes.append(Mistake(what, "lower the least size, or give larger images"))
     else:
-        found.notes.append(f"{title(subset)}: {small} pictures are left out, as they have {why}")
+        found.notes.append(f"{title(subset)}: {small} images are left out, as they have {why}")
 
 
 def _judge_bad_images(found: _Findings, records: Sequence[ImageRecord]) -> None:
@@ -297,7 +297,7 @@ def _judge_bad_images(found: _Findings, records: Sequence[ImageRecord]) -> None:
     listed = "\n".join(f"  {path}: {why}" for path, why in bad[:_NAMED])
     more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     if len(bad) > _BAD_SHARE * total:
-        what = f"{len(bad)} of {total} pictures are damaged, more than {_BAD_SHARE:.0%}:\n{listed}{more}"
+        what = f"{len(bad)} of {total} images are damaged, more than {_BAD_SHARE:.0%}:\n{listed}{more}"
         found.mistakes.append(Mistake(what, "repair or remove them"))
 
 
@@ -314,7 +314,7 @@ def _balance(
         if not target:
             balanced += records
             if train:
-                found.notes.append(f"{dataset.origin}: only regularisation pictures, used with their own repeats")
+                found.notes.append(f"{dataset.origin}: only regularisation images, used with their own repeats")
             continue
         repeats = balance([record.repeats for record in records], [record.subset for record in records], target)
         kept = [replace(record, repeats=repeats[index]) for index, record in enumerate(records) if index in repeats]
@@ -328,7 +328,7 @@ def _balance_note(name: str, reg: list[ImageRecord], kept: list[ImageRecord], ta
     before, after = sum(record.repeats for record in reg), sum(record.repeats for record in kept)
     text = f"regularisation{name}: {before} samples for {target} training samples"
     if len(kept) < len(reg):
-        text += f"; {len(reg) - len(kept)} of {len(reg)} pictures are left out"
+        text += f"; {len(reg) - len(kept)} of {len(reg)} images are left out"
     elif after > before:
         text += f"; repeated to {after}"
     return f"{text}; ratio {after / target:.2f} : 1"
@@ -338,10 +338,10 @@ def _note_contents(notes: list[str], records: list[ImageRecord], subsets: Sequen
     empty = list(dict.fromkeys(record.path for record in records if not record.caption and record.from_file))
     if empty:
         names = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        notes.append(f"{len(empty)} pictures have an empty caption file and are trained on the empty caption: {names}")
+        notes.append(f"{len(empty)} images have an empty caption file and are trained on the empty caption: {names}")
     nameless = len({record.path for record in records if not record.caption and not record.from_file})
     if nameless:
-        notes.append(f"{nameless} pictures have neither a caption nor class tokens: empty caption")
+        notes.append(f"{nameless} images have neither a caption nor class tokens: empty caption")
     laid_on: dict[tuple[int, int, int], set[Path]] = {}
     masked: set[Path] = set()
     for record in records:
@@ -351,6 +351,6 @@ def _note_contents(notes: list[str], records: list[ImageRecord], subsets: Sequen
             (masked if by_alpha else laid_on.setdefault(subset.images.background, set())).add(record.path)
     for colour, paths in laid_on.items():
         name = "white" if colour == _WHITE else f"the colour {colour}"
-        notes.append(f"{len(paths)} pictures have transparency: they are laid on {name}")
+        notes.append(f"{len(paths)} images have transparency: they are laid on {name}")
     if masked:
-        notes.append(f"{len(masked)} pictures have transparency, which is their mask")
+        notes.append(f"{len(masked)} images have transparency, which is their mask")

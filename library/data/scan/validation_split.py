@@ -1,8 +1,8 @@
-"""Which pictures are set aside and not trained on, so that the loss on them tells learning from memorising.
+"""Which images are set aside and not trained on, so that the loss on them tells learning from memorising.
 
 The choice is that of kohya's sd-scripts for the same validation_seed: the sorted names of a folder are shuffled, the
-first ceil(N (1 - share)) are trained on, the rest is set aside. (There the rest is rounded by itself, so that a picture
-may be on both sides.) It depends on seed and names alone. A picture that is trained on under another name or in another
+first ceil(N (1 - share)) are trained on, the rest is set aside. (There the rest is rounded by itself, so that an image
+may be on both sides.) It depends on seed and names alone. An image that is trained on under another name or in another
 dataset is no new one: it is not validated on either. Two are the same if their files have the same bytes; crops, copies
 of another size and other formats of one photo are not recognised.
 """
@@ -46,7 +46,7 @@ def split(
     length: Callable[[ImageRecord], int],
     seed: int,
 ) -> Split:
-    """Set aside what the datasets ask for. Regularisation pictures stay; `length` is a picture's file in bytes, `seed`
+    """Set aside what the datasets ask for. Regularisation images stay; `length` is an image's file in bytes, `seed`
     counts for datasets without a seed of their own."""
     asking = [place for place, dataset in enumerate(datasets) if dataset.validation_split > 0]
     if not train or not asking:
@@ -62,7 +62,7 @@ def split(
         aside = set_aside(names, dataset.validation_split, own_seed)
         if dataset.validation_split > 0 and not aside:
             found.notes.append(
-                f"{_said(dataset)} sets nothing aside of {_title(subsets[number])} ({len(records)} pictures)"
+                f"{_said(dataset)} sets nothing aside of {_title(subsets[number])} ({len(records)} images)"
             )
         for place, record in enumerate(records):
             if place in aside:
@@ -76,7 +76,7 @@ def split(
 
 
 def set_aside(names: Sequence[str], share: float, seed: int) -> set[int]:
-    """Places of the pictures that are not trained on, floor(N share) of them."""
+    """Places of the images that are not trained on, floor(N share) of them."""
     order = sorted(range(len(names)), key=lambda place: unicodedata.normalize("NFC", names[place]))
     random.Random(seed).shuffle(order)
     # as it was written: in floating point 100 (1 - 0.41) is a little more than 59
@@ -86,7 +86,7 @@ def set_aside(names: Sequence[str], share: float, seed: int) -> set[int]:
 def also_trained(
     held_out: Sequence[ImageRecord], trained: Sequence[ImageRecord], length: Callable[[ImageRecord], int]
 ) -> set[int]:
-    """Places of held-out pictures whose bytes are those of one that is trained on. Only files of equal length and size
+    """Places of held-out images whose bytes are those of one that is trained on. Only files of equal length and size
     in pixels are read, and mostly their beginnings."""
     paths = {record.path for record in trained}
     same = {place for place, record in enumerate(held_out) if record.path in paths}
@@ -132,24 +132,24 @@ def _judge(
     said = " and ".join(dict.fromkeys(_said(dataset) for dataset in asking))
     if not found.trained:
         remedy = "set less than 1, or add a dataset that is trained on"
-        found.mistakes.append(Mistake(f"{said} leaves no picture to train on", remedy))
+        found.mistakes.append(Mistake(f"{said} leaves no image to train on", remedy))
         return
     trained_in = {record.dataset for record in found.trained}
     for place in sorted({record.dataset for record in found.held_out} - trained_in):
         if any(record.dataset == place for record in reg):
-            what = f"{_said(datasets[place])} leaves regularisation pictures without training pictures beside them"
-            found.mistakes.append(Mistake(what, "set less than 1, or take the regularisation pictures out there"))
+            what = f"{_said(datasets[place])} leaves regularisation images without training images beside them"
+            found.mistakes.append(Mistake(what, "set less than 1, or take the regularisation images out there"))
     if not found.held_out:
         most = max(len(records) for records in by_subset.values() if datasets[records[0].dataset] in asking)
         remedy = f"{math.ceil(100 / most) / 100:g} sets aside one of the largest folder's {most}"
-        found.mistakes.append(Mistake(f"{said} sets no picture aside", f"{remedy} pictures; or leave it out"))
+        found.mistakes.append(Mistake(f"{said} sets no image aside", f"{remedy} images; or leave it out"))
     elif len(copies) == len(found.held_out):
-        what = f"{said}: every picture that is set aside is trained on too, as the same file or as a copy"
-        found.mistakes.append(Mistake(what, "give other pictures to validate on, or leave it out"))
+        what = f"{said}: every image that is set aside is trained on too, as the same file or as a copy"
+        found.mistakes.append(Mistake(what, "give other images to validate on, or leave it out"))
     elif copies:
         names = ", ".join(str(found.held_out[place].path) for place in sorted(copies)[:5])
         more = ", ..." if len(copies) > 5 else ""
-        what = f"{len(copies)} pictures that were set aside for validation are also trained on, as the same file or as"
+        what = f"{len(copies)} images that were set aside for validation are also trained on, as the same file or as"
         found.notes.append(f"{what} a copy, and so are not validated on: {names}{more}")
 
 

@@ -1,5 +1,5 @@
 """The refiner of Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952, section 2.5): a U-Net of its own for the
-last 200 timesteps, one text encoder, and a score of how beautiful a picture is. No torch at module level.
+last 200 timesteps, one text encoder, and a score of how beautiful an image is. No torch at module level.
 
 Source of names and sizes: Stability-AI/generative-models, configs/inference/sd_xl_refiner.yaml.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.checkpoints import sd_layout
 from library.families.clip import text_encoder as clip_text
-from library.families.family import AS_TRAINED, Conditions, TextSettings
+from library.families.family import AS_TRAINED, Conditioning, TextSettings
 from library.families.sd import unet
 from library.families.sd.make_family import make_family
 from library.families.sd.refiner_adapters import NAMES, REFINER_ADAPTERS
@@ -55,7 +55,7 @@ def encode_text(
     return {"states": states, "pooled": pooled}
 
 
-def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
     """The U-Net's output, told the file's size, the crop's place and the score of `given` too."""
     import torch
 

@@ -1,5 +1,5 @@
 """Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two text encoders, a pooled vector of the text, and what
-it is told of a picture's size and crop. No torch at module level.
+it is told of an image's size and crop. No torch at module level.
 
 Source of names and sizes: Stability-AI/generative-models, configs/inference/sd_xl_base.yaml.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.checkpoints import sd_layout
 from library.families.clip import text_encoder as clip_text
-from library.families.family import AS_TRAINED, Conditions, LatentSpace, TextSettings
+from library.families.family import AS_TRAINED, Conditioning, LatentSpace, TextSettings
 from library.families.sd import unet
 from library.families.sd.make_family import make_family
 from library.families.sd.sdxl_adapters import NAMES, SDXL_ADAPTERS
@@ -60,7 +60,7 @@ def encode_text(
     return {"states": torch.cat([narrow, wide], -1), "pooled": pooled}
 
 
-def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
     """The U-Net's output, told the sizes of `given` too   (arXiv 2307.01952, section 2.2)."""
     return unet.predict_with_ids(unet_module, noisy, timesteps, given, given["sizes"])
 

@@ -10,7 +10,7 @@ from library.families.sd.shapes import Shapes, count_blocks
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from library.families.family import Conditions
+    from library.families.family import Conditioning
 
 ID_WIDTH = 256  # of the sinusoidal embedding of each number that SDXL's U-Net is told
 
@@ -64,13 +64,13 @@ def make_unet(config: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def predict(unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+def predict(unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
     """The U-Net's output (B, C, h, w) for latents at `timesteps` (B,) under the text's states (B, L, width)."""
     output: Tensor = unet(noisy, timesteps, encoder_hidden_states=given["states"], return_dict=False)[0]
     return output
 
 
-def predict_with_ids(unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditions, ids: Tensor) -> Tensor:
+def predict_with_ids(unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning, ids: Tensor) -> Tensor:
     """As `predict`, for a U-Net that is told the pooled text too, and `ids` (B, n) float32.
 
     The ids stay float32 until they are embedded: bfloat16 knows no number between 1024 and 1032.

@@ -1,4 +1,4 @@
-"""The VAE of Stable Diffusion: its configuration read from shapes, its module, pictures to latents and back."""
+"""The VAE of Stable Diffusion: its configuration read from shapes, its module, images to latents and back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_vae(config: Mapping[str, Any]) -> nn.Module:
 
 
 def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """A sample of the posterior of each picture: (B, C, h, w) float32, not scaled, from pixels (B, 3, H, W) in [-1, 1].
+    """A sample of the posterior of each image: (B, C, h, w) float32, not scaled, from pixels (B, 3, H, W) in [-1, 1].
 
     Each sample's noise is drawn on the CPU from its own generator, so neither the batch nor the device changes it.
     Runs in the dtype and on the device of the VAE. Raises ValueError when the number of generators is not B.
@@ -46,7 +46,7 @@ def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator
     import torch
 
     if len(generators) != len(pixels):
-        raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}")
+        raise ValueError(f"{len(pixels)} images need as many generators, not {len(generators)}")
     with torch.no_grad():
         posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
     mean: Tensor = posterior.mean.float()
@@ -56,9 +56,9 @@ def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) float32 in about [-1, 1] from latents that are not scaled (B, C, h, w)."""
+    """Images (B, 3, H, W) float32 in about [-1, 1] from latents that are not scaled (B, C, h, w)."""
     import torch
 
     with torch.no_grad():
-        pictures: Tensor = vae.decode(latents.to(device=vae.device, dtype=vae.dtype), return_dict=False)[0]
-    return pictures.float()
+        images: Tensor = vae.decode(latents.to(device=vae.device, dtype=vae.dtype), return_dict=False)[0]
+    return images.float()

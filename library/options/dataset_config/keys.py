@@ -22,8 +22,8 @@ Kind = Literal["DreamBooth", "fine-tuning"]
 
 # kohya's third kind, ControlNet, is that of datasets with masks. Here masks may go with either kind, so that a mask
 # folder more or less never changes what the other keys mean.
-DREAMBOOTH: Kind = "DreamBooth"  # pictures of a folder, captions beside them
-FINE_TUNING: Kind = "fine-tuning"  # pictures and captions of a metadata file
+DREAMBOOTH: Kind = "DreamBooth"  # images of a folder, captions beside them
+FINE_TUNING: Kind = "fine-tuning"  # images and captions of a metadata file
 
 Reader = Callable[[object], Any]
 
@@ -185,7 +185,7 @@ def _resolutions(raw: object) -> tuple[tuple[int, int], ...]:
     except BadValue:
         raise BadValue("is not a list of resolutions", remedy) from None
     if len(set(found)) < len(found):
-        raise BadValue("holds the same resolution twice", "keep each once; num_repeats shows pictures more often")
+        raise BadValue("holds the same resolution twice", "keep each once; num_repeats shows images more often")
     return found
 
 
@@ -215,9 +215,9 @@ _INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic
 _ROWS = (
     # of a dataset
     Key("resolution", _resolution, None, _DATASET),
-    Key("resolutions", _resolutions, None, _DATASET),  # ours: the same pictures at each of these
+    Key("resolutions", _resolutions, None, _DATASET),  # ours: the same images at each of these
     Key("batch_size", _batch_sizes, None, _DATASET),
-    Key("pixels_per_batch", _whole(1), None, _DATASET),  # ours: as many pictures as have so many pixels together
+    Key("pixels_per_batch", _whole(1), None, _DATASET),  # ours: as many images as have so many pixels together
     Key("enable_bucket", _switch, "buckets.enabled", _DATASET),
     Key("bucket_no_upscale", _switch, "buckets.no_upscale", _DATASET),
     Key("min_bucket_reso", _whole(64), "buckets.smallest", _DATASET),
@@ -252,7 +252,7 @@ _ROWS = (
     Key("face_crop_aug_range", _face_range, "images.face_crop"),
     Key("resize_interpolation", _choice(*_INTERPOLATIONS), "images.interpolation"),
     Key("background", _colour, "images.background"),  # ours: what transparency is laid on
-    Key("aesthetic_score", _number(0, 10), "subset.score"),  # ours: of pictures without one of their own
+    Key("aesthetic_score", _number(0, 10), "subset.score"),  # ours: of images without one of their own
     # of a subset alone
     Key("image_dir", folder, "subset.image_dir", _SUBSET),
     Key("metadata_file", _path, "subset.metadata_file", _SUBSET, (FINE_TUNING,)),

@@ -31,7 +31,7 @@ def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) 
 
     `defaults` holds what the command line says: values of a dataset, and in its one subset those of every subset. Its
     resolution is sizes.NOT_GIVEN where there is none; its origin is told with its values. Faulty values fall back like
-    ones that are not there, so that the pictures can be checked before all mistakes are told.
+    ones that are not there, so that the images can be checked before all mistakes are told.
     """
     source = read_source(path, FLAG)
     if isinstance(source, Mistake):
@@ -125,8 +125,8 @@ class _Reading:
         all_right = len(self.mistakes) == mistakes_before  # else a faulty subset may be the one that is trained on
         if all_right and kept and all(subset.is_reg for subset in kept):
             self.mistakes.add(
-                f"the dataset ({origin}) has only subsets with is_reg = true: regularisation pictures go along with "
-                "training pictures of their own dataset",
+                f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images go along with "
+                "training images of their own dataset",
                 "put the subset beside the one that is trained on",
             )
         return self._at_each_resolution(origin, layers, kind or DREAMBOOTH, kept)
@@ -235,7 +235,7 @@ class _Reading:
             if before.is_reg != spec.is_reg:
                 self.mistakes.add(f"{what}, once with is_reg = true and once without", "keep one of the two")
             else:
-                self.notes.append(f"{what}: the later one is left out; num_repeats shows pictures more often")
+                self.notes.append(f"{what}: the later one is left out; num_repeats shows images more often")
         return tuple(spec for _, spec in first.values())
 
     def _tell_idle(self, general: Layer, kinds: set[Kind]) -> None:

@@ -1,7 +1,7 @@
 """SimpleTuner's multidatabackend.json -> the records that a run trains on, by the rules of that trainer.
 
-Other than there: every mistake at once and with its line, no key passed over in silence, and a picture's bucket follows
-from its own aspect alone (there it may be that of the first picture whose aspect rounds to the same two decimals).
+Other than there: every mistake at once and with its line, no key passed over in silence, and an image's bucket follows
+from its own aspect alone (there it may be that of the first image whose aspect rounds to the same two decimals).
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ def read_backend(path: Path, defaults: DatasetSpec) -> Described:
     mistakes = Mistakes()
     entries = _entries(path, mistakes)
     notes = Notes(path.name)
-    masks, pictures = dict[str, Entry](), list[Entry]()
+    masks, image_entries = dict[str, Entry](), list[Entry]()
     for entry in _enabled(entries, mistakes, notes):
         _judge_keys(entry, notes)
         kind = entry.text("dataset_type") or "image"
         if kind == "image":
-            pictures.append(entry)
+            image_entries.append(entry)
         elif kind == "conditioning" and _is_mask(entry):
             masks[entry.name] = entry
         elif kind in _CACHES:
             notes.add(f"{kind} is not needed: caches are kept by content", entry)
         elif kind != "conditioning":
             entry.wrong("dataset_type", "is not read here", "remove the entry, or set disabled to true in it")
-    if not pictures and not mistakes:
-        mistakes.add(f"--{FLAG} {path}: no entry describes pictures", 'add one of "dataset_type": "image"')
+    if not image_entries and not mistakes:
+        mistakes.add(f"--{FLAG} {path}: no entry describes images", 'add one of "dataset_type": "image"')
     reader = _Reader(defaults, masks, notes)
-    described = [reader.read(entry) for entry in pictures]
+    described = [reader.read(entry) for entry in image_entries]
     for name in masks.keys() - reader.used:
         notes.add("no entry names it as its conditioning_data: these masks are not used", masks[name])
     if described and not described[0][1].captions.dropout_rate:
@@ -98,7 +98,7 @@ def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iter
     seen = set[str]()
     for entry in entries:
         if not entry.text("id"):
-            mistakes.add(f"an entry has no id ({entry.origin})", 'give it one: "id": "my-pictures"')
+            mistakes.add(f"an entry has no id ({entry.origin})", 'give it one: "id": "my-images"')
         elif entry.name in seen:
             entry.wrong("id", "is that of another entry too", "give each entry an id of its own")
         seen.add(entry.name)
@@ -161,7 +161,7 @@ def _holds(subsets: Iterable[SubsetSpec], wanted: SubsetSpec) -> bool:
 
 @dataclass
 class _Reader:
-    """Reads entries of pictures. `used` collects the ids of the masks that they name."""
+    """Reads entries of images. `used` collects the ids of the masks that they name."""
 
     defaults: DatasetSpec
     masks: Mapping[str, Entry]
@@ -175,9 +175,9 @@ class _Reader:
     def read(self, entry: Entry) -> tuple[BucketSettings, SubsetSpec]:
         """One entry. What is faulty in it is among the mistakes, and stands here at its default."""
         for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
-            entry.choice(key, usual, f"use {usual[0]}, with the pictures in a folder or behind a URL")
+            entry.choice(key, usual, f"use {usual[0]}, with the images in a folder or behind a URL")
         if entry.number("probability") not in (None, 0, 1):  # 0 counts as not given
-            entry.wrong("probability", "has no counterpart: every picture is shown as often as its repeats say",
+            entry.wrong("probability", "has no counterpart: every image is shown as often as its repeats say",
                         "remove it, and set repeats instead")  # fmt: skip
         buckets, least_edge, least_area = self._sizes(entry)
         images = replace(self.base.images, random_crop=False, corner_crop=False)
@@ -200,10 +200,10 @@ class _Reader:
         return buckets, subset
 
     def _repeats(self, entry: Entry) -> int:
-        """There a picture's extra passes, 0 = once."""
+        """There an image's extra passes, 0 = once."""
         extra = entry.number("repeats") or 0
         if extra < 0 or extra != int(extra):
-            entry.wrong("repeats", "is not a whole number from 0 up", "write the extra passes: 0 shows a picture once")
+            entry.wrong("repeats", "is not a whole number from 0 up", "write the extra passes: 0 shows an image once")
             return 1
         return int(extra) + 1
 
@@ -211,7 +211,7 @@ class _Reader:
         found = "is_regularisation_data" in entry.values
         is_reg = entry.switch("is_regularisation_data" if found else "is_regularization_data")
         if is_reg:
-            self.notes.add("is_regularisation_data is read as kohya's trainers mean it: these pictures count with "
+            self.notes.add("is_regularisation_data is read as kohya's trainers mean it: these images count with "
                            "--prior_loss_weight; the comparison with the base model is not made", entry)  # fmt: skip
         return is_reg
 
@@ -243,11 +243,11 @@ class _Reader:
                      "maximum_image_size", "target_downsample_size")  # fmt: skip
             other = [key for key in sizes if key in mask.values and mask.values[key] != entry.values.get(key)]
             if other:
-                self.notes.add(f"{', '.join(other)}: masks are scaled and cut as their pictures are", mask)
+                self.notes.add(f"{', '.join(other)}: masks are scaled and cut as their images are", mask)
         return mask.folder("instance_data_dir")
 
     def _sizes(self, entry: Entry) -> _Sizes:
-        """How large the pictures are trained, and which are left out as too small."""
+        """How large the images are trained, and which are left out as too small."""
         crop = entry.switch("crop")
         square = crop and self._crop_aspect(entry) == "square"
         kind = entry.choice("resolution_type", RESOLUTION_TYPES) or "pixel_area"
@@ -267,7 +267,7 @@ class _Reader:
         if kind == "pixel":
             return buckets, math.ceil(least), 0
         if least > 5e6:
-            entry.wrong("minimum_image_size", "leaves out pictures of 5 megapixels",
+            entry.wrong("minimum_image_size", "leaves out images of 5 megapixels",
                         f"it is in the unit of resolution_type {kind}")  # fmt: skip
         return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
 
@@ -323,7 +323,7 @@ class _Reader:
     def _crop_aspect(self, entry: Entry) -> str:
         if entry.values.get("crop_aspect") in ("closest", "random"):
             entry.wrong("crop_aspect", "has no counterpart",
-                        'write "preserve" (each picture at about its own aspect) or "square"')  # fmt: skip
+                        'write "preserve" (each image at about its own aspect) or "square"')  # fmt: skip
             return "preserve"
         return entry.choice("crop_aspect", ("square", "preserve")) or "square"
 
@@ -347,7 +347,7 @@ class _Reader:
         captions = self._shuffled(entry)
         if strategy == "instanceprompt" or entry.switch("only_instance_prompt"):
             if not prompts:
-                entry.wrong("instance_prompt", "is missing", "write the caption of all these pictures there")
+                entry.wrong("instance_prompt", "is missing", "write the caption of all these images there")
             captions = replace(captions, prefix="", wildcard=captions.wildcard or len(prompts) > 1)
             return replace(self.base, caption_source="class_tokens", class_tokens="\n".join(prompts) or None,
                            captions=captions)  # fmt: skip

@@ -80,10 +80,10 @@ NOT_NEEDED = (
 
 WITHOUT_COUNTERPART: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
-        "minimum_aspect_ratio": (None, "take the pictures out of the folder"),
-        "maximum_aspect_ratio": (None, "take the pictures out of the folder"),
-        "max_num_samples": (None, "put so many pictures into a folder of their own"),
-        "max_upscale_threshold": (None, "leave pictures out with minimum_image_size"),
+        "minimum_aspect_ratio": (None, "take the images out of the folder"),
+        "maximum_aspect_ratio": (None, "take the images out of the folder"),
+        "max_num_samples": (None, "put so many images into a folder of their own"),
+        "max_upscale_threshold": (None, "leave images out with minimum_image_size"),
         "start_epoch": (1, "train in two runs, the second with --resume"),
         "start_step": (0, "train in two runs, the second with --resume"),
         "end_epoch": (None, "train in two runs, the second with --resume"),
@@ -91,15 +91,15 @@ WITHOUT_COUNTERPART: Mapping[str, tuple[object, str]] = MappingProxyType(
         "timestep_sampling_offset": (0, "remove it"),
         "slider_strength": (None, "remove it"),
         "caption_filter_list": (None, "change the caption files themselves"),
-        "conditioning": (None, "make the pictures beforehand; only masks are read"),
+        "conditioning": (None, "make the images beforehand; only masks are read"),
         "delete_unwanted_images": (False, "remove it; nothing is ever deleted here"),
         "delete_problematic_images": (False, "remove it; nothing is ever deleted here"),
         "delete_nsfw_images": (False, "remove it; nothing is ever deleted here"),
-        "video": (None, "remove it; only pictures are trained on"),
-        "audio": (None, "remove it; only pictures are trained on"),
-        "parquet": (None, "write the captions into .txt files beside the pictures"),
-        "huggingface": (None, "save the pictures into a folder"),
-        "webshart": (None, "save the pictures into a folder"),
+        "video": (None, "remove it; only images are trained on"),
+        "audio": (None, "remove it; only images are trained on"),
+        "parquet": (None, "write the captions into .txt files beside the images"),
+        "huggingface": (None, "save the images into a folder"),
+        "webshart": (None, "save the images into a folder"),
         "config": (None, "remove it"),
     }
 )

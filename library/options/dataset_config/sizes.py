@@ -24,7 +24,7 @@ def resolutions_and_batches(
 ) -> list[tuple[Size, int]]:
     """(resolution, batch size) of each dataset that one table describes: one, or with `resolutions` several.
 
-    A resolution that is missing or wrong is 512, so that the pictures can be checked before all mistakes are told.
+    A resolution that is missing or wrong is 512, so that the images can be checked before all mistakes are told.
     """
     size = _one_of(("resolution", "resolutions"), layers, source, mistakes)
     resolutions: tuple[Size, ...] = (defaults.buckets.resolution,)
@@ -61,11 +61,11 @@ def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: Source, mis
 
 
 def _within(budget: Setting, resolution: Size, source: Source, notes: list[str]) -> int:
-    """How many pictures of a resolution have at most so many pixels together."""
+    """How many images of a resolution have at most so many pixels together."""
     count = int(budget.value) // (resolution[0] * resolution[1])
     if count == 0:
         notes.append(
-            f"{said(source, budget.at, budget.value)} is less than one picture of {resolution[0]} x {resolution[1]}: "
+            f"{said(source, budget.at, budget.value)} is less than one image of {resolution[0]} x {resolution[1]}: "
             "its batch size is 1"
         )
     return max(1, count)
@@ -101,7 +101,7 @@ class BucketLimits:
             mistakes.add(what, "use 64, 32, 16 or 8")
             return buckets
         self._check_resolution(buckets, step, mistakes)
-        if not buckets.enabled or buckets.no_upscale:  # buckets are then as large as their pictures
+        if not buckets.enabled or buckets.no_upscale:  # buckets are then as large as their images
             return buckets
         self._check_limits(buckets, mistakes)
         widened = replace(

@@ -128,11 +128,11 @@ def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _L
     for place in places:
         if dataset.buckets.rule != "kohya" and dataset.buckets.enabled:
             at = "a shorter edge" if dataset.buckets.rule == "shorter_edge" else "the area"
-            lost.add(f"each picture keeps its own aspect at {at} of {width}: kohya's buckets come from its list", place)
+            lost.add(f"each image keeps its own aspect at {at} of {width}: kohya's buckets come from its list", place)
         if dataset.buckets.shrink_to is not None:
-            lost.add("target_downsample_size: pictures are not scaled before the crop but to cover their bucket", place)
+            lost.add("target_downsample_size: images are not scaled before the crop but to cover their bucket", place)
         if all(subset.is_reg for subset in subsets):
-            lost.add("regularisation pictures without training pictures of the same size: put them together", place)
+            lost.add("regularisation images without training images of the same size: put them together", place)
     table["subsets"] = [_kohya_subset(dataset, subset, lost) for subset in subsets]
     return table
 
@@ -149,11 +149,11 @@ def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Tabl
     if subset.caption_source == "file_name":
         lost.add("captions from the names of the files: write them into caption files", place)
     elif subset.caption_source == "class_tokens":
-        lost.add("the same caption for all pictures, even for those with a caption file beside them", place)
+        lost.add("the same caption for all images, even for those with a caption file beside them", place)
     if subset.recursive:
-        lost.add("the pictures of its sub-folders are read too: kohya's files name each folder", place)
+        lost.add("the images of its sub-folders are read too: kohya's files name each folder", place)
     if subset.least_edge or subset.least_area:
-        lost.add("minimum_image_size: small pictures are not left out", place)
+        lost.add("minimum_image_size: small images are not left out", place)
     if subset.images.corner_crop:
         lost.add("crop_style corner: the crop is made at the centre", place)
     order = ["image_dir", "metadata_file", *table]
@@ -198,9 +198,9 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
     }  # fmt: skip
     if subset.is_reg:
         entry["is_regularisation_data"] = True
-        lost.add("is_reg: there a regularisation picture is compared with what the model without training makes", place)
+        lost.add("is_reg: there a regularisation image is compared with what the model without training makes", place)
     if subset.image_dir is None:
-        lost.add("pictures that only a metadata_file names: put them into a folder", place)
+        lost.add("images that only a metadata_file names: put them into a folder", place)
     if not subset.recursive:
         lost.add("sub-folders are read there", place)
     if dataset.batch_size != 1:
@@ -211,7 +211,7 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
             lost.add(f"{key.name} = {shown(value)}", place)
     if subset.mask_dir is None:
         return [entry]
-    lost.add("masks there have the names of their pictures, endings too", place)
+    lost.add("masks there have the names of their images, endings too", place)
     masks = {
         "id": f"{name}-masks", "type": "local", "dataset_type": "conditioning", "conditioning_type": "mask",
         "instance_data_dir": str(subset.mask_dir), **sizes,
@@ -224,9 +224,9 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
     place, (width, height) = _name(subset), buckets.resolution
     if buckets.rule == "kohya" and buckets.enabled:
         limits = "no_upscale" if buckets.no_upscale else f"{buckets.smallest} to {buckets.largest} pixels"
-        lost.add(f"kohya's buckets ({limits}): there each picture keeps its own aspect at the same area", place)
+        lost.add(f"kohya's buckets ({limits}): there each image keeps its own aspect at the same area", place)
     elif not buckets.enabled and width != height:
-        lost.add(f"resolution {width},{height} for all pictures: there each keeps its own aspect at this area", place)
+        lost.add(f"resolution {width},{height} for all images: there each keeps its own aspect at this area", place)
     if buckets.enabled and buckets.step != ALIGNMENT:
         lost.add(f"bucket_reso_steps = {buckets.step}: --aspect_bucket_alignment there", place)
     square = not buckets.enabled and width == height
@@ -245,7 +245,7 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
         table["minimum_image_size"] = least
     implied = square and subset.least_edge == math.ceil(math.sqrt(subset.least_area))
     if subset.least_area if by_edge else subset.least_edge and not implied:
-        lost.add("least edge and least area of pictures: there is one least size", place)
+        lost.add("least edge and least area of images: there is one least size", place)
     if buckets.shrink_to is not None:
         target = _whole(buckets.shrink_to) if by_edge else _root(buckets.shrink_to)
         table |= {"maximum_image_size": target, "target_downsample_size": target}
@@ -280,12 +280,12 @@ def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
     if not captions.wildcard:
         table["disable_multiline_split"] = True
     if subset.caption_source == "metadata":
-        lost.add("captions of a metadata_file: write them into .txt files beside the pictures", place)
+        lost.add("captions of a metadata_file: write them into .txt files beside the images", place)
     elif subset.caption_extensions != _TEXT_FILES:
         endings = ", ".join(subset.caption_extensions)
         lost.add(f"caption_extension = {endings}: captions are read from .txt files there, rename them", place)
     if subset.class_tokens is not None:
-        lost.add(f"class_tokens = {shown(subset.class_tokens)} for pictures without a caption file: each needs one "
+        lost.add(f"class_tokens = {shown(subset.class_tokens)} for images without a caption file: each needs one "
                  "there (or, for the same caption on all, instanceprompt as caption_strategy)", place)  # fmt: skip
     return {"caption_strategy": "textfile", **table}, said | {
         "captions.wildcard", "subset.caption_extensions", "subset.class_tokens", "subset.metadata_file"

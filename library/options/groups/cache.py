@@ -9,7 +9,7 @@ from library.options.flag import flag
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Latents of pictures, and the text encoder's outputs."""
+    """Latents of images, and the text encoder's outputs."""
 
     cache_latents: bool = flag(
         False,
@@ -28,7 +28,7 @@ class CacheOptions:
         1, "Images that are encoded together when latents are cached.", at_least=1, zero_is_off=True
     )
     skip_cache_check: bool = flag(
-        False, "Take cached latents as they are if their shape fits, without comparing them with picture and VAE."
+        False, "Take cached latents as they are if their shape fits, without comparing them with image and VAE."
     )
     cache_text_encoder_outputs: bool = flag(
         False, "Encode every caption that can occur once before training; the text encoder is then not trained."

@@ -1,4 +1,4 @@
-"""Where the pictures are, at what size they are trained, and what is done to them on their way to the model."""
+"""Where the images are, at what size they are trained, and what is done to them on their way to the model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic"
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Folders, files, buckets, augmentation and the processes that prepare pictures."""
+    """Folders, files, buckets, augmentation and the processes that prepare images."""
 
     train_data_dir: Path | str | None = flag(
         None,
         "Folder with the training folders, each named <repeats>_<identifier> <class>, for example 10_sks dog; or, with "
-        "class_tokens, a folder of pictures; or an fsspec URL such as s3://bucket/folder.",
+        "class_tokens, a folder of images; or an fsspec URL such as s3://bucket/folder.",
     )
     reg_data_dir: Path | str | None = flag(
         None, "Folder with the regularisation folders, each named <repeats>_<class>, for example 1_dog; or its URL."
@@ -29,19 +29,17 @@ class DatasetOptions:
         None, "SimpleTuner's multidatabackend.json, read by its own rules; it takes the place of train_data_dir."
     )
     in_json: Path | None = flag(
-        None, "Metadata file (.json or .jsonl) with captions and tags of the pictures in train_data_dir."
+        None, "Metadata file (.json or .jsonl) with captions and tags of the images in train_data_dir."
     )
-    dataset_repeats: int = flag(1, "How often an epoch shows each picture of in_json.", at_least=1, zero_is_off=True)
+    dataset_repeats: int = flag(1, "How often an epoch shows each image of in_json.", at_least=1, zero_is_off=True)
     class_tokens: str | None = flag(
         None,
-        "For a plain folder of pictures: the caption of pictures without one, for example sks dog. The folder's name "
+        "For a plain folder of images: the caption of images without one, for example sks dog. The folder's name "
         "then says nothing.",
     )
-    num_repeats: int = flag(
-        1, "With class_tokens: how often an epoch shows each picture.", at_least=1, zero_is_off=True
-    )
+    num_repeats: int = flag(1, "With class_tokens: how often an epoch shows each image.", at_least=1, zero_is_off=True)
     data_cache_dir: Path | None = flag(
-        None, "Folder for what is remembered about the pictures (sizes, captions) and for copies of remote ones."
+        None, "Folder for what is remembered about the images (sizes, captions) and for copies of remote ones."
     )
     resolution: tuple[int, int] | None = flag(
         None, "Training resolution: 512 for a square, or width,height such as 512,768.", metadata="ss_resolution"
@@ -88,14 +86,14 @@ class DatasetOptions:
     )
     crop_conditioning: str = flag(
         "exact",
-        "Where a picture was cropped, as Stable Diffusion XL is told it: exact = where it was, kohya = as sd-scripts "
-        "calculates it, which is that of a picture with borders.",
+        "Where an image was cropped, as Stable Diffusion XL is told it: exact = where it was, kohya = as sd-scripts "
+        "calculates it, which is that of an image with borders.",
         choices=("exact", "kohya"),
         needs="size_conditioning",
     )
     data_aesthetic_score: float = flag(
         7.0,
-        "How beautiful the pictures are, from 0 to 10, for the refiner of Stable Diffusion XL; a picture's own score "
+        "How beautiful the images are, from 0 to 10, for the refiner of Stable Diffusion XL; an image's own score "
         "beats it.",
         needs="aesthetic_score",
     )

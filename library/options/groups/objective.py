@@ -109,7 +109,7 @@ class ObjectiveOptions:
     timestep_bias_end: int = flag(1000, "End of the range that is drawn more often, itself not in it.", at_least=1)
     debiased_estimation_loss: bool = flag(
         False,
-        "Weight each timestep by 1 / sqrt(SNR), so that errors count by how they enter the picture.",
+        "Weight each timestep by 1 / sqrt(SNR), so that errors count by how they enter the image.",
         needs="snr",
         metadata="ss_debiased_estimation",
     )

@@ -1,4 +1,4 @@
-"""Pictures that the model in training draws."""
+"""Images that the model in training draws."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class SavingOptions:
         None, "Hint for users in the file's metadata.", metadata="modelspec.usage_hint"
     )
     metadata_thumbnail: str | None = flag(
-        None, "Small picture for the file's metadata: an image file or a data: URL.", metadata="modelspec.thumbnail"
+        None, "Small image for the file's metadata: an image file or a data: URL.", metadata="modelspec.thumbnail"
     )
     metadata_merged_from: str | None = flag(
         None, "Models this one was merged from, for the file's metadata.", metadata="modelspec.merged_from"

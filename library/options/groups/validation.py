@@ -1,4 +1,4 @@
-"""Pictures that are not trained on, and the loss on them."""
+"""Images that are not trained on, and the loss on them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from library.options.flag import flag
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """How many pictures are set aside, and when the loss on them is taken."""
+    """How many images are set aside, and when the loss on them is taken."""
 
     validation_split: float = flag(
         0.0,
-        "Share of the pictures that is set aside and not trained on, 0 to 1: the loss on them tells whether a run "
+        "Share of the images that is set aside and not trained on, 0 to 1: the loss on them tells whether a run "
         "learns or memorises.",
         at_least=0,
         at_most=1,
         metadata="ss_validation_split",
     )
     validation_seed: int | None = flag(
-        None, "Seed of the choice of these pictures; not set = seed.", at_least=0, metadata="ss_validation_seed"
+        None, "Seed of the choice of these images; not set = seed.", at_least=0, metadata="ss_validation_seed"
     )
     validate_every_n_steps: int | None = flag(
         None,

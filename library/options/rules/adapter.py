@@ -1,9 +1,19 @@
-"""Rules between the flags of adapters, of pictures while training and of validation."""
+"""Rules between the flags of adapters, of images while training and of validation."""
 
 from __future__ import annotations
 
 from library.options.groups.adapter import SCRIPT
-from library.options.rules.rule_kinds import Excludes, Implies, Overrides, Required, Requires, Told, is_one_of, off, on
+from library.options.rules.rule_kinds import (
+    Excludes,
+    Implies,
+    NoEffect,
+    Overrides,
+    Required,
+    Requires,
+    is_one_of,
+    off,
+    on,
+)
 
 _SAMPLING = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
 _DATASET_FILES = ("dataset_config", "data_backend_config")
@@ -67,24 +77,26 @@ IMPLIES = (
 )
 
 OVERRIDES = (
-    Overrides("sample_every_n_epochs", "sample_every_n_steps", "pictures are drawn at ends of epochs", (None,)),
+    Overrides("sample_every_n_epochs", "sample_every_n_steps", "images are drawn at ends of epochs", (None,)),
     Overrides("initial_step", "initial_epoch", "the run begins as initial_step says", (None,)),
 )
 
 TOLD = (
-    Told("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
-    Told("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
-    Told("network_dim", on("dim_from_weights"), "ranks are those of network_weights (dim_from_weights)"),
-    Told("skip_until_initial_step", off("initial_step"), "no step to begin with is set (initial_step)"),
+    NoEffect("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
+    NoEffect("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
+    NoEffect("network_dim", on("dim_from_weights"), "ranks are those of network_weights (dim_from_weights)"),
+    NoEffect("skip_until_initial_step", off("initial_step"), "no step to begin with is set (initial_step)"),
     *(
-        Told(name, on("resume"), "the state that the run goes on from knows where it stopped (resume)")
+        NoEffect(name, on("resume"), "the state that the run goes on from knows where it stopped (resume)")
         for name in ("initial_epoch", "initial_step")
     ),
     *(
-        Told(name, off("validation_split", *_DATASET_FILES), "no pictures are set aside (validation_split is not set)")
+        NoEffect(
+            name, off("validation_split", *_DATASET_FILES), "no images are set aside (validation_split is not set)"
+        )
         for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
     ),
-    Told(
+    NoEffect(
         "wandb_api_key",
         lambda values: not is_one_of("log_with", "wandb", "all")(values),
         "wandb is not logged to (log_with)",

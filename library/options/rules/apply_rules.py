@@ -49,7 +49,7 @@ def settle(
     """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
     for those `unneeded`; `script` says which kind of training runs (Program.script).
 
-    Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the pictures, the
+    Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the images, the
     optimiser) judges something sound and does not tell the same mistake again.
     """
     found = list(_missing(settings, unneeded, script)) if complete else []

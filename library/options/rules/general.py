@@ -1,6 +1,6 @@
 """Rules between flags as tables: required, requires, excludes, implies, overrides, told; each row with its why.
 
-Rules that need the pictures, the model or the machine are the planner's; here stand those that flags alone decide.
+Rules that need the images, the model or the machine are the planner's; here stand those that flags alone decide.
 settle.py applies them.
 """
 
@@ -15,10 +15,10 @@ from library.options.rules.rule_kinds import (
     Condition,
     Excludes,
     Implies,
+    NoEffect,
     Overrides,
     Required,
     Requires,
-    Told,
     is_one_of,
     off,
     on,
@@ -54,13 +54,13 @@ REQUIRED = (
     ),
     Required(
         "train_data_dir",
-        "there are no pictures to train on",
+        "there are no images to train on",
         "name the folder that holds the folders <repeats>_<identifier> <class>",
         unless=DATASET_FILES,
     ),
     Required(
         "resolution",
-        "the size of training pictures is not known",
+        "the size of training images is not known",
         "for example --resolution 512 or 512,768",
         unless=DATASET_FILES,
     ),
@@ -156,7 +156,7 @@ REQUIRES = (
         on("in_json"),
         on("train_data_dir"),
         "its entries are names in that folder",
-        "add --train_data_dir with the folder of the pictures",
+        "add --train_data_dir with the folder of the images",
     ),
     *text_encoder_rules.REQUIRES,
     *adapter_rules.REQUIRES,
@@ -295,50 +295,54 @@ _OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["da
 _NO_EPOCH_SAVES = off("save_every_n_epochs", "save_n_epoch_ratio")
 
 TOLD = (
-    Told(
+    NoEffect(
         "save_last_n_epochs", _NO_EPOCH_SAVES, "no models are saved at ends of epochs (save_every_n_epochs is not set)"
     ),
-    Told(
+    NoEffect(
         "save_last_n_epochs_state",
         _NO_EPOCH_SAVES,
         "no states are saved at ends of epochs (save_every_n_epochs is not set)",
     ),
-    Told(
+    NoEffect(
         "save_last_n_steps", off("save_every_n_steps"), "no models are saved by steps (save_every_n_steps is not set)"
     ),
-    Told(
+    NoEffect(
         "save_last_n_steps_state",
         off("save_every_n_steps"),
         "no states are saved by steps (save_every_n_steps is not set)",
     ),
-    Told(
+    NoEffect(
         "save_last_n_epochs_state",
         _both(off("save_state"), on("save_every_n_epochs")),
         "no states are saved (save_state is not set)",
     ),
-    Told(
+    NoEffect(
         "save_last_n_steps_state",
         _both(off("save_state"), on("save_every_n_steps")),
         "no states are saved (save_state is not set)",
     ),
     *(
-        Told(name, off("logging_dir", "log_with"), "nothing is logged (logging_dir is not set)")
+        NoEffect(name, off("logging_dir", "log_with"), "nothing is logged (logging_dir is not set)")
         for name in ("log_prefix", "log_tracker_name", "log_tracker_config", "log_config")
     ),
-    Told("keep_tokens", off(*_TAG_CHANGES, *DATASET_FILES), "tags of captions are neither shuffled nor dropped"),
-    Told(
+    NoEffect("keep_tokens", off(*_TAG_CHANGES, *DATASET_FILES), "tags of captions are neither shuffled nor dropped"),
+    NoEffect(
         "keep_tokens_separator",
         off(*_TAG_CHANGES, *DATASET_FILES),
         "tags of captions are neither shuffled nor dropped; it only leaves captions",
     ),
     *(
-        Told(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
+        NoEffect(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
         for name in ("mask_floor", "mask_invert")
     ),
-    Told("conditioning_data_dir", off("masked_loss"), "masks weigh the loss only with masked_loss, which is not set"),
-    Told("dataset_repeats", _OWN_REPEATS, "it is for in_json and dataset_config; here the data has its own repeats"),
-    Told("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
-    Told(
+    NoEffect(
+        "conditioning_data_dir", off("masked_loss"), "masks weigh the loss only with masked_loss, which is not set"
+    ),
+    NoEffect(
+        "dataset_repeats", _OWN_REPEATS, "it is for in_json and dataset_config; here the data has its own repeats"
+    ),
+    NoEffect("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
+    NoEffect(
         "write_inference_yaml",
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder needs none",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from library.options.rules.rule_kinds import Excludes, Told, off
+from library.options.rules.rule_kinds import Excludes, NoEffect, off
 
 WEIGHTINGS = ("min_snr_gamma", "debiased_estimation_loss", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss")
 
@@ -15,9 +15,11 @@ EXCLUDES = tuple(
 
 TOLD = (
     *(
-        Told(name, off("noise_offset"), "no noise is shifted (noise_offset is not set)")
+        NoEffect(name, off("noise_offset"), "no noise is shifted (noise_offset is not set)")
         for name in ("noise_offset_random_strength", "adaptive_noise_scale")
     ),
-    Told("ip_noise_gamma_random_strength", off("ip_noise_gamma"), "no input is perturbed (ip_noise_gamma is not set)"),
-    Told("snr_floor", off(*WEIGHTINGS), "no weight by timestep depends on the SNR"),
+    NoEffect(
+        "ip_noise_gamma_random_strength", off("ip_noise_gamma"), "no input is perturbed (ip_noise_gamma is not set)"
+    ),
+    NoEffect("snr_floor", off(*WEIGHTINGS), "no weight by timestep depends on the SNR"),
 )

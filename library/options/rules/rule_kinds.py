@@ -64,7 +64,7 @@ class Overrides:
 
 
 @dataclass(frozen=True)
-class Told:
+class NoEffect:
     """A flag that is on and has no effect where `when` holds: the run goes on, the user is told why."""
 
     flag: str

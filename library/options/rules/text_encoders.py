@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from library.options.rules.rule_kinds import Condition, Implies, Requires, Told, off, on
+from library.options.rules.rule_kinds import Condition, Implies, NoEffect, Requires, off, on
 
 _RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
 _CACHES = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
@@ -54,14 +54,17 @@ IMPLIES = (
 )
 
 TOLD = (
-    *(Told(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder)") for name in _RATES),
-    Told(
+    *(
+        NoEffect(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder)")
+        for name in _RATES
+    ),
+    NoEffect(
         "stop_text_encoder_training",
         _all(off("train_text_encoder"), _stops_later),
         "the text encoder is not trained (train_text_encoder)",
     ),
     *(
-        Told("learning_rate_te", _is_given(name), f"{name} is the rate of its text encoder")
+        NoEffect("learning_rate_te", _is_given(name), f"{name} is the rate of its text encoder")
         for name in ("learning_rate_te1", "learning_rate_te2")
     ),
 )

@@ -15,7 +15,7 @@ from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
-from library.training.trainable import Group, LossTags, Part, Trained
+from library.training.trainable import Group, LossTags, Part, Trainable
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
@@ -33,7 +33,7 @@ AnyNetwork = Network | ForeignNetwork
 TAGS = LossTags(step="loss/current", average="loss/average", epoch="loss/epoch_average")
 
 
-def make_adapter(model: Model, plan: Plan, say: Say) -> Trained:
+def make_adapter(model: Model, plan: Plan, say: Say) -> Trainable:
     """The adapter that the plan asks for, in the forward pass of the model, and how it is trained and written.
 
     Raises UserError for files that do not fit and for what the adapter's own module refuses.
@@ -95,9 +95,9 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed % 2**63)
 
 
-def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
+def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trainable:
     """What the optimiser gets of a network, and what is done with it around each step."""
-    by_module = {"unet": plan.rates.unet, **plan.rates.text_encoders}
+    by_module = {"unet": plan.learning_rates.unet, **plan.learning_rates.text_encoders}
     rates = {part.group: by_module.get(part.module) or 0.0 for part in plan.source.family.adapters}
     groups = tuple(
         Group(group.description or group.name, group.parameters, group.learning_rate)
@@ -112,13 +112,13 @@ def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trained:
         "tags": TAGS,
         "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms, facts),
     }
-    rate = plan.rates.unet or plan.rates.first_text_encoder or 0.0
+    rate = plan.learning_rates.unet or plan.learning_rates.first_text_encoder or 0.0
     if isinstance(made, Network):
-        return Trained(parts=(Part("network", made, rate, groups=groups),), **shared)
+        return Trainable(parts=(Part("network", made, rate, groups=groups),), **shared)
     made.start()
     if plan.options.memory.gradient_checkpointing:
         made.enable_gradient_checkpointing()
-    return Trained(
+    return Trainable(
         parts=(Part("network", made.module, rate, groups=groups),),
         step_begins=made.on_step_start,
         epoch_begins=made.on_epoch_start,

@@ -51,13 +51,13 @@ class AdapterMetadata:
             "ss_training_started_at": str(started),
             **_network(plan),
         }
-        # the pictures of a large data set take a while to count, those of --no_metadata need not be
+        # the images of a large data set take a while to count, those of --no_metadata need not be
         if not plan.options.adapter.no_metadata:
-            self._same |= dataset_metadata(plan.options, plan.pictures)
+            self._same |= dataset_metadata(plan.options, plan.images)
         self._spec = modelspec(
             plan.options,
             plan.source,
-            largest_resolution(plan.pictures),
+            largest_resolution(plan.images),
             architecture=f"{plan.source.family.architectures[plan.source.prediction]}/lora",  # so for every kind
             implementation=NAMES_OF[plan.source.family.adapter_names],
             implementation_version=f"dreamfolder/{revision()}",
@@ -111,7 +111,7 @@ def _flags(plan: Plan) -> dict[str, str]:
 
 
 def _decided(plan: Plan) -> dict[str, str]:
-    """What the plan decided from the flags, the machine, the model and the pictures."""
+    """What the plan decided from the flags, the machine, the model and the images."""
     options, source, precision = plan.options, plan.source, plan.precision
     accumulation = options.memory.gradient_accumulation_steps
     found: dict[str, object] = {
@@ -119,7 +119,7 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_sd_scripts_commit_hash": "(unknown)",
         "ss_seed": plan.seed,
         # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
-        "ss_unet_lr": plan.rates.unet or 0.0,
+        "ss_unet_lr": plan.learning_rates.unet or 0.0,
         "ss_text_encoder_lr": _text_rates(plan),
         "ss_optimizer": plan.optimizer.full_name,
         "ss_lr_scheduler": plan.schedule.name,
@@ -127,9 +127,9 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_max_train_steps": plan.duration.steps,
         "ss_num_epochs": plan.duration.epochs,
         "ss_num_batches_per_epoch": plan.order.batches_per_epoch,
-        "ss_num_train_images": plan.pictures.scan.train_samples,
-        "ss_num_validation_images": len(plan.pictures.scan.held_out),
-        "ss_num_reg_images": plan.pictures.scan.reg_samples,
+        "ss_num_train_images": plan.images.scan.train_samples,
+        "ss_num_validation_images": len(plan.images.scan.held_out),
+        "ss_num_reg_images": plan.images.scan.reg_samples,
         "ss_mixed_precision": precision.mixed_precision,
         "ss_full_fp16": precision.trained == "fp16",
         "ss_fp8_base": False,
@@ -149,7 +149,7 @@ def _decided(plan: Plan) -> dict[str, str]:
 
 def _text_rates(plan: Plan) -> object:
     """One rate, or a list of one for each text encoder where they differ."""
-    rates = [plan.rates.text_encoders.get(name, 0.0) for name in plan.source.family.text_encoders]
+    rates = [plan.learning_rates.text_encoders.get(name, 0.0) for name in plan.source.family.text_encoders]
     return rates[0] if len(set(rates)) == 1 else rates
 
 

@@ -10,7 +10,7 @@ from library.options.groups.dataset import DatasetOptions
 from library.options.train_options import FLAGS, TrainOptions, values_of
 from library.runtime.precision import Precision
 from library.training.plan.base_model import Source
-from library.training.plan.images import Pictures
+from library.training.plan.images import Images
 from library.training.saving.state import Identity, fingerprint
 
 DATA = "the data"
@@ -35,7 +35,7 @@ FREE = frozenset(
 )  # fmt: skip
 
 
-def identity_of(options: TrainOptions, source: Source, pictures: Pictures, precision: Precision, seed: int) -> Identity:
+def identity_of(options: TrainOptions, source: Source, images: Images, precision: Precision, seed: int) -> Identity:
     """Every option that the result depends on, what the model is, the precision as it is on this machine, the seed, and
     the data."""
     facts = {
@@ -49,9 +49,9 @@ def identity_of(options: TrainOptions, source: Source, pictures: Pictures, preci
     facts["seed"] = str(seed)
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained
-    facts[DATA] = fingerprint([_line(record) for record in pictures.records])
+    facts[DATA] = fingerprint([_line(record) for record in images.records])
     if dataset_file(options.dataset):  # what flags say is among their own facts
-        facts[SETTINGS] = fingerprint(list(_settings(pictures)))
+        facts[SETTINGS] = fingerprint(list(_settings(images)))
     return facts
 
 
@@ -62,11 +62,11 @@ def dataset_file(options: DatasetOptions) -> str:
     return "" if options.data_backend_config is None else f"--data_backend_config {options.data_backend_config}"
 
 
-def _settings(pictures: Pictures) -> Iterator[str]:
+def _settings(images: Images) -> Iterator[str]:
     """What a dataset file says, less where it says so."""
-    for dataset in pictures.scan.datasets:
+    for dataset in images.scan.datasets:
         yield f"{dataset.buckets}|{dataset.batch_size}"
-    for subset in pictures.scan.subsets:
+    for subset in images.scan.subsets:
         yield f"{subset.captions}|{subset.images}|{subset.alpha_mask}"
 
 

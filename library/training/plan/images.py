@@ -1,4 +1,4 @@
-"""What the pictures come to: datasets, captions, buckets, and the order of the epochs."""
+"""What the images come to: datasets, captions, buckets, and the order of the epochs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from library.runtime.garbage import garbage_left_alone
 
 @dataclass(frozen=True)
 class SubsetCount:
-    """One subset in numbers. `samples`: pictures x repeats of an epoch, after the balancing of regularisation
-    pictures; `held_out` of the pictures are set aside for validation, and in no sample."""
+    """One subset in numbers. `samples`: images x repeats of an epoch, after the balancing of regularisation
+    images; `held_out` of the images are set aside for validation, and in no sample."""
 
     subset: SubsetSpec
     images: int
@@ -32,7 +32,7 @@ class SubsetCount:
 
 @dataclass(frozen=True)
 class Captions:
-    """Token counts of the captions, without begin and end; `cut` are the pictures whose captions are longer than
+    """Token counts of the captions, without begin and end; `cut` are the images whose captions are longer than
     `limit`."""
 
     limit: int
@@ -42,7 +42,7 @@ class Captions:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """The scanned data with its buckets; `table` places record by record, `held_out` those set aside for validation."""
 
     scan: Scan
@@ -54,7 +54,7 @@ class Pictures:
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
-        """The pictures that are trained on."""
+        """The images that are trained on."""
         return self.scan.records
 
     @property
@@ -93,7 +93,7 @@ NOTHING_COUNTED = TokenCount(lambda caption: 0, lambda captions: [0] * len(capti
 
 
 @garbage_left_alone()
-def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes, seed: int) -> Pictures | None:
+def decide_images(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes, seed: int) -> Images | None:
     """Describe, scan, place and count. `tokens` is the family's way (None: no family, nothing is counted); `seed` is
     the run's, of which follows what is set aside for validation. None when something is so wrong that the rest has no
     meaning; the mistakes say what."""
@@ -120,11 +120,11 @@ def decide_pictures(options: TrainOptions, tokens: TokenCount | None, mistakes: 
     notes = (*described.notes, *idle_face_crops(described.datasets))
     limit = options.model.max_token_length or 75
     counted = count_captions(found, tokens or NOTHING_COUNTED, limit, index)
-    return Pictures(found, table, held_out, count_subsets(found), counted, notes)
+    return Images(found, table, held_out, count_subsets(found), counted, notes)
 
 
 def refuse_variation(datasets: Sequence[DatasetSpec], options: TrainOptions, mistakes: Mistakes) -> None:
-    """What varies a picture from sample to sample has no effect on its cached latents. Here for the subsets of a
+    """What varies an image from sample to sample has no effect on its cached latents. Here for the subsets of a
     dataset file; flags are judged by the rules between them, and are not told twice."""
     data = options.dataset
     crop = "random_crop" if data.data_backend_config is None else "crop_style random"

@@ -14,7 +14,7 @@ from library.training.optim.optimizers import OptimizerChoice
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Learning rates. `unet` None: not trained; `text_encoders` are those that are trained, by name, in the family's
     order; `text_encoder_stop` their last optimiser step (None: the end). `blocks`: of each block of the U-Net, which
     `unet` then only stands for; 0: not trained."""
@@ -30,14 +30,14 @@ class Rates:
         return next(iter(self.text_encoders.values()), None)
 
 
-def decide_rates(
+def decide_learning_rates(
     options: TrainOptions,
     family: Family,
     adapter: AdapterPlan | None,
     optimizer: OptimizerChoice,
     mistakes: Mistakes,
     notes: list[str],
-) -> Rates:
+) -> LearningRates:
     """The rates of the whole model or of an adapter. Rates of 0 are a mistake, unless the optimiser finds its own."""
     if adapter is None:
         rates = model_rates(options.optimizer, family)
@@ -50,19 +50,19 @@ def decide_rates(
     return rates
 
 
-def model_rates(options: OptimizerOptions, family: Family) -> Rates:
+def model_rates(options: OptimizerOptions, family: Family) -> LearningRates:
     """Text encoders learn at --learning_rate_te1 and _te2, else --learning_rate_te, else --learning_rate; a rate or a
     stop of 0, or -1, means never."""
     stop, blocks = options.stop_text_encoder_training, options.block_lr
     if not options.train_text_encoder or (stop is not None and stop <= 0):
-        return Rates(options.learning_rate, {}, None, blocks)
+        return LearningRates(options.learning_rate, {}, None, blocks)
     shared = options.learning_rate if options.learning_rate_te is None else options.learning_rate_te
     own = (options.learning_rate_te1, options.learning_rate_te2)
     if "text_encoder_rates" not in family.capabilities:
         own = (None, None)
     rates = [shared if rate is None else rate for _, rate in zip(family.text_encoders, own, strict=False)]
     named = {name: rate for name, rate in zip(family.text_encoders, rates, strict=True) if rate != 0}
-    return Rates(options.learning_rate, named, stop if named else None, blocks)
+    return LearningRates(options.learning_rate, named, stop if named else None, blocks)
 
 
 def check_blocks(rates: tuple[float, ...], family: Family, optimizer: OptimizerChoice, mistakes: Mistakes) -> None:
@@ -87,7 +87,7 @@ def check_text_rates(given: tuple[float, ...], family: Family, notes: list[str])
         )
 
 
-def adapter_rates(options: TrainOptions, family: Family, adapter: AdapterPlan) -> Rates:
+def adapter_rates(options: TrainOptions, family: Family, adapter: AdapterPlan) -> LearningRates:
     """An adapter's parts learn at --unet_lr and --text_encoder_lr, which may be one for all text encoders or one for
     each, else at --learning_rate."""
     usual, chosen = options.optimizer.learning_rate, options.adapter
@@ -98,4 +98,4 @@ def adapter_rates(options: TrainOptions, family: Family, adapter: AdapterPlan) -
         for place, name in enumerate(family.text_encoders)
         if name in adapter.reaches
     }
-    return Rates(unet if "unet" in adapter.reaches else None, texts)
+    return LearningRates(unet if "unet" in adapter.reaches else None, texts)

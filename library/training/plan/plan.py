@@ -1,7 +1,7 @@
 """The plan of a run: every decision that needs no weight, made once and frozen.
 
 `decide` is the only way to a Plan. It looks at the options, the machine, the header of the checkpoint and the
-pictures, and collects the mistakes of all of them, so that a user sees every one at once.
+images, and collects the mistakes of all of them, so that a user sees every one at once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from library.training.plan.base_model import Source, decide_source
 from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
-from library.training.plan.images import Pictures, TokenCount, decide_pictures
-from library.training.plan.learning_rates import Rates, decide_rates
+from library.training.plan.images import Images, TokenCount, decide_images
+from library.training.plan.learning_rates import LearningRates, decide_learning_rates
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_places
@@ -51,10 +51,10 @@ class Plan:
     machine: Machine
     precision: Precision
     source: Source
-    pictures: Pictures
+    images: Images
     order: EpochOrder
     duration: Duration
-    rates: Rates
+    learning_rates: LearningRates
     adapter: AdapterPlan | None
     optimizer: OptimizerChoice
     schedule: ScheduleChoice
@@ -82,7 +82,7 @@ class Grounds:
     source: Source
     resume: SavedState | None
     seed: int
-    pictures: Pictures
+    images: Images
     adapter: AdapterPlan | None
     preview: PreviewPlan | None
     validation: ValidationPlan | None
@@ -97,17 +97,17 @@ def decide(parsed: Parsed) -> Plan:
     found = find_grounds(options, mistakes, notes)
 
     # what follows from several of them
-    source, adapter, pictures = found.source, found.adapter, found.pictures
+    source, adapter, images = found.source, found.adapter, found.images
     notes.extend(check_objective(source.objective, source.prediction, mistakes, source.family.process.timesteps))
-    order = pictures.order(options.memory.gradient_accumulation_steps, found.seed)
+    order = images.order(options.memory.gradient_accumulation_steps, found.seed)
     duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
     schedule = choose_schedule(options.optimizer, duration.steps, found.optimizer)
     collect(schedule, mistakes, notes)
-    rates = decide_rates(options, source.family, adapter, found.optimizer, mistakes, notes)
+    rates = decide_learning_rates(options, source.family, adapter, found.optimizer, mistakes, notes)
     outputs = decide_outputs(options.saving, "adapter" if adapter else source.header.kind, duration.epochs, mistakes)
     costs = decide_costs(options, source, rates, adapter, found.precision, found.optimizer, outputs, duration)
     check_outputs(options, source, outputs, costs, mistakes)
-    identity = identity_of(options, source, pictures, found.precision, found.seed)
+    identity = identity_of(options, source, images, found.precision, found.seed)
     check_continuation(found.resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
     start = decide_start(options.adapter, found.resume, duration, mistakes, notes)
     mistakes.raise_if_any()
@@ -116,7 +116,7 @@ def decide(parsed: Parsed) -> Plan:
         options=options,
         order=order,
         duration=duration,
-        rates=rates,
+        learning_rates=rates,
         schedule=schedule,
         outputs=outputs,
         costs=costs,
@@ -129,8 +129,8 @@ def decide(parsed: Parsed) -> Plan:
 
 
 def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> Grounds:
-    """Look at machine, checkpoint, pictures and what else the options name. Raises UserError, with all mistakes so far,
-    where there is no model or no picture to go on with."""
+    """Look at machine, checkpoint, images and what else the options name. Raises UserError, with all mistakes so far,
+    where there is no model or no image to go on with."""
     machine = describe_machine()
     precision = resolve(options.memory, machine, options.run.strict)
     optimizer = choose_optimizer(options.optimizer, precision.trained == "fp16")
@@ -139,21 +139,19 @@ def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) ->
     source = decide_source(options, mistakes, notes)
     resume = decide_resume(options.saving.resume, mistakes)
     seed = decide_seed(options, resume)
-    pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
+    images = decide_images(options, token_count(options, source), mistakes, seed)
     adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
     check_places(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=source is not None and source.family.refines))
     trackers = decide_trackers(options.run, mistakes)
-    if source is None or pictures is None:
+    if source is None or images is None:
         mistakes.raise_if_any()
-        raise AssertionError("a source or pictures are missing and no mistake says why")
+        raise AssertionError("a source or images are missing and no mistake says why")
     precision = with_sound_vae(precision, source.family.latent, machine, notes)
-    refined = pictures.table.placements if source.family.refines else ()
+    refined = images.table.placements if source.family.refines else ()
     preview = plan_preview(options, source.family.preview[source.prediction], refined)
-    validation = decide_validation(options.validation, pictures)
-    return Grounds(
-        machine, precision, optimizer, source, resume, seed, pictures, adapter, preview, validation, trackers
-    )
+    validation = decide_validation(options.validation, images)
+    return Grounds(machine, precision, optimizer, source, resume, seed, images, adapter, preview, validation, trackers)
 
 
 def with_sound_vae(precision: Precision, latent: LatentSpace, machine: Machine, notes: list[str]) -> Precision:
@@ -227,7 +225,7 @@ def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, n
 def decide_costs(
     options: TrainOptions,
     source: Source,
-    rates: Rates,
+    rates: LearningRates,
     adapter: AdapterPlan | None,
     precision: Precision,
     optimizer: OptimizerChoice,

@@ -33,7 +33,7 @@ def check_continuation(
         if before != now:
             change = f"{fact} was {before} when the state was saved and is {now} now"
             if fact == DATA:
-                change = "pictures, captions, repeats or scores are other ones than when the state was saved"
+                change = "images, captions, repeats or scores are other ones than when the state was saved"
             elif fact == SETTINGS:
                 change = f"{dataset_file or 'no dataset file'} describes other sizes, batches, captions or "
                 change += "augmentation than when the state was saved"

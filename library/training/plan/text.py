@@ -10,7 +10,7 @@ from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.training.adapter.plan import AdapterPlan
 from library.training.plan.costs import readable_bytes
-from library.training.plan.images import Pictures, SubsetCount
+from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
 from library.training.validation.plan import POINTS
 
@@ -30,12 +30,12 @@ def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
     """The rooms of the run by title, each with its lines."""
     return (
         ("model", _model(plan)),
-        ("data", _data(plan.pictures)),
+        ("data", _data(plan.images)),
         ("captions", _captions(plan)),
         ("buckets", _buckets(plan)),
         ("training", _training(plan)),
         ("length", _length(plan)),
-        ("pictures", _preview(plan)),
+        ("images", _preview(plan)),
         ("validation", _validation(plan)),
         ("machine", _machine(plan)),
         ("memory", _costs(plan)),
@@ -52,12 +52,12 @@ def _model(plan: Plan) -> Iterator[str]:
         yield f"VAE from {source.vae}"
 
 
-def _data(pictures: Pictures) -> Iterator[str]:
+def _data(images: Images) -> Iterator[str]:
     # a subset of several resolutions is as many: told once
-    for line, times in Counter(map(_subset, pictures.subsets)).items():
+    for line, times in Counter(map(_subset, images.subsets)).items():
         yield line if times == 1 else f"{line}, at each of {times} resolutions"
-    scan = pictures.scan
-    yield from pictures.notes
+    scan = images.scan
+    yield from images.notes
     yield from scan.notes
     for path, why in scan.bad_images:
         yield f"left out: {path} ({why})"
@@ -70,16 +70,16 @@ def _subset(counted: SubsetCount) -> str:
 
 
 def _count(counted: SubsetCount) -> str:
-    pictures, repeats = _number(counted.images, "picture"), counted.subset.repeats
+    images, repeats = _number(counted.images, "image"), counted.subset.repeats
     if counted.held_out and counted.held_out == counted.images:
-        return f"{pictures}, all of them set aside"
+        return f"{images}, all of them set aside"
     if counted.held_out:
         trained = counted.images - counted.held_out
-        pictures += f", {counted.held_out} of them set aside for validation, {trained}"
-        return f"{pictures} x {repeats} = {_number(counted.samples, 'sample')}"
+        images += f", {counted.held_out} of them set aside for validation, {trained}"
+        return f"{images} x {repeats} = {_number(counted.samples, 'sample')}"
     if counted.samples != counted.images * repeats:  # balanced: not all have the repeats of their folder
-        return f"{pictures}, {counted.samples} samples after balancing"
-    return f"{pictures} x {repeats} = {_number(counted.samples, 'sample')}"
+        return f"{images}, {counted.samples} samples after balancing"
+    return f"{images} x {repeats} = {_number(counted.samples, 'sample')}"
 
 
 def _source(counted: SubsetCount) -> str:
@@ -95,14 +95,14 @@ def _source(counted: SubsetCount) -> str:
 
 
 def _captions(plan: Plan) -> Iterator[str]:
-    counted = plan.pictures.captions
+    counted = plan.images.captions
     yield f'longest: {counted.longest} of {counted.limit} tokens, "{_short(counted.longest_text)}"'
     if counted.cut:
         yield (
             f"{_number(len(counted.cut), 'caption')} cut at {counted.limit} tokens, the first of {counted.cut[0]} "
             "(--max_token_length 150 or 225 keeps more)"
         )
-    for subset in dict.fromkeys(count.subset.captions for count in plan.pictures.subsets):
+    for subset in dict.fromkeys(count.subset.captions for count in plan.images.subsets):
         yield from _changes(subset)
 
 
@@ -131,7 +131,7 @@ def _changes(chosen: CaptionSettings) -> Iterator[str]:
 
 
 def _buckets(plan: Plan) -> Iterator[str]:
-    datasets, samples = plan.pictures.scan.datasets, plan.pictures.table.samples
+    datasets, samples = plan.images.scan.datasets, plan.images.table.samples
     for index, dataset in enumerate(datasets):
         of = f"{dataset.origin}: " if len(datasets) > 1 else ""
         counts = sorted((bucket, count) for (which, bucket), count in samples.items() if which == index)
@@ -142,7 +142,7 @@ def _buckets(plan: Plan) -> Iterator[str]:
 
 
 def _training(plan: Plan) -> Iterator[str]:
-    sizes, rates = plan.source.sizes, plan.rates
+    sizes, rates = plan.source.sizes, plan.learning_rates
     if plan.adapter is not None:
         yield from _adapter(plan.adapter)
     frozen = ", through the adapter" if plan.adapter is not None else ""
@@ -166,7 +166,7 @@ def _training(plan: Plan) -> Iterator[str]:
 
 
 def _blocks(rates: tuple[float, ...]) -> str:
-    """Rates of blocks, equal neighbours together: "0 for 3 blocks, 1e-05 for 20"."""
+    """LearningRates of blocks, equal neighbours together: "0 for 3 blocks, 1e-05 for 20"."""
     runs = [(rate, len(list(same))) for rate, same in groupby(rates)]
     return ", ".join(f"{rate:g} for {count} {'block' if count == 1 else 'blocks'}" for rate, count in runs)
 
@@ -186,10 +186,10 @@ def _loss(plan: Plan) -> str:
     objective = plan.source.objective
     parts = [f"{plan.source.prediction} prediction"]
     masks = plan.options.mask
-    if any(count.subset.mask_dir or count.subset.alpha_mask for count in plan.pictures.subsets):
+    if any(count.subset.mask_dir or count.subset.alpha_mask for count in plan.images.subsets):
         floor = f", floor {masks.mask_floor:g}" if masks.mask_floor else ""
         parts.append(f"masked ({'inverted, ' if masks.mask_invert else ''}normalised: {masks.mask_normalise}{floor})")
-    if plan.pictures.scan.reg_samples:
+    if plan.images.scan.reg_samples:
         parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
     parts.extend(describe_objective(objective, plan.source.prediction))
     return "loss: " + ", ".join(parts)
@@ -225,7 +225,7 @@ def _validation(plan: Plan) -> Iterator[str]:
         if number
     ]
     yield (
-        f"{_number(count, 'picture')} set aside and as many that are trained on, each at {POINTS} timesteps, after "
+        f"{_number(count, 'image')} set aside and as many that are trained on, each at {POINTS} timesteps, after "
         f"{' and '.join(when)}"
     )
     share = validation.share_of_training(plan.duration, plan.order.samples_per_epoch)
@@ -243,7 +243,7 @@ def _machine(plan: Plan) -> Iterator[str]:
 def _costs(plan: Plan) -> Iterator[str]:
     costs = plan.costs
     yield (
-        f"{readable_bytes(costs.training)} before the first picture: weights {readable_bytes(costs.weights)}, "
+        f"{readable_bytes(costs.training)} before the first image: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimiser {readable_bytes(costs.optimizer)}"
     )
     if plan.adapter is not None:

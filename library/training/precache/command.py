@@ -22,13 +22,13 @@ from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
-from library.training.command import finish, memory_told_to_user
-from library.training.precache.plan import FLAG, CachePlan, Crew, Kind, decide_caching, describe_caching
+from library.training.command import explain_out_of_memory, finish
+from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
 from library.training.run import set_up_console
 
 if TYPE_CHECKING:
-    from library.data.cache.latent_cache import Filled
-    from library.data.cache.text_cache import FilledTexts
+    from library.data.cache.latent_cache import LatentCacheBuild
+    from library.data.cache.text_cache import TextCacheBuild
 
 INTERRUPTED = "interrupted: what was encoded so far stands, and the same call goes on from there"
 LESS_MEMORY = "fewer --processes save most, then a smaller --vae_batch_size and --mixed_precision bf16 or fp16"
@@ -72,16 +72,19 @@ def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
 
 def _run(tool: Tool, words: Sequence[str]) -> None:
     plan = decide_caching(_parsed(words, tool), tool.kind)
-    speaks = plan.crew.number == 0
-    print(describe_caching(plan) if speaks else f"process {plan.crew.number + 1} of {plan.crew.count}", flush=True)
+    speaks = plan.worker_group.number == 0
+    print(
+        describe_caching(plan) if speaks else f"process {plan.worker_group.number + 1} of {plan.worker_group.count}",
+        flush=True,
+    )
     if plan.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was encoded")
         return
     if speaks:
         set_up_console(plan.options.run)
-    crew = replace(plan.crew, count=plan.processes) if plan.processes > 1 else plan.crew
+    group = replace(plan.worker_group, count=plan.processes) if plan.processes > 1 else plan.worker_group
     with helpers(tool, words, plan) as others:
-        filled = _fill(plan, crew, progress=speaks)
+        filled = _fill(plan, group, progress=speaks)
         if others:
             print(f"process 1 of {plan.processes}: {filled}")
         for number, other in enumerate(others, 2):
@@ -94,11 +97,11 @@ def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
     return parse([*words, f"--{FLAG[tool.kind]}"], Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help))
 
 
-def _fill(plan: CachePlan, crew: Crew, progress: bool) -> Filled | FilledTexts:
+def _fill(plan: CachePlan, group: WorkerGroup, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     with large_imports():
         from library.training.precache.fill import fill_ahead
-    with memory_told_to_user(LESS_MEMORY):
-        return fill_ahead(plan, crew, progress)
+    with explain_out_of_memory(LESS_MEMORY):
+        return fill_ahead(plan, group, progress)
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,8 @@ def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[
     try:
         for number in range(1, plan.processes):
             receiver, sender = context.Pipe(duplex=False)
-            crew = Crew(number, plan.processes, number)
-            process = context.Process(target=help_filling, args=(tool, words, crew, sender), daemon=True)
+            group = WorkerGroup(number, plan.processes, number)
+            process = context.Process(target=help_filling, args=(tool, words, group, sender), daemon=True)
             process.start()
             sender.close()
             started.append(Helper(process, receiver))
@@ -141,13 +144,13 @@ def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[
             helper.process.join()
 
 
-def help_filling(tool: Tool, words: Sequence[str], crew: Crew, report: Connection) -> None:
+def help_filling(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Connection) -> None:
     """The work of a process of --processes but the first, which alone shows progress and tells mistakes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
             plan = decide_caching(_parsed(words, tool), tool.kind)
-            report.send(str(_fill(plan, crew, progress=False)))
+            report.send(str(_fill(plan, group, progress=False)))
         except UserError as error:
             first: Mistake = error.mistakes[0]
             report.send(f"ended early ({first.what}); the others did its part")

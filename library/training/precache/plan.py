@@ -1,4 +1,4 @@
-"""The plan of caches that are filled ahead of a training: what the training's own plan says of its pictures and
+"""The plan of caches that are filled ahead of a training: what the training's own plan says of its images and
 captions, and nothing that only the training needs (an output folder, an optimiser, room for models)."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from library.runtime.device import Machine, describe_machine
 from library.runtime.precision import Precision, resolve
 from library.training.plan.base_model import Source, decide_source
 from library.training.plan.duration import Duration, decide_duration
-from library.training.plan.images import Pictures, decide_pictures
+from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import Plan, decide_seed, token_count, with_sound_vae
 from library.training.plan.resume import decide_resume
 from library.training.plan.text import WIDTH, sections
@@ -32,7 +32,7 @@ FLAG: Mapping[Kind, str] = {"latents": "cache_latents_to_disk", "captions": "cac
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerGroup:
     """The processes that fill the same caches: this one's `number` from 0, how many there are, and its number on this
     machine, which chooses its graphics card."""
 
@@ -55,18 +55,18 @@ class CachePlan:
     machine: Machine
     precision: Precision
     source: Source
-    pictures: Pictures
+    images: Images
     order: EpochOrder
     duration: Duration
     validation: ValidationPlan | None
     seed: int
-    crew: Crew
+    worker_group: WorkerGroup
     processes: int  # to be started by this one, itself included
     notes: tuple[str, ...]
 
 
 AnyPlan = Plan | CachePlan
-"""A plan as far as it says what pictures and captions are encoded to."""
+"""A plan as far as it says what images and captions are encoded to."""
 
 
 def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
@@ -76,40 +76,40 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     if options.run.output_config:
         mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
     processes = cast(int, parsed.own["processes"])
-    crew = decide_crew(os.environ, processes, mistakes)
+    group = decide_worker_group(os.environ, processes, mistakes)
     machine = describe_machine()
     precision = resolve(options.memory, machine, options.run.strict)
     mistakes.extend(precision.mistakes)
     notes.extend(precision.notes)
     source = decide_source(options, mistakes, notes)
     seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
-    pictures = decide_pictures(options, token_count(options, source), mistakes, seed)
+    images = decide_images(options, token_count(options, source), mistakes, seed)
     check_logs(replace(options.run, logging_dir=None), mistakes)
-    if source is None or pictures is None:
+    if source is None or images is None:
         mistakes.raise_if_any()
-        raise AssertionError("a source or pictures are missing and no mistake says why")
-    _check_seed(options, kind, pictures, mistakes)
+        raise AssertionError("a source or images are missing and no mistake says why")
+    _check_seed(options, kind, images, mistakes)
     mistakes.raise_if_any()
     precision = with_sound_vae(precision, source.family.latent, machine, notes)
-    order = pictures.order(options.memory.gradient_accumulation_steps, seed)
+    order = images.order(options.memory.gradient_accumulation_steps, seed)
     return CachePlan(
         kind=kind,
         options=options,
         machine=machine,
         precision=precision,
         source=source,
-        pictures=pictures,
+        images=images,
         order=order,
         duration=decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch),
-        validation=decide_validation(options.validation, pictures),
+        validation=decide_validation(options.validation, images),
         seed=seed,
-        crew=crew,
+        worker_group=group,
         processes=processes,
         notes=tuple(notes),
     )
 
 
-def decide_crew(environment: Mapping[str, str], processes: int, mistakes: Mistakes) -> Crew:
+def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes: Mistakes) -> WorkerGroup:
     """This process among those that accelerate, torchrun or the user have started (WORLD_SIZE, RANK, LOCAL_RANK)."""
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
     texts = {name: environment[name].strip() for name in names if environment.get(name, "").strip()}
@@ -118,7 +118,7 @@ def decide_crew(environment: Mapping[str, str], processes: int, mistakes: Mistak
         mistakes.add(f"{name} = {text} (environment) is no number", "count processes from 1, their RANK from 0")
     count = 1 if wrong else max(1, int(texts.get("WORLD_SIZE", 1)))
     if wrong or count == 1:
-        return Crew()
+        return WorkerGroup()
     if processes > 1:
         mistakes.add(
             f"--processes {processes} in one of {count} processes (WORLD_SIZE)",
@@ -128,14 +128,14 @@ def decide_crew(environment: Mapping[str, str], processes: int, mistakes: Mistak
     if number >= count:
         what = f"RANK = {texts['RANK']}" if "RANK" in texts else "no RANK"
         mistakes.add(f"{what} with WORLD_SIZE = {count} (environment)", f"number the processes from 0 to {count - 1}")
-    return Crew(number, count, int(texts.get("LOCAL_RANK", number)))
+    return WorkerGroup(number, count, int(texts.get("LOCAL_RANK", number)))
 
 
 def _about_flags(parsed: Parsed) -> Iterator[str]:
     """What the user should know about flags that mean something else here, or nothing."""
     if parsed.own.get("skip_existing"):
         yield (
-            "--skip_existing: what is in the cache and fits its picture is never made again, with or without it "
+            "--skip_existing: what is in the cache and fits its image is never made again, with or without it "
             "(--skip_cache_check does not compare either)"
         )
     for name in ("sdxl", "flux"):
@@ -145,10 +145,10 @@ def _about_flags(parsed: Parsed) -> Iterator[str]:
         yield "--debug_dataset: train_db.py shows the page; here nothing is shown"
 
 
-def _check_seed(options: TrainOptions, kind: Kind, pictures: Pictures, mistakes: Mistakes) -> None:
+def _check_seed(options: TrainOptions, kind: Kind, images: Images, mistakes: Mistakes) -> None:
     """Where the seed decides what is cached, there must be one: --seed, or that of the state that a training without
     it goes on from."""
-    varied = any(captions.vary_with_seed(count.subset.captions) for count in pictures.subsets)
+    varied = any(captions.vary_with_seed(count.subset.captions) for count in images.subsets)
     if kind == "latents" or not varied or options.run.seed is not None:
         return
     if options.saving.resume is not None:
@@ -174,7 +174,7 @@ def describe_caching(plan: CachePlan) -> str:
 def _cache(plan: CachePlan) -> Iterator[str]:
     cache, machine = plan.options.cache, plan.machine.name
     if plan.kind == "latents":
-        yield f"a .{cache.cache_format} file beside each picture"
+        yield f"a .{cache.cache_format} file beside each image"
         yield f"{machine}; VAE in {plan.precision.vae}, {cache.vae_batch_size} at a time"
     else:
         yield f"{cache_folder(plan.options.dataset) / 'captions'}"
@@ -182,7 +182,7 @@ def _cache(plan: CachePlan) -> Iterator[str]:
         epochs = plan.duration.epochs
         yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({plan.duration.because})"
     yield f"a training with --{FLAG[plan.kind]} reads it"
-    if plan.crew.count > 1:
-        yield f"process {plan.crew.number + 1} of {plan.crew.count}"
+    if plan.worker_group.count > 1:
+        yield f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
     elif plan.processes > 1:
         yield f"{plan.processes} processes"

@@ -1,4 +1,4 @@
-"""What a run draws its pictures with: the trained modules in place, the VAE fetched, prompts encoded or kept."""
+"""What a run draws its images with: the trained modules in place, the VAE fetched, prompts encoded or kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from library.families.family import AS_TRAINED, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.sampling.images import chunks_of, encode_prompts, sample_batch, texts_of
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from library.training.inputs import encode_latents
 from library.training.memory import working_copy
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from library.data.cache.latent_cache import LatentStore
-    from library.data.reading import PictureReader
+    from library.data.reading import ImageReader
     from library.families.family import Family, Model, Tokenizer
     from library.runtime.precision import FloatName
     from library.training.plan.plan import Plan
@@ -57,7 +57,7 @@ class PromptStates:
         rows = [self.kept[text, chunks] for text in texts]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def keep(self, requests: Iterable[PictureRequest]) -> None:
+    def keep(self, requests: Iterable[ImageRequest]) -> None:
         """Encode what these requests will need, each text by itself."""
         for request in requests:
             chunks = chunks_of(self.tokenizer, request)
@@ -93,13 +93,13 @@ def drawing(
 
     `vae`: the one that the run computes with, or None where it needs none; then the model's own is fetched to the
     device, in the format of the computation. `starts`: the latents that the prompt at a place refines with `strength`;
-    None: pictures are drawn from noise. `release` gives memory back.
+    None: images are drawn from noise. `release` gives memory back.
     """
     try:
         with decoder(model.vae, vae, vae_format, device) as decoding:
             shown = replace(model, vae=decoding, text_encoders={})
 
-            def draw(requests: Sequence[PictureRequest], seeds: Sequence[int], places: Sequence[int]) -> list[Image]:
+            def draw(requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int]) -> list[Image]:
                 return sample_batch(
                     shown,
                     requests,
@@ -117,10 +117,10 @@ def drawing(
 
 
 def starts_of(
-    plan: Plan, model: Model, vae: Any, reader: PictureReader, store: LatentStore | None
+    plan: Plan, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor] | None:
-    """The latents (C, h, w), not scaled, that the prompt at a place refines, or None where pictures are drawn: those of
-    the cache, or else the same ones, encoded when they are asked for and kept (256 KiB a picture of 1024x1024). `vae`
+    """The latents (C, h, w), not scaled, that the prompt at a place refines, or None where images are drawn: those of
+    the cache, or else the same ones, encoded when they are asked for and kept (256 KiB an image of 1024x1024). `vae`
     is the one that computes."""
     preview = plan.preview
     if preview is None or not preview.refined:

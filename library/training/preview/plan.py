@@ -1,4 +1,4 @@
-"""Which pictures a run draws while it trains, when, and under which names: decided without a weight. No torch."""
+"""Which images a run draws while it trains, when, and under which names: decided without a weight. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, Mistakes, UserError
-from library.sampling.prompts import DEFAULTS, PictureRequest, parse_line, read_prompts
+from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
 from library.training.plan.writable_paths import refusal_to_write
 
@@ -27,9 +27,9 @@ _LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000.png"
 @dataclass(frozen=True)
 class PreviewPlan:
     """Prompts, moments and names. `prompts` is a file, or a prompt itself (see read_requests); `defaults` hold for
-    prompts that do not say otherwise; at most `at_once` pictures are drawn together.
+    prompts that do not say otherwise; at most `at_once` images are drawn together.
 
-    `refined`: the placements of the run's pictures, which the prompts refine in turn, each in its size; empty: pictures
+    `refined`: the placements of the run's images, which the prompts refine in turn, each in its size; empty: images
     are drawn from noise.
     """
 
@@ -40,15 +40,15 @@ class PreviewPlan:
     every_epochs: int | None
     at_first: bool
     at_once: int
-    defaults: PictureRequest
+    defaults: ImageRequest
     refined: Sequence[Placement] = ()
 
     def refined_by(self, place: int) -> int:
-        """The number of the picture that the prompt at `place` refines."""
+        """The number of the image that the prompt at `place` refines."""
         return place % len(self.refined)
 
     def is_due_after_step(self, step: int) -> bool:
-        """--sample_every_n_steps, unless pictures are drawn at ends of epochs."""
+        """--sample_every_n_steps, unless images are drawn at ends of epochs."""
         return bool(self.every_steps) and not self.every_epochs and step % (self.every_steps or 1) == 0
 
     def is_due_after_epoch(self, epoch: int) -> bool:
@@ -63,7 +63,7 @@ class PreviewPlan:
         elif self.every_steps:
             moments.append("after every " + _ordinal(self.every_steps, "step"))
         source = "a prompt of the options" if _is_prompt(self.prompts) else f"the prompts of {self.prompts}"
-        done = "on pictures of the dataset, refined" if self.refined else "drawn"
+        done = "on images of the dataset, refined" if self.refined else "drawn"
         return f"{source}, {done} {' and '.join(moments)}, in {self.folder}"
 
     def path(self, mark: str, index: int, time: datetime, seed: int | None) -> Path:
@@ -83,9 +83,9 @@ def _ordinal(count: int, thing: str) -> str:
 def plan_preview(
     options: TrainOptions, size: tuple[int, int] | None = None, refined: Sequence[Placement] = ()
 ) -> PreviewPlan | None:
-    """The pictures of a run, or None where none are drawn: front-ends name a prompt file even then.
+    """The images of a run, or None where none are drawn: front-ends name a prompt file even then.
 
-    `size`: (width, height) of pictures whose prompts do not say; not given: 512 x 512. `refined`: see PreviewPlan.
+    `size`: (width, height) of images whose prompts do not say; not given: 512 x 512. `refined`: see PreviewPlan.
     """
     chosen = options.preview
     if chosen.sample_prompts is None or not _is_on(options):
@@ -112,7 +112,7 @@ def _is_on(options: TrainOptions) -> bool:
 def check_prompts(options: TrainOptions, mistakes: Mistakes, refines: bool = False) -> tuple[str, ...]:
     """Add what is wrong with the prompts of a run that draws them, and return what the user should know about them.
 
-    `refines`: the model of the run refines pictures (Family.refines). The file is read again at every drawing, and what
+    `refines`: the model of the run refines images (Family.refines). The file is read again at every drawing, and what
     is wrong with it then is only told.
     """
     plan = plan_preview(options)
@@ -125,23 +125,23 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes, refines: bool = Fal
         mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in error.mistakes)
         return ()
     if not requests:
-        notes.append(f"--sample_prompts: {plan.prompts} is empty; pictures are drawn when there is a prompt in it")
+        notes.append(f"--sample_prompts: {plan.prompts} is empty; images are drawn when there is a prompt in it")
     if _is_prompt(plan.prompts):
         notes.append(f"--sample_prompts: there is no file of this name, so it is drawn as a prompt: {plan.prompts}")
     if refines and any((one.width, one.height) != (plan.defaults.width, plan.defaults.height) for one in requests):
-        notes.append("--sample_prompts: --w and --h are ignored, as this model refines pictures of the dataset")
+        notes.append("--sample_prompts: --w and --h are ignored, as this model refines images of the dataset")
     wrong = (check_sampler(request.sampler) for request in requests)
     mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in wrong if each is not None)
     if options.saving.output_dir is not None:
         longest = (plan.name or "") + _LONGEST_NAME
         refusal = refusal_to_write((plan.folder / longest).parent, Path(longest).name)
         if refusal is not None:
-            mistakes.add(f"pictures cannot be written to {plan.folder}: {refusal}", "repair it, or draw none")
+            mistakes.add(f"images cannot be written to {plan.folder}: {refusal}", "repair it, or draw none")
     return (*notes, *dict.fromkeys(note for request in requests for note in request.notes))
 
 
-def read_requests(plan: PreviewPlan) -> Sequence[PictureRequest]:
-    """The pictures to draw, as the prompt file says now: none if it is empty. Raises UserError.
+def read_requests(plan: PreviewPlan) -> Sequence[ImageRequest]:
+    """The images to draw, as the prompt file says now: none if it is empty. Raises UserError.
 
     What has none of the known endings and is no file is taken as the prompts themselves, a line each: some front-ends
     send them so.

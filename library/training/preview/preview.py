@@ -1,4 +1,4 @@
-"""Pictures that the model in training draws: when they are due, with what weights, where they go."""
+"""Images that the model in training draws: when they are due, with what weights, where they go."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from library.checkpoints.writer import replacing
 from library.options.mistakes import UserError
 from library.sampling.generate import any_seed
-from library.sampling.prompts import PictureRequest, alike
+from library.sampling.prompts import ImageRequest, alike
 from library.sampling.samplers import check_sampler
-from library.training.isolated_eval import undisturbed
+from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from library.training.saving.state import Progress
 
-Draw = Callable[[Sequence[PictureRequest], Sequence[int], Sequence[int]], list["Image"]]
-"""Requests of one size, sampler, steps and scale, a seed for each and their places among the prompts, to pictures."""
+Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Image"]]
+"""Requests of one size, sampler, steps and scale, a seed for each and their places among the prompts, to images."""
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Preview:
     """What the loop calls. `plan` None: nothing is ever drawn.
 
     `drawing` makes ready what draws, and puts it away again; `weights` shows the weights that a saved file would hold;
-    `modules` are all that take part, with the adapters that a run trains; `log_images(pictures by name, step)` hands
-    pictures to the trackers. `steps` of the run and `steps_per_epoch` of a whole epoch tell `due` that the last epoch
-    was cut short. Pictures are an aside: whatever goes wrong is told and the run goes on.
+    `modules` are all that take part, with the adapters that a run trains; `log_images(images by name, step)` hands
+    images to the trackers. `steps` of the run and `steps_per_epoch` of a whole epoch tell `due` that the last epoch
+    was cut short. Images are an aside: whatever goes wrong is told and the run goes on.
     """
 
     plan: PreviewPlan | None
@@ -72,23 +72,23 @@ class Preview:
 
     def _sample(self, plan: PreviewPlan, mark: str, step: int) -> None:
         """Draw all prompts as their file has them now."""
-        with self._told("no pictures are drawn"):
+        with self._told("no images are drawn"):
             requests = list(map(self._with_known_sampler, read_requests(plan)))
             if not requests:
-                self.say(f"no pictures are drawn: {plan.prompts} is empty")
+                self.say(f"no images are drawn: {plan.prompts} is empty")
                 return
-            self.say(f"step {step}: drawing {len(requests)} picture{'s' if len(requests) > 1 else ''} to {plan.folder}")
+            self.say(f"step {step}: drawing {len(requests)} image{'s' if len(requests) > 1 else ''} to {plan.folder}")
             shown: dict[str, Image] = {}
-            with undisturbed(self.modules), self.weights(), self.drawing() as draw:
+            with isolated_eval(self.modules), self.weights(), self.drawing() as draw:
                 for places in alike(requests, plan.at_once):
                     with self._told(f"prompt {', '.join(map(str, places))} is not drawn"):
                         shown |= self._draw_group(plan, mark, requests, places, draw)
             self.log_images(dict(sorted(shown.items())), step)
 
     def _draw_group(
-        self, plan: PreviewPlan, mark: str, requests: Sequence[PictureRequest], places: Sequence[int], draw: Draw
+        self, plan: PreviewPlan, mark: str, requests: Sequence[ImageRequest], places: Sequence[int], draw: Draw
     ) -> dict[str, Image]:
-        """Draw and write the pictures at some places of the prompt file; returns them under the trackers' names."""
+        """Draw and write the images at some places of the prompt file; returns them under the trackers' names."""
         asked = [requests[place] for place in places]
         seeds = [any_seed() if one.seed is None else one.seed for one in asked]
         images = draw(asked, seeds, places)
@@ -100,13 +100,13 @@ class Preview:
         return {f"sample/{place:02d}": image for place, image in zip(places, images, strict=True)}
 
     def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None) -> Path:
-        """A name that no picture has yet: two runs of one name may come to the same step in the same second."""
+        """A name that no image has yet: two runs of one name may come to the same step in the same second."""
         time = self.now()
         while (path := plan.path(mark, place, time, seed)).exists():
             time += timedelta(seconds=1)
         return path
 
-    def _with_known_sampler(self, request: PictureRequest) -> PictureRequest:
+    def _with_known_sampler(self, request: ImageRequest) -> ImageRequest:
         """kohya's trainer takes DDIM for a sampler that it does not know."""
         wrong = check_sampler(request.sampler)
         if wrong is None:
@@ -116,7 +116,7 @@ class Preview:
 
     @contextmanager
     def _told(self, consequence: str) -> Iterator[None]:
-        """Say what went wrong, of whatever kind: hours of training are worth more than a picture."""
+        """Say what went wrong, of whatever kind: hours of training are worth more than an image."""
         try:
             yield
         except UserError as error:

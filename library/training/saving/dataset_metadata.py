@@ -1,7 +1,7 @@
-"""What an adapter's file says about the pictures: ss_datasets, ss_dataset_dirs, ss_tag_frequency and their like.
+"""What an adapter's file says about the images: ss_datasets, ss_dataset_dirs, ss_tag_frequency and their like.
 
 Keys and shapes are those of sd-scripts, which tools show and count by. What is counted is what is trained on: samples
-after the balancing of regularisation pictures, batches as the order of the epochs has them.
+after the balancing of regularisation images, batches as the order of the epochs has them.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from library.options.datasets import DatasetSpec, Size, SubsetSpec
 
 if TYPE_CHECKING:
     from library.options.train_options import TrainOptions
-    from library.training.plan.images import Pictures, SubsetCount
+    from library.training.plan.images import Images, SubsetCount
 
 Json = dict[str, Any]
 
 
-def dataset_metadata(options: TrainOptions, pictures: Pictures) -> dict[str, str]:
+def dataset_metadata(options: TrainOptions, images: Images) -> dict[str, str]:
     """The keys whose values are JSON: other ones where a file describes the datasets than for folders."""
-    names = [_name(count.subset) for count in pictures.subsets]
+    names = [_name(count.subset) for count in images.subsets]
     if described_by_file(options):
         found: Json = {
-            "ss_datasets": _datasets(pictures, names),
-            "ss_dataset_dirs": _numbered_folders(pictures.subsets, names),
-            "ss_tag_frequency": _merged_tags(pictures, names),
+            "ss_datasets": _datasets(images, names),
+            "ss_dataset_dirs": _numbered_folders(images.subsets, names),
+            "ss_tag_frequency": _merged_tags(images, names),
         }
     else:
         found = {
-            "ss_dataset_dirs": _folders(pictures.subsets, names, is_reg=False),
-            "ss_reg_dataset_dirs": _folders(pictures.subsets, names, is_reg=True),
-            "ss_tag_frequency": tag_frequency(pictures.scan.records, names),
-            "ss_bucket_info": _bucket_info(pictures, 0),
+            "ss_dataset_dirs": _folders(images.subsets, names, is_reg=False),
+            "ss_reg_dataset_dirs": _folders(images.subsets, names, is_reg=True),
+            "ss_tag_frequency": tag_frequency(images.scan.records, names),
+            "ss_bucket_info": _bucket_info(images, 0),
         }
     return {key: json.dumps(value) for key, value in found.items()}
 
@@ -46,9 +46,9 @@ def described_by_file(options: TrainOptions) -> bool:
     return options.dataset.dataset_config is not None or options.dataset.data_backend_config is not None
 
 
-def largest_resolution(pictures: Pictures) -> Size:
+def largest_resolution(images: Images) -> Size:
     """(width, height) of the dataset that is trained at the most pixels."""
-    return max((each.buckets.resolution for each in pictures.scan.datasets), key=lambda size: size[0] * size[1])
+    return max((each.buckets.resolution for each in images.scan.datasets), key=lambda size: size[0] * size[1])
 
 
 def _name(subset: SubsetSpec) -> str:
@@ -77,30 +77,30 @@ def _numbered_folders(subsets: Sequence[SubsetCount], names: Sequence[str]) -> J
     return found
 
 
-def _merged_tags(pictures: Pictures, names: Sequence[str]) -> Json:
+def _merged_tags(images: Images, names: Sequence[str]) -> Json:
     """A folder that several datasets have counts once, with the first of them."""
     found: Json = {}
-    for number in range(len(pictures.scan.datasets)):
-        found = _tags_of(pictures, names, number) | found
+    for number in range(len(images.scan.datasets)):
+        found = _tags_of(images, names, number) | found
     return found
 
 
-def _tags_of(pictures: Pictures, names: Sequence[str], number: int) -> Json:
-    return tag_frequency((record for record in pictures.scan.records if record.dataset == number), names)
+def _tags_of(images: Images, names: Sequence[str], number: int) -> Json:
+    return tag_frequency((record for record in images.scan.records if record.dataset == number), names)
 
 
-def _bucket_info(pictures: Pictures, number: int) -> Json | None:
-    """Buckets with their samples, and how far off the pictures' aspect ratios theirs are on average."""
-    if not pictures.scan.datasets[number].buckets.enabled:
+def _bucket_info(images: Images, number: int) -> Json | None:
+    """Buckets with their samples, and how far off the images' aspect ratios theirs are on average."""
+    if not images.scan.datasets[number].buckets.enabled:
         return None
     used = [
         {"resolution": list(bucket), "count": count}
-        for (dataset, bucket), count in pictures.table.samples.items()
+        for (dataset, bucket), count in images.table.samples.items()
         if dataset == number
     ]
     errors = [
         abs(placement.bucket[0] / placement.bucket[1] - record.size[0] / record.size[1])
-        for record, placement in zip(pictures.scan.records, pictures.table.placements, strict=True)
+        for record, placement in zip(images.scan.records, images.table.placements, strict=True)
         if record.dataset == number
     ]
     return {
@@ -109,16 +109,16 @@ def _bucket_info(pictures: Pictures, number: int) -> Json | None:
     }
 
 
-def _datasets(pictures: Pictures, names: Sequence[str]) -> list[Json]:
-    counts = iter(zip(pictures.subsets, names, strict=True))
+def _datasets(images: Images, names: Sequence[str]) -> list[Json]:
+    counts = iter(zip(images.subsets, names, strict=True))
     return [
-        _dataset(pictures, number, dataset, [next(counts) for _ in dataset.subsets], names)
-        for number, dataset in enumerate(pictures.scan.datasets)
+        _dataset(images, number, dataset, [next(counts) for _ in dataset.subsets], names)
+        for number, dataset in enumerate(images.scan.datasets)
     ]
 
 
 def _dataset(
-    pictures: Pictures,
+    images: Images,
     number: int,
     dataset: DatasetSpec,
     subsets: Sequence[tuple[SubsetCount, str]],
@@ -136,8 +136,8 @@ def _dataset(
         "enable_bucket": buckets.enabled,
         "min_bucket_reso": buckets.smallest if buckets.enabled else None,
         "max_bucket_reso": buckets.largest if buckets.enabled else None,
-        "tag_frequency": _tags_of(pictures, names, number),
-        "bucket_info": _bucket_info(pictures, number),
+        "tag_frequency": _tags_of(images, names, number),
+        "bucket_info": _bucket_info(images, number),
         "resize_interpolation": scalings.pop() if len(scalings) == 1 else None,
         "subsets": [_subset(count, name, by_folder) for count, name in subsets],
     }

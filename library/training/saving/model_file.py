@@ -32,7 +32,7 @@ def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path
         path,
         save_as=plan.outputs.save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
-        metadata=file_metadata(plan.options, plan.source, largest_resolution(plan.pictures)),
+        metadata=file_metadata(plan.options, plan.source, largest_resolution(plan.images)),
         steps=step,
         epoch=epoch,
     )

@@ -53,13 +53,13 @@ class Saver:
 
     def _model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
-        with told_to_user(path):
+        with explain_write_errors(path):
             self.write_model(path, progress.step, progress.epoch)
         self.say("model saved.")
 
     def _state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
-        with told_to_user(folder):
+        with explain_write_errors(folder):
             self.write_state(folder, progress)
 
     def _remove_expired(self, event: SaveEvent) -> None:
@@ -84,7 +84,7 @@ def next_epoch(progress: Progress) -> Progress:
 
 
 @contextmanager
-def told_to_user(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn what the file system refuses (disk full, folder gone, file held open) into a message without a traceback."""
     from safetensors import SafetensorError
 

@@ -1,4 +1,4 @@
-"""When the loss on pictures that are not trained on is taken, and on which of them. No torch."""
+"""When the loss on images that are not trained on is taken, and on which of them. No torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from library.options.datasets import CaptionSettings
 from library.options.groups.validation import ValidationOptions
 from library.runtime.seeds import draw_seed, python_random
 from library.training.plan.duration import Duration
-from library.training.plan.images import Pictures
+from library.training.plan.images import Images
 
 POINTS = 8
-"""Timesteps that each picture is asked at: one from each of as many equal parts of the range."""
+"""Timesteps that each image is asked at: one from each of as many equal parts of the range."""
 
 _PASSES_OF_A_SAMPLE = 3  # of the network to train on a sample: there, and back at twice the cost
 
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """Each of `pairs` is a picture that is set aside and one that is trained on, by their numbers among all records:
+    """Each of `pairs` is an image that is set aside and one that is trained on, by their numbers among all records:
     the second is asked the same as the first, so that the difference of the two losses tells what is memorised.
     `every_n_steps` and `every_n_epochs` None: not by steps, not by epochs."""
 
@@ -49,31 +49,31 @@ class ValidationPlan:
         return self.passes / (_PASSES_OF_A_SAMPLE * samples_per_epoch * epochs)
 
 
-def decide_validation(options: ValidationOptions, pictures: Pictures) -> ValidationPlan | None:
+def decide_validation(options: ValidationOptions, images: Images) -> ValidationPlan | None:
     """The plan; None where nothing is set aside. Every epoch, if nothing else is said."""
-    count = len(pictures.records)
-    held_out = range(count, count + len(pictures.scan.held_out))
+    count = len(images.records)
+    held_out = range(count, count + len(images.scan.held_out))
     if not held_out:
         return None
-    batches = in_batches(_by_rank(held_out, pictures), _places(pictures), _batch_sizes(pictures))
+    batches = in_batches(_by_rank(held_out, images), _places(images), _batch_sizes(images))
     chosen = [number for batch in batches[: options.max_validation_steps] for number in batch]
-    trained = [number for number, record in enumerate(pictures.records) if not record.is_reg]
+    trained = [number for number, record in enumerate(images.records) if not record.is_reg]
     epochs = options.validate_every_n_epochs
     return ValidationPlan(
-        pairs=tuple(zip(chosen, _partners(chosen, trained, pictures), strict=True)),
+        pairs=tuple(zip(chosen, _partners(chosen, trained, images), strict=True)),
         every_n_steps=options.validate_every_n_steps,
         every_n_epochs=1 if epochs is None and options.validate_every_n_steps is None else epochs,
     )
 
 
 def point_name(record: ImageRecord) -> str:
-    """What the draws for a picture are keyed by: its name, but not that of its folder, which has the repeats in it."""
+    """What the draws for an image are keyed by: its name, but not that of its folder, which has the repeats in it."""
     return unicodedata.normalize("NFC", record.name)
 
 
-def texts_asked(validation: ValidationPlan | None, pictures: Pictures) -> list[str]:
+def texts_asked(validation: ValidationPlan | None, images: Images) -> list[str]:
     """The captions that are validated with."""
-    records, subsets = pictures.all_records, pictures.scan.subsets
+    records, subsets = images.all_records, images.scan.subsets
     numbers = [] if validation is None else validation.numbers
     return [text_of(records[number], subsets[records[number].subset].captions) for number in numbers]
 
@@ -101,27 +101,27 @@ def in_batches(numbers: Iterable[int], places: Sequence[Place], sizes: Sequence[
     return batches
 
 
-def _places(pictures: Pictures) -> list[Place]:
-    both = zip(pictures.all_records, pictures.all_placements, strict=True)
+def _places(images: Images) -> list[Place]:
+    both = zip(images.all_records, images.all_placements, strict=True)
     return [(record.dataset, placement.bucket) for record, placement in both]
 
 
-def _batch_sizes(pictures: Pictures) -> list[int]:
-    return [dataset.batch_size for dataset in pictures.scan.datasets]
+def _batch_sizes(images: Images) -> list[int]:
+    return [dataset.batch_size for dataset in images.scan.datasets]
 
 
-def _by_rank(numbers: Iterable[int], pictures: Pictures) -> list[int]:
-    """In an order by chance that only names decide: with other pictures or another seed it stays."""
-    records = pictures.all_records
+def _by_rank(numbers: Iterable[int], images: Images) -> list[int]:
+    """In an order by chance that only names decide: with other images or another seed it stays."""
+    records = images.all_records
     return sorted(numbers, key=lambda number: draw_seed("validation", point_name(records[number])))
 
 
-def _partners(held_out: Sequence[int], trained: Collection[int], pictures: Pictures) -> Iterator[int]:
-    """A training picture for each held-out one: of its folder and bucket, else of its folder, else any. Each is taken
+def _partners(held_out: Sequence[int], trained: Collection[int], images: Images) -> Iterator[int]:
+    """A training image for each held-out one: of its folder and bucket, else of its folder, else any. Each is taken
     once, as long as there are enough."""
-    records, places = pictures.all_records, _places(pictures)
+    records, places = images.all_records, _places(images)
     pools: dict[object, list[int]] = {}
-    for number in reversed(_by_rank(trained, pictures)):
+    for number in reversed(_by_rank(trained, images)):
         for kind in ((records[number].subset, places[number]), records[number].subset, None):
             pools.setdefault(kind, []).append(number)
     left = {kind: list(pool) for kind, pool in pools.items()}

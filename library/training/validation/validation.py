@@ -1,17 +1,17 @@
-"""The loss on pictures that are not trained on, taken so that two of its values can be compared.
+"""The loss on images that are not trained on, taken so that two of its values can be compared.
 
-A picture i is asked at K timesteps, one from each of K equal parts of the range that is trained:
+An image i is asked at K timesteps, one from each of K equal parts of the range that is trained:
 
     t_ib = floor(low + (b + u_ib) / K (high - low)),   b = 0 .. K-1,   u_ib uniform in [0, 1)
 
-with noise n_ib. Both are drawn from the picture's name and b alone: they are the same at every validation, in every
-run, whatever the seed, the batch size or the other pictures. So what moves from one value to the next is the model.
+with noise n_ib. Both are drawn from the image's name and b alone: they are the same at every validation, in every
+run, whatever the seed, the batch size or the other images. So what moves from one value to the next is the model.
 The loss is the plain squared error of what the network predicts, whatever the training's own loss is: no weights, no
 masks, noise without offset, the whole caption, nothing cropped or mirrored by chance; latents are the posterior sample
 that a cache would hold.
 
-Every such picture has a partner that is trained on, which is asked with the same t_ib and n_ib. The mean difference of
-the two is the divergence: about 0 at first, and it grows as pictures are memorised. (sd-scripts subtracts the moving
+Every such image has a partner that is trained on, which is asked with the same t_ib and n_ib. The mean difference of
+the two is the divergence: about 0 at first, and it grows as images are memorised. (sd-scripts subtracts the moving
 average of the training loss, which is of other timesteps, weights and noise, and has no meaning as a difference.)
 """
 
@@ -30,15 +30,15 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from library.data.cache.latent_cache import LatentStore
 from library.data.dataset import TrainingDataset
-from library.data.reading import PictureReader
-from library.families.family import Conditions
+from library.data.reading import ImageReader
+from library.families.family import Conditioning
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.seeds import python_random, torch_generator
-from library.training.conditioning import Conditioning
+from library.training.conditioning import Conditioner
 from library.training.inputs import encode_latents
-from library.training.isolated_eval import undisturbed
+from library.training.isolated_eval import isolated_eval
 from library.training.optim.optimizers import averaged_weights
-from library.training.training_loss import SampleLosses
+from library.training.training_loss import TrainingLoss
 from library.training.validation.plan import POINTS, ValidationPlan, in_batches, point_name, text_of
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from library.training.plan.plan import Plan
     from library.training.run import Run
     from library.training.saving.state import Progress
-    from library.training.trainable import Trained
+    from library.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of each pair at each of its timesteps, (pairs, K) float64 on the CPU: of the picture that is set aside,
+    """The loss of each pair at each of its timesteps, (pairs, K) float64 on the CPU: of the image that is set aside,
     and of the one that is trained on."""
 
     held_out: Tensor
@@ -59,7 +59,7 @@ class Losses:
 
     @property
     def average(self) -> float:
-        """Of the pictures that are set aside."""
+        """Of the images that are set aside."""
         return float(self.held_out.mean())
 
     @property
@@ -76,9 +76,9 @@ class Losses:
     def __str__(self) -> str:
         count, trained = len(self.held_out), float(self.trained.mean())
         spread = "" if self.error is None else f" ± {self.error:.2g}"
-        pictures = "1 picture" if count == 1 else f"{count} pictures"
+        images = "1 image" if count == 1 else f"{count} images"
         return (
-            f"validation loss {self.average:.4f} on {pictures}, {trained:.4f} on as many that are trained on: "
+            f"validation loss {self.average:.4f} on {images}, {trained:.4f} on as many that are trained on: "
             f"divergence {self.divergence:+.4f}{spread}"
         )
 
@@ -95,10 +95,10 @@ class Validation:
     """
 
     plan: ValidationPlan | None
-    reader: PictureReader
-    objective: Objective[Conditions]
-    predict: Predict[Conditions]
-    told: Callable[[list[str], Tensor, Tensor], Conditions]
+    reader: ImageReader
+    objective: Objective[Conditioning]
+    predict: Predict[Conditioning]
+    told: Callable[[list[str], Tensor, Tensor], Conditioning]
     sizes_and_scores: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     padded: bool
     latents: Callable[[int], Tensor]
@@ -159,7 +159,7 @@ class Validation:
         held_out, trained = zip(*plan.pairs, strict=True)
         with (
             tqdm(desc="validation", total=plan.passes, leave=False, delay=2) as bar,
-            undisturbed(self.modules),
+            isolated_eval(self.modules),
             self.weights(),
             self.autocast(),
         ):
@@ -182,7 +182,7 @@ class Validation:
         latents = torch.stack([self.latents(number) for number in numbers]).to(self.device) * self.scale
         texts = [text_of(each, self.reader.subsets[each.subset].captions) for each in records]
         given = self.told(texts, *self.sizes_and_scores(numbers))
-        plain = Objective[Conditions](
+        plain = Objective[Conditioning](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
         losses = [
@@ -200,9 +200,9 @@ class Validation:
 
 def validation_of(
     plan: Plan,
-    trained: Trained,
-    losses: SampleLosses,
-    context: Conditioning,
+    trained: Trainable,
+    losses: TrainingLoss,
+    context: Conditioner,
     dataset: TrainingDataset,
     run: Run,
     optimizer: Any,
@@ -210,9 +210,9 @@ def validation_of(
 ) -> Validation:
     """The validation of a run; `losses`, `context` and `dataset` are those of the training.
 
-    Raises UserError for a picture that cannot be read.
+    Raises UserError for an image that cannot be read.
     """
-    model, reader = losses.model, dataset.pictures
+    model, reader = losses.model, dataset.images
     modules = [model.unet, *context.text_encoders.values(), *(part.module for part in trained.parts)]
     return Validation(
         plan=plan.validation,
@@ -236,10 +236,10 @@ def validation_of(
 
 
 def latents_of(
-    plan: Plan, model: Model, vae: Any, reader: PictureReader, store: LatentStore | None
+    plan: Plan, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor]:
     """The latents of the records that take part: those of the cache, or else the same ones, encoded now and kept in
-    memory (64 KiB a picture of 512x512). `vae` is the one that computes."""
+    memory (64 KiB an image of 512x512). `vae` is the one that computes."""
     if store is not None:
         return lambda number: store.get(number, False).latents
     numbers = [] if plan.validation is None else plan.validation.numbers
@@ -253,7 +253,7 @@ def latents_of(
 
     def encoded(number: int) -> Tensor:
         if kept is None:
-            raise ValueError("no picture is set aside")
+            raise ValueError("no image is set aside")
         return kept.get(places[number], False).latents
 
     return encoded

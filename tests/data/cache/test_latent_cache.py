@@ -1,4 +1,4 @@
-"""Cached latents are those of this picture, this mask, this crop and this VAE, or they are made anew."""
+"""Cached latents are those of this image, this mask, this crop and this VAE, or they are made anew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from library.data import images
 from library.data.buckets import Placement
 from library.data.cache import latent_files
-from library.data.cache.latent_cache import Filled, fill
+from library.data.cache.latent_cache import LatentCacheBuild, build_latent_cache
 from library.data.cache.latent_entries import Source
 from library.data.cache.latent_files import FINGERPRINT
 from library.data.images import Geometry
@@ -37,7 +37,7 @@ FORMATS = pytest.mark.parametrize("form", ["safetensors", "npz"])
 
 
 class Encoder:
-    """A VAE in miniature: means over 8x8 blocks, plus noise of the picture's own generator."""
+    """A VAE in miniature: means over 8x8 blocks, plus noise of the image's own generator."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
@@ -70,8 +70,8 @@ class Data:
         source, path = self.sources[index], self.records[index].path
         (left, top), (width, height) = source.shown.offset, source.shown.bucket
         box = (left, top, left + width, top + height)
-        picture = Image.fromarray(images.load(path)).resize(source.shown.resized).crop(box)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        image = Image.fromarray(images.load(path)).resize(source.shown.resized).crop(box)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
         mask = None
         if source.mask is not None:
             mask = Image.open(source.mask).convert("L")
@@ -82,12 +82,12 @@ class Data:
         return pixels, torch.from_numpy(np.array(mask.resize(source.shown.resized).crop(box))).float() / 255
 
 
-def pictures(folder: Path) -> list[ImageRecord]:
+def save_images(folder: Path) -> list[ImageRecord]:
     sizes = [(64, 64), (80, 48), (64, 64), (81, 48)]
     return [record(save(folder / f"{name}.png", size), size) for name, size in zip("abcd", sizes, strict=True)]
 
 
-def filled(data: Data | Sequence[ImageRecord], encoder: Any = None, **options: Any) -> Filled:
+def filled(data: Data | Sequence[ImageRecord], encoder: Any = None, **options: Any) -> LatentCacheBuild:
     data = data if isinstance(data, Data) else Data(data)
     keywords = {"vae": "v1", "suffix": "_sd.npz", "to_disk": True, "flip": False, "progress": False, **options}
     if "form" in keywords:
@@ -96,14 +96,14 @@ def filled(data: Data | Sequence[ImageRecord], encoder: Any = None, **options: A
         keywords["flip"] = [keywords["flip"]] * len(data.records)
     placements = [Placement(source.shown.bucket, source.shown.resized) for source in data.sources]
     source = keywords.pop("source", data.sources.__getitem__)
-    return fill(data.records, placements, data.read, encoder or Encoder(), source=source, **keywords)
+    return build_latent_cache(data.records, placements, data.read, encoder or Encoder(), source=source, **keywords)
 
 
-def counts(found: Filled) -> tuple[int, int, int]:
+def counts(found: LatentCacheBuild) -> tuple[int, int, int]:
     return found.read, found.made, found.stale
 
 
-def same(one: Filled, other: Filled, number: int, flipped: bool = False) -> bool:
+def same(one: LatentCacheBuild, other: LatentCacheBuild, number: int, flipped: bool = False) -> bool:
     """Equal latents and masks of the first records."""
     pairs = [(one.store.get(i, flipped), other.store.get(i, flipped)) for i in range(number)]
     return all(
@@ -122,7 +122,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def test_npz_files_have_the_names_and_arrays_of_the_format(tmp_path: Path) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     encoder = Encoder()
     sources = [Data.centred(one, alpha_mask=one is records[3]) for one in records]
     assert counts(filled(Data(records, sources), encoder, flip=True, batch_size=2, form="npz")) == (0, 4, 0)
@@ -136,12 +136,12 @@ def test_npz_files_have_the_names_and_arrays_of_the_format(tmp_path: Path) -> No
         assert arrays["alpha_mask"].dtype == np.float32 and arrays["alpha_mask"].shape == (48, 72)
         assert arrays["original_size"].tolist() == [81, 48]
         assert arrays["crop_ltrb"].tolist() == [4, 0, 76, 48]
-    # batches hold pictures of one bucket
+    # batches hold images of one bucket
     assert all(batch[0] <= 2 for batch in encoder.batches) and sum(batch[0] for batch in encoder.batches) == 8
 
 
-def test_latents_are_those_of_the_cropped_picture_and_its_mirror_image(tmp_path: Path) -> None:
-    data = Data(pictures(tmp_path))
+def test_latents_are_those_of_the_cropped_image_and_its_mirror_image(tmp_path: Path) -> None:
+    data = Data(save_images(tmp_path))
     for to_disk in (False, True):
         found = filled(data, means, flip=True, to_disk=to_disk)
         for index in range(4):
@@ -152,7 +152,7 @@ def test_latents_are_those_of_the_cropped_picture_and_its_mirror_image(tmp_path:
 
 
 def test_without_a_source_the_centre_is_cached(tmp_path: Path) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     assert same(filled(records, to_disk=False), filled(records, to_disk=False, source=None), 4)
     filled(records)
     assert counts(filled(records, source=None)) == (4, 0, 0)
@@ -185,7 +185,7 @@ def test_masks_lie_beside_their_latents_and_turn_with_them(tmp_path: Path, form:
 
 @FORMATS
 def test_a_second_run_reads_and_any_batching_or_place_gives_the_same(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     first = filled(records, batch_size=1, form=form)
     encoder = Encoder()
     second = filled(records, encoder, batch_size=3, form=form)
@@ -203,12 +203,12 @@ def test_the_sample_belongs_to_the_content(tmp_path: Path) -> None:
 
 
 @FORMATS
-def test_a_changed_picture_or_mask_makes_exactly_its_entry_anew(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+def test_a_changed_image_or_mask_makes_exactly_its_entry_anew(tmp_path: Path, form: str) -> None:
+    records = save_images(tmp_path)
     mask_paths = [save(tmp_path / "masks" / one.path.name, one.size) for one in records]
     data = Data(records, [Data.centred(one, mask=path) for one, path in zip(records, mask_paths, strict=True)])
     filled(data, form=form)
-    noise((64, 64), seed=99).save(records[0].path)  # another picture under the same name and size
+    noise((64, 64), seed=99).save(records[0].path)  # another image under the same name and size
     assert counts(filled(data, form=form)) == (3, 1, 1)
     noise((64, 64), seed=98, mode="L").save(mask_paths[2])
     assert counts(filled(data, form=form)) == (3, 1, 1)
@@ -219,7 +219,7 @@ def test_a_changed_picture_or_mask_makes_exactly_its_entry_anew(tmp_path: Path, 
 
 @FORMATS
 def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     records[1] = replace(records[1], transparent=True)
     filled(records, form=form)
     assert filled(records, vae="v2", form=form).made == 4
@@ -241,7 +241,7 @@ def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, for
         found = filled(Data(records, sources), form=form)
         assert (found.read, found.made) == (3, 1), other
         seen.append(found)
-    # what has no effect on a picture is nothing to make it anew for: how to scale what is not scaled, what lies behind
+    # what has no effect on an image is nothing to make it anew for: how to scale what is not scaled, what lies behind
     # an opaque one
     filled(records, form=form)
     sources = [replace(one, background=(9, 9, 9)) for one in Data(records).sources]
@@ -250,7 +250,7 @@ def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, for
 
 
 def test_entries_of_other_settings_stay(tmp_path: Path) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     first = filled(records)
     other = filled(records, vae="v2")
     assert counts(other) == (0, 4, 0)
@@ -260,12 +260,12 @@ def test_entries_of_other_settings_stay(tmp_path: Path) -> None:
 
 @FORMATS
 def test_a_mirror_image_is_added_to_what_is_there(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     plain = filled(records, form=form)
     encoder = Encoder()
     mirrored = filled(records, encoder, flip=[True, False, True, True], form=form)
     assert counts(mirrored) == (1, 3, 0) and same(plain, mirrored, 4)
-    assert sum(batch[0] for batch in encoder.batches) == 3  # the pictures themselves are not encoded again
+    assert sum(batch[0] for batch in encoder.batches) == 3  # the images themselves are not encoded again
     assert counts(filled(records, form=form)) == (4, 0, 0)
     whole = filled(records, flip=True, form=form)
     assert counts(whole) == (3, 1, 0)
@@ -275,10 +275,10 @@ def test_a_mirror_image_is_added_to_what_is_there(tmp_path: Path, form: str) -> 
 
 @FORMATS
 @pytest.mark.usefixtures("later")
-def test_a_second_run_reads_no_picture_and_a_touched_one_only_once(
+def test_a_second_run_reads_no_image_and_a_touched_one_only_once(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     filled(records, form=form)
     hashed = []
     take = latent_files.FilePrint.take
@@ -291,7 +291,7 @@ def test_a_second_run_reads_no_picture_and_a_touched_one_only_once(
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the pictures of the test had been there for a minute."""
+    """As if the images of the test had been there for a minute."""
     now = time.time_ns
     monkeypatch.setattr(latent_files.time, "time_ns", lambda: now() + 60_000_000_000)
 
@@ -299,7 +299,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 @FORMATS
 @pytest.mark.usefixtures("later")
 def test_skip_check_looks_at_shapes_alone(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     filled(records, form=form)
     noise((64, 64), seed=99).save(records[0].path)
     found = filled(records, form=form, skip_check=True)
@@ -313,7 +313,7 @@ def test_skip_check_looks_at_shapes_alone(tmp_path: Path, form: str) -> None:
 
 
 @FORMATS
-def test_pictures_of_one_stem_and_size_never_share_a_file(tmp_path: Path, form: str) -> None:
+def test_images_of_one_stem_and_size_never_share_a_file(tmp_path: Path, form: str) -> None:
     names = ["a.png", "a.jpg", "A.webp", "a.png.png", "b.png", "b.jpg"]
     records = []
     for index, name in enumerate(names):
@@ -331,8 +331,8 @@ def test_pictures_of_one_stem_and_size_never_share_a_file(tmp_path: Path, form: 
 
 
 @FORMATS
-def test_one_picture_at_several_resolutions_has_as_many_entries(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+def test_one_image_at_several_resolutions_has_as_many_entries(tmp_path: Path, form: str) -> None:
+    records = save_images(tmp_path)
     small = [Source(Geometry((48, 48), (0, 0), (48, 48))), Source(Geometry((40, 24), (0, 0), (40, 24)))]
     alone = filled(records[:2], form=form)
     data = Data([*records[:2], *records[:2]], [*Data(records[:2]).sources, *small])
@@ -345,7 +345,7 @@ def test_one_picture_at_several_resolutions_has_as_many_entries(tmp_path: Path, 
 
 
 def test_equal_records_share_an_entry(tmp_path: Path) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     for to_disk in (False, True):
         encoder = Encoder()
         found = filled([*records, *records], encoder, to_disk=to_disk, flip=[False] * 4 + [True] * 4)
@@ -356,7 +356,7 @@ def test_equal_records_share_an_entry(tmp_path: Path) -> None:
 
 @FORMATS
 @pytest.mark.parametrize("name", ["猫" * 80, "кот 'и' \"пёс\"" if os.name == "posix" else "кот", "😀 a  b", "x" * 246])
-def test_any_name_of_a_picture_will_do(tmp_path: Path, form: str, name: str) -> None:
+def test_any_name_of_a_image_will_do(tmp_path: Path, form: str, name: str) -> None:
     records = [record(save(tmp_path / f"{name}{ending}", (64, 64)), (64, 64)) for ending in (".png", ".jpg")]
     found = filled(records, form=form)
     assert counts(filled(records, form=form)) == (2, 0, 0) and same(found, filled(records, to_disk=False), 2)
@@ -365,8 +365,8 @@ def test_any_name_of_a_picture_will_do(tmp_path: Path, form: str, name: str) -> 
 # files of other programs
 
 
-def foreign(path: Path, like: Filled, index: int, **changed: Any) -> Path:
-    """An .npz as sd-scripts writes it, with latents that no picture of these tests has."""
+def foreign(path: Path, like: LatentCacheBuild, index: int, **changed: Any) -> Path:
+    """An .npz as sd-scripts writes it, with latents that no image of these tests has."""
     latents = like.store.get(index, False).latents.numpy() + 1
     arrays = {"latents": latents, "original_size": np.array([64, 64]), "crop_ltrb": np.zeros(4), **changed}
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -375,7 +375,7 @@ def foreign(path: Path, like: Filled, index: int, **changed: Any) -> Path:
 
 @FORMATS
 def test_files_of_other_programs_are_read_when_they_fit(tmp_path: Path, form: str) -> None:
-    one = pictures(tmp_path)[:1]
+    one = save_images(tmp_path)[:1]
     plain = filled(one, to_disk=False)
     path = foreign(tmp_path / "a_0064x0064_sd.npz", plain, 0)
     found = filled(one, form=form)
@@ -401,7 +401,7 @@ def test_files_of_other_programs_are_read_when_they_fit(tmp_path: Path, form: st
     ids=str,
 )
 def test_files_of_other_programs_that_do_not_fit_are_left_alone(tmp_path: Path, changed: dict[str, Any]) -> None:
-    one = pictures(tmp_path)[:1]
+    one = save_images(tmp_path)[:1]
     plain = filled(one, to_disk=False)
     path = foreign(tmp_path / "a_0064x0064_sd.npz", plain, 0, **changed)
     before = path.read_bytes()
@@ -411,7 +411,7 @@ def test_files_of_other_programs_that_do_not_fit_are_left_alone(tmp_path: Path, 
 
 
 def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_path: Path) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     one = records[:1]
     plain = filled(one, to_disk=False)
     path = foreign(tmp_path / "a_0064x0064_sd.npz", plain, 0)
@@ -434,7 +434,7 @@ def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_
     assert filled(one, vae="plain").store.get(0, False).mask is None
     shared = [*one, record(save(tmp_path / "a.jpg", (64, 64)), (64, 64))]
     assert filled(shared, vae="shared").foreign == 0  # whose is it?
-    os.utime(path, (1, 1))  # older than its picture
+    os.utime(path, (1, 1))  # older than its image
     assert filled(one, vae="older").foreign == 0
 
 
@@ -443,7 +443,7 @@ def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_
 
 @FORMATS
 def test_damaged_files_are_made_anew(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     whole = filled(records, form=form, flip=True)
     files = [tmp_path / name for name in entries(tmp_path)]
     files[0].write_bytes(b"")
@@ -458,7 +458,7 @@ def test_damaged_files_are_made_anew(tmp_path: Path, form: str) -> None:
 
 
 class Broken:
-    """Gives NaN for pictures of one seed, in a batch with others too."""
+    """Gives NaN for images of one seed, in a batch with others too."""
 
     def __init__(self, *brightness: float) -> None:
         self.brightness = brightness
@@ -473,7 +473,7 @@ class Broken:
 
 @pytest.mark.parametrize("to_disk", [False, True])
 def test_latents_that_are_not_finite_are_encoded_again_or_named(tmp_path: Path, to_disk: bool) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     data = Data(records)
     a, c = (float(data.read(index)[0].mean()) for index in (0, 2))
     expected = filled(records, to_disk=False, flip=True)
@@ -502,8 +502,8 @@ def test_an_encoder_that_gives_nothing_else_stops_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
-def test_all_pictures_that_cannot_be_read_are_named_and_the_others_done(tmp_path: Path, to_disk: bool) -> None:
-    records = pictures(tmp_path)
+def test_all_images_that_cannot_be_read_are_named_and_the_others_done(tmp_path: Path, to_disk: bool) -> None:
+    records = save_images(tmp_path)
     records[0].path.write_bytes(records[0].path.read_bytes()[:200])
     records[2].path.unlink()
     with pytest.raises(UserError) as caught:
@@ -514,8 +514,8 @@ def test_all_pictures_that_cannot_be_read_are_named_and_the_others_done(tmp_path
         assert counts(filled([records[1], records[3]])) == (2, 0, 0)
 
 
-def test_a_picture_that_changes_while_it_is_read(tmp_path: Path) -> None:
-    records = pictures(tmp_path)
+def test_a_image_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    records = save_images(tmp_path)
 
     class Changing(Data):
         changes = 0
@@ -538,7 +538,7 @@ def test_a_picture_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
 @FORMATS
 def test_a_file_that_changes_during_the_run_is_noticed(tmp_path: Path, form: str) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     found = filled(records, form=form)
     noise((64, 64), seed=99).save(records[0].path)
     filled(records[:1], form=form)
@@ -552,7 +552,7 @@ def test_a_file_that_changes_during_the_run_is_noticed(tmp_path: Path, form: str
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = pictures(tmp_path)
+    records = save_images(tmp_path)
     filled(records[:2])
     replace_file = os.replace
 
@@ -611,7 +611,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from tests.data.test_cache import Data, Encoder, filled
+from tests.data.cache.test_latent_cache import Data, Encoder, filled
 from tests.data.image_files import record
 folder, form, number = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 records = [record(path, (64, 64)) for path in sorted(folder.glob("*.png"))]

@@ -1,4 +1,4 @@
-"""The encoder always has pictures waiting, and what it makes does not depend on the company of a picture."""
+"""The encoder always has images waiting, and what it makes does not depend on the company of an image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_batch_and_order_change_nothing(batch_size: int, options: dict[str, Any]
     for number, (latents, flipped) in alone.items():
         assert torch.equal(latents, together[number][0])
         assert flipped is not None and torch.equal(flipped, together[number][1])
-        assert not torch.equal(latents, flipped)  # another sample, not only another picture
+        assert not torch.equal(latents, flipped)  # another sample, not only another image
 
 
 def test_each_process_begins_at_another_place() -> None:
@@ -56,7 +56,7 @@ def test_each_process_begins_at_another_place() -> None:
     assert len(set(firsts)) == 3
 
 
-def test_pictures_are_decoded_while_the_encoder_works() -> None:
+def test_images_are_decoded_while_the_encoder_works() -> None:
     begun, enough = [], threading.Event()
 
     def prepare(entry: Wanted) -> Ready:
@@ -66,7 +66,7 @@ def test_pictures_are_decoded_while_the_encoder_works() -> None:
         return ready(entry)
 
     def encode(pixels: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        assert enough.wait(10), "the encoder waits for pictures that nobody decodes"
+        assert enough.wait(10), "the encoder waits for images that nobody decodes"
         return sample(pixels, generators)
 
     entries = [wanted(number) for number in range(3 * THREADS)]

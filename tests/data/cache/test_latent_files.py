@@ -15,7 +15,7 @@ from library.data.cache import latent_files
 from library.data.cache.latent_files import FINGERPRINT, FilePrint, Note, read, shapes, write
 
 FORMATS = pytest.mark.parametrize("name", ["a_sd.safetensors", "a_sd.npz"])
-PICTURE = FilePrint("11" * 32, (5, 1_700_000_000_123_456_789, 1_700_000_000_987_654_321))
+IMAGE = FilePrint("11" * 32, (5, 1_700_000_000_123_456_789, 1_700_000_000_987_654_321))
 MASK = FilePrint("22" * 32, None)
 
 
@@ -29,7 +29,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def put(path: Path, seed: int = 0) -> Note:
-    return write(str(path), arrays(seed), "settings", PICTURE, MASK)
+    return write(str(path), arrays(seed), "settings", IMAGE, MASK)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_and_back(tmp_path: Path, name: str) -> None:
     note = put(tmp_path / name)
     found = read(str(tmp_path / name))
-    assert found is not None and found.note == note and note.picture == PICTURE and note.mask == MASK
+    assert found is not None and found.note == note and note.image == IMAGE and note.mask == MASK
     assert set(found.arrays) == set(arrays())
     assert all(np.array_equal(found.arrays[key], array) for key, array in arrays().items())
     part = read(str(tmp_path / name), {"latents", "no such"})
@@ -136,15 +136,15 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> No
 
 
 def test_the_key_is_that_of_the_contents_and_settings() -> None:
-    def key(settings: str = "s", picture: str = "p", mask: str | None = "m", stamp: Any = None) -> str:
-        return Note(settings, FilePrint(picture, stamp), mask and FilePrint(mask, None) or None, {}).key
+    def key(settings: str = "s", image: str = "p", mask: str | None = "m", stamp: Any = None) -> str:
+        return Note(settings, FilePrint(image, stamp), mask and FilePrint(mask, None) or None, {}).key
 
     assert key() == key(stamp=(1, 2, 3))
-    assert len({key(), key(settings="t"), key(picture="q"), key(mask="n"), key(mask=None)}) == 5
+    assert len({key(), key(settings="t"), key(image="q"), key(mask="n"), key(mask=None)}) == 5
 
 
 @pytest.mark.usefixtures("later")
-def test_a_picture_is_read_again_when_its_stamp_is_another(tmp_path: Path) -> None:
+def test_a_image_is_read_again_when_its_stamp_is_another(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"one")
     known = FilePrint.take(str(path))
@@ -160,7 +160,7 @@ def test_a_picture_is_read_again_when_its_stamp_is_another(tmp_path: Path) -> No
     assert known.again(str(path)).content == FilePrint.take(str(path)).content != known.content
 
 
-def test_a_picture_that_changed_just_now_gets_no_stamp(tmp_path: Path) -> None:
+def test_a_image_that_changed_just_now_gets_no_stamp(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"one")
     known = FilePrint.take(str(path))
@@ -184,8 +184,8 @@ def test_names() -> None:
 @pytest.mark.parametrize("letter", ["a", "é", "猫", "😀"])
 def test_long_names_still_differ_and_fit(tmp_path: Path, letter: str) -> None:
     longest = letter * (250 // len(letter.encode()))
-    pictures = [longest + ".png", longest + ".jpg", longest[:-1] + "b.png"]
-    names = [latent_files.own_name(picture, (512, 512), "0" * 32, "_sd.npz") for picture in pictures]
+    images = [longest + ".png", longest + ".jpg", longest[:-1] + "b.png"]
+    names = [latent_files.own_name(image, (512, 512), "0" * 32, "_sd.npz") for image in images]
     assert len(set(names)) == 3
     for name in names:
         put(tmp_path / name)

@@ -18,7 +18,7 @@ from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_safetensors
 from library.data import captions
 from library.data.cache import text_cache
-from library.data.cache.text_cache import FilledTexts, fill_texts, missing, outputs, texts_of
+from library.data.cache.text_cache import TextCacheBuild, build_text_cache, missing, outputs, texts_of
 from library.families.clip.text_encoder import encode_text, make_text_encoder
 from library.families.clip.tokenizer import shipped_tokenizer
 from library.families.family import TextSettings
@@ -55,12 +55,12 @@ class Encoder:
 
 def filled(
     folder: Path | None, texts: list[str] = TEXTS, encoder: Encoder | None = None, **options: Any
-) -> FilledTexts:
+) -> TextCacheBuild:
     keywords = {"encoder": "clip 1", "progress": False, **options}
-    return fill_texts(texts, encoder or Encoder(), folder=folder, **keywords)
+    return build_text_cache(texts, encoder or Encoder(), folder=folder, **keywords)
 
 
-def counts(found: FilledTexts) -> tuple[int, int, int]:
+def counts(found: TextCacheBuild) -> tuple[int, int, int]:
     return found.read, found.made, found.damaged
 
 
@@ -68,7 +68,7 @@ def shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def is_right(found: FilledTexts, texts: list[str] = TEXTS) -> bool:
+def is_right(found: TextCacheBuild, texts: list[str] = TEXTS) -> bool:
     """Whether a store gives for every order of texts, with repetitions, what the encoder gives."""
     asked = [*reversed(texts), texts[0], texts[0]]
     got = found.store.get(asked)
@@ -153,7 +153,7 @@ def test_another_encoder_shares_nothing(tmp_path: Path) -> None:
     filled(tmp_path)
     found = filled(tmp_path, encoder=Encoder(2.0))
     assert is_right(found)  # of the same name: its outputs are taken for the same
-    other = fill_texts(TEXTS, Encoder(2.0), encoder="clip 2", folder=tmp_path, progress=False)
+    other = build_text_cache(TEXTS, Encoder(2.0), encoder="clip 2", folder=tmp_path, progress=False)
     assert counts(other) == (0, 6, 0)
     assert torch.equal(other.store.get(["a dog"])["states"][0], states("a dog", 2.0))
     assert is_right(filled(tmp_path))
@@ -270,7 +270,7 @@ def test_outputs_that_are_not_finite_name_the_caption(place: Path | None) -> Non
         return {"states": torch.stack([torch.full((2, 2), math.nan if "sofa" in text else 0.0) for text in texts])}
 
     with pytest.raises(UserError, match='caption "a dog, on a sofa": the text encoder gives states'):
-        fill_texts(TEXTS, broken, encoder="x", folder=place, batch_size=4, progress=False)
+        build_text_cache(TEXTS, broken, encoder="x", folder=place, batch_size=4, progress=False)
     assert place is None or not shards(place)
 
 
@@ -292,7 +292,9 @@ def test_a_place_that_is_a_file_is_said(tmp_path: Path) -> None:
 
 def test_no_gradients_are_kept() -> None:
     weight = torch.ones(3, requires_grad=True)
-    found = fill_texts(["x"], lambda texts: {"states": weight[None] * 2}, encoder="x", folder=None, progress=False)
+    found = build_text_cache(
+        ["x"], lambda texts: {"states": weight[None] * 2}, encoder="x", folder=None, progress=False
+    )
     assert not found.store.get(["x"])["states"].requires_grad
 
 
@@ -307,13 +309,13 @@ def test_the_states_of_a_clip_come_back_to_the_last_bit(tmp_path: Path, clip_ski
         return encode_text({"text_encoder": clip}, tokenizer.tensor(texts, chunks), TextSettings(clip_skip))
 
     name = f"tiny {clip_skip} {chunks}"
-    found = fill_texts(TEXTS, encode, encoder=name, folder=tmp_path, batch_size=len(TEXTS), progress=False)
+    found = build_text_cache(TEXTS, encode, encoder=name, folder=tmp_path, batch_size=len(TEXTS), progress=False)
     with torch.no_grad():
         expected = encode(TEXTS)["states"]
     got = found.store.get(TEXTS)["states"]
     assert got.shape == (len(TEXTS), 75 * chunks + 2, 64) and torch.equal(got, expected)
     # other batches, and texts of which some are not in the store, give the same but for rounding
-    few = fill_texts(TEXTS[:3], encode, encoder=name, folder=None, batch_size=2, progress=False)
+    few = build_text_cache(TEXTS[:3], encode, encoder=name, folder=None, batch_size=2, progress=False)
     torch.testing.assert_close(outputs(TEXTS, few.store, encode)["states"], expected)
 
 
@@ -329,10 +331,12 @@ def test_processes_that_share_begin_elsewhere_and_pass_over_what_others_did(tmp_
     def encode(batch: list[str]) -> dict[str, torch.Tensor]:
         if not order:  # meanwhile another one does its first half
             order.append("")
-            fill_texts(texts[:128], lambda other: {"states": torch.ones(len(other), 2)}, encoder="x", folder=tmp_path)
+            build_text_cache(
+                texts[:128], lambda other: {"states": torch.ones(len(other), 2)}, encoder="x", folder=tmp_path
+            )
         order.extend(batch)
         return {"states": torch.ones(len(batch), 2)}
 
-    found = fill_texts(texts, encode, encoder="x", folder=tmp_path, share=(1, 2), progress=False)
+    found = build_text_cache(texts, encode, encoder="x", folder=tmp_path, share=(1, 2), progress=False)
     assert order[1:] == texts[128:]
     assert (found.read, found.made) == (128, 72) and all(text in found.store for text in texts)

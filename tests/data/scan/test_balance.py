@@ -1,4 +1,4 @@
-"""Regularisation pictures against the walk of the format."""
+"""Regularisation images against the walk of the format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from library.data.scan.balance import balance
 
 
 def walk(repeats: list[int], target: int) -> list[int]:
-    """The walk of sd-scripts to the letter: repeats given to each picture, 0 = left out."""
+    """The walk of sd-scripts to the letter: repeats given to each image, 0 = left out."""
     given = [0] * len(repeats)
     total = 0
     first = True
@@ -22,13 +22,13 @@ def walk(repeats: list[int], target: int) -> list[int]:
     return given
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 7])
+@pytest.mark.parametrize("images", [1, 2, 7])
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_balancing_is_the_walk_of_the_format(pictures: int, repeats: int) -> None:
+def test_balancing_is_the_walk_of_the_format(images: int, repeats: int) -> None:
     for target in range(40):
-        given = walk([repeats] * pictures, target)
+        given = walk([repeats] * images, target)
         expected = {place: count for place, count in enumerate(given) if count}
-        assert balance([repeats] * pictures, [0] * pictures, target) == expected
+        assert balance([repeats] * images, [0] * images, target) == expected
 
 
 def test_trimming_leaves_no_folder_out() -> None:
@@ -37,5 +37,5 @@ def test_trimming_leaves_no_folder_out() -> None:
     assert [sum(folders[place] == folder for place in kept) for folder in range(3)] == [20, 20, 10]
 
 
-def test_without_pictures_there_is_nothing_to_balance() -> None:
+def test_without_images_there_is_nothing_to_balance() -> None:
     assert balance([], [], 10) == {}

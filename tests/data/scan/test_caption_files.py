@@ -1,4 +1,4 @@
-"""Which file is a picture's caption, in which encoding it is read, and what is said when it cannot be."""
+"""Which file is an image's caption, in which encoding it is read, and what is said when it cannot be."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ def test_a_file_may_say_what_is_set_aside_otherwise_the_flags_do(tmp_path: Path)
 
 
 def test_a_metadata_file_of_the_command_line(tmp_path: Path) -> None:
-    save(tmp_path / "pictures" / "a.png")
+    save(tmp_path / "images" / "a.png")
     save(tmp_path / "reg" / "1_dog" / "b.png")
     listed = tmp_path / "meta.json"
     listed.write_text(json.dumps({"a": {"caption": "a dog", "tags": "grass"}}), encoding="utf-8")
-    words = ("--train_data_dir", str(tmp_path / "pictures"), "--reg_data_dir", str(tmp_path / "reg"))
+    words = ("--train_data_dir", str(tmp_path / "images"), "--reg_data_dir", str(tmp_path / "reg"))
     found = described(tmp_path, *words, "--in_json", str(listed), "--dataset_repeats", "3")
     assert not found.mistakes
     records = scan(found.datasets).records

@@ -57,10 +57,10 @@ def test_no_folder_is_a_mistake_with_the_way_out(tmp_path: Path) -> None:
     assert f"--train_data_dir={tmp_path}" in told(folder_datasets(tmp_path / "10_sks dog", None, template()))
     save(tmp_path / "a.png")
     beside = folder_datasets(tmp_path, None, template())
-    assert not beside.mistakes and "1 pictures directly in" in beside.notes[0]
+    assert not beside.mistakes and "1 images directly in" in beside.notes[0]
     shutil.rmtree(tmp_path / "10_sks dog")
     alone = folder_datasets(tmp_path, None, template())
-    assert "but 1 pictures" in told(alone) and "--class_tokens" in told(alone) and not alone.datasets
+    assert "but 1 images" in told(alone) and "--class_tokens" in told(alone) and not alone.datasets
 
 
 def test_regularisation_needs_folders_of_its_own(tmp_path: Path) -> None:

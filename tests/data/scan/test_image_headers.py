@@ -1,4 +1,4 @@
-"""What a few bytes of a picture tell agrees with the decoded picture."""
+"""What a few bytes of an image tell agrees with the decoded image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("turned", [1, 3, 6])
 @pytest.mark.parametrize(("name", "mode", "keywords"), WRITTEN)
-def test_the_header_tells_the_size_that_the_picture_has(
+def test_the_header_tells_the_size_that_the_image_has(
     tmp_path: Path, name: str, mode: str, keywords: dict[str, Any], turned: int
 ) -> None:
     if Path(name).suffix not in readable_extensions():
@@ -68,7 +68,7 @@ def test_the_package_that_reads_a_format_is_named() -> None:
         assert missing_package(Path("A.JXL")) == "pillow-jxl-plugin"
 
 
-def test_a_picture_without_its_package_is_told_so(tmp_path: Path) -> None:
+def test_a_image_without_its_package_is_told_so(tmp_path: Path) -> None:
     if ".jxl" in readable_extensions():
         pytest.skip("JPEG XL can be read here")
     (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(40))

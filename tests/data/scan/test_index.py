@@ -172,7 +172,7 @@ def test_an_index_that_cannot_be_made_is_told(folder: Path, tmp_path: Path, kind
         (tmp_path / "cache").write_text("", encoding="utf-8")
     found = run(folder, tmp_path / "cache")
     assert len(found.records) == 3 and not found.mistakes
-    assert any("sizes of pictures are not remembered" in note for note in found.notes)
+    assert any("sizes of images are not remembered" in note for note in found.notes)
 
 
 def test_an_index_that_cannot_be_written_is_still_read(
@@ -190,7 +190,7 @@ def test_an_index_that_cannot_be_written_is_still_read(
     monkeypatch.setattr(sqlite3, "connect", read_only)
     found = run(folder, tmp_path / "cache")
     assert read == {"new.png": 1, "new.txt": 1} and len(found.records) == 4
-    assert any("sizes of pictures are not remembered" in note for note in found.notes)
+    assert any("sizes of images are not remembered" in note for note in found.notes)
 
 
 def test_a_full_disk_costs_the_index_only(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_a_scan_that_is_stopped_was_not_in_vain(
     folder: Path, tmp_path: Path, read: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(path: Path, *more: object) -> object:
-        time.sleep(0.2)  # so that the pictures are through
+        time.sleep(0.2)  # so that the images are through
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A mask belongs to the picture of its name."""
+"""A mask belongs to the image of its name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from library.data.scan.mask_files import find_masks
 
 
-def test_a_mask_has_its_pictures_name_with_any_ending() -> None:
+def test_a_mask_has_its_images_name_with_any_ending() -> None:
     names = ["a.png", "sub/b.jpg", "c.d.webp", "e.png"]
     found, spare = find_masks(names, ["a.PNG", "sub/b.png", "c.d.jpeg"])
     assert found == {"a.png": "a.PNG", "sub/b.jpg": "sub/b.png", "c.d.webp": "c.d.jpeg"}

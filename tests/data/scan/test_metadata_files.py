@@ -1,4 +1,4 @@
-"""Metadata files: which pictures they mean and what caption they give them (formats: fine-tuning metadata)."""
+"""Metadata files: which images they mean and what caption they give them (formats: fine-tuning metadata)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_keys_without_ending_and_with_backslashes(tmp_path: Path) -> None:
     assert path.name == "twice" and "twice.jpg and twice.png are meant" in why and not found.mistakes
 
 
-def test_listed_pictures_that_are_not_there_stop_the_run(tmp_path: Path) -> None:
+def test_listed_images_that_are_not_there_stop_the_run(tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png")
     file = write(tmp_path / "m.json", {"a.png": {"caption": "a"}, "b.png": {"caption": "b"}, "no/c.png": {}})
     assert "b.png: listed in m.json, but it is not there" in told(run(file, tmp_path / "x"))
@@ -85,17 +85,17 @@ def test_listed_pictures_that_are_not_there_stop_the_run(tmp_path: Path) -> None
     assert "its path is not absolute" in told(relative)
 
 
-def test_pictures_that_are_not_listed_and_twice_listed_are_told(tmp_path: Path) -> None:
+def test_images_that_are_not_listed_and_twice_listed_are_told(tmp_path: Path) -> None:
     for name in "abc":
         save(tmp_path / "x" / f"{name}.png")
     lines = [{"image_path": "a.png", "caption": "1"}, {"image_path": "a.png", "caption": "2"}, {"image_path": "a"}]
     found = run(write(tmp_path / "m.jsonl", lines), tmp_path / "x", class_tokens="dog")
     assert [record.caption for record in found.records] == ["2"]
     notes = "\n".join(found.notes)
-    assert "2 pictures are listed twice" in notes and "2 pictures are not used" in notes
+    assert "2 images are listed twice" in notes and "2 images are not used" in notes
 
 
-def test_scores_are_those_of_the_picture_else_of_the_subset(tmp_path: Path) -> None:
+def test_scores_are_those_of_the_image_else_of_the_subset(tmp_path: Path) -> None:
     for name in "abcdef":
         save(tmp_path / "x" / f"{name}.png")
     scores: dict[str, Any] = {"a": 6.5, "b": " 4.25 ", "c": 0, "d": None, "e": 10}
@@ -116,12 +116,12 @@ def test_an_edited_score_is_seen_by_the_next_scan(tmp_path: Path) -> None:
         assert [record.score for record in scan([described], tmp_path / "index").records] == [score]
 
 
-def test_a_picture_without_words_has_the_class_or_nothing(tmp_path: Path) -> None:
+def test_a_image_without_words_has_the_class_or_nothing(tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png")
     file = write(tmp_path / "m.json", {"a.png": {}})
     assert [(r.caption, r.from_file) for r in run(file, tmp_path / "x", class_tokens="dog").records] == [("dog", False)]
     empty = run(file, tmp_path / "x")
-    assert "1 pictures have neither a caption nor class tokens" in "\n".join(empty.notes)
+    assert "1 images have neither a caption nor class tokens" in "\n".join(empty.notes)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_caption_and_tags_are_joined(caption: str, tags: str, wildcard: bool, ex
     [
         ("m.txt", "{}", ["neither in .json nor in .jsonl"]),
         ("m.json", "{'a': 1}", ["not valid JSON"]),
-        ("m.json", "[]", ["one object of pictures"]),
+        ("m.json", "[]", ["one object of images"]),
         ("m.json", {"a.png": "words", "b.png": {"caption": 5}}, ["'a.png' is no object", "caption of 'b.png'"]),
         (
             "m.json",
@@ -164,9 +164,9 @@ def test_all_that_is_wrong_is_told_with_its_place(tmp_path: Path, name: str, con
 
 def test_files_that_are_missing_empty_or_in_another_encoding(tmp_path: Path) -> None:
     assert "cannot be read" in told(run(tmp_path / "none.json", tmp_path))
-    assert "lists no picture" in told(run(write(tmp_path / "empty.json", {}), tmp_path))
+    assert "lists no image" in told(run(write(tmp_path / "empty.json", {}), tmp_path))
     (tmp_path / "m.json").write_bytes('{"a": {"caption": "grün"}}'.encode("latin-1"))
     assert "not valid UTF-8" in told(run(tmp_path / "m.json", tmp_path))
     (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf{}")
-    assert "lists no picture" in told(run(tmp_path / "m.json", tmp_path))
+    assert "lists no image" in told(run(tmp_path / "m.json", tmp_path))
     assert "there is no folder" in told(run(write(tmp_path / "m.json", {"a": {}}), tmp_path / "none"))

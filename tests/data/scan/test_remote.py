@@ -23,7 +23,7 @@ from library.options.mistakes import UserError
 
 URL = "memory://bucket/data"
 FILES = {
-    "10_sks dog/a.png": b"a picture",
+    "10_sks dog/a.png": b"an image",
     "10_sks dog/a.txt": b"a dog, on a sofa\n",
     "10_sks dog/Ёлка 犬 🐕.jpg": b"another",
     "1_dog/deep/er/b.png": b"",
@@ -149,7 +149,7 @@ def test_only_what_changed_is_fetched(store: Store, tmp_path: Path) -> None:
     store.copy(tmp_path)
     assert sorted(store.fetched) == ["10_sks dog/a.txt", "10_sks dog/new.png"]
     assert content(folder) == {
-        "10_sks dog/a.png": b"a picture",
+        "10_sks dog/a.png": b"an image",
         "10_sks dog/a.txt": b"a cat, on a sofa\n",
         "10_sks dog/new.png": b"new",
         "10_sks dog/Ёлка 犬 🐕.jpg": b"another",
@@ -271,7 +271,7 @@ def test_names_that_differ_in_case_only_are_kept_apart_with_their_captions() -> 
     assert len({value.casefold() for value in found.values()}) == len(names)
     assert [found[name] for name in ("A.png", "A.txt", "a.png", "a.txt")] == ["A.png", "A.txt", "a~2.png", "a~2.txt"]
     assert found["a/x.png"] == "a/x.png"
-    # a caption of another spelling was never this picture's
+    # a caption of another spelling was never this image's
     assert Path(found["b.png"]).stem != Path(found["B.txt"]).stem
     assert found["c"] != found["c/d"].split("/")[0]
 

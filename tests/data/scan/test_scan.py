@@ -39,7 +39,7 @@ def captions(found: Scan) -> dict[str, str]:
     return {record.path.name: record.caption for record in found.records}
 
 
-def test_folders_and_pictures_are_sorted_and_repeats_and_classes_read(tmp_path: Path) -> None:
+def test_folders_and_images_are_sorted_and_repeats_and_classes_read(tmp_path: Path) -> None:
     save(tmp_path / "3_sks_two dog" / "b.png", caption="")
     save(tmp_path / "3_sks_two dog" / "A.JPG", caption="")
     save(tmp_path / "10_sks dog" / "c.WebP", caption="")
@@ -58,10 +58,10 @@ def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:
     save(tmp_path / "1_a" / "a.png", caption="")
     (tmp_path / "2_b").mkdir()
     (tmp_path / "2_b" / "notes.md").write_text("x", encoding="utf-8")
-    assert "2_b holds no picture" in told(run(tmp_path))
+    assert "2_b holds no image" in told(run(tmp_path))
 
 
-def test_a_regularisation_folder_without_a_picture_is_a_mistake(tmp_path: Path) -> None:
+def test_a_regularisation_folder_without_a_image_is_a_mistake(tmp_path: Path) -> None:
     save(tmp_path / "train" / "1_a" / "a.png", caption="")
     (tmp_path / "reg" / "1_dog").mkdir(parents=True)
     assert "regularisation folder" in told(run(tmp_path / "train", tmp_path / "reg"))
@@ -77,7 +77,7 @@ def test_a_caption_file_wins_over_the_folder_name(tmp_path: Path) -> None:
     assert captions(found) == {"a.png": "a photo, of x", "b.png": "sks dog", "c.png": "", "d.png": ""}
     assert [record.from_file for record in found.records] == [True, False, True, True]
     notes = "\n".join(found.notes)
-    assert "2 pictures have an empty caption file" in notes and "c.png" in notes
+    assert "2 images have an empty caption file" in notes and "c.png" in notes
     assert "2 caption files have more lines" in notes
 
 
@@ -147,7 +147,7 @@ def cut(path: Path, keep: float) -> None:
 
 @pytest.mark.parametrize("name", ["bad.png", "bad.jpg", "bad.webp", "bad.bmp", "bad.avif"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
-def test_a_cut_off_picture_is_named_and_left_out(tmp_path: Path, name: str, keep: float) -> None:
+def test_a_cut_off_image_is_named_and_left_out(tmp_path: Path, name: str, keep: float) -> None:
     if name.endswith(".avif") and ".avif" not in Image.registered_extensions():
         pytest.skip("this Pillow reads no AVIF")
     for index in range(10):
@@ -182,9 +182,9 @@ def test_a_film_behind_a_jpeg_does_no_harm(tmp_path: Path) -> None:
 def test_more_than_a_tenth_damaged_stops(tmp_path: Path) -> None:
     for index in range(8):
         save(tmp_path / "1_x" / f"{index}.png", (8, 8), caption="")
-    (tmp_path / "1_x" / "bad.png").write_bytes(b"no picture at all")
+    (tmp_path / "1_x" / "bad.png").write_bytes(b"no image at all")
     found = run(tmp_path)
-    assert "1 of 9 pictures are damaged" in told(found) and "bad.png" in told(found)
+    assert "1 of 9 images are damaged" in told(found) and "bad.png" in told(found)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -201,17 +201,17 @@ def test_sizes_are_upright(tmp_path: Path, name: str, orientation: int) -> None:
     assert run(tmp_path).records[0].size == ((24, 40) if orientation >= 5 else (40, 24))
 
 
-def test_one_stem_twice_and_transparency_are_two_pictures_and_a_note(tmp_path: Path) -> None:
+def test_one_stem_twice_and_transparency_are_two_images_and_a_note(tmp_path: Path) -> None:
     save(tmp_path / "1_x" / "a.jpg", caption="words")
     noise((8, 8), mode="RGBA").save(tmp_path / "1_x" / "a.png")
     noise((8, 8)).quantize(4).save(tmp_path / "1_x" / "p.png", transparency=0)
     found = run(tmp_path)
     assert captions(found) == {"a.jpg": "words", "a.png": "words", "p.png": "x"}
     assert [record.transparent for record in found.records] == [False, True, True]
-    assert any("2 pictures have transparency" in note for note in found.notes)
+    assert any("2 images have transparency" in note for note in found.notes)
 
 
-def test_files_of_the_system_are_no_pictures(tmp_path: Path) -> None:
+def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
     save(tmp_path / "1_x" / "a.png", caption="")
     (tmp_path / "1_x" / "._a.png").write_bytes(b"a resource fork")
     save(tmp_path / "1_x" / "sub" / "b.png")
@@ -227,7 +227,7 @@ def test_balance_in_the_scan_is_told(tmp_path: Path) -> None:
         save(tmp_path / "reg" / "1_dog" / f"{index}.png")
     found = run(tmp_path / "train", tmp_path / "reg")
     assert (found.train_samples, found.reg_samples, found.left_out_reg, found.found_reg_samples) == (4, 4, 2, 6)
-    assert any("2 of 6 pictures are left out; ratio 1.00 : 1" in note for note in found.notes)
+    assert any("2 of 6 images are left out; ratio 1.00 : 1" in note for note in found.notes)
     assert [r.is_reg for r in found.records] == [False] * 2 + [True] * 4
     assert {r.caption for r in found.records if r.is_reg} == {"dog"}
 
@@ -266,16 +266,16 @@ def test_the_order_of_several_datasets_and_balancing_in_each(tmp_path: Path) -> 
     ]  # fmt: skip
     assert found.subsets[3] is two.subsets[0] and found.datasets == (one, two, three)
     assert "regularisation of one: 3 samples for 4 training samples; repeated to 4" in "\n".join(found.notes)
-    assert "three: only regularisation pictures" in "\n".join(found.notes)
+    assert "three: only regularisation images" in "\n".join(found.notes)
 
 
-def test_one_picture_at_several_resolutions_has_one_key_and_is_told_once(tmp_path: Path) -> None:
+def test_one_image_at_several_resolutions_has_one_key_and_is_told_once(tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png", caption="")
     (tmp_path / "x" / "b.png").write_bytes(b"")
     found = scan([dataset(subset(tmp_path / "x"), resolution=(side, side)) for side in (64, 128, 256)])
     assert [record.key for record in found.records] == ["train/x/a.png"] * 3
-    assert len(found.bad_images) == 1 and "1 of 2 pictures are damaged" in told(found)
-    assert sum("1 pictures have an empty caption file" in note for note in found.notes) == 1
+    assert len(found.bad_images) == 1 and "1 of 2 images are damaged" in told(found)
+    assert sum("1 images have an empty caption file" in note for note in found.notes) == 1
 
 
 def test_a_folder_given_twice_in_one_dataset_counts_once(tmp_path: Path) -> None:
@@ -350,14 +350,14 @@ def test_captions_in_another_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("least", "names"), [({"least_edge": 33}, "bc"), ({"least_area": 64 * 64}, "c")])
-def test_small_pictures_are_left_out_counted_and_told(tmp_path: Path, least: dict[str, int], names: str) -> None:
+def test_small_images_are_left_out_counted_and_told(tmp_path: Path, least: dict[str, int], names: str) -> None:
     for name, size in {"a": (100, 32), "b": (33, 33), "c": (64, 64)}.items():
         save(tmp_path / "x" / f"{name}.png", size, caption="")
     found = scan([dataset(subset(tmp_path / "x", **least))])
     assert [record.name for record in found.records] == [f"{name}.png" for name in names]
     assert found.left_out_small == 3 - len(names) and not found.mistakes
-    assert f"{3 - len(names)} pictures are left out" in "\n".join(found.notes)
-    assert "all 3 pictures" in told(scan([dataset(subset(tmp_path / "x", least_edge=1000))]))
+    assert f"{3 - len(names)} images are left out" in "\n".join(found.notes)
+    assert "all 3 images" in told(scan([dataset(subset(tmp_path / "x", least_edge=1000))]))
 
 
 def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
@@ -369,13 +369,13 @@ def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     assert [record.mask for record in found.records] == ["a.png", "b.webp", None]
     assert found.without_mask == 1 and not found.mistakes
     notes = "\n".join(found.notes)
-    assert "1 of 3 pictures have no mask" in notes and "1 masks belong to no picture: d.png" in notes
+    assert "1 of 3 images have no mask" in notes and "1 masks belong to no image: d.png" in notes
     (tmp_path / "none").mkdir()
-    assert "holds no mask for any picture" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "none"))]))
+    assert "holds no mask for any image" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "none"))]))
     assert "no folder of masks" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
 
 
-def test_a_folder_s_pictures_have_its_score(tmp_path: Path) -> None:
+def test_a_folder_s_images_have_its_score(tmp_path: Path) -> None:
     for name in ("x", "y"):
         save(tmp_path / name / "a.png", caption="a")
     found = scan([dataset(subset(tmp_path / "x", score=6.0), subset(tmp_path / "y"))])
@@ -383,7 +383,7 @@ def test_a_folder_s_pictures_have_its_score(tmp_path: Path) -> None:
 
 
 def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path) -> None:
-    """Some of them may have no masks, such as regularisation pictures; a file that names the folder means it."""
+    """Some of them may have no masks, such as regularisation images; a file that names the folder means it."""
     for name in ("x/a.png", "y/b.png", "reg/c.png", "masks/a.png", "masks/b.png", "masks/d.png"):
         save(tmp_path / name, caption="" if "masks" not in name else None)
     masks = tmp_path / "masks"
@@ -394,12 +394,12 @@ def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path)
     found = scan([dataset(*parts)])
     assert not found.mistakes and [record.mask for record in found.records] == ["a.png", "b.png", None]
     notes = "\n".join(found.notes)
-    assert "reg: 1 of 1 pictures have no mask" in notes and "1 masks belong to no picture: d.png" in notes
+    assert "reg: 1 of 1 images have no mask" in notes and "1 masks belong to no image: d.png" in notes
     (mistake,) = scan([dataset(parts[0], replace(parts[2], origin="data.toml, line 9"))]).mistakes
-    assert "holds no mask for any picture" in mistake.what and "data.toml, line 9" in mistake.what
+    assert "holds no mask for any image" in mistake.what and "data.toml, line 9" in mistake.what
     (tmp_path / "none").mkdir()
     (mistake,) = scan([dataset(*(replace(part, mask_dir=tmp_path / "none") for part in parts))]).mistakes
-    assert "holds no mask for any picture" in mistake.what
+    assert "holds no mask for any image" in mistake.what
 
 
 def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path)
     save(tmp_path / "masks" / "b.png", size=(32, 24))
     (tmp_path / "masks" / "c.png").write_bytes(b"")
     (mistake,) = scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "masks"))]).mistakes
-    assert "2 masks of" in mistake.what and "a.png: it is 48x64 and its picture 64x48" in mistake.what
+    assert "2 masks of" in mistake.what and "a.png: it is 48x64 and its image 64x48" in mistake.what
     assert "c.png: the file is empty" in mistake.what and "b.png" not in mistake.what
 
 
@@ -417,12 +417,12 @@ def test_what_transparency_is_taken_for_is_told(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     noise((8, 8), mode="RGBA").save(tmp_path / "x" / "a.png")
     found = scan([dataset(subset(tmp_path / "x", alpha_mask=True, class_tokens="x"))])
-    assert "1 pictures have transparency, which is their mask" in found.notes
+    assert "1 images have transparency, which is their mask" in found.notes
     save(tmp_path / "masks" / "b.png", size=(8, 8))
     noise((8, 8), mode="RGBA").save(tmp_path / "x" / "b.png")
     found = scan([dataset(subset(tmp_path / "x", alpha_mask=True, mask_dir=tmp_path / "masks", class_tokens="x"))])
-    assert "1 pictures have transparency, which is their mask" in found.notes
-    assert "1 pictures have transparency: they are laid on white" in found.notes
+    assert "1 images have transparency, which is their mask" in found.notes
+    assert "1 images have transparency: they are laid on white" in found.notes
     assert any(note.endswith("count by their transparency, or fully") for note in found.notes)
 
 
@@ -454,11 +454,11 @@ def left_out(found: Scan) -> dict[str, str]:
     return {path.name: why for path, why in found.bad_images}
 
 
-def test_a_folder_that_is_named_like_a_picture(tmp_path: Path) -> None:
+def test_a_folder_that_is_named_like_a_image(tmp_path: Path) -> None:
     ten(tmp_path / "1_x")
     (tmp_path / "1_x" / "x.png").mkdir()
     found = run(tmp_path)
-    assert not left_out(found) and any("x.png is a folder, no picture" in note for note in found.notes)
+    assert not left_out(found) and any("x.png is a folder, no image" in note for note in found.notes)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
@@ -484,13 +484,13 @@ def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     ten(tmp_path / "1_x")
     save(tmp_path / "1_x" / "mine.png", caption="").chmod(0)
     assert "ermission" in left_out(run(tmp_path))["mine.png"]
 
 
-def test_a_picture_bomb_is_not_decoded(tmp_path: Path) -> None:
+def test_a_image_bomb_is_not_decoded(tmp_path: Path) -> None:
     ten(tmp_path / "1_x")
     whole = save(tmp_path / "bomb.png", (1, 1)).read_bytes()
     start = whole.index(b"IHDR")

@@ -1,4 +1,4 @@
-"""Which pictures are set aside: kohya's choice by seed, and nothing on both sides."""
+"""Which images are set aside: kohya's choice by seed, and nothing on both sides."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def told(found: Scan) -> str:
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31])
-def test_a_seed_chooses_the_pictures_that_it_chooses_in_sd_scripts(seed: int) -> None:
+def test_a_seed_chooses_the_images_that_it_chooses_in_sd_scripts(seed: int) -> None:
     """There: random.seed(validation_seed), the sorted paths shuffled, the first ceil(N (1 - split)) trained."""
     paths = [f"/data/10_dog/{name}" for name in NAMES]
     random.seed(seed)
@@ -78,7 +78,7 @@ def test_chance_elsewhere_is_left_alone(tmp_path: Path) -> None:
     assert random.getstate() == state
 
 
-def test_regularisation_pictures_are_never_set_aside_and_balance_what_is_trained(tmp_path: Path) -> None:
+def test_regularisation_images_are_never_set_aside_and_balance_what_is_trained(tmp_path: Path) -> None:
     parts = subset(make(tmp_path / "x", NAMES)), subset(make(tmp_path / "r", ["1.png", "2.png", "3.png"]), is_reg=True)
     found = scan([dataset(*parts, validation_split=0.5)], seed=1)
     assert (found.train_samples, found.reg_samples, len(found.held_out)) == (6, 6, 6)
@@ -107,7 +107,7 @@ def test_a_metadata_file_is_split_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_two_datasets_is_on_one_side(tmp_path: Path) -> None:
-    """At another resolution a picture is no new one."""
+    """At another resolution an image is no new one."""
     make(tmp_path / "x", NAMES)
     sizes = [(64, 64), (128, 128)]
     alike = scan([dataset(subset(tmp_path / "x"), resolution=size, validation_split=0.25) for size in sizes])
@@ -122,7 +122,7 @@ def test_a_file_of_two_datasets_is_on_one_side(tmp_path: Path) -> None:
     assert any("also trained on" in note for note in found.notes)
 
 
-def test_a_copy_of_a_trained_picture_is_not_validated_on(tmp_path: Path) -> None:
+def test_a_copy_of_a_trained_image_is_not_validated_on(tmp_path: Path) -> None:
     make(tmp_path / "x", NAMES)
     chosen = scan([dataset(subset(tmp_path / "x"), validation_split=0.25)], seed=5)
     copied = chosen.held_out[1]
@@ -142,7 +142,7 @@ def test_a_copy_of_a_trained_picture_is_not_validated_on(tmp_path: Path) -> None
         assert any(str(copied.path) in note for note in found.notes)
 
 
-def test_pictures_of_one_length_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
+def test_images_of_one_length_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
     for number, name in enumerate(NAMES[:4]):
         save(tmp_path / name, size=(200, 200))
         with (tmp_path / name.replace("png", "bmp")).open("wb") as file:
@@ -164,11 +164,11 @@ def test_all_set_aside_needs_another_dataset_to_train_on(tmp_path: Path) -> None
     make(tmp_path / "x", NAMES[:3])
     make(tmp_path / "y", NAMES[3:])
     alone = dataset(subset(tmp_path / "x"), validation_split=1.0)
-    assert "validation_split = 1 (data.toml) leaves no picture to train on" in told(scan([alone]))
+    assert "validation_split = 1 (data.toml) leaves no image to train on" in told(scan([alone]))
     beside = scan([alone, dataset(subset(tmp_path / "y"))])
     assert not beside.mistakes and names(beside.held_out) == NAMES[:3] and names(beside.records) == NAMES[3:]
     the_same = scan([alone, dataset(subset(tmp_path / "x"))])
-    assert "every picture that is set aside is trained on too" in told(the_same)
+    assert "every image that is set aside is trained on too" in told(the_same)
 
 
 def test_regularisation_is_not_left_alone(tmp_path: Path) -> None:
@@ -176,11 +176,11 @@ def test_regularisation_is_not_left_alone(tmp_path: Path) -> None:
     make(tmp_path / "y", NAMES[3:])
     make(tmp_path / "r", ["1.png"])
     lonely = dataset(subset(tmp_path / "x"), subset(tmp_path / "r", is_reg=True), validation_split=1.0)
-    assert "without training pictures" in told(scan([lonely, dataset(subset(tmp_path / "y"))]))
+    assert "without training images" in told(scan([lonely, dataset(subset(tmp_path / "y"))]))
 
 
 def test_a_share_that_sets_nothing_aside_is_a_mistake_with_one_that_does(tmp_path: Path) -> None:
     make(tmp_path / "x", NAMES[:3])
     found = scan([dataset(subset(tmp_path / "x"), validation_split=0.1)])
-    assert "sets no picture aside" in told(found) and "0.34 sets aside one of" in told(found)
+    assert "sets no image aside" in told(found) and "0.34 sets aside one of" in told(found)
     assert not scan([dataset(subset(tmp_path / "x"), validation_split=0.34)]).mistakes

@@ -56,8 +56,8 @@ def test_diffusers_loads_our_folder_offline(files, tmp_path, family, prediction)
     assert pipeline.scheduler.config.prediction_type == {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
     ids = pipeline.tokenizer("a dog!", padding="max_length", max_length=77, truncation=True).input_ids
     assert model.tokenizer.ids(["a dog!"]) == [[ids]]
-    picture = pipeline("a dog", num_inference_steps=2, width=64, height=64, output_type="np").images
-    assert picture.shape == (1, 64, 64, 3)
+    image = pipeline("a dog", num_inference_steps=2, width=64, height=64, output_type="np").images
+    assert image.shape == (1, 64, 64, 3)
 
 
 def test_a_folder_tells_of_zero_terminal_snr(files, tmp_path):

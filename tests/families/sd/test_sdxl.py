@@ -256,7 +256,7 @@ def test_the_unet_is_told_what_diffusers_pipeline_tells_it(model: Model, pipelin
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16 weights"])
 def test_sizes_that_bfloat16_cannot_tell_apart_are_told_apart(model: Model, dtype: torch.dtype) -> None:
-    """In bfloat16 1023 and 1025 are both 1024, which an odd picture's size must not become."""
+    """In bfloat16 1023 and 1025 are both 1024, which an odd image's size must not become."""
     assert torch.tensor(1023.0).bfloat16() == torch.tensor(1025.0).bfloat16()
     unet = model.unet if dtype == torch.float32 else copy.deepcopy(model.unet).to(dtype)
     found = []

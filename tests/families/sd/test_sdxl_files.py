@@ -118,12 +118,12 @@ def test_diffusers_loads_our_folder_and_draws(files: Any, tmp_path: Path, family
     size = {"width": 64, "height": 64}
     if family == "sdxl":
         assert pipeline.config.force_zeros_for_empty_prompt
-        picture = pipeline("a dog", **asks, **size).images
+        image = pipeline("a dog", **asks, **size).images
     else:
         assert pipeline.text_encoder is None and pipeline.tokenizer is None
         assert pipeline.config.requires_aesthetics_score and not pipeline.config.force_zeros_for_empty_prompt
-        picture = pipeline("a dog", image=torch.rand(1, 3, 64, 64), strength=0.9, **asks).images
-    assert picture.shape == (1, 64, 64, 3)
+        image = pipeline("a dog", image=torch.rand(1, 3, 64, 64), strength=0.9, **asks).images
+    assert image.shape == (1, 64, 64, 3)
     theirs = [getattr(pipeline, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name)]
     for ours, their in zip(model.tokenizer.each(), theirs, strict=True):
         assert ours.ids(["a dog!"]) == [[their("a dog!", padding="max_length", max_length=77).input_ids]]

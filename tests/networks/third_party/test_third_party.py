@@ -119,8 +119,8 @@ def train(base: Base, network: ForeignNetwork, steps: int = 1) -> None:
     network.on_epoch_start()
     for _ in range(steps):
         network.on_step_start()
-        states, picture = base.output()
-        (states.square().mean() + picture.square().mean()).backward()
+        states, image = base.output()
+        (states.square().mean() + image.square().mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
     network.module.eval()

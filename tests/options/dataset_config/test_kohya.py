@@ -72,7 +72,7 @@ CASES: list[tuple[str, Any, str, Any]] = [
     ("caption_extension", ".txt, caption", "subset.caption_extensions", (".txt", ".caption")),
     ("class_tokens", "sks dog", "subset.class_tokens", "sks dog"),
     ("class_tokens", "", "subset.class_tokens", ""),
-    ("image_dir", "pictures/犬", "subset.image_dir", Path("pictures/犬")),
+    ("image_dir", "images/犬", "subset.image_dir", Path("images/犬")),
     ("alpha_mask", True, "subset.alpha_mask", True),
     ("conditioning_data_dir", "masks", "subset.mask_dir", Path("masks")),
     ("caption_encoding", "shift_jis", "subset.caption_encoding", "shift_jis"),
@@ -86,7 +86,7 @@ LEVEL_NAMES = {"g": "general", "d": "dataset", "s": "subset"}
 
 def tree_with(key: str, value: object, level: str, **subset: object) -> dict[str, Any]:
     """A dataset file of one subset with one more key at one level."""
-    tree: dict[str, Any] = {"general": {}, "datasets": [{"subsets": [{"image_dir": "pictures", **subset}]}]}
+    tree: dict[str, Any] = {"general": {}, "datasets": [{"subsets": [{"image_dir": "images", **subset}]}]}
     tables = {"g": tree["general"], "d": tree["datasets"][0], "s": tree["datasets"][0]["subsets"][0]}
     tables[level][key] = value
     return tree
@@ -193,7 +193,7 @@ def test_the_places_that_the_command_line_names_are_not_those_of_subsets(tmp_pat
     found = read(tmp_path, tree_with("num_repeats", 1, "s"), replace(DEFAULTS, subsets=(template,)))
     (subset,) = one(found).subsets
     assert (subset.image_dir, subset.metadata_file, subset.mask_dir, subset.is_reg) == (
-        Path("pictures"), None, None, False
+        Path("images"), None, None, False
     )  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def test_a_pixel_budget_for_each_batch(tmp_path: Path) -> None:
     # 2 Mi pixels: 8 of 512 x 512, 3 of 768 x 768, 2 of 1024 x 1024; one of 2048 x 2048 has more
     assert [spec.batch_size for spec in found.datasets] == [8, 3, 2, 1, 5]
     assert found.notes == (
-        "pixels_per_batch = 2097152 (data.toml, line 4) is less than one picture of 2048 x 2048: its batch size is 1",
+        "pixels_per_batch = 2097152 (data.toml, line 4) is less than one image of 2048 x 2048: its batch size is 1",
     )
 
 
@@ -359,7 +359,7 @@ def test_keys_without_effect_are_told_where_they_ask_for_something(tmp_path: Pat
         assert len(found.notes) == 1 and found.notes[0].startswith(f"{line} (data.toml, line 2) has no effect")
 
 
-def test_regularisation_pictures_beside_those_they_regularise(tmp_path: Path) -> None:
+def test_regularisation_images_beside_those_they_regularise(tmp_path: Path) -> None:
     tree = tree_with("is_reg", True, "s")
     tree["datasets"][0]["subsets"].append({"image_dir": "other"})
     assert [subset.is_reg for subset in one(read(tmp_path, tree)).subsets] == [True, False]
@@ -395,7 +395,7 @@ def random_file(rng: random.Random) -> dict[str, Any]:
 
     def subset(place: int) -> dict[str, Any]:
         masks = rng.choice([{}, {"alpha_mask": True}, {"conditioning_data_dir": "masks"}])
-        return {"image_dir": f"pictures {place}", **masks, **some("s")}
+        return {"image_dir": f"images {place}", **masks, **some("s")}
 
     datasets = [
         {**some("d"), "subsets": [subset(place) for place in range(rng.randint(1, 3))]}

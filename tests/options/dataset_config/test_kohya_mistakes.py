@@ -76,7 +76,7 @@ x = 1
         (mistake,) = [mistake for mistake in found.mistakes if what in mistake.what]
         assert remedy in mistake.remedy
     assert len(found.mistakes) == len(expected)
-    # what is right is there all the same, so that the pictures can be checked, too
+    # what is right is there all the same, so that the images can be checked, too
     assert [subset.image_dir for spec in found.datasets for subset in spec.subsets] == [Path("a")]
 
 

@@ -27,7 +27,7 @@ DEFAULTS = DatasetSpec(
     (SubsetSpec(None, "the command line", captions=CaptionSettings(suffix="style"), images=ImageSettings(flip=True)),),
     batch_size=3,
 )
-PICTURES = {
+IMAGES = {
     "id": "dogs",
     "type": "local",
     "instance_data_dir": "data/dogs",
@@ -47,7 +47,7 @@ def read(tmp_path: Path, *entries: object, defaults: DatasetSpec = DEFAULTS) -> 
 
 def read_one(tmp_path: Path, **keys: object) -> tuple[DatasetSpec, SubsetSpec, str]:
     """The only dataset and subset of one faultless entry, and all notes."""
-    found = read(tmp_path, {name: value for name, value in (PICTURES | keys).items() if value is not ...})
+    found = read(tmp_path, {name: value for name, value in (IMAGES | keys).items() if value is not ...})
     assert not found.mistakes
     [dataset] = found.datasets
     [subset] = dataset.subsets
@@ -55,7 +55,7 @@ def read_one(tmp_path: Path, **keys: object) -> tuple[DatasetSpec, SubsetSpec, s
 
 
 def mistakes(tmp_path: Path, **keys: object) -> str:
-    found = read(tmp_path, {name: value for name, value in (PICTURES | keys).items() if value is not ...})
+    found = read(tmp_path, {name: value for name, value in (IMAGES | keys).items() if value is not ...})
     return "\n".join(map(str, found.mistakes))
 
 
@@ -113,7 +113,7 @@ def test_resolutions(tmp_path: Path, kind: object, resolution: object, crop: boo
         ("pixel", 0, False, (0, 0)),
     ],
 )
-def test_small_pictures_are_left_out(
+def test_small_images_are_left_out(
     tmp_path: Path, kind: str, value: float, crop: bool, expected: tuple[int, int]
 ) -> None:
     resolution = 1.0 if kind == "area" else 1024
@@ -132,7 +132,7 @@ def test_small_pictures_are_left_out(
     ],
 )
 @pytest.mark.parametrize("aspect", ["square", "preserve"])
-def test_large_pictures_are_scaled_before_the_crop(
+def test_large_images_are_scaled_before_the_crop(
     tmp_path: Path, kind: str, resolution: float, target: float, rule: Any, expected: float, aspect: str
 ) -> None:
     sizes = {"resolution": resolution, "resolution_type": kind, "maximum_image_size": target}
@@ -206,34 +206,33 @@ def test_regularisation_in_both_spellings(tmp_path: Path, keys: dict[str, bool],
 
 
 def test_masks_are_paired(tmp_path: Path) -> None:
-    found = read(tmp_path, MASKS, PICTURES | {"conditioning_data": "masks"})
+    found = read(tmp_path, MASKS, IMAGES | {"conditioning_data": "masks"})
     assert not found.mistakes and found.datasets[0].subsets[0].mask_dir == Path("data/masks")
-    listed = read(tmp_path, PICTURES | {"conditioning_data": ["masks"]}, MASKS | {"conditioning_type": "segmentation"})
+    listed = read(tmp_path, IMAGES | {"conditioning_data": ["masks"]}, MASKS | {"conditioning_type": "segmentation"})
     assert not listed.mistakes and listed.datasets[0].subsets[0].mask_dir == Path("data/masks")
     assert any("grey counts in part" in note for note in listed.notes)
-    other_way = read(tmp_path, PICTURES, MASKS | {"source_dataset_id": "dogs"})
+    other_way = read(tmp_path, IMAGES, MASKS | {"source_dataset_id": "dogs"})
     assert other_way.datasets[0].subsets[0].mask_dir == Path("data/masks")
-    alone = read(tmp_path, PICTURES, MASKS)
+    alone = read(tmp_path, IMAGES, MASKS)
     assert alone.datasets[0].subsets[0].mask_dir is None
     assert any("these masks are not used" in note for note in alone.notes)
-    differing = read(tmp_path, PICTURES | {"conditioning_data": "masks"}, MASKS | {"crop": True, "resolution": 1024})
-    assert any("crop: masks are scaled and cut as their pictures" in note for note in differing.notes)
+    differing = read(tmp_path, IMAGES | {"conditioning_data": "masks"}, MASKS | {"crop": True, "resolution": 1024})
+    assert any("crop: masks are scaled and cut as their images" in note for note in differing.notes)
 
 
 @pytest.mark.parametrize("named", ["gone", ["masks", "more"], 7, ["masks", 7]])
 def test_masks_that_are_not_there(tmp_path: Path, named: object) -> None:
-    found = read(tmp_path, PICTURES | {"conditioning_data": named}, MASKS)
+    found = read(tmp_path, IMAGES | {"conditioning_data": named}, MASKS)
     assert len(found.mistakes) == 1 and "conditioning_data" in found.mistakes[0].what
 
 
 def test_entries_of_equal_sizes_are_one_dataset(tmp_path: Path) -> None:
     entries = [
-        PICTURES,
-        PICTURES | {"id": "dogs-512", "resolution": 512},
-        PICTURES | {"id": "reg", "instance_data_dir": "data/reg", "is_regularisation_data": True},
-        PICTURES
-        | {"id": "reg-512", "instance_data_dir": "data/reg", "resolution": 512, "is_regularisation_data": True},
-        PICTURES | {"id": "again", "instance_prompt": "a dog", "instance_data_dir": "data//dogs"},
+        IMAGES,
+        IMAGES | {"id": "dogs-512", "resolution": 512},
+        IMAGES | {"id": "reg", "instance_data_dir": "data/reg", "is_regularisation_data": True},
+        IMAGES | {"id": "reg-512", "instance_data_dir": "data/reg", "resolution": 512, "is_regularisation_data": True},
+        IMAGES | {"id": "again", "instance_prompt": "a dog", "instance_data_dir": "data//dogs"},
     ]
     found = read(tmp_path, *entries)
     assert not found.mistakes
@@ -245,14 +244,14 @@ def test_entries_of_equal_sizes_are_one_dataset(tmp_path: Path) -> None:
 def test_caches_and_what_is_off_are_told(tmp_path: Path) -> None:
     text = {"id": "text", "dataset_type": "text_embeds", "default": True, "type": "aws"}
     off = {"id": "off", "disabled": True, "dataset_type": "video"}
-    also_off = PICTURES | {"id": "off too", "disable": True, "resolution": "wrong"}
+    also_off = IMAGES | {"id": "off too", "disable": True, "resolution": "wrong"}
     keys = {
         "cache_dir_vae": "cache",
         "text_embeds": "text",
         "vae_cache_disable": True,
         "max_num_samples": None,
     }
-    found = read(tmp_path, PICTURES | keys, text, off, also_off)
+    found = read(tmp_path, IMAGES | keys, text, off, also_off)
     assert not found.mistakes and len(found.datasets) == 1
     notes = "\n".join(found.notes)
     assert "(dogs): cache_dir_vae is not used: caches are kept by content" in notes
@@ -313,8 +312,8 @@ def test_values_that_ask_for_nothing_are_no_mistake(tmp_path: Path) -> None:
 def test_all_mistakes_at_once(tmp_path: Path) -> None:
     found = read(
         tmp_path,
-        PICTURES | {"reapets": 1, "crop": 1, "probability": 2},
-        PICTURES | {"resolution": True},
+        IMAGES | {"reapets": 1, "crop": 1, "probability": 2},
+        IMAGES | {"resolution": True},
         {"id": "sound", "dataset_type": "audio"},
     )
     assert len(found.mistakes) == 6  # the second entry has the id of the first
@@ -329,7 +328,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("{}", "not a list of entries"),
         ("[1]", "not a list of entries"),
         ('{"datasets": []}', "--dataset_config"),
-        ("[]", "no entry describes pictures"),
+        ("[]", "no entry describes images"),
         ('[{"id": "a", "id": "b", "disabled": true}]', "id stands twice"),
         ("[" * 100_000, "too deep"),
     ],
@@ -345,13 +344,13 @@ def test_files_that_are_none(tmp_path: Path, text: str, said: str) -> None:
 def test_no_file_and_no_resolution(tmp_path: Path) -> None:
     assert "no such file" in read_backend(tmp_path / "gone.json", DEFAULTS).mistakes[0].what
     nowhere = DatasetSpec("the command line", BucketSettings((0, 0)), ())
-    found = read(tmp_path, {key: value for key, value in PICTURES.items() if "resolution" not in key}, defaults=nowhere)
+    found = read(tmp_path, {key: value for key, value in IMAGES.items() if "resolution" not in key}, defaults=nowhere)
     assert len(found.mistakes) == 1 and "resolution" in found.mistakes[0].what
 
 
 def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "b.json"
-    path.write_text(json.dumps([PICTURES]), encoding="utf-8-sig")
+    path.write_text(json.dumps([IMAGES]), encoding="utf-8-sig")
     assert not read_backend(path, DEFAULTS).mistakes
 
 
@@ -364,7 +363,7 @@ def test_what_it_describes_is_found_on_the_disk(tmp_path: Path) -> None:
     (tmp_path / "dogs" / "big_dog.txt").write_text("first\nsecond\n", encoding="utf-8")
     (tmp_path / "dogs" / "further" / "deep.txt").write_text("deep", encoding="utf-8")
     own = {"instance_data_dir": str(tmp_path / "dogs"), "resolution": 64, "minimum_image_size": 40}
-    common = PICTURES | own | {"resolution_type": "pixel", "repeats": 1}
+    common = IMAGES | own | {"resolution_type": "pixel", "repeats": 1}
     names = {"id": "names", "caption_strategy": "filename", "crop": True, "crop_style": "center"}
     found = read(
         tmp_path,

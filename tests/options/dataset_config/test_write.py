@@ -61,7 +61,7 @@ enable_bucket = false
 
   [[datasets.subsets]]
   metadata_file = "meta.json"
-  image_dir = "pictures"
+  image_dir = "images"
   caption_tag_dropout_rate = 0.25
 
 [[datasets]]
@@ -73,29 +73,29 @@ resolution = 512
   random_crop = true
   resize_interpolation = "area"
 """
-PICTURES = {"type": "local", "instance_data_dir": "data/dogs", "caption_strategy": "textfile"}
+IMAGES = {"type": "local", "instance_data_dir": "data/dogs", "caption_strategy": "textfile"}
 BACKEND = [
-    PICTURES | {"id": "plain", "resolution": 1024, "resolution_type": "pixel_area", "repeats": 9},
-    PICTURES
+    IMAGES | {"id": "plain", "resolution": 1024, "resolution_type": "pixel_area", "repeats": 9},
+    IMAGES
     | {"id": "small", "resolution": 0.5, "resolution_type": "area", "minimum_image_size": 0.3, "crop": True}
     | {"crop_aspect": "preserve", "maximum_image_size": 1.5, "target_downsample_size": 0.77},
-    PICTURES
+    IMAGES
     | {"id": "square", "resolution": 0.5, "resolution_type": "area", "minimum_image_size": 0.3, "crop": True}
     | {"crop_style": "corner", "instance_prompt": "sks", "prepend_instance_prompt": True},
-    PICTURES
+    IMAGES
     | {"id": "edge", "resolution": 500, "resolution_type": "pixel", "minimum_image_size": 400, "crop": True}
     | {"crop_aspect": "preserve", "maximum_image_size": 900, "target_downsample_size": 700, "crop_style": "center"},
-    PICTURES
+    IMAGES
     | {"id": "edges", "resolution": 512, "resolution_type": "pixel", "minimum_image_size": 400, "crop": True}
     | {"instance_data_dir": "data/edges", "crop_style": "center", "disable_multiline_split": True},
-    PICTURES
+    IMAGES
     | {"id": "shrunk", "resolution": 512, "resolution_type": "pixel", "crop": True, "crop_style": "center"}
     | {"maximum_image_size": 900, "target_downsample_size": 700, "caption_strategy": "filename"},
-    PICTURES
+    IMAGES
     | {"id": "reg", "instance_data_dir": "data/reg", "is_regularization_data": True, "resolution": 1024}
     | {"caption_strategy": "instanceprompt", "instance_prompt": ["a dog", "one dog"], "conditioning_data": "m"},
     {"id": "m", "dataset_type": "conditioning", "conditioning_type": "mask", "instance_data_dir": "data/reg masks"},
-    PICTURES
+    IMAGES
     | {"id": "shuffled", "instance_data_dir": "data/x", "resolution": 1024, "instance_prompt": "x"}
     | {"caption_shuffle": {"enable": True, "position_start": 1}, "only_instance_prompt": False},
     {"id": "text", "dataset_type": "text_embeds", "default": True, "cache_dir": "cache"},
@@ -141,7 +141,7 @@ def test_simpletuner_and_back_is_what_it_was(tmp_path: Path) -> None:
     assert to_simpletuner(again.datasets) == written
     ids = [entry["id"] for entry in json.loads(written.text)]
     assert len(set(ids)) == len(ids)
-    told = ("a regularisation picture", "masks there have", "shuffle_caption")
+    told = ("a regularisation image", "masks there have", "shuffle_caption")
     assert len(written.lost) == 3 and all(any(word in line for word in told) for line in written.lost), written.lost
 
 
@@ -258,7 +258,7 @@ def test_what_simpletuner_cannot_say_is_told(dataset: DatasetSpec, said: str) ->
         (BucketSettings((512, 512)), {"caption_source": "class_tokens", "class_tokens": "x"}, "the same caption"),
         (BucketSettings((512, 512)), {"images": ImageSettings(corner_crop=True)}, "at the centre"),
         (BucketSettings((512, 512)), {"metadata_file": Path("m.json"), "class_tokens": "x"}, 'class_tokens = "x"'),
-        (BucketSettings((512, 512)), {"is_reg": True}, "without training pictures"),
+        (BucketSettings((512, 512)), {"is_reg": True}, "without training images"),
     ],
 )
 def test_what_kohya_cannot_say_is_told(buckets: BucketSettings, keys: dict[str, object], said: str) -> None:

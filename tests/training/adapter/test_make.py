@@ -248,7 +248,7 @@ def test_where_to_begin(world: World, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(exactly.losses) == [4] and sorted(epoch.losses) == [3, 4] and same.losses == epoch.losses
     whole = train(world, tmp_path / "d", capsys, learning_rate=1e-20)
     late = train(world, tmp_path / "e", capsys, learning_rate=1e-20, initial_step=3, skip_until_initial_step=True)
-    assert late.losses == {4: whole.losses[4]}, "the same pictures, noise and timesteps"
+    assert late.losses == {4: whole.losses[4]}, "the same images, noise and timesteps"
 
 
 MISTAKES = [

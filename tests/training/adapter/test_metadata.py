@@ -175,7 +175,7 @@ def test_values_say_what_the_run_does(world: World, tmp_path: Path) -> None:
     assert found["ss_seed"].isdigit()  # the one that was drawn
 
 
-def test_pictures_that_are_set_aside(world: World, tmp_path: Path) -> None:
+def test_images_that_are_set_aside(world: World, tmp_path: Path) -> None:
     found = metadata_of(world, tmp_path, validation_split=0.34, validation_seed=7)
     assert (found["ss_num_validation_images"], found["ss_num_train_images"]) == ("1", "6")
     assert (found["ss_validation_split"], found["ss_validation_seed"]) == ("0.34", "7")
@@ -275,9 +275,9 @@ def test_a_model_that_was_replaced_in_the_meantime_has_no_hash(world: World, tmp
 
 
 def test_a_thumbnail_is_read_once(world: World, tmp_path: Path) -> None:
-    (picture,) = tiny.write_pictures(tmp_path / "thumb", 1)
-    metadata = AdapterMetadata(plan_of(world, tmp_path, metadata_thumbnail=picture))
-    picture.unlink()
+    (image,) = tiny.write_images(tmp_path / "thumb", 1)
+    metadata = AdapterMetadata(plan_of(world, tmp_path, metadata_thumbnail=image))
+    image.unlink()
     assert metadata.at(1)["modelspec.thumbnail"].startswith("data:image/png;base64,")
 
 

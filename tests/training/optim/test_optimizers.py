@@ -110,7 +110,7 @@ def test_the_table_has_the_names_that_users_know() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_learns(name: str) -> None:
-    """Rates that are found grow from d0, whose default of 1e-6 would take this toy many steps."""
+    """LearningRates that are found grow from d0, whose default of 1e-6 would take this toy many steps."""
     toy = Toy(options(name, "d0=1e-3") if ROWS[name].learning_rate_free else options(name))
     losses = [toy.step() for _ in range(21)]
     assert losses[-1] < 0.9 * losses[0]

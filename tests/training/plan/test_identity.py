@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def test_a_picture_with_another_score_is_other_data(world: World, tmp_path: Path) -> None:
+def test_a_image_with_another_score_is_other_data(world: World, tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png")
     seen = []
     for entry in ({}, {"aesthetic_score": 7}, {"aesthetic_score": 7.5}, {"aesthetic_score": "7.50"}):

@@ -33,7 +33,7 @@ def mistakes_of(world: World, out: Path, **flags: object) -> list[str]:
     return [mistake.what for mistake in raised.value.mistakes]
 
 
-# 3 pictures x 2 + 2 pictures x 1 = 8 samples; batches of 3 give 3 batches, windows of 2 give 2 steps
+# 3 images x 2 + 2 images x 1 = 8 samples; batches of 3 give 3 batches, windows of 2 give 2 steps
 @pytest.mark.parametrize(
     ("flags", "steps", "epochs", "because"),
     [
@@ -62,7 +62,7 @@ def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path)
     text = describe(plan_of(world, tmp_path, **flags, learning_rate=2e-6, learning_rate_te=1e-6))
     for expected in (
         "Stable Diffusion 1.x",
-        '2_sks dog: 3 pictures x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
+        '2_sks dog: 3 images x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
         "of 75 tokens",
         "64x64: 8",
         "U-Net (3.5 M parameters) at 2e-06",
@@ -78,15 +78,15 @@ def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path)
 
 
 def test_a_caption_beyond_the_limit_is_named(tmp_path: Path, world: World) -> None:
-    tiny.write_pictures(tmp_path / "train" / "1_dog", 2)
-    (tmp_path / "train" / "1_dog" / "picture_01.txt").write_text("dog " * 100, encoding="utf-8")
-    (tmp_path / "train" / "1_dog" / "picture_00.txt").write_text("dog " * 75, encoding="utf-8")
+    tiny.write_images(tmp_path / "train" / "1_dog", 2)
+    (tmp_path / "train" / "1_dog" / "image_01.txt").write_text("dog " * 100, encoding="utf-8")
+    (tmp_path / "train" / "1_dog" / "image_00.txt").write_text("dog " * 75, encoding="utf-8")
     plan = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train")
-    assert plan.pictures.captions.longest == 100
-    assert [path.name for path in plan.pictures.captions.cut] == ["picture_01.png"]
+    assert plan.images.captions.longest == 100
+    assert [path.name for path in plan.images.captions.cut] == ["image_01.png"]
     assert "1 caption cut at 75 tokens" in describe(plan)
     longer = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train", max_token_length=150)
-    assert longer.pictures.captions.limit == 150 and not longer.pictures.captions.cut
+    assert longer.images.captions.limit == 150 and not longer.images.captions.cut
 
 
 def test_memory_and_disk_are_counted(world: World, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     told = mistakes_of(world, tmp_path, **{**go_on, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
     assert len(told) == 3 and all(str(state) in what for what in told)
     (told_data,) = mistakes_of(world, tmp_path, **{**go_on, "reg_data_dir": world.root / "reg"})
-    assert "pictures, captions, repeats or scores" in told_data
+    assert "images, captions, repeats or scores" in told_data
     for changed in (
         {"enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8},
         {"flip_aug": True},

@@ -1,4 +1,4 @@
-"""The plan of caches filled ahead: the training's pictures, captions and order, and no more asked for than those."""
+"""The plan of caches filled ahead: the training's images, captions and order, and no more asked for than those."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import pytest
 
 from library.options.mistakes import Mistakes, UserError
 from library.options.parse import Program, parse
-from library.training.inputs import captions_to_come, picture_reader, training_set
+from library.training.inputs import captions_to_come, image_reader, training_set
 from library.training.plan.plan import decide
 from library.training.precache.command import OWN_FLAGS, UNNEEDED
-from library.training.precache.plan import CachePlan, Crew, Kind, decide_caching, decide_crew, describe_caching
+from library.training.precache.plan import (
+    CachePlan,
+    Kind,
+    WorkerGroup,
+    decide_caching,
+    decide_worker_group,
+    describe_caching,
+)
 from tests.training.running import World, make_world, run
 
 
@@ -36,10 +43,10 @@ def test_what_is_cached_is_what_the_training_will_ask_for(world: World, tmp_path
         for part in name.split("."):
             ours, theirs = getattr(ours, part), getattr(theirs, part)
         assert ours == theirs, name
-    texts = [captions_to_come(each, training_set(each, picture_reader(each), None)) for each in (ahead, training)]
+    texts = [captions_to_come(each, training_set(each, image_reader(each), None)) for each in (ahead, training)]
     assert texts[0] == texts[1] and len(texts[0][0]) > 5
-    ours, theirs = picture_reader(ahead), picture_reader(training)
-    indices = range(len(ahead.pictures.records))
+    ours, theirs = image_reader(ahead), image_reader(training)
+    indices = range(len(ahead.images.records))
     assert [ours.source(index) for index in indices] == [theirs.source(index) for index in indices]
 
 
@@ -94,7 +101,7 @@ def test_a_resumed_training_keeps_its_seed_and_its_captions(world: World, tmp_pa
 
 def test_the_text_names_the_cache_and_its_reader(world: World) -> None:
     latents = describe_caching(plan(world, "latents", processes=2, sdxl=True, debug_dataset=True, cache_format="npz"))
-    for word in ("a .npz file beside each picture", "2 processes", "--sdxl", "--debug_dataset", "64x64"):
+    for word in ("a .npz file beside each image", "2 processes", "--sdxl", "--debug_dataset", "64x64"):
         assert word in latents
     captions = describe_caching(plan(world, "captions"))
     assert str(world.root / "remembered" / "captions") in captions and "longest: " in captions
@@ -102,18 +109,18 @@ def test_the_text_names_the_cache_and_its_reader(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "crew"),
+    ("environment", "group"),
     [
-        ({}, Crew()),
-        ({"WORLD_SIZE": "1", "RANK": "0"}, Crew()),
-        ({"WORLD_SIZE": "", "RANK": ""}, Crew()),
-        ({"WORLD_SIZE": "4", "RANK": "3"}, Crew(3, 4, 3)),
-        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, Crew(3, 4, 1)),
+        ({}, WorkerGroup()),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, WorkerGroup()),
+        ({"WORLD_SIZE": "", "RANK": ""}, WorkerGroup()),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, WorkerGroup(3, 4, 3)),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, WorkerGroup(3, 4, 1)),
     ],
 )
-def test_the_place_of_a_process_among_others(environment: dict[str, str], crew: Crew) -> None:
+def test_the_place_of_a_process_among_others(environment: dict[str, str], group: WorkerGroup) -> None:
     mistakes = Mistakes()
-    assert decide_crew(environment, 1, mistakes) == crew and not mistakes
+    assert decide_worker_group(environment, 1, mistakes) == group and not mistakes
 
 
 @pytest.mark.parametrize(
@@ -128,6 +135,6 @@ def test_the_place_of_a_process_among_others(environment: dict[str, str], crew: 
 )
 def test_a_place_that_cannot_be(environment: dict[str, str], processes: int, named: str) -> None:
     mistakes = Mistakes()
-    decide_crew(environment, processes, mistakes)
+    decide_worker_group(environment, processes, mistakes)
     (mistake,) = mistakes
     assert named in mistake.what and mistake.remedy

@@ -1,4 +1,4 @@
-"""When pictures are drawn, what their files are called, and what is said of the prompts before the first step."""
+"""When images are drawn, what their files are called, and what is said of the prompts before the first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from library.data.buckets import Placement
 from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions, build
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview, read_requests
 
 TIME = datetime(2026, 1, 31, 23, 59, 58)
@@ -75,12 +75,12 @@ def test_defaults_are_kohyas_the_familys_size_and_the_runs_sampler(tmp_path: Pat
     chosen = options(tmp_path / "p.txt", sample_at_first=True, sample_sampler="euler_a")
     kohyas, ours = plan_preview(chosen), plan_preview(chosen, (768, 640))
     assert kohyas is not None and ours is not None
-    dog = PictureRequest("a dog", "", 512, 512, None, 30, 7.5, "euler_a")
-    assert read_requests(kohyas) == [dog, PictureRequest("a cat", width=320, sampler="heun")]
+    dog = ImageRequest("a dog", "", 512, 512, None, 30, 7.5, "euler_a")
+    assert read_requests(kohyas) == [dog, ImageRequest("a cat", width=320, sampler="heun")]
     assert [(one.width, one.height) for one in read_requests(ours)] == [(768, 640), (320, 640)]
 
 
-def test_refined_pictures_are_taken_in_turn_and_have_their_own_sizes(tmp_path: Path) -> None:
+def test_refined_images_are_taken_in_turn_and_have_their_own_sizes(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a --w 1024\nb\nc --d 3\n", encoding="utf-8")
     placements = (Placement(bucket=(64, 72), resized=(80, 72)), Placement(bucket=(80, 64), resized=(80, 64)))
     made = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)

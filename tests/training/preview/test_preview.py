@@ -1,4 +1,4 @@
-"""Pictures while training: what is drawn and said, and that nothing of the training notices."""
+"""Images while training: what is drawn and said, and that nothing of the training notices."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.options.train_options import build
 from library.sampling.images import sample
-from library.sampling.prompts import PictureRequest
-from library.training.isolated_eval import undisturbed
+from library.sampling.prompts import ImageRequest
+from library.training.isolated_eval import isolated_eval
 from library.training.preview.drawing import PromptStates, decoder, drawing
 from library.training.preview.plan import plan_preview
 from library.training.preview.preview import Draw, Preview
@@ -36,10 +36,10 @@ TIME = datetime(2026, 1, 31, 23, 59, 58)
 
 @dataclass
 class Recorder:
-    """Draws pictures of one colour and remembers what it was asked for."""
+    """Draws images of one colour and remembers what it was asked for."""
 
     said: list[str] = field(default_factory=list)
-    asked: list[list[tuple[PictureRequest, int]]] = field(default_factory=list)
+    asked: list[list[tuple[ImageRequest, int]]] = field(default_factory=list)
     logged: list[tuple[list[str], int]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
@@ -50,9 +50,7 @@ class Recorder:
         yield self.draw
         self.order.append("away")
 
-    def draw(
-        self, requests: Sequence[PictureRequest], seeds: Sequence[int], places: Sequence[int]
-    ) -> list[Image.Image]:
+    def draw(self, requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int]) -> list[Image.Image]:
         self.order.append("draw")
         self.places += places
         self.asked.append(list(zip(requests, seeds, strict=True)))
@@ -60,8 +58,8 @@ class Recorder:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [Image.new("RGB", (request.width, request.height)) for request in requests]
 
-    def log_images(self, pictures: Mapping[str, Image.Image], step: int) -> None:
-        self.logged.append((list(pictures), step))
+    def log_images(self, images: Mapping[str, Image.Image], step: int) -> None:
+        self.logged.append((list(images), step))
 
 
 def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -> Preview:
@@ -84,13 +82,13 @@ def names(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "sample").iterdir())
 
 
-def test_files_and_trackers_get_the_pictures(tmp_path: Path) -> None:
+def test_files_and_trackers_get_the_images(tmp_path: Path) -> None:
     recorder = Recorder()
     made = preview(tmp_path, "a --w 64 --h 64 --d 5\nb --w 72 --h 64\n", recorder)
     made.after_step(30)
     assert names(tmp_path) == ["dog_000030_00_20260131235958_5.png", "dog_000030_01_20260131235958.png"]
-    with Image.open(tmp_path / "sample" / names(tmp_path)[1]) as picture:
-        assert picture.size == (72, 64) and not getattr(picture, "text", {})
+    with Image.open(tmp_path / "sample" / names(tmp_path)[1]) as image:
+        assert image.size == (72, 64) and not getattr(image, "text", {})
     assert recorder.logged == [(["sample/00", "sample/01"], 30)]
     drawn = recorder.asked[1][0][1]
     assert f"(seed {drawn})" in recorder.said[-1] and 0 <= drawn < 2**32
@@ -150,7 +148,7 @@ def test_the_prompt_file_is_read_each_time_and_may_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("at_once", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 1, 1]), (8, [3, 1])])
-def test_pictures_of_one_size_are_drawn_together(at_once: int, sizes: list[int], tmp_path: Path) -> None:
+def test_images_of_one_size_are_drawn_together(at_once: int, sizes: list[int], tmp_path: Path) -> None:
     recorder = Recorder()
     prompts = "a --w 64 --h 64\nb --w 72 --h 64\nc --w 64 --h 64\nd --w 64 --h 64"
     preview(tmp_path, prompts, recorder, sample_batch_size=at_once).after_step(1)
@@ -160,7 +158,7 @@ def test_pictures_of_one_size_are_drawn_together(at_once: int, sizes: list[int],
     assert recorder.logged == [([f"sample/{place:02d}" for place in range(4)], 1)]
 
 
-def test_pictures_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -> None:
+def test_images_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -> None:
     recorder = Recorder()
     made = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
     assert made.plan is not None
@@ -191,7 +189,7 @@ def test_nothing_is_left_of_what_happens_aside() -> None:
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index]
     for error in (None, RuntimeError("stopped")):
         try:
-            with undisturbed([module]):
+            with isolated_eval([module]):
                 assert not module[0].training and not torch.is_grad_enabled()
                 random.random(), np.random.rand(), torch.rand(1)
                 if error is not None:
@@ -211,17 +209,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_model(read_header(tiny.write_single_file(tmp_path_factory.mktemp("m") / "x.safetensors", "sd1")))
 
 
-REQUEST = PictureRequest("a photo of sks dog", "blurry", width=64, height=72, steps=2)
+REQUEST = ImageRequest("a photo of sks dog", "blurry", width=64, height=72, steps=2)
 CPU = torch.device("cpu")
 
 
-def drawn(model: Any, states: PromptStates, request: PictureRequest = REQUEST) -> Any:
+def drawn(model: Any, states: PromptStates, request: ImageRequest = REQUEST) -> Any:
     with drawing(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
         return np.asarray(draw([request], [7], [0])[0])
 
 
 @pytest.mark.parametrize("clip_skip", [None, 2])
-def test_a_picture_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
+def test_a_image_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
     settings = TextSettings(clip_skip=clip_skip)
     states = PromptStates(model.family, model.tokenizer, model.text_encoders, settings)
     assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, settings=settings)))
@@ -233,9 +231,9 @@ def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
     expected = [drawn(model, states, request) for request in (REQUEST, long)]
     states.keep([REQUEST, long])
     states.forget()
-    for request, picture in zip((REQUEST, long), expected, strict=True):
+    for request, image in zip((REQUEST, long), expected, strict=True):
         # alone and in a batch the encoder's sums have other orders
-        assert np.abs(drawn(model, states, request).astype(int) - picture.astype(int)).max() <= 1
+        assert np.abs(drawn(model, states, request).astype(int) - image.astype(int)).max() <= 1
     with pytest.raises(Exception, match=r"(?s)a cat.*cache_text_encoder_outputs"):
         drawn(model, states, replace(REQUEST, prompt="a cat"))
 

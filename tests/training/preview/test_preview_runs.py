@@ -17,13 +17,13 @@ from library.checkpoints.files import read_header
 from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.sampling.images import sample, sample_batch
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from networks import network
 from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
 
 PROMPTS = "a photo of sks dog --n blurry --w 64 --h 72 --s 3 --d 5 --ss euler_a\na cat --w 64 --h 64 --s 2 --l 1\n"
-REQUEST = PictureRequest("a photo of sks dog", "blurry", 64, 72, 5, 3, 7.5, "euler_a")
+REQUEST = ImageRequest("a photo of sks dog", "blurry", 64, 72, 5, 3, 7.5, "euler_a")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def stems(out: Path) -> list[str]:
-    """Names of the pictures without time: dog_e000001_00_..._5 and dog_e000001_01_..."""
+    """Names of the images without time: dog_e000001_00_..._5 and dog_e000001_01_..."""
     names = sorted(path.stem.split("_") for path in (out / "sample").iterdir())
     return ["_".join([*parts[:3], *parts[4:]]) for parts in names]
 
 
 SCHEDULE_FREE = {"optimizer_type": "AdamWScheduleFree", "learning_rate": 0.01}
-# dropouts draw from the global generators, which pictures must not move
+# dropouts draw from the global generators, which images must not move
 LORA = {
     "network_module": "networks.lora", "network_dropout": 0.3, "network_args": ["module_dropout=0.3", "conv_dim=2"],
     "learning_rate": 0.05, "use_safetensors": None,
@@ -67,7 +67,7 @@ def test_a_run_that_draws_trains_as_one_that_does_not(
     without = run(world.arguments(tmp_path / "without", **shared), capsys, recipe)
     drawing = run(world.arguments(tmp_path / "with", **shared, **prompts), capsys, recipe)
     assert without.code == drawing.code == 0, without.err + drawing.err
-    assert "not drawn" not in drawing.err and "no pictures" not in drawing.err
+    assert "not drawn" not in drawing.err and "no images" not in drawing.err
     marks = ("000001", "000002", "e000000")
     assert stems(tmp_path / "with") == [f"dog_{mark}_{prompt}" for mark in marks for prompt in ("00_5", "01")]
     assert without.losses == drawing.losses
@@ -92,7 +92,7 @@ def model_of(file: Path, base: Path) -> Any:
 
 
 @pytest.mark.parametrize("flags", [SCHEDULE_FREE | {"clip_skip": 2}, LORA | {"cache_latents": True}])
-def test_a_picture_is_that_of_the_saved_file(
+def test_a_image_is_that_of_the_saved_file(
     flags: dict[str, object], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = train_network.RECIPE if "network_module" in flags else train_db.RECIPE
@@ -105,19 +105,19 @@ def test_a_picture_is_that_of_the_saved_file(
             sample(model_of(tmp_path / "dog-step00000002.safetensors", world.model), REQUEST, 5, settings=settings)
         ).astype(int)
         before = np.asarray(sample(load_model(read_header(world.model)), REQUEST, 5, settings=settings)).astype(int)
-    with Image.open(path) as picture:
-        shown = np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        shown = np.asarray(image).astype(int)
     assert np.abs(shown - saved).max() <= 1  # the sums of a decoder in another memory layout
     assert np.abs(shown - before).max() > 1
 
 
-def test_a_refiner_refines_the_pictures_of_the_dataset(
+def test_a_refiner_refines_the_images_of_the_dataset(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prompt 1 refines picture 1: the latents that a cache holds of it, noised to timestep 101 of ten steps. They are
+    """Prompt 1 refines image 1: the latents that a cache holds of it, noised to timestep 101 of ten steps. They are
     the same where none is made."""
     model = tiny.write_single_file(tmp_path / "refiner.safetensors", "refiner")
-    pictures = tiny.write_pictures(tmp_path / "train" / "1_dog", 2, size=(64, 80))
+    images = tiny.write_images(tmp_path / "train" / "1_dog", 2, size=(64, 80))
     (tmp_path / "p.txt").write_text("a\na cat --n blurry --s 10 --d 5 --w 512\n", encoding="utf-8")
     flags = {
         "pretrained_model_name_or_path": model, "train_data_dir": tmp_path / "train", "resolution": "64,80",
@@ -129,10 +129,10 @@ def test_a_refiner_refines_the_pictures_of_the_dataset(
         done = run(world.arguments(tmp_path / f"out{len(drawn)}", **flags, **cached), capsys, train_network.RECIPE)
         assert done.code == 0 and "not drawn" not in done.err, done.err
         (path,) = (tmp_path / f"out{len(drawn)}" / "sample").glob("dog_e000000_01_*_5.png")
-        with Image.open(path) as picture:
-            drawn.append(np.asarray(picture).astype(int))
-    (file,) = pictures[1].parent.glob(f"{pictures[1].name}*.safetensors")
-    request, start = PictureRequest("a cat", "blurry", steps=10), load_file(file)["latents"]
+        with Image.open(path) as image:
+            drawn.append(np.asarray(image).astype(int))
+    (file,) = images[1].parent.glob(f"{images[1].name}*.safetensors")
+    request, start = ImageRequest("a cat", "blurry", steps=10), load_file(file)["latents"]
     (expected,) = sample_batch(load_model(read_header(model)), [request], [5], starts=[start], strength=0.2)
     assert all(np.abs(each - np.asarray(expected).astype(int)).max() <= 1 for each in drawn)
 

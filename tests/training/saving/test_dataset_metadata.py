@@ -1,4 +1,4 @@
-"""What an adapter's file says about the pictures, by the shapes that sd-scripts writes and counts done by hand."""
+"""What an adapter's file says about the images, by the shapes that sd-scripts writes and counts done by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.training.running import World, make_world
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """3 pictures x 2 of 80 x 64, 2 x 1 of 64 x 96, and 3 of regularisation, of 64 x 64."""
+    """3 images x 2 of 80 x 64, 2 x 1 of 64 x 96, and 3 of regularisation, of 64 x 64."""
     return make_world(tmp_path_factory.mktemp("world"))
 
 
@@ -26,7 +26,7 @@ def plan_of(world: World, out: Path, **flags: object) -> Plan:
 
 
 def read(plan: Plan) -> dict[str, Any]:
-    return {key: json.loads(value) for key, value in dataset_metadata(plan.options, plan.pictures).items()}
+    return {key: json.loads(value) for key, value in dataset_metadata(plan.options, plan.images).items()}
 
 
 def test_folders(world: World, tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_folders(world: World, tmp_path: Path) -> None:
 
 
 def test_buckets_are_counted_with_repeats(world: World, tmp_path: Path) -> None:
-    # of all sizes of 64 x 64 = 4096 pixels in steps of 64 there is one, so that every picture lands in it: the
-    # aspects are off by 80/64 - 1 for three pictures and by 1 - 64/96 for two
+    # of all sizes of 64 x 64 = 4096 pixels in steps of 64 there is one, so that every image lands in it: the
+    # aspects are off by 80/64 - 1 for three images and by 1 - 64/96 for two
     flags = {"enable_bucket": True, "min_bucket_reso": 64, "max_bucket_reso": 128}
     info = read(plan_of(world, tmp_path, **flags))["ss_bucket_info"]
     assert info["buckets"] == {"0": {"resolution": [64, 64], "count": 3 * 2 + 2}}
@@ -99,7 +99,7 @@ resolution = 64
 
 
 def write_datasets(world: World, folder: Path) -> Path:
-    names = [f"picture_0{number}.png" for number in range(2)]
+    names = [f"image_0{number}.png" for number in range(2)]
     meta = {name: {"caption": "a cat", "tags": f"blue, {name}"} for name in names}
     (world.root / "meta cat.json").write_text(json.dumps(meta), encoding="utf-8")
     file = folder / "data.toml"
@@ -113,7 +113,7 @@ def test_a_file_of_datasets(world: World, tmp_path: Path) -> None:
     )
     found = read(plan)
     dog_tags = {"a photo of sks dog": 1, "grass": 1, "sky": 1, "sun": 1, "sks dog": 2}
-    cat_tags = {"a cat": 2, "blue": 2, "picture_00.png": 1, "picture_01.png": 1}
+    cat_tags = {"a cat": 2, "blue": 2, "image_00.png": 1, "image_01.png": 1}
     assert found.keys() == {"ss_datasets", "ss_dataset_dirs", "ss_tag_frequency"}
     assert found["ss_dataset_dirs"] == {
         "2_sks dog": {"n_repeats": 2, "img_count": 3},
@@ -127,7 +127,7 @@ def test_a_file_of_datasets(world: World, tmp_path: Path) -> None:
         "is_dreambooth": True,
         "batch_size_per_device": 2,
         "num_train_images": 6,
-        "num_reg_images": 6,  # 3 pictures, balanced to what is trained
+        "num_reg_images": 6,  # 3 images, balanced to what is trained
         "resolution": [64, 64],
         "enable_bucket": False,
         "min_bucket_reso": None,
@@ -162,7 +162,7 @@ def test_a_file_of_datasets(world: World, tmp_path: Path) -> None:
     assert third["is_dreambooth"] is False and third["subsets"][0]["metadata_file"] == "meta cat.json"
     assert third["subsets"][0]["image_dir"] == "1_zwx cat"
     assert not {"class_tokens", "is_reg"} & set(third["subsets"][0])
-    assert largest_resolution(plan.pictures) == (128, 64)
+    assert largest_resolution(plan.images) == (128, 64)
 
 
 def test_a_metadata_file_of_the_command_line(world: World, tmp_path: Path) -> None:
@@ -176,17 +176,17 @@ def test_a_metadata_file_of_the_command_line(world: World, tmp_path: Path) -> No
 def test_names_are_those_of_the_folders_however_they_are_named(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny.write_pictures(tmp_path / "犬 dög", 1)
+    tiny.write_images(tmp_path / "犬 dög", 1)
     monkeypatch.chdir(tmp_path / "犬 dög")
     found = read(plan_of(world, tmp_path / "out", train_data_dir=".", class_tokens="dog", num_repeats=2))
     assert found["ss_dataset_dirs"] == {"犬 dög": {"n_repeats": 2, "img_count": 1}}
     assert found["ss_tag_frequency"] == {"犬 dög": {"dog": 1}}
 
 
-def test_pictures_that_are_set_aside_are_not_trained_and_not_counted(world: World, tmp_path: Path) -> None:
+def test_images_that_are_set_aside_are_not_trained_and_not_counted(world: World, tmp_path: Path) -> None:
     flags = {"enable_bucket": True, "min_bucket_reso": 64, "max_bucket_reso": 128, "validation_split": 0.34}
     plan = plan_of(world, tmp_path, **flags)
-    assert len(plan.pictures.scan.held_out) == 1  # of 3; a third of 2 pictures is less than one
+    assert len(plan.images.scan.held_out) == 1  # of 3; a third of 2 images is less than one
     found = read(plan)
     assert found["ss_dataset_dirs"]["2_sks dog"] == {"n_repeats": 2, "img_count": 2}
     assert sum(found["ss_tag_frequency"]["2_sks dog"].values()) in (2, 5)

@@ -1,4 +1,4 @@
-"""Which pictures are validated on, with which partners, and how often."""
+"""Which images are validated on, with which partners, and how often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from library.options.datasets import CaptionSettings
 from library.options.groups.validation import ValidationOptions
 from library.options.mistakes import Mistakes
 from library.options.parse import parse
-from library.training.plan.images import Pictures, decide_pictures
+from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import decide
 from library.training.plan.text import describe
 from library.training.validation.plan import POINTS, ValidationPlan, decide_validation, in_batches, text_of
@@ -25,37 +25,37 @@ from tests.training.running import World, make_world
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     world = make_world(root)
-    tiny.write_pictures(root / "many" / "2_dog", 12, size=(96, 64))
-    tiny.write_pictures(root / "many" / "1_cat", 4, size=(64, 64), seed=5)
+    tiny.write_images(root / "many" / "2_dog", 12, size=(96, 64))
+    tiny.write_images(root / "many" / "1_cat", 4, size=(64, 64), seed=5)
     for seed, folder in enumerate(("2_dog", "1_cat"), 50):
-        for path in tiny.write_pictures(root / "tall" / folder, 4, size=(64, 128), seed=seed):
+        for path in tiny.write_images(root / "tall" / folder, 4, size=(64, 128), seed=seed):
             path.rename(root / "many" / folder / f"tall_{path.name}")
-    tiny.write_pictures(root / "reg" / "1_animal", 2, seed=77)
+    tiny.write_images(root / "reg" / "1_animal", 2, seed=77)
     return world
 
 
-def pictures_of(world: World, out: Path, **flags: object) -> Pictures:
+def images_of(world: World, out: Path, **flags: object) -> Images:
     flags = {"train_data_dir": world.root / "many", "enable_bucket": True, "min_bucket_reso": 64, **flags}
-    found = decide_pictures(parse(world.arguments(out, **flags)).options, None, Mistakes(), seed=1)
+    found = decide_images(parse(world.arguments(out, **flags)).options, None, Mistakes(), seed=1)
     assert found is not None
     return found
 
 
-def chosen(pictures: Pictures, **flags: int | None) -> ValidationPlan:
-    plan = decide_validation(replace(ValidationOptions(), **flags), pictures)
+def chosen(images: Images, **flags: int | None) -> ValidationPlan:
+    plan = decide_validation(replace(ValidationOptions(), **flags), images)
     assert plan is not None
     return plan
 
 
 def test_nothing_is_validated_unless_it_is_set_aside(world: World, tmp_path: Path) -> None:
-    assert decide_validation(ValidationOptions(validate_every_n_steps=1), pictures_of(world, tmp_path)) is None
+    assert decide_validation(ValidationOptions(validate_every_n_steps=1), images_of(world, tmp_path)) is None
 
 
-def test_each_held_out_picture_has_a_partner_of_its_own_that_is_trained_on(world: World, tmp_path: Path) -> None:
-    pictures = pictures_of(world, tmp_path, validation_split=0.25, reg_data_dir=world.root / "reg")
-    held_out, partners = zip(*chosen(pictures).pairs, strict=True)
-    records, placements = pictures.all_records, pictures.all_placements
-    assert len(held_out) == 6 and {records[number] for number in held_out} == set(pictures.scan.held_out)
+def test_each_held_out_image_has_a_partner_of_its_own_that_is_trained_on(world: World, tmp_path: Path) -> None:
+    images = images_of(world, tmp_path, validation_split=0.25, reg_data_dir=world.root / "reg")
+    held_out, partners = zip(*chosen(images).pairs, strict=True)
+    records, placements = images.all_records, images.all_placements
+    assert len(held_out) == 6 and {records[number] for number in held_out} == set(images.scan.held_out)
     assert len(set(partners)) == 6
     for one, other in zip(held_out, partners, strict=True):
         assert not records[other].held_out and not records[other].is_reg
@@ -64,34 +64,34 @@ def test_each_held_out_picture_has_a_partner_of_its_own_that_is_trained_on(world
 
 
 def test_partners_are_taken_again_when_there_are_too_few(world: World, tmp_path: Path) -> None:
-    pictures = pictures_of(world, tmp_path, validation_split=0.75)
-    pairs = chosen(pictures).pairs
+    images = images_of(world, tmp_path, validation_split=0.75)
+    pairs = chosen(images).pairs
     assert len(pairs) == 18 and len({other for _, other in pairs}) == 6
-    assert all(not pictures.all_records[other].held_out for _, other in pairs)
+    assert all(not images.all_records[other].held_out for _, other in pairs)
 
 
 def test_a_bound_takes_some_whole_batches_and_always_the_same(world: World, tmp_path: Path) -> None:
-    pictures = pictures_of(world, tmp_path, validation_split=0.5, train_batch_size=2)
-    every = chosen(pictures).pairs
-    two = chosen(pictures, max_validation_steps=2).pairs
+    images = images_of(world, tmp_path, validation_split=0.5, train_batch_size=2)
+    every = chosen(images).pairs
+    two = chosen(images, max_validation_steps=2).pairs
     assert two == every[: len(two)] and 2 <= len(two) <= 4
-    assert chosen(pictures, max_validation_steps=100).pairs == every
+    assert chosen(images, max_validation_steps=100).pairs == every
 
 
-def test_a_picture_more_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
-    """Batches of one: the order is that of the pictures."""
+def test_a_image_more_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
+    """Batches of one: the order is that of the images."""
 
-    def names(pictures: Pictures) -> list[str]:
-        return [pictures.all_records[held_out].name for held_out, _ in chosen(pictures).pairs]
+    def names(images: Images) -> list[str]:
+        return [images.all_records[held_out].name for held_out, _ in chosen(images).pairs]
 
-    pictures = pictures_of(world, tmp_path, validation_split=0.5)
+    images = images_of(world, tmp_path, validation_split=0.5)
     less = replace(
-        pictures,
-        scan=replace(pictures.scan, held_out=pictures.scan.held_out[1:]),
-        held_out=replace(pictures.held_out, placements=pictures.held_out.placements[1:]),
+        images,
+        scan=replace(images.scan, held_out=images.scan.held_out[1:]),
+        held_out=replace(images.held_out, placements=images.held_out.placements[1:]),
     )
-    gone = pictures.scan.held_out[0].name
-    assert names(less) == [name for name in names(pictures) if name != gone]
+    gone = images.scan.held_out[0].name
+    assert names(less) == [name for name in names(images) if name != gone]
 
 
 def test_batches_hold_one_bucket_of_one_dataset() -> None:
@@ -109,8 +109,8 @@ def test_batches_hold_one_bucket_of_one_dataset() -> None:
 def test_cadence(
     steps: int | None, epochs: int | None, expected: tuple[int | None, int | None], world: World, tmp_path: Path
 ) -> None:
-    pictures = pictures_of(world, tmp_path, validation_split=0.25)
-    plan = chosen(pictures, validate_every_n_steps=steps, validate_every_n_epochs=epochs)
+    images = images_of(world, tmp_path, validation_split=0.25)
+    plan = chosen(images, validate_every_n_steps=steps, validate_every_n_epochs=epochs)
     assert (plan.every_n_steps, plan.every_n_epochs) == expected
 
 
@@ -128,18 +128,18 @@ def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     text = describe(plan)
-    assert "2_dog: 16 pictures, 4 of them set aside for validation, 12 x 2 = 24 samples, training" in text
+    assert "2_dog: 16 images, 4 of them set aside for validation, 12 x 2 = 24 samples, training" in text
     assert plan.order.samples_per_epoch == 12 * 2 + 6
 
 
 def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: Path) -> None:
-    """12 pictures x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
+    """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
-    every_epoch = chosen(plan.pictures)
+    every_epoch = chosen(plan.images)
     assert every_epoch.passes == 12 * POINTS
     assert every_epoch.share_of_training(plan.duration, 30) == pytest.approx(12 * POINTS / 90)
-    by_steps = chosen(plan.pictures, validate_every_n_steps=15)
+    by_steps = chosen(plan.images, validate_every_n_steps=15)
     assert by_steps.share_of_training(plan.duration, 30) == pytest.approx(12 * POINTS / 45)
 
 
@@ -153,5 +153,5 @@ def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
         encoding="utf-8",
     )
     plan = decide(parse(world.arguments(tmp_path, train_data_dir=None, dataset_config=toml, max_train_steps=2)))
-    assert "1_cat: 8 pictures, all of them set aside, validation" in describe(plan)
-    assert len(plan.pictures.records) == 16 and len(chosen(plan.pictures).pairs) == 8
+    assert "1_cat: 8 images, all of them set aside, validation" in describe(plan)
+    assert len(plan.images.records) == 16 and len(chosen(plan.images).pairs) == 8

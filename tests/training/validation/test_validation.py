@@ -1,4 +1,4 @@
-"""The validation loss: a pure function of the weights and of the pictures' names."""
+"""The validation loss: a pure function of the weights and of the images' names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from library.data.buckets import Placement
-from library.data.reading import PictureReader
-from library.families.family import Conditions
+from library.data.reading import ImageReader
+from library.families.family import Conditioning
 from library.objective.objective import Objective
 from library.objective.process import ForwardProcess
 from library.options.groups.objective import ObjectiveOptions
@@ -35,7 +35,7 @@ class Toy:
     """A validation of numbers that can be followed by hand, and what it did."""
 
     batch_size: int = 2
-    objective: Objective[Conditions] = field(default_factory=lambda: objective())
+    objective: Objective[Conditioning] = field(default_factory=lambda: objective())
     plan: ValidationPlan | None = field(default_factory=lambda: ValidationPlan(PAIRS, None, 1))
     padded: bool = True
     latents: Callable[[int], Tensor] = lambda number: noise(number, SIZES[number])
@@ -46,7 +46,7 @@ class Toy:
     module: nn.Module = field(default_factory=lambda: nn.Sequential(nn.Dropout(0.5)).train())
     weight: float = 0.5
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
         assert not self.module.training and not torch.is_grad_enabled()
         self.asked.append((noisy, timesteps))
         torch.randn(1)  # as careless parts of a model do
@@ -63,7 +63,7 @@ class Toy:
             for number, size in enumerate(SIZES)
         ]
         spec = subset(Path("x"))
-        reader = PictureReader(
+        reader = ImageReader(
             records, [Placement(size, size) for size in SIZES], (spec,), (dataset(spec, batch_size=self.batch_size),)
         )
         made = Validation(
@@ -86,7 +86,7 @@ class Toy:
         )
         return replace(made, **values)
 
-    def told(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditions:
+    def told(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
         assert self.padded or len(texts) == 1
         states = torch.tensor([STATES[text] for text in texts])
         assert torch.equal(sizes[:, 0], scores) and len(scores) == len(texts)
@@ -97,7 +97,7 @@ class Toy:
         return self.make().measure(self.plan)
 
 
-def objective(**values: Any) -> Objective[Conditions]:
+def objective(**values: Any) -> Objective[Conditioning]:
     return Objective.of(replace(ObjectiveOptions(), **values), ForwardProcess.scaled_linear(), "epsilon")
 
 
@@ -149,14 +149,14 @@ def test_the_batch_does_not_matter(change: dict[str, Any]) -> None:
     torch.testing.assert_close(Toy(**change).measure().held_out, Toy().measure().held_out)
 
 
-def test_other_pictures_do_not_matter() -> None:
+def test_other_images_do_not_matter() -> None:
     alone = Toy(plan=ValidationPlan(PAIRS[1:2], None, 1)).measure()
     torch.testing.assert_close(alone.held_out[0], Toy().measure().held_out[1])
     torch.testing.assert_close(alone.trained[0], Toy().measure().trained[1])
 
 
 def test_a_pair_is_asked_the_same() -> None:
-    """Where both pictures of a pair are one, and their captions, nothing diverges."""
+    """Where both images of a pair are one, and their captions, nothing diverges."""
     toy = Toy(latents=lambda number: noise(number % 3, SIZES[number]), plan=ValidationPlan(((3, 0), (5, 2)), None, 1))
     records = [replace(one, caption="one") for one in toy.make().reader.records]
     reader = replace(toy.make().reader, records=records)
@@ -165,7 +165,7 @@ def test_a_pair_is_asked_the_same() -> None:
     assert losses.divergence == 0 and torch.equal(losses.held_out, losses.trained)
 
 
-def test_the_divergence_is_how_much_worse_unknown_pictures_are() -> None:
+def test_the_divergence_is_how_much_worse_unknown_images_are() -> None:
     losses = Losses(torch.tensor([[0.5, 0.3], [0.4, 0.4]]), torch.tensor([[0.2, 0.2], [0.3, 0.1]]))
     assert losses.average == pytest.approx(0.4) and losses.divergence == pytest.approx(0.2)
     assert losses.error == pytest.approx(0.0, abs=1e-7)
@@ -233,4 +233,4 @@ def test_names_in_logs() -> None:
     parts = [value for name, value in values.items() if name.startswith("loss/validation/epoch_average_t")]
     assert list(values)[2] == "loss/validation/epoch_average_t000_124" and len(parts) == 8
     assert np.mean(parts) == pytest.approx(values["loss/validation/epoch_average"])
-    assert "validation loss" in toy.said[0] and "3 pictures" in toy.said[0]
+    assert "validation loss" in toy.said[0] and "3 images" in toy.said[0]

@@ -23,10 +23,10 @@ LORA = {"network_module": "networks.lora", "network_dim": 2, "network_dropout": 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """3 + 3 pictures to train on; one of each folder is set aside."""
+    """3 + 3 images to train on; one of each folder is set aside."""
     root = tmp_path_factory.mktemp("world")
     made = make_world(root)
-    tiny.write_pictures(root / "train" / "1_zwx cat", 3, size=(64, 96), seed=3)
+    tiny.write_images(root / "train" / "1_zwx cat", 3, size=(64, 96), seed=3)
     return made
 
 
@@ -86,7 +86,7 @@ def test_caches_filled_ahead_hold_what_is_validated_on(
 ) -> None:
     """Captions are shuffled for the training and whole for the validation."""
     folder = tmp_path / "train"
-    for path in tiny.write_pictures(folder / "1_dog", 6):
+    for path in tiny.write_images(folder / "1_dog", 6):
         path.with_suffix(".txt").write_text(f"{path.stem}, a, b, c, d, e", encoding="utf-8")
     caches = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True, "data_cache_dir": tmp_path}
     flags = {**SPLIT, **LORA, "network_train_unet_only": True, **caches, "shuffle_caption": True}
@@ -114,7 +114,7 @@ def test_a_resumed_run_sets_the_same_aside_and_validates_as_the_uninterrupted_on
     for change in ({"validation_split": 0.67}, {"validation_split": 0}):
         other = {**flags, "resume": tmp_path / "half" / "dog-state", "dry_run": True, **change}
         outcome = run(world.arguments(tmp_path / "half", **other), capsys)
-        assert outcome.code == 2 and "pictures, captions, repeats or scores" in outcome.err
+        assert outcome.code == 2 and "images, captions, repeats or scores" in outcome.err
 
 
 def test_logs_have_the_names_of_sd_scripts(world: World, tmp_path: Path) -> None:

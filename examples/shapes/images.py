@@ -1,4 +1,4 @@
-"""Pictures of the world as a model draws them."""
+"""Images of the world as a model draws them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from library.checkpoints.files import read_header
 from library.families.family import Model
 from library.families.registry import load_model
 from library.sampling.images import sample_batch
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 
 STEPS, SCALE, SAMPLER = 20, 4.0, "ddim"
 BATCH = 32
@@ -24,13 +24,13 @@ def open_model(path: Path) -> Model:
 
 
 def draw(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
-    """One picture for each prompt and seed."""
-    pictures: list[Pixels] = []
+    """One image for each prompt and seed."""
+    images: list[Pixels] = []
     for start in range(0, len(prompts), BATCH):
         requests = [
-            PictureRequest(prompt, width=SIDE, height=SIDE, steps=STEPS, scale=SCALE, sampler=SAMPLER)
+            ImageRequest(prompt, width=SIDE, height=SIDE, steps=STEPS, scale=SCALE, sampler=SAMPLER)
             for prompt in prompts[start : start + BATCH]
         ]
         drawn = sample_batch(model, requests, seeds[start : start + BATCH])
-        pictures += [np.asarray(picture) for picture in drawn]
-    return pictures
+        images += [np.asarray(image) for image in drawn]
+    return images

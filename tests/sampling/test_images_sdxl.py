@@ -15,14 +15,14 @@ from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.sampling.images import encode_prompts, sample, sample_batch
-from library.sampling.prompts import PictureRequest
+from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import make_scheduler
 from tests import tiny
 
 # diffusers' and numpy's remarks about their own future
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
-REQUEST = PictureRequest("a photo of sks dog!", "blurry", width=64, height=72, steps=3, sampler="euler")
+REQUEST = ImageRequest("a photo of sks dog!", "blurry", width=64, height=72, steps=3, sampler="euler")
 ZERO = TextSettings(empty_is_zero=True)
 
 
@@ -70,7 +70,7 @@ def tokenizer(pad_id: int) -> Any:
     return CLIPTokenizer(vocab=dict(ours.vocab), merges=pairs, pad_token=ours.pad_text, model_max_length=77)
 
 
-def settings_of(request: PictureRequest, seed: int) -> dict[str, Any]:
+def settings_of(request: ImageRequest, seed: int) -> dict[str, Any]:
     return {
         "num_inference_steps": request.steps,
         "guidance_scale": request.scale,
@@ -78,14 +78,14 @@ def settings_of(request: PictureRequest, seed: int) -> dict[str, Any]:
     }
 
 
-def drawn(pipeline: Any, request: PictureRequest, seed: int, **texts: Any) -> Any:
+def drawn(pipeline: Any, request: ImageRequest, seed: int, **texts: Any) -> Any:
     pipeline.scheduler = make_scheduler(request.sampler, "epsilon")
     texts = texts or {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     return pipeline(**texts, width=request.width, height=request.height, **settings_of(request, seed)).images[0]
 
 
 def far_apart(one: Any, other: Any) -> int:
-    """The largest difference of two pictures in any colour of any pixel."""
+    """The largest difference of two images in any colour of any pixel."""
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
