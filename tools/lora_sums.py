@@ -19,7 +19,7 @@ from tools.lora_models import lora_facts
 
 if TYPE_CHECKING:
     from networks.adapter_files import AdapterFile
-    from networks.arithmetic.combining import Combined, Source
+    from networks.arithmetic.combining import Combined, WeightedFactors
 
 REQUIRED = {
     "models": "give the LoRAs: --models a.safetensors b.safetensors",
@@ -70,15 +70,15 @@ def _ratio(ratio: float, by_block: Mapping[int, float], name: str) -> float:
     return ratio * weight(by_block, name)
 
 
-def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[Source]]:
+def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[WeightedFactors]]:
     """The files and what of them is summed. Raises UserError with every file that cannot be."""
-    from networks.arithmetic.combining import Source
+    from networks.arithmetic.combining import WeightedFactors
 
     files = read_files(options.models)
     check_bases(options.models, files)
     layers = layers_of(list(zip(options.models, files, strict=True)))
     sources = [
-        Source(str(path), found, ratio)
+        WeightedFactors(str(path), found, ratio)
         for path, found, ratio in zip(options.models, layers, ratios_by_layer(options), strict=True)
     ]
     return files, sources

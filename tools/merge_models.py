@@ -20,7 +20,7 @@ from library.options.tool_command import Tool, run_tool
 from tools.lora_files import PRECISIONS, compute_device, explain_write_errors, together
 
 if TYPE_CHECKING:
-    from library.convert.merge_checkpoints import Merged, Source
+    from library.convert.merge_checkpoints import Merged, MergeSource
 
 _DTYPES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -94,7 +94,7 @@ def work(options: ModelSumOptions) -> None:
     print(f"{options.path}: {len(merged.tensors)} tensors")
 
 
-def _open(path: Path, ratio: float) -> Source:
+def _open(path: Path, ratio: float) -> MergeSource:
     from library.checkpoints.files import read_header
     from library.convert.merge_checkpoints import open_source
 
@@ -112,7 +112,7 @@ def _told(merged: Merged, options: ModelSumOptions) -> list[str]:
     return lines
 
 
-def _metadata(sources: Sequence[Source], options: ModelSumOptions) -> dict[str, str]:
+def _metadata(sources: Sequence[MergeSource], options: ModelSumOptions) -> dict[str, str]:
     """What the first model's file says, with a title, a date and the names of what was merged."""
     from networks.arithmetic.result_metadata import title_of, without_hashes
     from tools.lora_models import Opened, merged_metadata

@@ -36,7 +36,7 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class Source:
+class MergeSource:
     """One of the models: its header, its ratio, its family (None: not one that is known), and what it says that its
     U-Net predicts."""
 
@@ -69,7 +69,7 @@ class Arithmetic:
     device: str = "cpu"
 
 
-def open_source(header: Header, ratio: float) -> Source:
+def open_source(header: Header, ratio: float) -> MergeSource:
     """A model to merge. Raises CheckpointError for a folder, and for what is not a model."""
     if header.kind == "diffusers":
         raise CheckpointError(
@@ -82,10 +82,10 @@ def open_source(header: Header, ratio: float) -> Source:
         if not any(name.startswith(_UNET[0]) for name in header.tensors):
             raise
         family = None  # another model with a U-Net, such as one for inpainting: names and shapes must do
-    return Source(header, ratio, family, noted_prediction(header))
+    return MergeSource(header, ratio, family, noted_prediction(header))
 
 
-def check(sources: Sequence[Source], mistakes: Mistakes) -> None:
+def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
     """Add what keeps the models from being merged: other families, other shapes, other predictions, nothing shared."""
     first = sources[0]
     kinds = {source.header.path: source.family.title if source.family else "unknown here" for source in sources}
@@ -117,7 +117,7 @@ def check(sources: Sequence[Source], mistakes: Mistakes) -> None:
             )
 
 
-def merge(sources: Sequence[Source], arithmetic: Arithmetic, unet_only: bool = False) -> Merged:
+def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, unet_only: bool = False) -> Merged:
     """The sum of ratio times tensor, under the first model's names; with `unet_only` all else is the first model's.
 
     Where a model lacks a tensor, the first one stands in for it. Integers, schedules and masks are the first model's.
@@ -155,7 +155,7 @@ def merge(sources: Sequence[Source], arithmetic: Arithmetic, unet_only: bool = F
     return Merged(tensors, tuple(notes), tuple(sorted(skipped)))
 
 
-def _notes(sources: Sequence[Source], known: Sequence[Mapping[str, tuple[str, TensorInfo]]]) -> list[str]:
+def _notes(sources: Sequence[MergeSource], known: Sequence[Mapping[str, tuple[str, TensorInfo]]]) -> list[str]:
     """What a user should know about the models before they are summed."""
     first = sources[0]
     notes = []

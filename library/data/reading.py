@@ -11,7 +11,7 @@ import torch
 
 from library.data import images, masks
 from library.data.buckets import Placement
-from library.data.cache.latent_entries import Source
+from library.data.cache.latent_entries import LatentSource
 from library.data.images import Geometry
 from library.data.scan.scan import ImageRecord
 from library.data.size_conditioning import CropConditioning, Sizes, sizes_of
@@ -61,13 +61,13 @@ class ImageReader:
         own = self.records[index].score
         return of_run if own is None else own
 
-    def source(self, index: int) -> Source:
+    def source(self, index: int) -> LatentSource:
         """All that the cached latents of a record depend on besides its bytes and the VAE."""
         record = self.records[index]
         subset = self.subsets[record.subset]
         mask = None if record.mask is None or subset.mask_dir is None else subset.mask_dir / record.mask
         alpha = subset.alpha_mask and record.transparent and mask is None
-        return Source(self.geometry(index), subset.images.background, mask, alpha)
+        return LatentSource(self.geometry(index), subset.images.background, mask, alpha)
 
     def pixels(self, index: int, shown: Geometry) -> Pixels:
         """uint8 (H, W, 3). Raises UserError for an image that cannot be decoded."""

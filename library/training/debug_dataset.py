@@ -77,7 +77,7 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
     texts = (
         dataset.caption(epoch, (epoch - 1) * plan.order.steps_per_epoch, index, 0) for epoch in range(1, EPOCHS + 1)
     )
-    count = partial(plan.source.tokenizer.count, weighted=plan.options.caption.weighted_captions)
+    count = partial(plan.base_model.tokenizer.count, weighted=plan.options.caption.weighted_captions)
     return Shown(
         path=str(record.path),
         subset=str(subset.image_dir or subset.metadata_file),

@@ -51,7 +51,7 @@ def encode_latents(
     progress: bool = True,
 ) -> latent_cache.LatentCacheBuild:
     """The latents of all images. `share`: (number, of how many processes) that do this at once."""
-    options, family = plan.options.cache, plan.source.family
+    options, family = plan.options.cache, plan.base_model.family
     to_disk = options.cache_latents_to_disk
     exact = plan.precision.vae == "fp32"
     return latent_cache.build_latent_cache(
@@ -166,7 +166,7 @@ def tokenize_with(plan: AnyPlan) -> Tokenize:
     """How captions become ids in this run."""
     options = plan.options
     return Tokenize(
-        plan.source.tokenizer,
+        plan.base_model.tokenizer,
         chunks=plan.images.captions.limit // 75,
         padded=not options.model.no_token_padding,
         weighted=options.caption.weighted_captions,
@@ -180,7 +180,7 @@ def training_set(plan: AnyPlan, reader: ImageReader, latents: latent_cache.Laten
         tokenize=tokenize_with(plan),
         seed=plan.seed,
         steps=plan.duration.steps,
-        stride=plan.source.family.latent.stride,
+        stride=plan.base_model.family.latent.stride,
         missing_mask=MaskSettings.of(plan.options.mask).missing,
         prior_loss_weight=plan.options.objective.prior_loss_weight,
         crop_conditioning=plan.options.dataset.crop_conditioning,

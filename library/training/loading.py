@@ -28,19 +28,19 @@ def load_model(
     float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no
     layers for.
     """
-    source, options = plan.source, plan.options.model
-    model = source.family.load(
-        source.header,
-        vae=source.vae,
+    base_model, options = plan.base_model, plan.options.model
+    model = base_model.family.load(
+        base_model.header,
+        vae=base_model.vae,
         dtype=torch.float32,
         matrices=None if base == "fp32" else torch_dtype(base),
         device=device,
-        prediction=source.prediction,
+        prediction=base_model.prediction,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         only=only,
         mapped=not options.disable_mmap_load_safetensors,
     )
-    model.zero_terminal_snr = source.objective.zero_terminal_snr
+    model.zero_terminal_snr = base_model.objective.zero_terminal_snr
     for note in model.notes:
         LOGGER.info(note)
     for name, module in model.modules().items():
@@ -57,8 +57,8 @@ def text_settings(plan: AnyPlan) -> TextSettings:
     """How the captions of a run are read. A --clip_skip that asks the family for nothing is none."""
     options = plan.options
     return TextSettings(
-        clip_skip=clip_skip_of(options, plan.source),
-        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(plan.source.header),
+        clip_skip=clip_skip_of(options, plan.base_model),
+        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(plan.base_model.header),
         empty_is_zero=options.caption.empty_caption == "zeros",
     )
 

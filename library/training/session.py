@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 def train(plan: Plan, recipe: Recipe) -> None:
     """Carry out a plan. `recipe` has its say in what is trained. Raises UserError."""
-    options, family = plan.options, plan.source.family
+    options, family = plan.options, plan.base_model.family
     set_up_console(options.run)
     with (
         # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
@@ -111,7 +111,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             context=context,
             vae=vae,
             objective=Objective.of(
-                plan.source.objective, family.process, plan.source.prediction, MaskSettings.of(options.mask)
+                plan.base_model.objective, family.process, plan.base_model.prediction, MaskSettings.of(options.mask)
             ),
             seed=plan.seed,
             device=device,
@@ -167,7 +167,7 @@ def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> Promp
     encoder may be gone later."""
     states = PromptStates(
         family=context.family,
-        tokenizer=plan.source.tokenizer,
+        tokenizer=plan.base_model.tokenizer,
         text_encoders=context.text_encoders,
         settings=context.settings,
         autocast=autocast,

@@ -20,7 +20,7 @@ Rank = Callable[[Sequence[Term]], int]
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class WeightedFactors:
     """One LoRA of a sum: its file's name, its layers, and what the ΔW of a layer (by its name) is multiplied with."""
 
     name: str
@@ -37,7 +37,7 @@ class Combined:
 
 
 def combine(
-    sources: Sequence[Source],
+    sources: Sequence[WeightedFactors],
     rank: Rank | None = None,
     device: torch.device | str = "cpu",
     clamp_quantile: float = 1.0,
@@ -90,7 +90,7 @@ def shuffled(layer: Factors) -> Factors:
     return Factors(layer.down[order], layer.up[:, order], layer.alpha)
 
 
-def _terms(sources: Sequence[Source]) -> dict[str, list[Term]]:
+def _terms(sources: Sequence[WeightedFactors]) -> dict[str, list[Term]]:
     terms: dict[str, list[Term]] = {}
     for source in sources:
         for name, layer in source.layers.items():
@@ -101,7 +101,7 @@ def _terms(sources: Sequence[Source]) -> dict[str, list[Term]]:
     return terms
 
 
-def _check(sources: Sequence[Source]) -> None:
+def _check(sources: Sequence[WeightedFactors]) -> None:
     """Refuse layers of one name whose ΔW have different shapes: their models differ."""
     seen: dict[str, tuple[str, tuple[int, int]]] = {}
     for source in sources:

@@ -27,7 +27,16 @@ from library.data import images, masks
 from library.data.buckets import Placement
 from library.data.cache import latent_files
 from library.data.cache.latent_encoding import THREADS, Encode, Encoder, Made, Read, Ready, encode_all, read_image
-from library.data.cache.latent_entries import CacheFormat, Files, Look, Source, Wanted, key_of, names_wanted, wanted_by
+from library.data.cache.latent_entries import (
+    CacheFormat,
+    Files,
+    LatentSource,
+    Look,
+    Wanted,
+    key_of,
+    names_wanted,
+    wanted_by,
+)
 from library.data.cache.latent_files import Array, Note
 from library.data.scan.scan import ImageRecord
 from library.options.mistakes import Mistake, UserError
@@ -116,7 +125,7 @@ def build_latent_cache(
     suffix: str,
     to_disk: bool,
     flip: Sequence[bool],
-    source: Callable[[int], Source] | None = None,
+    source: Callable[[int], LatentSource] | None = None,
     batch_size: int = 1,
     cache_format: CacheFormat = "safetensors",
     encode_exactly: Encode | None = None,
@@ -165,8 +174,8 @@ def build_latent_cache(
     return work.filled(entries, of_record, len(encoder.again))
 
 
-def _centred(placement: Placement) -> Source:
-    return Source(images.Geometry(placement.resized, images.centre_offset(placement), placement.bucket))
+def _centred(placement: Placement) -> LatentSource:
+    return LatentSource(images.Geometry(placement.resized, images.centre_offset(placement), placement.bucket))
 
 
 def _in_memory(all_made: Iterator[Made], of_record: Sequence[int]) -> MemoryLatents:

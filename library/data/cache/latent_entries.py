@@ -32,7 +32,7 @@ _VERSION = 2  # raise it when pixels or latents of the same image come out diffe
 
 
 @dataclass(frozen=True)
-class Source:
+class LatentSource:
     """All that latents depend on besides the image's bytes and the VAE: the part that is shown (not mirrored), what
     transparency is laid on (RGB), and where the mask comes from."""
 
@@ -74,7 +74,7 @@ class Wanted:
 
 
 def wanted_by(
-    records: Sequence[ImageRecord], source: Callable[[int], Source], flip: Sequence[bool], vae: str
+    records: Sequence[ImageRecord], source: Callable[[int], LatentSource], flip: Sequence[bool], vae: str
 ) -> tuple[list[Wanted], list[int]]:
     """The entries that the records want, and per record the number of its entry."""
     entries: dict[tuple[str, str | None, str], Wanted] = {}
@@ -100,7 +100,7 @@ def wanted_by(
     return [replace(entry, flip=True) if flips[spot] else entry for spot, entry in entries.items()], of_record
 
 
-def _settings(record: ImageRecord, source: Source, vae: str, mask: str) -> str:
+def _settings(record: ImageRecord, source: LatentSource, vae: str, mask: str) -> str:
     """A digest of all that the latents depend on besides the bytes of files. What has no effect on this image is not
     part of it: how it would be scaled if it were, what would lie behind it if it were transparent."""
     shown = source.shown

@@ -11,7 +11,7 @@ from pathlib import Path
 from library.options.convert_values import BadValue, shown
 from library.options.dataset_config.keys import folder
 from library.options.dataset_config.locate import Address
-from library.options.dataset_config.source import Source
+from library.options.dataset_config.source import ConfigFile
 from library.options.dataset_config.tables import LONGEST
 from library.options.mistakes import Mistakes
 
@@ -21,7 +21,7 @@ class Entry:
     """A table of the file. Its methods give None (or their kind of nothing) for a key that is not there or says
     nothing (null, ""); a value of another kind is a mistake, and then given as if it were not there."""
 
-    source: Source
+    source: ConfigFile
     at: Address
     name: str  # the id of the entry, a number for one without
     values: Mapping[str, object]

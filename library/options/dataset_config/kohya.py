@@ -15,7 +15,7 @@ from typing import Any
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Kind, Level, same_place
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.sizes import BucketLimits, resolutions_and_batches
-from library.options.dataset_config.source import Source, read_source
+from library.options.dataset_config.source import ConfigFile, read_source
 from library.options.dataset_config.tables import Layer, nearest, read_table, said
 from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
 from library.options.mistakes import Mistake, Mistakes
@@ -45,7 +45,7 @@ def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) 
 class _Reading:
     """One file on its way to the records."""
 
-    source: Source
+    source: ConfigFile
     defaults: DatasetSpec
     masked_loss: bool
     mistakes: Mistakes = field(default_factory=Mistakes)

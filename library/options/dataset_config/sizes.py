@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from library.options.dataset_config.source import Source
+from library.options.dataset_config.source import ConfigFile
 from library.options.dataset_config.tables import Layer, Setting, nearest, said
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistakes
@@ -20,7 +20,7 @@ _LIMITS = frozenset(("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "m
 
 
 def resolutions_and_batches(
-    layers: Sequence[Layer], defaults: DatasetSpec, source: Source, mistakes: Mistakes, notes: list[str]
+    layers: Sequence[Layer], defaults: DatasetSpec, source: ConfigFile, mistakes: Mistakes, notes: list[str]
 ) -> list[tuple[Size, int]]:
     """(resolution, batch size) of each dataset that one table describes: one, or with `resolutions` several.
 
@@ -48,7 +48,7 @@ def resolutions_and_batches(
     return list(zip(resolutions, sizes if len(sizes) > 1 else sizes * len(resolutions), strict=True))
 
 
-def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: Source, mistakes: Mistakes) -> Setting | None:
+def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: ConfigFile, mistakes: Mistakes) -> Setting | None:
     """The nearest of two keys that say the same in two ways; both in one table is a mistake."""
     for layer in layers:
         first, second = (nearest(name, [layer]) for name in names)
@@ -60,7 +60,7 @@ def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: Source, mis
     return None
 
 
-def _within(budget: Setting, resolution: Size, source: Source, notes: list[str]) -> int:
+def _within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[str]) -> int:
     """How many images of a resolution have at most so many pixels together."""
     count = int(budget.value) // (resolution[0] * resolution[1])
     if count == 0:
@@ -74,7 +74,7 @@ def _within(budget: Setting, resolution: Size, source: Source, notes: list[str])
 class BucketLimits:
     """Judges the bucket settings of one dataset; messages name the line that each value comes from."""
 
-    def __init__(self, layers: Sequence[Layer], otherwise: str, source: Source) -> None:
+    def __init__(self, layers: Sequence[Layer], otherwise: str, source: ConfigFile) -> None:
         """`otherwise` is the origin of values that the file does not set."""
         self._layers, self._otherwise, self._source = layers, otherwise, source
 

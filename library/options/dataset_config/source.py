@@ -13,7 +13,7 @@ from library.options.mistakes import Mistake
 
 
 @dataclass(frozen=True)
-class Source:
+class ConfigFile:
     """What a file holds. `name` is what messages call it."""
 
     name: str
@@ -25,7 +25,7 @@ class Source:
         return f"{self.name}, line {self.places.line(address)}"
 
 
-def read_source(path: Path, flag: str) -> Source | Mistake:
+def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
     """The file that `flag` names, by its ending TOML or JSON in UTF-8, with or without a byte order mark.
 
     What keeps it from being read at all, a syntax error for one, comes back as the one mistake.
@@ -59,13 +59,13 @@ def read_source(path: Path, flag: str) -> Source | Mistake:
         return Mistake(f"{named} nests lists or tables too deep", "a dataset file needs no more than five levels")
 
 
-def _toml(name: str, text: str) -> Source:
-    return Source(name, tomllib.loads(text), in_toml(text))
+def _toml(name: str, text: str) -> ConfigFile:
+    return ConfigFile(name, tomllib.loads(text), in_toml(text))
 
 
-def _json(named: str, name: str, text: str) -> Source | Mistake:
+def _json(named: str, name: str, text: str) -> ConfigFile | Mistake:
     tree = json.loads(text)
     half = re.search("[\ud800-\udfff]", json.dumps(tree, ensure_ascii=False))
     if half:
         return Mistake(f"{named} holds half a character, \\u{ord(half.group()):04x}", "write the character itself")
-    return Source(name, tree, in_json(text))
+    return ConfigFile(name, tree, in_json(text))

@@ -9,7 +9,7 @@ from typing import Any
 from library.options.convert_values import BadValue, shown
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, WRITE_INSTEAD, Key, Kind, Level
 from library.options.dataset_config.locate import Address
-from library.options.dataset_config.source import Source
+from library.options.dataset_config.source import ConfigFile
 from library.options.mistakes import Mistakes
 
 LONGEST = 80  # characters of a value that a message shows
@@ -47,7 +47,7 @@ def nearest(name: str, layers: Sequence[Layer]) -> Setting | None:
     return None
 
 
-def said(source: Source, at: Address, raw: object) -> str:
+def said(source: ConfigFile, at: Address, raw: object) -> str:
     """A key as mistakes name it: `num_repeats = "10" (data.toml, line 12)`."""
     text = "null" if raw is None else shown(raw)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
@@ -55,7 +55,7 @@ def said(source: Source, at: Address, raw: object) -> str:
 
 
 def read_table(
-    table: Mapping[str, object], at: Address, level: Level, kind: Kind | None, source: Source, mistakes: Mistakes
+    table: Mapping[str, object], at: Address, level: Level, kind: Kind | None, source: ConfigFile, mistakes: Mistakes
 ) -> Layer:
     """The keys of a table at its level. Without a `kind`, those of all kinds may stand in it. null is "not given"."""
     values: dict[str, Any] = {}

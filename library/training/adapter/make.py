@@ -57,7 +57,7 @@ def make_adapter(model: Model, plan: Plan, say: Say) -> Trainable:
 
 def merge(path: Path, multiplier: float, modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan) -> None:
     """Add an adapter's file to the weights of the model, by the module that trains. Raises AdapterError."""
-    parts = plan.source.family.adapters
+    parts = plan.base_model.family.adapters
     if chosen.settings is None:
         merge_foreign(chosen.module, path, modules, parts, ratio=multiplier)
     else:
@@ -66,7 +66,7 @@ def merge(path: Path, multiplier: float, modules: dict[str, nn.Module], plan: Pl
 
 def make_network(modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan) -> AnyNetwork:
     """A new network, or the one of --network_weights. Raises AdapterError."""
-    parts, asked = plan.source.family.adapters, plan.options.adapter
+    parts, asked = plan.base_model.family.adapters, plan.options.adapter
     if chosen.settings is None:
         foreign = create_foreign(
             chosen.module,
@@ -98,7 +98,7 @@ def _generator(seed: int) -> torch.Generator:
 def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trainable:
     """What the optimiser gets of a network, and what is done with it around each step."""
     by_module = {"unet": plan.learning_rates.unet, **plan.learning_rates.text_encoders}
-    rates = {part.group: by_module.get(part.module) or 0.0 for part in plan.source.family.adapters}
+    rates = {part.group: by_module.get(part.module) or 0.0 for part in plan.base_model.family.adapters}
     groups = tuple(
         Group(group.description or group.name, group.parameters, group.learning_rate)
         for group in made.groups({name: rate for name, rate in rates.items() if rate})

@@ -56,10 +56,10 @@ class AdapterMetadata:
             self._same |= dataset_metadata(plan.options, plan.images)
         self._spec = modelspec(
             plan.options,
-            plan.source,
+            plan.base_model,
             largest_resolution(plan.images),
-            architecture=f"{plan.source.family.architectures[plan.source.prediction]}/lora",  # so for every kind
-            implementation=NAMES_OF[plan.source.family.adapter_names],
+            architecture=f"{plan.base_model.family.architectures[plan.base_model.prediction]}/lora",  # so for every kind
+            implementation=NAMES_OF[plan.base_model.family.adapter_names],
             implementation_version=f"dreamfolder/{revision()}",
             untitled="LoRA",
         )
@@ -112,7 +112,7 @@ def _flags(plan: Plan) -> dict[str, str]:
 
 def _decided(plan: Plan) -> dict[str, str]:
     """What the plan decided from the flags, the machine, the model and the images."""
-    options, source, precision = plan.options, plan.source, plan.precision
+    options, base_model, precision = plan.options, plan.base_model, plan.precision
     accumulation = options.memory.gradient_accumulation_steps
     found: dict[str, object] = {
         # sd-scripts' own word where it does not know its commit: ours is in modelspec.implementation_version
@@ -134,10 +134,10 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_full_fp16": precision.trained == "fp16",
         "ss_fp8_base": False,
         "ss_fp8_base_unet": False,
-        "ss_v2": "v2" in source.family.capabilities,
-        "ss_base_model_version": source.family.versions[source.prediction],
-        "ss_zero_terminal_snr": source.objective.zero_terminal_snr,
-        "ss_clip_skip": clip_skip_of(options, source),
+        "ss_v2": "v2" in base_model.family.capabilities,
+        "ss_base_model_version": base_model.family.versions[base_model.prediction],
+        "ss_zero_terminal_snr": base_model.objective.zero_terminal_snr,
+        "ss_clip_skip": clip_skip_of(options, base_model),
         "ss_sd_model_name": _file_name(options.model.pretrained_model_name_or_path or ""),
     }
     if options.model.vae:
@@ -149,7 +149,7 @@ def _decided(plan: Plan) -> dict[str, str]:
 
 def _text_rates(plan: Plan) -> object:
     """One rate, or a list of one for each text encoder where they differ."""
-    rates = [plan.learning_rates.text_encoders.get(name, 0.0) for name in plan.source.family.text_encoders]
+    rates = [plan.learning_rates.text_encoders.get(name, 0.0) for name in plan.base_model.family.text_encoders]
     return rates[0] if len(set(rates)) == 1 else rates
 
 

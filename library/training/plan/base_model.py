@@ -21,7 +21,7 @@ from library.options.train_options import FLAGS, TrainOptions, values_of
 
 
 @dataclass(frozen=True)
-class Source:
+class BaseModel:
     """The checkpoint that a run starts from. `vae` is the file or folder of --vae; `tokenizer` is the family's, or the
     folder's own. `because` says how it is known what the network predicts. `objective`: the options of the loss, within
     the family's own range of timesteps and with the noise schedule that the checkpoint was made for."""
@@ -36,7 +36,7 @@ class Source:
     tokenizer: Tokenizer
 
 
-def decide_source(all_options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> Source | None:
+def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> BaseModel | None:
     """Read the header and recognise the family. None when there is no usable checkpoint; the mistakes say why."""
     options, known_before = all_options.model, len(mistakes)
     header = family = vae = None
@@ -61,7 +61,7 @@ def decide_source(all_options: TrainOptions, mistakes: Mistakes, notes: list[str
     said = noted(header)
     prediction, because = decide_prediction(options, family, said)
     objective = decide_objective(all_options.objective, family, said, prediction, mistakes, notes)
-    return Source(header, family, prediction, because, objective, vae, sizes, tokenizer)
+    return BaseModel(header, family, prediction, because, objective, vae, sizes, tokenizer)
 
 
 def decide_prediction(options: ModelOptions, family: Family, said: Noted) -> tuple[Prediction, str]:

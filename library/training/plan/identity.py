@@ -9,7 +9,7 @@ from library.data.scan.scan import ImageRecord
 from library.options.groups.dataset import DatasetOptions
 from library.options.train_options import FLAGS, TrainOptions, values_of
 from library.runtime.precision import Precision
-from library.training.plan.base_model import Source
+from library.training.plan.base_model import BaseModel
 from library.training.plan.images import Images
 from library.training.saving.state import Identity, fingerprint
 
@@ -35,7 +35,9 @@ FREE = frozenset(
 )  # fmt: skip
 
 
-def identity_of(options: TrainOptions, source: Source, images: Images, precision: Precision, seed: int) -> Identity:
+def identity_of(
+    options: TrainOptions, base_model: BaseModel, images: Images, precision: Precision, seed: int
+) -> Identity:
     """Every option that the result depends on, what the model is, the precision as it is on this machine, the seed, and
     the data."""
     facts = {
@@ -43,9 +45,9 @@ def identity_of(options: TrainOptions, source: Source, images: Images, precision
         for name, value in values_of(options).items()
         if FLAGS[name].group in GROUPS and name not in FREE
     }
-    facts["the kind of model"] = source.family.title
-    facts["what the U-Net predicts"] = source.prediction
-    facts["zero terminal SNR"] = str(source.objective.zero_terminal_snr)
+    facts["the kind of model"] = base_model.family.title
+    facts["what the U-Net predicts"] = base_model.prediction
+    facts["zero terminal SNR"] = str(base_model.objective.zero_terminal_snr)
     facts["seed"] = str(seed)
     facts["mixed precision"] = precision.mixed_precision
     facts["precision of the weights"] = precision.trained

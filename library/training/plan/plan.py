@@ -26,7 +26,7 @@ from library.runtime.precision import BYTES, FloatName, Precision, resolve
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import ScheduleChoice, choose_schedule
-from library.training.plan.base_model import Source, decide_source
+from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
@@ -50,7 +50,7 @@ class Plan:
     options: TrainOptions
     machine: Machine
     precision: Precision
-    source: Source
+    base_model: BaseModel
     images: Images
     order: EpochOrder
     duration: Duration
@@ -79,7 +79,7 @@ class Grounds:
     machine: Machine
     precision: Precision
     optimizer: OptimizerChoice
-    source: Source
+    base_model: BaseModel
     resume: SavedState | None
     seed: int
     images: Images
@@ -97,17 +97,21 @@ def decide(parsed: Parsed) -> Plan:
     found = find_grounds(options, mistakes, notes)
 
     # what follows from several of them
-    source, adapter, images = found.source, found.adapter, found.images
-    notes.extend(check_objective(source.objective, source.prediction, mistakes, source.family.process.timesteps))
+    base_model, adapter, images = found.base_model, found.adapter, found.images
+    notes.extend(
+        check_objective(base_model.objective, base_model.prediction, mistakes, base_model.family.process.timesteps)
+    )
     order = images.order(options.memory.gradient_accumulation_steps, found.seed)
     duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
     schedule = choose_schedule(options.optimizer, duration.steps, found.optimizer)
     collect(schedule, mistakes, notes)
-    rates = decide_learning_rates(options, source.family, adapter, found.optimizer, mistakes, notes)
-    outputs = decide_outputs(options.saving, "adapter" if adapter else source.header.kind, duration.epochs, mistakes)
-    costs = decide_costs(options, source, rates, adapter, found.precision, found.optimizer, outputs, duration)
-    check_outputs(options, source, outputs, costs, mistakes)
-    identity = identity_of(options, source, images, found.precision, found.seed)
+    rates = decide_learning_rates(options, base_model.family, adapter, found.optimizer, mistakes, notes)
+    outputs = decide_outputs(
+        options.saving, "adapter" if adapter else base_model.header.kind, duration.epochs, mistakes
+    )
+    costs = decide_costs(options, base_model, rates, adapter, found.precision, found.optimizer, outputs, duration)
+    check_outputs(options, base_model, outputs, costs, mistakes)
+    identity = identity_of(options, base_model, images, found.precision, found.seed)
     check_continuation(found.resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
     start = decide_start(options.adapter, found.resume, duration, mistakes, notes)
     mistakes.raise_if_any()
@@ -136,22 +140,24 @@ def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) ->
     optimizer = choose_optimizer(options.optimizer, precision.trained == "fp16")
     for decision in (precision, optimizer):
         collect(decision, mistakes, notes)
-    source = decide_source(options, mistakes, notes)
+    base_model = decide_base_model(options, mistakes, notes)
     resume = decide_resume(options.saving.resume, mistakes)
     seed = decide_seed(options, resume)
-    images = decide_images(options, token_count(options, source), mistakes, seed)
-    adapter = decide_adapter(options.adapter, source.family if source else None, mistakes)
+    images = decide_images(options, token_count(options, base_model), mistakes, seed)
+    adapter = decide_adapter(options.adapter, base_model.family if base_model else None, mistakes)
     check_places(options, mistakes)
-    notes.extend(check_prompts(options, mistakes, refines=source is not None and source.family.refines))
+    notes.extend(check_prompts(options, mistakes, refines=base_model is not None and base_model.family.refines))
     trackers = decide_trackers(options.run, mistakes)
-    if source is None or images is None:
+    if base_model is None or images is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or images are missing and no mistake says why")
-    precision = with_sound_vae(precision, source.family.latent, machine, notes)
-    refined = images.table.placements if source.family.refines else ()
-    preview = plan_preview(options, source.family.preview[source.prediction], refined)
+    precision = with_sound_vae(precision, base_model.family.latent, machine, notes)
+    refined = images.table.placements if base_model.family.refines else ()
+    preview = plan_preview(options, base_model.family.preview[base_model.prediction], refined)
     validation = decide_validation(options.validation, images)
-    return Grounds(machine, precision, optimizer, source, resume, seed, images, adapter, preview, validation, trackers)
+    return Grounds(
+        machine, precision, optimizer, base_model, resume, seed, images, adapter, preview, validation, trackers
+    )
 
 
 def with_sound_vae(precision: Precision, latent: LatentSpace, machine: Machine, notes: list[str]) -> Precision:
@@ -188,12 +194,12 @@ def check_objective(
     return notes
 
 
-def token_count(options: TrainOptions, source: Source | None) -> TokenCount | None:
+def token_count(options: TrainOptions, base_model: BaseModel | None) -> TokenCount | None:
     """Tokens of a caption, without the marks of weights where these are read."""
-    if source is None:
+    if base_model is None:
         return None
     weighted = options.caption.weighted_captions
-    tokenizer = source.tokenizer
+    tokenizer = base_model.tokenizer
     return TokenCount(
         partial(tokenizer.count, weighted=weighted),
         partial(tokenizer.counts, weighted=weighted),
@@ -224,7 +230,7 @@ def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, n
 
 def decide_costs(
     options: TrainOptions,
-    source: Source,
+    base_model: BaseModel,
     rates: LearningRates,
     adapter: AdapterPlan | None,
     precision: Precision,
@@ -234,10 +240,10 @@ def decide_costs(
 ) -> Costs:
     """Memory and disk of the run."""
     if adapter is not None:
-        return frozen_costs(source.sizes, BYTES[precision.base], outputs.directory)
+        return frozen_costs(base_model.sizes, BYTES[precision.base], outputs.directory)
     models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     return count_costs(
-        source.sizes,
+        base_model.sizes,
         trained_texts=rates.text_encoders,
         weight_bytes=BYTES[precision.trained],
         copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
@@ -249,10 +255,12 @@ def decide_costs(
     )
 
 
-def check_outputs(options: TrainOptions, source: Source, outputs: Outputs, costs: Costs, mistakes: Mistakes) -> None:
+def check_outputs(
+    options: TrainOptions, base_model: BaseModel, outputs: Outputs, costs: Costs, mistakes: Mistakes
+) -> None:
     """The files to come have a place, room, and what they are to say about themselves."""
     check_final_model(outputs, mistakes)
-    check_metadata(options, source, mistakes)
+    check_metadata(options, base_model, mistakes)
     check_disk(costs, mistakes)
 
 

@@ -45,11 +45,11 @@ def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    source = plan.source
-    yield f"{source.header.path} ({source.family.title}, {source.header.kind})"
-    yield f"predicts {source.prediction}: {source.because}"
-    if source.vae is not None:
-        yield f"VAE from {source.vae}"
+    base_model = plan.base_model
+    yield f"{base_model.header.path} ({base_model.family.title}, {base_model.header.kind})"
+    yield f"predicts {base_model.prediction}: {base_model.because}"
+    if base_model.vae is not None:
+        yield f"VAE from {base_model.vae}"
 
 
 def _data(images: Images) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _buckets(plan: Plan) -> Iterator[str]:
 
 
 def _training(plan: Plan) -> Iterator[str]:
-    sizes, rates = plan.source.sizes, plan.learning_rates
+    sizes, rates = plan.base_model.sizes, plan.learning_rates
     if plan.adapter is not None:
         yield from _adapter(plan.adapter)
     frozen = ", through the adapter" if plan.adapter is not None else ""
@@ -183,15 +183,15 @@ def _adapter(adapter: AdapterPlan) -> Iterator[str]:
 
 
 def _loss(plan: Plan) -> str:
-    objective = plan.source.objective
-    parts = [f"{plan.source.prediction} prediction"]
+    objective = plan.base_model.objective
+    parts = [f"{plan.base_model.prediction} prediction"]
     masks = plan.options.mask
     if any(count.subset.mask_dir or count.subset.alpha_mask for count in plan.images.subsets):
         floor = f", floor {masks.mask_floor:g}" if masks.mask_floor else ""
         parts.append(f"masked ({'inverted, ' if masks.mask_invert else ''}normalised: {masks.mask_normalise}{floor})")
     if plan.images.scan.reg_samples:
         parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
-    parts.extend(describe_objective(objective, plan.source.prediction))
+    parts.extend(describe_objective(objective, plan.base_model.prediction))
     return "loss: " + ", ".join(parts)
 
 

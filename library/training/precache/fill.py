@@ -71,10 +71,10 @@ def fill_captions(plan: CachePlan, device: torch.device, group: WorkerGroup, pro
         raise UserError([Mistake(what, "give --seed here and to the training")])
     base = plan.precision.base if plan.options.adapter.network_module else "fp32"  # as the training loads it
     model = load_model(
-        plan, loading_device(plan.options.memory, device), only=plan.source.family.text_encoders, base=base
+        plan, loading_device(plan.options.memory, device), only=plan.base_model.family.text_encoders, base=base
     )
     conditioning = Conditioner(
-        family=plan.source.family,
+        family=plan.base_model.family,
         text_encoders=text_encoders(model, plan, device),
         tokenize=dataset.tokenize,
         settings=text_settings(plan),

@@ -16,7 +16,7 @@ from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
 from library.runtime.device import Machine, describe_machine
 from library.runtime.precision import Precision, resolve
-from library.training.plan.base_model import Source, decide_source
+from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import Plan, decide_seed, token_count, with_sound_vae
@@ -54,7 +54,7 @@ class CachePlan:
     options: TrainOptions
     machine: Machine
     precision: Precision
-    source: Source
+    base_model: BaseModel
     images: Images
     order: EpochOrder
     duration: Duration
@@ -81,23 +81,23 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     precision = resolve(options.memory, machine, options.run.strict)
     mistakes.extend(precision.mistakes)
     notes.extend(precision.notes)
-    source = decide_source(options, mistakes, notes)
+    base_model = decide_base_model(options, mistakes, notes)
     seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
-    images = decide_images(options, token_count(options, source), mistakes, seed)
+    images = decide_images(options, token_count(options, base_model), mistakes, seed)
     check_logs(replace(options.run, logging_dir=None), mistakes)
-    if source is None or images is None:
+    if base_model is None or images is None:
         mistakes.raise_if_any()
         raise AssertionError("a source or images are missing and no mistake says why")
     _check_seed(options, kind, images, mistakes)
     mistakes.raise_if_any()
-    precision = with_sound_vae(precision, source.family.latent, machine, notes)
+    precision = with_sound_vae(precision, base_model.family.latent, machine, notes)
     order = images.order(options.memory.gradient_accumulation_steps, seed)
     return CachePlan(
         kind=kind,
         options=options,
         machine=machine,
         precision=precision,
-        source=source,
+        base_model=base_model,
         images=images,
         order=order,
         duration=decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch),

@@ -19,20 +19,20 @@ from library.training.saving.dataset_metadata import largest_resolution
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.options.train_options import TrainOptions
-    from library.training.plan.base_model import Source
+    from library.training.plan.base_model import BaseModel
     from library.training.plan.plan import Plan
 
 
 def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path, step: int, epoch: int) -> None:
     """Write the model as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
-    saving, family = plan.options.saving, plan.source.family
+    saving, family = plan.options.saving, plan.base_model.family
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = family.save(
         model,
         path,
         save_as=plan.outputs.save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
-        metadata=file_metadata(plan.options, plan.source, largest_resolution(plan.images)),
+        metadata=file_metadata(plan.options, plan.base_model, largest_resolution(plan.images)),
         steps=step,
         epoch=epoch,
     )
@@ -42,18 +42,20 @@ def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path
         write_inference_yaml(model, path)
 
 
-def file_metadata(options: TrainOptions, source: Source, resolution: Size | None = None) -> dict[str, str]:
+def file_metadata(options: TrainOptions, base_model: BaseModel, resolution: Size | None = None) -> dict[str, str]:
     """Metadata of a saved model: modelspec.* and the user's comment. `resolution`: what was trained at, where known.
 
     Raises CheckpointError for a --metadata_thumbnail that cannot be read.
     """
-    found = modelspec(options, source, resolution)
+    found = modelspec(options, base_model, resolution)
     if options.saving.training_comment:
         found["ss_training_comment"] = options.saving.training_comment
     return found
 
 
-def modelspec(options: TrainOptions, source: Source, resolution: Size | None = None, **others: Any) -> dict[str, str]:
+def modelspec(
+    options: TrainOptions, base_model: BaseModel, resolution: Size | None = None, **others: Any
+) -> dict[str, str]:
     """modelspec.* of a saved file; SOURCE_DATE_EPOCH fixes its date, so that equal runs give equal files.
 
     `others`: arguments of build_modelspec for a file that is no whole model. Raises CheckpointError for a
@@ -64,30 +66,30 @@ def modelspec(options: TrainOptions, source: Source, resolution: Size | None = N
         for name, value in vars(options.saving).items()
         if name.startswith("metadata_") and name != "metadata_title" and value is not None
     }
-    least, end = source.objective.min_timestep, source.objective.max_timestep
-    everything = source.family.process.timesteps
+    least, end = base_model.objective.min_timestep, base_model.objective.max_timestep
+    everything = base_model.family.process.timesteps
     facts: dict[str, Any] = {
-        "architecture": source.family.architectures[source.prediction],
+        "architecture": base_model.family.architectures[base_model.prediction],
         "title": options.saving.metadata_title or options.saving.output_name,
         "made_at": time_of_saving(),
-        "resolution": resolution or options.dataset.resolution or source.family.preview[source.prediction],
-        "prediction": source.prediction,
+        "resolution": resolution or options.dataset.resolution or base_model.family.preview[base_model.prediction],
+        "prediction": base_model.prediction,
         "timestep_range": None if least is None and end is None else (least or 0, end or everything),
-        "encoder_layer": clip_skip_of(options, source),
+        "encoder_layer": clip_skip_of(options, base_model),
         "given": given,
     }
     return build_modelspec(**facts | others)
 
 
-def clip_skip_of(options: TrainOptions, source: Source) -> int | None:
+def clip_skip_of(options: TrainOptions, base_model: BaseModel) -> int | None:
     """--clip_skip, where the family has a choice of layers."""
-    return options.model.clip_skip if "clip_skip" in source.family.capabilities else None
+    return options.model.clip_skip if "clip_skip" in base_model.family.capabilities else None
 
 
-def check_metadata(options: TrainOptions, source: Source, mistakes: Mistakes) -> None:
+def check_metadata(options: TrainOptions, base_model: BaseModel, mistakes: Mistakes) -> None:
     """What a file says about itself is made once before training: a missing thumbnail must not cost the model."""
     try:
-        file_metadata(options, source)
+        file_metadata(options, base_model)
     except CheckpointError as error:
         mistakes.add(f"--{error}")
 

@@ -20,7 +20,7 @@ from library.data import images
 from library.data.buckets import Placement
 from library.data.cache import latent_files
 from library.data.cache.latent_cache import LatentCacheBuild, build_latent_cache
-from library.data.cache.latent_entries import Source
+from library.data.cache.latent_entries import LatentSource
 from library.data.cache.latent_files import FINGERPRINT
 from library.data.images import Geometry
 from library.data.scan.scan import ImageRecord
@@ -56,15 +56,15 @@ def means(pixels: torch.Tensor, _: list[torch.Generator]) -> torch.Tensor:
 class Data:
     """Records with the source of each, and a plain reader of them."""
 
-    def __init__(self, records: Sequence[ImageRecord], sources: Sequence[Source] | None = None) -> None:
+    def __init__(self, records: Sequence[ImageRecord], sources: Sequence[LatentSource] | None = None) -> None:
         self.records = list(records)
         self.sources = list(sources or (self.centred(one) for one in self.records))
 
     @staticmethod
-    def centred(one: ImageRecord, **options: Any) -> Source:
+    def centred(one: ImageRecord, **options: Any) -> LatentSource:
         place = PLACES[one.size]
         offset = tuple((a - b) // 2 for a, b in zip(place.resized, place.bucket, strict=True))
-        return Source(Geometry(place.resized, (offset[0], offset[1]), place.bucket), **options)
+        return LatentSource(Geometry(place.resized, (offset[0], offset[1]), place.bucket), **options)
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         source, path = self.sources[index], self.records[index].path
@@ -225,13 +225,13 @@ def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, for
     assert filled(records, vae="v2", form=form).made == 4
     shown = Data(records).sources[1].shown
     others = [
-        Source(replace(shown, offset=(0, 0))),
-        Source(replace(shown, resized=(81, 48))),
-        Source(replace(shown, bucket=(64, 48))),
-        Source(replace(shown, resized=(81, 48), interpolation="cubic")),
-        Source(shown, background=(0, 0, 0)),
-        Source(shown, alpha_mask=True),
-        Source(shown, mask=save(tmp_path / "masks" / "b.png", (80, 48))),
+        LatentSource(replace(shown, offset=(0, 0))),
+        LatentSource(replace(shown, resized=(81, 48))),
+        LatentSource(replace(shown, bucket=(64, 48))),
+        LatentSource(replace(shown, resized=(81, 48), interpolation="cubic")),
+        LatentSource(shown, background=(0, 0, 0)),
+        LatentSource(shown, alpha_mask=True),
+        LatentSource(shown, mask=save(tmp_path / "masks" / "b.png", (80, 48))),
     ]
     seen = []
     for other in others:
@@ -245,7 +245,7 @@ def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, for
     # an opaque one
     filled(records, form=form)
     sources = [replace(one, background=(9, 9, 9)) for one in Data(records).sources]
-    sources[1] = Source(replace(shown, interpolation="cubic"))
+    sources[1] = LatentSource(replace(shown, interpolation="cubic"))
     assert counts(filled(Data(records, sources), form=form)) == (4, 0, 0)
 
 
@@ -333,7 +333,7 @@ def test_images_of_one_stem_and_size_never_share_a_file(tmp_path: Path, form: st
 @FORMATS
 def test_one_image_at_several_resolutions_has_as_many_entries(tmp_path: Path, form: str) -> None:
     records = save_images(tmp_path)
-    small = [Source(Geometry((48, 48), (0, 0), (48, 48))), Source(Geometry((40, 24), (0, 0), (40, 24)))]
+    small = [LatentSource(Geometry((48, 48), (0, 0), (48, 48))), LatentSource(Geometry((40, 24), (0, 0), (40, 24)))]
     alone = filled(records[:2], form=form)
     data = Data([*records[:2], *records[:2]], [*Data(records[:2]).sources, *small])
     found = filled(data, form=form)
@@ -420,14 +420,14 @@ def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_
         {"flip": True},
         {"channels": 4},
         {"stride": 4},
-        {"source": lambda _: Source(shown, alpha_mask=True)},
-        {"source": lambda _: Source(shown, mask=save(tmp_path / "masks" / "a.png", (64, 64)))},
-        {"source": lambda _: Source(replace(shown, resized=(80, 80), offset=(8, 8), interpolation="cubic"))},
-        {"source": lambda _: Source(replace(shown, resized=(80, 64), offset=(0, 0)))},
+        {"source": lambda _: LatentSource(shown, alpha_mask=True)},
+        {"source": lambda _: LatentSource(shown, mask=save(tmp_path / "masks" / "a.png", (64, 64)))},
+        {"source": lambda _: LatentSource(replace(shown, resized=(80, 80), offset=(8, 8), interpolation="cubic"))},
+        {"source": lambda _: LatentSource(replace(shown, resized=(80, 64), offset=(0, 0)))},
     ):
         assert filled(one, means, **options, vae=str(options)[:12]).foreign == 0, options
     assert filled([replace(one[0], transparent=True)], vae="transparent").foreign == 0
-    masked = Data([replace(one[0], transparent=True)], [Source(shown, alpha_mask=True)])
+    masked = Data([replace(one[0], transparent=True)], [LatentSource(shown, alpha_mask=True)])
     foreign(path, plain, 0, alpha_mask=np.full((64, 64), 0.5, np.float32))
     found = filled(masked, vae="masked")
     assert found.foreign == 1 and torch.equal(found.store.get(0, False).mask, torch.full((1, 8, 8), 0.5))

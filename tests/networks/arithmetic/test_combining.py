@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from networks.adapter import AdapterError
-from networks.arithmetic.combining import Source, combine, largest_rank, shuffled, stack
+from networks.arithmetic.combining import WeightedFactors, combine, largest_rank, shuffled, stack
 from networks.arithmetic.factors import Factors
 from tests.networks.made import KERNEL, LINEAR, POINT, layer, relative
 
 
-def source(name: str, ratio: float, **layers: Factors) -> Source:
-    return Source(name, layers, lambda _: ratio)
+def source(name: str, ratio: float, **layers: Factors) -> WeightedFactors:
+    return WeightedFactors(name, layers, lambda _: ratio)
 
 
 @pytest.mark.parametrize("shape", [LINEAR, POINT, KERNEL])
