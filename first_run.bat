@@ -1,5 +1,5 @@
 @echo off
-rem Makes the environment and trains a subject on pictures that ship. Nothing that is done is done again.
+rem Makes the environment and trains a subject on images that ship. Nothing that is done is done again.
 rem Another Python than the newest one for the environment: set PYTHON=C:\path\to\python.exe
 setlocal
 cd /d "%~dp0"

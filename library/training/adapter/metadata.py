@@ -58,7 +58,7 @@ class AdapterMetadata:
             plan.options,
             plan.base_model,
             largest_resolution(plan.images),
-            architecture=f"{plan.base_model.family.architectures[plan.base_model.prediction]}/lora",  # so for every kind
+            architecture=f"{plan.base_model.family.architectures[plan.base_model.prediction]}/lora",
             implementation=NAMES_OF[plan.base_model.family.adapter_names],
             implementation_version=f"dreamfolder/{revision()}",
             untitled="LoRA",
