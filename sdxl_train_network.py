@@ -10,9 +10,9 @@ from __future__ import annotations
 from library.options.parse import SDXL_ADAPTERS
 from library.training.command import run_recipe
 from library.training.recipe import Recipe
-from train_network import adapter
+from train_network import network
 
-RECIPE = Recipe(SDXL_ADAPTERS, adapter)
+RECIPE = Recipe(SDXL_ADAPTERS, network)
 
 if __name__ == "__main__":
     raise SystemExit(run_recipe(RECIPE))

@@ -18,17 +18,21 @@ from library.training.recipe import Recipe, Say
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.plan.plan import Plan
+    from library.training.adapter.plan import AdapterPlan
+    from library.training.optim.learning_rates import Optimization
+    from library.training.plan.facts import RunFacts
     from library.training.trainable import Trainable
 
 
-def whole_model(model: Model, plan: Plan, say: Say) -> Trainable:
+def whole_model(
+    model: Model, facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, say: Say
+) -> Trainable:
     """What this recipe trains: the U-Net, whole or by blocks (--block_lr), and the text encoders until their end has
     come (--stop_text_encoder_training)."""
     from library.training.saving.model_file import write_model
     from library.training.trainable import Part, Trainable, block_groups
 
-    rates = plan.learning_rates
+    rates = optimization.learning_rates
     blocks = block_groups(model.unet, rates.blocks, model.family.block_of)
     # rates of 0 for all blocks leave no group, and without groups a part is trained as a whole
     parts = [Part("unet", model.unet, rates.unet or 0.0, groups=blocks)] if blocks or not rates.blocks else []
@@ -36,7 +40,7 @@ def whole_model(model: Model, plan: Plan, say: Say) -> Trainable:
         if name in rates.text_encoders:
             parts.append(Part(f"text_encoder{number}", module, rates.text_encoders[name], rates.text_encoder_stop))
     active = frozenset({"unet", *rates.text_encoders})
-    return Trainable(tuple(parts), active, partial(write_model, plan, model, say))
+    return Trainable(tuple(parts), active, partial(write_model, facts, model, say))
 
 
 RECIPE = Recipe(DREAMBOOTH, whole_model)

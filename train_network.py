@@ -17,18 +17,24 @@ from library.training.recipe import Recipe, Say
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.plan.plan import Plan
+    from library.training.adapter.plan import AdapterPlan
+    from library.training.optim.learning_rates import Optimization
+    from library.training.plan.facts import RunFacts
     from library.training.trainable import Trainable
 
 
-def adapter(model: Model, plan: Plan, say: Say) -> Trainable:
+def network(
+    model: Model, facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, say: Say
+) -> Trainable:
     """What this recipe trains: the adapter that --network_module names, in the parts of the model that it reaches."""
     from library.training.adapter.make import make_adapter
 
-    return make_adapter(model, plan, say)
+    if adapter is None:
+        raise ValueError("the plan of this recipe has an adapter: --network_module is required")
+    return make_adapter(model, facts, optimization, adapter, say)
 
 
-RECIPE = Recipe(ADAPTERS, adapter)
+RECIPE = Recipe(ADAPTERS, network)
 
 if __name__ == "__main__":
     raise SystemExit(run_recipe(RECIPE))

@@ -66,11 +66,11 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
 
     plan = decide(parsed)
     print(describe(plan), flush=True)
-    if plan.options.dataset.debug_dataset:
+    if plan.facts.options.dataset.debug_dataset:
         from library.training.debug_dataset import show_dataset
 
         show_dataset(plan)
-    elif plan.options.run.dry_run:
+    elif plan.facts.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was written")
     else:
         with large_imports():

@@ -32,13 +32,13 @@ TOLD = ("model", "data", "captions", "buckets", "training", "length", "validatio
 def show_dataset(plan: Plan) -> Path:
     """Write the page into --output_dir, say where it is, and open it where somebody sits before a screen. Raises
     UserError if it cannot be written."""
-    dataset = training_set(plan, image_reader(plan), None)
-    found = plan.images.scan
+    dataset = training_set(plan.facts, image_reader(plan.facts), None)
+    found = plan.facts.images.scan
     page = Page(
-        title=plan.options.saving.output_name or plan.outputs.directory.name,
-        token_limit=plan.images.captions.limit,
+        title=plan.facts.options.saving.output_name or plan.outputs.directory.name,
+        token_limit=plan.facts.images.captions.limit,
         shown=[_shown(plan, dataset, index) for index in range(len(found.records))],
-        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.images.notes, *found.notes],
+        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.facts.images.notes, *found.notes],
         facts=[(title, "; ".join(lines)) for title, lines in sections(plan) if title in TOLD],
     )
     path = plan.outputs.directory / "dataset.html"
@@ -75,9 +75,10 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
     exact = reader.geometry(index)
     masked = record.mask is not None or (subset.alpha_mask and record.transparent)
     texts = (
-        dataset.caption(epoch, (epoch - 1) * plan.order.steps_per_epoch, index, 0) for epoch in range(1, EPOCHS + 1)
+        dataset.caption(epoch, (epoch - 1) * plan.facts.order.steps_per_epoch, index, 0)
+        for epoch in range(1, EPOCHS + 1)
     )
-    count = partial(plan.base_model.tokenizer.count, weighted=plan.options.caption.weighted_captions)
+    count = partial(plan.facts.base_model.tokenizer.count, weighted=plan.facts.options.caption.weighted_captions)
     return Shown(
         path=str(record.path),
         subset=str(subset.image_dir or subset.metadata_file),
@@ -86,10 +87,10 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         size=record.size,
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
-        mask=partial(_mask, reader, index, exact, MaskSettings.of(plan.options.mask)) if masked else None,
+        mask=partial(_mask, reader, index, exact, MaskSettings.of(plan.facts.options.mask)) if masked else None,
         captions=tuple(ShownCaption(text, count(text)) for text in texts),
         repeats=record.repeats,
-        weight=plan.options.objective.prior_loss_weight if record.is_reg else 1.0,
+        weight=plan.facts.options.objective.prior_loss_weight if record.is_reg else 1.0,
         offset=exact.offset,
         score=record.score,
     )

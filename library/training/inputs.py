@@ -23,27 +23,26 @@ from library.training.validation.plan import texts_asked
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.plan.plan import Plan
-    from library.training.precache.plan import AnyPlan
+    from library.training.plan.facts import RunFacts
 
 
-def image_reader(plan: AnyPlan) -> ImageReader:
-    """Reads the images of the plan; those set aside for validation come last."""
-    images, found = plan.images, plan.images.scan
+def image_reader(facts: RunFacts) -> ImageReader:
+    """Reads the images of a run; those set aside for validation come last."""
+    images, found = facts.images, facts.images.scan
     return ImageReader(images.all_records, images.all_placements, found.subsets, found.datasets)
 
 
-def fill_latents(plan: Plan, model: Model, vae: Any, reader: ImageReader) -> latent_cache.LatentStore | None:
+def fill_latents(facts: RunFacts, model: Model, vae: Any, reader: ImageReader) -> latent_cache.LatentStore | None:
     """The latents of all images, or None when they are made on the way. `vae` is the one that computes."""
-    if not plan.options.cache.cache_latents:
+    if not facts.options.cache.cache_latents:
         return None
-    filled = encode_latents(plan, model, vae, reader)
+    filled = encode_latents(facts, model, vae, reader)
     LOGGER.info(str(filled))
     return filled.store
 
 
 def encode_latents(
-    plan: AnyPlan,
+    facts: RunFacts,
     model: Model,
     vae: Any,
     reader: ImageReader,
@@ -51,15 +50,15 @@ def encode_latents(
     progress: bool = True,
 ) -> latent_cache.LatentCacheBuild:
     """The latents of all images. `share`: (number, of how many processes) that do this at once."""
-    options, family = plan.options.cache, plan.base_model.family
+    options, family = facts.options.cache, facts.base_model.family
     to_disk = options.cache_latents_to_disk
-    exact = plan.precision.vae == "fp32"
+    exact = facts.precision.vae == "fp32"
     return latent_cache.build_latent_cache(
         reader.records,
         reader.placements,
         reader.for_cache,
         partial(family.encode_images, vae),
-        vae=f"{module_name(vae, without=('decoder.', 'post_quant_conv.'))} {plan.precision.vae}" if to_disk else "",
+        vae=f"{module_name(vae, without=('decoder.', 'post_quant_conv.'))} {facts.precision.vae}" if to_disk else "",
         suffix=family.latent.cache_suffix,
         to_disk=to_disk,
         flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],
@@ -75,18 +74,18 @@ def encode_latents(
     )
 
 
-def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditioner, frozen: bool) -> bool:
+def fill_captions(facts: RunFacts, dataset: TrainingDataset, conditioning: Conditioner, frozen: bool) -> bool:
     """Encode all captions that can occur, as far as there is room, and let `conditioning` use them. True if the text
     encoder has nothing left to do in the training.
 
     Without --cache_text_encoder_outputs this is done where it costs nothing: for a text encoder that is `frozen`, and
     captions that are few and always the same.
     """
-    asked = plan.options.cache.cache_text_encoder_outputs
-    if not asked and not (frozen and _captions_are_few(plan, conditioning)):
+    asked = facts.options.cache.cache_text_encoder_outputs
+    if not asked and not (frozen and _captions_are_few(facts, conditioning)):
         return False
-    texts, complete = captions_to_come(plan, dataset)
-    filled = encode_captions(plan, texts, conditioning, progress=asked)
+    texts, complete = captions_to_come(facts, dataset)
+    filled = encode_captions(facts, texts, conditioning, progress=asked)
     if asked:
         LOGGER.info(str(filled))
     if not complete:
@@ -95,42 +94,42 @@ def fill_captions(plan: Plan, dataset: TrainingDataset, conditioning: Conditione
     return complete
 
 
-def _captions_are_few(plan: Plan, conditioning: Conditioner) -> bool:
+def _captions_are_few(facts: RunFacts, conditioning: Conditioner) -> bool:
     """Whether all captions are known at once. The length of the run has no say, or a run made longer would compute
     otherwise than one of that length."""
-    if not conditioning.tokenize.padded or not _captions_stay(plan):
+    if not conditioning.tokenize.padded or not _captions_stay(facts):
         return False
-    return len({record.caption for record in plan.images.records}) <= FEW
+    return len({record.caption for record in facts.images.records}) <= FEW
 
 
-def _captions_stay(plan: AnyPlan) -> bool:
+def _captions_stay(facts: RunFacts) -> bool:
     """Whether every image has one text in all epochs."""
-    chosen = [subset.captions for subset in plan.images.scan.subsets]
+    chosen = [subset.captions for subset in facts.images.scan.subsets]
     return not any(vary_with_seed(each) or each.dropout_every_n_epochs for each in chosen)
 
 
-def captions_to_come(plan: AnyPlan, dataset: TrainingDataset) -> tuple[list[str], bool]:
+def captions_to_come(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
     """The captions of the run that are encoded beforehand, each once, and whether that is all of them."""
-    most = MOST_ON_DISK if plan.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
-    epochs = 1 if _captions_stay(plan) else plan.duration.epochs  # else every epoch has all of them
-    requests = (request for epoch in range(1, epochs + 1) for request in plan.order.requests(epoch))
+    most = MOST_ON_DISK if facts.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
+    epochs = 1 if _captions_stay(facts) else facts.duration.epochs  # else every epoch has all of them
+    requests = (request for epoch in range(1, epochs + 1) for request in facts.order.requests(epoch))
     texts, complete = texts_of(dataset.texts(requests), most)
     # last, so that the others are encoded in the same batches with a validation and without one
-    return list(dict.fromkeys([*texts, *texts_asked(plan.validation, plan.images)])), complete
+    return list(dict.fromkeys([*texts, *texts_asked(facts.validation, facts.images)])), complete
 
 
 def encode_captions(
-    plan: AnyPlan,
+    facts: RunFacts,
     texts: Sequence[str],
     conditioning: Conditioner,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> TextCacheBuild:
     """The encoded states of captions. `share`: (number, of how many processes) that do this at once."""
-    options = plan.options
+    options = facts.options
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
-    facts = (
-        plan.precision.frozen,
+    parts = (
+        facts.precision.frozen,
         conditioning.settings.clip_skip or 1,
         conditioning.settings.kohya_projection,
         conditioning.tokenize.chunks,
@@ -141,7 +140,7 @@ def encode_captions(
     return build_text_cache(
         texts,
         conditioning.encode,
-        encoder=" ".join(map(str, (*names, *facts))) if to_disk else "",
+        encoder=" ".join(map(str, (*names, *parts))) if to_disk else "",
         folder=cache_folder(options.dataset) / "captions" if to_disk else None,
         # unpadded captions differ in length from batch to batch
         batch_size=16 if conditioning.tokenize.padded else 1,
@@ -162,28 +161,28 @@ def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def tokenize_with(plan: AnyPlan) -> Tokenize:
+def tokenize_with(facts: RunFacts) -> Tokenize:
     """How captions become ids in this run."""
-    options = plan.options
+    options = facts.options
     return Tokenize(
-        plan.base_model.tokenizer,
-        chunks=plan.images.captions.limit // 75,
+        facts.base_model.tokenizer,
+        chunks=facts.images.captions.limit // 75,
         padded=not options.model.no_token_padding,
         weighted=options.caption.weighted_captions,
     )
 
 
-def training_set(plan: AnyPlan, reader: ImageReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
-    """The dataset of the plan, with latents or with pixels."""
+def training_set(facts: RunFacts, reader: ImageReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
+    """The dataset of a run, with latents or with pixels."""
     return TrainingDataset(
         images=reader,
-        tokenize=tokenize_with(plan),
-        seed=plan.seed,
-        steps=plan.duration.steps,
-        stride=plan.base_model.family.latent.stride,
-        missing_mask=MaskSettings.of(plan.options.mask).missing,
-        prior_loss_weight=plan.options.objective.prior_loss_weight,
-        crop_conditioning=plan.options.dataset.crop_conditioning,
-        score=plan.options.dataset.data_aesthetic_score,
+        tokenize=tokenize_with(facts),
+        seed=facts.seed,
+        steps=facts.duration.steps,
+        stride=facts.base_model.family.latent.stride,
+        missing_mask=MaskSettings.of(facts.options.mask).missing,
+        prior_loss_weight=facts.options.objective.prior_loss_weight,
+        crop_conditioning=facts.options.dataset.crop_conditioning,
+        score=facts.options.dataset.data_aesthetic_score,
         latents=latents,
     )

@@ -16,11 +16,11 @@ from library.training.saving.model_file import clip_skip_of, refuse_broken_weigh
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
-    from library.training.precache.plan import AnyPlan
+    from library.training.plan.facts import RunFacts
 
 
 def load_model(
-    plan: AnyPlan, device: torch.device, only: Collection[str] | None = None, base: FloatName = "fp32"
+    facts: RunFacts, device: torch.device, only: Collection[str] | None = None, base: FloatName = "fp32"
 ) -> Model:
     """All weights in float32, or those of the parts in `only`; what the checkpoint held besides is logged.
 
@@ -28,7 +28,7 @@ def load_model(
     float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no
     layers for.
     """
-    base_model, options = plan.base_model, plan.options.model
+    base_model, options = facts.base_model, facts.options.model
     model = base_model.family.load(
         base_model.header,
         vae=base_model.vae,
@@ -49,16 +49,16 @@ def load_model(
     refuse_broken_weights(model)
     texts = [module for module in model.text_encoders.values() if module is not None]
     if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
-        refuse_clip_skip(model, text_settings(plan), texts[0].device)
+        refuse_clip_skip(model, text_settings(facts), texts[0].device)
     return model
 
 
-def text_settings(plan: AnyPlan) -> TextSettings:
+def text_settings(facts: RunFacts) -> TextSettings:
     """How the captions of a run are read. A --clip_skip that asks the family for nothing is none."""
-    options = plan.options
+    options = facts.options
     return TextSettings(
-        clip_skip=clip_skip_of(options, plan.base_model),
-        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(plan.base_model.header),
+        clip_skip=clip_skip_of(options, facts.base_model),
+        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(facts.base_model.header),
         empty_is_zero=options.caption.empty_caption == "zeros",
     )
 

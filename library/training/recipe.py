@@ -10,7 +10,9 @@ from library.options.parse import Program
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.plan.plan import Plan
+    from library.training.adapter.plan import AdapterPlan
+    from library.training.optim.learning_rates import Optimization
+    from library.training.plan.facts import RunFacts
     from library.training.trainable import Trainable
 
 Say = Callable[[str], None]
@@ -19,7 +21,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """`choose(model, plan, say)` is called once, with the weights loaded and nothing moved or frozen yet."""
+    """`choose(model, facts, optimization, adapter, say)` is called once, with the weights loaded and nothing moved or
+    frozen yet; `adapter` is None where all weights are trained."""
 
     program: Program
-    choose: Callable[[Model, Plan, Say], Trainable]
+    choose: Callable[[Model, RunFacts, Optimization, AdapterPlan | None, Say], Trainable]

@@ -45,26 +45,26 @@ if TYPE_CHECKING:
 
 def train(plan: Plan, recipe: Recipe) -> None:
     """Carry out a plan. `recipe` has its say in what is trained. Raises UserError."""
-    options, family = plan.options, plan.base_model.family
+    options, family = plan.facts.options, plan.facts.base_model.family
     set_up_console(options.run)
     with (
         # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
-        preallocate_heap(plan.costs.weights + plan.costs.optimizer if plan.machine.is_cpu else 0),
-        open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run,
+        preallocate_heap(plan.costs.weights + plan.costs.optimizer if plan.facts.machine.is_cpu else 0),
+        open_run(options, plan.trackers, plan.facts.precision.mixed_precision, plan.facts.seed) as run,
     ):
         accelerator = run.accelerator
         device = accelerator.device
 
         # the model, what is trained of it, and how it is kept in memory
-        base = "fp32" if plan.adapter is None else plan.precision.base
-        model = load_model(plan, loading_device(options.memory, device), base=base)
-        trained = recipe.choose(model, plan, LOGGER.info)
-        prepare(model, trained, plan.precision, options.memory)
+        base = "fp32" if plan.adapter is None else plan.facts.precision.base
+        model = load_model(plan.facts, loading_device(options.memory, device), base=base)
+        trained = recipe.choose(model, plan.facts, plan.optimization, plan.adapter, LOGGER.info)
+        prepare(model, trained, plan.facts.precision, options.memory)
 
         # the images: latents made beforehand or on the way, and batches in the order of the plan
-        vae = image_encoder(model.vae, plan.precision, device)
-        reader = image_reader(plan)
-        dataset = training_set(plan, reader, fill_latents(plan, model, vae, reader))
+        vae = image_encoder(model.vae, plan.facts.precision, device)
+        reader = image_reader(plan.facts)
+        dataset = training_set(plan.facts, reader, fill_latents(plan.facts, model, vae, reader))
         if options.cache.cache_latents:
             vae = None
             if trained.whole_model or plan.preview is not None:
@@ -79,14 +79,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         context = Conditioner(
             family=family,
             text_encoders={
-                name: computing(module, trained, name in trained.active, plan.precision, device)
+                name: computing(module, trained, name in trained.active, plan.facts.precision, device)
                 for name, module in model.text_encoders.items()
             },
             tokenize=dataset.tokenize,
-            settings=text_settings(plan),
+            settings=text_settings(plan.facts),
             device=device,
         )
-        encoded = fill_captions(plan, dataset, context, frozen=trained.active.isdisjoint(family.text_encoders))
+        encoded = fill_captions(plan.facts, dataset, context, frozen=trained.active.isdisjoint(family.text_encoders))
         prompts = prompt_states(plan, context, accelerator.autocast)
         # new prompts may come to their file, and only who asks for its memory is refused them
         is_spare = plan.preview is None or options.cache.cache_text_encoder_outputs
@@ -101,19 +101,24 @@ def train(plan: Plan, recipe: Recipe) -> None:
             release_memory(options.memory)
 
         # what changes the weights, counted in optimiser steps
-        optimizer = make_optimizer(plan.optimizer, parameter_groups(trained.parts), plan.precision.uses_scaler)
+        optimizer = make_optimizer(
+            plan.optimization.optimizer, parameter_groups(trained.parts), plan.facts.precision.uses_scaler
+        )
         *_, optimizer = accelerator.prepare(*(part.module for part in trained.parts), optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
-        schedule = make_schedule(plan.schedule, optimizer)
+        schedule = make_schedule(plan.optimization.schedule, optimizer)
         losses = TrainingLoss(
             model=model,
             context=context,
             vae=vae,
             objective=Objective.of(
-                plan.base_model.objective, family.process, plan.base_model.prediction, MaskSettings.of(options.mask)
+                plan.facts.base_model.objective,
+                family.process,
+                plan.facts.base_model.prediction,
+                MaskSettings.of(options.mask),
             ),
-            seed=plan.seed,
+            seed=plan.facts.seed,
             device=device,
         )
 
@@ -121,11 +126,11 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start
         if plan.resume is not None:
             progress = load_state(plan.resume, trained.parts, optimizer, schedule, accelerator.scaler)
-        with tqdm(total=plan.duration.steps, initial=progress.step, desc="steps", smoothing=0) as bar:
+        with tqdm(total=plan.facts.duration.steps, initial=progress.step, desc="steps", smoothing=0) as bar:
             say = partial(say_beside, bar)
             saver = Saver(
                 outputs=plan.outputs,
-                epochs=plan.duration.epochs,
+                epochs=plan.facts.duration.epochs,
                 write_model=trained.write,
                 write_state=lambda folder, at: save_state(
                     folder, trained.parts, optimizer, schedule, accelerator.scaler, at, plan.identity
@@ -133,22 +138,22 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 say=say,
                 optimizer=optimizer,
             )
-            validation = validation_of(plan, trained, losses, context, dataset, run, optimizer, say)
+            validation = validation_of(plan.facts, trained, losses, context, dataset, run, optimizer, say)
             preview = preview_of(plan, model, trained, prompts, vae, dataset, run, optimizer, say)
             loop = Loop(
                 accelerator=accelerator,
                 trained=trained,
                 optimizer=optimizer,
                 schedule=schedule,
-                order=plan.order,
+                order=plan.facts.order,
                 losses=losses,
                 batches=loader.batches,
                 log=run.log,
                 due=(saver.save_due, preview.due, validation.due),
                 say=say,
                 progress_bar=bar,
-                steps=plan.duration.steps,
-                epochs=plan.duration.epochs,
+                steps=plan.facts.duration.steps,
+                epochs=plan.facts.duration.epochs,
                 max_grad_norm=options.optimizer.max_grad_norm,
             )
             preview.before_training(progress)
@@ -156,7 +161,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             with (
                 explain_dead_workers(),
                 closing(loader),
-                fp16_gradients(accelerator.scaler if plan.precision.has_fp16_gradients else None),
+                fp16_gradients(accelerator.scaler if plan.facts.precision.has_fp16_gradients else None),
             ):
                 progress = loop.run(progress)
             saver.finish(progress)
@@ -167,7 +172,7 @@ def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> Promp
     encoder may be gone later."""
     states = PromptStates(
         family=context.family,
-        tokenizer=plan.base_model.tokenizer,
+        tokenizer=plan.facts.base_model.tokenizer,
         text_encoders=context.text_encoders,
         settings=context.settings,
         autocast=autocast,
@@ -198,19 +203,19 @@ def preview_of(
             model,
             prompts,
             vae=vae,
-            vae_format=plan.precision.vae,
+            vae_format=plan.facts.precision.vae,
             device=run.accelerator.device,
-            starts=starts_of(plan, model, vae, dataset.images, dataset.latents),
-            strength=plan.options.objective.refiner_training_strength,
+            starts=starts_of(plan.facts, plan.preview, model, vae, dataset.images, dataset.latents),
+            strength=plan.facts.options.objective.refiner_training_strength,
             autocast=run.accelerator.autocast,
-            release=partial(release_memory, plan.options.memory),
+            release=partial(release_memory, plan.facts.options.memory),
         ),
         modules=modules,
         say=say,
         log_images=run.log_images,
         weights=partial(averaged_weights, optimizer),
-        steps=plan.duration.steps,
-        steps_per_epoch=plan.order.steps_per_epoch,
+        steps=plan.facts.duration.steps,
+        steps_per_epoch=plan.facts.order.steps_per_epoch,
     )
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from library.families.family import SaveAs
+
 
 @dataclass(frozen=True)
 class Group:
@@ -68,6 +70,10 @@ def _nothing() -> None:
     """There is nothing to do."""
 
 
+def _no_writer(path: Path, save_as: SaveAs, step: int, epoch: int) -> None:
+    raise NotImplementedError("the recipe has not said how what was trained is written")
+
+
 def _no_values() -> dict[str, float]:
     return {}
 
@@ -76,15 +82,15 @@ def _no_values() -> dict[str, float]:
 class Trainable:
     """What a recipe trains of a model.
 
-    `active`: the modules of the model that gradients go through (unet, text_encoder). `write(path, step, epoch)` writes
-    what was trained after so many steps. `whole_model`: frozen parts of the model are written too, so they keep their
-    exact weights. `step_begins` and `epoch_begins` are called before each; `step_ended` after each step, and gives
-    what is to be logged of it.
+    `active`: the modules of the model that gradients go through (unet, text_encoder). `write(path, save_as, step,
+    epoch)` writes what was trained after so many steps. `whole_model`: frozen parts of the model are written too, so
+    they keep their exact weights. `step_begins` and `epoch_begins` are called before each; `step_ended` after each
+    step, and gives what is to be logged of it.
     """
 
     parts: tuple[Part, ...]
     active: frozenset[str]
-    write: Callable[[Path, int, int], None]
+    write: Callable[[Path, SaveAs, int, int], None] = _no_writer
     whole_model: bool = True
     tags: LossTags = field(default_factory=LossTags)
     step_begins: Callable[[], None] = _nothing

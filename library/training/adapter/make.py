@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,9 +23,13 @@ from networks.network import Network
 from networks.third_party.create import ForeignNetwork, create_foreign, merge_foreign
 
 if TYPE_CHECKING:
-    from library.families.family import Model
+    from library.checkpoints.adapter_names import AdapterPart
+    from library.families.family import Model, SaveAs
+    from library.options.groups.adapter import AdapterOptions
+    from library.options.groups.saving import SavingOptions
     from library.training.adapter.plan import AdapterPlan
-    from library.training.plan.plan import Plan
+    from library.training.optim.learning_rates import LearningRates, Optimization
+    from library.training.plan.facts import RunFacts
     from library.training.recipe import Say
 
 AnyNetwork = Network | ForeignNetwork
@@ -33,61 +38,77 @@ AnyNetwork = Network | ForeignNetwork
 TAGS = LossTags(step="loss/current", average="loss/average", epoch="loss/epoch_average")
 
 
-def make_adapter(model: Model, plan: Plan, say: Say) -> Trainable:
-    """The adapter that the plan asks for, in the forward pass of the model, and how it is trained and written.
+def make_adapter(
+    model: Model, facts: RunFacts, optimization: Optimization, adapter: AdapterPlan, say: Say
+) -> Trainable:
+    """The adapter of the plan, attached to the model's forward pass, and how it is trained and written.
 
     Raises UserError for files that do not fit and for what the adapter's own module refuses.
     """
-    chosen = plan.adapter
-    if chosen is None:
-        raise ValueError("the plan has no adapter")
-    loaded = model.modules()
+    loaded, options = model.modules(), facts.options.adapter
     modules: dict[str, nn.Module] = {part.module: loaded[part.module] for part in model.family.adapters}
-    for path, multiplier in chosen.base:
+    for path, multiplier in adapter.base:
         with told(f"--base_weights {path}"):
-            merge(path, multiplier, modules, plan, chosen)
+            merge(path, multiplier, modules, model.family.adapters, adapter)
             say(f"merged into the model: {path}, times {multiplier:g}")
-    with told(f"--network_module {chosen.module}"):
-        made = make_network(modules, plan, chosen)
+    with told(f"--network_module {adapter.module}"):
+        made = make_network(modules, model.family.adapters, adapter, options, facts.seed)
         made.attach()
         for line in made.describe():
             say(line)
-        return trained(made, plan, chosen)
+        metadata = AdapterMetadata(facts, optimization, adapter)
+        trainable = trainable_network(made, model.family.adapters, optimization.learning_rates, adapter)
+        if isinstance(made, ForeignNetwork):
+            made.start()
+            if facts.options.memory.gradient_checkpointing:
+                made.enable_gradient_checkpointing()
+            trainable = replace(trainable, step_begins=made.on_step_start, epoch_begins=made.on_epoch_start)
+        return replace(
+            trainable,
+            write=partial(write_adapter, made, facts.options.saving, metadata),
+            step_ended=partial(measure, made, options.scale_weight_norms, metadata),
+        )
 
 
-def merge(path: Path, multiplier: float, modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan) -> None:
+def merge(
+    path: Path, multiplier: float, modules: dict[str, nn.Module], parts: Sequence[AdapterPart], adapter: AdapterPlan
+) -> None:
     """Add an adapter's file to the weights of the model, by the module that trains. Raises AdapterError."""
-    parts = plan.base_model.family.adapters
-    if chosen.settings is None:
-        merge_foreign(chosen.module, path, modules, parts, ratio=multiplier)
+    if adapter.settings is None:
+        merge_foreign(adapter.module, path, modules, parts, ratio=multiplier)
     else:
         network.from_tensors(modules, parts, adapter_files.read(path).tensors).merge(multiplier)
 
 
-def make_network(modules: dict[str, nn.Module], plan: Plan, chosen: AdapterPlan) -> AnyNetwork:
+def make_network(
+    modules: dict[str, nn.Module],
+    parts: Sequence[AdapterPart],
+    adapter: AdapterPlan,
+    options: AdapterOptions,
+    seed: int,
+) -> AnyNetwork:
     """A new network, or the one of --network_weights. Raises AdapterError."""
-    parts, asked = plan.base_model.family.adapters, plan.options.adapter
-    if chosen.settings is None:
+    if adapter.settings is None:
         foreign = create_foreign(
-            chosen.module,
+            adapter.module,
             modules,
             parts,
-            dim=asked.network_dim,
-            alpha=asked.network_alpha,
-            dropout=asked.network_dropout,
-            arguments=asked.network_args,
-            train=chosen.reaches,
-            weights=chosen.weights if asked.dim_from_weights else None,
+            dim=options.network_dim,
+            alpha=options.network_alpha,
+            dropout=options.network_dropout,
+            arguments=options.network_args,
+            train=adapter.reaches,
+            weights=adapter.weights if options.dim_from_weights else None,
         )
-        if chosen.weights is not None:
-            foreign.load(chosen.weights)
+        if adapter.weights is not None:
+            foreign.load(adapter.weights)
         return foreign
-    if chosen.weights is not None and asked.dim_from_weights:
-        tensors = adapter_files.read(chosen.weights).tensors
-        return network.from_tensors(modules, parts, tensors, settings=chosen.settings, train=chosen.reaches)
-    own = network.create(modules, parts, chosen.settings, train=chosen.reaches, generator=_generator(plan.seed))
-    if chosen.weights is not None:
-        own.load(adapter_files.read(chosen.weights).tensors)
+    if adapter.weights is not None and options.dim_from_weights:
+        tensors = adapter_files.read(adapter.weights).tensors
+        return network.from_tensors(modules, parts, tensors, settings=adapter.settings, train=adapter.reaches)
+    own = network.create(modules, parts, adapter.settings, train=adapter.reaches, generator=_generator(seed))
+    if adapter.weights is not None:
+        own.load(adapter_files.read(adapter.weights).tensors)
     return own
 
 
@@ -95,41 +116,31 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed % 2**63)
 
 
-def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trainable:
-    """What the optimiser gets of a network, and what is done with it around each step."""
-    by_module = {"unet": plan.learning_rates.unet, **plan.learning_rates.text_encoders}
-    rates = {part.group: by_module.get(part.module) or 0.0 for part in plan.base_model.family.adapters}
+def trainable_network(
+    made: AnyNetwork, parts: Sequence[AdapterPart], rates: LearningRates, adapter: AdapterPlan
+) -> Trainable:
+    """The groups of a network with their learning rates, and the modules that gradients go through."""
+    by_module = {"unet": rates.unet, **rates.text_encoders}
+    by_group = {part.group: by_module.get(part.module) or 0.0 for part in parts}
     groups = tuple(
         Group(group.description or group.name, group.parameters, group.learning_rate)
-        for group in made.groups({name: rate for name, rate in rates.items() if rate})
+        for group in made.groups({name: rate for name, rate in by_group.items() if rate})
     )
-    facts = AdapterMetadata(plan)
-    shared: dict[str, Any] = {
-        # text encoders that an adapter sits in, and the U-Net behind them in any case
-        "active": frozenset({"unet", *chosen.reaches}),
-        "write": partial(write_adapter, made, plan, facts),
-        "whole_model": False,
-        "tags": TAGS,
-        "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms, facts),
-    }
-    rate = plan.learning_rates.unet or plan.learning_rates.first_text_encoder or 0.0
-    if isinstance(made, Network):
-        return Trainable(parts=(Part("network", made, rate, groups=groups),), **shared)
-    made.start()
-    if plan.options.memory.gradient_checkpointing:
-        made.enable_gradient_checkpointing()
+    module = made if isinstance(made, Network) else made.module
+    rate = rates.unet or rates.first_text_encoder or 0.0
     return Trainable(
-        parts=(Part("network", made.module, rate, groups=groups),),
-        step_begins=made.on_step_start,
-        epoch_begins=made.on_epoch_start,
-        **shared,
+        parts=(Part("network", module, rate, groups=groups),),
+        # text encoders that an adapter sits in, and the U-Net behind them in any case
+        active=frozenset({"unet", *adapter.reaches}),
+        whole_model=False,
+        tags=TAGS,
     )
 
 
-def measure(made: AnyNetwork, limit: float | None, facts: AdapterMetadata) -> dict[str, float]:
+def measure(made: AnyNetwork, limit: float | None, metadata: AdapterMetadata) -> dict[str, float]:
     """After a step: --scale_weight_norms, and what logs show of it. The model's files are hashed beside the training,
     but not before its first step, which users wait for."""
-    facts.begin_hashing()
+    metadata.begin_hashing()
     if limit is None:
         return {}
     report = made.scale_norms(limit)
@@ -140,12 +151,20 @@ def measure(made: AnyNetwork, limit: float | None, facts: AdapterMetadata) -> di
     }
 
 
-def write_adapter(made: AnyNetwork, plan: Plan, facts: AdapterMetadata, path: Path, step: int, epoch: int) -> None:
+def write_adapter(
+    made: AnyNetwork,
+    saving: SavingOptions,
+    metadata: AdapterMetadata,
+    path: Path,
+    save_as: SaveAs,
+    step: int,
+    epoch: int,
+) -> None:
     """Write the adapter as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    precision = plan.options.saving.save_precision
+    precision = saving.save_precision
     try:
-        made.write(path, torch_dtype(precision) if precision else None, facts.at(step))
+        made.write(path, torch_dtype(precision) if precision else None, metadata.at(step))
     except AdapterError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

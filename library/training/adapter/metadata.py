@@ -22,7 +22,13 @@ from library.training.saving.dataset_metadata import dataset_metadata, described
 from library.training.saving.model_file import clip_skip_of, modelspec, time_of_saving
 
 if TYPE_CHECKING:
-    from library.training.plan.plan import Plan
+    from library.options.groups.adapter import AdapterOptions
+    from library.options.groups.model import ModelOptions
+    from library.options.train_options import TrainOptions
+    from library.training.adapter.plan import AdapterPlan
+    from library.training.optim.learning_rates import LearningRates, Optimization
+    from library.training.plan.base_model import BaseModel
+    from library.training.plan.facts import RunFacts
 
 ROOT = Path(__file__).resolve().parents[3]
 _SESSION_BITS = 32
@@ -40,55 +46,55 @@ class AdapterMetadata:
     Raises CheckpointError for a --metadata_thumbnail that cannot be read.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, facts: RunFacts, optimization: Optimization, adapter: AdapterPlan) -> None:
+        self._facts = facts
         started = time_of_saving().timestamp()
-        session = python_random(plan.seed, "session", repr(started)).getrandbits(_SESSION_BITS)
+        session = python_random(facts.seed, "session", repr(started)).getrandbits(_SESSION_BITS)
         self._same = {
-            **_flags(plan),
-            **_decided(plan),
+            **_flags(facts.options),
+            **_decided(facts, optimization),
             "ss_session_id": str(session),
             "ss_training_started_at": str(started),
-            **_network(plan),
+            **_network(facts.options.adapter, adapter),
         }
         # the images of a large data set take a while to count, those of --no_metadata need not be
-        if not plan.options.adapter.no_metadata:
-            self._same |= dataset_metadata(plan.options, plan.images)
+        if not facts.options.adapter.no_metadata:
+            self._same |= dataset_metadata(facts.options, facts.images)
         self._spec = modelspec(
-            plan.options,
-            plan.base_model,
-            largest_resolution(plan.images),
-            architecture=f"{plan.base_model.family.architectures[plan.base_model.prediction]}/lora",
-            implementation=NAMES_OF[plan.base_model.family.adapter_names],
+            facts.options,
+            facts.base_model,
+            largest_resolution(facts.images),
+            architecture=f"{facts.base_model.family.architectures[facts.base_model.prediction]}/lora",
+            implementation=NAMES_OF[facts.base_model.family.adapter_names],
             implementation_version=f"dreamfolder/{revision()}",
             untitled="LoRA",
         )
         self._hashes = {
-            kind: ModelHashes(path, cache_folder(plan.options.dataset) / "hashes")
-            for kind, path in _hashed_files(plan).items()
+            kind: ModelHashes(path, cache_folder(facts.options.dataset) / "hashes")
+            for kind, path in _hashed_files(facts.options.model).items()
         }
 
     def begin_hashing(self) -> None:
         """Hash the files of the model in threads, so that the first save need not wait for it."""
-        if not self._plan.options.adapter.no_metadata:
+        if not self._facts.options.adapter.no_metadata:
             for hashes in self._hashes.values():
                 hashes.begin()
 
     def at(self, step: int) -> dict[str, str]:
         """Metadata of a file that is written now, after `step` optimiser steps. ss_epoch counts finished epochs, the
         last one of the run also where it is cut short."""
-        plan, now = self._plan, time_of_saving()
+        facts, now = self._facts, time_of_saving()
         spec = self._spec | {"modelspec.date": now.replace(microsecond=0).isoformat()}
-        if plan.options.adapter.no_metadata:
+        if facts.options.adapter.no_metadata:
             return _readable({key: self._same[key] for key in ADAPTER_MINIMUM if key in self._same} | spec)
-        ended = step >= plan.duration.steps
+        ended = step >= facts.duration.steps
         return _readable(
             self._same
             | self._file_hashes()
             | {
                 "ss_training_finished_at": str(now.timestamp()),
                 "ss_steps": str(step),
-                "ss_epoch": str(plan.duration.epochs if ended else plan.order.position(step)[0] - 1),
+                "ss_epoch": str(facts.duration.epochs if ended else facts.order.position(step)[0] - 1),
             }
             | spec
         )
@@ -102,34 +108,34 @@ class AdapterMetadata:
         return found
 
 
-def _flags(plan: Plan) -> dict[str, str]:
+def _flags(options: TrainOptions) -> dict[str, str]:
     """What flags say, "None" where they are not set."""
     keys = [flag.metadata for flag in FLAGS.values() if flag.metadata and flag.metadata.startswith("ss_")]
-    values = flag_metadata(plan.options)
-    left_out = ONE_DATASET if described_by_file(plan.options) else ()
+    values = flag_metadata(options)
+    left_out = ONE_DATASET if described_by_file(options) else ()
     return {key: values.get(key, "None") for key in keys if key not in left_out}
 
 
-def _decided(plan: Plan) -> dict[str, str]:
+def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
     """What the plan decided from the flags, the machine, the model and the images."""
-    options, base_model, precision = plan.options, plan.base_model, plan.precision
+    options, base_model, precision = facts.options, facts.base_model, facts.precision
     accumulation = options.memory.gradient_accumulation_steps
     found: dict[str, object] = {
         # sd-scripts' own word where it does not know its commit: ours is in modelspec.implementation_version
         "ss_sd_scripts_commit_hash": "(unknown)",
-        "ss_seed": plan.seed,
+        "ss_seed": facts.seed,
         # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
-        "ss_unet_lr": plan.learning_rates.unet or 0.0,
-        "ss_text_encoder_lr": _text_rates(plan),
-        "ss_optimizer": plan.optimizer.full_name,
-        "ss_lr_scheduler": plan.schedule.name,
-        "ss_lr_warmup_steps": plan.schedule.warmup_steps,
-        "ss_max_train_steps": plan.duration.steps,
-        "ss_num_epochs": plan.duration.epochs,
-        "ss_num_batches_per_epoch": plan.order.batches_per_epoch,
-        "ss_num_train_images": plan.images.scan.train_samples,
-        "ss_num_validation_images": len(plan.images.scan.held_out),
-        "ss_num_reg_images": plan.images.scan.reg_samples,
+        "ss_unet_lr": optimization.learning_rates.unet or 0.0,
+        "ss_text_encoder_lr": _text_rates(facts.base_model, optimization.learning_rates),
+        "ss_optimizer": optimization.optimizer.full_name,
+        "ss_lr_scheduler": optimization.schedule.name,
+        "ss_lr_warmup_steps": optimization.schedule.warmup_steps,
+        "ss_max_train_steps": facts.duration.steps,
+        "ss_num_epochs": facts.duration.epochs,
+        "ss_num_batches_per_epoch": facts.order.batches_per_epoch,
+        "ss_num_train_images": facts.images.scan.train_samples,
+        "ss_num_validation_images": len(facts.images.scan.held_out),
+        "ss_num_reg_images": facts.images.scan.reg_samples,
         "ss_mixed_precision": precision.mixed_precision,
         "ss_full_fp16": precision.trained == "fp16",
         "ss_fp8_base": False,
@@ -147,17 +153,14 @@ def _decided(plan: Plan) -> dict[str, str]:
     return {key: str(value) for key, value in found.items()}
 
 
-def _text_rates(plan: Plan) -> object:
+def _text_rates(base_model: BaseModel, rates: LearningRates) -> object:
     """One rate, or a list of one for each text encoder where they differ."""
-    rates = [plan.learning_rates.text_encoders.get(name, 0.0) for name in plan.base_model.family.text_encoders]
-    return rates[0] if len(set(rates)) == 1 else rates
+    found = [rates.text_encoders.get(name, 0.0) for name in base_model.family.text_encoders]
+    return found[0] if len(set(found)) == 1 else found
 
 
-def _network(plan: Plan) -> dict[str, str]:
+def _network(options: AdapterOptions, adapter: AdapterPlan) -> dict[str, str]:
     """The adapter. Where its file or its own module sets the rank, "None" as in sd-scripts."""
-    options, adapter = plan.options.adapter, plan.adapter
-    if adapter is None:
-        return {}
     found: dict[str, object] = {"ss_network_module": adapter.module}
     if adapter.settings is not None and not options.dim_from_weights:
         found |= {
@@ -169,9 +172,9 @@ def _network(plan: Plan) -> dict[str, str]:
     return {key: str(value) for key, value in found.items()}
 
 
-def _hashed_files(plan: Plan) -> dict[str, Path]:
+def _hashed_files(options: ModelOptions) -> dict[str, Path]:
     """Files to hash, by what stands in their keys. A name on the Hugging Face hub has no hash."""
-    named = {"sd_model": plan.options.model.pretrained_model_name_or_path, "vae": plan.options.model.vae}
+    named = {"sd_model": options.pretrained_model_name_or_path, "vae": options.vae}
     return {
         kind: path for kind, name in named.items() if name is not None and (path := Path(name).expanduser()).exists()
     }

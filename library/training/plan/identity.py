@@ -7,9 +7,8 @@ from pathlib import Path
 
 from library.data.scan.scan import ImageRecord
 from library.options.groups.dataset import DatasetOptions
-from library.options.train_options import FLAGS, TrainOptions, values_of
-from library.runtime.precision import Precision
-from library.training.plan.base_model import BaseModel
+from library.options.train_options import FLAGS, values_of
+from library.training.plan.facts import RunFacts
 from library.training.plan.images import Images
 from library.training.saving.state import Identity, fingerprint
 
@@ -35,25 +34,23 @@ FREE = frozenset(
 )  # fmt: skip
 
 
-def identity_of(
-    options: TrainOptions, base_model: BaseModel, images: Images, precision: Precision, seed: int
-) -> Identity:
+def identity_of(run: RunFacts) -> Identity:
     """Every option that the result depends on, what the model is, the precision as it is on this machine, the seed, and
     the data."""
     facts = {
         f"--{name}": value.name if isinstance(value, Path) else str(value)
-        for name, value in values_of(options).items()
+        for name, value in values_of(run.options).items()
         if FLAGS[name].group in GROUPS and name not in FREE
     }
-    facts["the kind of model"] = base_model.family.title
-    facts["what the U-Net predicts"] = base_model.prediction
-    facts["zero terminal SNR"] = str(base_model.objective.zero_terminal_snr)
-    facts["seed"] = str(seed)
-    facts["mixed precision"] = precision.mixed_precision
-    facts["precision of the weights"] = precision.trained
-    facts[DATA] = fingerprint([_line(record) for record in images.records])
-    if dataset_file(options.dataset):  # what flags say is among their own facts
-        facts[SETTINGS] = fingerprint(list(_settings(images)))
+    facts["the kind of model"] = run.base_model.family.title
+    facts["what the U-Net predicts"] = run.base_model.prediction
+    facts["zero terminal SNR"] = str(run.base_model.objective.zero_terminal_snr)
+    facts["seed"] = str(run.seed)
+    facts["mixed precision"] = run.precision.mixed_precision
+    facts["precision of the weights"] = run.precision.trained
+    facts[DATA] = fingerprint([_line(record) for record in run.images.records])
+    if dataset_file(run.options.dataset):  # what flags say is among their own facts
+        facts[SETTINGS] = fingerprint(list(_settings(run.images)))
     return facts
 
 

@@ -7,31 +7,24 @@ images, and collects the mistakes of all of them, so that a user sees every one 
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from library.data.order import EpochOrder
-from library.families.family import LatentSpace
 from library.objective import check_options
 from library.objective.process import Prediction
 from library.options.groups.objective import ObjectiveOptions
-from library.options.mistakes import Mistake, Mistakes
+from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
-from library.runtime.device import Machine, describe_machine
-from library.runtime.precision import BYTES, FloatName, Precision, resolve
+from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
-from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
-from library.training.optim.schedules import ScheduleChoice, choose_schedule
-from library.training.plan.base_model import BaseModel, decide_base_model
+from library.training.optim.learning_rates import Optimization, decide_learning_rates
+from library.training.optim.optimizers import choose_optimizer
+from library.training.optim.schedules import choose_schedule
+from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
-from library.training.plan.duration import Duration, decide_duration
+from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, identity_of
-from library.training.plan.images import Images, TokenCount, decide_images
-from library.training.plan.learning_rates import LearningRates, decide_learning_rates
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_places
@@ -40,30 +33,19 @@ from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, decide_outputs, most_on_disk
 from library.training.saving.state import Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
-from library.training.validation.plan import ValidationPlan, decide_validation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was decided. The session reads it; nothing writes to it."""
+    """Every decision of a training. session.py hands each room the section that it needs; nothing writes to it."""
 
-    options: TrainOptions
-    machine: Machine
-    precision: Precision
-    base_model: BaseModel
-    images: Images
-    order: EpochOrder
-    duration: Duration
-    learning_rates: LearningRates
+    facts: RunFacts
     adapter: AdapterPlan | None
-    optimizer: OptimizerChoice
-    schedule: ScheduleChoice
+    optimization: Optimization
     outputs: Outputs
     preview: PreviewPlan | None
-    validation: ValidationPlan | None
     trackers: Trackers
     costs: Costs
-    seed: int
     workers: int
     identity: Identity
     resume: SavedState | None
@@ -72,117 +54,66 @@ class Plan:
     origins: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Grounds:
-    """What each part of the options comes to by itself; the fields are those of Plan."""
-
-    machine: Machine
-    precision: Precision
-    optimizer: OptimizerChoice
-    base_model: BaseModel
-    resume: SavedState | None
-    seed: int
-    images: Images
-    adapter: AdapterPlan | None
-    preview: PreviewPlan | None
-    validation: ValidationPlan | None
-    trackers: Trackers
-
-
 def decide(parsed: Parsed) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
     options, mistakes, notes = parsed.options, Mistakes(), list(parsed.notes)
     mistakes.extend(parsed.mistakes)
     refuse_several_processes(mistakes)
-    found = find_grounds(options, mistakes, notes)
 
-    # what follows from several of them
-    base_model, adapter, images = found.base_model, found.adapter, found.images
+    # Decisions that do not depend on each other: as many mistakes as possible are shown at once.
+    resume = decide_resume(options.saving.resume, mistakes)
+    facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
+    family = None if facts is None else facts.base_model.family
+    optimizer = choose_optimizer(options.optimizer, facts is not None and facts.precision.trained == "fp16")
+    collect(optimizer, mistakes, notes)
+    adapter = decide_adapter(options.adapter, family, mistakes)
+    check_places(options, mistakes)
+    notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
+    trackers = decide_trackers(options.run, mistakes)
+    if facts is None:
+        mistakes.raise_if_any()
+        raise AssertionError("the base model or the images are missing and no mistake says why")
+
+    # Decisions that follow from them.
+    base_model, duration = facts.base_model, facts.duration
     notes.extend(
         check_objective(base_model.objective, base_model.prediction, mistakes, base_model.family.process.timesteps)
     )
-    order = images.order(options.memory.gradient_accumulation_steps, found.seed)
-    duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
-    schedule = choose_schedule(options.optimizer, duration.steps, found.optimizer)
+    schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
     collect(schedule, mistakes, notes)
-    rates = decide_learning_rates(options, base_model.family, adapter, found.optimizer, mistakes, notes)
+    rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
+    optimization = Optimization(rates, optimizer, schedule)
     outputs = decide_outputs(
         options.saving, "adapter" if adapter else base_model.header.kind, duration.epochs, mistakes
     )
-    costs = decide_costs(options, base_model, rates, adapter, found.precision, found.optimizer, outputs, duration)
+    costs = decide_costs(facts, optimization, adapter, outputs)
     check_outputs(options, base_model, outputs, costs, mistakes)
-    identity = identity_of(options, base_model, images, found.precision, found.seed)
-    check_continuation(found.resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
-    start = decide_start(options.adapter, found.resume, duration, mistakes, notes)
+    identity = identity_of(facts)
+    check_continuation(resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
+    start = decide_start(options.adapter, resume, duration, mistakes, notes)
     mistakes.raise_if_any()
     return Plan(
-        **vars(found),
-        options=options,
-        order=order,
-        duration=duration,
-        learning_rates=rates,
-        schedule=schedule,
+        facts=facts,
+        adapter=adapter,
+        optimization=optimization,
         outputs=outputs,
+        preview=decide_preview(facts),
+        trackers=trackers,
         costs=costs,
-        workers=decide_workers(options, found.machine, order, notes),
+        workers=decide_workers(facts, notes),
         identity=identity,
+        resume=resume,
         start=start,
         notes=tuple(notes),
         origins=parsed.origins,
     )
 
 
-def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> Grounds:
-    """Look at machine, checkpoint, images and what else the options name. Raises UserError, with all mistakes so far,
-    where there is no model or no image to go on with."""
-    machine = describe_machine()
-    precision = resolve(options.memory, machine, options.run.strict)
-    optimizer = choose_optimizer(options.optimizer, precision.trained == "fp16")
-    for decision in (precision, optimizer):
-        collect(decision, mistakes, notes)
-    base_model = decide_base_model(options, mistakes, notes)
-    resume = decide_resume(options.saving.resume, mistakes)
-    seed = decide_seed(options, resume)
-    images = decide_images(options, token_count(options, base_model), mistakes, seed)
-    adapter = decide_adapter(options.adapter, base_model.family if base_model else None, mistakes)
-    check_places(options, mistakes)
-    notes.extend(check_prompts(options, mistakes, refines=base_model is not None and base_model.family.refines))
-    trackers = decide_trackers(options.run, mistakes)
-    if base_model is None or images is None:
-        mistakes.raise_if_any()
-        raise AssertionError("a source or images are missing and no mistake says why")
-    precision = with_sound_vae(precision, base_model.family.latent, machine, notes)
-    refined = images.table.placements if base_model.family.refines else ()
-    preview = plan_preview(options, base_model.family.preview[base_model.prediction], refined)
-    validation = decide_validation(options.validation, images)
-    return Grounds(
-        machine, precision, optimizer, base_model, resume, seed, images, adapter, preview, validation, trackers
-    )
-
-
-def with_sound_vae(precision: Precision, latent: LatentSpace, machine: Machine, notes: list[str]) -> Precision:
-    """The precision with a VAE that computes in numbers which its own fit in (LatentSpace.fp16)."""
-    if latent.fp16 or precision.vae != "fp16":
-        return precision
-    chosen: FloatName = "bf16" if (machine.compute_capability or (0, 0)) >= (8, 0) else "fp32"
-    notes.append(f"the VAE computes in {chosen}: in fp16 the one of this kind of model gives NaN")
-    return replace(precision, vae=chosen)
-
-
-class Judged(Protocol):
-    """A decision that comes with mistakes and notes."""
-
-    @property
-    def mistakes(self) -> Sequence[Mistake]: ...
-
-    @property
-    def notes(self) -> Sequence[str]: ...
-
-
-def collect(decision: Judged, mistakes: Mistakes, notes: list[str]) -> None:
-    """Take over what a decision says."""
-    mistakes.extend(decision.mistakes)
-    notes.extend(decision.notes)
+def decide_preview(facts: RunFacts) -> PreviewPlan | None:
+    """The images to draw during training, in the base model's own size where prompts give none."""
+    base_model = facts.base_model
+    refined = facts.images.table.placements if base_model.family.refines else ()
+    return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
 
 
 def check_objective(
@@ -194,61 +125,32 @@ def check_objective(
     return notes
 
 
-def token_count(options: TrainOptions, base_model: BaseModel | None) -> TokenCount | None:
-    """Tokens of a caption, without the marks of weights where these are read."""
-    if base_model is None:
-        return None
-    weighted = options.caption.weighted_captions
-    tokenizer = base_model.tokenizer
-    return TokenCount(
-        partial(tokenizer.count, weighted=weighted),
-        partial(tokenizer.counts, weighted=weighted),
-        f"{tokenizer.name} {weighted}",
-    )
-
-
-def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
-    """--seed; without it a resumed run keeps its own, and a new run draws one, which the plan tells."""
-    if options.run.seed is not None:
-        return options.run.seed
-    if resume is not None and resume.identity.get("seed", "").isdigit():
-        return int(resume.identity["seed"])
-    return secrets.randbelow(2**31)
-
-
-def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, notes: list[str]) -> int:
+def decide_workers(facts: RunFacts, notes: list[str]) -> int:
     """Data workers: none for cached latents, as starting a process takes longer than reading thousands of them; never
     more than batches or processors."""
-    asked = options.dataset.max_data_loader_n_workers
-    if options.cache.cache_latents:
+    asked = facts.options.dataset.max_data_loader_n_workers
+    if facts.options.cache.cache_latents:
         return 0
-    useful = min(asked, machine.cpu_count, order.batches_per_epoch)
+    useful = min(asked, facts.machine.cpu_count, facts.order.batches_per_epoch)
     if useful < asked and asked != 8:
         notes.append(f"--max_data_loader_n_workers {asked}: {useful} are of use here")
     return useful
 
 
-def decide_costs(
-    options: TrainOptions,
-    base_model: BaseModel,
-    rates: LearningRates,
-    adapter: AdapterPlan | None,
-    precision: Precision,
-    optimizer: OptimizerChoice,
-    outputs: Outputs,
-    duration: Duration,
-) -> Costs:
+def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs) -> Costs:
     """Memory and disk of the run."""
+    precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
     if adapter is not None:
-        return frozen_costs(base_model.sizes, BYTES[precision.base], outputs.directory)
+        return frozen_costs(sizes, BYTES[precision.base], outputs.directory)
     models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
+    save_precision = facts.options.saving.save_precision
     return count_costs(
-        base_model.sizes,
-        trained_texts=rates.text_encoders,
+        sizes,
+        trained_texts=optimization.learning_rates.text_encoders,
         weight_bytes=BYTES[precision.trained],
         copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
-        save_bytes=None if options.saving.save_precision is None else BYTES[options.saving.save_precision],
-        state_bytes_per_parameter=optimizer.state_bytes_per_parameter(BYTES[precision.trained]),
+        save_bytes=None if save_precision is None else BYTES[save_precision],
+        state_bytes_per_parameter=optimization.optimizer.state_bytes_per_parameter(BYTES[precision.trained]),
         models_on_disk=models,
         states_on_disk=states,
         folder=outputs.directory,

@@ -9,43 +9,59 @@ from itertools import groupby
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.training.adapter.plan import AdapterPlan
-from library.training.plan.costs import readable_bytes
+from library.training.plan.base_model import BaseModel
+from library.training.plan.costs import Costs, readable_bytes
+from library.training.plan.facts import RunFacts
 from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
+from library.training.preview.plan import PreviewPlan
 from library.training.validation.plan import POINTS
 
 WIDTH = 12  # of the left column
 
 
+Section = Iterable[str]
+"""The lines of one section."""
+
+
 def describe(plan: Plan) -> str:
-    """The whole plan, a few lines for each room of the run."""
-    lines = ["Dreamfolder: the plan of this run"]
-    for title, section in sections(plan):
-        for index, line in enumerate(section):
-            lines.append(f"  {title if index == 0 else '':<{WIDTH}}{line}")
+    """The whole plan, a few lines for each section."""
+    return as_text("Dreamfolder: the plan of this run", sections(plan).items())
+
+
+def as_text(heading: str, parts: Iterable[tuple[str, Section]]) -> str:
+    """Sections under a heading, their titles in a column on the left."""
+    lines = [heading]
+    for title, section in parts:
+        lines += [f"  {title if index == 0 else '':<{WIDTH}}{line}" for index, line in enumerate(section)]
     return "\n".join(lines)
 
 
-def sections(plan: Plan) -> tuple[tuple[str, Iterator[str]], ...]:
-    """The rooms of the run by title, each with its lines."""
-    return (
-        ("model", _model(plan)),
-        ("data", _data(plan.images)),
-        ("captions", _captions(plan)),
-        ("buckets", _buckets(plan)),
-        ("training", _training(plan)),
-        ("length", _length(plan)),
-        ("images", _preview(plan)),
-        ("validation", _validation(plan)),
-        ("machine", _machine(plan)),
-        ("memory", _costs(plan)),
-        ("files", _files(plan)),
-        ("notes", iter(plan.notes)),
-    )
+def sections(plan: Plan) -> dict[str, Section]:
+    """The sections of a plan by title, in their order."""
+    return facts_sections(plan.facts) | {
+        "training": _training(plan),
+        "length": _length(plan),
+        "images": _preview(plan.preview),
+        "validation": _validation(plan.facts),
+        "machine": _machine(plan.facts, plan.workers),
+        "memory": _costs(plan.costs, is_adapter=plan.adapter is not None),
+        "files": _files(plan),
+        "notes": plan.notes,
+    }
 
 
-def _model(plan: Plan) -> Iterator[str]:
-    base_model = plan.base_model
+def facts_sections(facts: RunFacts) -> dict[str, Section]:
+    """The sections that a precaching run shows too."""
+    return {
+        "model": _model(facts.base_model),
+        "data": _data(facts.images),
+        "captions": _captions(facts.images),
+        "buckets": _buckets(facts.images, facts.duration.batches_per_epoch),
+    }
+
+
+def _model(base_model: BaseModel) -> Iterator[str]:
     yield f"{base_model.header.path} ({base_model.family.title}, {base_model.header.kind})"
     yield f"predicts {base_model.prediction}: {base_model.because}"
     if base_model.vae is not None:
@@ -94,15 +110,15 @@ def _source(counted: SubsetCount) -> str:
     return f", {_number(counted.own_captions, 'caption')} from {where}, {rest} as {tokens}"
 
 
-def _captions(plan: Plan) -> Iterator[str]:
-    counted = plan.images.captions
+def _captions(images: Images) -> Iterator[str]:
+    counted = images.captions
     yield f'longest: {counted.longest} of {counted.limit} tokens, "{_short(counted.longest_text)}"'
     if counted.cut:
         yield (
             f"{_number(len(counted.cut), 'caption')} cut at {counted.limit} tokens, the first of {counted.cut[0]} "
             "(--max_token_length 150 or 225 keeps more)"
         )
-    for subset in dict.fromkeys(count.subset.captions for count in plan.images.subsets):
+    for subset in dict.fromkeys(count.subset.captions for count in images.subsets):
         yield from _changes(subset)
 
 
@@ -130,19 +146,18 @@ def _changes(chosen: CaptionSettings) -> Iterator[str]:
         yield f"empty in every epoch that {chosen.dropout_every_n_epochs} divides"
 
 
-def _buckets(plan: Plan) -> Iterator[str]:
-    datasets, samples = plan.images.scan.datasets, plan.images.table.samples
+def _buckets(images: Images, batches: int) -> Iterator[str]:
+    datasets, samples = images.scan.datasets, images.table.samples
     for index, dataset in enumerate(datasets):
         of = f"{dataset.origin}: " if len(datasets) > 1 else ""
         counts = sorted((bucket, count) for (which, bucket), count in samples.items() if which == index)
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
         yield f"{of}{sizes}, in batches of up to {dataset.batch_size}"
-    batches = "batch" if plan.duration.batches_per_epoch == 1 else "batches"
-    yield f"{plan.duration.batches_per_epoch} {batches} an epoch; short ones count exactly"
+    yield f"{batches} {'batch' if batches == 1 else 'batches'} an epoch; short ones count exactly"
 
 
 def _training(plan: Plan) -> Iterator[str]:
-    sizes, rates = plan.base_model.sizes, plan.learning_rates
+    sizes, rates = plan.facts.base_model.sizes, plan.optimization.learning_rates
     if plan.adapter is not None:
         yield from _adapter(plan.adapter)
     frozen = ", through the adapter" if plan.adapter is not None else ""
@@ -159,10 +174,11 @@ def _training(plan: Plan) -> Iterator[str]:
             yield f"{title} not trained"
         else:
             yield f"{title} ({count / 1e6:.1f} M parameters) at {rates.text_encoders[name]:g}{frozen}{until}"
-    listed = " ".join(f"{name}={value}" for name, value in plan.optimizer.arguments.items())
-    warmup = f", warm-up of {plan.schedule.warmup_steps} steps" if plan.schedule.warmup_steps else ""
-    yield f"{plan.optimizer.name}{f' ({listed})' if listed else ''}, schedule {plan.schedule.name}{warmup}"
-    yield _loss(plan)
+    optimizer, schedule = plan.optimization.optimizer, plan.optimization.schedule
+    listed = " ".join(f"{name}={value}" for name, value in optimizer.arguments.items())
+    warmup = f", warm-up of {schedule.warmup_steps} steps" if schedule.warmup_steps else ""
+    yield f"{optimizer.name}{f' ({listed})' if listed else ''}, schedule {schedule.name}{warmup}"
+    yield _loss(plan.facts)
 
 
 def _blocks(rates: tuple[float, ...]) -> str:
@@ -182,21 +198,21 @@ def _adapter(adapter: AdapterPlan) -> Iterator[str]:
         yield f"merged into the model beforehand: {path}, times {multiplier:g}"
 
 
-def _loss(plan: Plan) -> str:
-    objective = plan.base_model.objective
-    parts = [f"{plan.base_model.prediction} prediction"]
-    masks = plan.options.mask
-    if any(count.subset.mask_dir or count.subset.alpha_mask for count in plan.images.subsets):
+def _loss(facts: RunFacts) -> str:
+    objective = facts.base_model.objective
+    parts = [f"{facts.base_model.prediction} prediction"]
+    masks = facts.options.mask
+    if any(count.subset.mask_dir or count.subset.alpha_mask for count in facts.images.subsets):
         floor = f", floor {masks.mask_floor:g}" if masks.mask_floor else ""
         parts.append(f"masked ({'inverted, ' if masks.mask_invert else ''}normalised: {masks.mask_normalise}{floor})")
-    if plan.images.scan.reg_samples:
+    if facts.images.scan.reg_samples:
         parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
-    parts.extend(describe_objective(objective, plan.base_model.prediction))
+    parts.extend(describe_objective(objective, facts.base_model.prediction))
     return "loss: " + ", ".join(parts)
 
 
 def _length(plan: Plan) -> Iterator[str]:
-    length, accumulation = plan.duration, plan.options.memory.gradient_accumulation_steps
+    length, accumulation = plan.facts.duration, plan.facts.options.memory.gradient_accumulation_steps
     of = f" of {accumulation} batches" if accumulation > 1 else ""
     epochs = f"{_number(length.epochs, 'epoch')} of {length.steps_per_epoch}"
     cut = "" if length.steps == length.epochs * length.steps_per_epoch else ", the last one in part"
@@ -205,17 +221,17 @@ def _length(plan: Plan) -> Iterator[str]:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
         yield f"goes on after {where} from {plan.resume.folder}"
-    given = "" if plan.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
-    yield f"seed {plan.seed}{given}"
+    given = "" if plan.facts.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
+    yield f"seed {plan.facts.seed}{given}"
 
 
-def _preview(plan: Plan) -> Iterator[str]:
-    if plan.preview is not None:
-        yield str(plan.preview)
+def _preview(preview: PreviewPlan | None) -> Iterator[str]:
+    if preview is not None:
+        yield str(preview)
 
 
-def _validation(plan: Plan) -> Iterator[str]:
-    validation = plan.validation
+def _validation(facts: RunFacts) -> Iterator[str]:
+    validation = facts.validation
     if validation is None:
         return
     count = len(validation.pairs)
@@ -228,25 +244,24 @@ def _validation(plan: Plan) -> Iterator[str]:
         f"{_number(count, 'image')} set aside and as many that are trained on, each at {POINTS} timesteps, after "
         f"{' and '.join(when)}"
     )
-    share = validation.share_of_training(plan.duration, plan.order.samples_per_epoch)
+    share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch)
     yield f"about {share:.0%} of the time that the training takes, in addition (--max_validation_steps lowers it)"
 
 
-def _machine(plan: Plan) -> Iterator[str]:
-    precision = plan.precision
+def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
+    precision = facts.precision
     yield (
-        f"{plan.machine.name}; mixed precision {precision.mixed_precision}, trained weights {precision.trained}, "
-        f"attention {precision.attention}, {_number(plan.workers, 'data worker')}"
+        f"{facts.machine.name}; mixed precision {precision.mixed_precision}, trained weights {precision.trained}, "
+        f"attention {precision.attention}, {_number(workers, 'data worker')}"
     )
 
 
-def _costs(plan: Plan) -> Iterator[str]:
-    costs = plan.costs
+def _costs(costs: Costs, *, is_adapter: bool) -> Iterator[str]:
     yield (
         f"{readable_bytes(costs.training)} before the first image: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimiser {readable_bytes(costs.optimizer)}"
     )
-    if plan.adapter is not None:
+    if is_adapter:
         yield "what the adapter takes is told when it is made"
         return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
@@ -254,7 +269,7 @@ def _costs(plan: Plan) -> Iterator[str]:
 
 
 def _files(plan: Plan) -> Iterator[str]:
-    outputs, length = plan.outputs, plan.duration
+    outputs, length = plan.outputs, plan.facts.duration
     yield f"{outputs.final_model()}"
     events = list(outputs.events(length.steps, length.epochs, length.steps_per_epoch))
     if events:

@@ -77,11 +77,11 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
         describe_caching(plan) if speaks else f"process {plan.worker_group.number + 1} of {plan.worker_group.count}",
         flush=True,
     )
-    if plan.options.run.dry_run:
+    if plan.facts.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was encoded")
         return
     if speaks:
-        set_up_console(plan.options.run)
+        set_up_console(plan.facts.options.run)
     group = replace(plan.worker_group, count=plan.processes) if plan.processes > 1 else plan.worker_group
     with helpers(tool, words, plan) as others:
         filled = _fill(plan, group, progress=speaks)
@@ -126,7 +126,7 @@ def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[
     """The other processes of --processes. Whatever ends this one ends them."""
     context = multiprocessing.get_context("spawn")
     # a seed that was drawn here is theirs too
-    words = [*words, f"--seed={plan.seed}"]
+    words = [*words, f"--seed={plan.facts.seed}"]
     started = []
     try:
         for number in range(1, plan.processes):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def fill_ahead(plan: CachePlan, group: WorkerGroup, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     """Fill the plan's cache on this process's device. Raises UserError."""
-    device = device_of(plan.machine, group)
+    device = device_of(plan.facts.machine, group)
     if device.type == "cpu" and group.count > 1 and group.local == group.number:  # all of them on this machine
         torch.set_num_threads(max(1, torch.get_num_threads() // group.count))
     fill = fill_latents if plan.kind == "latents" else fill_captions
@@ -37,9 +37,9 @@ def text_encoders(model: Model, plan: CachePlan, device: torch.device) -> dict[s
     found: dict[str, nn.Module] = {}
     for name, module in model.text_encoders.items():
         module.requires_grad_(False)
-        if plan.precision.frozen != "fp32":
+        if plan.facts.precision.frozen != "fp32":
             compute_as_stored(module)
-            module.to(torch_dtype(plan.precision.frozen))
+            module.to(torch_dtype(plan.facts.precision.frozen))
         found[name] = module.to(device)
     return found
 
@@ -53,10 +53,10 @@ def device_of(machine: Machine, group: WorkerGroup) -> torch.device:
 
 def fill_latents(plan: CachePlan, device: torch.device, group: WorkerGroup, progress: bool) -> LatentCacheBuild:
     """The latents of all images, in files. Only the VAE is loaded."""
-    model = load_model(plan, loading_device(plan.options.memory, device), only=("vae",))
+    model = load_model(plan.facts, loading_device(plan.facts.options.memory, device), only=("vae",))
     model.vae.requires_grad_(False)
-    vae = image_encoder(model.vae, plan.precision, device)
-    return encode_latents(plan, model, vae, image_reader(plan), group.share, progress)
+    vae = image_encoder(model.vae, plan.facts.precision, device)
+    return encode_latents(plan.facts, model, vae, image_reader(plan.facts), group.share, progress)
 
 
 def fill_captions(plan: CachePlan, device: torch.device, group: WorkerGroup, progress: bool) -> TextCacheBuild:
@@ -64,20 +64,25 @@ def fill_captions(plan: CachePlan, device: torch.device, group: WorkerGroup, pro
 
     Raises UserError for more captions than are encoded beforehand when no seed says which.
     """
-    dataset = training_set(plan, image_reader(plan), None)
-    texts, complete = captions_to_come(plan, dataset)
-    if not complete and plan.options.run.seed is None:
+    dataset = training_set(plan.facts, image_reader(plan.facts), None)
+    texts, complete = captions_to_come(plan.facts, dataset)
+    if not complete and plan.facts.options.run.seed is None:
         what = f"more than {len(texts)} different captions will occur: which of them come first depends on the seed"
         raise UserError([Mistake(what, "give --seed here and to the training")])
-    base = plan.precision.base if plan.options.adapter.network_module else "fp32"  # as the training loads it
+    base = (
+        plan.facts.precision.base if plan.facts.options.adapter.network_module else "fp32"
+    )  # as the training loads it
     model = load_model(
-        plan, loading_device(plan.options.memory, device), only=plan.base_model.family.text_encoders, base=base
+        plan.facts,
+        loading_device(plan.facts.options.memory, device),
+        only=plan.facts.base_model.family.text_encoders,
+        base=base,
     )
     conditioning = Conditioner(
-        family=plan.base_model.family,
+        family=plan.facts.base_model.family,
         text_encoders=text_encoders(model, plan, device),
         tokenize=dataset.tokenize,
-        settings=text_settings(plan),
+        settings=text_settings(plan.facts),
         device=device,
     )
-    return encode_captions(plan, texts, conditioning, group.share, progress)
+    return encode_captions(plan.facts, texts, conditioning, group.share, progress)

@@ -9,21 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from library.data import captions
-from library.data.order import EpochOrder
 from library.data.scan.dataset_specs import cache_folder
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
-from library.runtime.device import Machine, describe_machine
-from library.runtime.precision import Precision, resolve
-from library.training.plan.base_model import BaseModel, decide_base_model
-from library.training.plan.duration import Duration, decide_duration
-from library.training.plan.images import Images, decide_images
-from library.training.plan.plan import Plan, decide_seed, token_count, with_sound_vae
+from library.training.plan.facts import RunFacts, decide_facts, decide_seed
+from library.training.plan.images import Images
 from library.training.plan.resume import decide_resume
-from library.training.plan.text import WIDTH, sections
+from library.training.plan.text import as_text, facts_sections
 from library.training.plan.writable_paths import check_logs
-from library.training.validation.plan import ValidationPlan, decide_validation
 
 Kind = Literal["latents", "captions"]
 
@@ -48,25 +42,13 @@ class WorkerGroup:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What was decided; names and values are those of the training's Plan."""
+    """What is encoded and by whom; the facts are those that the training itself will find."""
 
     kind: Kind
-    options: TrainOptions
-    machine: Machine
-    precision: Precision
-    base_model: BaseModel
-    images: Images
-    order: EpochOrder
-    duration: Duration
-    validation: ValidationPlan | None
-    seed: int
+    facts: RunFacts
     worker_group: WorkerGroup
     processes: int  # to be started by this one, itself included
     notes: tuple[str, ...]
-
-
-AnyPlan = Plan | CachePlan
-"""A plan as far as it says what images and captions are encoded to."""
 
 
 def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
@@ -77,36 +59,15 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
         mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
     processes = cast(int, parsed.own["processes"])
     group = decide_worker_group(os.environ, processes, mistakes)
-    machine = describe_machine()
-    precision = resolve(options.memory, machine, options.run.strict)
-    mistakes.extend(precision.mistakes)
-    notes.extend(precision.notes)
-    base_model = decide_base_model(options, mistakes, notes)
     seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
-    images = decide_images(options, token_count(options, base_model), mistakes, seed)
+    facts = decide_facts(parsed, seed, mistakes, notes)
     check_logs(replace(options.run, logging_dir=None), mistakes)
-    if base_model is None or images is None:
-        mistakes.raise_if_any()
-        raise AssertionError("a source or images are missing and no mistake says why")
-    _check_seed(options, kind, images, mistakes)
+    if facts is not None:
+        _check_seed(options, kind, facts.images, mistakes)
     mistakes.raise_if_any()
-    precision = with_sound_vae(precision, base_model.family.latent, machine, notes)
-    order = images.order(options.memory.gradient_accumulation_steps, seed)
-    return CachePlan(
-        kind=kind,
-        options=options,
-        machine=machine,
-        precision=precision,
-        base_model=base_model,
-        images=images,
-        order=order,
-        duration=decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch),
-        validation=decide_validation(options.validation, images),
-        seed=seed,
-        worker_group=group,
-        processes=processes,
-        notes=tuple(notes),
-    )
+    if facts is None:
+        raise AssertionError("the base model or the images are missing and no mistake says why")
+    return CachePlan(kind, facts, group, processes, tuple(notes))
 
 
 def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes: Mistakes) -> WorkerGroup:
@@ -161,26 +122,27 @@ def _check_seed(options: TrainOptions, kind: Kind, images: Images, mistakes: Mis
 
 
 def describe_caching(plan: CachePlan) -> str:
-    """The plan as text: the rooms of the training's plan that have a meaning here, and the cache."""
-    rooms = dict(sections(cast(Plan, plan)))  # each is made when it is read, from what both plans have
+    """The plan as text: the sections of the training's plan that matter here, and the cache."""
+    sections = facts_sections(plan.facts)
     data = ["data", "buckets"] if plan.kind == "latents" else ["data", "captions"]
-    chosen = [(title, rooms[title]) for title in ("model", *data)]
-    lines = [f"Dreamfolder: the {plan.kind} of this training, encoded ahead"]
-    for title, section in (*chosen, ("cache", _cache(plan)), ("notes", iter(plan.notes))):
-        lines += [f"  {title if index == 0 else '':<{WIDTH}}{line}" for index, line in enumerate(section)]
-    return "\n".join(lines)
+    chosen = [(title, sections[title]) for title in ("model", *data)]
+    return as_text(
+        f"Dreamfolder: the {plan.kind} of this training, encoded ahead",
+        (*chosen, ("cache", _cache(plan)), ("notes", plan.notes)),
+    )
 
 
 def _cache(plan: CachePlan) -> Iterator[str]:
-    cache, machine = plan.options.cache, plan.machine.name
+    facts = plan.facts
+    cache, machine = facts.options.cache, facts.machine.name
     if plan.kind == "latents":
         yield f"a .{cache.cache_format} file beside each image"
-        yield f"{machine}; VAE in {plan.precision.vae}, {cache.vae_batch_size} at a time"
+        yield f"{machine}; VAE in {facts.precision.vae}, {cache.vae_batch_size} at a time"
     else:
-        yield f"{cache_folder(plan.options.dataset) / 'captions'}"
-        yield f"{machine}; text encoder in {plan.precision.frozen}"
-        epochs = plan.duration.epochs
-        yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({plan.duration.because})"
+        yield f"{cache_folder(facts.options.dataset) / 'captions'}"
+        yield f"{machine}; text encoder in {facts.precision.frozen}"
+        epochs = facts.duration.epochs
+        yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({facts.duration.because})"
     yield f"a training with --{FLAG[plan.kind]} reads it"
     if plan.worker_group.count > 1:
         yield f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from library.data.reading import ImageReader
     from library.families.family import Family, Model, Tokenizer
     from library.runtime.precision import FloatName
-    from library.training.plan.plan import Plan
+    from library.training.plan.facts import RunFacts
+    from library.training.preview.plan import PreviewPlan
     from library.training.preview.preview import Draw
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -117,12 +118,11 @@ def drawing(
 
 
 def starts_of(
-    plan: Plan, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
+    facts: RunFacts, preview: PreviewPlan | None, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor] | None:
     """The latents (C, h, w), not scaled, that the prompt at a place refines, or None where images are drawn: those of
     the cache, or else the same ones, encoded when they are asked for and kept (256 KiB an image of 1024x1024). `vae`
     is the one that computes."""
-    preview = plan.preview
     if preview is None or not preview.refined:
         return None
     kept: dict[int, Tensor] = {}
@@ -134,7 +134,7 @@ def starts_of(
         if number not in kept:
             record = replace(reader.records[number], held_out=True)  # without a mirror image
             alone = replace(reader, records=[record], placements=[reader.placements[number]])
-            kept[number] = encode_latents(plan, model, vae, alone, progress=False).store.get(0, False).latents
+            kept[number] = encode_latents(facts, model, vae, alone, progress=False).store.get(0, False).latents
         return kept[number]
 
     return start

@@ -17,28 +17,30 @@ from library.runtime.precision import torch_dtype
 from library.training.saving.dataset_metadata import largest_resolution
 
 if TYPE_CHECKING:
-    from library.families.family import Model
+    from library.families.family import Model, SaveAs
     from library.options.train_options import TrainOptions
     from library.training.plan.base_model import BaseModel
-    from library.training.plan.plan import Plan
+    from library.training.plan.facts import RunFacts
 
 
-def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path, step: int, epoch: int) -> None:
+def write_model(
+    facts: RunFacts, model: Model, say: Callable[[str], None], path: Path, save_as: SaveAs, step: int, epoch: int
+) -> None:
     """Write the model as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
-    saving, family = plan.options.saving, plan.base_model.family
+    saving = facts.options.saving
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = family.save(
+    notes = model.family.save(
         model,
         path,
-        save_as=plan.outputs.save_as,
+        save_as=save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
-        metadata=file_metadata(plan.options, plan.base_model, largest_resolution(plan.images)),
+        metadata=file_metadata(facts.options, facts.base_model, largest_resolution(facts.images)),
         steps=step,
         epoch=epoch,
     )
     for note in notes:
         say(note)
-    if saving.write_inference_yaml and plan.outputs.extension:
+    if saving.write_inference_yaml and not save_as.startswith("diffusers"):
         write_inference_yaml(model, path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, UserError
@@ -15,15 +15,17 @@ from library.training.optim.optimizers import averaged_weights
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
 
+if TYPE_CHECKING:
+    from library.families.family import SaveAs
+
 
 @dataclass
 class Saver:
-    """`write_model(path, step, epoch)` and `write_state(folder, progress)` do the writing; this decides when and
-    where."""
+    """Decides when and where; `write_model(path, save_as, step, epoch)` and `write_state(folder, progress)` write."""
 
     outputs: Outputs
     epochs: int
-    write_model: Callable[[Path, int, int], None]
+    write_model: Callable[[Path, SaveAs, int, int], None]
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     optimizer: Any
@@ -54,7 +56,7 @@ class Saver:
     def _model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
         with explain_write_errors(path):
-            self.write_model(path, progress.step, progress.epoch)
+            self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
         self.say("model saved.")
 
     def _state(self, folder: Path, progress: Progress) -> None:

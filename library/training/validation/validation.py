@@ -43,7 +43,7 @@ from library.training.validation.plan import POINTS, ValidationPlan, in_batches,
 
 if TYPE_CHECKING:
     from library.families.family import Model
-    from library.training.plan.plan import Plan
+    from library.training.plan.facts import RunFacts
     from library.training.run import Run
     from library.training.saving.state import Progress
     from library.training.trainable import Trainable
@@ -199,7 +199,7 @@ class Validation:
 
 
 def validation_of(
-    plan: Plan,
+    facts: RunFacts,
     trained: Trainable,
     losses: TrainingLoss,
     context: Conditioner,
@@ -215,19 +215,19 @@ def validation_of(
     model, reader = losses.model, dataset.images
     modules = [model.unet, *context.text_encoders.values(), *(part.module for part in trained.parts)]
     return Validation(
-        plan=plan.validation,
+        plan=facts.validation,
         reader=reader,
         objective=losses.objective,
         predict=partial(model.family.predict, model.unet),
         told=context.of_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        latents=latents_of(plan, model, losses.vae, reader, dataset.latents),
+        latents=latents_of(facts, model, losses.vae, reader, dataset.latents),
         scale=model.family.latent.scale,
         device=losses.device,
         modules=[module for module in modules if module is not None],
-        steps=plan.duration.steps,
-        steps_per_epoch=plan.duration.steps_per_epoch,
+        steps=facts.duration.steps,
+        steps_per_epoch=facts.duration.steps_per_epoch,
         log=run.log,
         say=say,
         autocast=run.accelerator.autocast,
@@ -236,19 +236,19 @@ def validation_of(
 
 
 def latents_of(
-    plan: Plan, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
+    facts: RunFacts, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor]:
     """The latents of the records that take part: those of the cache, or else the same ones, encoded now and kept in
     memory (64 KiB an image of 512x512). `vae` is the one that computes."""
     if store is not None:
         return lambda number: store.get(number, False).latents
-    numbers = [] if plan.validation is None else plan.validation.numbers
+    numbers = [] if facts.validation is None else facts.validation.numbers
     alone = replace(
         reader,
         records=[replace(reader.records[number], held_out=True) for number in numbers],  # without mirror images
         placements=[reader.placements[number] for number in numbers],
     )
-    kept = encode_latents(plan, model, vae, alone).store if numbers else None
+    kept = encode_latents(facts, model, vae, alone).store if numbers else None
     places = {number: place for place, number in enumerate(numbers)}
 
     def encoded(number: int) -> Tensor:

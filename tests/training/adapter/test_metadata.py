@@ -62,13 +62,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+def adapter_metadata(plan: Plan) -> AdapterMetadata:
+    assert plan.adapter is not None
+    return AdapterMetadata(plan.facts, plan.optimization, plan.adapter)
+
+
 def plan_of(world: World, out: Path, **flags: object) -> Plan:
     flags = {"network_module": "networks.lora", "data_cache_dir": out / "cache", **flags}
     return decide(parse(world.arguments(out, **{"use_safetensors": None, **flags}), program=ADAPTERS))
 
 
 def metadata_of(world: World, out: Path, step: int = 1, **flags: object) -> dict[str, str]:
-    return AdapterMetadata(plan_of(world, out, **flags)).at(step)
+    return adapter_metadata(plan_of(world, out, **flags)).at(step)
 
 
 def test_the_93_names_of_a_run_on_folders(world: World, tmp_path: Path) -> None:
@@ -183,9 +188,10 @@ def test_images_that_are_set_aside(world: World, tmp_path: Path) -> None:
 
 def test_a_rank_that_a_file_sets_is_not_told(world: World, tmp_path: Path) -> None:
     plan = plan_of(world, tmp_path)
-    assert AdapterMetadata(plan).at(1)["ss_network_dim"] == "4"  # the default of networks.lora
-    adapter = dataclasses.replace(plan.options.adapter, dim_from_weights=True, network_alpha=None)
-    found = AdapterMetadata(dataclasses.replace(plan, options=dataclasses.replace(plan.options, adapter=adapter))).at(1)
+    assert adapter_metadata(plan).at(1)["ss_network_dim"] == "4"  # the default of networks.lora
+    adapter = dataclasses.replace(plan.facts.options.adapter, dim_from_weights=True, network_alpha=None)
+    options = dataclasses.replace(plan.facts.options, adapter=adapter)
+    found = adapter_metadata(dataclasses.replace(plan, facts=dataclasses.replace(plan.facts, options=options))).at(1)
     assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("None", "None")
     assert metadata_of(world, tmp_path, network_dim=6, network_alpha=0)["ss_network_alpha"] == "6"
 
@@ -197,7 +203,7 @@ def test_what_is_not_trained_has_a_rate_of_0(world: World, tmp_path: Path) -> No
 
 def test_epochs_count_when_they_are_over(world: World, tmp_path: Path) -> None:
     """As files of sd-scripts: 0 in the first epoch, 1 at its end, and the number of epochs at the end of the run."""
-    metadata = AdapterMetadata(plan_of(world, tmp_path, max_train_steps=20))  # 8 steps an epoch
+    metadata = adapter_metadata(plan_of(world, tmp_path, max_train_steps=20))  # 8 steps an epoch
     assert [metadata.at(step)["ss_epoch"] for step in (1, 7, 8, 9, 19, 20)] == ["0", "0", "1", "1", "2", "3"]
 
 
@@ -247,7 +253,7 @@ def test_equal_runs_give_equal_files_where_the_time_is_fixed(
     assert first == again
     assert first["ss_training_started_at"] == first["ss_training_finished_at"] == "1700000000.0"
     assert metadata_of(world, tmp_path, seed=2)["ss_session_id"] != first["ss_session_id"]
-    metadata = AdapterMetadata(plan_of(world, tmp_path))
+    metadata = adapter_metadata(plan_of(world, tmp_path))
     assert metadata.at(1)["ss_session_id"] == metadata.at(2)["ss_session_id"]
 
 
@@ -269,14 +275,14 @@ def test_files_of_equal_runs_are_equal_byte_by_byte(
 def test_a_model_that_was_replaced_in_the_meantime_has_no_hash(world: World, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes(world.model.read_bytes())
-    metadata = AdapterMetadata(plan_of(world, tmp_path, pretrained_model_name_or_path=model))
+    metadata = adapter_metadata(plan_of(world, tmp_path, pretrained_model_name_or_path=model))
     os.utime(model, (1, 1))
     assert not {"ss_sd_model_hash", "ss_new_sd_model_hash"} & set(metadata.at(1))
 
 
 def test_a_thumbnail_is_read_once(world: World, tmp_path: Path) -> None:
     (image,) = tiny.write_images(tmp_path / "thumb", 1)
-    metadata = AdapterMetadata(plan_of(world, tmp_path, metadata_thumbnail=image))
+    metadata = adapter_metadata(plan_of(world, tmp_path, metadata_thumbnail=image))
     image.unlink()
     assert metadata.at(1)["modelspec.thumbnail"].startswith("data:image/png;base64,")
 

@@ -12,7 +12,8 @@ from library.options.mistakes import UserError
 from library.options.parse import parse
 from library.runtime.device import Machine
 from library.runtime.precision import resolve
-from library.training.plan.plan import Plan, decide, with_sound_vae
+from library.training.plan.facts import with_sound_vae
+from library.training.plan.plan import Plan, decide
 from library.training.plan.text import describe
 from tests import tiny
 from tests.training.running import World, make_world
@@ -45,14 +46,14 @@ def mistakes_of(world: World, out: Path, **flags: object) -> list[str]:
     ],
 )
 def test_length(flags: dict[str, object], steps: int, epochs: int, because: str, world: World, tmp_path: Path) -> None:
-    length = plan_of(world, tmp_path, train_batch_size=3, gradient_accumulation_steps=2, **flags).duration
+    length = plan_of(world, tmp_path, train_batch_size=3, gradient_accumulation_steps=2, **flags).facts.duration
     assert (length.steps, length.epochs, length.steps_per_epoch, length.batches_per_epoch) == (steps, epochs, 2, 3)
     assert because in length.because
 
 
 def test_regularisation_doubles_the_epoch_and_is_told(world: World, tmp_path: Path) -> None:
     plan = plan_of(world, tmp_path, reg_data_dir=world.root / "reg")
-    assert plan.duration.batches_per_epoch == 16
+    assert plan.facts.duration.batches_per_epoch == 16
     text = describe(plan)
     assert "3 samples for 8 training samples; repeated to 8; ratio 1.00 : 1" in text
 
@@ -82,17 +83,17 @@ def test_a_caption_beyond_the_limit_is_named(tmp_path: Path, world: World) -> No
     (tmp_path / "train" / "1_dog" / "image_01.txt").write_text("dog " * 100, encoding="utf-8")
     (tmp_path / "train" / "1_dog" / "image_00.txt").write_text("dog " * 75, encoding="utf-8")
     plan = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train")
-    assert plan.images.captions.longest == 100
-    assert [path.name for path in plan.images.captions.cut] == ["image_01.png"]
+    assert plan.facts.images.captions.longest == 100
+    assert [path.name for path in plan.facts.images.captions.cut] == ["image_01.png"]
     assert "1 caption cut at 75 tokens" in describe(plan)
     longer = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train", max_token_length=150)
-    assert longer.images.captions.limit == 150 and not longer.images.captions.cut
+    assert longer.facts.images.captions.limit == 150 and not longer.facts.images.captions.cut
 
 
 def test_memory_and_disk_are_counted(world: World, tmp_path: Path) -> None:
     """AdamW: weights, gradients and two moments of 4 bytes each for what is trained; 4 bytes for the VAE."""
     plan = plan_of(world, tmp_path, max_train_epochs=3, save_every_n_epochs=1, save_precision="fp16", save_state=True)
-    sizes, costs = plan.base_model.sizes, plan.costs
+    sizes, costs = plan.facts.base_model.sizes, plan.costs
     trained = sizes.unet + sizes.texts()
     assert costs.training == 16 * trained + 4 * sizes.vae
     assert costs.model_file == 2 * (trained + sizes.vae)
@@ -114,7 +115,7 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     go_on = {**flags, "resume": state, "max_train_steps": 4}
     plan = plan_of(world, tmp_path, **go_on)
     assert plan.resume is not None and plan.resume.progress.step == 2
-    assert str(plan.seed) == plan.resume.identity["seed"]
+    assert str(plan.facts.seed) == plan.resume.identity["seed"]
     assert any("2 steps are done" in what for what in mistakes_of(world, tmp_path, **{**go_on, "max_train_steps": 2}))
     told = mistakes_of(world, tmp_path, **{**go_on, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
     assert len(told) == 3 and all(str(state) in what for what in told)

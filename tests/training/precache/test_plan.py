@@ -36,8 +36,8 @@ def plan(world: World, kind: Kind, **chosen: object) -> CachePlan:
 def test_what_is_cached_is_what_the_training_will_ask_for(world: World, tmp_path: Path) -> None:
     chosen = {"shuffle_caption": True, "token_warmup_step": 5, "max_train_steps": 30, "flip_aug": True}
     chosen |= {"cache_text_encoder_outputs_to_disk": True, "data_cache_dir": world.root / "remembered"}
-    ahead = plan(world, "captions", **chosen)
-    training = decide(parse(world.arguments(tmp_path / "out", **chosen)))
+    ahead = plan(world, "captions", **chosen).facts
+    training = decide(parse(world.arguments(tmp_path / "out", **chosen))).facts
     for name in ("precision", "duration", "seed", "options.dataset", "options.caption"):
         ours, theirs = ahead, training
         for part in name.split("."):
@@ -55,7 +55,7 @@ def test_what_only_the_training_needs_is_not_asked_for(world: World, tmp_path: P
     file.touch()
     chosen = {"optimizer_type": "no.such.Optimizer", "resume": tmp_path / "none", "logging_dir": file / "log"}
     made = plan(world, "latents", **chosen, learning_rate=0, output_name="a/")
-    assert made.options.saving.output_dir is None
+    assert made.facts.options.saving.output_dir is None
 
 
 def test_what_it_does_write_or_need_is_checked(world: World, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_it_does_write_or_need_is_checked(world: World, tmp_path: Path) -> 
 def test_captions_that_depend_on_the_seed_need_one(world: World, varied: dict[str, object]) -> None:
     with pytest.raises(UserError, match="no --seed"):
         plan(world, "captions", seed=None, **varied)
-    assert plan(world, "captions", **varied).seed == 1
+    assert plan(world, "captions", **varied).facts.seed == 1
     plan(world, "latents", seed=None, **varied)
 
 
@@ -94,7 +94,7 @@ def test_a_resumed_training_keeps_its_seed_and_its_captions(world: World, tmp_pa
     chosen = {"max_train_steps": 1, "save_state": True, "shuffle_caption": True, "seed": 77}
     assert run(world.arguments(tmp_path / "out", **chosen), capsys).code == 0
     state = tmp_path / "out" / "dog-state"
-    assert plan(world, "captions", seed=None, shuffle_caption=True, resume=state).seed == 77
+    assert plan(world, "captions", seed=None, shuffle_caption=True, resume=state).facts.seed == 77
     with pytest.raises(UserError, match="--resume"):
         plan(world, "captions", seed=None, shuffle_caption=True, resume=tmp_path / "none")
 

@@ -26,7 +26,7 @@ def plan_of(world: World, out: Path, **flags: object) -> Plan:
 
 
 def read(plan: Plan) -> dict[str, Any]:
-    return {key: json.loads(value) for key, value in dataset_metadata(plan.options, plan.images).items()}
+    return {key: json.loads(value) for key, value in dataset_metadata(plan.facts.options, plan.facts.images).items()}
 
 
 def test_folders(world: World, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_file_of_datasets(world: World, tmp_path: Path) -> None:
     assert third["is_dreambooth"] is False and third["subsets"][0]["metadata_file"] == "meta cat.json"
     assert third["subsets"][0]["image_dir"] == "1_zwx cat"
     assert not {"class_tokens", "is_reg"} & set(third["subsets"][0])
-    assert largest_resolution(plan.images) == (128, 64)
+    assert largest_resolution(plan.facts.images) == (128, 64)
 
 
 def test_a_metadata_file_of_the_command_line(world: World, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_names_are_those_of_the_folders_however_they_are_named(
 def test_images_that_are_set_aside_are_not_trained_and_not_counted(world: World, tmp_path: Path) -> None:
     flags = {"enable_bucket": True, "min_bucket_reso": 64, "max_bucket_reso": 128, "validation_split": 0.34}
     plan = plan_of(world, tmp_path, **flags)
-    assert len(plan.images.scan.held_out) == 1  # of 3; a third of 2 images is less than one
+    assert len(plan.facts.images.scan.held_out) == 1  # of 3; a third of 2 images is less than one
     found = read(plan)
     assert found["ss_dataset_dirs"]["2_sks dog"] == {"n_repeats": 2, "img_count": 2}
     assert sum(found["ss_tag_frequency"]["2_sks dog"].values()) in (2, 5)

@@ -24,7 +24,7 @@ def plan_of(world: World, out: Path, **flags: object) -> Plan:
 
 def metadata_of(world: World, out: Path, **flags: object) -> dict[str, str]:
     plan = plan_of(world, out, **flags)
-    return file_metadata(plan.options, plan.base_model, largest_resolution(plan.images))
+    return file_metadata(plan.facts.options, plan.facts.base_model, largest_resolution(plan.facts.images))
 
 
 @pytest.mark.parametrize(

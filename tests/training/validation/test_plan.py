@@ -129,18 +129,18 @@ def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     text = describe(plan)
     assert "2_dog: 16 images, 4 of them set aside for validation, 12 x 2 = 24 samples, training" in text
-    assert plan.order.samples_per_epoch == 12 * 2 + 6
+    assert plan.facts.order.samples_per_epoch == 12 * 2 + 6
 
 
 def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: Path) -> None:
     """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
-    every_epoch = chosen(plan.images)
+    every_epoch = chosen(plan.facts.images)
     assert every_epoch.passes == 12 * POINTS
-    assert every_epoch.share_of_training(plan.duration, 30) == pytest.approx(12 * POINTS / 90)
-    by_steps = chosen(plan.images, validate_every_n_steps=15)
-    assert by_steps.share_of_training(plan.duration, 30) == pytest.approx(12 * POINTS / 45)
+    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * POINTS / 90)
+    by_steps = chosen(plan.facts.images, validate_every_n_steps=15)
+    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * POINTS / 45)
 
 
 def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
@@ -154,4 +154,4 @@ def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
     )
     plan = decide(parse(world.arguments(tmp_path, train_data_dir=None, dataset_config=toml, max_train_steps=2)))
     assert "1_cat: 8 images, all of them set aside, validation" in describe(plan)
-    assert len(plan.images.records) == 16 and len(chosen(plan.images).pairs) == 8
+    assert len(plan.facts.images.records) == 16 and len(chosen(plan.facts.images).pairs) == 8

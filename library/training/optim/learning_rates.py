@@ -1,4 +1,4 @@
-"""How fast what learns."""
+"""Learning rates per module and block, and what they are used by."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions
 from library.training.adapter.plan import AdapterPlan
 from library.training.optim.optimizers import OptimizerChoice
+from library.training.optim.schedules import ScheduleChoice
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class LearningRates:
     def first_text_encoder(self) -> float | None:
         """The rate that stands for all text encoders where one is told."""
         return next(iter(self.text_encoders.values()), None)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are updated."""
+
+    learning_rates: LearningRates
+    optimizer: OptimizerChoice
+    schedule: ScheduleChoice
 
 
 def decide_learning_rates(
