@@ -1,0 +1,17 @@
+"""Wording that messages of all rooms share. No torch, nothing of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[object], most: int = 3, separator: str = ", ") -> str:
+    """The first `most` names, and how many more there are: "a, b, c and 2 more"."""
+    texts = [str(name) for name in names]
+    more = len(texts) - most
+    return separator.join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

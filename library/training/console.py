@@ -1,0 +1,54 @@
+"""The one voice of a run: log lines, the log file, and the progress bar that lines leave whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from library.options.groups.run import RunOptions
+
+_LOGGER = logging.getLogger("dreamfolder")
+
+
+class Console:
+    """Lines go to --console_log_file or to stderr, at --console_log_level; the progress bar to stderr."""
+
+    def __init__(self, options: RunOptions) -> None:
+        handler: logging.Handler = logging.StreamHandler()
+        if options.console_log_file:
+            options.console_log_file.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
+        text = "%(message)s" if options.console_log_simple else "%(asctime)s %(levelname)s %(message)s"
+        handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
+        _LOGGER.handlers = [handler]
+        _LOGGER.setLevel(options.console_log_level or "INFO")
+        _LOGGER.propagate = False
+        self._bar: tqdm[None] | None = None
+
+    def say(self, text: str) -> None:
+        """Write a line for the user."""
+        if self._bar is None:
+            _LOGGER.info(text)
+        else:
+            with self._bar.external_write_mode():
+                _LOGGER.info(text)
+
+    @contextmanager
+    def counting_steps(self, steps: int, done: int) -> Iterator[None]:
+        """Show a bar of `steps` optimizer steps, of which `done` were finished before."""
+        with tqdm(total=steps, initial=done, desc="steps", smoothing=0) as self._bar:
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def step_done(self, average_loss: float) -> None:
+        """Count one optimizer step, beside the average loss of the epoch under the name that kohya's users know."""
+        if self._bar is not None:
+            self._bar.update(1)
+            self._bar.set_postfix(avr_loss=average_loss)
