@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from library.objective.objective import Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.training.training_loss import TrainingLoss
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 
 
 def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[int]) -> torch.Tensor:
