@@ -14,7 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from library.data.order import EpochOrder
-from library.families.family import LatentSpace
+from library.families.family import Family, LatentSpace
 from library.objective import check_options
 from library.objective.process import Prediction
 from library.options.groups.objective import ObjectiveOptions
@@ -98,9 +98,7 @@ def decide(parsed: Parsed) -> Plan:
 
     # what follows from several of them
     base_model, adapter, images = found.base_model, found.adapter, found.images
-    notes.extend(
-        check_objective(base_model.objective, base_model.prediction, mistakes, base_model.family.process.timesteps)
-    )
+    notes.extend(check_objective(base_model.objective, base_model.prediction, mistakes, base_model.family))
     order = images.order(options.memory.gradient_accumulation_steps, found.seed)
     duration = decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch)
     schedule = choose_schedule(options.optimizer, duration.steps, found.optimizer)
@@ -186,10 +184,11 @@ def collect(decision: Judged, mistakes: Mistakes, notes: list[str]) -> None:
 
 
 def check_objective(
-    options: ObjectiveOptions, prediction: Prediction, mistakes: Mistakes, timesteps: int
+    options: ObjectiveOptions, prediction: Prediction, mistakes: Mistakes, family: Family
 ) -> tuple[str, ...]:
     """Collect what is wrong with the loss that is asked for, and return what to tell of it."""
-    wrong, notes = check_options.check(options, prediction, timesteps)
+    has_snr = "snr" in family.capabilities
+    wrong, notes = check_options.check(options, prediction, family.process.timesteps, has_snr)
     mistakes.extend(wrong)
     return notes
 
