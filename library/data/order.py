@@ -6,12 +6,18 @@ what it would have seen there. (sd-scripts shuffles what the epoch before left, 
 Words: a *sample* is (record index, repeat index); a *micro-batch* holds samples of one bucket; a *window* is the
 `accumulation` micro-batches of one optimiser step. The last micro-batch of a bucket and the last window of an epoch may
 be short: nothing is dropped and nothing is filled up, `window_samples` is what makes unequal ones count right.
+
+Several processes (ranks) deal the micro-batches of each window out among themselves, so together they see what one
+process sees, with the same draws. All ranks get equally many requests in every window, as a model whose weights are
+spread over ranks computes only with all of them: a rank for which no micro-batch is left gets the window's last one
+again with `is_counted` False. Its losses must then have the weight 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from library.runtime.seeds import python_random
 
@@ -30,15 +36,16 @@ class BatchRequest:
     samples: tuple[Sample, ...]
     first_sample: int  # position of its first sample in the whole run, from 0
     window_samples: int  # Z: samples of all micro-batches of its optimiser step
-    last_of_window: bool
+    last_of_window: bool  # of those that the same rank gets
+    is_counted: bool = True  # False: another rank has these samples; this one only takes part in computing
 
 
 class EpochOrder:
     """The order of every epoch of a run.
 
     `datasets`, `buckets` and `repeats` are per record, in record order; `batch_sizes` per dataset. A micro-batch holds
-    samples of one bucket of one dataset. Raises ValueError for unequal lengths, for no sample at all, or for a batch
-    size or accumulation below 1.
+    samples of one bucket of one dataset; `accumulation` of them, over all ranks, make a window. Raises ValueError for
+    unequal lengths, for no sample at all, or for a batch size or accumulation below 1.
     """
 
     def __init__(
@@ -74,21 +81,33 @@ class EpochOrder:
         epochs, windows = divmod(step, self.steps_per_epoch)
         return epochs + 1, windows
 
-    def requests(self, epoch: int, skip_windows: int = 0) -> Iterator[BatchRequest]:
-        """The micro-batches of an epoch (from 1), without those of its first `skip_windows` optimiser steps."""
-        if epoch < 1 or skip_windows < 0:
-            raise ValueError("epochs count from 1, skipped windows from 0")
+    def requests(self, epoch: int, skip_windows: int = 0, rank: int = 0, world: int = 1) -> Iterator[BatchRequest]:
+        """The micro-batches of an epoch (from 1) that process `rank` of `world` makes, without those of the epoch's
+        first `skip_windows` optimiser steps."""
+        if epoch < 1 or skip_windows < 0 or not 0 <= rank < world:
+            raise ValueError("epochs count from 1, skipped windows from 0, ranks from 0 to one less than their number")
         batches = self._batches(epoch)
         first_sample = (epoch - 1) * self.samples_per_epoch
         first_step = (epoch - 1) * self.steps_per_epoch
         for window in range(self.steps_per_epoch):
             members = batches[window * self._accumulation : (window + 1) * self._accumulation]
-            window_samples = sum(len(samples) for _, samples in members)
-            for index, (bucket, samples) in enumerate(members):
-                if window >= skip_windows:
-                    last = index == len(members) - 1
-                    yield BatchRequest(epoch, first_step + window, bucket, samples, first_sample, window_samples, last)
-                first_sample += len(samples)
+            *firsts, end = accumulate((len(samples) for _, samples in members), initial=first_sample)
+            rounds = -(-len(members) // world) if window >= skip_windows else 0
+            for turn in range(rounds):
+                place = turn * world + rank
+                is_counted = place < len(members)
+                bucket, samples = members[place if is_counted else -1]
+                yield BatchRequest(
+                    epoch=epoch,
+                    step=first_step + window,
+                    bucket=bucket,
+                    samples=samples,
+                    first_sample=firsts[place if is_counted else -1],
+                    window_samples=end - firsts[0],
+                    last_of_window=turn == rounds - 1,
+                    is_counted=is_counted,
+                )
+            first_sample = end
 
     def _batches(self, epoch: int) -> list[tuple[Size, tuple[Sample, ...]]]:
         members: dict[Place, list[Sample]] = {}

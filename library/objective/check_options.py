@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 
 def check(
-    options: ObjectiveOptions, prediction: str, timesteps: int = 1000
+    options: ObjectiveOptions, prediction: str, timesteps: int = 1000, has_snr: bool = True
 ) -> tuple[tuple[Mistake, ...], tuple[str, ...]]:
-    """Mistakes and notes for a network that predicts "epsilon" or "v" at timesteps 0 .. `timesteps` - 1."""
-    mistakes = (*_about_prediction(options, prediction), *_about_timesteps(options, timesteps), *_about_huber(options))
+    """Mistakes and notes for a network that predicts "epsilon" or "v" at timesteps 0 .. `timesteps` - 1.
+
+    `has_snr`: whether its process has an SNR. Flags that are only about it (`needs="snr"`) are refused elsewhere.
+    """
+    mistakes = (
+        *_about_prediction(options, prediction),
+        *_about_timesteps(options, timesteps),
+        *_about_huber(options, has_snr),
+    )
     notes = (*_without_effect(options, prediction), *_worth_knowing(options, prediction, timesteps))
     return mistakes, notes
 
@@ -73,8 +80,14 @@ def _about_timesteps(options: ObjectiveOptions, timesteps: int) -> Iterator[Mist
         )
 
 
-def _about_huber(options: ObjectiveOptions) -> Iterator[Mistake]:
-    scheduled = options.loss_type in ("huber", "smooth_l1") and options.huber_schedule != "constant"
+def _about_huber(options: ObjectiveOptions, has_snr: bool) -> Iterator[Mistake]:
+    is_huber = options.loss_type in ("huber", "smooth_l1")
+    if is_huber and options.huber_schedule == "snr" and not has_snr:
+        yield Mistake(
+            f"--loss_type {options.loss_type} with --huber_schedule snr: the model's noise schedule has no SNR",
+            "use --huber_schedule exponential or constant",
+        )
+    scheduled = is_huber and options.huber_schedule != "constant"
     if scheduled and options.huber_c > 1.0:
         yield Mistake(
             f"--huber_c = {options.huber_c:g} with --huber_schedule {options.huber_schedule}: the threshold falls from "

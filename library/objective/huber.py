@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from library.objective.process import ForwardProcess
+from library.objective.process import ForwardProcess, with_snr
 
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
@@ -48,6 +48,11 @@ class ElementLoss:
             raise ValueError(f"no loss {options.loss_type!r} with a schedule {options.huber_schedule!r}")
         return cls(kinds[options.loss_type], schedules[options.huber_schedule], options.huber_c, options.huber_scale)
 
+    @property
+    def needs_snr(self) -> bool:
+        """Whether the process must have an SNR."""
+        return self.kind in ("huber", "smooth_l1") and self.schedule == "snr"
+
     def at(
         self, process: ForwardProcess, timesteps: Tensor, device: torch.device | None = None
     ) -> Callable[[Tensor], Tensor]:
@@ -60,13 +65,17 @@ class ElementLoss:
         return lambda d: self._pseudo_huber(d, c.view(-1, *(1,) * (d.dim() - 1)))
 
     def thresholds(self, process: ForwardProcess, timesteps: Tensor) -> Tensor:
-        """c of each sample: (B,) float32, on the device of `timesteps`."""
+        """c of each sample: (B,) float32, on the device of `timesteps`.
+
+        Raises ValueError for the schedule "snr" with a process that has no SNR.
+        """
         if self.schedule == "constant":
             c = torch.full(timesteps.shape, self.threshold, dtype=torch.float64, device=timesteps.device)
         elif self.schedule == "exponential":
             c = self.threshold ** (timesteps.double() / process.timesteps)
         else:
-            signal, level = process.signal(timesteps).double(), process.noise(timesteps).double()
+            shares = with_snr(process, "the threshold schedule snr")
+            signal, level = shares.signal(timesteps).double(), shares.noise(timesteps).double()
             # 1 / (1 + s / a), which has a value where a is 0
             c = (1.0 - self.threshold) * (signal / (signal + level)).square() + self.threshold
         return (c * self.scale).float()

@@ -1,23 +1,45 @@
-"""From outputs to one number: the element loss, its mean per sample, and a micro-batch's share of the window's loss.
+"""From outputs to one number: the element loss, its mean per sample, the terms of a step, and a micro-batch's share of
+the window's loss.
 
 For the samples i of one optimiser step (all micro-batches together), with c_i the sample's own weight
 (prior_loss_weight of a regularisation image) and w the weight by timestep:
 
     l_i = mean over channels, height, width of rho(output_i - target_i), by place as masking.py says
-    L   = (1/Z) * sum_i c_i * w(t_i) * l_i
+    L   = (1/Z) * sum_i c_i * sum over terms of w(t_i) * l_i
 
-rho is the square or another error of huber.py. Z is the number of samples of the step, not the sum of their weights:
-else lowering one sample's weight would raise everybody else's.
+A term is one thing that the network is asked for: to denoise, and later to stay near what it knew before. rho is the
+square or another error of huber.py. Z is the number of samples of the step, not the sum of their weights: else lowering
+one sample's weight would raise everybody else's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from library.objective.masking import AS_THEY_ARE, MaskSettings, gain, place_weights
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss of a micro-batch: w(t_i) * l_i of each sample, (B,) float32, and its name in logs."""
+
+    name: str
+    losses: Tensor
+
+
+def total(terms: Sequence[Term]) -> Tensor:
+    """The sum of the terms for each sample, (B,) float32; of a single term its losses as they are.
+
+    Raises ValueError for terms of different shapes, which would else be broadcast, and for none.
+    """
+    if len({term.losses.shape for term in terms}) != 1:
+        raise ValueError(f"terms of one shape, not {[tuple(term.losses.shape) for term in terms]}")
+    return reduce(torch.add, (term.losses for term in terms))
 
 
 def per_sample_loss(
@@ -47,9 +69,9 @@ def per_sample_loss(
 def window_share(losses: Tensor, weights: Tensor, window_samples: int) -> Tensor:
     """What a micro-batch contributes to L: sum(c_i * losses_i) / Z, a float32 scalar to call backward on.
 
-    `losses` (B,) are w(t_i) * l_i, `weights` (B,) the c_i, `window_samples` is Z. The shares of a step's micro-batches
-    add up to its loss and their gradients to its gradient, however unequal they are; nothing else may divide by
-    the number of micro-batches. Raises ValueError for shapes that differ and for Z < B.
+    `losses` (B,) are those of all terms together, or of one of them, `weights` (B,) the c_i, `window_samples` is Z.
+    The shares of a step's micro-batches add up to its loss and their gradients to its gradient, however unequal they
+    are; nothing else may divide by the number of micro-batches. Raises ValueError for shapes that differ and for Z < B.
     """
     if losses.shape != weights.shape or losses.dim() != 1:
         raise ValueError(f"one weight for each loss: {tuple(losses.shape)} losses, {tuple(weights.shape)} weights")

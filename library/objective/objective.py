@@ -1,4 +1,9 @@
-"""The objective of a run: what is drawn for a sample, and the loss that comes of it."""
+"""The objective of a run: what is drawn for a sample, what goes into the network, what is wanted of it, and how its
+output is compared with that.
+
+These are separate calls, so that a step can replace any of them: another input (one that the model itself made),
+another target (what a frozen model predicts), or both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from library.objective.huber import SQUARED, ElementLoss
 from library.objective.loss import per_sample_loss
 from library.objective.masking import AS_THEY_ARE, MaskSettings
 from library.objective.noise import WHITE, NoiseShaping, draw_white
-from library.objective.process import ForwardProcess, Prediction, process_of
+from library.objective.process import ForwardProcess, HasSnr, Prediction, process_of, with_snr
 from library.objective.random_streams import Streams
 from library.objective.timesteps import TimestepBias, draw_timesteps
 from library.objective.weighting import UNWEIGHTED, Weighting
@@ -44,8 +49,8 @@ class Objective(Generic[Conditioning]):
 
     `low` and `high` bound the timesteps, [low, high); `bias` draws some of them more often. `noise` shapes the noise,
     `element` is the error of each value, `weighting` the weight by timestep; `mask` says how masks are read, where
-    samples have any. Raises ValueError where the process ends in noise alone and the network predicts the noise:
-    the last timestep would tell it nothing.
+    samples have any. Raises ValueError where the process ends in noise alone and the network predicts the noise, as
+    the last timestep would tell it nothing, and where weights or errors need an SNR that the process does not have.
     """
 
     process: ForwardProcess
@@ -59,8 +64,13 @@ class Objective(Generic[Conditioning]):
     mask: MaskSettings = AS_THEY_ARE
 
     def __post_init__(self) -> None:
-        if self.prediction == "epsilon" and self.process.alphas_cumprod[-1] == 0.0:
-            raise ValueError("a process with a zero terminal SNR needs a network that predicts v")
+        if self.weighting.needs_snr:
+            with_snr(self.process, f"the weighting {self.weighting.kind}")
+        if self.element.needs_snr:
+            with_snr(self.process, f"the loss {self.element.kind} with the threshold schedule snr")
+        if self.prediction == "epsilon" and isinstance(self.process, HasSnr):
+            if self.process.snr(torch.tensor([self.process.timesteps - 1])).item() == 0.0:
+                raise ValueError("a process with a zero terminal SNR needs a network that predicts v")
 
     @classmethod
     def of(
@@ -72,7 +82,7 @@ class Objective(Generic[Conditioning]):
     ) -> Objective[Conditioning]:
         """The objective that the options ask for; `process` is the family's, as it is without options.
 
-        Raises ValueError for options that checks.py or the rules between flags refuse.
+        Raises ValueError for options that check_options.py or the rules between flags refuse.
         """
         low = options.min_timestep or 0
         high = options.max_timestep or process.timesteps
@@ -121,22 +131,40 @@ class Objective(Generic[Conditioning]):
         draws: Draws,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss of each sample, weight by timestep included: (B,) float32.
+        """The loss of denoising, with nothing replaced, of each sample: (B,) float32. See `noisy` and `compare`.
 
-        `latents` (B,C,h,w) are scaled clean samples on the device of the network; `conditioning` is handed to
-        `predict` as it is; `mask` (B,1,h,w) float32 in [0, 1], on any device, says how much each place counts
-        (a sample without one: MaskSettings.missing all over). Nothing is drawn here: equal arguments, equal losses.
+        `conditioning` is handed to `predict` as it is. Nothing is drawn here: equal arguments, equal losses.
         """
-        timesteps, device = draws.timesteps, latents.device
-        noise = draws.noise.to(device)
-        entering = noise if draws.perturbation is None else noise + draws.perturbation.to(device)
-        noisy = self.process.add_noise(latents, entering, timesteps)
-        output = predict(noisy, timesteps.to(device), conditioning)
-        target = self.process.target(latents, noise, timesteps, self.prediction)
-        places = None if mask is None else mask.to(device)
-        rho = self.element.at(self.process, timesteps, device)
-        return per_sample_loss(output, target, places, self.mask, rho) * self.weight(timesteps, device)
+        output = predict(self.noisy(latents, draws), draws.timesteps.to(latents.device), conditioning)
+        return self.compare(output, self.target(latents, draws), draws.timesteps, mask)
+
+    def noisy(self, latents: Tensor, draws: Draws) -> Tensor:
+        """What goes into the network: (B,C,h,w) float32, perturbation included.
+
+        `latents` (B,C,h,w) are scaled clean samples on the device of the network.
+        """
+        noise = draws.noise.to(latents.device)
+        if draws.perturbation is not None:
+            noise = noise + draws.perturbation.to(latents.device)
+        return self.process.add_noise(latents, noise, draws.timesteps)
+
+    def target(self, latents: Tensor, draws: Draws) -> Tensor:
+        """What the network should answer, (B,C,h,w) float32: by the noise without its perturbation."""
+        return self.process.target(latents, draws.noise.to(latents.device), draws.timesteps, self.prediction)
+
+    def compare(self, output: Tensor, target: Tensor, timesteps: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The error of each sample times its weight by timestep: (B,) float32.
+
+        `output` and `target` (B,C,h,w) on one device, `timesteps` (B,) int64; `mask` (B,1,h,w) float32 in [0, 1], on
+        any device, says how much each place counts (a sample without one: MaskSettings.missing all over).
+        """
+        places = None if mask is None else mask.to(output.device)
+        rho = self.element.at(self.process, timesteps, output.device)
+        return per_sample_loss(output, target, places, self.mask, rho) * self.weight(timesteps, output.device)
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
-        """w(t), the weight by timestep: (B,) float32 on `device`."""
-        return self.weighting(self.process.snr(timesteps, device), self.prediction)
+        """w(t), the weight by timestep: (B,) float32 on `device`. Without a weighting no SNR is asked for."""
+        if not self.weighting.needs_snr:
+            return torch.ones(timesteps.shape, dtype=torch.float32, device=device)
+        snr = with_snr(self.process, f"the weighting {self.weighting.kind}").snr(timesteps, device)
+        return self.weighting(snr, self.prediction)

@@ -1,8 +1,7 @@
-"""The forward (noising) process of DDPM and its prediction targets.
+"""Forward (noising) processes: what goes into the network, what its output means, and the way back.
 
-x_t = a_t x0 + s_t n with a_t = sqrt(abar_t), s_t = sqrt(1 - abar_t)   (arXiv 2006.11239, equation 4).
-Tables are made in float64 and rounded to float32 once, for use. torch is imported inside the functions only: a
-family states its process as data, and plans must not wait for torch.
+`ForwardProcess` is all that training and sampling need of one; `HasSnr` is what loss weights by SNR need beside it.
+torch is imported inside the functions only: a family states its process as data, and plans must not wait for torch.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +18,61 @@ if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
 
 Prediction = Literal["epsilon", "v"]
-"""What a network's output means: the noise n ("epsilon"), or v = a_t n - s_t x0 (arXiv 2202.00512, appendix D)."""
+"""What a network's output means: the noise n ("epsilon"), or the velocity along the process's path ("v"), which is
+a_t n - s_t x0 for a variance-preserving one (arXiv 2202.00512, appendix D)."""
+
+
+class ForwardProcess(Protocol):
+    """How clean samples become noise over the timesteps 0 .. `timesteps` - 1, and how a network leads back.
+
+    All methods take int64 timesteps (B,) on any device and samples (B, ...), and give float32 of the shape and on the
+    device of these. They raise ValueError for a prediction that the process does not know.
+    """
+
+    @property
+    def timesteps(self) -> int:
+        """T: timesteps run from 0 to T-1."""
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t: the clean samples `x0` with as much of the noise as timestep t has."""
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """What the network should answer to x_t."""
+
+    def to_x0(self, x_t: Tensor, output: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """The clean samples that an output at x_t amounts to."""
+
+    def step(self, x_t: Tensor, output: Tensor, t: Tensor, t_next: Tensor, prediction: Prediction) -> Tensor:
+        """x at `t_next`, which is less noisy, by the output at x_t and without new noise; -1 is the clean sample."""
+
+
+@runtime_checkable
+class HasSnr(Protocol):
+    """A process whose noise can be told as shares a_t of the sample and s_t of the noise, and their ratio."""
+
+    def signal(self, t: Tensor, device: torch.device | None = None) -> Tensor:
+        """a_t: (B,) float32 on `device` (that of `t` if not given)."""
+
+    def noise(self, t: Tensor, device: torch.device | None = None) -> Tensor:
+        """s_t: (B,) float32 on `device` (that of `t` if not given)."""
+
+    def snr(self, t: Tensor, device: torch.device | None = None) -> Tensor:
+        """The signal-to-noise ratio a_t^2 / s_t^2: (B,) float32 on `device` (that of `t` if not given)."""
+
+
+def with_snr(process: ForwardProcess, wanted_by: str) -> HasSnr:
+    """The process, known to have an SNR. Raises ValueError that names who wants it where it has none."""
+    if not isinstance(process, HasSnr):
+        raise ValueError(f"{wanted_by} needs a signal-to-noise ratio, which {type(process).__name__} does not have")
+    return process
 
 
 @dataclass(frozen=True)
-class ForwardProcess:
-    """A discrete variance-preserving process: `alphas_cumprod[t]` is abar_t for t = 0 .. T-1, in float64.
+class VariancePreserving:
+    """The discrete process of DDPM: x_t = a_t x0 + s_t n with a_t = sqrt(abar_t), s_t = sqrt(1 - abar_t)
+    (arXiv 2006.11239, equation 4). `alphas_cumprod[t]` is abar_t for t = 0 .. T-1, in float64.
 
-    All methods take int64 timesteps (B,) on any device and give float32 on the device of the data they work on.
+    Tables are made in float64 and rounded to float32 once, for use. t = -1 is the clean sample: abar = 1.
     """
 
     alphas_cumprod: tuple[float, ...] = field(repr=False)
@@ -34,7 +80,7 @@ class ForwardProcess:
     @classmethod
     def scaled_linear(
         cls, timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
-    ) -> ForwardProcess:
+    ) -> VariancePreserving:
         """The schedule of Stable Diffusion 1, 2 and XL: sqrt(beta) grows linearly from sqrt(start) to sqrt(end)."""
         first, last = math.sqrt(beta_start), math.sqrt(beta_end)
         table = []
@@ -45,7 +91,7 @@ class ForwardProcess:
             table.append(product)
         return cls(tuple(table))
 
-    def zero_terminal(self) -> ForwardProcess:
+    def zero_terminal(self) -> VariancePreserving:
         """The process whose last timestep is noise alone   (arXiv 2305.08891, algorithm 1).
 
         With q = sqrt(abar): q <- (q - q_last) q_first / (q_first - q_last). The first timestep keeps its values, the
@@ -57,7 +103,7 @@ class ForwardProcess:
         if last == 0.0:
             return self
         table = [((root - last) * first / (first - last)) ** 2 for root in roots[:-1]]
-        return ForwardProcess((*table, 0.0))
+        return VariancePreserving((*table, 0.0))
 
     @property
     def timesteps(self) -> int:
@@ -68,11 +114,11 @@ class ForwardProcess:
     def _table(self) -> Tensor:
         import torch
 
-        return torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        return torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)  # from t = -1 on
 
     def _cumulative_product(self, t: Tensor) -> Tensor:
         """abar_t in float64 on the CPU: looked up and derived there, exactly, and only then rounded and moved."""
-        return self._table[t.cpu()]
+        return self._table[t.cpu() + 1]
 
     def signal(self, t: Tensor, device: torch.device | None = None) -> Tensor:
         """a_t, the share of the clean sample: (B,) float32 on `device` (that of `t` if not given)."""
@@ -114,6 +160,18 @@ class ForwardProcess:
         _refuse_unknown(prediction)
         return signal * x_t.float() - level * output.float()
 
+    def step(self, x_t: Tensor, output: Tensor, t: Tensor, t_next: Tensor, prediction: Prediction) -> Tensor:
+        """x at `t_next` (-1: the clean sample), deterministic: DDIM with eta = 0   (arXiv 2010.02502, equation 12).
+
+        The clean sample and the noise that the output amounts to, mixed as `t_next` has them. Raises ValueError for an
+        unknown prediction.
+        """
+        x0 = self.to_x0(x_t, output, t, prediction)
+        if prediction == "epsilon":
+            return self.add_noise(x0, output, t_next)
+        signal, level = self._shares(t, x_t)
+        return self.add_noise(x0, signal * output.float() + level * x_t.float(), t_next)
+
     def _shares(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a_t, s_t), each shaped (B, 1, 1, ...) to multiply `like` (B, ...), on its device."""
         shape = (-1,) + (1,) * (like.dim() - 1)
@@ -121,8 +179,15 @@ class ForwardProcess:
 
 
 def process_of(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
-    """A family's process as the options want it, for training and for the images of a model trained so."""
-    return process.zero_terminal() if options.zero_terminal_snr else process
+    """A family's process as the options want it, for training and for the images of a model trained so.
+
+    Raises ValueError for a zero terminal SNR of a process that is not variance-preserving.
+    """
+    if not options.zero_terminal_snr:
+        return process
+    if not isinstance(process, VariancePreserving):
+        raise ValueError(f"zero_terminal_snr needs a variance-preserving process, not {type(process).__name__}")
+    return process.zero_terminal()
 
 
 def _refuse_unknown(prediction: str) -> None:

@@ -65,6 +65,11 @@ class Weighting:
         reading = readings.get(options.debiased_v_weight, "equivalent")
         return cls(kind, strength, reading, options.snr_floor)
 
+    @property
+    def needs_snr(self) -> bool:
+        """Whether the process must have an SNR."""
+        return self.kind != "none"
+
     def __call__(self, snr: Tensor, prediction: Prediction) -> Tensor:
         """The factor of the loss of each sample: (B,) float32 of S (B,) float32.
 

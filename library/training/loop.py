@@ -4,19 +4,21 @@ steps."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from library.data.order import BatchRequest, EpochOrder
-from library.objective.loss import window_share
+from library.objective.loss import Term, total, window_share
 from library.options.mistakes import Mistake, UserError
+from library.runtime.processes import Processes
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, freeze_finished, groups_of, trainable_parameters
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
     from library.data.batch import Batch
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Window:
-    """What is kept of the micro-batches of one optimiser step: their shares of its loss, and for the message about a
-    loss that is not finite the images with the losses of their samples."""
+    """What is kept of the micro-batches of one optimiser step: their shares of its loss, those of each term where there
+    are several, and for the message about a loss that is not finite the images with the losses of their samples."""
 
     shares: list[torch.Tensor] = field(default_factory=list)
+    terms: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     samples: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
 
 
@@ -35,9 +38,10 @@ class Window:
 class Loop:
     """Everything the loop touches. Built by the session, used by `run`.
 
-    `losses(batch)` gives the loss of each sample, a float32 tensor (B,), timestep weights included.
+    `losses(batch)` gives the terms of the loss, each a float32 tensor (B,), timestep weights included: the same terms
+    for every batch of a run, with zeros for samples that have no part in one.
     `batches(requests)` turns requests into batches, each with its request. Each of `due` is called with (progress,
-    epoch_ended) after every optimiser step and after every whole epoch, in this order.
+    epoch_ended) after every optimiser step and after every whole epoch, in this order, by the process that writes.
     """
 
     accelerator: Accelerator
@@ -45,7 +49,7 @@ class Loop:
     optimizer: Any
     schedule: Any
     order: EpochOrder
-    losses: Callable[[Batch], torch.Tensor]
+    losses: Callable[[Batch], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     log: Callable[[dict[str, float], int], None]
     due: Sequence[Callable[[Progress, bool], None]]
@@ -54,6 +58,7 @@ class Loop:
     steps: int
     epochs: int
     max_grad_norm: float
+    processes: Processes = Processes()
 
     def run(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError on a loss that is not finite."""
@@ -84,12 +89,13 @@ class Loop:
 
     def _requests(self, epoch: int, window: int) -> Iterator[BatchRequest]:
         """All that the run still asks for, from this window of this epoch on."""
-        yield from self.order.requests(epoch, skip_windows=window)
+        rank, world = self.processes.rank, self.processes.world
+        yield from self.order.requests(epoch, window, rank, world)
         for later in range(epoch + 1, self.epochs + 1):
-            yield from self.order.requests(later)
+            yield from self.order.requests(later, 0, rank, world)
 
     def _call_due(self, progress: Progress, epoch_ended: bool) -> None:
-        for call in self.due:
+        for call in self.due if self.processes.is_writer else ():
             call(progress, epoch_ended)
 
     def _begin_epoch(self, progress: Progress) -> None:
@@ -100,14 +106,27 @@ class Loop:
         """Add the gradients of a micro-batch, weighted by its share of the whole step."""
         self.trained.step_begins()
         with self.accelerator.autocast():
-            losses = self.losses(batch)
-        share = window_share(losses, batch.weights.to(losses.device), request.window_samples)
+            terms = self.losses(batch)
+            losses = total(terms)
+        weights = batch.weights.to(losses.device)
+        if not request.is_counted:
+            weights = torch.zeros_like(weights)
+        share = window_share(losses, weights, request.window_samples)
         self.accelerator.backward(share)
         window.shares.append(share.detach())
-        window.samples.append((batch.paths, losses.detach()))
+        for term in terms if len(terms) > 1 else ():
+            part = window_share(term.losses.detach(), weights, request.window_samples)
+            window.terms.setdefault(term.name, []).append(part)
+        if request.is_counted:
+            window.samples.append((batch.paths, losses.detach()))
 
     def _step(self, window: Window, progress: Progress) -> None:
-        """One optimiser step with the gradients of its window, and what is said of it."""
+        """One optimiser step with the gradients of its window, and what is said of it. All ranks see the same loss, so
+        one that is not finite stops all of them, before anything is changed."""
+        loss = self._whole(window.shares)
+        if not math.isfinite(loss):
+            raise not_finite(window, progress, self.processes)
+        terms = {name: self._whole(shares) for name, shares in window.terms.items()}
         if self.max_grad_norm > 0:
             self.accelerator.unscale_gradients()
             clip_gradients(trainable_parameters(self.trained.parts), self.max_grad_norm)
@@ -116,22 +135,26 @@ class Loop:
             self.schedule.step()
         measured = self.trained.step_ended()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = float(sum(window.shares))
-        if not math.isfinite(loss):
-            raise not_finite(window, progress)
         progress.step += 1
         progress.window += 1
         progress.epoch_losses.append(loss)
         for part in freeze_finished(self.trained.parts, progress.step):
             self.say(f"step {progress.step}: {part.name} is trained no further")
-        self.log({**self._losses(loss, progress), **self._learning_rates(), **measured}, progress.step)
+        if self.processes.is_writer:
+            values = {**self._losses(loss, terms, progress), **self._learning_rates(), **measured}
+            self.log(values, progress.step)
         self.progress_bar.update(1)
         self.progress_bar.set_postfix(avr_loss=_mean(progress.epoch_losses))
 
-    def _losses(self, loss: float, progress: Progress) -> dict[str, float]:
-        """The loss of a step and, where the recipe's users look for it, the mean over as many steps as an epoch has."""
+    def _whole(self, shares: Sequence[torch.Tensor]) -> float:
+        """The loss of a window by the shares of its micro-batches on all ranks."""
+        return float(self.processes.sum(torch.as_tensor(sum(shares))))
+
+    def _losses(self, loss: float, terms: Mapping[str, float], progress: Progress) -> dict[str, float]:
+        """The loss of a step, its terms where there are several and, where the recipe's users look for it, the mean
+        over as many steps as an epoch has."""
         tags = self.trained.tags
-        found = {tags.step: loss}
+        found = {tags.step: loss, **{f"loss/{name}": value for name, value in terms.items()}}
         if tags.average:
             found[tags.average] = _mean(
                 progress.epoch_losses + progress.last_epoch_losses[len(progress.epoch_losses) :]
@@ -150,7 +173,7 @@ class Loop:
         return rates
 
     def _end_epoch(self, progress: Progress) -> None:
-        if progress.epoch_losses:
+        if progress.epoch_losses and self.processes.is_writer:
             self.log({self.trained.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
         if progress.window < self.order.steps_per_epoch:
             return
@@ -163,14 +186,15 @@ class Loop:
             self._begin_epoch(progress)
 
 
-def not_finite(window: Window, progress: Progress) -> UserError:
-    """The message for a loss that is NaN or infinite: step, files, and what usually helps."""
-    files = [
+def not_finite(window: Window, progress: Progress, processes: Processes) -> UserError:
+    """The message for a loss that is NaN or infinite: step, files of all ranks, and what usually helps."""
+    own = [
         f"{path} ({value:g})"
         for paths, losses in window.samples
         for path, value in zip(paths, losses.tolist(), strict=True)
         if not math.isfinite(value)
     ]
+    files = [file for each in processes.gather(own) for file in each]
     named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     what = f"the loss is not finite at step {progress.step + 1} (epoch {progress.epoch}): {named or 'the weighted sum'}"
     remedy = (

@@ -13,6 +13,7 @@ from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_work
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.allocator import preallocate_heap
+from library.runtime.processes import Processes
 from library.training.conditioning import Conditioner
 from library.training.inputs import fill_captions, fill_latents, image_reader, training_set
 from library.training.loading import load_model, text_settings
@@ -155,6 +156,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 steps=plan.facts.duration.steps,
                 epochs=plan.facts.duration.epochs,
                 max_grad_norm=options.optimizer.max_grad_norm,
+                processes=Processes.current(),
             )
             preview.before_training(progress)
             say("running training / 学習開始")
@@ -164,7 +166,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 fp16_gradients(accelerator.scaler if plan.facts.precision.has_fp16_gradients else None),
             ):
                 progress = loop.run(progress)
-            saver.finish(progress)
+            if loop.processes.is_writer:
+                saver.finish(progress)
 
 
 def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> PromptStates:

@@ -1,16 +1,16 @@
-"""The loss of each sample of a batch: where data, family and objective meet."""
+"""The terms of the loss of a batch: where data, family and objective meet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from library.data.batch import Batch
+from library.objective.loss import Term
 from library.objective.objective import Objective
 from library.runtime.seeds import torch_generator
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingLoss:
-    """Called with a batch, gives the loss of each of its samples.
+    """Called with a batch, gives the terms of its loss: today there is one, denoising.
 
     `context` gives what the network is told of a batch. `vae` is the one that computes: the model's own, or a copy in
     half precision; None: batches come with latents.
@@ -33,13 +33,16 @@ class TrainingLoss:
     seed: int
     device: torch.device
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """(B,) float32, the weight by timestep included, the weight of regularisation images not."""
+    def __call__(self, batch: Batch) -> tuple[Term, ...]:
+        """Terms of (B,) float32, the weight by timestep included, the weight of regularisation images not."""
         family = self.model.family
         latents = self.latents(batch) * family.latent.scale
         context = self.context(batch)
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
-        return self.objective.loss(partial(family.predict, self.model.unet), latents, context, draws, batch.mask)
+        noisy = self.objective.noisy(latents, draws)
+        output = family.predict(self.model.unet, noisy, draws.timesteps.to(self.device), context)
+        target = self.objective.target(latents, draws)
+        return (Term("denoising", self.objective.compare(output, target, draws.timesteps, batch.mask)),)
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) float32, not scaled: from the cache, or encoded now."""

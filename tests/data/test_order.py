@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, groupby
 
 import pytest
@@ -142,3 +143,33 @@ def test_requests_count_the_steps_of_the_run() -> None:
     order = some_order()
     steps = [request.step for epoch in (1, 2) for request in order.requests(epoch) if request.last_of_window]
     assert steps == list(range(2 * order.steps_per_epoch))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+def test_several_processes_together_see_what_one_sees(world: int, accumulation: int) -> None:
+    """Window by window; all of them have the same number of windows, and of micro-batches in each."""
+    order = some_order(accumulation=accumulation)
+    for epoch, skipped in ((1, 0), (2, 3)):
+        alone = windows(list(order.requests(epoch, skipped)))
+        ranks = [windows(list(order.requests(epoch, skipped, rank, world))) for rank in range(world)]
+        assert {len(rank) for rank in ranks} == {len(alone)}
+        for expected, *shares in zip(alone, *ranks, strict=True):
+            assert {len(share) for share in shares} == {math.ceil(len(expected) / world)}
+            together = [request for share in shares for request in share if request.is_counted]
+            # each still knows its place in the run, from which its noise is drawn, and the samples of all
+            together = [replace(request, last_of_window=False) for request in together]
+            assert sorted(together, key=place) == [replace(request, last_of_window=False) for request in expected]
+            for request in (request for share in shares for request in share if not request.is_counted):
+                last = replace(expected[-1], last_of_window=request.last_of_window, is_counted=False)
+                assert request == last
+
+
+def place(request: BatchRequest) -> int:
+    return request.first_sample
+
+
+def test_a_rank_is_one_of_the_processes() -> None:
+    for rank, world in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="ranks"):
+            next(some_order().requests(1, 0, rank, world))

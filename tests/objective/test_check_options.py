@@ -140,3 +140,11 @@ def test_the_checks_need_no_torch() -> None:
     program = "import sys; import library.objective.check_options; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+def test_a_threshold_by_snr_is_refused_where_there_is_none() -> None:
+    for kind in ("huber", "smooth_l1"):
+        (mistake,), _ = check(ObjectiveOptions(loss_type=kind), "v", 1000, has_snr=False)
+        assert f"--loss_type {kind}" in mistake.what and "--huber_schedule exponential" in mistake.remedy
+        assert check(ObjectiveOptions(loss_type=kind, huber_schedule="constant"), "v", 1000, has_snr=False)[0] == ()
+    assert check(ObjectiveOptions(), "v", 1000, has_snr=False)[0] == ()

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from library.objective.objective import Draws, Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.objective.timesteps import draw_timesteps
 from library.options.groups.objective import ObjectiveOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 SAMPLE = (4, 8, 8)
 LATENTS = 0.7 + torch.randn(9, *SAMPLE, generator=torch.Generator().manual_seed(3))
 

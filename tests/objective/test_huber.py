@@ -9,10 +9,10 @@ import torch
 from library.objective.huber import ElementLoss
 from library.objective.loss import per_sample_loss
 from library.objective.masking import MaskSettings
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 STEPS = torch.tensor([0, 100, 250, 500, 750, 999])
 THRESHOLDS = {
     "constant": [0.1] * 6,

@@ -8,11 +8,11 @@ import torch
 from library.objective.loss import per_sample_loss
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.objective.weighting import Weighting
 from library.options.groups.mask import MaskOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 SHAPE = (5, 4, 8, 6)
 ALL = [
     MaskSettings(),

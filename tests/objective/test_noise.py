@@ -8,11 +8,11 @@ import torch
 
 from library.objective.noise import NoiseShaping, draw_white
 from library.objective.objective import Draws, Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.objective.pyramid import Pyramid
 from library.options.groups.objective import ObjectiveOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 
 
 def keyed(count: int) -> list[torch.Generator]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from library.objective.loss import per_sample_loss, window_share
+from library.objective.loss import Term, per_sample_loss, total, window_share
 from library.objective.masking import MaskSettings
 from library.objective.noise import NoiseShaping
 from library.objective.objective import Draws, Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import Prediction, VariancePreserving
 from library.objective.weighting import Weighting
 from library.options.groups.objective import ObjectiveOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 SHAPE = (7, 4, 6, 5)
 WEIGHTS = torch.tensor([1.0, 0.5, 1.0, 0.0, 0.5, 1.0, 2.0])
 
@@ -212,3 +213,77 @@ def test_the_offset_is_part_of_the_target() -> None:
     latents = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(9))
     perfect = rule.loss(lambda noisy, t, noise: noise, latents, draws.noise, draws)
     assert perfect.tolist() == [0.0, 0.0]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A straight path to the noise: x_t = (1 - sigma) x0 + sigma n with sigma = (t + 1) / T, and the velocity n - x0
+    (arXiv 2209.03003). It has no table of DDPM and is asked for no SNR."""
+
+    timesteps: int = 10
+
+    def _sigma(self, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return ((t.to(like.device) + 1) / self.timesteps).view(-1, *(1,) * (like.dim() - 1))
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = self._sigma(t, x0)
+        return (1 - sigma) * x0 + sigma * noise
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, prediction: Prediction) -> torch.Tensor:
+        return noise - x0
+
+    def to_x0(self, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor, prediction: Prediction) -> torch.Tensor:
+        return x_t - self._sigma(t, x_t) * output
+
+    def step(
+        self, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor, prediction: Prediction
+    ) -> torch.Tensor:
+        return x_t + (self._sigma(t_next, x_t) - self._sigma(t, x_t)) * output
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"noise_offset": 0.1, "timestep_bias_strategy": "later", "timestep_bias_multiplier": 2.0}]
+)
+def test_a_flow_is_trained_without_an_snr(chosen) -> None:
+    """x0 = 2 and n = 4 everywhere at sigma = 0.5: 3 goes in, 2 is wanted; an answer of 0.5 * 3 is 0.5 away."""
+    rule: Objective[None] = Objective.of(ObjectiveOptions(**chosen), Flow(), "v")
+    draws = Draws(torch.tensor([4]), torch.full((1, 1, 2, 2), 4.0))
+    scale = torch.tensor(0.5, requires_grad=True)
+    loss = rule.loss(lambda noisy, t, extra: scale * noisy, torch.full((1, 1, 2, 2), 2.0), None, draws)
+    loss.sum().backward()
+    assert loss.tolist() == [0.25]
+    assert scale.grad is not None and scale.grad.item() == -3.0  # 2 (1.5 - 2) 3
+    assert rule.draw((3, 1, 2, 2), keyed(range(3))).timesteps.max() < 10
+
+
+@pytest.mark.parametrize("chosen", [{"min_snr_gamma": 5.0}, {"debiased_estimation_loss": True}, {"loss_type": "huber"}])
+def test_a_flow_is_refused_what_needs_an_snr(chosen) -> None:
+    with pytest.raises(ValueError, match="signal-to-noise ratio, which Flow does not have"):
+        Objective.of(ObjectiveOptions(**chosen), Flow(), "v")
+
+
+def test_input_and_target_can_be_replaced() -> None:
+    """What another model made goes in, and what it says is wanted; weights and masks stay those of the timestep."""
+    rule, mask = everything(), masks()
+    latents, tokens, encoder, unet = world()
+    draws = rule.draw(SHAPE, keyed(range(7)), latents)
+    noisy, target = rule.noisy(latents, draws), rule.target(latents, draws)
+    output = predictor(encoder, unet)(noisy, draws.timesteps, tokens)
+    whole = rule.loss(predictor(encoder, unet), latents, tokens, draws, mask)
+    assert torch.equal(rule.compare(output, target, draws.timesteps, mask), whole)
+    assert rule.compare(output, output.detach(), draws.timesteps, mask).tolist() == [0.0] * 7
+    plain: Objective[None] = Objective(PROCESS, "epsilon", 0, 1000)
+    shifted = plain.compare(output, output.detach() + 0.5, draws.timesteps)
+    assert shifted.tolist() == pytest.approx([0.25] * 7, rel=1e-5)
+
+
+def test_terms_add_up_and_one_alone_is_left_as_it_is() -> None:
+    losses = torch.tensor([0.1, 0.2])
+    assert total((Term("denoising", losses),)) is losses
+    assert total((Term("denoising", losses), Term("anchor", torch.tensor([1.0, 2.0])))).tolist() == pytest.approx(
+        [1.1, 2.2]
+    )
+    with pytest.raises(ValueError, match="one shape"):
+        total((Term("denoising", losses), Term("anchor", torch.ones(1))))
+    with pytest.raises(ValueError, match="one shape"):
+        total(())

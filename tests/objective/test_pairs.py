@@ -11,11 +11,11 @@ import torch
 
 from library.objective.check_options import check
 from library.objective.objective import Draws, Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.options.rules.objective import EXCLUDES
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 SHAPE = (5, 4, 8, 6)
 
 SETTINGS: dict[str, dict[str, object]] = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.objective.process import ForwardProcess, process_of
+from library.objective.process import VariancePreserving, process_of, with_snr
 from library.options.groups.objective import ObjectiveOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 
 # t: abar, a, s, SNR
 ROWS = {
@@ -186,8 +186,47 @@ def test_v_leads_back_to_the_clean_sample_from_noise_alone(sample) -> None:
 
 def test_a_family_can_state_its_process_without_torch() -> None:
     program = (
-        "import sys; from library.objective.process import ForwardProcess; ForwardProcess.scaled_linear(); "
+        "import sys; from library.objective.process import VariancePreserving; VariancePreserving.scaled_linear(); "
         "sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("prediction", "theirs"), [("epsilon", "epsilon"), ("v", "v_prediction")])
+def test_a_step_without_new_noise_is_that_of_ddim(sample, prediction, theirs) -> None:
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=theirs,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    scheduler.set_timesteps(4)  # steps of 250
+    x_t, output, _ = sample
+    for t, t_next in ((999, 749), (500, 250), (300, 50), (200, -1)):  # it calls the clean sample any timestep below 0
+        steps = torch.full((4,), t), torch.full((4,), t_next)
+        expected = scheduler.step(output, t, x_t, eta=0.0).prev_sample
+        torch.testing.assert_close(PROCESS.step(x_t, output, *steps, prediction), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_a_perfect_answer_steps_to_the_same_sample_with_less_noise(sample, prediction) -> None:
+    x0, noise, _ = sample
+    t, t_next = torch.tensor([100, 500, 900, 999]), torch.tensor([-1, 20, 899, 400])
+    answer = PROCESS.target(x0, noise, t, prediction)
+    found = PROCESS.step(PROCESS.add_noise(x0, noise, t), answer, t, t_next, prediction)
+    torch.testing.assert_close(found, PROCESS.add_noise(x0, noise, t_next), atol=3e-5, rtol=0)
+    torch.testing.assert_close(found[0], x0[0], atol=3e-5, rtol=0)
+
+
+def test_what_needs_an_snr_says_so_where_there_is_none() -> None:
+    assert with_snr(PROCESS, "min_snr") is PROCESS
+    nothing = object()
+    with pytest.raises(ValueError, match="min_snr needs a signal-to-noise ratio, which object does not have"):
+        with_snr(nothing, "min_snr")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="variance-preserving"):
+        process_of(ObjectiveOptions(zero_terminal_snr=True), nothing)  # type: ignore[arg-type]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.objective.weighting import Weighting
 from library.options.groups.objective import ObjectiveOptions
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 
 # weighting, prediction
 COLUMNS = [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from library.families.family import LatentSpace
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.options.mistakes import UserError
 from library.sampling.images import sample_batch
 from library.sampling.prompts import ImageRequest
@@ -54,7 +54,7 @@ class Knowing:
         self.noise: list[Tensor] = []
         self.ends: list[Tensor] = []
         self.family = SimpleNamespace(
-            latent=SPACE, process=ForwardProcess.scaled_linear(), predict=self.predict, decode_latents=self.decode
+            latent=SPACE, process=VariancePreserving.scaled_linear(), predict=self.predict, decode_latents=self.decode
         )
 
     def modules(self) -> dict[str, Any]:

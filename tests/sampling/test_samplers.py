@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.sampling.samplers import SAMPLERS, make_scheduler
 
 # diffusers' and numpy's remarks about their own future
@@ -35,7 +35,7 @@ def test_sampling_begins_at_the_last_timestep(name: str) -> None:
 @pytest.mark.parametrize("name", RESCALED)
 def test_the_process_is_the_rescaled_one(name: str) -> None:
     """Lin et al. 2023 (arXiv 2305.08891), algorithm 1: sqrt(abar) shifted to end at 0, scaled to begin where it did."""
-    root = np.sqrt(np.array(ForwardProcess.scaled_linear().alphas_cumprod))
+    root = np.sqrt(np.array(VariancePreserving.scaled_linear().alphas_cumprod))
     expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     table = make_scheduler(name, "v", zero_terminal_snr=True).alphas_cumprod.numpy()
     assert np.allclose(table, expected, rtol=2e-4, atol=1e-7) and table[-1] < 1e-7
@@ -43,6 +43,6 @@ def test_the_process_is_the_rescaled_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_without_it_and_for_predicted_noise_the_process_is_the_published_one(name: str) -> None:
-    expected = np.array(ForwardProcess.scaled_linear().alphas_cumprod)
+    expected = np.array(VariancePreserving.scaled_linear().alphas_cumprod)
     for scheduler in (make_scheduler(name, "v"), make_scheduler(name, "epsilon", zero_terminal_snr=True)):
         assert np.allclose(scheduler.alphas_cumprod.numpy(), expected, rtol=2e-4)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,22 +19,25 @@ from library.checkpoints.files import read_header
 from library.data.batch import Batch
 from library.data.buckets import make_table
 from library.data.dataset import Tokenize, TrainingDataset
-from library.data.order import BatchRequest
+from library.data.order import BatchRequest, EpochOrder
 from library.data.reading import ImageReader
 from library.data.scan.scan import ImageRecord
 from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import AS_TRAINED, Conditioning
 from library.families.registry import load_model
+from library.objective.loss import Term
 from library.objective.objective import Objective
 from library.objective.weighting import Weighting
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
+from library.runtime.processes import Processes
 from library.training.conditioning import Conditioner
 from library.training.loop import Loop
 from library.training.saving.state import Progress
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
 from tests import tiny
+from tests.runtime.test_processes import join
 
 # smaller images leave one pixel to the deepest level, whose normalisation then magnifies rounding a thousandfold
 SIZE = (128, 128)
@@ -44,7 +51,7 @@ class FixedOrder:
     sizes: Sequence[int]
     steps_per_epoch: int = 1
 
-    def requests(self, epoch: int, skip_windows: int = 0) -> Iterator[BatchRequest]:
+    def requests(self, epoch: int, skip_windows: int = 0, rank: int = 0, world: int = 1) -> Iterator[BatchRequest]:
         start = 0
         for size in self.sizes:
             last = start + size == len(SAMPLES)
@@ -100,9 +107,9 @@ def one_step(
     losses = losses_of(model, objective)
     seen: list[float] = []
 
-    def spoiled(batch: Batch) -> torch.Tensor:
-        found = losses(batch)
-        return torch.where(batch.sample_index == 4, torch.nan, found) if spoil else found
+    def spoiled(batch: Batch) -> tuple[Term, ...]:
+        (term,) = losses(batch)
+        return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
     loop = Loop(
         accelerator=accelerator,
@@ -176,3 +183,139 @@ def test_a_loss_that_is_not_finite_names_step_and_image(dataset: TrainingDataset
     (mistake,) = raised.value.mistakes
     assert "step 1 (epoch 1)" in mistake.what and "image_04.png" in mistake.what and "image_03" not in mistake.what
     assert "--learning_rate" in mistake.remedy
+
+
+@dataclass
+class Toy:
+    """One weight and batches of one sample; `term(number)` makes the terms of the micro-batch of record `number`."""
+
+    terms: Callable[[torch.Tensor, int], tuple[Term, ...]]
+    records: int = 4
+    accumulation: int = 2
+    steps: int = 2
+    processes: Processes = Processes()
+
+    def __post_init__(self) -> None:
+        self.layer = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(self.layer.weight)
+        self.optimizer = torch.optim.SGD([self.layer.weight], lr=0.1, momentum=0.9)
+        self.logged: list[dict[str, float]] = []
+        self.called: list[int] = []
+        self.seen: list[int] = []
+
+    def run(self) -> None:
+        parts = (Part("toy", self.layer, 0.1),)
+        order = EpochOrder(
+            [0] * self.records,
+            [SIZE] * self.records,
+            [1] * self.records,
+            batch_sizes=[1],
+            accumulation=self.accumulation,
+            seed=0,
+        )
+        loop = Loop(
+            accelerator=SimpleNamespace(  # type: ignore[arg-type]
+                autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False
+            ),
+            trained=Trainable(parts, frozenset(), write=lambda path, step, epoch: None),
+            optimizer=self.optimizer,
+            schedule=torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0),
+            order=order,
+            losses=self._losses,
+            batches=lambda requests: ((request, self._batch(request)) for request in requests),
+            log=lambda values, step: self.logged.append(values),
+            due=(lambda progress, epoch_ended: self.called.append(progress.step),),
+            say=lambda text: None,
+            progress_bar=Bar(),
+            steps=self.steps,
+            epochs=1,
+            max_grad_norm=0.0,
+            processes=self.processes,
+        )
+        loop.run(Progress())
+
+    def _batch(self, request: BatchRequest) -> Any:
+        (sample,) = request.samples
+        return SimpleNamespace(number=sample[0], weights=torch.ones(1), paths=(f"image_{sample[0]}.png",))
+
+    def _losses(self, batch: Any) -> tuple[Term, ...]:
+        self.seen.append(batch.number)
+        return self.terms(self.layer.weight.view(1), batch.number)
+
+
+def test_a_loss_that_is_not_finite_changes_neither_weights_nor_optimizer() -> None:
+    """The second step meets it, when momentum is there to be spoiled."""
+    seen: list[int] = []
+
+    def terms(weight: torch.Tensor, number: int) -> tuple[Term, ...]:
+        seen.append(number)
+        if len(seen) == 3:
+            good.extend([toy.layer.weight.detach().clone(), copy.deepcopy(toy.optimizer.state_dict())])
+        return (Term("denoising", weight * (1.0 if len(seen) < 4 else torch.nan)),)
+
+    good: list[Any] = []
+    toy = Toy(terms)
+    with pytest.raises(UserError, match=r"not finite at step 2 \(epoch 1\): image_\d.png \(nan\)"):
+        toy.run()
+    weight, state = good
+    assert weight.item() == pytest.approx(0.9)  # one step of 0.1 with the gradient 1
+    assert torch.equal(toy.layer.weight, weight)
+    after = toy.optimizer.state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    assert torch.equal(after["state"][0]["momentum_buffer"], state["state"][0]["momentum_buffer"])
+    assert len(toy.logged) == 1
+
+
+def test_a_single_term_is_logged_as_the_loss_and_several_each_by_its_name() -> None:
+    """4 samples of 1 and 0.5 times the weight: (2 / 2) * 1.5 in the first step."""
+    one, two = (
+        Toy(lambda weight, number: (Term("denoising", weight * 1.5),)),
+        Toy(lambda weight, number: (Term("denoising", weight), Term("anchor", weight * 0.5))),
+    )
+    one.run()
+    two.run()
+    assert one.logged[0] == {"loss": 1.5, "lr/toy": 0.1}
+    assert two.logged[0] == {"loss": 1.5, "loss/denoising": 1.0, "loss/anchor": 0.5, "lr/toy": 0.1}
+    assert torch.equal(one.layer.weight, two.layer.weight)
+
+
+def _as_rank(rank: int, folder: Path, spoiled: bool) -> None:
+    """One of two processes: what it logged, which records it computed and how it ended, as a file."""
+    processes = join(rank, 2, folder)
+
+    def terms(weight: torch.Tensor, number: int) -> tuple[Term, ...]:
+        return (Term("denoising", weight * (torch.nan if spoiled and number == 2 else number + 1.0)),)
+
+    toy = Toy(terms, records=3, accumulation=3, steps=1, processes=processes)
+    try:
+        toy.run()
+        error = ""
+    except UserError as raised:
+        error = str(raised.mistakes[0])
+    found = {"error": error, "seen": toy.seen, "logged": toy.logged, "called": toy.called}
+    found["weight"] = toy.layer.weight.item()
+    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+def two_ranks(folder: Path, spoiled: bool) -> list[dict[str, Any]]:
+    torch.multiprocessing.spawn(_as_rank, (folder, spoiled), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+
+
+def test_two_processes_report_one_loss_and_the_first_one_writes(tmp_path: Path) -> None:
+    """Three micro-batches for two ranks: one computes a sample of the other again, which counts nothing."""
+    first, second = two_ranks(tmp_path, spoiled=False)
+    assert sorted({*first["seen"], *second["seen"]}) == [0, 1, 2]
+    assert len(first["seen"]) == len(second["seen"]) == 2 and second["seen"][1] == first["seen"][1]
+    assert first["logged"][0]["loss"] == pytest.approx((1 + 2 + 3) / 3)
+    assert first["called"] and not second["logged"] and not second["called"]
+    # gradients stay each rank's own here: together they are those of the loss
+    moved = [1.0 - rank["weight"] for rank in (first, second)]
+    assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_words(tmp_path: Path) -> None:
+    first, second = two_ranks(tmp_path, spoiled=True)
+    assert first["error"] == second["error"] and "step 1 (epoch 1): image_2.png (nan)\n" in first["error"]
+    assert first["weight"] == second["weight"] == 1.0

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from library.objective.objective import Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.training.training_loss import TrainingLoss
 
-PROCESS = ForwardProcess.scaled_linear()
+PROCESS = VariancePreserving.scaled_linear()
 
 
 def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[int]) -> torch.Tensor:
@@ -22,7 +22,9 @@ def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[
     empty = torch.zeros(len(latents))
     batch: Any = SimpleNamespace(latents=latents, mask=None, sample_index=torch.tensor(indices), pixels=None)
     objective: Objective[torch.Tensor] = Objective.of(options, PROCESS, "epsilon")
-    return TrainingLoss(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch)
+    (term,) = TrainingLoss(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch)
+    assert term.name == "denoising"
+    return term.losses
 
 
 def test_an_adaptive_noise_scale_sees_the_scaled_latents() -> None:

@@ -16,7 +16,7 @@ from library.families.family import Family, LatentSpace, Model, PartSizes, Token
 from library.families.sd import vae
 from library.families.sd.checkpoint_parts import take_apart
 from library.families.sd.variant import recognise
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 
 if TYPE_CHECKING:
     from library.families.sd.variant import TextKind, Variant
@@ -43,7 +43,7 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
 
     family = Family(
         latent=latent,
-        process=ForwardProcess.scaled_linear(),
+        process=VariancePreserving.scaled_linear(),
         recognise=partial(recognise, variant),
         sizes=sizes_of,
         tokenizer=tokenizer_of,

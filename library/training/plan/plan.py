@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from library.objective import check_options
-from library.objective.process import Prediction
-from library.options.groups.objective import ObjectiveOptions
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
@@ -76,9 +74,7 @@ def decide(parsed: Parsed) -> Plan:
 
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
-    notes.extend(
-        check_objective(base_model.objective, base_model.prediction, mistakes, base_model.family.process.timesteps)
-    )
+    notes.extend(check_objective(base_model, mistakes))
     schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
@@ -116,11 +112,12 @@ def decide_preview(facts: RunFacts) -> PreviewPlan | None:
     return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
 
 
-def check_objective(
-    options: ObjectiveOptions, prediction: Prediction, mistakes: Mistakes, timesteps: int
-) -> tuple[str, ...]:
-    """Collect what is wrong with the loss that is asked for, and return what to tell of it."""
-    wrong, notes = check_options.check(options, prediction, timesteps)
+def check_objective(base_model: BaseModel, mistakes: Mistakes) -> tuple[str, ...]:
+    """Collect what is wrong with the loss that is asked for, and return the notes about it."""
+    family = base_model.family
+    wrong, notes = check_options.check(
+        base_model.objective, base_model.prediction, family.process.timesteps, "snr" in family.capabilities
+    )
     mistakes.extend(wrong)
     return notes
 

@@ -17,7 +17,7 @@ from library.data.buckets import Placement
 from library.data.reading import ImageReader
 from library.families.family import Conditioning
 from library.objective.objective import Objective
-from library.objective.process import ForwardProcess
+from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.runtime.seeds import python_random, torch_generator
 from library.training.saving.state import Progress
@@ -98,7 +98,7 @@ class Toy:
 
 
 def objective(**values: Any) -> Objective[Conditioning]:
-    return Objective.of(replace(ObjectiveOptions(), **values), ForwardProcess.scaled_linear(), "epsilon")
+    return Objective.of(replace(ObjectiveOptions(), **values), VariancePreserving.scaled_linear(), "epsilon")
 
 
 def noise(seed: int, size: tuple[int, int]) -> Tensor:
