@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +13,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
 from library.runtime.imports import large_imports, quiet_libraries
+from library.training.signals import termination_as_interrupt
 
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
@@ -77,20 +76,6 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
             from library.training.session import train
         with explain_out_of_memory():
             train(plan, recipe)
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, which front-ends and schedulers stop a run with, do what Ctrl-C does: half-written files go, and the
-    processes that prepare images. Only the main thread may do that, and nobody's own handler is replaced."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_output_safe() -> None:
