@@ -29,9 +29,9 @@ def whole_model(model: Model, plan: Plan, say: Say) -> Trainable:
     from library.training.trainable import Part, Trainable, block_groups
 
     rates = plan.learning_rates
-    blocks = block_groups(model.unet, rates.blocks, model.family.block_of)
+    blocks = block_groups(model.backbone, rates.blocks, model.family.block_of)
     # rates of 0 for all blocks leave no group, and without groups a part is trained as a whole
-    parts = [Part("unet", model.unet, rates.unet or 0.0, groups=blocks)] if blocks or not rates.blocks else []
+    parts = [Part("unet", model.backbone, rates.unet or 0.0, groups=blocks)] if blocks or not rates.blocks else []
     for number, (name, module) in enumerate(model.text_encoders.items(), 1):
         if name in rates.text_encoders:
             parts.append(Part(f"text_encoder{number}", module, rates.text_encoders[name], rates.text_encoder_stop))

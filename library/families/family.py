@@ -114,7 +114,7 @@ class Model:
     """
 
     family: Family
-    unet: Any
+    backbone: Any
     vae: Any
     text_encoders: dict[str, Any]
     tokenizer: Tokenizer
@@ -126,8 +126,8 @@ class Model:
     broken: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, Any]:
-        """The modules that are loaded, by name: unet, vae and the text encoders."""
-        found = {"unet": self.unet, "vae": self.vae, **self.text_encoders}
+        """The modules that are loaded, by name: the backbone, vae and the text encoders."""
+        found = {"unet": self.backbone, "vae": self.vae, **self.text_encoders}
         return {name: module for name, module in found.items() if module is not None}
 
 
@@ -192,7 +192,7 @@ class EncodeText(Protocol):
 class Predict(Protocol):
     """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under what it is told."""
 
-    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor: ...
+    def __call__(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
 
 class EncodeImages(Protocol):

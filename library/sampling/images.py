@@ -91,10 +91,12 @@ def sample_batch(
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
                 outputs = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
-            given = _conditions(outputs, one_kind, model.unet.device, dtype or model.unet.dtype)
+            conditioning = _conditioning(outputs, one_kind, model.backbone.device, dtype or model.backbone.dtype)
             begin = None if starts is None else torch.stack([starts[place] for place in places])
             latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
-            latents = _draw(model, scheduler, timesteps, latents, given, one_kind[0], generators, autocast, progress)
+            latents = _draw(
+                model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
+            )
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
                 pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
                 images[place] = to_image(_finite(pixels, requests[place]))
@@ -152,7 +154,7 @@ def guided(request: ImageRequest) -> bool:
     return request.scale > 1
 
 
-def _conditions(
+def _conditioning(
     outputs: Mapping[str, Tensor], requests: Sequence[ImageRequest], device: torch.device, dtype: torch.dtype
 ) -> Conditioning:
     """What the model is told of images of one size, the rows without the prompt first: each shows a whole file."""
@@ -175,7 +177,7 @@ def _first(
     strength: float,
 ) -> tuple[Tensor, Tensor]:
     """Latents (B, C, h, w) float32 to begin with, noise or noised `starts`, and the timesteps to go through."""
-    device, space = model.unet.device, model.family.latent
+    device, space = model.backbone.device, model.family.latent
     scheduler.set_timesteps(request.steps, device=device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
@@ -190,7 +192,7 @@ def _draw(
     scheduler: Any,
     timesteps: Tensor,
     latents: Tensor,
-    given: Conditioning,
+    conditioning: Conditioning,
     request: ImageRequest,
     generators: list[torch.Generator],
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -199,7 +201,7 @@ def _draw(
     """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
     takes = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in takes else {}
-    states = given["states"]
+    states = conditioning["states"]
     copies = len(states) // len(generators)
     for done, timestep in enumerate(timesteps, start=1):
         if "order" in takes:  # diffusers counts on steps that were not made when it begins in the middle
@@ -207,7 +209,7 @@ def _draw(
         seen = scheduler.scale_model_input(latents, timestep)
         rows = seen.repeat(copies, 1, 1, 1).to(states.dtype)
         with autocast():
-            output = model.family.predict(model.unet, rows, timestep.expand(len(states)), given).float()
+            output = model.family.predict(model.backbone, rows, timestep.expand(len(states)), conditioning).float()
         if guided(request):
             without, with_prompt = output.chunk(2)
             output = without + request.scale * (with_prompt - without)

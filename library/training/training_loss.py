@@ -39,7 +39,7 @@ class TrainingLoss:
         latents = self.latents(batch) * family.latent.scale
         context = self.context(batch)
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
-        return self.objective.loss(partial(family.predict, self.model.unet), latents, context, draws, batch.mask)
+        return self.objective.loss(partial(family.predict, self.model.backbone), latents, context, draws, batch.mask)
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) float32, not scaled: from the cache, or encoded now."""

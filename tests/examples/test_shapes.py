@@ -146,5 +146,5 @@ def test_pretraining_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
         first.step(images)
     torch.save(first.state(), tmp_path / "state.pt")
     second = pretrain.pretrain(fresh("c"), images, 4, 0, tmp_path / "state.pt")
-    for one, other in zip(whole.averaged().unet.parameters(), second.unet.parameters(), strict=True):
+    for one, other in zip(whole.averaged().backbone.parameters(), second.backbone.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -46,7 +46,7 @@ class Knowing:
     def __init__(self, target: Tensor, prediction: str = "epsilon") -> None:
         self.target, self.prediction = target * SPACE.scale, prediction
         self.zero_terminal_snr = False
-        self.unet = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+        self.backbone = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
         self.vae, self.text_encoders = None, {}
         self.tokenizer = SimpleNamespace(count=lambda text, weighted: 2)
         self.asked: list[float] = []
@@ -60,10 +60,10 @@ class Knowing:
     def modules(self) -> dict[str, Any]:
         return {}
 
-    def predict(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Any) -> Tensor:
+    def predict(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
         """Of x = a x0 + b eps: eps, or v = a eps - b x0."""
         self.asked.append(float(timesteps[0]))
-        self.given.append(given)
+        self.given.append(conditioning)
         ratio = sigma(self.asked[-1])
         signal, noise = 1 / (1 + ratio**2) ** 0.5, ratio / (1 + ratio**2) ** 0.5
         eps = (noisy - signal * self.target) / noise
@@ -116,9 +116,9 @@ def test_a_refined_image_is_as_noisy_at_first_as_the_process_says() -> None:
     seen: list[Tensor] = []
 
     class Watching(Knowing):
-        def predict(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Any) -> Tensor:
+        def predict(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
             seen.append(noisy)
-            return super().predict(unet, noisy, timesteps, given)
+            return super().predict(backbone, noisy, timesteps, conditioning)
 
     model = Watching(image(1))
     refine(model, [image(2)], 0.2, steps=30)

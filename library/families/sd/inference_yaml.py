@@ -88,7 +88,7 @@ def write_inference_yaml(model: Model, model_path: Path) -> Path | None:
 
 def inference_yaml(model: Model) -> str:
     """The configuration's text, its numbers read from the modules."""
-    unet, vae = model.unet.config, model.vae.config
+    unet, vae = model.backbone.config, model.vae.config
     attends = [kind.startswith("CrossAttn") for kind in unet.down_block_types]
     return _TEMPLATE.format(
         parameterization='    parameterization: "v"\n' if model.prediction == "v" else "",

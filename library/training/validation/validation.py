@@ -213,12 +213,12 @@ def validation_of(
     Raises UserError for an image that cannot be read.
     """
     model, reader = losses.model, dataset.images
-    modules = [model.unet, *context.text_encoders.values(), *(part.module for part in trained.parts)]
+    modules = [model.backbone, *context.text_encoders.values(), *(part.module for part in trained.parts)]
     return Validation(
         plan=plan.validation,
         reader=reader,
         objective=losses.objective,
-        predict=partial(model.family.predict, model.unet),
+        predict=partial(model.family.predict, model.backbone),
         told=context.of_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
