@@ -30,7 +30,8 @@ SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance.
+    """The VAE's latents: `channels`, `stride` pixels a cell, and the `shift` and `scale` that bring them to about zero
+    mean and unit variance. VAEs and caches hold them as they are, the backbone is trained on scaled ones.
 
     `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them. `fp16`: the
     VAE's own numbers fit half precision (those of Stable Diffusion XL do not: huggingface.co/madebyollin).
@@ -41,6 +42,16 @@ class LatentSpace:
     scale: float
     cache_suffix: str
     fp16: bool = True
+    shift: float = 0.0
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the backbone sees them: (z - shift) * scale   (diffusers' AutoencoderKL, scaling_factor and
+        shift_factor; arXiv 2112.10752, appendix G)."""
+        return (latents - self.shift if self.shift else latents) * self.scale
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `scaled`: latents as the VAE decodes them."""
+        return latents / self.scale + self.shift if self.shift else latents / self.scale
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def sample_batch(
                 model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
             )
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
-                pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
+                pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]
 
@@ -184,7 +184,7 @@ def _first(
     if starts is None:
         return noise * scheduler.init_noise_sigma, scheduler.timesteps
     timesteps = begin_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
-    return scheduler.add_noise(starts.to(noise) * space.scale, noise, timesteps[:1]), timesteps
+    return scheduler.add_noise(space.scaled(starts.to(noise)), noise, timesteps[:1]), timesteps
 
 
 def _draw(

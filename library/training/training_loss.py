@@ -36,7 +36,7 @@ class TrainingLoss:
     def __call__(self, batch: Batch) -> Tensor:
         """(B,) float32, the weight by timestep included, the weight of regularisation images not."""
         family = self.model.family
-        latents = self.latents(batch) * family.latent.scale
+        latents = family.latent.scaled(self.latents(batch))
         context = self.context(batch)
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
         return self.objective.loss(partial(family.predict, self.model.backbone), latents, context, draws, batch.mask)

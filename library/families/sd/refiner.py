@@ -38,7 +38,6 @@ _REFINER = Variant(
         "tokenizer": [None, None],
     },
     ids=IDS,
-    scale=LATENT.scale,
     marks_prediction=True,
 )
 

@@ -39,7 +39,6 @@ _SDXL = Variant(
     pipeline="StableDiffusionXLPipeline",
     pipeline_facts={"force_zeros_for_empty_prompt": True},
     ids=IDS,
-    scale=LATENT.scale,
     marks_prediction=True,
 )
 

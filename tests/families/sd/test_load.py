@@ -46,7 +46,7 @@ def test_weights_and_configurations_are_those_of_the_source(files, family, layou
     model, modules = load(files[family + layout]), tiny.diffusers_modules(family)
     assert same_weights(model, modules)
     for part in ("unet", "vae"):
-        ours, theirs = getattr(model, part).config, getattr(modules, part).config
+        ours, theirs = model.modules()[part].config, getattr(modules, part).config
         different = {key for key in theirs if as_list(ours[key]) != as_list(theirs[key])}
         assert different <= {"_use_default_values", "sample_size", "upcast_attention"}
     for name, module in model.text_encoders.items():
