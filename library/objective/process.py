@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,12 @@ Prediction = Literal["epsilon", "v"]
 class ForwardProcess:
     """A discrete variance-preserving process: `alphas_cumprod[t]` is abar_t for t = 0 .. T-1, in float64.
 
-    All methods take int64 timesteps (B,) on any device and give float32 on the device of the data they work on.
+    `scaled_linear_betas`: first and last beta where the table is such a schedule, as other programs state it. All
+    methods take int64 timesteps (B,) on any device and give float32 on the device of the data they work on.
     """
 
     alphas_cumprod: tuple[float, ...] = field(repr=False)
+    scaled_linear_betas: tuple[float, float] | None = None
 
     @classmethod
     def scaled_linear(
@@ -43,7 +45,7 @@ class ForwardProcess:
             beta = (first + k / (timesteps - 1) * (last - first)) ** 2
             product *= 1.0 - beta
             table.append(product)
-        return cls(tuple(table))
+        return cls(tuple(table), (beta_start, beta_end))
 
     def zero_terminal(self) -> ForwardProcess:
         """The process whose last timestep is noise alone   (arXiv 2305.08891, algorithm 1).
@@ -63,6 +65,18 @@ class ForwardProcess:
     def timesteps(self) -> int:
         """T: timesteps run from 0 to T-1."""
         return len(self.alphas_cumprod)
+
+    def scheduler_arguments(self) -> dict[str, Any]:
+        """The process as diffusers' schedulers take it. They make a scaled-linear schedule themselves, in float32: the
+        table's own betas, beta_t = 1 - abar_t / abar_(t-1), would differ from those in the last bit."""
+        betas: dict[str, Any]
+        if self.scaled_linear_betas is not None:
+            first, last = self.scaled_linear_betas
+            betas = {"beta_start": first, "beta_end": last, "beta_schedule": "scaled_linear"}
+        else:
+            products = zip((1.0, *self.alphas_cumprod), self.alphas_cumprod, strict=False)
+            betas = {"trained_betas": [1.0 - product / before for before, product in products]}
+        return {**betas, "num_train_timesteps": self.timesteps}
 
     @cached_property
     def _table(self) -> Tensor:

@@ -87,7 +87,9 @@ def sample_batch(
     with torch.no_grad(), _evaluating(model):
         for places in _groups(model, requests, most_chunks):
             one_kind = [requests[place] for place in places]
-            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, model.zero_terminal_snr)
+            scheduler = make_scheduler(
+                one_kind[0].sampler, model.family.process, model.prediction, model.zero_terminal_snr
+            )
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
                 outputs = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))

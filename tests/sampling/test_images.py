@@ -48,7 +48,7 @@ def by_diffusers(model, request: ImageRequest, seed: int) -> np.ndarray:
     tokenizer = CLIPTokenizer(vocab=dict(ours.vocab), merges=pairs, pad_token=ours.pad_text, model_max_length=77)
     pipeline = StableDiffusionPipeline(
         model.vae, model.text_encoders["text_encoder"], tokenizer, model.backbone,
-        make_scheduler(request.sampler, model.prediction),
+        make_scheduler(request.sampler, model.family.process, model.prediction),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

@@ -90,8 +90,8 @@ class Validation:
     `predict` and `objective` are those of the training, of which only process, prediction and range count here;
     `told(texts, sizes, scores)` is what the network is told, captions being all of one length if `padded`;
     `sizes_and_scores(numbers)` are those of records of the reader; `latents(number)` those of a
-    record of the reader, (C, h, w) float32, not scaled; `scaled` scales them as the backbone sees them. `modules` are all that
-    take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
+    record of the reader, (C, h, w) float32, not scaled; `scaled` scales them as the backbone sees them. `modules` are
+    all that take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
     """
 
     plan: ValidationPlan | None
