@@ -56,16 +56,15 @@ class LatentSpace:
 
 @dataclass(frozen=True)
 class PartSizes:
-    """Numbers of parameters of a checkpoint's parts, and the bytes of what else it holds and a save writes back."""
+    """Numbers of parameters of a checkpoint's modules, by name (see Model.modules), and the bytes of what else it holds
+    and a save writes back."""
 
-    unet: int
-    text_encoders: Mapping[str, int]
-    vae: int
+    parameters: Mapping[str, int]
     kept_bytes: int
 
-    def texts(self, names: Collection[str] | None = None) -> int:
-        """Parameters of the text encoders, of those with these names if any are given."""
-        return sum(count for name, count in self.text_encoders.items() if names is None or name in names)
+    def total(self, names: Collection[str] | None = None) -> int:
+        """Parameters of all modules, or of those with these names."""
+        return sum(count for name, count in self.parameters.items() if names is None or name in names)
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ class Model:
     broken: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, Any]:
-        """The modules that are loaded, by name: the backbone, vae and the text encoders."""
-        found = {"unet": self.backbone, "vae": self.vae, **self.text_encoders}
+        """The modules that are loaded, by name: the backbone by its family's, vae and the text encoders."""
+        found = {self.family.backbone: self.backbone, "vae": self.vae, **self.text_encoders}
         return {name: module for name, module in found.items() if module is not None}
 
 
@@ -240,6 +239,8 @@ class Recognise(Protocol):
 class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
+    `backbone`: the name of the network that denoises ("unet"), which logs, diffusers folders and adapters have for it,
+    and `backbone_title`: how messages call it.
     `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
     prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
     "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
@@ -247,11 +248,13 @@ class Family:
     adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
     order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from noise alone.
     `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
-    whose names adapters' files call the layers of the U-Net. `variant` is the families' own.
+    whose names adapters' files call the layers of the backbone. `variant` is the families' own.
     """
 
     name: str
     title: str
+    backbone: str
+    backbone_title: str
     versions: Mapping[Prediction, str]
     architectures: Mapping[Prediction, str]
     capabilities: frozenset[str]

@@ -66,14 +66,14 @@ def sample_batch(
 ) -> list[Image]:
     """Draw images with the modules as they are, on their devices and in their dtypes; in the order of the requests.
 
-    Requests of one size, sampler, steps, scale and number of chunks go through the U-Net together; `progress` is told
-    of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
-    floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
+    Requests of one size, sampler, steps, scale and number of chunks go through the backbone together; `progress`
+    is told of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order
+    of floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
     own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
     `starts`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
     noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
-    `encode` takes the place of the model's text encoders, which are then not needed; they and the U-Net run under
-    `autocast`, and the U-Net is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
+    `encode` takes the place of the model's text encoders, which are then not needed; they and the backbone run under
+    `autocast`, and the backbone is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
     Raises UserError for an unknown sampler, for too few steps to refine anything and for an image that is no number in
     places, ValueError when there are not as many seeds and starts as requests.
     """
@@ -200,7 +200,7 @@ def _draw(
     autocast: Callable[[], AbstractContextManager[Any]],
     progress: Progress | None,
 ) -> Tensor:
-    """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
+    """Latents (B, C, h, w) float32, scaled as the backbone sees them; `request` tells what all of them share."""
     takes = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in takes else {}
     states = conditioning["states"]
