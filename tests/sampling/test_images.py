@@ -143,7 +143,7 @@ def test_modules_in_training_are_left_in_training(sd1):
     sd1.backbone.train()
     sd1.backbone.conv_in.eval()
     sample(sd1, REQUEST, 1)
-    assert sd1.backbone.training and not sd1.unet.conv_in.training and not sd1.vae.training
+    assert sd1.backbone.training and not sd1.backbone.conv_in.training and not sd1.vae.training
     sd1.backbone.eval()
 
 
