@@ -47,7 +47,7 @@ def work(options: InterrogateOptions) -> None:
     [opened], [file] = together(
         lambda: open_models({"sd_model": options.sd_model}, v2=options.v2), lambda: read_files([options.model])
     )
-    parts = [part for part in opened.family.adapters if part.module != "unet"]
+    parts = [part for part in opened.family.adapters if part.module != opened.family.backbone]
     tensors = {key: tensor for key, tensor in file.tensors.items() if "_unet_" not in key.partition(".")[0]}
     if not tensors:
         what = f"{options.model} has no layers of the text encoder"

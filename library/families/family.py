@@ -30,7 +30,8 @@ SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance.
+    """The VAE's latents: `channels`, `stride` pixels a cell, and the `shift` and `scale` that bring them to about zero
+    mean and unit variance. VAEs and caches hold them as they are, the backbone is trained on scaled ones.
 
     `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them. `fp16`: the
     VAE's own numbers fit half precision (those of Stable Diffusion XL do not: huggingface.co/madebyollin).
@@ -41,20 +42,29 @@ class LatentSpace:
     scale: float
     cache_suffix: str
     fp16: bool = True
+    shift: float = 0.0
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the backbone sees them: (z - shift) * scale   (diffusers' AutoencoderKL, scaling_factor and
+        shift_factor; arXiv 2112.10752, appendix G)."""
+        return (latents - self.shift if self.shift else latents) * self.scale
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `scaled`: latents as the VAE decodes them."""
+        return latents / self.scale + self.shift if self.shift else latents / self.scale
 
 
 @dataclass(frozen=True)
 class PartSizes:
-    """Numbers of parameters of a checkpoint's parts, and the bytes of what else it holds and a save writes back."""
+    """Numbers of parameters of a checkpoint's modules, by name (see Model.modules), and the bytes of what else it holds
+    and a save writes back."""
 
-    unet: int
-    text_encoders: Mapping[str, int]
-    vae: int
+    parameters: Mapping[str, int]
     kept_bytes: int
 
-    def texts(self, names: Collection[str] | None = None) -> int:
-        """Parameters of the text encoders, of those with these names if any are given."""
-        return sum(count for name, count in self.text_encoders.items() if names is None or name in names)
+    def total(self, names: Collection[str] | None = None) -> int:
+        """Parameters of all modules, or of those with these names."""
+        return sum(count for name, count in self.parameters.items() if names is None or name in names)
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class Model:
     """
 
     family: Family
-    unet: Any
+    backbone: Any
     vae: Any
     text_encoders: dict[str, Any]
     tokenizer: Tokenizer
@@ -126,8 +136,8 @@ class Model:
     broken: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, Any]:
-        """The modules that are loaded, by name: unet, vae and the text encoders."""
-        found = {"unet": self.unet, "vae": self.vae, **self.text_encoders}
+        """The modules that are loaded, by name: the backbone by its family's, vae and the text encoders."""
+        found = {self.family.backbone: self.backbone, "vae": self.vae, **self.text_encoders}
         return {name: module for name, module in found.items() if module is not None}
 
 
@@ -192,7 +202,7 @@ class EncodeText(Protocol):
 class Predict(Protocol):
     """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under what it is told."""
 
-    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor: ...
+    def __call__(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
 
 class EncodeImages(Protocol):
@@ -229,6 +239,8 @@ class Recognise(Protocol):
 class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
+    `backbone`: the name of the network that denoises ("unet"), which logs, diffusers folders and adapters have for it,
+    and `backbone_title`: how messages call it.
     `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
     prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
     "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
@@ -236,11 +248,13 @@ class Family:
     adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
     order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from noise alone.
     `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
-    whose names adapters' files call the layers of the U-Net. `variant` is the families' own.
+    whose names adapters' files call the layers of the backbone. `variant` is the families' own.
     """
 
     name: str
     title: str
+    backbone: str
+    backbone_title: str
     versions: Mapping[Prediction, str]
     architectures: Mapping[Prediction, str]
     capabilities: frozenset[str]

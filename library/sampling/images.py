@@ -66,14 +66,14 @@ def sample_batch(
 ) -> list[Image]:
     """Draw images with the modules as they are, on their devices and in their dtypes; in the order of the requests.
 
-    Requests of one size, sampler, steps, scale and number of chunks go through the U-Net together; `progress` is told
-    of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
-    floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
+    Requests of one size, sampler, steps, scale and number of chunks go through the backbone together; `progress`
+    is told of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order
+    of floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
     own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
     `starts`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
     noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
-    `encode` takes the place of the model's text encoders, which are then not needed; they and the U-Net run under
-    `autocast`, and the U-Net is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
+    `encode` takes the place of the model's text encoders, which are then not needed; they and the backbone run under
+    `autocast`, and the backbone is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
     Raises UserError for an unknown sampler, for too few steps to refine anything and for an image that is no number in
     places, ValueError when there are not as many seeds and starts as requests.
     """
@@ -87,16 +87,20 @@ def sample_batch(
     with torch.no_grad(), _evaluating(model):
         for places in _groups(model, requests, most_chunks):
             one_kind = [requests[place] for place in places]
-            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, model.zero_terminal_snr)
+            scheduler = make_scheduler(
+                one_kind[0].sampler, model.family.process, model.prediction, model.zero_terminal_snr
+            )
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
                 outputs = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
-            given = _conditions(outputs, one_kind, model.unet.device, dtype or model.unet.dtype)
+            conditioning = _conditioning(outputs, one_kind, model.backbone.device, dtype or model.backbone.dtype)
             begin = None if starts is None else torch.stack([starts[place] for place in places])
             latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
-            latents = _draw(model, scheduler, timesteps, latents, given, one_kind[0], generators, autocast, progress)
+            latents = _draw(
+                model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
+            )
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
-                pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
+                pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]
 
@@ -152,7 +156,7 @@ def guided(request: ImageRequest) -> bool:
     return request.scale > 1
 
 
-def _conditions(
+def _conditioning(
     outputs: Mapping[str, Tensor], requests: Sequence[ImageRequest], device: torch.device, dtype: torch.dtype
 ) -> Conditioning:
     """What the model is told of images of one size, the rows without the prompt first: each shows a whole file."""
@@ -175,14 +179,14 @@ def _first(
     strength: float,
 ) -> tuple[Tensor, Tensor]:
     """Latents (B, C, h, w) float32 to begin with, noise or noised `starts`, and the timesteps to go through."""
-    device, space = model.unet.device, model.family.latent
+    device, space = model.backbone.device, model.family.latent
     scheduler.set_timesteps(request.steps, device=device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
     if starts is None:
         return noise * scheduler.init_noise_sigma, scheduler.timesteps
     timesteps = begin_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
-    return scheduler.add_noise(starts.to(noise) * space.scale, noise, timesteps[:1]), timesteps
+    return scheduler.add_noise(space.scaled(starts.to(noise)), noise, timesteps[:1]), timesteps
 
 
 def _draw(
@@ -190,16 +194,16 @@ def _draw(
     scheduler: Any,
     timesteps: Tensor,
     latents: Tensor,
-    given: Conditioning,
+    conditioning: Conditioning,
     request: ImageRequest,
     generators: list[torch.Generator],
     autocast: Callable[[], AbstractContextManager[Any]],
     progress: Progress | None,
 ) -> Tensor:
-    """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
+    """Latents (B, C, h, w) float32, scaled as the backbone sees them; `request` tells what all of them share."""
     takes = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in takes else {}
-    states = given["states"]
+    states = conditioning["states"]
     copies = len(states) // len(generators)
     for done, timestep in enumerate(timesteps, start=1):
         if "order" in takes:  # diffusers counts on steps that were not made when it begins in the middle
@@ -207,7 +211,7 @@ def _draw(
         seen = scheduler.scale_model_input(latents, timestep)
         rows = seen.repeat(copies, 1, 1, 1).to(states.dtype)
         with autocast():
-            output = model.family.predict(model.unet, rows, timestep.expand(len(states)), given).float()
+            output = model.family.predict(model.backbone, rows, timestep.expand(len(states)), conditioning).float()
         if guided(request):
             without, with_prompt = output.chunk(2)
             output = without + request.scale * (with_prompt - without)

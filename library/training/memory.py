@@ -37,7 +37,7 @@ def prepare(model: Model, trained: Trainable, precision: Precision, options: Mem
                 parameter.requires_grad_(True)
     for name in sorted(trained.active) if options.gradient_checkpointing else ():
         checkpoint_activations(modules[name].train())  # neither package checkpoints in evaluation mode
-    set_attention(model.unet, precision.attention)
+    set_attention(model.backbone, precision.attention)
 
 
 def computing(module: Any, trained: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:

@@ -76,7 +76,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=device.type == "cuda")
 
         # the captions: encoded beforehand or on the way
-        model.unet.to(device)
+        model.backbone.to(device)
         context = Conditioner(
             family=family,
             text_encoders={

@@ -36,11 +36,11 @@ class TrainingLoss:
     def __call__(self, batch: Batch) -> tuple[Term, ...]:
         """Terms of (B,) float32, the weight by timestep included, the weight of regularisation images not."""
         family = self.model.family
-        latents = self.latents(batch) * family.latent.scale
+        latents = family.latent.scaled(self.latents(batch))
         context = self.context(batch)
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
         noisy = self.objective.noisy(latents, draws)
-        output = family.predict(self.model.unet, noisy, draws.timesteps.to(self.device), context)
+        output = family.predict(self.model.backbone, noisy, draws.timesteps.to(self.device), context)
         target = self.objective.target(latents, draws)
         return (Term("denoising", self.objective.compare(output, target, draws.timesteps, batch.mask)),)
 

@@ -47,8 +47,8 @@ def by_diffusers(model, request: ImageRequest, seed: int) -> np.ndarray:
     pairs = [tuple(merge.split(" ")) for merge in ours.merges]
     tokenizer = CLIPTokenizer(vocab=dict(ours.vocab), merges=pairs, pad_token=ours.pad_text, model_max_length=77)
     pipeline = StableDiffusionPipeline(
-        model.vae, model.text_encoders["text_encoder"], tokenizer, model.unet,
-        make_scheduler(request.sampler, model.prediction),
+        model.vae, model.text_encoders["text_encoder"], tokenizer, model.backbone,
+        make_scheduler(request.sampler, model.family.process, model.prediction),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -140,11 +140,11 @@ def test_words_beyond_75_tokens_count_up_to_the_limit(sd1):
 
 
 def test_modules_in_training_are_left_in_training(sd1):
-    sd1.unet.train()
-    sd1.unet.conv_in.eval()
+    sd1.backbone.train()
+    sd1.backbone.conv_in.eval()
     sample(sd1, REQUEST, 1)
-    assert sd1.unet.training and not sd1.unet.conv_in.training and not sd1.vae.training
-    sd1.unet.eval()
+    assert sd1.backbone.training and not sd1.backbone.conv_in.training and not sd1.vae.training
+    sd1.backbone.eval()
 
 
 def test_weights_count_as_in_captions(sd1):

@@ -97,10 +97,10 @@ def one_step(
 
     model = load_model(read_header(model_file))
     encoder = model.text_encoders["text_encoder"]
-    parts = (Part("unet", model.unet.train(), 1.0), Part("text_encoder1", encoder.train(), 0.5))
+    parts = (Part("unet", model.backbone.train(), 1.0), Part("text_encoder1", encoder.train(), 0.5))
     optimizer = torch.optim.SGD(parameter_groups(parts), lr=1.0)
     accelerator = Accelerator(cpu=True)
-    *_, prepared = accelerator.prepare(model.unet, encoder, optimizer)
+    *_, prepared = accelerator.prepare(model.backbone, encoder, optimizer)
     objective: Objective[Conditioning] = Objective(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
@@ -158,7 +158,7 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
     )
     losses = losses_of(model, objective)
     total = 0.0
-    model.unet.requires_grad_(False)
+    model.backbone.requires_grad_(False)
     encoder = model.text_encoders["text_encoder"].requires_grad_(False)
     model.vae.requires_grad_(False)
     for index in range(7):
@@ -170,7 +170,7 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
         x0 = (posterior.mean + posterior.std * noise) * 0.18215
         noisy = math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * draws.noise
         states = encoder(batch.input_ids[:, 0]).last_hidden_state
-        error = (model.unet(noisy, draws.timesteps, states).sample - draws.noise).square().mean()
+        error = (model.backbone(noisy, draws.timesteps, states).sample - draws.noise).square().mean()
         snr = alpha / (1 - alpha)
         total += (0.3 if index % 3 == 2 else 1.0) * min(snr, 5.0) / snr * float(error)
     _, loss = one_step([3, 4], dataset, model_file)

@@ -56,7 +56,7 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
         modules.update({part: filler.fill(part, makers(variant)[part], apart.configs[part]) for part in chosen})
     model = Model(
         family=family,
-        unet=modules["unet"],
+        backbone=modules["unet"],
         vae=modules["vae"],
         text_encoders={text.name: modules[text.name] for text in variant.texts},
         tokenizer=family.tokenizer(source, options.tokenizer_cache_dir),

@@ -42,6 +42,8 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
         return tokenizer(variant, source, tokenizer_cache_dir)
 
     family = Family(
+        backbone="unet",
+        backbone_title="U-Net",
         latent=latent,
         process=VariancePreserving.scaled_linear(),
         recognise=partial(recognise, variant),
@@ -62,9 +64,7 @@ def sizes(family: Family, variant: Variant, source: Header, vae: Path | str | No
     """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
     apart = take_apart(family, variant, TensorReader(source), vae)
     return PartSizes(
-        unet=_count(apart.parts["unet"]),
-        text_encoders={text.name: _count(apart.parts[text.name]) for text in variant.texts},
-        vae=_count(apart.parts["vae"]),
+        parameters={part: _count(apart.parts[part]) for part in variant.parts},
         kept_bytes=sum(tensor.info.nbytes for tensor in apart.kept.values()),
     )
 

@@ -38,7 +38,6 @@ _REFINER = Variant(
         "tokenizer": [None, None],
     },
     ids=IDS,
-    scale=LATENT.scale,
     marks_prediction=True,
 )
 
@@ -55,12 +54,12 @@ def encode_text(
     return {"states": states, "pooled": pooled}
 
 
-def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-    """The U-Net's output, told the file's size, the crop's place and the score of `given` too."""
+def predict(backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """The U-Net's output, told the file's size, the crop's place and the score of `conditioning` too."""
     import torch
 
-    ids = torch.cat([given["sizes"][:, :4], given["score"][:, None]], 1)
-    return unet.predict_with_ids(unet_module, noisy, timesteps, given, ids)
+    ids = torch.cat([conditioning["sizes"][:, :4], conditioning["score"][:, None]], 1)
+    return unet.predict_with_ids(backbone, noisy, timesteps, conditioning, ids)
 
 
 REFINER = make_family(

@@ -171,10 +171,7 @@ def _scheduler(contents: Contents) -> dict[str, Any]:
     """The source folder's scheduler, or DDIM; with the prediction of the model."""
     process = {
         "_class_name": "DDIMScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": contents.process.timesteps,
+        **contents.process.scheduler_arguments(),
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,

@@ -39,7 +39,6 @@ _SDXL = Variant(
     pipeline="StableDiffusionXLPipeline",
     pipeline_facts={"force_zeros_for_empty_prompt": True},
     ids=IDS,
-    scale=LATENT.scale,
     marks_prediction=True,
 )
 
@@ -60,9 +59,9 @@ def encode_text(
     return {"states": torch.cat([narrow, wide], -1), "pooled": pooled}
 
 
-def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-    """The U-Net's output, told the sizes of `given` too   (arXiv 2307.01952, section 2.2)."""
-    return unet.predict_with_ids(unet_module, noisy, timesteps, given, given["sizes"])
+def predict(backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """The U-Net's output, told the sizes of `conditioning` too   (arXiv 2307.01952, section 2.2)."""
+    return unet.predict_with_ids(backbone, noisy, timesteps, conditioning, conditioning["sizes"])
 
 
 SDXL = make_family(

@@ -97,22 +97,22 @@ def _generator(seed: int) -> torch.Generator:
 
 def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trainable:
     """What the optimiser gets of a network, and what is done with it around each step."""
-    by_module = {"unet": plan.learning_rates.unet, **plan.learning_rates.text_encoders}
-    rates = {part.group: by_module.get(part.module) or 0.0 for part in plan.base_model.family.adapters}
+    family, by_module = plan.base_model.family, plan.learning_rates.modules
+    rates = {part.group: by_module.get(part.module, 0.0) for part in family.adapters}
     groups = tuple(
         Group(group.description or group.name, group.parameters, group.learning_rate)
         for group in made.groups({name: rate for name, rate in rates.items() if rate})
     )
     facts = AdapterMetadata(plan)
     shared: dict[str, Any] = {
-        # text encoders that an adapter sits in, and the U-Net behind them in any case
-        "active": frozenset({"unet", *chosen.reaches}),
+        # text encoders that an adapter sits in, and the backbone behind them in any case
+        "active": frozenset({family.backbone, *chosen.reaches}),
         "write": partial(write_adapter, made, plan, facts),
         "whole_model": False,
         "tags": TAGS,
         "step_ended": partial(measure, made, plan.options.adapter.scale_weight_norms, facts),
     }
-    rate = plan.learning_rates.unet or plan.learning_rates.first_text_encoder or 0.0
+    rate = next(filter(None, by_module.values()), 0.0)
     if isinstance(made, Network):
         return Trainable(parts=(Part("network", made, rate, groups=groups),), **shared)
     made.start()

@@ -119,7 +119,7 @@ def _decided(plan: Plan) -> dict[str, str]:
         "ss_sd_scripts_commit_hash": "(unknown)",
         "ss_seed": plan.seed,
         # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
-        "ss_unet_lr": plan.learning_rates.unet or 0.0,
+        "ss_unet_lr": plan.learning_rates.modules.get(base_model.family.backbone, 0.0),
         "ss_text_encoder_lr": _text_rates(plan),
         "ss_optimizer": plan.optimizer.full_name,
         "ss_lr_scheduler": plan.schedule.name,
@@ -149,7 +149,7 @@ def _decided(plan: Plan) -> dict[str, str]:
 
 def _text_rates(plan: Plan) -> object:
     """One rate, or a list of one for each text encoder where they differ."""
-    rates = [plan.learning_rates.text_encoders.get(name, 0.0) for name in plan.base_model.family.text_encoders]
+    rates = [plan.learning_rates.modules.get(name, 0.0) for name in plan.base_model.family.text_encoders]
     return rates[0] if len(set(rates)) == 1 else rates
 
 

@@ -243,7 +243,7 @@ def decide_costs(
     models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     return count_costs(
         base_model.sizes,
-        trained_texts=rates.text_encoders,
+        trained=rates.modules,
         weight_bytes=BYTES[precision.trained],
         copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         save_bytes=None if options.saving.save_precision is None else BYTES[options.saving.save_precision],

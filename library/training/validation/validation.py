@@ -90,8 +90,8 @@ class Validation:
     `predict` and `objective` are those of the training, of which only process, prediction and range count here;
     `told(texts, sizes, scores)` is what the network is told, captions being all of one length if `padded`;
     `sizes_and_scores(numbers)` are those of records of the reader; `latents(number)` those of a
-    record of the reader, (C, h, w) float32, not scaled, `scale` what they are multiplied by. `modules` are all that
-    take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
+    record of the reader, (C, h, w) float32, not scaled; `scaled` scales them as the backbone sees them. `modules` are
+    all that take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
     """
 
     plan: ValidationPlan | None
@@ -102,7 +102,7 @@ class Validation:
     sizes_and_scores: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     padded: bool
     latents: Callable[[int], Tensor]
-    scale: float
+    scaled: Callable[[Tensor], Tensor]
     device: torch.device
     modules: Sequence[nn.Module]
     steps: int
@@ -179,7 +179,7 @@ class Validation:
     def _batch(self, numbers: Sequence[int], names: Sequence[str]) -> Tensor:
         """As _losses, for records of one bucket."""
         records = [self.reader.records[number] for number in numbers]
-        latents = torch.stack([self.latents(number) for number in numbers]).to(self.device) * self.scale
+        latents = self.scaled(torch.stack([self.latents(number) for number in numbers]).to(self.device))
         texts = [text_of(each, self.reader.subsets[each.subset].captions) for each in records]
         given = self.told(texts, *self.sizes_and_scores(numbers))
         plain = Objective[Conditioning](
@@ -213,17 +213,17 @@ def validation_of(
     Raises UserError for an image that cannot be read.
     """
     model, reader = losses.model, dataset.images
-    modules = [model.unet, *context.text_encoders.values(), *(part.module for part in trained.parts)]
+    modules = [model.backbone, *context.text_encoders.values(), *(part.module for part in trained.parts)]
     return Validation(
         plan=plan.validation,
         reader=reader,
         objective=losses.objective,
-        predict=partial(model.family.predict, model.unet),
+        predict=partial(model.family.predict, model.backbone),
         told=context.of_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
         latents=latents_of(plan, model, losses.vae, reader, dataset.latents),
-        scale=model.family.latent.scale,
+        scaled=model.family.latent.scaled,
         device=losses.device,
         modules=[module for module in modules if module is not None],
         steps=plan.duration.steps,

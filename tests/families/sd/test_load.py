@@ -46,7 +46,7 @@ def test_weights_and_configurations_are_those_of_the_source(files, family, layou
     model, modules = load(files[family + layout]), tiny.diffusers_modules(family)
     assert same_weights(model, modules)
     for part in ("unet", "vae"):
-        ours, theirs = getattr(model, part).config, getattr(modules, part).config
+        ours, theirs = model.modules()[part].config, getattr(modules, part).config
         different = {key for key in theirs if as_list(ours[key]) != as_list(theirs[key])}
         assert different <= {"_use_default_values", "sample_size", "upcast_attention"}
     for name, module in model.text_encoders.items():
@@ -88,7 +88,7 @@ def test_diffusers_computes_the_same_from_the_same_file(files, family):
     with torch.no_grad():
         given = model.family.encode_text(model.text_encoders, ids)
         assert torch.equal(given["states"], pipeline.text_encoder(ids[:, 0])[0])
-        ours = model.family.predict(model.unet, latents, times, given)
+        ours = model.family.predict(model.backbone, latents, times, given)
         assert torch.equal(ours, unet(latents, times, given["states"]).sample)
         posterior = vae.encode(pixels).latent_dist
         assert torch.equal(model.vae.encode(pixels).latent_dist.parameters, posterior.parameters)
@@ -145,7 +145,7 @@ def test_the_file_is_never_written_through(tmp_path):
     before = path.read_bytes()
     model = load(path)
     with torch.no_grad():
-        for parameter in model.unet.parameters():
+        for parameter in model.backbone.parameters():
             parameter.add_(1.0)
     assert path.read_bytes() == before
     path.unlink()  # nothing holds on to it
@@ -155,8 +155,8 @@ def test_a_loaded_model_trains(files):
     model = load(files["sd1"])
     ids = model.tokenizer.tensor(["a dog"])
     given = model.family.encode_text(model.text_encoders, ids)
-    model.family.predict(model.unet, torch.randn(1, 4, 8, 8), torch.tensor([5]), given).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.unet.parameters())
+    model.family.predict(model.backbone, torch.randn(1, 4, 8, 8), torch.tensor([5]), given).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
     assert model.text_encoders["text_encoder"].embeddings.token_embedding.weight.grad is not None
 
 

@@ -234,7 +234,7 @@ def noisy() -> Tensor:
 
 @torch.no_grad()
 def predicted(model: Model, given: dict[str, Tensor]) -> Tensor:
-    return model.family.predict(model.unet, noisy(), torch.tensor([321]), given)
+    return model.family.predict(model.backbone, noisy(), torch.tensor([321]), given)
 
 
 def test_the_unet_is_told_what_diffusers_pipeline_tells_it(model: Model, pipeline: Any) -> None:
@@ -258,7 +258,7 @@ def test_the_unet_is_told_what_diffusers_pipeline_tells_it(model: Model, pipelin
 def test_sizes_that_bfloat16_cannot_tell_apart_are_told_apart(model: Model, dtype: torch.dtype) -> None:
     """In bfloat16 1023 and 1025 are both 1024, which an odd image's size must not become."""
     assert torch.tensor(1023.0).bfloat16() == torch.tensor(1025.0).bfloat16()
-    unet = model.unet if dtype == torch.float32 else copy.deepcopy(model.unet).to(dtype)
+    unet = model.backbone if dtype == torch.float32 else copy.deepcopy(model.backbone).to(dtype)
     found = []
     for height in (1023.0, 1025.0):
         given = conditions(model, height)
@@ -273,9 +273,9 @@ def test_numbers_are_embedded_by_the_published_sinusoids(model: Model) -> None:
     generative-models' ConcatTimestepEmbedderND has them). Half a dozen of them by hand, for 1024.
     """
     seen: list[Tensor] = []
-    hook = model.unet.add_time_proj.register_forward_hook(lambda _module, args, out: seen.extend((args[0], out)))
+    hook = model.backbone.add_time_proj.register_forward_hook(lambda _module, args, out: seen.extend((args[0], out)))
     wide: list[Tensor] = []
-    other = model.unet.add_embedding.register_forward_hook(lambda _module, args, _out: wide.append(args[0]))
+    other = model.backbone.add_embedding.register_forward_hook(lambda _module, args, _out: wide.append(args[0]))
     given = conditions(model, 1024.0, 7.0)
     predicted(model, given)
     hook.remove()
