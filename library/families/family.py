@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from library.data.batch import TextInput, Tokenize
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -84,32 +86,38 @@ class TextSettings:
 AS_TRAINED = TextSettings()
 
 
-class Tokenizer(Protocol):
-    """Captions to token ids; picklable, as data workers get one. `name`: other ids, another name.
+class EncoderTokenizer(Protocol):
+    """The tokenizer of one text encoder."""
 
-    For several text encoders ids and weights have a dimension more, (B, encoders, n, 77): each reads its own.
+    def save(self, folder: Path) -> None:
+        """Write the files of a diffusers folder's `tokenizer/`."""
+
+
+class Tokenizer(Tokenize, Protocol):
+    """Captions to what each text encoder reads of them: lengths, padding and masks are its own affair.
+
+    `name`: other tokens of a caption, another name. `limit`: how many tokens of a caption are read, without begin and
+    end. `by_encoder`: one tokenizer for each of the family's text encoders, by their names.
     """
 
     @property
     def name(self) -> str: ...
 
-    def count(self, caption: str, weighted: bool = False) -> int:
-        """Tokens of a caption, without begin and end; `weighted`: without the marks of its weights."""
+    @property
+    def limit(self) -> int: ...
 
-    def counts(self, captions: Sequence[str], weighted: bool = False) -> list[int]:
+    @property
+    def by_encoder(self) -> Mapping[str, EncoderTokenizer]: ...
+
+    def configured(self, *, max_tokens: int | None = None, padded: bool = True, weighted: bool = False) -> Tokenizer:
+        """One that reads at least `max_tokens` tokens where the encoders can (None: as many as they read at once),
+        pads to the longest of a batch only with `padded` off, and with `weighted` reads weights such as (x:1.3)."""
+
+    def count(self, caption: str) -> int:
+        """Tokens of a caption, without begin and end; with `weighted` without the marks of its weights."""
+
+    def counts(self, captions: Sequence[str]) -> list[int]:
         """`count` of each caption, quicker than one by one."""
-
-    def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> Tensor:
-        """Ids (B, chunks, 77) int64; (B, 1, longest) without padding."""
-
-    def weighted(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> tuple[Tensor, Tensor]:
-        """Ids, and weights of their shape in float32, of captions with weights such as (x:1.3)."""
-
-    def save(self, folder: Path) -> None:
-        """Write the files of a diffusers folder's `tokenizer/`; of several, the first one's."""
-
-    def each(self) -> Sequence[Tokenizer]:
-        """One tokenizer for each text encoder."""
 
 
 @dataclass(eq=False)
@@ -184,18 +192,15 @@ class Save(Protocol):
 
 
 class EncodeText(Protocol):
-    """Ids of the family's tokenizer to what `predict` takes of a text: "states" (B, 75n + 2 or L, width), and "pooled"
-    (B, width) where the family has it.
-
-    `weights`, of the ids' shape: those of captions with weights, multiplied onto the states.
-    """
+    """Text inputs, by the names of the text encoders and on their device, to what `predict` takes of a text: "states"
+    (B, L, width), multiplied with the weights of captions that have such, and "pooled" (B, width) where the family has
+    it."""
 
     def __call__(
         self,
         text_encoders: Mapping[str, Any],
-        input_ids: Tensor,
+        text_inputs: Mapping[str, TextInput],
         settings: TextSettings = AS_TRAINED,
-        weights: Tensor | None = None,
     ) -> dict[str, Tensor]: ...
 
 

@@ -77,7 +77,6 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
     texts = (
         dataset.caption(epoch, (epoch - 1) * plan.order.steps_per_epoch, index, 0) for epoch in range(1, EPOCHS + 1)
     )
-    count = partial(plan.base_model.tokenizer.count, weighted=plan.options.caption.weighted_captions)
     return Shown(
         path=str(record.path),
         subset=str(subset.image_dir or subset.metadata_file),
@@ -87,7 +86,7 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
         mask=partial(_mask, reader, index, exact, MaskSettings.of(plan.options.mask)) if masked else None,
-        captions=tuple(ShownCaption(text, count(text)) for text in texts),
+        captions=tuple(ShownCaption(text, plan.base_model.tokenizer.count(text)) for text in texts),
         repeats=record.repeats,
         weight=plan.options.objective.prior_loss_weight if record.is_reg else 1.0,
         offset=exact.offset,

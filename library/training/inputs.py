@@ -13,7 +13,7 @@ from torch import nn
 from library.data.cache import latent_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
 from library.data.captions import vary_with_seed
-from library.data.dataset import Tokenize, TrainingDataset
+from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
@@ -133,9 +133,7 @@ def encode_captions(
         plan.precision.frozen,
         conditioning.settings.clip_skip or 1,
         conditioning.settings.kohya_projection,
-        conditioning.tokenize.chunks,
-        conditioning.tokenize.padded,
-        conditioning.tokenize.weighted,
+        conditioning.tokenize.cache_key,
     )
     names = [module_name(encoder) for encoder in conditioning.text_encoders.values()] if to_disk else []
     return build_text_cache(
@@ -162,22 +160,11 @@ def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def tokenize_with(plan: AnyPlan) -> Tokenize:
-    """How captions become ids in this run."""
-    options = plan.options
-    return Tokenize(
-        plan.base_model.tokenizer,
-        chunks=plan.images.captions.limit // 75,
-        padded=not options.model.no_token_padding,
-        weighted=options.caption.weighted_captions,
-    )
-
-
 def training_set(plan: AnyPlan, reader: ImageReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
     """The dataset of the plan, with latents or with pixels."""
     return TrainingDataset(
         images=reader,
-        tokenize=tokenize_with(plan),
+        tokenize=plan.base_model.tokenizer,
         seed=plan.seed,
         steps=plan.duration.steps,
         stride=plan.base_model.family.latent.stride,

@@ -71,7 +71,7 @@ def has_bare_projection(source: Header) -> bool:
 
 def refuse_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
     """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
-    empty = model.tokenizer.tensor([""]).to(device)
+    empty = {name: one.to(device) for name, one in model.tokenizer([""]).items()}
     try:
         with torch.no_grad():
             model.family.encode_text(model.text_encoders, empty, settings)

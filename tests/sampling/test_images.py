@@ -43,7 +43,7 @@ def by_diffusers(model, request: ImageRequest, seed: int) -> np.ndarray:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    ours = model.tokenizer
+    ours = model.tokenizer.by_encoder["text_encoder"]
     pairs = [tuple(merge.split(" ")) for merge in ours.merges]
     tokenizer = CLIPTokenizer(vocab=dict(ours.vocab), merges=pairs, pad_token=ours.pad_text, model_max_length=77)
     pipeline = StableDiffusionPipeline(
@@ -151,16 +151,16 @@ def test_weights_count_as_in_captions(sd1):
     """(sks:1.5) multiplies the states of its tokens by 1.5, and marks are no tokens."""
     seen = []
 
-    def encode(texts, chunks):
-        outputs = sd1.family.encode_text(sd1.text_encoders, sd1.tokenizer.tensor(texts, chunks))
+    def encode(texts, max_tokens):
+        outputs = sd1.family.encode_text(sd1.text_encoders, sd1.tokenizer.configured(max_tokens=max_tokens)(texts))
         outputs["states"][1, 4] *= 1.5  # begin, a, photo, of, sks
-        seen.append((texts, chunks))
+        seen.append((texts, max_tokens))
         return outputs
 
     plain = changed(REQUEST, prompt="a photo of sks dog")
     weighted = changed(REQUEST, prompt="a photo of (sks:1.5) dog")
     expected = sample_batch(sd1, [plain], [1], encode=encode)[0]
-    assert seen == [(["blurry", "a photo of sks dog"], 1)]
+    assert seen == [(["blurry", "a photo of sks dog"], 75)]
     assert far_apart(sample(sd1, weighted, 1), expected) <= 1
     assert far_apart(sample(sd1, weighted, 1), sample(sd1, plain, 1)) > 0
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from library.families.clip.text_inputs import ClipTokenizers
+from library.families.clip.tokenizer import shipped_tokenizer
 from library.families.family import LatentSpace
 from library.objective.process import VariancePreserving
 from library.options.mistakes import UserError
@@ -49,7 +51,7 @@ class Knowing:
         self.zero_terminal_snr = False
         self.backbone = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
         self.vae, self.text_encoders = None, {}
-        self.tokenizer = SimpleNamespace(count=lambda text, weighted: 2)
+        self.tokenizer = ClipTokenizers({"text_encoder": shipped_tokenizer(49407)})
         self.asked: list[float] = []
         self.given: list[Any] = []
         self.noise: list[Tensor] = []
@@ -79,7 +81,7 @@ def refine(model: Any, starts: list[Tensor], strength: float, **changes: Any) ->
     return sample_batch(model, requests, list(range(len(starts))), starts=starts, strength=strength, encode=encode)
 
 
-def encode(texts: Sequence[str], chunks: int) -> dict[str, Tensor]:
+def encode(texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
     return {"states": torch.zeros(len(texts), 77, 8)}
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from library.families.family import LatentSpace
 from library.objective.objective import Objective
 from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.training.training_loss import TrainingLoss
 
 PROCESS = VariancePreserving.scaled_linear()
+SPACE = LatentSpace(channels=4, stride=8, scale=0.5, cache_suffix="_x.npz")
 
 
 def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[int]) -> torch.Tensor:

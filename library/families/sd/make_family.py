@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import Header
 from library.checkpoints.lazy import LazyTensor
-from library.families.clip.paired_tokenizers import ClipTokenizers
+from library.families.clip.text_inputs import ClipTokenizers
 from library.families.clip.tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
 from library.families.sd import vae
@@ -75,8 +75,7 @@ def _count(tensors: Mapping[str, LazyTensor]) -> int:
 
 def tokenizer(variant: Variant, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer:
     """A diffusers folder's own tokenizers, else those of --tokenizer_cache_dir, else the shipped one."""
-    found = tuple(_tokenizer(text, source, tokenizer_cache_dir) for text in variant.texts)
-    return found[0] if len(found) == 1 else ClipTokenizers(found)
+    return ClipTokenizers({text.name: _tokenizer(text, source, tokenizer_cache_dir) for text in variant.texts})
 
 
 def _tokenizer(text: TextKind, source: Header | None, cache: Path | None) -> ClipTokenizer:

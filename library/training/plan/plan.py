@@ -10,7 +10,6 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 from library.data.order import EpochOrder
@@ -30,7 +29,7 @@ from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.identity import dataset_file, identity_of
-from library.training.plan.images import Images, TokenCount, decide_images
+from library.training.plan.images import Images, decide_images
 from library.training.plan.learning_rates import LearningRates, decide_learning_rates
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
@@ -141,7 +140,7 @@ def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) ->
     base_model = decide_base_model(options, mistakes, notes)
     resume = decide_resume(options.saving.resume, mistakes)
     seed = decide_seed(options, resume)
-    images = decide_images(options, token_count(options, base_model), mistakes, seed)
+    images = decide_images(options, base_model.tokenizer if base_model else None, mistakes, seed)
     adapter = decide_adapter(options.adapter, base_model.family if base_model else None, mistakes)
     check_places(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base_model is not None and base_model.family.refines))
@@ -191,19 +190,6 @@ def check_objective(
     wrong, notes = check_options.check(options, prediction, family.process.timesteps, has_snr)
     mistakes.extend(wrong)
     return notes
-
-
-def token_count(options: TrainOptions, base_model: BaseModel | None) -> TokenCount | None:
-    """Tokens of a caption, without the marks of weights where these are read."""
-    if base_model is None:
-        return None
-    weighted = options.caption.weighted_captions
-    tokenizer = base_model.tokenizer
-    return TokenCount(
-        partial(tokenizer.count, weighted=weighted),
-        partial(tokenizer.counts, weighted=weighted),
-        f"{tokenizer.name} {weighted}",
-    )
 
 
 def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:

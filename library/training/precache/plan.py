@@ -19,7 +19,7 @@ from library.runtime.precision import Precision, resolve
 from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.images import Images, decide_images
-from library.training.plan.plan import Plan, decide_seed, token_count, with_sound_vae
+from library.training.plan.plan import Plan, decide_seed, with_sound_vae
 from library.training.plan.resume import decide_resume
 from library.training.plan.text import WIDTH, sections
 from library.training.plan.writable_paths import check_logs
@@ -83,7 +83,7 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     notes.extend(precision.notes)
     base_model = decide_base_model(options, mistakes, notes)
     seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
-    images = decide_images(options, token_count(options, base_model), mistakes, seed)
+    images = decide_images(options, base_model.tokenizer if base_model else None, mistakes, seed)
     check_logs(replace(options.run, logging_dir=None), mistakes)
     if base_model is None or images is None:
         mistakes.raise_if_any()
