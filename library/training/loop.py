@@ -17,6 +17,7 @@ from library.runtime.processes import Processes
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, freeze_finished, groups_of, trainable_parameters
+from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,6 +49,7 @@ class Loop:
     trained: Trainable
     optimizer: Any
     schedule: Any
+    weights: Weights
     order: EpochOrder
     losses: Callable[[Batch], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
@@ -131,9 +133,10 @@ class Loop:
             self.accelerator.unscale_gradients()
             clip_gradients(trainable_parameters(self.trained.parts), self.max_grad_norm)
         self.optimizer.step()
+        measured = self.trained.step_ended()
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
-        measured = self.trained.step_ended()
+            self.weights.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.window += 1

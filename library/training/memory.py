@@ -32,8 +32,8 @@ def prepare(model: Model, trained: Trainable, precision: Precision, options: Mem
         module.requires_grad_(False).eval()
     for part in trained.parts:
         part.module.to(torch_dtype(precision.trained)).train()
-        for group in part.rates() if trained.whole_model else ():
-            for parameter in group.parameters:
+        for group in part.learning_groups() if trained.whole_model else ():
+            for parameter in part.parameters(group):
                 parameter.requires_grad_(True)
     for name in sorted(trained.active) if options.gradient_checkpointing else ():
         checkpoint_activations(modules[name].train())  # neither package checkpoints in evaluation mode

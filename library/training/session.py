@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +27,23 @@ from library.training.memory import (
     prepare,
     release_memory,
 )
-from library.training.optim.optimizers import allocate_state, averaged_weights, make_optimizer
+from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule
 from library.training.preview.drawing import Autocast, PromptStates, drawing, starts_of
 from library.training.preview.plan import read_requests
 from library.training.preview.preview import Preview
 from library.training.run import LOGGER, Run, open_run, set_up_console
 from library.training.saving.saver import Saver
-from library.training.saving.state import load_state, save_state
+from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
 from library.training.validation.validation import validation_of
+from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+
     from library.families.family import Model
     from library.training.plan.plan import Plan
     from library.training.recipe import Recipe
@@ -53,8 +58,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         preallocate_heap(plan.costs.weights + plan.costs.optimizer if plan.machine.is_cpu else 0),
         open_run(options, plan.trackers, plan.precision.mixed_precision, plan.seed) as run,
     ):
-        accelerator = run.accelerator
-        device = accelerator.device
+        accelerator, device = run.accelerator, run.accelerator.device
 
         # the model, what is trained of it, and how it is kept in memory
         base = "fp32" if plan.adapter is None else plan.precision.base
@@ -101,14 +105,16 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 model.text_encoders = {}
             release_memory(options.memory)
 
-        # what changes the weights, counted in optimiser steps
+        # what changes the weights, counted in optimizer steps
         optimizer = make_optimizer(plan.optimizer, parameter_groups(trained.parts), plan.precision.uses_scaler)
-        *_, optimizer = accelerator.prepare(*(part.module for part in trained.parts), optimizer)
+        wrapped, stepping = wrap(accelerator, trained, optimizer)
+        context.text_encoders = {name: wrapped.get(each, each) for name, each in context.text_encoders.items()}
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.schedule, optimizer)
+        weights = Weights(optimizer)
         losses = TrainingLoss(
-            model=model,
+            model=replace(model, backbone=wrapped.get(model.backbone, model.backbone)),
             context=context,
             vae=vae,
             objective=Objective.of(
@@ -118,29 +124,30 @@ def train(plan: Plan, recipe: Recipe) -> None:
             device=device,
         )
 
-        # where to begin, what is written when, and the training itself
-        progress = plan.start
-        if plan.resume is not None:
-            progress = load_state(plan.resume, trained.parts, optimizer, schedule, accelerator.scaler)
+        # all that a run resumes from, where to begin, what is written when, and the training itself
+        state: RunState = {
+            **{part.name: part.module for part in trained.parts}, "optimizer": ExactState(optimizer),
+            "schedule": schedule, "scaler": accelerator.scaler, "random": RandomStates(),
+        }  # fmt: skip
+        progress = plan.start if plan.resume is None else load_state(plan.resume, state)
         with tqdm(total=plan.duration.steps, initial=progress.step, desc="steps", smoothing=0) as bar:
             say = partial(say_beside, bar)
             saver = Saver(
                 outputs=plan.outputs,
                 epochs=plan.duration.epochs,
                 write_model=trained.write,
-                write_state=lambda folder, at: save_state(
-                    folder, trained.parts, optimizer, schedule, accelerator.scaler, at, plan.identity
-                ),
+                write_state=lambda folder, at: save_state(folder, state, at, plan.identity),
                 say=say,
-                optimizer=optimizer,
+                weights=weights,
             )
-            validation = validation_of(plan, trained, losses, context, dataset, run, optimizer, say)
-            preview = preview_of(plan, model, trained, prompts, vae, dataset, run, optimizer, say)
+            validation = validation_of(plan, trained, losses, context, dataset, run, weights, say)
+            preview = preview_of(plan, model, trained, prompts, vae, dataset, run, weights, say)
             loop = Loop(
                 accelerator=accelerator,
-                trained=trained,
-                optimizer=optimizer,
+                trained=trained.wrapped_as(wrapped),
+                optimizer=stepping,
                 schedule=schedule,
+                weights=weights,
                 order=plan.order,
                 losses=losses,
                 batches=loader.batches,
@@ -163,6 +170,17 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 progress = loop.run(progress)
             if loop.processes.is_writer:
                 saver.finish(progress)
+
+
+def wrap(accelerator: Accelerator, trained: Trainable, optimizer: Optimizer) -> tuple[dict[Any, Any], Any]:
+    """What accelerate makes of each trained module, by the module, and of the optimizer: for one process the modules
+    themselves. Files and states are written from the bare ones.
+
+    One call for all, since sharding puts new parameters into module and optimizer together.
+    """
+    bare = [part.module for part in trained.parts]
+    *modules, stepping = accelerator.prepare(*bare, optimizer)
+    return dict(zip(bare, modules, strict=True)), stepping
 
 
 def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> PromptStates:
@@ -188,7 +206,7 @@ def preview_of(
     vae: Any,
     dataset: TrainingDataset,
     run: Run,
-    optimizer: Any,
+    weights: Weights,
     say: Callable[[str], None],
 ) -> Preview:
     """Images while training, drawn with the weights that a file saved then would hold; `vae` is the one that
@@ -211,7 +229,7 @@ def preview_of(
         modules=modules,
         say=say,
         log_images=run.log_images,
-        weights=partial(averaged_weights, optimizer),
+        weights=weights.shown,
         steps=plan.duration.steps,
         steps_per_epoch=plan.order.steps_per_epoch,
     )

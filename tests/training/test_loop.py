@@ -37,6 +37,7 @@ from library.training.loop import Loop
 from library.training.saving.state import Progress
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
+from library.training.weight_averaging import Weights
 from tests import tiny
 from tests.runtime.test_processes import join
 
@@ -118,6 +119,7 @@ def one_step(
         trained=Trainable(parts, frozenset({"unet", "text_encoder"}), write=lambda path, step, epoch: None),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        weights=Weights(optimizer),
         order=FixedOrder(sizes),  # type: ignore[arg-type]
         losses=spoiled,
         batches=lambda requests: ((request, dataset[request]) for request in requests),

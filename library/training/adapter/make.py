@@ -15,7 +15,7 @@ from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
-from library.training.trainable import Group, LossTags, Part, Trainable
+from library.training.trainable import Group, LossTags, Part, Trainable, named_parameters
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
@@ -99,10 +99,7 @@ def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trainable:
     """What the optimiser gets of a network, and what is done with it around each step."""
     family, by_module = plan.base_model.family, plan.learning_rates.modules
     rates = {part.group: by_module.get(part.module, 0.0) for part in family.adapters}
-    groups = tuple(
-        Group(group.description or group.name, group.parameters, group.learning_rate)
-        for group in made.groups({name: rate for name, rate in rates.items() if rate})
-    )
+    groups = learning_groups(made, {name: rate for name, rate in rates.items() if rate})
     facts = AdapterMetadata(plan)
     shared: dict[str, Any] = {
         # text encoders that an adapter sits in, and the backbone behind them in any case
@@ -124,6 +121,21 @@ def trained(made: AnyNetwork, plan: Plan, chosen: AdapterPlan) -> Trainable:
         epoch_begins=made.on_epoch_start,
         **shared,
     )
+
+
+def learning_groups(made: AnyNetwork, rates: dict[str, float]) -> tuple[Group, ...]:
+    """The groups of a network for {"unet": rate, "text_encoder1": rate}. Raises AdapterError if it has nothing to
+    train, or trains what is no parameter of its own and so would be in no training state."""
+    module = made if isinstance(made, Network) else made.module
+    names = {parameter: name for name, parameter in named_parameters(module).items()}
+    groups = []
+    for group in made.groups(rates):
+        if not all(parameter in names for parameter in group.parameters):
+            what = f'the group "{group.description or group.name}" holds parameters that are not in the network'
+            raise AdapterError(what, "Register them as parameters of the network's module.")
+        own = tuple(names[parameter] for parameter in group.parameters)
+        groups.append(Group(group.description or group.name, own, group.learning_rate))
+    return tuple(groups)
 
 
 def measure(made: AnyNetwork, limit: float | None, facts: AdapterMetadata) -> dict[str, float]:

@@ -37,7 +37,6 @@ from library.runtime.seeds import python_random, torch_generator
 from library.training.conditioning import Conditioner
 from library.training.inputs import encode_latents
 from library.training.isolated_eval import isolated_eval
-from library.training.optim.optimizers import averaged_weights
 from library.training.training_loss import TrainingLoss
 from library.training.validation.plan import POINTS, ValidationPlan, in_batches, point_name, text_of
 
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from library.training.run import Run
     from library.training.saving.state import Progress
     from library.training.trainable import Trainable
+    from library.training.weight_averaging import Weights
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,10 @@ def validation_of(
     context: Conditioner,
     dataset: TrainingDataset,
     run: Run,
-    optimizer: Any,
+    weights: Weights,
     say: Callable[[str], None],
 ) -> Validation:
-    """The validation of a run; `losses`, `context` and `dataset` are those of the training.
+    """The validation of a run; `losses`, `context`, `dataset` and `weights` are those of the training.
 
     Raises UserError for an image that cannot be read.
     """
@@ -231,7 +231,7 @@ def validation_of(
         log=run.log,
         say=say,
         autocast=run.accelerator.autocast,
-        weights=partial(averaged_weights, optimizer),
+        weights=weights.shown,
     )
 
 
