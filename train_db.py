@@ -32,14 +32,16 @@ def whole_model(
     from library.training.saving.model_file import write_model
     from library.training.trainable import Part, Trainable, block_groups
 
-    rates = optimization.learning_rates
-    blocks = block_groups(model.unet, rates.blocks, model.family.block_of)
+    rates, backbone = optimization.learning_rates, model.family.backbone
+    blocks = block_groups(model.backbone, rates.blocks, model.family.block_of)
     # rates of 0 for all blocks leave no group, and without groups a part is trained as a whole
-    parts = [Part("unet", model.unet, rates.unet or 0.0, groups=blocks)] if blocks or not rates.blocks else []
+    parts = (
+        [Part(backbone, model.backbone, rates.modules[backbone], groups=blocks)] if blocks or not rates.blocks else []
+    )
     for number, (name, module) in enumerate(model.text_encoders.items(), 1):
-        if name in rates.text_encoders:
-            parts.append(Part(f"text_encoder{number}", module, rates.text_encoders[name], rates.text_encoder_stop))
-    active = frozenset({"unet", *rates.text_encoders})
+        if name in rates.modules:
+            parts.append(Part(f"text_encoder{number}", module, rates.modules[name], rates.text_encoder_stop))
+    active = frozenset(rates.modules)
     return Trainable(tuple(parts), active, partial(write_model, facts, model, say))
 
 

@@ -127,7 +127,7 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(1)
     model = load_model(read_header(options.file), dtype=torch.float32)
-    unet, text_encoder = model.unet.train(), model.text_encoders["text_encoder"].train()
+    unet, text_encoder = model.backbone.train(), model.text_encoders["text_encoder"].train()
     del model
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     if options.bf16:

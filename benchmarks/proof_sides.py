@@ -112,7 +112,7 @@ def our_unet(model: Path, work: Path) -> Tensors:
         "score": torch.full((2,), SCORE),
     }
     noisy = noised(read(work, "ours", "latents")["mean"], family.latent.scale)
-    return {"output": family.predict(loaded.unet, noisy, torch.tensor(TIMESTEPS), given)}
+    return {"output": family.predict(loaded.backbone, noisy, torch.tensor(TIMESTEPS), given)}
 
 
 def their_unet(model: Path, work: Path) -> Tensors:

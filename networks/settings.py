@@ -84,8 +84,9 @@ class NetworkSettings:
         return dim, alpha or float(dim)
 
     def ratio(self, part: str) -> float | None:
-        """LoRA+'s ratio for a module of the model ("unet"), or None."""
-        special = self.loraplus_unet_lr_ratio if part == "unet" else self.loraplus_text_encoder_lr_ratio
+        """LoRA+'s ratio for a module of the model ("text_encoder_2"), or None."""
+        is_text = part.startswith("text_encoder")
+        special = self.loraplus_text_encoder_lr_ratio if is_text else self.loraplus_unet_lr_ratio
         return self.loraplus_lr_ratio if special is None else special
 
 

@@ -72,7 +72,7 @@ def work(options: ExtractOptions) -> None:
     depth = Depth(
         options.dim,
         options.conv_dim,
-        {part.module: options.min_diff for part in parts if part.module != "unet"},
+        {part.module: options.min_diff for part in parts if part.module != before.family.backbone},
         options.clamp_quantile,
         coarsest(before, after),
     )

@@ -6,13 +6,14 @@ python networks/lora_interrogator.py --sd_model sd15.safetensors --model dog.saf
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
+from library.data.batch import TextInput
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
 from library.options.tool_command import Tool, run_tool
@@ -47,7 +48,7 @@ def work(options: InterrogateOptions) -> None:
     [opened], [file] = together(
         lambda: open_models({"sd_model": options.sd_model}, v2=options.v2), lambda: read_files([options.model])
     )
-    parts = [part for part in opened.family.adapters if part.module != "unet"]
+    parts = [part for part in opened.family.adapters if part.module != opened.family.backbone]
     tensors = {key: tensor for key, tensor in file.tensors.items() if "_unet_" not in key.partition(".")[0]}
     if not tensors:
         what = f"{options.model} has no layers of the text encoder"
@@ -81,7 +82,8 @@ def vocabulary(model: Model) -> dict[int, str]:
     from tokenizers import decoders
 
     reader = decoders.ByteLevel()
-    vocab: dict[str, int] = model.tokenizer.each()[0].vocab  # type: ignore[attr-defined]
+    first: Any = next(iter(model.tokenizer.by_encoder.values()))
+    vocab: dict[str, int] = first.vocab
     texts = {}
     for text, token in vocab.items():
         ends = text.endswith("</w>")
@@ -115,11 +117,12 @@ def states(model: Model, tokens: list[int], settings: TextSettings) -> Tensor:
     import torch
 
     device = next(iter(model.text_encoders.values())).device
-    each: Any = model.tokenizer.each()
-    rows = [[[[one.bos_id, token, one.eos_id]] for one in each] for token in tokens]
-    ids = torch.tensor(rows, device=device)  # (n, encoders, 1, 3)
-    given = model.family.encode_text(model.text_encoders, ids if len(each) > 1 else ids[:, 0], settings)
-    return given["states"].float()
+    by_encoder: Mapping[str, Any] = model.tokenizer.by_encoder
+    text_inputs = {
+        name: TextInput(torch.tensor([[[one.bos_id, token, one.eos_id]] for token in tokens], device=device))
+        for name, one in by_encoder.items()
+    }
+    return model.family.encode_text(model.text_encoders, text_inputs, settings)["states"].float()
 
 
 TOOL = Tool(

@@ -104,7 +104,7 @@ class Pretraining:
 
     def __init__(self, model: Model, steps: int, seed: int) -> None:
         self.model, self.steps, self.seed = model, steps, seed
-        self.trained = nn.ModuleList([model.unet.train(), model.text_encoders["text_encoder"].train()])
+        self.trained = nn.ModuleList([model.backbone.train(), model.text_encoders["text_encoder"].train()])
         self.average = copy.deepcopy(self.trained).requires_grad_(False).eval()
         self.optimizers = Optimizers(self.trained, muon_rate=0.01, adam_rate=2e-3, steps=steps)
         process = model.family.process
@@ -125,7 +125,7 @@ class Pretraining:
         given = self.model.family.encode_text(self.model.text_encoders, self.model.tokenizer.tensor(texts))
 
         def predict(noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-            return self.model.family.predict(self.model.unet, noisy, timesteps, given)
+            return self.model.family.predict(self.model.backbone, noisy, timesteps, given)
 
         loss = self.objective.loss(predict, latents, given, draws).mean()
         loss.backward()
@@ -143,7 +143,7 @@ class Pretraining:
         """The model with the averaged weights."""
         unet, text_encoder = self.average
         model = copy.copy(self.model)
-        model.unet, model.text_encoders = unet, {"text_encoder": text_encoder}
+        model.backbone, model.text_encoders = unet, {"text_encoder": text_encoder}
         return model
 
     def state(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
             parts=apart.parts,
             modules=modules,
             kept=kept,
-            tokenizers=family.tokenizer(wanted.reference or header).each(),
+            tokenizers=family.tokenizer(wanted.reference or header).by_encoder,
             source=header,
             process=family.process,
             prediction=apart.prediction,

@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What one text encoder reads of B texts. Lengths are its tokenizer's own: those of several encoders may differ."""
+
+    ids: torch.Tensor  # (B, ...) int64, for CLIP (B, chunks, 77)
+    mask: torch.Tensor | None = None  # of the shape of ids: 1 for a token, 0 for padding; None: all is read
+    weights: torch.Tensor | None = None  # of the shape of ids, float32: weights in captions; None: all 1
+
+    def to(self, device: torch.device | str) -> TextInput:
+        """The same on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return TextInput(self.ids.to(device), mask, None if self.weights is None else self.weights.to(device))
+
+    def pin_memory(self) -> TextInput:
+        """A copy in page-locked memory."""
+        mask = None if self.mask is None else self.mask.pin_memory()
+        return TextInput(self.ids.pin_memory(), mask, None if self.weights is None else self.weights.pin_memory())
+
+
+class Tokenize(Protocol):
+    """Texts to what each text encoder reads of them, by the encoder's name. Picklable, as data workers get one.
+
+    `padded`: all inputs have one length, whatever the batch. `cache_key`: its configuration, as the names of text
+    caches have it; what gives other inputs has another.
+    """
+
+    @property
+    def padded(self) -> bool: ...
+
+    @property
+    def cache_key(self) -> str: ...
+
+    def __call__(self, texts: Sequence[str]) -> Mapping[str, TextInput]: ...
 
 
 @dataclass(frozen=True)
@@ -16,14 +52,12 @@ class Batch:
     pixels: torch.Tensor | None  # (B, 3, H, W) float32 in [-1, 1]
     latents: torch.Tensor | None  # (B, C, h, w) float32, a sample of the VAE's posterior, not scaled
     mask: torch.Tensor | None  # (B, 1, h, w) float32 in [0, 1]: what counts; None: everything
-    input_ids: torch.Tensor  # (B, n, 77) int64; (B, 1, L) when padded to the longest of the batch
-    token_weights: torch.Tensor | None  # (B, n, 77) float32 beside input_ids; None: all 1
+    text_inputs: Mapping[str, TextInput]  # by the names of the family's text encoders
     # (B, 6) float32: original height and width, crop top and left, target height and width; see size_conditioning
     sizes: torch.Tensor
     score: torch.Tensor  # (B,) float32: aesthetic score, 0 to 10
     weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, else 1
     sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
-    is_reg: torch.Tensor  # (B,) bool
     paths: tuple[str, ...]
     captions: tuple[str, ...]  # as tokenised: after dropout and shuffling
 
@@ -34,4 +68,5 @@ class Batch:
         """A copy in page-locked memory (called by torch's DataLoader)."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         pinned = {name: value.pin_memory() for name, value in tensors.items() if hasattr(value, "pin_memory")}
-        return replace(self, **pinned)
+        text_inputs = {name: one.pin_memory() for name, one in self.text_inputs.items()}
+        return replace(self, text_inputs=text_inputs, **pinned)

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.data import captions, images, masks
-from library.data.batch import Batch
+from library.data.batch import Batch, Tokenize
 from library.data.cache.latent_cache import LatentStore
 from library.data.images import Geometry
 from library.data.order import BatchRequest
@@ -29,34 +29,6 @@ from library.data.size_conditioning import CropConditioning
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
-
-
-@dataclass(frozen=True)
-class Tokenize:
-    """Captions to ids (B, n, 77) int64 and, with `weighted`, the weight of each (B, n, 77) float32. Picklable."""
-
-    tokenizer: TokenizesCaptions
-    chunks: int = 1
-    padded: bool = True
-    weighted: bool = False
-
-    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Ids and weights of a batch of texts; None without weights."""
-        if self.weighted:
-            return self.tokenizer.weighted(texts, self.chunks, self.padded)
-        return self.tokenizer.tensor(texts, self.chunks, self.padded), None
-
-
-class TokenizesCaptions(Protocol):
-    """What a family's tokenizer can do."""
-
-    def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> torch.Tensor:
-        """Ids."""
-
-    def weighted(
-        self, captions: Sequence[str], chunks: int = 1, padded: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and weights."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +65,16 @@ class TrainingDataset(Dataset[Batch]):
         shown = [self.geometry(request.epoch, *sample) for sample in request.samples]
         read = [self._image(request.epoch, *sample, part) for sample, part in zip(request.samples, shown, strict=True)]
         stacked = torch.stack([image for image, _ in read])
-        input_ids, token_weights = self.tokenize(texts)
         sizes, score = self.sizes_and_scores([index for index, _ in request.samples], shown)
         return Batch(
             pixels=stacked if self.latents is None else None,
             latents=None if self.latents is None else stacked,
             mask=self._masks([mask for _, mask in read], request.bucket) if self.images.has_masks else None,
-            input_ids=input_ids,
-            token_weights=token_weights,
+            text_inputs=self.tokenize(texts),
             sizes=sizes,
             score=score,
             weights=torch.tensor([self.prior_loss_weight if record.is_reg else 1.0 for record in records]),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
-            is_reg=torch.tensor([record.is_reg for record in records]),
             paths=tuple(str(record.path) for record in records),
             captions=texts,
         )

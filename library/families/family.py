@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from library.data.batch import TextInput, Tokenize
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -30,7 +32,8 @@ SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The VAE's code: `channels`, `stride` pixels a cell, and the factor `scale` that brings it to unit variance.
+    """The VAE's latents: `channels`, `stride` pixels a cell, and the `shift` and `scale` that bring them to about zero
+    mean and unit variance. VAEs and caches hold them as they are, the backbone is trained on scaled ones.
 
     `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them. `fp16`: the
     VAE's own numbers fit half precision (those of Stable Diffusion XL do not: huggingface.co/madebyollin).
@@ -41,20 +44,29 @@ class LatentSpace:
     scale: float
     cache_suffix: str
     fp16: bool = True
+    shift: float = 0.0
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the backbone sees them: (z - shift) * scale   (diffusers' AutoencoderKL, scaling_factor and
+        shift_factor; arXiv 2112.10752, appendix G)."""
+        return (latents - self.shift if self.shift else latents) * self.scale
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `scaled`: latents as the VAE decodes them."""
+        return latents / self.scale + self.shift if self.shift else latents / self.scale
 
 
 @dataclass(frozen=True)
 class PartSizes:
-    """Numbers of parameters of a checkpoint's parts, and the bytes of what else it holds and a save writes back."""
+    """Numbers of parameters of a checkpoint's modules, by name (see Model.modules), and the bytes of what else it holds
+    and a save writes back."""
 
-    unet: int
-    text_encoders: Mapping[str, int]
-    vae: int
+    parameters: Mapping[str, int]
     kept_bytes: int
 
-    def texts(self, names: Collection[str] | None = None) -> int:
-        """Parameters of the text encoders, of those with these names if any are given."""
-        return sum(count for name, count in self.text_encoders.items() if names is None or name in names)
+    def total(self, names: Collection[str] | None = None) -> int:
+        """Parameters of all modules, or of those with these names."""
+        return sum(count for name, count in self.parameters.items() if names is None or name in names)
 
 
 @dataclass(frozen=True)
@@ -74,32 +86,38 @@ class TextSettings:
 AS_TRAINED = TextSettings()
 
 
-class Tokenizer(Protocol):
-    """Captions to token ids; picklable, as data workers get one. `name`: other ids, another name.
+class EncoderTokenizer(Protocol):
+    """The tokenizer of one text encoder."""
 
-    For several text encoders ids and weights have a dimension more, (B, encoders, n, 77): each reads its own.
+    def save(self, folder: Path) -> None:
+        """Write the files of a diffusers folder's `tokenizer/`."""
+
+
+class Tokenizer(Tokenize, Protocol):
+    """Captions to what each text encoder reads of them: lengths, padding and masks are its own affair.
+
+    `name`: other tokens of a caption, another name. `limit`: how many tokens of a caption are read, without begin and
+    end. `by_encoder`: one tokenizer for each of the family's text encoders, by their names.
     """
 
     @property
     def name(self) -> str: ...
 
-    def count(self, caption: str, weighted: bool = False) -> int:
-        """Tokens of a caption, without begin and end; `weighted`: without the marks of its weights."""
+    @property
+    def limit(self) -> int: ...
 
-    def counts(self, captions: Sequence[str], weighted: bool = False) -> list[int]:
+    @property
+    def by_encoder(self) -> Mapping[str, EncoderTokenizer]: ...
+
+    def configured(self, *, max_tokens: int | None = None, padded: bool = True, weighted: bool = False) -> Tokenizer:
+        """One that reads at least `max_tokens` tokens where the encoders can (None: as many as they read at once),
+        pads to the longest of a batch only with `padded` off, and with `weighted` reads weights such as (x:1.3)."""
+
+    def count(self, caption: str) -> int:
+        """Tokens of a caption, without begin and end; with `weighted` without the marks of its weights."""
+
+    def counts(self, captions: Sequence[str]) -> list[int]:
         """`count` of each caption, quicker than one by one."""
-
-    def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> Tensor:
-        """Ids (B, chunks, 77) int64; (B, 1, longest) without padding."""
-
-    def weighted(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> tuple[Tensor, Tensor]:
-        """Ids, and weights of their shape in float32, of captions with weights such as (x:1.3)."""
-
-    def save(self, folder: Path) -> None:
-        """Write the files of a diffusers folder's `tokenizer/`; of several, the first one's."""
-
-    def each(self) -> Sequence[Tokenizer]:
-        """One tokenizer for each text encoder."""
 
 
 @dataclass(eq=False)
@@ -114,7 +132,7 @@ class Model:
     """
 
     family: Family
-    unet: Any
+    backbone: Any
     vae: Any
     text_encoders: dict[str, Any]
     tokenizer: Tokenizer
@@ -126,8 +144,8 @@ class Model:
     broken: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, Any]:
-        """The modules that are loaded, by name: unet, vae and the text encoders."""
-        found = {"unet": self.unet, "vae": self.vae, **self.text_encoders}
+        """The modules that are loaded, by name: the backbone by its family's, vae and the text encoders."""
+        found = {self.family.backbone: self.backbone, "vae": self.vae, **self.text_encoders}
         return {name: module for name, module in found.items() if module is not None}
 
 
@@ -174,25 +192,22 @@ class Save(Protocol):
 
 
 class EncodeText(Protocol):
-    """Ids of the family's tokenizer to what `predict` takes of a text: "states" (B, 75n + 2 or L, width), and "pooled"
-    (B, width) where the family has it.
-
-    `weights`, of the ids' shape: those of captions with weights, multiplied onto the states.
-    """
+    """Text inputs, by the names of the text encoders and on their device, to what `predict` takes of a text: "states"
+    (B, L, width), multiplied with the weights of captions that have such, and "pooled" (B, width) where the family has
+    it."""
 
     def __call__(
         self,
         text_encoders: Mapping[str, Any],
-        input_ids: Tensor,
+        text_inputs: Mapping[str, TextInput],
         settings: TextSettings = AS_TRAINED,
-        weights: Tensor | None = None,
     ) -> dict[str, Tensor]: ...
 
 
 class Predict(Protocol):
     """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under what it is told."""
 
-    def __call__(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor: ...
+    def __call__(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
 
 class EncodeImages(Protocol):
@@ -229,6 +244,8 @@ class Recognise(Protocol):
 class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
+    `backbone`: the name of the network that denoises ("unet"), which logs, diffusers folders and adapters have for it,
+    and `backbone_title`: how messages call it.
     `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
     prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
     "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
@@ -236,11 +253,13 @@ class Family:
     adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
     order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from noise alone.
     `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
-    whose names adapters' files call the layers of the U-Net. `variant` is the families' own.
+    whose names adapters' files call the layers of the backbone. `variant` is the families' own.
     """
 
     name: str
     title: str
+    backbone: str
+    backbone_title: str
     versions: Mapping[Prediction, str]
     architectures: Mapping[Prediction, str]
     capabilities: frozenset[str]

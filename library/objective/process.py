@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,9 @@ class ForwardProcess(Protocol):
     def step(self, x_t: Tensor, output: Tensor, t: Tensor, t_next: Tensor, prediction: Prediction) -> Tensor:
         """x at `t_next`, which is less noisy, by the output at x_t and without new noise; -1 is the clean sample."""
 
+    def scheduler_arguments(self) -> dict[str, Any]:
+        """The process as arguments of diffusers' schedulers."""
+
 
 @runtime_checkable
 class HasSnr(Protocol):
@@ -73,9 +76,11 @@ class VariancePreserving:
     (arXiv 2006.11239, equation 4). `alphas_cumprod[t]` is abar_t for t = 0 .. T-1, in float64.
 
     Tables are made in float64 and rounded to float32 once, for use. t = -1 is the clean sample: abar = 1.
+    `scaled_linear_betas`: first and last beta where the table is such a schedule, as other programs state it.
     """
 
     alphas_cumprod: tuple[float, ...] = field(repr=False)
+    scaled_linear_betas: tuple[float, float] | None = None
 
     @classmethod
     def scaled_linear(
@@ -89,7 +94,7 @@ class VariancePreserving:
             beta = (first + k / (timesteps - 1) * (last - first)) ** 2
             product *= 1.0 - beta
             table.append(product)
-        return cls(tuple(table))
+        return cls(tuple(table), (beta_start, beta_end))
 
     def zero_terminal(self) -> VariancePreserving:
         """The process whose last timestep is noise alone   (arXiv 2305.08891, algorithm 1).
@@ -109,6 +114,18 @@ class VariancePreserving:
     def timesteps(self) -> int:
         """T: timesteps run from 0 to T-1."""
         return len(self.alphas_cumprod)
+
+    def scheduler_arguments(self) -> dict[str, Any]:
+        """The process as diffusers' schedulers take it. They make a scaled-linear schedule themselves, in float32: the
+        table's own betas, beta_t = 1 - abar_t / abar_(t-1), would differ from those in the last bit."""
+        betas: dict[str, Any]
+        if self.scaled_linear_betas is not None:
+            first, last = self.scaled_linear_betas
+            betas = {"beta_start": first, "beta_end": last, "beta_schedule": "scaled_linear"}
+        else:
+            products = zip((1.0, *self.alphas_cumprod), self.alphas_cumprod, strict=False)
+            betas = {"trained_betas": [1.0 - product / before for before, product in products]}
+        return {**betas, "num_train_timesteps": self.timesteps}
 
     @cached_property
     def _table(self) -> Tensor:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from library.families.clip.tokenizer import CHUNK
 from library.families.empty_text import zero_empty
 from library.families.family import AS_TRAINED, Conditioning, Family, Model, TextSettings, Tokenizer
 from library.options.mistakes import Mistake, UserError
@@ -34,7 +33,7 @@ Progress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
 
 EncodePrompts = Callable[[Sequence[str], int], Mapping[str, Tensor]]
-"""Texts and a number of chunks to what the model is told of them: see library.families.family.EncodeText."""
+"""Texts and how many tokens of them are read to what text encoders give: see library.families.family.EncodeText."""
 
 
 def sample(
@@ -66,14 +65,15 @@ def sample_batch(
 ) -> list[Image]:
     """Draw images with the modules as they are, on their devices and in their dtypes; in the order of the requests.
 
-    Requests of one size, sampler, steps, scale and number of chunks go through the U-Net together; `progress` is told
-    of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
+    Requests of one size, sampler, steps, scale and length of texts go through the backbone together; `progress` is
+    told of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
     floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
-    own random state is touched. Prompts longer than 75 tokens take up to `most_chunks` chunks.
+    own random state is touched. Prompts longer than what text encoders read at once take up to `most_chunks` times
+    that.
     `starts`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
     noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
-    `encode` takes the place of the model's text encoders, which are then not needed; they and the U-Net run under
-    `autocast`, and the U-Net is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
+    `encode` takes the place of the model's text encoders, which are then not needed; they and the backbone run under
+    `autocast`, and the backbone is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
     Raises UserError for an unknown sampler, for too few steps to refine anything and for an image that is no number in
     places, ValueError when there are not as many seeds and starts as requests.
     """
@@ -87,16 +87,20 @@ def sample_batch(
     with torch.no_grad(), _evaluating(model):
         for places in _groups(model, requests, most_chunks):
             one_kind = [requests[place] for place in places]
-            scheduler = make_scheduler(one_kind[0].sampler, model.prediction, model.zero_terminal_snr)
+            scheduler = make_scheduler(
+                one_kind[0].sampler, model.family.process, model.prediction, model.zero_terminal_snr
+            )
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
-                outputs = encode(_all_texts(one_kind), chunks_of(model.tokenizer, one_kind[0], most_chunks))
-            given = _conditions(outputs, one_kind, model.unet.device, dtype or model.unet.dtype)
+                outputs = encode(_all_texts(one_kind), token_limit(model.tokenizer, one_kind[0], most_chunks))
+            conditioning = _conditioning(outputs, one_kind, model.backbone.device, dtype or model.backbone.dtype)
             begin = None if starts is None else torch.stack([starts[place] for place in places])
             latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
-            latents = _draw(model, scheduler, timesteps, latents, given, one_kind[0], generators, autocast, progress)
+            latents = _draw(
+                model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
+            )
             for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
-                pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
+                pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]
 
@@ -108,17 +112,18 @@ def sized(request: ImageRequest, start: Tensor, family: Family) -> ImageRequest:
 
 
 def _groups(model: Model, requests: Sequence[ImageRequest], most_chunks: int) -> Iterator[list[int]]:
-    """The places of the requests that share a batch: of equal settings and of as many chunks."""
+    """The places of the requests that share a batch: of equal settings, with as many tokens read of their texts."""
     for places in alike(requests):
-        chunks = [chunks_of(model.tokenizer, requests[place], most_chunks) for place in places]
-        for count in dict.fromkeys(chunks):
-            yield [place for place, own in zip(places, chunks, strict=True) if own == count]
+        limits = [token_limit(model.tokenizer, requests[place], most_chunks) for place in places]
+        for limit in dict.fromkeys(limits):
+            yield [place for place, own in zip(places, limits, strict=True) if own == limit]
 
 
-def chunks_of(tokenizer: Tokenizer, request: ImageRequest, most_chunks: int = MOST_CHUNKS) -> int:
-    """How many chunks of 75 tokens the texts of an image take."""
-    longest = max(tokenizer.count(text, weighted=True) for text in texts_of(request))
-    return min(max(1, -(-longest // CHUNK)), max(1, most_chunks))
+def token_limit(tokenizer: Tokenizer, request: ImageRequest, most_chunks: int = MOST_CHUNKS) -> int:
+    """How many tokens are read of the texts of an image, at most `most_chunks` times what is read at once."""
+    at_once = tokenizer.configured(weighted=True)
+    longest = max(at_once.count(text) for text in texts_of(request))
+    return tokenizer.configured(max_tokens=min(longest, at_once.limit * most_chunks), weighted=True).limit
 
 
 def texts_of(request: ImageRequest) -> list[str]:
@@ -137,13 +142,12 @@ def encode_prompts(
     text_encoders: Mapping[str, Any],
     settings: TextSettings,
     texts: Sequence[str],
-    chunks: int,
+    max_tokens: int,
 ) -> dict[str, Tensor]:
     """See EncodePrompts: by text encoders on their device. Weights such as (dog:1.3) count as in weighted captions."""
-    ids, weights = tokenizer.weighted(texts, chunks)
-    device = next(iter(text_encoders.values())).device
-    plain = bool((weights == 1).all())
-    outputs = family.encode_text(text_encoders, ids.to(device), settings, None if plain else weights)
+    text_inputs = tokenizer.configured(max_tokens=max_tokens, weighted=True)(texts)
+    there = {name: one.to(text_encoders[name].device) for name, one in text_inputs.items()}
+    outputs = family.encode_text(text_encoders, there, settings)
     return zero_empty(outputs, texts) if settings.empty_is_zero else outputs
 
 
@@ -152,7 +156,7 @@ def guided(request: ImageRequest) -> bool:
     return request.scale > 1
 
 
-def _conditions(
+def _conditioning(
     outputs: Mapping[str, Tensor], requests: Sequence[ImageRequest], device: torch.device, dtype: torch.dtype
 ) -> Conditioning:
     """What the model is told of images of one size, the rows without the prompt first: each shows a whole file."""
@@ -175,14 +179,14 @@ def _first(
     strength: float,
 ) -> tuple[Tensor, Tensor]:
     """Latents (B, C, h, w) float32 to begin with, noise or noised `starts`, and the timesteps to go through."""
-    device, space = model.unet.device, model.family.latent
+    device, space = model.backbone.device, model.family.latent
     scheduler.set_timesteps(request.steps, device=device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
     if starts is None:
         return noise * scheduler.init_noise_sigma, scheduler.timesteps
     timesteps = begin_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
-    return scheduler.add_noise(starts.to(noise) * space.scale, noise, timesteps[:1]), timesteps
+    return scheduler.add_noise(space.scaled(starts.to(noise)), noise, timesteps[:1]), timesteps
 
 
 def _draw(
@@ -190,16 +194,16 @@ def _draw(
     scheduler: Any,
     timesteps: Tensor,
     latents: Tensor,
-    given: Conditioning,
+    conditioning: Conditioning,
     request: ImageRequest,
     generators: list[torch.Generator],
     autocast: Callable[[], AbstractContextManager[Any]],
     progress: Progress | None,
 ) -> Tensor:
-    """Latents (B, C, h, w) float32, scaled as the U-Net sees them; `request` tells what all of them share."""
+    """Latents (B, C, h, w) float32, scaled as the backbone sees them; `request` tells what all of them share."""
     takes = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in takes else {}
-    states = given["states"]
+    states = conditioning["states"]
     copies = len(states) // len(generators)
     for done, timestep in enumerate(timesteps, start=1):
         if "order" in takes:  # diffusers counts on steps that were not made when it begins in the middle
@@ -207,7 +211,7 @@ def _draw(
         seen = scheduler.scale_model_input(latents, timestep)
         rows = seen.repeat(copies, 1, 1, 1).to(states.dtype)
         with autocast():
-            output = model.family.predict(model.unet, rows, timestep.expand(len(states)), given).float()
+            output = model.family.predict(model.backbone, rows, timestep.expand(len(states)), conditioning).float()
         if guided(request):
             without, with_prompt = output.chunk(2)
             output = without + request.scale * (with_prompt - without)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from library.options.mistakes import Mistake, UserError
 
 if TYPE_CHECKING:
-    from library.objective.process import Prediction
+    from library.objective.process import ForwardProcess, Prediction
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def check_sampler(name: str) -> Mistake | None:
     return None
 
 
-def make_scheduler(name: str, prediction: Prediction, zero_terminal_snr: bool = False) -> Any:
-    """A fresh scheduler of diffusers over Stable Diffusion's scaled-linear process. UserError for a wrong name.
+def make_scheduler(name: str, process: ForwardProcess, prediction: Prediction, zero_terminal_snr: bool = False) -> Any:
+    """A fresh scheduler of diffusers over a family's process. UserError for a wrong name.
 
     `zero_terminal_snr`: over the process rescaled to end in noise alone, for v-prediction (from an output that means
     noise nothing follows there), and as far as the sampler can.
@@ -93,10 +93,7 @@ def make_scheduler(name: str, prediction: Prediction, zero_terminal_snr: bool = 
 
     sampler = SAMPLERS[name]
     return getattr(diffusers, sampler.scheduler)(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **process.scheduler_arguments(),
         prediction_type=_PREDICTIONS[prediction],
         **sampler.arguments,
         **(sampler.zero_snr if zero_terminal_snr and prediction == "v" else {}),
@@ -111,7 +108,9 @@ def begin_below(name: str, scheduler: Any, end: float) -> Any:
     start = next((place for place in range(0, len(timesteps), scheduler.order) if timesteps[place] < end), None)
     if start is None:
         what = f'the sampler "{name}" with so few steps takes none below timestep {end:g}, where refining begins'
-        raise UserError([Mistake(what, f"give more steps: {int(1000 / end) + 1} or more")])
+        raise UserError(
+            [Mistake(what, f"give more steps: {int(scheduler.config.num_train_timesteps / end) + 1} or more")]
+        )
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     if not SAMPLERS[name].corrected:

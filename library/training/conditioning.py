@@ -1,4 +1,4 @@
-"""From the captions of a batch to what the network is told: encoded now, or once before the training."""
+"""From a batch to its conditioning; captions are encoded now, or once before the training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from library.data.batch import Batch
+from library.data.batch import Batch, TextInput, Tokenize
 from library.data.cache import text_cache
 from library.data.cache.text_cache import TextStore
-from library.data.dataset import Tokenize
 from library.families.empty_text import zero_empty
+from library.training.loading import text_settings
+from library.training.memory import computing
 
 if TYPE_CHECKING:
-    from library.families.family import Family, TextSettings
+    from library.families.family import Conditioning, Family, Model, TextSettings
+    from library.training.plan.facts import RunFacts
+    from library.training.trainable import Trainable
 
 MOST_IN_MEMORY = 4096  # texts: 1 GB of SD1's states in float32
 MOST_ON_DISK = 65536
@@ -25,7 +28,7 @@ FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and s
 
 @dataclass
 class Conditioner:
-    """Called with a batch, gives what the network is told of it, on the device (families.family.Conditioning).
+    """Called with a batch, gives its conditioning, on the device (families.family.Conditioning).
 
     `text_encoders` are those that compute. `store` None: nothing was encoded beforehand.
     """
@@ -37,34 +40,50 @@ class Conditioner:
     device: torch.device
     store: TextStore | None = None
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> Conditioning:
         """Of a batch; what encoders give for captions that are in no store is computed, with gradients if there are
         any."""
         if self.store is None:
-            found = self._outputs(batch.input_ids, batch.token_weights)
+            outputs = self._encode(batch.text_inputs)
         else:
-            found = text_cache.outputs(batch.captions, self.store, self.encode)
-        return self._told(found, batch.captions, batch.sizes, batch.score)
+            outputs = text_cache.outputs(batch.captions, self.store, self.encode)
+        return self._conditioning(outputs, batch.captions, batch.sizes, batch.score)
 
-    def of_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> dict[str, Tensor]:
+    def of_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> Conditioning:
         """Of texts that are in no batch, with sizes (B, 6) and scores (B,) float32."""
         if self.store is None:
-            found = self._outputs(*self.tokenize(texts))
+            outputs = self._encode(self.tokenize(texts))
         else:
-            found = text_cache.outputs(texts, self.store, self.encode)
-        return self._told(found, texts, sizes, score)
+            outputs = text_cache.outputs(texts, self.store, self.encode)
+        return self._conditioning(outputs, texts, sizes, score)
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """What encoders give for texts, without gradients: what a cache keeps."""
         with torch.no_grad():
-            return self._outputs(*self.tokenize(texts))
+            return self._encode(self.tokenize(texts))
 
-    def _outputs(self, input_ids: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
-        return self.family.encode_text(self.text_encoders, input_ids.to(self.device), self.settings, weights)
+    def _encode(self, text_inputs: Mapping[str, TextInput]) -> dict[str, Tensor]:
+        there = {name: one.to(self.device) for name, one in text_inputs.items()}
+        return self.family.encode_text(self.text_encoders, there, self.settings)
 
-    def _told(
-        self, found: Mapping[str, Tensor], texts: Sequence[str], sizes: Tensor, score: Tensor
-    ) -> dict[str, Tensor]:
-        outputs = zero_empty(found, texts) if self.settings.empty_is_zero else found
-        told = {**outputs, "sizes": sizes, "score": score}
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in told.items()}
+    def _conditioning(
+        self, outputs: Mapping[str, Tensor], texts: Sequence[str], sizes: Tensor, score: Tensor
+    ) -> Conditioning:
+        if self.settings.empty_is_zero:
+            outputs = zero_empty(outputs, texts)
+        conditioning = {**outputs, "sizes": sizes, "score": score}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in conditioning.items()}
+
+
+def make_conditioner(facts: RunFacts, model: Model, trainable: Trainable, device: torch.device) -> Conditioner:
+    """The conditioner of a training, with the text encoders on the device."""
+    return Conditioner(
+        family=model.family,
+        text_encoders={
+            name: computing(module, trainable, name in trainable.active, facts.precision, device)
+            for name, module in model.text_encoders.items()
+        },
+        tokenize=facts.base_model.tokenizer,
+        settings=text_settings(facts),
+        device=device,
+    )

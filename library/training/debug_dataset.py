@@ -15,7 +15,7 @@ from library.checkpoints.header import CheckpointError
 from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
 from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
-from library.training.inputs import image_reader, training_set
+from library.training.inputs import dataset_of
 from library.training.plan.text import sections
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TOLD = ("model", "data", "captions", "buckets", "training", "length", "validatio
 def show_dataset(plan: Plan) -> Path:
     """Write the page into --output_dir, say where it is, and open it where somebody sits before a screen. Raises
     UserError if it cannot be written."""
-    dataset = training_set(plan.facts, image_reader(plan.facts), None)
+    dataset = dataset_of(plan.facts)
     found = plan.facts.images.scan
     page = Page(
         title=plan.facts.options.saving.output_name or plan.outputs.directory.name,
@@ -78,7 +78,6 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         dataset.caption(epoch, (epoch - 1) * plan.facts.order.steps_per_epoch, index, 0)
         for epoch in range(1, EPOCHS + 1)
     )
-    count = partial(plan.facts.base_model.tokenizer.count, weighted=plan.facts.options.caption.weighted_captions)
     return Shown(
         path=str(record.path),
         subset=str(subset.image_dir or subset.metadata_file),
@@ -88,7 +87,7 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
         mask=partial(_mask, reader, index, exact, MaskSettings.of(plan.facts.options.mask)) if masked else None,
-        captions=tuple(ShownCaption(text, count(text)) for text in texts),
+        captions=tuple(ShownCaption(text, plan.facts.base_model.tokenizer.count(text)) for text in texts),
         repeats=record.repeats,
         weight=plan.facts.options.objective.prior_loss_weight if record.is_reg else 1.0,
         offset=exact.offset,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +14,23 @@ from torch import nn
 from library.data.cache import latent_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
 from library.data.captions import vary_with_seed
-from library.data.dataset import Tokenize, TrainingDataset
+from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
 from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
-from library.training.run import LOGGER
 from library.training.validation.plan import texts_asked
 
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.training.plan.facts import RunFacts
+    from library.training.plan.images import Images
+    from library.training.trainable import Trainable
 
 
-def image_reader(facts: RunFacts) -> ImageReader:
-    """Reads the images of a run; those set aside for validation come last."""
-    images, found = facts.images, facts.images.scan
-    return ImageReader(images.all_records, images.all_placements, found.subsets, found.datasets)
-
-
-def fill_latents(facts: RunFacts, model: Model, vae: Any, reader: ImageReader) -> latent_cache.LatentStore | None:
-    """The latents of all images, or None when they are made on the way. `vae` is the one that computes."""
-    if not facts.options.cache.cache_latents:
-        return None
-    filled = encode_latents(facts, model, vae, reader)
-    LOGGER.info(str(filled))
-    return filled.store
+def image_reader(images: Images) -> ImageReader:
+    """Reads the images of a run; those that are held out for validation come last."""
+    return ImageReader(images.all_records, images.all_placements, images.scan.subsets, images.scan.datasets)
 
 
 def encode_latents(
@@ -74,30 +66,37 @@ def encode_latents(
     )
 
 
-def fill_captions(facts: RunFacts, dataset: TrainingDataset, conditioning: Conditioner, frozen: bool) -> bool:
-    """Encode all captions that can occur, as far as there is room, and let `conditioning` use them. True if the text
-    encoder has nothing left to do in the training.
+def fill_captions(
+    facts: RunFacts,
+    dataset: TrainingDataset,
+    conditioner: Conditioner,
+    trainable: Trainable,
+    say: Callable[[str], None],
+) -> bool:
+    """Encode all captions that can occur, as far as there is room, and let `conditioner` use them. True if the text
+    encoders have nothing left to do in the training.
 
-    Without --cache_text_encoder_outputs this is done where it costs nothing: for a text encoder that is `frozen`, and
+    Without --cache_text_encoder_outputs this is done where it costs nothing: for text encoders that are frozen, and
     captions that are few and always the same.
     """
     asked = facts.options.cache.cache_text_encoder_outputs
-    if not asked and not (frozen and _captions_are_few(facts, conditioning)):
+    frozen = trainable.active.isdisjoint(facts.base_model.family.text_encoders)
+    if not asked and not (frozen and _captions_are_few(facts, conditioner)):
         return False
     texts, complete = captions_to_come(facts, dataset)
-    filled = encode_captions(facts, texts, conditioning, progress=asked)
+    built = encode_captions(facts, texts, conditioner, progress=asked)
     if asked:
-        LOGGER.info(str(filled))
+        say(str(built))
     if not complete:
-        LOGGER.info(f"more than {len(texts)} different captions will occur; those beyond are encoded when they come")
-    conditioning.store = filled.store
+        say(f"more than {len(texts)} different captions will occur; those beyond are encoded when they come")
+    conditioner.store = built.store
     return complete
 
 
-def _captions_are_few(facts: RunFacts, conditioning: Conditioner) -> bool:
+def _captions_are_few(facts: RunFacts, conditioner: Conditioner) -> bool:
     """Whether all captions are known at once. The length of the run has no say, or a run made longer would compute
     otherwise than one of that length."""
-    if not conditioning.tokenize.padded or not _captions_stay(facts):
+    if not conditioner.tokenize.padded or not _captions_stay(facts):
         return False
     return len({record.caption for record in facts.images.records}) <= FEW
 
@@ -121,7 +120,7 @@ def captions_to_come(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[st
 def encode_captions(
     facts: RunFacts,
     texts: Sequence[str],
-    conditioning: Conditioner,
+    conditioner: Conditioner,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> TextCacheBuild:
@@ -130,20 +129,18 @@ def encode_captions(
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
     parts = (
         facts.precision.frozen,
-        conditioning.settings.clip_skip or 1,
-        conditioning.settings.kohya_projection,
-        conditioning.tokenize.chunks,
-        conditioning.tokenize.padded,
-        conditioning.tokenize.weighted,
+        conditioner.settings.clip_skip or 1,
+        conditioner.settings.kohya_projection,
+        conditioner.tokenize.cache_key,
     )
-    names = [module_name(encoder) for encoder in conditioning.text_encoders.values()] if to_disk else []
+    names = [module_name(encoder) for encoder in conditioner.text_encoders.values()] if to_disk else []
     return build_text_cache(
         texts,
-        conditioning.encode,
+        conditioner.encode,
         encoder=" ".join(map(str, (*names, *parts))) if to_disk else "",
         folder=cache_folder(options.dataset) / "captions" if to_disk else None,
         # unpadded captions differ in length from batch to batch
-        batch_size=16 if conditioning.tokenize.padded else 1,
+        batch_size=16 if conditioner.tokenize.padded else 1,
         share=share,
         progress=progress,
     )
@@ -161,22 +158,21 @@ def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def tokenize_with(facts: RunFacts) -> Tokenize:
-    """How captions become ids in this run."""
-    options = facts.options
-    return Tokenize(
-        facts.base_model.tokenizer,
-        chunks=facts.images.captions.limit // 75,
-        padded=not options.model.no_token_padding,
-        weighted=options.caption.weighted_captions,
-    )
+def training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], None]) -> TrainingDataset:
+    """The dataset of a run, with --cache_latents with the latents of all images. `vae` is the one that computes."""
+    dataset = dataset_of(facts)
+    if not facts.options.cache.cache_latents:
+        return dataset
+    built = encode_latents(facts, model, vae, dataset.images)
+    say(str(built))
+    return replace(dataset, latents=built.store)
 
 
-def training_set(facts: RunFacts, reader: ImageReader, latents: latent_cache.LatentStore | None) -> TrainingDataset:
-    """The dataset of a run, with latents or with pixels."""
+def dataset_of(facts: RunFacts) -> TrainingDataset:
+    """The dataset of a run, with pixels."""
     return TrainingDataset(
-        images=reader,
-        tokenize=tokenize_with(facts),
+        images=image_reader(facts.images),
+        tokenize=facts.base_model.tokenizer,
         seed=facts.seed,
         steps=facts.duration.steps,
         stride=facts.base_model.family.latent.stride,
@@ -184,5 +180,4 @@ def training_set(facts: RunFacts, reader: ImageReader, latents: latent_cache.Lat
         prior_loss_weight=facts.options.objective.prior_loss_weight,
         crop_conditioning=facts.options.dataset.crop_conditioning,
         score=facts.options.dataset.data_aesthetic_score,
-        latents=latents,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from library.families.family import Model, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.runtime.half_weights import compute_in_full
 from library.runtime.precision import FloatName, torch_dtype
-from library.training.run import LOGGER
+from library.training.memory import loading_device
 from library.training.saving.model_file import clip_skip_of, refuse_broken_weights
 
 if TYPE_CHECKING:
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    facts: RunFacts, device: torch.device, only: Collection[str] | None = None, base: FloatName = "fp32"
+    facts: RunFacts,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    only: Collection[str] | None = None,
+    base: FloatName = "fp32",
 ) -> Model:
-    """All weights in float32, or those of the parts in `only`; what the checkpoint held besides is logged.
+    """All weights in float32, or those of the parts in `only`, read to `device` or to main memory; what the checkpoint
+    held besides is said.
 
     `base` in half precision: the matrices of U-Net and text encoders lie in that format, and are computed with in
     float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no
@@ -34,7 +40,7 @@ def load_model(
         vae=base_model.vae,
         dtype=torch.float32,
         matrices=None if base == "fp32" else torch_dtype(base),
-        device=device,
+        device=loading_device(facts.options.memory, device),
         prediction=base_model.prediction,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         only=only,
@@ -42,7 +48,7 @@ def load_model(
     )
     model.zero_terminal_snr = base_model.objective.zero_terminal_snr
     for note in model.notes:
-        LOGGER.info(note)
+        say(note)
     for name, module in model.modules().items():
         if name != "vae" and base != "fp32":
             compute_in_full(module)
@@ -71,7 +77,7 @@ def has_bare_projection(source: Header) -> bool:
 
 def refuse_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
     """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
-    empty = model.tokenizer.tensor([""]).to(device)
+    empty = {name: one.to(device) for name, one in model.tokenizer([""]).items()}
     try:
         with torch.no_grad():
             model.family.encode_text(model.text_encoders, empty, settings)

@@ -13,14 +13,12 @@ import torch
 from library.data.order import BatchRequest, EpochOrder
 from library.objective.loss import Term, total, window_share
 from library.options.mistakes import Mistake, UserError
-from library.runtime.processes import Processes
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, freeze_finished, groups_of, trainable_parameters
+from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from library.data.batch import Batch
 
 
@@ -44,28 +42,24 @@ class Loop:
     epoch_ended) after every optimiser step and after every whole epoch, in this order, by the process that writes.
     """
 
-    accelerator: Accelerator
-    trained: Trainable
+    run: Run
+    trainable: Trainable
     optimizer: Any
     schedule: Any
+    weights: Weights
     order: EpochOrder
     losses: Callable[[Batch], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
-    log: Callable[[dict[str, float], int], None]
     due: Sequence[Callable[[Progress, bool], None]]
-    say: Callable[[str], None]
-    progress_bar: Any
-    steps: int
-    epochs: int
+    duration: Duration
     max_grad_norm: float
-    processes: Processes = Processes()
 
-    def run(self, progress: Progress) -> Progress:
+    def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError on a loss that is not finite."""
-        freeze_finished(self.trained.parts, progress.step)
-        if progress.step >= self.steps:
+        freeze_finished(self.trainable.parts, progress.step)
+        if progress.step >= self.duration.steps:
             return progress
-        if progress.window == self.order.steps_per_epoch:  # saved after an epoch's last step, before its end
+        if progress.window == self.duration.steps_per_epoch:  # saved after an epoch's last step, before its end
             self._end_epoch(progress)
         else:
             self._begin_epoch(progress)
@@ -81,38 +75,38 @@ class Loop:
             self._step(window, progress)
             self._call_due(progress, epoch_ended=False)
             window = Window()
-            if progress.window == self.order.steps_per_epoch or progress.step >= self.steps:
+            if progress.window == self.duration.steps_per_epoch or progress.step >= self.duration.steps:
                 self._end_epoch(progress)
-            if progress.step >= self.steps:
+            if progress.step >= self.duration.steps:
                 break
         return progress
 
     def _requests(self, epoch: int, window: int) -> Iterator[BatchRequest]:
         """All that the run still asks for, from this window of this epoch on."""
-        rank, world = self.processes.rank, self.processes.world
+        rank, world = self.run.processes.rank, self.run.processes.world
         yield from self.order.requests(epoch, window, rank, world)
-        for later in range(epoch + 1, self.epochs + 1):
+        for later in range(epoch + 1, self.duration.epochs + 1):
             yield from self.order.requests(later, 0, rank, world)
 
     def _call_due(self, progress: Progress, epoch_ended: bool) -> None:
-        for call in self.due if self.processes.is_writer else ():
+        for call in self.due if self.run.processes.is_writer else ():
             call(progress, epoch_ended)
 
     def _begin_epoch(self, progress: Progress) -> None:
-        self.trained.epoch_begins()
-        self.say(f"epoch {progress.epoch}/{self.epochs}")
+        self.trainable.epoch_begins()
+        self.run.say(f"epoch {progress.epoch}/{self.duration.epochs}")
 
     def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
         """Add the gradients of a micro-batch, weighted by its share of the whole step."""
-        self.trained.step_begins()
-        with self.accelerator.autocast():
+        self.trainable.step_begins()
+        with self.run.accelerator.autocast():
             terms = self.losses(batch)
             losses = total(terms)
         weights = batch.weights.to(losses.device)
         if not request.is_counted:
             weights = torch.zeros_like(weights)
         share = window_share(losses, weights, request.window_samples)
-        self.accelerator.backward(share)
+        self.run.accelerator.backward(share)
         window.shares.append(share.detach())
         for term in terms if len(terms) > 1 else ():
             part = window_share(term.losses.detach(), weights, request.window_samples)
@@ -125,35 +119,35 @@ class Loop:
         one that is not finite stops all of them, before anything is changed."""
         loss = self._whole(window.shares)
         if not math.isfinite(loss):
-            raise not_finite(window, progress, self.processes)
+            raise not_finite(window, progress, self.run.processes)
         terms = {name: self._whole(shares) for name, shares in window.terms.items()}
         if self.max_grad_norm > 0:
-            self.accelerator.unscale_gradients()
-            clip_gradients(trainable_parameters(self.trained.parts), self.max_grad_norm)
+            self.run.accelerator.unscale_gradients()
+            clip_gradients(trainable_parameters(self.trainable.parts), self.max_grad_norm)
         self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:
+        measured = self.trainable.step_ended()
+        if not self.run.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
-        measured = self.trained.step_ended()
+            self.weights.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.window += 1
         progress.epoch_losses.append(loss)
-        for part in freeze_finished(self.trained.parts, progress.step):
-            self.say(f"step {progress.step}: {part.name} is trained no further")
-        if self.processes.is_writer:
+        for part in freeze_finished(self.trainable.parts, progress.step):
+            self.run.say(f"step {progress.step}: {part.name} is trained no further")
+        if self.run.processes.is_writer:
             values = {**self._losses(loss, terms, progress), **self._learning_rates(), **measured}
-            self.log(values, progress.step)
-        self.progress_bar.update(1)
-        self.progress_bar.set_postfix(avr_loss=_mean(progress.epoch_losses))
+            self.run.log(values, progress.step)
+        self.run.console.step_done(_mean(progress.epoch_losses))
 
     def _whole(self, shares: Sequence[torch.Tensor]) -> float:
         """The loss of a window by the shares of its micro-batches on all ranks."""
-        return float(self.processes.sum(torch.as_tensor(sum(shares))))
+        return float(self.run.processes.sum(torch.as_tensor(sum(shares))))
 
     def _losses(self, loss: float, terms: Mapping[str, float], progress: Progress) -> dict[str, float]:
         """The loss of a step, its terms where there are several and, where the recipe's users look for it, the mean
         over as many steps as an epoch has."""
-        tags = self.trained.tags
+        tags = self.trainable.tags
         found = {tags.step: loss, **{f"loss/{name}": value for name, value in terms.items()}}
         if tags.average:
             found[tags.average] = _mean(
@@ -165,7 +159,7 @@ class Loop:
         """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they
         adapt to."""
         rates: dict[str, float] = {}
-        names = [group.name for group in groups_of(self.trained.parts)]
+        names = [group.name for group in groups_of(self.trainable.parts)]
         for name, group, rate in zip(names, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False):
             rates[f"lr/{name}"] = float(rate)
             if "d" in group:
@@ -173,16 +167,16 @@ class Loop:
         return rates
 
     def _end_epoch(self, progress: Progress) -> None:
-        if progress.epoch_losses and self.processes.is_writer:
-            self.log({self.trained.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
-        if progress.window < self.order.steps_per_epoch:
+        if progress.epoch_losses and self.run.processes.is_writer:
+            self.run.log({self.trainable.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
+        if progress.window < self.duration.steps_per_epoch:
             return
         self._call_due(progress, epoch_ended=True)
         progress.epoch += 1
         progress.window = 0
         progress.last_epoch_losses = progress.epoch_losses
         progress.epoch_losses = []
-        if progress.step < self.steps:
+        if progress.step < self.duration.steps:
             self._begin_epoch(progress)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from library.training.trainable import Trainable
 
 
-def prepare(model: Model, trained: Trainable, precision: Precision, options: MemoryOptions) -> None:
+def prepare(model: Model, trainable: Trainable, precision: Precision, options: MemoryOptions) -> None:
     """Put a loaded model into the state that training needs.
 
     The model is frozen and in evaluation mode; then the trained parts get their own format and training mode, where
@@ -30,22 +30,22 @@ def prepare(model: Model, trained: Trainable, precision: Precision, options: Mem
     modules = model.modules()
     for module in modules.values():
         module.requires_grad_(False).eval()
-    for part in trained.parts:
+    for part in trainable.parts:
         part.module.to(torch_dtype(precision.trained)).train()
-        for group in part.rates() if trained.whole_model else ():
-            for parameter in group.parameters:
+        for group in part.learning_groups() if trainable.whole_model else ():
+            for parameter in part.parameters(group):
                 parameter.requires_grad_(True)
-    for name in sorted(trained.active) if options.gradient_checkpointing else ():
+    for name in sorted(trainable.active) if options.gradient_checkpointing else ():
         checkpoint_activations(modules[name].train())  # neither package checkpoints in evaluation mode
-    set_attention(model.unet, precision.attention)
+    set_attention(model.backbone, precision.attention)
 
 
-def computing(module: Any, trained: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:
+def computing(module: Any, trainable: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:
     """The module that computes, on the device: itself where gradients go through it (`active`), else in the
     computation's format, and as a copy where its exact weights are to be written."""
     if active or precision.frozen == "fp32":
         return module.to(device)
-    if trained.whole_model:
+    if trainable.whole_model:
         return working_copy(module, precision.frozen, device)
     compute_as_stored(module)
     return module.to(device=device, dtype=torch_dtype(precision.frozen))
@@ -69,6 +69,25 @@ def image_encoder(vae: Any, precision: Precision, device: torch.device) -> Any:
     if device.type == "cpu":
         copied.encoder.to(memory_format=torch.channels_last)
     return copied
+
+
+def offload_vae(model: Model, options: MemoryOptions, *, keep: bool) -> None:
+    """Take the VAE off the device once every image is encoded. `keep`: it is still needed, to be saved or to decode."""
+    if keep:
+        model.vae.to("cpu")
+    else:
+        model.vae = None
+    release_memory(options)
+
+
+def offload_text_encoders(model: Model, options: MemoryOptions, *, keep: bool) -> None:
+    """Take the text encoders off the device once every caption is encoded. `keep`: their weights are saved."""
+    if keep:
+        for module in model.text_encoders.values():
+            module.to("cpu")
+    else:
+        model.text_encoders = {}
+    release_memory(options)
 
 
 def loading_device(options: MemoryOptions, device: torch.device) -> torch.device:

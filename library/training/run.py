@@ -1,33 +1,43 @@
-"""What surrounds a run: accelerator, global seed, console log, trackers; one context manager."""
+"""What surrounds a run: accelerator, global seed, console, trackers; one context manager."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from library.runtime.imports import large_imports
+from library.runtime.processes import Processes
 from library.training import trackers
+from library.training.console import Console
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from library.options.groups.run import RunOptions
     from library.options.train_options import TrainOptions
     from library.training.trackers import Trackers
-
-LOGGER = logging.getLogger("dreamfolder")
 
 
 @dataclass
 class Run:
-    """The accelerator of a run, and the log function (values, step) of its trackers."""
+    """What every room of a run may need: the accelerator, the console, the trackers, and the other processes."""
 
     accelerator: Accelerator
-    is_tracked: bool
+    console: Console
+    is_tracked: bool = False
+    processes: Processes = Processes()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return self.accelerator.device
+
+    def say(self, text: str) -> None:
+        """Write a line for the user."""
+        self.console.say(text)
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Hand values to the trackers; without trackers this does nothing."""
@@ -62,19 +72,6 @@ def open_run(options: TrainOptions, tracked_by: Trackers, mixed_precision: str, 
     if names:
         trackers.start(accelerator, tracked_by, folder, options)
     try:
-        yield Run(accelerator, bool(names))
+        yield Run(accelerator, Console(options.run), bool(names), Processes.current())
     finally:
         accelerator.end_training()
-
-
-def set_up_console(options: RunOptions) -> None:
-    """Send the log to --console_log_file or to stderr, at --console_log_level."""
-    handler: logging.Handler = logging.StreamHandler()
-    if options.console_log_file:
-        options.console_log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
-    text = "%(message)s" if options.console_log_simple else "%(asctime)s %(levelname)s %(message)s"
-    handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
-    LOGGER.handlers = [handler]
-    LOGGER.setLevel(options.console_log_level or "INFO")
-    LOGGER.propagate = False

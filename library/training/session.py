@@ -2,227 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
-from library.objective.masking import MaskSettings
-from library.objective.objective import Objective
+from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
-from library.runtime.processes import Processes
-from library.training.conditioning import Conditioner
-from library.training.inputs import fill_captions, fill_latents, image_reader, training_set
-from library.training.loading import load_model, text_settings
+from library.training.conditioning import make_conditioner
+from library.training.inputs import fill_captions, training_set
+from library.training.loading import load_model
 from library.training.loop import Loop
-from library.training.memory import (
-    computing,
-    fp16_gradients,
-    image_encoder,
-    loading_device,
-    prepare,
-    release_memory,
-)
-from library.training.optim.optimizers import allocate_state, averaged_weights, make_optimizer
+from library.training.memory import fp16_gradients, image_encoder, offload_text_encoders, offload_vae, prepare
+from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule
-from library.training.preview.drawing import Autocast, PromptStates, drawing, starts_of
-from library.training.preview.plan import read_requests
-from library.training.preview.preview import Preview
-from library.training.run import LOGGER, Run, open_run, set_up_console
+from library.training.preview.drawing import prompt_states
+from library.training.preview.preview import preview_of
+from library.training.run import open_run
 from library.training.saving.saver import Saver
-from library.training.saving.state import load_state, save_state
-from library.training.trainable import Trainable, parameter_groups
-from library.training.training_loss import TrainingLoss
+from library.training.saving.state import RandomStates, RunState, load_state, save_state
+from library.training.trainable import parameter_groups, wrap
+from library.training.training_loss import training_loss
 from library.training.validation.validation import validation_of
+from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
-    from library.families.family import Model
     from library.training.plan.plan import Plan
     from library.training.recipe import Recipe
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
-    """Carry out a plan. `recipe` has its say in what is trained. Raises UserError."""
-    options, family = plan.facts.options, plan.facts.base_model.family
-    set_up_console(options.run)
+    """Carry out a plan. `recipe` decides what is trained. Raises UserError."""
+    facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     with (
         # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
-        preallocate_heap(plan.costs.weights + plan.costs.optimizer if plan.facts.machine.is_cpu else 0),
-        open_run(options, plan.trackers, plan.facts.precision.mixed_precision, plan.facts.seed) as run,
+        preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
+        open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
-        accelerator = run.accelerator
-        device = accelerator.device
+        # Load the model and choose what is trained.
+        model = load_model(facts, run.device, run.say, base="fp32" if plan.adapter is None else precision.base)
+        trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
+        prepare(model, trainable, precision, options.memory)
 
-        # the model, what is trained of it, and how it is kept in memory
-        base = "fp32" if plan.adapter is None else plan.facts.precision.base
-        model = load_model(plan.facts, loading_device(options.memory, device), base=base)
-        trained = recipe.choose(model, plan.facts, plan.optimization, plan.adapter, LOGGER.info)
-        prepare(model, trained, plan.facts.precision, options.memory)
-
-        # the images: latents made beforehand or on the way, and batches in the order of the plan
-        vae = image_encoder(model.vae, plan.facts.precision, device)
-        reader = image_reader(plan.facts)
-        dataset = training_set(plan.facts, reader, fill_latents(plan.facts, model, vae, reader))
+        # Encode the images: all of them now, or batch by batch.
+        vae = image_encoder(model.vae, precision, run.device)
+        dataset = training_set(facts, model, vae, run.say)
         if options.cache.cache_latents:
-            vae = None
-            if trained.whole_model or plan.preview is not None:
-                model.vae.to("cpu")
-            else:
-                model.vae = None
-            release_memory(options.memory)
-        loader = BatchLoader(dataset, workers=plan.workers, pin_memory=device.type == "cuda")
+            vae = offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
+        loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
-        # the captions: encoded beforehand or on the way
-        model.unet.to(device)
-        context = Conditioner(
-            family=family,
-            text_encoders={
-                name: computing(module, trained, name in trained.active, plan.facts.precision, device)
-                for name, module in model.text_encoders.items()
-            },
-            tokenize=dataset.tokenize,
-            settings=text_settings(plan.facts),
-            device=device,
-        )
-        encoded = fill_captions(plan.facts, dataset, context, frozen=trained.active.isdisjoint(family.text_encoders))
-        prompts = prompt_states(plan, context, accelerator.autocast)
-        # new prompts may come to their file, and only who asks for its memory is refused them
-        is_spare = plan.preview is None or options.cache.cache_text_encoder_outputs
-        if encoded and is_spare:
+        # Encode the captions: all of them now, or batch by batch.
+        model.backbone.to(run.device)
+        conditioner = make_conditioner(facts, model, trainable, run.device)
+        encoded = fill_captions(facts, dataset, conditioner, trainable, run.say)
+        prompts = prompt_states(plan.preview, conditioner, run.accelerator.autocast)
+        # prompts may still change in their file, and only a user who asks for the encoders' memory loses that
+        if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
             prompts.forget()
-            context.text_encoders = {}
-            if trained.whole_model:  # their weights are written
-                for module in model.text_encoders.values():
-                    module.to("cpu")
-            else:
-                model.text_encoders = {}
-            release_memory(options.memory)
+            conditioner.text_encoders = {}
+            offload_text_encoders(model, options.memory, keep=trainable.whole_model)
 
-        # what changes the weights, counted in optimiser steps
+        # Make the optimizer and its schedule.
         optimizer = make_optimizer(
-            plan.optimization.optimizer, parameter_groups(trained.parts), plan.facts.precision.uses_scaler
+            plan.optimization.optimizer, parameter_groups(trainable.parts), precision.uses_scaler
         )
-        *_, optimizer = accelerator.prepare(*(part.module for part in trained.parts), optimizer)
+        wrapped, stepping = wrap(run.accelerator, trainable, optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
-        losses = TrainingLoss(
-            model=model,
-            context=context,
-            vae=vae,
-            objective=Objective.of(
-                plan.facts.base_model.objective,
-                family.process,
-                plan.facts.base_model.prediction,
-                MaskSettings.of(options.mask),
-            ),
-            seed=plan.facts.seed,
-            device=device,
+        weights = Weights(optimizer)
+
+        # Resume: all that a run goes on from.
+        state: RunState = {
+            **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
+            "schedule": schedule, "scaler": run.accelerator.scaler, "random": RandomStates(),
+        }  # fmt: skip
+        progress = plan.start if plan.resume is None else load_state(plan.resume, state)
+
+        # Train: the loss of a batch, what is due after a step, and the loop.
+        loss = training_loss(facts, model, wrapped, conditioner, vae)
+        save = partial(save_state, state=state, identity=plan.identity)
+        saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
+        validation = validation_of(facts, trainable, loss, dataset, run, weights)
+        preview = preview_of(facts, plan.preview, model, trainable, prompts, vae, dataset, run, weights)
+        loop = Loop(
+            run=run,
+            trainable=trainable.wrapped_as(wrapped),
+            optimizer=stepping,
+            schedule=schedule,
+            weights=weights,
+            order=facts.order,
+            losses=loss,
+            batches=loader.batches,
+            due=(saver.save_due, preview.due, validation.due),
+            duration=facts.duration,
+            max_grad_norm=options.optimizer.max_grad_norm,
         )
-
-        # where to begin, what is written when, and the training itself
-        progress = plan.start
-        if plan.resume is not None:
-            progress = load_state(plan.resume, trained.parts, optimizer, schedule, accelerator.scaler)
-        with tqdm(total=plan.facts.duration.steps, initial=progress.step, desc="steps", smoothing=0) as bar:
-            say = partial(say_beside, bar)
-            saver = Saver(
-                outputs=plan.outputs,
-                epochs=plan.facts.duration.epochs,
-                write_model=trained.write,
-                write_state=lambda folder, at: save_state(
-                    folder, trained.parts, optimizer, schedule, accelerator.scaler, at, plan.identity
-                ),
-                say=say,
-                optimizer=optimizer,
-            )
-            validation = validation_of(plan.facts, trained, losses, context, dataset, run, optimizer, say)
-            preview = preview_of(plan, model, trained, prompts, vae, dataset, run, optimizer, say)
-            loop = Loop(
-                accelerator=accelerator,
-                trained=trained,
-                optimizer=optimizer,
-                schedule=schedule,
-                order=plan.facts.order,
-                losses=losses,
-                batches=loader.batches,
-                log=run.log,
-                due=(saver.save_due, preview.due, validation.due),
-                say=say,
-                progress_bar=bar,
-                steps=plan.facts.duration.steps,
-                epochs=plan.facts.duration.epochs,
-                max_grad_norm=options.optimizer.max_grad_norm,
-                processes=Processes.current(),
-            )
+        with run.console.counting_steps(facts.duration.steps, progress.step):
             preview.before_training(progress)
-            say("running training / 学習開始")
-            with (
-                explain_dead_workers(),
-                closing(loader),
-                fp16_gradients(accelerator.scaler if plan.facts.precision.has_fp16_gradients else None),
-            ):
-                progress = loop.run(progress)
-            if loop.processes.is_writer:
+            run.say("running training / 学習開始")
+            scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
+            with explain_dead_workers(), closing(loader), fp16_gradients(scaler):
+                progress = loop.train(progress)
+            if run.processes.is_writer:
                 saver.finish(progress)
-
-
-def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> PromptStates:
-    """What makes the states of prompts for images while training; those known by now are made at once, as the text
-    encoder may be gone later."""
-    states = PromptStates(
-        family=context.family,
-        tokenizer=plan.facts.base_model.tokenizer,
-        text_encoders=context.text_encoders,
-        settings=context.settings,
-        autocast=autocast,
-    )
-    if context.store is not None and plan.preview is not None:
-        states.keep(read_requests(plan.preview))
-    return states
-
-
-def preview_of(
-    plan: Plan,
-    model: Model,
-    trained: Trainable,
-    prompts: PromptStates,
-    vae: Any,
-    dataset: TrainingDataset,
-    run: Run,
-    optimizer: Any,
-    say: Callable[[str], None],
-) -> Preview:
-    """Images while training, drawn with the weights that a file saved then would hold; `vae` is the one that
-    computes."""
-    modules = [*model.modules().values(), *(part.module for part in trained.parts)]
-    return Preview(
-        plan=plan.preview,
-        drawing=partial(
-            drawing,
-            model,
-            prompts,
-            vae=vae,
-            vae_format=plan.facts.precision.vae,
-            device=run.accelerator.device,
-            starts=starts_of(plan.facts, plan.preview, model, vae, dataset.images, dataset.latents),
-            strength=plan.facts.options.objective.refiner_training_strength,
-            autocast=run.accelerator.autocast,
-            release=partial(release_memory, plan.facts.options.memory),
-        ),
-        modules=modules,
-        say=say,
-        log_images=run.log_images,
-        weights=partial(averaged_weights, optimizer),
-        steps=plan.facts.duration.steps,
-        steps_per_epoch=plan.facts.order.steps_per_epoch,
-    )
-
-
-def say_beside(bar: tqdm[Any], text: str) -> None:
-    """A line for the user that leaves the progress bar whole, and goes to the log file if there is one."""
-    with bar.external_write_mode():
-        LOGGER.info(text)

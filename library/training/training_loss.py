@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,23 +11,26 @@ from torch import Tensor
 
 from library.data.batch import Batch
 from library.objective.loss import Term
+from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.seeds import torch_generator
 
 if TYPE_CHECKING:
     from library.families.family import Conditioning, Model
+    from library.training.conditioning import Conditioner
+    from library.training.plan.facts import RunFacts
 
 
 @dataclass
 class TrainingLoss:
     """Called with a batch, gives the terms of its loss: today there is one, denoising.
 
-    `context` gives what the network is told of a batch. `vae` is the one that computes: the model's own, or a copy in
+    `conditioning` gives that of a batch. `vae` is the one that computes: the model's own, or a copy in
     half precision; None: batches come with latents.
     """
 
     model: Model
-    context: Callable[[Batch], Conditioning]
+    conditioning: Callable[[Batch], Conditioning]
     vae: Any
     objective: Objective[Conditioning]
     seed: int
@@ -36,11 +39,11 @@ class TrainingLoss:
     def __call__(self, batch: Batch) -> tuple[Term, ...]:
         """Terms of (B,) float32, the weight by timestep included, the weight of regularisation images not."""
         family = self.model.family
-        latents = self.latents(batch) * family.latent.scale
-        context = self.context(batch)
+        latents = family.latent.scaled(self.latents(batch))
+        conditioning = self.conditioning(batch)
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
         noisy = self.objective.noisy(latents, draws)
-        output = family.predict(self.model.unet, noisy, draws.timesteps.to(self.device), context)
+        output = family.predict(self.model.backbone, noisy, draws.timesteps.to(self.device), conditioning)
         target = self.objective.target(latents, draws)
         return (Term("denoising", self.objective.compare(output, target, draws.timesteps, batch.mask)),)
 
@@ -55,3 +58,21 @@ class TrainingLoss:
     def generators(self, batch: Batch, purpose: str) -> list[torch.Generator]:
         """One for each sample, keyed by its place in the run: the same whoever computes it."""
         return [torch_generator(self.seed, purpose, index) for index in batch.sample_index.tolist()]
+
+
+def training_loss(
+    facts: RunFacts, model: Model, wrapped: Mapping[Any, Any], conditioner: Conditioner, vae: Any
+) -> TrainingLoss:
+    """The loss of a run, computed with the modules that accelerate has wrapped. `vae` is the one that computes."""
+    base_model = facts.base_model
+    conditioner.text_encoders = {name: wrapped.get(each, each) for name, each in conditioner.text_encoders.items()}
+    return TrainingLoss(
+        model=replace(model, backbone=wrapped.get(model.backbone, model.backbone)),
+        conditioning=conditioner,
+        vae=vae,
+        objective=Objective.of(
+            base_model.objective, model.family.process, base_model.prediction, MaskSettings.of(facts.options.mask)
+        ),
+        seed=facts.seed,
+        device=conditioner.device,
+    )

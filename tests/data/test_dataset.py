@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from library.data import images
-from library.data.batch import Batch
+from library.data.batch import Batch, TextInput
 from library.data.buckets import make_table
 from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
@@ -28,12 +28,12 @@ SIZES = [(64, 64), (90, 48), (64, 64), (48, 90), (80, 80)]
 DEADLY = "kill this worker"
 
 
-def tokenize(captions: Sequence[str]) -> tuple[torch.Tensor, None]:
+def tokenize(captions: Sequence[str]) -> dict[str, TextInput]:
     """Code points, one chunk of 77. One caption is the end of the worker that meets it, as for want of memory."""
     if DEADLY in captions:
         os._exit(1)
     rows = [[ord(letter) for letter in caption.ljust(77)[:77]] for caption in captions]
-    return torch.tensor(rows)[:, None], None
+    return {"text_encoder": TextInput(torch.tensor(rows)[:, None])}
 
 
 PLAIN, AS_THEY_ARE = ImageSettings(), CaptionSettings()
@@ -90,7 +90,8 @@ def request_of(epoch: int, bucket: Size, samples: Sequence[Sample], first: int =
 
 def assert_same(one: Batch, other: Batch) -> None:
     assert (one.paths, one.captions) == (other.paths, other.captions)
-    for name in ("pixels", "latents", "mask", "input_ids", "sizes", "score", "weights", "sample_index", "is_reg"):
+    assert torch.equal(one.text_inputs["text_encoder"].ids, other.text_inputs["text_encoder"].ids)
+    for name in ("pixels", "latents", "mask", "sizes", "score", "weights", "sample_index"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None and second is None) or torch.equal(first, second), name
 
@@ -102,9 +103,9 @@ def test_a_batch_holds_what_the_request_says(tmp_path: Path) -> None:
     assert batch.pixels is not None and batch.latents is None and len(batch) == 2
     assert batch.pixels.shape == (2, 3, 64, 64) and batch.pixels.dtype == torch.float32
     assert torch.equal(batch.pixels[0], torch.from_numpy(images.to_float(images.load(data.images.records[0].path))))
-    assert batch.input_ids.shape == (2, 1, 77) and batch.input_ids.dtype == torch.int64
+    ids = batch.text_inputs["text_encoder"].ids
+    assert ids.shape == (2, 1, 77) and ids.dtype == torch.int64
     assert batch.weights.tolist() == [1.0, 0.25] and batch.weights.dtype == torch.float32
-    assert batch.is_reg.tolist() == [False, True]
     assert batch.sizes.tolist() == [[64, 64, 0, 0, 64, 64], [80, 80, 0, 0, 64, 64]]
     assert batch.sizes.dtype == torch.float32
     assert batch.sample_index.tolist() == [30, 31] and batch.sample_index.dtype == torch.int64

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from library.data.batch import TextInput
 from library.data.buckets import make_table
 from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import TrainingDataset
@@ -26,8 +27,8 @@ from tests.data.image_files import record
 SQUARE = BucketSettings((64, 64))
 
 
-def tokenize(captions: Sequence[str]) -> tuple[torch.Tensor, None]:
-    return torch.zeros(len(captions), 1, 77, dtype=torch.int64), None
+def tokenize(captions: Sequence[str]) -> dict[str, TextInput]:
+    return {"text_encoder": TextInput(torch.zeros(len(captions), 1, 77, dtype=torch.int64))}
 
 
 def reader_of(path: Path, size: Size, buckets: BucketSettings, images: ImageSettings) -> ImageReader:

@@ -27,6 +27,9 @@ def test_an_adapter_is_trained_and_merged(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(compare, "WAYS", {"LoRA": (*compare.LORA, *few)})
     cost = compare.train("LoRA", seed=3)
     assert cost.seconds > 0 and cost.peak > 100e6 and cost.file.stat().st_size > 1e5
-    before, after = open_model(compare.BASE).unet.state_dict(), compare.trained_model("LoRA", cost).unet.state_dict()
+    before, after = (
+        open_model(compare.BASE).backbone.state_dict(),
+        compare.trained_model("LoRA", cost).backbone.state_dict(),
+    )
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and all("attentions" in name for name in changed)

@@ -31,8 +31,8 @@ def test_dtype_stays_and_gradients_reach_only_the_texts_with_words() -> None:
 
 
 def test_it_is_what_diffusers_draws_an_empty_negative_prompt_with(sdxl) -> None:
-    ids = sdxl.tokenizer.tensor(["a dog", ""])
+    text_inputs = sdxl.tokenizer(["a dog", ""])
     with torch.no_grad():
-        ours = zero_empty(sdxl.family.encode_text(sdxl.text_encoders, ids), ["a dog", ""])
+        ours = zero_empty(sdxl.family.encode_text(sdxl.text_encoders, text_inputs), ["a dog", ""])
     assert ours["states"].shape == (2, 77, 192) and ours["pooled"].shape == (2, 128)
     assert not ours["states"][1].any() and not ours["pooled"][1].any() and ours["states"][0].any()

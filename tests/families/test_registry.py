@@ -145,14 +145,12 @@ def test_sizes_are_counted_from_the_header(files, family):
     for source in (files[family], files[f"{family} folder"]):
         found = read_header(source)
         sizes = detect(found).sizes(found)
-        counted = {"unet": sizes.unet, "vae": sizes.vae, **sizes.text_encoders}
-        assert counted == {
+        assert sizes.parameters == {
             part: sum(p.numel() for p in getattr(modules, part).parameters())
             for part in ("unet", "vae", *tiny.text_names(family))
         }
-        assert sizes.texts() == sum(sizes.text_encoders.values()) and sizes.texts(["text_encoder"]) == counted.get(
-            "text_encoder", 0
-        )
+        assert sizes.total() == sum(sizes.parameters.values())
+        assert sizes.total(("unet", "vae")) == sizes.parameters["unet"] + sizes.parameters["vae"]
     kept = sum(tensor.nbytes for tensor in modules.last_layer.values())
     assert detect(read_header(files[family])).sizes(read_header(files[family])).kept_bytes == kept
 

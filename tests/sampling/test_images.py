@@ -43,12 +43,12 @@ def by_diffusers(model, request: ImageRequest, seed: int) -> np.ndarray:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    ours = model.tokenizer
+    ours = model.tokenizer.by_encoder["text_encoder"]
     pairs = [tuple(merge.split(" ")) for merge in ours.merges]
     tokenizer = CLIPTokenizer(vocab=dict(ours.vocab), merges=pairs, pad_token=ours.pad_text, model_max_length=77)
     pipeline = StableDiffusionPipeline(
-        model.vae, model.text_encoders["text_encoder"], tokenizer, model.unet,
-        make_scheduler(request.sampler, model.prediction),
+        model.vae, model.text_encoders["text_encoder"], tokenizer, model.backbone,
+        make_scheduler(request.sampler, model.family.process, model.prediction),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -140,27 +140,27 @@ def test_words_beyond_75_tokens_count_up_to_the_limit(sd1):
 
 
 def test_modules_in_training_are_left_in_training(sd1):
-    sd1.unet.train()
-    sd1.unet.conv_in.eval()
+    sd1.backbone.train()
+    sd1.backbone.conv_in.eval()
     sample(sd1, REQUEST, 1)
-    assert sd1.unet.training and not sd1.unet.conv_in.training and not sd1.vae.training
-    sd1.unet.eval()
+    assert sd1.backbone.training and not sd1.backbone.conv_in.training and not sd1.vae.training
+    sd1.backbone.eval()
 
 
 def test_weights_count_as_in_captions(sd1):
     """(sks:1.5) multiplies the states of its tokens by 1.5, and marks are no tokens."""
     seen = []
 
-    def encode(texts, chunks):
-        outputs = sd1.family.encode_text(sd1.text_encoders, sd1.tokenizer.tensor(texts, chunks))
+    def encode(texts, max_tokens):
+        outputs = sd1.family.encode_text(sd1.text_encoders, sd1.tokenizer.configured(max_tokens=max_tokens)(texts))
         outputs["states"][1, 4] *= 1.5  # begin, a, photo, of, sks
-        seen.append((texts, chunks))
+        seen.append((texts, max_tokens))
         return outputs
 
     plain = changed(REQUEST, prompt="a photo of sks dog")
     weighted = changed(REQUEST, prompt="a photo of (sks:1.5) dog")
     expected = sample_batch(sd1, [plain], [1], encode=encode)[0]
-    assert seen == [(["blurry", "a photo of sks dog"], 1)]
+    assert seen == [(["blurry", "a photo of sks dog"], 75)]
     assert far_apart(sample(sd1, weighted, 1), expected) <= 1
     assert far_apart(sample(sd1, weighted, 1), sample(sd1, plain, 1)) > 0
 

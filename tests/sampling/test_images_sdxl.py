@@ -14,6 +14,7 @@ from library.checkpoints.files import read_header
 from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import TextSettings
 from library.families.registry import load_model
+from library.families.sd.sdxl import SDXL
 from library.sampling.images import encode_prompts, sample, sample_batch
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import make_scheduler
@@ -43,7 +44,7 @@ def pipeline() -> Any:
     parts = tiny.diffusers_modules("sdxl")
     made = StableDiffusionXLPipeline(
         parts.vae, parts.text_encoder, parts.text_encoder_2, tokenizer(49407), tokenizer(0), parts.unet,
-        make_scheduler("euler", "epsilon"), force_zeros_for_empty_prompt=True, add_watermarker=False,
+        make_scheduler("euler", SDXL.process, "epsilon"), force_zeros_for_empty_prompt=True, add_watermarker=False,
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)
     return made
@@ -55,7 +56,8 @@ def refining() -> Any:
 
     parts = tiny.diffusers_modules("refiner")
     made = StableDiffusionXLImg2ImgPipeline(
-        parts.vae, None, parts.text_encoder_2, None, tokenizer(0), parts.unet, make_scheduler("euler", "epsilon"),
+        parts.vae, None, parts.text_encoder_2, None, tokenizer(0), parts.unet,
+        make_scheduler("euler", SDXL.process, "epsilon"),
         requires_aesthetics_score=True, force_zeros_for_empty_prompt=False, add_watermarker=False,
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)
@@ -79,7 +81,7 @@ def settings_of(request: ImageRequest, seed: int) -> dict[str, Any]:
 
 
 def drawn(pipeline: Any, request: ImageRequest, seed: int, **texts: Any) -> Any:
-    pipeline.scheduler = make_scheduler(request.sampler, "epsilon")
+    pipeline.scheduler = make_scheduler(request.sampler, SDXL.process, "epsilon")
     texts = texts or {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     return pipeline(**texts, width=request.width, height=request.height, **settings_of(request, seed)).images[0]
 
@@ -165,7 +167,7 @@ def decode_nothing(vae: Any, latents: Tensor) -> Tensor:
 def test_a_text_without_a_word_is_zeros_only_where_it_shall_be(sdxl: Any) -> None:
     texts = ["a dog", "", "a cat", ""]
     for settings, zero in ((ZERO, True), (TextSettings(), False)):
-        found = encode_prompts(sdxl.family, sdxl.tokenizer, sdxl.text_encoders, settings, texts, 1)
+        found = encode_prompts(sdxl.family, sdxl.tokenizer, sdxl.text_encoders, settings, texts, 75)
         assert found.keys() == {"states", "pooled"}
         for values in found.values():
             assert [bool((row == 0).all()) for row in values] == [False, zero, False, zero]
@@ -177,7 +179,7 @@ def test_the_refiner_refines_what_diffusers_refines(refiner: Any, refining: Any,
     start = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(1)) * 5
     request = replace(REQUEST, sampler=sampler, steps=10, width=512)
     (ours,) = sample_batch(refiner, [request], [7], starts=[start], strength=0.2)
-    refining.scheduler = make_scheduler(sampler, "epsilon")
+    refining.scheduler = make_scheduler(sampler, SDXL.process, "epsilon")
     theirs = refining(
         request.prompt,
         negative_prompt=request.negative_prompt,

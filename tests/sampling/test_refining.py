@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from library.families.clip.text_inputs import ClipTokenizers
+from library.families.clip.tokenizer import shipped_tokenizer
 from library.families.family import LatentSpace
 from library.objective.process import VariancePreserving
 from library.options.mistakes import UserError
@@ -23,6 +25,7 @@ from tests.sampling.test_samplers import AVAILABLE
 # diffusers' and numpy's remarks about their own future
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
+PROCESS = VariancePreserving.scaled_linear()
 SPACE = LatentSpace(channels=4, stride=8, scale=0.5, cache_suffix="_x.npz")
 SEVERAL = [name for name in AVAILABLE if not name.startswith("k_")]  # those are the same by another name
 REQUEST = ImageRequest("a dog", width=512, height=512, steps=12, scale=1.0)
@@ -46,24 +49,22 @@ class Knowing:
     def __init__(self, target: Tensor, prediction: str = "epsilon") -> None:
         self.target, self.prediction = target * SPACE.scale, prediction
         self.zero_terminal_snr = False
-        self.unet = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+        self.backbone = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
         self.vae, self.text_encoders = None, {}
-        self.tokenizer = SimpleNamespace(count=lambda text, weighted: 2)
+        self.tokenizer = ClipTokenizers({"text_encoder": shipped_tokenizer(49407)})
         self.asked: list[float] = []
         self.given: list[Any] = []
         self.noise: list[Tensor] = []
         self.ends: list[Tensor] = []
-        self.family = SimpleNamespace(
-            latent=SPACE, process=VariancePreserving.scaled_linear(), predict=self.predict, decode_latents=self.decode
-        )
+        self.family = SimpleNamespace(latent=SPACE, process=PROCESS, predict=self.predict, decode_latents=self.decode)
 
     def modules(self) -> dict[str, Any]:
         return {}
 
-    def predict(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Any) -> Tensor:
+    def predict(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
         """Of x = a x0 + b eps: eps, or v = a eps - b x0."""
         self.asked.append(float(timesteps[0]))
-        self.given.append(given)
+        self.given.append(conditioning)
         ratio = sigma(self.asked[-1])
         signal, noise = 1 / (1 + ratio**2) ** 0.5, ratio / (1 + ratio**2) ** 0.5
         eps = (noisy - signal * self.target) / noise
@@ -80,7 +81,7 @@ def refine(model: Any, starts: list[Tensor], strength: float, **changes: Any) ->
     return sample_batch(model, requests, list(range(len(starts))), starts=starts, strength=strength, encode=encode)
 
 
-def encode(texts: Sequence[str], chunks: int) -> dict[str, Tensor]:
+def encode(texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
     return {"states": torch.zeros(len(texts), 77, 8)}
 
 
@@ -101,7 +102,7 @@ def test_every_sampler_ends_at_the_image_that_the_network_knows(sampler: str, pr
 
 @pytest.mark.parametrize("sampler", SEVERAL)
 def test_the_steps_are_those_of_drawing_that_lie_in_the_share(sampler: str) -> None:
-    scheduler = make_scheduler(sampler, "epsilon")
+    scheduler = make_scheduler(sampler, PROCESS, "epsilon")
     scheduler.set_timesteps(12)
     every = sorted({float(timestep) for timestep in scheduler.timesteps})
     model = Knowing(image(1))
@@ -116,9 +117,9 @@ def test_a_refined_image_is_as_noisy_at_first_as_the_process_says() -> None:
     seen: list[Tensor] = []
 
     class Watching(Knowing):
-        def predict(self, unet: Any, noisy: Tensor, timesteps: Tensor, given: Any) -> Tensor:
+        def predict(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
             seen.append(noisy)
-            return super().predict(unet, noisy, timesteps, given)
+            return super().predict(backbone, noisy, timesteps, conditioning)
 
     model = Watching(image(1))
     refine(model, [image(2)], 0.2, steps=30)
@@ -163,7 +164,7 @@ def test_as_many_starts_as_requests() -> None:
 
 
 def test_the_corrected_first_step_asks_at_the_second_timestep_twice() -> None:
-    scheduler = make_scheduler("pndm", "epsilon")
+    scheduler = make_scheduler("pndm", PROCESS, "epsilon")
     scheduler.set_timesteps(10)
     assert scheduler.timesteps.tolist()[:4] == [901, 801, 801, 701]
     for end, expected in ((1000, [901, 801, 801, 701]), (850, [801, 701, 701, 601]), (100, [1])):

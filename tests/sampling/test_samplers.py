@@ -14,6 +14,7 @@ from library.sampling.samplers import SAMPLERS, make_scheduler
 # diffusers' and numpy's remarks about their own future
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
+PROCESS = VariancePreserving.scaled_linear()
 RESCALED = ("ddim", "euler", "euler_a", "dpmsolver", "dpmsolver++", "k_euler", "k_euler_a")
 
 
@@ -22,7 +23,7 @@ AVAILABLE = [name for name, each in SAMPLERS.items() if each.package is None or 
 
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_sampling_begins_at_the_last_timestep(name: str) -> None:
-    scheduler = make_scheduler(name, "v", zero_terminal_snr=True)
+    scheduler = make_scheduler(name, PROCESS, "v", zero_terminal_snr=True)
     scheduler.set_timesteps(4)
     assert round(float(scheduler.timesteps[0])) == 999
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
@@ -35,14 +36,38 @@ def test_sampling_begins_at_the_last_timestep(name: str) -> None:
 @pytest.mark.parametrize("name", RESCALED)
 def test_the_process_is_the_rescaled_one(name: str) -> None:
     """Lin et al. 2023 (arXiv 2305.08891), algorithm 1: sqrt(abar) shifted to end at 0, scaled to begin where it did."""
-    root = np.sqrt(np.array(VariancePreserving.scaled_linear().alphas_cumprod))
+    root = np.sqrt(np.array(PROCESS.alphas_cumprod))
     expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    table = make_scheduler(name, "v", zero_terminal_snr=True).alphas_cumprod.numpy()
+    table = make_scheduler(name, PROCESS, "v", zero_terminal_snr=True).alphas_cumprod.numpy()
     assert np.allclose(table, expected, rtol=2e-4, atol=1e-7) and table[-1] < 1e-7
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_without_it_and_for_predicted_noise_the_process_is_the_published_one(name: str) -> None:
-    expected = np.array(VariancePreserving.scaled_linear().alphas_cumprod)
-    for scheduler in (make_scheduler(name, "v"), make_scheduler(name, "epsilon", zero_terminal_snr=True)):
+    expected = np.array(PROCESS.alphas_cumprod)
+    for scheduler in (
+        make_scheduler(name, PROCESS, "v"),
+        make_scheduler(name, PROCESS, "epsilon", zero_terminal_snr=True),
+    ):
         assert np.allclose(scheduler.alphas_cumprod.numpy(), expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_of_stable_diffusion_every_bit_is_that_of_the_published_configuration(name: str) -> None:
+    """scheduler_config.json of runwayml/stable-diffusion-v1-5."""
+    import diffusers
+
+    published = getattr(diffusers, SAMPLERS[name].scheduler)(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    assert torch.equal(make_scheduler(name, PROCESS, "epsilon").alphas_cumprod, published.alphas_cumprod)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_another_process_is_drawn_with_its_own_table(name: str) -> None:
+    """DDPM's: betas from 0.0001 to 0.02, over half as many timesteps (arXiv 2006.11239, section 4)."""
+    table = np.cumprod(1 - np.linspace(1e-4, 0.02, 500))
+    scheduler = make_scheduler(name, VariancePreserving(tuple(table.tolist())), "epsilon")
+    assert np.allclose(scheduler.alphas_cumprod.numpy(), table, rtol=1e-4)
+    scheduler.set_timesteps(4)
+    assert float(scheduler.timesteps[0]) < 500

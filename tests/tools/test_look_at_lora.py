@@ -93,8 +93,9 @@ def test_the_whole_vocabulary_is_there(model: Path) -> None:
 
     found = lora_interrogator.vocabulary(Loaded())  # type: ignore[arg-type]
     assert len(found) == 49408 and sorted(found) == list(range(49408))
-    assert found[Loaded.tokenizer.encode("dog")[0]] == "dog " and found[49407] == "<|endoftext|>"
-    assert found[Loaded.tokenizer.encode("собака")[-1]].strip() in "собака"
+    encode = Loaded.tokenizer.by_encoder["text_encoder"].encode
+    assert found[encode("dog")[0]] == "dog " and found[49407] == "<|endoftext|>"
+    assert found[encode("собака")[-1]].strip() in "собака"
 
 
 def test_a_lora_of_the_unet_alone_moves_no_word(model: Path, tmp_path: Path) -> None:

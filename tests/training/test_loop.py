@@ -18,10 +18,11 @@ import torch
 from library.checkpoints.files import read_header
 from library.data.batch import Batch
 from library.data.buckets import make_table
-from library.data.dataset import Tokenize, TrainingDataset
+from library.data.dataset import TrainingDataset
 from library.data.order import BatchRequest, EpochOrder
 from library.data.reading import ImageReader
 from library.data.scan.scan import ImageRecord
+from library.families.clip.text_inputs import ClipTokenizers
 from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import AS_TRAINED, Conditioning
 from library.families.registry import load_model
@@ -36,12 +37,14 @@ from library.training.loop import Loop
 from library.training.saving.state import Progress
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
+from library.training.weight_averaging import Weights
 from tests import tiny
 from tests.runtime.test_processes import join
 
 # smaller images leave one pixel to the deepest level, whose normalisation then magnifies rounding a thousandfold
 SIZE = (128, 128)
 SAMPLES = tuple((index, 0) for index in range(7))
+TOKENIZER = ClipTokenizers({"text_encoder": ClipTokenizer(49407)})
 
 
 @dataclass
@@ -75,12 +78,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TrainingDataset:
         for index, path in enumerate(tiny.write_images(folder, 7, SIZE))
     )
     reader = ImageReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
-    return TrainingDataset(reader, Tokenize(ClipTokenizer(49407)), seed=5, steps=1, prior_loss_weight=0.3)
+    return TrainingDataset(reader, TOKENIZER, seed=5, steps=1, prior_loss_weight=0.3)
 
 
 def losses_of(model: Any, objective: Objective[Conditioning]) -> TrainingLoss:
     cpu = torch.device("cpu")
-    context = Conditioner(model.family, model.text_encoders, Tokenize(ClipTokenizer(49407)), AS_TRAINED, cpu)
+    context = Conditioner(model.family, model.text_encoders, TOKENIZER, AS_TRAINED, cpu)
     return TrainingLoss(model, context, model.vae, objective, 5, cpu)
 
 
@@ -97,10 +100,10 @@ def one_step(
 
     model = load_model(read_header(model_file))
     encoder = model.text_encoders["text_encoder"]
-    parts = (Part("unet", model.unet.train(), 1.0), Part("text_encoder1", encoder.train(), 0.5))
+    parts = (Part("unet", model.backbone.train(), 1.0), Part("text_encoder1", encoder.train(), 0.5))
     optimizer = torch.optim.SGD(parameter_groups(parts), lr=1.0)
     accelerator = Accelerator(cpu=True)
-    *_, prepared = accelerator.prepare(model.unet, encoder, optimizer)
+    *_, prepared = accelerator.prepare(model.backbone, encoder, optimizer)
     objective: Objective[Conditioning] = Objective(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
@@ -116,6 +119,7 @@ def one_step(
         trained=Trainable(parts, frozenset({"unet", "text_encoder"}), write=lambda path, step, epoch: None),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        weights=Weights(optimizer),
         order=FixedOrder(sizes),  # type: ignore[arg-type]
         losses=spoiled,
         batches=lambda requests: ((request, dataset[request]) for request in requests),
@@ -158,7 +162,7 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
     )
     losses = losses_of(model, objective)
     total = 0.0
-    model.unet.requires_grad_(False)
+    model.backbone.requires_grad_(False)
     encoder = model.text_encoders["text_encoder"].requires_grad_(False)
     model.vae.requires_grad_(False)
     for index in range(7):
@@ -169,8 +173,8 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
         noise = torch.randn(4, 16, 16, generator=losses.generators(batch, "posterior")[0])
         x0 = (posterior.mean + posterior.std * noise) * 0.18215
         noisy = math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * draws.noise
-        states = encoder(batch.input_ids[:, 0]).last_hidden_state
-        error = (model.unet(noisy, draws.timesteps, states).sample - draws.noise).square().mean()
+        states = encoder(batch.text_inputs["text_encoder"].ids[:, 0]).last_hidden_state
+        error = (model.backbone(noisy, draws.timesteps, states).sample - draws.noise).square().mean()
         snr = alpha / (1 - alpha)
         total += (0.3 if index % 3 == 2 else 1.0) * min(snr, 5.0) / snr * float(error)
     _, loss = one_step([3, 4], dataset, model_file)

@@ -154,9 +154,9 @@ def unet_with_mem_eff() -> Any:
 
 
 def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, Trainable]:
-    model: Any = SimpleNamespace(unet=unet(), vae=vae(), text_encoder=text_encoder())
-    model.modules = lambda: {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
-    parts = [Part("unet", model.unet, 1e-4)]
+    model: Any = SimpleNamespace(backbone=unet(), vae=vae(), text_encoder=text_encoder())
+    model.modules = lambda: {"unet": model.backbone, "vae": model.vae, "text_encoder": model.text_encoder}
+    parts = [Part("unet", model.backbone, 1e-4)]
     active = {"unet"}
     if train_text_encoder:
         parts.append(Part("text_encoder1", model.text_encoder, 1e-5))
@@ -172,8 +172,8 @@ def formats(module: torch.nn.Module) -> set[torch.dtype]:
 
 def test_trained_parts_learn_in_fp32_and_the_rest_is_frozen() -> None:
     model, _ = world(MemoryOptions(mixed_precision="bf16"), train_text_encoder=False)
-    assert formats(model.unet) == {torch.float32} and model.unet.training
-    assert all(parameter.requires_grad for parameter in model.unet.parameters())
+    assert formats(model.backbone) == {torch.float32} and model.backbone.training
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
     for frozen in (model.text_encoder, model.vae):
         assert not frozen.training
         assert not any(parameter.requires_grad for parameter in frozen.parameters())
@@ -188,7 +188,7 @@ def test_frozen_modules_compute_in_a_copy_and_keep_their_exact_weights() -> None
     copied = computing(model.text_encoder, trained, False, precision, device)
     assert formats(copied) == {torch.bfloat16}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.text_encoder.state_dict().items())
-    assert computing(model.unet, trained, True, precision, device) is model.unet
+    assert computing(model.backbone, trained, True, precision, device) is model.backbone
     assert formats(working_copy(model.vae, "fp16", device)) == {torch.float16}
     assert formats(model.vae) == {torch.float32}
 
@@ -211,20 +211,20 @@ def test_the_layout_of_the_image_encoder_changes_rounding_only(mixed: Any) -> No
 
 def test_full_bf16_trains_under_autocast() -> None:
     model, _ = world(MemoryOptions(mixed_precision="bf16", full_bf16=True, gradient_checkpointing=True))
-    assert formats(model.unet) == formats(model.text_encoder) == {torch.bfloat16}
+    assert formats(model.backbone) == formats(model.text_encoder) == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
-        value = loss(model.unet, model.text_encoder)
+        value = loss(model.backbone, model.text_encoder)
     value.backward()
-    found = gradients(model.unet, model.text_encoder)
+    found = gradients(model.backbone, model.text_encoder)
     assert value.isfinite() and {gradient.dtype for gradient in found.values()} == {torch.bfloat16}
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
 def test_checkpointing_is_switched_on_for_what_is_trained_only() -> None:
     one, _ = world(MemoryOptions(gradient_checkpointing=True), train_text_encoder=False)
-    assert one.unet.is_gradient_checkpointing and not one.text_encoder.is_activation_checkpointing
+    assert one.backbone.is_gradient_checkpointing and not one.text_encoder.is_activation_checkpointing
     both, _ = world(MemoryOptions(gradient_checkpointing=True))
-    assert both.unet.is_gradient_checkpointing and both.text_encoder.is_activation_checkpointing
+    assert both.backbone.is_gradient_checkpointing and both.text_encoder.is_activation_checkpointing
 
 
 def test_lowram_loads_straight_to_the_device() -> None:

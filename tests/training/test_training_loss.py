@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 
+from library.families.family import LatentSpace
 from library.objective.objective import Objective
 from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.training.training_loss import TrainingLoss
 
 PROCESS = VariancePreserving.scaled_linear()
+SPACE = LatentSpace(channels=4, stride=8, scale=0.5, cache_suffix="_x.npz")
 
 
 def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[int]) -> torch.Tensor:
     """Of a "network" that answers half of its input."""
-    family = SimpleNamespace(latent=SimpleNamespace(scale=0.5), predict=lambda unet, noisy, t, context: 0.5 * noisy)
-    model: Any = SimpleNamespace(family=family, unet=None)
+    family = SimpleNamespace(latent=SPACE, predict=lambda backbone, noisy, t, context: 0.5 * noisy)
+    model: Any = SimpleNamespace(family=family, backbone=None)
     empty = torch.zeros(len(latents))
     batch: Any = SimpleNamespace(latents=latents, mask=None, sample_index=torch.tensor(indices), pixels=None)
     objective: Objective[torch.Tensor] = Objective.of(options, PROCESS, "epsilon")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from library.data.batch import TextInput
 from library.families.clip.tokenizer import EOS_ID
 from library.families.family import AS_TRAINED, TextSettings
 from library.families.sd.shapes import Shapes, count_blocks
@@ -66,38 +67,30 @@ def restore_buffers(text_encoder: Any) -> None:
 
 def encode_text(
     text_encoders: Mapping[str, Any],
-    input_ids: Tensor,
+    text_inputs: Mapping[str, TextInput],
     settings: TextSettings = AS_TRAINED,
-    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The "states" for the U-Net: (B, 75n + 2, width) from ids (B, n, 77), or (B, L, width) from (B, 1, L).
 
     clip_skip k takes the k-th last layer instead of the last (None and 1 are equal), then the final norm. Chunks are
-    joined as kohya's trainer joins them: the beginning of the first, 75 states of each, the end of the last.
-    `weights`, of the ids' shape: see `weight_states`.
+    joined as kohya's trainer joins them: the beginning of the first, 75 states of each, the end of the last. For the
+    weights of captions see `weight_states`.
     Raises ValueError when clip_skip is not in 1 .. number of layers.
     """
-    text_encoder = text_encoders["text_encoder"]
-    batch, chunks, length = input_ids.shape
-    rows = input_ids.reshape(batch * chunks, length)
+    text_encoder, text_input = text_encoders["text_encoder"], text_inputs["text_encoder"]
     with layers_left_out(text_encoder, (settings.clip_skip or 1) - 1):
-        states: Tensor = text_encoder(rows).last_hidden_state
-    joined = join_chunks(states.reshape(batch, chunks, length, -1))
-    return {"states": joined if weights is None else weight_states(joined, weights)}
+        states: Tensor = text_encoder(text_input.ids.flatten(0, 1)).last_hidden_state
+    return {"states": _joined(states, text_input)}
 
 
-def penultimate(text_encoder: Any, input_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+def penultimate(text_encoder: Any, text_input: TextInput) -> Tensor:
     """The states before the last layer, without a final norm, (B, 75n + 2, width) from ids (B, n, 77)."""
-    batch, chunks, length = input_ids.shape
     with layers_left_out(text_encoder, 1, norm=False):
-        found: Tensor = text_encoder(input_ids.reshape(batch * chunks, length)).last_hidden_state
-    joined = join_chunks(found.reshape(batch, chunks, length, -1))
-    return joined if weights is None else weight_states(joined, weights)
+        states: Tensor = text_encoder(text_input.ids.flatten(0, 1)).last_hidden_state
+    return _joined(states, text_input)
 
 
-def penultimate_and_pooled(
-    text_encoder: Any, input_ids: Tensor, settings: TextSettings, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def penultimate_and_pooled(text_encoder: Any, text_input: TextInput, settings: TextSettings) -> tuple[Tensor, Tensor]:
     """As `penultimate`, of a CLIPTextModelWithProjection, and the pooled vector (B, projected width): the last layer's
     state at the first end of the text, after the final norm, through the projection. Of several chunks the first one's.
 
@@ -105,19 +98,23 @@ def penultimate_and_pooled(
     """
     from torch.nn import functional
 
-    batch, chunks, length = input_ids.shape
-    rows = input_ids.reshape(batch * chunks, length)
-    found = text_encoder(rows, output_hidden_states=True)
-    joined = join_chunks(found.hidden_states[-2].reshape(batch, chunks, length, -1))
-    pooled = found.text_embeds
+    rows = text_input.ids.flatten(0, 1)
+    outputs = text_encoder(rows, output_hidden_states=True)
+    pooled = outputs.text_embeds
     if settings.kohya_projection:
-        last = found.last_hidden_state
+        last = outputs.last_hidden_state
         ends = (rows == EOS_ID).int().argmax(-1)
         at_end = last[range(len(rows)), ends]
         matrix = getattr(text_encoder, "module", text_encoder).text_projection.weight
         pooled = functional.linear(at_end, matrix.T.to(at_end.dtype))
-    pooled = pooled.reshape(batch, chunks, -1)[:, 0]
-    return joined if weights is None else weight_states(joined, weights), pooled
+    pooled = pooled.unflatten(0, text_input.ids.shape[:2])[:, 0]
+    return _joined(outputs.hidden_states[-2], text_input), pooled
+
+
+def _joined(states: Tensor, text_input: TextInput) -> Tensor:
+    """(B, 75n + 2, width) from the states (B * n, 77, width) of all chunks, times the weights if there are any."""
+    joined = join_chunks(states.unflatten(0, text_input.ids.shape[:2]))
+    return joined if text_input.weights is None else weight_states(joined, text_input.weights)
 
 
 def weight_states(states: Tensor, weights: Tensor) -> Tensor:

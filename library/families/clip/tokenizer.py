@@ -23,7 +23,7 @@ from library.families.clip import prompt_weights
 if TYPE_CHECKING:
     import torch
 
-    from library.families.family import Tokenizer as AnyTokenizer
+    from library.families.family import EncoderTokenizer
 
 BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
 CHUNK = 75  # tokens of text in one pass of the text encoder
@@ -57,10 +57,6 @@ class ClipTokenizer:
         digest = hashlib.blake2b("\n".join(self.merges).encode("utf-8", "surrogatepass"), digest_size=8)
         digest.update(f"{len(self.vocab)} {self.pad_text}".encode())
         return f"clip-{digest.hexdigest()}"
-
-    def each(self) -> Sequence[ClipTokenizer]:
-        """Itself: there is one text encoder."""
-        return (self,)
 
     def encode(self, caption: str) -> list[int]:
         """The caption's ids, uncut, without the beginning and end tokens."""
@@ -189,7 +185,7 @@ def shipped_tokenizer(pad_id: int) -> ClipTokenizer:
     return ClipTokenizer(pad_id)
 
 
-def keep_tokenizer(tokenizer: AnyTokenizer, cache_dir: Path, model_id: str) -> None:
+def keep_tokenizer(tokenizer: EncoderTokenizer, cache_dir: Path, model_id: str) -> None:
     """Write a tokenizer into `--tokenizer_cache_dir` on first use. Raises OSError."""
     folder = cache_dir / model_id.replace("/", "_")
     if not folder.is_dir():

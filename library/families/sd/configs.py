@@ -39,7 +39,7 @@ def read_configs(
             "unet": unet.unet_config(
                 _shapes(parts["unet"]), heads=variant.heads, head_size=variant.head_size, ids=variant.ids
             ),
-            "vae": vae.vae_config(_shapes(parts["vae"]), variant.scale),
+            "vae": vae.vae_config(_shapes(parts["vae"]), family.latent.scale),
             **{text.name: clip_text.text_config(_shapes(parts[text.name]), text) for text in variant.texts},
         }
     except (KeyError, ValueError, IndexError) as error:

@@ -16,11 +16,11 @@ model:
   target: ldm.models.diffusion.ddpm.LatentDiffusion
   base_learning_rate: 1.0e-4
   params:
-{parameterization}    linear_start: 0.00085
-    linear_end: 0.0120
+{parameterization}    linear_start: {first_beta}
+    linear_end: {last_beta:.4f}
     num_timesteps_cond: 1
     log_every_t: 200
-    timesteps: 1000
+    timesteps: {timesteps}
     first_stage_key: jpg
     cond_stage_key: txt
     image_size: {image_size}
@@ -88,10 +88,14 @@ def write_inference_yaml(model: Model, model_path: Path) -> Path | None:
 
 def inference_yaml(model: Model) -> str:
     """The configuration's text, its numbers read from the modules."""
-    unet, vae = model.unet.config, model.vae.config
+    unet, vae = model.backbone.config, model.vae.config
     attends = [kind.startswith("CrossAttn") for kind in unet.down_block_types]
+    process = model.family.process.scheduler_arguments()
     return _TEMPLATE.format(
         parameterization='    parameterization: "v"\n' if model.prediction == "v" else "",
+        first_beta=process["beta_start"],
+        last_beta=process["beta_end"],
+        timesteps=process["num_train_timesteps"],
         image_size=64,
         channels=unet.in_channels,
         scale=vae.scaling_factor,

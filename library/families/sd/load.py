@@ -56,7 +56,7 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
         modules.update({part: filler.fill(part, makers(variant)[part], apart.configs[part]) for part in chosen})
     model = Model(
         family=family,
-        unet=modules["unet"],
+        backbone=modules["unet"],
         vae=modules["vae"],
         text_encoders={text.name: modules[text.name] for text in variant.texts},
         tokenizer=family.tokenizer(source, options.tokenizer_cache_dir),
@@ -73,8 +73,8 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
             clip_text.restore_buffers(text_encoder)
     reader.close()
     if options.tokenizer_cache_dir is not None:
-        for text, tokenizer in zip(variant.texts, model.tokenizer.each(), strict=True):
-            keep_tokenizer(tokenizer, options.tokenizer_cache_dir, text.tokenizer_id)
+        for text in variant.texts:
+            keep_tokenizer(model.tokenizer.by_encoder[text.name], options.tokenizer_cache_dir, text.tokenizer_id)
     return model
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import Header
 from library.checkpoints.lazy import LazyTensor
-from library.families.clip.paired_tokenizers import ClipTokenizers
+from library.families.clip.text_inputs import ClipTokenizers
 from library.families.clip.tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
 from library.families.sd import vae
@@ -42,6 +42,8 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
         return tokenizer(variant, source, tokenizer_cache_dir)
 
     family = Family(
+        backbone="unet",
+        backbone_title="U-Net",
         latent=latent,
         process=VariancePreserving.scaled_linear(),
         recognise=partial(recognise, variant),
@@ -62,9 +64,7 @@ def sizes(family: Family, variant: Variant, source: Header, vae: Path | str | No
     """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
     apart = take_apart(family, variant, TensorReader(source), vae)
     return PartSizes(
-        unet=_count(apart.parts["unet"]),
-        text_encoders={text.name: _count(apart.parts[text.name]) for text in variant.texts},
-        vae=_count(apart.parts["vae"]),
+        parameters={part: _count(apart.parts[part]) for part in variant.parts},
         kept_bytes=sum(tensor.info.nbytes for tensor in apart.kept.values()),
     )
 
@@ -75,8 +75,7 @@ def _count(tensors: Mapping[str, LazyTensor]) -> int:
 
 def tokenizer(variant: Variant, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer:
     """A diffusers folder's own tokenizers, else those of --tokenizer_cache_dir, else the shipped one."""
-    found = tuple(_tokenizer(text, source, tokenizer_cache_dir) for text in variant.texts)
-    return found[0] if len(found) == 1 else ClipTokenizers(found)
+    return ClipTokenizers({text.name: _tokenizer(text, source, tokenizer_cache_dir) for text in variant.texts})
 
 
 def _tokenizer(text: TextKind, source: Header | None, cache: Path | None) -> ClipTokenizer:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoints import sd_layout
+from library.data.batch import TextInput
 from library.families.clip import text_encoder as clip_text
 from library.families.family import AS_TRAINED, Conditioning, TextSettings
 from library.families.sd import unet
@@ -38,29 +39,27 @@ _REFINER = Variant(
         "tokenizer": [None, None],
     },
     ids=IDS,
-    scale=LATENT.scale,
     marks_prediction=True,
 )
 
 
 def encode_text(
     text_encoders: Mapping[str, Any],
-    input_ids: Tensor,
+    text_inputs: Mapping[str, TextInput],
     settings: TextSettings = AS_TRAINED,
-    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The "states" (B, 75n + 2, width) before the last layer, and "pooled" (B, width), from ids (B, n, 77)."""
-    encoder = text_encoders["text_encoder_2"]
-    states, pooled = clip_text.penultimate_and_pooled(encoder, input_ids, settings, weights)
+    encoder, text_input = text_encoders["text_encoder_2"], text_inputs["text_encoder_2"]
+    states, pooled = clip_text.penultimate_and_pooled(encoder, text_input, settings)
     return {"states": states, "pooled": pooled}
 
 
-def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-    """The U-Net's output, told the file's size, the crop's place and the score of `given` too."""
+def predict(backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """The U-Net's output, told the file's size, the crop's place and the score of `conditioning` too."""
     import torch
 
-    ids = torch.cat([given["sizes"][:, :4], given["score"][:, None]], 1)
-    return unet.predict_with_ids(unet_module, noisy, timesteps, given, ids)
+    ids = torch.cat([conditioning["sizes"][:, :4], conditioning["score"][:, None]], 1)
+    return unet.predict_with_ids(backbone, noisy, timesteps, conditioning, ids)
 
 
 REFINER = make_family(

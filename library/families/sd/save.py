@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, dtype_name
 from library.checkpoints.prediction_marks import MARKS, marks
 from library.checkpoints.writer import write_bin, write_ckpt, write_json, write_safetensors
-from library.families.family import Model, SaveAs, Tokenizer
+from library.families.family import EncoderTokenizer, Model, SaveAs
 from library.families.sd.variant import TextKind, Variant
 from library.objective.process import ForwardProcess, Prediction
 
@@ -44,13 +44,13 @@ class Contents:
     """What is written: a model in memory, or one that passes through.
 
     `parts`: part -> name in its module -> tensor; `modules` tell the parts' configurations, and may lie on the meta
-    device; `kept` are other tensors by their names in single files; `tokenizers` one for each text encoder.
+    device; `kept` are other tensors by their names in single files; `tokenizers` those of the text encoders by name.
     """
 
     parts: Mapping[str, Tensors]
     modules: Mapping[str, Any]
     kept: Tensors
-    tokenizers: Sequence[Tokenizer]
+    tokenizers: Mapping[str, EncoderTokenizer]
     source: Header
     process: ForwardProcess
     prediction: Prediction
@@ -64,7 +64,7 @@ def save(variant: Variant, model: Model, path: Path, options: SaveOptions) -> tu
         parts={part: module.state_dict() for part, module in modules.items()},
         modules=modules,
         kept=model.kept,
-        tokenizers=model.tokenizer.each(),
+        tokenizers=model.tokenizer.by_encoder,
         source=model.source,
         process=model.family.process,
         prediction=model.prediction,
@@ -144,8 +144,8 @@ def _write_folder(variant: Variant, contents: Contents, folder: Path, options: S
         module = contents.modules[part]
         config = _text_config(module.config, texts[part]) if part in texts else json.loads(module.to_json_string())
         write_json(folder / part / "config.json", config)
-    for text, tokenizer in zip(variant.texts, contents.tokenizers, strict=True):
-        tokenizer.save(folder / text.tokenizer_folder)
+    for text in variant.texts:
+        contents.tokenizers[text.name].save(folder / text.tokenizer_folder)
     scheduler = _scheduler(contents)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", _model_index(variant, contents, scheduler["_class_name"]))
@@ -171,10 +171,7 @@ def _scheduler(contents: Contents) -> dict[str, Any]:
     """The source folder's scheduler, or DDIM; with the prediction of the model."""
     process = {
         "_class_name": "DDIMScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": contents.process.timesteps,
+        **contents.process.scheduler_arguments(),
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,

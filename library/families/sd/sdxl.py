@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoints import sd_layout
+from library.data.batch import TextInput
 from library.families.clip import text_encoder as clip_text
 from library.families.family import AS_TRAINED, Conditioning, LatentSpace, TextSettings
 from library.families.sd import unet
@@ -39,30 +40,28 @@ _SDXL = Variant(
     pipeline="StableDiffusionXLPipeline",
     pipeline_facts={"force_zeros_for_empty_prompt": True},
     ids=IDS,
-    scale=LATENT.scale,
     marks_prediction=True,
 )
 
 
 def encode_text(
     text_encoders: Mapping[str, Any],
-    input_ids: Tensor,
+    text_inputs: Mapping[str, TextInput],
     settings: TextSettings = AS_TRAINED,
-    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The "states" of both encoders side by side (B, 75n + 2, sum of widths), each before its last layer, and "pooled"
-    of the second, from ids (B, 2, n, 77)   (arXiv 2307.01952, section 2.1)."""
+    of the second, from ids (B, n, 77) of either   (arXiv 2307.01952, section 2.1)."""
     import torch
 
-    first, second = (None, None) if weights is None else (weights[:, 0], weights[:, 1])
-    narrow = clip_text.penultimate(text_encoders["text_encoder"], input_ids[:, 0], first)
-    wide, pooled = clip_text.penultimate_and_pooled(text_encoders["text_encoder_2"], input_ids[:, 1], settings, second)
+    narrow = clip_text.penultimate(text_encoders["text_encoder"], text_inputs["text_encoder"])
+    larger, larger_input = text_encoders["text_encoder_2"], text_inputs["text_encoder_2"]
+    wide, pooled = clip_text.penultimate_and_pooled(larger, larger_input, settings)
     return {"states": torch.cat([narrow, wide], -1), "pooled": pooled}
 
 
-def predict(unet_module: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-    """The U-Net's output, told the sizes of `given` too   (arXiv 2307.01952, section 2.2)."""
-    return unet.predict_with_ids(unet_module, noisy, timesteps, given, given["sizes"])
+def predict(backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """The U-Net's output, told the sizes of `conditioning` too   (arXiv 2307.01952, section 2.2)."""
+    return unet.predict_with_ids(backbone, noisy, timesteps, conditioning, conditioning["sizes"])
 
 
 SDXL = make_family(

@@ -64,22 +64,24 @@ def make_unet(config: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def predict(unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
+def predict(backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """The U-Net's output (B, C, h, w) for latents at `timesteps` (B,) under the text's states (B, L, width)."""
-    output: Tensor = unet(noisy, timesteps, encoder_hidden_states=given["states"], return_dict=False)[0]
+    output: Tensor = backbone(noisy, timesteps, encoder_hidden_states=conditioning["states"], return_dict=False)[0]
     return output
 
 
-def predict_with_ids(unet: Any, noisy: Tensor, timesteps: Tensor, given: Conditioning, ids: Tensor) -> Tensor:
+def predict_with_ids(
+    backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, ids: Tensor
+) -> Tensor:
     """As `predict`, for a U-Net that is told the pooled text too, and `ids` (B, n) float32.
 
     The ids stay float32 until they are embedded: bfloat16 knows no number between 1024 and 1032.
     """
-    output: Tensor = unet(
+    output: Tensor = backbone(
         noisy,
         timesteps,
-        encoder_hidden_states=given["states"],
-        added_cond_kwargs={"text_embeds": given["pooled"], "time_ids": ids.float()},
+        encoder_hidden_states=conditioning["states"],
+        added_cond_kwargs={"text_embeds": conditioning["pooled"], "time_ids": ids.float()},
         return_dict=False,
     )[0]
     return output

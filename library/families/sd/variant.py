@@ -67,7 +67,6 @@ class Variant:
     pipeline: str = "StableDiffusionPipeline"
     pipeline_facts: Mapping[str, Any] = field(default_factory=dict)
     ids: int = 0
-    scale: float = 0.18215
     channels: int = 4
     upcast_attention: bool = False
     marks_prediction: bool = False

@@ -16,7 +16,7 @@ from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
-from library.training.trainable import Group, LossTags, Part, Trainable
+from library.training.trainable import Group, LossTags, Part, Trainable, named_parameters
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
@@ -24,7 +24,7 @@ from networks.third_party.create import ForeignNetwork, create_foreign, merge_fo
 
 if TYPE_CHECKING:
     from library.checkpoints.adapter_names import AdapterPart
-    from library.families.family import Model, SaveAs
+    from library.families.family import Family, Model, SaveAs
     from library.options.groups.adapter import AdapterOptions
     from library.options.groups.saving import SavingOptions
     from library.training.adapter.plan import AdapterPlan
@@ -57,7 +57,7 @@ def make_adapter(
         for line in made.describe():
             say(line)
         metadata = AdapterMetadata(facts, optimization, adapter)
-        trainable = trainable_network(made, model.family.adapters, optimization.learning_rates, adapter)
+        trainable = trainable_network(made, model.family, optimization.learning_rates, adapter)
         if isinstance(made, ForeignNetwork):
             made.start()
             if facts.options.memory.gradient_checkpointing:
@@ -116,25 +116,34 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed % 2**63)
 
 
-def trainable_network(
-    made: AnyNetwork, parts: Sequence[AdapterPart], rates: LearningRates, adapter: AdapterPlan
-) -> Trainable:
+def trainable_network(made: AnyNetwork, family: Family, rates: LearningRates, adapter: AdapterPlan) -> Trainable:
     """The groups of a network with their learning rates, and the modules that gradients go through."""
-    by_module = {"unet": rates.unet, **rates.text_encoders}
-    by_group = {part.group: by_module.get(part.module) or 0.0 for part in parts}
-    groups = tuple(
-        Group(group.description or group.name, group.parameters, group.learning_rate)
-        for group in made.groups({name: rate for name, rate in by_group.items() if rate})
-    )
+    by_group = {part.group: rates.modules.get(part.module, 0.0) for part in family.adapters}
+    groups = learning_groups(made, {name: rate for name, rate in by_group.items() if rate})
     module = made if isinstance(made, Network) else made.module
-    rate = rates.unet or rates.first_text_encoder or 0.0
+    rate = next(filter(None, rates.modules.values()), 0.0)
     return Trainable(
         parts=(Part("network", module, rate, groups=groups),),
-        # text encoders that an adapter sits in, and the U-Net behind them in any case
-        active=frozenset({"unet", *adapter.reaches}),
+        # text encoders that an adapter sits in, and the backbone behind them in any case
+        active=frozenset({family.backbone, *adapter.reaches}),
         whole_model=False,
         tags=TAGS,
     )
+
+
+def learning_groups(made: AnyNetwork, rates: dict[str, float]) -> tuple[Group, ...]:
+    """The groups of a network for {"unet": rate, "text_encoder1": rate}. Raises AdapterError if it has nothing to
+    train, or trains what is no parameter of its own and so would be in no training state."""
+    module = made if isinstance(made, Network) else made.module
+    names = {parameter: name for name, parameter in named_parameters(module).items()}
+    groups = []
+    for group in made.groups(rates):
+        if not all(parameter in names for parameter in group.parameters):
+            what = f'the group "{group.description or group.name}" holds parameters that are not in the network'
+            raise AdapterError(what, "Register them as parameters of the network's module.")
+        own = tuple(names[parameter] for parameter in group.parameters)
+        groups.append(Group(group.description or group.name, own, group.learning_rate))
+    return tuple(groups)
 
 
 def measure(made: AnyNetwork, limit: float | None, metadata: AdapterMetadata) -> dict[str, float]:

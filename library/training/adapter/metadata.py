@@ -125,7 +125,7 @@ def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
         "ss_sd_scripts_commit_hash": "(unknown)",
         "ss_seed": facts.seed,
         # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
-        "ss_unet_lr": optimization.learning_rates.unet or 0.0,
+        "ss_unet_lr": optimization.learning_rates.modules.get(base_model.family.backbone, 0.0),
         "ss_text_encoder_lr": _text_rates(facts.base_model, optimization.learning_rates),
         "ss_optimizer": optimization.optimizer.full_name,
         "ss_lr_scheduler": optimization.schedule.name,
@@ -155,7 +155,7 @@ def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
 
 def _text_rates(base_model: BaseModel, rates: LearningRates) -> object:
     """One rate, or a list of one for each text encoder where they differ."""
-    found = [rates.text_encoders.get(name, 0.0) for name in base_model.family.text_encoders]
+    found = [rates.modules.get(name, 0.0) for name in base_model.family.text_encoders]
     return found[0] if len(set(found)) == 1 else found
 
 

@@ -18,7 +18,7 @@ from networks.settings import NetworkSettings, read_settings
 @dataclass(frozen=True)
 class AdapterPlan:
     """`settings` None: a module of others (`module`), which reads `arguments` itself. `reaches` are the modules of the
-    model that the adapter sits in: unet and text encoders."""
+    model that the adapter sits in: backbone and text encoders."""
 
     module: str
     settings: NetworkSettings | None
@@ -55,7 +55,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
         module=options.network_module,
         settings=settings,
         arguments=_pairs(options.network_args),
-        reaches=_reaches(options, family.text_encoders if family else ("text_encoder",)),
+        reaches=_reaches(options, family) if family else frozenset(),
         weights=options.network_weights,
         base=tuple(zip(options.base_weights, multipliers, strict=False)),
     )
@@ -66,15 +66,15 @@ def _pairs(arguments: tuple[str, ...]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (member.partition("=") for member in arguments)}
 
 
-def _reaches(options: AdapterOptions, text_encoders: tuple[str, ...]) -> frozenset[str]:
+def _reaches(options: AdapterOptions, family: Family) -> frozenset[str]:
     """A rate of 0 leaves a part out, as front-ends mean it that cannot send the switches."""
-    reached = {"unet", *text_encoders}
+    reached = {family.backbone, *family.text_encoders}
     rates = options.text_encoder_lr
-    for place, name in enumerate(text_encoders):
+    for place, name in enumerate(family.text_encoders):
         if options.network_train_unet_only or (rates and not rates[min(place, len(rates) - 1)]):
             reached.discard(name)
     if options.network_train_text_encoder_only or options.unet_lr == 0:
-        reached.discard("unet")
+        reached.discard(family.backbone)
     return frozenset(reached)
 
 

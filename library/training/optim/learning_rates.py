@@ -16,19 +16,13 @@ from library.training.optim.schedules import ScheduleChoice
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates. `unet` None: not trained; `text_encoders` are those that are trained, by name, in the family's
-    order; `text_encoder_stop` their last optimiser step (None: the end). `blocks`: of each block of the U-Net, which
-    `unet` then only stands for; 0: not trained."""
+    """Learning rates of the modules that are trained, by name: the backbone, then the text encoders in the family's
+    order. `text_encoder_stop` is the text encoders' last optimiser step (None: the end). `blocks`: of each block of the
+    backbone, in place of its rate in `modules`; 0: not trained."""
 
-    unet: float | None
-    text_encoders: Mapping[str, float]
+    modules: Mapping[str, float]
     text_encoder_stop: int | None = None
     blocks: tuple[float, ...] = ()
-
-    @property
-    def first_text_encoder(self) -> float | None:
-        """The rate that stands for all text encoders where one is told."""
-        return next(iter(self.text_encoders.values()), None)
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ def decide_learning_rates(
     else:
         rates = adapter_rates(options, family, adapter)
         check_text_rates(options.adapter.text_encoder_lr, family, notes)
-    if not (rates.unet or any(rates.blocks)) and not any(rates.text_encoders.values()) and not optimizer.relative_step:
+    if not any((*rates.modules.values(), *rates.blocks)) and not optimizer.relative_step:
         mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
     return rates
 
@@ -64,22 +58,24 @@ def model_rates(options: OptimizerOptions, family: Family) -> LearningRates:
     """Text encoders learn at --learning_rate_te1 and _te2, else --learning_rate_te, else --learning_rate; a rate or a
     stop of 0, or -1, means never."""
     stop, blocks = options.stop_text_encoder_training, options.block_lr
+    backbone = {family.backbone: options.learning_rate}
     if not options.train_text_encoder or (stop is not None and stop <= 0):
-        return LearningRates(options.learning_rate, {}, None, blocks)
+        return LearningRates(backbone, None, blocks)
     shared = options.learning_rate if options.learning_rate_te is None else options.learning_rate_te
     own = (options.learning_rate_te1, options.learning_rate_te2)
     if "text_encoder_rates" not in family.capabilities:
         own = (None, None)
     rates = [shared if rate is None else rate for _, rate in zip(family.text_encoders, own, strict=False)]
     named = {name: rate for name, rate in zip(family.text_encoders, rates, strict=True) if rate != 0}
-    return LearningRates(options.learning_rate, named, stop if named else None, blocks)
+    return LearningRates(backbone | named, stop if named else None, blocks)
 
 
 def check_blocks(rates: tuple[float, ...], family: Family, optimizer: OptimizerChoice, mistakes: Mistakes) -> None:
     """--block_lr has a rate for each block."""
     if rates and family.blocks and len(rates) != family.blocks:
         mistakes.add(
-            f"--block_lr has {len(rates)} learning rates; the U-Net of {family.title} has {family.blocks} blocks",
+            f"--block_lr has {len(rates)} learning rates; the {family.backbone_title} of {family.title} has "
+            f"{family.blocks} blocks",
             f"give {family.blocks}, separated by commas; 0 leaves a block as it is",
         )
     if rates and optimizer.relative_step:
@@ -101,11 +97,8 @@ def adapter_rates(options: TrainOptions, family: Family, adapter: AdapterPlan) -
     """An adapter's parts learn at --unet_lr and --text_encoder_lr, which may be one for all text encoders or one for
     each, else at --learning_rate."""
     usual, chosen = options.optimizer.learning_rate, options.adapter
-    unet = usual if chosen.unet_lr is None else chosen.unet_lr
+    rates = {family.backbone: usual if chosen.unet_lr is None else chosen.unet_lr}
     given = chosen.text_encoder_lr or (usual,)
-    texts = {
-        name: given[min(place, len(given) - 1)]
-        for place, name in enumerate(family.text_encoders)
-        if name in adapter.reaches
-    }
-    return LearningRates(unet if "unet" in adapter.reaches else None, texts)
+    for place, name in enumerate(family.text_encoders):
+        rates[name] = given[min(place, len(given) - 1)]
+    return LearningRates({name: rate for name, rate in rates.items() if name in adapter.reaches})

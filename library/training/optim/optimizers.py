@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -209,60 +208,46 @@ def _can_be_fused(choice: OptimizerChoice, parts: Sequence[Mapping[str, Any]]) -
 
 
 def allocate_state(optimizer: Optimizer) -> None:
-    """Give torch's AdamW, also one wrapped by accelerate, the state that its first step would begin with.
+    """Give torch's AdamW the state that its first step would begin with.
 
     Made before the first gradients it lies beside the weights and not between what comes and goes in each step, which
     takes less memory; and a memory that is too small is known at once. Other optimisers are left alone.
     """
     import torch
 
-    inner: Any = getattr(optimizer, "optimizer", optimizer)
-    if type(inner) is not torch.optim.AdamW:
+    if type(optimizer) is not torch.optim.AdamW:
         return
-    begun = inner.state_dict()
-    for group in inner.param_groups:
+    begun = optimizer.state_dict()
+    for group in optimizer.param_groups:
         moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
         for parameter in group["params"]:
             zeros = {moment: torch.zeros_like(parameter) for moment in moments}
             begun["state"][len(begun["state"])] = {"step": torch.tensor(0.0), **zeros}
-    inner.load_state_dict(begun)
+    optimizer.load_state_dict(begun)
 
 
-def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Put a saved state_dict() into an optimiser exactly, also one wrapped by accelerate.
+@dataclass(frozen=True)
+class ExactState:
+    """An optimizer's state as a training state keeps it.
 
     torch's own load_state_dict turns floating-point state into the format of the weights, which would round the fp32
-    state that some optimisers keep for half-precision weights: those tensors are put back as they were saved.
+    state that some optimizers keep for half-precision weights: here those tensors are put back as they were saved.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
-    inner.load_state_dict(dict(state))
-    saved_ids = chain.from_iterable(group["params"] for group in state["param_groups"])
-    parameters = chain.from_iterable(group["params"] for group in inner.param_groups)
-    for saved_id, parameter in zip(saved_ids, parameters, strict=True):
-        live = inner.state.get(parameter, {})
-        for key, saved in state["state"].get(saved_id, {}).items():
-            here = live.get(key)
-            if hasattr(saved, "dtype") and hasattr(here, "dtype") and here.dtype != saved.dtype:
-                live[key] = saved.to(device=here.device, copy=True)
 
+    optimizer: Optimizer
 
-@contextmanager
-def averaged_weights(optimizer: Optimizer) -> Iterator[None]:
-    """While a model is saved or shown: the weights that a schedule-free optimiser means, its average.
+    def state_dict(self) -> dict[str, Any]:
+        """What the optimizer itself gives."""
+        return self.optimizer.state_dict()
 
-    Afterwards the weights are what they were, bit for bit (going there and back by the optimiser's own formula
-    rounds), so saving does not disturb a run. Does nothing for every other optimiser.
-    """
-    inner: Any = getattr(optimizer, "optimizer", optimizer)
-    if not (callable(getattr(inner, "eval", None)) and callable(getattr(inner, "train", None))):
-        yield
-        return
-    parameters = list(chain.from_iterable(group["params"] for group in inner.param_groups))
-    kept = [parameter.detach().cpu().clone() for parameter in parameters]
-    inner.eval()
-    try:
-        yield
-    finally:
-        inner.train()
-        for parameter, value in zip(parameters, kept, strict=True):
-            parameter.data.copy_(value)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a saved state_dict() back, bit for bit."""
+        self.optimizer.load_state_dict(dict(state))
+        saved_ids = chain.from_iterable(group["params"] for group in state["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        for saved_id, parameter in zip(saved_ids, parameters, strict=True):
+            live = self.optimizer.state.get(parameter, {})
+            for key, saved in state["state"].get(saved_id, {}).items():
+                here = live.get(key)
+                if hasattr(saved, "dtype") and hasattr(here, "dtype") and here.dtype != saved.dtype:
+                    live[key] = saved.to(device=here.device, copy=True)

@@ -264,13 +264,12 @@ def _choose_class(
 
 
 def make_schedule(choice: ScheduleChoice, optimizer: Optimizer) -> LRScheduler:
-    """The schedule over an optimiser, also one wrapped by accelerate; step it once after each optimiser step.
+    """The schedule over an optimiser; step it once after each optimiser step.
 
     Raises UserError when its function refuses the arguments.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
     try:
-        schedule: LRScheduler = load(choice.row.path)(inner, **choice.arguments)
+        schedule: LRScheduler = load(choice.row.path)(optimizer, **choice.arguments)
     except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
         what = f"the learning-rate schedule {choice.name} with {dict(choice.arguments)}: {error}"
         raise UserError((Mistake(what, "check --lr_scheduler_args"),)) from error

@@ -23,8 +23,9 @@ from library.options.train_options import FLAGS, TrainOptions, values_of
 @dataclass(frozen=True)
 class BaseModel:
     """The checkpoint that a run starts from. `vae` is the file or folder of --vae; `tokenizer` is the family's, or the
-    folder's own. `because` says how it is known what the network predicts. `objective`: the options of the loss, within
-    the family's own range of timesteps and with the noise schedule that the checkpoint was made for."""
+    folder's own, and reads captions as the run asks. `because` says how it is known what the network predicts.
+    `objective`: the options of the loss, within the family's own range of timesteps and with the noise schedule that
+    the checkpoint was made for."""
 
     header: Header
     family: Family
@@ -53,7 +54,11 @@ def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list
     with _blamed_on("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
         sizes = family.sizes(header, vae)
     with _blamed_on("tokenizer_cache_dir", mistakes):
-        tokenizer = family.tokenizer(header, options.tokenizer_cache_dir)
+        tokenizer = family.tokenizer(header, options.tokenizer_cache_dir).configured(
+            max_tokens=options.max_token_length,
+            padded=not options.no_token_padding,
+            weighted=all_options.caption.weighted_captions,
+        )
     if len(mistakes) > known_before:
         return None
     check_capabilities(family, all_options, mistakes)

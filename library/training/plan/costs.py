@@ -34,7 +34,7 @@ class Costs:
 
 def count_costs(
     sizes: PartSizes,
-    trained_texts: Collection[str],
+    trained: Collection[str],
     weight_bytes: int,
     copy_bytes: int,
     save_bytes: int | None,
@@ -45,19 +45,20 @@ def count_costs(
 ) -> Costs:
     """Memory of a run and the most that its outputs take on the disk of `folder`, which need not exist yet.
 
-    What is not trained is kept in 4 bytes, for the saved file, and in a copy of `copy_bytes` to compute with (0: none).
+    `trained`: names of the modules. What is not trained is kept in 4 bytes, for the saved file, and in a copy of
+    `copy_bytes` to compute with (0: none).
     `save_bytes` None: a file holds the weights as they are kept.
     """
-    trained = sizes.unet + sizes.texts(trained_texts)
-    frozen = sizes.unet + sizes.texts() + sizes.vae - trained
-    kept = trained * weight_bytes + frozen * 4
+    learning = sizes.total(trained)
+    frozen = sizes.total() - learning
+    kept = learning * weight_bytes + frozen * 4
     weights = kept + frozen * copy_bytes
-    optimizer = round(trained * state_bytes_per_parameter)
-    model_file = (kept if save_bytes is None else (trained + frozen) * save_bytes) + sizes.kept_bytes
-    state_folder = trained * weight_bytes + optimizer
+    optimizer = round(learning * state_bytes_per_parameter)
+    model_file = (kept if save_bytes is None else sizes.total() * save_bytes) + sizes.kept_bytes
+    state_folder = learning * weight_bytes + optimizer
     return Costs(
         weights=weights,
-        gradients=trained * weight_bytes,
+        gradients=learning * weight_bytes,
         optimizer=optimizer,
         model_file=model_file,
         state_folder=state_folder,
@@ -69,7 +70,8 @@ def count_costs(
 def frozen_costs(sizes: PartSizes, base_bytes: int, folder: Path) -> Costs:
     """What a run needs that trains an adapter: the frozen model. The adapter is small beside it, and what it takes is
     told when it is made."""
-    weights = (sizes.unet + sizes.texts()) * base_bytes + sizes.vae * 4
+    vae = sizes.total(("vae",))
+    weights = (sizes.total() - vae) * base_bytes + vae * 4
     return Costs(weights, 0, 0, 0, 0, 0, free_bytes(folder))
 
 

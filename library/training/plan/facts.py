@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 from library.data.order import EpochOrder
@@ -17,7 +16,7 @@ from library.runtime.device import Machine, describe_machine
 from library.runtime.precision import FloatName, Precision, resolve
 from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.duration import Duration, decide_duration
-from library.training.plan.images import Images, TokenCount, decide_images
+from library.training.plan.images import Images, decide_images
 from library.training.saving.state import SavedState
 from library.training.validation.plan import ValidationPlan, decide_validation
 
@@ -45,7 +44,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     precision = resolve(options.memory, machine, options.run.strict)
     collect(precision, mistakes, notes)
     base_model = decide_base_model(options, mistakes, notes)
-    images = decide_images(options, token_count(options, base_model), mistakes, seed)
+    images = decide_images(options, base_model.tokenizer if base_model else None, mistakes, seed)
     if base_model is None or images is None:
         return None
     order = images.order(options.memory.gradient_accumulation_steps, seed)
@@ -85,19 +84,6 @@ def with_sound_vae(precision: Precision, latent: LatentSpace, machine: Machine, 
     chosen: FloatName = "bf16" if (machine.compute_capability or (0, 0)) >= (8, 0) else "fp32"
     notes.append(f"the VAE computes in {chosen}: in fp16 the one of this kind of model gives NaN")
     return replace(precision, vae=chosen)
-
-
-def token_count(options: TrainOptions, base_model: BaseModel | None) -> TokenCount | None:
-    """How the tokens of a caption are counted: without the marks of weights where these are read."""
-    if base_model is None:
-        return None
-    weighted = options.caption.weighted_captions
-    tokenizer = base_model.tokenizer
-    return TokenCount(
-        partial(tokenizer.count, weighted=weighted),
-        partial(tokenizer.counts, weighted=weighted),
-        f"{tokenizer.name} {weighted}",
-    )
 
 
 def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:

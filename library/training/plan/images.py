@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from library.data.order import EpochOrder
 from library.data.scan.caption_lengths import count_all
 from library.data.scan.dataset_specs import cache_folder, describe
 from library.data.scan.scan import ImageRecord, Scan, scan
+from library.families.family import Tokenizer
 from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions
@@ -79,22 +80,9 @@ class Images:
         )
 
 
-@dataclass(frozen=True)
-class TokenCount:
-    """How the tokens of one caption and of many are counted; `name` tells all that a count depends on beside the
-    text."""
-
-    count: Callable[[str], int]
-    counts: Callable[[list[str]], Sequence[int]]
-    name: str
-
-
-NOTHING_COUNTED = TokenCount(lambda caption: 0, lambda captions: [0] * len(captions), "none")
-
-
 @garbage_left_alone()
-def decide_images(options: TrainOptions, tokens: TokenCount | None, mistakes: Mistakes, seed: int) -> Images | None:
-    """Describe, scan, place and count. `tokens` is the family's way (None: no family, nothing is counted); `seed` is
+def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: Mistakes, seed: int) -> Images | None:
+    """Describe, scan, place and count. `tokenizer` None: no family is known, no token is counted; `seed` is
     the run's, of which follows what is set aside for validation. None when something is so wrong that the rest has no
     meaning; the mistakes say what."""
     data = options.dataset
@@ -118,8 +106,7 @@ def decide_images(options: TrainOptions, tokens: TokenCount | None, mistakes: Mi
     if described.mistakes or found.mistakes or wrong:
         return None
     notes = (*described.notes, *idle_face_crops(described.datasets))
-    limit = options.model.max_token_length or 75
-    counted = count_captions(found, tokens or NOTHING_COUNTED, limit, index)
+    counted = Captions(0, 0, "", ()) if tokenizer is None else count_captions(found, tokenizer, index)
     return Images(found, table, held_out, count_subsets(found), counted, notes)
 
 
@@ -177,7 +164,7 @@ def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:
     )
 
 
-def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | None = None) -> Captions:
+def count_captions(found: Scan, tokenizer: Tokenizer, index: Path | None = None) -> Captions:
     """Count the tokens of the longest text that each caption can become, equal ones once."""
     plain = {index for index, subset in enumerate(found.subsets) if _leaves_captions(subset.captions)}
     longest_of: dict[tuple[int, str], list[str]] = {}
@@ -188,17 +175,17 @@ def count_captions(found: Scan, tokens: TokenCount, limit: int, index: Path | No
             longest_of[key] = [record.caption]
         elif key not in longest_of:
             longest_of[key] = captions.longest_texts(
-                record.caption, found.subsets[record.subset].captions, tokens.count
+                record.caption, found.subsets[record.subset].captions, tokenizer.count
             )
     texts = {text for several in longest_of.values() for text in several}
-    counts = count_all(texts, tokens.counts, tokens.name, index)
+    counts = count_all(texts, tokenizer.counts, tokenizer.name, index)
     cut = [
         record.path
         for record in records
-        if any(counts[text] > limit for text in longest_of[record.subset, record.caption])
+        if any(counts[text] > tokenizer.limit for text in longest_of[record.subset, record.caption])
     ]
     longest = max(counts, key=lambda text: (counts[text], text))
-    return Captions(limit, counts[longest], longest, tuple(cut))
+    return Captions(tokenizer.limit, counts[longest], longest, tuple(cut))
 
 
 def _leaves_captions(chosen: CaptionSettings) -> bool:

@@ -143,7 +143,7 @@ def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPl
     save_precision = facts.options.saving.save_precision
     return count_costs(
         sizes,
-        trained_texts=optimization.learning_rates.text_encoders,
+        trained=optimization.learning_rates.modules,
         weight_bytes=BYTES[precision.trained],
         copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         save_bytes=None if save_precision is None else BYTES[save_precision],

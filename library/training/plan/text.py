@@ -157,28 +157,34 @@ def _buckets(images: Images, batches: int) -> Iterator[str]:
 
 
 def _training(plan: Plan) -> Iterator[str]:
-    sizes, rates = plan.facts.base_model.sizes, plan.optimization.learning_rates
+    facts = plan.facts
+    family, sizes = facts.base_model.family, facts.base_model.sizes.parameters
+    rates, optimizer, schedule = (
+        plan.optimization.learning_rates,
+        plan.optimization.optimizer,
+        plan.optimization.schedule,
+    )
+    backbone = f"{family.backbone_title} ({sizes[family.backbone] / 1e6:.1f} M parameters)"
     if plan.adapter is not None:
         yield from _adapter(plan.adapter)
     frozen = ", through the adapter" if plan.adapter is not None else ""
     if rates.blocks:
-        yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {_blocks(rates.blocks)}"
-    elif rates.unet is None:
-        yield "U-Net not trained"
+        yield f"{backbone} at {_blocks(rates.blocks)}"
+    elif family.backbone not in rates.modules:
+        yield f"{family.backbone_title} not trained"
     else:
-        yield f"U-Net ({sizes.unet / 1e6:.1f} M parameters) at {rates.unet:g}{frozen}"
+        yield f"{backbone} at {rates.modules[family.backbone]:g}{frozen}"
     until = "" if rates.text_encoder_stop is None else f", until step {rates.text_encoder_stop}"
-    for place, (name, count) in enumerate(sizes.text_encoders.items(), 1):
-        title = "text encoder" if len(sizes.text_encoders) == 1 else f"text encoder {place}"
-        if name not in rates.text_encoders:
+    for place, name in enumerate(family.text_encoders, 1):
+        title = "text encoder" if len(family.text_encoders) == 1 else f"text encoder {place}"
+        if name not in rates.modules:
             yield f"{title} not trained"
         else:
-            yield f"{title} ({count / 1e6:.1f} M parameters) at {rates.text_encoders[name]:g}{frozen}{until}"
-    optimizer, schedule = plan.optimization.optimizer, plan.optimization.schedule
+            yield f"{title} ({sizes[name] / 1e6:.1f} M parameters) at {rates.modules[name]:g}{frozen}{until}"
     listed = " ".join(f"{name}={value}" for name, value in optimizer.arguments.items())
     warmup = f", warm-up of {schedule.warmup_steps} steps" if schedule.warmup_steps else ""
     yield f"{optimizer.name}{f' ({listed})' if listed else ''}, schedule {schedule.name}{warmup}"
-    yield _loss(plan.facts)
+    yield _loss(facts)
 
 
 def _blocks(rates: tuple[float, ...]) -> str:

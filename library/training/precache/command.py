@@ -24,7 +24,6 @@ from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
 from library.training.command import explain_out_of_memory, finish
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
-from library.training.run import set_up_console
 
 if TYPE_CHECKING:
     from library.data.cache.latent_cache import LatentCacheBuild
@@ -80,8 +79,6 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
     if plan.facts.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was encoded")
         return
-    if speaks:
-        set_up_console(plan.facts.options.run)
     group = replace(plan.worker_group, count=plan.processes) if plan.processes > 1 else plan.worker_group
     with helpers(tool, words, plan) as others:
         filled = _fill(plan, group, progress=speaks)
@@ -101,7 +98,7 @@ def _fill(plan: CachePlan, group: WorkerGroup, progress: bool) -> LatentCacheBui
     with large_imports():
         from library.training.precache.fill import fill_ahead
     with explain_out_of_memory(LESS_MEMORY):
-        return fill_ahead(plan, group, progress)
+        return fill_ahead(plan, group, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,34 +13,43 @@ from library.data.cache.text_cache import TextCacheBuild
 from library.options.mistakes import Mistake, UserError
 from library.runtime.device import Machine
 from library.runtime.half_weights import compute_as_stored
-from library.runtime.precision import torch_dtype
+from library.runtime.precision import Precision, torch_dtype
 from library.training.conditioning import Conditioner
-from library.training.inputs import captions_to_come, encode_captions, encode_latents, image_reader, training_set
+from library.training.console import Console
+from library.training.inputs import captions_to_come, dataset_of, encode_captions, encode_latents, image_reader
 from library.training.loading import load_model, text_settings
-from library.training.memory import image_encoder, loading_device
+from library.training.memory import image_encoder
 from library.training.precache.plan import CachePlan, WorkerGroup
 
 if TYPE_CHECKING:
     from library.families.family import Model
+    from library.training.plan.facts import RunFacts
 
 
-def fill_ahead(plan: CachePlan, group: WorkerGroup, progress: bool) -> LatentCacheBuild | TextCacheBuild:
-    """Fill the plan's cache on this process's device. Raises UserError."""
+def fill_ahead(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
+    """Fill the plan's cache on this process's device. `progress`: this process speaks and shows bars. Raises
+    UserError."""
+    say = Console(plan.facts.options.run).say if progress else _say_nothing
     device = device_of(plan.facts.machine, group)
     if device.type == "cpu" and group.count > 1 and group.local == group.number:  # all of them on this machine
         torch.set_num_threads(max(1, torch.get_num_threads() // group.count))
-    fill = fill_latents if plan.kind == "latents" else fill_captions
-    return fill(plan, device, group, progress)
+    if plan.kind == "latents":
+        return fill_latents(plan.facts, device, say, group.share, progress=progress)
+    return fill_captions(plan.facts, device, say, group.share, progress=progress)
 
 
-def text_encoders(model: Model, plan: CachePlan, device: torch.device) -> dict[str, nn.Module]:
+def _say_nothing(text: str) -> None:
+    """The first process says it."""
+
+
+def text_encoders(model: Model, precision: Precision, device: torch.device) -> dict[str, nn.Module]:
     """The model's text encoders, on the device and in the format that the training encodes with."""
     found: dict[str, nn.Module] = {}
     for name, module in model.text_encoders.items():
         module.requires_grad_(False)
-        if plan.facts.precision.frozen != "fp32":
+        if precision.frozen != "fp32":
             compute_as_stored(module)
-            module.to(torch_dtype(plan.facts.precision.frozen))
+            module.to(torch_dtype(precision.frozen))
         found[name] = module.to(device)
     return found
 
@@ -51,38 +61,37 @@ def device_of(machine: Machine, group: WorkerGroup) -> torch.device:
     return torch.device(machine.kind if machine.kind != "cuda" else "cpu")
 
 
-def fill_latents(plan: CachePlan, device: torch.device, group: WorkerGroup, progress: bool) -> LatentCacheBuild:
+def fill_latents(
+    facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
+) -> LatentCacheBuild:
     """The latents of all images, in files. Only the VAE is loaded."""
-    model = load_model(plan.facts, loading_device(plan.facts.options.memory, device), only=("vae",))
+    model = load_model(facts, device, say, only=("vae",))
     model.vae.requires_grad_(False)
-    vae = image_encoder(model.vae, plan.facts.precision, device)
-    return encode_latents(plan.facts, model, vae, image_reader(plan.facts), group.share, progress)
+    vae = image_encoder(model.vae, facts.precision, device)
+    return encode_latents(facts, model, vae, image_reader(facts.images), share, progress)
 
 
-def fill_captions(plan: CachePlan, device: torch.device, group: WorkerGroup, progress: bool) -> TextCacheBuild:
-    """The states of all captions that the training will ask for, in files. Only the text encoders are loaded.
+def fill_captions(
+    facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
+) -> TextCacheBuild:
+    """The outputs of the text encoders for all captions that the training will ask for, in files. Only the text
+    encoders are loaded.
 
     Raises UserError for more captions than are encoded beforehand when no seed says which.
     """
-    dataset = training_set(plan.facts, image_reader(plan.facts), None)
-    texts, complete = captions_to_come(plan.facts, dataset)
-    if not complete and plan.facts.options.run.seed is None:
+    dataset = dataset_of(facts)
+    texts, complete = captions_to_come(facts, dataset)
+    if not complete and facts.options.run.seed is None:
         what = f"more than {len(texts)} different captions will occur: which of them come first depends on the seed"
         raise UserError([Mistake(what, "give --seed here and to the training")])
-    base = (
-        plan.facts.precision.base if plan.facts.options.adapter.network_module else "fp32"
-    )  # as the training loads it
-    model = load_model(
-        plan.facts,
-        loading_device(plan.facts.options.memory, device),
-        only=plan.facts.base_model.family.text_encoders,
-        base=base,
-    )
-    conditioning = Conditioner(
-        family=plan.facts.base_model.family,
-        text_encoders=text_encoders(model, plan, device),
+    family = facts.base_model.family
+    base = facts.precision.base if facts.options.adapter.network_module else "fp32"  # as the training loads it
+    model = load_model(facts, device, say, only=family.text_encoders, base=base)
+    conditioner = Conditioner(
+        family=family,
+        text_encoders=text_encoders(model, facts.precision, device),
         tokenize=dataset.tokenize,
-        settings=text_settings(plan.facts),
+        settings=text_settings(facts),
         device=device,
     )
-    return encode_captions(plan.facts, texts, conditioning, group.share, progress)
+    return encode_captions(facts, texts, conditioner, share, progress)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from library.families.family import AS_TRAINED, TextSettings
 from library.options.mistakes import Mistake, UserError
-from library.sampling.images import chunks_of, encode_prompts, sample_batch, texts_of
+from library.sampling.images import encode_prompts, sample_batch, texts_of, token_limit
 from library.sampling.prompts import ImageRequest
 from library.training.inputs import encode_latents
 from library.training.memory import working_copy
+from library.training.preview.plan import PreviewPlan, read_requests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from library.data.reading import ImageReader
     from library.families.family import Family, Model, Tokenizer
     from library.runtime.precision import FloatName
+    from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
-    from library.training.preview.plan import PreviewPlan
     from library.training.preview.preview import Draw
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -33,7 +34,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 @dataclass
 class PromptStates:
-    """Called with texts and a number of chunks, gives what the model is told of them: see
+    """Called with texts and how many tokens of them are read, gives what text encoders give for them: see
     library.sampling.images.EncodePrompts.
 
     `text_encoders` are those that the run computes with. Where its captions are encoded beforehand they may be needed
@@ -47,34 +48,49 @@ class PromptStates:
     autocast: Autocast = nullcontext
     kept: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
 
-    def __call__(self, texts: Sequence[str], chunks: int) -> dict[str, Tensor]:
+    def __call__(self, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
         """A row for each text. Raises UserError for a text that is unknown when the encoders are gone."""
         if self.text_encoders:
-            return self._encode(texts, chunks)
-        unknown = [text for text in texts if (text, chunks) not in self.kept]
+            return self._encode(texts, max_tokens)
+        unknown = [text for text in texts if (text, max_tokens) not in self.kept]
         if unknown:
             what = f'"{unknown[0]}" came to the prompt file after the text encoder had done its work'
             raise UserError((Mistake(what, "start again, or without --cache_text_encoder_outputs"),))
-        rows = [self.kept[text, chunks] for text in texts]
+        rows = [self.kept[text, max_tokens] for text in texts]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def keep(self, requests: Iterable[ImageRequest]) -> None:
         """Encode what these requests will need, each text by itself."""
         for request in requests:
-            chunks = chunks_of(self.tokenizer, request)
+            max_tokens = token_limit(self.tokenizer, request)
             for text in texts_of(request):
-                if (text, chunks) not in self.kept:
+                if (text, max_tokens) not in self.kept:
                     with torch.no_grad():
-                        outputs = self._encode([text], chunks)
-                    self.kept[text, chunks] = {name: values.cpu() for name, values in outputs.items()}
+                        outputs = self._encode([text], max_tokens)
+                    self.kept[text, max_tokens] = {name: values.cpu() for name, values in outputs.items()}
 
     def forget(self) -> None:
         """Let go of the text encoders."""
         self.text_encoders = {}
 
-    def _encode(self, texts: Sequence[str], chunks: int) -> dict[str, Tensor]:
+    def _encode(self, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
         with self.autocast():
-            return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, chunks)
+            return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, max_tokens)
+
+
+def prompt_states(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptStates:
+    """What encodes the prompts of sample images; those known by now are encoded at once where captions are, as the text
+    encoders may be gone later."""
+    states = PromptStates(
+        family=conditioner.family,
+        tokenizer=conditioner.tokenize,
+        text_encoders=conditioner.text_encoders,
+        settings=conditioner.settings,
+        autocast=autocast,
+    )
+    if conditioner.store is not None and preview is not None:
+        states.keep(read_requests(preview))
+    return states
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.checkpoints.writer import replacing
 from library.options.mistakes import UserError
@@ -15,13 +16,22 @@ from library.sampling.generate import any_seed
 from library.sampling.prompts import ImageRequest, alike
 from library.sampling.samplers import check_sampler
 from library.training.isolated_eval import isolated_eval
+from library.training.memory import release_memory
+from library.training.preview.drawing import drawing, starts_of
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from library.data.dataset import TrainingDataset
+    from library.families.family import Model
+    from library.training.plan.facts import RunFacts
+    from library.training.preview.drawing import PromptStates
+    from library.training.run import Run
     from library.training.saving.state import Progress
+    from library.training.trainable import Trainable
+    from library.training.weight_averaging import Weights
 
 Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Image"]]
 """Requests of one size, sampler, steps and scale, a seed for each and their places among the prompts, to images."""
@@ -123,3 +133,39 @@ class Preview:
             self.say("\n".join([f"{consequence}:", str(error)]))
         except Exception as error:  # a full disk, exhausted memory, settings that a sampler cannot do
             self.say(f"{consequence}: {type(error).__name__}: {error}")
+
+
+def preview_of(
+    facts: RunFacts,
+    plan: PreviewPlan | None,
+    model: Model,
+    trainable: Trainable,
+    prompts: PromptStates,
+    vae: Any,
+    dataset: TrainingDataset,
+    run: Run,
+    weights: Weights,
+) -> Preview:
+    """The sample images of a run, drawn with the weights that a saved file would hold; `vae` is the one that
+    computes."""
+    return Preview(
+        plan=plan,
+        drawing=partial(
+            drawing,
+            model,
+            prompts,
+            vae=vae,
+            vae_format=facts.precision.vae,
+            device=run.device,
+            starts=starts_of(facts, plan, model, vae, dataset.images, dataset.latents),
+            strength=facts.options.objective.refiner_training_strength,
+            autocast=run.accelerator.autocast,
+            release=partial(release_memory, facts.options.memory),
+        ),
+        modules=[*model.modules().values(), *(part.module for part in trainable.parts)],
+        say=run.say,
+        log_images=run.log_images,
+        weights=weights.shown,
+        steps=facts.duration.steps,
+        steps_per_epoch=facts.duration.steps_per_epoch,
+    )

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake, UserError
-from library.training.optim.optimizers import averaged_weights
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
+from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
     from library.families.family import SaveAs
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Saver:
-    """Decides when and where; `write_model(path, save_as, step, epoch)` and `write_state(folder, progress)` write."""
+    """Decides when and where; `write_model(path, save_as, step, epoch)` and `write_state(folder, progress)` write. A
+    model is written with the weights that `weights` shows, a state with those in training."""
 
     outputs: Outputs
     epochs: int
     write_model: Callable[[Path, SaveAs, int, int], None]
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
-    optimizer: Any
+    weights: Weights
 
     def save_due(self, progress: Progress, epoch_ended: bool) -> None:
         """Save what is due now: called after every optimiser step and after every whole epoch."""
@@ -39,7 +40,7 @@ class Saver:
         if event is None:
             return
         stem = self.outputs.stem(event)
-        with averaged_weights(self.optimizer):
+        with self.weights.shown():
             self._model(self.outputs.directory / (stem + self.outputs.extension), progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
@@ -48,7 +49,7 @@ class Saver:
 
     def finish(self, progress: Progress) -> None:
         """The files at the end of the run."""
-        with averaged_weights(self.optimizer):
+        with self.weights.shown():
             self._model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._state(self.outputs.final_state_folder(), progress)

@@ -15,15 +15,13 @@ import random
 import shutil
 import textwrap
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from library.checkpoints.writer import replacing, write_json, write_safetensors
 from library.options.mistakes import Mistake, UserError
-from library.training.optim import optimizers
-from library.training.trainable import Part
 
 STATE_FILE = "train_state.json"
 
@@ -43,6 +41,26 @@ class Progress:
 
 Identity = dict[str, str]
 """What must be the same for a resumed run to be the continuation of the one that was saved: fact -> value."""
+
+
+class Stateful(Protocol):
+    """What can be saved and put back: modules, optimizers, schedules, gradient scalers."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+RunState = Mapping[str, Stateful | None]
+"""All that a run resumes from beside its progress, by name, in the order in which it is put back; None: this run has
+no such thing. Each entry is a file of its own."""
+
+_FILES = {
+    "optimizer": "optimizer.bin",
+    "schedule": "scheduler.bin",
+    "scaler": "scaler.pt",
+    "random": "random_states_0.pkl",
+}
 
 
 @dataclass(frozen=True)
@@ -72,15 +90,7 @@ def read_state(folder: Path) -> SavedState:
     return SavedState(folder, progress, identity)
 
 
-def save_state(
-    folder: Path,
-    parts: Sequence[Part],
-    optimizer: Any,
-    schedule: Any,
-    scaler: Any | None,
-    progress: Progress,
-    identity: Identity,
-) -> None:
+def save_state(folder: Path, state: RunState, progress: Progress, identity: Identity) -> None:
     """Write a state folder. The new folder is whole before an old one of the same name goes away.
 
     Raises OSError, CheckpointError (a full disk, weights that are not finite) and leaves nothing half-written.
@@ -88,13 +98,11 @@ def save_state(
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
     building.mkdir(parents=True)
     try:
-        for index, part in enumerate(parts):
-            write_safetensors(building / _model_file(index), part.module.state_dict(), {"part": part.name})
-        _write(building / "optimizer.bin", optimizer.state_dict())
-        _write(building / "scheduler.bin", schedule.state_dict())
-        if scaler is not None:
-            _write(building / "scaler.pt", scaler.state_dict())
-        _write(building / "random_states_0.pkl", _random_states())
+        for name, entry, file in _files(state):
+            if file.endswith(".safetensors"):
+                write_safetensors(building / file, entry.state_dict(), {"part": name})
+            else:
+                _write(building / file, entry.state_dict())
         head = {
             "current_epoch": progress.epoch,
             "current_step": progress.step,
@@ -113,23 +121,22 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-def load_state(saved: SavedState, parts: Sequence[Part], optimizer: Any, schedule: Any, scaler: Any | None) -> Progress:
-    """Put a saved state into the live objects, bit for bit, and return the progress it was saved at."""
+def load_state(saved: SavedState, state: RunState) -> Progress:
+    """Put a saved state into the live objects, bit for bit, and return the progress it was saved at.
+
+    Raises UserError for a folder that lacks a file or does not fit these objects.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    def read(name: str) -> Any:
-        return torch.load(saved.folder / name, map_location="cpu", weights_only=True)
-
     try:
-        for index, part in enumerate(parts):
-            part.module.load_state_dict(load_file(saved.folder / _model_file(index)))
-        optimizers.load_state(optimizer, read("optimizer.bin"))
-        schedule.load_state_dict(read("scheduler.bin"))
-        if scaler is not None:
-            scaler.load_state_dict(read("scaler.pt"))
-        _restore_random_states(read("random_states_0.pkl"))
+        for _, entry, file in _files(state):
+            path = saved.folder / file
+            if file.endswith(".safetensors"):
+                entry.load_state_dict(load_file(path))
+            else:
+                entry.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (*_DAMAGED, SafetensorError) as error:
         reason = " ".join(str(error).split())  # torch lists every tensor, a line each
         what = f"--resume {saved.folder}: this state cannot be read into the run ({textwrap.shorten(reason, 300)})"
@@ -145,8 +152,17 @@ def _write(file: Path, value: Any) -> None:
         torch.save(value, stream)
 
 
-def _model_file(index: int) -> str:
-    return f"model_{index}.safetensors" if index else "model.safetensors"
+def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
+    """Name, object and file of each entry: modules as model.safetensors, model_1.safetensors and so on."""
+    from torch import nn
+
+    modules = 0
+    for name, entry in state.items():
+        if isinstance(entry, nn.Module):
+            yield name, entry, f"model_{modules}.safetensors" if modules else "model.safetensors"
+            modules += 1
+        elif entry is not None:
+            yield name, entry, _FILES.get(name, f"{name}.bin")
 
 
 def _put_in_place(building: Path, folder: Path) -> None:
@@ -160,33 +176,37 @@ def _put_in_place(building: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _random_states() -> dict[str, Any]:
-    """The global generators: training draws do not use them, but an optimiser or a foreign scheduler may."""
-    import numpy
-    import torch
+class RandomStates:
+    """The global random generators of Python, NumPy and torch: training draws do not use them, but an optimizer or a
+    third-party schedule may."""
 
-    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "random_state": random.getstate(),
-        "numpy_random_seed": (kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
-        "torch_manual_seed": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
-    return state
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each generator."""
+        import numpy
+        import torch
 
+        kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+        state: dict[str, Any] = {
+            "random_state": random.getstate(),
+            "numpy_random_seed": (kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
+            "torch_manual_seed": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            state["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
+        return state
 
-def _restore_random_states(state: dict[str, Any]) -> None:
-    import numpy
-    import torch
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a saved `state_dict` back."""
+        import numpy
+        import torch
 
-    version, internal, gauss = state["random_state"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy_random_seed"]
-    numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
-    torch.set_rng_state(state["torch_manual_seed"])
-    if torch.cuda.is_available() and "torch_cuda_manual_seed" in state:
-        torch.cuda.set_rng_state_all(state["torch_cuda_manual_seed"])
+        version, internal, gauss = state["random_state"]
+        random.setstate((version, tuple(internal), gauss))
+        kind, keys, position, has_gauss, cached = state["numpy_random_seed"]
+        numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
+        torch.set_rng_state(state["torch_manual_seed"])
+        if torch.cuda.is_available() and "torch_cuda_manual_seed" in state:
+            torch.cuda.set_rng_state_all(state["torch_cuda_manual_seed"])
 
 
 def fingerprint(lines: Sequence[str]) -> str:

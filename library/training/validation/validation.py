@@ -34,10 +34,8 @@ from library.data.reading import ImageReader
 from library.families.family import Conditioning
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.seeds import python_random, torch_generator
-from library.training.conditioning import Conditioner
 from library.training.inputs import encode_latents
 from library.training.isolated_eval import isolated_eval
-from library.training.optim.optimizers import averaged_weights
 from library.training.training_loss import TrainingLoss
 from library.training.validation.plan import POINTS, ValidationPlan, in_batches, point_name, text_of
 
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from library.training.run import Run
     from library.training.saving.state import Progress
     from library.training.trainable import Trainable
+    from library.training.weight_averaging import Weights
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,21 @@ class Validation:
     """What the loop calls. `plan` None: nothing is set aside, and nothing is ever done.
 
     `predict` and `objective` are those of the training, of which only process, prediction and range count here;
-    `told(texts, sizes, scores)` is what the network is told, captions being all of one length if `padded`;
+    `conditioning(texts, sizes, scores)` is that of captions, which are all of one length if `padded`;
     `sizes_and_scores(numbers)` are those of records of the reader; `latents(number)` those of a
-    record of the reader, (C, h, w) float32, not scaled, `scale` what they are multiplied by. `modules` are all that
-    take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
+    record of the reader, (C, h, w) float32, not scaled; `scaled` scales them as the backbone sees them. `modules` are
+    all that take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
     """
 
     plan: ValidationPlan | None
     reader: ImageReader
     objective: Objective[Conditioning]
     predict: Predict[Conditioning]
-    told: Callable[[list[str], Tensor, Tensor], Conditioning]
+    conditioning: Callable[[list[str], Tensor, Tensor], Conditioning]
     sizes_and_scores: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     padded: bool
     latents: Callable[[int], Tensor]
-    scale: float
+    scaled: Callable[[Tensor], Tensor]
     device: torch.device
     modules: Sequence[nn.Module]
     steps: int
@@ -179,14 +178,14 @@ class Validation:
     def _batch(self, numbers: Sequence[int], names: Sequence[str]) -> Tensor:
         """As _losses, for records of one bucket."""
         records = [self.reader.records[number] for number in numbers]
-        latents = torch.stack([self.latents(number) for number in numbers]).to(self.device) * self.scale
+        latents = self.scaled(torch.stack([self.latents(number) for number in numbers]).to(self.device))
         texts = [text_of(each, self.reader.subsets[each.subset].captions) for each in records]
-        given = self.told(texts, *self.sizes_and_scores(numbers))
+        conditioning = self.conditioning(texts, *self.sizes_and_scores(numbers))
         plain = Objective[Conditioning](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
         losses = [
-            plain.loss(self.predict, latents, given, self._draws(names, part, latents.shape[1:]))
+            plain.loss(self.predict, latents, conditioning, self._draws(names, part, latents.shape[1:]))
             for part in range(POINTS)
         ]
         return torch.stack(losses, 1).to("cpu", torch.float64)
@@ -200,38 +199,36 @@ class Validation:
 
 def validation_of(
     facts: RunFacts,
-    trained: Trainable,
-    losses: TrainingLoss,
-    context: Conditioner,
+    trainable: Trainable,
+    loss: TrainingLoss,
     dataset: TrainingDataset,
     run: Run,
-    optimizer: Any,
-    say: Callable[[str], None],
+    weights: Weights,
 ) -> Validation:
-    """The validation of a run; `losses`, `context` and `dataset` are those of the training.
+    """The validation of a run; `loss`, `dataset` and `weights` are those of the training.
 
     Raises UserError for an image that cannot be read.
     """
-    model, reader = losses.model, dataset.images
-    modules = [model.unet, *context.text_encoders.values(), *(part.module for part in trained.parts)]
+    model, conditioner, reader = loss.model, loss.conditioning, dataset.images
+    modules = [model.backbone, *conditioner.text_encoders.values(), *(part.module for part in trainable.parts)]
     return Validation(
         plan=facts.validation,
         reader=reader,
-        objective=losses.objective,
-        predict=partial(model.family.predict, model.unet),
-        told=context.of_texts,
+        objective=loss.objective,
+        predict=partial(model.family.predict, model.backbone),
+        conditioning=conditioner.of_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        latents=latents_of(facts, model, losses.vae, reader, dataset.latents),
-        scale=model.family.latent.scale,
-        device=losses.device,
+        latents=latents_of(facts, model, loss.vae, reader, dataset.latents),
+        scaled=model.family.latent.scaled,
+        device=loss.device,
         modules=[module for module in modules if module is not None],
         steps=facts.duration.steps,
         steps_per_epoch=facts.duration.steps_per_epoch,
         log=run.log,
-        say=say,
+        say=run.say,
         autocast=run.accelerator.autocast,
-        weights=partial(averaged_weights, optimizer),
+        weights=weights.shown,
     )
 
 

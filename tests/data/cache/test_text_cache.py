@@ -17,6 +17,7 @@ from torch import Tensor
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_safetensors
 from library.data import captions
+from library.data.batch import TextInput
 from library.data.cache import text_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, missing, outputs, texts_of
 from library.families.clip.text_encoder import encode_text, make_text_encoder
@@ -306,7 +307,8 @@ def test_the_states_of_a_clip_come_back_to_the_last_bit(tmp_path: Path, clip_ski
     tokenizer = shipped_tokenizer(49407)
 
     def encode(texts: list[str]) -> dict[str, Tensor]:
-        return encode_text({"text_encoder": clip}, tokenizer.tensor(texts, chunks), TextSettings(clip_skip))
+        text_inputs = {"text_encoder": TextInput(tokenizer.tensor(texts, chunks))}
+        return encode_text({"text_encoder": clip}, text_inputs, TextSettings(clip_skip))
 
     name = f"tiny {clip_skip} {chunks}"
     found = build_text_cache(TEXTS, encode, encoder=name, folder=tmp_path, batch_size=len(TEXTS), progress=False)

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from library.data.batch import TextInput
 from library.families.clip.prompt_weights import encode, parse, rows
 from library.families.clip.text_encoder import encode_text, join_chunks, weight_states
 from library.families.clip.tokenizer import ClipTokenizer
@@ -166,8 +167,8 @@ def test_the_encoder_gives_weighted_states_and_their_gradient():
     tokenizer, encoder = ClipTokenizer(EOS), tiny.diffusers_modules("sd1").text_encoder
     encoders, settings = {"text_encoder": encoder}, TextSettings(clip_skip=2)
     ids, weights = tokenizer.weighted(["a (dog:1.5)"], 2)
-    plain = encode_text(encoders, ids, settings)["states"]
-    weighted = encode_text(encoders, ids, settings, weights)["states"]
+    plain = encode_text(encoders, {"text_encoder": TextInput(ids)}, settings)["states"]
+    weighted = encode_text(encoders, {"text_encoder": TextInput(ids, weights=weights)}, settings)["states"]
     assert torch.equal(weighted, plain * join_chunks(weights[..., None]))
     weighted.sum().backward()
     assert encoder.embeddings.token_embedding.weight.grad.abs().sum() > 0

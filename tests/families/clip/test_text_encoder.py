@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from library.data.batch import TextInput
 from library.families.clip.text_encoder import encode_text, join_chunks
 from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import TextSettings
@@ -14,7 +15,7 @@ CAPTIONS = ["a photo of sks dog", "dog " * 160]
 
 
 def states_of(encoder, ids, clip_skip=None):
-    return encode_text({"text_encoder": encoder}, ids, TextSettings(clip_skip))["states"]
+    return encode_text({"text_encoder": encoder}, {"text_encoder": TextInput(ids)}, TextSettings(clip_skip))["states"]
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ def test_diffusers_builds_the_same_modules_from_it(files, prediction):
         "in_channels",
     ):
         value = unet[key]
-        assert (list(value) if isinstance(value, tuple) else value) == model.unet.config[key]
-    assert list(unet["down_block_types"]) == list(model.unet.config.down_block_types)
-    assert list(unet["attention_head_dim"]) == list(model.unet.config.attention_head_dim)
+        assert (list(value) if isinstance(value, tuple) else value) == model.backbone.config[key]
+    assert list(unet["down_block_types"]) == list(model.backbone.config.down_block_types)
+    assert list(unet["attention_head_dim"]) == list(model.backbone.config.attention_head_dim)
     vae = peer.create_vae_diffusers_config_from_ldm(config, {}, image_size=64)
     for key in ("block_out_channels", "layers_per_block", "latent_channels"):
         value = vae[key]

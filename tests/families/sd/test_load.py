@@ -46,7 +46,7 @@ def test_weights_and_configurations_are_those_of_the_source(files, family, layou
     model, modules = load(files[family + layout]), tiny.diffusers_modules(family)
     assert same_weights(model, modules)
     for part in ("unet", "vae"):
-        ours, theirs = getattr(model, part).config, getattr(modules, part).config
+        ours, theirs = model.modules()[part].config, getattr(modules, part).config
         different = {key for key in theirs if as_list(ours[key]) != as_list(theirs[key])}
         assert different <= {"_use_default_values", "sample_size", "upcast_attention"}
     for name, module in model.text_encoders.items():
@@ -84,11 +84,11 @@ def test_diffusers_computes_the_same_from_the_same_file(files, family):
     generator = torch.Generator().manual_seed(1)
     latents, pixels = (torch.randn(2, c, s, s, generator=generator) for c, s in ((4, 8), (3, 64)))
     times = torch.tensor([3, 700])
-    ids = model.tokenizer.tensor(["a photo of sks dog", "dog " * 90])
+    text_inputs = model.tokenizer(["a photo of sks dog", "dog " * 90])
     with torch.no_grad():
-        given = model.family.encode_text(model.text_encoders, ids)
-        assert torch.equal(given["states"], pipeline.text_encoder(ids[:, 0])[0])
-        ours = model.family.predict(model.unet, latents, times, given)
+        given = model.family.encode_text(model.text_encoders, text_inputs)
+        assert torch.equal(given["states"], pipeline.text_encoder(text_inputs["text_encoder"].ids[:, 0])[0])
+        ours = model.family.predict(model.backbone, latents, times, given)
         assert torch.equal(ours, unet(latents, times, given["states"]).sample)
         posterior = vae.encode(pixels).latent_dist
         assert torch.equal(model.vae.encode(pixels).latent_dist.parameters, posterior.parameters)
@@ -103,10 +103,10 @@ def test_the_states_of_sd2_are_the_penultimate_layers_of_the_whole_encoder(files
     config = tiny.text_config("sd2")
     whole = CLIPTextModel(CLIPTextConfig(**config | {"num_hidden_layers": config["num_hidden_layers"] + 1})).eval()
     whole.load_state_dict(model.text_encoders["text_encoder"].state_dict(), strict=False)
-    ids = model.tokenizer.tensor(["a photo of sks dog"])
+    text_inputs = model.tokenizer(["a photo of sks dog"])
     with torch.no_grad():
-        penultimate = whole(ids[:, 0], output_hidden_states=True).hidden_states[-2]
-        given = model.family.encode_text(model.text_encoders, ids)
+        penultimate = whole(text_inputs["text_encoder"].ids[:, 0], output_hidden_states=True).hidden_states[-2]
+        given = model.family.encode_text(model.text_encoders, text_inputs)
         assert torch.equal(given["states"], whole.final_layer_norm(penultimate))
 
 
@@ -145,7 +145,7 @@ def test_the_file_is_never_written_through(tmp_path):
     before = path.read_bytes()
     model = load(path)
     with torch.no_grad():
-        for parameter in model.unet.parameters():
+        for parameter in model.backbone.parameters():
             parameter.add_(1.0)
     assert path.read_bytes() == before
     path.unlink()  # nothing holds on to it
@@ -153,10 +153,10 @@ def test_the_file_is_never_written_through(tmp_path):
 
 def test_a_loaded_model_trains(files):
     model = load(files["sd1"])
-    ids = model.tokenizer.tensor(["a dog"])
-    given = model.family.encode_text(model.text_encoders, ids)
-    model.family.predict(model.unet, torch.randn(1, 4, 8, 8), torch.tensor([5]), given).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.unet.parameters())
+    text_inputs = model.tokenizer(["a dog"])
+    given = model.family.encode_text(model.text_encoders, text_inputs)
+    model.family.predict(model.backbone, torch.randn(1, 4, 8, 8), torch.tensor([5]), given).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
     assert model.text_encoders["text_encoder"].embeddings.token_embedding.weight.grad is not None
 
 

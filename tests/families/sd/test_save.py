@@ -55,7 +55,7 @@ def test_diffusers_loads_our_folder_offline(files, tmp_path, family, prediction)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert pipeline.scheduler.config.prediction_type == {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
     ids = pipeline.tokenizer("a dog!", padding="max_length", max_length=77, truncation=True).input_ids
-    assert model.tokenizer.ids(["a dog!"]) == [[ids]]
+    assert model.tokenizer(["a dog!"])["text_encoder"].ids.tolist() == [[ids]]
     image = pipeline("a dog", num_inference_steps=2, width=64, height=64, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
 

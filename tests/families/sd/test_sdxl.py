@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from library.data.batch import TextInput
 from library.families.family import AS_TRAINED, Family, Model, TextSettings
 from library.families.registry import FAMILIES
 
@@ -64,12 +65,13 @@ def open_clip(tensors: dict[str, Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def ids_of(model: Model, texts: list[str], chunks: int = 1) -> Tensor:
     """Of the larger text encoder alone: (B, n, 77)."""
-    return model.tokenizer.each()[-1].tensor(texts, chunks)
+    return model.tokenizer.by_encoder["text_encoder_2"].tensor(texts, chunks)
 
 
 def encode(model: Model, texts: list[str], chunks: int = 1, settings: TextSettings = AS_TRAINED) -> dict[str, Tensor]:
+    text_inputs = model.tokenizer.configured(max_tokens=75 * chunks)(texts)
     with torch.no_grad():
-        return model.family.encode_text(model.text_encoders, model.tokenizer.tensor(texts, chunks), settings)
+        return model.family.encode_text(model.text_encoders, text_inputs, settings)
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
@@ -133,7 +135,8 @@ def test_chunks_are_read_one_by_one_and_the_first_is_pooled(model: Model, bigg, 
 
 def test_the_first_encoder_gives_its_states_before_the_last_layer(sdxl: Model) -> None:
     """It is as it was afterwards: also transformers' own list of its states, whose hooks the first call hangs up."""
-    encoder, ids = sdxl.text_encoders["text_encoder"], sdxl.tokenizer.tensor(PROMPTS, 2)[:, 0]
+    encoder = sdxl.text_encoders["text_encoder"]
+    ids = sdxl.tokenizer.configured(max_tokens=150)(PROMPTS)["text_encoder"].ids
     narrow = encode(sdxl, PROMPTS, 2)["states"][..., :64]
     with torch.no_grad():
         for row in range(len(PROMPTS)):
@@ -153,7 +156,8 @@ def test_the_first_end_is_pooled_whatever_ids_a_textual_inversion_adds(refiner: 
     encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(table))
     ids = torch.tensor([[[BOS, *body] + [0] * (76 - len(body))]])
     with torch.no_grad():
-        pooled = refiner.family.encode_text({"text_encoder_2": encoder}, ids, settings)["pooled"]
+        text_inputs = {"text_encoder_2": TextInput(ids)}
+        pooled = refiner.family.encode_text({"text_encoder_2": encoder}, text_inputs, settings)["pooled"]
     tensors = load_file(files["refiner"])
     bigg = {name.removeprefix(TE2["refiner"]): t for name, t in tensors.items() if name.startswith(TE2["refiner"])}
     _, at_end = open_clip(bigg | {"token_embedding.weight": table}, ids[:, 0])
@@ -164,7 +168,7 @@ def test_the_first_end_is_pooled_whatever_ids_a_textual_inversion_adds(refiner: 
 @pytest.mark.parametrize("settings", [AS_TRAINED, KOHYA], ids=["ours", "kohya"])
 def test_training_the_larger_encoder_reaches_its_projection(model: Model, settings: TextSettings) -> None:
     encoders = {name: copy.deepcopy(encoder).train() for name, encoder in model.text_encoders.items()}
-    given = model.family.encode_text(encoders, model.tokenizer.tensor(["a dog"]), settings)
+    given = model.family.encode_text(encoders, model.tokenizer(["a dog"]), settings)
     given["pooled"].square().sum().backward()
     larger = encoders["text_encoder_2"]
     assert larger.text_projection.weight.grad.any()
@@ -178,7 +182,7 @@ def test_gradient_checkpointing_changes_no_gradient(sdxl: Model) -> None:
         encoders = {name: copy.deepcopy(encoder).train() for name, encoder in sdxl.text_encoders.items()}
         for encoder in encoders.values() if checkpointing else ():
             encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        given = sdxl.family.encode_text(encoders, sdxl.tokenizer.tensor(["a dog", ""], 2))
+        given = sdxl.family.encode_text(encoders, sdxl.tokenizer.configured(max_tokens=150)(["a dog", ""]))
         (given["states"].square().sum() + given["pooled"].square().sum()).backward()
         gradients.append([p.grad for encoder in encoders.values() for p in encoder.parameters()])
     assert sum(g is not None for g in gradients[0]) > 80
@@ -190,7 +194,7 @@ def test_gradient_checkpointing_changes_no_gradient(sdxl: Model) -> None:
 def test_what_is_not_pooled_gives_the_last_layer_no_gradient(sdxl: Model) -> None:
     """As diffusers' and kohya's trainers: the states come from before it, in either encoder."""
     encoders = {name: copy.deepcopy(encoder) for name, encoder in sdxl.text_encoders.items()}
-    sdxl.family.encode_text(encoders, sdxl.tokenizer.tensor(["a"]))["states"].sum().backward()
+    sdxl.family.encode_text(encoders, sdxl.tokenizer(["a"]))["states"].sum().backward()
     for layers in (encoders["text_encoder"].encoder.layers, encoders["text_encoder_2"].text_model.encoder.layers):
         reached = [layer.mlp.fc1.weight.grad is not None and bool(layer.mlp.fc1.weight.grad.any()) for layer in layers]
         assert reached == [True, True, False]
@@ -199,16 +203,17 @@ def test_what_is_not_pooled_gives_the_last_layer_no_gradient(sdxl: Model) -> Non
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_weights_of_words_are_multiplied_onto_the_states_of_either_encoder(model: Model, chunks: int) -> None:
     captions = ["a (dog:1.5) [cat]!", "dog " * 74 + "(cat cat:0.5)"]
-    ids, weights = model.tokenizer.weighted(captions, chunks)
+    text_inputs = model.tokenizer.configured(max_tokens=75 * chunks, weighted=True)(captions)
+    unweighted = {name: TextInput(one.ids) for name, one in text_inputs.items()}
     with torch.no_grad():
-        plain = model.family.encode_text(model.text_encoders, ids)
-        ours = model.family.encode_text(model.text_encoders, ids, weights=weights)
+        plain = model.family.encode_text(model.text_encoders, unweighted)
+        ours = model.family.encode_text(model.text_encoders, text_inputs)
     assert torch.equal(ours["pooled"], plain["pooled"])
     factor = torch.ones(ours["states"].shape)
     begin = 0
-    for encoder, module in enumerate(model.text_encoders.values()):
+    for name, module in model.text_encoders.items():
         width = module.config.hidden_size
-        own = weights[:, encoder] if len(model.text_encoders) > 1 else weights
+        own = text_inputs[name].weights
         factor[:, 1:-1, begin : begin + width] = own[:, :, 1:76].reshape(2, -1, 1)
         begin += width
     assert torch.equal(ours["states"], plain["states"] * factor) and not torch.equal(factor, torch.ones_like(factor))
@@ -234,7 +239,7 @@ def noisy() -> Tensor:
 
 @torch.no_grad()
 def predicted(model: Model, given: dict[str, Tensor]) -> Tensor:
-    return model.family.predict(model.unet, noisy(), torch.tensor([321]), given)
+    return model.family.predict(model.backbone, noisy(), torch.tensor([321]), given)
 
 
 def test_the_unet_is_told_what_diffusers_pipeline_tells_it(model: Model, pipeline: Any) -> None:
@@ -258,7 +263,7 @@ def test_the_unet_is_told_what_diffusers_pipeline_tells_it(model: Model, pipelin
 def test_sizes_that_bfloat16_cannot_tell_apart_are_told_apart(model: Model, dtype: torch.dtype) -> None:
     """In bfloat16 1023 and 1025 are both 1024, which an odd image's size must not become."""
     assert torch.tensor(1023.0).bfloat16() == torch.tensor(1025.0).bfloat16()
-    unet = model.unet if dtype == torch.float32 else copy.deepcopy(model.unet).to(dtype)
+    unet = model.backbone if dtype == torch.float32 else copy.deepcopy(model.backbone).to(dtype)
     found = []
     for height in (1023.0, 1025.0):
         given = conditions(model, height)
@@ -273,9 +278,9 @@ def test_numbers_are_embedded_by_the_published_sinusoids(model: Model) -> None:
     generative-models' ConcatTimestepEmbedderND has them). Half a dozen of them by hand, for 1024.
     """
     seen: list[Tensor] = []
-    hook = model.unet.add_time_proj.register_forward_hook(lambda _module, args, out: seen.extend((args[0], out)))
+    hook = model.backbone.add_time_proj.register_forward_hook(lambda _module, args, out: seen.extend((args[0], out)))
     wide: list[Tensor] = []
-    other = model.unet.add_embedding.register_forward_hook(lambda _module, args, _out: wide.append(args[0]))
+    other = model.backbone.add_embedding.register_forward_hook(lambda _module, args, _out: wide.append(args[0]))
     given = conditions(model, 1024.0, 7.0)
     predicted(model, given)
     hook.remove()

@@ -125,7 +125,7 @@ def test_diffusers_loads_our_folder_and_draws(files: Any, tmp_path: Path, family
         image = pipeline("a dog", image=torch.rand(1, 3, 64, 64), strength=0.9, **asks).images
     assert image.shape == (1, 64, 64, 3)
     theirs = [getattr(pipeline, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name)]
-    for ours, their in zip(model.tokenizer.each(), theirs, strict=True):
+    for ours, their in zip(model.tokenizer.by_encoder.values(), theirs, strict=True):
         assert ours.ids(["a dog!"]) == [[their("a dog!", padding="max_length", max_length=77).input_ids]]
 
 

@@ -10,7 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_network
+from library.training.adapter.make import learning_groups
 from library.training.run import Run
+from networks.adapter import AdapterError
+from networks.parameter_groups import Group
+from networks.third_party.network import RawState
 from tests.training.running import Outcome, World, assert_equal_files, make_world, run
 
 # 6 + 2 training samples in batches of 3: 4 batches (two folders, two captions), 2 steps of 2 an epoch
@@ -272,3 +276,21 @@ def test_mistakes_are_told_before_a_weight_is_loaded(
     outcome = run(world.arguments(tmp_path / "out", **{**COMMON, **flags}), capsys, train_network.RECIPE)
     assert outcome.code == 2 and told in outcome.err and "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_parameters_of_a_third_party_network_go_by_name_in_its_order() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    asked: list[list[torch.nn.Parameter]] = [[network[1].weight, network[0].bias]]
+
+    class Made:
+        module = RawState(network)
+
+        def groups(self, rates: dict[str, float]) -> list[Group]:
+            return [Group("unet", "", parameters, rates["unet"]) for parameters in asked]
+
+    (group,) = learning_groups(Made(), {"unet": 0.5})  # type: ignore[arg-type]
+    assert (group.name, group.learning_rate) == ("unet", 0.5)
+    assert group.parameters == ("network.1.weight", "network.0.bias")
+    asked.append([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(AdapterError, match="not in the network"):
+        learning_groups(Made(), {"unet": 0.5})  # type: ignore[arg-type]

@@ -15,13 +15,7 @@ import torch
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.mistakes import UserError
 from library.training.optim.optimizer_table import OPTIMIZERS, OptimizerRow
-from library.training.optim.optimizers import (
-    allocate_state,
-    averaged_weights,
-    choose_optimizer,
-    load_state,
-    make_optimizer,
-)
+from library.training.optim.optimizers import ExactState, allocate_state, choose_optimizer, make_optimizer
 
 # bitsandbytes' paged optimisers fall back to ordinary memory on a CPU, and say so
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -86,7 +80,7 @@ class Toy:
 def saved(toy: Toy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """State and weights through a file as a training state writes it, read back as plain containers and tensors."""
     file = io.BytesIO()
-    torch.save((toy.optimizer.state_dict(), [part.state_dict() for part in toy.parts]), file)
+    torch.save((ExactState(toy.optimizer).state_dict(), [part.state_dict() for part in toy.parts]), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -95,7 +89,7 @@ def restored(state: tuple[dict[str, Any], list[dict[str, Any]]], *args: Any) -> 
     toy = Toy(*args)
     for part, tensors in zip(toy.parts, state[1], strict=True):
         part.load_state_dict(tensors)
-    load_state(toy.optimizer, state[0])
+    ExactState(toy.optimizer).load_state_dict(state[0])
     return toy
 
 
@@ -336,39 +330,6 @@ def test_the_eps_that_full_fp16_needs() -> None:
     assert not choose_optimizer(options("AdamW", "eps=1e-4"), full_fp16=True).mistakes
     assert choose_optimizer(options("AdamW", "eps=9e-5"), full_fp16=True).mistakes
     assert choose_optimizer(options("Lion", "eps=1e-4"), full_fp16=True).mistakes
-
-
-@pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.schedule_free])
-def test_schedule_free_weights_are_averaged_for_saving_and_put_back_exactly(name: str) -> None:
-    toy = Toy(options(name))
-    for _ in range(6):
-        toy.step()
-    before = bits(toy.weights())
-    with averaged_weights(toy.optimizer):
-        inside = bits(toy.weights())
-        # the average by the optimiser's own formula
-        assert not toy.optimizer.param_groups[0]["train_mode"]
-    assert inside != before
-    assert bits(toy.weights()) == before
-    assert toy.step() > 0
-
-
-def test_averaged_weights_leave_other_optimisers_alone() -> None:
-    toy = Toy(options("AdamW"))
-    toy.step()
-    before = bits(toy.weights())
-    with averaged_weights(toy.optimizer):
-        assert bits(toy.weights()) == before
-
-
-def test_weights_come_back_also_when_saving_fails() -> None:
-    toy = Toy(options("AdamWScheduleFree"))
-    for _ in range(3):
-        toy.step()
-    before = bits(toy.weights())
-    with pytest.raises(OSError, match="disk full"), averaged_weights(toy.optimizer):
-        raise OSError("disk full")
-    assert bits(toy.weights()) == before
 
 
 def test_choosing_imports_no_torch() -> None:

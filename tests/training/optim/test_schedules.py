@@ -12,7 +12,7 @@ import torch
 
 from library.options.groups.optimizer import LR_SCHEDULERS, OptimizerOptions
 from library.options.mistakes import UserError
-from library.training.optim.optimizers import choose_optimizer, load_state, make_optimizer
+from library.training.optim.optimizers import ExactState, choose_optimizer, make_optimizer
 from library.training.optim.schedules import SCHEDULES, ScheduleChoice, choose_schedule, count_steps, make_schedule
 
 TOTAL, WARMUP, RATE = 50, 10, 0.01
@@ -270,7 +270,7 @@ def test_a_resumed_schedule_goes_on_bit_for_bit(name: str) -> None:
     resumed = build()
     with torch.no_grad():
         resumed[0].copy_(whole[0])
-    load_state(resumed[1], copy.deepcopy(whole[1].state_dict()))
+    ExactState(resumed[1]).load_state_dict(copy.deepcopy(whole[1].state_dict()))
     resumed[2].load_state_dict(copy.deepcopy(whole[2].state_dict()))
     assert steps(resumed, 20) == steps(whole, 20)
     assert torch.equal(resumed[0], whole[0])

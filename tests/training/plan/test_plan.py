@@ -93,10 +93,10 @@ def test_a_caption_beyond_the_limit_is_named(tmp_path: Path, world: World) -> No
 def test_memory_and_disk_are_counted(world: World, tmp_path: Path) -> None:
     """AdamW: weights, gradients and two moments of 4 bytes each for what is trained; 4 bytes for the VAE."""
     plan = plan_of(world, tmp_path, max_train_epochs=3, save_every_n_epochs=1, save_precision="fp16", save_state=True)
-    sizes, costs = plan.facts.base_model.sizes, plan.costs
-    trained = sizes.unet + sizes.texts()
-    assert costs.training == 16 * trained + 4 * sizes.vae
-    assert costs.model_file == 2 * (trained + sizes.vae)
+    sizes, costs = plan.facts.base_model.sizes.parameters, plan.costs
+    trained = sizes["unet"] + sizes["text_encoder"]
+    assert costs.training == 16 * trained + 4 * sizes["vae"]
+    assert costs.model_file == 2 * (trained + sizes["vae"])
     assert costs.disk == 3 * costs.model_file + 3 * 12 * trained
 
 

@@ -75,7 +75,7 @@ class Toy:
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
-            scale=0.5,
+            scaled=lambda latents: 0.5 * latents,
             device=torch.device("cpu"),
             modules=[self.module],
             steps=10,

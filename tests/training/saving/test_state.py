@@ -1,0 +1,94 @@
+"""A state folder holds what the mapping of a run names, under accelerate's file names, and gives it back exactly."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from library.options.mistakes import UserError
+from library.training.optim.optimizers import ExactState
+from library.training.saving.state import Progress, RandomStates, RunState, load_state, read_state, save_state
+
+PROGRESS = Progress(step=5, epoch=2, window=1, epoch_losses=[0.5], last_epoch_losses=[0.25])
+
+
+class Count:
+    """Something that a later feature adds."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, int]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.value = state["value"]
+
+
+def a_run(seed: int) -> RunState:
+    """Two trained modules with an optimizer that has stepped, its schedule, no gradient scaler."""
+    torch.manual_seed(seed)
+    unet, encoder = nn.Linear(3, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW([*unet.parameters(), *encoder.parameters()])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    encoder(unet(torch.ones(1, 3))).sum().backward()
+    optimizer.step()
+    schedule.step()
+    return {
+        "unet": unet, "text_encoder1": encoder, "optimizer": ExactState(optimizer), "schedule": schedule,
+        "scaler": None, "random": RandomStates(), "count": Count(seed),
+    }  # fmt: skip
+
+
+def test_files_have_the_names_that_users_know_from_accelerate(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", a_run(1), PROGRESS, {"seed": "1"})
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        "count.bin", "model.safetensors", "model_1.safetensors", "optimizer.bin", "random_states_0.pkl",
+        "scheduler.bin", "train_state.json",
+    ]  # fmt: skip
+    for name, part in (("model", "unet"), ("model_1", "text_encoder1")):
+        with safe_open(tmp_path / "state" / f"{name}.safetensors", "pt") as file:
+            assert file.metadata()["part"] == part
+
+
+def test_every_entry_is_put_back(tmp_path: Path) -> None:
+    saved = a_run(1)
+    save_state(tmp_path / "state", saved, PROGRESS, {"seed": "1"})
+    drawn = random.random(), numpy.random.rand(), torch.rand(3).tolist()
+    other = a_run(2)
+    assert load_state(read_state(tmp_path / "state"), other) == PROGRESS
+    assert (random.random(), numpy.random.rand(), torch.rand(3).tolist()) == drawn
+    for name in ("unet", "text_encoder1"):
+        one, two = saved[name].state_dict(), other[name].state_dict()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    moments = [run["optimizer"].state_dict()["state"][0]["exp_avg"] for run in (saved, other)]
+    assert torch.equal(*moments) and moments[0].any()
+    assert other["schedule"].state_dict() == saved["schedule"].state_dict()
+    assert other["count"].state_dict() == {"value": 1}
+
+
+def test_a_state_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", {**a_run(1), "count": None}, PROGRESS, {})
+    with pytest.raises(UserError, match="count.bin"):
+        load_state(read_state(tmp_path / "state"), a_run(2))
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", a_run(1), PROGRESS, {})
+    with pytest.raises(OSError, match="disk full"):
+        save_state(tmp_path / "state", {**a_run(2), "count": Full(2)}, PROGRESS, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    kept = a_run(3)
+    load_state(read_state(tmp_path / "state"), kept)
+    assert kept["count"].state_dict() == {"value": 1}
+
+
+class Full(Count):
+    def state_dict(self) -> dict[str, int]:
+        raise OSError("disk full")
