@@ -20,6 +20,9 @@ from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
     from library.data.batch import Batch
+    from library.runtime.processes import Processes
+    from library.training.plan.duration import Duration
+    from library.training.run import Run
 
 
 @dataclass
