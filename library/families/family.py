@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from library.options.flag import Capability
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -230,20 +232,18 @@ class Family:
     """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
 
     `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
-    prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
-    "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
-    "text_encoder_rates", "block_lr"). `preview`: (W, H) of an image in pixels, by prediction. `adapters`: where
-    adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
-    order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from noise alone.
-    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
-    whose names adapters' files call the layers of the U-Net. `variant` is the families' own.
+    prediction. `capabilities`: what flags may ask of it. `preview`: (W, H) of an image in pixels, by prediction.
+    `adapters`: where adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their
+    names, in the same order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from
+    noise alone. `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by whose
+    names adapters' files call the layers of the U-Net. `variant` is the families' own.
     """
 
     name: str
     title: str
     versions: Mapping[Prediction, str]
     architectures: Mapping[Prediction, str]
-    capabilities: frozenset[str]
+    capabilities: frozenset[Capability]
     latent: LatentSpace
     process: ForwardProcess
     preview: Mapping[Prediction, tuple[int, int]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from library.options.flag import flag
 
@@ -11,6 +12,8 @@ from library.options.flag import flag
 @dataclass(frozen=True)
 class SavingOptions:
     """Models and states that are written."""
+
+    may_change_on_resume: ClassVar[bool] = True
 
     output_dir: Path | None = flag(None, "Folder for everything that the run writes; it is made if it does not exist.")
     output_name: str | None = flag(
@@ -26,6 +29,7 @@ class SavingOptions:
         False,
         "Without save_model_as: save as .safetensors also where the loaded model is a .ckpt.",
         script="train_db.py",
+        neutral_elsewhere=(True,),
     )
     save_precision: str | None = flag(
         None,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from library.options.convert_values import shown
+from library.options.flag import Script
 from library.options.mistakes import Mistake
 from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD
 from library.options.rules.rule_kinds import Implies, Overrides
@@ -44,7 +45,7 @@ class Settings:
 
 
 def settle(
-    settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: str | None = None
+    settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: Script | None = None
 ) -> Settings:
     """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
     for those `unneeded`; `script` says which kind of training runs (Program.script).
@@ -85,7 +86,7 @@ def _with_sound_sizes(settings: Settings) -> Settings:
     return replace(settings, values={**settings.values, "resolution": _STAND_IN})
 
 
-def _missing(settings: Settings, unneeded: Collection[str], script: str | None) -> Iterator[Mistake]:
+def _missing(settings: Settings, unneeded: Collection[str], script: Script | None) -> Iterator[Mistake]:
     for row in REQUIRED:
         if row.script not in (None, script):
             continue
