@@ -143,7 +143,7 @@ def _prepared(source: Header, wanted: Conversion) -> Header:
         scheduler = wanted.reference.configs.get("scheduler", scheduler)
     if scheduler and wanted.zero_terminal_snr is False and scheduler.get("rescale_betas_zero_snr"):
         scheduler = {name: value for name, value in scheduler.items() if name not in _SCHEDULE}
-    if scheduler != source.configs.get("scheduler"):
+    if scheduler is not None and scheduler != source.configs.get("scheduler"):
         source = replace(source, configs={**source.configs, "scheduler": scheduler})
     return source
 

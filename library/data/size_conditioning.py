@@ -9,16 +9,14 @@ shows a part of the mirrored image, so its left edge is counted there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from library.data.images import crop_ltrb
 
 if TYPE_CHECKING:
     from library.data.images import Geometry
     from library.options.datasets import Size
-
-CropConditioning = Literal["exact", "kohya"]
-"""exact: the crop that the sample shows; kohya: the numbers that sd-scripts gives."""
+    from library.options.groups.dataset import CropConditioning
 
 Sizes = tuple[int, int, int, int, int, int]
 

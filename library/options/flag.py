@@ -28,7 +28,8 @@ Capability = Literal[
 # A kind of training, by its first program.
 Script = Literal["train_db.py", "train_network.py"]
 
-# The annotation of a field says what the flag takes; the words are those shown to users.
+# The annotation of a field says what the flag takes; the words are those shown to users. A flag with choices may also
+# be annotated with the Literal of them: it takes text.
 KINDS = {
     "bool": "switch",
     "int": "integer",
@@ -144,5 +145,6 @@ def flags_of(group: str, options: type[Any]) -> Iterator[Flag]:
     all_may_change: bool = getattr(options, "may_change_on_resume", False)
     for field in dataclasses.fields(options):
         annotation = str(field.type).removesuffix(" | None")
-        found = Flag(name=field.name, group=group, kind=KINDS[annotation], default=field.default, **field.metadata)
+        kind = "text" if field.metadata["choices"] and annotation not in KINDS else KINDS[annotation]
+        found = Flag(name=field.name, group=group, kind=kind, default=field.default, **field.metadata)
         yield dataclasses.replace(found, may_change_on_resume=True) if all_may_change else found

@@ -95,7 +95,9 @@ def sample_batch(
             begin = None if starts is None else torch.stack([starts[place] for place in places])
             latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
             latents = _draw(model, scheduler, timesteps, latents, given, one_kind[0], generators, autocast, progress)
-            for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
+            for place, one in zip(
+                places, torch.split(latents, 1), strict=True
+            ):  # decoding takes the most memory: one by one
                 pixels = model.family.decode_latents(model.vae, one / model.family.latent.scale)[0]
                 images[place] = to_image(_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]

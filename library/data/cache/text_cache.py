@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, TensorInfo
@@ -159,8 +159,8 @@ def build_text_cache(
     distinct = list(dict.fromkeys(texts))
     if folder is None:
         with tqdm(desc="encoding captions", total=len(distinct), disable=not progress or not distinct) as bar:
-            made = dict(_encoded(distinct, encode, size, bar))
-        return TextCacheBuild(MemoryTexts(made), 0, len(made))
+            in_memory = dict(_encoded(distinct, encode, size, bar))
+        return TextCacheBuild(MemoryTexts(in_memory), 0, len(in_memory))
     folder = folder / _digest(str(_VERSION), encoder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
     wanted = set(keys.values())

@@ -179,7 +179,7 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
     if not progress:
         yield lambda count: None
         return
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     with tqdm(total=total, desc="looking at images", unit=" files", delay=1) as bar:
         yield bar.update

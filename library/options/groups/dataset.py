@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from library.options.flag import flag
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area")
+
+CropConditioning = Literal["exact", "kohya"]
+"""exact: the crop that the sample shows; kohya: the numbers that sd-scripts gives."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,11 @@ class DatasetOptions:
         "example 2.0,4.0. Without buckets only; excludes cached latents.",
         metadata="ss_face_crop_aug_range",
     )
-    crop_conditioning: str = flag(
+    crop_conditioning: CropConditioning = flag(
         "exact",
         "Where an image was cropped, as Stable Diffusion XL is told it: exact = where it was, kohya = as sd-scripts "
         "calculates it, which is that of an image with borders.",
-        choices=("exact", "kohya"),
+        choices=get_args(CropConditioning),
         needs="size_conditioning",
     )
     data_aesthetic_score: float = flag(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from library.options.flag import flag
+
+SaveModelAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors", "pt"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class SavingOptions:
     output_name: str | None = flag(
         None, "Name of the written files without ending; not set = last.", metadata="ss_output_name"
     )
-    save_model_as: str | None = flag(
+    save_model_as: SaveModelAs | None = flag(
         None,
         "Format of what is saved; not set = the same kind as the model that was loaded, for an adapter safetensors. An "
         "adapter is saved as ckpt, pt or safetensors, a model not as pt.",
-        choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors", "pt"),
+        choices=get_args(SaveModelAs),
     )
     use_safetensors: bool = flag(
         False,

@@ -23,7 +23,9 @@ def without_foreign(settings: Settings, flags: Mapping[str, Flag], script: Scrip
     """The settings with every flag of another kind of training at its default, and a mistake for those that were on;
     all of one file are one error of the user, and one mistake. `script` None: a program that serves them all; `program`
     is the name of the one that runs."""
-    foreign = [name for name, flag in flags.items() if script and flag.script not in (None, script)]
+    if script is None:
+        return settings
+    foreign = [name for name, flag in flags.items() if flag.script not in (None, script)]
     on = [name for name in foreign if name in settings.given and _asks(flags[name], settings.values[name])]
     at_default = {name: flags[name].default for name in foreign}
     return replace(
@@ -31,7 +33,7 @@ def without_foreign(settings: Settings, flags: Mapping[str, Flag], script: Scrip
         values={**settings.values, **at_default},
         origins={**settings.origins, **dict.fromkeys(foreign, DEFAULT)},
         given=settings.given - set(foreign),
-        mistakes=(*settings.mistakes, *_refusals(settings, flags, on, script or "", program)),
+        mistakes=(*settings.mistakes, *_refusals(settings, flags, on, script, program)),
     )
 
 
@@ -40,7 +42,7 @@ def _asks(flag: Flag, value: object) -> bool:
 
 
 def _refusals(
-    settings: Settings, flags: Mapping[str, Flag], on: list[str], script: str, program: str
+    settings: Settings, flags: Mapping[str, Flag], on: list[str], script: Script, program: str
 ) -> Iterator[Mistake]:
     groups: dict[tuple[str, str], list[str]] = {}
     for name in on:
