@@ -87,7 +87,7 @@ def work(options: ModelSumOptions) -> None:
     device = compute_device(options.device)
     arithmetic = Arithmetic(_DTYPES[options.precision], _DTYPES[options.saving_precision], device)
     with explain_write_errors():
-        merged = merge(sources, arithmetic, options.unet_only)
+        merged = merge(sources, arithmetic, unet_only=options.unet_only)
         for source in sources:
             print(f"{source.header.path}: ratio {source.ratio:g}")
         for line in _told(merged, options):

@@ -140,7 +140,7 @@ class Load(Protocol):
     another than `dtype` (None). `mapped`: files are mapped into memory, else read. Raises CheckpointError.
     """
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 - being redrawn
         self,
         source: Header,
         *,

@@ -87,7 +87,7 @@ class Flag:
     may_change_on_resume: bool = False
 
 
-def flag(
+def flag(  # noqa: PLR0913 - a fact of the flag each
     default: Any,
     help: str,
     *,

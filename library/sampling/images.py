@@ -50,7 +50,7 @@ def sample(
     return sample_batch(model, [request], [seed], settings=settings, most_chunks=most_chunks, progress=progress)[0]
 
 
-def sample_batch(
+def sample_batch(  # noqa: PLR0913 - being redrawn
     model: Model,
     requests: Sequence[ImageRequest],
     seeds: Sequence[int],
@@ -187,7 +187,7 @@ def _first(
     return scheduler.add_noise(starts.to(noise) * space.scale, noise, timesteps[:1]), timesteps
 
 
-def _draw(
+def _draw(  # noqa: PLR0913 - being redrawn
     model: Model,
     scheduler: Any,
     timesteps: Tensor,

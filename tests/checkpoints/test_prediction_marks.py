@@ -59,7 +59,7 @@ def test_what_a_checkpoint_says(header: Header, prediction: str | None, zero: bo
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_marks_are_written_and_read(tmp_path: Path, ending: str, prediction: str, zero: bool) -> None:
     path = tmp_path / f"a.{ending}"
-    tensors = {"model.diffusion_model.out.2.bias": torch.ones(4), **marks(prediction, zero)}
+    tensors = {"model.diffusion_model.out.2.bias": torch.ones(4), **marks(prediction, zero_terminal_snr=zero)}
     if ending == "safetensors":
         write_safetensors(path, tensors)
     else:

@@ -165,7 +165,7 @@ def build_text_cache(
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
     wanted = set(keys.values())
     known = set(folder.glob(_SHARDS))
-    found, damaged = _read_folder(folder, wanted, progress)
+    found, damaged = _read_folder(folder, wanted, progress=progress)
     pending = [text for text in distinct if keys[text] not in found]
     made = 0
     shards = _parts(pending, -(-_SHARD // size) * size)
@@ -266,7 +266,7 @@ def _read_shard(file: Path, keys: set[str]) -> dict[str, tuple[_Place, ...]] | N
     return wanted if layout and whole else None
 
 
-def _read_folder(folder: Path, keys: set[str], progress: bool) -> tuple[dict[str, tuple[_Place, ...]], int]:
+def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[str, tuple[_Place, ...]], int]:
     """The wanted entries of all shards, and how many shards were damaged. Those are gone now."""
     files = sorted(folder.glob(_SHARDS))
     stamps = [_stamp(file) for file in files]

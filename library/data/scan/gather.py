@@ -92,7 +92,7 @@ def _below(
     folder: Path, what: str, subset: SubsetSpec, directories: Directories, found: Gathered
 ) -> list[tuple[str, Directory]]:
     try:
-        return directories.below(absolute(folder), subset.recursive)
+        return directories.below(absolute(folder), recursive=subset.recursive)
     except FileNotFoundError:
         found.mistakes.append(Mistake(f"there is no {what} {folder} ({subset.origin})", "check the path"))
     except NotADirectoryError:

@@ -155,7 +155,7 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
         )
         return
     if isinstance(sides, tuple):
-        yield from _wrong_resolution(settings, sides, steps, buckets)
+        yield from _wrong_resolution(settings, sides, steps, buckets=buckets)
     if not _has_bucket_limits(settings):
         return
     least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
@@ -172,7 +172,7 @@ def _has_bucket_limits(settings: Settings) -> bool:
     return bool(settings.values["enable_bucket"]) and not settings.values["bucket_no_upscale"]
 
 
-def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, buckets: bool) -> Iterator[Mistake]:
+def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *, buckets: bool) -> Iterator[Mistake]:
     if any(side % steps for side in sides):
         nearest = ",".join(str(max(SMALLEST_SIDE, round(side / steps) * steps)) for side in sides)
         by = f"{steps} ({settings.said('bucket_reso_steps')})" if buckets else str(steps)

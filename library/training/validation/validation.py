@@ -198,7 +198,7 @@ class Validation:
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
 
-def validation_of(
+def validation_of(  # noqa: PLR0913 - being redrawn
     plan: Plan,
     trained: Trainable,
     losses: TrainingLoss,

@@ -40,9 +40,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def counting(function: Callable[..., Any], count: Counter[str]) -> Callable[..., Any]:
-    def counted(path: Path, *more: object) -> Any:
+    def counted(path: Path, *more: object, **named: object) -> Any:
         count[path.name] += 1
-        return function(path, *more)
+        return function(path, *more, **named)
 
     return counted
 
