@@ -198,7 +198,7 @@ def prompt_states(plan: Plan, context: Conditioner, autocast: Autocast) -> Promp
     return states
 
 
-def preview_of(
+def preview_of(  # noqa: PLR0913 - being redrawn
     plan: Plan,
     model: Model,
     trained: Trainable,

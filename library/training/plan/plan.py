@@ -133,7 +133,7 @@ def find_grounds(options: TrainOptions, mistakes: Mistakes, notes: list[str]) ->
     """Look at machine, checkpoint, images and what else the options name. Raises UserError, with all mistakes so far,
     where there is no model or no image to go on with."""
     machine = describe_machine()
-    precision = resolve(options.memory, machine, options.run.strict)
+    precision = resolve(options.memory, machine, strict=options.run.strict)
     optimizer = choose_optimizer(options.optimizer, precision.trained == "fp16")
     for decision in (precision, optimizer):
         collect(decision, mistakes, notes)
@@ -187,7 +187,7 @@ def check_objective(
 ) -> tuple[str, ...]:
     """Collect what is wrong with the loss that is asked for, and return what to tell of it."""
     has_snr = "snr" in family.capabilities
-    wrong, notes = check_options.check(options, prediction, family.process.timesteps, has_snr)
+    wrong, notes = check_options.check(options, prediction, family.process.timesteps, has_snr=has_snr)
     mistakes.extend(wrong)
     return notes
 
@@ -213,7 +213,7 @@ def decide_workers(options: TrainOptions, machine: Machine, order: EpochOrder, n
     return useful
 
 
-def decide_costs(
+def decide_costs(  # noqa: PLR0913 - being redrawn
     options: TrainOptions,
     base_model: BaseModel,
     rates: LearningRates,

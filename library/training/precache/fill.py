@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from library.families.family import Model
 
 
-def fill_ahead(plan: CachePlan, group: WorkerGroup, progress: bool) -> LatentCacheBuild | TextCacheBuild:
+def fill_ahead(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     """Fill the plan's cache on this process's device. Raises UserError."""
     device = device_of(plan.machine, group)
     if device.type == "cpu" and group.count > 1 and group.local == group.number:  # all of them on this machine
         torch.set_num_threads(max(1, torch.get_num_threads() // group.count))
     fill = fill_latents if plan.kind == "latents" else fill_captions
-    return fill(plan, device, group, progress)
+    return fill(plan, device, group, progress=progress)
 
 
 def text_encoders(model: Model, plan: CachePlan, device: torch.device) -> dict[str, nn.Module]:
     """The model's text encoders, on the device and in the format that the training encodes with."""
     found: dict[str, nn.Module] = {}
     for name, module in model.text_encoders.items():
-        module.requires_grad_(False)
+        module.requires_grad_(requires_grad=False)
         if plan.precision.frozen != "fp32":
             compute_as_stored(module)
             module.to(torch_dtype(plan.precision.frozen))
@@ -51,15 +51,15 @@ def device_of(machine: Machine, group: WorkerGroup) -> torch.device:
     return torch.device(machine.kind if machine.kind != "cuda" else "cpu")
 
 
-def fill_latents(plan: CachePlan, device: torch.device, group: WorkerGroup, progress: bool) -> LatentCacheBuild:
+def fill_latents(plan: CachePlan, device: torch.device, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild:
     """The latents of all images, in files. Only the VAE is loaded."""
     model = load_model(plan, loading_device(plan.options.memory, device), only=("vae",))
-    model.vae.requires_grad_(False)
+    model.vae.requires_grad_(requires_grad=False)
     vae = image_encoder(model.vae, plan.precision, device)
     return encode_latents(plan, model, vae, image_reader(plan), group.share, progress)
 
 
-def fill_captions(plan: CachePlan, device: torch.device, group: WorkerGroup, progress: bool) -> TextCacheBuild:
+def fill_captions(plan: CachePlan, device: torch.device, group: WorkerGroup, *, progress: bool) -> TextCacheBuild:
     """The states of all captions that the training will ask for, in files. Only the text encoders are loaded.
 
     Raises UserError for more captions than are encoded beforehand when no seed says which.

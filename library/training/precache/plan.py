@@ -78,7 +78,7 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     processes = cast(int, parsed.own["processes"])
     group = decide_worker_group(os.environ, processes, mistakes)
     machine = describe_machine()
-    precision = resolve(options.memory, machine, options.run.strict)
+    precision = resolve(options.memory, machine, strict=options.run.strict)
     mistakes.extend(precision.mistakes)
     notes.extend(precision.notes)
     base_model = decide_base_model(options, mistakes, notes)

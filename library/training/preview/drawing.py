@@ -77,7 +77,7 @@ class PromptStates:
 
 
 @contextmanager
-def drawing(
+def drawing(  # noqa: PLR0913 - being redrawn
     model: Model,
     states: PromptStates,
     *,

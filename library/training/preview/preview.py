@@ -121,5 +121,5 @@ class Preview:
             yield
         except UserError as error:
             self.say("\n".join([f"{consequence}:", str(error)]))
-        except Exception as error:  # a full disk, exhausted memory, settings that a sampler cannot do
+        except Exception as error:  # noqa: BLE001 - a full disk, exhausted memory, settings that a sampler cannot do
             self.say(f"{consequence}: {type(error).__name__}: {error}")

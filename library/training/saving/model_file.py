@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 def write_model(plan: Plan, model: Model, say: Callable[[str], None], path: Path, step: int, epoch: int) -> None:
     """Write the model as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
-    saving, family = plan.options.saving, plan.base_model.family
+    saving, family, save_as = plan.options.saving, plan.base_model.family, plan.outputs.save_as
+    if save_as == "pt":
+        raise ValueError("only adapters are saved as pt")
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = family.save(
         model,
         path,
-        save_as=plan.outputs.save_as,
+        save_as=save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
         metadata=file_metadata(plan.options, plan.base_model, largest_resolution(plan.images)),
         steps=step,

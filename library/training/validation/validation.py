@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.data.cache.latent_cache import LatentStore
 from library.data.dataset import TrainingDataset
@@ -198,7 +198,7 @@ class Validation:
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
 
-def validation_of(
+def validation_of(  # noqa: PLR0913 - being redrawn
     plan: Plan,
     trained: Trainable,
     losses: TrainingLoss,
