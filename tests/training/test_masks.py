@@ -127,7 +127,7 @@ def test_masks_in_the_cache_are_those_of_the_images(
     kind: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # at a rate at which Adam's first steps do not magnify the last bits of latents made in other batches
-    flags: dict[str, object] = {"flip_aug": True, "vae_batch_size": 2, "learning_rate": 1e-6}
+    flags: dict[str, object] = {"flip_aug": True, "vae_batch_size": 2, "learning_rate": 1e-6, "train_batch_size": 6}
     if kind == "files":
         flags |= masked(world, "half")
     else:
