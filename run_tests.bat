@@ -1,5 +1,6 @@
 @echo off
 rem Makes the environment with what the tests need, then runs every check. Arguments go to pytest: run_tests.bat tests\options -x
+rem In a minute: run_tests.bat --quick
 rem Another Python than the newest one for the environment: set PYTHON=C:\path\to\python.exe
 setlocal
 cd /d "%~dp0"

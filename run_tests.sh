@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes the environment with what the tests need, then runs every check. Arguments go to pytest: ./run_tests.sh tests/options -x
+# In a minute: ./run_tests.sh --quick
 # Another Python than python3 for the environment: PYTHON=python3.12 ./run_tests.sh
 set -u
 cd "$(dirname "$0")" || exit 1

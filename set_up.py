@@ -161,7 +161,7 @@ def torch_pin(root: Path) -> str:
     return pin[1]
 
 
-def plan(root: Path, build: str, dev: bool, fresh: bool) -> list[Step]:
+def plan(root: Path, build: str, *, dev: bool, fresh: bool) -> list[Step]:
     """The steps, in order. PyTorch goes first: requirements.txt then finds its pin met and leaves the build alone.
 
     The build is asked for by its full version (2.13.0+cpu). Other indexes do not have that name, so a machine without
@@ -212,7 +212,7 @@ def make(root: Path, args: argparse.Namespace, call: Call) -> None:
         print(f"{venv} is ready. {why}.")
         return
     print(why)
-    steps = plan(root, build, dev, fresh=stamp is None)
+    steps = plan(root, build, dev=dev, fresh=stamp is None)
     if args.dry_run:
         print("\n".join(render(command) for step in steps for command in step.commands[:1]))
         return

@@ -100,7 +100,7 @@ class Lora(torch.nn.Module):
 def add_lora(module: torch.nn.Module, classes: set[str], rank: int) -> list[torch.nn.Parameter]:
     """Freeze a module, put a Lora around every Linear and 1x1 convolution in modules of these classes, and return what
     is to be trained."""
-    module.requires_grad_(False)
+    module.requires_grad_(requires_grad=False)
     places = {}
     for container in module.modules():
         for path, layer in container.named_modules() if type(container).__name__ in classes else ():

@@ -105,7 +105,7 @@ def commands(form: str, model: Path, work: Path) -> dict[str, Command]:
     }
 
 
-def fill_report(pairs: int, images: int, side: int, batch: int, small: bool) -> None:
+def fill_report(pairs: int, images: int, side: int, batch: int, *, small: bool) -> None:
     """Print images a second of the cache's filling and of its encoder alone, and their ratio pair by pair."""
     import torch
 
@@ -248,7 +248,7 @@ def main() -> None:
         bare(options.bare)
     images = options.images or (64 if options.fill else 12)
     if options.fill:
-        fill_report(options.pairs, images, options.side, options.batch, options.small)
+        fill_report(options.pairs, images, options.side, options.batch, small=options.small)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = options.file or Path(folder) / "sd15.safetensors"

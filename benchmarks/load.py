@@ -68,7 +68,7 @@ def anonymous_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def measure(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
+def measure(what: str, path: Path, *, watch_memory: bool) -> dict[str, float]:
     """Load once in this process: seconds, processor seconds, bytes of the result, peak bytes over the imports."""
     from library.families.sd import load as sd_load
 
@@ -97,7 +97,7 @@ def measure(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
     return {"seconds": seconds, "processor": busy, "bytes": size, "peak": peak - before}
 
 
-def in_new_process(what: str, path: Path, watch_memory: bool) -> dict[str, float]:
+def in_new_process(what: str, path: Path, *, watch_memory: bool) -> dict[str, float]:
     """measure() in a fresh interpreter."""
     command = [sys.executable, __file__, "--file", str(path), "--measure", what, *(["--watch"] if watch_memory else [])]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout.splitlines()
@@ -113,11 +113,11 @@ def report(path: Path, runs: int) -> None:
     load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{path.name}: {path.stat().st_size / 1e9:.2f} GB, {os.cpu_count()} processors{load}")
     for what in LOADERS:
-        in_new_process(what, path, False)
-        timed = [in_new_process(what, path, False) for _ in range(runs)]
+        in_new_process(what, path, watch_memory=False)
+        timed = [in_new_process(what, path, watch_memory=False) for _ in range(runs)]
         seconds = sorted(run["seconds"] for run in timed)
         busy = statistics.median(run["processor"] for run in timed)
-        memory = in_new_process(what, path, True)
+        memory = in_new_process(what, path, watch_memory=True)
         print(
             f"{what:8} median {statistics.median(seconds):.2f} s (from {seconds[0]:.2f} to {seconds[-1]:.2f}, "
             f"{runs} runs), {busy:.2f} s of processor time; peak anonymous memory {memory['peak'] / 1e9:.2f} GB = "
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.file, options.watch)))
+        print(json.dumps(measure(options.measure, options.file, watch_memory=options.watch)))
     elif options.file:
         report(options.file, options.runs)
     else:

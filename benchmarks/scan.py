@@ -55,7 +55,7 @@ def make_source(path: Path, seed: int) -> None:
     os.utime(path, (OLD, OLD))
 
 
-def make_folder(folder: Path, images: int, copies: bool) -> int:
+def make_folder(folder: Path, images: int, *, copies: bool) -> int:
     """Fill a folder; the bytes of all images as a reader counts them."""
     sources = folder.with_name("sources")
     sources.mkdir(parents=True)
@@ -68,7 +68,7 @@ def make_folder(folder: Path, images: int, copies: bool) -> int:
             source = sources / f"{number}{('.jpg', '.jpg', '.png')[number // (1 if copies else LINKS) % 3]}"
             make_source(source, number)
         name = f"{number:06d} {rng.choice(('portrait', 'landscape', 'still life'))} 作品{source.suffix}"
-        place(source, folder / name, copies)
+        place(source, folder / name, copies=copies)
         total += source.stat().st_size
         words = " ".join(rng.choice(WORDS) for _ in range(rng.randint(10, 40)))
         caption = (folder / name).with_suffix(".txt")
@@ -77,7 +77,7 @@ def make_folder(folder: Path, images: int, copies: bool) -> int:
     return total
 
 
-def place(source: Path, target: Path, copies: bool) -> None:
+def place(source: Path, target: Path, *, copies: bool) -> None:
     """Link, or copy where that is asked for or links are not known."""
     if not copies:
         try:
@@ -91,7 +91,7 @@ def place(source: Path, target: Path, copies: bool) -> None:
 WORDS = "a the red blue dog cat house, tree, portrait of in front standing 1girl, smile, masterpiece, sky 犬".split()
 
 
-def measure(folder: Path, index: Path, traced: bool) -> dict[str, float]:
+def measure(folder: Path, index: Path, *, traced: bool) -> dict[str, float]:
     """One scan: seconds or, if traced, bytes of the records."""
     subset = SubsetSpec(folder, "benchmark", class_tokens="thing", caption_extensions=(".txt",))
     datasets = (DatasetSpec("benchmark", BucketSettings((512, 512), enabled=True), (subset,)),)
@@ -107,7 +107,7 @@ def measure(folder: Path, index: Path, traced: bool) -> dict[str, float]:
     return {"seconds": seconds, "work": work, "records": len(found.records), "bytes": size, "peak": peak}
 
 
-def in_process(folder: Path, index: Path, traced: bool = False) -> dict[str, float]:
+def in_process(folder: Path, index: Path, *, traced: bool = False) -> dict[str, float]:
     """measure() in a fresh process."""
     words = [sys.executable, __file__, "--folder", str(folder), "--measure", str(index), *(["--traced"] * traced)]
     answer = subprocess.run(words, check=True, stdout=subprocess.PIPE, encoding="utf-8")
@@ -125,11 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.measure is not None:
-        print(json.dumps(measure(given.folder, given.measure, given.traced)))
+        print(json.dumps(measure(given.folder, given.measure, traced=given.traced)))
         return
     place = Path(tempfile.mkdtemp(prefix="scan benchmark ", dir=given.folder))
     try:
-        size = make_folder(place / "images", given.images, given.copies)
+        size = make_folder(place / "images", given.images, copies=given.copies)
         first, second, third = (in_process(place / "images", place / "index") for _ in range(3))
         traced = in_process(place / "images", place / "index", traced=True)
         print(describe())

@@ -37,7 +37,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def commands(model: Path, work: Path, rank: int, bf16: bool, more: list[str]) -> dict[str, Command]:
+def commands(model: Path, work: Path, rank: int, *, bf16: bool, more: list[str]) -> dict[str, Command]:
     """The trainer on a few images, and the bare loop."""
     make_images(work / "train" / "100_sks dog", 4)
     flags = [*FLAGS, "--cache_latents", "--pretrained_model_name_or_path", str(model)]
@@ -95,7 +95,9 @@ def main() -> None:
             make_file(model)
         print(describe())
         runs = alternate(
-            commands(model, Path(folder), options.rank, options.bf16, options.more), options.pairs, options.steps
+            commands(model, Path(folder), options.rank, bf16=options.bf16, more=options.more),
+            options.pairs,
+            options.steps,
         )
         print(table(runs))
         print(judge_memory(max(runs["trainer"], key=lambda run: run.peak), floor(model, options.rank)))

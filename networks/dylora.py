@@ -39,7 +39,7 @@ class Ranks(nn.Module):
             return torch.cat(windows, self.axis)
         return torch.cat([*(window.detach() for window in windows[:last]), windows[last]], self.axis)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's
         whole = self()
         destination[f"{prefix}weight"] = whole if keep_vars else whole.detach()
 
@@ -48,7 +48,7 @@ class Ranks(nn.Module):
         state_dict: Mapping[str, Any],
         prefix: str,
         local_metadata: Mapping[str, Any],
-        strict: bool,
+        strict: bool,  # noqa: FBT001 - torch's
         missing_keys: list[str],
         unexpected_keys: list[str],
         error_msgs: list[str],
@@ -89,7 +89,7 @@ class DyLora(nn.Module):
         super()._load_from_state_dict(*given)
         self.scale = reading.scale(self.alpha, self.dim)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DyLora:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DyLora:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others

@@ -19,7 +19,7 @@ Cast = Callable[[Tensor, torch.dtype], Tensor]
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - autograd hands tensors in one by one
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, cast: Cast
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

@@ -56,16 +56,16 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Ia3 | None:
     on_input = settings.own.get("train_on_input")
     if on_input is None:
         on_input = layer.name.endswith(_SECOND_LAYERS)
-    return Ia3(torch.zeros(_shape(layer, on_input)), torch.tensor(int(on_input)))
+    return Ia3(torch.zeros(_shape(layer, on_input=on_input)), torch.tensor(int(on_input)))
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Ia3:
     """The factors of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
     weight, on_input = reading.take(layer, tensors, "weight", "on_input", axes=0)
-    reading.want(layer, "weight", weight, _shape(layer, bool(on_input)))
+    reading.want(layer, "weight", weight, _shape(layer, on_input=bool(on_input)))
     return Ia3(weight, on_input.reshape(()))
 
 
-def _shape(layer: Layer, on_input: bool) -> tuple[int, ...]:
+def _shape(layer: Layer, *, on_input: bool) -> tuple[int, ...]:
     channels = layer.shape[1] * layer.groups if on_input else layer.shape[0]
     return (1, channels, 1, 1) if layer.is_conv else (channels,)

@@ -60,7 +60,7 @@ class LoHa(nn.Module):
         super()._load_from_state_dict(*given)
         self.scale = reading.scale(self.alpha, self.dim)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoHa:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoHa:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others

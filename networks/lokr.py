@@ -56,7 +56,7 @@ class LoKr(nn.Module):
         super()._load_from_state_dict(*given)
         self._set_scale()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoKr:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoKr:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others

@@ -61,7 +61,7 @@ class Lora(nn.Module):
         super()._load_from_state_dict(*given)
         self.scale = float(self.alpha) / self.lora_up.weight.shape[1]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lora:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lora:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alpha = alpha.to(self.alpha.device)  # in float32 whatever the precision: rsLoRA's is no round number

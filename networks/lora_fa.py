@@ -25,5 +25,5 @@ def load(layer: Layer, tensors: dict[str, Tensor]) -> lora.Lora:
 
 
 def _frozen(adapter: lora.Lora) -> lora.Lora:
-    adapter.lora_down.weight.requires_grad_(False)
+    adapter.lora_down.weight.requires_grad = False
     return adapter

@@ -71,7 +71,7 @@ class Network(nn.Module):
     def attach(self) -> None:
         """Let the model compute with the adapters, and freeze the layers that they sit on."""
         for layer in self.layers:
-            layer.module.requires_grad_(False)
+            layer.module.requires_grad_(requires_grad=False)
             layer.attach()
         self.is_attached = True
 

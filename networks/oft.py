@@ -42,7 +42,7 @@ class Oft(nn.Module):
         super()._load_from_state_dict(*given)
         self._set_limit()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Oft:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Oft:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others

@@ -172,7 +172,7 @@ def start(script: str, arguments: Sequence[str], log: Path) -> str:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as end:
             return str(end.code or 0)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a crash of the other tree is a result, too
             traceback.print_exc()
             return "crashed"
     return "0"

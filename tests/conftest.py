@@ -7,9 +7,12 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+_TESTS = Path(__file__).resolve().parent
 
 # Before any test imports torch or the hub's client, and inherited by the processes that tests start.
 os.environ.update(
@@ -89,10 +92,36 @@ def no_network() -> Iterator[None]:
     patch.undo()
 
 
+# What --quick runs: what neither trains nor starts a process nor builds whole models. Single tests are marked slow.
+_QUICK = (
+    "benchmarks/", "checkpoints/", "data/", "networks/arithmetic/", "networks/formats/", "networks/names/",
+    "objective/", "options/", "runtime/", "training/plan/", "training/precache/test_plan.py",
+    "training/preview/test_plan.py", "training/validation/test_plan.py",
+    "test_conftest.py", "test_docs.py", "test_house.py",
+)  # fmt: skip
 # What takes longest for its number of tests comes first, or one core would be alone with it in the end.
-_LONG = ("tests/examples/", "tests/training/", "tests/tools/", "tests/test_command.py", "tests/test_mistakes.py")
+_LONG = (
+    "tests/examples/", "tests/sampling/", "tests/test_command.py", "tests/test_mistakes.py", "tests/tools/",
+    "tests/training/",
+)  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--quick`, also for run_tests.sh, which hands its arguments on."""
+    parser.addoption("--quick", action="store_true", help="only what a minute is enough for: see docs/architecture.md")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files that are not quick unread: importing what they need takes as long as many of the others."""
+    if not config.getoption("quick") or collection_path.is_dir():
+        return None
+    return None if collection_path.relative_to(_TESTS).as_posix().startswith(_QUICK) else True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whole runs and programs before what is quick; the order within is kept."""
+    if config.getoption("quick"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))

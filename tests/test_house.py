@@ -10,8 +10,11 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from library.options.flag import Capability
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -343,6 +346,18 @@ def test_nothing_outside_of_families_asks_which_family_it_is() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_what_is_asked_of_a_family_is_a_capability() -> None:
+    """`"snr" in family.capabilities` is true of no family where the word is misspelt, and mypy takes it."""
+    wrong = [
+        f"{path}:{node.lineno} {ast.unparse(node)}"
+        for path in sources()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Compare) and ast.unparse(node.comparators[-1]).endswith(".capabilities")
+        if isinstance(node.left, ast.Constant) and node.left.value not in get_args(Capability)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_nothing_at_module_level_changes_while_running() -> None:
     wrong = [
         f"{path}:{node.lineno}"
@@ -353,10 +368,10 @@ def test_nothing_at_module_level_changes_while_running() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_strict_types_where_other_programs_build_on_us() -> None:
-    files = tomllib.loads(text("pyproject.toml"))["tool"]["mypy"]["files"]
-    rooms = ["library/options", "library/checkpoints", "library/objective", "networks"]
-    assert files == [room for room in rooms if any((ROOT / room).glob("*.py"))]
+def test_strict_types_in_all_rooms_and_programs() -> None:
+    settings = tomllib.loads(text("pyproject.toml"))["tool"]["mypy"]
+    programs = {path.name for path in ROOT.glob("*.py")}
+    assert settings["strict"] and set(settings["files"]) == {"library", "networks", "tools"} | programs
 
 
 def test_every_shell_script_has_its_batch_file() -> None:

@@ -81,7 +81,7 @@ def _header(name: str, variant: str = "") -> Header:
     return read_header(find_model(name), variant)
 
 
-def show(request: Request, check_values: bool) -> None:
+def show(request: Request, *, check_values: bool) -> None:
     """Say what the source is. Raises UserError for what is no model."""
     from library.checkpoints.metadata_text import describe_metadata
     from library.convert.report import broken_tensors, describe, some
@@ -138,7 +138,7 @@ def _target(request: Request) -> tuple[Path, SaveAs]:
     target = request.target
     if target is None:
         raise UserError([Mistake("no target", "give the new file or folder behind the source, or --dry_run")])
-    save_as = request.save_as or kind_of(target, request.safetensors)
+    save_as = request.save_as or kind_of(target, safetensors=request.safetensors)
     if save_as is None:
         remedy = "end it in .safetensors or .ckpt, leave the ending out for a folder, or say --save_model_as"
         mistakes.add(f"{target}: {target.suffix} says nothing of what to write", remedy)
@@ -246,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> int:
         overwrite=options.overwrite,
     )
     if options.dry_run or options.check_values:
-        return run(lambda: show(request, options.check_values))
+        return run(lambda: show(request, check_values=options.check_values))
     return run(lambda: carry_out(request))
 
 

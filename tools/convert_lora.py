@@ -14,13 +14,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
 
 from library.options.mistakes import UserError
 from tools.lora_files import explain_write_errors
 
-FORMATS = ("kohya", "diffusers", "peft")
+if TYPE_CHECKING:
+    from networks.formats.key_names import Format
+
+FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "peft")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -52,7 +56,7 @@ def convert(source: Path, target: Path, to: str | None) -> str:
 
     with explain_write_errors(source):
         lora, found = read_lora(source, *(family.adapters for family in FAMILIES))
-        wanted = next((name for name in FORMATS if name == to), "diffusers" if found == "kohya" else "kohya")
+        wanted: Format = next((name for name in FORMATS if name == to), "diffusers" if found == "kohya" else "kohya")
         place = write_lora(target, lora, wanted)
     by_module: dict[str, int] = {}
     for layer in lora.layers:

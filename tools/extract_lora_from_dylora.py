@@ -44,7 +44,7 @@ def work(options: SplitOptions) -> None:
     if options.unit >= largest:
         what = f"--unit {options.unit} is no less than the rank of {options.model}, {largest}"
         raise UserError([Mistake(what, f"give a smaller one, such as {max(1, largest // 4)}")])
-    for rank, part in split(layers, options.unit, options.keep_alpha):
+    for rank, part in split(layers, options.unit, keep_alpha=options.keep_alpha):
         path = options.save_to.with_name(f"{options.save_to.stem}-{rank:04d}{options.save_to.suffix}")
         metadata = changed(file.metadata, part, f"split from DyLoRA, rank {largest} to {rank}")
         write_layers(path, part, precision_of(file), metadata)

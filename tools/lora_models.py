@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family, Model
 from library.families.registry import FAMILIES, noted_prediction, open_model
+from library.options.flag import Capability
 from library.options.mistakes import Mistakes
 from library.runtime.imports import quiet_libraries
 from tools.lora_files import explain_write_errors
@@ -43,7 +44,8 @@ def open_models(
             mistakes.add(f"--{flag}: {error}")
             continue
         opened.append(Opened(header, family, "v" if v_parameterization else noted_prediction(header)))
-        for word, given, capability in (("v2", v2, "v2"), ("sdxl", sdxl, "size_conditioning")):
+        claims: tuple[tuple[str, bool, Capability], ...] = (("v2", v2, "v2"), ("sdxl", sdxl, "size_conditioning"))
+        for word, given, capability in claims:
             if given and capability not in family.capabilities:
                 remedy = f"leave --{word} out, or give the model you mean"
                 mistakes.add(f"--{word}, but {name} is {family.title}", remedy)

@@ -31,7 +31,7 @@ class ModelSumOptions:
 
     models: tuple[Path, ...] = flag((), "the models, .safetensors or .ckpt; the first gives names and what others lack")
     ratios: tuple[float, ...] = flag((), "what each is multiplied with; may be below 0. Not set: equal shares of 1")
-    output: Path = flag(None, "the new file; .safetensors is put behind other names")
+    output: Path | None = flag(None, "the new file; .safetensors is put behind other names")
     unet_only: bool = flag(False, "merge the U-Nets alone; text encoders and VAE are the first model's")
     precision: str = flag("float", "it is computed in", choices=PRECISIONS)
     saving_precision: str = flag("float", "numbers of the new file", choices=PRECISIONS)
@@ -47,6 +47,8 @@ class ModelSumOptions:
     def path(self) -> Path:
         """The file to write."""
         here = self.output
+        if here is None:
+            raise ValueError("no --output")
         return here if here.suffix == ".safetensors" else here.with_name(f"{here.name}.safetensors")
 
 
@@ -85,7 +87,7 @@ def work(options: ModelSumOptions) -> None:
     device = compute_device(options.device)
     arithmetic = Arithmetic(_DTYPES[options.precision], _DTYPES[options.saving_precision], device)
     with explain_write_errors():
-        merged = merge(sources, arithmetic, options.unet_only)
+        merged = merge(sources, arithmetic, unet_only=options.unet_only)
         for source in sources:
             print(f"{source.header.path}: ratio {source.ratio:g}")
         for line in _told(merged, options):

@@ -76,8 +76,8 @@ def work(options: ResizeOptions) -> None:
     new = {name: each.layer for name, each in resized.items()}
     dynamic = options.dynamic_method is not None
     if options.verbose:
-        tell_layers(resized, dynamic)
-    metadata = changed(file.metadata, new, comment(options, layers), dynamic)
+        tell_layers(resized, dynamic=dynamic)
+    metadata = changed(file.metadata, new, comment(options, layers), dynamic=dynamic)
     write_layers(options.save_to, new, options.save_precision or "float", metadata)
     tell(options, layers, resized)
 
@@ -92,7 +92,7 @@ def comment(options: ResizeOptions, layers: Mapping[str, Factors]) -> str:
     return f"dimension is resized from {before} to {options.new_rank}{of_kernels}"
 
 
-def tell_layers(resized: Mapping[str, Resized], dynamic: bool) -> None:
+def tell_layers(resized: Mapping[str, Resized], *, dynamic: bool) -> None:
     """One line a layer, as sd-scripts prints it."""
     for name, each in resized.items():
         line = f"{name:75} | sum(S) retained: {each.kept_sum:.1%}, fro retained: {each.kept:.1%}"

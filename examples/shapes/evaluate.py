@@ -96,7 +96,7 @@ class Outcome:
         return sum(self.moved.values()) / len(self.moved)
 
 
-def train(seed: int, with_class_images: bool, threads: int, more: Sequence[str]) -> Path:
+def train(seed: int, with_class_images: bool, threads: int, more: Sequence[str]) -> Path:  # noqa: FBT001 - an arm of the trial
     """Run the trainer as a user would, on so many threads, and return the model that it wrote."""
     name = f"seed{seed}_{'with' if with_class_images else 'without'}"
     command = [sys.executable, "train_db.py", "--config_file", str(CONFIG), "--seed", str(seed)]

@@ -105,7 +105,7 @@ class Pretraining:
     def __init__(self, model: Model, steps: int, seed: int) -> None:
         self.model, self.steps, self.seed = model, steps, seed
         self.trained = nn.ModuleList([model.backbone.train(), model.text_encoders["text_encoder"].train()])
-        self.average = copy.deepcopy(self.trained).requires_grad_(False).eval()
+        self.average = copy.deepcopy(self.trained).requires_grad_(requires_grad=False).eval()
         self.optimizers = Optimizers(self.trained, muon_rate=0.01, adam_rate=2e-3, steps=steps)
         process = model.family.process
         weighting = Weighting("min_snr", 5.0)

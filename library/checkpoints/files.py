@@ -143,7 +143,7 @@ class TensorReader:
     file can be replaced.
     """
 
-    def __init__(self, header: Header, mapped: bool = True) -> None:
+    def __init__(self, header: Header, *, mapped: bool = True) -> None:
         self.header = header
         self._mapped = mapped
         self._bytes: dict[Path, Tensor] = {}
@@ -192,7 +192,7 @@ class TensorReader:
 
         if file not in self._bytes:
             size = file.stat().st_size
-            storage = torch.UntypedStorage.from_file(str(file), False, size)  # private mapping: copied on write
+            storage = torch.UntypedStorage.from_file(str(file), False, size)  # noqa: FBT003 - by position only; private mapping: copied on write
             self._bytes[file] = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         dtype = torch_dtype(info.dtype)
         if not info.count:
@@ -204,7 +204,7 @@ class TensorReader:
 
     def _from_pickle(self, place: Place) -> Tensor:
         if place.file not in self._pickled:
-            self._pickled[place.file] = _load_pickle(place.file, self._mapped)
+            self._pickled[place.file] = _load_pickle(place.file, mapped=self._mapped)
         return self._pickled[place.file][place.name]
 
 
@@ -229,7 +229,7 @@ def _read(file: Path, start: int, info: TensorInfo) -> Tensor:
     return tensor
 
 
-def _load_pickle(path: Path, mapped: bool) -> Mapping[str, Tensor]:
+def _load_pickle(path: Path, *, mapped: bool) -> Mapping[str, Tensor]:
     """torch.load(weights_only=True); the harmless globals found in the file are replaced by inert stand-ins."""
     import pickle
 

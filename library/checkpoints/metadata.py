@@ -25,7 +25,7 @@ ADAPTER_MINIMUM = (
 )  # fmt: skip
 
 
-def build_modelspec(
+def build_modelspec(  # noqa: PLR0913 - a key of the standard each
     *,
     architecture: str,
     title: str | None,

@@ -218,7 +218,7 @@ def _structure(path: Path, unpickler: _InertUnpickler) -> Any:
     value: Any = None
     try:
         value = unpickler.load()
-    except Exception as error:  # a pickle can fail in any way; what it named is the better message
+    except Exception as error:  # noqa: BLE001 - a pickle can fail in any way; what it named is the better message
         failure = error
     if unpickler.refused:
         names = ", ".join(sorted(set(unpickler.refused)))
@@ -249,7 +249,7 @@ class PickleContent:
     mappable: bool
 
 
-def _content(path: Path, value: Any, unpickler: _InertUnpickler, mappable: bool) -> PickleContent:
+def _content(path: Path, value: Any, unpickler: _InertUnpickler, *, mappable: bool) -> PickleContent:
     tensors = {str(name): item for name, item in unwrap(value).items() if isinstance(item, InertTensor)}
     if not tensors:
         raise CheckpointError(

@@ -50,7 +50,7 @@ def noted(header: Header) -> Noted:
     return Noted(said, True if ZTSNR in keys else None, " and ".join(places))
 
 
-def marks(prediction: str, zero_terminal_snr: bool) -> dict[str, LazyTensor]:
+def marks(prediction: str, *, zero_terminal_snr: bool) -> dict[str, LazyTensor]:
     """The empty tensors, (0,) float32, to write into an original file: `v_pred` for "v", `ztsnr` for a schedule that
     ends in pure noise. Whatever marks the source had are to be left out (MARKS)."""
     names = [name for name, meant in ((V_PRED, prediction == "v"), (ZTSNR, zero_terminal_snr)) if meant]

@@ -50,5 +50,5 @@ def read_vae(path: Path | str) -> VaeFile:
     )
     original = any(re.match(r"(?:encoder|decoder)\.(?:mid|down|up)\.", name) for name in modules)
     if original:
-        return VaeFile(keymap.to_diffusers(modules, VAE.rules(modules, "original"), str(path)), notes, True)
-    return VaeFile(diffusers_names(modules, VAE, str(path)), notes, False)
+        return VaeFile(keymap.to_diffusers(modules, VAE.rules(modules, "original"), str(path)), notes, original=True)
+    return VaeFile(diffusers_names(modules, VAE, str(path)), notes, original=False)

@@ -64,7 +64,7 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
     reader = TensorReader(header)
     apart = take_apart(family, family.variant, reader, wanted.vae, wanted.prediction)
     zero = apart.zero_terminal_snr if wanted.zero_terminal_snr is None else wanted.zero_terminal_snr
-    kept = _kept(source, apart, wanted, zero)
+    kept = _kept(source, apart, wanted, zero=zero)
     options = sd_save.SaveOptions(
         wanted.save_as,
         None if wanted.dtype is None else torch_dtype(wanted.dtype),
@@ -87,7 +87,7 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
         )
         notes = sd_save.write(family.variant, contents, path, options, check=modules.wait)
     reader.close()
-    return (*apart.notes, *_told(source, wanted, kept, apart.prediction, zero), *notes)
+    return (*apart.notes, *_told(source, wanted, kept, apart.prediction, zero=zero), *notes)
 
 
 class Modules(Mapping[str, Any]):
@@ -143,19 +143,19 @@ def _prepared(source: Header, wanted: Conversion) -> Header:
         scheduler = wanted.reference.configs.get("scheduler", scheduler)
     if scheduler and wanted.zero_terminal_snr is False and scheduler.get("rescale_betas_zero_snr"):
         scheduler = {name: value for name, value in scheduler.items() if name not in _SCHEDULE}
-    if scheduler != source.configs.get("scheduler"):
+    if scheduler is not None and scheduler != source.configs.get("scheduler"):
         source = replace(source, configs={**source.configs, "scheduler": scheduler})
     return source
 
 
-def _kept(source: Header, apart: Apart, wanted: Conversion, zero: bool) -> dict[str, LazyTensor]:
+def _kept(source: Header, apart: Apart, wanted: Conversion, *, zero: bool) -> dict[str, LazyTensor]:
     """What goes along beside the parts: what the file has, and EMA copies if they stay.
 
     A prediction that is asked for is marked whatever the kind of file.
     """
     kept = dict(apart.kept)
     if wanted.prediction:
-        kept |= marks(apart.prediction, zero)
+        kept |= marks(apart.prediction, zero_terminal_snr=zero)
     if wanted.ema == "keep":
         reader = TensorReader(source)
         for name in ema_copies.names(source):
@@ -165,7 +165,7 @@ def _kept(source: Header, apart: Apart, wanted: Conversion, zero: bool) -> dict[
 
 
 def _told(
-    source: Header, wanted: Conversion, kept: Mapping[str, LazyTensor], prediction: Prediction, zero: bool
+    source: Header, wanted: Conversion, kept: Mapping[str, LazyTensor], prediction: Prediction, *, zero: bool
 ) -> Iterator[str]:
     said = noted(source)
     if wanted.ema == "use":
@@ -184,7 +184,7 @@ def _told(
         yield f"without a place in a diffusers folder, and left out: {some(lost)}"
 
 
-def kind_of(path: Path, safetensors: bool = True) -> SaveAs | None:
+def kind_of(path: Path, *, safetensors: bool = True) -> SaveAs | None:
     """What is written to a path: by its ending one file, without one a folder; None for any other ending."""
     endings: dict[str, SaveAs] = {".safetensors": "safetensors", ".ckpt": "ckpt", ".pt": "ckpt", ".pth": "ckpt"}
     endings[""] = "diffusers_safetensors" if safetensors else "diffusers"

@@ -117,7 +117,7 @@ def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
             )
 
 
-def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, unet_only: bool = False) -> Merged:
+def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, *, unet_only: bool = False) -> Merged:
     """The sum of ratio times tensor, under the first model's names; with `unet_only` all else is the first model's.
 
     Where a model lacks a tensor, the first one stands in for it. Integers, schedules and masks are the first model's.

@@ -25,8 +25,8 @@ from library.data.cache.latent_cache import LatentStore
 from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import ImageReader
-from library.data.size_conditioning import CropConditioning
 from library.options.datasets import Size
+from library.options.groups.dataset import CropConditioning
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
 

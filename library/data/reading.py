@@ -14,12 +14,13 @@ from library.data.buckets import Placement
 from library.data.cache.latent_entries import LatentSource
 from library.data.images import Geometry
 from library.data.scan.scan import ImageRecord
-from library.data.size_conditioning import CropConditioning, Sizes, sizes_of
+from library.data.size_conditioning import Sizes, sizes_of
 from library.options.datasets import DatasetSpec, ImageSettings, SubsetSpec
 
 if TYPE_CHECKING:
     from library.data.images import Pixels
     from library.data.masks import Mask
+    from library.options.groups.dataset import CropConditioning
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class ImageReader:
         """All that the cached latents of a record depend on besides its bytes and the VAE."""
         record = self.records[index]
         subset = self.subsets[record.subset]
-        mask = None if record.mask is None or subset.mask_dir is None else subset.mask_dir / record.mask
+        folder = subset.mask_folder
+        mask = None if record.mask is None or folder is None else folder / record.mask
         alpha = subset.alpha_mask and record.transparent and mask is None
         return LatentSource(self.geometry(index), subset.images.background, mask, alpha)
 
@@ -79,8 +81,9 @@ class ImageReader:
         """uint8 (H, W); None where the image has none and counts fully. A mask file beats transparency."""
         record = self.records[index]
         subset = self.subsets[record.subset]
-        if record.mask is not None and subset.mask_dir is not None:
-            return masks.apply(masks.load(subset.mask_dir / record.mask, record.size), shown)
+        folder = subset.mask_folder
+        if record.mask is not None and folder is not None:
+            return masks.apply(masks.load(folder / record.mask, record.size), shown)
         if subset.alpha_mask and record.transparent:
             return masks.apply(masks.of_alpha(record.path, record.size), shown)
         return None

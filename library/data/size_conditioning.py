@@ -9,27 +9,25 @@ shows a part of the mirrored image, so its left edge is counted there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from library.data.images import crop_ltrb
 
 if TYPE_CHECKING:
     from library.data.images import Geometry
     from library.options.datasets import Size
-
-CropConditioning = Literal["exact", "kohya"]
-"""exact: the crop that the sample shows; kohya: the numbers that sd-scripts gives."""
+    from library.options.groups.dataset import CropConditioning
 
 Sizes = tuple[int, int, int, int, int, int]
 
 
 def sizes_of(shown: Geometry, original: Size, mode: CropConditioning = "exact") -> Sizes:
     """The six numbers of a sample: an image of the size `original` (width, height, upright) shown as `shown`."""
-    left, top = crop_ltrb(shown)[:2] if mode == "exact" else letterbox(shown.bucket, original, shown.flipped)
+    left, top = crop_ltrb(shown)[:2] if mode == "exact" else letterbox(shown.bucket, original, flipped=shown.flipped)
     return original[1], original[0], top, left, shown.bucket[1], shown.bucket[0]
 
 
-def letterbox(bucket: Size, original: Size, flipped: bool = False) -> tuple[int, int]:
+def letterbox(bucket: Size, original: Size, *, flipped: bool = False) -> tuple[int, int]:
     """Left and top as sd-scripts computes them, whatever the sample's crop is: the margins of the bucket when the whole
     image is scaled to fit into it. A crop covers the bucket instead, so these are zero where that cuts and the other
     way round (kohya-ss/sd-scripts issue 1443).

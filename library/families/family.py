@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from library.data.batch import TextInput, Tokenize
+from library.options.flag import Capability
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,7 @@ class Load(Protocol):
     another than `dtype` (None). `mapped`: files are mapped into memory, else read. Raises CheckpointError.
     """
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 - being redrawn
         self,
         source: Header,
         *,
@@ -247,13 +248,11 @@ class Family:
     `backbone`: the name of the network that denoises ("unet"), which logs, diffusers folders and adapters have for it,
     and `backbone_title`: how messages call it.
     `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
-    prediction. `capabilities`: what flags may ask of it ("snr", "clip_skip", "v_prediction", "chunks", "pooled",
-    "weighted_captions", "unpadded", "inference_yaml", "v2", "size_conditioning", "aesthetic_score", "hand_over",
-    "text_encoder_rates", "block_lr"). `preview`: (W, H) of an image in pixels, by prediction. `adapters`: where
-    adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their names, in the same
-    order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from noise alone.
-    `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by
-    whose names adapters' files call the layers of the backbone. `variant` is the families' own.
+    prediction. `capabilities`: what flags may ask of it. `preview`: (W, H) of an image in pixels, by prediction.
+    `adapters`: where adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their
+    names, in the same order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from
+    noise alone. `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by whose
+    names adapters' files call the layers of the backbone. `variant` is the families' own.
     """
 
     name: str
@@ -262,7 +261,7 @@ class Family:
     backbone_title: str
     versions: Mapping[Prediction, str]
     architectures: Mapping[Prediction, str]
-    capabilities: frozenset[str]
+    capabilities: frozenset[Capability]
     latent: LatentSpace
     process: ForwardProcess
     preview: Mapping[Prediction, tuple[int, int]]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    options: ObjectiveOptions, prediction: str, timesteps: int = 1000, has_snr: bool = True
+    options: ObjectiveOptions, prediction: str, timesteps: int = 1000, *, has_snr: bool = True
 ) -> tuple[tuple[Mistake, ...], tuple[str, ...]]:
     """Mistakes and notes for a network that predicts "epsilon" or "v" at timesteps 0 .. `timesteps` - 1.
 
@@ -27,7 +27,7 @@ def check(
     mistakes = (
         *_about_prediction(options, prediction),
         *_about_timesteps(options, timesteps),
-        *_about_huber(options, has_snr),
+        *_about_huber(options, has_snr=has_snr),
     )
     notes = (*_without_effect(options, prediction), *_worth_knowing(options, prediction, timesteps))
     return mistakes, notes
@@ -80,7 +80,7 @@ def _about_timesteps(options: ObjectiveOptions, timesteps: int) -> Iterator[Mist
         )
 
 
-def _about_huber(options: ObjectiveOptions, has_snr: bool) -> Iterator[Mistake]:
+def _about_huber(options: ObjectiveOptions, *, has_snr: bool) -> Iterator[Mistake]:
     is_huber = options.loss_type in ("huber", "smooth_l1")
     if is_huber and options.huber_schedule == "snr" and not has_snr:
         yield Mistake(

@@ -14,6 +14,7 @@ from typing import Literal
 from library.options.mistakes import Mistake
 
 Size = tuple[int, int]  # width, height
+Place = Path | str  # a folder, or the URL of one as the user gave it
 
 BucketRule = Literal["kohya", "area", "shorter_edge"]
 """How an image's bucket is found: from kohya's list; or with the image's own aspect at the resolution's area, or at
@@ -74,8 +75,7 @@ class ImageSettings:
 class SubsetSpec:
     """One folder of images, or the images that a metadata file lists."""
 
-    # A text is a URL: data/describe.py puts its local copy in its place, so that what reads images meets none.
-    image_dir: Path | str | None  # None: the metadata file gives absolute paths
+    image_dir: Place | None  # None: the metadata file gives absolute paths
     origin: str  # where the user said so: "data.toml, line 12", "--train_data_dir"
     repeats: int = 1  # 1 = once
     is_reg: bool = False
@@ -85,13 +85,29 @@ class SubsetSpec:
     caption_encoding: str = "utf-8"
     metadata_file: Path | None = None
     recursive: bool = False
-    mask_dir: Path | str | None = None  # masks under the images' names, any ending
+    mask_dir: Place | None = None  # masks under the images' names, any ending
     alpha_mask: bool = False  # the image's own transparency is its mask
     least_edge: int = 0  # images with a shorter side below it are left out
     least_area: int = 0  # images with fewer pixels are left out
     score: float | None = None  # aesthetic score, 0 to 10, of images without one of their own; None: the run's
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
+
+    @property
+    def image_folder(self) -> Path | None:
+        """`image_dir` on this machine. Raises ValueError for a URL, whose copy dataset_specs.describe puts in place."""
+        return _on_this_machine(self.image_dir)
+
+    @property
+    def mask_folder(self) -> Path | None:
+        """`mask_dir` on this machine. Raises ValueError as `image_folder` does."""
+        return _on_this_machine(self.mask_dir)
+
+
+def _on_this_machine(place: Place | None) -> Path | None:
+    if isinstance(place, str):
+        raise ValueError(f"{place} has no local copy yet")
+    return place
 
 
 @dataclass(frozen=True)

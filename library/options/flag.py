@@ -5,9 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-# The annotation of a field says what the flag takes; the words are those shown to users.
+# What a model family can do, or has; a flag may need it. A family of the project names its own in Family.capabilities.
+Capability = Literal[
+    "aesthetic_score",
+    "block_lr",
+    "chunks",
+    "clip_skip",
+    "hand_over",
+    "inference_yaml",
+    "pooled",
+    "size_conditioning",
+    "snr",
+    "text_encoder_rates",
+    "unpadded",
+    "v2",
+    "v_prediction",
+    "weighted_captions",
+]
+
+# A kind of training, by its first program.
+Script = Literal["train_db.py", "train_network.py"]
+
+# The annotation of a field says what the flag takes; the words are those shown to users. A flag with choices may also
+# be annotated with the Literal of them: it takes text.
 KINDS = {
     "bool": "switch",
     "int": "integer",
@@ -51,14 +73,21 @@ class Flag:
     pairs: bool = False  # a list whose members are key=value
     aliases: tuple[str, ...] = ()
     read_as: tuple[ReadAs, ...] = ()
-    needs: str | None = None  # the capability a model family must have for the flag to have a meaning
-    metadata: str | None = None  # key under which a saved file tells the value
-    secret: bool = False  # its value is never shown, written or logged
-    script: str | None = None  # the only kind of training that has it, by its first program; None: all have it
+    needs: Capability | None = None  # what a model family must have for the flag to have a meaning
     neutral: tuple[Any, ...] = ()  # further values that ask a family without the capability for nothing
+    script: Script | None = None  # the only kind of training that has it; None: all have it
+    neutral_elsewhere: tuple[Any, ...] = ()  # further values that ask another kind of training for nothing
+    metadata: str | None = None  # key under which a saved file tells the value
+    per_dataset: bool = False  # where a file describes several datasets, each of them tells it in ss_datasets instead
+    secret: bool = False  # its value is never shown, written or logged
+    private: bool = False  # a text that may be a path: like paths it is not logged, as it may say more than is wanted
+    only_on_command_line: bool = False  # a --config_file cannot set it
+    # A resumed run may have another value: it says where things lie, costs only time or memory, or another fact of
+    # the run's identity says it better.
+    may_change_on_resume: bool = False
 
 
-def flag(
+def flag(  # noqa: PLR0913 - a fact of the flag each
     default: Any,
     help: str,
     *,
@@ -71,11 +100,16 @@ def flag(
     pairs: bool = False,
     aliases: tuple[str, ...] = (),
     read_as: tuple[ReadAs, ...] = (),
-    needs: str | None = None,
-    metadata: str | None = None,
-    secret: bool = False,
-    script: str | None = None,
+    needs: Capability | None = None,
     neutral: tuple[Any, ...] = (),
+    script: Script | None = None,
+    neutral_elsewhere: tuple[Any, ...] = (),
+    metadata: str | None = None,
+    per_dataset: bool = False,
+    secret: bool = False,
+    private: bool = False,
+    only_on_command_line: bool = False,
+    may_change_on_resume: bool = False,
 ) -> Any:
     """A dataclass field that is a flag. Returns Any, like dataclasses.field, so that fields keep their annotation."""
     facts = {
@@ -90,16 +124,27 @@ def flag(
         "aliases": aliases,
         "read_as": read_as,
         "needs": needs,
-        "metadata": metadata,
-        "secret": secret,
-        "script": script,
         "neutral": neutral,
+        "script": script,
+        "neutral_elsewhere": neutral_elsewhere,
+        "metadata": metadata,
+        "per_dataset": per_dataset,
+        "secret": secret,
+        "private": private,
+        "only_on_command_line": only_on_command_line,
+        "may_change_on_resume": may_change_on_resume,
     }
     return dataclasses.field(default=default, metadata=facts)
 
 
 def flags_of(group: str, options: type[Any]) -> Iterator[Flag]:
-    """The flags of one group in the order of its fields. `options` is a dataclass whose fields were made by flag()."""
+    """The flags of one group in the order of its fields. `options` is a dataclass whose fields were made by flag().
+
+    A fact that holds for all flags of a group stands at its class: `may_change_on_resume: ClassVar[bool] = True`.
+    """
+    all_may_change: bool = getattr(options, "may_change_on_resume", False)
     for field in dataclasses.fields(options):
         annotation = str(field.type).removesuffix(" | None")
-        yield Flag(name=field.name, group=group, kind=KINDS[annotation], default=field.default, **field.metadata)
+        kind = "text" if field.metadata["choices"] and annotation not in KINDS else KINDS[annotation]
+        found = Flag(name=field.name, group=group, kind=kind, default=field.default, **field.metadata)
+        yield dataclasses.replace(found, may_change_on_resume=True) if all_may_change else found

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from library.options import frontend_keys, future_flags, render
 from library.options.convert_values import UNSET, BadValue, convert, shown
-from library.options.flag import Flag
+from library.options.flag import Flag, Script
 from library.options.future_flags import LATER, LaterValue
 from library.options.mistakes import Mistake, Mistakes
 from library.options.rules.apply_rules import DEFAULT, Settings, settle
@@ -25,7 +25,6 @@ NEAR_MISS = 0.9  # a file's key as like a flag as this is that flag misspelt
 SUGGESTION = 0.6  # on the command line every unknown flag is a mistake; one as like as this is proposed
 
 _ALIASES: Mapping[str, str] = MappingProxyType({alias: flag.name for flag in FLAGS.values() for alias in flag.aliases})
-_ONLY_ON_COMMAND_LINE = ("config_file", "output_config")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Program:
     that are not the usual ones where nothing is given; `flags` are those that it has besides, by name; `unneeded` those
     that a training asks for and it does not; `help` is what --help prints."""
 
-    script: str | None = None
+    script: Script | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)
     unneeded: frozenset[str] = frozenset()
     help: Callable[[], str] = render.help_text
@@ -43,7 +42,7 @@ class Program:
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-def _training(name: str, script: str, defaults: Mapping[str, object] = MappingProxyType({})) -> Program:
+def _training(name: str, script: Script, defaults: Mapping[str, object] = MappingProxyType({})) -> Program:
     help = partial(render.help_text, script=script, name=name, defaults=defaults)
     return Program(script, help=help, name=name, defaults=defaults)
 
@@ -163,7 +162,7 @@ def _from_file(
             "name a file of training options; a front-end's saved project or a dataset file is none",
         )
     for entry in entries:
-        if entry.name not in _ONLY_ON_COMMAND_LINE:
+        if entry.name not in known or not known[entry.name].only_on_command_line:
             yield entry
         elif entry.raw not in ("", False):
             notes.append(f"{entry.name} in {entry.origin} is ignored: it counts only on the command line")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from library.options.flag import Flag
+from library.options.flag import Flag, Script
 from library.options.mistakes import Mistake, UserError
 from library.options.train_options import FLAGS, GROUPS, TrainOptions, values_of
 
@@ -49,12 +49,12 @@ _ABOUT: Mapping[str, tuple[str, ...]] = {
     "fine_tune.py": (f"{_WHOLE} (fine-tuning).", _LIKE_TRAIN_DB),
 }
 # Flag.script -> what docs/options.md says of a flag that only one kind of training has.
-_ONLY: Mapping[str, str] = {"train_db.py": "Only for whole models.", "train_network.py": "Only for adapters."}
+_ONLY: Mapping[Script, str] = {"train_db.py": "Only for whole models.", "train_network.py": "Only for adapters."}
 
 
 def help_text(
     width: int | None = None,
-    script: str = "train_db.py",
+    script: Script = "train_db.py",
     name: str = "",
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
@@ -109,11 +109,12 @@ def config_toml(options: TrainOptions) -> str:
     import tomli_w  # only where a file is written
 
     values = values_of(options)
-    skipped = {"config_file", "output_config", "max_train_steps" if values["max_train_epochs"] else ""}
+    beaten = "max_train_steps" if values["max_train_epochs"] else ""
     tree: dict[str, dict[str, object]] = {}
     for name, value in values.items():
-        if value is not None and name not in skipped and not FLAGS[name].secret:
-            tree.setdefault(FLAGS[name].group, {})[name] = _toml(value)
+        flag = FLAGS[name]
+        if value is not None and name != beaten and not (flag.only_on_command_line or flag.secret):
+            tree.setdefault(flag.group, {})[name] = _toml(value)
     return tomli_w.dumps(tree)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 Cast = Callable[[Tensor, torch.dtype], Tensor]
 
@@ -52,15 +53,19 @@ def compute_in_full(module: nn.Module) -> None:
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.dtype not in (torch.float16, torch.bfloat16):
             continue
-        if isinstance(layer, nn.Linear):
-            layer.forward = partial(_linear, layer, place.cast)
-        elif isinstance(layer, nn.Conv2d):
-            layer.forward = partial(_convolution, layer, place.cast)
-        elif isinstance(layer, nn.Embedding):
-            layer.forward = partial(_embedding, layer)
-        if "forward" in layer.__dict__:
-            layer.forward.computes_plainly = True
-            layer.forward.cast = place.cast
+        forward = _in_full(layer, place.cast)
+        if forward is not None:
+            vars(forward).update(computes_plainly=True, cast=place.cast)
+            vars(layer)["forward"] = forward  # before the method of the class
+
+
+def _in_full(layer: nn.Module, cast: Cast) -> partial[Tensor] | None:
+    """The forward that a layer gets; None for one that keeps its own."""
+    if isinstance(layer, nn.Linear):
+        return partial(_linear, layer, cast)
+    if isinstance(layer, nn.Conv2d):
+        return partial(_convolution, layer, cast)
+    return partial(_embedding, layer) if isinstance(layer, nn.Embedding) else None
 
 
 def compute_as_stored(module: nn.Module) -> None:
@@ -74,15 +79,16 @@ def compute_as_stored(module: nn.Module) -> None:
 def _linear(layer: nn.Linear, cast: Cast, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         return F.linear(x, layer.weight, layer.bias)
-    result: Tensor = _Linear.apply(x, layer.weight, layer.bias, cast)
+    result: Tensor = _Linear.apply(x, layer.weight, layer.bias, cast)  # type: ignore[no-untyped-call]
     return result
 
 
 def _convolution(layer: nn.Conv2d, cast: Cast, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
-        return layer._conv_forward(x, layer.weight, layer.bias)
+        plain: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
+        return plain
     way = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    result: Tensor = _Convolution.apply(x, layer.weight, layer.bias, cast, way)
+    result: Tensor = _Convolution.apply(x, layer.weight, layer.bias, cast, way)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -98,7 +104,7 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, cast(weight, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         back = gradient @ ctx.cast(weight, gradient.dtype) if ctx.needs_input_grad[0] else None
         return back, None, None, None
@@ -112,9 +118,10 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, cast(weight, x.dtype), bias, *way)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         (weight,) = ctx.saved_tensors
-        back = torch.nn.grad.conv2d_input(ctx.shape, ctx.cast(weight, gradient.dtype), gradient, *ctx.way)
+        inner = ctx.cast(weight, gradient.dtype)
+        back = conv2d_input(ctx.shape, inner, gradient, *ctx.way)  # type: ignore[no-untyped-call]
         return back, None, None, None, None

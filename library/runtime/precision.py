@@ -64,7 +64,7 @@ class _Replacement:
         return Mistake(f"{self.asked}: {self.why}", f"ask for {self.taken}, or leave out --strict to have it replaced")
 
 
-def resolve(options: MemoryOptions, machine: Machine, strict: bool = False) -> Precision:
+def resolve(options: MemoryOptions, machine: Machine, *, strict: bool = False) -> Precision:
     """Decide formats and attention for a machine.
 
     What the machine lacks is replaced and noted (fp16 on a CPU: fp32, full_fp16 with it; xformers without CUDA or

@@ -176,7 +176,8 @@ def _recorded_seed(recorded: Sequence[Entry], prompts: Sequence[ImageRequest]) -
     """The --seed of an earlier call: that of any image whose prompt has none of its own, less its place."""
     for place, entry in enumerate(recorded):
         if prompts[place % len(prompts)].seed is None:
-            return max(0, entry["seed"] - place)
+            seed: int = entry["seed"]
+            return max(0, seed - place)
     return None
 
 

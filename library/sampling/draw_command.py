@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints.writer import replacing
 from library.families.family import Family, Model, TextSettings
 from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
+from library.options.flag import Capability
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
@@ -77,7 +78,9 @@ def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
 def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) -> None:
     """Add what is asked of the model that its family cannot do."""
     is_it = f"{options.ckpt} is {family.title}"
-    for flag, said, capability in (("v2", options.v2, "v2"), ("sdxl", options.sdxl, "size_conditioning")):
+    claims: tuple[tuple[str, bool, Capability], ...]
+    claims = (("v2", options.v2, "v2"), ("sdxl", options.sdxl, "size_conditioning"))
+    for flag, said, capability in claims:
         if said and capability not in family.capabilities:
             mistakes.add(f"--{flag}, but {is_it}", f"leave --{flag} out, or give the model you mean")
     if options.clip_skip not in (None, 1, 2) and "clip_skip" not in family.capabilities:

@@ -49,7 +49,7 @@ def sample(
     return sample_batch(model, [request], [seed], settings=settings, most_chunks=most_chunks, progress=progress)[0]
 
 
-def sample_batch(
+def sample_batch(  # noqa: PLR0913 - being redrawn
     model: Model,
     requests: Sequence[ImageRequest],
     seeds: Sequence[int],
@@ -99,7 +99,7 @@ def sample_batch(
             latents = _draw(
                 model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
             )
-            for place, one in zip(places, latents.split(1), strict=True):  # decoding takes the most memory: one by one
+            for place, one in zip(places, torch.split(latents, 1), strict=True):  # decoding takes most: one by one
                 pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]
@@ -189,7 +189,7 @@ def _first(
     return scheduler.add_noise(space.scaled(starts.to(noise)), noise, timesteps[:1]), timesteps
 
 
-def _draw(
+def _draw(  # noqa: PLR0913 - being redrawn
     model: Model,
     scheduler: Any,
     timesteps: Tensor,

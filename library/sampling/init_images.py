@@ -56,7 +56,7 @@ def encode_start(model: Model, start: Start, images: Sequence[ImageRequest]) -> 
     import torch
     from PIL import Image, ImageOps
 
-    latents = []
+    latents: list[Tensor] = []
     for one in images:
         fitted = ImageOps.fit(start.image, (one.width, one.height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1

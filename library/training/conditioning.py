@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from library.data.batch import Batch, TextInput, Tokenize
+from library.data.batch import Batch, TextInput
 from library.data.cache import text_cache
 from library.data.cache.text_cache import TextStore
 from library.families.empty_text import zero_empty
@@ -17,7 +17,7 @@ from library.training.loading import text_settings
 from library.training.memory import computing
 
 if TYPE_CHECKING:
-    from library.families.family import Conditioning, Family, Model, TextSettings
+    from library.families.family import Conditioning, Family, Model, TextSettings, Tokenizer
     from library.training.plan.facts import RunFacts
     from library.training.trainable import Trainable
 
@@ -35,7 +35,7 @@ class Conditioner:
 
     family: Family
     text_encoders: Mapping[str, Any]
-    tokenize: Tokenize
+    tokenize: Tokenizer
     settings: TextSettings
     device: torch.device
     store: TextStore | None = None

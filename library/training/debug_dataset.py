@@ -39,7 +39,7 @@ def show_dataset(plan: Plan) -> Path:
         token_limit=plan.facts.images.captions.limit,
         shown=[_shown(plan, dataset, index) for index in range(len(found.records))],
         problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.facts.images.notes, *found.notes],
-        facts=[(title, "; ".join(lines)) for title, lines in sections(plan) if title in TOLD],
+        facts=[(title, "; ".join(lines)) for title, lines in sections(plan).items() if title in TOLD],
     )
     path = plan.outputs.directory / "dataset.html"
     try:

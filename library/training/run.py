@@ -33,7 +33,8 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the run computes."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def say(self, text: str) -> None:
         """Write a line for the user."""

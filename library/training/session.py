@@ -15,7 +15,7 @@ from library.training.loop import Loop
 from library.training.memory import fp16_gradients, image_encoder, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule
-from library.training.preview.drawing import prompt_states
+from library.training.preview.drawing import drawing_of, prompt_states
 from library.training.preview.preview import preview_of
 from library.training.run import open_run
 from library.training.saving.saver import Saver
@@ -47,7 +47,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         vae = image_encoder(model.vae, precision, run.device)
         dataset = training_set(facts, model, vae, run.say)
         if options.cache.cache_latents:
-            vae = offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
+            vae = None
+            offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
         # Encode the captions: all of them now, or batch by batch.
@@ -82,8 +83,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
         loss = training_loss(facts, model, wrapped, conditioner, vae)
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
-        validation = validation_of(facts, trainable, loss, dataset, run, weights)
-        preview = preview_of(facts, plan.preview, model, trainable, prompts, vae, dataset, run, weights)
+        validation = validation_of(facts, loss, loss.modules(trainable), dataset, run, weights)
+        draw = drawing_of(facts, plan.preview, model, prompts, vae, dataset, run)
+        preview = preview_of(plan.preview, draw, loss.modules(trainable), facts.duration, run, weights)
         loop = Loop(
             run=run,
             trainable=trainable.wrapped_as(wrapped),

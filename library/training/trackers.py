@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.options.flag import Flag
 from library.options.groups.run import RunOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.train_options import FLAGS, TrainOptions, values_of
@@ -23,7 +24,6 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
     "all": ("tensorboard", "wandb"),
 }
-_PRIVATE = ("pretrained_model_name_or_path", "vae")  # texts that are paths: they say more than their owner may want
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,13 @@ def _tracker_name(options: TrainOptions) -> str:
 
 
 def logged_options(options: TrainOptions) -> dict[str, int | float | str | bool]:
-    """What --log_config logs: every option that is set, but no path."""
+    """What --log_config logs: every option that is set, but no path and nothing private or secret."""
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in values_of(options).items()
-        if value is not None
-        and FLAGS[name].kind not in ("path", "paths", "path or URL")
-        and name not in _PRIVATE
-        and not FLAGS[name].secret
+        if value is not None and not _is_withheld(FLAGS[name])
     }
+
+
+def _is_withheld(flag: Flag) -> bool:
+    return flag.secret or flag.private or flag.kind in ("path", "paths", "path or URL")

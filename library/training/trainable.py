@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from library.families.family import SaveAs
+    from library.options.groups.saving import SaveModelAs
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _nothing() -> None:
     """There is nothing to do."""
 
 
-def _no_writer(path: Path, save_as: SaveAs, step: int, epoch: int) -> None:
+def _no_writer(path: Path, save_as: SaveModelAs, step: int, epoch: int) -> None:
     raise NotImplementedError("the recipe has not said how what was trained is written")
 
 
@@ -114,7 +114,7 @@ class Trainable:
 
     parts: tuple[Part, ...]
     active: frozenset[str]
-    write: Callable[[Path, SaveAs, int, int], None] = _no_writer
+    write: Callable[[Path, SaveModelAs, int, int], None] = _no_writer
     whole_model: bool = True
     tags: LossTags = field(default_factory=LossTags)
     step_begins: Callable[[], None] = _nothing

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.data.batch import Batch
 from library.objective.loss import Term
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from library.families.family import Conditioning, Model
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
+    from library.training.trainable import Trainable
 
 
 @dataclass
 class TrainingLoss:
     """Called with a batch, gives the terms of its loss: today there is one, denoising.
 
-    `conditioning` gives that of a batch. `vae` is the one that computes: the model's own, or a copy in
-    half precision; None: batches come with latents.
+    `conditioning(batch)` gives what the backbone receives besides latents and timesteps. `vae` is the one that
+    computes: the model's own, or a copy in half precision; None: batches come with latents.
     """
 
     model: Model
-    conditioning: Callable[[Batch], Conditioning]
+    conditioning: Conditioner
     vae: Any
     objective: Objective[Conditioning]
     seed: int
@@ -46,6 +47,11 @@ class TrainingLoss:
         output = family.predict(self.model.backbone, noisy, draws.timesteps.to(self.device), conditioning)
         target = self.objective.target(latents, draws)
         return (Term("denoising", self.objective.compare(output, target, draws.timesteps, batch.mask)),)
+
+    def modules(self, trainable: Trainable) -> list[nn.Module]:
+        """All modules that take part in a forward pass, with the adapters of the run."""
+        parts = (part.module for part in trainable.parts)
+        return [self.model.backbone, *self.conditioning.text_encoders.values(), *parts]
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) float32, not scaled: from the cache, or encoded now."""

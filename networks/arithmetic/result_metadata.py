@@ -51,7 +51,7 @@ def _one(numbers: Iterable[float]) -> str:
 
 
 def changed(
-    metadata: Mapping[str, str], layers: Mapping[str, Factors], comment: str, dynamic: bool = False
+    metadata: Mapping[str, str], layers: Mapping[str, Factors], comment: str, *, dynamic: bool = False
 ) -> dict[str, str]:
     """The metadata of a LoRA whose ranks changed; `comment` goes before ss_training_comment, as in sd-scripts.
 

@@ -9,15 +9,15 @@ from networks.arithmetic.factors import Factors
 
 
 def split(
-    layers: Mapping[str, Factors], unit: int, keep_alpha: bool = False
+    layers: Mapping[str, Factors], unit: int, *, keep_alpha: bool = False
 ) -> Iterator[tuple[int, dict[str, Factors]]]:
     """(rank, layers) for the multiples of `unit` below the file's largest rank."""
     largest = max(layer.rank for layer in layers.values())
     for rank in range(unit, largest, unit):
-        yield rank, {name: first_ranks(layer, rank, keep_alpha) for name, layer in layers.items()}
+        yield rank, {name: first_ranks(layer, rank, keep_alpha=keep_alpha) for name, layer in layers.items()}
 
 
-def first_ranks(layer: Factors, rank: int, keep_alpha: bool = False) -> Factors:
+def first_ranks(layer: Factors, rank: int, *, keep_alpha: bool = False) -> Factors:
     """The first `rank` ranks of a layer, with the alpha by which ΔW is what training added at this rank.
 
     That is alpha / dim * sqrt(dim / rank), hence alpha' = alpha * sqrt(rank / dim). `keep_alpha`: the file's alpha, as

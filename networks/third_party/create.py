@@ -26,7 +26,7 @@ _DUPLICATE = re.compile(r"duplicate.*?\b((?:lora|oft)_\w+)", re.IGNORECASE | re.
 _ATTEMPTS = 8
 
 
-def create_foreign(
+def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
     name: str,
     model: Mapping[str, nn.Module],
     parts: Sequence[AdapterPart],

@@ -182,7 +182,7 @@ class ForeignNetwork:
     def start(self) -> None:
         """Before the first step: gradients on, as the module does it."""
         if not call_if_there(self.network, "prepare_grad_etc", self.model.text_encoder, self.model.unet):
-            self.network.requires_grad_(True)
+            self.network.requires_grad_(requires_grad=True)
 
     def on_epoch_start(self) -> None:
         """At the beginning of an epoch; leaves the network in training mode."""

@@ -261,6 +261,7 @@ def test_safetensors_are_preferred_and_a_plain_folder_is_refused(tmp_path: Path)
         read_header(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "parts"),
     [("sdxl", {"unet": 1680, "vae": 248, "text_encoder": 52, "text_encoder_2": 53}),

@@ -54,6 +54,7 @@ def test_the_file_may_change_afterwards(tmp_path: Path) -> None:
     assert loaded["a"].equal(torch.ones(1000))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell")
 def test_what_was_copied_of_a_file_does_not_stay_in_memory(tmp_path: Path) -> None:
     """Half of a model's file would else count as memory beside the model."""

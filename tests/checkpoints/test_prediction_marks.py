@@ -59,7 +59,7 @@ def test_what_a_checkpoint_says(header: Header, prediction: str | None, zero: bo
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_marks_are_written_and_read(tmp_path: Path, ending: str, prediction: str, zero: bool) -> None:
     path = tmp_path / f"a.{ending}"
-    tensors = {"model.diffusion_model.out.2.bias": torch.ones(4), **marks(prediction, zero)}
+    tensors = {"model.diffusion_model.out.2.bias": torch.ones(4), **marks(prediction, zero_terminal_snr=zero)}
     if ending == "safetensors":
         write_safetensors(path, tensors)
     else:
@@ -73,6 +73,7 @@ def test_marks_are_written_and_read(tmp_path: Path, ending: str, prediction: str
 
 def test_no_torch_is_imported() -> None:
     program = (
-        "import sys, library.checkpoints.prediction_marks as m; m.marks('v', True); sys.exit('torch' in sys.modules)"
+        "import sys; from library.checkpoints.prediction_marks import marks; marks('v', zero_terminal_snr=True); "
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -16,6 +16,8 @@ from library.checkpoints.sd_layout import SD1, SD2, to_diffusers, to_original
 from library.checkpoints.writer import write_safetensors
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # whole miniatures, each written and read
+
 LAYOUTS = {"sd1": SD1, "sd2": SD2}
 Tensors = dict[str, torch.Tensor]
 

@@ -19,6 +19,8 @@ from library.checkpoints.writer import write_safetensors
 from tests import tiny
 from tests.checkpoints.test_sd_layout import Tensors, assert_same, header_of, loaded
 
+pytestmark = pytest.mark.slow  # whole miniatures, each written and read
+
 LAYOUTS = {"sdxl": SDXL, "refiner": REFINER}
 TE2 = {"sdxl": "conditioner.embedders.1.model.", "refiner": "conditioner.embedders.0.model."}
 TE1 = "conditioner.embedders.0.transformer.text_model."

@@ -168,6 +168,7 @@ def test_latents_are_flipped_by_the_coin_of_the_pixels(tmp_path: Path) -> None:
         with_settings(cached, images=ImageSettings(random_crop=True))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_live_on(tmp_path: Path) -> None:
     data = dataset(tmp_path, **ALL)
     epochs = order(data)
@@ -202,6 +203,7 @@ def test_other_errors_of_torch_pass_the_explanation() -> None:
         raise RuntimeError("CUDA out of memory")
 
 
+@pytest.mark.slow
 def test_the_next_epoch_is_asked_for_before_this_one_ends(tmp_path: Path) -> None:
     """Workers are given requests ahead, whatever epoch they are of: there is no gap between epochs."""
     data = dataset(tmp_path)

@@ -20,8 +20,9 @@ from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import ImageReader
 from library.data.scan.scan import scan
-from library.data.size_conditioning import CropConditioning, sizes_of
+from library.data.size_conditioning import sizes_of
 from library.options.datasets import BucketSettings, DatasetSpec, ImageSettings, Size, SubsetSpec
+from library.options.groups.dataset import CropConditioning
 from tests.data.image_files import record
 
 SQUARE = BucketSettings((64, 64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.shapes import first_run
+from examples.shapes import first_run, images
 from examples.shapes.judge import load, read
 from examples.shapes.world import OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS
 from library.checkpoints.files import read_header
@@ -39,8 +39,8 @@ def test_its_images_ship_and_show_the_subject() -> None:
     folder = ROOT / first_run.IMAGES / "10_sks robot"
     paths = sorted(folder.glob("*.png"))
     assert len(paths) == 6
-    images = [np.asarray(Image.open(path)) for path in paths]
-    for path, reading in zip(paths, read(load(), images), strict=True):
+    shown = [np.asarray(Image.open(path)) for path in paths]
+    for path, reading in zip(paths, read(load(), shown), strict=True):
         assert all(reading[name] == getattr(SUBJECT, name) for name in ("shape", "colour", *OF_ROBOTS))
         assert reading["background"] in SUBJECT_BACKGROUNDS
         assert f"{reading['background']} background" in path.with_suffix(".txt").read_text(encoding="utf-8")
@@ -86,8 +86,24 @@ def test_what_is_trained_is_trained_again_only_after_a_change(
         place(changed, 100)
 
 
-def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
-    """The three commands with fewer images and steps, each in its own process, into another folder."""
+def start(*command: str) -> int:
+    """What `python command` exits with, in this process."""
+    try:
+        if command[0] == "-m":
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_its_commands_run_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three commands with fewer images and steps, as Python starts them, into another folder."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(images, "STEPS", 2)  # of each image on the sheet
     class_images, trained, paper = tmp_path / "class" / "1_robot", tmp_path / "robot.safetensors", tmp_path / "s.png"
     commands = (
         (*first_run.MAKE_CLASS_IMAGES, "--count", "2", "--outdir", str(class_images)),
@@ -106,10 +122,10 @@ def test_its_commands_run_as_they_are_printed(tmp_path: Path) -> None:
         (*first_run.DRAW_SHEET[:2], str(trained), str(paper)),
     )
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        AcceleratorState._reset_state(True)
+        monkeypatch.setattr(sys, "argv", list(command[command[0] == "-m" :]))
+        assert start(*command) == 0
+    AcceleratorState._reset_state(True)
     assert len(list(class_images.glob("*.png"))) == 2
     assert detect(read_header(trained)).name == "sd1"
     with Image.open(paper) as image:

@@ -343,6 +343,49 @@ def test_what_flags_ask_of_a_family() -> None:
     }
 
 
+def test_what_a_resumed_run_must_have_as_it_was() -> None:
+    """Saved states name these options: one more would refuse states that were saved without it, one fewer would let
+    a run go on as another one."""
+    assert {flag.name for flag in FLAGS.values() if not flag.may_change_on_resume} == set(
+        """
+        vae clip_skip max_token_length no_token_padding text_projection
+        resolution train_batch_size enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso bucket_reso_steps
+        resize_interpolation alpha_color color_aug flip_aug random_crop face_crop_aug_range crop_conditioning
+        data_aesthetic_score
+        caption_prefix caption_suffix caption_separator secondary_separator enable_wildcard shuffle_caption keep_tokens
+        keep_tokens_separator token_warmup_min token_warmup_step caption_dropout_rate caption_dropout_every_n_epochs
+        caption_tag_dropout_rate empty_caption weighted_captions
+        masked_loss alpha_mask mask_floor mask_invert mask_normalise
+        cache_latents cache_text_encoder_outputs
+        prior_loss_weight min_snr_gamma noise_offset noise_offset_random_strength adaptive_noise_scale
+        multires_noise_iterations multires_noise_discount multires_noise_scaling ip_noise_gamma
+        ip_noise_gamma_random_strength loss_type huber_schedule huber_c huber_scale min_timestep max_timestep
+        timestep_bias_strategy timestep_bias_multiplier timestep_bias_portion timestep_bias_begin timestep_bias_end
+        debiased_estimation_loss debiased_v_weight scale_v_pred_loss_like_noise_pred v_pred_like_loss snr_floor
+        refiner_training_strength refiner_training_invert_schedule
+        network_module network_dim network_alpha network_args network_dropout network_weights dim_from_weights
+        base_weights base_weights_multiplier network_train_unet_only network_train_text_encoder_only unet_lr
+        text_encoder_lr scale_weight_norms
+        optimizer_type optimizer_args learning_rate learning_rate_te learning_rate_te1 learning_rate_te2 block_lr
+        max_grad_norm train_text_encoder stop_text_encoder_training lr_scheduler lr_scheduler_args lr_scheduler_type
+        lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale
+        lr_scheduler_min_lr_ratio
+        gradient_accumulation_steps no_half_vae base_precision
+        """.split()
+    )
+
+
+def test_what_front_ends_write_for_a_flag_that_another_training_has() -> None:
+    assert {flag.name: flag.neutral_elsewhere for flag in FLAGS.values() if flag.neutral_elsewhere} == {
+        "learning_rate_te": (0.0,),
+        "learning_rate_te1": (0.0,),
+        "learning_rate_te2": (0.0,),
+        "train_text_encoder": (True,),
+        "stop_text_encoder_training": (0, -1),
+        "use_safetensors": (True,),
+    }
+
+
 def test_metadata_keys_are_unique() -> None:
     keys = [flag.metadata for flag in FLAGS.values() if flag.metadata]
     assert len(set(keys)) == len(keys)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.training.running import World
@@ -40,12 +38,41 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def kill_when(process: subprocess.Popen[str], begun: Callable[[], bool]) -> None:
-    """Kill -9 as soon as it has begun to write."""
-    until = time.monotonic() + 100
-    while not begun():
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    assert process.returncode != 0
+# Runs a program until it has brought so many files into their places; then every thread that brings another waits.
+_UNTIL = """
+import os, runpy, sys, threading
+ending, count, *sys.argv = sys.argv[1:]
+place, placed = os.replace, []
+
+def counting(source, target, **more):
+    place(source, target, **more)
+    if os.fspath(target).endswith(ending):
+        placed.append(target)
+        if len(placed) >= int(count):
+            print("enough", flush=True)
+            threading.Event().wait()
+
+os.replace = counting
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def kill_after(count: int, ending: str, script: Path, words: list[str]) -> None:
+    """Run a program and kill -9 it when it has written so many files with this ending of their names, however fast."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _UNTIL, ending, str(count), str(script), *words],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    said = []
+    with process.stdout:
+        for line in process.stdout:
+            said.append(line)
+            if line.endswith("enough\n"):  # after what a progress bar has left of its line
+                process.kill()
+                break
+    assert process.wait() != 0 and said[-1].endswith("enough\n"), "".join(said)

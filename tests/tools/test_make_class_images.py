@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from library.data.scan.scan import scan
 from library.sampling import class_images
 from tests import tiny
 from tests.data.image_files import template
+from tests.tools.filling import kill_after
 from tools import make_class_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,31 +80,20 @@ def test_a_folder_that_the_trainer_takes_without_a_word(model, tmp_path) -> None
 
 def test_a_call_that_was_killed_goes_on_to_what_one_call_draws(model, tmp_path) -> None:
     out, whole = tmp_path / "1_ein Roboter", tmp_path / "1_whole"
-    given = ["--prompt", "a robot", "--count", "6", "--seed", "1"]
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *words(model, out, *given)],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("[2/6]"):
-            process.kill()
-            break
-    process.wait()
-    process.stdout.close()
+    given = ["--prompt", "a robot", "--count", "4", "--seed", "1"]
+    kill_after(2, ".png", SCRIPT, words(model, out, *given))
 
     kept = images(out)  # all that is there can be read
     times = {name: (out / name).stat().st_mtime_ns for name in kept}
-    assert 2 <= len(kept) < 6 and len(lines(out)) == 6
-    (out / "class_00006.png.123.tmp").write_bytes(b"\x89PNG")  # what is left of an image being written
+    assert 2 <= len(kept) < 4 and len(lines(out)) == 4
+    (out / "class_00004.png.123.tmp").write_bytes(b"\x89PNG")  # what is left of an image being written
     (out / "notes.tmp").write_bytes(b"of the user")
 
     assert make(model, out, *given) == 0 and make(model, whole, *given) == 0
     assert times == {name: (out / name).stat().st_mtime_ns for name in kept}, "what is there is not drawn again"
     assert sorted(path.name for path in out.iterdir() if path.suffix != ".png") == [class_images.RECORD, "notes.tmp"]
     one, other = images(out), images(whole)
-    assert list(one) == list(other) and len(one) == 6
+    assert list(one) == list(other) and len(one) == 4
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 

@@ -185,10 +185,10 @@ def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys:
     """10 batches in windows of 3 are 4 steps an epoch: step 6 is the second of epoch 2, and the warm-up ends there."""
     file = write(tmp_path / "data.toml", toml(world))
     flags = {
-        "dataset_config": file, "gradient_accumulation_steps": 3, "max_train_steps": 8, "save_every_n_steps": 6,
-        "save_state": True, "cache_latents_to_disk": True, "caption_dropout_rate": 0.1,
+        "dataset_config": file, "gradient_accumulation_steps": 3, "max_train_steps": 8, "cache_latents_to_disk": True,
+        "caption_dropout_rate": 0.1,
     }  # fmt: skip
-    whole = train(world, capsys, tmp_path / "whole", **flags)
+    whole = train(world, capsys, tmp_path / "whole", **flags, save_every_n_steps=6, save_state=True)
     state = tmp_path / "whole" / "dog-step00000006-state"
     rest = train(world, capsys, tmp_path / "rest", **flags, resume=state)
     assert sorted(rest.losses) == [7, 8]

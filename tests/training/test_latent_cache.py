@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.training.running import Outcome, World, make_world, run
+from tools import cache_latents
 
 
 @pytest.fixture
@@ -37,9 +38,21 @@ def train(world: World, capsys: pytest.CaptureFixture[str], **flags: object) -> 
     return outcome
 
 
+def fill(world: World, capsys: pytest.CaptureFixture[str], **flags: object) -> Outcome:
+    """What a training with these flags does to the cache before its first step, by the tool that does only this."""
+    words = {"data_cache_dir": world.root / "remembered", "output_name": None, **flags}
+    arguments = [word for word in world.arguments(world.root, **words) if not word.startswith("--output_dir")]
+    capsys.readouterr()
+    code = cache_latents.main(arguments)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return Outcome(code, captured.out, captured.err)
+
+
 def counts(outcome: Outcome) -> tuple[int, int, int]:
     """Latents read, made, and made in place of files that did not fit, as the log says."""
-    ((read, made, _, stale),) = re.findall(r"latents: (\d+) read, (\d+) made( \((\d+) of them)?", outcome.err)
+    said = re.findall(r"latents: (\d+) read, (\d+) made( \((\d+) of them)?", outcome.out + outcome.err)
+    ((read, made, _, stale),) = said
     return int(read), int(made), int(stale or 0)
 
 
@@ -61,34 +74,34 @@ def test_exactly_what_has_changed_is_made_anew(
     assert counts(again) == (4, 0, 0) and again.losses == first.losses
     for path in world.root.glob("train/*/*.png"):
         os.utime(path, (1, 1))
-    assert counts(train(world, capsys, **flags)) == (4, 0, 0), "other times, the same content"
+    assert counts(fill(world, capsys, **flags)) == (4, 0, 0), "other times, the same content"
 
     changed = Image.open(dogs / "image_00.png")
     changed.putpixel((40, 30), (1, 2, 3))
     changed.save(dogs / "image_00.png")
     assert counts(train(world, capsys, **flags)) == (3, 1, 1)
     Image.new("L", (80, 64), 77).save(world.root / "masks" / "image_01.png")
-    assert counts(train(world, capsys, **flags)) == (3, 1, 1)
-    assert counts(train(world, capsys, **flags)) == (4, 0, 0)
+    assert counts(fill(world, capsys, **flags)) == (3, 1, 1)
+    assert counts(fill(world, capsys, **flags)) == (4, 0, 0)
 
     (dogs / "image_02.txt").write_text("a caption is not in the latents", encoding="utf-8")
-    assert counts(train(world, capsys, **flags)) == (4, 0, 0)
+    assert counts(fill(world, capsys, **flags)) == (4, 0, 0)
     without_masks = {**flags, "masked_loss": False, "conditioning_data_dir": None}
-    assert counts(train(world, capsys, **without_masks))[:2] == (1, 3)
+    assert counts(fill(world, capsys, **without_masks))[:2] == (1, 3)
 
 
 def test_other_vaes_and_resolutions_have_entries_of_their_own(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     vae = tiny.write_vae_file(world.root / "vae.safetensors", seed=7)
-    assert counts(train(world, capsys)) == (0, 5, 0)
-    assert counts(train(world, capsys, vae=vae)) == (0, 5, 0)
-    assert counts(train(world, capsys, resolution="64,128")) == (0, 5, 0)
-    assert counts(train(world, capsys, vae=vae)) == (5, 0, 0)
-    assert counts(train(world, capsys)) == (5, 0, 0)
+    assert counts(fill(world, capsys)) == (0, 5, 0)
+    assert counts(fill(world, capsys, vae=vae)) == (0, 5, 0)
+    assert counts(fill(world, capsys, resolution="64,128")) == (0, 5, 0)
+    assert counts(fill(world, capsys, vae=vae)) == (5, 0, 0)
+    assert counts(fill(world, capsys)) == (5, 0, 0)
     # of a finer decoder alone the latents are the same
     tensors = load_file(world.model)
     tensors["first_stage_model.decoder.conv_in.bias"] += 1
     save_file(tensors, world.model)
-    assert counts(train(world, capsys)) == (5, 0, 0)
+    assert counts(fill(world, capsys)) == (5, 0, 0)
 
 
 @pytest.mark.parametrize("cache_format", ["safetensors", "npz"])
@@ -98,12 +111,12 @@ def test_mirror_images_are_added_to_what_is_there(
     plain = train(world, capsys, cache_format=cache_format)
     files = {path: path.read_bytes() for path in world.root.glob(f"train/*/*.{cache_format}")}
     assert len(files) == 5
-    flipped = train(world, capsys, cache_format=cache_format, flip_aug=True)
+    flipped = fill(world, capsys, cache_format=cache_format, flip_aug=True)
     assert counts(flipped) == (0, 5, 0)
     for path, before in files.items():
         after = path.read_bytes()
         assert before != after
-    assert counts(train(world, capsys, cache_format=cache_format, flip_aug=True)) == (5, 0, 0)
+    assert counts(fill(world, capsys, cache_format=cache_format, flip_aug=True)) == (5, 0, 0)
     back = train(world, capsys, cache_format=cache_format)
     assert counts(back) == (5, 0, 0) and back.losses == plain.losses
 
@@ -142,5 +155,5 @@ def test_npz_of_kohyas_scripts_are_read(world: World, capsys: pytest.CaptureFixt
     assert read.losses == pytest.approx(made_by_us.losses, rel=1e-5)
     # of another size of images nothing fits any more: made, and theirs is left as it is
     before = {path: path.read_bytes() for path in world.root.glob("square/*/*.npz")}
-    assert counts(train(world, capsys, **flags, resolution="64,128"))[:2] == (0, 3)
+    assert counts(fill(world, capsys, **flags, resolution="64,128"))[:2] == (0, 3)
     assert before == {path: path.read_bytes() for path in before}

@@ -127,7 +127,7 @@ def test_masks_in_the_cache_are_those_of_the_images(
     kind: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # at a rate at which Adam's first steps do not magnify the last bits of latents made in other batches
-    flags: dict[str, object] = {"flip_aug": True, "vae_batch_size": 2, "learning_rate": 1e-6}
+    flags: dict[str, object] = {"flip_aug": True, "vae_batch_size": 2, "learning_rate": 1e-6, "train_batch_size": 6}
     if kind == "files":
         flags |= masked(world, "half")
     else:
@@ -160,7 +160,7 @@ def test_a_step_with_masks_does_not_depend_on_how_its_samples_are_split(
 ) -> None:
     """Twelve samples of one bucket in one step, with weights for regularisation and timesteps; for a seed that leaves
     batches in their order, so that each sample has the same noise."""
-    splits = ((12, 1), (7, 2), (5, 3))
+    splits = ((12, 1), (5, 3))
     seed = next(seed for seed in range(1000) if len({order(seed, *split) for split in splits}) == 1)
     flags: dict[str, object] = {
         **masked(world, "half"), "mask_normalise": "sample", "reg_data_dir": world.root / "reg",
@@ -175,10 +175,9 @@ def test_a_step_with_masks_does_not_depend_on_how_its_samples_are_split(
         assert list(outcome.losses) == [1]
         losses.append(outcome.losses[1])
         steps.append(flat(out / "dog.safetensors") - before)
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
-    for step in steps[1:]:
-        # float32 sums in another order
-        assert (step - steps[0]).norm() / steps[0].norm() < 2e-5
+    assert losses == pytest.approx([losses[0]] * 2, rel=1e-6)
+    # float32 sums in another order
+    assert (steps[1] - steps[0]).norm() / steps[0].norm() < 2e-5
 
 
 def order(seed: int, batch: int, windows: int) -> tuple[Sample, ...]:

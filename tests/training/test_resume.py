@@ -8,14 +8,10 @@ import pytest
 
 from tests.training.running import World, assert_equal_files, make_world, run
 
-# 6 + 2 training samples and 8 of regularisation in batches of 3: 6 batches, 3 steps of 2 an epoch; step 4 is in epoch 2
-COMMON = {
-    "train_batch_size": 3,
-    "gradient_accumulation_steps": 2,
-    "max_train_steps": 7,
-    "save_every_n_steps": 4,
-    "save_state": True,
-}
+# 6 + 2 training samples and 8 of regularisation in batches of 5, the last of 1: 4 batches, 2 steps of 2 an epoch;
+# step 3 lies in the middle of epoch 2, and step 5 in epoch 3
+COMMON = {"train_batch_size": 5, "gradient_accumulation_steps": 2, "max_train_steps": 5}
+SAVING = {"save_every_n_steps": 3, "save_state": True}
 CASES = {
     "pixels, every augmentation": {"flip_aug": True, "color_aug": True, "random_crop": True, "shuffle_caption": True},
     "latents in memory": {"cache_latents": True, "flip_aug": True, "vae_batch_size": 2},
@@ -24,7 +20,7 @@ CASES = {
     },
     "workers": {"max_data_loader_n_workers": 2, "flip_aug": True},
     "8-bit, cosine, text encoder stops": {
-        "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 5,
+        "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 4,
         "learning_rate_te": 1e-4,
     },
     "text encoder already stopped": {"stop_text_encoder_training": 2, "caption_dropout_rate": 0.3, "noise_offset": 0.1},
@@ -41,12 +37,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = {**COMMON, **CASES[case], "reg_data_dir": world.root / "reg"}
-    whole = run(world.arguments(tmp_path / "whole", **flags), capsys)
+    whole = run(world.arguments(tmp_path / "whole", **flags, **SAVING), capsys)
     assert whole.code == 0, whole.err
-    state = tmp_path / "whole" / "dog-step00000004-state"
+    state = tmp_path / "whole" / "dog-step00000003-state"
     rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
     assert rest.code == 0, rest.err
-    assert sorted(whole.losses) == [1, 2, 3, 4, 5, 6, 7] and sorted(rest.losses) == [5, 6, 7]
+    assert sorted(whole.losses) == [1, 2, 3, 4, 5] and sorted(rest.losses) == [4, 5]
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
@@ -54,28 +50,28 @@ def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsy
 def test_the_state_of_an_epochs_end_goes_on_with_the_next(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {"train_batch_size": 3, "max_train_epochs": 3, "save_every_n_epochs": 1, "save_state": True}
-    whole = run(world.arguments(tmp_path / "whole", **flags), capsys)
+    """2 steps an epoch. A run of 3 epochs goes on with the third; its own end goes on when it is made longer."""
+    flags = {"train_batch_size": 4, "save_every_n_epochs": 1, "save_state": True}
+    whole = run(world.arguments(tmp_path / "whole", **flags, max_train_epochs=4), capsys)
+    assert sorted(whole.losses) == [1, 2, 3, 4, 5, 6, 7, 8], whole.err
     state = tmp_path / "whole" / "dog-000002-state"
-    rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
+    rest = run(world.arguments(tmp_path / "rest", **flags, max_train_epochs=3, resume=state), capsys)
     assert rest.code == 0, rest.err
-    assert rest.losses == {step: whole.losses[step] for step in (7, 8, 9)}
-    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
-    # and the state of the end goes on when the run is made longer
-    longer = run(world.arguments(tmp_path / "longer", **{**flags, "max_train_epochs": 4}), capsys)
-    more = {**flags, "max_train_epochs": 4, "resume": tmp_path / "whole" / "dog-state"}
+    assert rest.losses == {step: whole.losses[step] for step in (5, 6)}
+    assert_equal_files(tmp_path / "whole" / "dog-000003.safetensors", tmp_path / "rest" / "dog.safetensors")
+    more = {**flags, "max_train_epochs": 4, "resume": tmp_path / "rest" / "dog-state"}
     last = run(world.arguments(tmp_path / "more", **more), capsys)
-    assert last.losses == {step: longer.losses[step] for step in (10, 11, 12)}
-    assert_equal_files(tmp_path / "longer" / "dog.safetensors", tmp_path / "more" / "dog.safetensors")
+    assert last.losses == {step: whole.losses[step] for step in (7, 8)}
+    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "more" / "dog.safetensors")
 
 
 def test_the_state_of_an_epochs_last_step_goes_on_too(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {"train_batch_size": 4, "max_train_steps": 5, "save_every_n_steps": 2, "save_state": True}  # 2 an epoch
-    whole = run(world.arguments(tmp_path / "whole", **flags), capsys)
+    flags = {"train_batch_size": 4, "max_train_steps": 3}  # 2 an epoch
+    whole = run(world.arguments(tmp_path / "whole", **flags, save_every_n_steps=2, save_state=True), capsys)
     state = tmp_path / "whole" / "dog-step00000002-state"
     rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
     assert rest.code == 0, rest.err
-    assert rest.losses == {step: whole.losses[step] for step in (3, 4, 5)}
+    assert rest.losses == {3: whole.losses[3]}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")

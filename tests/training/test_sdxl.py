@@ -66,8 +66,8 @@ CASES: dict[str, tuple[Recipe, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, family, own = CASES[case]
-    flags = {**own, "train_batch_size": 2, "max_train_steps": 3, "save_every_n_steps": 2, "save_state": True}
-    whole = train(world, tmp_path / "whole", capsys, recipe, family, **flags)
+    flags = {**own, "train_batch_size": 2, "max_train_steps": 3}
+    whole = train(world, tmp_path / "whole", capsys, recipe, family, **flags, save_every_n_steps=2, save_state=True)
     state = tmp_path / "whole" / "dog-step00000002-state"
     rest = train(world, tmp_path / "rest", capsys, recipe, family, **flags, resume=state)
     assert sorted(whole.losses) == [1, 2, 3] and rest.losses == {3: whole.losses[3]}

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.data import images, masks
 from library.data.buckets import Placement
@@ -62,7 +62,7 @@ class MemoryLatents:
     flipped: tuple[torch.Tensor | None, ...] = ()
     masks: tuple[torch.Tensor | None, ...] = ()
 
-    def get(self, record: int, flipped: bool) -> Encoded:
+    def get(self, record: int, flipped: bool) -> Encoded:  # noqa: FBT001 - the key of a sample
         """Latents and mask of a record, or of its mirror image."""
         latents = self.flipped[record] if flipped else self.latents[record]
         if latents is None:
@@ -79,7 +79,7 @@ class DiskLatents:
     keys: tuple[str, ...]
     masked: tuple[bool, ...]
 
-    def get(self, record: int, flipped: bool) -> Encoded:
+    def get(self, record: int, flipped: bool) -> Encoded:  # noqa: FBT001 - the key of a sample
         """As MemoryLatents.get. Raises UserError if the file is gone, damaged, or of something else meanwhile."""
         name = "latents_flipped" if flipped else "latents"
         file = self.files[record]
@@ -115,7 +115,7 @@ class LatentCacheBuild:
         return text
 
 
-def build_latent_cache(
+def build_latent_cache(  # noqa: PLR0913 - one call in the program; each changes alone in a test
     records: Sequence[ImageRecord],
     placements: Sequence[Placement],
     read: Read,
@@ -165,7 +165,7 @@ def build_latent_cache(
         encoder.raise_mistakes()
         return LatentCacheBuild(in_memory, 0, len(entries), 0, exactly=len(encoder.again))
     files = Files(suffix, cache_format, trust_foreign, skip_check, channels, stride, names_wanted(entries))
-    work = _DiskWork(files, read, _look_at_all(files, entries, progress))
+    work = _DiskWork(files, read, _look_at_all(files, entries, progress=progress))
     pending = [entry for entry in entries if work.looks[entry.number].verdict not in ("current", "foreign")]
     for folder in {entry.folder for entry in pending}:
         latent_files.sweep(folder)
@@ -202,7 +202,7 @@ def _reduced(mask: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     return masks.to_latent_size(mask, (latents.shape[-1], latents.shape[-2]))
 
 
-def _look_at_all(files: Files, entries: Sequence[Wanted], progress: bool) -> list[Look]:
+def _look_at_all(files: Files, entries: Sequence[Wanted], *, progress: bool) -> list[Look]:
     looks: list[Look] = []
     chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
     with (

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.data.cache.latent_entries import Wanted
 from library.data.cache.latent_files import FilePrint, stamp
@@ -85,15 +85,15 @@ class Encoder:
         if not images:
             return {}
         found: dict[int, torch.Tensor | None] = {}
-        for ready, latents in zip(images, self._call(self.encode, images, mirrored), strict=True):
+        for ready, latents in zip(images, self._call(self.encode, images, mirrored=mirrored), strict=True):
             if not torch.isfinite(latents).all() and self.exactly is not None:
                 self.again.add(ready.entry.number)
-                (latents,) = self._call(self.exactly, [ready], mirrored)
+                (latents,) = self._call(self.exactly, [ready], mirrored=mirrored)
             # a view would keep the whole batch alive
             found[ready.entry.number] = latents.clone() if torch.isfinite(latents).all() else None
         return found
 
-    def _call(self, encode: Encode, images: Sequence[Ready], mirrored: bool) -> torch.Tensor:
+    def _call(self, encode: Encode, images: Sequence[Ready], *, mirrored: bool) -> torch.Tensor:
         pixels = torch.stack([ready.pixels for ready in images])
         purpose = "mirrored posterior" if mirrored else "posterior"
         generators = [torch_generator(purpose, ready.image.content) for ready in images]

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, TensorInfo
@@ -159,13 +159,13 @@ def build_text_cache(
     distinct = list(dict.fromkeys(texts))
     if folder is None:
         with tqdm(desc="encoding captions", total=len(distinct), disable=not progress or not distinct) as bar:
-            made = dict(_encoded(distinct, encode, size, bar))
-        return TextCacheBuild(MemoryTexts(made), 0, len(made))
+            in_memory = dict(_encoded(distinct, encode, size, bar))
+        return TextCacheBuild(MemoryTexts(in_memory), 0, len(in_memory))
     folder = folder / _digest(str(_VERSION), encoder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
     wanted = set(keys.values())
     known = set(folder.glob(_SHARDS))
-    found, damaged = _read_folder(folder, wanted, progress)
+    found, damaged = _read_folder(folder, wanted, progress=progress)
     pending = [text for text in distinct if keys[text] not in found]
     made = 0
     shards = _parts(pending, -(-_SHARD // size) * size)
@@ -266,7 +266,7 @@ def _read_shard(file: Path, keys: set[str]) -> dict[str, tuple[_Place, ...]] | N
     return wanted if layout and whole else None
 
 
-def _read_folder(folder: Path, keys: set[str], progress: bool) -> tuple[dict[str, tuple[_Place, ...]], int]:
+def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[str, tuple[_Place, ...]], int]:
     """The wanted entries of all shards, and how many shards were damaged. Those are gone now."""
     files = sorted(folder.glob(_SHARDS))
     stamps = [_stamp(file) for file in files]

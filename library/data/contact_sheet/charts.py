@@ -96,7 +96,7 @@ def histogram(
     for place, bar in enumerate(bars):
         x = _LEFT + (place + 0.5) * step - thick / 2
         parts.append(_bar(bar, x, thick, base, scale))
-    parts += _labels(bars, step, base, at_edge)
+    parts += _labels(bars, step, base, at_edge=at_edge)
     if mark is not None:
         x = _LEFT + mark[0] * step
         near_end = x > _WIDTH - 80
@@ -125,7 +125,7 @@ def _bar(bar: Bar, x: float, thick: float, base: float, scale: float) -> str:
     return "".join([*parts, "</g>"])
 
 
-def _labels(bars: Sequence[Bar], step: float, base: float, at_edge: bool) -> Iterable[str]:
+def _labels(bars: Sequence[Bar], step: float, base: float, *, at_edge: bool) -> Iterable[str]:
     widest = max((len(bar.label) for bar in bars), default=1) * _CHARACTER + 6
     every = max(1, -int(-widest // step))
     for place, bar in enumerate(bars):

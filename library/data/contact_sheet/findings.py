@@ -24,9 +24,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("damaged", "cannot be opened", "cannot be opened", "cannot be opened", True),
+    Kind("damaged", "cannot be opened", "cannot be opened", "cannot be opened", severe=True),
     Kind("mask-damaged", "mask cannot be used",
-         "has a mask that cannot be used", "have masks that cannot be used", True),
+         "has a mask that cannot be used", "have masks that cannot be used", severe=True),
     Kind("cut", "caption is cut", "has a caption longer than {limit} tokens: the rest is cut off",
          "have captions longer than {limit} tokens: the rest is cut off"),
     Kind("empty", "no caption", "is trained without a caption in every epoch shown",
@@ -53,7 +53,7 @@ def judge(page: Page, opened: Mapping[int, Thumbnail]) -> tuple[tuple[str, ...],
     """Per image the names of its kinds. Whether it can be opened is known of those in `opened` only."""
     masked = {one.subset for one in page.shown if one.mask is not None}
     return tuple(
-        (*_of_files(opened.get(index)), *_of_record(one, page.token_limit, one.subset in masked))
+        (*_of_files(opened.get(index)), *_of_record(one, page.token_limit, masks_expected=one.subset in masked))
         for index, one in enumerate(page.shown)
     )
 
@@ -69,7 +69,7 @@ def _of_files(thumbnail: Thumbnail | None) -> list[str]:
     return [name for name, there in found.items() if there]
 
 
-def _of_record(one: Shown, token_limit: int, masks_expected: bool) -> list[str]:
+def _of_record(one: Shown, token_limit: int, *, masks_expected: bool) -> list[str]:
     found = {
         "cut": any(caption.tokens > token_limit for caption in one.captions),
         "empty": not any(caption.text.strip() for caption in one.captions),

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.checkpoints.writer import write_text
 from library.data.contact_sheet.cards import card, shown_size
@@ -35,10 +35,10 @@ def write_page(path: Path, page: Page, *, progress: bool = False, most: int = MO
     """
     buckets = by_bucket(page.shown)
     chosen = sample(buckets, most)
-    write_text(path, render(page, buckets, chosen, _open(page.shown, chosen, progress)))
+    write_text(path, render(page, buckets, chosen, _open(page.shown, chosen, progress=progress)))
 
 
-def _open(shown: Sequence[Shown], chosen: Mapping[Size, Sequence[int]], progress: bool) -> dict[int, Thumbnail]:
+def _open(shown: Sequence[Shown], chosen: Mapping[Size, Sequence[int]], *, progress: bool) -> dict[int, Thumbnail]:
     indexes = [index for bucket in chosen.values() for index in bucket]
     one = partial(make, side=longest_side(len(indexes)))
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling let other threads run
@@ -65,7 +65,7 @@ def render(
         f"<header><h1>{escape(page.title)}</h1>{_tiles(page, buckets, subsets)}</header>",
         _problems(page, found, opened),
         _overview(page, buckets),
-        _toolbar(buckets, subsets, page.shown, found, any(thumbnail.mask for thumbnail in opened.values())),
+        _toolbar(buckets, subsets, page.shown, found, masks=any(thumbnail.mask for thumbnail in opened.values())),
         '<main id="sheets" translate="no">',
     ]
     numbers = {subset: place for place, subset in enumerate(subsets)}
@@ -177,6 +177,7 @@ def _toolbar(
     subsets: Sequence[str],
     shown: Sequence[Shown],
     found: Sequence[Finding],
+    *,
     masks: bool,
 ) -> str:
     sizes = [(f"{width}x{height}", f"{width} × {height}") for width, height in buckets]

@@ -46,13 +46,13 @@ def make(shown: Shown, side: int) -> Thumbnail:
     try:
         pixels = shown.pixels()
         image = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
-    except Exception as error:  # the page is there to show what is wrong, whatever that is
+    except Exception as error:  # noqa: BLE001 - the page is there to show what is wrong, whatever that is
         return Thumbnail(error=_reason(error))
     if shown.mask is None:
         return Thumbnail(image)
     try:
         mask, learnt = _mask(shown.mask, pixels.shape[:2], side)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         return Thumbnail(image, mask_error=_reason(error))
     return Thumbnail(image, mask, learnt)
 

@@ -60,7 +60,7 @@ class CaptionFiles:
         return next((by_stem[stem] for by_stem in self._by_stem if stem in by_stem), None)
 
 
-def read_caption(path: Path, encoding: str = "utf-8", all_lines: bool = False) -> tuple[str, bool]:
+def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False) -> tuple[str, bool]:
     """The first line, stripped, and whether lines with text follow it that are not used.
 
     `all_lines`: all lines with text, stripped and joined by line feeds. A byte order mark wins over `encoding`. Raises

@@ -69,7 +69,7 @@ class Wanted:
         key = (directory.path, reading)
         self._captions.setdefault(key, (directory, {}))[1].update(dict.fromkeys(names))
 
-    def read(self, index: Index, progress: bool) -> Contents:
+    def read(self, index: Index, *, progress: bool) -> Contents:
         """All that was asked for."""
         found = Contents()
         chunks: list[_Chunk] = []
@@ -83,7 +83,7 @@ class Wanted:
             }
             found.captions[path, reading] = texts
             chunks += _chunks(directory, [name for name in names if name not in texts], reading)
-        _read_all(chunks, found, index, progress)
+        _read_all(chunks, found, index, progress=progress)
         return found
 
 
@@ -92,7 +92,7 @@ def _chunks(directory: Directory, names: list[str], reading: Reading | None) -> 
         yield _Chunk(directory, names[start : start + _CHUNK], reading)
 
 
-def _read_all(chunks: list[_Chunk], found: Contents, index: Index, progress: bool) -> None:
+def _read_all(chunks: list[_Chunk], found: Contents, index: Index, *, progress: bool) -> None:
     if not chunks:
         return
     waiting = iter(chunks)
@@ -101,7 +101,7 @@ def _read_all(chunks: list[_Chunk], found: Contents, index: Index, progress: boo
     count = 0
     pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "scan")
     try:
-        with _bar(sum(len(chunk.names) for chunk in chunks), progress) as advance:
+        with _bar(sum(len(chunk.names) for chunk in chunks), progress=progress) as advance:
             while True:
                 while len(running) < _QUEUED and (chunk := next(waiting, None)) is not None:
                     running[pool.submit(_read_chunk, chunk)] = chunk
@@ -135,14 +135,14 @@ def _read_image(path: Path) -> Header | str:
         if not os.path.lexists(path):
             return "it vanished while the folder was being read"
         return str(error)
-    except Exception as error:  # Pillow's readers raise what they like on odd files: one must not end the scan
+    except Exception as error:  # noqa: BLE001 - Pillow's readers raise what they like on odd files: one must not end the scan
         return f"cannot be read ({type(error).__name__}: {error})"
 
 
 def _reader(reading: Reading) -> Callable[[Path], Text | UserError]:
     def read(path: Path) -> Text | UserError:
         try:
-            return read_caption(path, reading.encoding, reading.all_lines)
+            return read_caption(path, reading.encoding, all_lines=reading.all_lines)
         except UserError as error:
             return error
 
@@ -175,11 +175,11 @@ def _keep(chunks: Collection[_Chunk], found: Contents, index: Index) -> None:
 
 
 @contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
+def _bar(total: int, *, progress: bool) -> Iterator[Callable[[int], object]]:
     if not progress:
         yield lambda count: None
         return
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     with tqdm(total=total, desc="looking at images", unit=" files", delay=1) as bar:
         yield bar.update

@@ -60,8 +60,8 @@ def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[
         _from_folder(subset, directories, extensions, found)
     if not found.images and not found.mistakes and not found.lost:
         found.mistakes.append(_empty(subset))
-    if subset.mask_dir is not None and found.images:
-        _pair_masks(subset.mask_dir, subset, directories, extensions, found)
+    if subset.mask_folder is not None and found.images:
+        _pair_masks(subset.mask_folder, subset, directories, extensions, found)
     return found
 
 
@@ -92,7 +92,7 @@ def _below(
     folder: Path, what: str, subset: SubsetSpec, directories: Directories, found: Gathered
 ) -> list[tuple[str, Directory]]:
     try:
-        return directories.below(absolute(folder), subset.recursive)
+        return directories.below(absolute(folder), recursive=subset.recursive)
     except FileNotFoundError:
         found.mistakes.append(Mistake(f"there is no {what} {folder} ({subset.origin})", "check the path"))
     except NotADirectoryError:
@@ -103,11 +103,11 @@ def _below(
 
 
 def _from_folder(subset: SubsetSpec, directories: Directories, extensions: Collection[str], found: Gathered) -> None:
-    if subset.image_dir is None:
+    if subset.image_folder is None:
         found.mistakes.append(Mistake(f"{subset.origin} names no folder", "set image_dir"))
         return
-    folder = _own_folder(subset.image_dir)
-    listed = _below(subset.image_dir, "folder", subset, directories, found)
+    folder = _own_folder(subset.image_folder)
+    listed = _below(subset.image_folder, "folder", subset, directories, found)
     from_files = subset.caption_source == "files"
     for prefix, directory in listed:
         captions = CaptionFiles(directory.texts, subset.caption_extensions) if from_files and directory.texts else None
@@ -178,12 +178,13 @@ def _from_metadata(
     except UserError as error:
         found.mistakes.extend(error.mistakes)
         return
-    if subset.image_dir is not None and not subset.image_dir.is_dir():
-        found.mistakes.append(Mistake(f"there is no folder {subset.image_dir} ({subset.origin})", "check the path"))
+    image_dir = subset.image_folder
+    if image_dir is not None and not image_dir.is_dir():
+        found.mistakes.append(Mistake(f"there is no folder {image_dir} ({subset.origin})", "check the path"))
         return
-    locator = Locator.of(directories, subset.image_dir, extensions)
-    root = None if subset.image_dir is None else absolute(subset.image_dir)
-    own = None if subset.image_dir is None else _own_folder(subset.image_dir)
+    locator = Locator.of(directories, image_dir, extensions)
+    root = None if image_dir is None else absolute(image_dir)
+    own = None if image_dir is None else _own_folder(image_dir)
     folders: dict[str, tuple[Path, str]] = {}  # of a directory: the folder that names are in, and the way from there
     seen: set[tuple[str, str]] = set()
     twice = metadata.twice
@@ -246,8 +247,8 @@ def judge_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> 
     command line names one folder for all folders of images, of which some may have no masks."""
     sharing: dict[str, list[int]] = {}
     for number, (subset, found) in enumerate(zip(subsets, gathered, strict=True)):
-        if subset.mask_dir is not None and found.spare_masks is not None:
-            sharing.setdefault(absolute(subset.mask_dir), []).append(number)
+        if subset.mask_folder is not None and found.spare_masks is not None:
+            sharing.setdefault(absolute(subset.mask_folder), []).append(number)
     for numbers in sharing.values():
         found = gathered[numbers[0]]
         used = any(gathered[number].masks for number in numbers)

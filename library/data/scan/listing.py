@@ -44,7 +44,7 @@ class Directories:
             self._known[path] = list_directory(path, self._images, self._texts)
         return self._known[path]
 
-    def below(self, root: str, recursive: bool) -> list[tuple[str, Directory]]:
+    def below(self, root: str, *, recursive: bool) -> list[tuple[str, Directory]]:
         """(prefix, folder) for the root and, if recursive, all folders below it; a prefix is "" or ends in "/".
 
         A folder that is linked into itself is listed once. Raises OSError if one cannot be listed.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
@@ -89,7 +89,7 @@ def local_copy(url: str, cache: Path, *, progress: bool, threads: int = 8) -> Pa
     if wanted:
         # not every kind of connection may be shared by threads; those that work asynchronously may
         workers = threads if getattr(system, "async_impl", False) else 1
-        done |= _fetch_all(system, mirror, wanted, max(1, workers), progress)
+        done |= _fetch_all(system, mirror, wanted, max(1, workers), progress=progress)
     if wanted or gone:
         _write_journal(mirror, done)
     return mirror.folder
@@ -243,7 +243,7 @@ def _is_current(mirror: _Mirror, fetched: _Fetched | None, remote: _Remote) -> b
 
 
 def _fetch_all(
-    system: Any, mirror: _Mirror, wanted: Mapping[str, _Remote], threads: int, progress: bool
+    system: Any, mirror: _Mirror, wanted: Mapping[str, _Remote], threads: int, *, progress: bool
 ) -> dict[str, _Fetched]:
     """Fetch files, several at a time; the journal tells of each as soon as it is there."""
     done = {}

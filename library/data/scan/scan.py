@@ -102,7 +102,7 @@ class _Findings:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: bool = False, seed: int = 0) -> Scan:
+def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress: bool = False, seed: int = 0) -> Scan:
     """Read the images, captions and masks of the datasets. Mistakes of the user are collected, not raised.
 
     `index`: a folder for what is remembered between scans; None: nothing is. `progress` shows a bar when it takes
@@ -119,7 +119,7 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, progress: b
             for number, (_, subset) in enumerate(subsets)
         ]
         judge_masks([subset for _, subset in subsets], gathered)
-        contents = _read(gathered, remembered, progress)
+        contents = _read(gathered, remembered, progress=progress)
         trouble = remembered.trouble
     train: list[ImageRecord] = []
     reg: list[ImageRecord] = []
@@ -182,7 +182,7 @@ def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
     return lambda record: of_subset(record.subset)[record.folder, record.name]
 
 
-def _read(gathered: Iterable[Gathered], remembered: Index, progress: bool) -> Contents:
+def _read(gathered: Iterable[Gathered], remembered: Index, *, progress: bool) -> Contents:
     wanted = Wanted()
     for found in gathered:
         for images in _by_directory(found.images).values():
@@ -193,7 +193,7 @@ def _read(gathered: Iterable[Gathered], remembered: Index, progress: bool) -> Co
                 wanted.captions(listed, names, found.reading)
         for directory, base in found.mask_places.values():
             wanted.image(directory, [base])
-    return wanted.read(remembered, progress)
+    return wanted.read(remembered, progress=progress)
 
 
 def _by_directory(images: Iterable[ImageFile]) -> dict[str, list[ImageFile]]:
@@ -249,7 +249,7 @@ def _records(
     if unfit:
         found.mistakes.append(_unfit_masks(subset, unfit))
     if small:
-        _tell_small(small, subset, not records, found)
+        _tell_small(small, subset, all_of_them=not records, found=found)
     return records
 
 
@@ -277,7 +277,7 @@ def _without_file(subset: SubsetSpec, name: str) -> str:
     return subset.class_tokens or ""
 
 
-def _tell_small(small: int, subset: SubsetSpec, all_of_them: bool, found: _Findings) -> None:
+def _tell_small(small: int, subset: SubsetSpec, *, all_of_them: bool, found: _Findings) -> None:
     found.left_out_small += small
     edge = f"a side below {subset.least_edge} pixels" if subset.least_edge else ""
     area = f"fewer than {subset.least_area} pixels" if subset.least_area else ""

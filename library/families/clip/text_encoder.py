@@ -113,7 +113,7 @@ def penultimate_and_pooled(text_encoder: Any, text_input: TextInput, settings: T
 
 def _joined(states: Tensor, text_input: TextInput) -> Tensor:
     """(B, 75n + 2, width) from the states (B * n, 77, width) of all chunks, times the weights if there are any."""
-    joined = join_chunks(states.unflatten(0, text_input.ids.shape[:2]))
+    joined = join_chunks(states.reshape(*text_input.ids.shape[:2], *states.shape[1:]))
     return joined if text_input.weights is None else weight_states(joined, text_input.weights)
 
 

@@ -46,7 +46,7 @@ class LoadOptions:
 
 def load(family: Family, variant: Variant, source: Header, options: LoadOptions) -> Model:
     """The model of a checkpoint. CheckpointError: a missing part, a key without a place, sizes that do not fit."""
-    reader = TensorReader(source, options.mapped)
+    reader = TensorReader(source, mapped=options.mapped)
     apart = take_apart(family, variant, reader, options.vae, options.prediction)
     chosen = [part for part in variant.parts if options.only is None or part in options.only]
     modules: dict[str, Any] = dict.fromkeys(variant.parts)

@@ -94,7 +94,7 @@ def write(
     # wherever nothing else would tell: a .ckpt has no metadata, and no metadata speak of the schedule
     unsaid = contents.zero_terminal_snr or options.save_as == "ckpt"
     if variant.marks_prediction or unsaid or len(kept) < len(contents.kept):
-        kept |= marks(contents.prediction, contents.zero_terminal_snr)
+        kept |= marks(contents.prediction, zero_terminal_snr=contents.zero_terminal_snr)
     joined = sd_layout.to_original(parts, kept, variant.layout, like=contents.source, dtype=dtype)
     if options.save_as == "safetensors":
         write_safetensors(path, joined.tensors, options.metadata, check=check)

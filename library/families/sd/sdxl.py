@@ -17,6 +17,7 @@ from library.families.sd import unet
 from library.families.sd.make_family import make_family
 from library.families.sd.sdxl_adapters import NAMES, SDXL_ADAPTERS
 from library.families.sd.variant import TextKind, Variant
+from library.options.flag import Capability
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 IDS = 6  # height and width of the file, top and left of the crop, height and width of the crop
 
 LATENT = LatentSpace(channels=4, stride=8, scale=0.13025, cache_suffix="_sdxl.npz", fp16=False)
-CAPABILITIES = frozenset(
+CAPABILITIES: frozenset[Capability] = frozenset(
     {"snr", "v_prediction", "chunks", "weighted_captions", "pooled", "size_conditioning", "hand_over"}
 )
 # OpenCLIP's ViT-bigG/14, which both the base and the refiner read

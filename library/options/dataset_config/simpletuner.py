@@ -251,7 +251,7 @@ class _Reader:
         crop = entry.switch("crop")
         square = crop and self._crop_aspect(entry) == "square"
         kind = entry.choice("resolution_type", RESOLUTION_TYPES) or "pixel_area"
-        edge = self._edge(entry, kind, square)
+        edge = self._edge(entry, kind, square=square)
         shrink_to = self._shrink_to(entry, kind)
         if shrink_to is not None and not crop:
             self.notes.add("maximum_image_size and target_downsample_size have no effect without crop", entry)
@@ -271,7 +271,7 @@ class _Reader:
                         f"it is in the unit of resolution_type {kind}")  # fmt: skip
         return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
 
-    def _edge(self, entry: Entry, kind: str, square: bool) -> int:
+    def _edge(self, entry: Entry, kind: str, *, square: bool) -> int:
         """The side of a square of the resolution; kind pixel: the shorter edge."""
         given = self.defaults.buckets
         value = entry.number("resolution")

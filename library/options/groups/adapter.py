@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.options.flag import flag
+from library.options.flag import Script, flag
 
-SCRIPT = "train_network.py"
+SCRIPT: Script = "train_network.py"
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,15 @@ class AdapterOptions:
         False,
         "Write only what is needed to use the adapter into its metadata, nothing about the training.",
         script=SCRIPT,
+        may_change_on_resume=True,
     )
     initial_epoch: int | None = flag(
-        None, "Epoch to begin with, from 1; resume does not need it.", at_least=1, zero_is_off=True, script=SCRIPT
+        None,
+        "Epoch to begin with, from 1; resume does not need it.",
+        at_least=1,
+        zero_is_off=True,
+        script=SCRIPT,
+        may_change_on_resume=True,
     )
     initial_step: int | None = flag(
         None,
@@ -99,9 +105,11 @@ class AdapterOptions:
         at_least=1,
         zero_is_off=True,
         script=SCRIPT,
+        may_change_on_resume=True,
     )
     skip_until_initial_step: bool = flag(
         False,
         "Begin in the middle of an epoch, exactly at initial_step; otherwise with the epoch that it lies in.",
         script=SCRIPT,
+        may_change_on_resume=True,
     )

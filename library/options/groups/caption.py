@@ -16,8 +16,11 @@ class CaptionOptions:
         "File ending of the captions beside the images; a missing dot is added. Several, separated by commas: the "
         "first that is there counts.",
         aliases=("caption_extention",),
+        may_change_on_resume=True,
     )
-    caption_encoding: str = flag("utf-8", "Encoding of caption files that have no byte order mark, such as shift_jis.")
+    caption_encoding: str = flag(
+        "utf-8", "Encoding of caption files that have no byte order mark, such as shift_jis.", may_change_on_resume=True
+    )
     caption_prefix: str | None = flag(None, "Text that is put before every caption, with a blank between.")
     caption_suffix: str | None = flag(None, "Text that is put after every caption, with a blank between.")
     caption_separator: str = flag(",", "What separates the tags of a caption.")
@@ -31,12 +34,14 @@ class CaptionOptions:
         False,
         "Shuffle the tags of a caption anew each time it is read.",
         metadata="ss_shuffle_caption",
+        per_dataset=True,
     )
     keep_tokens: int = flag(
         0,
         "With shuffled or dropped tags: the first so many stay where they are.",
         at_least=0,
         metadata="ss_keep_tokens",
+        per_dataset=True,
     )
     keep_tokens_separator: str = flag(
         "", "Text in a caption before which all tags stay where they are; after a second one they stay too."

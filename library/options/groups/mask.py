@@ -17,6 +17,7 @@ class MaskOptions:
         None,
         "With masked_loss: folder of masks with the names of the images, or its URL; an image without one counts "
         "fully.",
+        may_change_on_resume=True,
     )
     alpha_mask: bool = flag(False, "An image's own transparency is its mask.")
     mask_floor: float = flag(

@@ -16,26 +16,32 @@ class ModelOptions:
         None,
         "Model to start from: a .safetensors or .ckpt file in the original layout, a diffusers folder, or the name of "
         "a model that is in the local Hugging Face cache; nothing is downloaded.",
+        may_change_on_resume=True,
+        private=True,
     )
     v2: bool = flag(
         False,
         "The model is a Stable Diffusion 2. The file itself tells, so this only refuses another one.",
         metadata="ss_v2",
         needs="v2",
+        may_change_on_resume=True,
     )
     v_parameterization: bool = flag(
         False,
         "Train with v-prediction, as the 768-pixel models of Stable Diffusion 2 need it.",
         needs="v_prediction",
+        may_change_on_resume=True,
     )
     vae: str | None = flag(
         None,
         "VAE to use in place of the model's own: a .safetensors, .ckpt, .pt or .bin file, or a diffusers folder.",
+        private=True,
     )
     tokenizer_cache_dir: Path | None = flag(
         None,
         "Folder with tokenizers saved earlier. The tokenizer of Stable Diffusion ships with the program, so "
         "that none is needed.",
+        may_change_on_resume=True,
     )
     clip_skip: int | None = flag(
         None,
@@ -76,4 +82,5 @@ class ModelOptions:
         False,
         "Read the model's tensors one after the other instead of mapping its file into memory: faster on some network "
         "drives and on Windows' drives seen from WSL.",
+        may_change_on_resume=True,
     )

@@ -135,6 +135,7 @@ class ObjectiveOptions:
         "Rescale the noise schedule so that its last timestep is noise alone; for v-prediction.",
         needs="snr",
         metadata="ss_zero_terminal_snr",
+        may_change_on_resume=True,
     )
     snr_floor: float = flag(
         0.0,

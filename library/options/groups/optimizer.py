@@ -36,8 +36,8 @@ class OptimizerOptions:
         "Further arguments of the optimiser as key=value, for example weight_decay=0.01 betas=0.9,0.999.",
         pairs=True,
     )
-    use_8bit_adam: bool = flag(False, "Short for optimizer_type AdamW8bit.")
-    use_lion_optimizer: bool = flag(False, "Short for optimizer_type Lion.")
+    use_8bit_adam: bool = flag(False, "Short for optimizer_type AdamW8bit.", may_change_on_resume=True)
+    use_lion_optimizer: bool = flag(False, "Short for optimizer_type Lion.", may_change_on_resume=True)
     learning_rate: float = flag(
         2e-6, "Learning rate of everything that has none of its own.", at_least=0, metadata="ss_learning_rate"
     )
@@ -46,6 +46,7 @@ class OptimizerOptions:
         "Learning rate of the text encoder; not set = learning_rate, 0 = the text encoder is not trained.",
         at_least=0,
         script="train_db.py",
+        neutral_elsewhere=(0.0,),
     )
     learning_rate_te1: float | None = flag(
         None,
@@ -54,6 +55,7 @@ class OptimizerOptions:
         at_least=0,
         needs="text_encoder_rates",
         script="train_db.py",
+        neutral_elsewhere=(0.0,),
     )
     learning_rate_te2: float | None = flag(
         None,
@@ -62,6 +64,7 @@ class OptimizerOptions:
         at_least=0,
         needs="text_encoder_rates",
         script="train_db.py",
+        neutral_elsewhere=(0.0,),
     )
     block_lr: tuple[float, ...] = flag(
         (),
@@ -80,6 +83,7 @@ class OptimizerOptions:
         "Train the text encoder too. As in sd-scripts, sdxl_train.py and fine_tune.py do so only where this is given; "
         "train_db.py does unless told otherwise (--train_text_encoder=false).",
         script="train_db.py",
+        neutral_elsewhere=(True,),
     )
     stop_text_encoder_training: int | None = flag(
         None,
@@ -87,6 +91,7 @@ class OptimizerOptions:
         "it is trained to the end.",
         at_least=-1,
         script="train_db.py",
+        neutral_elsewhere=(0, -1),
     )
     lr_scheduler: str = flag(
         "constant", "Course of the learning rate.", choices=LR_SCHEDULERS, metadata="ss_lr_scheduler"

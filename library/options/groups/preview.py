@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from library.options.flag import flag
 
@@ -16,6 +17,8 @@ SAMPLERS = (
 @dataclass(frozen=True)
 class PreviewOptions:
     """Prompts, and when they are drawn."""
+
+    may_change_on_resume: ClassVar[bool] = True
 
     sample_prompts: Path | None = flag(
         None, "File of prompts to draw while training: .txt, .toml or .json; it is read again each time."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from library.options.flag import flag
 
@@ -12,10 +13,16 @@ from library.options.flag import flag
 class RunOptions:
     """Length, seed, logs, and what to do instead of training."""
 
+    may_change_on_resume: ClassVar[bool] = True  # the seed is a fact of its own: it may have been drawn
+
     config_file: Path | None = flag(
-        None, "TOML file with options; .toml may be left out. What stands on the command line beats the file."
+        None,
+        "TOML file with options; .toml may be left out. What stands on the command line beats the file.",
+        only_on_command_line=True,
     )
-    output_config: bool = flag(False, "Write the options of this command to the file named by config_file and stop.")
+    output_config: bool = flag(
+        False, "Write the options of this command to the file named by config_file and stop.", only_on_command_line=True
+    )
     dry_run: bool = flag(False, "Decide everything, print the plan of the run, and stop before the model is loaded.")
     strict: bool = flag(False, "Refuse what this machine lacks instead of replacing it by something equivalent.")
     seed: int | None = flag(

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal, get_args
 
 from library.options.flag import flag
+
+SaveModelAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors", "pt"]
 
 
 @dataclass(frozen=True)
 class SavingOptions:
     """Models and states that are written."""
 
+    may_change_on_resume: ClassVar[bool] = True
+
     output_dir: Path | None = flag(None, "Folder for everything that the run writes; it is made if it does not exist.")
     output_name: str | None = flag(
         None, "Name of the written files without ending; not set = last.", metadata="ss_output_name"
     )
-    save_model_as: str | None = flag(
+    save_model_as: SaveModelAs | None = flag(
         None,
         "Format of what is saved; not set = the same kind as the model that was loaded, for an adapter safetensors. An "
         "adapter is saved as ckpt, pt or safetensors, a model not as pt.",
-        choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors", "pt"),
+        choices=get_args(SaveModelAs),
     )
     use_safetensors: bool = flag(
         False,
         "Without save_model_as: save as .safetensors also where the loaded model is a .ckpt.",
         script="train_db.py",
+        neutral_elsewhere=(True,),
     )
     save_precision: str | None = flag(
         None,

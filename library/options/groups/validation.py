@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from library.options.flag import flag
 
@@ -10,6 +11,8 @@ from library.options.flag import flag
 @dataclass(frozen=True)
 class ValidationOptions:
     """How many images are set aside, and when the loss on them is taken."""
+
+    may_change_on_resume: ClassVar[bool] = True  # images set aside are missing from the data
 
     validation_split: float = flag(
         0.0,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from library.options.convert_values import shown
+from library.options.flag import Script
 from library.options.mistakes import Mistake
 from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD
 from library.options.rules.rule_kinds import Implies, Overrides
@@ -44,7 +45,7 @@ class Settings:
 
 
 def settle(
-    settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: str | None = None
+    settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: Script | None = None
 ) -> Settings:
     """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
     for those `unneeded`; `script` says which kind of training runs (Program.script).
@@ -85,7 +86,7 @@ def _with_sound_sizes(settings: Settings) -> Settings:
     return replace(settings, values={**settings.values, "resolution": _STAND_IN})
 
 
-def _missing(settings: Settings, unneeded: Collection[str], script: str | None) -> Iterator[Mistake]:
+def _missing(settings: Settings, unneeded: Collection[str], script: Script | None) -> Iterator[Mistake]:
     for row in REQUIRED:
         if row.script not in (None, script):
             continue
@@ -154,7 +155,7 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
         )
         return
     if isinstance(sides, tuple):
-        yield from _wrong_resolution(settings, sides, steps, buckets)
+        yield from _wrong_resolution(settings, sides, steps, buckets=buckets)
     if not _has_bucket_limits(settings):
         return
     least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
@@ -171,7 +172,7 @@ def _has_bucket_limits(settings: Settings) -> bool:
     return bool(settings.values["enable_bucket"]) and not settings.values["bucket_no_upscale"]
 
 
-def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, buckets: bool) -> Iterator[Mistake]:
+def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *, buckets: bool) -> Iterator[Mistake]:
     if any(side % steps for side in sides):
         nearest = ",".join(str(max(SMALLEST_SIDE, round(side / steps) * steps)) for side in sides)
         by = f"{steps} ({settings.said('bucket_reso_steps')})" if buckets else str(steps)

@@ -6,52 +6,43 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from library.options.flag import Flag
+from library.options.flag import Flag, Script
 from library.options.mistakes import Mistake
 from library.options.rules.apply_rules import DEFAULT, Settings
 
 # By the first program of a kind, as Flag.script names it.
-TRAINS: Mapping[str, str] = MappingProxyType(
+TRAINS: Mapping[Script, str] = MappingProxyType(
     {
         "train_db.py": "all weights of the model, without an adapter",
         "train_network.py": "an adapter; the model stays as it is",
     }
 )
-# What front-ends send to any program, and where it asks another one for nothing.
-_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
-    {
-        "stop_text_encoder_training": (0, -1),
-        "learning_rate_te": (0.0,),
-        "learning_rate_te1": (0.0,),
-        "learning_rate_te2": (0.0,),
-        "train_text_encoder": (True,),
-        "use_safetensors": (True,),
-    }
-)
 
 
-def without_foreign(settings: Settings, flags: Mapping[str, Flag], script: str | None, program: str) -> Settings:
+def without_foreign(settings: Settings, flags: Mapping[str, Flag], script: Script | None, program: str) -> Settings:
     """The settings with every flag of another kind of training at its default, and a mistake for those that were on;
     all of one file are one error of the user, and one mistake. `script` None: a program that serves them all; `program`
     is the name of the one that runs."""
-    foreign = [name for name, flag in flags.items() if script and flag.script not in (None, script)]
-    on = [name for name in foreign if name in settings.given and _asks(name, flags[name], settings.values[name])]
+    if script is None:
+        return settings
+    foreign = [name for name, flag in flags.items() if flag.script not in (None, script)]
+    on = [name for name in foreign if name in settings.given and _asks(flags[name], settings.values[name])]
     at_default = {name: flags[name].default for name in foreign}
     return replace(
         settings,
         values={**settings.values, **at_default},
         origins={**settings.origins, **dict.fromkeys(foreign, DEFAULT)},
         given=settings.given - set(foreign),
-        mistakes=(*settings.mistakes, *_refusals(settings, flags, on, script or "", program)),
+        mistakes=(*settings.mistakes, *_refusals(settings, flags, on, script, program)),
     )
 
 
-def _asks(name: str, flag: Flag, value: object) -> bool:
-    return value != flag.default and value not in _NEUTRAL.get(name, ())
+def _asks(flag: Flag, value: object) -> bool:
+    return value != flag.default and value not in flag.neutral_elsewhere
 
 
 def _refusals(
-    settings: Settings, flags: Mapping[str, Flag], on: list[str], script: str, program: str
+    settings: Settings, flags: Mapping[str, Flag], on: list[str], script: Script, program: str
 ) -> Iterator[Mistake]:
     groups: dict[tuple[str, str], list[str]] = {}
     for name in on:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from library.options.flag import Script
+
 Condition = Callable[[Mapping[str, object]], bool]
 
 
@@ -16,7 +18,7 @@ class Required:
     why: str
     remedy: str
     unless: tuple[str, ...] = ()
-    script: str | None = None  # the kind of training that it holds for; None: all
+    script: Script | None = None  # the kind of training that it holds for; None: all
 
 
 @dataclass(frozen=True)

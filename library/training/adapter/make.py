@@ -24,9 +24,9 @@ from networks.third_party.create import ForeignNetwork, create_foreign, merge_fo
 
 if TYPE_CHECKING:
     from library.checkpoints.adapter_names import AdapterPart
-    from library.families.family import Family, Model, SaveAs
+    from library.families.family import Family, Model
     from library.options.groups.adapter import AdapterOptions
-    from library.options.groups.saving import SavingOptions
+    from library.options.groups.saving import SaveModelAs, SavingOptions
     from library.training.adapter.plan import AdapterPlan
     from library.training.optim.learning_rates import LearningRates, Optimization
     from library.training.plan.facts import RunFacts
@@ -165,7 +165,7 @@ def write_adapter(
     saving: SavingOptions,
     metadata: AdapterMetadata,
     path: Path,
-    save_as: SaveAs,
+    save_as: SaveModelAs,
     step: int,
     epoch: int,
 ) -> None:

@@ -33,12 +33,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[3]
 _SESSION_BITS = 32
 
-# what one dataset has for all of its folders; where a file describes datasets each of them says it in ss_datasets
-ONE_DATASET = (
-    "ss_batch_size_per_device", "ss_resolution", "ss_color_aug", "ss_flip_aug", "ss_random_crop", "ss_shuffle_caption",
-    "ss_enable_bucket", "ss_bucket_no_upscale", "ss_min_bucket_reso", "ss_max_bucket_reso", "ss_keep_tokens",
-)  # fmt: skip
-
 
 class AdapterMetadata:
     """The metadata of all files of one run: what stays the same is found out once, when this is made.
@@ -110,10 +104,13 @@ class AdapterMetadata:
 
 def _flags(options: TrainOptions) -> dict[str, str]:
     """What flags say, "None" where they are not set."""
-    keys = [flag.metadata for flag in FLAGS.values() if flag.metadata and flag.metadata.startswith("ss_")]
     values = flag_metadata(options)
-    left_out = ONE_DATASET if described_by_file(options) else ()
-    return {key: values.get(key, "None") for key in keys if key not in left_out}
+    by_dataset = described_by_file(options)  # what each dataset has of its own is in ss_datasets
+    return {
+        flag.metadata: values.get(flag.metadata, "None")
+        for flag in FLAGS.values()
+        if flag.metadata and flag.metadata.startswith("ss_") and not (by_dataset and flag.per_dataset)
+    }
 
 
 def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:

@@ -29,8 +29,11 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     On the CPU it is taken row by row: torch's norm of a whole tensor runs on one core there, and adding millions of
     squares into one float32 loses digits.
     """
+    norm: Tensor
     if gradients[0].device.type != "cpu":
-        return torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm
     rows = [gradient.flatten(1) if gradient.dim() > 1 else gradient for gradient in gradients]
     norms = [torch.linalg.vector_norm(row, dim=-1, dtype=torch.float32).flatten() for row in rows]
-    return torch.linalg.vector_norm(torch.cat(norms))
+    norm = torch.linalg.vector_norm(torch.cat(norms))
+    return norm

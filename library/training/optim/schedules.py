@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from library.options.mistakes import Mistake, UserError
+from library.options.train_options import FLAGS
 from library.training.optim.constructors import load, look_up, read_arguments, refuse_unknown
 
 if TYPE_CHECKING:
@@ -215,12 +216,9 @@ def _judge_rules(rules: Any) -> list[Mistake]:
     return []
 
 
-_NEUTRAL: Mapping[str, object] = {
-    "lr_scheduler_num_cycles": 1,
-    "lr_scheduler_power": 1,
-    "lr_scheduler_timescale": None,
-    "lr_scheduler_min_lr_ratio": None,
-}
+_ONLY_SOME_USE = (
+    "lr_scheduler_num_cycles", "lr_scheduler_power", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio",
+)  # fmt: skip
 
 
 def _unused(row: ScheduleRow, options: OptimizerOptions, warmup: int, decay: int) -> list[str]:
@@ -229,8 +227,8 @@ def _unused(row: ScheduleRow, options: OptimizerOptions, warmup: int, decay: int
     taken |= set(row.takes)
     unused = [
         f"{name} {getattr(options, name)}"
-        for name, neutral in _NEUTRAL.items()
-        if name not in taken and getattr(options, name) != neutral
+        for name in _ONLY_SOME_USE
+        if name not in taken and getattr(options, name) != FLAGS[name].default
     ]
     if warmup and row.name == "adafactor":
         unused.append(f"lr_warmup_steps {options.lr_warmup_steps} (Adafactor's own warm-up is warmup_init=True)")

@@ -32,7 +32,7 @@ class Costs:
         return self.weights + self.gradients + self.optimizer
 
 
-def count_costs(
+def count_costs(  # noqa: PLR0913 - being redrawn
     sizes: PartSizes,
     trained: Collection[str],
     weight_bytes: int,

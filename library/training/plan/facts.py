@@ -41,7 +41,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     why."""
     options = parsed.options
     machine = describe_machine()
-    precision = resolve(options.memory, machine, options.run.strict)
+    precision = resolve(options.memory, machine, strict=options.run.strict)
     collect(precision, mistakes, notes)
     base_model = decide_base_model(options, mistakes, notes)
     images = decide_images(options, base_model.tokenizer if base_model else None, mistakes, seed)

@@ -16,23 +16,6 @@ DATA = "the data"
 SETTINGS = "the dataset file"
 """Facts of an identity that are fingerprints: their values say nothing to a user."""
 
-GROUPS = ("model", "dataset", "caption", "mask", "cache", "objective", "adapter", "optimizer", "memory")
-
-# These may differ: where things lie, what only speed and memory depend on, and what other facts say better.
-FREE = frozenset(
-    {
-        "pretrained_model_name_or_path", "tokenizer_cache_dir", "v2", "v_parameterization", "zero_terminal_snr",
-        "disable_mmap_load_safetensors", "diffusers_xformers", "train_data_dir", "reg_data_dir",
-        "dataset_config", "data_backend_config", "data_cache_dir", "in_json", "dataset_repeats", "class_tokens",
-        "num_repeats", "conditioning_data_dir", "caption_extension", "caption_encoding", "cache_latents_to_disk",
-        "cache_format",
-        "vae_batch_size", "skip_cache_check", "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers",
-        "debug_dataset", "use_8bit_adam", "use_lion_optimizer", "mixed_precision", "full_fp16", "full_bf16",
-        "no_metadata", "initial_epoch", "initial_step", "skip_until_initial_step",
-        "gradient_checkpointing", "xformers", "sdpa", "mem_eff_attn", "lowram", "highvram",
-    }
-)  # fmt: skip
-
 
 def identity_of(run: RunFacts) -> Identity:
     """Every option that the result depends on, what the model is, the precision as it is on this machine, the seed, and
@@ -40,7 +23,7 @@ def identity_of(run: RunFacts) -> Identity:
     facts = {
         f"--{name}": value.name if isinstance(value, Path) else str(value)
         for name, value in values_of(run.options).items()
-        if FLAGS[name].group in GROUPS and name not in FREE
+        if not FLAGS[name].may_change_on_resume
     }
     facts["the kind of model"] = run.base_model.family.title
     facts["what the U-Net predicts"] = run.base_model.prediction

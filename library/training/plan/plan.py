@@ -116,7 +116,7 @@ def check_objective(base_model: BaseModel, mistakes: Mistakes) -> tuple[str, ...
     """Collect what is wrong with the loss that is asked for, and return the notes about it."""
     family = base_model.family
     wrong, notes = check_options.check(
-        base_model.objective, base_model.prediction, family.process.timesteps, "snr" in family.capabilities
+        base_model.objective, base_model.prediction, family.process.timesteps, has_snr="snr" in family.capabilities
     )
     mistakes.extend(wrong)
     return notes

@@ -94,7 +94,7 @@ def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
     return parse([*words, f"--{FLAG[tool.kind]}"], Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help))
 
 
-def _fill(plan: CachePlan, group: WorkerGroup, progress: bool) -> LatentCacheBuild | TextCacheBuild:
+def _fill(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     with large_imports():
         from library.training.precache.fill import fill_ahead
     with explain_out_of_memory(LESS_MEMORY):

@@ -46,7 +46,7 @@ def text_encoders(model: Model, precision: Precision, device: torch.device) -> d
     """The model's text encoders, on the device and in the format that the training encodes with."""
     found: dict[str, nn.Module] = {}
     for name, module in model.text_encoders.items():
-        module.requires_grad_(False)
+        module.requires_grad_(requires_grad=False)
         if precision.frozen != "fp32":
             compute_as_stored(module)
             module.to(torch_dtype(precision.frozen))
@@ -66,7 +66,7 @@ def fill_latents(
 ) -> LatentCacheBuild:
     """The latents of all images, in files. Only the VAE is loaded."""
     model = load_model(facts, device, say, only=("vae",))
-    model.vae.requires_grad_(False)
+    model.vae.requires_grad_(requires_grad=False)
     vae = image_encoder(model.vae, facts.precision, device)
     return encode_latents(facts, model, vae, image_reader(facts.images), share, progress)
 
@@ -90,7 +90,7 @@ def fill_captions(
     conditioner = Conditioner(
         family=family,
         text_encoders=text_encoders(model, facts.precision, device),
-        tokenize=dataset.tokenize,
+        tokenize=facts.base_model.tokenizer,
         settings=text_settings(facts),
         device=device,
     )

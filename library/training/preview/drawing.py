@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,19 +16,21 @@ from library.options.mistakes import Mistake, UserError
 from library.sampling.images import encode_prompts, sample_batch, texts_of, token_limit
 from library.sampling.prompts import ImageRequest
 from library.training.inputs import encode_latents
-from library.training.memory import working_copy
+from library.training.memory import release_memory, working_copy
 from library.training.preview.plan import PreviewPlan, read_requests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from library.data.cache.latent_cache import LatentStore
+    from library.data.dataset import TrainingDataset
     from library.data.reading import ImageReader
     from library.families.family import Family, Model, Tokenizer
     from library.runtime.precision import FloatName
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
     from library.training.preview.preview import Draw
+    from library.training.run import Run
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -94,7 +97,7 @@ def prompt_states(preview: PreviewPlan | None, conditioner: Conditioner, autocas
 
 
 @contextmanager
-def drawing(
+def drawing(  # noqa: PLR0913 - being redrawn
     model: Model,
     states: PromptStates,
     *,
@@ -131,6 +134,30 @@ def drawing(
             yield draw
     finally:
         release()
+
+
+def drawing_of(
+    facts: RunFacts,
+    preview: PreviewPlan | None,
+    model: Model,
+    prompts: PromptStates,
+    vae: Any,
+    dataset: TrainingDataset,
+    run: Run,
+) -> Callable[[], AbstractContextManager[Draw]]:
+    """`drawing` with the parts of a run; `vae` is the one that computes."""
+    return partial(
+        drawing,
+        model,
+        prompts,
+        vae=vae,
+        vae_format=facts.precision.vae,
+        device=run.device,
+        starts=starts_of(facts, preview, model, vae, dataset.images, dataset.latents),
+        strength=facts.options.objective.refiner_training_strength,
+        autocast=run.accelerator.autocast,
+        release=partial(release_memory, facts.options.memory),
+    )
 
 
 def starts_of(

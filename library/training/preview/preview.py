@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from library.checkpoints.writer import replacing
 from library.options.mistakes import UserError
@@ -16,21 +15,15 @@ from library.sampling.generate import any_seed
 from library.sampling.prompts import ImageRequest, alike
 from library.sampling.samplers import check_sampler
 from library.training.isolated_eval import isolated_eval
-from library.training.memory import release_memory
-from library.training.preview.drawing import drawing, starts_of
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from library.data.dataset import TrainingDataset
-    from library.families.family import Model
-    from library.training.plan.facts import RunFacts
-    from library.training.preview.drawing import PromptStates
+    from library.training.plan.duration import Duration
     from library.training.run import Run
     from library.training.saving.state import Progress
-    from library.training.trainable import Trainable
     from library.training.weight_averaging import Weights
 
 Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Image"]]
@@ -131,41 +124,26 @@ class Preview:
             yield
         except UserError as error:
             self.say("\n".join([f"{consequence}:", str(error)]))
-        except Exception as error:  # a full disk, exhausted memory, settings that a sampler cannot do
+        except Exception as error:  # noqa: BLE001 - a full disk, exhausted memory, settings that a sampler cannot do
             self.say(f"{consequence}: {type(error).__name__}: {error}")
 
 
 def preview_of(
-    facts: RunFacts,
     plan: PreviewPlan | None,
-    model: Model,
-    trainable: Trainable,
-    prompts: PromptStates,
-    vae: Any,
-    dataset: TrainingDataset,
+    draw: Callable[[], AbstractContextManager[Draw]],
+    modules: Sequence[nn.Module],
+    duration: Duration,
     run: Run,
     weights: Weights,
 ) -> Preview:
-    """The sample images of a run, drawn with the weights that a saved file would hold; `vae` is the one that
-    computes."""
+    """The sample images of a run, drawn by `draw` with the weights that a saved file would hold."""
     return Preview(
         plan=plan,
-        drawing=partial(
-            drawing,
-            model,
-            prompts,
-            vae=vae,
-            vae_format=facts.precision.vae,
-            device=run.device,
-            starts=starts_of(facts, plan, model, vae, dataset.images, dataset.latents),
-            strength=facts.options.objective.refiner_training_strength,
-            autocast=run.accelerator.autocast,
-            release=partial(release_memory, facts.options.memory),
-        ),
-        modules=[*model.modules().values(), *(part.module for part in trainable.parts)],
+        drawing=draw,
+        modules=modules,
         say=run.say,
         log_images=run.log_images,
         weights=weights.shown,
-        steps=facts.duration.steps,
-        steps_per_epoch=facts.duration.steps_per_epoch,
+        steps=duration.steps,
+        steps_per_epoch=duration.steps_per_epoch,
     )

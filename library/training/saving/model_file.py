@@ -17,16 +17,19 @@ from library.runtime.precision import torch_dtype
 from library.training.saving.dataset_metadata import largest_resolution
 
 if TYPE_CHECKING:
-    from library.families.family import Model, SaveAs
+    from library.families.family import Model
+    from library.options.groups.saving import SaveModelAs
     from library.options.train_options import TrainOptions
     from library.training.plan.base_model import BaseModel
     from library.training.plan.facts import RunFacts
 
 
 def write_model(
-    facts: RunFacts, model: Model, say: Callable[[str], None], path: Path, save_as: SaveAs, step: int, epoch: int
+    facts: RunFacts, model: Model, say: Callable[[str], None], path: Path, save_as: SaveModelAs, step: int, epoch: int
 ) -> None:
     """Write the model as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
+    if save_as == "pt":
+        raise ValueError("only adapters are saved as pt")
     saving = facts.options.saving
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = model.family.save(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.options.groups.saving import SavingOptions
+from library.options.groups.saving import SaveModelAs, SavingOptions
 from library.options.mistakes import Mistakes
 
 
@@ -32,7 +32,7 @@ class Outputs:
 
     directory: Path
     name: str | None
-    save_as: str
+    save_as: SaveModelAs
     every_epochs: int | None
     every_steps: int | None
     keep_epochs: int | None

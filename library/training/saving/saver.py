@@ -16,7 +16,7 @@ from library.training.saving.state import Progress
 from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
-    from library.families.family import SaveAs
+    from library.options.groups.saving import SaveModelAs
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Saver:
 
     outputs: Outputs
     epochs: int
-    write_model: Callable[[Path, SaveAs, int, int], None]
+    write_model: Callable[[Path, SaveModelAs, int, int], None]
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     weights: Weights

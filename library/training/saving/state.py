@@ -185,10 +185,17 @@ class RandomStates:
         import numpy
         import torch
 
-        kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+        of_numpy = numpy.random.get_state(legacy=False)
+        twister = of_numpy["state"]
         state: dict[str, Any] = {
             "random_state": random.getstate(),
-            "numpy_random_seed": (kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
+            "numpy_random_seed": (
+                of_numpy["bit_generator"],
+                torch.from_numpy(twister["key"].astype("int64")),
+                twister["pos"],
+                of_numpy["has_gauss"],
+                of_numpy["gauss"],
+            ),
             "torch_manual_seed": torch.get_rng_state(),
         }
         if torch.cuda.is_available():

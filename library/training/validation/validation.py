@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from library.data.cache.latent_cache import LatentStore
 from library.data.dataset import TrainingDataset
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
     from library.training.run import Run
     from library.training.saving.state import Progress
-    from library.training.trainable import Trainable
     from library.training.weight_averaging import Weights
 
 
@@ -199,8 +198,8 @@ class Validation:
 
 def validation_of(
     facts: RunFacts,
-    trainable: Trainable,
     loss: TrainingLoss,
+    modules: Sequence[nn.Module],
     dataset: TrainingDataset,
     run: Run,
     weights: Weights,
@@ -210,7 +209,6 @@ def validation_of(
     Raises UserError for an image that cannot be read.
     """
     model, conditioner, reader = loss.model, loss.conditioning, dataset.images
-    modules = [model.backbone, *conditioner.text_encoders.values(), *(part.module for part in trainable.parts)]
     return Validation(
         plan=facts.validation,
         reader=reader,
@@ -222,7 +220,7 @@ def validation_of(
         latents=latents_of(facts, model, loss.vae, reader, dataset.latents),
         scaled=model.family.latent.scaled,
         device=loss.device,
-        modules=[module for module in modules if module is not None],
+        modules=modules,
         steps=facts.duration.steps,
         steps_per_epoch=facts.duration.steps_per_epoch,
         log=run.log,

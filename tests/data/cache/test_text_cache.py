@@ -229,6 +229,7 @@ def fill_in_a_process(folder: Path, begin: Any) -> None:
     assert is_right(filled(folder, MANY), MANY)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_do_no_harm(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     begin = context.Barrier(2)

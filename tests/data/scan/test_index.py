@@ -40,9 +40,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def counting(function: Callable[..., Any], count: Counter[str]) -> Callable[..., Any]:
-    def counted(path: Path, *more: object) -> Any:
+    def counted(path: Path, *more: object, **named: object) -> Any:
         count[path.name] += 1
-        return function(path, *more)
+        return function(path, *more, **named)
 
     return counted
 
@@ -232,7 +232,7 @@ for turn in range(20):
 def test_a_scan_that_is_stopped_was_not_in_vain(
     folder: Path, tmp_path: Path, read: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(path: Path, *more: object) -> object:
+    def stopped(path: Path, *more: object, **named: object) -> object:
         time.sleep(0.2)  # so that the images are through
         raise KeyboardInterrupt
 

@@ -237,7 +237,7 @@ def test_a_scan_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from library.data import folders, scan
+from library.data.scan import folders, scan
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 template = DatasetSpec("", BucketSettings((64, 64)), (SubsetSpec(None, "", caption_extensions=(".txt",)),))
 described = folders.folder_datasets(Path({str(tmp_path)!r}), None, template)

@@ -103,17 +103,17 @@ def test_a_resumed_run_sets_the_same_aside_and_validates_as_the_uninterrupted_on
     world: World, tmp_path: Path, measured: list[Losses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {**SPLIT, "validate_every_n_steps": 2, "max_train_steps": 4}
-    assert run(world.arguments(tmp_path / "whole", **flags), capsys).code == 0
-    half = {**flags, "max_train_steps": 2, "save_state_on_train_end": True}
-    assert run(world.arguments(tmp_path / "half", **half), capsys).code == 0
-    outcome = run(world.arguments(tmp_path / "half", **flags, resume=tmp_path / "half" / "dog-state"), capsys)
+    saving = {"save_every_n_steps": 2, "save_state": True}
+    assert run(world.arguments(tmp_path / "whole", **flags, **saving), capsys).code == 0
+    state = tmp_path / "whole" / "dog-step00000002-state"
+    outcome = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
     assert outcome.code == 0, outcome.err
-    assert len(measured) == 4
-    assert torch.equal(measured[0].held_out, measured[2].held_out)
-    assert torch.equal(measured[1].held_out, measured[3].held_out)
+    assert len(measured) == 3  # after steps 2 and 4, and after step 4 of the resumed run
+    assert torch.equal(measured[1].held_out, measured[2].held_out)
+    assert not torch.equal(measured[0].held_out, measured[1].held_out)
     for change in ({"validation_split": 0.67}, {"validation_split": 0}):
-        other = {**flags, "resume": tmp_path / "half" / "dog-state", "dry_run": True, **change}
-        outcome = run(world.arguments(tmp_path / "half", **other), capsys)
+        other = {**flags, "resume": state, "dry_run": True, **change}
+        outcome = run(world.arguments(tmp_path / "rest", **other), capsys)
         assert outcome.code == 2 and "images, captions, repeats or scores" in outcome.err
 
 
