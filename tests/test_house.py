@@ -27,8 +27,12 @@ CALLED_SO = (
 # Programs under names of sd-scripts: a few lines each that choose options for a recipe.
 LIKE = {"sdxl_train": ("train_db",), "fine_tune": ("train_db",), "sdxl_train_network": ("train_network",)}
 
+# What every room may import.
+FOR_ALL = ("library.messages",)
+
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "library.messages": (),
     "library.options": ("library.options",),
     "library.checkpoints": ("library.checkpoints",),
     "library.runtime": ("library.runtime", "library.options"),
@@ -158,12 +162,19 @@ def test_imports_go_downwards() -> None:
         for line, name in imports(path):
             if not is_project(name):
                 continue
-            allowed = room is None or any(below(name, other) for other in MAY_IMPORT[room])
+            allowed = room is None or any(below(name, other) for other in (*MAY_IMPORT[room], *FOR_ALL))
             if any(below(name, other) for other in ONLY_FOR_TRAINING):
                 allowed = allowed and any(below(module(path), other) for other in MAY_USE_THEM)
             if not allowed:
                 wrong.append(f"{path}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_wiring_takes_the_whole_plan() -> None:
+    """Every other room takes the section that it uses, and can be built and tested without the rest."""
+    of_plan = "library.training.plan.plan.Plan"
+    takers = {path for path in sources() for _, name in imports(path) if name == of_plan}
+    assert takers == {"library/training/session.py", "library/training/plan/text.py"}
 
 
 def test_every_file_has_a_row_in_the_import_table() -> None:

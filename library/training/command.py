@@ -61,14 +61,14 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
         print(f"options written to {write_config(parsed.options)}")
         return
     from library.training.plan.plan import decide  # --help and --output_config need none of it
-    from library.training.plan.text import describe
+    from library.training.plan.text import describe, sections
 
     plan = decide(parsed)
     print(describe(plan), flush=True)
     if plan.facts.options.dataset.debug_dataset:
         from library.training.debug_dataset import show_dataset
 
-        show_dataset(plan)
+        show_dataset(plan.facts, plan.outputs.directory, sections(plan))
     elif plan.facts.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was written")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,32 +17,32 @@ from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
 from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
 from library.training.inputs import dataset_of
-from library.training.plan.text import sections
 
 if TYPE_CHECKING:
     from library.data.dataset import TrainingDataset
     from library.data.images import Geometry
     from library.data.masks import Mask
     from library.data.reading import ImageReader
-    from library.training.plan.plan import Plan
+    from library.training.plan.facts import RunFacts
+    from library.training.plan.text import Section
 
 EPOCHS = 3  # whose captions are shown
-TOLD = ("model", "data", "captions", "buckets", "training", "length", "validation")  # sections of the plan
+SHOWN_SECTIONS = ("model", "data", "captions", "buckets", "training", "length", "validation")  # sections of the plan
 
 
-def show_dataset(plan: Plan) -> Path:
-    """Write the page into --output_dir, say where it is, and open it where somebody sits before a screen. Raises
+def show_dataset(facts: RunFacts, folder: Path, sections: Mapping[str, Section]) -> Path:
+    """Write the page into `folder`, say where it is, and open it where somebody sits before a screen. Raises
     UserError if it cannot be written."""
-    dataset = dataset_of(plan.facts)
-    found = plan.facts.images.scan
+    dataset = dataset_of(facts)
+    found = facts.images.scan
     page = Page(
-        title=plan.facts.options.saving.output_name or plan.outputs.directory.name,
-        token_limit=plan.facts.images.captions.limit,
-        shown=[_shown(plan, dataset, index) for index in range(len(found.records))],
-        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *plan.facts.images.notes, *found.notes],
-        facts=[(title, "; ".join(lines)) for title, lines in sections(plan).items() if title in TOLD],
+        title=facts.options.saving.output_name or folder.name,
+        token_limit=facts.images.captions.limit,
+        shown=[_shown(facts, dataset, index) for index in range(len(found.records))],
+        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *facts.images.notes, *found.notes],
+        facts=[(title, "; ".join(lines)) for title, lines in sections.items() if title in SHOWN_SECTIONS],
     )
-    path = plan.outputs.directory / "dataset.html"
+    path = folder / "dataset.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_page(path, page, progress=True)
@@ -68,15 +69,14 @@ def _mask(reader: ImageReader, index: int, exact: Geometry, settings: MaskSettin
     return np.maximum(counts, np.uint8(round(255 * settings.floor)))
 
 
-def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
+def _shown(facts: RunFacts, dataset: TrainingDataset, index: int) -> Shown:
     reader = dataset.images
     record, placement = reader.records[index], reader.placements[index]
     subset = reader.subsets[record.subset]
     exact = reader.geometry(index)
     masked = record.mask is not None or (subset.alpha_mask and record.transparent)
     texts = (
-        dataset.caption(epoch, (epoch - 1) * plan.facts.order.steps_per_epoch, index, 0)
-        for epoch in range(1, EPOCHS + 1)
+        dataset.caption(epoch, (epoch - 1) * facts.order.steps_per_epoch, index, 0) for epoch in range(1, EPOCHS + 1)
     )
     return Shown(
         path=str(record.path),
@@ -86,10 +86,10 @@ def _shown(plan: Plan, dataset: TrainingDataset, index: int) -> Shown:
         size=record.size,
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
-        mask=partial(_mask, reader, index, exact, MaskSettings.of(plan.facts.options.mask)) if masked else None,
-        captions=tuple(ShownCaption(text, plan.facts.base_model.tokenizer.count(text)) for text in texts),
+        mask=partial(_mask, reader, index, exact, MaskSettings.of(facts.options.mask)) if masked else None,
+        captions=tuple(ShownCaption(text, facts.base_model.tokenizer.count(text)) for text in texts),
         repeats=record.repeats,
-        weight=plan.facts.options.objective.prior_loss_weight if record.is_reg else 1.0,
+        weight=facts.options.objective.prior_loss_weight if record.is_reg else 1.0,
         offset=exact.offset,
         score=record.score,
     )

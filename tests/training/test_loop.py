@@ -34,6 +34,7 @@ from library.options.mistakes import UserError
 from library.runtime.processes import Processes
 from library.training.conditioning import Conditioner
 from library.training.loop import Loop
+from library.training.plan.duration import Duration
 from library.training.saving.state import Progress
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
@@ -62,10 +63,15 @@ class FixedOrder:
             start += size
 
 
-class Bar:
-    def update(self, count: int) -> None: ...
-
-    def set_postfix(self, **values: float) -> None: ...
+def surroundings(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
+    """A run that keeps what is logged, and says nothing."""
+    return SimpleNamespace(
+        accelerator=accelerator,
+        processes=processes or Processes(),
+        log=lambda values, step: logged.append(values),
+        say=lambda text: None,
+        console=SimpleNamespace(step_done=lambda average_loss: None),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,31 +114,27 @@ def one_step(
         model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
     )
     losses = losses_of(model, objective)
-    seen: list[float] = []
+    seen: list[dict[str, float]] = []
 
     def spoiled(batch: Batch) -> tuple[Term, ...]:
         (term,) = losses(batch)
         return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
     loop = Loop(
-        accelerator=accelerator,
-        trained=Trainable(parts, frozenset({"unet", "text_encoder"}), write=lambda path, step, epoch: None),
+        run=surroundings(accelerator, seen),
+        trainable=Trainable(parts, frozenset({"unet", "text_encoder"})),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         weights=Weights(optimizer),
         order=FixedOrder(sizes),  # type: ignore[arg-type]
         losses=spoiled,
         batches=lambda requests: ((request, dataset[request]) for request in requests),
-        log=lambda values, step: seen.append(values["loss"]) if "loss" in values else None,
         due=(),
-        say=lambda text: None,
-        progress_bar=Bar(),
-        steps=1,
-        epochs=1,
+        duration=Duration(1, 1, 1, len(sizes), ""),
         max_grad_norm=0.1,
     )
-    loop.run(Progress())
-    return model, seen[0]
+    loop.train(Progress())
+    return model, seen[0]["loss"]
 
 
 def flat(module: torch.nn.Module) -> torch.Tensor:
@@ -218,25 +220,23 @@ class Toy:
             seed=0,
         )
         loop = Loop(
-            accelerator=SimpleNamespace(  # type: ignore[arg-type]
-                autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False
+            run=surroundings(
+                SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False),
+                self.logged,
+                self.processes,
             ),
-            trained=Trainable(parts, frozenset(), write=lambda path, step, epoch: None),
+            trainable=Trainable(parts, frozenset()),
             optimizer=self.optimizer,
             schedule=torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0),
+            weights=Weights(self.optimizer),
             order=order,
             losses=self._losses,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
-            log=lambda values, step: self.logged.append(values),
             due=(lambda progress, epoch_ended: self.called.append(progress.step),),
-            say=lambda text: None,
-            progress_bar=Bar(),
-            steps=self.steps,
-            epochs=1,
+            duration=Duration(self.steps, 1, order.steps_per_epoch, 0, ""),
             max_grad_norm=0.0,
-            processes=self.processes,
         )
-        loop.run(Progress())
+        loop.train(Progress())
 
     def _batch(self, request: BatchRequest) -> Any:
         (sample,) = request.samples

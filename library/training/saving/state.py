@@ -90,7 +90,7 @@ def read_state(folder: Path) -> SavedState:
     return SavedState(folder, progress, identity)
 
 
-def save_state(folder: Path, state: RunState, progress: Progress, identity: Identity) -> None:
+def save_state(folder: Path, progress: Progress, state: RunState, identity: Identity) -> None:
     """Write a state folder. The new folder is whole before an old one of the same name goes away.
 
     Raises OSError, CheckpointError (a full disk, weights that are not finite) and leaves nothing half-written.

@@ -47,7 +47,7 @@ def a_run(seed: int) -> RunState:
 
 
 def test_files_have_the_names_that_users_know_from_accelerate(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", a_run(1), PROGRESS, {"seed": "1"})
+    save_state(tmp_path / "state", PROGRESS, a_run(1), {"seed": "1"})
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         "count.bin", "model.safetensors", "model_1.safetensors", "optimizer.bin", "random_states_0.pkl",
         "scheduler.bin", "train_state.json",
@@ -59,7 +59,7 @@ def test_files_have_the_names_that_users_know_from_accelerate(tmp_path: Path) ->
 
 def test_every_entry_is_put_back(tmp_path: Path) -> None:
     saved = a_run(1)
-    save_state(tmp_path / "state", saved, PROGRESS, {"seed": "1"})
+    save_state(tmp_path / "state", PROGRESS, saved, {"seed": "1"})
     drawn = random.random(), numpy.random.rand(), torch.rand(3).tolist()
     other = a_run(2)
     assert load_state(read_state(tmp_path / "state"), other) == PROGRESS
@@ -74,15 +74,15 @@ def test_every_entry_is_put_back(tmp_path: Path) -> None:
 
 
 def test_a_state_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", {**a_run(1), "count": None}, PROGRESS, {})
+    save_state(tmp_path / "state", PROGRESS, {**a_run(1), "count": None}, {})
     with pytest.raises(UserError, match="count.bin"):
         load_state(read_state(tmp_path / "state"), a_run(2))
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", a_run(1), PROGRESS, {})
+    save_state(tmp_path / "state", PROGRESS, a_run(1), {})
     with pytest.raises(OSError, match="disk full"):
-        save_state(tmp_path / "state", {**a_run(2), "count": Full(2)}, PROGRESS, {})
+        save_state(tmp_path / "state", PROGRESS, {**a_run(2), "count": Full(2)}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     kept = a_run(3)
     load_state(read_state(tmp_path / "state"), kept)

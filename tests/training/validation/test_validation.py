@@ -71,7 +71,7 @@ class Toy:
             reader=reader,
             objective=self.objective,
             predict=self.predict,
-            told=self.told,
+            conditioning=self.told,
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
