@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
-FOREIGN = {"help", "name", "num_processes", "processes", "quick", "durations", "dist"}
+FOREIGN = {"base", "help", "name", "num_processes", "processes", "quick", "durations", "dist"}
 SUMMING = {
     f"tools/{tool.__name__.rpartition('.')[2]}.py": tool.TOOL
     for tool in (
