@@ -48,9 +48,9 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
     value = _READERS[flag.kind](raw)
     if flag.zero_is_off and value == 0:
         return UNSET, ""
-    for stand_in in flag.read_as:
-        if value == stand_in.given:
-            return (UNSET if stand_in.taken is None else stand_in.taken), stand_in.why
+    for read_as in flag.read_as:
+        if value == read_as.written:
+            return (UNSET if read_as.value is None else read_as.value), read_as.why
     if flag.pairs:
         _check_pairs(value)
     _check_choice(flag, value)
@@ -58,14 +58,14 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
     return value, ""
 
 
-def shown(raw: object) -> str:
+def format_value(raw: object) -> str:
     """A value as messages show it: texts in quotes, truth as in TOML."""
     if isinstance(raw, bool):
         return str(raw).lower()
     if isinstance(raw, str):
         return f'"{raw}"'
     if isinstance(raw, list):
-        return "[" + ", ".join(shown(member) for member in raw) + "]"
+        return "[" + ", ".join(format_value(member) for member in raw) + "]"
     return str(raw)
 
 
@@ -229,7 +229,7 @@ def _check_pairs(members: tuple[str, ...]) -> None:
     for member in members:
         key, equals, _ = member.partition("=")
         if not equals or not key.strip():
-            raise BadValue(f"holds {shown(member)}, which is not key=value", "write each argument as key=value")
+            raise BadValue(f"holds {format_value(member)}, which is not key=value", "write each argument as key=value")
 
 
 def _check_choice(flag: Flag, value: object) -> None:

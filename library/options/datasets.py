@@ -123,7 +123,7 @@ class DatasetSpec:
 
 
 @dataclass(frozen=True)
-class Described:
+class ParsedDatasets:
     """The datasets of a run as the user described them, what to tell about that, and what has to be mended."""
 
     datasets: tuple[DatasetSpec, ...] = ()

@@ -50,8 +50,8 @@ KINDS = {
 class ReadAs:
     """A value that front-ends write and what it stands for; a `why` is told, none means that both say the same."""
 
-    given: object
-    taken: object
+    written: object
+    value: object
     why: str = ""
 
 

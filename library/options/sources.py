@@ -13,7 +13,7 @@ COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
-class Given:
+class RawOption:
     """One option as it was written: name, unconverted value, and where ("command line" or the file's name)."""
 
     name: str
@@ -21,7 +21,9 @@ class Given:
     origin: str
 
 
-def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes) -> Iterator[Given]:
+def read_command_line(
+    argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes
+) -> Iterator[RawOption]:
     """The options among the words of a command line. `kind_of` tells the kind of a flag, None for an unknown one.
 
     A switch takes no word, a list all words up to the next flag, any other flag one; --flag=value works for all.
@@ -39,15 +41,15 @@ def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None],
         following = [] if equals else _values_after(words, place)
         kind = kind_of(name)
         if kind == "switch":
-            yield Given(name, text if equals else True, COMMAND_LINE)
+            yield RawOption(name, text if equals else True, COMMAND_LINE)
         elif kind in ("list", "numbers", "paths") or kind is None:
             place += len(following)
-            yield Given(name, [text] if equals else following, COMMAND_LINE)
+            yield RawOption(name, [text] if equals else following, COMMAND_LINE)
         elif equals:
-            yield Given(name, text, COMMAND_LINE)
+            yield RawOption(name, text, COMMAND_LINE)
         elif following:
             place += 1
-            yield Given(name, following[0], COMMAND_LINE)
+            yield RawOption(name, following[0], COMMAND_LINE)
         else:
             mistakes.add(f"--{name} ({COMMAND_LINE}) has no value", f"write --{name} and then its {kind}")
 
@@ -76,7 +78,7 @@ def find_config_file(named: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[Given]:
+def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
     """The options of a TOML file. Tables are flattened one level: their names are ignored, as users' files expect.
 
     A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with the line where known.
@@ -103,7 +105,7 @@ def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[Given]:
             mistakes.add(f"{name} stands twice in {path.name}, as {seen[name]!r} and as {value!r}", "keep one of them")
             continue
         seen[name] = value
-        yield Given(name, value, path.name)
+        yield RawOption(name, value, path.name)
 
 
 def _flattened(tree: dict[str, object]) -> Iterator[tuple[str, object]]:

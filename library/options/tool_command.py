@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from library.options.convert_values import UNSET, BadValue, convert, shown
+from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
 from library.options.sources import COMMAND_LINE, read_command_line
@@ -70,12 +70,14 @@ def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     values: dict[str, Any] = {}
     for given in read_command_line(words, lambda name: known[name].kind if name in known else None, mistakes):
         if given.name not in known:
-            mistakes.add(f"--{given.name} ({COMMAND_LINE}) is no flag of this program", _nearest(given.name, known))
+            mistakes.add(
+                f"--{given.name} ({COMMAND_LINE}) is no flag of this program", _closest_name(given.name, known)
+            )
             continue
         try:
             value, _ = convert(known[given.name], given.raw)
         except BadValue as bad:
-            mistakes.add(f"--{given.name} = {shown(given.raw)} ({COMMAND_LINE}) {bad.fault}", bad.remedy)
+            mistakes.add(f"--{given.name} = {format_value(given.raw)} ({COMMAND_LINE}) {bad.fault}", bad.remedy)
             continue
         if value is not UNSET:
             values[given.name] = value
@@ -89,7 +91,7 @@ def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     return options
 
 
-def _nearest(name: str, known: Mapping[str, Flag]) -> str:
+def _closest_name(name: str, known: Mapping[str, Flag]) -> str:
     from difflib import get_close_matches  # only where a name is unknown: --help does without it
 
     found = get_close_matches(name.replace("-", "_"), known, n=1, cutoff=SUGGESTION)

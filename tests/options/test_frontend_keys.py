@@ -200,7 +200,7 @@ def test_lora_scripts(tmp_path: Path, preview: str) -> None:
     parsed = accepted(tmp_path, LORA_SCRIPTS + preview)
     options = parsed.options
     assert options.model.max_token_length == 225 and options.run.max_train_epochs == 10
-    assert "max_train_steps" not in parsed.given
+    assert "max_train_steps" not in parsed.set_by_user
     assert options.saving.output_dir == Path("output") and options.optimizer.lr_warmup_steps == 0
     assert any("255" in note and "225" in note for note in parsed.notes)
     assert len(parsed.notes) == 1

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from library.options.future_flags import LATER
+from library.options.future_flags import FUTURE_FLAGS
 from library.options.parse import DREAMBOOTH, FINE_TUNING, SDXL
 from library.options.train_options import FLAGS, GROUPS, TrainOptions
 
@@ -267,7 +267,7 @@ def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> No
     assert len(rows(THIS_VERSION)) == 176 and len(rows(LATER_VERSIONS)) == 30
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
-    assert set(LATER) == set(rows(LATER_VERSIONS))
+    assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name in FLAGS])
@@ -282,11 +282,11 @@ def test_types_defaults_and_choices_of_this_version(name: str) -> None:
         assert [str(choice) for choice in flag.choices] == choices
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name in LATER])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name in FUTURE_FLAGS])
 def test_types_and_defaults_of_later_versions(name: str) -> None:
     kind, default, _ = KNOWN[name]
-    assert LATER[name].kind in KINDS[kind]
-    assert LATER[name].default == default
+    assert FUTURE_FLAGS[name].kind in KINDS[kind]
+    assert FUTURE_FLAGS[name].default == default
 
 
 def test_the_default_of_the_text_encoder_rate_and_our_own_flags() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from library.options.future_flags import LATER, OTHER, WEIGHTS
+from library.options.future_flags import FUTURE_FLAGS, OTHER, WEIGHTS
 from library.options.parse import Parsed, parse
 from library.options.render import config_toml
 from library.options.train_options import FLAGS
@@ -58,9 +58,9 @@ def test_what_asks_for_nothing_is_silent(tmp_path: Path) -> None:
     assert parsed.mistakes == () and parsed.notes == ()
 
 
-@pytest.mark.parametrize("name", [name for name, later in LATER.items() if later.default is not None])
+@pytest.mark.parametrize("name", [name for name, later in FUTURE_FLAGS.items() if later.default is not None])
 def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
-    parsed = parse([f"--{name}={str(LATER[name].default)}"])
+    parsed = parse([f"--{name}={str(FUTURE_FLAGS[name].default)}"])
     assert not any(name in mistake.what for mistake in parsed.mistakes) and parsed.notes == ()
 
 
@@ -119,8 +119,8 @@ def test_words_after_a_flag_of_another_script_belong_to_it() -> None:
 
 
 def test_the_table_is_sound() -> None:
-    for later in LATER.values():
+    for later in FUTURE_FLAGS.values():
         assert later.changes in (WEIGHTS, OTHER)
         for condition in later.only_with:
             name = condition.partition("=")[0]
-            assert name in LATER or name in FLAGS
+            assert name in FUTURE_FLAGS or name in FLAGS

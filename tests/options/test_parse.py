@@ -38,7 +38,7 @@ def whats(parsed: Parsed) -> list[str]:
 def test_without_further_flags_all_values_are_defaults_and_nothing_counts_as_given() -> None:
     parsed = good()
     needed = {"pretrained_model_name_or_path", "train_data_dir", "output_dir", "resolution"}
-    assert parsed.given == needed
+    assert parsed.set_by_user == needed
     assert set(parsed.origins) == set(FLAGS)
     assert {name for name, origin in parsed.origins.items() if origin == "default"} == set(FLAGS) - needed
     values, defaults = values_of(parsed.options), values_of(TrainOptions())
@@ -68,12 +68,12 @@ def test_the_command_line_beats_the_file_and_origins_tell(tmp_path: Path) -> Non
     assert parsed.origins["learning_rate"] == "options.toml"
     assert parsed.origins["seed"] == "command line"
     assert parsed.origins["train_batch_size"] == "default"
-    assert {"learning_rate", "seed", "save_state"} <= parsed.given
+    assert {"learning_rate", "seed", "save_state"} <= parsed.set_by_user
 
 
 def test_an_empty_value_on_the_command_line_unsets_that_of_the_file(tmp_path: Path) -> None:
     parsed = good("--config_file", config(tmp_path, 'vae = "v.pt"\n'), "--vae", "")
-    assert parsed.options.model.vae is None and "vae" not in parsed.given
+    assert parsed.options.model.vae is None and "vae" not in parsed.set_by_user
 
 
 def test_the_file_is_found_without_its_ending_and_with_a_bom(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_misspelt_caption_extension_counts_and_a_missing_dot_is_added(tmp_pa
     assert good("--config_file", path, "--caption_extension", "txt").options.caption.caption_extension == ".txt"
     parsed = good("--caption_extention", "cap", "--caption_extension", ".txt")
     assert parsed.options.caption.caption_extension == ".cap"
-    assert "caption_extension" in parsed.given
+    assert "caption_extension" in parsed.set_by_user
 
 
 def test_all_mistakes_at_once_each_with_flag_value_origin_and_remedy(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_a_program_has_flags_of_its_own_and_needs_fewer(capsys) -> None:
     without = [word for word in NEEDED if "output_dir" not in word]
     assert ["--output_dir" in what for what in whats(parse(without))] == [True]
     parsed = parse([*without, "--processes", "3"], tool())
-    assert not parsed.mistakes and parsed.own == {"processes": 3} and "processes" in parsed.given
-    assert parse(without, tool()).own == {"processes": 1}
-    assert not parse([*NEEDED]).own
+    assert not parsed.mistakes and parsed.program_values == {"processes": 3} and "processes" in parsed.set_by_user
+    assert parse(without, tool()).program_values == {"processes": 1}
+    assert not parse([*NEEDED]).program_values
     with pytest.raises(SystemExit):
         parse(["--help"], tool())
     assert capsys.readouterr().out == "about the tool\n"
@@ -247,5 +247,5 @@ def test_mistakes_in_a_programs_own_flags_are_told_with_all_others(tmp_path) -> 
     assert [what.split(" ")[0] for what in whats(parsed)] == ["--processes", "--learning_rate", "--procesess"]
     assert any("--processes" in mistake.remedy for mistake in parsed.mistakes)
     path = config(tmp_path, "processes = 2\n")
-    assert parse([*NEEDED, "--config_file", path], tool()).own == {"processes": 2}
+    assert parse([*NEEDED, "--config_file", path], tool()).program_values == {"processes": 2}
     assert len(parse([*NEEDED, "--processes", "2"]).mistakes) == 1

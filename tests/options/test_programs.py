@@ -77,7 +77,7 @@ def test_a_file_decides_it_too_and_the_command_line_beats_it(tmp_path: Path, pro
     file.write_text(f"train_text_encoder = {str(said).lower()}\n", encoding="utf-8")
     parsed = with_flags(program, f"--config_file {file}")
     assert trains_text_encoder(parsed) is said
-    assert parsed.origins["train_text_encoder"] == "options.toml" and "train_text_encoder" in parsed.given
+    assert parsed.origins["train_text_encoder"] == "options.toml" and "train_text_encoder" in parsed.set_by_user
     assert trains_text_encoder(with_flags(program, f"--config_file {file} --train_text_encoder={not said}")) is not said
 
 

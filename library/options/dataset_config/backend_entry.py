@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from library.options.convert_values import BadValue, shown
+from library.options.convert_values import BadValue, format_value
 from library.options.dataset_config.keys import folder
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import ConfigFile
@@ -32,11 +32,11 @@ class Entry:
         """Where it stands, for people."""
         return f'{self.source.origin(self.at)}, "{self.name}"'
 
-    def given(self, key: str) -> bool:
+    def has_value(self, key: str) -> bool:
         """Whether the key is there and says something."""
         return self.values.get(key) not in (None, "")
 
-    def wrong(self, key: str, fault: str, remedy: str) -> None:
+    def add_mistake(self, key: str, fault: str, remedy: str) -> None:
         """Keep a mistake about the value of a key, or about one that is missing."""
         name = ".".join(str(part) for part in (*self.at[1:], key))
         value = f" = {_short(self.values[key])}" if key in self.values else ""
@@ -48,7 +48,7 @@ class Entry:
         value = self.values.get(key)
         if value is None or isinstance(value, str):
             return value or None
-        self.wrong(key, "is not a text", "write a text in quotes")
+        self.add_mistake(key, "is not a text", "write a text in quotes")
         return None
 
     def texts(self, key: str) -> list[str]:
@@ -57,19 +57,19 @@ class Entry:
         members = value if isinstance(value, list) else [] if value is None else [value]
         texts = [member.strip() for member in members if isinstance(member, str)]
         if len(texts) < len(members):
-            self.wrong(key, "is neither a text nor a list of texts", "write a text in quotes")
+            self.add_mistake(key, "is neither a text nor a list of texts", "write a text in quotes")
             return []
         return [text for text in texts if text]
 
     def folder(self, key: str) -> Path | str | None:
         """A path or a URL, required: a mistake if it is not there."""
-        if not self.given(key):
-            self.wrong(key, "is missing", "write the path of the folder")
+        if not self.has_value(key):
+            self.add_mistake(key, "is missing", "write the path of the folder")
             return None
         try:
             return folder(self.values[key])
         except BadValue as bad:
-            self.wrong(key, bad.fault, bad.remedy)
+            self.add_mistake(key, bad.fault, bad.remedy)
             return None
 
     def number(self, key: str) -> float | None:
@@ -78,7 +78,7 @@ class Entry:
         if value is None or value == "":
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            self.wrong(key, "is not a number", "write a number without quotes")
+            self.add_mistake(key, "is not a number", "write a number without quotes")
             return None
         return value
 
@@ -88,7 +88,7 @@ class Entry:
         if value is None or value == "":
             return False
         if not isinstance(value, bool):
-            self.wrong(key, "is neither true nor false", "write true or false, without quotes")
+            self.add_mistake(key, "is neither true nor false", "write true or false, without quotes")
         return value is True
 
     def choice(self, key: str, choices: Sequence[str], remedy: str = "") -> str | None:
@@ -98,7 +98,7 @@ class Entry:
             return value
         near = difflib.get_close_matches(value, choices, 1, 0.6)
         listed = f"did you mean {near[0]}?" if near else f"write one of {', '.join(choices)}"
-        self.wrong(key, "is not read here" if remedy else "is not one of its values", remedy or listed)
+        self.add_mistake(key, "is not read here" if remedy else "is not one of its values", remedy or listed)
         return None
 
     def table(self, key: str, keys: Sequence[str]) -> Entry | None:
@@ -107,12 +107,12 @@ class Entry:
         if value is None or value == "":
             return None
         if not isinstance(value, dict):
-            self.wrong(key, "is not a table", 'write { "name": value, ... }')
+            self.add_mistake(key, "is not a table", 'write { "name": value, ... }')
             return None
         inner = Entry(self.source, (*self.at, key), self.name, value, self.mistakes)
         for unknown in [name for name in value if name not in keys]:
             near = difflib.get_close_matches(unknown, keys, 1, 0.6)
-            inner.wrong(unknown, "is no key of it", f"did you mean {near[0]}?" if near else "remove it")
+            inner.add_mistake(unknown, "is no key of it", f"did you mean {near[0]}?" if near else "remove it")
         return inner
 
 
@@ -129,7 +129,7 @@ class Notes:
         if entry is not None and entry.name not in names:
             names.append(entry.name)
 
-    def told(self) -> tuple[str, ...]:
+    def lines(self) -> tuple[str, ...]:
         """The notes, in the order they came up."""
         return tuple(
             f"{self.file}{' (' + ', '.join(names) + ')' if names else ''}: {text}"
@@ -138,5 +138,5 @@ class Notes:
 
 
 def _short(value: object) -> str:
-    text = "null" if value is None else shown(value)
+    text = "null" if value is None else format_value(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -16,8 +16,8 @@ from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, K
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.sizes import BucketLimits, resolutions_and_batches
 from library.options.dataset_config.source import ConfigFile, read_source
-from library.options.dataset_config.tables import Layer, nearest, read_table, said
-from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
+from library.options.dataset_config.tables import Layer, describe_key, nearest, read_table
+from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake, Mistakes
 
 FLAG = "dataset_config"
@@ -26,7 +26,7 @@ Table = Mapping[str, object]
 Fields = Mapping[str, dict[str, Any]]  # record -> its fields that the file sets
 
 
-def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) -> Described:
+def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) -> ParsedDatasets:
     """The datasets of a TOML or JSON file; relative paths in it are relative to the working directory, as in kohya's.
 
     `defaults` holds what the command line says: values of a dataset, and in its one subset those of every subset. Its
@@ -35,10 +35,10 @@ def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) 
     """
     source = read_source(path, FLAG)
     if isinstance(source, Mistake):
-        return Described(mistakes=(source,))
+        return ParsedDatasets(mistakes=(source,))
     reading = _Reading(source, defaults, masked_loss)
     datasets = reading.file()
-    return Described(tuple(datasets), tuple(dict.fromkeys(reading.notes)), tuple(reading.mistakes))
+    return ParsedDatasets(tuple(datasets), tuple(dict.fromkeys(reading.notes)), tuple(reading.mistakes))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Reading:
 
     def file(self) -> list[DatasetSpec]:
         """All datasets; what is wrong goes to `mistakes`."""
-        for address, line in self.source.places.twice:
+        for address, line in self.source.places.duplicates:
             self.mistakes.add(f"{address[-1]} stands twice in one table ({self.source.name}, line {line})", "keep one")
         tree = self.source.tree
         if not isinstance(tree, dict):
@@ -62,7 +62,7 @@ class _Reading:
             return []
         for name, raw in tree.items():
             if name not in ("general", "datasets"):
-                what = said(self.source, (name,), raw)
+                what = describe_key(self.source, (name,), raw)
                 self.mistakes.add(f"{what} is no key of the top level", _top_level_remedy(name))
         general = self._general(tree.get("general"))
         tables = self._list(tree.get("datasets"), "datasets", ("datasets",), "the file describes no dataset")
@@ -70,7 +70,7 @@ class _Reading:
         kinds: set[Kind] = set()
         for at, table in tables:
             found += self._dataset(table, at, general, kinds)
-        self._tell_idle(general, kinds)
+        self._note_unused(general, kinds)
         if tables and not found and not self.mistakes:
             self.mistakes.add(f"{self.source.name} leaves nothing to train on", "set num_repeats to 1 or more")
         return found
@@ -86,7 +86,7 @@ class _Reading:
 
     def _layer(self, table: Table, at: Address, level: Level, kind: Kind | None) -> Layer:
         layer = read_table(table, at, level, kind, self.source, self.mistakes)
-        self._judge_without_effect(layer)
+        self._check_without_effect(layer)
         return layer
 
     def _list(self, raw: object, name: str, at: Address, missing: str) -> list[tuple[Address, Table]]:
@@ -152,7 +152,7 @@ class _Reading:
         found: list[DatasetSpec] = []
         for resolution, batch_size in sizes:
             buckets: BucketSettings = replace(self.defaults.buckets, **fields["buckets"], resolution=resolution)
-            buckets = limits.checked(buckets, self.mistakes, self.notes)
+            buckets = limits.check(buckets, self.mistakes, self.notes)
             spec = replace(self.defaults, origin=origin, buckets=buckets, subsets=subsets, batch_size=batch_size)
             found += [replace(spec, **fields["dataset"])] if subsets else []
         return found
@@ -161,10 +161,10 @@ class _Reading:
         """The record of a subset; None where it is left out or cannot be without what it lacks."""
         own = self._layer(table, at, "subset", kind)
         layers = (own, *outer)
-        self._judge_masks(own)
+        self._check_masks(own)
         repeats = nearest("num_repeats", layers)
         if repeats is not None and repeats.value == 0:
-            what = said(self.source, repeats.at, 0)
+            what = describe_key(self.source, repeats.at, 0)
             self.notes.append(f"{what}: the subset of line {self.source.places.line(at)} is left out")
             return None
         needed = "metadata_file" if kind == FINE_TUNING else "image_dir"
@@ -188,32 +188,32 @@ class _Reading:
             **fields["subset"],
         )
 
-    def _judge_masks(self, subset: Layer) -> None:
+    def _check_masks(self, subset: Layer) -> None:
         masks = nearest("conditioning_data_dir", [subset])
         if masks is None:
             return
         if not self.masked_loss:
-            what = f"{said(self.source, masks.at, str(masks.value))} counts only with --masked_loss"
+            what = f"{describe_key(self.source, masks.at, str(masks.value))} counts only with --masked_loss"
             self.mistakes.add(what, "add --masked_loss, or take the key out")
         if subset.values.get("alpha_mask"):
             what = f"alpha_mask ({self.source.origin((*subset.at, 'alpha_mask'))}) and conditioning_data_dir "
             what += f"({self.source.origin(masks.at)}) stand together: a subset takes its masks from one place"
             self.mistakes.add(what, "keep one of the two")
 
-    def _judge_without_effect(self, layer: Layer) -> None:
+    def _check_without_effect(self, layer: Layer) -> None:
         """Keys that kohya's files hold and no record has."""
         for name, value in layer.values.items():
-            what = said(self.source, (*layer.at, name), value)
+            what = describe_key(self.source, (*layer.at, name), value)
             if name == "network_multiplier" and value != 1:
                 self.notes.append(f"{what} has no effect, here as in kohya's trainer")
             elif name == "cache_info" and value:
                 self.notes.append(f"{what} has no effect: metadata_cache.json is neither read nor written")
             elif name == "custom_attributes":
-                self._judge_attributes(value, (*layer.at, name))
+                self._check_attributes(value, (*layer.at, name))
 
-    def _judge_attributes(self, attributes: Table, at: Address) -> None:
+    def _check_attributes(self, attributes: Table, at: Address) -> None:
         for name, raw in attributes.items():
-            what = said(self.source, (*at, name), raw)
+            what = describe_key(self.source, (*at, name), raw)
             if name != "diff_output_preservation":
                 self.mistakes.add(f"{what} is no key of custom_attributes", "diff_output_preservation is the only one")
             elif raw is True:
@@ -230,7 +230,7 @@ class _Reading:
             before_at, before = first.setdefault(same_place(place), (at, spec))
             if before is spec:
                 continue
-            what = f"{said(self.source, (*at, name), str(place))} is already a subset of this dataset "
+            what = f"{describe_key(self.source, (*at, name), str(place))} is already a subset of this dataset "
             what += f"({self.source.origin((*before_at, name))})"
             if before.is_reg != spec.is_reg:
                 self.mistakes.add(f"{what}, once with is_reg = true and once without", "keep one of the two")
@@ -238,11 +238,11 @@ class _Reading:
                 self.notes.append(f"{what}: the later one is left out; num_repeats shows images more often")
         return tuple(spec for _, spec in first.values())
 
-    def _tell_idle(self, general: Layer, kinds: set[Kind]) -> None:
+    def _note_unused(self, general: Layer, kinds: set[Kind]) -> None:
         """Values of general that no dataset of the file takes."""
         for name, value in general.values.items():
             if kinds and kinds.isdisjoint(KEYS[name].kinds):
-                what = said(self.source, ("general", name), list(value) if isinstance(value, tuple) else value)
+                what = describe_key(self.source, ("general", name), list(value) if isinstance(value, tuple) else value)
                 self.notes.append(f"{what} counts for no dataset of the file: all take their captions from metadata")
 
 

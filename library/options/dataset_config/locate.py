@@ -23,7 +23,7 @@ class Places:
     """The line (from 1) of every value that is in a file, and the names that its tables hold more than once."""
 
     lines: Mapping[Address, int]
-    twice: tuple[tuple[Address, int], ...] = ()  # address and line of the later one; JSON only, TOML forbids it
+    duplicates: tuple[tuple[Address, int], ...] = ()  # address and line of the later one; JSON only, TOML forbids it
 
     def line(self, address: Address) -> int:
         """The line of a value, or of the nearest table around one that was not written."""
@@ -45,7 +45,7 @@ def in_json(text: str) -> Places:
     reader = _Json(text)
     with suppress(JSONDecodeError, IndexError):
         reader.read()
-    return Places(reader.lines, tuple(reader.twice))
+    return Places(reader.lines, tuple(reader.duplicates))
 
 
 class _Lost(Exception):
@@ -176,7 +176,7 @@ class _Json:
     text: str
     at: int = 0
     lines: dict[Address, int] = field(default_factory=dict)
-    twice: list[tuple[Address, int]] = field(default_factory=list)
+    duplicates: list[tuple[Address, int]] = field(default_factory=list)
 
     def read(self) -> None:
         self._blanks()
@@ -208,7 +208,7 @@ class _Json:
             line = line_of.of(self.at)
             name = str(self._scalar())
             if name in seen:
-                self.twice.append(((*address, name), line))
+                self.duplicates.append(((*address, name), line))
             seen.add(name)
             self.lines[(*address, name)] = line
             self._blanks()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from library.options.convert_values import shown
+from library.options.convert_values import format_value
 from library.options.dataset_config.backend_entry import Entry, Notes
 from library.options.dataset_config.keys import same_place
 from library.options.dataset_config.simpletuner_keys import (
@@ -27,7 +27,7 @@ from library.options.dataset_config.simpletuner_keys import (
     WITHOUT_COUNTERPART,
 )
 from library.options.dataset_config.source import read_source
-from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, Described, SubsetSpec
+from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake, Mistakes
 
 FLAG = "data_backend_config"
@@ -38,7 +38,7 @@ _MOST_MEGAPIXELS = 20
 _FEWEST_PIXELS = 16  # lengths below it are megapixels written where pixels are meant
 
 
-def read_backend(path: Path, defaults: DatasetSpec) -> Described:
+def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
     """The datasets that the file describes; its entries of equal sizes become the subsets of one dataset.
 
     `defaults` holds for what the file cannot say (batch size, bucket steps, captions and augmentation of its first
@@ -49,7 +49,7 @@ def read_backend(path: Path, defaults: DatasetSpec) -> Described:
     notes = Notes(path.name)
     masks, image_entries = dict[str, Entry](), list[Entry]()
     for entry in _enabled(entries, mistakes, notes):
-        _judge_keys(entry, notes)
+        _check_keys(entry, notes)
         kind = entry.text("dataset_type") or "image"
         if kind == "image":
             image_entries.append(entry)
@@ -58,7 +58,7 @@ def read_backend(path: Path, defaults: DatasetSpec) -> Described:
         elif kind in _CACHES:
             notes.add(f"{kind} is not needed: caches are kept by content", entry)
         elif kind != "conditioning":
-            entry.wrong("dataset_type", "is not read here", "remove the entry, or set disabled to true in it")
+            entry.add_mistake("dataset_type", "is not read here", "remove the entry, or set disabled to true in it")
     if not image_entries and not mistakes:
         mistakes.add(f"--{FLAG} {path}: no entry describes images", 'add one of "dataset_type": "image"')
     reader = _Reader(defaults, masks, notes)
@@ -68,7 +68,7 @@ def read_backend(path: Path, defaults: DatasetSpec) -> Described:
     if described and not described[0][1].captions.dropout_rate:
         notes.add("SimpleTuner leaves out a tenth of the captions where it is not told otherwise; here none are left "
                   "out (--caption_dropout_rate=0.1 does the same as there)")  # fmt: skip
-    return Described(_grouped(described, defaults), notes.told(), tuple(mistakes))
+    return ParsedDatasets(_grouped(described, defaults), notes.lines(), tuple(mistakes))
 
 
 def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
@@ -84,7 +84,7 @@ def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
             remedy = "this is a dataset file of kohya's kind: give it with --dataset_config"
         mistakes.add(f"--{FLAG} {path} is not a list of entries", remedy)
         return []
-    for address, line in source.places.twice:
+    for address, line in source.places.duplicates:
         mistakes.add(f"{address[-1]} stands twice in one entry ({source.name}, line {line})", "keep one of them")
     names = [entry.get("id") or f"#{index}" for index, entry in enumerate(found, 1)]
     return [
@@ -100,7 +100,7 @@ def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iter
         if not entry.text("id"):
             mistakes.add(f"an entry has no id ({entry.origin})", 'give it one: "id": "my-images"')
         elif entry.name in seen:
-            entry.wrong("id", "is that of another entry too", "give each entry an id of its own")
+            entry.add_mistake("id", "is that of another entry too", "give each entry an id of its own")
         seen.add(entry.name)
         if entry.switch("disabled" if "disabled" in entry.values else "disable"):
             notes.add("disabled, not read", entry)
@@ -108,18 +108,18 @@ def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iter
             yield entry
 
 
-def _judge_keys(entry: Entry, notes: Notes) -> None:
+def _check_keys(entry: Entry, notes: Notes) -> None:
     """Unknown keys are mistakes, and so are those that ask for what there is not."""
     for key, value in entry.values.items():
         if key in WITHOUT_COUNTERPART:
             neutral, remedy = WITHOUT_COUNTERPART[key]
             if value not in (neutral, None, "", [], {}):
-                entry.wrong(key, "has no counterpart here", remedy)
+                entry.add_mistake(key, "has no counterpart here", remedy)
         elif key == "cache_dir_vae":
             notes.add("cache_dir_vae is not used: caches are kept by content", entry)
         elif key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, 1, 0.6)
-            entry.wrong(key, "is no key of this file", f"did you mean {near[0]}?" if near else "remove it")
+            entry.add_mistake(key, "is no key of this file", f"did you mean {near[0]}?" if near else "remove it")
     idle = [key for key in entry.values if key in NOT_NEEDED and key != "cache_dir_vae"]
     if idle and entry.values.get("dataset_type") not in _CACHES:
         notes.add(f"{', '.join(idle)}: not needed here", entry)
@@ -131,9 +131,9 @@ def _is_mask(entry: Entry) -> bool:
         return True
     remedy = 'masks are read ("conditioning_type": "mask"); remove the entry, or set disabled to true in it'
     if "conditioning_type" in entry.values:
-        entry.wrong("conditioning_type", "is not read here", remedy)
+        entry.add_mistake("conditioning_type", "is not read here", remedy)
     else:
-        entry.wrong("dataset_type", "has no conditioning_type beside it", remedy)
+        entry.add_mistake("dataset_type", "has no conditioning_type beside it", remedy)
     return False
 
 
@@ -177,7 +177,7 @@ class _Reader:
         for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
             entry.choice(key, usual, f"use {usual[0]}, with the images in a folder or behind a URL")
         if entry.number("probability") not in (None, 0, 1):  # 0 counts as not given
-            entry.wrong("probability", "has no counterpart: every image is shown as often as its repeats say",
+            entry.add_mistake("probability", "has no counterpart: every image is shown as often as its repeats say",
                         "remove it, and set repeats instead")  # fmt: skip
         buckets, least_edge, least_area = self._sizes(entry)
         images = replace(self.base.images, random_crop=False, corner_crop=False)
@@ -203,7 +203,9 @@ class _Reader:
         """There an image's extra passes, 0 = once."""
         extra = entry.number("repeats") or 0
         if extra < 0 or extra != int(extra):
-            entry.wrong("repeats", "is not a whole number from 0 up", "write the extra passes: 0 shows an image once")
+            entry.add_mistake(
+                "repeats", "is not a whole number from 0 up", "write the extra passes: 0 shows an image once"
+            )
             return 1
         return int(extra) + 1
 
@@ -219,17 +221,17 @@ class _Reader:
         named = entry.values.get("conditioning_data") or []
         names = [named] if isinstance(named, str) else named
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            entry.wrong("conditioning_data", "is not the id of an entry", 'write "conditioning_data": "my-masks"')
+            entry.add_mistake("conditioning_data", "is not the id of an entry", 'write "conditioning_data": "my-masks"')
             return None
         names = names or [name for name, mask in self.masks.items()
                           if mask.values.get("source_dataset_id") == entry.name]  # fmt: skip
         if len(names) > 1:
-            entry.wrong("conditioning_data", "names several entries", "keep the one with the masks")
+            entry.add_mistake("conditioning_data", "names several entries", "keep the one with the masks")
         if not names:
             return None
         mask = self.masks.get(names[0])
         if mask is None:
-            entry.wrong("conditioning_data", "is no id of an entry of masks",
+            entry.add_mistake("conditioning_data", "is no id of an entry of masks",
                         'give an entry of "dataset_type": "conditioning", "conditioning_type": "mask"')  # fmt: skip
             return None
         return self._folder_of_masks(mask, entry)
@@ -267,7 +269,7 @@ class _Reader:
         if kind == "pixel":
             return buckets, math.ceil(least), 0
         if least > 5e6:
-            entry.wrong("minimum_image_size", "leaves out images of 5 megapixels",
+            entry.add_mistake("minimum_image_size", "leaves out images of 5 megapixels",
                         f"it is in the unit of resolution_type {kind}")  # fmt: skip
         return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
 
@@ -277,13 +279,13 @@ class _Reader:
         value = entry.number("resolution")
         if value is None:
             if min(given.resolution) < 1:
-                entry.wrong("resolution", "is missing", 'write for example "resolution": 1024')
+                entry.add_mistake("resolution", "is missing", 'write for example "resolution": 1024')
                 return 512
             whole = min(given.resolution) if kind == "pixel" else math.sqrt(math.prod(given.resolution))
         else:
             length = self._length(entry, "resolution", kind)
             if length <= 0:
-                entry.wrong("resolution", "is no size", 'write for example "resolution": 1024')
+                entry.add_mistake("resolution", "is no size", 'write for example "resolution": 1024')
                 return 512
             whole = length if kind == "pixel" else math.sqrt(length)
         if kind == "area" and square and value is not None:
@@ -292,19 +294,21 @@ class _Reader:
             return round(whole)  # rounded with the longer one, which follows from it
         edge = max(1, round(whole / given.step)) * given.step
         if edge != round(whole):
-            self.notes.add(f"resolution {shown(value)} comes to {edge}x{edge}, a multiple of {given.step}", entry)
+            self.notes.add(
+                f"resolution {format_value(value)} comes to {edge}x{edge}, a multiple of {given.step}", entry
+            )
         return edge
 
     def _length(self, entry: Entry, key: str, kind: str) -> float:
         """A size in pixels: kind pixel an edge, else an area. 0 where none is given."""
         value = entry.number(key) or 0
         if value < 0:
-            entry.wrong(key, "is below 0", "write a size, or leave it out")
+            entry.add_mistake(key, "is below 0", "write a size, or leave it out")
         elif kind == "area" and value >= _MOST_MEGAPIXELS:
-            entry.wrong(key, f"is too much: resolution_type area counts megapixels, below {_MOST_MEGAPIXELS}",
+            entry.add_mistake(key, f"is too much: resolution_type area counts megapixels, below {_MOST_MEGAPIXELS}",
                         'for pixels write "resolution_type": "pixel_area"')  # fmt: skip
         elif kind != "area" and 0 < value < _FEWEST_PIXELS:
-            entry.wrong(key, f"is too small: resolution_type {kind} counts pixels",
+            entry.add_mistake(key, f"is too small: resolution_type {kind} counts pixels",
                         'for megapixels write "resolution_type": "area"')  # fmt: skip
         else:
             return {"pixel": value, "area": value * 1e6, "pixel_area": value * value}[kind]
@@ -317,24 +321,26 @@ class _Reader:
         there, missing = "maximum_image_size", "target_downsample_size"
         if target:
             there, missing = missing, there
-        entry.wrong(there, f"stands without {missing}", f"add {missing}, or remove {there}")
+        entry.add_mistake(there, f"stands without {missing}", f"add {missing}, or remove {there}")
         return None
 
     def _crop_aspect(self, entry: Entry) -> str:
         if entry.values.get("crop_aspect") in ("closest", "random"):
-            entry.wrong("crop_aspect", "has no counterpart",
+            entry.add_mistake("crop_aspect", "has no counterpart",
                         'write "preserve" (each image at about its own aspect) or "square"')  # fmt: skip
             return "preserve"
         return entry.choice("crop_aspect", ("square", "preserve")) or "square"
 
     def _crop_style(self, entry: Entry) -> str:
         if entry.values.get("crop_style") == "face":
-            entry.wrong("crop_style", "has no counterpart: faces are not looked for", 'write "center" or "random"')
+            entry.add_mistake(
+                "crop_style", "has no counterpart: faces are not looked for", 'write "center" or "random"'
+            )
             return "center"
         style = entry.choice("crop_style", CROP_STYLES) or "random"
         if style == "random":
-            said = "" if entry.given("crop_style") else " (what this file means without a crop_style)"
-            self.notes.add(f"crop_style random{said}: cut anew each time, so latents cannot be cached", entry)
+            implied = "" if entry.has_value("crop_style") else " (what this file means without a crop_style)"
+            self.notes.add(f"crop_style random{implied}: cut anew each time, so latents cannot be cached", entry)
         return style
 
     def _captions(self, entry: Entry) -> SubsetSpec:
@@ -347,7 +353,7 @@ class _Reader:
         captions = self._shuffled(entry)
         if strategy == "instanceprompt" or entry.switch("only_instance_prompt"):
             if not prompts:
-                entry.wrong("instance_prompt", "is missing", "write the caption of all these images there")
+                entry.add_mistake("instance_prompt", "is missing", "write the caption of all these images there")
             captions = replace(captions, prefix="", wildcard=captions.wildcard or len(prompts) > 1)
             return replace(self.base, caption_source="class_tokens", class_tokens="\n".join(prompts) or None,
                            captions=captions)  # fmt: skip
@@ -370,7 +376,9 @@ class _Reader:
                 self.notes.add("instance_prompt is not used: neither prepend_ nor only_instance_prompt is on", entry)
             return ""
         if len(prompts) != 1:
-            entry.wrong("prepend_instance_prompt", "needs one instance_prompt", "write one text as instance_prompt")
+            entry.add_mistake(
+                "prepend_instance_prompt", "needs one instance_prompt", "write one text as instance_prompt"
+            )
             return ""
         return prompts[0]
 
@@ -385,7 +393,7 @@ class _Reader:
         self.notes.add("caption_shuffle: shuffled anew each time instead of in a fixed number of variants", entry)
         kept = inner.number("position_start") or 0
         if kept < 0 or kept != int(kept):
-            inner.wrong("position_start", "is not a whole number from 0 up", "write how many parts stay in place")
+            inner.add_mistake("position_start", "is not a whole number from 0 up", "write how many parts stay in place")
             kept = 0
         separator = SEPARATORS[inner.choice("split_on", tuple(SEPARATORS)) or "comma"]
         return replace(captions, shuffle=True, keep_tokens=int(kept), separator=separator)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from library.options.dataset_config.source import ConfigFile
-from library.options.dataset_config.tables import Layer, Setting, nearest, said
+from library.options.dataset_config.tables import Layer, Setting, describe_key, nearest
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistakes
 from library.options.rules.apply_rules import LATENT_STRIDE, SMALLEST_SIDE
@@ -42,7 +42,9 @@ def resolutions_and_batches(
         return [(resolution, _within(batch, resolution, source, notes)) for resolution in resolutions]
     sizes: tuple[int, ...] = batch.value
     if len(sizes) not in (1, len(resolutions)):
-        what = f"{said(source, batch.at, list(sizes))} has {len(sizes)} members for {len(resolutions)} resolutions"
+        what = (
+            f"{describe_key(source, batch.at, list(sizes))} has {len(sizes)} members for {len(resolutions)} resolutions"
+        )
         mistakes.add(what, "write one batch size for all, or one for each of the resolutions")
         sizes = sizes[:1]
     return list(zip(resolutions, sizes if len(sizes) > 1 else sizes * len(resolutions), strict=True))
@@ -65,8 +67,8 @@ def _within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[s
     count = int(budget.value) // (resolution[0] * resolution[1])
     if count == 0:
         notes.append(
-            f"{said(source, budget.at, budget.value)} is less than one image of {resolution[0]} x {resolution[1]}: "
-            "its batch size is 1"
+            f"{describe_key(source, budget.at, budget.value)} is less than one image of "
+            f"{resolution[0]} x {resolution[1]}: the batch size is 1"
         )
     return max(1, count)
 
@@ -78,26 +80,26 @@ class BucketLimits:
         """`otherwise` is the origin of values that the file does not set."""
         self._layers, self._otherwise, self._source = layers, otherwise, source
 
-    def _said(self, name: str, value: Any) -> str:
+    def _describe(self, name: str, value: Any) -> str:
         found = nearest(name, self._layers)
         if found is None:
             return f"{name} = {value} ({self._otherwise})"
-        return said(self._source, found.at, value)
+        return describe_key(self._source, found.at, value)
 
     def _size(self, size: Size) -> str:
         value: Any = size[0] if size[0] == size[1] else list(size)
         several = nearest("resolutions", self._layers)
         if several is not None and size in several.value:
             return f"{value} of resolutions ({self._source.origin(several.at)})"
-        return self._said("resolution", value)
+        return self._describe("resolution", value)
 
-    def checked(self, buckets: BucketSettings, mistakes: Mistakes, notes: list[str]) -> BucketSettings:
+    def check(self, buckets: BucketSettings, mistakes: Mistakes, notes: list[str]) -> BucketSettings:
         """The settings, limits that are no multiples of the step widened to the next ones (kohya's rule, told)."""
         if any(layer.faulty & _LIMITS for layer in self._layers):
             return buckets
         step = buckets.step if buckets.enabled else LATENT_STRIDE
         if step % LATENT_STRIDE:
-            what = f"{self._said('bucket_reso_steps', step)} is not a multiple of {LATENT_STRIDE}"
+            what = f"{self._describe('bucket_reso_steps', step)} is not a multiple of {LATENT_STRIDE}"
             mistakes.add(what, "use 64, 32, 16 or 8")
             return buckets
         self._check_resolution(buckets, step, mistakes)
@@ -114,15 +116,14 @@ class BucketLimits:
             ("max_bucket_reso", buckets.largest, widened.largest),
         ):
             if before != after:
-                notes.append(
-                    f"{self._said(name, before)} becomes {after}, a multiple of {self._said('bucket_reso_steps', step)}"
-                )
+                multiple = f"a multiple of {self._describe('bucket_reso_steps', step)}"
+                notes.append(f"{self._describe(name, before)} becomes {after}, {multiple}")
         return widened
 
     def _check_resolution(self, buckets: BucketSettings, step: int, mistakes: Mistakes) -> None:
         sides = buckets.resolution
         if any(side % step for side in sides):
-            by = self._said("bucket_reso_steps", step) if buckets.enabled else str(step)
+            by = self._describe("bucket_reso_steps", step) if buckets.enabled else str(step)
             close = [max(SMALLEST_SIDE, round(side / step) * step) for side in sides]
             example = str(close[0]) if close[0] == close[1] else str(close)
             mistakes.add(f"{self._size(sides)} is not divisible by {by}", f"use for example {example}")
@@ -133,12 +134,12 @@ class BucketLimits:
         least, most = buckets.smallest, buckets.largest
         shortest, longest = min(buckets.resolution), max(buckets.resolution)
         if least > most:
-            what = f"{self._said('min_bucket_reso', least)} is more than {self._said('max_bucket_reso', most)}"
+            what = f"{self._describe('min_bucket_reso', least)} is more than {self._describe('max_bucket_reso', most)}"
             mistakes.add(what, "exchange the two")
             return
         if shortest < least:
-            what = f"{self._size(buckets.resolution)} is smaller than {self._said('min_bucket_reso', least)}"
+            what = f"{self._size(buckets.resolution)} is smaller than {self._describe('min_bucket_reso', least)}"
             mistakes.add(f"{what}, the shortest side of a bucket", f"set min_bucket_reso to at most {shortest}")
         if longest > most:
-            what = f"{self._size(buckets.resolution)} is larger than {self._said('max_bucket_reso', most)}"
+            what = f"{self._size(buckets.resolution)} is larger than {self._describe('max_bucket_reso', most)}"
             mistakes.add(f"{what}, the longest side of a bucket", f"set max_bucket_reso to at least {longest}")

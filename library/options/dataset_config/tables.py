@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.options.convert_values import BadValue, shown
+from library.options.convert_values import BadValue, format_value
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, WRITE_INSTEAD, Key, Kind, Level
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import ConfigFile
@@ -47,9 +47,9 @@ def nearest(name: str, layers: Sequence[Layer]) -> Setting | None:
     return None
 
 
-def said(source: ConfigFile, at: Address, raw: object) -> str:
+def describe_key(source: ConfigFile, at: Address, raw: object) -> str:
     """A key as mistakes name it: `num_repeats = "10" (data.toml, line 12)`."""
-    text = "null" if raw is None else shown(raw)
+    text = "null" if raw is None else format_value(raw)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     return f"{at[-1]} = {text} ({source.origin(at)})"
 
@@ -63,7 +63,7 @@ def read_table(
     for name, raw in table.items():
         if level == "dataset" and name == "subsets":
             continue
-        what = said(source, (*at, name), raw)
+        what = describe_key(source, (*at, name), raw)
         key = KEYS.get(name)
         if key is None:
             mistakes.add(f"{what} is no key of {_NAMES[level]}", _remedy(name, level, kind))
@@ -104,7 +104,7 @@ def _remedy(name: str, level: Level, kind: Kind | None) -> str:
 
 
 def _is_flag(name: str) -> bool:
-    from library.options.future_flags import LATER  # these read all options: only where a key is unknown
+    from library.options.future_flags import FUTURE_FLAGS  # these read all options: only where a key is unknown
     from library.options.train_options import FLAGS
 
-    return name in FLAGS or name in LATER
+    return name in FLAGS or name in FUTURE_FLAGS

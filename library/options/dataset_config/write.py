@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from library.options.convert_values import shown
+from library.options.convert_values import format_value
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Key, Kind
 from library.options.dataset_config.simpletuner_keys import ALIGNMENT, SEPARATORS
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, SubsetSpec
@@ -45,7 +45,7 @@ class _Lost:
         if place not in places:
             places.append(place)
 
-    def told(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         return tuple(f"{', '.join(places)}: {text}" for text, places in self._found.items())
 
 
@@ -55,7 +55,7 @@ def _name(subset: SubsetSpec) -> str:
     return name or subset.origin
 
 
-def _tell_urls(subset: SubsetSpec, lost: _Lost) -> None:
+def _note_urls(subset: SubsetSpec, lost: _Lost) -> None:
     for place in (subset.image_dir, subset.mask_dir):
         if isinstance(place, str):
             lost.add(f"{place} is a URL, which only this trainer reads: copy the folder", _name(subset))
@@ -67,20 +67,20 @@ def _records(dataset: DatasetSpec, subset: SubsetSpec | None) -> Mapping[str, ob
     return found if subset is None else {"subset": subset, "captions": subset.captions, "images": subset.images}
 
 
-_USUAL = {
+_DEFAULTS = {
     **_records(DatasetSpec("", BucketSettings((0, 0)), ()), None),
     **_records(DatasetSpec("", BucketSettings((0, 0)), ()), SubsetSpec(None, "")),
 }
 
 
-def _unusual(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[Key, Any]]:
+def _changed(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[Key, Any]]:
     """The keys whose fields are not at the built-in default, with the values as a file writes them."""
     records = _records(dataset, subset)
     for key in KEYS.values():
         record, _, name = (key.target or "").partition(".")
         if record in records:
             value = getattr(records[record], name)
-            if value != getattr(_USUAL[record], name):
+            if value != getattr(_DEFAULTS[record], name):
                 yield key, _plain(key, value)
 
 
@@ -106,7 +106,7 @@ def to_kohya(datasets: Sequence[DatasetSpec]) -> Written:
             ]
             if subsets:
                 tables.append(_kohya_dataset(dataset, subsets, lost))
-    return Written("\n".join(map(_block, tables)), lost.told())
+    return Written("\n".join(map(_block, tables)), lost.texts())
 
 
 def _block(table: Table) -> str:
@@ -123,7 +123,7 @@ def _kind(subset: SubsetSpec) -> Kind:
 def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _Lost) -> Table:
     width, height = dataset.buckets.resolution
     table: Table = {"resolution": width if width == height else [width, height], "batch_size": dataset.batch_size}
-    table |= {key.name: value for key, value in _unusual(dataset, None)}
+    table |= {key.name: value for key, value in _changed(dataset, None)}
     places = [_name(subset) for subset in subsets]
     for place in places:
         if dataset.buckets.rule != "kohya" and dataset.buckets.enabled:
@@ -139,13 +139,13 @@ def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _L
 
 def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Table:
     place = _name(subset)
-    _tell_urls(subset, lost)
+    _note_urls(subset, lost)
     table: Table = {}
-    for key, value in _unusual(dataset, subset):
+    for key, value in _changed(dataset, subset):
         if _kind(subset) in key.kinds:
             table[key.name] = value
         else:
-            lost.add(f"{key.name} = {shown(value)}: not beside a metadata_file", place)
+            lost.add(f"{key.name} = {format_value(value)}: not beside a metadata_file", place)
     if subset.caption_source == "file_name":
         lost.add("captions from the names of the files: write them into caption files", place)
     elif subset.caption_source == "class_tokens":
@@ -171,7 +171,7 @@ def to_simpletuner(datasets: Sequence[DatasetSpec]) -> Written:
         "id": _unique("text-embeds", ids), "type": "local", "dataset_type": "text_embeds", "default": True,
         "cache_dir": "cache/text",
     })  # fmt: skip
-    return Written(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", lost.told())
+    return Written(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", lost.texts())
 
 
 def _new_id(name: str, buckets: BucketSettings, ids: set[str]) -> str:
@@ -189,9 +189,9 @@ def _unique(name: str, ids: set[str]) -> str:
 
 def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -> list[Table]:
     place = _name(subset)
-    _tell_urls(subset, lost)
+    _note_urls(subset, lost)
     sizes = _sizes(dataset.buckets, subset, lost)
-    captions, said = _captions(subset, lost)
+    captions, covered = _captions(subset, lost)
     entry: Table = {
         "id": name, "type": "local", "dataset_type": "image", "instance_data_dir": str(subset.image_dir or ""),
         "cache_dir_vae": f"cache/vae/{name}", **sizes, **captions, "repeats": subset.repeats - 1,
@@ -205,10 +205,10 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
         lost.add("sub-folders are read there", place)
     if dataset.batch_size != 1:
         lost.add(f"batch_size = {dataset.batch_size}: an option of its command line (--train_batch_size)", place)
-    said |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
-    for key, value in [*_unusual(dataset, None), *_unusual(dataset, subset)]:
-        if key.target not in said and not str(key.target).startswith("buckets."):
-            lost.add(f"{key.name} = {shown(value)}", place)
+    covered |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
+    for key, value in [*_changed(dataset, None), *_changed(dataset, subset)]:
+        if key.target not in covered and not str(key.target).startswith("buckets."):
+            lost.add(f"{key.name} = {format_value(value)}", place)
     if subset.mask_dir is None:
         return [entry]
     lost.add("masks there have the names of their images, endings too", place)
@@ -264,19 +264,19 @@ def _whole(length: float) -> float:
 def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
     """The keys of captions, and the fields that they speak for."""
     place, captions = _name(subset), subset.captions
-    table, said = _shuffled(captions)
+    table, covered = _shuffled(captions)
     if table:
         lost.add(f"shuffle_caption: {_VARIANTS} variants of each caption are made there, not one each time", place)
     if subset.caption_source == "class_tokens":
         prompts = (subset.class_tokens or "").split("\n")
         table |= {"caption_strategy": "instanceprompt", "instance_prompt": prompts if len(prompts) > 1 else prompts[0]}
         several = {"captions.wildcard"} if len(prompts) > 1 else set()
-        return table, said | several | {"subset.class_tokens", "subset.caption_extensions"}
+        return table, covered | several | {"subset.class_tokens", "subset.caption_extensions"}
     if captions.prefix:
         table |= {"instance_prompt": captions.prefix, "prepend_instance_prompt": True}
-        said.add("captions.prefix")
+        covered.add("captions.prefix")
     if subset.caption_source == "file_name":
-        return {"caption_strategy": "filename", **table}, said | {"subset.caption_extensions"}
+        return {"caption_strategy": "filename", **table}, covered | {"subset.caption_extensions"}
     if not captions.wildcard:
         table["disable_multiline_split"] = True
     if subset.caption_source == "metadata":
@@ -285,9 +285,9 @@ def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
         endings = ", ".join(subset.caption_extensions)
         lost.add(f"caption_extension = {endings}: captions are read from .txt files there, rename them", place)
     if subset.class_tokens is not None:
-        lost.add(f"class_tokens = {shown(subset.class_tokens)} for images without a caption file: each needs one "
-                 "there (or, for the same caption on all, instanceprompt as caption_strategy)", place)  # fmt: skip
-    return {"caption_strategy": "textfile", **table}, said | {
+        text = f"class_tokens = {format_value(subset.class_tokens)} for images without a caption file: write a caption "
+        lost.add(f"{text}file for each (or set caption_strategy instanceprompt for one caption on all)", place)
+    return {"caption_strategy": "textfile", **table}, covered | {
         "captions.wildcard", "subset.caption_extensions", "subset.class_tokens", "subset.metadata_file"
     }  # fmt: skip
 

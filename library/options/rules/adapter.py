@@ -81,7 +81,7 @@ OVERRIDES = (
     Overrides("initial_step", "initial_epoch", "the run begins as initial_step says", (None,)),
 )
 
-TOLD = (
+NO_EFFECT = (
     NoEffect("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
     NoEffect("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
     NoEffect("network_dim", on("dim_from_weights"), "ranks are those of network_weights (dim_from_weights)"),

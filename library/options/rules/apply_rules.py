@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from library.options.convert_values import shown
+from library.options.convert_values import format_value
 from library.options.flag import Script
 from library.options.mistakes import Mistake
-from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD
+from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, NO_EFFECT, OVERRIDES, REQUIRED, REQUIRES
 from library.options.rules.rule_kinds import Implies, Overrides
 from library.options.train_options import FLAGS
 
@@ -25,13 +25,13 @@ class Settings:
 
     values: Mapping[str, object]
     origins: Mapping[str, str]
-    given: frozenset[str]
+    set_by_user: frozenset[str]
     faulty: frozenset[str] = frozenset()  # flags whose value could not be read: no rule judges the default in its place
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
     defaults: Mapping[str, object] = field(default_factory=dict)  # of the program that runs
 
-    def said(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """A flag as messages show it: name, value, origin."""
         value = self.values[name]
         if value is None or value == "" or value == ():
@@ -40,11 +40,11 @@ class Settings:
             return f"--{name} ({self.origins[name]})"
         if isinstance(value, tuple):
             value = ",".join(str(member) for member in value)
-        text = "" if value is True else f" = {shown(value)}"
+        text = "" if value is True else f" = {format_value(value)}"
         return f"--{name}{text} ({self.origins[name]})"
 
 
-def settle(
+def apply_rules(
     settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: Script | None = None
 ) -> Settings:
     """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
@@ -57,7 +57,7 @@ def settle(
     for broken, mistake in [*_unmet(settings), *_excluded(settings)]:
         found.append(mistake)
         settings = _at_default(settings, broken)
-    notes = tuple(_told(settings))
+    notes = tuple(_without_effect(settings))
     wrong_sizes = list(_wrong_sizes(settings))
     from_file = any(settings.values[name] for name in DATASET_FILES)
     if complete and (wrong_sizes or (settings.values["resolution"] is None and not from_file)):
@@ -76,7 +76,7 @@ def _at_default(settings: Settings, name: str) -> Settings:
         settings,
         values={**settings.values, name: settings.defaults.get(name, FLAGS[name].default)},
         origins={**settings.origins, name: DEFAULT},
-        given=settings.given - {name},
+        set_by_user=settings.set_by_user - {name},
     )
 
 
@@ -97,9 +97,9 @@ def _missing(settings: Settings, unneeded: Collection[str], script: Script | Non
 
 def _unmet(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in REQUIRES:
-        applies = settings.faulty.isdisjoint(row.flags) and settings.given.issuperset(row.given)
+        applies = settings.faulty.isdisjoint(row.flags) and settings.set_by_user.issuperset(row.set_by_user)
         if applies and row.when(settings.values) and not row.holds(settings.values):
-            what = f"{' with '.join(settings.said(name) for name in row.flags)}: {row.why}"
+            what = f"{' with '.join(settings.describe(name) for name in row.flags)}: {row.why}"
             yield row.flags[0], Mistake(what, row.remedy)
 
 
@@ -107,21 +107,21 @@ def _excluded(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in EXCLUDES:
         flag = next((name for name in row.flags if settings.values[name]), None)
         if flag and settings.values[row.other]:
-            what = f"{settings.said(flag)} with {settings.said(row.other)}: {row.why}"
+            what = f"{settings.describe(flag)} with {settings.describe(row.other)}: {row.why}"
             yield row.other, Mistake(what, row.remedy)
 
 
-def _told(settings: Settings) -> Iterator[str]:
-    for row in TOLD:
+def _without_effect(settings: Settings) -> Iterator[str]:
+    for row in NO_EFFECT:
         if settings.values[row.flag] and row.when(settings.values):
-            yield f"{settings.said(row.flag)}: {row.why}"
+            yield f"{settings.describe(row.flag)}: {row.why}"
 
 
 def _override(settings: Settings, row: Overrides) -> Settings:
-    both_given = {row.winner, row.loser} <= settings.given
-    if not (both_given and settings.values[row.winner] and settings.values[row.loser]):
+    both_set = {row.winner, row.loser} <= settings.set_by_user
+    if not (both_set and settings.values[row.winner] and settings.values[row.loser]):
         return settings
-    note = f"{settings.said(row.winner)} beats {settings.said(row.loser)}: {row.why}"
+    note = f"{settings.describe(row.winner)} beats {settings.describe(row.loser)}: {row.why}"
     values = {**settings.values, row.loser: row.reset[0]} if row.reset else settings.values
     return replace(settings, values=values, notes=(*settings.notes, note))
 
@@ -151,7 +151,7 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
     steps = _number(settings, "bucket_reso_steps") if buckets else LATENT_STRIDE
     if steps % LATENT_STRIDE:
         yield Mistake(
-            f"{settings.said('bucket_reso_steps')} is not a multiple of {LATENT_STRIDE}", "use 64, 32, 16 or 8"
+            f"{settings.describe('bucket_reso_steps')} is not a multiple of {LATENT_STRIDE}", "use 64, 32, 16 or 8"
         )
         return
     if isinstance(sides, tuple):
@@ -161,7 +161,8 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
     least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
     if least > most:
         yield Mistake(
-            f"{settings.said('min_bucket_reso')} is more than {settings.said('max_bucket_reso')}", "exchange the two"
+            f"{settings.describe('min_bucket_reso')} is more than {settings.describe('max_bucket_reso')}",
+            "exchange the two",
         )
     elif isinstance(sides, tuple):
         yield from _outside_limits(settings, sides, least, most)
@@ -175,25 +176,25 @@ def _has_bucket_limits(settings: Settings) -> bool:
 def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *, buckets: bool) -> Iterator[Mistake]:
     if any(side % steps for side in sides):
         nearest = ",".join(str(max(SMALLEST_SIDE, round(side / steps) * steps)) for side in sides)
-        by = f"{steps} ({settings.said('bucket_reso_steps')})" if buckets else str(steps)
+        by = f"{steps} ({settings.describe('bucket_reso_steps')})" if buckets else str(steps)
         yield Mistake(
-            f"{settings.said('resolution')} is not divisible by {by}", f"use for example --resolution {nearest}"
+            f"{settings.describe('resolution')} is not divisible by {by}", f"use for example --resolution {nearest}"
         )
     elif min(sides) < SMALLEST_SIDE:
-        yield Mistake(f"{settings.said('resolution')} is below {SMALLEST_SIDE} pixels", "use a larger one")
+        yield Mistake(f"{settings.describe('resolution')} is below {SMALLEST_SIDE} pixels", "use a larger one")
 
 
 def _outside_limits(settings: Settings, sides: tuple[int, ...], least: int, most: int) -> Iterator[Mistake]:
     if min(sides) < least:
         yield Mistake(
-            f"{settings.said('resolution')} is smaller than {settings.said('min_bucket_reso')}, the shortest side "
-            "of a bucket",
+            f"{settings.describe('resolution')} is smaller than {settings.describe('min_bucket_reso')}, "
+            "the shortest side of a bucket",
             f"set --min_bucket_reso to at most {min(sides)}",
         )
     if max(sides) > most:
         yield Mistake(
-            f"{settings.said('resolution')} is larger than {settings.said('max_bucket_reso')}, the longest side "
-            "of a bucket",
+            f"{settings.describe('resolution')} is larger than {settings.describe('max_bucket_reso')}, "
+            "the longest side of a bucket",
             f"set --max_bucket_reso to at least {max(sides)}",
         )
 
@@ -207,6 +208,6 @@ def _round_bucket_limits(settings: Settings) -> Settings:
     widened = {"min_bucket_reso": max(steps, least // steps * steps), "max_bucket_reso": -(-most // steps) * steps}
     for name, value in widened.items():
         if value != settings.values[name]:
-            note = f"{settings.said(name)} becomes {value}, a multiple of {settings.said('bucket_reso_steps')}"
+            note = f"{settings.describe(name)} becomes {value}, a multiple of {settings.describe('bucket_reso_steps')}"
             settings = replace(settings, values={**settings.values, name: value}, notes=(*settings.notes, note))
     return settings

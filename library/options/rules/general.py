@@ -294,7 +294,7 @@ OVERRIDES = (
 _OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
 _NO_EPOCH_SAVES = off("save_every_n_epochs", "save_n_epoch_ratio")
 
-TOLD = (
+NO_EFFECT = (
     NoEffect(
         "save_last_n_epochs", _NO_EPOCH_SAVES, "no models are saved at ends of epochs (save_every_n_epochs is not set)"
     ),
@@ -347,7 +347,7 @@ TOLD = (
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder needs none",
     ),
-    *text_encoder_rules.TOLD,
-    *adapter_rules.TOLD,
-    *objective_rules.TOLD,
+    *text_encoder_rules.NO_EFFECT,
+    *adapter_rules.NO_EFFECT,
+    *objective_rules.NO_EFFECT,
 )

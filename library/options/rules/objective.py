@@ -13,7 +13,7 @@ EXCLUDES = tuple(
     for one, other in combinations(WEIGHTINGS, 2)
 )
 
-TOLD = (
+NO_EFFECT = (
     *(
         NoEffect(name, off("noise_offset"), "no noise is shifted (noise_offset is not set)")
         for name in ("noise_offset_random_strength", "adaptive_noise_scale")

@@ -19,20 +19,20 @@ TRAINS: Mapping[Script, str] = MappingProxyType(
 )
 
 
-def without_foreign(settings: Settings, flags: Mapping[str, Flag], script: Script | None, program: str) -> Settings:
+def drop_foreign_flags(settings: Settings, flags: Mapping[str, Flag], script: Script | None, program: str) -> Settings:
     """The settings with every flag of another kind of training at its default, and a mistake for those that were on;
     all of one file are one error of the user, and one mistake. `script` None: a program that serves them all; `program`
     is the name of the one that runs."""
     if script is None:
         return settings
     foreign = [name for name, flag in flags.items() if flag.script not in (None, script)]
-    on = [name for name in foreign if name in settings.given and _asks(flags[name], settings.values[name])]
+    on = [name for name in foreign if name in settings.set_by_user and _asks(flags[name], settings.values[name])]
     at_default = {name: flags[name].default for name in foreign}
     return replace(
         settings,
         values={**settings.values, **at_default},
         origins={**settings.origins, **dict.fromkeys(foreign, DEFAULT)},
-        given=settings.given - set(foreign),
+        set_by_user=settings.set_by_user - set(foreign),
         mistakes=(*settings.mistakes, *_refusals(settings, flags, on, script, program)),
     )
 
@@ -48,7 +48,7 @@ def _refusals(
     for name in on:
         groups.setdefault((str(flags[name].script), settings.origins[name]), []).append(name)
     for (owner, origin), names in groups.items():
-        said = ", ".join(settings.said(name).removesuffix(f" ({origin})") for name in names)
+        said = ", ".join(settings.describe(name).removesuffix(f" ({origin})") for name in names)
         belong, them = ("belongs", "it") if len(names) == 1 else ("belong", "them")
         yield Mistake(
             f"{said} ({origin}) {belong} to {owner}; {program} trains {TRAINS[script]}",

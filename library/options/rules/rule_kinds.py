@@ -24,14 +24,14 @@ class Required:
 @dataclass(frozen=True)
 class Requires:
     """Where `when` holds, `holds` must hold too. `flags` are those the message shows, the first one being the cause;
-    where one of `given` stands at its default, nothing is required."""
+    where one of `set_by_user` stands at its default, nothing is required."""
 
     flags: tuple[str, ...]
     when: Condition
     holds: Condition
     why: str
     remedy: str
-    given: tuple[str, ...] = ()
+    set_by_user: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ REQUIRES = tuple(
         off(flag),
         "captions that are encoded once cannot train the text encoder",
         "take one of the two out",
-        given=("train_text_encoder",) if flag == "train_text_encoder" else (),
+        set_by_user=("train_text_encoder",) if flag == "train_text_encoder" else (),
     )
     for place, cache in enumerate(_CACHES)
     for flag in (*_RATES, "train_text_encoder")
@@ -53,7 +53,7 @@ IMPLIES = (
     ),
 )
 
-TOLD = (
+NO_EFFECT = (
     *(
         NoEffect(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder)")
         for name in _RATES

@@ -14,7 +14,7 @@ import tomli_w
 from library.options.dataset_config.keys import KEYS
 from library.options.dataset_config.kohya import read_kohya
 from library.options.dataset_config.sizes import NOT_GIVEN
-from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
+from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 
 DEFAULTS = DatasetSpec("command line", BucketSettings((512, 512)), (SubsetSpec(None, "command line"),))
 
@@ -92,14 +92,14 @@ def tree_with(key: str, value: object, level: str, **subset: object) -> dict[str
     return tree
 
 
-def read(folder: Path, tree: object, defaults: DatasetSpec = DEFAULTS, masked_loss: bool = True) -> Described:
+def read(folder: Path, tree: object, defaults: DatasetSpec = DEFAULTS, masked_loss: bool = True) -> ParsedDatasets:
     path = folder / "data.toml"
     text = tree if isinstance(tree, str) else tomli_w.dumps(tree)  # type: ignore[arg-type]
     path.write_text(text, encoding="utf-8")
     return read_kohya(path, defaults, masked_loss=masked_loss)
 
 
-def one(found: Described) -> DatasetSpec:
+def one(found: ParsedDatasets) -> DatasetSpec:
     assert found.mistakes == ()
     (dataset,) = found.datasets
     return dataset
@@ -145,7 +145,7 @@ def test_keys_that_mean_nothing_here_are_taken_where_they_ask_for_nothing(
 def test_nothing_said_is_the_command_lines_and_nothing_said_there_is_the_default(tmp_path: Path) -> None:
     text = "[[datasets]]\n\n[[datasets.subsets]]\nimage_dir = 'a'\n"
     subset = SubsetSpec(Path("a"), "data.toml, line 3")
-    assert read(tmp_path, text) == Described((replace(DEFAULTS, origin="data.toml, line 1", subsets=(subset,)),))
+    assert read(tmp_path, text) == ParsedDatasets((replace(DEFAULTS, origin="data.toml, line 1", subsets=(subset,)),))
     template = SubsetSpec(None, "command line", repeats=4, class_tokens="cat", caption_extensions=(".txt",))
     said = DatasetSpec("command line", BucketSettings((768, 512), enabled=True, step=32), (template,), 5, 0.5, 3)
     dataset = one(read(tmp_path, text, said))
@@ -304,7 +304,7 @@ def test_a_pixel_budget_for_each_batch(tmp_path: Path) -> None:
     # 2 Mi pixels: 8 of 512 x 512, 3 of 768 x 768, 2 of 1024 x 1024; one of 2048 x 2048 has more
     assert [spec.batch_size for spec in found.datasets] == [8, 3, 2, 1, 5]
     assert found.notes == (
-        "pixels_per_batch = 2097152 (data.toml, line 4) is less than one image of 2048 x 2048: its batch size is 1",
+        "pixels_per_batch = 2097152 (data.toml, line 4) is less than one image of 2048 x 2048: the batch size is 1",
     )
 
 
@@ -404,7 +404,7 @@ def random_file(rng: random.Random) -> dict[str, Any]:
     return {"general": some("g"), "datasets": datasets}
 
 
-def without_origins(found: Described) -> list[DatasetSpec]:
+def without_origins(found: ParsedDatasets) -> list[DatasetSpec]:
     assert found.mistakes == ()
     return [
         replace(spec, origin="", subsets=tuple(replace(subset, origin="") for subset in spec.subsets))

@@ -11,20 +11,20 @@ import pytest
 
 from library.options.dataset_config.keys import KEYS
 from library.options.dataset_config.kohya import read_kohya
-from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
+from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake
 
 DEFAULTS = DatasetSpec("command line", BucketSettings((512, 512)), (SubsetSpec(None, "command line"),))
 PLAIN = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
 
 
-def read(folder: Path, text: str, masked_loss: bool = False, name: str = "data.toml") -> Described:
+def read(folder: Path, text: str, masked_loss: bool = False, name: str = "data.toml") -> ParsedDatasets:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return read_kohya(path, DEFAULTS, masked_loss=masked_loss)
 
 
-def only(found: Described) -> Mistake:
+def only(found: ParsedDatasets) -> Mistake:
     assert len(found.mistakes) == 1, found.mistakes
     return found.mistakes[0]
 

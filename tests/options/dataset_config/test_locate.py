@@ -162,7 +162,7 @@ def test_a_table_is_where_its_header_is_and_a_key_that_is_not_there_is_where_its
 
 def test_names_that_stand_twice_in_json_are_told() -> None:
     text = '{"a": 1,\n "b": {"a": 2},\n "c": [{"x": 1}, {"x": 2,\n "x": 3}],\n "a": 4}'
-    assert in_json(text).twice == ((("c", 1, "x"), 4), (("a",), 5))
+    assert in_json(text).duplicates == ((("c", 1, "x"), 4), (("a",), 5))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment", "a = 1", "[a]", "[[a]]"])

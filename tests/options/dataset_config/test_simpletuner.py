@@ -16,8 +16,8 @@ from library.options.datasets import (
     BucketSettings,
     CaptionSettings,
     DatasetSpec,
-    Described,
     ImageSettings,
+    ParsedDatasets,
     SubsetSpec,
 )
 
@@ -39,7 +39,7 @@ IMAGES = {
 MASKS = {"id": "masks", "dataset_type": "conditioning", "conditioning_type": "mask", "instance_data_dir": "data/masks"}
 
 
-def read(tmp_path: Path, *entries: object, defaults: DatasetSpec = DEFAULTS) -> Described:
+def read(tmp_path: Path, *entries: object, defaults: DatasetSpec = DEFAULTS) -> ParsedDatasets:
     path = tmp_path / "multidatabackend.json"
     path.write_text(json.dumps(list(entries), indent=2), encoding="utf-8")
     return read_backend(path, defaults)

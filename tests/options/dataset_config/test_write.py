@@ -19,8 +19,8 @@ from library.options.datasets import (
     BucketSettings,
     CaptionSettings,
     DatasetSpec,
-    Described,
     ImageSettings,
+    ParsedDatasets,
     SubsetSpec,
 )
 from library.options.mistakes import UserError
@@ -110,13 +110,13 @@ def nameless(datasets: Sequence[DatasetSpec]) -> list[DatasetSpec]:
     ]
 
 
-def kohya(folder: Path, text: str) -> Described:
+def kohya(folder: Path, text: str) -> ParsedDatasets:
     path = folder / "data.toml"
     path.write_text(text, encoding="utf-8")
     return read_kohya(path, BUILT_IN, masked_loss=True)
 
 
-def backend(folder: Path, text: str) -> Described:
+def backend(folder: Path, text: str) -> ParsedDatasets:
     path = folder / "multidatabackend.json"
     path.write_text(text, encoding="utf-8")
     return read_backend(path, BUILT_IN)

@@ -127,7 +127,7 @@ def test_effective_values_and_whether_they_are_told(flags: str, target: str, val
 def test_an_implied_value_comes_from_where_its_cause_came_from() -> None:
     parsed = with_flags("--use_8bit_adam")
     assert parsed.origins["optimizer_type"] == "command line"
-    assert "optimizer_type" not in parsed.given
+    assert "optimizer_type" not in parsed.set_by_user
 
 
 def test_epochs_beat_steps_and_the_default_of_steps_never_counts_as_given() -> None:
@@ -163,9 +163,9 @@ def test_save_last_with_its_saves_is_not_told() -> None:
 
 
 def test_rows_name_flags_and_say_why() -> None:
-    rows = (*rules.REQUIRED, *rules.REQUIRES, *rules.EXCLUDES, *rules.OVERRIDES, *rules.TOLD)
+    rows = (*rules.REQUIRED, *rules.REQUIRES, *rules.EXCLUDES, *rules.OVERRIDES, *rules.NO_EFFECT)
     assert all(row.why for row in rows)
-    named = {row.flag for row in (*rules.REQUIRED, *rules.TOLD)}
+    named = {row.flag for row in (*rules.REQUIRED, *rules.NO_EFFECT)}
     named |= {name for row in rules.REQUIRES for name in row.flags}
     named |= {name for row in rules.EXCLUDES for name in (*row.flags, row.other)}
     named |= {name for row in rules.IMPLIES for name in (row.cause, row.target)}
@@ -182,11 +182,11 @@ def test_after_a_broken_rule_the_options_are_sound_so_that_nothing_is_told_twice
     options = parsed.options
     assert not options.memory.full_fp16 and not options.dataset.color_aug
     assert (options.optimizer.optimizer_type, options.optimizer.use_lion_optimizer) == ("AdamW8bit", False)
-    assert options.optimizer.lr_scheduler == "constant" and "lr_scheduler" not in parsed.given
+    assert options.optimizer.lr_scheduler == "constant" and "lr_scheduler" not in parsed.set_by_user
     assert (options.dataset.resolution, options.dataset.min_bucket_reso) == ((512, 512), 256)
 
 
 def test_a_missing_resolution_is_told_once_and_stood_in_for() -> None:
     parsed = parse(NEEDED[:3])
     assert len(parsed.mistakes) == 1 and parsed.options.dataset.resolution == (512, 512)
-    assert "resolution" not in parsed.given
+    assert "resolution" not in parsed.set_by_user
