@@ -21,11 +21,11 @@ TITLES = {
     "mask": "Masks",
     "cache": "Caches",
     "objective": "Loss",
-    "optimizer": "Optimiser and learning rates",
+    "optimizer": "Optimizer and learning rates",
     "adapter": "Adapter",
     "memory": "Precision, memory and speed",
     "saving": "Saved files",
-    "preview": "Images while training",
+    "preview": "Preview images",
     "validation": "Validation",
     "run": "Run",
 }
