@@ -117,7 +117,7 @@ def _steps_or_share(raw: object) -> int | float:
     if isinstance(raw, str) and raw.strip().endswith("%"):
         share = _number(raw.strip().removesuffix("%"), remedy) / 100
         if share > 1:
-            raise BadValue("is more than all steps", remedy)
+            raise BadValue("is more than 100%", remedy)
         return share
     value = _number(raw, remedy)
     if isinstance(value, int) or value == 0:
@@ -154,7 +154,7 @@ def is_remote(text: str) -> bool:
 def _without_nul(text: str) -> str:
     """No file system takes a NUL in a name."""
     if "\0" in text:
-        raise BadValue("holds a NUL character", "write it without")
+        raise BadValue("contains a NUL character", "remove it")
     return text
 
 
@@ -229,7 +229,9 @@ def _check_pairs(members: tuple[str, ...]) -> None:
     for member in members:
         key, equals, _ = member.partition("=")
         if not equals or not key.strip():
-            raise BadValue(f"holds {format_value(member)}, which is not key=value", "write each argument as key=value")
+            raise BadValue(
+                f"contains {format_value(member)}, which is not key=value", "write each argument as key=value"
+            )
 
 
 def _check_choice(flag: Flag, value: object) -> None:
@@ -245,9 +247,9 @@ def _check_range(flag: Flag, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if flag.at_least is not None and value < flag.at_least:
-        raise BadValue(f"is below {flag.at_least:g}", f"write a number from {flag.at_least:g} up")
+        raise BadValue(f"is below {flag.at_least:g}", f"write a number of at least {flag.at_least:g}")
     if flag.at_most is not None and value > flag.at_most:
-        raise BadValue(f"is above {flag.at_most:g}", f"write a number up to {flag.at_most:g}")
+        raise BadValue(f"is above {flag.at_most:g}", f"write a number of at most {flag.at_most:g}")
     if flag.above is not None and value <= flag.above:
         raise BadValue(f"is not above {flag.above:g}", f"write a number above {flag.above:g}")
     if flag.below is not None and value >= flag.below:

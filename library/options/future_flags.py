@@ -122,7 +122,7 @@ def check_future_flags(
 def describe_ignored(ignored: list[FutureFlagValue]) -> str:
     """One sentence for all flags that are passed over without harm to the weights."""
     names = ", ".join(f"{entry.definition.name} ({entry.origin})" for entry in ignored)
-    return f"not in this version and ignored; the trained weights do not depend on it: {names}"
+    return f"not supported in this version and ignored, without effect on the trained weights: {names}"
 
 
 def _is_neutral(entry: FutureFlagValue) -> bool:
@@ -146,8 +146,9 @@ def _refusals(refused: list[FutureFlagValue]) -> Iterator[Mistake]:
         default = entry.definition.default
         other = "" if default in (None, False, "") else f" or set it to its default {format_value(default)}"
         yield Mistake(
-            f"--{_describe(entry)} ({entry.origin}) is not in this version, and ignoring it would change the weights",
-            f"leave it out{other}",
+            f"--{_describe(entry)} ({entry.origin}) is not supported in this version, "
+            "and ignoring it would change the trained weights",
+            f"remove it{other}",
         )
 
 

@@ -151,20 +151,20 @@ def _from_file(
     path = find_config_file(Path(os.path.expanduser(named)))
     if path is None:
         mistakes.add(
-            f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be left out"
+            f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be omitted"
         )
         return
     entries = list(read_config_file(path, mistakes))
     if any(map(_holds_tables, entries)) and not any(_kind_of(known, entry.name) for entry in entries):
         mistakes.add(
-            f"--config_file {named} ({COMMAND_LINE}) holds no option of this program",
-            "name a file of training options; a front-end's saved project or a dataset file is none",
+            f"--config_file {named} ({COMMAND_LINE}) contains no option of this program",
+            "name a file of training options, not a front-end's project or a dataset file",
         )
     for entry in entries:
         if entry.name not in known or not known[entry.name].only_on_command_line:
             yield entry
         elif entry.raw not in ("", False):
-            notes.append(f"{entry.name} in {entry.origin} is ignored: it counts only on the command line")
+            notes.append(f"{entry.name} in {entry.origin} is ignored: it works only on the command line")
 
 
 def _holds_tables(entry: RawOption) -> bool:
@@ -177,7 +177,7 @@ def _repeated(entries: list[RawOption]) -> Iterator[str]:
     for entry in entries:
         before = last.get(entry.name)
         if before is not None and before.raw != entry.raw:
-            yield f"--{entry.name} stands more than once on the command line: {format_value(entry.raw)} counts"
+            yield f"--{entry.name} is given more than once on the command line: {format_value(entry.raw)} is used"
         last[entry.name] = entry
 
 
@@ -237,16 +237,18 @@ def _check_unknown_names(
         if entry.origin == COMMAND_LINE:
             nearest = _closest_name(name, own, SUGGESTION)
             remedy = f"did you mean --{nearest}?" if nearest else "--help lists all flags"
-            yield Mistake(f"--{name} ({COMMAND_LINE}) is no flag of this program", remedy)
+            yield Mistake(f"--{name} ({COMMAND_LINE}) is not a flag of this program", remedy)
             continue
         if frontend_keys.is_silent(name, entry.raw):
             continue
         nearest = None if frontend_keys.is_known(name) else _closest_name(name, own, NEAR_MISS)
         if nearest:
-            yield Mistake(f"{name} = {format_value(entry.raw)} ({entry.origin}) is no flag", f"did you mean {nearest}?")
+            yield Mistake(
+                f"{name} = {format_value(entry.raw)} ({entry.origin}) is not a flag", f"did you mean {nearest}?"
+            )
         else:
             unknown.setdefault(entry.origin, []).append(name)
-    notes += [f"keys of {origin} that no flag knows, ignored: {', '.join(names)}" for origin, names in unknown.items()]
+    notes += [f"unknown keys in {origin}, ignored: {', '.join(names)}" for origin, names in unknown.items()]
 
 
 def _closest_name(name: str, own: Iterable[str], cutoff: float) -> str | None:

@@ -51,7 +51,7 @@ def read_command_line(
             place += 1
             yield RawOption(name, following[0], COMMAND_LINE)
         else:
-            mistakes.add(f"--{name} ({COMMAND_LINE}) has no value", f"write --{name} and then its {kind}")
+            mistakes.add(f"--{name} ({COMMAND_LINE}) has no value", f"write --{name} followed by its value ({kind})")
 
 
 def _is_flag(word: str) -> bool:
@@ -69,7 +69,7 @@ def _stray_word_remedy(words: list[str], place: int, kind_of: Callable[[str], st
     before = words[place - 1] if place else ""
     if _is_flag(before) and kind_of(before[2:]) == "switch":
         return f"{before} is a switch: write it alone, or {before}=true / {before}=false"
-    return "put a path or text with blanks in quotes; flags begin with --"
+    return "put paths and texts with spaces in quotes; flags start with --"
 
 
 def find_config_file(named: Path) -> Path | None:
@@ -96,13 +96,13 @@ def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
     except tomllib.TOMLDecodeError as error:
         mistakes.add(
             f"--config_file {path} is not valid TOML: {error}",
-            "correct that line; texts need quotes, and a Windows path single ones ('C:\\train')",
+            "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
         return
     seen: dict[str, object] = {}
     for name, value in _flattened(tree):
         if name in seen and seen[name] != value:
-            mistakes.add(f"{name} stands twice in {path.name}, as {seen[name]!r} and as {value!r}", "keep one of them")
+            mistakes.add(f"{name} is set twice in {path.name}, to {seen[name]!r} and to {value!r}", "keep one of them")
             continue
         seen[name] = value
         yield RawOption(name, value, path.name)

@@ -35,7 +35,7 @@ class Tool(Generic[Options]):
     work: Callable[[Options], None]
     required: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Options, Mistakes], None] = _nothing_more
-    interrupted: str = "interrupted: nothing half-written was left"
+    interrupted: str = "interrupted: no incomplete file was left"
 
 
 def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     for given in read_command_line(words, lambda name: known[name].kind if name in known else None, mistakes):
         if given.name not in known:
             mistakes.add(
-                f"--{given.name} ({COMMAND_LINE}) is no flag of this program", _closest_name(given.name, known)
+                f"--{given.name} ({COMMAND_LINE}) is not a flag of this program", _closest_name(given.name, known)
             )
             continue
         try:

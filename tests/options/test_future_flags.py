@@ -76,8 +76,8 @@ def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
 def test_what_would_change_the_weights_is_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
     (mistake,) = parse_file(tmp_path, f"{name} = {written}\n").mistakes
     assert f"--{name} = {said} (gui.toml)" in mistake.what
-    assert "not in this version" in mistake.what
-    assert "leave it out" in mistake.remedy
+    assert "not supported in this version" in mistake.what
+    assert "remove it" in mistake.remedy
 
 
 def test_the_harmless_ones_are_told_in_one_note(tmp_path: Path) -> None:

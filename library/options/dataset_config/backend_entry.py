@@ -98,7 +98,7 @@ class Entry:
             return value
         near = difflib.get_close_matches(value, choices, 1, 0.6)
         listed = f"did you mean {near[0]}?" if near else f"write one of {', '.join(choices)}"
-        self.add_mistake(key, "is not read here" if remedy else "is not one of its values", remedy or listed)
+        self.add_mistake(key, "is not supported" if remedy else "is not one of its values", remedy or listed)
         return None
 
     def table(self, key: str, keys: Sequence[str]) -> Entry | None:
@@ -112,7 +112,7 @@ class Entry:
         inner = Entry(self.source, (*self.at, key), self.name, value, self.mistakes)
         for unknown in [name for name in value if name not in keys]:
             near = difflib.get_close_matches(unknown, keys, 1, 0.6)
-            inner.add_mistake(unknown, "is no key of it", f"did you mean {near[0]}?" if near else "remove it")
+            inner.add_mistake(unknown, "is not one of its keys", f"did you mean {near[0]}?" if near else "remove it")
         return inner
 
 

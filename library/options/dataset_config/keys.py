@@ -56,7 +56,7 @@ def _whole(least: int) -> Reader:
         if isinstance(raw, bool) or not isinstance(raw, int):
             raise BadValue("is not a whole number", _without_quotes(raw, "write a whole number such as 4"))
         if raw < least:
-            raise BadValue(f"is below {least}", f"write a whole number from {least} up")
+            raise BadValue(f"is below {least}", f"write a whole number of at least {least}")
         return raw
 
     return read
@@ -69,8 +69,8 @@ def _number(least: float, most: float = math.inf) -> Reader:
         if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
             raise BadValue("is not a number", _without_quotes(raw, "write a number such as 0.1"))
         if not least <= raw <= most:
-            bounds = f"from {least:g} up" if most == math.inf else f"from {least:g} to {most:g}"
-            raise BadValue(f"is not {bounds}", "write a number in between" if most < math.inf else "write a larger one")
+            bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise BadValue(f"is not a number {bounds}", "write a number in this range")
         return float(raw)
 
     return read
@@ -89,7 +89,7 @@ def _text(raw: object) -> str:
 
 def _some_text(raw: object) -> str:
     if _text(raw) == "":
-        raise BadValue("is empty", "write a text, or leave the key out")
+        raise BadValue("is empty", "write a text, or remove the key")
     return str(raw)
 
 
@@ -97,14 +97,14 @@ def _path(raw: object) -> Path:
     if not isinstance(raw, str) or not raw.strip():
         raise BadValue("is not a path", "write the path in quotes")
     if "\0" in raw:
-        raise BadValue("holds a NUL character", "write it without")
+        raise BadValue("contains a NUL character", "remove it")
     if is_remote(raw):
-        raise BadValue("is a URL", "only folders may lie elsewhere: copy the file here and write its path")
+        raise BadValue("is a URL", "only folders may be remote: copy the file here and write its path")
     path = os.path.expanduser(raw)
     if re.search(r"[\x01-\x1f]", raw) and not os.path.lexists(path):
         # "C:\train" is a tab and "rain": TOML and JSON take a backslash for the beginning of a special character.
         remedy = r"write a Windows path as 'C:\train' (in JSON with two backslashes) or as C:/train"
-        raise BadValue("holds a tab or another character that no path has", remedy)
+        raise BadValue("contains a tab or another control character", remedy)
     return Path(path)
 
 
@@ -124,7 +124,7 @@ def _extensions(raw: object) -> tuple[str, ...]:
     """One ending or, ours, a comma list of them: the first that is there counts. A missing dot is added."""
     endings = [ending.strip() for ending in _text(raw).split(",")]
     if not all(ending.strip(".") for ending in endings):
-        raise BadValue("is not a file ending", 'write for example ".txt", or several as ".txt,.caption"')
+        raise BadValue("is not a file extension", 'write for example ".txt", or several as ".txt,.caption"')
     return tuple(ending if ending.startswith(".") else f".{ending}" for ending in endings)
 
 
@@ -142,7 +142,7 @@ def _encoding(raw: object) -> str:
         _some_text(raw).encode(str(raw))  # of the codecs only those of texts do this
         return codecs.lookup(str(raw)).name
     except (LookupError, UnicodeError):
-        raise BadValue("is no encoding that Python knows", 'write for example "utf-8" or "shift_jis"') from None
+        raise BadValue("is not an encoding known to Python", 'write for example "utf-8" or "shift_jis"') from None
 
 
 def _colour(raw: object) -> tuple[int, int, int]:
@@ -163,7 +163,7 @@ def _face_range(raw: object) -> tuple[float, float]:
     except BadValue:
         raise BadValue("is not a pair of numbers", remedy) from None
     if low > high:
-        raise BadValue("goes from more to less", f"write [{high:g}, {low:g}]")
+        raise BadValue("has the larger number first", f"write [{high:g}, {low:g}]")
     return low, high
 
 
@@ -185,7 +185,7 @@ def _resolutions(raw: object) -> tuple[tuple[int, int], ...]:
     except BadValue:
         raise BadValue("is not a list of resolutions", remedy) from None
     if len(set(found)) < len(found):
-        raise BadValue("holds the same resolution twice", "keep each once; num_repeats shows images more often")
+        raise BadValue("contains the same resolution twice", "keep one of them; use num_repeats to repeat images")
     return found
 
 
@@ -199,12 +199,12 @@ def _batch_sizes(raw: object) -> tuple[int, ...]:
     try:
         return tuple(read(member) for member in raw)
     except BadValue as bad:
-        raise BadValue(f"has a member that {bad.fault}", "write a whole number such as 4") from None
+        raise BadValue(f"has an entry that {bad.fault}", "write a whole number such as 4") from None
 
 
 def _attributes(raw: object) -> Mapping[str, object]:
     if not isinstance(raw, dict):
-        raise BadValue("is not a table", "write custom_attributes = {}, or leave it out")
+        raise BadValue("is not a table", "write custom_attributes = {}, or remove it")
     return raw
 
 

@@ -54,16 +54,16 @@ class _Reading:
     def file(self) -> list[DatasetSpec]:
         """All datasets; what is wrong goes to `mistakes`."""
         for address, line in self.source.places.duplicates:
-            self.mistakes.add(f"{address[-1]} stands twice in one table ({self.source.name}, line {line})", "keep one")
+            self.mistakes.add(f"{address[-1]} is set twice in one table ({self.source.name}, line {line})", "keep one")
         tree = self.source.tree
         if not isinstance(tree, dict):
-            remedy = "write an object with general and datasets; SimpleTuner's file is given with --data_backend_config"
-            self.mistakes.add(f"{self.source.name} holds no table", remedy)
+            remedy = "write an object with general and datasets; for SimpleTuner's file use --data_backend_config"
+            self.mistakes.add(f"{self.source.name} contains no table", remedy)
             return []
         for name, raw in tree.items():
             if name not in ("general", "datasets"):
                 what = describe_key(self.source, (name,), raw)
-                self.mistakes.add(f"{what} is no key of the top level", _top_level_remedy(name))
+                self.mistakes.add(f"{what} is not a top-level key", _top_level_remedy(name))
         general = self._general(tree.get("general"))
         tables = self._list(tree.get("datasets"), "datasets", ("datasets",), "the file describes no dataset")
         found: list[DatasetSpec] = []
@@ -125,9 +125,9 @@ class _Reading:
         all_right = len(self.mistakes) == mistakes_before  # else a faulty subset may be the one that is trained on
         if all_right and kept and all(subset.is_reg for subset in kept):
             self.mistakes.add(
-                f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images go along with "
-                "training images of their own dataset",
-                "put the subset beside the one that is trained on",
+                f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images need "
+                "training images in the same dataset",
+                "move the subset into the dataset of the training images",
             )
         return self._at_each_resolution(origin, layers, kind or DREAMBOOTH, kept)
 
@@ -165,7 +165,7 @@ class _Reading:
         repeats = nearest("num_repeats", layers)
         if repeats is not None and repeats.value == 0:
             what = describe_key(self.source, repeats.at, 0)
-            self.notes.append(f"{what}: the subset of line {self.source.places.line(at)} is left out")
+            self.notes.append(f"{what}: the subset on line {self.source.places.line(at)} is skipped")
             return None
         needed = "metadata_file" if kind == FINE_TUNING else "image_dir"
         if needed not in own.values:
@@ -177,8 +177,9 @@ class _Reading:
         if fields["subset"].get("mask_dir") is not None and template.alpha_mask:
             if "alpha_mask" not in fields["subset"]:
                 place = self.source.origin((*at, "conditioning_data_dir"))
-                what = f"alpha_mask ({self.defaults.origin}) does not count where conditioning_data_dir names the masks"
-                self.notes.append(f"{what} ({place})")
+                self.notes.append(
+                    f"alpha_mask ({self.defaults.origin}) has no effect: conditioning_data_dir ({place}) sets the masks"
+                )
             template = replace(template, alpha_mask=False)
         return replace(
             template,
@@ -193,11 +194,11 @@ class _Reading:
         if masks is None:
             return
         if not self.masked_loss:
-            what = f"{describe_key(self.source, masks.at, str(masks.value))} counts only with --masked_loss"
-            self.mistakes.add(what, "add --masked_loss, or take the key out")
+            what = f"{describe_key(self.source, masks.at, str(masks.value))} requires --masked_loss"
+            self.mistakes.add(what, "add --masked_loss, or remove the key")
         if subset.values.get("alpha_mask"):
             what = f"alpha_mask ({self.source.origin((*subset.at, 'alpha_mask'))}) and conditioning_data_dir "
-            what += f"({self.source.origin(masks.at)}) stand together: a subset takes its masks from one place"
+            what += f"({self.source.origin(masks.at)}) are both set: a subset has one source of masks"
             self.mistakes.add(what, "keep one of the two")
 
     def _check_without_effect(self, layer: Layer) -> None:
@@ -205,7 +206,7 @@ class _Reading:
         for name, value in layer.values.items():
             what = describe_key(self.source, (*layer.at, name), value)
             if name == "network_multiplier" and value != 1:
-                self.notes.append(f"{what} has no effect, here as in kohya's trainer")
+                self.notes.append(f"{what} has no effect, as in kohya's trainer")
             elif name == "cache_info" and value:
                 self.notes.append(f"{what} has no effect: metadata_cache.json is neither read nor written")
             elif name == "custom_attributes":
@@ -215,11 +216,13 @@ class _Reading:
         for name, raw in attributes.items():
             what = describe_key(self.source, (*at, name), raw)
             if name != "diff_output_preservation":
-                self.mistakes.add(f"{what} is no key of custom_attributes", "diff_output_preservation is the only one")
+                self.mistakes.add(
+                    f"{what} is not a key of custom_attributes", "its only key is diff_output_preservation"
+                )
             elif raw is True:
-                self.mistakes.add(f"{what} is not in this version", "take it out")
+                self.mistakes.add(f"{what} is not supported in this version", "remove it")
             elif raw is not False and raw is not None:
-                self.mistakes.add(f"{what} is neither true nor false", "write false, or take it out")
+                self.mistakes.add(f"{what} is neither true nor false", "write false, or remove it")
 
     def _once_each(self, specs: Sequence[tuple[Address, SubsetSpec]]) -> tuple[SubsetSpec, ...]:
         """The subsets without those that name again what an earlier one of the dataset names (kohya's rule, told)."""
@@ -235,7 +238,7 @@ class _Reading:
             if before.is_reg != spec.is_reg:
                 self.mistakes.add(f"{what}, once with is_reg = true and once without", "keep one of the two")
             else:
-                self.notes.append(f"{what}: the later one is left out; num_repeats shows images more often")
+                self.notes.append(f"{what}: the later one is skipped; use num_repeats to repeat images")
         return tuple(spec for _, spec in first.values())
 
     def _note_unused(self, general: Layer, kinds: set[Kind]) -> None:
@@ -243,15 +246,15 @@ class _Reading:
         for name, value in general.values.items():
             if kinds and kinds.isdisjoint(KEYS[name].kinds):
                 what = describe_key(self.source, ("general", name), list(value) if isinstance(value, tuple) else value)
-                self.notes.append(f"{what} counts for no dataset of the file: all take their captions from metadata")
+                self.notes.append(f"{what} has no effect: all datasets of the file take their captions from metadata")
 
 
 def _top_level_remedy(name: str) -> str:
     if name == "subsets":
-        return "subsets stand in a dataset: write [[datasets.subsets]] below [[datasets]]"
+        return "write [[datasets.subsets]] below [[datasets]]"
     if name in KEYS:
-        return "put it below [general]" if "general" in KEYS[name].levels else "put it in a subset"
-    return "there are general and datasets"
+        return "move it below [general]" if "general" in KEYS[name].levels else "move it into a subset"
+    return "the top-level keys are general and datasets"
 
 
 def _fields(layers: Sequence[Layer], kind: Kind) -> Fields:

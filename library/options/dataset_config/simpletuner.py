@@ -56,18 +56,18 @@ def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
         elif kind == "conditioning" and _is_mask(entry):
             masks[entry.name] = entry
         elif kind in _CACHES:
-            notes.add(f"{kind} is not needed: caches are kept by content", entry)
+            notes.add(f"{kind} is not needed: caches are found by content", entry)
         elif kind != "conditioning":
-            entry.add_mistake("dataset_type", "is not read here", "remove the entry, or set disabled to true in it")
+            entry.add_mistake("dataset_type", "is not supported", 'remove the entry, or add "disabled": true')
     if not image_entries and not mistakes:
         mistakes.add(f"--{FLAG} {path}: no entry describes images", 'add one of "dataset_type": "image"')
     reader = _Reader(defaults, masks, notes)
     described = [reader.read(entry) for entry in image_entries]
     for name in masks.keys() - reader.used:
-        notes.add("no entry names it as its conditioning_data: these masks are not used", masks[name])
+        notes.add("these masks are not used: no entry names them as conditioning_data", masks[name])
     if described and not described[0][1].captions.dropout_rate:
-        notes.add("SimpleTuner leaves out a tenth of the captions where it is not told otherwise; here none are left "
-                  "out (--caption_dropout_rate=0.1 does the same as there)")  # fmt: skip
+        notes.add("SimpleTuner drops a tenth of the captions by default, this trainer none "
+                  "(set --caption_dropout_rate=0.1 for the same)")  # fmt: skip
     return ParsedDatasets(_grouped(described, defaults), notes.lines(), tuple(mistakes))
 
 
@@ -81,11 +81,11 @@ def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         remedy = "write [ {...}, {...} ], as in SimpleTuner's multidatabackend.json"
         if isinstance(found, dict) and found.keys() & {"general", "datasets"}:
-            remedy = "this is a dataset file of kohya's kind: give it with --dataset_config"
+            remedy = "this is a kohya dataset file: use --dataset_config"
         mistakes.add(f"--{FLAG} {path} is not a list of entries", remedy)
         return []
     for address, line in source.places.duplicates:
-        mistakes.add(f"{address[-1]} stands twice in one entry ({source.name}, line {line})", "keep one of them")
+        mistakes.add(f"{address[-1]} is set twice in one entry ({source.name}, line {line})", "keep one of them")
     names = [entry.get("id") or f"#{index}" for index, entry in enumerate(found, 1)]
     return [
         Entry(source, (index,), str(name), values, mistakes)
@@ -100,10 +100,10 @@ def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iter
         if not entry.text("id"):
             mistakes.add(f"an entry has no id ({entry.origin})", 'give it one: "id": "my-images"')
         elif entry.name in seen:
-            entry.add_mistake("id", "is that of another entry too", "give each entry an id of its own")
+            entry.add_mistake("id", "is used by another entry too", "give each entry its own id")
         seen.add(entry.name)
         if entry.switch("disabled" if "disabled" in entry.values else "disable"):
-            notes.add("disabled, not read", entry)
+            notes.add("disabled, skipped", entry)
         else:
             yield entry
 
@@ -114,26 +114,26 @@ def _check_keys(entry: Entry, notes: Notes) -> None:
         if key in WITHOUT_COUNTERPART:
             neutral, remedy = WITHOUT_COUNTERPART[key]
             if value not in (neutral, None, "", [], {}):
-                entry.add_mistake(key, "has no counterpart here", remedy)
+                entry.add_mistake(key, "is not supported", remedy)
         elif key == "cache_dir_vae":
-            notes.add("cache_dir_vae is not used: caches are kept by content", entry)
+            notes.add("cache_dir_vae is not used: caches are found by content", entry)
         elif key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, 1, 0.6)
-            entry.add_mistake(key, "is no key of this file", f"did you mean {near[0]}?" if near else "remove it")
+            entry.add_mistake(key, "is not a key of this file", f"did you mean {near[0]}?" if near else "remove it")
     idle = [key for key in entry.values if key in NOT_NEEDED and key != "cache_dir_vae"]
     if idle and entry.values.get("dataset_type") not in _CACHES:
-        notes.add(f"{', '.join(idle)}: not needed here", entry)
+        notes.add(f"{', '.join(idle)}: not needed, ignored", entry)
 
 
 def _is_mask(entry: Entry) -> bool:
     """Whether a conditioning entry holds masks; a mistake if not."""
     if entry.values.get("conditioning_type") in _MASKS:
         return True
-    remedy = 'masks are read ("conditioning_type": "mask"); remove the entry, or set disabled to true in it'
+    remedy = 'only masks are supported ("conditioning_type": "mask"); remove the entry, or add "disabled": true'
     if "conditioning_type" in entry.values:
-        entry.add_mistake("conditioning_type", "is not read here", remedy)
+        entry.add_mistake("conditioning_type", "is not supported", remedy)
     else:
-        entry.add_mistake("dataset_type", "has no conditioning_type beside it", remedy)
+        entry.add_mistake("dataset_type", "needs a conditioning_type", remedy)
     return False
 
 
@@ -175,9 +175,9 @@ class _Reader:
     def read(self, entry: Entry) -> tuple[BucketSettings, SubsetSpec]:
         """One entry. What is faulty in it is among the mistakes, and stands here at its default."""
         for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
-            entry.choice(key, usual, f"use {usual[0]}, with the images in a folder or behind a URL")
+            entry.choice(key, usual, f"use {usual[0]}, with the images in a folder or at a URL")
         if entry.number("probability") not in (None, 0, 1):  # 0 counts as not given
-            entry.add_mistake("probability", "has no counterpart: every image is shown as often as its repeats say",
+            entry.add_mistake("probability", "is not supported: repeats decide how often an image appears",
                         "remove it, and set repeats instead")  # fmt: skip
         buckets, least_edge, least_area = self._sizes(entry)
         images = replace(self.base.images, random_crop=False, corner_crop=False)
@@ -204,7 +204,9 @@ class _Reader:
         extra = entry.number("repeats") or 0
         if extra < 0 or extra != int(extra):
             entry.add_mistake(
-                "repeats", "is not a whole number from 0 up", "write the extra passes: 0 shows an image once"
+                "repeats",
+                "is not a whole number of at least 0",
+                "write the number of extra passes: 0 = each image once",
             )
             return 1
         return int(extra) + 1
@@ -213,8 +215,8 @@ class _Reader:
         found = "is_regularisation_data" in entry.values
         is_reg = entry.switch("is_regularisation_data" if found else "is_regularization_data")
         if is_reg:
-            self.notes.add("is_regularisation_data is read as kohya's trainers mean it: these images count with "
-                           "--prior_loss_weight; the comparison with the base model is not made", entry)  # fmt: skip
+            self.notes.add("is_regularisation_data works as in kohya's trainer: these images are weighted by "
+                           "--prior_loss_weight, not compared with the base model", entry)  # fmt: skip
         return is_reg
 
     def _mask_dir(self, entry: Entry) -> Path | str | None:
@@ -231,8 +233,8 @@ class _Reader:
             return None
         mask = self.masks.get(names[0])
         if mask is None:
-            entry.add_mistake("conditioning_data", "is no id of an entry of masks",
-                        'give an entry of "dataset_type": "conditioning", "conditioning_type": "mask"')  # fmt: skip
+            entry.add_mistake("conditioning_data", "is not the id of a mask entry",
+                        'name an entry with "dataset_type": "conditioning", "conditioning_type": "mask"')  # fmt: skip
             return None
         return self._folder_of_masks(mask, entry)
 
@@ -240,12 +242,14 @@ class _Reader:
         if mask.name not in self.used:
             self.used.add(mask.name)
             if mask.values.get("conditioning_type") == "segmentation":
-                self.notes.add("conditioning_type segmentation is read as mask: grey counts in part", mask)
+                self.notes.add("conditioning_type segmentation is read as a mask: grey counts partly", mask)
             sizes = ("crop", "crop_aspect", "crop_style", "resolution", "resolution_type", "minimum_image_size",
                      "maximum_image_size", "target_downsample_size")  # fmt: skip
             other = [key for key in sizes if key in mask.values and mask.values[key] != entry.values.get(key)]
             if other:
-                self.notes.add(f"{', '.join(other)}: masks are scaled and cut as their images are", mask)
+                self.notes.add(
+                    f"{', '.join(other)} of masks ignored: masks are resized and cropped like their images", mask
+                )
         return mask.folder("instance_data_dir")
 
     def _sizes(self, entry: Entry) -> _Sizes:
@@ -269,8 +273,8 @@ class _Reader:
         if kind == "pixel":
             return buckets, math.ceil(least), 0
         if least > 5e6:
-            entry.add_mistake("minimum_image_size", "leaves out images of 5 megapixels",
-                        f"it is in the unit of resolution_type {kind}")  # fmt: skip
+            entry.add_mistake("minimum_image_size", "would skip images of 5 megapixels",
+                        f"it uses the unit of resolution_type {kind}")  # fmt: skip
         return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
 
     def _edge(self, entry: Entry, kind: str, *, square: bool) -> int:
@@ -285,7 +289,7 @@ class _Reader:
         else:
             length = self._length(entry, "resolution", kind)
             if length <= 0:
-                entry.add_mistake("resolution", "is no size", 'write for example "resolution": 1024')
+                entry.add_mistake("resolution", "is not a size", 'write for example "resolution": 1024')
                 return 512
             whole = length if kind == "pixel" else math.sqrt(length)
         if kind == "area" and square and value is not None:
@@ -294,21 +298,19 @@ class _Reader:
             return round(whole)  # rounded with the longer one, which follows from it
         edge = max(1, round(whole / given.step)) * given.step
         if edge != round(whole):
-            self.notes.add(
-                f"resolution {format_value(value)} comes to {edge}x{edge}, a multiple of {given.step}", entry
-            )
+            self.notes.add(f"resolution {format_value(value)} becomes {edge}x{edge}, a multiple of {given.step}", entry)
         return edge
 
     def _length(self, entry: Entry, key: str, kind: str) -> float:
         """A size in pixels: kind pixel an edge, else an area. 0 where none is given."""
         value = entry.number(key) or 0
         if value < 0:
-            entry.add_mistake(key, "is below 0", "write a size, or leave it out")
+            entry.add_mistake(key, "is below 0", "write a size, or remove it")
         elif kind == "area" and value >= _MOST_MEGAPIXELS:
-            entry.add_mistake(key, f"is too much: resolution_type area counts megapixels, below {_MOST_MEGAPIXELS}",
+            entry.add_mistake(key, f"is too large: resolution_type area is in megapixels, below {_MOST_MEGAPIXELS}",
                         'for pixels write "resolution_type": "pixel_area"')  # fmt: skip
         elif kind != "area" and 0 < value < _FEWEST_PIXELS:
-            entry.add_mistake(key, f"is too small: resolution_type {kind} counts pixels",
+            entry.add_mistake(key, f"is too small: resolution_type {kind} is in pixels",
                         'for megapixels write "resolution_type": "area"')  # fmt: skip
         else:
             return {"pixel": value, "area": value * 1e6, "pixel_area": value * value}[kind]
@@ -321,39 +323,39 @@ class _Reader:
         there, missing = "maximum_image_size", "target_downsample_size"
         if target:
             there, missing = missing, there
-        entry.add_mistake(there, f"stands without {missing}", f"add {missing}, or remove {there}")
+        entry.add_mistake(there, f"is set without {missing}", f"add {missing}, or remove {there}")
         return None
 
     def _crop_aspect(self, entry: Entry) -> str:
         if entry.values.get("crop_aspect") in ("closest", "random"):
-            entry.add_mistake("crop_aspect", "has no counterpart",
-                        'write "preserve" (each image at about its own aspect) or "square"')  # fmt: skip
+            entry.add_mistake("crop_aspect", "is not supported",
+                        'write "preserve" (each image at about its own aspect ratio) or "square"')  # fmt: skip
             return "preserve"
         return entry.choice("crop_aspect", ("square", "preserve")) or "square"
 
     def _crop_style(self, entry: Entry) -> str:
         if entry.values.get("crop_style") == "face":
             entry.add_mistake(
-                "crop_style", "has no counterpart: faces are not looked for", 'write "center" or "random"'
+                "crop_style", "is not supported: there is no face detection", 'write "center" or "random"'
             )
             return "center"
         style = entry.choice("crop_style", CROP_STYLES) or "random"
         if style == "random":
-            implied = "" if entry.has_value("crop_style") else " (what this file means without a crop_style)"
-            self.notes.add(f"crop_style random{implied}: cut anew each time, so latents cannot be cached", entry)
+            implied = "" if entry.has_value("crop_style") else " (SimpleTuner's default)"
+            self.notes.add(f"crop_style random{implied}: crops vary, so latents cannot be cached", entry)
         return style
 
     def _captions(self, entry: Entry) -> SubsetSpec:
         """What the captions of an entry are, in the fields of a subset."""
-        strategy = entry.choice("caption_strategy", STRATEGIES, "write the captions into .txt files: textfile")
+        strategy = entry.choice("caption_strategy", STRATEGIES, "write the captions into .txt files and use textfile")
         if strategy is None:
-            self.notes.add("without a caption_strategy, captions are the names of the files, as there", entry)
+            self.notes.add("no caption_strategy: captions are the file names, as in SimpleTuner", entry)
             strategy = "filename"
         prompts = entry.texts("instance_prompt")
         captions = self._shuffled(entry)
         if strategy == "instanceprompt" or entry.switch("only_instance_prompt"):
             if not prompts:
-                entry.add_mistake("instance_prompt", "is missing", "write the caption of all these images there")
+                entry.add_mistake("instance_prompt", "is missing", "write the caption of all these images")
             captions = replace(captions, prefix="", wildcard=captions.wildcard or len(prompts) > 1)
             return replace(self.base, caption_source="class_tokens", class_tokens="\n".join(prompts) or None,
                            captions=captions)  # fmt: skip
@@ -365,15 +367,19 @@ class _Reader:
 
     def _several_lines(self, entry: Entry) -> bool:
         if entry.switch("disable_multiline_split"):
-            self.notes.add("disable_multiline_split: the first line of a caption file is its caption", entry)
+            self.notes.add("disable_multiline_split: the first line of a caption file is the caption", entry)
             return False
-        self.notes.add("each line of a .txt file is a caption, one is drawn each time; {a|b} in it is a choice", entry)
+        self.notes.add(
+            "each line of a .txt file is a caption, one is picked at random; {a|b} is a random choice", entry
+        )
         return True
 
     def _prefix(self, entry: Entry, prompts: list[str]) -> str:
         if not entry.switch("prepend_instance_prompt"):
             if prompts:
-                self.notes.add("instance_prompt is not used: neither prepend_ nor only_instance_prompt is on", entry)
+                self.notes.add(
+                    "instance_prompt is not used: set prepend_instance_prompt or only_instance_prompt", entry
+                )
             return ""
         if len(prompts) != 1:
             entry.add_mistake(
@@ -390,10 +396,12 @@ class _Reader:
             return self.base.captions
         if not inner.switch("enable"):
             return captions
-        self.notes.add("caption_shuffle: shuffled anew each time instead of in a fixed number of variants", entry)
+        self.notes.add("caption_shuffle: shuffled each time, not in a fixed number of variants", entry)
         kept = inner.number("position_start") or 0
         if kept < 0 or kept != int(kept):
-            inner.add_mistake("position_start", "is not a whole number from 0 up", "write how many parts stay in place")
+            inner.add_mistake(
+                "position_start", "is not a whole number of at least 0", "write how many tags stay in place"
+            )
             kept = 0
         separator = SEPARATORS[inner.choice("split_on", tuple(SEPARATORS)) or "comma"]
         return replace(captions, shuffle=True, keep_tokens=int(kept), separator=separator)

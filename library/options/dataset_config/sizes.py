@@ -32,7 +32,7 @@ def resolutions_and_batches(
         resolutions = size.value if size.at[-1] == "resolutions" else (size.value,)
     elif resolutions == (NOT_GIVEN,):
         if not any(layer.faulty & {"resolution", "resolutions"} for layer in layers):
-            remedy = "write resolution = 512 in the dataset or in general, or give --resolution"
+            remedy = "write resolution = 512 in the dataset or in general, or set --resolution"
             mistakes.add(f"the dataset ({source.origin(layers[0].at)}) has no resolution", remedy)
         resolutions = (_STAND_IN,)
     batch = _one_of(("batch_size", "pixels_per_batch"), layers, source, mistakes)
@@ -43,7 +43,7 @@ def resolutions_and_batches(
     sizes: tuple[int, ...] = batch.value
     if len(sizes) not in (1, len(resolutions)):
         what = (
-            f"{describe_key(source, batch.at, list(sizes))} has {len(sizes)} members for {len(resolutions)} resolutions"
+            f"{describe_key(source, batch.at, list(sizes))} has {len(sizes)} entries for {len(resolutions)} resolutions"
         )
         mistakes.add(what, "write one batch size for all, or one for each of the resolutions")
         sizes = sizes[:1]
@@ -55,7 +55,7 @@ def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: ConfigFile,
     for layer in layers:
         first, second = (nearest(name, [layer]) for name in names)
         if first is not None and second is not None:
-            what = f"{names[0]} ({source.origin(first.at)}) and {names[1]} ({source.origin(second.at)}) stand together"
+            what = f"{names[0]} ({source.origin(first.at)}) and {names[1]} ({source.origin(second.at)}) are both set"
             mistakes.add(what, "keep one of the two")
         if first is not None or second is not None:
             return second or first
@@ -128,14 +128,14 @@ class BucketLimits:
             example = str(close[0]) if close[0] == close[1] else str(close)
             mistakes.add(f"{self._size(sides)} is not divisible by {by}", f"use for example {example}")
         elif min(sides) < SMALLEST_SIDE:
-            mistakes.add(f"{self._size(sides)} is below {SMALLEST_SIDE} pixels", "use a larger one")
+            mistakes.add(f"{self._size(sides)} is below {SMALLEST_SIDE} pixels", f"use at least {SMALLEST_SIDE}")
 
     def _check_limits(self, buckets: BucketSettings, mistakes: Mistakes) -> None:
         least, most = buckets.smallest, buckets.largest
         shortest, longest = min(buckets.resolution), max(buckets.resolution)
         if least > most:
             what = f"{self._describe('min_bucket_reso', least)} is more than {self._describe('max_bucket_reso', most)}"
-            mistakes.add(what, "exchange the two")
+            mistakes.add(what, "swap the two values")
             return
         if shortest < least:
             what = f"{self._size(buckets.resolution)} is smaller than {self._describe('min_bucket_reso', least)}"

@@ -33,7 +33,7 @@ def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
     named = f"--{flag} {path}"
     ending = path.suffix.lower()
     if ending not in (".toml", ".json"):
-        return Mistake(f"{named} ends neither in .toml nor in .json", "name it after what it holds")
+        return Mistake(f"{named} is neither a .toml nor a .json file", "rename it to match its format")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -48,15 +48,15 @@ def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
     except tomllib.TOMLDecodeError as error:
         return Mistake(
             f"{named} is not valid TOML: {error}",
-            "correct that line; texts need quotes, and a Windows path single ones ('C:\\train')",
+            "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
     except json.JSONDecodeError as error:
         return Mistake(
             f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})",
-            "correct that line; in JSON a Windows path needs two backslashes or one slash (C:/train)",
+            "fix that line; in JSON a Windows path needs two backslashes or one slash (C:/train)",
         )
     except RecursionError:
-        return Mistake(f"{named} nests lists or tables too deep", "a dataset file needs no more than five levels")
+        return Mistake(f"{named} nests lists or tables too deeply", "a dataset file needs no more than five levels")
 
 
 def _toml(name: str, text: str) -> ConfigFile:
@@ -67,5 +67,8 @@ def _json(named: str, name: str, text: str) -> ConfigFile | Mistake:
     tree = json.loads(text)
     half = re.search("[\ud800-\udfff]", json.dumps(tree, ensure_ascii=False))
     if half:
-        return Mistake(f"{named} holds half a character, \\u{ord(half.group()):04x}", "write the character itself")
+        return Mistake(
+            f"{named} contains half a character (a lone surrogate), \\u{ord(half.group()):04x}",
+            "write the character itself",
+        )
     return ConfigFile(name, tree, in_json(text))

@@ -19,7 +19,7 @@ _KINDS: Mapping[Kind, str] = {
     DREAMBOOTH: "a dataset whose subsets have no metadata_file",
     FINE_TUNING: "a dataset whose subsets have a metadata_file",
 }
-_COMMAND_LINE_ONLY = "it is an option of the command line and of --config_file: give it there"
+_COMMAND_LINE_ONLY = "set it on the command line or in the --config_file"
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def read_table(
         what = describe_key(source, (*at, name), raw)
         key = KEYS.get(name)
         if key is None:
-            mistakes.add(f"{what} is no key of {_NAMES[level]}", _remedy(name, level, kind))
+            mistakes.add(f"{what} is not a key of {_NAMES[level]}", _remedy(name, level, kind))
         elif level not in key.levels:
-            mistakes.add(f"{what} is no key of {_NAMES[level]}", f"it belongs to {_home(key)}")
+            mistakes.add(f"{what} is not a key of {_NAMES[level]}", f"move it to {_home(key)}")
         elif raw is None:
             continue
         elif kind is not None and kind not in key.kinds:
-            elsewhere = "; in general it counts for the other datasets" if "general" in key.levels else ""
-            mistakes.add(f"{what} has no meaning in {_KINDS[kind]}", f"take it out{elsewhere}")
+            elsewhere = "; in general it applies to the other datasets" if "general" in key.levels else ""
+            mistakes.add(f"{what} has no meaning in {_KINDS[kind]}", f"remove it{elsewhere}")
         else:
             try:
                 values[name] = key.read(raw)

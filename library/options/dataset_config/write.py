@@ -128,11 +128,14 @@ def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _L
     for place in places:
         if dataset.buckets.rule != "kohya" and dataset.buckets.enabled:
             at = "a shorter edge" if dataset.buckets.rule == "shorter_edge" else "the area"
-            lost.add(f"each image keeps its own aspect at {at} of {width}: kohya's buckets come from its list", place)
+            lost.add(
+                f"each image keeps its own aspect ratio at {at} of {width}: kohya's buckets come from a fixed list",
+                place,
+            )
         if dataset.buckets.shrink_to is not None:
-            lost.add("target_downsample_size: images are not scaled before the crop but to cover their bucket", place)
+            lost.add("target_downsample_size: kohya resizes images to cover their bucket before the crop", place)
         if all(subset.is_reg for subset in subsets):
-            lost.add("regularisation images without training images of the same size: put them together", place)
+            lost.add("regularisation images without training images of the same size: put both into one dataset", place)
     table["subsets"] = [_kohya_subset(dataset, subset, lost) for subset in subsets]
     return table
 
@@ -145,17 +148,17 @@ def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Tabl
         if _kind(subset) in key.kinds:
             table[key.name] = value
         else:
-            lost.add(f"{key.name} = {format_value(value)}: not beside a metadata_file", place)
+            lost.add(f"{key.name} = {format_value(value)}: not allowed with a metadata_file", place)
     if subset.caption_source == "file_name":
-        lost.add("captions from the names of the files: write them into caption files", place)
+        lost.add("captions from file names: write them into caption files", place)
     elif subset.caption_source == "class_tokens":
-        lost.add("the same caption for all images, even for those with a caption file beside them", place)
+        lost.add("one caption for all images, even those with a caption file", place)
     if subset.recursive:
-        lost.add("the images of its sub-folders are read too: kohya's files name each folder", place)
+        lost.add("images in sub-folders: list each folder as a subset", place)
     if subset.least_edge or subset.least_area:
-        lost.add("minimum_image_size: small images are not left out", place)
+        lost.add("minimum_image_size: small images are not skipped", place)
     if subset.images.corner_crop:
-        lost.add("crop_style corner: the crop is made at the centre", place)
+        lost.add("crop_style corner: images are cropped at the centre", place)
     order = ["image_dir", "metadata_file", *table]
     return {name: table[name] for name in dict.fromkeys(order) if name in table}
 
@@ -198,20 +201,20 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
     }  # fmt: skip
     if subset.is_reg:
         entry["is_regularisation_data"] = True
-        lost.add("is_reg: there a regularisation image is compared with what the model without training makes", place)
+        lost.add("is_reg: SimpleTuner compares regularisation images with the base model's prediction", place)
     if subset.image_dir is None:
-        lost.add("images that only a metadata_file names: put them into a folder", place)
+        lost.add("images listed only in a metadata_file: put them into a folder", place)
     if not subset.recursive:
-        lost.add("sub-folders are read there", place)
+        lost.add("SimpleTuner reads sub-folders too", place)
     if dataset.batch_size != 1:
-        lost.add(f"batch_size = {dataset.batch_size}: an option of its command line (--train_batch_size)", place)
+        lost.add(f"batch_size = {dataset.batch_size}: set --train_batch_size on SimpleTuner's command line", place)
     covered |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
     for key, value in [*_changed(dataset, None), *_changed(dataset, subset)]:
         if key.target not in covered and not str(key.target).startswith("buckets."):
             lost.add(f"{key.name} = {format_value(value)}", place)
     if subset.mask_dir is None:
         return [entry]
-    lost.add("masks there have the names of their images, endings too", place)
+    lost.add("SimpleTuner needs masks with the file names of their images, including extensions", place)
     masks = {
         "id": f"{name}-masks", "type": "local", "dataset_type": "conditioning", "conditioning_type": "mask",
         "instance_data_dir": str(subset.mask_dir), **sizes,
@@ -224,11 +227,16 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
     place, (width, height) = _name(subset), buckets.resolution
     if buckets.rule == "kohya" and buckets.enabled:
         limits = "no_upscale" if buckets.no_upscale else f"{buckets.smallest} to {buckets.largest} pixels"
-        lost.add(f"kohya's buckets ({limits}): there each image keeps its own aspect at the same area", place)
+        lost.add(f"kohya's buckets ({limits}): SimpleTuner keeps each image's aspect ratio at the same area", place)
     elif not buckets.enabled and width != height:
-        lost.add(f"resolution {width},{height} for all images: there each keeps its own aspect at this area", place)
+        lost.add(
+            f"resolution {width},{height} for all images: SimpleTuner keeps each image's aspect ratio at this area",
+            place,
+        )
     if buckets.enabled and buckets.step != ALIGNMENT:
-        lost.add(f"bucket_reso_steps = {buckets.step}: --aspect_bucket_alignment there", place)
+        lost.add(
+            f"bucket_reso_steps = {buckets.step}: set --aspect_bucket_alignment on SimpleTuner's command line", place
+        )
     square = not buckets.enabled and width == height
     by_edge = buckets.rule == "shorter_edge" or (
         square and buckets.shrink_to is None and bool(subset.least_edge) and not subset.least_area
@@ -245,7 +253,7 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
         table["minimum_image_size"] = least
     implied = square and subset.least_edge == math.ceil(math.sqrt(subset.least_area))
     if subset.least_area if by_edge else subset.least_edge and not implied:
-        lost.add("least edge and least area of images: there is one least size", place)
+        lost.add("minimum edge and minimum area of images: SimpleTuner has only one minimum size", place)
     if buckets.shrink_to is not None:
         target = _whole(buckets.shrink_to) if by_edge else _root(buckets.shrink_to)
         table |= {"maximum_image_size": target, "target_downsample_size": target}
@@ -266,7 +274,7 @@ def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
     place, captions = _name(subset), subset.captions
     table, covered = _shuffled(captions)
     if table:
-        lost.add(f"shuffle_caption: {_VARIANTS} variants of each caption are made there, not one each time", place)
+        lost.add(f"shuffle_caption: SimpleTuner makes {_VARIANTS} fixed variants of each caption", place)
     if subset.caption_source == "class_tokens":
         prompts = (subset.class_tokens or "").split("\n")
         table |= {"caption_strategy": "instanceprompt", "instance_prompt": prompts if len(prompts) > 1 else prompts[0]}
@@ -283,7 +291,7 @@ def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
         lost.add("captions of a metadata_file: write them into .txt files beside the images", place)
     elif subset.caption_extensions != _TEXT_FILES:
         endings = ", ".join(subset.caption_extensions)
-        lost.add(f"caption_extension = {endings}: captions are read from .txt files there, rename them", place)
+        lost.add(f"caption_extension = {endings}: SimpleTuner reads captions from .txt files, rename them", place)
     if subset.class_tokens is not None:
         text = f"class_tokens = {format_value(subset.class_tokens)} for images without a caption file: write a caption "
         lost.add(f"{text}file for each (or set caption_strategy instanceprompt for one caption on all)", place)

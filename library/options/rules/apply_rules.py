@@ -114,14 +114,14 @@ def _excluded(settings: Settings) -> Iterator[tuple[str, Mistake]]:
 def _without_effect(settings: Settings) -> Iterator[str]:
     for row in NO_EFFECT:
         if settings.values[row.flag] and row.when(settings.values):
-            yield f"{settings.describe(row.flag)}: {row.why}"
+            yield f"{settings.describe(row.flag)} has no effect{row.scope}: {row.why}"
 
 
 def _override(settings: Settings, row: Overrides) -> Settings:
     both_set = {row.winner, row.loser} <= settings.set_by_user
     if not (both_set and settings.values[row.winner] and settings.values[row.loser]):
         return settings
-    note = f"{settings.describe(row.winner)} beats {settings.describe(row.loser)}: {row.why}"
+    note = f"{settings.describe(row.winner)} overrides {settings.describe(row.loser)}: {row.why}"
     values = {**settings.values, row.loser: row.reset[0]} if row.reset else settings.values
     return replace(settings, values=values, notes=(*settings.notes, note))
 
@@ -162,7 +162,7 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
     if least > most:
         yield Mistake(
             f"{settings.describe('min_bucket_reso')} is more than {settings.describe('max_bucket_reso')}",
-            "exchange the two",
+            "swap the two values",
         )
     elif isinstance(sides, tuple):
         yield from _outside_limits(settings, sides, least, most)
@@ -181,7 +181,9 @@ def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *,
             f"{settings.describe('resolution')} is not divisible by {by}", f"use for example --resolution {nearest}"
         )
     elif min(sides) < SMALLEST_SIDE:
-        yield Mistake(f"{settings.describe('resolution')} is below {SMALLEST_SIDE} pixels", "use a larger one")
+        yield Mistake(
+            f"{settings.describe('resolution')} is below {SMALLEST_SIDE} pixels", f"use at least {SMALLEST_SIDE}"
+        )
 
 
 def _outside_limits(settings: Settings, sides: tuple[int, ...], least: int, most: int) -> Iterator[Mistake]:

@@ -14,7 +14,7 @@ from library.options.rules.apply_rules import DEFAULT, Settings
 TRAINS: Mapping[Script, str] = MappingProxyType(
     {
         "train_db.py": "all weights of the model, without an adapter",
-        "train_network.py": "an adapter; the model stays as it is",
+        "train_network.py": "an adapter, not the model itself",
     }
 )
 
@@ -52,5 +52,5 @@ def _refusals(
         belong, them = ("belongs", "it") if len(names) == 1 else ("belong", "them")
         yield Mistake(
             f"{said} ({origin}) {belong} to {owner}; {program} trains {TRAINS[script]}",
-            f"start {owner}, or leave {them} out",
+            f"run {owner}, or remove {them}",
         )

@@ -67,11 +67,12 @@ class Overrides:
 
 @dataclass(frozen=True)
 class NoEffect:
-    """A flag that is on and has no effect where `when` holds: the run goes on, the user is told why."""
+    """A flag that is on and has no effect where `when` holds; a note says why. `scope`: on what, if not on anything."""
 
     flag: str
     when: Condition
     why: str
+    scope: str = ""
 
 
 def on(*names: str) -> Condition:

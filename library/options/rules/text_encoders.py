@@ -14,7 +14,7 @@ def _all(*conditions: Condition) -> Condition:
     return lambda values: all(condition(values) for condition in conditions)
 
 
-def _is_given(name: str) -> Condition:
+def _is_set(name: str) -> Condition:
     """A rate of 0 counts: the encoder is not trained."""
     return lambda values: values[name] is not None
 
@@ -29,8 +29,8 @@ REQUIRES = tuple(
         (cache, flag),
         _all(on(cache, "train_text_encoder"), off("network_module", *_CACHES[:place])),  # two caches, one mistake
         off(flag),
-        "captions that are encoded once cannot train the text encoder",
-        "take one of the two out",
+        "cached text encoder outputs cannot train the text encoder",
+        "remove one of the two",
         set_by_user=("train_text_encoder",) if flag == "train_text_encoder" else (),
     )
     for place, cache in enumerate(_CACHES)
@@ -43,7 +43,7 @@ IMPLIES = (
         _all(on("cache_text_encoder_outputs", "train_text_encoder"), off("network_module")),
         "stop_text_encoder_training",
         -1,
-        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once",
+        "the text encoder is not trained (stop_text_encoder_training -1): its outputs are cached",
     ),
     Implies(
         "cache_text_encoder_outputs",
@@ -55,16 +55,16 @@ IMPLIES = (
 
 NO_EFFECT = (
     *(
-        NoEffect(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder)")
+        NoEffect(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder is off)")
         for name in _RATES
     ),
     NoEffect(
         "stop_text_encoder_training",
         _all(off("train_text_encoder"), _stops_later),
-        "the text encoder is not trained (train_text_encoder)",
+        "the text encoder is not trained (train_text_encoder is off)",
     ),
     *(
-        NoEffect("learning_rate_te", _is_given(name), f"{name} is the rate of its text encoder")
-        for name in ("learning_rate_te1", "learning_rate_te2")
+        NoEffect("learning_rate_te", _is_set(name), f"{name} sets its learning rate", f" on the {which} text encoder")
+        for name, which in (("learning_rate_te1", "first"), ("learning_rate_te2", "second"))
     ),
 )

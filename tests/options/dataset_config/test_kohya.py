@@ -129,8 +129,8 @@ def test_each_key_at_each_level(tmp_path: Path, key: str, value: object, target:
         else:
             assert len(found.mistakes) == 1
             assert found.mistakes[0].what.startswith(f"{key} = ")
-            assert f"is no key of {'' if level == 'g' else 'a '}{name}" in found.mistakes[0].what
-            assert found.mistakes[0].remedy.startswith("it belongs to ")
+            assert f"is not a key of {'' if level == 'g' else 'a '}{name}" in found.mistakes[0].what
+            assert found.mistakes[0].remedy.startswith("move it to ")
 
 
 @pytest.mark.parametrize(("key", "value"), WITHOUT_RECORD)
@@ -228,7 +228,7 @@ def test_what_general_says_for_no_dataset_is_told(tmp_path: Path) -> None:
     found = read(tmp_path, '[general]\nclass_tokens = "dog"\n[[datasets]]\n[[datasets.subsets]]\nmetadata_file = "m"\n')
     assert one(found).subsets[0].class_tokens is None
     (note,) = found.notes
-    assert note.startswith('class_tokens = "dog" (data.toml, line 2) counts for no dataset')
+    assert note.startswith('class_tokens = "dog" (data.toml, line 2) has no effect')
 
 
 def test_masks_for_some_subsets_and_with_other_keys(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_named_masks_beat_the_command_lines_alpha_mask_and_that_is_told(tmp_path
     defaults = replace(DEFAULTS, subsets=(replace(DEFAULTS.subsets[0], alpha_mask=True),))
     found = read(tmp_path, tree_with("conditioning_data_dir", "masks", "s"), defaults)
     assert one(found).subsets[0].alpha_mask is False
-    assert len(found.notes) == 1 and "alpha_mask (command line) does not count" in found.notes[0]
+    assert len(found.notes) == 1 and "alpha_mask (command line) has no effect" in found.notes[0]
     without = read(tmp_path, tree_with("num_repeats", 2, "s"), defaults)
     assert one(without).subsets[0].alpha_mask is True and without.notes == ()
 
@@ -330,7 +330,7 @@ def test_a_subset_with_no_repeats_is_left_out_and_that_is_told(tmp_path: Path) -
     """
     found = read(tmp_path, text)
     assert [subset.image_dir for subset in one(found).subsets] == [Path("b")]
-    assert found.notes == ("num_repeats = 0 (data.toml, line 3): the subset of line 4 is left out",)
+    assert found.notes == ("num_repeats = 0 (data.toml, line 3): the subset on line 4 is skipped",)
 
 
 def test_a_folder_given_twice_in_a_dataset_counts_once_and_that_is_told(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_a_folder_given_twice_in_a_dataset_counts_once_and_that_is_told(tmp_path
     assert found.mistakes == ()
     assert [[subset.repeats for subset in spec.subsets] for spec in found.datasets] == [[3], [1]]
     (note,) = found.notes
-    assert "(data.toml, line 7)" in note and "(data.toml, line 4)" in note and "left out" in note
+    assert "(data.toml, line 7)" in note and "(data.toml, line 4)" in note and "the later one is skipped" in note
 
 
 def test_keys_without_effect_are_told_where_they_ask_for_something(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_simpletuner_and_back_is_what_it_was(tmp_path: Path) -> None:
     assert to_simpletuner(again.datasets) == written
     ids = [entry["id"] for entry in json.loads(written.text)]
     assert len(set(ids)) == len(ids)
-    told = ("a regularisation image", "masks there have", "shuffle_caption")
+    told = ("SimpleTuner compares regularisation images", "SimpleTuner needs masks", "shuffle_caption")
     assert len(written.lost) == 3 and all(any(word in line for word in told) for line in written.lost), written.lost
 
 
@@ -214,11 +214,11 @@ def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
         (of(alpha_mask=True), "alpha_mask = true"),
         (of(caption_encoding="shift_jis"), 'caption_encoding = "shift_jis"'),
         (of(is_reg=True), "is_reg"),
-        (of(least_edge=300, least_area=90_001), "least edge"),
+        (of(least_edge=300, least_area=90_001), "minimum edge"),
         (of(captions=replace(captions, dropout_rate=0.1)), "caption_dropout_rate = 0.1"),
         (of(captions=replace(captions, keep_tokens=1)), "keep_tokens = 1"),
-        (of(captions=replace(captions, shuffle=True)), "shuffle_caption: 10 variants"),
-        (of(mask_dir=Path("masks")), "masks there have the names"),
+        (of(captions=replace(captions, shuffle=True)), "SimpleTuner makes 10 fixed variants"),
+        (of(mask_dir=Path("masks")), "masks with the file names of their images"),
         (of(captions=replace(captions, shuffle=True, separator="|")), "shuffle_caption = true"),
         (of(captions=replace(captions, wildcard=True), caption_source="file_name"), "enable_wildcard = true"),
         (of(captions=replace(captions, suffix="x")), 'caption_suffix = "x"'),
@@ -229,7 +229,7 @@ def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
         (of(images=replace(images, face_crop=(1.0, 2.0))), "face_crop_aug_range = [1.0, 2.0]"),
         (of(images=replace(images, interpolation="area")), 'resize_interpolation = "area"'),
         (of(images=replace(images, background=(0, 0, 0))), 'background = "#000000"'),
-        (of(recursive=False), "sub-folders are read"),
+        (of(recursive=False), "SimpleTuner reads sub-folders too"),
     ]
 
 
@@ -254,8 +254,12 @@ def test_what_simpletuner_cannot_say_is_told(dataset: DatasetSpec, said: str) ->
         (BucketSettings((512, 512)), {"recursive": True}, "sub-folders"),
         (BucketSettings((512, 512)), {"least_edge": 5}, "minimum_image_size"),
         (BucketSettings((512, 512)), {"least_area": 5}, "minimum_image_size"),
-        (BucketSettings((512, 512)), {"caption_source": "file_name"}, "names of the files"),
-        (BucketSettings((512, 512)), {"caption_source": "class_tokens", "class_tokens": "x"}, "the same caption"),
+        (BucketSettings((512, 512)), {"caption_source": "file_name"}, "captions from file names"),
+        (
+            BucketSettings((512, 512)),
+            {"caption_source": "class_tokens", "class_tokens": "x"},
+            "one caption for all images",
+        ),
         (BucketSettings((512, 512)), {"images": ImageSettings(corner_crop=True)}, "at the centre"),
         (BucketSettings((512, 512)), {"metadata_file": Path("m.json"), "class_tokens": "x"}, 'class_tokens = "x"'),
         (BucketSettings((512, 512)), {"is_reg": True}, "without training images"),
