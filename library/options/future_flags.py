@@ -1,7 +1,7 @@
-"""Flags of later versions: known by name, type and default, and answered, so that none is swallowed in silence.
+"""Flags of later versions, known by name, type and default, so that none is ignored silently.
 
-A flag at a neutral value (its default, off, or what front-ends always send) is passed over. Any other value is refused
-where ignoring it would change the trained weights, and told in one collected note where it would not.
+A flag at a neutral value (its default, off, or what front-ends always send) is accepted. Any other value is a mistake
+if ignoring it would change the trained weights; otherwise it is listed in one note.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class FutureFlag:
-    """A flag that this version knows and does not have."""
+    """A flag that this version knows but does not support."""
 
     name: str
     kind: str  # a value of flag.KINDS
     default: Any = None
     changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, images, uploads)
-    neutral: tuple[Any, ...] = ()  # further values that ask for nothing
-    only_with: tuple[str, ...] = ()  # means nothing unless one of these is on: "flag" or "flag=value"
+    neutral: tuple[Any, ...] = ()  # more values without effect
+    only_with: tuple[str, ...] = ()  # has an effect only if one of these is on: "flag" or "flag=value"
 
     def flag(self) -> Flag:
-        """The flag as the readers of values want it."""
+        """The flag for convert()."""
         return Flag(name=self.name, group="", kind=self.kind, default=self.default, help="")
 
 
 @dataclass(frozen=True)
 class FutureFlagValue:
-    """A flag of a later version that the user gave, and where."""
+    """A flag of a later version with the user's value and its origin."""
 
     definition: FutureFlag
     value: Any
@@ -50,7 +50,7 @@ def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> FutureFlag:
 
 _DATA = (
     _switch("cache_info", OTHER),
-    _switch("persistent_data_loader_workers", neutral=(True,)),  # they always live from one epoch to the next
+    _switch("persistent_data_loader_workers", neutral=(True,)),  # workers always persist between epochs
     FutureFlag("dataset_class", "text"),
 )
 
@@ -97,10 +97,10 @@ SECRET = frozenset({"huggingface_token"})  # never shown in a message
 def check_future_flags(
     given: Mapping[str, FutureFlagValue], values: Mapping[str, object]
 ) -> tuple[list[Mistake], list[FutureFlagValue]]:
-    """Mistakes for the flags that must not be ignored, and the flags that are ignored and have to be told.
+    """Return mistakes for flags that would change the weights, and the other flags, which are ignored with a note.
 
     `values` are this version's own flags, on which some later ones depend. A flag that depends on a refused one is not
-    told again: it goes when that one goes.
+    reported separately.
     """
     refused: list[FutureFlagValue] = []
     ignored: list[FutureFlagValue] = []
@@ -120,7 +120,7 @@ def check_future_flags(
 
 
 def describe_ignored(ignored: list[FutureFlagValue]) -> str:
-    """One sentence for all flags that are passed over without harm to the weights."""
+    """One note for all flags that are ignored without effect on the weights."""
     names = ", ".join(f"{entry.definition.name} ({entry.origin})" for entry in ignored)
     return f"not supported in this version and ignored, without effect on the trained weights: {names}"
 
@@ -132,7 +132,7 @@ def _is_neutral(entry: FutureFlagValue) -> bool:
 def _governors(
     definition: FutureFlag, given: Mapping[str, FutureFlagValue], values: Mapping[str, object]
 ) -> Iterator[str]:
-    """The flags that are on and give this one its meaning."""
+    """Yield the flags of `only_with` that are on."""
     for condition in definition.only_with:
         name, _, required = condition.partition("=")
         entry = given.get(name)

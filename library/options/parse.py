@@ -1,4 +1,4 @@
-"""argv and --config_file -> frozen options, with the origin of each value and every mistake at once."""
+"""Parse argv and --config_file into frozen options, with the origin of each value and all mistakes at once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from library.options.rules.program_flags import drop_foreign_flags
 from library.options.sources import COMMAND_LINE, RawOption, find_config_file, read_command_line, read_config_file
 from library.options.train_options import FLAGS, TrainOptions, build
 
-NEAR_MISS = 0.9  # a file's key as like a flag as this is that flag misspelt
-SUGGESTION = 0.6  # on the command line every unknown flag is a mistake; one as like as this is proposed
+NEAR_MISS = 0.9  # similarity from which a key of a file counts as a misspelt flag
+SUGGESTION = 0.6  # similarity from which a flag is suggested for an unknown one on the command line
 
 _ALIASES: Mapping[str, str] = MappingProxyType({alias: flag.name for flag in FLAGS.values() for alias in flag.aliases})
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program that takes the options of training. `script` says whose flags it has, by the first program of a kind,
-    None: it serves all programs of training and has the flags of all; `name` is what users start; `defaults` are values
-    that are not the usual ones where nothing is given; `flags` are those that it has besides, by name; `unneeded` those
-    that a training asks for and it does not; `help` is what --help prints."""
+    """A program that takes the options of training.
+
+    `script` selects the flags of one kind of training (None: of all); `name` is the file that users start; `defaults`
+    replaces defaults of flags; `flags` are the program's own flags by name; `unneeded` are required flags that this
+    program does not require; `help` returns the text of --help.
+    """
 
     script: Script | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)
@@ -47,14 +49,14 @@ def _training(name: str, script: Script, defaults: Mapping[str, object] = Mappin
     return Program(script, help=help, name=name, defaults=defaults)
 
 
-# As sd-scripts has it: at its train_db.py alone the text encoder is trained unless told otherwise.
-_ASKED_FOR: Mapping[str, object] = MappingProxyType({"train_text_encoder": False})
+# As in sd-scripts, only train_db.py trains the text encoder by default.
+_TEXT_ENCODER_OFF: Mapping[str, object] = MappingProxyType({"train_text_encoder": False})
 
 DREAMBOOTH = _training("train_db.py", "train_db.py")
 ADAPTERS = _training("train_network.py", "train_network.py")
-SDXL = _training("sdxl_train.py", "train_db.py", _ASKED_FOR)
+SDXL = _training("sdxl_train.py", "train_db.py", _TEXT_ENCODER_OFF)
 SDXL_ADAPTERS = _training("sdxl_train_network.py", "train_network.py")
-FINE_TUNING = _training("fine_tune.py", "train_db.py", _ASKED_FOR)
+FINE_TUNING = _training("fine_tune.py", "train_db.py", _TEXT_ENCODER_OFF)
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ class Parsed:
 
 
 def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> Parsed:
-    """Read the command line (without the program's name; sys.argv if None) and the file it names.
+    """Read the command line (without the program's name; None: sys.argv) and the --config_file it names.
 
-    Never raises for a mistake of the user. --help prints the help and ends the program with status 0.
+    User errors are collected in Parsed.mistakes, not raised. --help prints the help and exits with status 0.
     """
     flags = {name: replace(flag, default=program.defaults.get(name, flag.default)) for name, flag in FLAGS.items()}
     known = {**flags, **program.flags}
@@ -89,7 +91,9 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     writes_config = _is_on(on_command_line, "output_config")
     in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, mistakes, notes))
     notes += _repeated(on_command_line)
-    merged = {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and wins
+    merged = {
+        entry.name: entry for entry in [*in_file, *on_command_line]
+    }  # the command line comes last and overrides the file
 
     settings = drop_foreign_flags(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
     later_values = _later_flags(merged)
@@ -123,7 +127,7 @@ def _kind_of(known: Mapping[str, Flag], name: str) -> str | None:
 
 
 def _canonical(entries: Iterable[RawOption]) -> list[RawOption]:
-    """Aliases under the flag's own name; in one source the alias wins, as users of caption_extention expect."""
+    """Rename aliases to their flags; within one source the alias wins, as users of caption_extention expect."""
     by_name, by_alias = list[RawOption](), list[RawOption]()
     for entry in entries:
         if entry.name in _ALIASES:
@@ -138,13 +142,13 @@ def _is_on(entries: list[RawOption], name: str) -> bool:
     try:
         return convert(FLAGS[name], raw)[0] is True
     except BadValue:
-        return False  # told where the flag itself is read
+        return False  # reported where the flag itself is read
 
 
 def _from_file(
     on_command_line: list[RawOption], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
 ) -> Iterator[RawOption]:
-    """The options of the file that --config_file names, if it names one."""
+    """Yield the options of the --config_file, if there is one."""
     named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
     if not named.strip():
         return
@@ -184,7 +188,7 @@ def _repeated(entries: list[RawOption]) -> Iterator[str]:
 def _own_flags(
     merged: Mapping[str, RawOption], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
 ) -> Settings:
-    """The value of every flag of this version; one that cannot be read is a mistake and stays at its default."""
+    """The value of every flag of this version; an invalid value is a mistake and leaves the default."""
     values: dict[str, object] = {name: flag.default for name, flag in known.items()}
     origins = dict.fromkeys(known, DEFAULT)
     faulty: set[str] = set()
@@ -212,7 +216,7 @@ def _own_flags(
 
 
 def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
-    """Flags of later versions that were given. A value of a wrong type is kept as it is: the flag is refused anyway."""
+    """The flags of later versions that are set. A value of a wrong type stays raw: the flag is refused anyway."""
     found: dict[str, FutureFlagValue] = {}
     for name, entry in merged.items():
         if name not in FUTURE_FLAGS:
@@ -229,7 +233,7 @@ def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
 def _check_unknown_names(
     merged: Mapping[str, RawOption], own: Mapping[str, Flag], notes: list[str]
 ) -> Iterator[Mistake]:
-    """Names that no flag has: mistakes on the command line; in files front-ends' own keys, near misses, or one note."""
+    """Unknown names: mistakes on the command line; in files mistakes if nearly a flag, else one note per file."""
     unknown: dict[str, list[str]] = {}
     for name, entry in merged.items():
         if name in own or name in FUTURE_FLAGS:
@@ -252,7 +256,7 @@ def _check_unknown_names(
 
 
 def _closest_name(name: str, own: Iterable[str], cutoff: float) -> str | None:
-    from difflib import get_close_matches  # only where a name is unknown: --help does without it
+    from difflib import get_close_matches  # imported late: only needed for an unknown name
 
     known = [*own, *_ALIASES, *FUTURE_FLAGS]
     return next(iter(get_close_matches(name.replace("-", "_"), known, n=1, cutoff=cutoff)), None)
@@ -267,7 +271,7 @@ def _with_dot(extension: str) -> str:
 
 
 def _with_toml(named: object) -> object:
-    """The file that was read, or is to be written, under its full name."""
+    """The --config_file to read or write, with its extension."""
     if not isinstance(named, Path):
         return named
     return find_config_file(named) or (named if named.suffix == ".toml" else named.with_name(f"{named.name}.toml"))

@@ -88,8 +88,8 @@ def docs_page() -> str:
     lines = [
         "# Options of the training programs",
         "",
-        "The options of `train_db.py` (whole models) and `train_network.py` (adapters); those that only one of them has",
-        "say so. `sdxl_train.py` and `fine_tune.py` have the options of `train_db.py`, `sdxl_train_network.py` those of",
+        "Options of `train_db.py` (whole models) and `train_network.py` (adapters); flags of one only are marked.",
+        "`sdxl_train.py` and `fine_tune.py` have the options of `train_db.py`, `sdxl_train_network.py` those of",
         "`train_network.py`.",
         "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`);",
         "the command line overrides the file. This page is generated (`python -m library.options.render`).",

@@ -1,4 +1,4 @@
-"""Where options come from: the words of the command line and the keys of a TOML file, not yet converted."""
+"""Read raw options, not yet converted, from the command line and from a TOML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class RawOption:
-    """One option as it was written: name, unconverted value, and where ("command line" or the file's name)."""
+    """One option as written: name, unconverted value, and origin ("command line" or the file's name)."""
 
     name: str
     raw: object
@@ -24,10 +24,10 @@ class RawOption:
 def read_command_line(
     argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes
 ) -> Iterator[RawOption]:
-    """The options among the words of a command line. `kind_of` tells the kind of a flag, None for an unknown one.
+    """Yield the options of a command line. `kind_of` returns the kind of a flag, None for an unknown one.
 
-    A switch takes no word, a list all words up to the next flag, any other flag one; --flag=value works for all.
-    An unknown flag is handed on with the words after it, so that its mistake is told once.
+    A switch takes no value, a list all words up to the next flag, any other flag one word; --flag=value works for all.
+    An unknown flag is yielded with the words after it, so that it is reported only once.
     """
     words = list(argv)
     place = 0
@@ -73,15 +73,15 @@ def _stray_word_remedy(words: list[str], place: int, kind_of: Callable[[str], st
 
 
 def find_config_file(named: Path) -> Path | None:
-    """The file meant by --config_file, with or without .toml; None if there is none."""
+    """The file named by --config_file, with or without .toml; None if there is none."""
     candidates = [named] if named.suffix == ".toml" else [named.with_name(named.name + ".toml"), named]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
-    """The options of a TOML file. Tables are flattened one level: their names are ignored, as users' files expect.
+    """Yield the options of a TOML file. Tables are flattened one level and their names ignored, as in sd-scripts.
 
-    A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with the line where known.
+    A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with its line if known.
     """
     try:
         tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -109,7 +109,7 @@ def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
 
 
 def _flattened(tree: dict[str, object]) -> Iterator[tuple[str, object]]:
-    """Names and values with the tables of the first level opened; a table within one keeps its full name, no flag's."""
+    """Names and values, with first-level tables flattened; a nested table keeps its dotted name, which no flag has."""
     for name, value in tree.items():
         if not isinstance(value, dict):
             yield name, value

@@ -1,8 +1,8 @@
-"""kohya's --dataset_config: general -> datasets -> subsets, to the records of options/datasets.py.
+"""Read kohya's --dataset_config (general, datasets, subsets) into the records of options/datasets.py.
 
-A value is taken from the subset, else its dataset, else general, else the command line. Every mistake of the file is
-told at once with its line. What is answered otherwise than by sd-scripts: whole numbers are taken where a number is
-asked for; masks may be there for some subsets only, and beside metadata, class_tokens or is_reg.
+A value is taken from the subset, else its dataset, else general, else the command line. All mistakes of the file are
+reported at once, each with its line. Unlike sd-scripts, integers are accepted for numbers, and masks may be set for
+some subsets only and together with metadata, class_tokens or is_reg.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from library.options.mistakes import Mistake, Mistakes
 FLAG = "dataset_config"
 
 Table = Mapping[str, object]
-Fields = Mapping[str, dict[str, Any]]  # record -> its fields that the file sets
+Fields = Mapping[str, dict[str, Any]]  # record -> fields set by the file
 
 
 def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) -> ParsedDatasets:
-    """The datasets of a TOML or JSON file; relative paths in it are relative to the working directory, as in kohya's.
+    """Read the datasets of a TOML or JSON file; its relative paths start at the working directory, as in sd-scripts.
 
-    `defaults` holds what the command line says: values of a dataset, and in its one subset those of every subset. Its
-    resolution is sizes.NOT_GIVEN where there is none; its origin is told with its values. Faulty values fall back like
-    ones that are not there, so that the images can be checked before all mistakes are told.
+    `defaults` holds the values of the command line: those of a dataset and, in its one subset, those of every subset.
+    Its resolution is sizes.NOT_GIVEN if not set; messages show its origin. A faulty value is replaced by the default,
+    so that the images can be checked before all mistakes are reported.
     """
     source = read_source(path, FLAG)
     if isinstance(source, Mistake):
@@ -43,7 +43,7 @@ def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) 
 
 @dataclass
 class _Reading:
-    """One file on its way to the records."""
+    """Reads one file into records, collecting mistakes and notes."""
 
     source: ConfigFile
     defaults: DatasetSpec
@@ -52,7 +52,7 @@ class _Reading:
     notes: list[str] = field(default_factory=list)
 
     def file(self) -> list[DatasetSpec]:
-        """All datasets; what is wrong goes to `mistakes`."""
+        """Read all datasets; mistakes are added to `mistakes`."""
         for address, line in self.source.places.duplicates:
             self.mistakes.add(f"{address[-1]} is set twice in one table ({self.source.name}, line {line})", "keep one")
         tree = self.source.tree
@@ -90,7 +90,7 @@ class _Reading:
         return layer
 
     def _list(self, raw: object, name: str, at: Address, missing: str) -> list[tuple[Address, Table]]:
-        """The tables of a list of tables, each with its address."""
+        """The members of a list of tables, each with its address."""
         header = "[[datasets]]" if name == "datasets" else "[[datasets.subsets]]"
         if raw is None or raw == []:
             self.mistakes.add(f"{missing} ({self.source.origin(at)})", f"add {header} (in JSON a list named {name})")
@@ -121,9 +121,9 @@ class _Reading:
             own = kind or (FINE_TUNING if subset.get("metadata_file") is not None else DREAMBOOTH)
             spec = self._subset(subset, subset_at, own, layers)
             specs += [(subset_at, spec)] if spec else []
-        kept = self._once_each(specs)
-        all_right = len(self.mistakes) == mistakes_before  # else a faulty subset may be the one that is trained on
-        if all_right and kept and all(subset.is_reg for subset in kept):
+        kept = self._without_repeated(specs)
+        without_mistakes = len(self.mistakes) == mistakes_before  # else a faulty subset may have the training images
+        if without_mistakes and kept and all(subset.is_reg for subset in kept):
             self.mistakes.add(
                 f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images need "
                 "training images in the same dataset",
@@ -132,7 +132,7 @@ class _Reading:
         return self._at_each_resolution(origin, layers, kind or DREAMBOOTH, kept)
 
     def _kind(self, origin: str, subsets: Sequence[tuple[Address, Table]]) -> Kind | None:
-        """kohya's rule for what a dataset is; None, and a mistake, where its subsets disagree."""
+        """The kind of a dataset by kohya's rule; None and a mistake if its subsets disagree."""
         with_metadata = [at for at, subset in subsets if subset.get("metadata_file") is not None]
         if with_metadata and len(with_metadata) < len(subsets):
             lines = ", ".join(str(self.source.places.line((*at, "metadata_file"))) for at in with_metadata)
@@ -158,7 +158,7 @@ class _Reading:
         return found
 
     def _subset(self, table: Table, at: Address, kind: Kind, outer: Sequence[Layer]) -> SubsetSpec | None:
-        """The record of a subset; None where it is left out or cannot be without what it lacks."""
+        """The record of a subset; None if it is skipped or lacks its path."""
         own = self._layer(table, at, "subset", kind)
         layers = (own, *outer)
         self._check_masks(own)
@@ -202,7 +202,7 @@ class _Reading:
             self.mistakes.add(what, "keep one of the two")
 
     def _check_without_effect(self, layer: Layer) -> None:
-        """Keys that kohya's files hold and no record has."""
+        """Note keys of kohya's files that have no effect here."""
         for name, value in layer.values.items():
             what = describe_key(self.source, (*layer.at, name), value)
             if name == "network_multiplier" and value != 1:
@@ -224,8 +224,8 @@ class _Reading:
             elif raw is not False and raw is not None:
                 self.mistakes.add(f"{what} is neither true nor false", "write false, or remove it")
 
-    def _once_each(self, specs: Sequence[tuple[Address, SubsetSpec]]) -> tuple[SubsetSpec, ...]:
-        """The subsets without those that name again what an earlier one of the dataset names (kohya's rule, told)."""
+    def _without_repeated(self, specs: Sequence[tuple[Address, SubsetSpec]]) -> tuple[SubsetSpec, ...]:
+        """The subsets without those that repeat an earlier one's path (kohya's rule), with a note for each."""
         first: dict[str, tuple[Address, SubsetSpec]] = {}
         for at, spec in specs:
             name = "metadata_file" if spec.metadata_file is not None else "image_dir"
@@ -242,7 +242,7 @@ class _Reading:
         return tuple(spec for _, spec in first.values())
 
     def _note_unused(self, general: Layer, kinds: set[Kind]) -> None:
-        """Values of general that no dataset of the file takes."""
+        """Note values of general that apply to no dataset of the file."""
         for name, value in general.values.items():
             if kinds and kinds.isdisjoint(KEYS[name].kinds):
                 what = describe_key(self.source, ("general", name), list(value) if isinstance(value, tuple) else value)
@@ -258,7 +258,7 @@ def _top_level_remedy(name: str) -> str:
 
 
 def _fields(layers: Sequence[Layer], kind: Kind) -> Fields:
-    """What the layers set, by record and field; keys that have no meaning in the kind are passed over."""
+    """Values set by the layers, by record and field, without keys that have no meaning for the kind."""
     fields: dict[str, dict[str, Any]] = {name: {} for name in ("dataset", "buckets", "subset", "captions", "images")}
     for key in KEYS.values():
         found = nearest(key.name, layers) if key.target and kind in key.kinds else None
@@ -269,7 +269,7 @@ def _fields(layers: Sequence[Layer], kind: Kind) -> Fields:
 
 
 def _without_places(template: SubsetSpec, kind: Kind) -> SubsetSpec:
-    """The command line's values for a subset, less what only a subset itself can say."""
+    """The command line's values for a subset, without those that only a subset itself can set."""
     return replace(
         template,
         image_dir=None,

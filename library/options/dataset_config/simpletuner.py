@@ -1,7 +1,8 @@
-"""SimpleTuner's multidatabackend.json -> the records that a run trains on, by the rules of that trainer.
+"""Read SimpleTuner's multidatabackend.json into the records of options/datasets.py, by SimpleTuner's rules.
 
-Other than there: every mistake at once and with its line, no key passed over in silence, and an image's bucket follows
-from its own aspect alone (there it may be that of the first image whose aspect rounds to the same two decimals).
+Unlike SimpleTuner, all mistakes are reported at once with their lines, no key is ignored silently, and an image's
+bucket depends on its own aspect ratio alone (SimpleTuner may use the bucket of the first image whose aspect ratio
+rounds to the same two decimals).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from library.options.dataset_config.simpletuner_keys import (
     SNAP_RANGE,
     SNAPPED,
     STRATEGIES,
-    WITHOUT_COUNTERPART,
+    UNSUPPORTED,
 )
 from library.options.dataset_config.source import read_source
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, ParsedDatasets, SubsetSpec
@@ -35,14 +36,14 @@ FLAG = "data_backend_config"
 _CACHES = ("text_embeds", "image_embeds")
 _MASKS = ("mask", "segmentation")
 _MOST_MEGAPIXELS = 20
-_FEWEST_PIXELS = 16  # lengths below it are megapixels written where pixels are meant
+_FEWEST_PIXELS = 16  # smaller lengths are probably megapixels
 
 
 def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
-    """The datasets that the file describes; its entries of equal sizes become the subsets of one dataset.
+    """Read the datasets of a file; entries of equal sizes become subsets of one dataset.
 
-    `defaults` holds for what the file cannot say (batch size, bucket steps, captions and augmentation of its first
-    subset, if it has one) and for the resolution where an entry says none. Never raises for a mistake of the user.
+    `defaults` supplies what the file cannot set (batch size, bucket steps, captions and augmentation of its first
+    subset, if any) and the resolution of entries without one. User errors are collected, not raised.
     """
     mistakes = Mistakes()
     entries = _entries(path, mistakes)
@@ -72,7 +73,7 @@ def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
 
 
 def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
-    """The entries of the file; none where the file as a whole is at fault."""
+    """The entries of the file; none if the file as a whole is invalid."""
     source = read_source(path, FLAG)
     if isinstance(source, Mistake):
         mistakes.extend([source])
@@ -94,7 +95,7 @@ def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
 
 
 def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iterable[Entry]:
-    """The entries that are switched on. Ids tie the entries together: each needs its own."""
+    """The entries that are not disabled. Each needs its own id, as ids link entries."""
     seen = set[str]()
     for entry in entries:
         if not entry.text("id"):
@@ -109,10 +110,10 @@ def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iter
 
 
 def _check_keys(entry: Entry, notes: Notes) -> None:
-    """Unknown keys are mistakes, and so are those that ask for what there is not."""
+    """Report unknown and unsupported keys as mistakes, keys that are not needed as a note."""
     for key, value in entry.values.items():
-        if key in WITHOUT_COUNTERPART:
-            neutral, remedy = WITHOUT_COUNTERPART[key]
+        if key in UNSUPPORTED:
+            neutral, remedy = UNSUPPORTED[key]
             if value not in (neutral, None, "", [], {}):
                 entry.add_mistake(key, "is not supported", remedy)
         elif key == "cache_dir_vae":
@@ -126,7 +127,7 @@ def _check_keys(entry: Entry, notes: Notes) -> None:
 
 
 def _is_mask(entry: Entry) -> bool:
-    """Whether a conditioning entry holds masks; a mistake if not."""
+    """Whether a conditioning entry has masks; otherwise a mistake."""
     if entry.values.get("conditioning_type") in _MASKS:
         return True
     remedy = 'only masks are supported ("conditioning_type": "mask"); remove the entry, or add "disabled": true'
@@ -141,7 +142,7 @@ _Sizes = tuple[BucketSettings, int, int]  # buckets, least edge, least area
 
 
 def _grouped(described: list[tuple[BucketSettings, SubsetSpec]], defaults: DatasetSpec) -> tuple[DatasetSpec, ...]:
-    """Entries of equal sizes together, but each folder once in a dataset."""
+    """Group entries of equal sizes into datasets, with each folder only once per dataset."""
     groups = dict[tuple[BucketSettings, int], list[SubsetSpec]]()
     for buckets, subset in described:
         turn = 0
@@ -154,14 +155,14 @@ def _grouped(described: list[tuple[BucketSettings, SubsetSpec]], defaults: Datas
     )
 
 
-def _holds(subsets: Iterable[SubsetSpec], wanted: SubsetSpec) -> bool:
-    folder = same_place(wanted.image_dir)
+def _holds(subsets: Iterable[SubsetSpec], candidate: SubsetSpec) -> bool:
+    folder = same_place(candidate.image_dir)
     return any(same_place(subset.image_dir) == folder for subset in subsets)
 
 
 @dataclass
 class _Reader:
-    """Reads entries of images. `used` collects the ids of the masks that they name."""
+    """Reads image entries. `used` collects the ids of the masks they name."""
 
     defaults: DatasetSpec
     masks: Mapping[str, Entry]
@@ -173,10 +174,10 @@ class _Reader:
         self.used = set[str]()
 
     def read(self, entry: Entry) -> tuple[BucketSettings, SubsetSpec]:
-        """One entry. What is faulty in it is among the mistakes, and stands here at its default."""
+        """Read one entry; faulty values are added to the mistakes and replaced by defaults."""
         for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
             entry.choice(key, usual, f"use {usual[0]}, with the images in a folder or at a URL")
-        if entry.number("probability") not in (None, 0, 1):  # 0 counts as not given
+        if entry.number("probability") not in (None, 0, 1):  # 0 counts as not set
             entry.add_mistake("probability", "is not supported: repeats decide how often an image appears",
                         "remove it, and set repeats instead")  # fmt: skip
         buckets, least_edge, least_area = self._sizes(entry)
@@ -200,7 +201,7 @@ class _Reader:
         return buckets, subset
 
     def _repeats(self, entry: Entry) -> int:
-        """There an image's extra passes, 0 = once."""
+        """Repeats of an image; SimpleTuner counts the extra ones (0 = once)."""
         extra = entry.number("repeats") or 0
         if extra < 0 or extra != int(extra):
             entry.add_mistake(
@@ -253,7 +254,7 @@ class _Reader:
         return mask.folder("instance_data_dir")
 
     def _sizes(self, entry: Entry) -> _Sizes:
-        """How large the images are trained, and which are left out as too small."""
+        """The buckets, and the minimum edge and area of images."""
         crop = entry.switch("crop")
         square = crop and self._crop_aspect(entry) == "square"
         kind = entry.choice("resolution_type", RESOLUTION_TYPES) or "pixel_area"
@@ -268,7 +269,7 @@ class _Reader:
             rule="shorter_edge" if kind == "pixel" else "area", shrink_to=shrink_to,
         )  # fmt: skip
         if square and shrink_to is None:
-            buckets = replace(buckets, rule="kohya")  # one bucket: no rule has anything to say
+            buckets = replace(buckets, rule="kohya")  # one bucket: the rule has no effect
         least = self._length(entry, "minimum_image_size", kind)
         if kind == "pixel":
             return buckets, math.ceil(least), 0
@@ -278,7 +279,7 @@ class _Reader:
         return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
 
     def _edge(self, entry: Entry, kind: str, *, square: bool) -> int:
-        """The side of a square of the resolution; kind pixel: the shorter edge."""
+        """The side of the square with the resolution's area, or the shorter edge for kind pixel."""
         given = self.defaults.buckets
         value = entry.number("resolution")
         if value is None:
@@ -295,14 +296,14 @@ class _Reader:
         if kind == "area" and square and value is not None:
             whole = next((side for share, side in SNAPPED.items() if abs(value - share) < SNAP_RANGE), whole)
         if kind == "pixel" and not square:
-            return round(whole)  # rounded with the longer one, which follows from it
+            return round(whole)  # rounded later, together with the longer edge
         edge = max(1, round(whole / given.step)) * given.step
         if edge != round(whole):
             self.notes.add(f"resolution {format_value(value)} becomes {edge}x{edge}, a multiple of {given.step}", entry)
         return edge
 
     def _length(self, entry: Entry, key: str, kind: str) -> float:
-        """A size in pixels: kind pixel an edge, else an area. 0 where none is given."""
+        """A size in pixels: an edge for kind pixel, else an area. 0 if not set."""
         value = entry.number(key) or 0
         if value < 0:
             entry.add_mistake(key, "is below 0", "write a size, or remove it")
@@ -346,7 +347,7 @@ class _Reader:
         return style
 
     def _captions(self, entry: Entry) -> SubsetSpec:
-        """What the captions of an entry are, in the fields of a subset."""
+        """A subset with the caption settings of an entry."""
         strategy = entry.choice("caption_strategy", STRATEGIES, "write the captions into .txt files and use textfile")
         if strategy is None:
             self.notes.add("no caption_strategy: captions are the file names, as in SimpleTuner", entry)

@@ -1,4 +1,4 @@
-"""The resolutions and batch sizes of a dataset, and whether its buckets can hold them."""
+"""Resolutions and batch sizes of a dataset, and checks of its bucket settings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from library.options.mistakes import Mistakes
 from library.options.rules.apply_rules import LATENT_STRIDE, SMALLEST_SIDE
 
 NOT_GIVEN: Size = (0, 0)
-"""The resolution of defaults for which the user gave none."""
+"""Resolution of the defaults if the user set none."""
 
-_STAND_IN: Size = (512, 512)
+_PLACEHOLDER: Size = (512, 512)
 _LIMITS = frozenset(("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"))
 
 
 def resolutions_and_batches(
     layers: Sequence[Layer], defaults: DatasetSpec, source: ConfigFile, mistakes: Mistakes, notes: list[str]
 ) -> list[tuple[Size, int]]:
-    """(resolution, batch size) of each dataset that one table describes: one, or with `resolutions` several.
+    """(resolution, batch size) of each dataset of one table: one, or several with `resolutions`.
 
-    A resolution that is missing or wrong is 512, so that the images can be checked before all mistakes are told.
+    A missing or wrong resolution becomes 512, so that the images can be checked before all mistakes are reported.
     """
     size = _one_of(("resolution", "resolutions"), layers, source, mistakes)
     resolutions: tuple[Size, ...] = (defaults.buckets.resolution,)
@@ -34,12 +34,12 @@ def resolutions_and_batches(
         if not any(layer.faulty & {"resolution", "resolutions"} for layer in layers):
             remedy = "write resolution = 512 in the dataset or in general, or set --resolution"
             mistakes.add(f"the dataset ({source.origin(layers[0].at)}) has no resolution", remedy)
-        resolutions = (_STAND_IN,)
+        resolutions = (_PLACEHOLDER,)
     batch = _one_of(("batch_size", "pixels_per_batch"), layers, source, mistakes)
     if batch is None:
         return [(resolution, defaults.batch_size) for resolution in resolutions]
     if batch.at[-1] == "pixels_per_batch":
-        return [(resolution, _within(batch, resolution, source, notes)) for resolution in resolutions]
+        return [(resolution, _batch_size_within(batch, resolution, source, notes)) for resolution in resolutions]
     sizes: tuple[int, ...] = batch.value
     if len(sizes) not in (1, len(resolutions)):
         what = (
@@ -51,7 +51,7 @@ def resolutions_and_batches(
 
 
 def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: ConfigFile, mistakes: Mistakes) -> Setting | None:
-    """The nearest of two keys that say the same in two ways; both in one table is a mistake."""
+    """The nearest value of two alternative keys; both in one table is a mistake."""
     for layer in layers:
         first, second = (nearest(name, [layer]) for name in names)
         if first is not None and second is not None:
@@ -62,8 +62,8 @@ def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: ConfigFile,
     return None
 
 
-def _within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[str]) -> int:
-    """How many images of a resolution have at most so many pixels together."""
+def _batch_size_within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[str]) -> int:
+    """How many images of a resolution fit into a budget of pixels, at least 1."""
     count = int(budget.value) // (resolution[0] * resolution[1])
     if count == 0:
         notes.append(
@@ -74,16 +74,16 @@ def _within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[s
 
 
 class BucketLimits:
-    """Judges the bucket settings of one dataset; messages name the line that each value comes from."""
+    """Checks the bucket settings of one dataset; messages show the line of each value."""
 
-    def __init__(self, layers: Sequence[Layer], otherwise: str, source: ConfigFile) -> None:
-        """`otherwise` is the origin of values that the file does not set."""
-        self._layers, self._otherwise, self._source = layers, otherwise, source
+    def __init__(self, layers: Sequence[Layer], default_origin: str, source: ConfigFile) -> None:
+        """`default_origin` is the origin of values that the file does not set."""
+        self._layers, self._default_origin, self._source = layers, default_origin, source
 
     def _describe(self, name: str, value: Any) -> str:
         found = nearest(name, self._layers)
         if found is None:
-            return f"{name} = {value} ({self._otherwise})"
+            return f"{name} = {value} ({self._default_origin})"
         return describe_key(self._source, found.at, value)
 
     def _size(self, size: Size) -> str:
@@ -94,7 +94,7 @@ class BucketLimits:
         return self._describe("resolution", value)
 
     def check(self, buckets: BucketSettings, mistakes: Mistakes, notes: list[str]) -> BucketSettings:
-        """The settings, limits that are no multiples of the step widened to the next ones (kohya's rule, told)."""
+        """Check the settings; return them with limits widened to multiples of the step (kohya's rule, with a note)."""
         if any(layer.faulty & _LIMITS for layer in self._layers):
             return buckets
         step = buckets.step if buckets.enabled else LATENT_STRIDE

@@ -1,4 +1,4 @@
-"""A TOML or JSON file, parsed, with the line of every value."""
+"""Parse a TOML or JSON file, with the line of every value."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from library.options.mistakes import Mistake
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file holds. `name` is what messages call it."""
+    """A parsed file. `name` is its name in messages."""
 
     name: str
     tree: object
     places: Places
 
     def origin(self, address: Address) -> str:
-        """Where a value stands: "data.toml, line 12"."""
+        """Location of a value: "data.toml, line 12"."""
         return f"{self.name}, line {self.places.line(address)}"
 
 
 def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
-    """The file that `flag` names, by its ending TOML or JSON in UTF-8, with or without a byte order mark.
+    """Read the file that `flag` names: TOML or JSON by its extension, UTF-8 with or without a byte order mark.
 
-    What keeps it from being read at all, a syntax error for one, comes back as the one mistake.
+    Returns a mistake if the file cannot be read, for example because of a syntax error.
     """
     named = f"--{flag} {path}"
     ending = path.suffix.lower()

@@ -1,4 +1,4 @@
-"""One table of a dataset file against the table of keys: what it sets, and what is wrong with it."""
+"""Read one table of a dataset file by the table of keys: its values and mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import ConfigFile
 from library.options.mistakes import Mistakes
 
-LONGEST = 80  # characters of a value that a message shows
+LONGEST = 80  # maximum length of a value in messages, in characters
 
 _NAMES: Mapping[Level, str] = {"general": "general", "dataset": "a dataset", "subset": "a subset"}
 _KINDS: Mapping[Kind, str] = {
@@ -24,7 +24,7 @@ _COMMAND_LINE_ONLY = "set it on the command line or in the --config_file"
 
 @dataclass(frozen=True)
 class Layer:
-    """The values that one table sets, read and right; `at` is where the table stands, `faulty` has the wrong ones."""
+    """The valid values of one table; `at` is the table's address, `faulty` the keys with wrong values."""
 
     at: Address
     values: Mapping[str, Any]
@@ -33,14 +33,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it was written."""
+    """A value and its address."""
 
     value: Any
     at: Address
 
 
 def nearest(name: str, layers: Sequence[Layer]) -> Setting | None:
-    """The value of the first layer that has one: kohya's fall-back from subset to dataset to general."""
+    """The value from the first layer that has it: kohya's fall-back from subset to dataset to general."""
     for layer in layers:
         if name in layer.values:
             return Setting(layer.values[name], (*layer.at, name))
@@ -48,7 +48,7 @@ def nearest(name: str, layers: Sequence[Layer]) -> Setting | None:
 
 
 def describe_key(source: ConfigFile, at: Address, raw: object) -> str:
-    """A key as mistakes name it: `num_repeats = "10" (data.toml, line 12)`."""
+    """A key for messages: `num_repeats = "10" (data.toml, line 12)`."""
     text = "null" if raw is None else format_value(raw)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     return f"{at[-1]} = {text} ({source.origin(at)})"
@@ -57,7 +57,7 @@ def describe_key(source: ConfigFile, at: Address, raw: object) -> str:
 def read_table(
     table: Mapping[str, object], at: Address, level: Level, kind: Kind | None, source: ConfigFile, mistakes: Mistakes
 ) -> Layer:
-    """The keys of a table at its level. Without a `kind`, those of all kinds may stand in it. null is "not given"."""
+    """Read a table at its level. Without a `kind`, keys of all kinds are allowed. null means not set."""
     values: dict[str, Any] = {}
     faulty: set[str] = set()
     for name, raw in table.items():
@@ -88,8 +88,8 @@ def _home(key: Key) -> str:
 
 
 def _remedy(name: str, level: Level, kind: Kind | None) -> str:
-    """What to write instead of a key that is not known."""
-    from difflib import get_close_matches  # only where a key is unknown
+    """What to write instead of an unknown key."""
+    from difflib import get_close_matches  # imported late: only needed for an unknown key
 
     if name in WRITE_INSTEAD:
         return f"write {WRITE_INSTEAD[name]}"
@@ -104,7 +104,7 @@ def _remedy(name: str, level: Level, kind: Kind | None) -> str:
 
 
 def _is_flag(name: str) -> bool:
-    from library.options.future_flags import FUTURE_FLAGS  # these read all options: only where a key is unknown
+    from library.options.future_flags import FUTURE_FLAGS  # imported late: these load all options
     from library.options.train_options import FLAGS
 
     return name in FLAGS or name in FUTURE_FLAGS

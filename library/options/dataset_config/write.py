@@ -1,6 +1,6 @@
-"""The records back to a file: kohya's dataset file in TOML, or SimpleTuner's multidatabackend.json.
+"""Write records as kohya's dataset file (TOML) or as SimpleTuner's multidatabackend.json.
 
-A value is written where it is not the built-in default. What a file of that kind cannot say is told, never dropped.
+Only values other than the built-in defaults are written. What the format cannot express is reported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from library.options.dataset_config.simpletuner_keys import ALIGNMENT, SEPARATOR
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, SubsetSpec
 
 _SPLITS = {separator: name for name, separator in SEPARATORS.items()}
-_VARIANTS = 10  # of a shuffled caption: SimpleTuner wants a number
+_VARIANTS = 10  # of a shuffled caption; SimpleTuner needs a number
 _TEXT_FILES = (".txt",)
 
 Table = dict[str, Any]
@@ -28,7 +28,7 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """The text of a file, and what it does not say of the records it was made from."""
+    """The text of a file, and what it cannot express of the records (`lost`)."""
 
     text: str
     lost: tuple[str, ...]
@@ -36,7 +36,7 @@ class Written:
 
 @dataclass
 class _Lost:
-    """What has no counterpart, once each, with the subsets it concerns."""
+    """Settings that the format cannot express, once each, with the names of their subsets."""
 
     _found: dict[str, list[str]] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ def _note_urls(subset: SubsetSpec, lost: _Lost) -> None:
 
 
 def _records(dataset: DatasetSpec, subset: SubsetSpec | None) -> Mapping[str, object]:
-    """The records that keys have their fields in, by the names they have in the table of keys."""
+    """The records of a dataset or subset, by their names in the table of keys."""
     found: Mapping[str, object] = {"dataset": dataset, "buckets": dataset.buckets}
     return found if subset is None else {"subset": subset, "captions": subset.captions, "images": subset.images}
 
@@ -74,7 +74,7 @@ _DEFAULTS = {
 
 
 def _changed(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[Key, Any]]:
-    """The keys whose fields are not at the built-in default, with the values as a file writes them."""
+    """Keys whose fields differ from the built-in default, with the values to write."""
     records = _records(dataset, subset)
     for key in KEYS.values():
         record, _, name = (key.target or "").partition(".")
@@ -85,7 +85,7 @@ def _changed(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[
 
 
 def _plain(key: Key, value: Any) -> Any:
-    """A value as TOML and JSON know it."""
+    """A value as TOML and JSON can represent it."""
     if key.target == "subset.caption_extensions":
         return ",".join(value)
     if key.target == "images.background":
@@ -96,11 +96,11 @@ def _plain(key: Key, value: Any) -> Any:
 
 
 def to_kohya(datasets: Sequence[DatasetSpec]) -> Written:
-    """A dataset file of kohya's kind."""
+    """Write datasets as kohya's dataset file."""
     lost = _Lost()
     tables = []
     for dataset in datasets:
-        for kind in (DREAMBOOTH, FINE_TUNING):  # kohya takes one kind in a dataset
+        for kind in (DREAMBOOTH, FINE_TUNING):  # a dataset of kohya has one kind
             subsets = [
                 subset for subset in dataset.subsets if (subset.metadata_file is not None) == (kind is FINE_TUNING)
             ]
@@ -110,7 +110,7 @@ def to_kohya(datasets: Sequence[DatasetSpec]) -> Written:
 
 
 def _block(table: Table) -> str:
-    """A dataset as people write it, each subset below a header of its own."""
+    """The TOML of a dataset, with a header for each subset."""
     own = {name: value for name, value in table.items() if name != "subsets"}
     subsets = (f"\n[[datasets.subsets]]\n{tomli_w.dumps(subset)}" for subset in table["subsets"])
     return f"[[datasets]]\n{tomli_w.dumps(own)}{''.join(subsets)}"
@@ -164,7 +164,7 @@ def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Tabl
 
 
 def to_simpletuner(datasets: Sequence[DatasetSpec]) -> Written:
-    """A multidatabackend.json: an entry for each subset and its masks, and the cache of captions it wants."""
+    """Write datasets as a multidatabackend.json: an entry per subset and its masks, and the required caption cache."""
     lost, ids = _Lost(), set[str]()
     entries: list[Table] = []
     for dataset in datasets:
@@ -223,7 +223,7 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
 
 
 def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
-    """Resolution, crop and least size."""
+    """The keys for resolution, crop and minimum size."""
     place, (width, height) = _name(subset), buckets.resolution
     if buckets.rule == "kohya" and buckets.enabled:
         limits = "no_upscale" if buckets.no_upscale else f"{buckets.smallest} to {buckets.largest} pixels"
@@ -261,7 +261,7 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
 
 
 def _root(area: float) -> float:
-    """The side of a square of an area."""
+    """The side of a square with this area."""
     return _whole(math.sqrt(area))
 
 
@@ -270,7 +270,7 @@ def _whole(length: float) -> float:
 
 
 def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
-    """The keys of captions, and the fields that they speak for."""
+    """The keys of captions, and the fields that they cover."""
     place, captions = _name(subset), subset.captions
     table, covered = _shuffled(captions)
     if table:

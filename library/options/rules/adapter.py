@@ -1,4 +1,4 @@
-"""Rules between the flags of adapters, of images while training and of validation."""
+"""Rules between flags of adapters, preview images and validation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Rules between flags as tables: required, requires, excludes, implies, overrides, told; each row with its why.
+"""Tables of rules that depend on flags alone, each row with its reason; apply_rules.py applies them.
 
-Rules that need the images, the model or the machine are the planner's; here stand those that flags alone decide.
-settle.py applies them.
+Rules that need the images, the model or the machine are in the plan.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _has_argument(name: str, *keys: str) -> Condition:
     return holds
 
 
-# What describes the data in place of train_data_dir.
+# Flags that replace train_data_dir.
 DATASET_FILES = ("dataset_config", "data_backend_config")
 _TAG_CHANGES = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
 
@@ -211,7 +210,7 @@ EXCLUDES = (
     *objective_rules.EXCLUDES,
 )
 
-# In this order: a row sees what the rows before it changed.
+# Order matters: a row sees the changes of the rows before it.
 IMPLIES = (
     Implies(
         "cache_text_encoder_outputs_to_disk",

@@ -1,4 +1,4 @@
-"""Rules between the flags of loss and noise."""
+"""Rules between flags of loss and noise."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from library.options.rules.rule_kinds import Excludes, NoEffect, off
 WEIGHTINGS = ("min_snr_gamma", "debiased_estimation_loss", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss")
 
 EXCLUDES = tuple(
-    Excludes((one,), other, "both set the timestep weight and cannot be combined", "keep one of the two")
-    for one, other in combinations(WEIGHTINGS, 2)
+    Excludes((first,), second, "both set the timestep weight and cannot be combined", "keep one of the two")
+    for first, second in combinations(WEIGHTINGS, 2)
 )
 
 NO_EFFECT = (

@@ -1,4 +1,4 @@
-"""Rules between the flags that say how a whole model's text encoders are trained."""
+"""Rules between flags for training the text encoders of a whole model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _all(*conditions: Condition) -> Condition:
 
 
 def _is_set(name: str) -> Condition:
-    """A rate of 0 counts: the encoder is not trained."""
+    """0 counts as set: the encoder is not trained."""
     return lambda values: values[name] is not None
 
 
@@ -27,7 +27,7 @@ def _stops_later(values: Mapping[str, object]) -> bool:
 REQUIRES = tuple(
     Requires(
         (cache, flag),
-        _all(on(cache, "train_text_encoder"), off("network_module", *_CACHES[:place])),  # two caches, one mistake
+        _all(on(cache, "train_text_encoder"), off("network_module", *_CACHES[:place])),  # one mistake for both caches
         off(flag),
         "cached text encoder outputs cannot train the text encoder",
         "remove one of the two",

@@ -256,7 +256,7 @@ def test_every_key_with_a_letter_missing_is_recognised(tmp_path: Path) -> None:
         (f"{PLAIN}conditioning_data_dir = 'm'\n", "(data.toml, line 4) requires --masked_loss"),
         (f"{PLAIN}[[datasets.subsets]]\nimage_dir = 'a'\nis_reg = true\n", "once with is_reg = true and once without"),
         (f"{PLAIN}custom_attributes.x = 1\n", "x = 1 (data.toml, line 4) is not a key of custom_attributes"),
-        (f"{PLAIN}custom_attributes = {{ diff_output_preservation = true }}\n", "line 4) is not supported in this version"),
+        (f"{PLAIN}custom_attributes = {{ diff_output_preservation = true }}\n", "line 4) is not supported in this"),
         (f"{PLAIN}custom_attributes.diff_output_preservation = 1\n", "line 4) is neither true nor false"),
         (f"{PLAIN}[[datasets.subsets]]\nmetadata_file = 'm'\n", "(line 5) and subsets without"),
         ("[[datasets]]\nclass_tokens = 'x'\n[[datasets.subsets]]\nmetadata_file = 'm'\n", "line 2) has no meaning"),
