@@ -95,7 +95,7 @@ SECRET = frozenset({"huggingface_token"})  # never shown in a message
 
 
 def check_future_flags(
-    given: Mapping[str, FutureFlagValue], values: Mapping[str, object]
+    set_flags: Mapping[str, FutureFlagValue], values: Mapping[str, object]
 ) -> tuple[list[Mistake], list[FutureFlagValue]]:
     """Return mistakes for flags that would change the weights, and the other flags, which are ignored with a note.
 
@@ -104,10 +104,10 @@ def check_future_flags(
     """
     refused: list[FutureFlagValue] = []
     ignored: list[FutureFlagValue] = []
-    for entry in given.values():
+    for entry in set_flags.values():
         if _is_neutral(entry):
             continue
-        governors = list(_governors(entry.definition, given, values))
+        governors = list(_governors(entry.definition, set_flags, values))
         if entry.definition.only_with and not governors:
             continue
         if any(governor in FUTURE_FLAGS and FUTURE_FLAGS[governor].changes == WEIGHTS for governor in governors):
@@ -130,12 +130,12 @@ def _is_neutral(entry: FutureFlagValue) -> bool:
 
 
 def _governors(
-    definition: FutureFlag, given: Mapping[str, FutureFlagValue], values: Mapping[str, object]
+    definition: FutureFlag, set_flags: Mapping[str, FutureFlagValue], values: Mapping[str, object]
 ) -> Iterator[str]:
     """Yield the flags of `only_with` that are on."""
     for condition in definition.only_with:
         name, _, required = condition.partition("=")
-        entry = given.get(name)
+        entry = set_flags.get(name)
         value = values.get(name) if entry is None or _is_neutral(entry) else entry.value
         if value == required if required else bool(value):
             yield name

@@ -217,7 +217,7 @@ def _own_flags(
 
 def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
     """The flags of later versions that are set. A value of a wrong type stays raw: the flag is refused anyway."""
-    found: dict[str, FutureFlagValue] = {}
+    future_flags_set: dict[str, FutureFlagValue] = {}
     for name, entry in merged.items():
         if name not in FUTURE_FLAGS:
             continue
@@ -226,8 +226,8 @@ def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
         except BadValue:
             value = entry.raw
         if value is not UNSET:
-            found[name] = FutureFlagValue(FUTURE_FLAGS[name], value, entry.origin)
-    return found
+            future_flags_set[name] = FutureFlagValue(FUTURE_FLAGS[name], value, entry.origin)
+    return future_flags_set
 
 
 def _check_unknown_names(

@@ -149,12 +149,12 @@ def write_config(options: TrainOptions) -> Path:
 def metadata(options: TrainOptions) -> dict[str, str]:
     """Metadata key -> str() of the value, for every flag that has a key and is set."""
     values = values_of(options)
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for name, flag in FLAGS.items():
         value = values[name]
         if flag.metadata and value is not None:
-            found[flag.metadata] = str(value)
-    return found
+            keys[flag.metadata] = str(value)
+    return keys
 
 
 def _flags(group: str) -> Iterator[Flag]:

@@ -1,4 +1,4 @@
-"""The files that front-ends write are accepted as they are, by the program that they start with them."""
+"""Files of front-ends are accepted unchanged by the program that the front-end starts."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_a_file_as_it_was_written(name: str, program: Program, told: tuple[str, 
     assert len(parsed.notes) == len(told) and all(map(str.__contains__, parsed.notes, told)), parsed.notes
 
 
-def test_what_front_ends_say_of_two_text_encoders() -> None:
+def test_front_end_keys_for_two_text_encoders() -> None:
     kohya_ss = parse_written("kohya_ss_dreambooth_sdxl", SDXL).options
     lora_scripts = parse_written("lora_scripts_dreambooth_sdxl_finetune", SDXL).options
     assert kohya_ss.optimizer.train_text_encoder and lora_scripts.optimizer.train_text_encoder

@@ -1,4 +1,4 @@
-"""Help, documentation, TOML and metadata come from the fields, and what is written can be read again."""
+"""Help, documentation, TOML and metadata are rendered from the flags, and a written file reads back the same."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Entry:
         """Whether the key has a value."""
         return self.values.get(key) not in (None, "")
 
-    def add_mistake(self, key: str, fault: str, remedy: str) -> None:
+    def reject(self, key: str, fault: str, remedy: str) -> None:
         """Add a mistake about the value of a key, or about a missing key."""
         name = ".".join(str(part) for part in (*self.at[1:], key))
         value = f" = {_short(self.values[key])}" if key in self.values else ""
@@ -50,7 +50,7 @@ class Entry:
         value = self.values.get(key)
         if value is None or isinstance(value, str):
             return value or None
-        self.add_mistake(key, "is not a text", "write a text in quotes")
+        self.reject(key, "is not a text", "write a text in quotes")
         return None
 
     def texts(self, key: str) -> list[str]:
@@ -59,19 +59,19 @@ class Entry:
         members = value if isinstance(value, list) else [] if value is None else [value]
         texts = [member.strip() for member in members if isinstance(member, str)]
         if len(texts) < len(members):
-            self.add_mistake(key, "is neither a text nor a list of texts", "write a text in quotes")
+            self.reject(key, "is neither a text nor a list of texts", "write a text in quotes")
             return []
         return [text for text in texts if text]
 
     def folder(self, key: str) -> Path | str | None:
         """A required path or URL; a missing one is a mistake."""
         if not self.has_value(key):
-            self.add_mistake(key, "is missing", "write the path of the folder")
+            self.reject(key, "is missing", "write the path of the folder")
             return None
         try:
             return folder(self.values[key])
         except BadValue as bad:
-            self.add_mistake(key, bad.fault, bad.remedy)
+            self.reject(key, bad.fault, bad.remedy)
             return None
 
     def number(self, key: str) -> float | None:
@@ -80,7 +80,7 @@ class Entry:
         if value is None or value == "":
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            self.add_mistake(key, "is not a number", "write a number without quotes")
+            self.reject(key, "is not a number", "write a number without quotes")
             return None
         return value
 
@@ -90,7 +90,7 @@ class Entry:
         if value is None or value == "":
             return False
         if not isinstance(value, bool):
-            self.add_mistake(key, "is neither true nor false", "write true or false, without quotes")
+            self.reject(key, "is neither true nor false", "write true or false, without quotes")
         return value is True
 
     def choice(self, key: str, choices: Sequence[str], remedy: str = "") -> str | None:
@@ -100,7 +100,7 @@ class Entry:
             return value
         near = difflib.get_close_matches(value, choices, 1, 0.6)
         suggestion = f"did you mean {near[0]}?" if near else f"write one of {', '.join(choices)}"
-        self.add_mistake(key, "is not supported" if remedy else "is not one of its values", remedy or suggestion)
+        self.reject(key, "is not supported" if remedy else "is not one of its values", remedy or suggestion)
         return None
 
     def table(self, key: str, keys: Sequence[str]) -> Entry | None:
@@ -109,12 +109,12 @@ class Entry:
         if value is None or value == "":
             return None
         if not isinstance(value, dict):
-            self.add_mistake(key, "is not a table", 'write { "name": value, ... }')
+            self.reject(key, "is not a table", 'write { "name": value, ... }')
             return None
         inner = Entry(self.source, (*self.at, key), self.name, value, self.mistakes)
         for unknown in [name for name in value if name not in keys]:
             near = difflib.get_close_matches(unknown, keys, 1, 0.6)
-            inner.add_mistake(unknown, "is not one of its keys", f"did you mean {near[0]}?" if near else "remove it")
+            inner.reject(unknown, "is not one of its keys", f"did you mean {near[0]}?" if near else "remove it")
         return inner
 
 

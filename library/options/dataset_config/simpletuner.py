@@ -59,7 +59,7 @@ def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
         elif kind in _CACHES:
             notes.add(f"{kind} is not needed: caches are found by content", entry)
         elif kind != "conditioning":
-            entry.add_mistake("dataset_type", "is not supported", 'remove the entry, or add "disabled": true')
+            entry.reject("dataset_type", "is not supported", 'remove the entry, or add "disabled": true')
     if not image_entries and not mistakes:
         mistakes.add(f"--{FLAG} {path}: no entry describes images", 'add one of "dataset_type": "image"')
     reader = _Reader(defaults, masks, notes)
@@ -78,19 +78,19 @@ def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
     if isinstance(source, Mistake):
         mistakes.extend([source])
         return []
-    found = source.tree
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    tree = source.tree
+    if not isinstance(tree, list) or not all(isinstance(entry, dict) for entry in tree):
         remedy = "write [ {...}, {...} ], as in SimpleTuner's multidatabackend.json"
-        if isinstance(found, dict) and found.keys() & {"general", "datasets"}:
+        if isinstance(tree, dict) and tree.keys() & {"general", "datasets"}:
             remedy = "this is a kohya dataset file: use --dataset_config"
         mistakes.add(f"--{FLAG} {path} is not a list of entries", remedy)
         return []
     for address, line in source.places.duplicates:
         mistakes.add(f"{address[-1]} is set twice in one entry ({source.name}, line {line})", "keep one of them")
-    names = [entry.get("id") or f"#{index}" for index, entry in enumerate(found, 1)]
+    names = [entry.get("id") or f"#{index}" for index, entry in enumerate(tree, 1)]
     return [
         Entry(source, (index,), str(name), values, mistakes)
-        for index, (name, values) in enumerate(zip(names, found, strict=True))
+        for index, (name, values) in enumerate(zip(names, tree, strict=True))
     ]
 
 
@@ -101,7 +101,7 @@ def _enabled(entries: Iterable[Entry], mistakes: Mistakes, notes: Notes) -> Iter
         if not entry.text("id"):
             mistakes.add(f"an entry has no id ({entry.origin})", 'give it one: "id": "my-images"')
         elif entry.name in seen:
-            entry.add_mistake("id", "is used by another entry too", "give each entry its own id")
+            entry.reject("id", "is used by another entry too", "give each entry its own id")
         seen.add(entry.name)
         if entry.switch("disabled" if "disabled" in entry.values else "disable"):
             notes.add("disabled, skipped", entry)
@@ -115,12 +115,12 @@ def _check_keys(entry: Entry, notes: Notes) -> None:
         if key in UNSUPPORTED:
             neutral, remedy = UNSUPPORTED[key]
             if value not in (neutral, None, "", [], {}):
-                entry.add_mistake(key, "is not supported", remedy)
+                entry.reject(key, "is not supported", remedy)
         elif key == "cache_dir_vae":
             notes.add("cache_dir_vae is not used: caches are found by content", entry)
         elif key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, 1, 0.6)
-            entry.add_mistake(key, "is not a key of this file", f"did you mean {near[0]}?" if near else "remove it")
+            entry.reject(key, "is not a key of this file", f"did you mean {near[0]}?" if near else "remove it")
     idle = [key for key in entry.values if key in NOT_NEEDED and key != "cache_dir_vae"]
     if idle and entry.values.get("dataset_type") not in _CACHES:
         notes.add(f"{', '.join(idle)}: not needed, ignored", entry)
@@ -132,9 +132,9 @@ def _is_mask(entry: Entry) -> bool:
         return True
     remedy = 'only masks are supported ("conditioning_type": "mask"); remove the entry, or add "disabled": true'
     if "conditioning_type" in entry.values:
-        entry.add_mistake("conditioning_type", "is not supported", remedy)
+        entry.reject("conditioning_type", "is not supported", remedy)
     else:
-        entry.add_mistake("dataset_type", "needs a conditioning_type", remedy)
+        entry.reject("dataset_type", "needs a conditioning_type", remedy)
     return False
 
 
@@ -169,8 +169,8 @@ class _Reader:
     notes: Notes
 
     def __post_init__(self) -> None:
-        given = self.defaults.subsets
-        self.base = given[0] if given else SubsetSpec(None, self.defaults.origin)
+        subsets = self.defaults.subsets
+        self.base = subsets[0] if subsets else SubsetSpec(None, self.defaults.origin)
         self.used = set[str]()
 
     def read(self, entry: Entry) -> tuple[BucketSettings, SubsetSpec]:
@@ -178,8 +178,8 @@ class _Reader:
         for key, usual in (("type", ("local",)), ("metadata_backend", ("discovery", "json"))):
             entry.choice(key, usual, f"use {usual[0]}, with the images in a folder or at a URL")
         if entry.number("probability") not in (None, 0, 1):  # 0 counts as not set
-            entry.add_mistake("probability", "is not supported: repeats decide how often an image appears",
-                        "remove it, and set repeats instead")  # fmt: skip
+            entry.reject("probability", "is not supported: repeats decide how often an image appears",
+                         "remove it, and set repeats instead")  # fmt: skip
         buckets, least_edge, least_area = self._sizes(entry)
         images = replace(self.base.images, random_crop=False, corner_crop=False)
         if entry.switch("crop"):
@@ -204,17 +204,13 @@ class _Reader:
         """Repeats of an image; SimpleTuner counts the extra ones (0 = once)."""
         extra = entry.number("repeats") or 0
         if extra < 0 or extra != int(extra):
-            entry.add_mistake(
-                "repeats",
-                "is not a whole number of at least 0",
-                "write the number of extra passes: 0 = each image once",
-            )
+            entry.reject("repeats", "is not a whole number of at least 0", "write the extra passes: 0 = none")
             return 1
         return int(extra) + 1
 
     def _is_reg(self, entry: Entry) -> bool:
-        found = "is_regularisation_data" in entry.values
-        is_reg = entry.switch("is_regularisation_data" if found else "is_regularization_data")
+        british = "is_regularisation_data" in entry.values
+        is_reg = entry.switch("is_regularisation_data" if british else "is_regularization_data")
         if is_reg:
             self.notes.add("is_regularisation_data works as in kohya's trainer: these images are weighted by "
                            "--prior_loss_weight, not compared with the base model", entry)  # fmt: skip
@@ -224,18 +220,18 @@ class _Reader:
         named = entry.values.get("conditioning_data") or []
         names = [named] if isinstance(named, str) else named
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            entry.add_mistake("conditioning_data", "is not the id of an entry", 'write "conditioning_data": "my-masks"')
+            entry.reject("conditioning_data", "is not the id of an entry", 'write "conditioning_data": "my-masks"')
             return None
         names = names or [name for name, mask in self.masks.items()
                           if mask.values.get("source_dataset_id") == entry.name]  # fmt: skip
         if len(names) > 1:
-            entry.add_mistake("conditioning_data", "names several entries", "keep the one with the masks")
+            entry.reject("conditioning_data", "names several entries", "keep the one with the masks")
         if not names:
             return None
         mask = self.masks.get(names[0])
         if mask is None:
-            entry.add_mistake("conditioning_data", "is not the id of a mask entry",
-                        'name an entry with "dataset_type": "conditioning", "conditioning_type": "mask"')  # fmt: skip
+            entry.reject("conditioning_data", "is not the id of a mask entry",
+                         'name an entry with "dataset_type": "conditioning", "conditioning_type": "mask"')  # fmt: skip
             return None
         return self._folder_of_masks(mask, entry)
 
@@ -248,9 +244,7 @@ class _Reader:
                      "maximum_image_size", "target_downsample_size")  # fmt: skip
             other = [key for key in sizes if key in mask.values and mask.values[key] != entry.values.get(key)]
             if other:
-                self.notes.add(
-                    f"{', '.join(other)} of masks ignored: masks are resized and cropped like their images", mask
-                )
+                self.notes.add(f"{', '.join(other)} ignored: masks are cropped like their images", mask)
         return mask.folder("instance_data_dir")
 
     def _sizes(self, entry: Entry) -> _Sizes:
@@ -263,9 +257,9 @@ class _Reader:
         if shrink_to is not None and not crop:
             self.notes.add("maximum_image_size and target_downsample_size have no effect without crop", entry)
             shrink_to = None
-        given = self.defaults.buckets
+        default = self.defaults.buckets
         buckets = BucketSettings(
-            (edge, edge), not square, smallest=given.smallest, largest=given.largest, step=given.step,
+            (edge, edge), not square, smallest=default.smallest, largest=default.largest, step=default.step,
             rule="shorter_edge" if kind == "pixel" else "area", shrink_to=shrink_to,
         )  # fmt: skip
         if square and shrink_to is None:
@@ -274,45 +268,47 @@ class _Reader:
         if kind == "pixel":
             return buckets, math.ceil(least), 0
         if least > 5e6:
-            entry.add_mistake("minimum_image_size", "would skip images of 5 megapixels",
-                        f"it uses the unit of resolution_type {kind}")  # fmt: skip
+            entry.reject("minimum_image_size", "would skip images of 5 megapixels",
+                         f"it uses the unit of resolution_type {kind}")  # fmt: skip
         return buckets, math.ceil(math.sqrt(round(least))) if square else 0, round(least)
 
     def _edge(self, entry: Entry, kind: str, *, square: bool) -> int:
         """The side of the square with the resolution's area, or the shorter edge for kind pixel."""
-        given = self.defaults.buckets
+        default = self.defaults.buckets
         value = entry.number("resolution")
         if value is None:
-            if min(given.resolution) < 1:
-                entry.add_mistake("resolution", "is missing", 'write for example "resolution": 1024')
+            if min(default.resolution) < 1:
+                entry.reject("resolution", "is missing", 'write for example "resolution": 1024')
                 return 512
-            whole = min(given.resolution) if kind == "pixel" else math.sqrt(math.prod(given.resolution))
+            whole = min(default.resolution) if kind == "pixel" else math.sqrt(math.prod(default.resolution))
         else:
             length = self._length(entry, "resolution", kind)
             if length <= 0:
-                entry.add_mistake("resolution", "is not a size", 'write for example "resolution": 1024')
+                entry.reject("resolution", "is not a size", 'write for example "resolution": 1024')
                 return 512
             whole = length if kind == "pixel" else math.sqrt(length)
         if kind == "area" and square and value is not None:
             whole = next((side for share, side in SNAPPED.items() if abs(value - share) < SNAP_RANGE), whole)
         if kind == "pixel" and not square:
             return round(whole)  # rounded later, together with the longer edge
-        edge = max(1, round(whole / given.step)) * given.step
+        edge = max(1, round(whole / default.step)) * default.step
         if edge != round(whole):
-            self.notes.add(f"resolution {format_value(value)} becomes {edge}x{edge}, a multiple of {given.step}", entry)
+            self.notes.add(
+                f"resolution {format_value(value)} becomes {edge}x{edge}, a multiple of {default.step}", entry
+            )
         return edge
 
     def _length(self, entry: Entry, key: str, kind: str) -> float:
         """A size in pixels: an edge for kind pixel, else an area. 0 if not set."""
         value = entry.number(key) or 0
         if value < 0:
-            entry.add_mistake(key, "is below 0", "write a size, or remove it")
+            entry.reject(key, "is below 0", "write a size, or remove it")
         elif kind == "area" and value >= _MOST_MEGAPIXELS:
-            entry.add_mistake(key, f"is too large: resolution_type area is in megapixels, below {_MOST_MEGAPIXELS}",
-                        'for pixels write "resolution_type": "pixel_area"')  # fmt: skip
+            entry.reject(key, f"is too large: resolution_type area is in megapixels, below {_MOST_MEGAPIXELS}",
+                         'for pixels write "resolution_type": "pixel_area"')  # fmt: skip
         elif kind != "area" and 0 < value < _FEWEST_PIXELS:
-            entry.add_mistake(key, f"is too small: resolution_type {kind} is in pixels",
-                        'for megapixels write "resolution_type": "area"')  # fmt: skip
+            entry.reject(key, f"is too small: resolution_type {kind} is in pixels",
+                         'for megapixels write "resolution_type": "area"')  # fmt: skip
         else:
             return {"pixel": value, "area": value * 1e6, "pixel_area": value * value}[kind]
         return 0
@@ -324,21 +320,19 @@ class _Reader:
         there, missing = "maximum_image_size", "target_downsample_size"
         if target:
             there, missing = missing, there
-        entry.add_mistake(there, f"is set without {missing}", f"add {missing}, or remove {there}")
+        entry.reject(there, f"is set without {missing}", f"add {missing}, or remove {there}")
         return None
 
     def _crop_aspect(self, entry: Entry) -> str:
         if entry.values.get("crop_aspect") in ("closest", "random"):
-            entry.add_mistake("crop_aspect", "is not supported",
-                        'write "preserve" (each image at about its own aspect ratio) or "square"')  # fmt: skip
+            entry.reject("crop_aspect", "is not supported",
+                         'write "preserve" (each image at about its own aspect ratio) or "square"')  # fmt: skip
             return "preserve"
         return entry.choice("crop_aspect", ("square", "preserve")) or "square"
 
     def _crop_style(self, entry: Entry) -> str:
         if entry.values.get("crop_style") == "face":
-            entry.add_mistake(
-                "crop_style", "is not supported: there is no face detection", 'write "center" or "random"'
-            )
+            entry.reject("crop_style", "is not supported: there is no face detection", 'write "center" or "random"')
             return "center"
         style = entry.choice("crop_style", CROP_STYLES) or "random"
         if style == "random":
@@ -356,7 +350,7 @@ class _Reader:
         captions = self._shuffled(entry)
         if strategy == "instanceprompt" or entry.switch("only_instance_prompt"):
             if not prompts:
-                entry.add_mistake("instance_prompt", "is missing", "write the caption of all these images")
+                entry.reject("instance_prompt", "is missing", "write the caption of all these images")
             captions = replace(captions, prefix="", wildcard=captions.wildcard or len(prompts) > 1)
             return replace(self.base, caption_source="class_tokens", class_tokens="\n".join(prompts) or None,
                            captions=captions)  # fmt: skip
@@ -370,22 +364,16 @@ class _Reader:
         if entry.switch("disable_multiline_split"):
             self.notes.add("disable_multiline_split: the first line of a caption file is the caption", entry)
             return False
-        self.notes.add(
-            "each line of a .txt file is a caption, one is picked at random; {a|b} is a random choice", entry
-        )
+        self.notes.add("one line of each .txt file is picked at random as the caption, as is one of {a|b}", entry)
         return True
 
     def _prefix(self, entry: Entry, prompts: list[str]) -> str:
         if not entry.switch("prepend_instance_prompt"):
             if prompts:
-                self.notes.add(
-                    "instance_prompt is not used: set prepend_instance_prompt or only_instance_prompt", entry
-                )
+                self.notes.add("instance_prompt needs prepend_instance_prompt or only_instance_prompt", entry)
             return ""
         if len(prompts) != 1:
-            entry.add_mistake(
-                "prepend_instance_prompt", "needs one instance_prompt", "write one text as instance_prompt"
-            )
+            entry.reject("prepend_instance_prompt", "needs one instance_prompt", "write one text as instance_prompt")
             return ""
         return prompts[0]
 
@@ -400,9 +388,7 @@ class _Reader:
         self.notes.add("caption_shuffle: shuffled each time, not in a fixed number of variants", entry)
         kept = inner.number("position_start") or 0
         if kept < 0 or kept != int(kept):
-            inner.add_mistake(
-                "position_start", "is not a whole number of at least 0", "write how many tags stay in place"
-            )
+            inner.reject("position_start", "is not a whole number of at least 0", "write how many tags stay in place")
             kept = 0
         separator = SEPARATORS[inner.choice("split_on", tuple(SEPARATORS)) or "comma"]
         return replace(captions, shuffle=True, keep_tokens=int(kept), separator=separator)

@@ -52,9 +52,9 @@ def apply_rules(
     `complete`: check that all required flags are set, except those `unneeded`. If a rule is broken, one of its flags
     is reset to its default, so that later checks (images, optimizer) do not report the same mistake again.
     """
-    found = list(_missing(settings, unneeded, script)) if complete else []
+    mistakes = list(_missing(settings, unneeded, script)) if complete else []
     for broken_flag, mistake in [*_unmet(settings), *_excluded(settings)]:
-        found.append(mistake)
+        mistakes.append(mistake)
         settings = _at_default(settings, broken_flag)
     notes = tuple(_without_effect(settings))
     wrong_sizes = list(_check_sizes(settings))
@@ -66,8 +66,8 @@ def apply_rules(
     for implies in IMPLIES:
         settings = _imply(settings, implies)
     settings = _round_bucket_limits(settings)
-    mistakes = (*settings.mistakes, *found, *wrong_sizes)
-    return replace(settings, notes=(*settings.notes, *notes), mistakes=mistakes)
+    all_mistakes = (*settings.mistakes, *mistakes, *wrong_sizes)
+    return replace(settings, notes=(*settings.notes, *notes), mistakes=all_mistakes)
 
 
 def _at_default(settings: Settings, name: str) -> Settings:

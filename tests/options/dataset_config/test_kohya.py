@@ -1,4 +1,4 @@
-"""kohya's dataset file: each key at each level, what falls back on what, and the same records from both endings."""
+"""kohya's dataset file: each key at each level, fall-backs, and the same records from TOML and JSON."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_keys_that_mean_nothing_here_are_taken_where_they_ask_for_nothing(
         assert one(found) and found.notes == ()
 
 
-def test_nothing_said_is_the_command_lines_and_nothing_said_there_is_the_default(tmp_path: Path) -> None:
+def test_missing_keys_use_the_command_line_and_then_the_defaults(tmp_path: Path) -> None:
     text = "[[datasets]]\n\n[[datasets.subsets]]\nimage_dir = 'a'\n"
     subset = SubsetSpec(Path("a"), "data.toml, line 3")
     assert read(tmp_path, text) == ParsedDatasets((replace(DEFAULTS, origin="data.toml, line 1", subsets=(subset,)),))
@@ -224,7 +224,7 @@ def test_metadata_makes_a_fine_tuning_dataset(tmp_path: Path) -> None:
     assert (plain.caption_source, plain.class_tokens, plain.caption_extensions) == ("files", "dog", (".txt",))
 
 
-def test_what_general_says_for_no_dataset_is_told(tmp_path: Path) -> None:
+def test_general_keys_that_apply_to_no_dataset_are_noted(tmp_path: Path) -> None:
     found = read(tmp_path, '[general]\nclass_tokens = "dog"\n[[datasets]]\n[[datasets.subsets]]\nmetadata_file = "m"\n')
     assert one(found).subsets[0].class_tokens is None
     (note,) = found.notes
@@ -253,7 +253,7 @@ def test_masks_for_some_subsets_and_with_other_keys(tmp_path: Path) -> None:
     assert [subset.alpha_mask for subset in subsets] == [False, True, False]
 
 
-def test_named_masks_beat_the_command_lines_alpha_mask_and_that_is_told(tmp_path: Path) -> None:
+def test_mask_folders_override_alpha_mask_of_the_command_line_with_a_note(tmp_path: Path) -> None:
     defaults = replace(DEFAULTS, subsets=(replace(DEFAULTS.subsets[0], alpha_mask=True),))
     found = read(tmp_path, tree_with("conditioning_data_dir", "masks", "s"), defaults)
     assert one(found).subsets[0].alpha_mask is False
@@ -308,7 +308,7 @@ def test_a_pixel_budget_for_each_batch(tmp_path: Path) -> None:
     )
 
 
-def test_bucket_limits_are_widened_to_the_step_and_that_is_told(tmp_path: Path) -> None:
+def test_bucket_limits_are_widened_to_the_step_with_a_note(tmp_path: Path) -> None:
     tree = tree_with("min_bucket_reso", 300, "g")
     tree["general"] |= {"enable_bucket": True, "max_bucket_reso": 1000}
     found = read(tmp_path, tree)
@@ -318,7 +318,7 @@ def test_bucket_limits_are_widened_to_the_step_and_that_is_told(tmp_path: Path) 
     assert all("bucket_reso_steps = 64 (command line)" in note for note in found.notes)
 
 
-def test_a_subset_with_no_repeats_is_left_out_and_that_is_told(tmp_path: Path) -> None:
+def test_a_subset_with_no_repeats_is_skipped_with_a_note(tmp_path: Path) -> None:
     text = """
         [[datasets]]
         num_repeats = 0
@@ -333,7 +333,7 @@ def test_a_subset_with_no_repeats_is_left_out_and_that_is_told(tmp_path: Path) -
     assert found.notes == ("num_repeats = 0 (data.toml, line 3): the subset on line 4 is skipped",)
 
 
-def test_a_folder_given_twice_in_a_dataset_counts_once_and_that_is_told(tmp_path: Path) -> None:
+def test_a_folder_listed_twice_in_a_dataset_is_used_once_with_a_note(tmp_path: Path) -> None:
     text = """
         [[datasets]]
         [[datasets.subsets]]
@@ -352,7 +352,7 @@ def test_a_folder_given_twice_in_a_dataset_counts_once_and_that_is_told(tmp_path
     assert "(data.toml, line 7)" in note and "(data.toml, line 4)" in note and "the later one is skipped" in note
 
 
-def test_keys_without_effect_are_told_where_they_ask_for_something(tmp_path: Path) -> None:
+def test_keys_without_effect_are_noted_unless_neutral(tmp_path: Path) -> None:
     for line in ("network_multiplier = 0.5", "cache_info = true"):
         found = read(tmp_path, f"[[datasets]]\n{line}\n[[datasets.subsets]]\nimage_dir = 'a'\n")
         assert one(found)
@@ -365,7 +365,7 @@ def test_regularisation_images_beside_those_they_regularise(tmp_path: Path) -> N
     assert [subset.is_reg for subset in one(read(tmp_path, tree)).subsets] == [True, False]
 
 
-def test_null_in_json_is_not_given_and_a_bom_is_no_mistake(tmp_path: Path) -> None:
+def test_null_in_json_is_not_set_and_a_bom_is_accepted(tmp_path: Path) -> None:
     tree = tree_with("validation_seed", None, "d", class_tokens=None, conditioning_data_dir=None, metadata_file=None)
     tree["general"] = {"keep_tokens": 3}
     tree["datasets"][0]["subsets"][0]["keep_tokens"] = None
@@ -386,7 +386,7 @@ def test_a_resolution_may_come_from_the_command_line_alone(tmp_path: Path) -> No
 
 
 def random_file(rng: random.Random) -> dict[str, Any]:
-    """A file without a mistake: of each level's keys some, of datasets and subsets a few."""
+    """A valid file with some keys of each level and a few datasets and subsets."""
     cases = [case[:2] for case in CASES if case[0] not in ("image_dir", "conditioning_data_dir", "alpha_mask")]
 
     def some(level: str) -> dict[str, Any]:

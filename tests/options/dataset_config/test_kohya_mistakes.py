@@ -1,4 +1,4 @@
-"""What is wrong with a dataset file: all at once, each with its line and the way out."""
+"""Mistakes in a dataset file: all at once, each with its line and remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def only(found: ParsedDatasets) -> Mistake:
     return found.mistakes[0]
 
 
-def test_all_mistakes_of_a_file_are_told_together_each_with_its_line(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_file_are_reported_together_with_their_lines(tmp_path: Path) -> None:
     text = """[general]
 shuffle_captions = true
 batch_size = "4"
@@ -154,7 +154,7 @@ def cases(table: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("key", "value", "fault"), cases(IN_SUBSETS))
-def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
+def test_a_wrong_value_is_reported_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
     image_dir = "" if key == "image_dir" else "image_dir = 'a'"
     mistake = only(read(tmp_path, f"[[datasets]]\n[[datasets.subsets]]\n{image_dir}\n{key} = {value}\n"))
     assert fault in mistake.what and "(data.toml, line 4)" in mistake.what
@@ -162,7 +162,7 @@ def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, key: str, value: st
 
 
 @pytest.mark.parametrize(("key", "value", "fault"), cases(IN_DATASETS))
-def test_a_wrong_value_of_a_dataset_is_told_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
+def test_a_wrong_value_of_a_dataset_is_reported_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
     mistake = only(read(tmp_path, f"[[datasets]]\n{key} = {value}\n[[datasets.subsets]]\nimage_dir = 'a'\n"))
     assert fault in mistake.what and "(data.toml, line 2)" in mistake.what
     assert mistake.what.startswith(f"{key} = ") and mistake.remedy
@@ -196,7 +196,7 @@ def test_buckets_that_cannot_hold_the_resolution(tmp_path: Path, general: str, f
     assert len(no_upscale.mistakes) == ("multiple" in fault or "divisible" in fault)  # limits then have no meaning
 
 
-def test_a_wrong_resolution_is_not_told_as_a_missing_one(tmp_path: Path) -> None:
+def test_a_wrong_resolution_is_not_reported_as_missing(tmp_path: Path) -> None:
     path = tmp_path / "data.toml"
     path.write_text(f"[general]\nresolution = '512'\n{PLAIN}", encoding="utf-8")
     found = read_kohya(path, replace(DEFAULTS, buckets=BucketSettings((0, 0))))
@@ -217,7 +217,7 @@ def test_a_wrong_resolution_is_not_told_as_a_missing_one(tmp_path: Path) -> None
         ("xyzzy", "the keys of a subset are "),
     ],
 )
-def test_the_way_out_of_a_key_that_is_not_known(tmp_path: Path, key: str, remedy: str) -> None:
+def test_the_remedy_for_an_unknown_key(tmp_path: Path, key: str, remedy: str) -> None:
     mistake = only(read(tmp_path, f"{PLAIN}{key} = 1\n"))
     assert mistake.what == f"{key} = 1 (data.toml, line 4) is not a key of a subset" and remedy in mistake.remedy
 
@@ -263,7 +263,7 @@ def test_every_key_with_a_letter_missing_is_recognised(tmp_path: Path) -> None:
         ("[[datasets]]\n[[datasets.subsets]]\nmetadata_file = 'm'\nis_reg = true\n", "line 4) has no meaning"),
     ],
 )  # fmt: skip
-def test_a_file_that_describes_nothing_or_the_wrong_thing(tmp_path: Path, text: str, fault: str) -> None:
+def test_a_file_without_datasets_or_with_the_wrong_contents(tmp_path: Path, text: str, fault: str) -> None:
     mistake = only(read(tmp_path, text))
     assert fault in mistake.what and mistake.remedy
 
@@ -292,7 +292,7 @@ def test_two_places_for_the_masks_of_one_subset(tmp_path: Path) -> None:
         ("data", b"", "is neither a .toml nor a .json file"),
     ],
 )
-def test_what_cannot_be_read_at_all_is_the_one_mistake(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
+def test_an_unreadable_file_is_one_mistake(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     found = read_kohya(path, DEFAULTS)

@@ -1,4 +1,4 @@
-"""SimpleTuner's data backend file, by the rules of its guide: each key, what is refused, and what is told."""
+"""SimpleTuner's data backend file, by the rules of its guide: each key, mistakes and notes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(tmp_path: Path, *entries: object, defaults: DatasetSpec = DEFAULTS) -> 
 
 
 def read_one(tmp_path: Path, **keys: object) -> tuple[DatasetSpec, SubsetSpec, str]:
-    """The only dataset and subset of one faultless entry, and all notes."""
+    """The only dataset and subset of one valid entry, and all notes."""
     found = read(tmp_path, {name: value for name, value in (IMAGES | keys).items() if value is not ...})
     assert not found.mistakes
     [dataset] = found.datasets
@@ -113,7 +113,7 @@ def test_resolutions(tmp_path: Path, kind: object, resolution: object, crop: boo
         ("pixel", 0, False, (0, 0)),
     ],
 )
-def test_small_images_are_left_out(
+def test_small_images_are_skipped(
     tmp_path: Path, kind: str, value: float, crop: bool, expected: tuple[int, int]
 ) -> None:
     resolution = 1.0 if kind == "area" else 1024
@@ -160,7 +160,7 @@ def test_captions_of_files(tmp_path: Path) -> None:
     _, subset, notes = read_one(tmp_path, caption_strategy="textfile")
     assert subset.caption_source == "files" and subset.caption_extensions == (".txt",)
     assert subset.captions.wildcard and subset.class_tokens is None and subset.captions.prefix == ""
-    assert "each line of a .txt file" in notes and "instance_prompt is not used" in notes
+    assert "one line of each .txt file" in notes and "instance_prompt is not used" in notes
     _, subset, notes = read_one(tmp_path, caption_strategy="textfile", disable_multiline_split=True)
     assert not subset.captions.wildcard and "the first line" in notes
     _, subset, _ = read_one(tmp_path, caption_strategy="textfile", prepend_instance_prompt=True)
@@ -217,11 +217,11 @@ def test_masks_are_paired(tmp_path: Path) -> None:
     assert alone.datasets[0].subsets[0].mask_dir is None
     assert any("these masks are not used" in note for note in alone.notes)
     differing = read(tmp_path, IMAGES | {"conditioning_data": "masks"}, MASKS | {"crop": True, "resolution": 1024})
-    assert any("masks are resized and cropped like their images" in note for note in differing.notes)
+    assert any("crop ignored: masks are cropped like their images" in note for note in differing.notes)
 
 
 @pytest.mark.parametrize("named", ["gone", ["masks", "more"], 7, ["masks", 7]])
-def test_masks_that_are_not_there(tmp_path: Path, named: object) -> None:
+def test_missing_masks(tmp_path: Path, named: object) -> None:
     found = read(tmp_path, IMAGES | {"conditioning_data": named}, MASKS)
     assert len(found.mistakes) == 1 and "conditioning_data" in found.mistakes[0].what
 
@@ -241,7 +241,7 @@ def test_entries_of_equal_sizes_are_one_dataset(tmp_path: Path) -> None:
     assert names == [(1024, ["dogs", "reg"]), (512, ["dogs-512", "reg-512"]), (1024, ["again"])]
 
 
-def test_caches_and_what_is_off_are_told(tmp_path: Path) -> None:
+def test_caches_and_disabled_entries_are_noted(tmp_path: Path) -> None:
     text = {"id": "text", "dataset_type": "text_embeds", "default": True, "type": "aws"}
     off = {"id": "off", "disabled": True, "dataset_type": "video"}
     also_off = IMAGES | {"id": "off too", "disable": True, "resolution": "wrong"}
@@ -336,7 +336,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("[" * 100_000, "too deep"),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, text: str, said: str) -> None:
+def test_files_that_are_not_data_backend_files(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "данные.json"
     path.write_text(text, encoding="utf-8")
     found = read_backend(path, DEFAULTS)
@@ -357,7 +357,7 @@ def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
     assert not read_backend(path, DEFAULTS).mistakes
 
 
-def test_what_it_describes_is_found_on_the_disk(tmp_path: Path) -> None:
+def test_the_described_images_are_found_on_disk(tmp_path: Path) -> None:
     for name, size in (("big_dog.png", (96, 64)), ("further/deep.png", (64, 64)), ("tiny.png", (64, 16))):
         for folder in ("dogs", "masks"):
             path = tmp_path / folder / name

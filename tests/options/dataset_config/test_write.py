@@ -1,4 +1,4 @@
-"""Laws of writing: what is read, written and read again is what it was, and what is lost is told."""
+"""Writing dataset files: a round trip gives the same records, and what is lost is reported."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ BACKEND = [
 
 
 def nameless(datasets: Sequence[DatasetSpec]) -> list[DatasetSpec]:
-    """Without the places where things were said."""
+    """Without the origins."""
     return [
         replace(dataset, origin="", subsets=tuple(replace(subset, origin="") for subset in dataset.subsets))
         for dataset in datasets
@@ -157,7 +157,7 @@ def test_urls_stay_as_they_are(url: str, tmp_path: Path) -> None:
 
 
 def some_subset(rng: random.Random, number: int) -> SubsetSpec:
-    """A subset of which both kinds of file can say everything."""
+    """A subset that both formats can express completely."""
     shuffle = rng.random() < 0.5
     return SubsetSpec(
         Path(f"data/{rng.choice(['sks dog', 'собака', 'a_b'])}{number}"),
@@ -178,7 +178,7 @@ def some_subset(rng: random.Random, number: int) -> SubsetSpec:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_both_can_say_comes_back_from_either(tmp_path: Path, seed: int) -> None:
+def test_settings_of_both_formats_survive_either(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     sides = rng.sample(range(256, 1025, 64), rng.randint(1, 3))
     datasets = [
@@ -192,7 +192,7 @@ def test_what_both_can_say_comes_back_from_either(tmp_path: Path, seed: int) -> 
 
 
 def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
-    """A change that one of the two files cannot say, and a word of what must be told."""
+    """A change that one of the formats cannot express, and a part of what must be reported."""
     plain = DatasetSpec("", BucketSettings((512, 512)), (subset,))
 
     def of(**keys: object) -> DatasetSpec:
@@ -238,7 +238,7 @@ CHANGED = changed(SUBSET)
 
 
 @pytest.mark.parametrize(("dataset", "said"), CHANGED, ids=[said for _, said in CHANGED])
-def test_what_simpletuner_cannot_say_is_told(dataset: DatasetSpec, said: str) -> None:
+def test_settings_that_simpletuner_lacks_are_reported(dataset: DatasetSpec, said: str) -> None:
     assert to_simpletuner([DatasetSpec("", BucketSettings((512, 512)), (SUBSET,))]).lost == ()
     lost = to_simpletuner([dataset]).lost
     assert any(said in line for line in lost), lost
@@ -265,14 +265,14 @@ def test_what_simpletuner_cannot_say_is_told(dataset: DatasetSpec, said: str) ->
         (BucketSettings((512, 512)), {"is_reg": True}, "without training images"),
     ],
 )
-def test_what_kohya_cannot_say_is_told(buckets: BucketSettings, keys: dict[str, object], said: str) -> None:
+def test_settings_that_kohya_lacks_are_reported(buckets: BucketSettings, keys: dict[str, object], said: str) -> None:
     subset = replace(SUBSET, recursive=False)
     assert to_kohya([DatasetSpec("", BucketSettings((512, 512)), (subset,))]).lost == ()
     lost = to_kohya([DatasetSpec("", buckets, (replace(subset, **keys),))]).lost
     assert any(said in line for line in lost), lost
 
 
-def test_what_is_told_of_many_is_told_once() -> None:
+def test_a_setting_of_many_subsets_is_reported_once() -> None:
     subsets = tuple(replace(SUBSET, image_dir=Path(name), alpha_mask=True) for name in "abc")
     assert to_simpletuner([DatasetSpec("", BucketSettings((512, 512)), subsets)]).lost == (
         "a, b, c: alpha_mask = true",
@@ -288,7 +288,7 @@ def test_metadata_and_folders_do_not_share_a_dataset_of_kohya() -> None:
     ]
 
 
-def test_a_file_is_converted_by_what_it_holds(tmp_path: Path) -> None:
+def test_the_format_of_a_file_is_detected_by_its_contents(tmp_path: Path) -> None:
     toml, listed, table = tmp_path / "a.toml", tmp_path / "b.json", tmp_path / "c.json"
     toml.write_text(KOHYA, encoding="utf-8")
     listed.write_text(json.dumps(BACKEND), encoding="utf-8")
