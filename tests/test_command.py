@@ -386,7 +386,7 @@ def test_a_written_config_gives_the_same_plan(world: World, tmp_path: Path, caps
     direct, from_file = run([*words, "--dry_run"], capsys), run([f"--config_file={config}", "--dry_run"], capsys)
     assert direct.code == from_file.code == 0 and plan_of(direct) == plan_of(from_file)
     again = run([*words, "--output_config", f"--config_file={config}"], capsys)
-    assert again.code == 2 and "exists already" in again.err
+    assert again.code == 2 and "already exists" in again.err
 
 
 def plan_of(outcome: Outcome) -> str:

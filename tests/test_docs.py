@@ -19,7 +19,7 @@ from library.options.dataset_config.convert import BUILT_IN
 from library.options.dataset_config.keys import KEYS
 from library.options.dataset_config.kohya import read_kohya
 from library.options.dataset_config.simpletuner import read_backend
-from library.options.future_flags import LATER
+from library.options.future_flags import FUTURE_FLAGS
 from library.options.tool_command import parse_tool, tool_flags
 from library.options.train_options import FLAGS
 from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions
@@ -129,7 +129,7 @@ def test_every_flag_is_one(page: str, capsys: pytest.CaptureFixture[str]) -> Non
     for tool, _ in PARSING.values():
         tool.main(["--help"])
         of_tools |= set(re.findall(r"--(\w[\w-]*)", capsys.readouterr().out))
-    known = {*FLAGS, *LATER, *aliases, *drawn, *of_tools, *FOREIGN, *IN_PROMPTS}
+    known = {*FLAGS, *FUTURE_FLAGS, *aliases, *drawn, *of_tools, *FOREIGN, *IN_PROMPTS}
     known |= {flag.strip("-") for flag in CONVERTING}
     assert not sorted(set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", text(page))) - known)
 

@@ -355,8 +355,8 @@ def test_a_thumbnail_that_is_not_there(refused: Refused, tmp_path: Path) -> None
 
 
 def test_flags_that_exclude_each_other(refused: Refused) -> None:
-    refused("--cache_latents", "--color_aug", "take one", cache_latents=True, color_aug=True)
-    refused("--cache_latents", "--random_crop", "take one", cache_latents=True, random_crop=True)
+    refused("--cache_latents", "--color_aug", "remove one", cache_latents=True, color_aug=True)
+    refused("--cache_latents", "--random_crop", "remove one", cache_latents=True, random_crop=True)
     refused("--full_fp16", "--mixed_precision", "--mixed_precision fp16", full_fp16=True)
     refused("--learning_rate 0", "nothing would be trained", learning_rate=0)
 

@@ -1,1 +1,1 @@
-"""What the user said, as frozen, typed, checked options. Standard library only, so that --help answers at once."""
+"""Frozen, typed and checked options from command line and files. Standard library only, so that --help is instant."""

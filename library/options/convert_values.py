@@ -1,4 +1,4 @@
-"""A value as the command line or a file writes it -> the value of a flag."""
+"""Convert raw values from the command line or a file to values of flags."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from library.options.flag import Flag
 ON = ("true", "1", "yes", "on")
 OFF = ("false", "0", "no", "off")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")  # two letters at least: C:/ is a drive
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")  # at least two letters: C:/ is a drive
 
 
 class Unset:
-    """The value says "not set": an empty text, an empty list, or 0 where 0 means off."""
+    """Type of UNSET, the result for an empty text, an empty list, or 0 where 0 means off."""
 
 
 UNSET = Unset()
 
 
 class BadValue(ValueError):
-    """The value cannot be that of the flag. `fault` goes into the mistake, `remedy` is what to write instead."""
+    """A value that the flag cannot have. `fault` completes "--flag = value ..."; `remedy` says what to write."""
 
     def __init__(self, fault: str, remedy: str) -> None:
         super().__init__(fault)
@@ -36,9 +36,9 @@ class BadValue(ValueError):
 
 
 def convert(flag: Flag, raw: object) -> tuple[Any, str]:
-    """The flag's value (UNSET if none was set) and, where what was written stands for another value, why.
+    """Return the flag's value (UNSET if not set) and, if the raw value is read as another one, the reason.
 
-    `raw` is text (a list of texts for list flags) from the command line, anything TOML knows from a file.
+    `raw` is text (a list of texts for list flags) from the command line, or any TOML value from a file.
     Raises BadValue.
     """
     if isinstance(raw, str) and raw.strip() == "":
@@ -48,9 +48,9 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
     value = _READERS[flag.kind](raw)
     if flag.zero_is_off and value == 0:
         return UNSET, ""
-    for stand_in in flag.read_as:
-        if value == stand_in.given:
-            return (UNSET if stand_in.taken is None else stand_in.taken), stand_in.why
+    for read_as in flag.read_as:
+        if value == read_as.written:
+            return (UNSET if read_as.value is None else read_as.value), read_as.why
     if flag.pairs:
         _check_pairs(value)
     _check_choice(flag, value)
@@ -58,14 +58,14 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
     return value, ""
 
 
-def shown(raw: object) -> str:
-    """A value as messages show it: texts in quotes, truth as in TOML."""
+def format_value(raw: object) -> str:
+    """A value as messages show it: texts in quotes, booleans as in TOML."""
     if isinstance(raw, bool):
         return str(raw).lower()
     if isinstance(raw, str):
         return f'"{raw}"'
     if isinstance(raw, list):
-        return "[" + ", ".join(shown(member) for member in raw) + "]"
+        return "[" + ", ".join(format_value(member) for member in raw) + "]"
     return str(raw)
 
 
@@ -79,7 +79,7 @@ def _switch(raw: object) -> bool:
 
 
 def _number(raw: object, remedy: str = "write a number such as 0.5 or 1e-6") -> int | float:
-    """int where the text has no point or exponent, float otherwise: lr_warmup_steps tells steps from shares by that."""
+    """int if the text has no point or exponent, else float: lr_warmup_steps tells steps from shares by this."""
     if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
         raise BadValue("is not a number", remedy)
     value: int | float
@@ -111,13 +111,12 @@ def _float(raw: object) -> float:
 
 
 def _steps_or_share(raw: object) -> int | float:
-    """An int is steps; a float up to 1, or "10%", a share of all steps. 100.0 can only mean 100 steps; 1.0 is the whole
-    run."""
+    """An int is steps; a float up to 1, or "10%", a share of all steps. 100.0 is 100 steps, 1.0 the whole run."""
     remedy = "write a whole number of steps such as 100, or a share of all steps such as 0.1"
     if isinstance(raw, str) and raw.strip().endswith("%"):
         share = _number(raw.strip().removesuffix("%"), remedy) / 100
         if share > 1:
-            raise BadValue("is more than all steps", remedy)
+            raise BadValue("is more than 100%", remedy)
         return share
     value = _number(raw, remedy)
     if isinstance(value, int) or value == 0:
@@ -138,23 +137,23 @@ def _text(raw: object) -> str:
 def _path(raw: object) -> Path:
     if not isinstance(raw, str):
         raise BadValue("is not a path", "write the path in quotes")
-    return Path(os.path.expanduser(_without_nul(raw)))  # Path.expanduser raises for a user that is not known
+    return Path(os.path.expanduser(_without_nul(raw)))  # Path.expanduser raises for an unknown user
 
 
 def _path_or_url(raw: object) -> Path | str:
-    """A URL stays text: as a path it would lose a slash."""
+    """A URL remains text: a Path would drop one of its slashes."""
     return _without_nul(raw) if isinstance(raw, str) and is_remote(raw) else _path(raw)
 
 
 def is_remote(text: str) -> bool:
-    """Whether this is a URL and no path: s3://bucket/data, simplecache::s3://bucket, file:///data; not C:/data."""
+    """Whether the text is a URL: s3://bucket/data, simplecache::s3://bucket, file:///data; not C:/data."""
     return _URL.match(text) is not None
 
 
 def _without_nul(text: str) -> str:
-    """No file system takes a NUL in a name."""
+    """Reject a NUL character, which no file system allows in a name."""
     if "\0" in text:
-        raise BadValue("holds a NUL character", "write it without")
+        raise BadValue("contains a NUL character", "remove it")
     return text
 
 
@@ -167,7 +166,7 @@ def _list(raw: object) -> tuple[str, ...]:
 
 
 def _numbers(raw: object) -> tuple[float, ...]:
-    """One number, or several as a list or with blanks or commas between them."""
+    """One number, or several as a list or separated by spaces or commas."""
     remedy = "write a number such as 1e-4, or a list of numbers"
     members = raw if isinstance(raw, list) else [raw]
     parts = [part for raw in members for part in (raw.replace(",", " ").split() if isinstance(raw, str) else [raw])]
@@ -175,7 +174,7 @@ def _numbers(raw: object) -> tuple[float, ...]:
 
 
 def _paths(raw: object) -> tuple[Path, ...]:
-    """Several paths, or one: a text is one path, as paths may hold blanks."""
+    """One path or a list of paths; a text is one path, as paths may contain spaces."""
     return tuple(_path(part) for part in (raw if isinstance(raw, list) else [raw]))
 
 
@@ -229,7 +228,9 @@ def _check_pairs(members: tuple[str, ...]) -> None:
     for member in members:
         key, equals, _ = member.partition("=")
         if not equals or not key.strip():
-            raise BadValue(f"holds {shown(member)}, which is not key=value", "write each argument as key=value")
+            raise BadValue(
+                f"contains {format_value(member)}, which is not key=value", "write each argument as key=value"
+            )
 
 
 def _check_choice(flag: Flag, value: object) -> None:
@@ -245,9 +246,9 @@ def _check_range(flag: Flag, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if flag.at_least is not None and value < flag.at_least:
-        raise BadValue(f"is below {flag.at_least:g}", f"write a number from {flag.at_least:g} up")
+        raise BadValue(f"is below {flag.at_least:g}", f"write a number of at least {flag.at_least:g}")
     if flag.at_most is not None and value > flag.at_most:
-        raise BadValue(f"is above {flag.at_most:g}", f"write a number up to {flag.at_most:g}")
+        raise BadValue(f"is above {flag.at_most:g}", f"write a number of at most {flag.at_most:g}")
     if flag.above is not None and value <= flag.above:
         raise BadValue(f"is not above {flag.above:g}", f"write a number above {flag.above:g}")
     if flag.below is not None and value >= flag.below:

@@ -1,8 +1,7 @@
-"""What a run is to train on, decided: datasets of subsets, the same records whoever described them.
+"""Records of the datasets and subsets of a run, the same for every source.
 
-The folder convention, kohya's dataset file and SimpleTuner's data backend file all end here; nothing later asks which
-of them it was. One dataset has one resolution and one batch size; a subset is one folder and what happens to its
-images and captions.
+kohya's folder names, kohya's dataset file and SimpleTuner's data backend file are all read into these records. A
+dataset has one resolution and one batch size; a subset is one folder with its settings for images and captions.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Literal
 from library.options.mistakes import Mistake
 
 Size = tuple[int, int]  # width, height
-Place = Path | str  # a folder, or the URL of one as the user gave it
+Place = Path | str  # a folder, or its URL as the user wrote it
 
 BucketRule = Literal["kohya", "area", "shorter_edge"]
-"""How an image's bucket is found: from kohya's list; or with the image's own aspect at the resolution's area, or at
-a shorter edge of the resolution's width, both rounded to the step (SimpleTuner's resolution_type)."""
+"""How an image's bucket is chosen: from kohya's list; or with the image's own aspect ratio, at the resolution's area or
+with the resolution's width as the shorter edge, both rounded to the step (SimpleTuner's resolution_type)."""
 
 Crop = Literal["centre", "random", "corner"]
 CaptionSource = Literal["files", "metadata", "class_tokens", "file_name"]
@@ -26,7 +25,7 @@ CaptionSource = Literal["files", "metadata", "class_tokens", "file_name"]
 
 @dataclass(frozen=True)
 class BucketSettings:
-    """What decides the bucket of an image. Lengths in pixels. `enabled` off: one bucket, the resolution."""
+    """Settings of buckets; lengths in pixels. Without `enabled` the resolution is the only bucket."""
 
     resolution: Size
     enabled: bool = False
@@ -35,12 +34,12 @@ class BucketSettings:
     largest: int = 1024
     step: int = 64
     rule: BucketRule = "kohya"
-    shrink_to: float | None = None  # before the crop, scale to this area (rule shorter_edge: to this shorter edge)
+    shrink_to: float | None = None  # before the crop, resize to this area (rule shorter_edge: to this shorter edge)
 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """What happens to a caption each time a sample is made; words as in kohya's sd-scripts."""
+    """How a caption is changed for each sample; terms as in kohya's sd-scripts."""
 
     shuffle: bool = False
     keep_tokens: int = 0
@@ -53,49 +52,51 @@ class CaptionSettings:
     keep_tokens_separator: str = ""
     wildcard: bool = False
     tag_dropout_rate: float = 0.0
-    warmup_min: int = 1  # tags that are there from the beginning
-    warmup_step: float = 0.0  # optimiser steps until all tags are there; below 1 a share of the run; 0 = no warm-up
+    warmup_min: int = 1  # number of tags at the start
+    warmup_step: float = 0.0  # optimizer steps until all tags are used; below 1 a share of the run; 0 = off
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What happens to an image each time a sample is made."""
+    """How an image is changed for each sample."""
 
     random_crop: bool = False
     flip: bool = False
     colour: bool = False
     corner_crop: bool = False  # from the top left instead of the centre
-    # as many face sizes go into the crop's shorter side, from and to; kohya: only without buckets, 2.0 to 4.0 is usual
+    # range of the crop's shorter side in face sizes; kohya: only without buckets, usually 2.0 to 4.0
     face_crop: tuple[float, float] | None = None
-    interpolation: str | None = None  # lanczos nearest bilinear linear bicubic cubic area box; None: by need
-    background: tuple[int, int, int] = (255, 255, 255)  # what transparency is laid on, RGB
+    interpolation: str | None = (
+        None  # lanczos nearest bilinear linear bicubic cubic area box; None: area to shrink, Lanczos to enlarge
+    )
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB behind transparent pixels
 
 
 @dataclass(frozen=True)
 class SubsetSpec:
-    """One folder of images, or the images that a metadata file lists."""
+    """One folder of images, or the images listed in a metadata file."""
 
-    image_dir: Place | None  # None: the metadata file gives absolute paths
-    origin: str  # where the user said so: "data.toml, line 12", "--train_data_dir"
+    image_dir: Place | None  # None: the metadata file has absolute paths
+    origin: str  # where the user set it: "data.toml, line 12", "--train_data_dir"
     repeats: int = 1  # 1 = once
     is_reg: bool = False
-    class_tokens: str | None = None  # the caption of images without one of their own
+    class_tokens: str | None = None  # caption of images without one
     caption_source: CaptionSource = "files"
-    caption_extensions: tuple[str, ...] = (".caption",)  # the first one that is there counts
+    caption_extensions: tuple[str, ...] = (".caption",)  # the first existing one is used
     caption_encoding: str = "utf-8"
     metadata_file: Path | None = None
     recursive: bool = False
-    mask_dir: Place | None = None  # masks under the images' names, any ending
-    alpha_mask: bool = False  # the image's own transparency is its mask
-    least_edge: int = 0  # images with a shorter side below it are left out
-    least_area: int = 0  # images with fewer pixels are left out
-    score: float | None = None  # aesthetic score, 0 to 10, of images without one of their own; None: the run's
+    mask_dir: Place | None = None  # masks named like their images, any extension
+    alpha_mask: bool = False  # use the image's transparency as its mask
+    least_edge: int = 0  # images with a smaller shorter side are skipped
+    least_area: int = 0  # images with fewer pixels are skipped
+    score: float | None = None  # aesthetic score, 0 to 10, of images without one; None: the run's
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
 
     @property
     def image_folder(self) -> Path | None:
-        """`image_dir` on this machine. Raises ValueError for a URL, whose copy dataset_specs.describe puts in place."""
+        """`image_dir` on this machine. Raises ValueError for a URL (dataset_specs.describe replaces it by its copy)."""
         return _on_this_machine(self.image_dir)
 
     @property
@@ -123,8 +124,8 @@ class DatasetSpec:
 
 
 @dataclass(frozen=True)
-class Described:
-    """The datasets of a run as the user described them, what to tell about that, and what has to be mended."""
+class ParsedDatasets:
+    """The datasets of a run, with notes and mistakes about their description."""
 
     datasets: tuple[DatasetSpec, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""One dataclass field is one flag: argument of the command line, TOML key, row of the docs, metadata key."""
+"""Define a flag as one dataclass field: command-line argument, TOML key, row of the docs and metadata key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# What a model family can do, or has; a flag may need it. A family of the project names its own in Family.capabilities.
+# Capabilities of a model family (Family.capabilities) that a flag may need.
 Capability = Literal[
     "aesthetic_score",
     "block_lr",
@@ -25,11 +25,11 @@ Capability = Literal[
     "weighted_captions",
 ]
 
-# A kind of training, by its first program.
+# A kind of training, named after its first program.
 Script = Literal["train_db.py", "train_network.py"]
 
-# The annotation of a field says what the flag takes; the words are those shown to users. A flag with choices may also
-# be annotated with the Literal of them: it takes text.
+# Annotation of a field -> type of the flag as shown to users. A flag with choices may also be annotated with their
+# Literal: its type is text.
 KINDS = {
     "bool": "switch",
     "int": "integer",
@@ -48,16 +48,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class ReadAs:
-    """A value that front-ends write and what it stands for; a `why` is told, none means that both say the same."""
+    """A value that front-ends write and the value it stands for (None: not set). A `why` is shown as a note."""
 
-    given: object
-    taken: object
+    written: object
+    value: object
     why: str = ""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Everything known about one flag. `group` is the attribute of TrainOptions with the field, `kind` is of KINDS."""
+    """Everything known about one flag. `group` is its attribute of TrainOptions, `kind` a value of KINDS."""
 
     name: str
     group: str
@@ -69,25 +69,27 @@ class Flag:
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
-    zero_is_off: bool = False  # 0 says "not set": the default then stands
-    pairs: bool = False  # a list whose members are key=value
+    zero_is_off: bool = False  # 0 means not set: the default is used
+    pairs: bool = False  # a list of key=value
     aliases: tuple[str, ...] = ()
     read_as: tuple[ReadAs, ...] = ()
-    needs: Capability | None = None  # what a model family must have for the flag to have a meaning
-    neutral: tuple[Any, ...] = ()  # further values that ask a family without the capability for nothing
-    script: Script | None = None  # the only kind of training that has it; None: all have it
-    neutral_elsewhere: tuple[Any, ...] = ()  # further values that ask another kind of training for nothing
-    metadata: str | None = None  # key under which a saved file tells the value
-    per_dataset: bool = False  # where a file describes several datasets, each of them tells it in ss_datasets instead
-    secret: bool = False  # its value is never shown, written or logged
-    private: bool = False  # a text that may be a path: like paths it is not logged, as it may say more than is wanted
-    only_on_command_line: bool = False  # a --config_file cannot set it
-    # A resumed run may have another value: it says where things lie, costs only time or memory, or another fact of
-    # the run's identity says it better.
+    needs: Capability | None = None  # capability without which the flag has no meaning
+    neutral: tuple[Any, ...] = ()  # more values that are accepted, without effect, by a family without the capability
+    script: Script | None = None  # the only kind of training with this flag; None: all
+    neutral_elsewhere: tuple[
+        Any, ...
+    ] = ()  # more values that are accepted, without effect, by another kind of training
+    metadata: str | None = None  # metadata key of the value in a saved file
+    per_dataset: bool = False  # with several datasets, each writes it into ss_datasets instead
+    secret: bool = False  # the value is never shown, written or logged
+    private: bool = False  # a text that may be a path: like paths it is not logged, as it may contain private names
+    only_on_command_line: bool = False  # ignored in a --config_file
+    # A resumed run may use another value: it only names a place, affects only time or memory, or another fact of the
+    # run's identity covers it.
     may_change_on_resume: bool = False
 
 
-def flag(  # noqa: PLR0913 - a fact of the flag each
+def flag(  # noqa: PLR0913 - each argument is a fact of the flag
     default: Any,
     help: str,
     *,
@@ -111,7 +113,7 @@ def flag(  # noqa: PLR0913 - a fact of the flag each
     only_on_command_line: bool = False,
     may_change_on_resume: bool = False,
 ) -> Any:
-    """A dataclass field that is a flag. Returns Any, like dataclasses.field, so that fields keep their annotation."""
+    """Return a dataclass field for a flag, typed Any like dataclasses.field, so that fields keep their annotation."""
     facts = {
         "help": help,
         "choices": choices,
@@ -138,13 +140,13 @@ def flag(  # noqa: PLR0913 - a fact of the flag each
 
 
 def flags_of(group: str, options: type[Any]) -> Iterator[Flag]:
-    """The flags of one group in the order of its fields. `options` is a dataclass whose fields were made by flag().
+    """Yield the flags of a group in field order. `options` is a dataclass whose fields were made by flag().
 
-    A fact that holds for all flags of a group stands at its class: `may_change_on_resume: ClassVar[bool] = True`.
+    `may_change_on_resume: ClassVar[bool] = True` on the class applies to all its flags.
     """
     all_may_change: bool = getattr(options, "may_change_on_resume", False)
     for field in dataclasses.fields(options):
         annotation = str(field.type).removesuffix(" | None")
         kind = "text" if field.metadata["choices"] and annotation not in KINDS else KINDS[annotation]
-        found = Flag(name=field.name, group=group, kind=kind, default=field.default, **field.metadata)
-        yield dataclasses.replace(found, may_change_on_resume=True) if all_may_change else found
+        known = Flag(name=field.name, group=group, kind=kind, default=field.default, **field.metadata)
+        yield dataclasses.replace(known, may_change_on_resume=True) if all_may_change else known

@@ -1,4 +1,4 @@
-"""Keys that front-ends put into their files beside the options: theirs, not ours, and passed over in silence."""
+"""Keys of front-ends' own settings in their configuration files, which are ignored silently."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ _KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-_PREFIXES = ("compile_",)  # compile_mode and its like: kohya_ss
+_PREFIXES = ("compile_",)  # compile_mode and others of kohya_ss
 
-# These ask for another kind of training when they are on; off (as a rule) they ask for nothing.
+# Ignored silently only when off: on, they select another kind of training.
 _SILENT_WHEN_OFF = frozenset({"train_inpainting", "train_t5xxl"})
 
 _KNOWN = frozenset(key for keys in _KEYS.values() for key in keys)
 
 
 def is_silent(key: str, value: object) -> bool:
-    """Whether a file's key is known to be a front-end's own and can be passed over without a word."""
+    """Whether a key of a file is a front-end's own and can be ignored silently."""
     if key in _SILENT_WHEN_OFF:
         return not value
     return key in _KNOWN or key.startswith(_PREFIXES)
 
 
 def is_known(key: str) -> bool:
-    """Whether a file's key belongs to a front-end: then it is no misspelt flag, whatever it looks like."""
+    """Whether a key of a file belongs to a front-end, and so is not a misspelt flag."""
     return key in _KNOWN or key.startswith(_PREFIXES)

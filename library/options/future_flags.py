@@ -1,7 +1,7 @@
-"""Flags of later versions: known by name, type and default, and answered, so that none is swallowed in silence.
+"""Flags of later versions, known by name, type and default, so that none is ignored silently.
 
-A flag at a neutral value (its default, off, or what front-ends always send) is passed over. Any other value is refused
-where ignoring it would change the trained weights, and told in one collected note where it would not.
+A flag at a neutral value (its default, off, or what front-ends always send) is accepted. Any other value is a mistake
+if ignoring it would change the trained weights; otherwise it is listed in one note.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from library.options.convert_values import shown
+from library.options.convert_values import format_value
 from library.options.flag import Flag
 from library.options.mistakes import Mistake
 
@@ -20,135 +20,140 @@ OTHER = "other"
 
 
 @dataclass(frozen=True)
-class Later:
-    """A flag that this version knows and does not have."""
+class FutureFlag:
+    """A flag that this version knows but does not support."""
 
     name: str
     kind: str  # a value of flag.KINDS
     default: Any = None
     changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, images, uploads)
-    neutral: tuple[Any, ...] = ()  # further values that ask for nothing
-    only_with: tuple[str, ...] = ()  # means nothing unless one of these is on: "flag" or "flag=value"
+    neutral: tuple[Any, ...] = ()  # more values without effect
+    only_with: tuple[str, ...] = ()  # has an effect only if one of these is on: "flag" or "flag=value"
 
     def flag(self) -> Flag:
-        """The flag as the readers of values want it."""
+        """The flag for convert()."""
         return Flag(name=self.name, group="", kind=self.kind, default=self.default, help="")
 
 
 @dataclass(frozen=True)
-class LaterValue:
-    """A flag of a later version that the user gave, and where."""
+class FutureFlagValue:
+    """A flag of a later version with the user's value and its origin."""
 
-    later: Later
+    definition: FutureFlag
     value: Any
     origin: str
 
 
-def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> Later:
-    return Later(name, "switch", False, changes, **facts)
+def _switch(name: str, changes: str = WEIGHTS, **facts: Any) -> FutureFlag:
+    return FutureFlag(name, "switch", False, changes, **facts)
 
 
 _DATA = (
     _switch("cache_info", OTHER),
-    _switch("persistent_data_loader_workers", neutral=(True,)),  # they always live from one epoch to the next
-    Later("dataset_class", "text"),
+    _switch("persistent_data_loader_workers", neutral=(True,)),  # workers always persist between epochs
+    FutureFlag("dataset_class", "text"),
 )
 
 _PROCESSES = (
     _switch("async_upload", OTHER, only_with=("huggingface_repo_id",)),
     _switch("ddp_gradient_as_bucket_view", OTHER),
     _switch("ddp_static_graph", OTHER),
-    Later("ddp_timeout", "integer", None, OTHER, neutral=(0,)),
+    FutureFlag("ddp_timeout", "integer", None, OTHER, neutral=(0,)),
     _switch("deepspeed", OTHER),
     _switch("fp16_master_weights_and_gradients", OTHER, only_with=("deepspeed",)),
-    Later("huggingface_path_in_repo", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    Later("huggingface_repo_id", "text", None, OTHER),
-    Later("huggingface_repo_type", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    Later("huggingface_repo_visibility", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    Later("huggingface_token", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    Later("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),
-    Later("offload_optimizer_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
-    Later("offload_param_device", "text", None, OTHER, only_with=("deepspeed",)),
-    Later("offload_param_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
+    FutureFlag("huggingface_path_in_repo", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    FutureFlag("huggingface_repo_id", "text", None, OTHER),
+    FutureFlag("huggingface_repo_type", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    FutureFlag("huggingface_repo_visibility", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    FutureFlag("huggingface_token", "text", None, OTHER, only_with=("huggingface_repo_id",)),
+    FutureFlag("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),
+    FutureFlag("offload_optimizer_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
+    FutureFlag("offload_param_device", "text", None, OTHER, only_with=("deepspeed",)),
+    FutureFlag("offload_param_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
     _switch("resume_from_huggingface"),
     _switch("save_state_to_huggingface", OTHER),
     _switch("zero3_init_flag", OTHER, only_with=("deepspeed",)),
     _switch("zero3_save_16bit_model", OTHER, only_with=("deepspeed",)),
-    Later("zero_stage", "integer", 2, OTHER, only_with=("deepspeed",)),
+    FutureFlag("zero_stage", "integer", 2, OTHER, only_with=("deepspeed",)),
 )
 
 _FAST_AND_SMALL = (
     _switch("cpu_offload_checkpointing", OTHER),
-    Later("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
+    FutureFlag("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
     _switch("fp8_base"),
     _switch("fp8_base_unet"),
     _switch("fused_backward_pass", OTHER),
-    Later("fused_optimizer_groups", "integer", None, OTHER, neutral=(0,)),
+    FutureFlag("fused_optimizer_groups", "integer", None, OTHER, neutral=(0,)),
     _switch("torch_compile", OTHER),
 )
 
-LATER: Mapping[str, Later] = MappingProxyType(
+FUTURE_FLAGS: Mapping[str, FutureFlag] = MappingProxyType(
     {row.name: row for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL) for row in rows}
 )
 
 SECRET = frozenset({"huggingface_token"})  # never shown in a message
 
 
-def answer(given: Mapping[str, LaterValue], values: Mapping[str, object]) -> tuple[list[Mistake], list[LaterValue]]:
-    """Mistakes for the flags that must not be ignored, and the flags that are ignored and have to be told.
+def check_future_flags(
+    set_flags: Mapping[str, FutureFlagValue], values: Mapping[str, object]
+) -> tuple[list[Mistake], list[FutureFlagValue]]:
+    """Return mistakes for flags that would change the weights, and the other flags, which are ignored with a note.
 
     `values` are this version's own flags, on which some later ones depend. A flag that depends on a refused one is not
-    told again: it goes when that one goes.
+    reported separately.
     """
-    refused: list[LaterValue] = []
-    ignored: list[LaterValue] = []
-    for entry in given.values():
-        if _asks_nothing(entry):
+    refused: list[FutureFlagValue] = []
+    ignored: list[FutureFlagValue] = []
+    for entry in set_flags.values():
+        if _is_neutral(entry):
             continue
-        governors = list(_governors(entry.later, given, values))
-        if entry.later.only_with and not governors:
+        governors = list(_governors(entry.definition, set_flags, values))
+        if entry.definition.only_with and not governors:
             continue
-        if any(governor in LATER and LATER[governor].changes == WEIGHTS for governor in governors):
+        if any(governor in FUTURE_FLAGS and FUTURE_FLAGS[governor].changes == WEIGHTS for governor in governors):
             continue
-        if entry.later.changes == WEIGHTS:
+        if entry.definition.changes == WEIGHTS:
             refused.append(entry)
         else:
             ignored.append(entry)
     return list(_refusals(refused)), ignored
 
 
-def told(ignored: list[LaterValue]) -> str:
-    """One sentence for all flags that are passed over without harm to the weights."""
-    names = ", ".join(f"{entry.later.name} ({entry.origin})" for entry in ignored)
-    return f"not in this version and ignored; the trained weights do not depend on it: {names}"
+def describe_ignored(ignored: list[FutureFlagValue]) -> str:
+    """One note for all flags that are ignored without effect on the weights."""
+    names = ", ".join(f"{entry.definition.name} ({entry.origin})" for entry in ignored)
+    return f"not supported in this version and ignored, without effect on the trained weights: {names}"
 
 
-def _asks_nothing(entry: LaterValue) -> bool:
-    return entry.value == entry.later.default or entry.value in entry.later.neutral
+def _is_neutral(entry: FutureFlagValue) -> bool:
+    return entry.value == entry.definition.default or entry.value in entry.definition.neutral
 
 
-def _governors(later: Later, given: Mapping[str, LaterValue], values: Mapping[str, object]) -> Iterator[str]:
-    """The flags that are on and give this one its meaning."""
-    for condition in later.only_with:
-        name, _, wanted = condition.partition("=")
-        entry = given.get(name)
-        value = values.get(name) if entry is None or _asks_nothing(entry) else entry.value
-        if value == wanted if wanted else bool(value):
+def _governors(
+    definition: FutureFlag, set_flags: Mapping[str, FutureFlagValue], values: Mapping[str, object]
+) -> Iterator[str]:
+    """Yield the flags of `only_with` that are on."""
+    for condition in definition.only_with:
+        name, _, required = condition.partition("=")
+        entry = set_flags.get(name)
+        value = values.get(name) if entry is None or _is_neutral(entry) else entry.value
+        if value == required if required else bool(value):
             yield name
 
 
-def _refusals(refused: list[LaterValue]) -> Iterator[Mistake]:
+def _refusals(refused: list[FutureFlagValue]) -> Iterator[Mistake]:
     for entry in refused:
-        default = entry.later.default
-        other = "" if default in (None, False, "") else f" or set it to its default {shown(default)}"
+        default = entry.definition.default
+        other = "" if default in (None, False, "") else f" or set it to its default {format_value(default)}"
         yield Mistake(
-            f"--{_said(entry)} ({entry.origin}) is not in this version, and ignoring it would change the weights",
-            f"leave it out{other}",
+            f"--{_describe(entry)} ({entry.origin}) is not supported in this version, "
+            "and ignoring it would change the trained weights",
+            f"remove it{other}",
         )
 
 
-def _said(entry: LaterValue) -> str:
-    if entry.later.name in SECRET:
-        return entry.later.name
+def _describe(entry: FutureFlagValue) -> str:
+    if entry.definition.name in SECRET:
+        return entry.definition.name
     value = list(entry.value) if isinstance(entry.value, tuple) else entry.value
-    return f"{entry.later.name} = {shown(value)}"
+    return f"{entry.definition.name} = {format_value(value)}"

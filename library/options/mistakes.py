@@ -1,4 +1,4 @@
-"""Mistakes of the user: collected, never raised one by one, each with the way out."""
+"""Mistakes of the user, collected and reported together, each with its remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Mistake:
 
 
 class UserError(Exception):
-    """Ends a run because of mistakes that only the user can correct; str() shows all of them, one block each."""
+    """Raised for mistakes that only the user can correct; str() lists all of them, one block each."""
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
         self.mistakes: tuple[Mistake, ...] = tuple(mistakes)
@@ -29,17 +29,17 @@ class UserError(Exception):
 
 
 class Mistakes:
-    """A growing list of mistakes, so that all of a run are told together. The same mistake is kept once."""
+    """A list of mistakes without duplicates, so that all of a run are reported together."""
 
     def __init__(self) -> None:
         self._found: list[Mistake] = []
 
     def add(self, what: str, remedy: str = "") -> None:
-        """Keep one more mistake."""
+        """Add a mistake."""
         self.extend((Mistake(what, remedy),))
 
     def extend(self, mistakes: Iterable[Mistake]) -> None:
-        """Keep the mistakes that another part of the program found."""
+        """Add mistakes, skipping those already in the list."""
         for mistake in mistakes:
             if mistake not in self._found:
                 self._found.append(mistake)
@@ -54,6 +54,6 @@ class Mistakes:
         return bool(self._found)
 
     def raise_if_any(self) -> None:
-        """Raise UserError with all mistakes, if there are any."""
+        """Raise UserError with all mistakes if there are any."""
         if self._found:
             raise UserError(self._found)

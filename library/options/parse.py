@@ -1,4 +1,4 @@
-"""argv and --config_file -> frozen options, with the origin of each value and every mistake at once."""
+"""Parse argv and --config_file into frozen options, with the origin of each value and all mistakes at once."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from types import MappingProxyType
 from typing import NoReturn
 
 from library.options import frontend_keys, future_flags, render
-from library.options.convert_values import UNSET, BadValue, convert, shown
+from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, Script
-from library.options.future_flags import LATER, LaterValue
+from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
 from library.options.mistakes import Mistake, Mistakes
-from library.options.rules.apply_rules import DEFAULT, Settings, settle
-from library.options.rules.program_flags import without_foreign
-from library.options.sources import COMMAND_LINE, Given, find_config_file, read_command_line, read_config_file
+from library.options.rules.apply_rules import DEFAULT, Settings, apply_rules
+from library.options.rules.program_flags import drop_foreign_flags
+from library.options.sources import COMMAND_LINE, RawOption, find_config_file, read_command_line, read_config_file
 from library.options.train_options import FLAGS, TrainOptions, build
 
-NEAR_MISS = 0.9  # a file's key as like a flag as this is that flag misspelt
-SUGGESTION = 0.6  # on the command line every unknown flag is a mistake; one as like as this is proposed
+NEAR_MISS = 0.9  # similarity from which a key of a file counts as a misspelt flag
+SUGGESTION = 0.6  # similarity from which a flag is suggested for an unknown one on the command line
 
 _ALIASES: Mapping[str, str] = MappingProxyType({alias: flag.name for flag in FLAGS.values() for alias in flag.aliases})
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program that takes the options of training. `script` says whose flags it has, by the first program of a kind,
-    None: it serves all programs of training and has the flags of all; `name` is what users start; `defaults` are values
-    that are not the usual ones where nothing is given; `flags` are those that it has besides, by name; `unneeded` those
-    that a training asks for and it does not; `help` is what --help prints."""
+    """A program that takes the options of training.
+
+    `script` selects the flags of one kind of training (None: of all); `name` is the file that users start; `defaults`
+    replaces defaults of flags; `flags` are the program's own flags by name; `unneeded` are required flags that this
+    program does not require; `help` returns the text of --help.
+    """
 
     script: Script | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)
@@ -47,38 +49,37 @@ def _training(name: str, script: Script, defaults: Mapping[str, object] = Mappin
     return Program(script, help=help, name=name, defaults=defaults)
 
 
-# As sd-scripts has it: at its train_db.py alone the text encoder is trained unless told otherwise.
-_ASKED_FOR: Mapping[str, object] = MappingProxyType({"train_text_encoder": False})
+# As in sd-scripts, only train_db.py trains the text encoder by default.
+_TEXT_ENCODER_OFF: Mapping[str, object] = MappingProxyType({"train_text_encoder": False})
 
 DREAMBOOTH = _training("train_db.py", "train_db.py")
 ADAPTERS = _training("train_network.py", "train_network.py")
-SDXL = _training("sdxl_train.py", "train_db.py", _ASKED_FOR)
+SDXL = _training("sdxl_train.py", "train_db.py", _TEXT_ENCODER_OFF)
 SDXL_ADAPTERS = _training("sdxl_train_network.py", "train_network.py")
-FINE_TUNING = _training("fine_tune.py", "train_db.py", _ASKED_FOR)
+FINE_TUNING = _training("fine_tune.py", "train_db.py", _TEXT_ENCODER_OFF)
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What the user said.
+    """The options, where each value comes from, and what to report.
 
-    `origins` tells for every flag "command line", the file's name or "default"; `given` are the flags that the user
-    set, never defaults; `notes` is what to tell; `mistakes` is what stops the run; `own` has the values of the flags
-    that the program has besides those of training. A flag with a mistake stands at its default (the resolution at
-    512,512), so that the images can be checked too before all mistakes are told.
+    `origins` gives for every flag "command line", the file's name or "default". `set_by_user` holds the flags that the
+    user set. `program_values` holds the values of the program's own flags (Program.flags). A flag with a mistake has
+    its default (the resolution 512,512), so that the images are checked too before all mistakes are reported.
     """
 
     options: TrainOptions
     origins: Mapping[str, str]
-    given: frozenset[str]
+    set_by_user: frozenset[str]
     notes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
-    own: Mapping[str, object] = field(default_factory=dict)
+    program_values: Mapping[str, object] = field(default_factory=dict)
 
 
 def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> Parsed:
-    """Read the command line (without the program's name; sys.argv if None) and the file it names.
+    """Read the command line (without the program's name; None: sys.argv) and the --config_file it names.
 
-    Never raises for a mistake of the user. --help prints the help and ends the program with status 0.
+    User errors are collected in Parsed.mistakes, not raised. --help prints the help and exits with status 0.
     """
     flags = {name: replace(flag, default=program.defaults.get(name, flag.default)) for name, flag in FLAGS.items()}
     known = {**flags, **program.flags}
@@ -90,24 +91,26 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     writes_config = _is_on(on_command_line, "output_config")
     in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, mistakes, notes))
     notes += _repeated(on_command_line)
-    merged = {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and wins
+    merged = {
+        entry.name: entry for entry in [*in_file, *on_command_line]
+    }  # the command line comes last and overrides the file
 
-    settings = without_foreign(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
+    settings = drop_foreign_flags(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
     later_values = _later_flags(merged)
-    mistakes.extend(_judge_foreign(merged, known, notes))
-    settled = settle(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
-    refused, ignored = future_flags.answer(later_values, settled.values)
-    mistakes.extend(settled.mistakes)
+    mistakes.extend(_check_unknown_names(merged, known, notes))
+    effective = apply_rules(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
+    refused, ignored = future_flags.check_future_flags(later_values, effective.values)
+    mistakes.extend(effective.mistakes)
     mistakes.extend(refused)
-    notes += settled.notes
-    notes += [future_flags.told(ignored)] if ignored else []
+    notes += effective.notes
+    notes += [future_flags.describe_ignored(ignored)] if ignored else []
     return Parsed(
-        build(settled.values),
-        MappingProxyType(dict(settled.origins)),
-        settled.given,
+        build(effective.values),
+        MappingProxyType(dict(effective.origins)),
+        effective.set_by_user,
         tuple(notes),
         tuple(mistakes),
-        {name: settled.values[name] for name in program.flags},
+        {name: effective.values[name] for name in program.flags},
     )
 
 
@@ -120,12 +123,12 @@ def _kind_of(known: Mapping[str, Flag], name: str) -> str | None:
     name = _ALIASES.get(name, name)
     if name in known:
         return known[name].kind
-    return LATER[name].kind if name in LATER else None
+    return FUTURE_FLAGS[name].kind if name in FUTURE_FLAGS else None
 
 
-def _canonical(entries: Iterable[Given]) -> list[Given]:
-    """Aliases under the flag's own name; in one source the alias wins, as users of caption_extention expect."""
-    by_name, by_alias = list[Given](), list[Given]()
+def _canonical(entries: Iterable[RawOption]) -> list[RawOption]:
+    """Rename aliases to their flags; within one source the alias wins, as users of caption_extention expect."""
+    by_name, by_alias = list[RawOption](), list[RawOption]()
     for entry in entries:
         if entry.name in _ALIASES:
             by_alias.append(replace(entry, name=_ALIASES[entry.name]))
@@ -134,58 +137,58 @@ def _canonical(entries: Iterable[Given]) -> list[Given]:
     return by_name + by_alias
 
 
-def _is_on(entries: list[Given], name: str) -> bool:
+def _is_on(entries: list[RawOption], name: str) -> bool:
     raw = next((entry.raw for entry in reversed(entries) if entry.name == name), False)
     try:
         return convert(FLAGS[name], raw)[0] is True
     except BadValue:
-        return False  # told where the flag itself is read
+        return False  # reported where the flag itself is read
 
 
 def _from_file(
-    on_command_line: list[Given], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
-) -> Iterator[Given]:
-    """The options of the file that --config_file names, if it names one."""
+    on_command_line: list[RawOption], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
+) -> Iterator[RawOption]:
+    """Yield the options of the --config_file, if there is one."""
     named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
     if not named.strip():
         return
     path = find_config_file(Path(os.path.expanduser(named)))
     if path is None:
         mistakes.add(
-            f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be left out"
+            f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be omitted"
         )
         return
     entries = list(read_config_file(path, mistakes))
     if any(map(_holds_tables, entries)) and not any(_kind_of(known, entry.name) for entry in entries):
         mistakes.add(
-            f"--config_file {named} ({COMMAND_LINE}) holds no option of this program",
-            "name a file of training options; a front-end's saved project or a dataset file is none",
+            f"--config_file {named} ({COMMAND_LINE}) contains no option of this program",
+            "name a file of training options, not a front-end's project or a dataset file",
         )
     for entry in entries:
         if entry.name not in known or not known[entry.name].only_on_command_line:
             yield entry
         elif entry.raw not in ("", False):
-            notes.append(f"{entry.name} in {entry.origin} is ignored: it counts only on the command line")
+            notes.append(f"{entry.name} in {entry.origin} is ignored: it works only on the command line")
 
 
-def _holds_tables(entry: Given) -> bool:
+def _holds_tables(entry: RawOption) -> bool:
     members = entry.raw if isinstance(entry.raw, list) else [entry.raw]
     return any(isinstance(member, dict) for member in members)
 
 
-def _repeated(entries: list[Given]) -> Iterator[str]:
-    last: dict[str, Given] = {}
+def _repeated(entries: list[RawOption]) -> Iterator[str]:
+    last: dict[str, RawOption] = {}
     for entry in entries:
         before = last.get(entry.name)
         if before is not None and before.raw != entry.raw:
-            yield f"--{entry.name} stands more than once on the command line: {shown(entry.raw)} counts"
+            yield f"--{entry.name} is given more than once on the command line: {format_value(entry.raw)} is used"
         last[entry.name] = entry
 
 
 def _own_flags(
-    merged: Mapping[str, Given], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
+    merged: Mapping[str, RawOption], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
 ) -> Settings:
-    """The value of every flag of this version; one that cannot be read is a mistake and stays at its default."""
+    """The value of every flag of this version; an invalid value is a mistake and leaves the default."""
     values: dict[str, object] = {name: flag.default for name, flag in known.items()}
     origins = dict.fromkeys(known, DEFAULT)
     faulty: set[str] = set()
@@ -201,58 +204,66 @@ def _own_flags(
         if value is not UNSET:
             values[name], origins[name] = value, entry.origin
         if why:
-            notes.append(f"--{name} = {shown(entry.raw)} ({entry.origin}) is read as {shown(value)}: {why}")
+            notes.append(
+                f"--{name} = {format_value(entry.raw)} ({entry.origin}) is read as {format_value(value)}: {why}"
+            )
     values["caption_extension"] = _with_dot(str(values["caption_extension"]))
     values["config_file"] = _with_toml(values["config_file"])
-    given = frozenset(name for name, origin in origins.items() if origin != DEFAULT)
-    return Settings(values, origins, given, frozenset(faulty), defaults={name: known[name].default for name in known})
+    set_by_user = frozenset(name for name, origin in origins.items() if origin != DEFAULT)
+    return Settings(
+        values, origins, set_by_user, frozenset(faulty), defaults={name: known[name].default for name in known}
+    )
 
 
-def _later_flags(merged: Mapping[str, Given]) -> dict[str, LaterValue]:
-    """Flags of later versions that were given. A value of a wrong type is kept as it is: the flag is refused anyway."""
-    found: dict[str, LaterValue] = {}
+def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
+    """The flags of later versions that are set. A value of a wrong type stays raw: the flag is refused anyway."""
+    future_flags_set: dict[str, FutureFlagValue] = {}
     for name, entry in merged.items():
-        if name not in LATER:
+        if name not in FUTURE_FLAGS:
             continue
         try:
-            value, _ = convert(LATER[name].flag(), entry.raw)
+            value, _ = convert(FUTURE_FLAGS[name].flag(), entry.raw)
         except BadValue:
             value = entry.raw
         if value is not UNSET:
-            found[name] = LaterValue(LATER[name], value, entry.origin)
-    return found
+            future_flags_set[name] = FutureFlagValue(FUTURE_FLAGS[name], value, entry.origin)
+    return future_flags_set
 
 
-def _judge_foreign(merged: Mapping[str, Given], own: Mapping[str, Flag], notes: list[str]) -> Iterator[Mistake]:
-    """Names that no flag has: mistakes on the command line; in files front-ends' own keys, near misses, or one note."""
+def _check_unknown_names(
+    merged: Mapping[str, RawOption], own: Mapping[str, Flag], notes: list[str]
+) -> Iterator[Mistake]:
+    """Unknown names: mistakes on the command line; in files mistakes if nearly a flag, else one note per file."""
     unknown: dict[str, list[str]] = {}
     for name, entry in merged.items():
-        if name in own or name in LATER:
+        if name in own or name in FUTURE_FLAGS:
             continue
         if entry.origin == COMMAND_LINE:
-            nearest = _nearest(name, own, SUGGESTION)
+            nearest = _closest_name(name, own, SUGGESTION)
             remedy = f"did you mean --{nearest}?" if nearest else "--help lists all flags"
-            yield Mistake(f"--{name} ({COMMAND_LINE}) is no flag of this program", remedy)
+            yield Mistake(f"--{name} ({COMMAND_LINE}) is not a flag of this program", remedy)
             continue
         if frontend_keys.is_silent(name, entry.raw):
             continue
-        nearest = None if frontend_keys.is_known(name) else _nearest(name, own, NEAR_MISS)
+        nearest = None if frontend_keys.is_known(name) else _closest_name(name, own, NEAR_MISS)
         if nearest:
-            yield Mistake(f"{name} = {shown(entry.raw)} ({entry.origin}) is no flag", f"did you mean {nearest}?")
+            yield Mistake(
+                f"{name} = {format_value(entry.raw)} ({entry.origin}) is not a flag", f"did you mean {nearest}?"
+            )
         else:
             unknown.setdefault(entry.origin, []).append(name)
-    notes += [f"keys of {origin} that no flag knows, ignored: {', '.join(names)}" for origin, names in unknown.items()]
+    notes += [f"unknown keys in {origin}, ignored: {', '.join(names)}" for origin, names in unknown.items()]
 
 
-def _nearest(name: str, own: Iterable[str], cutoff: float) -> str | None:
-    from difflib import get_close_matches  # only where a name is unknown: --help does without it
+def _closest_name(name: str, own: Iterable[str], cutoff: float) -> str | None:
+    from difflib import get_close_matches  # imported late: only needed for an unknown name
 
-    known = [*own, *_ALIASES, *LATER]
+    known = [*own, *_ALIASES, *FUTURE_FLAGS]
     return next(iter(get_close_matches(name.replace("-", "_"), known, n=1, cutoff=cutoff)), None)
 
 
-def _bad(entry: Given, bad: BadValue) -> str:
-    return f"--{entry.name} = {shown(entry.raw)} ({entry.origin}) {bad.fault}"
+def _bad(entry: RawOption, bad: BadValue) -> str:
+    return f"--{entry.name} = {format_value(entry.raw)} ({entry.origin}) {bad.fault}"
 
 
 def _with_dot(extension: str) -> str:
@@ -260,7 +271,7 @@ def _with_dot(extension: str) -> str:
 
 
 def _with_toml(named: object) -> object:
-    """The file that was read, or is to be written, under its full name."""
+    """The --config_file to read or write, with its extension."""
     if not isinstance(named, Path):
         return named
     return find_config_file(named) or (named if named.suffix == ".toml" else named.with_name(f"{named.name}.toml"))

@@ -1,4 +1,4 @@
-"""The options as text: --help, docs/options.md, a TOML file, metadata, all from the same fields."""
+"""Render the options as --help, docs/options.md, a TOML file and metadata."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TITLES = {
     "mask": "Masks",
     "cache": "Caches",
     "objective": "Loss",
-    "optimizer": "Optimiser and learning rates",
+    "optimizer": "Optimizer and learning rates",
     "adapter": "Adapter",
     "memory": "Precision, memory and speed",
     "saving": "Saved files",
-    "preview": "Images while training",
+    "preview": "Preview images",
     "validation": "Validation",
     "run": "Run",
 }
@@ -33,14 +33,14 @@ TITLES = {
 _USAGE = "--pretrained_model_name_or_path MODEL --train_data_dir DIR --output_dir DIR --resolution 512"
 _WHOLE = "Train all weights of a model on your images"
 _ADAPTER = (
-    "Train an adapter (LoRA and its relatives) on your images: a small file beside the model.",
-    "Needs --network_module, for example networks.lora.",
+    "Train an adapter (LoRA and its relatives) on your images: a small file to use with the base model.",
+    "Requires --network_module, for example networks.lora.",
 )
 _LIKE_TRAIN_DB = (
-    "The same as train_db.py, under a name that sd-scripts has, but for one default: text encoders are trained only "
-    "with --train_text_encoder."
+    "The same as train_db.py under a name of sd-scripts, except that text encoders are trained only with "
+    "--train_text_encoder."
 )
-_LIKE_TRAIN_NETWORK = "The same as train_network.py, under the name that sd-scripts has for Stable Diffusion XL."
+_LIKE_TRAIN_NETWORK = "The same as train_network.py under sd-scripts' name for Stable Diffusion XL."
 _ABOUT: Mapping[str, tuple[str, ...]] = {
     "train_db.py": (f"{_WHOLE} (DreamBooth).",),
     "train_network.py": _ADAPTER,
@@ -48,7 +48,7 @@ _ABOUT: Mapping[str, tuple[str, ...]] = {
     "sdxl_train_network.py": (*_ADAPTER, _LIKE_TRAIN_NETWORK),
     "fine_tune.py": (f"{_WHOLE} (fine-tuning).", _LIKE_TRAIN_DB),
 }
-# Flag.script -> what docs/options.md says of a flag that only one kind of training has.
+# Flag.script -> remark in docs/options.md on a flag that only one kind of training has.
 _ONLY: Mapping[Script, str] = {"train_db.py": "Only for whole models.", "train_network.py": "Only for adapters."}
 
 
@@ -58,8 +58,10 @@ def help_text(
     name: str = "",
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
-    """What --help of a program prints. `width` in characters, not given = that of the terminal; `script` says whose
-    flags it has, `name` what it is called where that is another name, `defaults` where its flags stand otherwise."""
+    """The --help text of a program, wrapped to `width` characters (None: the terminal's width).
+
+    `script` selects the flags; `name` is the program's own name if it differs; `defaults` replaces flags' defaults.
+    """
     width = width or max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     name = name or script
     lines = [
@@ -82,15 +84,15 @@ def help_text(
 
 
 def docs_page() -> str:
-    """docs/options.md: one table a group."""
+    """The text of docs/options.md: one table per group."""
     lines = [
         "# Options of the training programs",
         "",
-        "`train_db.py` (whole models) and `train_network.py` (adapters) share them; what only one of them has says so.",
-        "`sdxl_train.py` and `fine_tune.py` have those of `train_db.py`, `sdxl_train_network.py` those of",
+        "Options of `train_db.py` (whole models) and `train_network.py` (adapters); flags of one only are marked.",
+        "`sdxl_train.py` and `fine_tune.py` have the options of `train_db.py`, `sdxl_train_network.py` those of",
         "`train_network.py`.",
         "Each option is a flag of the command line (`--name value`) and a key of a `--config_file` (`name = value`);",
-        "the command line beats the file. This page is made from the program (`python -m library.options.render`).",
+        "the command line overrides the file. This page is generated (`python -m library.options.render`).",
     ]
     for group in GROUPS:
         lines += ["", f"## {TITLES[group]}", "", "| Flag | Type | Default | Meaning |", "|---|---|---|---|"]
@@ -102,39 +104,41 @@ def docs_page() -> str:
 
 
 def config_toml(options: TrainOptions) -> str:
-    """The options as the TOML of a --config_file, one table a group; flags that are not set are left out.
+    """The options as the TOML of a --config_file, one table per group, without flags that are not set.
 
-    max_train_steps is left out beside max_train_epochs, which beats it. Needs the package tomli_w.
+    max_train_steps is omitted if max_train_epochs overrides it. Needs the package tomli_w.
     """
     import tomli_w  # only where a file is written
 
     values = values_of(options)
-    beaten = "max_train_steps" if values["max_train_epochs"] else ""
+    overridden = "max_train_steps" if values["max_train_epochs"] else ""
     tree: dict[str, dict[str, object]] = {}
     for name, value in values.items():
         flag = FLAGS[name]
-        if value is not None and name != beaten and not (flag.only_on_command_line or flag.secret):
+        if value is not None and name != overridden and not (flag.only_on_command_line or flag.secret):
             tree.setdefault(flag.group, {})[name] = _toml(value)
     return tomli_w.dumps(tree)
 
 
 def write_config(options: TrainOptions) -> Path:
-    """What --output_config does: write config_toml to the file named by --config_file, which must not exist yet.
+    """Write config_toml to the file named by --config_file, which must not exist yet (--output_config).
 
     Returns the file's path. Raises UserError if no file is named, it exists, or it cannot be written.
     """
     path = options.run.config_file
     if path is None:
-        raise UserError([Mistake("--output_config names no file", "add --config_file with the file to write")])
+        raise UserError(
+            [Mistake("--output_config has no file to write", "add --config_file with the name of the file")]
+        )
     if path.exists():
-        raise UserError([Mistake(f"--output_config: {path} exists already", "name another file, or delete this one")])
-    beside = path.with_name(f"{path.name}.part")
+        raise UserError([Mistake(f"--output_config: {path} already exists", "name another file, or delete this one")])
+    partial = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(config_toml(options), encoding="utf-8")
-        os.replace(beside, path)
+        partial.write_text(config_toml(options), encoding="utf-8")
+        os.replace(partial, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise UserError(
             [Mistake(f"--output_config: {path} cannot be written: {reason}", "name another file")]
@@ -143,14 +147,14 @@ def write_config(options: TrainOptions) -> Path:
 
 
 def metadata(options: TrainOptions) -> dict[str, str]:
-    """Metadata key -> text, as str() makes it, for every flag that has a key and is set."""
+    """Metadata key -> str() of the value, for every flag that has a key and is set."""
     values = values_of(options)
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for name, flag in FLAGS.items():
         value = values[name]
         if flag.metadata and value is not None:
-            found[flag.metadata] = str(value)
-    return found
+            keys[flag.metadata] = str(value)
+    return keys
 
 
 def _flags(group: str) -> Iterator[Flag]:
@@ -192,7 +196,7 @@ def _default(flag: Flag) -> str:
 
 
 def _limits(flag: Flag) -> str:
-    """Choices and other spellings, where the flag has any."""
+    """The flag's choices and aliases as sentences, or an empty text."""
     parts = []
     if flag.choices:
         parts.append(f"One of {', '.join(str(choice) for choice in flag.choices)}.")

@@ -1,4 +1,4 @@
-"""Where options come from: the words of the command line and the keys of a TOML file, not yet converted."""
+"""Read raw options, not yet converted, from the command line and from a TOML file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
-class Given:
-    """One option as it was written: name, unconverted value, and where ("command line" or the file's name)."""
+class RawOption:
+    """One option as written: name, unconverted value, and origin ("command line" or the file's name)."""
 
     name: str
     raw: object
     origin: str
 
 
-def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes) -> Iterator[Given]:
-    """The options among the words of a command line. `kind_of` tells the kind of a flag, None for an unknown one.
+def read_command_line(
+    argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes
+) -> Iterator[RawOption]:
+    """Yield the options of a command line. `kind_of` returns the kind of a flag, None for an unknown one.
 
-    A switch takes no word, a list all words up to the next flag, any other flag one; --flag=value works for all.
-    An unknown flag is handed on with the words after it, so that its mistake is told once.
+    A switch takes no value, a list all words up to the next flag, any other flag one word; --flag=value works for all.
+    An unknown flag is yielded with the words after it, so that it is reported only once.
     """
     words = list(argv)
     place = 0
@@ -39,17 +41,17 @@ def read_command_line(argv: Sequence[str], kind_of: Callable[[str], str | None],
         following = [] if equals else _values_after(words, place)
         kind = kind_of(name)
         if kind == "switch":
-            yield Given(name, text if equals else True, COMMAND_LINE)
+            yield RawOption(name, text if equals else True, COMMAND_LINE)
         elif kind in ("list", "numbers", "paths") or kind is None:
             place += len(following)
-            yield Given(name, [text] if equals else following, COMMAND_LINE)
+            yield RawOption(name, [text] if equals else following, COMMAND_LINE)
         elif equals:
-            yield Given(name, text, COMMAND_LINE)
+            yield RawOption(name, text, COMMAND_LINE)
         elif following:
             place += 1
-            yield Given(name, following[0], COMMAND_LINE)
+            yield RawOption(name, following[0], COMMAND_LINE)
         else:
-            mistakes.add(f"--{name} ({COMMAND_LINE}) has no value", f"write --{name} and then its {kind}")
+            mistakes.add(f"--{name} ({COMMAND_LINE}) has no value", f"write --{name} followed by its value ({kind})")
 
 
 def _is_flag(word: str) -> bool:
@@ -67,19 +69,19 @@ def _stray_word_remedy(words: list[str], place: int, kind_of: Callable[[str], st
     before = words[place - 1] if place else ""
     if _is_flag(before) and kind_of(before[2:]) == "switch":
         return f"{before} is a switch: write it alone, or {before}=true / {before}=false"
-    return "put a path or text with blanks in quotes; flags begin with --"
+    return "put paths and texts with spaces in quotes; flags start with --"
 
 
 def find_config_file(named: Path) -> Path | None:
-    """The file meant by --config_file, with or without .toml; None if there is none."""
+    """The file named by --config_file, with or without .toml; None if there is none."""
     candidates = [named] if named.suffix == ".toml" else [named.with_name(named.name + ".toml"), named]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[Given]:
-    """The options of a TOML file. Tables are flattened one level: their names are ignored, as users' files expect.
+def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
+    """Yield the options of a TOML file. Tables are flattened one level and their names ignored, as in sd-scripts.
 
-    A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with the line where known.
+    A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with its line if known.
     """
     try:
         tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -94,20 +96,20 @@ def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[Given]:
     except tomllib.TOMLDecodeError as error:
         mistakes.add(
             f"--config_file {path} is not valid TOML: {error}",
-            "correct that line; texts need quotes, and a Windows path single ones ('C:\\train')",
+            "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
         return
     seen: dict[str, object] = {}
     for name, value in _flattened(tree):
         if name in seen and seen[name] != value:
-            mistakes.add(f"{name} stands twice in {path.name}, as {seen[name]!r} and as {value!r}", "keep one of them")
+            mistakes.add(f"{name} is set twice in {path.name}, to {seen[name]!r} and to {value!r}", "keep one of them")
             continue
         seen[name] = value
-        yield Given(name, value, path.name)
+        yield RawOption(name, value, path.name)
 
 
 def _flattened(tree: dict[str, object]) -> Iterator[tuple[str, object]]:
-    """Names and values with the tables of the first level opened; a table within one keeps its full name, no flag's."""
+    """Names and values, with first-level tables flattened; a nested table keeps its dotted name, which no flag has."""
     for name, value in tree.items():
         if not isinstance(value, dict):
             yield name, value

@@ -1,4 +1,4 @@
-"""From the words of a command line to an exit code: what small tools have in common. No torch."""
+"""Run a small tool from its command line: parsing, --help, user errors and exit codes. No torch."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from library.options.convert_values import UNSET, BadValue, convert, shown
+from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
 from library.options.sources import COMMAND_LINE, read_command_line
 
 Options = TypeVar("Options")
-SUGGESTION = 0.6  # a name as like a flag as this is proposed
+SUGGESTION = 0.6  # similarity from which a flag is suggested for an unknown one
 
 
-def _nothing_more(options: Any, mistakes: Mistakes) -> None:
-    """No check beyond those of the flags."""
+def _no_check(options: Any, mistakes: Mistakes) -> None:
+    """Check nothing."""
 
 
 @dataclass(frozen=True)
 class Tool(Generic[Options]):
-    """A small program: what --help says of it, the dataclass of its flags, and what it does with them.
+    """A small program: title and usage for --help, the dataclass of its flags, and the function that does the work.
 
-    `required` are the flags that must be given, each with the way out; `check` adds what is wrong with options as a
-    whole; `interrupted` is what to say after Ctrl-C; `work` raises UserError for what only the user can mend.
+    `required` are flags that must be set, each with its remedy; `check` adds mistakes about combinations of options;
+    `interrupted` is the message after Ctrl-C; `work` raises UserError for mistakes of the user.
     """
 
     title: str
@@ -34,13 +34,13 @@ class Tool(Generic[Options]):
     options: type[Options]
     work: Callable[[Options], None]
     required: Mapping[str, str] = field(default_factory=dict)
-    check: Callable[[Options, Mistakes], None] = _nothing_more
-    interrupted: str = "interrupted: nothing half-written was left"
+    check: Callable[[Options, Mistakes], None] = _no_check
+    interrupted: str = "interrupted: no incomplete file was left"
 
 
 def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # names in any script must not end a run on a console of few letters
+    """Run a tool and return its exit code: 0 done, 2 user error, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a console without Unicode must not fail on file names
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     words = sys.argv[1:] if words is None else words
@@ -59,29 +59,31 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
 
 
 def tool_flags(options: type[Any]) -> Mapping[str, Flag]:
-    """The flags of a tool by name, in the order of --help."""
-    return MappingProxyType({each.name: each for each in flags_of("tool", options)})
+    """The flags of a tool by name, in field order."""
+    return MappingProxyType({flag.name: flag for flag in flags_of("tool", options)})
 
 
 def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
-    """The options of a command line. Raises UserError with every mistake of it."""
+    """Parse a tool's command line. Raises UserError with all its mistakes."""
     known = tool_flags(tool.options)
     mistakes = Mistakes()
     values: dict[str, Any] = {}
-    for given in read_command_line(words, lambda name: known[name].kind if name in known else None, mistakes):
-        if given.name not in known:
-            mistakes.add(f"--{given.name} ({COMMAND_LINE}) is no flag of this program", _nearest(given.name, known))
+    for option in read_command_line(words, lambda name: known[name].kind if name in known else None, mistakes):
+        if option.name not in known:
+            mistakes.add(
+                f"--{option.name} ({COMMAND_LINE}) is not a flag of this program", _closest_name(option.name, known)
+            )
             continue
         try:
-            value, _ = convert(known[given.name], given.raw)
+            value, _ = convert(known[option.name], option.raw)
         except BadValue as bad:
-            mistakes.add(f"--{given.name} = {shown(given.raw)} ({COMMAND_LINE}) {bad.fault}", bad.remedy)
+            mistakes.add(f"--{option.name} = {format_value(option.raw)} ({COMMAND_LINE}) {bad.fault}", bad.remedy)
             continue
         if value is not UNSET:
-            values[given.name] = value
-    told = " ".join(mistake.what for mistake in mistakes)
+            values[option.name] = value
+    reported = " ".join(mistake.what for mistake in mistakes)
     for name, remedy in tool.required.items():
-        if name not in values and f"--{name} " not in told:
+        if name not in values and f"--{name} " not in reported:
             mistakes.add(f"no --{name}", remedy)
     options = tool.options(**values)
     tool.check(options, mistakes)
@@ -89,20 +91,20 @@ def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     return options
 
 
-def _nearest(name: str, known: Mapping[str, Flag]) -> str:
-    from difflib import get_close_matches  # only where a name is unknown: --help does without it
+def _closest_name(name: str, known: Mapping[str, Flag]) -> str:
+    from difflib import get_close_matches  # imported late: only needed for an unknown name
 
     found = get_close_matches(name.replace("-", "_"), known, n=1, cutoff=SUGGESTION)
     return f"did you mean --{found[0]}?" if found else "--help lists all flags"
 
 
 def help_text(tool: Tool[Any]) -> str:
-    """What --help prints."""
+    """The text of --help."""
     lines = [tool.title, "", f"usage: {tool.usage}", ""]
-    for each in tool_flags(tool.options).values():
-        choices = f". One of {', '.join(str(choice) for choice in each.choices)}" if each.choices else ""
-        plain = each.default in (None, False, "", ())
-        default = choices + ("." if plain else f". Default: {each.default}.")
-        kind = "" if each.kind == "switch" else f"[{each.kind}] "
-        lines.append(f"  --{each.name}".ljust(30) + kind + each.help + default)
+    for flag in tool_flags(tool.options).values():
+        choices = f". One of {', '.join(str(choice) for choice in flag.choices)}" if flag.choices else ""
+        plain = flag.default in (None, False, "", ())
+        default = choices + ("." if plain else f". Default: {flag.default}.")
+        kind = "" if flag.kind == "switch" else f"[{flag.kind}] "
+        lines.append(f"  --{flag.name}".ljust(30) + kind + flag.help + default)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which groups of options a recipe has, and the flags that come with them."""
+"""All options of training as one record of groups, and all flags by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from library.options.groups.validation import ValidationOptions
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """All options of training. A flag of one recipe only (Flag.script) stands at its default in the others."""
+    """All options of training. A flag of one kind of training (Flag.script) has its default in the others."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
@@ -54,14 +54,14 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
 
 
 def build(values: Mapping[str, object]) -> TrainOptions:
-    """Freeze one value per flag into TrainOptions; flags that `values` lacks get their default."""
-    made: dict[str, Any] = {}
+    """Build TrainOptions from flag name -> value; flags that `values` lacks get their default."""
+    groups: dict[str, Any] = {}
     for name, options in GROUPS.items():
         own = {field.name: values[field.name] for field in dataclasses.fields(options) if field.name in values}
-        made[name] = options(**own)
-    return TrainOptions(**made)
+        groups[name] = options(**own)
+    return TrainOptions(**groups)
 
 
 def values_of(options: TrainOptions) -> dict[str, object]:
-    """The reverse of build: flag name -> value, in the order of the groups."""
+    """Flag name -> value in the order of the groups; the inverse of build."""
     return {name: getattr(getattr(options, flag.group), name) for name, flag in FLAGS.items()}

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from library.data.scan import remote
 from library.data.scan.dataset_specs import describe
-from library.options.datasets import Described
+from library.options.datasets import ParsedDatasets
 from library.options.parse import parse
 from tests.data.image_files import save
 from tests.training.running import make_world, run
@@ -47,7 +47,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return urls
 
 
-def described(folder: Path, *words: object) -> Described:
+def described(folder: Path, *words: object) -> ParsedDatasets:
     flags = ("--output_dir", folder, "--pretrained_model_name_or_path", "model", "--resolution", 64, "--masked_loss")
     parsed = parse(list(map(str, (*flags, "--data_cache_dir", folder / "cache", *words))))
     assert not parsed.mistakes

@@ -1,4 +1,4 @@
-"""Values as front-ends, files and people write them."""
+"""Conversion of values as front-ends, files and users write them."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def test_values_as_they_are_written(name: str, raw: object, value: object) -> No
         ("gradient_accumulation_steps", 0),
     ],
 )
-def test_what_says_not_set(name: str, raw: object) -> None:
+def test_values_that_mean_not_set(name: str, raw: object) -> None:
     assert convert(FLAGS[name], raw) == (UNSET, "")
 
 
-def test_only_a_value_that_stands_for_another_one_is_told() -> None:
+def test_only_a_value_read_as_another_one_has_a_reason() -> None:
     assert convert(FLAGS["max_token_length"], 255)[1]
     assert not convert(FLAGS["max_token_length"], 225)[1]
 
@@ -128,7 +128,7 @@ def test_only_a_value_that_stands_for_another_one_is_told() -> None:
         ("stop_text_encoder_training", -2),
     ],
 )
-def test_what_is_no_value_of_the_flag(name: str, raw: object) -> None:
+def test_invalid_values(name: str, raw: object) -> None:
     with pytest.raises(BadValue) as raised:
         convert(FLAGS[name], raw)
     assert raised.value.fault and raised.value.remedy

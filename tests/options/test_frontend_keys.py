@@ -1,4 +1,4 @@
-"""The files that front-ends write are accepted as they are, by the program that they start with them."""
+"""Files of front-ends are accepted unchanged by the program that the front-end starts."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_lora_scripts(tmp_path: Path, preview: str) -> None:
     parsed = accepted(tmp_path, LORA_SCRIPTS + preview)
     options = parsed.options
     assert options.model.max_token_length == 225 and options.run.max_train_epochs == 10
-    assert "max_train_steps" not in parsed.given
+    assert "max_train_steps" not in parsed.set_by_user
     assert options.saving.output_dir == Path("output") and options.optimizer.lr_warmup_steps == 0
     assert any("255" in note and "225" in note for note in parsed.notes)
     assert len(parsed.notes) == 1
@@ -229,7 +229,7 @@ def test_a_file_as_it_was_written(name: str, program: Program, told: tuple[str, 
     assert len(parsed.notes) == len(told) and all(map(str.__contains__, parsed.notes, told)), parsed.notes
 
 
-def test_what_front_ends_say_of_two_text_encoders() -> None:
+def test_front_end_keys_for_two_text_encoders() -> None:
     kohya_ss = parse_written("kohya_ss_dreambooth_sdxl", SDXL).options
     lora_scripts = parse_written("lora_scripts_dreambooth_sdxl_finetune", SDXL).options
     assert kohya_ss.optimizer.train_text_encoder and lora_scripts.optimizer.train_text_encoder
@@ -261,4 +261,4 @@ def test_the_dataset_files_of_lora_easy_training_scripts(kind: str, subsets: int
 
 def test_a_project_that_users_share_is_no_file_of_options() -> None:
     parsed = parse_written("lets_gui_saved_project", ADAPTERS)
-    assert any("a front-end's saved project" in mistake.remedy for mistake in parsed.mistakes)
+    assert any("a front-end's project" in mistake.remedy for mistake in parsed.mistakes)

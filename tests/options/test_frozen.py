@@ -1,4 +1,4 @@
-"""Names, types and defaults that users' commands and front-ends rely on. Nothing here may change without them."""
+"""Frozen names, types and defaults of flags, which users' commands and front-ends rely on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from library.options.future_flags import LATER
+from library.options.future_flags import FUTURE_FLAGS
 from library.options.parse import DREAMBOOTH, FINE_TUNING, SDXL
 from library.options.train_options import FLAGS, GROUPS, TrainOptions
 
@@ -267,7 +267,7 @@ def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> No
     assert len(rows(THIS_VERSION)) == 176 and len(rows(LATER_VERSIONS)) == 30
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
-    assert set(LATER) == set(rows(LATER_VERSIONS))
+    assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name in FLAGS])
@@ -282,11 +282,11 @@ def test_types_defaults_and_choices_of_this_version(name: str) -> None:
         assert [str(choice) for choice in flag.choices] == choices
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name in LATER])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name in FUTURE_FLAGS])
 def test_types_and_defaults_of_later_versions(name: str) -> None:
     kind, default, _ = KNOWN[name]
-    assert LATER[name].kind in KINDS[kind]
-    assert LATER[name].default == default
+    assert FUTURE_FLAGS[name].kind in KINDS[kind]
+    assert FUTURE_FLAGS[name].default == default
 
 
 def test_the_default_of_the_text_encoder_rate_and_our_own_flags() -> None:
@@ -295,8 +295,8 @@ def test_the_default_of_the_text_encoder_rate_and_our_own_flags() -> None:
     assert not (options.run.dry_run or options.run.strict or options.saving.write_inference_yaml)
 
 
-def test_programs_differ_by_whether_the_text_encoder_is_trained_unasked() -> None:
-    """In sd-scripts train_db.py trains it and has no flag for it; the other two have --train_text_encoder."""
+def test_programs_differ_in_training_the_text_encoder_by_default() -> None:
+    """In sd-scripts, train_db.py always trains it; the other two only with --train_text_encoder."""
     assert FLAGS["train_text_encoder"].default is True and not DREAMBOOTH.defaults
     assert SDXL.defaults == FINE_TUNING.defaults == {"train_text_encoder": False}
 
@@ -314,8 +314,8 @@ def test_every_flag_has_a_sentence(name: str) -> None:
     assert text.endswith(".") and text[0].isupper() and len(text) > 15
 
 
-def test_what_flags_ask_of_a_family() -> None:
-    """The words that families declare; a flag with another word would be refused by all of them."""
+def test_capabilities_that_flags_need() -> None:
+    """Capabilities that families declare; a flag that needs another one would be refused by all of them."""
     assert {flag.name: flag.needs for flag in FLAGS.values() if flag.needs} == {
         "text_projection": "pooled",
         "empty_caption": "pooled",
@@ -343,7 +343,7 @@ def test_what_flags_ask_of_a_family() -> None:
     }
 
 
-def test_what_a_resumed_run_must_have_as_it_was() -> None:
+def test_flags_that_must_not_change_on_resume() -> None:
     """Saved states name these options: one more would refuse states that were saved without it, one fewer would let
     a run go on as another one."""
     assert {flag.name for flag in FLAGS.values() if not flag.may_change_on_resume} == set(
@@ -375,7 +375,7 @@ def test_what_a_resumed_run_must_have_as_it_was() -> None:
     )
 
 
-def test_what_front_ends_write_for_a_flag_that_another_training_has() -> None:
+def test_neutral_values_for_flags_of_another_kind_of_training() -> None:
     assert {flag.name: flag.neutral_elsewhere for flag in FLAGS.values() if flag.neutral_elsewhere} == {
         "learning_rate_te": (0.0,),
         "learning_rate_te1": (0.0,),

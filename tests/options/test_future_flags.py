@@ -1,4 +1,4 @@
-"""Flags of later versions: silent where they ask for nothing, refused where weights depend on them, else told once."""
+"""Flags of later versions: silent if neutral, refused if they would change the weights, else listed in one note."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from library.options.future_flags import LATER, OTHER, WEIGHTS
+from library.options.future_flags import FUTURE_FLAGS, OTHER, WEIGHTS
 from library.options.parse import Parsed, parse
 from library.options.render import config_toml
 from library.options.train_options import FLAGS
@@ -53,14 +53,14 @@ zero_terminal_snr = "false"
 """
 
 
-def test_what_asks_for_nothing_is_silent(tmp_path: Path) -> None:
+def test_neutral_values_are_silent(tmp_path: Path) -> None:
     parsed = parse_file(tmp_path, NEUTRAL)
     assert parsed.mistakes == () and parsed.notes == ()
 
 
-@pytest.mark.parametrize("name", [name for name, later in LATER.items() if later.default is not None])
+@pytest.mark.parametrize("name", [name for name, later in FUTURE_FLAGS.items() if later.default is not None])
 def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
-    parsed = parse([f"--{name}={str(LATER[name].default)}"])
+    parsed = parse([f"--{name}={str(FUTURE_FLAGS[name].default)}"])
     assert not any(name in mistake.what for mistake in parsed.mistakes) and parsed.notes == ()
 
 
@@ -73,14 +73,14 @@ def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
         ("fp8_base_unet", "true", "true"),
     ],
 )
-def test_what_would_change_the_weights_is_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
+def test_flags_that_would_change_the_weights_are_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
     (mistake,) = parse_file(tmp_path, f"{name} = {written}\n").mistakes
     assert f"--{name} = {said} (gui.toml)" in mistake.what
-    assert "not in this version" in mistake.what
-    assert "leave it out" in mistake.remedy
+    assert "not supported in this version" in mistake.what
+    assert "remove it" in mistake.remedy
 
 
-def test_the_harmless_ones_are_told_in_one_note(tmp_path: Path) -> None:
+def test_harmless_flags_are_listed_in_one_note(tmp_path: Path) -> None:
     text = "ddp_timeout = 10\ntorch_compile = true\n"
     text += 'dynamo_backend = "eager"\nhuggingface_repo_id = "me/it"\nhuggingface_token = "secret-key"\n'
     parsed = parse_file(tmp_path, text)
@@ -98,7 +98,7 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     assert "secret-key" not in config_toml(parsed.options)
 
 
-def test_adapter_flags_are_one_mistake_that_says_what_this_program_does(tmp_path: Path) -> None:
+def test_adapter_flags_are_one_mistake_naming_what_the_program_trains(tmp_path: Path) -> None:
     text = 'network_module = "networks.lora"\nnetwork_dim = 8\nunet_lr = 1e-4\ntext_encoder_lr = [5e-5]\n'
     text += "network_alpha = 1\n"
     (mistake,) = parse_file(tmp_path, text).mistakes
@@ -107,7 +107,7 @@ def test_adapter_flags_are_one_mistake_that_says_what_this_program_does(tmp_path
     assert "network_alpha" not in mistake.what, "at its default it asks for nothing"
 
 
-def test_a_value_of_a_wrong_type_is_no_neutral_value(tmp_path: Path) -> None:
+def test_a_value_of_a_wrong_type_is_not_neutral(tmp_path: Path) -> None:
     (mistake,) = parse_file(tmp_path, 'resume_from_huggingface = "state"\n').mistakes
     assert "state" in mistake.what
 
@@ -119,8 +119,8 @@ def test_words_after_a_flag_of_another_script_belong_to_it() -> None:
 
 
 def test_the_table_is_sound() -> None:
-    for later in LATER.values():
+    for later in FUTURE_FLAGS.values():
         assert later.changes in (WEIGHTS, OTHER)
         for condition in later.only_with:
             name = condition.partition("=")[0]
-            assert name in LATER or name in FLAGS
+            assert name in FUTURE_FLAGS or name in FLAGS

@@ -1,4 +1,4 @@
-"""Mistakes are collected and told together."""
+"""Mistakes are collected and reported together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line and --config_file together: who wins, where values come from, and every mistake at once."""
+"""Command line and --config_file together: precedence, origins, and all mistakes at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEEDED = (
 
 
 def good(*words: str) -> Parsed:
-    """Parse a complete command line that must hold no mistake."""
+    """Parse a complete command line that must have no mistakes."""
     parsed = parse([*NEEDED, *words])
     assert parsed.mistakes == ()
     return parsed
@@ -35,10 +35,10 @@ def whats(parsed: Parsed) -> list[str]:
     return [mistake.what for mistake in parsed.mistakes]
 
 
-def test_without_further_flags_all_values_are_defaults_and_nothing_counts_as_given() -> None:
+def test_with_required_flags_only_all_other_values_are_unset_defaults() -> None:
     parsed = good()
     needed = {"pretrained_model_name_or_path", "train_data_dir", "output_dir", "resolution"}
-    assert parsed.given == needed
+    assert parsed.set_by_user == needed
     assert set(parsed.origins) == set(FLAGS)
     assert {name for name, origin in parsed.origins.items() if origin == "default"} == set(FLAGS) - needed
     values, defaults = values_of(parsed.options), values_of(TrainOptions())
@@ -60,7 +60,7 @@ def test_both_spellings_of_a_value_lists_switches_and_negative_numbers() -> None
     assert (cache.cache_latents, caption.shuffle_caption, dataset.flip_aug) == (True, True, False)
 
 
-def test_the_command_line_beats_the_file_and_origins_tell(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_file_and_origins_show_it(tmp_path: Path) -> None:
     path = config(tmp_path, "learning_rate = 1e-4\nseed = 3\nsave_state = true\n")
     parsed = good("--config_file", path, "--seed", "9", "--save_state=false")
     assert parsed.options.optimizer.learning_rate == 1e-4
@@ -68,12 +68,12 @@ def test_the_command_line_beats_the_file_and_origins_tell(tmp_path: Path) -> Non
     assert parsed.origins["learning_rate"] == "options.toml"
     assert parsed.origins["seed"] == "command line"
     assert parsed.origins["train_batch_size"] == "default"
-    assert {"learning_rate", "seed", "save_state"} <= parsed.given
+    assert {"learning_rate", "seed", "save_state"} <= parsed.set_by_user
 
 
 def test_an_empty_value_on_the_command_line_unsets_that_of_the_file(tmp_path: Path) -> None:
     parsed = good("--config_file", config(tmp_path, 'vae = "v.pt"\n'), "--vae", "")
-    assert parsed.options.model.vae is None and "vae" not in parsed.given
+    assert parsed.options.model.vae is None and "vae" not in parsed.set_by_user
 
 
 def test_the_file_is_found_without_its_ending_and_with_a_bom(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_one_key_with_two_values_in_two_tables_is_a_mistake(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("spelling", ["--seed 3 --seed 4", "--seed=3 --seed=4"])
-def test_of_a_repeated_flag_the_last_counts_and_is_told(spelling: str) -> None:
+def test_the_last_of_a_repeated_flag_is_used_with_a_note(spelling: str) -> None:
     parsed = good(*spelling.split())
     assert parsed.options.run.seed == 4
     assert any("--seed" in note for note in parsed.notes)
@@ -107,7 +107,7 @@ def test_the_misspelt_caption_extension_counts_and_a_missing_dot_is_added(tmp_pa
     assert good("--config_file", path, "--caption_extension", "txt").options.caption.caption_extension == ".txt"
     parsed = good("--caption_extention", "cap", "--caption_extension", ".txt")
     assert parsed.options.caption.caption_extension == ".cap"
-    assert "caption_extension" in parsed.given
+    assert "caption_extension" in parsed.set_by_user
 
 
 def test_all_mistakes_at_once_each_with_flag_value_origin_and_remedy(tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_all_mistakes_at_once_each_with_flag_value_origin_and_remedy(tmp_path: P
         ('"two"', "train_batch_size", "options.toml"),
         ('"fp8"', "save_precision", "options.toml"),
         ("learning_rat ", "options.toml"),
-        ("--fp8_base", "options.toml", "not in this version"),
+        ("--fp8_base", "options.toml", "not supported in this version"),
         ("--sed", "command line"),
         ('"fast"', "--learning_rate", "command line"),
         ("--clip_skip", "no value"),
         ("--keep_tokens", '"-1"', "below 0"),
-        ('"no"', "no flag"),
+        ('"no"', "belongs to no flag"),
         ("--full_fp16", '--mixed_precision = "no"', "default"),
         ("--pretrained_model_name_or_path is not set",),
         ("--train_data_dir is not set",),
@@ -190,7 +190,7 @@ def test_keys_of_files(tmp_path: Path) -> None:
     assert "epoch" not in note and "noise_offset_type" not in note
 
 
-def test_front_end_keys_that_ask_for_another_training_are_told_when_on(tmp_path: Path) -> None:
+def test_front_end_keys_of_another_kind_of_training_are_noted_when_on(tmp_path: Path) -> None:
     silent = good("--config_file", config(tmp_path, "seed = 1\ntrain_inpainting = false\n"))
     assert silent.notes == ()
     told = good("--config_file", config(tmp_path, "seed = 1\ntrain_inpainting = true\n"))
@@ -201,7 +201,7 @@ def test_front_end_keys_are_unknown_on_the_command_line() -> None:
     assert len(parse([*NEEDED, "--epoch", "4"]).mistakes) == 1
 
 
-def test_what_names_a_file_counts_only_on_the_command_line(tmp_path: Path) -> None:
+def test_config_file_works_only_on_the_command_line(tmp_path: Path) -> None:
     parsed = good("--config_file", config(tmp_path, 'config_file = "other.toml"\noutput_config = true\nseed = 1\n'))
     assert parsed.options.run.output_config is False and len(parsed.notes) == 2
     assert parsed.options.run.config_file == tmp_path / "options.toml"
@@ -233,19 +233,19 @@ def test_a_program_has_flags_of_its_own_and_needs_fewer(capsys) -> None:
     without = [word for word in NEEDED if "output_dir" not in word]
     assert ["--output_dir" in what for what in whats(parse(without))] == [True]
     parsed = parse([*without, "--processes", "3"], tool())
-    assert not parsed.mistakes and parsed.own == {"processes": 3} and "processes" in parsed.given
-    assert parse(without, tool()).own == {"processes": 1}
-    assert not parse([*NEEDED]).own
+    assert not parsed.mistakes and parsed.program_values == {"processes": 3} and "processes" in parsed.set_by_user
+    assert parse(without, tool()).program_values == {"processes": 1}
+    assert not parse([*NEEDED]).program_values
     with pytest.raises(SystemExit):
         parse(["--help"], tool())
     assert capsys.readouterr().out == "about the tool\n"
 
 
-def test_mistakes_in_a_programs_own_flags_are_told_with_all_others(tmp_path) -> None:
+def test_mistakes_in_a_programs_own_flags_are_reported_with_all_others(tmp_path) -> None:
     words = ["--processes", "0", "--learning_rate", "x", "--procesess", "2"]
     parsed = parse([*NEEDED, *words], tool())
     assert [what.split(" ")[0] for what in whats(parsed)] == ["--processes", "--learning_rate", "--procesess"]
     assert any("--processes" in mistake.remedy for mistake in parsed.mistakes)
     path = config(tmp_path, "processes = 2\n")
-    assert parse([*NEEDED, "--config_file", path], tool()).own == {"processes": 2}
+    assert parse([*NEEDED, "--config_file", path], tool()).program_values == {"processes": 2}
     assert len(parse([*NEEDED, "--processes", "2"]).mistakes) == 1

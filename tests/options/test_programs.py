@@ -1,4 +1,4 @@
-"""Programs that differ in a name and a default: whose flags they have, their --help, who trains the text encoder."""
+"""Programs that differ in name and defaults: their flags, --help, and whether they train the text encoder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_help_of_each_is_its_own_and_needs_no_heavy_package() -> None:
             assert ("Default: on." in " ".join(about.split())) == (program is DREAMBOOTH)
 
 
-def test_the_text_encoder_is_trained_unasked_at_train_db_alone() -> None:
+def test_only_train_db_trains_the_text_encoder_by_default() -> None:
     assert [trains_text_encoder(with_flags(program)) for program in WHOLE_MODELS] == [True, False, False]
     for program in WHOLE_MODELS:
         assert trains_text_encoder(with_flags(program, "--train_text_encoder"))
@@ -72,12 +72,12 @@ def test_the_text_encoder_is_trained_unasked_at_train_db_alone() -> None:
 
 @pytest.mark.parametrize("program", WHOLE_MODELS, ids=lambda program: program.name)
 @pytest.mark.parametrize("said", [True, False])
-def test_a_file_decides_it_too_and_the_command_line_beats_it(tmp_path: Path, program: Program, said: bool) -> None:
+def test_a_file_can_set_it_and_the_command_line_overrides_it(tmp_path: Path, program: Program, said: bool) -> None:
     file = tmp_path / "options.toml"
     file.write_text(f"train_text_encoder = {str(said).lower()}\n", encoding="utf-8")
     parsed = with_flags(program, f"--config_file {file}")
     assert trains_text_encoder(parsed) is said
-    assert parsed.origins["train_text_encoder"] == "options.toml" and "train_text_encoder" in parsed.given
+    assert parsed.origins["train_text_encoder"] == "options.toml" and "train_text_encoder" in parsed.set_by_user
     assert trains_text_encoder(with_flags(program, f"--config_file {file} --train_text_encoder={not said}")) is not said
 
 
@@ -112,7 +112,7 @@ def test_captions_encoded_once_have_no_learning_rate(rate: str) -> None:
 
 @pytest.mark.parametrize("name", [*RATES, "stop_text_encoder_training"])
 @pytest.mark.parametrize("program", ON_REQUEST, ids=lambda program: program.name)
-def test_what_says_how_it_is_trained_is_told_where_it_is_not(program: Program, name: str) -> None:
+def test_text_encoder_flags_without_effect_are_noted(program: Program, name: str) -> None:
     (note,) = with_flags(program, f"--{name} 5").notes
     assert f"--{name} = 5" in note and "train_text_encoder" in note
     assert with_flags(program, f"--{name} 0").notes == ()
@@ -120,7 +120,7 @@ def test_what_says_how_it_is_trained_is_told_where_it_is_not(program: Program, n
     assert with_flags(DREAMBOOTH, f"--{name} 5").notes == ()
 
 
-def test_the_rate_of_one_text_encoder_beats_that_of_all_and_is_told() -> None:
+def test_the_learning_rate_of_one_text_encoder_overrides_the_common_one_with_a_note() -> None:
     for rate in ("1e-6", "0"):
         parsed = with_flags(DREAMBOOTH, f"--learning_rate_te 1e-5 --learning_rate_te2 {rate}")
         (note,) = parsed.notes
@@ -134,13 +134,13 @@ def test_the_rate_of_one_text_encoder_beats_that_of_all_and_is_told() -> None:
 
 
 @pytest.mark.parametrize("program", WHOLE_MODELS, ids=lambda program: program.name)
-def test_flags_of_adapters_are_answered_under_the_programs_own_name(program: Program) -> None:
+def test_adapter_flags_are_refused_under_the_programs_own_name(program: Program) -> None:
     (mistake,) = with_flags(program, "--network_module networks.lora --network_dim 4").mistakes
     assert "belong to train_network.py" in mistake.what and f"{program.name} trains all weights" in mistake.what
 
 
 @pytest.mark.parametrize("program", [ADAPTERS, SDXL_ADAPTERS], ids=lambda program: program.name)
-def test_flags_of_whole_models_are_answered_where_adapters_are_trained(program: Program) -> None:
+def test_whole_model_flags_are_refused_by_adapter_programs(program: Program) -> None:
     (mistake,) = with_flags(program, "--learning_rate_te1 1e-6 --block_lr 1,2").mistakes
     assert '--learning_rate_te1 = 1e-06, --block_lr = "1.0,2.0"' in mistake.what
     assert "belong to train_db.py" in mistake.what and f"{program.name} trains an adapter" in mistake.what
@@ -150,7 +150,7 @@ def test_flags_of_whole_models_are_answered_where_adapters_are_trained(program: 
     "flags",
     ["--learning_rate_te1 0 --learning_rate_te2 0", "--train_text_encoder", "--block_lr=", "--no_token_padding=false"],
 )
-def test_what_asks_adapters_for_nothing_is_silent(flags: str) -> None:
+def test_neutral_whole_model_flags_are_silent_for_adapters(flags: str) -> None:
     parsed = with_flags(SDXL_ADAPTERS, flags)
     assert parsed.mistakes == () and parsed.notes == ()
 
@@ -183,7 +183,7 @@ def test_the_refiners_share_lies_between_none_and_all(written: str, sound: bool)
 
 
 @pytest.mark.parametrize("others", ["", "--sdpa", "--mem_eff_attn", "--sdpa --mem_eff_attn"])
-def test_diffusers_xformers_is_xformers_said_aloud(others: str) -> None:
+def test_diffusers_xformers_means_xformers_with_a_note(others: str) -> None:
     parsed = with_flags(FINE_TUNING, f"--diffusers_xformers {others}")
     memory = parsed.options.memory
     assert memory.xformers and not memory.sdpa and not memory.mem_eff_attn

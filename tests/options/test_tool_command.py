@@ -1,4 +1,4 @@
-"""library/options/tool_command.py: what every small tool does with the words of its command line."""
+"""library/options/tool_command.py: parsing, help and exit codes of small tools."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_words_become_options() -> None:
     assert found == Options((Path("a b.pt"), Path("ç.pt")), (-0.5, 2.0), 8, True)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(UserError) as raised:
         parse_tool(TOOL, ["--rnk", "2", "--ratios", "viel", "--rank", "3", "astray"])
     told = str(raised.value)
@@ -61,7 +61,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         assert word in told
 
 
-def test_a_value_that_is_wrong_is_not_missing_too() -> None:
+def test_a_wrong_value_is_not_reported_as_missing() -> None:
     with pytest.raises(UserError) as raised:
         parse_tool(Tool("", "", Options, work, {"ratios": "give some"}), ["--ratios", "viel"])
     assert "no --ratios" not in str(raised.value)
@@ -76,7 +76,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "- too loud\n    -> be quiet" in capsys.readouterr().err
 
 
-def test_help_tells_every_flag() -> None:
+def test_help_lists_every_flag() -> None:
     assert all(f"--{name}" in help_text(TOOL) for name in ("models", "ratios", "rank", "loud"))
 
 

@@ -73,7 +73,7 @@ def test_nothing_is_overwritten(dataset: Path, tmp_path: Path, capsys: pytest.Ca
         ("gone.toml", None, ["gone.toml", "no such file"]),
         ("a.toml", "[[datasets]]\nresolutoin = 5\n", ["resolutoin", "did you mean resolution", "no subsets"]),
         ("a.json", '[{"id": "a", "reapets": 1}]', ["did you mean repeats", "instance_data_dir"]),
-        ("a.txt", "", ["neither in .toml nor in .json"]),
+        ("a.txt", "", ["neither a .toml nor a .json file"]),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(

@@ -14,8 +14,8 @@ from library.options.datasets import (
     BucketSettings,
     CaptionSettings,
     DatasetSpec,
-    Described,
     ImageSettings,
+    ParsedDatasets,
     SubsetSpec,
 )
 from library.options.groups.caption import CaptionOptions
@@ -28,7 +28,7 @@ from library.options.train_options import TrainOptions
 _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
-def describe(options: TrainOptions) -> Described:
+def describe(options: TrainOptions) -> ParsedDatasets:
     """The datasets that the options ask for. Mistakes are collected in the result; remote folders are fetched."""
     mistakes = Mistakes()
     _check(options, mistakes)
@@ -36,12 +36,12 @@ def describe(options: TrainOptions) -> Described:
     try:
         found = _copied(_described(options, template), options.dataset)
     except UserError as error:
-        found = Described(mistakes=error.mistakes)
+        found = ParsedDatasets(mistakes=error.mistakes)
     mistakes.extend(found.mistakes)
     return replace(found, mistakes=tuple(mistakes))
 
 
-def _described(options: TrainOptions, template: DatasetSpec) -> Described:
+def _described(options: TrainOptions, template: DatasetSpec) -> ParsedDatasets:
     """Each way of saying it in a line; the rules between flags see to it that one was chosen."""
     from library.options.dataset_config.kohya import read_kohya
     from library.options.dataset_config.simpletuner import read_backend
@@ -72,7 +72,7 @@ def local_folder(place: Path | str | None, options: DatasetOptions) -> Path | No
     return local_copy(place, cache_folder(options) / "remote", progress=True)
 
 
-def _copied(found: Described, data: DatasetOptions) -> Described:
+def _copied(found: ParsedDatasets, data: DatasetOptions) -> ParsedDatasets:
     """Every URL of a dataset file gives way to its local copy, made once; a subset without one is left out, told."""
     copies: dict[Path | str | None, Path | None] = {}
     mistakes = Mistakes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from library.data.scan.image_headers import readable_extensions
 from library.data.scan.listing import is_image
-from library.options.datasets import DatasetSpec, Described, SubsetSpec
+from library.options.datasets import DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake
 
 _FOLDER = re.compile(r"([0-9]+)(?:_(.*))?", re.ASCII | re.DOTALL)
@@ -21,7 +21,7 @@ _EXAMPLE = '"10_sks dog" (repeats, underscore, identifier and class)'
 _REG_EXAMPLE = '"1_dog" (repeats, underscore, class)'
 
 
-def folder_datasets(train_data_dir: Path | None, reg_data_dir: Path | None, template: DatasetSpec) -> Described:
+def folder_datasets(train_data_dir: Path | None, reg_data_dir: Path | None, template: DatasetSpec) -> ParsedDatasets:
     """One dataset of the convention's folders in both places. All that the folders do not say comes from `template`
     and its first subset."""
     subsets: list[SubsetSpec] = []
@@ -39,7 +39,7 @@ def folder_datasets(train_data_dir: Path | None, reg_data_dir: Path | None, temp
 
 def plain_folder(
     folder: Path, template: DatasetSpec, class_tokens: str | None, repeats: int, reg_data_dir: Path | None = None
-) -> Described:
+) -> ParsedDatasets:
     """One dataset of the images that lie directly in `folder`, with regularisation images by the convention."""
     subsets: list[SubsetSpec] = []
     notes: list[str] = []
@@ -59,7 +59,7 @@ def plain_folder(
 
 def metadata_file(
     file: Path, folder: Path | None, template: DatasetSpec, repeats: int, reg_data_dir: Path | None = None
-) -> Described:
+) -> ParsedDatasets:
     """One dataset of the images that a metadata file lists, with regularisation images by the convention. `folder`
     is what relative paths in the file are relative to."""
     notes: list[str] = []
@@ -75,9 +75,9 @@ def metadata_file(
 
 def _described(
     template: DatasetSpec, subsets: list[SubsetSpec], notes: list[str], mistakes: list[Mistake]
-) -> Described:
+) -> ParsedDatasets:
     datasets = (replace(template, subsets=tuple(subsets)),) if subsets else ()
-    return Described(datasets, tuple(notes), tuple(mistakes))
+    return ParsedDatasets(datasets, tuple(notes), tuple(mistakes))
 
 
 def _read_reg(

@@ -1,1 +1,1 @@
-"""Dataset files of other trainers, read to the records of options/datasets.py. Standard library only."""
+"""Read dataset files of other trainers into the records of options/datasets.py. Standard library only."""

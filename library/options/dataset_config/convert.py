@@ -1,4 +1,4 @@
-"""A dataset file of one trainer as that of another."""
+"""Convert a dataset file between kohya's and SimpleTuner's format."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Dialect = Literal["kohya", "simpletuner"]
 
 _ORIGIN = "built-in default"
 BUILT_IN = DatasetSpec(_ORIGIN, BucketSettings(NOT_GIVEN), (SubsetSpec(None, _ORIGIN),))
-"""What holds where a file says nothing and there is no command line."""
+"""Defaults without a command line."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The new file: its text, what there was to tell about the old one, and what the new one does not say."""
+    """The text of the new file, notes about the old one, and what the new one cannot express (`lost`)."""
 
     dialect: Dialect
     text: str
@@ -32,20 +32,20 @@ class Converted:
 
 
 def convert(path: Path, to: Dialect | None = None) -> Converted:
-    """Read a file of either kind and write it as `to`, or as the other kind. Raises UserError with all its mistakes."""
+    """Convert a file to `to`, or to the other format. Raises UserError with all mistakes of the file."""
     dialect = _dialect(path)
     described = (
         read_backend(path, BUILT_IN) if dialect == "simpletuner" else read_kohya(path, BUILT_IN, masked_loss=True)
     )
     if described.mistakes:
         raise UserError(described.mistakes)
-    wanted: Dialect = to or ("kohya" if dialect == "simpletuner" else "simpletuner")
-    written = to_kohya(described.datasets) if wanted == "kohya" else to_simpletuner(described.datasets)
-    return Converted(wanted, written.text, described.notes, written.lost)
+    target: Dialect = to or ("kohya" if dialect == "simpletuner" else "simpletuner")
+    written = to_kohya(described.datasets) if target == "kohya" else to_simpletuner(described.datasets)
+    return Converted(target, written.text, described.notes, written.lost)
 
 
 def _dialect(path: Path) -> Dialect:
-    """SimpleTuner's file is a list, kohya's a table."""
+    """The format of a file: SimpleTuner's is a list, kohya's a table."""
     source = read_source(path, FLAG)
     if isinstance(source, Mistake):
         raise UserError([source])

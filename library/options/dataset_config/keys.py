@@ -1,6 +1,6 @@
-"""Every key of kohya's dataset file, once: where it may stand, what it takes, and the field of the records it sets.
+"""Table of the keys of kohya's dataset file: allowed levels, value type, and the record field they set.
 
-Names, levels and kinds are those of sd-scripts (docs/config_README-en.md there); rows marked "ours" are additions.
+Names, levels and kinds are those of sd-scripts (its docs/config_README-en.md); rows marked "ours" are additions.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from library.options.convert_values import BadValue, is_remote
 Level = Literal["general", "dataset", "subset"]
 Kind = Literal["DreamBooth", "fine-tuning"]
 
-# kohya's third kind, ControlNet, is that of datasets with masks. Here masks may go with either kind, so that a mask
-# folder more or less never changes what the other keys mean.
-DREAMBOOTH: Kind = "DreamBooth"  # images of a folder, captions beside them
-FINE_TUNING: Kind = "fine-tuning"  # images and captions of a metadata file
+# kohya's third kind, ControlNet, is for datasets with masks. Here either kind may have masks, so that a mask folder
+# never changes the meaning of the other keys.
+DREAMBOOTH: Kind = "DreamBooth"  # images in a folder with captions beside them
+FINE_TUNING: Kind = "fine-tuning"  # images and captions from a metadata file
 
 Reader = Callable[[object], Any]
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key. `read` turns what tomllib or json give into the value of the field, or raises BadValue.
+    """One key. `read` converts the value from tomllib or json to that of the field, or raises BadValue.
 
-    `target` is "<record>.<field>" with the record one of dataset, buckets, subset, captions, images; None where
-    several keys decide a field together, or where no field holds the answer.
+    `target` is "<record>.<field>", where the record is dataset, buckets, subset, captions or images; None if several
+    keys set a field together, or if no field corresponds.
     """
 
     name: str
@@ -50,27 +50,27 @@ def _switch(raw: object) -> bool:
 
 
 def _whole(least: int) -> Reader:
-    """Whole numbers from `least` up."""
+    """Reader of integers of at least `least`."""
 
     def read(raw: object) -> int:
         if isinstance(raw, bool) or not isinstance(raw, int):
             raise BadValue("is not a whole number", _without_quotes(raw, "write a whole number such as 4"))
         if raw < least:
-            raise BadValue(f"is below {least}", f"write a whole number from {least} up")
+            raise BadValue(f"is below {least}", f"write a whole number of at least {least}")
         return raw
 
     return read
 
 
 def _number(least: float, most: float = math.inf) -> Reader:
-    """Numbers with or without a point, from `least` to `most`."""
+    """Reader of numbers from `least` to `most`."""
 
     def read(raw: object) -> float:
         if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
             raise BadValue("is not a number", _without_quotes(raw, "write a number such as 0.1"))
         if not least <= raw <= most:
-            bounds = f"from {least:g} up" if most == math.inf else f"from {least:g} to {most:g}"
-            raise BadValue(f"is not {bounds}", "write a number in between" if most < math.inf else "write a larger one")
+            bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise BadValue(f"is not a number {bounds}", "write a number in this range")
         return float(raw)
 
     return read
@@ -89,7 +89,7 @@ def _text(raw: object) -> str:
 
 def _some_text(raw: object) -> str:
     if _text(raw) == "":
-        raise BadValue("is empty", "write a text, or leave the key out")
+        raise BadValue("is empty", "write a text, or remove the key")
     return str(raw)
 
 
@@ -97,35 +97,35 @@ def _path(raw: object) -> Path:
     if not isinstance(raw, str) or not raw.strip():
         raise BadValue("is not a path", "write the path in quotes")
     if "\0" in raw:
-        raise BadValue("holds a NUL character", "write it without")
+        raise BadValue("contains a NUL character", "remove it")
     if is_remote(raw):
-        raise BadValue("is a URL", "only folders may lie elsewhere: copy the file here and write its path")
+        raise BadValue("is a URL", "only folders may be remote: copy the file here and write its path")
     path = os.path.expanduser(raw)
     if re.search(r"[\x01-\x1f]", raw) and not os.path.lexists(path):
-        # "C:\train" is a tab and "rain": TOML and JSON take a backslash for the beginning of a special character.
+        # TOML and JSON read the backslash in "C:\train" as an escape: a tab and "rain".
         remedy = r"write a Windows path as 'C:\train' (in JSON with two backslashes) or as C:/train"
-        raise BadValue("holds a tab or another character that no path has", remedy)
+        raise BadValue("contains a tab or another control character", remedy)
     return Path(path)
 
 
 def folder(raw: object) -> Path | str:
-    """A path, or a URL as it stands: as a path it would lose a slash. Raises BadValue."""
+    """A path, or a URL as text, since a Path would drop one of its slashes. Raises BadValue."""
     return raw if isinstance(raw, str) and is_remote(raw) and "\0" not in raw else _path(raw)
 
 
 def same_place(place: Path | str | None) -> str:
-    """What two ways of writing one folder or file have in common."""
+    """Normalised path or URL, equal for two spellings of the same folder or file."""
     if isinstance(place, str):
-        return place.rstrip("/")  # in a bucket A and a are two
+        return place.rstrip("/")  # URLs are case-sensitive
     return os.path.normcase(os.path.normpath(place or ""))
 
 
 def _extensions(raw: object) -> tuple[str, ...]:
-    """One ending or, ours, a comma list of them: the first that is there counts. A missing dot is added."""
-    endings = [ending.strip() for ending in _text(raw).split(",")]
-    if not all(ending.strip(".") for ending in endings):
-        raise BadValue("is not a file ending", 'write for example ".txt", or several as ".txt,.caption"')
-    return tuple(ending if ending.startswith(".") else f".{ending}" for ending in endings)
+    """One extension or (ours) several separated by commas: the first existing one is used. A missing dot is added."""
+    extensions = [extension.strip() for extension in _text(raw).split(",")]
+    if not all(extension.strip(".") for extension in extensions):
+        raise BadValue("is not a file extension", 'write for example ".txt", or several as ".txt,.caption"')
+    return tuple(extension if extension.startswith(".") else f".{extension}" for extension in extensions)
 
 
 def _choice(*choices: str) -> Reader:
@@ -139,10 +139,10 @@ def _choice(*choices: str) -> Reader:
 
 def _encoding(raw: object) -> str:
     try:
-        _some_text(raw).encode(str(raw))  # of the codecs only those of texts do this
+        _some_text(raw).encode(str(raw))  # fails for codecs that do not encode text
         return codecs.lookup(str(raw)).name
     except (LookupError, UnicodeError):
-        raise BadValue("is no encoding that Python knows", 'write for example "utf-8" or "shift_jis"') from None
+        raise BadValue("is not an encoding known to Python", 'write for example "utf-8" or "shift_jis"') from None
 
 
 def _colour(raw: object) -> tuple[int, int, int]:
@@ -163,7 +163,7 @@ def _face_range(raw: object) -> tuple[float, float]:
     except BadValue:
         raise BadValue("is not a pair of numbers", remedy) from None
     if low > high:
-        raise BadValue("goes from more to less", f"write [{high:g}, {low:g}]")
+        raise BadValue("has the larger number first", f"write [{high:g}, {low:g}]")
     return low, high
 
 
@@ -185,12 +185,12 @@ def _resolutions(raw: object) -> tuple[tuple[int, int], ...]:
     except BadValue:
         raise BadValue("is not a list of resolutions", remedy) from None
     if len(set(found)) < len(found):
-        raise BadValue("holds the same resolution twice", "keep each once; num_repeats shows images more often")
+        raise BadValue("contains the same resolution twice", "keep one of them; use num_repeats to repeat images")
     return found
 
 
 def _batch_sizes(raw: object) -> tuple[int, ...]:
-    """One for all resolutions or, ours, a list with one for each."""
+    """One batch size for all resolutions or (ours) a list with one for each."""
     read = _whole(1)
     if not isinstance(raw, list):
         return (read(raw),)
@@ -199,12 +199,12 @@ def _batch_sizes(raw: object) -> tuple[int, ...]:
     try:
         return tuple(read(member) for member in raw)
     except BadValue as bad:
-        raise BadValue(f"has a member that {bad.fault}", "write a whole number such as 4") from None
+        raise BadValue(f"has an entry that {bad.fault}", "write a whole number such as 4") from None
 
 
 def _attributes(raw: object) -> Mapping[str, object]:
     if not isinstance(raw, dict):
-        raise BadValue("is not a table", "write custom_attributes = {}, or leave it out")
+        raise BadValue("is not a table", "write custom_attributes = {}, or remove it")
     return raw
 
 
@@ -217,7 +217,9 @@ _ROWS = (
     Key("resolution", _resolution, None, _DATASET),
     Key("resolutions", _resolutions, None, _DATASET),  # ours: the same images at each of these
     Key("batch_size", _batch_sizes, None, _DATASET),
-    Key("pixels_per_batch", _whole(1), None, _DATASET),  # ours: as many images as have so many pixels together
+    Key(
+        "pixels_per_batch", _whole(1), None, _DATASET
+    ),  # ours: batch size = as many images as fit into this number of pixels
     Key("enable_bucket", _switch, "buckets.enabled", _DATASET),
     Key("bucket_no_upscale", _switch, "buckets.no_upscale", _DATASET),
     Key("min_bucket_reso", _whole(64), "buckets.smallest", _DATASET),
@@ -226,7 +228,7 @@ _ROWS = (
     Key("validation_split", _number(0, 1), "dataset.validation_split", _DATASET),
     Key("validation_seed", _whole(0), "dataset.validation_seed", _DATASET),
     Key("network_multiplier", _number(-math.inf), None, _DATASET),
-    # of a subset, from any level
+    # of a subset, allowed at any level
     Key("num_repeats", _whole(0), "subset.repeats"),
     Key("caption_extension", _extensions, "subset.caption_extensions", kinds=(DREAMBOOTH,)),
     Key("caption_encoding", _encoding, "subset.caption_encoding"),  # ours
@@ -251,9 +253,9 @@ _ROWS = (
     Key("random_crop", _switch, "images.random_crop"),
     Key("face_crop_aug_range", _face_range, "images.face_crop"),
     Key("resize_interpolation", _choice(*_INTERPOLATIONS), "images.interpolation"),
-    Key("background", _colour, "images.background"),  # ours: what transparency is laid on
-    Key("aesthetic_score", _number(0, 10), "subset.score"),  # ours: of images without one of their own
-    # of a subset alone
+    Key("background", _colour, "images.background"),  # ours: background of transparent images
+    Key("aesthetic_score", _number(0, 10), "subset.score"),  # ours: of images without one
+    # of a subset only
     Key("image_dir", folder, "subset.image_dir", _SUBSET),
     Key("metadata_file", _path, "subset.metadata_file", _SUBSET, (FINE_TUNING,)),
     Key("conditioning_data_dir", folder, "subset.mask_dir", _SUBSET),
@@ -275,4 +277,4 @@ WRITE_INSTEAD: Mapping[str, str] = MappingProxyType(
         "mask_dir": "conditioning_data_dir",
     }
 )
-"""Names that people bring along from the command line and elsewhere, too unlike the key they mean to be guessed."""
+"""Names from the command line and elsewhere that are too different from the right key to be matched."""

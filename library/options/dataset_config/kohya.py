@@ -1,8 +1,8 @@
-"""kohya's --dataset_config: general -> datasets -> subsets, to the records of options/datasets.py.
+"""Read kohya's --dataset_config (general, datasets, subsets) into the records of options/datasets.py.
 
-A value is taken from the subset, else its dataset, else general, else the command line. Every mistake of the file is
-told at once with its line. What is answered otherwise than by sd-scripts: whole numbers are taken where a number is
-asked for; masks may be there for some subsets only, and beside metadata, class_tokens or is_reg.
+A value is taken from the subset, else its dataset, else general, else the command line. All mistakes of the file are
+reported at once, each with its line. Unlike sd-scripts, integers are accepted for numbers, and masks may be set for
+some subsets only and together with metadata, class_tokens or is_reg.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, K
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.sizes import BucketLimits, resolutions_and_batches
 from library.options.dataset_config.source import ConfigFile, read_source
-from library.options.dataset_config.tables import Layer, nearest, read_table, said
-from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
+from library.options.dataset_config.tables import Layer, describe_key, nearest, read_table
+from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake, Mistakes
 
 FLAG = "dataset_config"
 
 Table = Mapping[str, object]
-Fields = Mapping[str, dict[str, Any]]  # record -> its fields that the file sets
+Fields = Mapping[str, dict[str, Any]]  # record -> fields set by the file
 
 
-def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) -> Described:
-    """The datasets of a TOML or JSON file; relative paths in it are relative to the working directory, as in kohya's.
+def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) -> ParsedDatasets:
+    """Read the datasets of a TOML or JSON file; its relative paths start at the working directory, as in sd-scripts.
 
-    `defaults` holds what the command line says: values of a dataset, and in its one subset those of every subset. Its
-    resolution is sizes.NOT_GIVEN where there is none; its origin is told with its values. Faulty values fall back like
-    ones that are not there, so that the images can be checked before all mistakes are told.
+    `defaults` holds the values of the command line: those of a dataset and, in its one subset, those of every subset.
+    Its resolution is sizes.NOT_GIVEN if not set; messages show its origin. A faulty value is replaced by the default,
+    so that the images can be checked before all mistakes are reported.
     """
     source = read_source(path, FLAG)
     if isinstance(source, Mistake):
-        return Described(mistakes=(source,))
+        return ParsedDatasets(mistakes=(source,))
     reading = _Reading(source, defaults, masked_loss)
     datasets = reading.file()
-    return Described(tuple(datasets), tuple(dict.fromkeys(reading.notes)), tuple(reading.mistakes))
+    return ParsedDatasets(tuple(datasets), tuple(dict.fromkeys(reading.notes)), tuple(reading.mistakes))
 
 
 @dataclass
 class _Reading:
-    """One file on its way to the records."""
+    """Reads one file into records, collecting mistakes and notes."""
 
     source: ConfigFile
     defaults: DatasetSpec
@@ -52,25 +52,25 @@ class _Reading:
     notes: list[str] = field(default_factory=list)
 
     def file(self) -> list[DatasetSpec]:
-        """All datasets; what is wrong goes to `mistakes`."""
-        for address, line in self.source.places.twice:
-            self.mistakes.add(f"{address[-1]} stands twice in one table ({self.source.name}, line {line})", "keep one")
+        """Read all datasets; mistakes are added to `mistakes`."""
+        for address, line in self.source.places.duplicates:
+            self.mistakes.add(f"{address[-1]} is set twice in one table ({self.source.name}, line {line})", "keep one")
         tree = self.source.tree
         if not isinstance(tree, dict):
-            remedy = "write an object with general and datasets; SimpleTuner's file is given with --data_backend_config"
-            self.mistakes.add(f"{self.source.name} holds no table", remedy)
+            remedy = "write an object with general and datasets; for SimpleTuner's file use --data_backend_config"
+            self.mistakes.add(f"{self.source.name} contains no table", remedy)
             return []
         for name, raw in tree.items():
             if name not in ("general", "datasets"):
-                what = said(self.source, (name,), raw)
-                self.mistakes.add(f"{what} is no key of the top level", _top_level_remedy(name))
+                what = describe_key(self.source, (name,), raw)
+                self.mistakes.add(f"{what} is not a top-level key", _top_level_remedy(name))
         general = self._general(tree.get("general"))
         tables = self._list(tree.get("datasets"), "datasets", ("datasets",), "the file describes no dataset")
         found: list[DatasetSpec] = []
         kinds: set[Kind] = set()
         for at, table in tables:
             found += self._dataset(table, at, general, kinds)
-        self._tell_idle(general, kinds)
+        self._note_unused(general, kinds)
         if tables and not found and not self.mistakes:
             self.mistakes.add(f"{self.source.name} leaves nothing to train on", "set num_repeats to 1 or more")
         return found
@@ -86,11 +86,11 @@ class _Reading:
 
     def _layer(self, table: Table, at: Address, level: Level, kind: Kind | None) -> Layer:
         layer = read_table(table, at, level, kind, self.source, self.mistakes)
-        self._judge_without_effect(layer)
+        self._check_without_effect(layer)
         return layer
 
     def _list(self, raw: object, name: str, at: Address, missing: str) -> list[tuple[Address, Table]]:
-        """The tables of a list of tables, each with its address."""
+        """The members of a list of tables, each with its address."""
         header = "[[datasets]]" if name == "datasets" else "[[datasets.subsets]]"
         if raw is None or raw == []:
             self.mistakes.add(f"{missing} ({self.source.origin(at)})", f"add {header} (in JSON a list named {name})")
@@ -121,18 +121,18 @@ class _Reading:
             own = kind or (FINE_TUNING if subset.get("metadata_file") is not None else DREAMBOOTH)
             spec = self._subset(subset, subset_at, own, layers)
             specs += [(subset_at, spec)] if spec else []
-        kept = self._once_each(specs)
-        all_right = len(self.mistakes) == mistakes_before  # else a faulty subset may be the one that is trained on
-        if all_right and kept and all(subset.is_reg for subset in kept):
+        kept = self._without_repeated(specs)
+        without_mistakes = len(self.mistakes) == mistakes_before  # else a faulty subset may have the training images
+        if without_mistakes and kept and all(subset.is_reg for subset in kept):
             self.mistakes.add(
-                f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images go along with "
-                "training images of their own dataset",
-                "put the subset beside the one that is trained on",
+                f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images need "
+                "training images in the same dataset",
+                "move the subset into the dataset of the training images",
             )
         return self._at_each_resolution(origin, layers, kind or DREAMBOOTH, kept)
 
     def _kind(self, origin: str, subsets: Sequence[tuple[Address, Table]]) -> Kind | None:
-        """kohya's rule for what a dataset is; None, and a mistake, where its subsets disagree."""
+        """The kind of a dataset by kohya's rule; None and a mistake if its subsets disagree."""
         with_metadata = [at for at, subset in subsets if subset.get("metadata_file") is not None]
         if with_metadata and len(with_metadata) < len(subsets):
             lines = ", ".join(str(self.source.places.line((*at, "metadata_file"))) for at in with_metadata)
@@ -152,20 +152,20 @@ class _Reading:
         found: list[DatasetSpec] = []
         for resolution, batch_size in sizes:
             buckets: BucketSettings = replace(self.defaults.buckets, **fields["buckets"], resolution=resolution)
-            buckets = limits.checked(buckets, self.mistakes, self.notes)
+            buckets = limits.check(buckets, self.mistakes, self.notes)
             spec = replace(self.defaults, origin=origin, buckets=buckets, subsets=subsets, batch_size=batch_size)
             found += [replace(spec, **fields["dataset"])] if subsets else []
         return found
 
     def _subset(self, table: Table, at: Address, kind: Kind, outer: Sequence[Layer]) -> SubsetSpec | None:
-        """The record of a subset; None where it is left out or cannot be without what it lacks."""
+        """The record of a subset; None if it is skipped or lacks its path."""
         own = self._layer(table, at, "subset", kind)
         layers = (own, *outer)
-        self._judge_masks(own)
+        self._check_masks(own)
         repeats = nearest("num_repeats", layers)
         if repeats is not None and repeats.value == 0:
-            what = said(self.source, repeats.at, 0)
-            self.notes.append(f"{what}: the subset of line {self.source.places.line(at)} is left out")
+            what = describe_key(self.source, repeats.at, 0)
+            self.notes.append(f"{what}: the subset on line {self.source.places.line(at)} is skipped")
             return None
         needed = "metadata_file" if kind == FINE_TUNING else "image_dir"
         if needed not in own.values:
@@ -177,8 +177,9 @@ class _Reading:
         if fields["subset"].get("mask_dir") is not None and template.alpha_mask:
             if "alpha_mask" not in fields["subset"]:
                 place = self.source.origin((*at, "conditioning_data_dir"))
-                what = f"alpha_mask ({self.defaults.origin}) does not count where conditioning_data_dir names the masks"
-                self.notes.append(f"{what} ({place})")
+                self.notes.append(
+                    f"alpha_mask ({self.defaults.origin}) has no effect: conditioning_data_dir ({place}) sets the masks"
+                )
             template = replace(template, alpha_mask=False)
         return replace(
             template,
@@ -188,41 +189,43 @@ class _Reading:
             **fields["subset"],
         )
 
-    def _judge_masks(self, subset: Layer) -> None:
+    def _check_masks(self, subset: Layer) -> None:
         masks = nearest("conditioning_data_dir", [subset])
         if masks is None:
             return
         if not self.masked_loss:
-            what = f"{said(self.source, masks.at, str(masks.value))} counts only with --masked_loss"
-            self.mistakes.add(what, "add --masked_loss, or take the key out")
+            what = f"{describe_key(self.source, masks.at, str(masks.value))} requires --masked_loss"
+            self.mistakes.add(what, "add --masked_loss, or remove the key")
         if subset.values.get("alpha_mask"):
             what = f"alpha_mask ({self.source.origin((*subset.at, 'alpha_mask'))}) and conditioning_data_dir "
-            what += f"({self.source.origin(masks.at)}) stand together: a subset takes its masks from one place"
+            what += f"({self.source.origin(masks.at)}) are both set: a subset has one source of masks"
             self.mistakes.add(what, "keep one of the two")
 
-    def _judge_without_effect(self, layer: Layer) -> None:
-        """Keys that kohya's files hold and no record has."""
+    def _check_without_effect(self, layer: Layer) -> None:
+        """Note keys of kohya's files that have no effect here."""
         for name, value in layer.values.items():
-            what = said(self.source, (*layer.at, name), value)
+            what = describe_key(self.source, (*layer.at, name), value)
             if name == "network_multiplier" and value != 1:
-                self.notes.append(f"{what} has no effect, here as in kohya's trainer")
+                self.notes.append(f"{what} has no effect, as in kohya's trainer")
             elif name == "cache_info" and value:
                 self.notes.append(f"{what} has no effect: metadata_cache.json is neither read nor written")
             elif name == "custom_attributes":
-                self._judge_attributes(value, (*layer.at, name))
+                self._check_attributes(value, (*layer.at, name))
 
-    def _judge_attributes(self, attributes: Table, at: Address) -> None:
+    def _check_attributes(self, attributes: Table, at: Address) -> None:
         for name, raw in attributes.items():
-            what = said(self.source, (*at, name), raw)
+            what = describe_key(self.source, (*at, name), raw)
             if name != "diff_output_preservation":
-                self.mistakes.add(f"{what} is no key of custom_attributes", "diff_output_preservation is the only one")
+                self.mistakes.add(
+                    f"{what} is not a key of custom_attributes", "its only key is diff_output_preservation"
+                )
             elif raw is True:
-                self.mistakes.add(f"{what} is not in this version", "take it out")
+                self.mistakes.add(f"{what} is not supported in this version", "remove it")
             elif raw is not False and raw is not None:
-                self.mistakes.add(f"{what} is neither true nor false", "write false, or take it out")
+                self.mistakes.add(f"{what} is neither true nor false", "write false, or remove it")
 
-    def _once_each(self, specs: Sequence[tuple[Address, SubsetSpec]]) -> tuple[SubsetSpec, ...]:
-        """The subsets without those that name again what an earlier one of the dataset names (kohya's rule, told)."""
+    def _without_repeated(self, specs: Sequence[tuple[Address, SubsetSpec]]) -> tuple[SubsetSpec, ...]:
+        """The subsets without those that repeat an earlier one's path (kohya's rule), with a note for each."""
         first: dict[str, tuple[Address, SubsetSpec]] = {}
         for at, spec in specs:
             name = "metadata_file" if spec.metadata_file is not None else "image_dir"
@@ -230,32 +233,32 @@ class _Reading:
             before_at, before = first.setdefault(same_place(place), (at, spec))
             if before is spec:
                 continue
-            what = f"{said(self.source, (*at, name), str(place))} is already a subset of this dataset "
+            what = f"{describe_key(self.source, (*at, name), str(place))} is already a subset of this dataset "
             what += f"({self.source.origin((*before_at, name))})"
             if before.is_reg != spec.is_reg:
                 self.mistakes.add(f"{what}, once with is_reg = true and once without", "keep one of the two")
             else:
-                self.notes.append(f"{what}: the later one is left out; num_repeats shows images more often")
+                self.notes.append(f"{what}: the later one is skipped; use num_repeats to repeat images")
         return tuple(spec for _, spec in first.values())
 
-    def _tell_idle(self, general: Layer, kinds: set[Kind]) -> None:
-        """Values of general that no dataset of the file takes."""
+    def _note_unused(self, general: Layer, kinds: set[Kind]) -> None:
+        """Note values of general that apply to no dataset of the file."""
         for name, value in general.values.items():
             if kinds and kinds.isdisjoint(KEYS[name].kinds):
-                what = said(self.source, ("general", name), list(value) if isinstance(value, tuple) else value)
-                self.notes.append(f"{what} counts for no dataset of the file: all take their captions from metadata")
+                what = describe_key(self.source, ("general", name), list(value) if isinstance(value, tuple) else value)
+                self.notes.append(f"{what} has no effect: all datasets of the file take their captions from metadata")
 
 
 def _top_level_remedy(name: str) -> str:
     if name == "subsets":
-        return "subsets stand in a dataset: write [[datasets.subsets]] below [[datasets]]"
+        return "write [[datasets.subsets]] below [[datasets]]"
     if name in KEYS:
-        return "put it below [general]" if "general" in KEYS[name].levels else "put it in a subset"
-    return "there are general and datasets"
+        return "move it below [general]" if "general" in KEYS[name].levels else "move it into a subset"
+    return "the top-level keys are general and datasets"
 
 
 def _fields(layers: Sequence[Layer], kind: Kind) -> Fields:
-    """What the layers set, by record and field; keys that have no meaning in the kind are passed over."""
+    """Values set by the layers, by record and field, without keys that have no meaning for the kind."""
     fields: dict[str, dict[str, Any]] = {name: {} for name in ("dataset", "buckets", "subset", "captions", "images")}
     for key in KEYS.values():
         found = nearest(key.name, layers) if key.target and kind in key.kinds else None
@@ -266,7 +269,7 @@ def _fields(layers: Sequence[Layer], kind: Kind) -> Fields:
 
 
 def _without_places(template: SubsetSpec, kind: Kind) -> SubsetSpec:
-    """The command line's values for a subset, less what only a subset itself can say."""
+    """The command line's values for a subset, without those that only a subset itself can set."""
     return replace(
         template,
         image_dir=None,

@@ -1,7 +1,7 @@
-"""Where in a file each value stands: tomllib and json tell only what was written, mistakes have to tell the line.
+"""Find the line of each value in a TOML or JSON file, which tomllib and json do not report but messages need.
 
-Both locators expect text that its own parser has accepted, so they need not judge it, only tell its parts apart. Where
-they cannot follow, they stop: what comes after has the line of the last table around it that they saw.
+Both locators expect text that the real parser has accepted, so they only split it into its parts. If they cannot
+follow it they stop, and later values get the line of the last enclosing table they found.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from dataclasses import dataclass, field
 from json import JSONDecodeError, JSONDecoder
 
 Address = tuple[str | int, ...]
-"""The names and list places that lead from the top of the file to a value: ("datasets", 0, "subsets", 2, "is_reg")."""
+"""Path of keys and list indexes from the top of the file to a value: ("datasets", 0, "subsets", 2, "is_reg")."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The line (from 1) of every value that is in a file, and the names that its tables hold more than once."""
+    """The line (from 1) of every value of a file, and the keys that a table has more than once."""
 
     lines: Mapping[Address, int]
-    twice: tuple[tuple[Address, int], ...] = ()  # address and line of the later one; JSON only, TOML forbids it
+    duplicates: tuple[
+        tuple[Address, int], ...
+    ] = ()  # address and line of the later one; only in JSON, as TOML forbids it
 
     def line(self, address: Address) -> int:
-        """The line of a value, or of the nearest table around one that was not written."""
+        """The line of a value, or of the nearest enclosing table if it is not in the file."""
         while address and address not in self.lines:
             address = address[:-1]
         return self.lines.get(address, 1)
 
 
 def in_toml(text: str) -> Places:
-    """The places of a TOML text: for a table the line of its header, for any other value that of its key."""
+    """Lines of a TOML text: for a table that of its header, for any other value that of its key."""
     reader = _Toml(text)
     with suppress(_Lost, IndexError):
         reader.read()
@@ -41,19 +43,19 @@ def in_toml(text: str) -> Places:
 
 
 def in_json(text: str) -> Places:
-    """The places of a JSON text: for a member of an object the line of its name, for one of a list where it begins."""
+    """Lines of a JSON text: for a member of an object that of its name, for a list item that of its start."""
     reader = _Json(text)
     with suppress(JSONDecodeError, IndexError):
         reader.read()
-    return Places(reader.lines, tuple(reader.twice))
+    return Places(reader.lines, tuple(reader.duplicates))
 
 
 class _Lost(Exception):
-    """No value stands where one has to."""
+    """There is no value where one is required."""
 
 
 class _Lines:
-    """Offsets -> lines."""
+    """Converts offsets to line numbers."""
 
     def __init__(self, text: str) -> None:
         self._starts = [match.end() for match in re.finditer("\n", text)]
@@ -66,7 +68,7 @@ _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BLANK_IN_LINE = re.compile(r"[ \t]*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _ONE_LINE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"' + r"|'[^']*'")
-# Up to two quotes may stand right before the closing three.
+# Up to two quotes may directly precede the closing three.
 _LONG_STRING = re.compile(r'"""(?:[^\\]|\\.)*?"""(?:"{1,2})?' + r"|'''.*?'''(?:'{1,2})?", re.DOTALL)
 _SCALAR = re.compile(r"[^,\]}#\r\n]+")
 
@@ -98,7 +100,7 @@ class _Toml:
         return match.group()
 
     def _header(self, line: int) -> Address:
-        """[a.b] or [[a.b]]; the address of the table that it opens."""
+        """Read [a.b] or [[a.b]] and return the address of the table it opens."""
         many = self.text.startswith("[[", self.at)
         self.at += 2 if many else 1
         *outer, last = self._key()
@@ -114,11 +116,11 @@ class _Toml:
             self.lines.setdefault(table, line)
             self.counts[table] = self.counts.get(table, 0) + 1
             table = (*table, self.counts[table] - 1)
-        self.lines[table] = line  # a table that was only implied until now is where its own header is
+        self.lines[table] = line  # replaces the line of an implied table by that of its own header
         return table
 
     def _key(self) -> list[str]:
-        """The names of a key, which dots part; ends behind it and the blanks after it."""
+        """The parts of a dotted key; moves past it and the spaces after it."""
         names = []
         while True:
             self._skip(_BLANK_IN_LINE)
@@ -130,7 +132,7 @@ class _Toml:
             self.at += 1
 
     def _statement(self, table: Address, line_of: _Lines) -> None:
-        """name = value, at top level or in an inline table."""
+        """Read name = value, at top level or in an inline table."""
         line = line_of.of(self.at)
         for name in self._key():
             table = (*table, name)
@@ -176,7 +178,7 @@ class _Json:
     text: str
     at: int = 0
     lines: dict[Address, int] = field(default_factory=dict)
-    twice: list[tuple[Address, int]] = field(default_factory=list)
+    duplicates: list[tuple[Address, int]] = field(default_factory=list)
 
     def read(self) -> None:
         self._blanks()
@@ -208,7 +210,7 @@ class _Json:
             line = line_of.of(self.at)
             name = str(self._scalar())
             if name in seen:
-                self.twice.append(((*address, name), line))
+                self.duplicates.append(((*address, name), line))
             seen.add(name)
             self.lines[(*address, name)] = line
             self._blanks()
@@ -230,7 +232,7 @@ class _Json:
         self.at += 1
 
     def _next(self) -> None:
-        """Past the blanks and the comma after a member."""
+        """Move past spaces and the comma after a member."""
         self._blanks()
         if self.text[self.at] == ",":
             self.at += 1

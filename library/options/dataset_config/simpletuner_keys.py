@@ -1,5 +1,7 @@
-"""The keys of SimpleTuner's multidatabackend.json: those that are read, those that nothing here needs, and those that
-ask for what this trainer does not do. Names, values and defaults are those of its documentation/DATALOADER.md."""
+"""Keys of SimpleTuner's multidatabackend.json: those that are read, those that are not needed, and unsupported ones.
+
+Names, values and defaults are those of its documentation/DATALOADER.md.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ RESOLUTION_TYPES = ("pixel", "area", "pixel_area")
 STRATEGIES = ("textfile", "filename", "instanceprompt")
 CROP_STYLES = ("center", "centre", "random", "corner")
 SEPARATORS: Mapping[str, str] = MappingProxyType({"comma": ",", "space": " ", "period": "."})  # of caption_shuffle
-ALIGNMENT = 64  # --aspect_bucket_alignment, where it is not given
+ALIGNMENT = 64  # default of --aspect_bucket_alignment
 
 SNAPPED: Mapping[float, int] = MappingProxyType({0.25: 512, 0.5: 768, 1.0: 1024, 2.0: 1536, 4.0: 2048})
-"""Megapixels -> side of a square crop; so many as are nearer than SNAP_RANGE mean it too."""
+"""Megapixels -> side of a square crop; also for values within SNAP_RANGE of them."""
 SNAP_RANGE = 0.05
 
 READ = (
@@ -76,14 +78,14 @@ NOT_NEEDED = (
     "vae_cache_ondemand",
     "write_batch_size",
 )
-"""How and where SimpleTuner caches, looks files up and shows progress: they do not change what is trained on."""
+"""Caching, file search and progress in SimpleTuner; no effect on the training data."""
 
-WITHOUT_COUNTERPART: Mapping[str, tuple[object, str]] = MappingProxyType(
+UNSUPPORTED: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
         "minimum_aspect_ratio": (None, "take the images out of the folder"),
         "maximum_aspect_ratio": (None, "take the images out of the folder"),
-        "max_num_samples": (None, "put so many images into a folder of their own"),
-        "max_upscale_threshold": (None, "leave images out with minimum_image_size"),
+        "max_num_samples": (None, "put that many images into a separate folder"),
+        "max_upscale_threshold": (None, "skip small images with minimum_image_size"),
         "start_epoch": (1, "train in two runs, the second with --resume"),
         "start_step": (0, "train in two runs, the second with --resume"),
         "end_epoch": (None, "train in two runs, the second with --resume"),
@@ -91,7 +93,7 @@ WITHOUT_COUNTERPART: Mapping[str, tuple[object, str]] = MappingProxyType(
         "timestep_sampling_offset": (0, "remove it"),
         "slider_strength": (None, "remove it"),
         "caption_filter_list": (None, "change the caption files themselves"),
-        "conditioning": (None, "make the images beforehand; only masks are read"),
+        "conditioning": (None, "prepare the images yourself; only masks are supported"),
         "delete_unwanted_images": (False, "remove it; nothing is ever deleted here"),
         "delete_problematic_images": (False, "remove it; nothing is ever deleted here"),
         "delete_nsfw_images": (False, "remove it; nothing is ever deleted here"),
@@ -103,6 +105,6 @@ WITHOUT_COUNTERPART: Mapping[str, tuple[object, str]] = MappingProxyType(
         "config": (None, "remove it"),
     }
 )
-"""Key -> the value that asks for nothing, and the way out where another one stands."""
+"""Key -> the value without effect, and the remedy for any other value."""
 
-KNOWN = (*READ, *NOT_NEEDED, *WITHOUT_COUNTERPART)
+KNOWN = (*READ, *NOT_NEEDED, *UNSUPPORTED)

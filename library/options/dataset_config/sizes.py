@@ -1,4 +1,4 @@
-"""The resolutions and batch sizes of a dataset, and whether its buckets can hold them."""
+"""Resolutions and batch sizes of a dataset, and checks of its bucket settings."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 from library.options.dataset_config.source import ConfigFile
-from library.options.dataset_config.tables import Layer, Setting, nearest, said
+from library.options.dataset_config.tables import Layer, Setting, describe_key, nearest
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistakes
 from library.options.rules.apply_rules import LATENT_STRIDE, SMALLEST_SIDE
 
 NOT_GIVEN: Size = (0, 0)
-"""The resolution of defaults for which the user gave none."""
+"""Resolution of the defaults if the user set none."""
 
-_STAND_IN: Size = (512, 512)
+_PLACEHOLDER: Size = (512, 512)
 _LIMITS = frozenset(("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"))
 
 
 def resolutions_and_batches(
     layers: Sequence[Layer], defaults: DatasetSpec, source: ConfigFile, mistakes: Mistakes, notes: list[str]
 ) -> list[tuple[Size, int]]:
-    """(resolution, batch size) of each dataset that one table describes: one, or with `resolutions` several.
+    """(resolution, batch size) of each dataset of one table: one, or several with `resolutions`.
 
-    A resolution that is missing or wrong is 512, so that the images can be checked before all mistakes are told.
+    A missing or wrong resolution becomes 512, so that the images can be checked before all mistakes are reported.
     """
     size = _one_of(("resolution", "resolutions"), layers, source, mistakes)
     resolutions: tuple[Size, ...] = (defaults.buckets.resolution,)
@@ -32,72 +32,74 @@ def resolutions_and_batches(
         resolutions = size.value if size.at[-1] == "resolutions" else (size.value,)
     elif resolutions == (NOT_GIVEN,):
         if not any(layer.faulty & {"resolution", "resolutions"} for layer in layers):
-            remedy = "write resolution = 512 in the dataset or in general, or give --resolution"
+            remedy = "write resolution = 512 in the dataset or in general, or set --resolution"
             mistakes.add(f"the dataset ({source.origin(layers[0].at)}) has no resolution", remedy)
-        resolutions = (_STAND_IN,)
+        resolutions = (_PLACEHOLDER,)
     batch = _one_of(("batch_size", "pixels_per_batch"), layers, source, mistakes)
     if batch is None:
         return [(resolution, defaults.batch_size) for resolution in resolutions]
     if batch.at[-1] == "pixels_per_batch":
-        return [(resolution, _within(batch, resolution, source, notes)) for resolution in resolutions]
+        return [(resolution, _batch_size_within(batch, resolution, source, notes)) for resolution in resolutions]
     sizes: tuple[int, ...] = batch.value
     if len(sizes) not in (1, len(resolutions)):
-        what = f"{said(source, batch.at, list(sizes))} has {len(sizes)} members for {len(resolutions)} resolutions"
+        what = (
+            f"{describe_key(source, batch.at, list(sizes))} has {len(sizes)} entries for {len(resolutions)} resolutions"
+        )
         mistakes.add(what, "write one batch size for all, or one for each of the resolutions")
         sizes = sizes[:1]
     return list(zip(resolutions, sizes if len(sizes) > 1 else sizes * len(resolutions), strict=True))
 
 
 def _one_of(names: tuple[str, str], layers: Sequence[Layer], source: ConfigFile, mistakes: Mistakes) -> Setting | None:
-    """The nearest of two keys that say the same in two ways; both in one table is a mistake."""
+    """The nearest value of two alternative keys; both in one table is a mistake."""
     for layer in layers:
         first, second = (nearest(name, [layer]) for name in names)
         if first is not None and second is not None:
-            what = f"{names[0]} ({source.origin(first.at)}) and {names[1]} ({source.origin(second.at)}) stand together"
+            what = f"{names[0]} ({source.origin(first.at)}) and {names[1]} ({source.origin(second.at)}) are both set"
             mistakes.add(what, "keep one of the two")
         if first is not None or second is not None:
             return second or first
     return None
 
 
-def _within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[str]) -> int:
-    """How many images of a resolution have at most so many pixels together."""
+def _batch_size_within(budget: Setting, resolution: Size, source: ConfigFile, notes: list[str]) -> int:
+    """How many images of a resolution fit into a budget of pixels, at least 1."""
     count = int(budget.value) // (resolution[0] * resolution[1])
     if count == 0:
         notes.append(
-            f"{said(source, budget.at, budget.value)} is less than one image of {resolution[0]} x {resolution[1]}: "
-            "its batch size is 1"
+            f"{describe_key(source, budget.at, budget.value)} is less than one image of "
+            f"{resolution[0]} x {resolution[1]}: the batch size is 1"
         )
     return max(1, count)
 
 
 class BucketLimits:
-    """Judges the bucket settings of one dataset; messages name the line that each value comes from."""
+    """Checks the bucket settings of one dataset; messages show the line of each value."""
 
-    def __init__(self, layers: Sequence[Layer], otherwise: str, source: ConfigFile) -> None:
-        """`otherwise` is the origin of values that the file does not set."""
-        self._layers, self._otherwise, self._source = layers, otherwise, source
+    def __init__(self, layers: Sequence[Layer], default_origin: str, source: ConfigFile) -> None:
+        """`default_origin` is the origin of values that the file does not set."""
+        self._layers, self._default_origin, self._source = layers, default_origin, source
 
-    def _said(self, name: str, value: Any) -> str:
+    def _describe(self, name: str, value: Any) -> str:
         found = nearest(name, self._layers)
         if found is None:
-            return f"{name} = {value} ({self._otherwise})"
-        return said(self._source, found.at, value)
+            return f"{name} = {value} ({self._default_origin})"
+        return describe_key(self._source, found.at, value)
 
     def _size(self, size: Size) -> str:
         value: Any = size[0] if size[0] == size[1] else list(size)
         several = nearest("resolutions", self._layers)
         if several is not None and size in several.value:
             return f"{value} of resolutions ({self._source.origin(several.at)})"
-        return self._said("resolution", value)
+        return self._describe("resolution", value)
 
-    def checked(self, buckets: BucketSettings, mistakes: Mistakes, notes: list[str]) -> BucketSettings:
-        """The settings, limits that are no multiples of the step widened to the next ones (kohya's rule, told)."""
+    def check(self, buckets: BucketSettings, mistakes: Mistakes, notes: list[str]) -> BucketSettings:
+        """Check the settings; return them with limits widened to multiples of the step (kohya's rule, with a note)."""
         if any(layer.faulty & _LIMITS for layer in self._layers):
             return buckets
         step = buckets.step if buckets.enabled else LATENT_STRIDE
         if step % LATENT_STRIDE:
-            what = f"{self._said('bucket_reso_steps', step)} is not a multiple of {LATENT_STRIDE}"
+            what = f"{self._describe('bucket_reso_steps', step)} is not a multiple of {LATENT_STRIDE}"
             mistakes.add(what, "use 64, 32, 16 or 8")
             return buckets
         self._check_resolution(buckets, step, mistakes)
@@ -114,31 +116,30 @@ class BucketLimits:
             ("max_bucket_reso", buckets.largest, widened.largest),
         ):
             if before != after:
-                notes.append(
-                    f"{self._said(name, before)} becomes {after}, a multiple of {self._said('bucket_reso_steps', step)}"
-                )
+                multiple = f"a multiple of {self._describe('bucket_reso_steps', step)}"
+                notes.append(f"{self._describe(name, before)} becomes {after}, {multiple}")
         return widened
 
     def _check_resolution(self, buckets: BucketSettings, step: int, mistakes: Mistakes) -> None:
         sides = buckets.resolution
         if any(side % step for side in sides):
-            by = self._said("bucket_reso_steps", step) if buckets.enabled else str(step)
+            by = self._describe("bucket_reso_steps", step) if buckets.enabled else str(step)
             close = [max(SMALLEST_SIDE, round(side / step) * step) for side in sides]
             example = str(close[0]) if close[0] == close[1] else str(close)
             mistakes.add(f"{self._size(sides)} is not divisible by {by}", f"use for example {example}")
         elif min(sides) < SMALLEST_SIDE:
-            mistakes.add(f"{self._size(sides)} is below {SMALLEST_SIDE} pixels", "use a larger one")
+            mistakes.add(f"{self._size(sides)} is below {SMALLEST_SIDE} pixels", f"use at least {SMALLEST_SIDE}")
 
     def _check_limits(self, buckets: BucketSettings, mistakes: Mistakes) -> None:
         least, most = buckets.smallest, buckets.largest
         shortest, longest = min(buckets.resolution), max(buckets.resolution)
         if least > most:
-            what = f"{self._said('min_bucket_reso', least)} is more than {self._said('max_bucket_reso', most)}"
-            mistakes.add(what, "exchange the two")
+            what = f"{self._describe('min_bucket_reso', least)} is more than {self._describe('max_bucket_reso', most)}"
+            mistakes.add(what, "swap the two values")
             return
         if shortest < least:
-            what = f"{self._size(buckets.resolution)} is smaller than {self._said('min_bucket_reso', least)}"
+            what = f"{self._size(buckets.resolution)} is smaller than {self._describe('min_bucket_reso', least)}"
             mistakes.add(f"{what}, the shortest side of a bucket", f"set min_bucket_reso to at most {shortest}")
         if longest > most:
-            what = f"{self._size(buckets.resolution)} is larger than {self._said('max_bucket_reso', most)}"
+            what = f"{self._size(buckets.resolution)} is larger than {self._describe('max_bucket_reso', most)}"
             mistakes.add(f"{what}, the longest side of a bucket", f"set max_bucket_reso to at least {longest}")

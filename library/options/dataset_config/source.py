@@ -1,4 +1,4 @@
-"""A TOML or JSON file, parsed, with the line of every value."""
+"""Parse a TOML or JSON file, with the line of every value."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from library.options.mistakes import Mistake
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file holds. `name` is what messages call it."""
+    """A parsed file. `name` is its name in messages."""
 
     name: str
     tree: object
     places: Places
 
     def origin(self, address: Address) -> str:
-        """Where a value stands: "data.toml, line 12"."""
+        """Location of a value: "data.toml, line 12"."""
         return f"{self.name}, line {self.places.line(address)}"
 
 
 def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
-    """The file that `flag` names, by its ending TOML or JSON in UTF-8, with or without a byte order mark.
+    """Read the file that `flag` names: TOML or JSON by its extension, UTF-8 with or without a byte order mark.
 
-    What keeps it from being read at all, a syntax error for one, comes back as the one mistake.
+    Returns a mistake if the file cannot be read, for example because of a syntax error.
     """
     named = f"--{flag} {path}"
     ending = path.suffix.lower()
     if ending not in (".toml", ".json"):
-        return Mistake(f"{named} ends neither in .toml nor in .json", "name it after what it holds")
+        return Mistake(f"{named} is neither a .toml nor a .json file", "rename it to match its format")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -48,15 +48,15 @@ def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
     except tomllib.TOMLDecodeError as error:
         return Mistake(
             f"{named} is not valid TOML: {error}",
-            "correct that line; texts need quotes, and a Windows path single ones ('C:\\train')",
+            "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
     except json.JSONDecodeError as error:
         return Mistake(
             f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})",
-            "correct that line; in JSON a Windows path needs two backslashes or one slash (C:/train)",
+            "fix that line; in JSON a Windows path needs two backslashes or one slash (C:/train)",
         )
     except RecursionError:
-        return Mistake(f"{named} nests lists or tables too deep", "a dataset file needs no more than five levels")
+        return Mistake(f"{named} nests lists or tables too deeply", "a dataset file needs no more than five levels")
 
 
 def _toml(name: str, text: str) -> ConfigFile:
@@ -67,5 +67,8 @@ def _json(named: str, name: str, text: str) -> ConfigFile | Mistake:
     tree = json.loads(text)
     half = re.search("[\ud800-\udfff]", json.dumps(tree, ensure_ascii=False))
     if half:
-        return Mistake(f"{named} holds half a character, \\u{ord(half.group()):04x}", "write the character itself")
+        return Mistake(
+            f"{named} contains half a character (a lone surrogate), \\u{ord(half.group()):04x}",
+            "write the character itself",
+        )
     return ConfigFile(name, tree, in_json(text))

@@ -1,4 +1,4 @@
-"""One table of a dataset file against the table of keys: what it sets, and what is wrong with it."""
+"""Read one table of a dataset file by the table of keys: its values and mistakes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.options.convert_values import BadValue, shown
+from library.options.convert_values import BadValue, format_value
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, WRITE_INSTEAD, Key, Kind, Level
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.source import ConfigFile
 from library.options.mistakes import Mistakes
 
-LONGEST = 80  # characters of a value that a message shows
+LONGEST = 80  # maximum length of a value in messages, in characters
 
 _NAMES: Mapping[Level, str] = {"general": "general", "dataset": "a dataset", "subset": "a subset"}
 _KINDS: Mapping[Kind, str] = {
     DREAMBOOTH: "a dataset whose subsets have no metadata_file",
     FINE_TUNING: "a dataset whose subsets have a metadata_file",
 }
-_COMMAND_LINE_ONLY = "it is an option of the command line and of --config_file: give it there"
+_COMMAND_LINE_ONLY = "set it on the command line or in the --config_file"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The values that one table sets, read and right; `at` is where the table stands, `faulty` has the wrong ones."""
+    """The valid values of one table; `at` is the table's address, `faulty` the keys with wrong values."""
 
     at: Address
     values: Mapping[str, Any]
@@ -33,23 +33,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it was written."""
+    """A value and its address."""
 
     value: Any
     at: Address
 
 
 def nearest(name: str, layers: Sequence[Layer]) -> Setting | None:
-    """The value of the first layer that has one: kohya's fall-back from subset to dataset to general."""
+    """The value from the first layer that has it: kohya's fall-back from subset to dataset to general."""
     for layer in layers:
         if name in layer.values:
             return Setting(layer.values[name], (*layer.at, name))
     return None
 
 
-def said(source: ConfigFile, at: Address, raw: object) -> str:
-    """A key as mistakes name it: `num_repeats = "10" (data.toml, line 12)`."""
-    text = "null" if raw is None else shown(raw)
+def describe_key(source: ConfigFile, at: Address, raw: object) -> str:
+    """A key for messages: `num_repeats = "10" (data.toml, line 12)`."""
+    text = "null" if raw is None else format_value(raw)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     return f"{at[-1]} = {text} ({source.origin(at)})"
 
@@ -57,23 +57,23 @@ def said(source: ConfigFile, at: Address, raw: object) -> str:
 def read_table(
     table: Mapping[str, object], at: Address, level: Level, kind: Kind | None, source: ConfigFile, mistakes: Mistakes
 ) -> Layer:
-    """The keys of a table at its level. Without a `kind`, those of all kinds may stand in it. null is "not given"."""
+    """Read a table at its level. Without a `kind`, keys of all kinds are allowed. null means not set."""
     values: dict[str, Any] = {}
     faulty: set[str] = set()
     for name, raw in table.items():
         if level == "dataset" and name == "subsets":
             continue
-        what = said(source, (*at, name), raw)
+        what = describe_key(source, (*at, name), raw)
         key = KEYS.get(name)
         if key is None:
-            mistakes.add(f"{what} is no key of {_NAMES[level]}", _remedy(name, level, kind))
+            mistakes.add(f"{what} is not a key of {_NAMES[level]}", _remedy(name, level, kind))
         elif level not in key.levels:
-            mistakes.add(f"{what} is no key of {_NAMES[level]}", f"it belongs to {_home(key)}")
+            mistakes.add(f"{what} is not a key of {_NAMES[level]}", f"move it to {_home(key)}")
         elif raw is None:
             continue
         elif kind is not None and kind not in key.kinds:
-            elsewhere = "; in general it counts for the other datasets" if "general" in key.levels else ""
-            mistakes.add(f"{what} has no meaning in {_KINDS[kind]}", f"take it out{elsewhere}")
+            elsewhere = "; in general it applies to the other datasets" if "general" in key.levels else ""
+            mistakes.add(f"{what} has no meaning in {_KINDS[kind]}", f"remove it{elsewhere}")
         else:
             try:
                 values[name] = key.read(raw)
@@ -88,8 +88,8 @@ def _home(key: Key) -> str:
 
 
 def _remedy(name: str, level: Level, kind: Kind | None) -> str:
-    """What to write instead of a key that is not known."""
-    from difflib import get_close_matches  # only where a key is unknown
+    """What to write instead of an unknown key."""
+    from difflib import get_close_matches  # imported late: only needed for an unknown key
 
     if name in WRITE_INSTEAD:
         return f"write {WRITE_INSTEAD[name]}"
@@ -104,7 +104,7 @@ def _remedy(name: str, level: Level, kind: Kind | None) -> str:
 
 
 def _is_flag(name: str) -> bool:
-    from library.options.future_flags import LATER  # these read all options: only where a key is unknown
+    from library.options.future_flags import FUTURE_FLAGS  # imported late: these load all options
     from library.options.train_options import FLAGS
 
-    return name in FLAGS or name in LATER
+    return name in FLAGS or name in FUTURE_FLAGS

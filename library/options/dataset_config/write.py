@@ -1,6 +1,6 @@
-"""The records back to a file: kohya's dataset file in TOML, or SimpleTuner's multidatabackend.json.
+"""Write records as kohya's dataset file (TOML) or as SimpleTuner's multidatabackend.json.
 
-A value is written where it is not the built-in default. What a file of that kind cannot say is told, never dropped.
+Only values other than the built-in defaults are written. What the format cannot express is reported.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import tomli_w
 
-from library.options.convert_values import shown
+from library.options.convert_values import format_value
 from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Key, Kind
 from library.options.dataset_config.simpletuner_keys import ALIGNMENT, SEPARATORS
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, SubsetSpec
 
 _SPLITS = {separator: name for name, separator in SEPARATORS.items()}
-_VARIANTS = 10  # of a shuffled caption: SimpleTuner wants a number
+_VARIANTS = 10  # of a shuffled caption; SimpleTuner needs a number
 _TEXT_FILES = (".txt",)
 
 Table = dict[str, Any]
@@ -28,7 +28,7 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """The text of a file, and what it does not say of the records it was made from."""
+    """The text of a file, and what it cannot express of the records (`lost`)."""
 
     text: str
     lost: tuple[str, ...]
@@ -36,7 +36,7 @@ class Written:
 
 @dataclass
 class _Lost:
-    """What has no counterpart, once each, with the subsets it concerns."""
+    """Settings that the format cannot express, once each, with the names of their subsets."""
 
     _found: dict[str, list[str]] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class _Lost:
         if place not in places:
             places.append(place)
 
-    def told(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         return tuple(f"{', '.join(places)}: {text}" for text, places in self._found.items())
 
 
@@ -55,37 +55,37 @@ def _name(subset: SubsetSpec) -> str:
     return name or subset.origin
 
 
-def _tell_urls(subset: SubsetSpec, lost: _Lost) -> None:
+def _note_urls(subset: SubsetSpec, lost: _Lost) -> None:
     for place in (subset.image_dir, subset.mask_dir):
         if isinstance(place, str):
             lost.add(f"{place} is a URL, which only this trainer reads: copy the folder", _name(subset))
 
 
 def _records(dataset: DatasetSpec, subset: SubsetSpec | None) -> Mapping[str, object]:
-    """The records that keys have their fields in, by the names they have in the table of keys."""
+    """The records of a dataset or subset, by their names in the table of keys."""
     found: Mapping[str, object] = {"dataset": dataset, "buckets": dataset.buckets}
     return found if subset is None else {"subset": subset, "captions": subset.captions, "images": subset.images}
 
 
-_USUAL = {
+_DEFAULTS = {
     **_records(DatasetSpec("", BucketSettings((0, 0)), ()), None),
     **_records(DatasetSpec("", BucketSettings((0, 0)), ()), SubsetSpec(None, "")),
 }
 
 
-def _unusual(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[Key, Any]]:
-    """The keys whose fields are not at the built-in default, with the values as a file writes them."""
+def _changed(dataset: DatasetSpec, subset: SubsetSpec | None) -> Iterable[tuple[Key, Any]]:
+    """Keys whose fields differ from the built-in default, with the values to write."""
     records = _records(dataset, subset)
     for key in KEYS.values():
         record, _, name = (key.target or "").partition(".")
         if record in records:
             value = getattr(records[record], name)
-            if value != getattr(_USUAL[record], name):
+            if value != getattr(_DEFAULTS[record], name):
                 yield key, _plain(key, value)
 
 
 def _plain(key: Key, value: Any) -> Any:
-    """A value as TOML and JSON know it."""
+    """A value as TOML and JSON can represent it."""
     if key.target == "subset.caption_extensions":
         return ",".join(value)
     if key.target == "images.background":
@@ -96,21 +96,21 @@ def _plain(key: Key, value: Any) -> Any:
 
 
 def to_kohya(datasets: Sequence[DatasetSpec]) -> Written:
-    """A dataset file of kohya's kind."""
+    """Write datasets as kohya's dataset file."""
     lost = _Lost()
     tables = []
     for dataset in datasets:
-        for kind in (DREAMBOOTH, FINE_TUNING):  # kohya takes one kind in a dataset
+        for kind in (DREAMBOOTH, FINE_TUNING):  # a dataset of kohya has one kind
             subsets = [
                 subset for subset in dataset.subsets if (subset.metadata_file is not None) == (kind is FINE_TUNING)
             ]
             if subsets:
                 tables.append(_kohya_dataset(dataset, subsets, lost))
-    return Written("\n".join(map(_block, tables)), lost.told())
+    return Written("\n".join(map(_block, tables)), lost.texts())
 
 
 def _block(table: Table) -> str:
-    """A dataset as people write it, each subset below a header of its own."""
+    """The TOML of a dataset, with a header for each subset."""
     own = {name: value for name, value in table.items() if name != "subsets"}
     subsets = (f"\n[[datasets.subsets]]\n{tomli_w.dumps(subset)}" for subset in table["subsets"])
     return f"[[datasets]]\n{tomli_w.dumps(own)}{''.join(subsets)}"
@@ -123,45 +123,48 @@ def _kind(subset: SubsetSpec) -> Kind:
 def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _Lost) -> Table:
     width, height = dataset.buckets.resolution
     table: Table = {"resolution": width if width == height else [width, height], "batch_size": dataset.batch_size}
-    table |= {key.name: value for key, value in _unusual(dataset, None)}
+    table |= {key.name: value for key, value in _changed(dataset, None)}
     places = [_name(subset) for subset in subsets]
     for place in places:
         if dataset.buckets.rule != "kohya" and dataset.buckets.enabled:
             at = "a shorter edge" if dataset.buckets.rule == "shorter_edge" else "the area"
-            lost.add(f"each image keeps its own aspect at {at} of {width}: kohya's buckets come from its list", place)
+            lost.add(
+                f"each image keeps its own aspect ratio at {at} of {width}: kohya's buckets come from a fixed list",
+                place,
+            )
         if dataset.buckets.shrink_to is not None:
-            lost.add("target_downsample_size: images are not scaled before the crop but to cover their bucket", place)
+            lost.add("target_downsample_size: kohya resizes images to cover their bucket before the crop", place)
         if all(subset.is_reg for subset in subsets):
-            lost.add("regularisation images without training images of the same size: put them together", place)
+            lost.add("regularisation images without training images of the same size: put both into one dataset", place)
     table["subsets"] = [_kohya_subset(dataset, subset, lost) for subset in subsets]
     return table
 
 
 def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Table:
     place = _name(subset)
-    _tell_urls(subset, lost)
+    _note_urls(subset, lost)
     table: Table = {}
-    for key, value in _unusual(dataset, subset):
+    for key, value in _changed(dataset, subset):
         if _kind(subset) in key.kinds:
             table[key.name] = value
         else:
-            lost.add(f"{key.name} = {shown(value)}: not beside a metadata_file", place)
+            lost.add(f"{key.name} = {format_value(value)}: not allowed with a metadata_file", place)
     if subset.caption_source == "file_name":
-        lost.add("captions from the names of the files: write them into caption files", place)
+        lost.add("captions from file names: write them into caption files", place)
     elif subset.caption_source == "class_tokens":
-        lost.add("the same caption for all images, even for those with a caption file beside them", place)
+        lost.add("one caption for all images, even those with a caption file", place)
     if subset.recursive:
-        lost.add("the images of its sub-folders are read too: kohya's files name each folder", place)
+        lost.add("images in sub-folders: list each folder as a subset", place)
     if subset.least_edge or subset.least_area:
-        lost.add("minimum_image_size: small images are not left out", place)
+        lost.add("minimum_image_size: small images are not skipped", place)
     if subset.images.corner_crop:
-        lost.add("crop_style corner: the crop is made at the centre", place)
+        lost.add("crop_style corner: images are cropped at the centre", place)
     order = ["image_dir", "metadata_file", *table]
     return {name: table[name] for name in dict.fromkeys(order) if name in table}
 
 
 def to_simpletuner(datasets: Sequence[DatasetSpec]) -> Written:
-    """A multidatabackend.json: an entry for each subset and its masks, and the cache of captions it wants."""
+    """Write datasets as a multidatabackend.json: an entry per subset and its masks, and the required caption cache."""
     lost, ids = _Lost(), set[str]()
     entries: list[Table] = []
     for dataset in datasets:
@@ -171,7 +174,7 @@ def to_simpletuner(datasets: Sequence[DatasetSpec]) -> Written:
         "id": _unique("text-embeds", ids), "type": "local", "dataset_type": "text_embeds", "default": True,
         "cache_dir": "cache/text",
     })  # fmt: skip
-    return Written(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", lost.told())
+    return Written(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", lost.texts())
 
 
 def _new_id(name: str, buckets: BucketSettings, ids: set[str]) -> str:
@@ -189,29 +192,29 @@ def _unique(name: str, ids: set[str]) -> str:
 
 def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -> list[Table]:
     place = _name(subset)
-    _tell_urls(subset, lost)
+    _note_urls(subset, lost)
     sizes = _sizes(dataset.buckets, subset, lost)
-    captions, said = _captions(subset, lost)
+    captions, covered = _captions(subset, lost)
     entry: Table = {
         "id": name, "type": "local", "dataset_type": "image", "instance_data_dir": str(subset.image_dir or ""),
         "cache_dir_vae": f"cache/vae/{name}", **sizes, **captions, "repeats": subset.repeats - 1,
     }  # fmt: skip
     if subset.is_reg:
         entry["is_regularisation_data"] = True
-        lost.add("is_reg: there a regularisation image is compared with what the model without training makes", place)
+        lost.add("is_reg: SimpleTuner compares regularisation images with the base model's prediction", place)
     if subset.image_dir is None:
-        lost.add("images that only a metadata_file names: put them into a folder", place)
+        lost.add("images listed only in a metadata_file: put them into a folder", place)
     if not subset.recursive:
-        lost.add("sub-folders are read there", place)
+        lost.add("SimpleTuner reads sub-folders too", place)
     if dataset.batch_size != 1:
-        lost.add(f"batch_size = {dataset.batch_size}: an option of its command line (--train_batch_size)", place)
-    said |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
-    for key, value in [*_unusual(dataset, None), *_unusual(dataset, subset)]:
-        if key.target not in said and not str(key.target).startswith("buckets."):
-            lost.add(f"{key.name} = {shown(value)}", place)
+        lost.add(f"batch_size = {dataset.batch_size}: set --train_batch_size on SimpleTuner's command line", place)
+    covered |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
+    for key, value in [*_changed(dataset, None), *_changed(dataset, subset)]:
+        if key.target not in covered and not str(key.target).startswith("buckets."):
+            lost.add(f"{key.name} = {format_value(value)}", place)
     if subset.mask_dir is None:
         return [entry]
-    lost.add("masks there have the names of their images, endings too", place)
+    lost.add("SimpleTuner needs masks with the file names of their images, including extensions", place)
     masks = {
         "id": f"{name}-masks", "type": "local", "dataset_type": "conditioning", "conditioning_type": "mask",
         "instance_data_dir": str(subset.mask_dir), **sizes,
@@ -220,15 +223,20 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
 
 
 def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
-    """Resolution, crop and least size."""
+    """The keys for resolution, crop and minimum size."""
     place, (width, height) = _name(subset), buckets.resolution
     if buckets.rule == "kohya" and buckets.enabled:
         limits = "no_upscale" if buckets.no_upscale else f"{buckets.smallest} to {buckets.largest} pixels"
-        lost.add(f"kohya's buckets ({limits}): there each image keeps its own aspect at the same area", place)
+        lost.add(f"kohya's buckets ({limits}): SimpleTuner keeps each image's aspect ratio at the same area", place)
     elif not buckets.enabled and width != height:
-        lost.add(f"resolution {width},{height} for all images: there each keeps its own aspect at this area", place)
+        lost.add(
+            f"resolution {width},{height} for all images: SimpleTuner keeps each image's aspect ratio at this area",
+            place,
+        )
     if buckets.enabled and buckets.step != ALIGNMENT:
-        lost.add(f"bucket_reso_steps = {buckets.step}: --aspect_bucket_alignment there", place)
+        lost.add(
+            f"bucket_reso_steps = {buckets.step}: set --aspect_bucket_alignment on SimpleTuner's command line", place
+        )
     square = not buckets.enabled and width == height
     by_edge = buckets.rule == "shorter_edge" or (
         square and buckets.shrink_to is None and bool(subset.least_edge) and not subset.least_area
@@ -245,7 +253,7 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
         table["minimum_image_size"] = least
     implied = square and subset.least_edge == math.ceil(math.sqrt(subset.least_area))
     if subset.least_area if by_edge else subset.least_edge and not implied:
-        lost.add("least edge and least area of images: there is one least size", place)
+        lost.add("minimum edge and minimum area of images: SimpleTuner has only one minimum size", place)
     if buckets.shrink_to is not None:
         target = _whole(buckets.shrink_to) if by_edge else _root(buckets.shrink_to)
         table |= {"maximum_image_size": target, "target_downsample_size": target}
@@ -253,7 +261,7 @@ def _sizes(buckets: BucketSettings, subset: SubsetSpec, lost: _Lost) -> Table:
 
 
 def _root(area: float) -> float:
-    """The side of a square of an area."""
+    """The side of a square with this area."""
     return _whole(math.sqrt(area))
 
 
@@ -262,32 +270,32 @@ def _whole(length: float) -> float:
 
 
 def _captions(subset: SubsetSpec, lost: _Lost) -> tuple[Table, set[str]]:
-    """The keys of captions, and the fields that they speak for."""
+    """The keys of captions, and the fields that they cover."""
     place, captions = _name(subset), subset.captions
-    table, said = _shuffled(captions)
+    table, covered = _shuffled(captions)
     if table:
-        lost.add(f"shuffle_caption: {_VARIANTS} variants of each caption are made there, not one each time", place)
+        lost.add(f"shuffle_caption: SimpleTuner makes {_VARIANTS} fixed variants of each caption", place)
     if subset.caption_source == "class_tokens":
         prompts = (subset.class_tokens or "").split("\n")
         table |= {"caption_strategy": "instanceprompt", "instance_prompt": prompts if len(prompts) > 1 else prompts[0]}
         several = {"captions.wildcard"} if len(prompts) > 1 else set()
-        return table, said | several | {"subset.class_tokens", "subset.caption_extensions"}
+        return table, covered | several | {"subset.class_tokens", "subset.caption_extensions"}
     if captions.prefix:
         table |= {"instance_prompt": captions.prefix, "prepend_instance_prompt": True}
-        said.add("captions.prefix")
+        covered.add("captions.prefix")
     if subset.caption_source == "file_name":
-        return {"caption_strategy": "filename", **table}, said | {"subset.caption_extensions"}
+        return {"caption_strategy": "filename", **table}, covered | {"subset.caption_extensions"}
     if not captions.wildcard:
         table["disable_multiline_split"] = True
     if subset.caption_source == "metadata":
         lost.add("captions of a metadata_file: write them into .txt files beside the images", place)
     elif subset.caption_extensions != _TEXT_FILES:
         endings = ", ".join(subset.caption_extensions)
-        lost.add(f"caption_extension = {endings}: captions are read from .txt files there, rename them", place)
+        lost.add(f"caption_extension = {endings}: SimpleTuner reads captions from .txt files, rename them", place)
     if subset.class_tokens is not None:
-        lost.add(f"class_tokens = {shown(subset.class_tokens)} for images without a caption file: each needs one "
-                 "there (or, for the same caption on all, instanceprompt as caption_strategy)", place)  # fmt: skip
-    return {"caption_strategy": "textfile", **table}, said | {
+        text = f"class_tokens = {format_value(subset.class_tokens)} for images without a caption file: write a caption "
+        lost.add(f"{text}file for each (or set caption_strategy instanceprompt for one caption on all)", place)
+    return {"caption_strategy": "textfile", **table}, covered | {
         "captions.wildcard", "subset.caption_extensions", "subset.class_tokens", "subset.metadata_file"
     }  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""The flags, one file for each group. A flag is one field."""
+"""The flags, one file per group and one field per flag."""

@@ -1,4 +1,4 @@
-"""How weights are changed: optimiser, learning rates and their course."""
+"""Options of the optimizer, learning rates and scheduler."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ LR_SCHEDULERS = (
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Optimiser and learning rates."""
+    """Optimizer, learning rates and scheduler."""
 
     optimizer_type: str = flag(
         "",
-        "Optimiser: AdamW (also when not set), AdamW8bit, PagedAdamW8bit, Lion, Prodigy, Adafactor and "
-        "others, or package.module.Class.",
+        "Optimizer: AdamW (also when not set), AdamW8bit, PagedAdamW8bit, Lion, Prodigy, Adafactor and others, or "
+        "package.module.Class.",
         metadata="ss_optimizer",
     )
     optimizer_args: tuple[str, ...] = flag(
         (),
-        "Further arguments of the optimiser as key=value, for example weight_decay=0.01 betas=0.9,0.999.",
+        "Extra optimizer arguments as key=value, for example weight_decay=0.01 betas=0.9,0.999.",
         pairs=True,
     )
-    use_8bit_adam: bool = flag(False, "Short for optimizer_type AdamW8bit.", may_change_on_resume=True)
-    use_lion_optimizer: bool = flag(False, "Short for optimizer_type Lion.", may_change_on_resume=True)
+    use_8bit_adam: bool = flag(False, "Same as optimizer_type AdamW8bit.", may_change_on_resume=True)
+    use_lion_optimizer: bool = flag(False, "Same as optimizer_type Lion.", may_change_on_resume=True)
     learning_rate: float = flag(
-        2e-6, "Learning rate of everything that has none of its own.", at_least=0, metadata="ss_learning_rate"
+        2e-6, "Learning rate of every module without one of its own.", at_least=0, metadata="ss_learning_rate"
     )
     learning_rate_te: float | None = flag(
         None,
-        "Learning rate of the text encoder; not set = learning_rate, 0 = the text encoder is not trained.",
+        "Learning rate of the text encoder; not set = learning_rate, 0 = do not train it.",
         at_least=0,
         script="train_db.py",
         neutral_elsewhere=(0.0,),
     )
     learning_rate_te1: float | None = flag(
         None,
-        "Learning rate of the first text encoder of Stable Diffusion XL (CLIP ViT-L); not set = learning_rate_te, 0 = "
-        "it is not trained.",
+        "Learning rate of the first text encoder of Stable Diffusion XL (CLIP ViT-L); not set = learning_rate_te, "
+        "0 = do not train it.",
         at_least=0,
         needs="text_encoder_rates",
         script="train_db.py",
@@ -60,7 +60,7 @@ class OptimizerOptions:
     learning_rate_te2: float | None = flag(
         None,
         "Learning rate of the second text encoder of Stable Diffusion XL (OpenCLIP ViT-bigG); not set = "
-        "learning_rate_te, 0 = it is not trained.",
+        "learning_rate_te, 0 = do not train it.",
         at_least=0,
         needs="text_encoder_rates",
         script="train_db.py",
@@ -68,57 +68,58 @@ class OptimizerOptions:
     )
     block_lr: tuple[float, ...] = flag(
         (),
-        "Learning rates of the blocks of the U-Net of Stable Diffusion XL, 23 numbers with commas between them: "
-        "embeddings of time and size, 9 blocks on the way in, 3 in the middle, 9 on the way out, the output; 29 for "
-        "its refiner, with 12 on either way.",
+        "Learning rates of the U-Net blocks of Stable Diffusion XL, 23 numbers separated by commas: time and size "
+        "embeddings, 9 input blocks, 3 middle blocks, 9 output blocks, output layer; 29 for its refiner, with 12 "
+        "input and 12 output blocks.",
         at_least=0,
         needs="block_lr",
         script="train_db.py",
     )
     max_grad_norm: float = flag(
-        1.0, "Gradients longer than this are shortened to it; 0 = never.", at_least=0, metadata="ss_max_grad_norm"
+        1.0, "Clip the gradient norm to this value; 0 = off.", at_least=0, metadata="ss_max_grad_norm"
     )
     train_text_encoder: bool = flag(
         True,
-        "Train the text encoder too. As in sd-scripts, sdxl_train.py and fine_tune.py do so only where this is given; "
-        "train_db.py does unless told otherwise (--train_text_encoder=false).",
+        "Train the text encoder too. On by default in train_db.py (--train_text_encoder=false turns it off), off "
+        "by default in sdxl_train.py and fine_tune.py, as in sd-scripts.",
         script="train_db.py",
         neutral_elsewhere=(True,),
     )
     stop_text_encoder_training: int | None = flag(
         None,
-        "Optimiser step at which the text encoder stops learning; 0 or -1 = it is never trained, not set = "
-        "it is trained to the end.",
+        "Stop training the text encoder at this optimizer step; 0 or -1 = never train it, not set = train it to "
+        "the end.",
         at_least=-1,
         script="train_db.py",
         neutral_elsewhere=(0, -1),
     )
-    lr_scheduler: str = flag(
-        "constant", "Course of the learning rate.", choices=LR_SCHEDULERS, metadata="ss_lr_scheduler"
-    )
+    lr_scheduler: str = flag("constant", "Learning rate scheduler.", choices=LR_SCHEDULERS, metadata="ss_lr_scheduler")
     lr_scheduler_args: tuple[str, ...] = flag(
-        (), "Further arguments of the learning-rate scheduler as key=value, for example T_max=100.", pairs=True
+        (), "Extra scheduler arguments as key=value, for example T_max=100.", pairs=True
     )
     lr_scheduler_type: str = flag(
-        "", "Scheduler class as package.module.Class; takes the place of lr_scheduler and gets lr_scheduler_args."
+        "", "Scheduler class as package.module.Class; replaces lr_scheduler and receives lr_scheduler_args."
     )
     lr_warmup_steps: int | float = flag(
         0,
-        "Warm-up of the learning rate: a whole number of optimiser steps, or a share of all steps such as 0.1.",
+        "Warm up the learning rate over this many optimizer steps, or over a share of all steps such as 0.1; 0 = off.",
         at_least=0,
         metadata="ss_lr_warmup_steps",
     )
     lr_decay_steps: int | float = flag(
-        0, "Decay at the end of warmup_stable_decay: a whole number of steps or a share of all steps.", at_least=0
+        0, "Decay of warmup_stable_decay at the end, in optimizer steps or as a share of all steps.", at_least=0
     )
     lr_scheduler_num_cycles: int = flag(1, "Number of restarts of cosine_with_restarts.", at_least=1, zero_is_off=True)
     lr_scheduler_power: float = flag(1, "Power of the polynomial scheduler.", at_least=0)
     lr_scheduler_timescale: int | None = flag(
-        None, "Time scale of inverse_sqrt in steps; not set = the length of the warm-up.", at_least=1, zero_is_off=True
+        None,
+        "Time scale of inverse_sqrt in steps; not set = the number of warm-up steps.",
+        at_least=1,
+        zero_is_off=True,
     )
     lr_scheduler_min_lr_ratio: float | None = flag(
         None,
-        "Lowest learning rate of cosine_with_min_lr and warmup_stable_decay, as a share of the learning rate.",
+        "Minimum learning rate of cosine_with_min_lr and warmup_stable_decay, as a share of the learning rate.",
         at_least=0,
         at_most=1,
     )

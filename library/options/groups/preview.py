@@ -1,4 +1,4 @@
-"""Images that the model in training draws."""
+"""Options of preview images, which are drawn during training."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ SAMPLERS = (
 
 @dataclass(frozen=True)
 class PreviewOptions:
-    """Prompts, and when they are drawn."""
+    """Prompts, sampler, and when to draw."""
 
     may_change_on_resume: ClassVar[bool] = True
 
     sample_prompts: Path | None = flag(
-        None, "File of prompts to draw while training: .txt, .toml or .json; it is read again each time."
+        None, "File of prompts for preview images: .txt, .toml or .json; read again each time."
     )
-    sample_every_n_steps: int | None = flag(None, "Draw after every n-th step; 0 = off.", at_least=1, zero_is_off=True)
+    sample_every_n_steps: int | None = flag(
+        None, "Draw preview images every n steps; 0 = off.", at_least=1, zero_is_off=True
+    )
     sample_every_n_epochs: int | None = flag(
-        None, "Draw after every n-th epoch; beats sample_every_n_steps; 0 = off.", at_least=1, zero_is_off=True
+        None,
+        "Draw preview images every n epochs; overrides sample_every_n_steps, 0 = off.",
+        at_least=1,
+        zero_is_off=True,
     )
-    sample_at_first: bool = flag(False, "Draw before the first step too.")
-    sample_sampler: str = flag("ddim", "Sampler of prompts that name none.", choices=SAMPLERS)
+    sample_at_first: bool = flag(False, "Draw preview images before the first step too.")
+    sample_sampler: str = flag("ddim", "Sampler for prompts that name none.", choices=SAMPLERS)
     sample_batch_size: int = flag(
-        1, "Prompts of one size and sampler that are drawn together.", at_least=1, zero_is_off=True
+        1, "Number of prompts of the same size and sampler to draw together.", at_least=1, zero_is_off=True
     )

@@ -1,4 +1,4 @@
-"""Images that are not trained on, and the loss on them."""
+"""Options of validation on held-out images."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from library.options.flag import flag
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """How many images are set aside, and when the loss on them is taken."""
+    """How many images are held out, and when the loss on them is computed."""
 
-    may_change_on_resume: ClassVar[bool] = True  # images set aside are missing from the data
+    may_change_on_resume: ClassVar[bool] = True  # held-out images already change the training data, which is compared
 
     validation_split: float = flag(
         0.0,
-        "Share of the images that is set aside and not trained on, 0 to 1: the loss on them tells whether a run "
-        "learns or memorises.",
+        "Share of the images held out from training, 0 to 1; the loss on them shows whether the model learns or "
+        "memorises.",
         at_least=0,
         at_most=1,
         metadata="ss_validation_split",
     )
     validation_seed: int | None = flag(
-        None, "Seed of the choice of these images; not set = seed.", at_least=0, metadata="ss_validation_seed"
+        None, "Seed for choosing the held-out images; not set = seed.", at_least=0, metadata="ss_validation_seed"
     )
     validate_every_n_steps: int | None = flag(
         None,
-        "Take the loss on them after every n-th step; 0 = off.",
+        "Compute the validation loss every n steps; 0 = off.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_validate_every_n_steps",
     )
     validate_every_n_epochs: int | None = flag(
         None,
-        "Take the loss on them after every n-th epoch; not set = 1, unless validate_every_n_steps is set.",
+        "Compute the validation loss every n epochs; not set = 1, unless validate_every_n_steps is set.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_validate_every_n_epochs",
     )
     max_validation_steps: int | None = flag(
         None,
-        "Take at most this many batches of them each time; 0 = all.",
+        "Maximum number of batches per validation; 0 = all.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_max_validation_steps",

@@ -1,1 +1,1 @@
-"""Rules between flags: the kinds of rules, the tables, and how they are applied."""
+"""Rules between flags: their kinds, the tables of rules, and their application."""

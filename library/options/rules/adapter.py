@@ -1,4 +1,4 @@
-"""Rules between the flags of adapters, of images while training and of validation."""
+"""Rules between flags of adapters, preview images and validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _DATASET_FILES = ("dataset_config", "data_backend_config")
 
 REQUIRED = (
     Required(
-        "network_module", "there is no adapter to train", "for example --network_module networks.lora", script=SCRIPT
+        "network_module",
+        "there is no adapter to train",
+        "set for example --network_module networks.lora",
+        script=SCRIPT,
     ),
 )
 
@@ -29,8 +32,8 @@ REQUIRES = (
         ("dim_from_weights", "network_weights"),
         on("dim_from_weights"),
         on("network_weights"),
-        "there is no file to take them from",
-        "add --network_weights with the file of an adapter",
+        "there is no adapter file to take ranks from",
+        "add --network_weights with an adapter file",
     ),
     Requires(
         ("base_weights_multiplier", "base_weights"),
@@ -44,8 +47,8 @@ REQUIRES = (
             (name, "sample_prompts"),
             on(name),
             on("sample_prompts"),
-            "there are no prompts to draw",
-            "add --sample_prompts with a file of prompts, one a line",
+            "there are no prompts",
+            "add --sample_prompts with a file of prompts, one per line",
         )
         for name in _SAMPLING
     ),
@@ -61,8 +64,8 @@ EXCLUDES = (
     Excludes(
         ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
         "network_train_text_encoder_only",
-        "captions that are encoded once cannot train the text encoder",
-        "take one of the two out",
+        "cached text encoder outputs cannot train the text encoder",
+        "remove one of the two",
     ),
 )
 
@@ -72,34 +75,32 @@ IMPLIES = (
         on("cache_text_encoder_outputs", "network_module"),
         "network_train_unet_only",
         True,
-        "the text encoder is not trained (network_train_unet_only): captions are encoded once",
+        "the text encoder is not trained (network_train_unet_only): its outputs are cached",
     ),
 )
 
 OVERRIDES = (
-    Overrides("sample_every_n_epochs", "sample_every_n_steps", "images are drawn at ends of epochs", (None,)),
-    Overrides("initial_step", "initial_epoch", "the run begins as initial_step says", (None,)),
+    Overrides("sample_every_n_epochs", "sample_every_n_steps", "preview images are drawn every n epochs", (None,)),
+    Overrides("initial_step", "initial_epoch", "the run starts at initial_step", (None,)),
 )
 
-TOLD = (
+NO_EFFECT = (
     NoEffect("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
     NoEffect("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
-    NoEffect("network_dim", on("dim_from_weights"), "ranks are those of network_weights (dim_from_weights)"),
-    NoEffect("skip_until_initial_step", off("initial_step"), "no step to begin with is set (initial_step)"),
+    NoEffect("network_dim", on("dim_from_weights"), "ranks are taken from network_weights (dim_from_weights)"),
+    NoEffect("skip_until_initial_step", off("initial_step"), "initial_step is not set"),
     *(
-        NoEffect(name, on("resume"), "the state that the run goes on from knows where it stopped (resume)")
+        NoEffect(name, on("resume"), "the training state decides where the run starts (resume)")
         for name in ("initial_epoch", "initial_step")
     ),
     *(
-        NoEffect(
-            name, off("validation_split", *_DATASET_FILES), "no images are set aside (validation_split is not set)"
-        )
+        NoEffect(name, off("validation_split", *_DATASET_FILES), "no images are held out (validation_split is not set)")
         for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
     ),
     NoEffect(
         "wandb_api_key",
         lambda values: not is_one_of("log_with", "wandb", "all")(values),
-        "wandb is not logged to (log_with)",
+        "log_with does not include wandb",
     ),
 )
 

@@ -1,38 +1,38 @@
-"""Apply the rules between flags once: effective values, a note for each change, all mistakes."""
+"""Apply the rules between flags: effective values, a note for each change, and all mistakes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from library.options.convert_values import shown
+from library.options.convert_values import format_value
 from library.options.flag import Script
 from library.options.mistakes import Mistake
-from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, OVERRIDES, REQUIRED, REQUIRES, TOLD
+from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, NO_EFFECT, OVERRIDES, REQUIRED, REQUIRES
 from library.options.rules.rule_kinds import Implies, Overrides
 from library.options.train_options import FLAGS
 
-LATENT_STRIDE = 8  # pixels per latent: every side of an image is a multiple of it
+LATENT_STRIDE = 8  # pixels per latent; image sides are multiples of it
 SMALLEST_SIDE = 64
-DEFAULT = "default"  # the origin of a value that the user did not give
+DEFAULT = "default"  # origin of a value that the user did not set
 _SIZES = ("resolution", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso")
-_STAND_IN = (512, 512)  # for a resolution that is missing or wrong: it suits all defaults of the other sizes
+_PLACEHOLDER = (512, 512)  # for a missing or wrong resolution; fits the defaults of the other sizes
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The value of every flag, where it came from, and which were set by the user."""
+    """The value and origin of every flag, and which flags the user set."""
 
     values: Mapping[str, object]
     origins: Mapping[str, str]
-    given: frozenset[str]
-    faulty: frozenset[str] = frozenset()  # flags whose value could not be read: no rule judges the default in its place
+    set_by_user: frozenset[str]
+    faulty: frozenset[str] = frozenset()  # flags with an unreadable value: rules do not check their defaults
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
-    defaults: Mapping[str, object] = field(default_factory=dict)  # of the program that runs
+    defaults: Mapping[str, object] = field(default_factory=dict)  # of the running program
 
-    def said(self, name: str) -> str:
-        """A flag as messages show it: name, value, origin."""
+    def describe(self, name: str) -> str:
+        """A flag for messages: name, value and origin."""
         value = self.values[name]
         if value is None or value == "" or value == ():
             return f"no --{name}"
@@ -40,35 +40,34 @@ class Settings:
             return f"--{name} ({self.origins[name]})"
         if isinstance(value, tuple):
             value = ",".join(str(member) for member in value)
-        text = "" if value is True else f" = {shown(value)}"
+        text = "" if value is True else f" = {format_value(value)}"
         return f"--{name}{text} ({self.origins[name]})"
 
 
-def settle(
+def apply_rules(
     settings: Settings, *, complete: bool = True, unneeded: Collection[str] = (), script: Script | None = None
 ) -> Settings:
-    """Apply all rules and return the effective settings. `complete`: the flags that every run needs are asked for, but
-    for those `unneeded`; `script` says which kind of training runs (Program.script).
+    """Apply all rules and return the effective settings. `script` is the kind of training (Program.script).
 
-    Where a rule is broken a flag of it goes back to its default, so that what reads the options next (the images, the
-    optimiser) judges something sound and does not tell the same mistake again.
+    `complete`: check that all required flags are set, except those `unneeded`. If a rule is broken, one of its flags
+    is reset to its default, so that later checks (images, optimizer) do not report the same mistake again.
     """
-    found = list(_missing(settings, unneeded, script)) if complete else []
-    for broken, mistake in [*_unmet(settings), *_excluded(settings)]:
-        found.append(mistake)
-        settings = _at_default(settings, broken)
-    notes = tuple(_told(settings))
-    wrong_sizes = list(_wrong_sizes(settings))
+    mistakes = list(_missing(settings, unneeded, script)) if complete else []
+    for broken_flag, mistake in [*_unmet(settings), *_excluded(settings)]:
+        mistakes.append(mistake)
+        settings = _at_default(settings, broken_flag)
+    notes = tuple(_without_effect(settings))
+    wrong_sizes = list(_check_sizes(settings))
     from_file = any(settings.values[name] for name in DATASET_FILES)
     if complete and (wrong_sizes or (settings.values["resolution"] is None and not from_file)):
-        settings = _with_sound_sizes(settings)
+        settings = _reset_sizes(settings)
     for overrides in OVERRIDES:
         settings = _override(settings, overrides)
     for implies in IMPLIES:
         settings = _imply(settings, implies)
     settings = _round_bucket_limits(settings)
-    mistakes = (*settings.mistakes, *found, *wrong_sizes)
-    return replace(settings, notes=(*settings.notes, *notes), mistakes=mistakes)
+    all_mistakes = (*settings.mistakes, *mistakes, *wrong_sizes)
+    return replace(settings, notes=(*settings.notes, *notes), mistakes=all_mistakes)
 
 
 def _at_default(settings: Settings, name: str) -> Settings:
@@ -76,30 +75,30 @@ def _at_default(settings: Settings, name: str) -> Settings:
         settings,
         values={**settings.values, name: settings.defaults.get(name, FLAGS[name].default)},
         origins={**settings.origins, name: DEFAULT},
-        given=settings.given - {name},
+        set_by_user=settings.set_by_user - {name},
     )
 
 
-def _with_sound_sizes(settings: Settings) -> Settings:
+def _reset_sizes(settings: Settings) -> Settings:
     for name in _SIZES:
         settings = _at_default(settings, name)
-    return replace(settings, values={**settings.values, "resolution": _STAND_IN})
+    return replace(settings, values={**settings.values, "resolution": _PLACEHOLDER})
 
 
 def _missing(settings: Settings, unneeded: Collection[str], script: Script | None) -> Iterator[Mistake]:
     for row in REQUIRED:
         if row.script not in (None, script):
             continue
-        said = settings.values[row.flag] is not None or any(settings.values[name] for name in row.unless)
-        if not said and row.flag not in unneeded and row.flag not in settings.faulty:
+        is_set = settings.values[row.flag] is not None or any(settings.values[name] for name in row.unless)
+        if not is_set and row.flag not in unneeded and row.flag not in settings.faulty:
             yield Mistake(f"--{row.flag} is not set: {row.why}", row.remedy)
 
 
 def _unmet(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in REQUIRES:
-        applies = settings.faulty.isdisjoint(row.flags) and settings.given.issuperset(row.given)
+        applies = settings.faulty.isdisjoint(row.flags) and settings.set_by_user.issuperset(row.set_by_user)
         if applies and row.when(settings.values) and not row.holds(settings.values):
-            what = f"{' with '.join(settings.said(name) for name in row.flags)}: {row.why}"
+            what = f"{' with '.join(settings.describe(name) for name in row.flags)}: {row.why}"
             yield row.flags[0], Mistake(what, row.remedy)
 
 
@@ -107,21 +106,21 @@ def _excluded(settings: Settings) -> Iterator[tuple[str, Mistake]]:
     for row in EXCLUDES:
         flag = next((name for name in row.flags if settings.values[name]), None)
         if flag and settings.values[row.other]:
-            what = f"{settings.said(flag)} with {settings.said(row.other)}: {row.why}"
+            what = f"{settings.describe(flag)} with {settings.describe(row.other)}: {row.why}"
             yield row.other, Mistake(what, row.remedy)
 
 
-def _told(settings: Settings) -> Iterator[str]:
-    for row in TOLD:
+def _without_effect(settings: Settings) -> Iterator[str]:
+    for row in NO_EFFECT:
         if settings.values[row.flag] and row.when(settings.values):
-            yield f"{settings.said(row.flag)}: {row.why}"
+            yield f"{settings.describe(row.flag)} has no effect{row.scope}: {row.why}"
 
 
 def _override(settings: Settings, row: Overrides) -> Settings:
-    both_given = {row.winner, row.loser} <= settings.given
-    if not (both_given and settings.values[row.winner] and settings.values[row.loser]):
+    both_set = {row.winner, row.loser} <= settings.set_by_user
+    if not (both_set and settings.values[row.winner] and settings.values[row.loser]):
         return settings
-    note = f"{settings.said(row.winner)} beats {settings.said(row.loser)}: {row.why}"
+    note = f"{settings.describe(row.winner)} overrides {settings.describe(row.loser)}: {row.why}"
     values = {**settings.values, row.loser: row.reset[0]} if row.reset else settings.values
     return replace(settings, values=values, notes=(*settings.notes, note))
 
@@ -138,12 +137,12 @@ def _imply(settings: Settings, row: Implies) -> Settings:
 def _number(settings: Settings, name: str) -> int:
     value = settings.values[name]
     if not isinstance(value, int):
-        raise TypeError(f"{name} is no integer flag")
+        raise TypeError(f"{name} is not an integer flag")
     return value
 
 
-def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
-    """Sides are multiples of the latent stride, with buckets of their steps, and lie within the limits of buckets."""
+def _check_sizes(settings: Settings) -> Iterator[Mistake]:
+    """Check that sides are multiples of the latent stride (or bucket steps) and within the bucket limits."""
     sides = settings.values["resolution"]
     buckets = bool(settings.values["enable_bucket"])
     if settings.faulty & (set(_SIZES) if buckets else {"resolution"}):
@@ -151,55 +150,58 @@ def _wrong_sizes(settings: Settings) -> Iterator[Mistake]:
     steps = _number(settings, "bucket_reso_steps") if buckets else LATENT_STRIDE
     if steps % LATENT_STRIDE:
         yield Mistake(
-            f"{settings.said('bucket_reso_steps')} is not a multiple of {LATENT_STRIDE}", "use 64, 32, 16 or 8"
+            f"{settings.describe('bucket_reso_steps')} is not a multiple of {LATENT_STRIDE}", "use 64, 32, 16 or 8"
         )
         return
     if isinstance(sides, tuple):
-        yield from _wrong_resolution(settings, sides, steps, buckets=buckets)
+        yield from _check_resolution(settings, sides, steps, buckets=buckets)
     if not _has_bucket_limits(settings):
         return
     least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
     if least > most:
         yield Mistake(
-            f"{settings.said('min_bucket_reso')} is more than {settings.said('max_bucket_reso')}", "exchange the two"
+            f"{settings.describe('min_bucket_reso')} is more than {settings.describe('max_bucket_reso')}",
+            "swap the two values",
         )
     elif isinstance(sides, tuple):
-        yield from _outside_limits(settings, sides, least, most)
+        yield from _check_limits(settings, sides, least, most)
 
 
 def _has_bucket_limits(settings: Settings) -> bool:
-    """Without enlarging, a bucket is as large as its images: the limits then have no meaning."""
+    """Without upscaling, a bucket is as large as its images and the limits have no meaning."""
     return bool(settings.values["enable_bucket"]) and not settings.values["bucket_no_upscale"]
 
 
-def _wrong_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *, buckets: bool) -> Iterator[Mistake]:
+def _check_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *, buckets: bool) -> Iterator[Mistake]:
     if any(side % steps for side in sides):
         nearest = ",".join(str(max(SMALLEST_SIDE, round(side / steps) * steps)) for side in sides)
-        by = f"{steps} ({settings.said('bucket_reso_steps')})" if buckets else str(steps)
+        by = f"{steps} ({settings.describe('bucket_reso_steps')})" if buckets else str(steps)
         yield Mistake(
-            f"{settings.said('resolution')} is not divisible by {by}", f"use for example --resolution {nearest}"
+            f"{settings.describe('resolution')} is not divisible by {by}", f"use for example --resolution {nearest}"
         )
     elif min(sides) < SMALLEST_SIDE:
-        yield Mistake(f"{settings.said('resolution')} is below {SMALLEST_SIDE} pixels", "use a larger one")
+        yield Mistake(
+            f"{settings.describe('resolution')} is below {SMALLEST_SIDE} pixels", f"use at least {SMALLEST_SIDE}"
+        )
 
 
-def _outside_limits(settings: Settings, sides: tuple[int, ...], least: int, most: int) -> Iterator[Mistake]:
+def _check_limits(settings: Settings, sides: tuple[int, ...], least: int, most: int) -> Iterator[Mistake]:
     if min(sides) < least:
         yield Mistake(
-            f"{settings.said('resolution')} is smaller than {settings.said('min_bucket_reso')}, the shortest side "
-            "of a bucket",
+            f"{settings.describe('resolution')} is smaller than {settings.describe('min_bucket_reso')}, "
+            "the shortest side of a bucket",
             f"set --min_bucket_reso to at most {min(sides)}",
         )
     if max(sides) > most:
         yield Mistake(
-            f"{settings.said('resolution')} is larger than {settings.said('max_bucket_reso')}, the longest side "
-            "of a bucket",
+            f"{settings.describe('resolution')} is larger than {settings.describe('max_bucket_reso')}, "
+            "the longest side of a bucket",
             f"set --max_bucket_reso to at least {max(sides)}",
         )
 
 
 def _round_bucket_limits(settings: Settings) -> Settings:
-    """Limits that are no multiples of the steps are widened to the next ones, the lower down and the upper up."""
+    """Widen bucket limits to multiples of the steps: the minimum down, the maximum up."""
     steps = _number(settings, "bucket_reso_steps")
     if not _has_bucket_limits(settings) or steps % LATENT_STRIDE:
         return settings
@@ -207,6 +209,6 @@ def _round_bucket_limits(settings: Settings) -> Settings:
     widened = {"min_bucket_reso": max(steps, least // steps * steps), "max_bucket_reso": -(-most // steps) * steps}
     for name, value in widened.items():
         if value != settings.values[name]:
-            note = f"{settings.said(name)} becomes {value}, a multiple of {settings.said('bucket_reso_steps')}"
+            note = f"{settings.describe(name)} becomes {value}, a multiple of {settings.describe('bucket_reso_steps')}"
             settings = replace(settings, values={**settings.values, name: value}, notes=(*settings.notes, note))
     return settings

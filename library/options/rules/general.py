@@ -1,7 +1,6 @@
-"""Rules between flags as tables: required, requires, excludes, implies, overrides, told; each row with its why.
+"""Tables of rules that depend on flags alone, each row with its reason; apply_rules.py applies them.
 
-Rules that need the images, the model or the machine are the planner's; here stand those that flags alone decide.
-settle.py applies them.
+Rules that need the images, the model or the machine are in the plan.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _has_argument(name: str, *keys: str) -> Condition:
     return holds
 
 
-# What describes the data in place of train_data_dir.
+# Flags that replace train_data_dir.
 DATASET_FILES = ("dataset_config", "data_backend_config")
 _TAG_CHANGES = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
 
@@ -60,12 +59,12 @@ REQUIRED = (
     ),
     Required(
         "resolution",
-        "the size of training images is not known",
-        "for example --resolution 512 or 512,768",
+        "the training resolution is unknown",
+        "set for example --resolution 512 or 512,768",
         unless=DATASET_FILES,
     ),
     Required(
-        "output_dir", "there is no folder for the trained model", "name a folder; it is made if it does not exist"
+        "output_dir", "there is no folder for the trained model", "name a folder; it is created if it does not exist"
     ),
     *adapter_rules.REQUIRED,
 )
@@ -75,49 +74,49 @@ REQUIRES = (
         ("full_fp16", "mixed_precision"),
         on("full_fp16"),
         is_one_of("mixed_precision", "fp16"),
-        "weights in fp16 are computed with in fp16",
-        "add --mixed_precision fp16, or take --full_fp16 out",
+        "full_fp16 requires mixed_precision fp16",
+        "add --mixed_precision fp16, or remove --full_fp16",
     ),
     Requires(
         ("full_bf16", "mixed_precision"),
         on("full_bf16"),
         is_one_of("mixed_precision", "bf16"),
-        "weights in bf16 are computed with in bf16",
-        "add --mixed_precision bf16, or take --full_bf16 out",
+        "full_bf16 requires mixed_precision bf16",
+        "add --mixed_precision bf16, or remove --full_bf16",
     ),
     Requires(
         ("use_8bit_adam", "optimizer_type"),
         on("use_8bit_adam"),
         is_one_of("optimizer_type", "", "AdamW8bit"),
-        "it is short for --optimizer_type AdamW8bit",
+        "it means --optimizer_type AdamW8bit",
         "keep one of the two",
     ),
     Requires(
         ("use_lion_optimizer", "optimizer_type"),
         on("use_lion_optimizer"),
         is_one_of("optimizer_type", "", "Lion"),
-        "it is short for --optimizer_type Lion",
+        "it means --optimizer_type Lion",
         "keep one of the two",
     ),
     Requires(
         ("log_with", "logging_dir"),
         is_one_of("log_with", "tensorboard", "all"),
         on("logging_dir"),
-        "tensorboard writes files, and no folder is named for them",
+        "tensorboard needs a log folder",
         "add --logging_dir with a folder",
     ),
     Requires(
         ("lr_scheduler", "optimizer_type"),
         _scheduler("adafactor"),
         lambda values: str(values["optimizer_type"]).lower().rpartition(".")[2] == "adafactor",
-        "this scheduler shows the rates that the Adafactor optimiser chooses itself",
+        "this scheduler only reports the learning rates that the Adafactor optimizer chooses",
         "add --optimizer_type Adafactor, or choose another --lr_scheduler",
     ),
     Requires(
         ("lr_scheduler", "lr_scheduler_args"),
         _scheduler("piecewise_constant"),
         _has_argument("lr_scheduler_args", "step_rules"),
-        "it needs the steps at which the rate changes",
+        "it needs the steps at which the learning rate changes",
         'add --lr_scheduler_args "step_rules=1:100,0.1:200,0.01" (factor:until step, ..., last factor)',
     ),
     Requires(
@@ -127,35 +126,35 @@ REQUIRES = (
             values["lr_scheduler_min_lr_ratio"] is not None
             or _has_argument("lr_scheduler_args", "min_lr", "min_lr_rate")(values)
         ),
-        "it needs the rate at which to end",
+        "it needs a minimum learning rate",
         "add --lr_scheduler_min_lr_ratio, for example 0.1",
     ),
     Requires(
         ("no_token_padding", "max_token_length"),
         on("no_token_padding"),
         off("max_token_length"),
-        "captions padded to the longest of their batch cannot be read in chunks of 75 tokens",
-        "take one of the two out",
+        "captions that are not padded to 75 tokens cannot be split into chunks of 75",
+        "remove one of the two",
     ),
     Requires(
         ("masked_loss", "conditioning_data_dir"),
         on("masked_loss"),
         lambda values: any(values[name] for name in ("conditioning_data_dir", "alpha_mask", *DATASET_FILES)),
         "there are no masks",
-        "add --conditioning_data_dir with the folder of masks, or --alpha_mask where transparency is the mask",
+        "add --conditioning_data_dir with the folder of masks, or --alpha_mask to use transparency",
     ),
     Requires(
         ("num_repeats", "class_tokens"),
         lambda values: values["num_repeats"] != 1,
         on("class_tokens"),
-        "folders of the convention have their repeats in their names",
-        'add --class_tokens "sks dog" for a plain folder, or begin its name with the repeats: 10_sks dog',
+        "folder names such as 10_sks dog set the repeats",
+        'add --class_tokens "sks dog" for a plain folder, or put the repeats into its name: 10_sks dog',
     ),
     Requires(
         ("in_json", "train_data_dir"),
         on("in_json"),
         on("train_data_dir"),
-        "its entries are names in that folder",
+        "its entries are file names in that folder",
         "add --train_data_dir with the folder of the images",
     ),
     *text_encoder_rules.REQUIRES,
@@ -166,47 +165,52 @@ EXCLUDES = (
     Excludes(
         ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
         "no_token_padding",
-        "captions that are encoded once have one length",
-        "take one of the two out",
+        "cached captions all have the same length",
+        "remove one of the two",
     ),
-    Excludes(("dataset_config",), "data_backend_config", "one file describes the data", "keep one of the two"),
-    Excludes(("in_json",), "class_tokens", "the file has the captions", "keep one of the two"),
+    Excludes(("dataset_config",), "data_backend_config", "only one file can describe the data", "keep one of the two"),
+    Excludes(("in_json",), "class_tokens", "the metadata file already has the captions", "keep one of the two"),
     Excludes(
         ("enable_bucket",),
         "face_crop_aug_range",
-        "a crop around a face has one size",
-        "take --enable_bucket out, or the range",
+        "face crops do not use buckets",
+        "remove one of the two",
     ),
     Excludes(
         ("cache_latents", "cache_latents_to_disk"),
         "face_crop_aug_range",
-        "a cached image is encoded once, so its crop cannot vary",
-        "take one of the two out",
+        "cached latents have a fixed crop",
+        "remove one of the two",
     ),
-    Excludes(("full_fp16",), "full_bf16", "weights have one precision", "keep the one that goes with mixed_precision"),
+    Excludes(
+        ("full_fp16",),
+        "full_bf16",
+        "weights can have only one precision",
+        "keep the one that matches --mixed_precision",
+    ),
     Excludes(
         ("use_8bit_adam",),
         "use_lion_optimizer",
-        "they name two different optimisers",
+        "they name two different optimizers",
         "keep one, or use --optimizer_type",
     ),
     Excludes(
         ("cache_latents", "cache_latents_to_disk"),
         "color_aug",
-        "a cached image is encoded once, so its colours cannot vary",
-        "take one of the two out",
+        "cached latents have fixed colours",
+        "remove one of the two",
     ),
     Excludes(
         ("cache_latents", "cache_latents_to_disk"),
         "random_crop",
-        "a cached image is encoded once, so its crop cannot vary",
-        "take one of the two out",
+        "cached latents have a fixed crop",
+        "remove one of the two",
     ),
     *adapter_rules.EXCLUDES,
     *objective_rules.EXCLUDES,
 )
 
-# In this order: a row sees what the rows before it changed.
+# Order matters: a row sees the changes of the rows before it.
 IMPLIES = (
     Implies(
         "cache_text_encoder_outputs_to_disk",
@@ -251,7 +255,7 @@ IMPLIES = (
         _both(_scheduler("adafactor"), on("lr_warmup_steps")),
         "lr_warmup_steps",
         0,
-        "lr_scheduler adafactor shows the optimiser's own rates; lr_warmup_steps has no effect on them",
+        "lr_scheduler adafactor reports the optimizer's own learning rates; lr_warmup_steps has no effect",
     ),
     Implies(
         "use_safetensors",
@@ -273,35 +277,31 @@ IMPLIES = (
 
 OVERRIDES = (
     *(
-        Overrides(file, name, "the datasets are those of that file", (None,))
+        Overrides(file, name, "that file defines the datasets", (None,))
         for file in DATASET_FILES
         for name in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir", "class_tokens")
     ),
     *(
-        Overrides(winner, loser, "one attention is used: xformers", (False,))
+        Overrides(winner, loser, "xformers attention is used", (False,))
         for winner in ("xformers", "diffusers_xformers")
         for loser in ("sdpa", "mem_eff_attn")
     ),
-    Overrides(
-        "sdpa", "mem_eff_attn", "one attention is used: sdpa, which needs as little memory and is faster", (False,)
-    ),
+    Overrides("sdpa", "mem_eff_attn", "sdpa needs as little memory and is faster", (False,)),
     Overrides("max_train_epochs", "max_train_steps", "the length of the training comes from max_train_epochs"),
-    Overrides("lr_scheduler_type", "lr_scheduler", "the class given by lr_scheduler_type is the scheduler"),
-    Overrides("save_every_n_epochs", "save_n_epoch_ratio", "models are saved as save_every_n_epochs says", (None,)),
+    Overrides("lr_scheduler_type", "lr_scheduler", "the scheduler is the class in lr_scheduler_type"),
+    Overrides("save_every_n_epochs", "save_n_epoch_ratio", "models are saved every n epochs", (None,)),
     *adapter_rules.OVERRIDES,
 )
 
 _OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
 _NO_EPOCH_SAVES = off("save_every_n_epochs", "save_n_epoch_ratio")
 
-TOLD = (
-    NoEffect(
-        "save_last_n_epochs", _NO_EPOCH_SAVES, "no models are saved at ends of epochs (save_every_n_epochs is not set)"
-    ),
+NO_EFFECT = (
+    NoEffect("save_last_n_epochs", _NO_EPOCH_SAVES, "no models are saved by epochs (save_every_n_epochs is not set)"),
     NoEffect(
         "save_last_n_epochs_state",
         _NO_EPOCH_SAVES,
-        "no states are saved at ends of epochs (save_every_n_epochs is not set)",
+        "no training states are saved by epochs (save_every_n_epochs is not set)",
     ),
     NoEffect(
         "save_last_n_steps", off("save_every_n_steps"), "no models are saved by steps (save_every_n_steps is not set)"
@@ -309,45 +309,45 @@ TOLD = (
     NoEffect(
         "save_last_n_steps_state",
         off("save_every_n_steps"),
-        "no states are saved by steps (save_every_n_steps is not set)",
+        "no training states are saved by steps (save_every_n_steps is not set)",
     ),
     NoEffect(
         "save_last_n_epochs_state",
         _both(off("save_state"), on("save_every_n_epochs")),
-        "no states are saved (save_state is not set)",
+        "no training states are saved (save_state is not set)",
     ),
     NoEffect(
         "save_last_n_steps_state",
         _both(off("save_state"), on("save_every_n_steps")),
-        "no states are saved (save_state is not set)",
+        "no training states are saved (save_state is not set)",
     ),
     *(
         NoEffect(name, off("logging_dir", "log_with"), "nothing is logged (logging_dir is not set)")
         for name in ("log_prefix", "log_tracker_name", "log_tracker_config", "log_config")
     ),
-    NoEffect("keep_tokens", off(*_TAG_CHANGES, *DATASET_FILES), "tags of captions are neither shuffled nor dropped"),
+    NoEffect("keep_tokens", off(*_TAG_CHANGES, *DATASET_FILES), "tags are neither shuffled nor dropped"),
     NoEffect(
         "keep_tokens_separator",
         off(*_TAG_CHANGES, *DATASET_FILES),
-        "tags of captions are neither shuffled nor dropped; it only leaves captions",
+        "tags are neither shuffled nor dropped; it is only removed from captions",
     ),
     *(
         NoEffect(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
         for name in ("mask_floor", "mask_invert")
     ),
+    NoEffect("conditioning_data_dir", off("masked_loss"), "masked_loss is not set"),
+    NoEffect("dataset_repeats", _OWN_REPEATS, "it applies to in_json and dataset_config only"),
     NoEffect(
-        "conditioning_data_dir", off("masked_loss"), "masks weigh the loss only with masked_loss, which is not set"
+        "skip_cache_check",
+        off("cache_latents_to_disk"),
+        "no latents are cached on disk (cache_latents_to_disk is not set)",
     ),
-    NoEffect(
-        "dataset_repeats", _OWN_REPEATS, "it is for in_json and dataset_config; here the data has its own repeats"
-    ),
-    NoEffect("skip_cache_check", off("cache_latents_to_disk"), "no latents are kept on disk"),
     NoEffect(
         "write_inference_yaml",
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
-        "a diffusers folder needs none",
+        "a diffusers folder does not need it",
     ),
-    *text_encoder_rules.TOLD,
-    *adapter_rules.TOLD,
-    *objective_rules.TOLD,
+    *text_encoder_rules.NO_EFFECT,
+    *adapter_rules.NO_EFFECT,
+    *objective_rules.NO_EFFECT,
 )

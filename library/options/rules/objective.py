@@ -1,4 +1,4 @@
-"""Rules between the flags of loss and noise."""
+"""Rules between flags of loss and noise."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from library.options.rules.rule_kinds import Excludes, NoEffect, off
 WEIGHTINGS = ("min_snr_gamma", "debiased_estimation_loss", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss")
 
 EXCLUDES = tuple(
-    Excludes((one,), other, "each is a weight by timestep, and their product is none of both", "keep one of the two")
-    for one, other in combinations(WEIGHTINGS, 2)
+    Excludes((first,), second, "both set the timestep weight and cannot be combined", "keep one of the two")
+    for first, second in combinations(WEIGHTINGS, 2)
 )
 
-TOLD = (
+NO_EFFECT = (
     *(
-        NoEffect(name, off("noise_offset"), "no noise is shifted (noise_offset is not set)")
+        NoEffect(name, off("noise_offset"), "noise_offset is not set")
         for name in ("noise_offset_random_strength", "adaptive_noise_scale")
     ),
-    NoEffect(
-        "ip_noise_gamma_random_strength", off("ip_noise_gamma"), "no input is perturbed (ip_noise_gamma is not set)"
-    ),
-    NoEffect("snr_floor", off(*WEIGHTINGS), "no weight by timestep depends on the SNR"),
+    NoEffect("ip_noise_gamma_random_strength", off("ip_noise_gamma"), "ip_noise_gamma is not set"),
+    NoEffect("snr_floor", off(*WEIGHTINGS), "no loss weight depends on the SNR"),
 )

@@ -1,4 +1,4 @@
-"""Flags that only one kind of training has: at a program of another kind they are answered, not swallowed."""
+"""Reject flags of another kind of training than the program's."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from library.options.flag import Flag, Script
 from library.options.mistakes import Mistake
 from library.options.rules.apply_rules import DEFAULT, Settings
 
-# By the first program of a kind, as Flag.script names it.
+# Flag.script -> what this kind of training trains.
 TRAINS: Mapping[Script, str] = MappingProxyType(
     {
         "train_db.py": "all weights of the model, without an adapter",
-        "train_network.py": "an adapter; the model stays as it is",
+        "train_network.py": "an adapter, not the model itself",
     }
 )
 
 
-def without_foreign(settings: Settings, flags: Mapping[str, Flag], script: Script | None, program: str) -> Settings:
-    """The settings with every flag of another kind of training at its default, and a mistake for those that were on;
-    all of one file are one error of the user, and one mistake. `script` None: a program that serves them all; `program`
-    is the name of the one that runs."""
+def drop_foreign_flags(settings: Settings, flags: Mapping[str, Flag], script: Script | None, program: str) -> Settings:
+    """Reset flags of other kinds of training to their defaults, with a mistake for those that were on.
+
+    Flags of one kind from one file are one mistake. `script` None keeps all flags; `program` is the name in messages.
+    """
     if script is None:
         return settings
     foreign = [name for name, flag in flags.items() if flag.script not in (None, script)]
-    on = [name for name in foreign if name in settings.given and _asks(flags[name], settings.values[name])]
+    on = [name for name in foreign if name in settings.set_by_user and _has_effect(flags[name], settings.values[name])]
     at_default = {name: flags[name].default for name in foreign}
     return replace(
         settings,
         values={**settings.values, **at_default},
         origins={**settings.origins, **dict.fromkeys(foreign, DEFAULT)},
-        given=settings.given - set(foreign),
+        set_by_user=settings.set_by_user - set(foreign),
         mistakes=(*settings.mistakes, *_refusals(settings, flags, on, script, program)),
     )
 
 
-def _asks(flag: Flag, value: object) -> bool:
+def _has_effect(flag: Flag, value: object) -> bool:
     return value != flag.default and value not in flag.neutral_elsewhere
 
 
@@ -48,9 +49,9 @@ def _refusals(
     for name in on:
         groups.setdefault((str(flags[name].script), settings.origins[name]), []).append(name)
     for (owner, origin), names in groups.items():
-        said = ", ".join(settings.said(name).removesuffix(f" ({origin})") for name in names)
+        named = ", ".join(settings.describe(name).removesuffix(f" ({origin})") for name in names)
         belong, them = ("belongs", "it") if len(names) == 1 else ("belong", "them")
         yield Mistake(
-            f"{said} ({origin}) {belong} to {owner}; {program} trains {TRAINS[script]}",
-            f"start {owner}, or leave {them} out",
+            f"{named} ({origin}) {belong} to {owner}; {program} trains {TRAINS[script]}",
+            f"run {owner}, or remove {them}",
         )

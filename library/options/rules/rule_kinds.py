@@ -1,4 +1,4 @@
-"""The kinds of rules between flags, and the conditions that they are made of. The rules themselves are in rules.py."""
+"""Kinds of rules between flags and their conditions. The tables of rules are in general.py and its neighbours."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ Condition = Callable[[Mapping[str, object]], bool]
 
 @dataclass(frozen=True)
 class Required:
-    """A run cannot do without the flag, unless one of the others says the same."""
+    """A flag that must be set, unless one of `unless` is."""
 
     flag: str
     why: str
     remedy: str
     unless: tuple[str, ...] = ()
-    script: Script | None = None  # the kind of training that it holds for; None: all
+    script: Script | None = None  # the kind of training it applies to; None: all
 
 
 @dataclass(frozen=True)
 class Requires:
-    """Where `when` holds, `holds` must hold too. `flags` are those the message shows, the first one being the cause;
-    where one of `given` stands at its default, nothing is required."""
+    """If `when` holds, `holds` must hold too. The message shows `flags`, the first one being the cause.
+
+    The rule applies only if all flags of `set_by_user` are set by the user.
+    """
 
     flags: tuple[str, ...]
     when: Condition
     holds: Condition
     why: str
     remedy: str
-    given: tuple[str, ...] = ()
+    set_by_user: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Excludes:
-    """None of the flags can be on together with the other."""
+    """None of `flags` can be combined with `other`."""
 
     flags: tuple[str, ...]
     other: str
@@ -46,7 +48,7 @@ class Excludes:
 
 @dataclass(frozen=True)
 class Implies:
-    """Where `when` holds and the target has another value, it gets this one. Without a `why` nothing is told."""
+    """If `when` holds, set `target` to `value`. A note says `why` if it changes the value; without `why` no note."""
 
     cause: str
     when: Condition
@@ -57,7 +59,7 @@ class Implies:
 
 @dataclass(frozen=True)
 class Overrides:
-    """Where both were given, the winner decides and the user is told. With `reset` the loser's value becomes that."""
+    """If the user set both, `winner` overrides `loser` with a note; `reset` holds the loser's new value, if any."""
 
     winner: str
     loser: str
@@ -67,26 +69,27 @@ class Overrides:
 
 @dataclass(frozen=True)
 class NoEffect:
-    """A flag that is on and has no effect where `when` holds: the run goes on, the user is told why."""
+    """A flag that has no effect if `when` holds; a note says why. `scope` limits the effect, e.g. " on the VAE"."""
 
     flag: str
     when: Condition
     why: str
+    scope: str = ""
 
 
 def on(*names: str) -> Condition:
-    """All of these are set and not off."""
+    """Condition: all of these flags are set and not off."""
     return lambda values: all(bool(values[name]) for name in names)
 
 
 def off(*names: str) -> Condition:
-    """None of these is set."""
+    """Condition: none of these flags is set."""
     return lambda values: not any(bool(values[name]) for name in names)
 
 
-def is_one_of(name: str, *wanted: object) -> Condition:
-    """The flag has one of these values (texts in any case)."""
-    return lambda values: _lower(values[name]) in {_lower(value) for value in wanted}
+def is_one_of(name: str, *choices: object) -> Condition:
+    """Condition: the flag has one of these values (texts in any case)."""
+    return lambda values: _lower(values[name]) in {_lower(value) for value in choices}
 
 
 def _lower(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Rules between the flags that say how a whole model's text encoders are trained."""
+"""Rules between flags for training the text encoders of a whole model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _all(*conditions: Condition) -> Condition:
     return lambda values: all(condition(values) for condition in conditions)
 
 
-def _is_given(name: str) -> Condition:
-    """A rate of 0 counts: the encoder is not trained."""
+def _is_set(name: str) -> Condition:
+    """0 counts as set: the encoder is not trained."""
     return lambda values: values[name] is not None
 
 
@@ -27,11 +27,11 @@ def _stops_later(values: Mapping[str, object]) -> bool:
 REQUIRES = tuple(
     Requires(
         (cache, flag),
-        _all(on(cache, "train_text_encoder"), off("network_module", *_CACHES[:place])),  # two caches, one mistake
+        _all(on(cache, "train_text_encoder"), off("network_module", *_CACHES[:place])),  # one mistake for both caches
         off(flag),
-        "captions that are encoded once cannot train the text encoder",
-        "take one of the two out",
-        given=("train_text_encoder",) if flag == "train_text_encoder" else (),
+        "cached text encoder outputs cannot train the text encoder",
+        "remove one of the two",
+        set_by_user=("train_text_encoder",) if flag == "train_text_encoder" else (),
     )
     for place, cache in enumerate(_CACHES)
     for flag in (*_RATES, "train_text_encoder")
@@ -43,7 +43,7 @@ IMPLIES = (
         _all(on("cache_text_encoder_outputs", "train_text_encoder"), off("network_module")),
         "stop_text_encoder_training",
         -1,
-        "the text encoder is not trained (stop_text_encoder_training -1): captions are encoded once",
+        "the text encoder is not trained (stop_text_encoder_training -1): its outputs are cached",
     ),
     Implies(
         "cache_text_encoder_outputs",
@@ -53,18 +53,18 @@ IMPLIES = (
     ),
 )
 
-TOLD = (
+NO_EFFECT = (
     *(
-        NoEffect(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder)")
+        NoEffect(name, off("train_text_encoder"), "the text encoder is not trained (train_text_encoder is off)")
         for name in _RATES
     ),
     NoEffect(
         "stop_text_encoder_training",
         _all(off("train_text_encoder"), _stops_later),
-        "the text encoder is not trained (train_text_encoder)",
+        "the text encoder is not trained (train_text_encoder is off)",
     ),
     *(
-        NoEffect("learning_rate_te", _is_given(name), f"{name} is the rate of its text encoder")
-        for name in ("learning_rate_te1", "learning_rate_te2")
+        NoEffect("learning_rate_te", _is_set(name), f"{name} sets its learning rate", f" on the {which} text encoder")
+        for name, which in (("learning_rate_te1", "first"), ("learning_rate_te2", "second"))
     ),
 )

@@ -55,7 +55,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
         base_model=base_model,
         images=images,
         order=order,
-        duration=decide_duration(options.run, parsed.given, order.steps_per_epoch, order.batches_per_epoch),
+        duration=decide_duration(options.run, parsed.set_by_user, order.steps_per_epoch, order.batches_per_epoch),
         validation=decide_validation(options.validation, images),
         seed=seed,
     )

@@ -57,7 +57,7 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     mistakes.extend(parsed.mistakes)
     if options.run.output_config:
         mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
-    processes = cast(int, parsed.own["processes"])
+    processes = cast(int, parsed.program_values["processes"])
     group = decide_worker_group(os.environ, processes, mistakes)
     seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
     facts = decide_facts(parsed, seed, mistakes, notes)
@@ -94,13 +94,13 @@ def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes
 
 def _about_flags(parsed: Parsed) -> Iterator[str]:
     """What the user should know about flags that mean something else here, or nothing."""
-    if parsed.own.get("skip_existing"):
+    if parsed.program_values.get("skip_existing"):
         yield (
             "--skip_existing: what is in the cache and fits its image is never made again, with or without it "
             "(--skip_cache_check does not compare either)"
         )
     for name in ("sdxl", "flux"):
-        if parsed.own.get(name):
+        if parsed.program_values.get(name):
             yield f"--{name}: the model's own file says what it is"
     if parsed.options.dataset.debug_dataset:
         yield "--debug_dataset: train_db.py shows the page; here nothing is shown"

@@ -9,7 +9,7 @@ import pytest
 
 from library.data.scan.dataset_specs import cache_folder, describe
 from library.data.scan.scan import scan
-from library.options.datasets import Described
+from library.options.datasets import ParsedDatasets
 from library.options.groups.dataset import DatasetOptions
 from library.options.parse import parse
 from library.options.train_options import TrainOptions
@@ -18,7 +18,7 @@ from tests.data.image_files import save
 FILE = "[general]\nresolution = 64\n{general}\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n{subset}\n"
 
 
-def described(folder: Path, *words: str) -> Described:
+def described(folder: Path, *words: str) -> ParsedDatasets:
     out = ["--output_dir", str(folder), "--pretrained_model_name_or_path", "model", "--resolution", "64"]
     return describe(parse([*out, *words]).options)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from library.data.scan.folders import folder_datasets, plain_folder
-from library.options.datasets import CaptionSettings, Described
+from library.options.datasets import CaptionSettings, ParsedDatasets
 from tests.data.image_files import save, template
 
 
-def told(described: Described) -> str:
+def told(described: ParsedDatasets) -> str:
     return "\n".join(str(mistake) for mistake in described.mistakes)
 
 

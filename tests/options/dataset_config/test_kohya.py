@@ -1,4 +1,4 @@
-"""kohya's dataset file: each key at each level, what falls back on what, and the same records from both endings."""
+"""kohya's dataset file: each key at each level, fall-backs, and the same records from TOML and JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tomli_w
 from library.options.dataset_config.keys import KEYS
 from library.options.dataset_config.kohya import read_kohya
 from library.options.dataset_config.sizes import NOT_GIVEN
-from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
+from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 
 DEFAULTS = DatasetSpec("command line", BucketSettings((512, 512)), (SubsetSpec(None, "command line"),))
 
@@ -92,14 +92,14 @@ def tree_with(key: str, value: object, level: str, **subset: object) -> dict[str
     return tree
 
 
-def read(folder: Path, tree: object, defaults: DatasetSpec = DEFAULTS, masked_loss: bool = True) -> Described:
+def read(folder: Path, tree: object, defaults: DatasetSpec = DEFAULTS, masked_loss: bool = True) -> ParsedDatasets:
     path = folder / "data.toml"
     text = tree if isinstance(tree, str) else tomli_w.dumps(tree)  # type: ignore[arg-type]
     path.write_text(text, encoding="utf-8")
     return read_kohya(path, defaults, masked_loss=masked_loss)
 
 
-def one(found: Described) -> DatasetSpec:
+def one(found: ParsedDatasets) -> DatasetSpec:
     assert found.mistakes == ()
     (dataset,) = found.datasets
     return dataset
@@ -129,8 +129,8 @@ def test_each_key_at_each_level(tmp_path: Path, key: str, value: object, target:
         else:
             assert len(found.mistakes) == 1
             assert found.mistakes[0].what.startswith(f"{key} = ")
-            assert f"is no key of {'' if level == 'g' else 'a '}{name}" in found.mistakes[0].what
-            assert found.mistakes[0].remedy.startswith("it belongs to ")
+            assert f"is not a key of {'' if level == 'g' else 'a '}{name}" in found.mistakes[0].what
+            assert found.mistakes[0].remedy.startswith("move it to ")
 
 
 @pytest.mark.parametrize(("key", "value"), WITHOUT_RECORD)
@@ -142,10 +142,10 @@ def test_keys_that_mean_nothing_here_are_taken_where_they_ask_for_nothing(
         assert one(found) and found.notes == ()
 
 
-def test_nothing_said_is_the_command_lines_and_nothing_said_there_is_the_default(tmp_path: Path) -> None:
+def test_missing_keys_use_the_command_line_and_then_the_defaults(tmp_path: Path) -> None:
     text = "[[datasets]]\n\n[[datasets.subsets]]\nimage_dir = 'a'\n"
     subset = SubsetSpec(Path("a"), "data.toml, line 3")
-    assert read(tmp_path, text) == Described((replace(DEFAULTS, origin="data.toml, line 1", subsets=(subset,)),))
+    assert read(tmp_path, text) == ParsedDatasets((replace(DEFAULTS, origin="data.toml, line 1", subsets=(subset,)),))
     template = SubsetSpec(None, "command line", repeats=4, class_tokens="cat", caption_extensions=(".txt",))
     said = DatasetSpec("command line", BucketSettings((768, 512), enabled=True, step=32), (template,), 5, 0.5, 3)
     dataset = one(read(tmp_path, text, said))
@@ -224,11 +224,11 @@ def test_metadata_makes_a_fine_tuning_dataset(tmp_path: Path) -> None:
     assert (plain.caption_source, plain.class_tokens, plain.caption_extensions) == ("files", "dog", (".txt",))
 
 
-def test_what_general_says_for_no_dataset_is_told(tmp_path: Path) -> None:
+def test_general_keys_that_apply_to_no_dataset_are_noted(tmp_path: Path) -> None:
     found = read(tmp_path, '[general]\nclass_tokens = "dog"\n[[datasets]]\n[[datasets.subsets]]\nmetadata_file = "m"\n')
     assert one(found).subsets[0].class_tokens is None
     (note,) = found.notes
-    assert note.startswith('class_tokens = "dog" (data.toml, line 2) counts for no dataset')
+    assert note.startswith('class_tokens = "dog" (data.toml, line 2) has no effect')
 
 
 def test_masks_for_some_subsets_and_with_other_keys(tmp_path: Path) -> None:
@@ -253,11 +253,11 @@ def test_masks_for_some_subsets_and_with_other_keys(tmp_path: Path) -> None:
     assert [subset.alpha_mask for subset in subsets] == [False, True, False]
 
 
-def test_named_masks_beat_the_command_lines_alpha_mask_and_that_is_told(tmp_path: Path) -> None:
+def test_mask_folders_override_alpha_mask_of_the_command_line_with_a_note(tmp_path: Path) -> None:
     defaults = replace(DEFAULTS, subsets=(replace(DEFAULTS.subsets[0], alpha_mask=True),))
     found = read(tmp_path, tree_with("conditioning_data_dir", "masks", "s"), defaults)
     assert one(found).subsets[0].alpha_mask is False
-    assert len(found.notes) == 1 and "alpha_mask (command line) does not count" in found.notes[0]
+    assert len(found.notes) == 1 and "alpha_mask (command line) has no effect" in found.notes[0]
     without = read(tmp_path, tree_with("num_repeats", 2, "s"), defaults)
     assert one(without).subsets[0].alpha_mask is True and without.notes == ()
 
@@ -304,11 +304,11 @@ def test_a_pixel_budget_for_each_batch(tmp_path: Path) -> None:
     # 2 Mi pixels: 8 of 512 x 512, 3 of 768 x 768, 2 of 1024 x 1024; one of 2048 x 2048 has more
     assert [spec.batch_size for spec in found.datasets] == [8, 3, 2, 1, 5]
     assert found.notes == (
-        "pixels_per_batch = 2097152 (data.toml, line 4) is less than one image of 2048 x 2048: its batch size is 1",
+        "pixels_per_batch = 2097152 (data.toml, line 4) is less than one image of 2048 x 2048: the batch size is 1",
     )
 
 
-def test_bucket_limits_are_widened_to_the_step_and_that_is_told(tmp_path: Path) -> None:
+def test_bucket_limits_are_widened_to_the_step_with_a_note(tmp_path: Path) -> None:
     tree = tree_with("min_bucket_reso", 300, "g")
     tree["general"] |= {"enable_bucket": True, "max_bucket_reso": 1000}
     found = read(tmp_path, tree)
@@ -318,7 +318,7 @@ def test_bucket_limits_are_widened_to_the_step_and_that_is_told(tmp_path: Path) 
     assert all("bucket_reso_steps = 64 (command line)" in note for note in found.notes)
 
 
-def test_a_subset_with_no_repeats_is_left_out_and_that_is_told(tmp_path: Path) -> None:
+def test_a_subset_with_no_repeats_is_skipped_with_a_note(tmp_path: Path) -> None:
     text = """
         [[datasets]]
         num_repeats = 0
@@ -330,10 +330,10 @@ def test_a_subset_with_no_repeats_is_left_out_and_that_is_told(tmp_path: Path) -
     """
     found = read(tmp_path, text)
     assert [subset.image_dir for subset in one(found).subsets] == [Path("b")]
-    assert found.notes == ("num_repeats = 0 (data.toml, line 3): the subset of line 4 is left out",)
+    assert found.notes == ("num_repeats = 0 (data.toml, line 3): the subset on line 4 is skipped",)
 
 
-def test_a_folder_given_twice_in_a_dataset_counts_once_and_that_is_told(tmp_path: Path) -> None:
+def test_a_folder_listed_twice_in_a_dataset_is_used_once_with_a_note(tmp_path: Path) -> None:
     text = """
         [[datasets]]
         [[datasets.subsets]]
@@ -349,10 +349,10 @@ def test_a_folder_given_twice_in_a_dataset_counts_once_and_that_is_told(tmp_path
     assert found.mistakes == ()
     assert [[subset.repeats for subset in spec.subsets] for spec in found.datasets] == [[3], [1]]
     (note,) = found.notes
-    assert "(data.toml, line 7)" in note and "(data.toml, line 4)" in note and "left out" in note
+    assert "(data.toml, line 7)" in note and "(data.toml, line 4)" in note and "the later one is skipped" in note
 
 
-def test_keys_without_effect_are_told_where_they_ask_for_something(tmp_path: Path) -> None:
+def test_keys_without_effect_are_noted_unless_neutral(tmp_path: Path) -> None:
     for line in ("network_multiplier = 0.5", "cache_info = true"):
         found = read(tmp_path, f"[[datasets]]\n{line}\n[[datasets.subsets]]\nimage_dir = 'a'\n")
         assert one(found)
@@ -365,7 +365,7 @@ def test_regularisation_images_beside_those_they_regularise(tmp_path: Path) -> N
     assert [subset.is_reg for subset in one(read(tmp_path, tree)).subsets] == [True, False]
 
 
-def test_null_in_json_is_not_given_and_a_bom_is_no_mistake(tmp_path: Path) -> None:
+def test_null_in_json_is_not_set_and_a_bom_is_accepted(tmp_path: Path) -> None:
     tree = tree_with("validation_seed", None, "d", class_tokens=None, conditioning_data_dir=None, metadata_file=None)
     tree["general"] = {"keep_tokens": 3}
     tree["datasets"][0]["subsets"][0]["keep_tokens"] = None
@@ -386,7 +386,7 @@ def test_a_resolution_may_come_from_the_command_line_alone(tmp_path: Path) -> No
 
 
 def random_file(rng: random.Random) -> dict[str, Any]:
-    """A file without a mistake: of each level's keys some, of datasets and subsets a few."""
+    """A valid file with some keys of each level and a few datasets and subsets."""
     cases = [case[:2] for case in CASES if case[0] not in ("image_dir", "conditioning_data_dir", "alpha_mask")]
 
     def some(level: str) -> dict[str, Any]:
@@ -404,7 +404,7 @@ def random_file(rng: random.Random) -> dict[str, Any]:
     return {"general": some("g"), "datasets": datasets}
 
 
-def without_origins(found: Described) -> list[DatasetSpec]:
+def without_origins(found: ParsedDatasets) -> list[DatasetSpec]:
     assert found.mistakes == ()
     return [
         replace(spec, origin="", subsets=tuple(replace(subset, origin="") for subset in spec.subsets))

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset file: all at once, each with its line and the way out."""
+"""Mistakes in a dataset file: all at once, each with its line and remedy."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import pytest
 
 from library.options.dataset_config.keys import KEYS
 from library.options.dataset_config.kohya import read_kohya
-from library.options.datasets import BucketSettings, DatasetSpec, Described, SubsetSpec
+from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake
 
 DEFAULTS = DatasetSpec("command line", BucketSettings((512, 512)), (SubsetSpec(None, "command line"),))
 PLAIN = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
 
 
-def read(folder: Path, text: str, masked_loss: bool = False, name: str = "data.toml") -> Described:
+def read(folder: Path, text: str, masked_loss: bool = False, name: str = "data.toml") -> ParsedDatasets:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return read_kohya(path, DEFAULTS, masked_loss=masked_loss)
 
 
-def only(found: Described) -> Mistake:
+def only(found: ParsedDatasets) -> Mistake:
     assert len(found.mistakes) == 1, found.mistakes
     return found.mistakes[0]
 
 
-def test_all_mistakes_of_a_file_are_told_together_each_with_its_line(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_file_are_reported_together_with_their_lines(tmp_path: Path) -> None:
     text = """[general]
 shuffle_captions = true
 batch_size = "4"
@@ -56,21 +56,21 @@ x = 1
 """
     found = read(tmp_path, text)
     expected = {
-        "shuffle_captions = true (data.toml, line 2) is no key of general": "did you mean shuffle_caption?",
+        "shuffle_captions = true (data.toml, line 2) is not a key of general": "did you mean shuffle_caption?",
         'batch_size = "4" (data.toml, line 3) is not a whole number': "write 4, without quotes",
-        "is_reg = true (data.toml, line 4) is no key of general": "it belongs to a subset",
+        "is_reg = true (data.toml, line 4) is not a key of general": "move it to a subset",
         'resolution = "512,768" (data.toml, line 7) is not a resolution': "[512, 768], without quotes",
-        "train_batch_size = 2 (data.toml, line 8) is no key of a dataset": "write batch_size",
-        "prior_loss_weight = 0.5 (data.toml, line 9) is no key of a dataset": "command line",
+        "train_batch_size = 2 (data.toml, line 8) is not a key of a dataset": "write batch_size",
+        "prior_loss_weight = 0.5 (data.toml, line 9) is not a key of a dataset": "command line",
         "flip_aug = 1 (data.toml, line 10) is neither true nor false": "without quotes",
-        "num_repeat = 10 (data.toml, line 14) is no key of a subset": "did you mean num_repeats?",
-        "validation_split = 0.1 (data.toml, line 15) is no key of a subset": "it belongs to general or to a dataset",
-        "caption_dropout_rate = 1.5 (data.toml, line 16) is not from 0 to 1": "in between",
+        "num_repeat = 10 (data.toml, line 14) is not a key of a subset": "did you mean num_repeats?",
+        "validation_split = 0.1 (data.toml, line 15) is not a key of a subset": "move it to general or to a dataset",
+        "caption_dropout_rate = 1.5 (data.toml, line 16) is not a number from 0 to 1": "in this range",
         "(line 20) and subsets without": "put them in two datasets",
         "class_tokens = \"dog\" (data.toml, line 19) has no meaning in a dataset whose subsets have a metadata_file":
-            "take it out",
+            "remove it",
         "metadata_file = 3 (data.toml, line 20) is not a path": "in quotes",
-        "(data.toml, line 22) is no key of the top level": "there are general and datasets",
+        "(data.toml, line 22) is not a top-level key": "the top-level keys are general and datasets",
     }  # fmt: skip
     for what, remedy in expected.items():
         (mistake,) = [mistake for mistake in found.mistakes if what in mistake.what]
@@ -97,8 +97,8 @@ def test_the_same_mistakes_have_their_lines_in_json(tmp_path: Path) -> None:
 }"""
     found = read(tmp_path, text, name="data.json")
     assert [mistake.what for mistake in found.mistakes] == [
-        "num_repeats stands twice in one table (data.json, line 9)",
-        "shuffle_captions = true (data.json, line 2) is no key of general",
+        "num_repeats is set twice in one table (data.json, line 9)",
+        "shuffle_captions = true (data.json, line 2) is not a key of general",
         'resolution = "512" (data.json, line 5) is not a resolution',
         'num_repeats = "2" (data.json, line 9) is not a whole number',
     ]
@@ -111,20 +111,20 @@ IN_SUBSETS = [
     ("keep_tokens num_repeats token_warmup_min", "true; '1'; 1.5; 1.0; [1]", "not a whole number"),
     ("keep_tokens num_repeats caption_dropout_every_n_epochs", "-1", "is below 0"),
     ("caption_dropout_rate token_warmup_step", "'0.1'; true; nan; inf; {}", "not a number"),
-    ("caption_dropout_rate caption_tag_dropout_rate", "-0.1; 1.01; 2", "not from 0 to 1"),
-    ("token_warmup_step", "-1", "not from 0 up"),
-    ("aesthetic_score", "-0.5; 10.5; 11", "not from 0 to 10"),
+    ("caption_dropout_rate caption_tag_dropout_rate", "-0.1; 1.01; 2", "not a number from 0 to 1"),
+    ("token_warmup_step", "-1", "not a number of at least 0"),
+    ("aesthetic_score", "-0.5; 10.5; 11", "not a number from 0 to 10"),
     ("caption_prefix class_tokens caption_extension background caption_encoding", "1; []; true", "not a text"),
     ("caption_separator caption_encoding", "''", "is empty"),
-    ("caption_extension", "''; '.'; '.txt,'; ' , '", "not a file ending"),
+    ("caption_extension", "''; '.'; '.txt,'; ' , '", "not a file extension"),
     ("background", "'white'; '#fff'; '#12345g'; '#1234567'; 'ffffff'", "not a colour"),
-    ("caption_encoding", "'utf9'; 'base64'; 'rot13'", "no encoding"),
+    ("caption_encoding", "'utf9'; 'base64'; 'rot13'", "not an encoding"),
     ("resize_interpolation", "'sinc'; 3; ''; []", "not one of its values"),
     ("face_crop_aug_range", "'2.0,4.0'; [1.0]; [1, 'a']; [1, 2, 3]; [-1, 2]", "not a pair of numbers"),
-    ("face_crop_aug_range", "[4, 2]", "from more to less"),
+    ("face_crop_aug_range", "[4, 2]", "the larger number first"),
     ("custom_attributes", "1; 'a'; []", "not a table"),
     ("image_dir", "''; ' '; 5; ['a']", "not a path"),
-    ("image_dir", r'"C:\train"; "C:\new"', "a tab or another character"),
+    ("image_dir", r'"C:\train"; "C:\new"', "a tab or another control character"),
     ("image_dir", r'"a\u0000b"', "NUL"),
     ("metadata_file", "'s3://bucket/meta.json'", "is a URL"),
 ]
@@ -134,16 +134,16 @@ IN_DATASETS = [
     ("resolutions", "[512, 768, 512]; [512, [512, 512]]", "the same resolution twice"),
     ("batch_size", "0; -1", "is below 1"),
     ("batch_size", "[]", "is an empty list"),
-    ("batch_size", "[4, 2]", "has 2 members for 1 resolutions"),
-    ("batch_size", "[4, '2']", "has a member that is not a whole number"),
+    ("batch_size", "[4, 2]", "has 2 entries for 1 resolutions"),
+    ("batch_size", "[4, '2']", "has an entry that is not a whole number"),
     ("batch_size pixels_per_batch", "1.5; '4'", "not a whole number"),
     ("min_bucket_reso max_bucket_reso", "8", "is below 64"),
-    ("validation_split", "2; -0.5", "not from 0 to 1"),
+    ("validation_split", "2; -0.5", "not a number from 0 to 1"),
     ("validation_seed", "'a'; 1.5", "not a whole number"),
     ("network_multiplier", "'a'; true", "not a number"),
     ("resolution", "500", "is not divisible by 8"),
     ("resolution", "56", "is below 64 pixels"),
-    ("general", "1", "no key of a dataset"),
+    ("general", "1", "not a key of a dataset"),
 ]
 
 
@@ -154,7 +154,7 @@ def cases(table: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("key", "value", "fault"), cases(IN_SUBSETS))
-def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
+def test_a_wrong_value_is_reported_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
     image_dir = "" if key == "image_dir" else "image_dir = 'a'"
     mistake = only(read(tmp_path, f"[[datasets]]\n[[datasets.subsets]]\n{image_dir}\n{key} = {value}\n"))
     assert fault in mistake.what and "(data.toml, line 4)" in mistake.what
@@ -162,7 +162,7 @@ def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, key: str, value: st
 
 
 @pytest.mark.parametrize(("key", "value", "fault"), cases(IN_DATASETS))
-def test_a_wrong_value_of_a_dataset_is_told_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
+def test_a_wrong_value_of_a_dataset_is_reported_with_its_line(tmp_path: Path, key: str, value: str, fault: str) -> None:
     mistake = only(read(tmp_path, f"[[datasets]]\n{key} = {value}\n[[datasets.subsets]]\nimage_dir = 'a'\n"))
     assert fault in mistake.what and "(data.toml, line 2)" in mistake.what
     assert mistake.what.startswith(f"{key} = ") and mistake.remedy
@@ -173,8 +173,8 @@ def test_two_keys_for_one_thing_in_one_table(tmp_path: Path) -> None:
     found = read(tmp_path, text + "[[datasets.subsets]]\nimage_dir = 'a'\n")
     whats = [mistake.what for mistake in found.mistakes]
     assert whats == [
-        "resolution (data.toml, line 2) and resolutions (data.toml, line 4) stand together",
-        "batch_size (data.toml, line 3) and pixels_per_batch (data.toml, line 5) stand together",
+        "resolution (data.toml, line 2) and resolutions (data.toml, line 4) are both set",
+        "batch_size (data.toml, line 3) and pixels_per_batch (data.toml, line 5) are both set",
     ]
 
 
@@ -196,7 +196,7 @@ def test_buckets_that_cannot_hold_the_resolution(tmp_path: Path, general: str, f
     assert len(no_upscale.mistakes) == ("multiple" in fault or "divisible" in fault)  # limits then have no meaning
 
 
-def test_a_wrong_resolution_is_not_told_as_a_missing_one(tmp_path: Path) -> None:
+def test_a_wrong_resolution_is_not_reported_as_missing(tmp_path: Path) -> None:
     path = tmp_path / "data.toml"
     path.write_text(f"[general]\nresolution = '512'\n{PLAIN}", encoding="utf-8")
     found = read_kohya(path, replace(DEFAULTS, buckets=BucketSettings((0, 0))))
@@ -217,9 +217,9 @@ def test_a_wrong_resolution_is_not_told_as_a_missing_one(tmp_path: Path) -> None
         ("xyzzy", "the keys of a subset are "),
     ],
 )
-def test_the_way_out_of_a_key_that_is_not_known(tmp_path: Path, key: str, remedy: str) -> None:
+def test_the_remedy_for_an_unknown_key(tmp_path: Path, key: str, remedy: str) -> None:
     mistake = only(read(tmp_path, f"{PLAIN}{key} = 1\n"))
-    assert mistake.what == f"{key} = 1 (data.toml, line 4) is no key of a subset" and remedy in mistake.remedy
+    assert mistake.what == f"{key} = 1 (data.toml, line 4) is not a key of a subset" and remedy in mistake.remedy
 
 
 def test_every_key_with_a_letter_missing_is_recognised(tmp_path: Path) -> None:
@@ -249,21 +249,21 @@ def test_every_key_with_a_letter_missing_is_recognised(tmp_path: Path) -> None:
         ("[[datasets]]\n[[datasets.subsets]]\n", "the subset (data.toml, line 2) has no image_dir"),
         (f"[[general]]\n{PLAIN}", "general (data.toml, line 1) is not a table"),
         (f"general = 1\n{PLAIN}", "general (data.toml, line 1) is not a table"),
-        (f"resolution = 512\n{PLAIN}", "resolution = 512 (data.toml, line 1) is no key of the top level"),
-        (f"{PLAIN}[[subsets]]\nimage_dir = 'a'\n", "(data.toml, line 4) is no key of the top level"),
+        (f"resolution = 512\n{PLAIN}", "resolution = 512 (data.toml, line 1) is not a top-level key"),
+        (f"{PLAIN}[[subsets]]\nimage_dir = 'a'\n", "(data.toml, line 4) is not a top-level key"),
         (f"{PLAIN}num_repeats = 0\n", "leaves nothing to train on"),
         (f"{PLAIN}is_reg = true\n", "the dataset (data.toml, line 1) has only subsets with is_reg = true"),
-        (f"{PLAIN}conditioning_data_dir = 'm'\n", "(data.toml, line 4) counts only with --masked_loss"),
+        (f"{PLAIN}conditioning_data_dir = 'm'\n", "(data.toml, line 4) requires --masked_loss"),
         (f"{PLAIN}[[datasets.subsets]]\nimage_dir = 'a'\nis_reg = true\n", "once with is_reg = true and once without"),
-        (f"{PLAIN}custom_attributes.x = 1\n", "x = 1 (data.toml, line 4) is no key of custom_attributes"),
-        (f"{PLAIN}custom_attributes = {{ diff_output_preservation = true }}\n", "line 4) is not in this version"),
+        (f"{PLAIN}custom_attributes.x = 1\n", "x = 1 (data.toml, line 4) is not a key of custom_attributes"),
+        (f"{PLAIN}custom_attributes = {{ diff_output_preservation = true }}\n", "line 4) is not supported in this"),
         (f"{PLAIN}custom_attributes.diff_output_preservation = 1\n", "line 4) is neither true nor false"),
         (f"{PLAIN}[[datasets.subsets]]\nmetadata_file = 'm'\n", "(line 5) and subsets without"),
         ("[[datasets]]\nclass_tokens = 'x'\n[[datasets.subsets]]\nmetadata_file = 'm'\n", "line 2) has no meaning"),
         ("[[datasets]]\n[[datasets.subsets]]\nmetadata_file = 'm'\nis_reg = true\n", "line 4) has no meaning"),
     ],
 )  # fmt: skip
-def test_a_file_that_describes_nothing_or_the_wrong_thing(tmp_path: Path, text: str, fault: str) -> None:
+def test_a_file_without_datasets_or_with_the_wrong_contents(tmp_path: Path, text: str, fault: str) -> None:
     mistake = only(read(tmp_path, text))
     assert fault in mistake.what and mistake.remedy
 
@@ -271,8 +271,8 @@ def test_a_file_that_describes_nothing_or_the_wrong_thing(tmp_path: Path, text: 
 def test_two_places_for_the_masks_of_one_subset(tmp_path: Path) -> None:
     text = f"{PLAIN}conditioning_data_dir = 'm'\nalpha_mask = true\n"
     assert only(read(tmp_path, text, masked_loss=True)).what == (
-        "alpha_mask (data.toml, line 5) and conditioning_data_dir (data.toml, line 4) stand together: "
-        "a subset takes its masks from one place"
+        "alpha_mask (data.toml, line 5) and conditioning_data_dir (data.toml, line 4) are both set: "
+        "a subset has one source of masks"
     )
 
 
@@ -283,16 +283,16 @@ def test_two_places_for_the_masks_of_one_subset(tmp_path: Path) -> None:
         ("data.toml", b"x = 1\nx = 2\n", "(at line 2, column 6)"),
         ("data.json", b'{"datasets": [\n{"a": 1,}]}', "(at line 2, column"),
         ("data.json", b"", "is not valid JSON: Expecting value (at line 1, column 1)"),
-        ("data.json", b"[]", "data.json holds no table"),
-        ("data.json", b'{"datasets": "\\ud83d"}', "holds half a character"),
+        ("data.json", b"[]", "data.json contains no table"),
+        ("data.json", b'{"datasets": "\\ud83d"}', "contains half a character"),
         ("data.toml", "x = 1\n# Größe".encode("latin-1"), "is not in UTF-8 (line 2, byte 10)"),
         ("data.toml", "x = 1".encode("utf-16"), "is not in UTF-8 (line 1, byte 0)"),
-        ("data.json", b"[" * 100_000, "nests lists or tables too deep"),
-        ("data.yaml", b"", "ends neither in .toml nor in .json"),
-        ("data", b"", "ends neither in .toml nor in .json"),
+        ("data.json", b"[" * 100_000, "nests lists or tables too deeply"),
+        ("data.yaml", b"", "is neither a .toml nor a .json file"),
+        ("data", b"", "is neither a .toml nor a .json file"),
     ],
 )
-def test_what_cannot_be_read_at_all_is_the_one_mistake(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
+def test_an_unreadable_file_is_one_mistake(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     found = read_kohya(path, DEFAULTS)

@@ -1,4 +1,4 @@
-"""The lines of values: every whole number of the files below is the number of the line it stands in."""
+"""Lines of values: every integer in the files below is the number of its line."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def numbered(text: str) -> str:
 
 
 def leaves(tree: object, address: Address = ()) -> Iterator[tuple[Address, object]]:
-    """Everything below the top, tables and lists too."""
+    """Everything below the top level, including tables and lists."""
     if address:
         yield address, tree
     if isinstance(tree, dict):
@@ -160,9 +160,9 @@ def test_a_table_is_where_its_header_is_and_a_key_that_is_not_there_is_where_its
     }  # fmt: skip
 
 
-def test_names_that_stand_twice_in_json_are_told() -> None:
+def test_repeated_keys_in_json_are_reported() -> None:
     text = '{"a": 1,\n "b": {"a": 2},\n "c": [{"x": 1}, {"x": 2,\n "x": 3}],\n "a": 4}'
-    assert in_json(text).twice == ((("c", 1, "x"), 4), (("a",), 5))
+    assert in_json(text).duplicates == ((("c", 1, "x"), 4), (("a",), 5))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment", "a = 1", "[a]", "[[a]]"])

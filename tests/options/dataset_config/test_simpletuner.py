@@ -1,4 +1,4 @@
-"""SimpleTuner's data backend file, by the rules of its guide: each key, what is refused, and what is told."""
+"""SimpleTuner's data backend file, by the rules of its guide: each key, mistakes and notes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from library.options.datasets import (
     BucketSettings,
     CaptionSettings,
     DatasetSpec,
-    Described,
     ImageSettings,
+    ParsedDatasets,
     SubsetSpec,
 )
 
@@ -39,14 +39,14 @@ IMAGES = {
 MASKS = {"id": "masks", "dataset_type": "conditioning", "conditioning_type": "mask", "instance_data_dir": "data/masks"}
 
 
-def read(tmp_path: Path, *entries: object, defaults: DatasetSpec = DEFAULTS) -> Described:
+def read(tmp_path: Path, *entries: object, defaults: DatasetSpec = DEFAULTS) -> ParsedDatasets:
     path = tmp_path / "multidatabackend.json"
     path.write_text(json.dumps(list(entries), indent=2), encoding="utf-8")
     return read_backend(path, defaults)
 
 
 def read_one(tmp_path: Path, **keys: object) -> tuple[DatasetSpec, SubsetSpec, str]:
-    """The only dataset and subset of one faultless entry, and all notes."""
+    """The only dataset and subset of one valid entry, and all notes."""
     found = read(tmp_path, {name: value for name, value in (IMAGES | keys).items() if value is not ...})
     assert not found.mistakes
     [dataset] = found.datasets
@@ -113,7 +113,7 @@ def test_resolutions(tmp_path: Path, kind: object, resolution: object, crop: boo
         ("pixel", 0, False, (0, 0)),
     ],
 )
-def test_small_images_are_left_out(
+def test_small_images_are_skipped(
     tmp_path: Path, kind: str, value: float, crop: bool, expected: tuple[int, int]
 ) -> None:
     resolution = 1.0 if kind == "area" else 1024
@@ -160,7 +160,7 @@ def test_captions_of_files(tmp_path: Path) -> None:
     _, subset, notes = read_one(tmp_path, caption_strategy="textfile")
     assert subset.caption_source == "files" and subset.caption_extensions == (".txt",)
     assert subset.captions.wildcard and subset.class_tokens is None and subset.captions.prefix == ""
-    assert "each line of a .txt file" in notes and "instance_prompt is not used" in notes
+    assert "one line of each .txt file" in notes and "instance_prompt is not used" in notes
     _, subset, notes = read_one(tmp_path, caption_strategy="textfile", disable_multiline_split=True)
     assert not subset.captions.wildcard and "the first line" in notes
     _, subset, _ = read_one(tmp_path, caption_strategy="textfile", prepend_instance_prompt=True)
@@ -173,7 +173,7 @@ def test_captions_of_file_names(tmp_path: Path) -> None:
     _, subset, notes = read_one(tmp_path, caption_strategy="filename", instance_prompt=...)
     assert subset.caption_source == "file_name" and subset.class_tokens is None and "not used" not in notes
     _, subset, notes = read_one(tmp_path, caption_strategy=...)
-    assert subset.caption_source == "file_name" and "without a caption_strategy" in notes
+    assert subset.caption_source == "file_name" and "no caption_strategy" in notes
 
 
 def test_several_prompts_are_drawn_from(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_shuffled_captions(tmp_path: Path) -> None:
     shuffle = {"enable": True, "count": 3, "split_on": "period", "position_start": 2, "include_original": True}
     _, subset, notes = read_one(tmp_path, caption_strategy="textfile", caption_shuffle=shuffle)
     assert (subset.captions.shuffle, subset.captions.keep_tokens, subset.captions.separator) == (True, 2, ".")
-    assert "shuffled anew" in notes
+    assert "shuffled each time" in notes
     assert not read_one(tmp_path, caption_shuffle={"enable": False, "position_start": 2})[1].captions.shuffle
     told = mistakes(tmp_path, caption_shuffle={"enabel": True, "split_on": "tab", "position_start": -1, "enable": True})
     assert "did you mean enable?" in told and 'caption_shuffle.split_on = "tab"' in told and "position_start" in told
@@ -210,18 +210,18 @@ def test_masks_are_paired(tmp_path: Path) -> None:
     assert not found.mistakes and found.datasets[0].subsets[0].mask_dir == Path("data/masks")
     listed = read(tmp_path, IMAGES | {"conditioning_data": ["masks"]}, MASKS | {"conditioning_type": "segmentation"})
     assert not listed.mistakes and listed.datasets[0].subsets[0].mask_dir == Path("data/masks")
-    assert any("grey counts in part" in note for note in listed.notes)
+    assert any("grey counts partly" in note for note in listed.notes)
     other_way = read(tmp_path, IMAGES, MASKS | {"source_dataset_id": "dogs"})
     assert other_way.datasets[0].subsets[0].mask_dir == Path("data/masks")
     alone = read(tmp_path, IMAGES, MASKS)
     assert alone.datasets[0].subsets[0].mask_dir is None
     assert any("these masks are not used" in note for note in alone.notes)
     differing = read(tmp_path, IMAGES | {"conditioning_data": "masks"}, MASKS | {"crop": True, "resolution": 1024})
-    assert any("crop: masks are scaled and cut as their images" in note for note in differing.notes)
+    assert any("crop ignored: masks are cropped like their images" in note for note in differing.notes)
 
 
 @pytest.mark.parametrize("named", ["gone", ["masks", "more"], 7, ["masks", 7]])
-def test_masks_that_are_not_there(tmp_path: Path, named: object) -> None:
+def test_missing_masks(tmp_path: Path, named: object) -> None:
     found = read(tmp_path, IMAGES | {"conditioning_data": named}, MASKS)
     assert len(found.mistakes) == 1 and "conditioning_data" in found.mistakes[0].what
 
@@ -241,7 +241,7 @@ def test_entries_of_equal_sizes_are_one_dataset(tmp_path: Path) -> None:
     assert names == [(1024, ["dogs", "reg"]), (512, ["dogs-512", "reg-512"]), (1024, ["again"])]
 
 
-def test_caches_and_what_is_off_are_told(tmp_path: Path) -> None:
+def test_caches_and_disabled_entries_are_noted(tmp_path: Path) -> None:
     text = {"id": "text", "dataset_type": "text_embeds", "default": True, "type": "aws"}
     off = {"id": "off", "disabled": True, "dataset_type": "video"}
     also_off = IMAGES | {"id": "off too", "disable": True, "resolution": "wrong"}
@@ -254,20 +254,23 @@ def test_caches_and_what_is_off_are_told(tmp_path: Path) -> None:
     found = read(tmp_path, IMAGES | keys, text, off, also_off)
     assert not found.mistakes and len(found.datasets) == 1
     notes = "\n".join(found.notes)
-    assert "(dogs): cache_dir_vae is not used: caches are kept by content" in notes
-    assert "(text): text_embeds is not needed" in notes and "(off, off too): disabled, not read" in notes
-    assert "text_embeds, vae_cache_disable: not needed here" in notes
+    assert "(dogs): cache_dir_vae is not used: caches are found by content" in notes
+    assert "(text): text_embeds is not needed" in notes and "(off, off too): disabled, skipped" in notes
+    assert "text_embeds, vae_cache_disable: not needed, ignored" in notes
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({"reapets": 3}, ["reapets = 3", "did you mean repeats?", "line 10"]),
-        ({"nothing_like_it_at_all": 1}, ["no key of this file"]),
+        ({"nothing_like_it_at_all": 1}, ["not a key of this file"]),
         ({"type": "aws"}, ['type = "aws"', "use local"]),
         ({"metadata_backend": "parquet"}, ["metadata_backend", "use discovery"]),
         ({"dataset_type": "video"}, ['dataset_type = "video"', "remove the entry"]),
-        ({"dataset_type": "conditioning", "conditioning_type": "controlnet"}, ["conditioning_type", "masks are read"]),
+        (
+            {"dataset_type": "conditioning", "conditioning_type": "controlnet"},
+            ["conditioning_type", "only masks are supported"],
+        ),
         ({"caption_strategy": "parquet"}, ["caption_strategy", "textfile"]),
         ({"instance_data_dir": ...}, ["instance_data_dir", "is missing"]),
         ({"instance_data_dir": 5}, ["instance_data_dir = 5", "not a path"]),
@@ -276,15 +279,15 @@ def test_caches_and_what_is_off_are_told(tmp_path: Path) -> None:
         ({"caption_strategy": "textfile", "prepend_instance_prompt": True, "instance_prompt": ...}, ["prepend"]),
         ({"resolution": "1024"}, ["not a number", "without quotes"]),
         ({"resolution": -1}, ["below 0"]),
-        ({"resolution": 1.0}, ["counts pixels", '"resolution_type": "area"']),
-        ({"resolution": 1024, "resolution_type": "area"}, ["counts megapixels", "pixel_area"]),
+        ({"resolution": 1.0}, ["is in pixels", '"resolution_type": "area"']),
+        ({"resolution": 1024, "resolution_type": "area"}, ["is in megapixels", "pixel_area"]),
         ({"resolution_type": "pixels"}, ["did you mean pixel?"]),
         ({"maximum_image_size": 2048}, ["without target_downsample_size"]),
         ({"target_downsample_size": 2048}, ["without maximum_image_size"]),
         ({"minimum_image_size": 3000}, ["5 megapixels"]),
         ({"crop": "true"}, ["neither true nor false"]),
         ({"crop": True, "crop_aspect": "closest", "crop_aspect_buckets": [1.0, 0.5]}, ["crop_aspect", '"preserve"']),
-        ({"crop": True, "crop_style": "face"}, ["crop_style", "faces", '"center"']),
+        ({"crop": True, "crop_style": "face"}, ["crop_style", "face detection", '"center"']),
         ({"crop": True, "crop_style": "middle"}, ["not one of its values"]),
         ({"probability": 0.5}, ["probability = 0.5", "repeats"]),
         ({"repeats": -1}, ["repeats = -1"]),
@@ -329,11 +332,11 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("[1]", "not a list of entries"),
         ('{"datasets": []}', "--dataset_config"),
         ("[]", "no entry describes images"),
-        ('[{"id": "a", "id": "b", "disabled": true}]', "id stands twice"),
+        ('[{"id": "a", "id": "b", "disabled": true}]', "id is set twice"),
         ("[" * 100_000, "too deep"),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, text: str, said: str) -> None:
+def test_files_that_are_not_data_backend_files(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "данные.json"
     path.write_text(text, encoding="utf-8")
     found = read_backend(path, DEFAULTS)
@@ -354,7 +357,7 @@ def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
     assert not read_backend(path, DEFAULTS).mistakes
 
 
-def test_what_it_describes_is_found_on_the_disk(tmp_path: Path) -> None:
+def test_the_described_images_are_found_on_disk(tmp_path: Path) -> None:
     for name, size in (("big_dog.png", (96, 64)), ("further/deep.png", (64, 64)), ("tiny.png", (64, 16))):
         for folder in ("dogs", "masks"):
             path = tmp_path / folder / name

@@ -1,4 +1,4 @@
-"""Laws of writing: what is read, written and read again is what it was, and what is lost is told."""
+"""Writing dataset files: a round trip gives the same records, and what is lost is reported."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from library.options.datasets import (
     BucketSettings,
     CaptionSettings,
     DatasetSpec,
-    Described,
     ImageSettings,
+    ParsedDatasets,
     SubsetSpec,
 )
 from library.options.mistakes import UserError
@@ -103,20 +103,20 @@ BACKEND = [
 
 
 def nameless(datasets: Sequence[DatasetSpec]) -> list[DatasetSpec]:
-    """Without the places where things were said."""
+    """Without the origins."""
     return [
         replace(dataset, origin="", subsets=tuple(replace(subset, origin="") for subset in dataset.subsets))
         for dataset in datasets
     ]
 
 
-def kohya(folder: Path, text: str) -> Described:
+def kohya(folder: Path, text: str) -> ParsedDatasets:
     path = folder / "data.toml"
     path.write_text(text, encoding="utf-8")
     return read_kohya(path, BUILT_IN, masked_loss=True)
 
 
-def backend(folder: Path, text: str) -> Described:
+def backend(folder: Path, text: str) -> ParsedDatasets:
     path = folder / "multidatabackend.json"
     path.write_text(text, encoding="utf-8")
     return read_backend(path, BUILT_IN)
@@ -141,7 +141,7 @@ def test_simpletuner_and_back_is_what_it_was(tmp_path: Path) -> None:
     assert to_simpletuner(again.datasets) == written
     ids = [entry["id"] for entry in json.loads(written.text)]
     assert len(set(ids)) == len(ids)
-    told = ("a regularisation image", "masks there have", "shuffle_caption")
+    told = ("SimpleTuner compares regularisation images", "SimpleTuner needs masks", "shuffle_caption")
     assert len(written.lost) == 3 and all(any(word in line for word in told) for line in written.lost), written.lost
 
 
@@ -157,7 +157,7 @@ def test_urls_stay_as_they_are(url: str, tmp_path: Path) -> None:
 
 
 def some_subset(rng: random.Random, number: int) -> SubsetSpec:
-    """A subset of which both kinds of file can say everything."""
+    """A subset that both formats can express completely."""
     shuffle = rng.random() < 0.5
     return SubsetSpec(
         Path(f"data/{rng.choice(['sks dog', 'собака', 'a_b'])}{number}"),
@@ -178,7 +178,7 @@ def some_subset(rng: random.Random, number: int) -> SubsetSpec:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_both_can_say_comes_back_from_either(tmp_path: Path, seed: int) -> None:
+def test_settings_of_both_formats_survive_either(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     sides = rng.sample(range(256, 1025, 64), rng.randint(1, 3))
     datasets = [
@@ -192,7 +192,7 @@ def test_what_both_can_say_comes_back_from_either(tmp_path: Path, seed: int) -> 
 
 
 def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
-    """A change that one of the two files cannot say, and a word of what must be told."""
+    """A change that one of the formats cannot express, and a part of what must be reported."""
     plain = DatasetSpec("", BucketSettings((512, 512)), (subset,))
 
     def of(**keys: object) -> DatasetSpec:
@@ -214,11 +214,11 @@ def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
         (of(alpha_mask=True), "alpha_mask = true"),
         (of(caption_encoding="shift_jis"), 'caption_encoding = "shift_jis"'),
         (of(is_reg=True), "is_reg"),
-        (of(least_edge=300, least_area=90_001), "least edge"),
+        (of(least_edge=300, least_area=90_001), "minimum edge"),
         (of(captions=replace(captions, dropout_rate=0.1)), "caption_dropout_rate = 0.1"),
         (of(captions=replace(captions, keep_tokens=1)), "keep_tokens = 1"),
-        (of(captions=replace(captions, shuffle=True)), "shuffle_caption: 10 variants"),
-        (of(mask_dir=Path("masks")), "masks there have the names"),
+        (of(captions=replace(captions, shuffle=True)), "SimpleTuner makes 10 fixed variants"),
+        (of(mask_dir=Path("masks")), "masks with the file names of their images"),
         (of(captions=replace(captions, shuffle=True, separator="|")), "shuffle_caption = true"),
         (of(captions=replace(captions, wildcard=True), caption_source="file_name"), "enable_wildcard = true"),
         (of(captions=replace(captions, suffix="x")), 'caption_suffix = "x"'),
@@ -229,7 +229,7 @@ def changed(subset: SubsetSpec) -> list[tuple[DatasetSpec, str]]:
         (of(images=replace(images, face_crop=(1.0, 2.0))), "face_crop_aug_range = [1.0, 2.0]"),
         (of(images=replace(images, interpolation="area")), 'resize_interpolation = "area"'),
         (of(images=replace(images, background=(0, 0, 0))), 'background = "#000000"'),
-        (of(recursive=False), "sub-folders are read"),
+        (of(recursive=False), "SimpleTuner reads sub-folders too"),
     ]
 
 
@@ -238,7 +238,7 @@ CHANGED = changed(SUBSET)
 
 
 @pytest.mark.parametrize(("dataset", "said"), CHANGED, ids=[said for _, said in CHANGED])
-def test_what_simpletuner_cannot_say_is_told(dataset: DatasetSpec, said: str) -> None:
+def test_settings_that_simpletuner_lacks_are_reported(dataset: DatasetSpec, said: str) -> None:
     assert to_simpletuner([DatasetSpec("", BucketSettings((512, 512)), (SUBSET,))]).lost == ()
     lost = to_simpletuner([dataset]).lost
     assert any(said in line for line in lost), lost
@@ -254,21 +254,25 @@ def test_what_simpletuner_cannot_say_is_told(dataset: DatasetSpec, said: str) ->
         (BucketSettings((512, 512)), {"recursive": True}, "sub-folders"),
         (BucketSettings((512, 512)), {"least_edge": 5}, "minimum_image_size"),
         (BucketSettings((512, 512)), {"least_area": 5}, "minimum_image_size"),
-        (BucketSettings((512, 512)), {"caption_source": "file_name"}, "names of the files"),
-        (BucketSettings((512, 512)), {"caption_source": "class_tokens", "class_tokens": "x"}, "the same caption"),
+        (BucketSettings((512, 512)), {"caption_source": "file_name"}, "captions from file names"),
+        (
+            BucketSettings((512, 512)),
+            {"caption_source": "class_tokens", "class_tokens": "x"},
+            "one caption for all images",
+        ),
         (BucketSettings((512, 512)), {"images": ImageSettings(corner_crop=True)}, "at the centre"),
         (BucketSettings((512, 512)), {"metadata_file": Path("m.json"), "class_tokens": "x"}, 'class_tokens = "x"'),
         (BucketSettings((512, 512)), {"is_reg": True}, "without training images"),
     ],
 )
-def test_what_kohya_cannot_say_is_told(buckets: BucketSettings, keys: dict[str, object], said: str) -> None:
+def test_settings_that_kohya_lacks_are_reported(buckets: BucketSettings, keys: dict[str, object], said: str) -> None:
     subset = replace(SUBSET, recursive=False)
     assert to_kohya([DatasetSpec("", BucketSettings((512, 512)), (subset,))]).lost == ()
     lost = to_kohya([DatasetSpec("", buckets, (replace(subset, **keys),))]).lost
     assert any(said in line for line in lost), lost
 
 
-def test_what_is_told_of_many_is_told_once() -> None:
+def test_a_setting_of_many_subsets_is_reported_once() -> None:
     subsets = tuple(replace(SUBSET, image_dir=Path(name), alpha_mask=True) for name in "abc")
     assert to_simpletuner([DatasetSpec("", BucketSettings((512, 512)), subsets)]).lost == (
         "a, b, c: alpha_mask = true",
@@ -284,7 +288,7 @@ def test_metadata_and_folders_do_not_share_a_dataset_of_kohya() -> None:
     ]
 
 
-def test_a_file_is_converted_by_what_it_holds(tmp_path: Path) -> None:
+def test_the_format_of_a_file_is_detected_by_its_contents(tmp_path: Path) -> None:
     toml, listed, table = tmp_path / "a.toml", tmp_path / "b.json", tmp_path / "c.json"
     toml.write_text(KOHYA, encoding="utf-8")
     listed.write_text(json.dumps(BACKEND), encoding="utf-8")

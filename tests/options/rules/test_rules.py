@@ -1,4 +1,4 @@
-"""Rules between flags: what they refuse, what they change and say, what they leave alone."""
+"""Rules between flags: mistakes, changed values, notes, and cases without either."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_accepted_without_a_mistake(flags: str) -> None:
         ("--min_bucket_reso 100", "min_bucket_reso", 100, False),
     ],
 )
-def test_effective_values_and_whether_they_are_told(flags: str, target: str, value: object, told: bool) -> None:
+def test_effective_values_and_their_notes(flags: str, target: str, value: object, told: bool) -> None:
     parsed = with_flags(flags)
     assert parsed.mistakes == ()
     group = getattr(parsed.options, FLAGS[target].group)
@@ -127,16 +127,16 @@ def test_effective_values_and_whether_they_are_told(flags: str, target: str, val
 def test_an_implied_value_comes_from_where_its_cause_came_from() -> None:
     parsed = with_flags("--use_8bit_adam")
     assert parsed.origins["optimizer_type"] == "command line"
-    assert "optimizer_type" not in parsed.given
+    assert "optimizer_type" not in parsed.set_by_user
 
 
-def test_epochs_beat_steps_and_the_default_of_steps_never_counts_as_given() -> None:
+def test_epochs_override_steps_and_the_default_of_steps_is_never_noted() -> None:
     assert with_flags("--max_train_epochs 4").notes == ()
     (note,) = with_flags("--max_train_epochs 4 --max_train_steps 1600").notes
     assert "max_train_epochs = 4" in note and "max_train_steps = 1600" in note
 
 
-def test_a_scheduler_class_beats_the_name() -> None:
+def test_a_scheduler_class_overrides_the_name() -> None:
     (note,) = with_flags("--lr_scheduler_type a.b.C --lr_scheduler cosine").notes
     assert "lr_scheduler_type" in note and "cosine" in note
 
@@ -150,22 +150,22 @@ def test_a_scheduler_class_beats_the_name() -> None:
         ("--dataset_repeats 5", "--dataset_repeats"),
     ],
 )
-def test_what_has_no_effect_is_told(flags: str, named: str) -> None:
+def test_flags_without_effect_are_noted(flags: str, named: str) -> None:
     parsed = with_flags(flags)
     assert parsed.mistakes == ()
     (note,) = parsed.notes
     assert named in note
 
 
-def test_save_last_with_its_saves_is_not_told() -> None:
+def test_save_last_with_its_saves_is_not_noted() -> None:
     assert with_flags("--save_last_n_epochs 2 --save_every_n_epochs 1").notes == ()
     assert with_flags("--save_last_n_epochs 2 --save_n_epoch_ratio 4").notes == ()
 
 
-def test_rows_name_flags_and_say_why() -> None:
-    rows = (*rules.REQUIRED, *rules.REQUIRES, *rules.EXCLUDES, *rules.OVERRIDES, *rules.TOLD)
+def test_rows_name_flags_and_reasons() -> None:
+    rows = (*rules.REQUIRED, *rules.REQUIRES, *rules.EXCLUDES, *rules.OVERRIDES, *rules.NO_EFFECT)
     assert all(row.why for row in rows)
-    named = {row.flag for row in (*rules.REQUIRED, *rules.TOLD)}
+    named = {row.flag for row in (*rules.REQUIRED, *rules.NO_EFFECT)}
     named |= {name for row in rules.REQUIRES for name in row.flags}
     named |= {name for row in rules.EXCLUDES for name in (*row.flags, row.other)}
     named |= {name for row in rules.IMPLIES for name in (row.cause, row.target)}
@@ -173,7 +173,7 @@ def test_rows_name_flags_and_say_why() -> None:
     assert named <= set(FLAGS)
 
 
-def test_after_a_broken_rule_the_options_are_sound_so_that_nothing_is_told_twice() -> None:
+def test_a_broken_rule_resets_a_flag_so_that_nothing_is_reported_twice() -> None:
     parsed = with_flags(
         "--full_fp16 --use_8bit_adam --use_lion_optimizer --lr_scheduler adafactor --cache_latents --color_aug "
         "--resolution 500 --enable_bucket --min_bucket_reso 9999"
@@ -182,11 +182,11 @@ def test_after_a_broken_rule_the_options_are_sound_so_that_nothing_is_told_twice
     options = parsed.options
     assert not options.memory.full_fp16 and not options.dataset.color_aug
     assert (options.optimizer.optimizer_type, options.optimizer.use_lion_optimizer) == ("AdamW8bit", False)
-    assert options.optimizer.lr_scheduler == "constant" and "lr_scheduler" not in parsed.given
+    assert options.optimizer.lr_scheduler == "constant" and "lr_scheduler" not in parsed.set_by_user
     assert (options.dataset.resolution, options.dataset.min_bucket_reso) == ((512, 512), 256)
 
 
-def test_a_missing_resolution_is_told_once_and_stood_in_for() -> None:
+def test_a_missing_resolution_is_reported_once_and_replaced() -> None:
     parsed = parse(NEEDED[:3])
     assert len(parsed.mistakes) == 1 and parsed.options.dataset.resolution == (512, 512)
-    assert "resolution" not in parsed.given
+    assert "resolution" not in parsed.set_by_user
