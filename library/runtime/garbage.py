@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def garbage_left_alone() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Make many objects that all stay without Python looking among them for garbage again and again: with a hundred
     thousand records a fifth of the time."""
     collects = gc.isenabled()

@@ -23,7 +23,7 @@ Cast = Callable[[Tensor, torch.dtype], Tensor]
 
 
 @dataclass
-class SharedPlace:
+class CastBuffer:
     """Memory for one weight at a time in full. What it gives is good until it is asked again, so nobody may keep it."""
 
     memory: Tensor | None = None
@@ -38,13 +38,13 @@ class SharedPlace:
         return known[: weight.numel()].view(weight.shape).copy_(weight)
 
 
-def compute_in_full(module: nn.Module) -> None:
+def compute_in_fp32(module: nn.Module) -> None:
     """Let all Linear, Conv2d and Embedding layers of a frozen module whose weight is in half precision take and give
     float32. What they hold besides (biases, norms) must be in float32 already.
 
     Adapters that compute with the weight themselves find `computes_plainly` and `cast` on the layer's forward.
     """
-    place = SharedPlace()
+    place = CastBuffer()
     sizes = [layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if sizes:
         device = next(module.parameters()).device
@@ -68,8 +68,8 @@ def _in_full(layer: nn.Module, cast: Cast) -> partial[Tensor] | None:
     return partial(_embedding, layer) if isinstance(layer, nn.Embedding) else None
 
 
-def compute_as_stored(module: nn.Module) -> None:
-    """Undo `compute_in_full`: the layers compute in the format that their weights have."""
+def compute_in_stored_dtype(module: nn.Module) -> None:
+    """Undo `compute_in_fp32`: the layers compute in the format that their weights have."""
     for layer in module.modules():
         forward = layer.__dict__.get("forward")
         if isinstance(forward, partial) and forward.func in (_linear, _convolution, _embedding):

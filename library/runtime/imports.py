@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from library.runtime.garbage import garbage_left_alone
+from library.runtime.garbage import gc_paused
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
     """
     hidden = [name for name in without if name not in sys.modules]
     known = len(sys.modules)
-    with garbage_left_alone():
+    with gc_paused():
         try:
             for name in hidden:
                 sys.modules[name] = None  # type: ignore[assignment]  # Python's own mark for what must not be imported
@@ -37,7 +37,7 @@ def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
                 gc.freeze()
 
 
-def without_callers(imports: Callable[[], object]) -> None:
+def import_in_thread(imports: Callable[[], object]) -> None:
     """Call what imports packages in a thread of its own, and wait for it.
 
     Packages keep errors of imports that they only try, and an error keeps the functions that it went through, these
@@ -49,7 +49,7 @@ def without_callers(imports: Callable[[], object]) -> None:
 
 
 @contextmanager
-def work_beside() -> Iterator[None]:
+def frequent_thread_switches() -> Iterator[None]:
     """Inside this a thread that imports lets the others go on every half millisecond in place of every five.
 
     Who reads and writes files in pieces asks for the interpreter with each of them, and would wait ten times as long.

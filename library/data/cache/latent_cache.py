@@ -128,7 +128,7 @@ def build_latent_cache(  # noqa: PLR0913 - one call in the program; each changes
     source: Callable[[int], LatentSource] | None = None,
     batch_size: int = 1,
     cache_format: CacheFormat = "safetensors",
-    encode_exactly: Encode | None = None,
+    encode_in_fp32: Encode | None = None,
     trust_foreign: bool = True,
     skip_check: bool = False,
     channels: int | None = None,
@@ -143,7 +143,7 @@ def build_latent_cache(  # noqa: PLR0913 - one call in the program; each changes
     suffix          the family's file ending, as sd-scripts has it: _sd.npz
     flip            per record, whether its mirror image is wanted too; a file that lacks only that is completed
     source          per record; default: the centre of its placement, without a mask
-    encode_exactly  `encode` in full precision, for images whose latents come out not finite
+    encode_in_fp32  `encode` in full precision, for images whose latents come out not finite
     trust_foreign   use an .npz of another program if its shape, original size and arrays are those wanted, its latents
                     finite, it is no older than the image, and the program would have prepared the image as
                     `source` says: centre crop, scaled by need, opaque or masked by its transparency. Nothing in it
@@ -157,7 +157,7 @@ def build_latent_cache(  # noqa: PLR0913 - one call in the program; each changes
     that cannot be written. What is on disk by then stays and is used the next time.
     """
     entries, of_record = wanted_by(records, source or (lambda index: _centred(placements[index])), flip, vae)
-    encoder = Encoder(encode, encode_exactly)
+    encoder = Encoder(encode, encode_in_fp32)
     if not to_disk:
         prepare = partial(read_image, read=read)
         all_made = encode_all(entries, encoder, prepare, batch_size=batch_size, progress=progress)

@@ -477,12 +477,12 @@ def test_latents_that_are_not_finite_are_encoded_again_or_named(tmp_path: Path, 
     data = Data(records)
     a, c = (float(data.read(index)[0].mean()) for index in (0, 2))
     expected = filled(records, to_disk=False, flip=True)
-    found = filled(records, Broken(a), encode_exactly=Encoder(), batch_size=2, to_disk=to_disk, flip=True)
+    found = filled(records, Broken(a), encode_in_fp32=Encoder(), batch_size=2, to_disk=to_disk, flip=True)
     assert found.exactly == 1 and "1 encoded again" in str(found)
     assert same(found, expected, 4) and same(found, expected, 4, flipped=True)
     for exactly in (None, Broken(a, c)):
         with pytest.raises(UserError) as caught:
-            filled(records, Broken(a, c), encode_exactly=exactly, batch_size=2, to_disk=to_disk, vae="v3")
+            filled(records, Broken(a, c), encode_in_fp32=exactly, batch_size=2, to_disk=to_disk, vae="v3")
         text = str(caught.value)
         assert len(caught.value.mistakes) == 2 and "a.png" in text and "c.png" in text and "not finite" in text
     # the others were done
