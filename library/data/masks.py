@@ -16,7 +16,7 @@ from PIL import Image
 
 from library.data import images
 from library.data.images import Geometry
-from library.data.scan.mask_files import same_proportion
+from library.data.scan.mask_files import same_aspect_ratio
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 
@@ -36,7 +36,7 @@ def load(path: Path, expected: Size) -> Mask:
     """
     mask = images.decode(path, lambda image: images.to_rgb(image, _BLACK)[:, :, 0], "mask")
     size = (mask.shape[1], mask.shape[0])
-    if not same_proportion(size, expected):
+    if not same_aspect_ratio(size, expected):
         what = f"mask {path} is {size[0]}x{size[1]} and its image {expected[0]}x{expected[1]}"
         raise UserError([Mistake(what, "a mask needs its image's size, or one in the same proportion, upright")])
     smaller = expected[0] <= size[0] and expected[1] <= size[1]

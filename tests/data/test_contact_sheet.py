@@ -235,7 +235,7 @@ def test_what_a_cut_caption_loses_is_marked(tmp_path: Path) -> None:
     assert cut.one("bdi", class_="words").text == "seen and unseen"
     assert "76 of 75 tokens, truncated" in cut.text and "cut" in cut.attributes["data-flags"]
     assert whole.attributes["data-flags"] == "" and not whole.all("s")
-    assert "1 image has a caption longer than 75 tokens" in root.one("section", class_="problems").text
+    assert "1 image has a caption of more than 75 tokens" in root.one("section", class_="problems").text
 
 
 def test_every_kind_of_problem_is_told(tmp_path: Path) -> None:

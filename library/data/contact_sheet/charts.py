@@ -67,8 +67,8 @@ def repeats_chart(images: Sequence[SheetImage]) -> str:
     for low, high in ranges:
         label = str(low) if low == high else f"{low}–{high}"
         inside: Counter[bool] = Counter()
-        for (repeats, is_reg), images in found.items():
-            inside[is_reg] += images if low <= repeats <= high else 0
+        for (repeats, is_reg), count_of_images in found.items():
+            inside[is_reg] += count_of_images if low <= repeats <= high else 0
         bars.append(Bar(label, f"repeats {label}", inside[False], inside[True]))
     return histogram("Repeats", "repeats per epoch", bars)
 
