@@ -41,7 +41,7 @@ class Located:
     base: str  # its file name
 
 
-def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
+def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     """Read a metadata file. Raises UserError with all mistakes in it."""
     ending = path.suffix.lower()
     if ending not in (".json", ".jsonl"):
@@ -62,12 +62,12 @@ def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
             mistakes.append(Mistake(f"{where}: {key!r} is not an object", 'write {"caption": "...", "tags": "..."}'))
             continue
         caption = _text(entry.get("caption"), "\n")
-        tags = _text(entry.get("tags"), chosen.separator)
+        tags = _text(entry.get("tags"), settings.separator)
         for name, value in (("caption", caption), ("tags", tags)):
             if value is None:
                 mistakes.append(Mistake(f"{where}: {name} of {key!r} is not text", "put it in quotes"))
         twice += key in captions
-        captions[key] = join(caption or "", tags or "", chosen)
+        captions[key] = join(caption or "", tags or "", settings)
         scores.pop(key, None)
         if (raw := entry.get("aesthetic_score")) is None:
             continue
@@ -83,14 +83,14 @@ def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
     return Metadata(captions, scores, twice)
 
 
-def join(caption: str, tags: str, chosen: CaptionSettings) -> str:
+def join(caption: str, tags: str, settings: CaptionSettings) -> str:
     """Join caption and tags with the separator. With wildcards, the tags, on one line, are appended to each line of the
     caption; without, line breaks become spaces."""
-    if not chosen.wildcard:
-        return " ".join(f"{caption}{chosen.separator if caption and tags else ''}{tags}".split("\n")).strip()
-    tags = tags.replace("\n", chosen.separator)
+    if not settings.wildcard:
+        return " ".join(f"{caption}{settings.separator if caption and tags else ''}{tags}".split("\n")).strip()
+    tags = tags.replace("\n", settings.separator)
     lines = [line for line in caption.split("\n") if line.strip()]
-    return "\n".join(f"{line}{chosen.separator}{tags}" if tags else line for line in lines) if lines else tags
+    return "\n".join(f"{line}{settings.separator}{tags}" if tags else line for line in lines) if lines else tags
 
 
 def _object(path: Path, text: str) -> Iterator[tuple[str, str, object]]:

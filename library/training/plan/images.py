@@ -99,8 +99,8 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
     mistakes.extend(found.mistakes)
     if not found.records:
         return None
-    table = buckets.make_table(found.records, found.datasets)
-    held_out = buckets.make_table(found.held_out, found.datasets)
+    table = buckets.build_bucket_table(found.records, found.datasets)
+    held_out = buckets.build_bucket_table(found.held_out, found.datasets)
     wrong = (*table.mistakes, *held_out.mistakes)
     mistakes.extend(wrong)
     if described.mistakes or found.mistakes or wrong:
