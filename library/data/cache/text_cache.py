@@ -262,9 +262,9 @@ def _layout(file: Path) -> dict[str, tuple[_Location, ...]]:
 def _read_shard(file: Path, keys: set[str]) -> dict[str, tuple[_Location, ...]] | None:
     """Entries of `keys` in a shard. None if the header or one of these entries is damaged."""
     layout = _layout(file)
-    wanted = {key: places for key, places in layout.items() if key in keys}
-    is_valid = all(_read(place) is not None for places in wanted.values() for place in places)
-    return wanted if layout and is_valid else None
+    entries = {key: places for key, places in layout.items() if key in keys}
+    is_valid = all(_read(place) is not None for places in entries.values() for place in places)
+    return entries if layout and is_valid else None
 
 
 def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[str, tuple[_Location, ...]], int]:

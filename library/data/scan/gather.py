@@ -42,7 +42,7 @@ class Gathered:
     masks: dict[str, str] = field(default_factory=dict)  # image -> mask, relative paths
     mask_places: dict[str, tuple[Directory, str]] = field(default_factory=dict)  # mask -> its folder and file name
     unused_masks: tuple[str, ...] | None = None  # masks that belong to no image; None: not searched
-    lost: list[tuple[Path, str]] = field(default_factory=list)  # unreadable images, and why
+    unusable: list[tuple[Path, str]] = field(default_factory=list)  # unreadable images, and why
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -54,16 +54,16 @@ def caption_endings(subsets: Sequence[SubsetSpec]) -> set[str]:
 
 def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[str]) -> Gathered:
     """List the images of a subset, sorted by name, from its folder or its metadata file."""
-    found = Gathered(reading=Reading(subset.caption_encoding, subset.captions.wildcard))
+    result = Gathered(reading=Reading(subset.caption_encoding, subset.captions.wildcard))
     if subset.metadata_file is not None:
-        _list_from_metadata(subset, subset.metadata_file, directories, extensions, found)
+        _list_from_metadata(subset, subset.metadata_file, directories, extensions, result)
     else:
-        _list_from_folder(subset, directories, extensions, found)
-    if not found.images and not found.mistakes and not found.lost:
-        found.mistakes.append(_no_images(subset))
-    if subset.mask_folder is not None and found.images:
-        _match_masks(subset.mask_folder, subset, directories, extensions, found)
-    return found
+        _list_from_folder(subset, directories, extensions, result)
+    if not result.images and not result.mistakes and not result.unusable:
+        result.mistakes.append(_no_images(subset))
+    if subset.mask_folder is not None and result.images:
+        _match_masks(subset.mask_folder, subset, directories, extensions, result)
+    return result
 
 
 def title(subset: SubsetSpec) -> str:
@@ -90,56 +90,56 @@ def _own_folder(image_dir: Path) -> Path:
 
 
 def _list_folders(
-    folder: Path, what: str, subset: SubsetSpec, directories: Directories, found: Gathered
+    folder: Path, what: str, subset: SubsetSpec, directories: Directories, result: Gathered
 ) -> list[tuple[str, Directory]]:
     try:
         return directories.below(absolute(folder), recursive=subset.recursive)
     except FileNotFoundError:
-        found.mistakes.append(Mistake(f"there is no {what} {folder} ({subset.origin})", "check the path"))
+        result.mistakes.append(Mistake(f"there is no {what} {folder} ({subset.origin})", "check the path"))
     except NotADirectoryError:
-        found.mistakes.append(
+        result.mistakes.append(
             Mistake(f"{what} {folder} is a file ({subset.origin})", "use the folder that contains it")
         )
     except (OSError, ValueError) as error:
-        found.mistakes.append(
+        result.mistakes.append(
             Mistake(f"{what} {folder} cannot be read: {error} ({subset.origin})", "check the path and its permissions")
         )
     return []
 
 
 def _list_from_folder(
-    subset: SubsetSpec, directories: Directories, extensions: Collection[str], found: Gathered
+    subset: SubsetSpec, directories: Directories, extensions: Collection[str], result: Gathered
 ) -> None:
     if subset.image_folder is None:
-        found.mistakes.append(Mistake(f"{subset.origin} has no folder", "set image_dir"))
+        result.mistakes.append(Mistake(f"{subset.origin} has no folder", "set image_dir"))
         return
     folder = _own_folder(subset.image_folder)
-    below = _list_folders(subset.image_folder, "folder", subset, directories, found)
+    below = _list_folders(subset.image_folder, "folder", subset, directories, result)
     from_files = subset.caption_source == "files"
     for prefix, directory in below:
         captions = CaptionFiles(directory.texts, subset.caption_extensions) if from_files and directory.texts else None
         for name in directory.images:
             caption_file = captions.find(stem(name)) if captions else None
-            found.images.append(ImageFile(folder, prefix + name, directory, name, caption_file))
-        found.lost += [(folder / (prefix + name), why) for name, why in directory.lost_images.items()]
+            result.images.append(ImageFile(folder, prefix + name, directory, name, caption_file))
+        result.unusable += [(folder / (prefix + name), why) for name, why in directory.unusable_images.items()]
         if from_files:
-            found.mistakes += [
+            result.mistakes += [
                 Mistake(f"caption file {folder / (prefix + name)}: {why}", "correct or remove it")
-                for name, why in directory.lost_texts.items()
+                for name, why in directory.unusable_texts.items()
             ]
-    found.images.sort(key=lambda image: image.name)
-    _note_unused(subset, [directory for _, directory in below], extensions, found)
-    if from_files and (mistake := _check_caption_extension(subset, found.images)) is not None:
-        found.mistakes.append(mistake)
+    result.images.sort(key=lambda image: image.name)
+    _note_unused(subset, [directory for _, directory in below], extensions, result)
+    if from_files and (mistake := _check_caption_extension(subset, result.images)) is not None:
+        result.mistakes.append(mistake)
 
 
 def _note_unused(
-    subset: SubsetSpec, directories: Sequence[Directory], extensions: Collection[str], found: Gathered
+    subset: SubsetSpec, directories: Sequence[Directory], extensions: Collection[str], result: Gathered
 ) -> None:
     folders = [name for directory in directories for name in directory.folders]
     if folders and not subset.recursive:
-        found.notes.append(f"{subset.image_dir}: {counted(len(folders), 'sub-folder')} not read")
-    found.notes += [
+        result.notes.append(f"{subset.image_dir}: {counted(len(folders), 'sub-folder')} not read")
+    result.notes += [
         f"{subset.image_dir}: {name} is a folder, not an image" for name in folders if is_image(name, extensions)
     ]
     for ending, package in OPTIONAL_EXTENSIONS.items():
@@ -147,7 +147,7 @@ def _note_unused(
             continue
         if count := sum(name.lower().endswith(ending) for directory in directories for name in directory.others):
             what = f"{subset.image_dir}: {counted(count, f'{ending} image')} not used; install {package} to read them"
-            found.notes.append(what)
+            result.notes.append(what)
 
 
 def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | None:
@@ -178,16 +178,16 @@ def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) ->
 
 
 def _list_from_metadata(
-    subset: SubsetSpec, file: Path, directories: Directories, extensions: Collection[str], found: Gathered
+    subset: SubsetSpec, file: Path, directories: Directories, extensions: Collection[str], result: Gathered
 ) -> None:
     try:
         metadata = read_metadata(file, subset.captions)
     except UserError as error:
-        found.mistakes.extend(error.mistakes)
+        result.mistakes.extend(error.mistakes)
         return
     image_dir = subset.image_folder
     if image_dir is not None and not image_dir.is_dir():
-        found.mistakes.append(Mistake(f"there is no folder {image_dir} ({subset.origin})", "check the path"))
+        result.mistakes.append(Mistake(f"there is no folder {image_dir} ({subset.origin})", "check the path"))
         return
     locator = Locator.of(directories, image_dir, extensions)
     root = None if image_dir is None else absolute(image_dir)
@@ -198,7 +198,7 @@ def _list_from_metadata(
     for key, caption in metadata.captions.items():
         located = locator.find(key)
         if isinstance(located, str):
-            found.lost.append((Path(key) if own is None else own / key, f"listed in {file.name}, but {located}"))
+            result.unusable.append((Path(key) if own is None else own / key, f"listed in {file.name}, but {located}"))
             continue
         directory, base = located.directory, located.base
         if (directory.path, base) in seen:
@@ -209,12 +209,12 @@ def _list_from_metadata(
             folders[directory.path] = _relative(directory.path, root, own)
         folder, prefix = folders[directory.path]
         score = metadata.scores.get(key)
-        found.images.append(ImageFile(folder, prefix + base, directory, base, None, caption, score))
-    found.images.sort(key=lambda image: (str(image.folder), image.name))
+        result.images.append(ImageFile(folder, prefix + base, directory, base, None, caption, score))
+    result.images.sort(key=lambda image: (str(image.folder), image.name))
     if twice:
-        found.notes.append(f"{file}: {counted(twice, 'image')} listed twice, used once")
-    if root is not None and not found.lost:
-        _note_unlisted(file, directories.get(root), seen, extensions, found)
+        result.notes.append(f"{file}: {counted(twice, 'image')} listed twice, used once")
+    if root is not None and not result.unusable:
+        _note_unlisted(file, directories.get(root), seen, extensions, result)
 
 
 def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]:
@@ -227,26 +227,26 @@ def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]
 
 
 def _note_unlisted(
-    file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], found: Gathered
+    file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], result: Gathered
 ) -> None:
     unlisted = sum((directory.path, name) not in seen for name in directory.images)
     if unlisted:
-        found.notes.append(f"{directory.path}: {counted(unlisted, 'image')} not listed in {file.name}, not used")
+        result.notes.append(f"{directory.path}: {counted(unlisted, 'image')} not listed in {file.name}, not used")
 
 
 def _match_masks(
-    mask_dir: Path, subset: SubsetSpec, directories: Directories, extensions: Collection[str], found: Gathered
+    mask_dir: Path, subset: SubsetSpec, directories: Directories, extensions: Collection[str], result: Gathered
 ) -> None:
-    below = _list_folders(mask_dir, "folder of masks", subset, directories, found)
+    below = _list_folders(mask_dir, "mask folder", subset, directories, result)
     if not below:
         return
     places = {prefix + name: (directory, name) for prefix, directory in below for name in directory.images}
-    found.masks, found.unused_masks = find_masks((image.name for image in found.images), places)
-    found.mask_places = {name: places[name] for name in found.masks.values()}
-    missing = sum(image.name not in found.masks for image in found.images)
+    result.masks, result.unused_masks = find_masks((image.name for image in result.images), places)
+    result.mask_places = {name: places[name] for name in result.masks.values()}
+    missing = sum(image.name not in result.masks for image in result.images)
     if missing:
-        what = f"{title(subset)}: {missing} of {counted(len(found.images), 'image')} without a mask in {mask_dir}"
-        found.notes.append(f"{what}: trained {'with transparency as mask, or ' if subset.alpha_mask else ''}unmasked")
+        what = f"{title(subset)}: {missing} of {counted(len(result.images), 'image')} without a mask in {mask_dir}"
+        result.notes.append(f"{what}: trained {'with transparency as mask, or ' if subset.alpha_mask else ''}unmasked")
 
 
 def check_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> None:
@@ -255,11 +255,11 @@ def check_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> 
     Subsets may share a mask folder: the command line has one for all image folders, some of which may have no masks.
     """
     sharing: dict[str, list[int]] = {}
-    for number, (subset, found) in enumerate(zip(subsets, gathered, strict=True)):
-        if subset.mask_folder is not None and found.unused_masks is not None:
+    for number, (subset, result) in enumerate(zip(subsets, gathered, strict=True)):
+        if subset.mask_folder is not None and result.unused_masks is not None:
             sharing.setdefault(absolute(subset.mask_folder), []).append(number)
     for numbers in sharing.values():
-        found = gathered[numbers[0]]
+        result = gathered[numbers[0]]
         used = any(gathered[number].masks for number in numbers)
         for number in numbers:
             subset = subsets[number]
@@ -267,8 +267,8 @@ def check_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> 
             if gathered[number].masks or (by_flag and (used or number != numbers[0])):
                 continue
             what = f"{subset.mask_dir} contains no mask for any image of {title(subset)} ({subset.origin})"
-            found.mistakes.append(Mistake(what, "name each mask like its image, with any extension"))
+            result.mistakes.append(Mistake(what, "name each mask like its image, with any extension"))
         unused = sorted(set.intersection(*(set(gathered[number].unused_masks or ()) for number in numbers)))
         if used and unused:
             mask_dir = subsets[numbers[0]].mask_dir
-            found.notes.append(f"{mask_dir}: {counted(len(unused), 'mask')} without an image: {listed(unused, 5)}")
+            result.notes.append(f"{mask_dir}: {counted(len(unused), 'mask')} without an image: {listed(unused, 5)}")

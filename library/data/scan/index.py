@@ -73,7 +73,7 @@ class Index:
         """Headers of the images in a folder (absolute path) whose stamps have not changed. Deletes the entries of names
         not in `stamps`."""
         known: dict[str, Header] = {}
-        gone: list[str] = []
+        deleted: list[str] = []
         query = (
             "SELECT name, length, changed, width, height, transparent FROM headers "
             "WHERE folder = (SELECT id FROM folders WHERE path = ?)"
@@ -81,14 +81,14 @@ class Index:
         for name, length, changed, width, height, transparent in self._query(query, (folder,)):
             stamp = stamps.get(name)
             if stamp is None:
-                gone.append(name)
+                deleted.append(name)
             elif stamp[0] == length and stamp[1] == changed:
                 key = (width, height, transparent)
                 header = self._shared.get(key)
                 if header is None:
                     header = self._shared[key] = Header((width, height), bool(transparent))
                 known[name] = header
-        self._delete("headers", folder, gone)
+        self._delete("headers", folder, deleted)
         return known
 
     def captions(
@@ -97,7 +97,7 @@ class Index:
         """The same for caption files. `reading` is how they are read: encoding and lines. Entries of names in `others`,
         such as captions with another extension, are not deleted."""
         known: dict[str, Text] = {}
-        gone: list[str] = []
+        deleted: list[str] = []
         query = (
             "SELECT name, length, changed, text, more FROM captions "
             "WHERE folder = (SELECT id FROM folders WHERE path = ?) AND reading = ?"
@@ -105,12 +105,12 @@ class Index:
         for name, length, changed, text, more in self._query(query, (folder, reading)):
             stamp = stamps.get(name)
             if stamp is None:
-                gone.append(name)
+                deleted.append(name)
             elif stamp[0] == length and stamp[1] == changed:
                 known[name] = (text, bool(more))
-        if gone:
+        if deleted:
             present = frozenset(others)
-            self._delete("captions", folder, [name for name in gone if name not in present])
+            self._delete("captions", folder, [name for name in deleted if name not in present])
         return known
 
     def store_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:

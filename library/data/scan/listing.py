@@ -20,8 +20,8 @@ class Directory:
     texts: dict[str, Stamp] = field(default_factory=dict)  # files with caption extensions
     others: list[str] = field(default_factory=list)  # names of the other files
     folders: list[str] = field(default_factory=list)
-    lost_images: dict[str, str] = field(default_factory=dict)  # unusable files with image extensions -> reason
-    lost_texts: dict[str, str] = field(default_factory=dict)
+    unusable_images: dict[str, str] = field(default_factory=dict)  # unusable files with image extensions -> reason
+    unusable_texts: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> Iterator[str]:
         """Names of all files that are not images."""
@@ -83,7 +83,7 @@ def list_directory(path: str, images: Collection[str], texts: tuple[str, ...]) -
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("not a file")
             except (OSError, UnicodeEncodeError) as error:
-                (directory.lost_images if is_image else directory.lost_texts)[name] = _reason(entry, error)
+                (directory.unusable_images if is_image else directory.unusable_texts)[name] = _reason(entry, error)
             else:
                 (directory.images if is_image else directory.texts)[name] = (status.st_size, status.st_mtime_ns)
     return directory

@@ -176,8 +176,8 @@ class Locator:
             return "its folder does not exist" if os.path.isabs(key) or self.root else "its path is not absolute"
         if base in directory.images:
             return Located(directory, base)
-        if base in directory.lost_images:
-            return directory.lost_images[base]
+        if base in directory.unusable_images:
+            return directory.unusable_images[base]
         if is_image(base, self.extensions):
             # the file system may ignore case or the composition of accents
             stamp = stamp_of(os.path.join(directory.path, base))

@@ -83,16 +83,18 @@ def local_copy(url: str, cache: Path, *, progress: bool, threads: int = 8) -> Pa
     name = _local_name(root.rstrip("/").rpartition("/")[2].rpartition(":")[2] or "data")
     mirror = _Mirror(url, base / name, base / _JOURNAL)
     done = _read_journal(mirror.journal)
-    gone = done.keys() - remotes.keys()
-    for local in gone:
+    deleted = done.keys() - remotes.keys()
+    for local in deleted:
         _remove(mirror, local)
         del done[local]
-    wanted = {local: remote for local, remote in remotes.items() if not _is_current(mirror, done.get(local), remote)}
-    if wanted:
+    to_download = {
+        local: remote for local, remote in remotes.items() if not _is_current(mirror, done.get(local), remote)
+    }
+    if to_download:
         # only asynchronous file systems are safe to share between threads
         workers = threads if getattr(system, "async_impl", False) else 1
-        done |= _download_all(system, mirror, wanted, max(1, workers), progress=progress)
-    if wanted or gone:
+        done |= _download_all(system, mirror, to_download, max(1, workers), progress=progress)
+    if to_download or deleted:
         _write_journal(mirror, done)
     return mirror.folder
 
@@ -245,19 +247,23 @@ def _is_current(mirror: _Mirror, download: _Download | None, remote: _Remote) ->
 
 
 def _download_all(
-    system: Any, mirror: _Mirror, wanted: Mapping[str, _Remote], threads: int, *, progress: bool
+    system: Any, mirror: _Mirror, to_download: Mapping[str, _Remote], threads: int, *, progress: bool
 ) -> dict[str, _Download]:
     """Download files, several at a time, and add each to the journal as soon as it is complete."""
     done = {}
-    total = sum(remote.size or 0 for remote in wanted.values())
+    total = sum(remote.size or 0 for remote in to_download.values())
     bar = tqdm(
-        desc=f"downloading {counted(len(wanted), 'file')}", total=total, unit="B", unit_scale=True, disable=not progress
+        desc=f"downloading {counted(len(to_download), 'file')}",
+        total=total,
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
     )
     with _checking_writes(mirror.journal):
         mirror.journal.parent.mkdir(parents=True, exist_ok=True)
         journal = mirror.journal.open("a", encoding="utf-8", newline="\n")
     with bar, journal, ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_download, system, mirror, local, remote) for local, remote in wanted.items()]
+        futures = [pool.submit(_download, system, mirror, local, remote) for local, remote in to_download.items()]
         try:
             for future in as_completed(futures):
                 download = future.result()

@@ -109,14 +109,14 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress
     `index`: folder of the index kept between scans, None for no index. `progress` shows a bar if the scan takes longer
     than a second. `seed` selects the held-out images of datasets without their own validation_seed.
     """
-    found = _Findings()
+    findings = _Findings()
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
     extensions = readable_extensions()
     with Index(index) as stored:  # opened before listing: it ignores files modified just before it was opened
         directories = Directories(extensions, caption_endings([subset for _, subset in subsets]))
-        twice = _find_duplicates(datasets, found)
+        duplicates = _find_duplicates(datasets, findings)
         gathered = [
-            Gathered() if number in twice else gather(subset, directories, extensions)
+            Gathered() if number in duplicates else gather(subset, directories, extensions)
             for number, (_, subset) in enumerate(subsets)
         ]
         check_masks([subset for _, subset in subsets], gathered)
@@ -125,17 +125,17 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress
     train: list[ImageRecord] = []
     reg: list[ImageRecord] = []
     for number, (place, subset) in enumerate(subsets):
-        records = _build_records(number, place, subset, gathered[number], contents, found)
+        records = _build_records(number, place, subset, gathered[number], contents, findings)
         (reg if subset.is_reg else train).extend(records)
-    _check_damaged(found, train + reg)
+    _check_damaged(findings, train + reg)
     sides = split(train, reg, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
-    found.notes += sides.notes
-    found.mistakes += sides.mistakes
-    balanced = _balance(datasets, sides.trained, reg, found)
+    findings.notes += sides.notes
+    findings.mistakes += sides.mistakes
+    balanced = _balance(datasets, sides.trained, reg, findings)
     kept = sides.trained + balanced
-    _note_contents(found.notes, kept, [subset for _, subset in subsets])
+    _note_contents(findings.notes, kept, [subset for _, subset in subsets])
     if trouble:
-        found.notes.append(
+        findings.notes.append(
             f"the index in {index} cannot be used ({trouble}): every start reads all image headers again"
         )
     return Scan(
@@ -143,19 +143,19 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress
         subsets=tuple(subset for _, subset in subsets),
         records=tuple(kept),
         held_out=tuple(sides.held_out),
-        bad_images=tuple(found.bad.items()),
+        bad_images=tuple(findings.bad.items()),
         left_out_reg=len(reg) - len(balanced),
-        left_out_small=found.left_out_small,
+        left_out_small=findings.left_out_small,
         found_reg_samples=sum(record.repeats for record in reg),
-        without_mask=found.without_mask,
-        notes=tuple(dict.fromkeys(found.notes)),
-        mistakes=tuple(dict.fromkeys(found.mistakes)),
+        without_mask=findings.without_mask,
+        notes=tuple(dict.fromkeys(findings.notes)),
+        mistakes=tuple(dict.fromkeys(findings.mistakes)),
     )
 
 
-def _find_duplicates(datasets: Sequence[DatasetSpec], found: _Findings) -> set[int]:
+def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> set[int]:
     """Subsets with the folder or metadata file of an earlier subset of their dataset: skipped as in sd-scripts."""
-    twice: set[int] = set()
+    duplicates: set[int] = set()
     number = 0
     for dataset in datasets:
         seen: dict[str, SubsetSpec] = {}
@@ -166,12 +166,12 @@ def _find_duplicates(datasets: Sequence[DatasetSpec], found: _Findings) -> set[i
                 what = f"{source} occurs twice in one dataset ({first.origin} and {subset.origin})"
                 if first.is_reg != subset.is_reg:
                     remedy = "use it either for training or for regularisation"
-                    found.mistakes.append(Mistake(what, remedy))
+                    findings.mistakes.append(Mistake(what, remedy))
                 else:
-                    found.notes.append(f"{what}; the second is skipped")
-                twice.add(number)
+                    findings.notes.append(f"{what}; the second is skipped")
+                duplicates.add(number)
             number += 1
-    return twice
+    return duplicates
 
 
 def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
@@ -208,20 +208,20 @@ def _by_directory(images: Iterable[ImageFile]) -> dict[str, list[ImageFile]]:
 
 
 def _build_records(
-    number: int, place: int, subset: SubsetSpec, gathered: Gathered, contents: Contents, found: _Findings
+    number: int, place: int, subset: SubsetSpec, gathered: Gathered, contents: Contents, findings: _Findings
 ) -> list[ImageRecord]:
-    found.notes += gathered.notes
-    found.mistakes += gathered.mistakes
-    found.bad.update(gathered.lost)
+    findings.notes += gathered.notes
+    findings.mistakes += gathered.mistakes
+    findings.bad.update(gathered.unusable)
     records: list[ImageRecord] = []
     small = later_lines = 0
     unusable_masks: dict[str, str] = {}  # mask -> reason
     for image in gathered.images:
         header = contents.headers[image.directory.path][image.base]
         if not isinstance(header, Header):
-            found.bad[image.folder / image.name] = header
+            findings.bad[image.folder / image.name] = header
             continue
-        size = found.sizes.setdefault(header.size, header.size)
+        size = findings.sizes.setdefault(header.size, header.size)
         if min(size) < subset.least_edge or size[0] * size[1] < subset.least_area:
             small += 1
             continue
@@ -229,7 +229,7 @@ def _build_records(
         if image.caption_file is not None:
             text = contents.captions[image.directory.path, gathered.reading][image.caption_file]
             if isinstance(text, UserError):
-                found.mistakes.extend(text.mistakes)
+                findings.mistakes.extend(text.mistakes)
                 continue
             caption = text[0]
             later_lines += text[1]
@@ -238,10 +238,10 @@ def _build_records(
         mask = gathered.masks.get(image.name)
         if mask == image.name:
             mask = image.name  # share one object
-        found.without_mask += subset.mask_dir is not None and mask is None
+        findings.without_mask += subset.mask_dir is not None and mask is None
         if mask is not None and (reason := _mask_problem(mask, size, gathered, contents)) is not None:
             unusable_masks[mask] = reason
-        caption = found.texts.setdefault(caption, caption)
+        caption = findings.texts.setdefault(caption, caption)
         records.append(
             ImageRecord(
                 image.folder, image.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
@@ -250,11 +250,11 @@ def _build_records(
         )  # fmt: skip
     if later_lines:
         files = counted(later_lines, "caption file")
-        found.notes.append(f"{title(subset)}: {files} with several lines; only the first line is used")
+        findings.notes.append(f"{title(subset)}: {files} with several lines; only the first line is used")
     if unusable_masks:
-        found.mistakes.append(_unusable_masks(subset, unusable_masks))
+        findings.mistakes.append(_unusable_masks(subset, unusable_masks))
     if small:
-        _report_small(small, subset, is_all=not records, found=found)
+        _report_small(small, subset, is_all=not records, findings=findings)
     return records
 
 
@@ -287,29 +287,29 @@ def _default_caption(subset: SubsetSpec, name: str) -> str:
     return subset.class_tokens or ""
 
 
-def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, found: _Findings) -> None:
-    found.left_out_small += small
+def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, findings: _Findings) -> None:
+    findings.left_out_small += small
     edge = f"a side below {subset.least_edge} pixels" if subset.least_edge else ""
     area = f"fewer than {subset.least_area} pixels" if subset.least_area else ""
     reason = " or ".join(filter(None, (edge, area)))
     if is_all:
         what = f"{title(subset)}: all {counted(small, 'image')} have {reason} ({subset.origin})"
-        found.mistakes.append(Mistake(what, "lower the minimum size, or use larger images"))
+        findings.mistakes.append(Mistake(what, "lower the minimum size, or use larger images"))
     else:
-        found.notes.append(f"{title(subset)}: {counted(small, 'image')} with {reason} left out")
+        findings.notes.append(f"{title(subset)}: {counted(small, 'image')} with {reason} left out")
 
 
-def _check_damaged(found: _Findings, records: Sequence[ImageRecord]) -> None:
-    if not found.bad:
+def _check_damaged(findings: _Findings, records: Sequence[ImageRecord]) -> None:
+    if not findings.bad:
         return
-    total = len(found.bad) + len({(record.folder, record.name) for record in records})
-    if len(found.bad) > _MOST_DAMAGED * total:
-        what = f"{len(found.bad)} of {total} images are damaged, more than {_MOST_DAMAGED:.0%}"
-        found.mistakes.append(Mistake(f"{what}:\n{_with_reasons(found.bad)}", "repair or remove them"))
+    total = len(findings.bad) + len({(record.folder, record.name) for record in records})
+    if len(findings.bad) > _MOST_DAMAGED * total:
+        what = f"{len(findings.bad)} of {total} images are damaged, more than {_MOST_DAMAGED:.0%}"
+        findings.mistakes.append(Mistake(f"{what}:\n{_with_reasons(findings.bad)}", "repair or remove them"))
 
 
 def _balance(
-    datasets: Sequence[DatasetSpec], train: list[ImageRecord], reg: list[ImageRecord], found: _Findings
+    datasets: Sequence[DatasetSpec], train: list[ImageRecord], reg: list[ImageRecord], findings: _Findings
 ) -> list[ImageRecord]:
     """Give each dataset as many regularisation samples as training samples."""
     balanced: list[ImageRecord] = []
@@ -321,12 +321,12 @@ def _balance(
         if not target:
             balanced += records
             if train:
-                found.notes.append(f"{dataset.origin}: only regularisation images, which keep their repeats")
+                findings.notes.append(f"{dataset.origin}: only regularisation images, which keep their repeats")
             continue
         repeats = balance([record.repeats for record in records], [record.subset for record in records], target)
         kept = [replace(record, repeats=repeats[index]) for index, record in enumerate(records) if index in repeats]
         name = f" of {dataset.origin}" if len(datasets) > 1 else ""
-        found.notes.append(_balance_note(name, records, kept, target))
+        findings.notes.append(_balance_note(name, records, kept, target))
         balanced += kept
     return balanced
 

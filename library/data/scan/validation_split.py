@@ -52,7 +52,7 @@ def split(
     splitting = [place for place, dataset in enumerate(datasets) if dataset.validation_split > 0]
     if not train or not splitting:
         return Split(trained=list(train))
-    found = Split()
+    result = Split()
     by_subset: dict[int, list[ImageRecord]] = {}
     for record in train:
         by_subset.setdefault(record.subset, []).append(record)
@@ -62,18 +62,18 @@ def split(
         own_seed = seed if dataset.validation_seed is None else dataset.validation_seed
         held_out = choose_held_out(names, dataset.validation_split, own_seed)
         if dataset.validation_split > 0 and not held_out:
-            found.notes.append(
+            result.notes.append(
                 f"{_setting(dataset)} holds out none of the {len(records)} images of {_title(subsets[number])}"
             )
         for place, record in enumerate(records):
             if place in held_out:
-                found.held_out.append(replace(record, repeats=1, held_out=True))
+                result.held_out.append(replace(record, repeats=1, held_out=True))
             else:
-                found.trained.append(record)
-    copies = find_trained_copies(found.held_out, [*found.trained, *reg], length)
-    _check_split(found, reg, [datasets[place] for place in splitting], by_subset, copies, datasets)
-    found.held_out = [record for place, record in enumerate(found.held_out) if place not in copies]
-    return found
+                result.trained.append(record)
+    copies = find_trained_copies(result.held_out, [*result.trained, *reg], length)
+    _check_split(result, reg, [datasets[place] for place in splitting], by_subset, copies, datasets)
+    result.held_out = [record for place, record in enumerate(result.held_out) if place not in copies]
+    return result
 
 
 def choose_held_out(names: Sequence[str], share: float, seed: int) -> set[int]:
@@ -93,7 +93,7 @@ def find_trained_copies(
     same = {place for place, record in enumerate(held_out) if record.path in paths}
     candidates = {place: record for place, record in enumerate(held_out) if place not in same}
     others = list(trained)
-    # each comparison costs more than the one before, and is made only where that one found no difference
+    # each comparison costs more than the one before, and is made only where that one result no difference
     for signature in (lambda record: (length(record), record.size), _beginning, _content):
         candidate_signatures = {place: signature(record) for place, record in candidates.items()}
         other_signatures = [signature(record) for record in others]
@@ -122,7 +122,7 @@ def _digest(path: Path, most: int | None) -> str:
 
 
 def _check_split(
-    found: Split,
+    result: Split,
     reg: Sequence[ImageRecord],
     splitting: Sequence[DatasetSpec],
     by_subset: dict[int, list[ImageRecord]],
@@ -131,25 +131,25 @@ def _check_split(
 ) -> None:
     """Add the mistakes and notes of a split."""
     settings = " and ".join(dict.fromkeys(_setting(dataset) for dataset in splitting))
-    if not found.trained:
+    if not result.trained:
         remedy = "set it below 1, or add a dataset to train on"
-        found.mistakes.append(Mistake(f"{settings} leaves no image to train on", remedy))
+        result.mistakes.append(Mistake(f"{settings} leaves no image to train on", remedy))
         return
-    trained_in = {record.dataset for record in found.trained}
-    for place in sorted({record.dataset for record in found.held_out} - trained_in):
+    trained_in = {record.dataset for record in result.trained}
+    for place in sorted({record.dataset for record in result.held_out} - trained_in):
         if any(record.dataset == place for record in reg):
             what = f"{_setting(datasets[place])} leaves regularisation images without training images"
-            found.mistakes.append(Mistake(what, "set it below 1, or remove the regularisation images of that dataset"))
-    if not found.held_out:
+            result.mistakes.append(Mistake(what, "set it below 1, or remove the regularisation images of that dataset"))
+    if not result.held_out:
         most = max(len(records) for records in by_subset.values() if datasets[records[0].dataset] in splitting)
         remedy = f"set at least {math.ceil(100 / most) / 100:g}, to hold out 1 of {most} images of the largest folder"
-        found.mistakes.append(Mistake(f"{settings} holds out no image", f"{remedy}; or remove it"))
-    elif len(copies) == len(found.held_out):
+        result.mistakes.append(Mistake(f"{settings} holds out no image", f"{remedy}; or remove it"))
+    elif len(copies) == len(result.held_out):
         what = f"{settings}: every held-out image is also trained on, as the same file or a copy"
-        found.mistakes.append(Mistake(what, "remove the copies from the training data, or remove the split"))
+        result.mistakes.append(Mistake(what, "remove the copies from the training data, or remove the split"))
     elif copies:
         what = f"{counted(len(copies), 'held-out image')} also trained on (same file or copy), so not validated on"
-        found.notes.append(f"{what}: {listed((found.held_out[place].path for place in sorted(copies)), 5)}")
+        result.notes.append(f"{what}: {listed((result.held_out[place].path for place in sorted(copies)), 5)}")
 
 
 def _setting(dataset: DatasetSpec) -> str:

@@ -372,7 +372,7 @@ def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     assert "1 of 3 images without a mask" in notes and "1 mask without an image: d.png" in notes
     (tmp_path / "none").mkdir()
     assert "contains no mask for any image" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "none"))]))
-    assert "no folder of masks" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
+    assert "no mask folder" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
 
 
 def test_a_folder_s_images_have_its_score(tmp_path: Path) -> None:
