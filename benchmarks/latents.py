@@ -171,7 +171,7 @@ class FillWork:
         from library.options.datasets import ImageSettings
 
         place, record = self.placements[index], self.records[index]
-        centred = images.geometry(place, ImageSettings(), record.name, record.size)
+        centred = images.decide_geometry(place, ImageSettings(), record.name, record.size)
         pixels = images.apply(images.load(record.path, record.size), centred)
         return torch.from_numpy(images.to_float(pixels)), None
 

@@ -288,7 +288,7 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     words += ["--pretrained_model_name_or_path", str(tmp_path / "gone.safetensors")]
     assert command.run_recipe(train_db.RECIPE, words) == 2
     told = capsys.readouterr().err
-    assert "holds no folder like" in told and "gone.safetensors" in told and "Traceback" not in told
+    assert "contains no folder like" in told and "gone.safetensors" in told and "Traceback" not in told
     assert gen_img.main([]) == 2
 
     def interrupted(*_: object) -> None:

@@ -18,7 +18,7 @@ from library.checkpoints.prediction_marks import MARKS, marks, noted
 from library.convert import ema_copies
 from library.convert.report import some
 from library.families.sd.checkpoint_parts import Apart, take_apart
-from library.runtime.imports import work_beside
+from library.runtime.imports import frequent_thread_switches
 
 if TYPE_CHECKING:
     from library.families.family import Family, SaveAs
@@ -73,7 +73,10 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
         epoch=wanted.epoch,
         variant=wanted.variant,
     )
-    with work_beside(), ThreadPoolExecutor(1) as beside:  # importing the packages takes as long as writing gigabytes
+    with (
+        frequent_thread_switches(),
+        ThreadPoolExecutor(1) as beside,
+    ):  # importing the packages takes as long as writing gigabytes
         modules = Modules(beside.submit(_modules, str(source.path), family, apart))
         contents = sd_save.Contents(
             parts=apart.parts,

@@ -1,4 +1,4 @@
-"""What the loader hands to the loop."""
+"""Batches, as the loader passes them to the training loop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextInput:
-    """What one text encoder reads of B texts. Lengths are its tokenizer's own: those of several encoders may differ."""
+    """Input of one text encoder for B texts. The length depends on its tokenizer, and may differ between encoders."""
 
     ids: torch.Tensor  # (B, ...) int64, for CLIP (B, chunks, 77)
-    mask: torch.Tensor | None = None  # of the shape of ids: 1 for a token, 0 for padding; None: all is read
-    weights: torch.Tensor | None = None  # of the shape of ids, float32: weights in captions; None: all 1
+    mask: torch.Tensor | None = None  # shape of ids: 1 for a token, 0 for padding; None: no mask
+    weights: torch.Tensor | None = None  # shape of ids, float32: prompt weights; None: all 1
 
     def to(self, device: torch.device | str) -> TextInput:
-        """The same on a device."""
+        """Move to a device."""
         mask = None if self.mask is None else self.mask.to(device)
         return TextInput(self.ids.to(device), mask, None if self.weights is None else self.weights.to(device))
 
@@ -30,10 +30,10 @@ class TextInput:
 
 
 class Tokenize(Protocol):
-    """Texts to what each text encoder reads of them, by the encoder's name. Picklable, as data workers get one.
+    """Tokenizes texts for each text encoder, by the encoder's name. Picklable, because data workers use it.
 
-    `padded`: all inputs have one length, whatever the batch. `cache_key`: its configuration, as the names of text
-    caches have it; what gives other inputs has another.
+    `padded`: inputs have the same length in every batch. `cache_key` identifies its configuration in text caches: if
+    inputs can differ, so must the keys.
     """
 
     @property
@@ -47,11 +47,11 @@ class Tokenize(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of B samples of one bucket (width W, height H). Exactly one of pixels and latents is set."""
+    """A batch of B samples of one bucket (width W, height H). Exactly one of pixels and latents is set."""
 
     pixels: torch.Tensor | None  # (B, 3, H, W) float32 in [-1, 1]
     latents: torch.Tensor | None  # (B, C, h, w) float32, a sample of the VAE's posterior, not scaled
-    mask: torch.Tensor | None  # (B, 1, h, w) float32 in [0, 1]: what counts; None: everything
+    mask: torch.Tensor | None  # (B, 1, h, w) float32 in [0, 1], loss mask; None: unmasked
     text_inputs: Mapping[str, TextInput]  # by the names of the family's text encoders
     # (B, 6) float32: original height and width, crop top and left, target height and width; see size_conditioning
     sizes: torch.Tensor
@@ -59,7 +59,7 @@ class Batch:
     weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, else 1
     sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
     paths: tuple[str, ...]
-    captions: tuple[str, ...]  # as tokenised: after dropout and shuffling
+    captions: tuple[str, ...]  # as tokenized: after dropout and shuffling
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,5 +68,5 @@ class Batch:
         """A copy in page-locked memory (called by torch's DataLoader)."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         pinned = {name: value.pin_memory() for name, value in tensors.items() if hasattr(value, "pin_memory")}
-        text_inputs = {name: one.pin_memory() for name, one in self.text_inputs.items()}
+        text_inputs = {name: text_input.pin_memory() for name, text_input in self.text_inputs.items()}
         return replace(self, text_inputs=text_inputs, **pinned)

@@ -1,7 +1,6 @@
-"""Sizes to train at: the list of buckets and which image goes where.
+"""Buckets: their sizes, and the bucket of each image.
 
-Rule "kohya" is that of kohya's sd-scripts, "area" and "shorter_edge" are those of SimpleTuner, so that a data set falls
-into the buckets its owner knows.
+Rule "kohya" is that of kohya's sd-scripts; "area" and "shorter_edge" are those of SimpleTuner.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Place = tuple[int, Size]  # dataset index, bucket
 
 @dataclass(frozen=True)
 class Placement:
-    """The image is scaled to `resized`, which covers `bucket`, and cropped to `bucket`."""
+    """An image is scaled to `resized`, which covers `bucket`, and cropped to `bucket`."""
 
     bucket: Size
     resized: Size
@@ -27,13 +26,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class BucketTable:
-    """Where every record goes. Counts are per dataset and bucket, sorted by (dataset, (width, height)); `samples`
-    counts images x repeats."""
+    """The placement of every record. Counts are per dataset and bucket, sorted by (dataset, (width, height)); `samples`
+    are images x repeats."""
 
     placements: tuple[Placement, ...]  # per record
     images: Mapping[Place, int]
     samples: Mapping[Place, int]
-    enlarged: int  # images scaled up
+    enlarged: int  # upscaled images
     mistakes: tuple[Mistake, ...]
 
 
@@ -44,61 +43,61 @@ def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> li
     largest = -(-largest // step) * step
     area = resolution[0] * resolution[1]
     side = math.isqrt(area) // step * step
-    found = {(side, side)}
+    buckets = {(side, side)}
     for width in range(smallest, largest + 1, step):
         height = min(largest, area // width // step * step)
         if height >= smallest:
-            found |= {(width, height), (height, width)}
-    return sorted(found)
+            buckets |= {(width, height), (height, width)}
+    return sorted(buckets)
 
 
-def bucket_list(chosen: BucketSettings) -> list[Size]:
-    """The buckets that `assign` chooses from; empty where an image's bucket is not chosen from a list."""
-    if not chosen.enabled or chosen.no_upscale or chosen.rule != "kohya":
+def bucket_list(settings: BucketSettings) -> list[Size]:
+    """The buckets that `assign_bucket` selects from; empty if the rule computes a bucket per image."""
+    if not settings.enabled or settings.no_upscale or settings.rule != "kohya":
         return []
-    return make_buckets(chosen.resolution, chosen.smallest, chosen.largest, chosen.step)
+    return make_buckets(settings.resolution, settings.smallest, settings.largest, settings.step)
 
 
-def assign(size: Size, chosen: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
-    """Bucket and scaled size of an image; None if a side of its bucket would be 0. `buckets`: see bucket_list."""
-    if not chosen.enabled:
-        return _scale(size, chosen.resolution, chosen)
-    if chosen.rule != "kohya":
-        return _scale(size, _own_bucket(size, chosen), chosen)
-    if chosen.no_upscale:
-        return _without_upscaling(size, chosen.resolution, chosen.step)
+def assign_bucket(size: Size, settings: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
+    """Bucket and resized size of an image; None if a side of its bucket would be 0. `buckets`: see bucket_list."""
+    if not settings.enabled:
+        return _scale(size, settings.resolution, settings)
+    if settings.rule != "kohya":
+        return _scale(size, _own_bucket(size, settings), settings)
+    if settings.no_upscale:
+        return _without_upscaling(size, settings.resolution, settings.step)
     if size in buckets:
         return Placement(size, size)
     aspect = size[0] / size[1]
     return _cover(size, min(buckets, key=lambda bucket: abs(bucket[0] / bucket[1] - aspect)))
 
 
-def _own_bucket(size: Size, chosen: BucketSettings) -> Size:
-    """The image's own aspect at the resolution's area, or at a shorter edge of the resolution's width."""
+def _own_bucket(size: Size, settings: BucketSettings) -> Size:
+    """The image's aspect ratio at the resolution's area, or with the resolution's width as shorter edge."""
     width, height = size
     aspect = width / height
-    if chosen.rule == "area":
-        edge: float = nearest(math.sqrt(chosen.resolution[0] * chosen.resolution[1]), chosen.step)
+    if settings.rule == "area":
+        edge: float = nearest(math.sqrt(settings.resolution[0] * settings.resolution[1]), settings.step)
         sides = edge * math.sqrt(aspect), edge / math.sqrt(aspect)
     else:
-        edge = chosen.resolution[0]
+        edge = settings.resolution[0]
         sides = (edge, edge / aspect) if width < height else (edge * aspect, edge)
-    return nearest(sides[0], chosen.step), nearest(sides[1], chosen.step)
+    return nearest(sides[0], settings.step), nearest(sides[1], settings.step)
 
 
 def nearest(length: float, step: int) -> int:
-    """The multiple of `step` next to a length, at least one step; a tie goes to the even multiple."""
+    """The multiple of `step` nearest to a length, at least one step; ties go to the even multiple."""
     return max(1, round(length / step)) * step
 
 
-def _scale(size: Size, bucket: Size, chosen: BucketSettings) -> Placement:
-    """Scale to what `shrink_to` says where that covers the bucket, else just so that it is covered."""
-    if chosen.shrink_to is not None:
+def _scale(size: Size, bucket: Size, settings: BucketSettings) -> Placement:
+    """Scale to the size of `shrink_to` if that covers the bucket, else to the smallest size that does."""
+    if settings.shrink_to is not None:
         width, height = size
-        if chosen.rule == "shorter_edge":
-            factor = chosen.shrink_to / min(size)
+        if settings.rule == "shorter_edge":
+            factor = settings.shrink_to / min(size)
         else:
-            factor = math.sqrt(chosen.shrink_to / (width * height))
+            factor = math.sqrt(settings.shrink_to / (width * height))
         resized = (int(width * factor + 0.5), int(height * factor + 0.5))
         if resized[0] >= bucket[0] and resized[1] >= bucket[1]:
             return Placement(bucket, resized)
@@ -106,7 +105,7 @@ def _scale(size: Size, bucket: Size, chosen: BucketSettings) -> Placement:
 
 
 def _cover(size: Size, bucket: Size) -> Placement:
-    """Scale one side to the bucket's, so that the other is at least as long."""
+    """Scale to the smallest size that covers the bucket."""
     width, height = size
     if width / height > bucket[0] / bucket[1]:
         resized = (int(width * (bucket[1] / height) + 0.5), bucket[1])
@@ -140,9 +139,9 @@ def _round_to(length: float, step: int) -> int:
     return int(length + 0.5) // step * step
 
 
-def make_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) -> BucketTable:
-    """Place every record by the buckets of its dataset, `datasets[record.dataset]`. No image is left out because its
-    bucket is small or smaller than a batch."""
+def build_bucket_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) -> BucketTable:
+    """Assign every record to a bucket of its dataset, `datasets[record.dataset]`. Keeps the images of buckets smaller
+    than a batch."""
     lists = [bucket_list(dataset.buckets) for dataset in datasets]
     known: dict[Place, Placement | None] = {}  # by the image's size
     placements: list[Placement] = []
@@ -151,10 +150,12 @@ def make_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) 
     mistakes: list[Mistake] = []
     enlarged = 0
     for record in records:
-        wanted = (record.dataset, record.size)
-        if wanted not in known:
-            known[wanted] = assign(record.size, datasets[record.dataset].buckets, lists[record.dataset])
-        placement = known[wanted]
+        dataset_and_size = (record.dataset, record.size)
+        if dataset_and_size not in known:
+            known[dataset_and_size] = assign_bucket(
+                record.size, datasets[record.dataset].buckets, lists[record.dataset]
+            )
+        placement = known[dataset_and_size]
         if placement is None:
             mistakes.append(_too_thin(record, datasets[record.dataset]))
             continue
@@ -171,7 +172,7 @@ def make_table(records: Sequence[ImageRecord], datasets: Sequence[DatasetSpec]) 
 def _too_thin(record: ImageRecord, dataset: DatasetSpec) -> Mistake:
     width, height = record.size
     return Mistake(
-        f"{record.path} ({width}x{height}): with bucket_no_upscale a side is less than "
+        f"{record.path} ({width}x{height}): with bucket_no_upscale, a side is shorter than "
         f"bucket_reso_steps = {dataset.buckets.step} ({dataset.origin})",
-        "remove the image, lower bucket_reso_steps, or leave bucket_no_upscale out",
+        "remove the image, lower bucket_reso_steps, or remove bucket_no_upscale",
     )

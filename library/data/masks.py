@@ -1,7 +1,7 @@
-"""What counts in an image: a mask beside it or its own transparency.
+"""Loss masks: from a mask file or the image's transparency.
 
-A mask is uint8 (H, W), 255 where the image counts fully; it goes through the geometry of its image. A mask file
-counts by its red channel, as in kohya's sd-scripts and SimpleTuner; what is transparent in it does not count.
+A mask is uint8 (H, W), 255 = full loss, with the same scaling, crop and flip as its image. Of a mask file the red
+channel is used, as in kohya's sd-scripts and SimpleTuner; its transparent areas are masked out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 from library.data import images
 from library.data.images import Geometry
-from library.data.scan.mask_files import same_proportion
+from library.data.scan.mask_files import same_aspect_ratio
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, UserError
 
@@ -29,44 +29,41 @@ _BLACK = (0, 0, 0)
 
 
 def load(path: Path, expected: Size) -> Mask:
-    """The mask of an image of the size `expected` (upright).
+    """Load the mask of an image of size `expected` (upright).
 
-    One of another size is scaled if its sides are in the same proportion. Raises UserError naming the file if they are
-    not, or if it cannot be decoded.
+    A mask of another size with the same aspect ratio is scaled. Raises UserError naming the file for another aspect
+    ratio, and for a file that cannot be decoded.
     """
     mask = images.decode(path, lambda image: images.to_rgb(image, _BLACK)[:, :, 0], "mask")
     size = (mask.shape[1], mask.shape[0])
-    if not same_proportion(size, expected):
-        what = f"mask {path} is {size[0]}x{size[1]} and its image {expected[0]}x{expected[1]}"
-        raise UserError([Mistake(what, "a mask needs its image's size, or one in the same proportion, upright")])
+    if not same_aspect_ratio(size, expected):
+        what = f"mask {path} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}"
+        raise UserError([Mistake(what, "resize it to the size or aspect ratio of its upright image")])
     smaller = expected[0] <= size[0] and expected[1] <= size[1]
-    return images.resize(mask, expected, "area" if smaller else "linear")  # Lanczos would leave rings beside edges
+    return images.resize(mask, expected, "area" if smaller else "linear")  # Lanczos would leave rings at edges
 
 
-def of_alpha(path: Path, expected: Size | None = None) -> Mask:
-    """The opacity of an image as its mask: white all over where nothing is transparent.
-
-    Raises UserError as images.load does.
-    """
+def from_transparency(path: Path, expected: Size | None = None) -> Mask:
+    """Use the opacity of an image as its mask, 255 = opaque. Raises UserError like images.load."""
     mask = images.decode(path, _opacity)
     size = (mask.shape[1], mask.shape[0])
     if expected is not None and size != expected:
-        raise images.changed(path, size, expected)
+        raise images.size_changed(path, size, expected)
     return mask
 
 
 def _opacity(image: Image.Image) -> Mask:
     if not image.has_transparency_data:
         return np.full((image.height, image.width), 255, np.uint8)
-    if image.mode.startswith("I"):  # 16-bit grey: one value is transparent, which PIL does not convert
+    if image.mode.startswith("I"):  # 16-bit grey with one transparent value, which PIL does not convert
         return np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8)
     return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
-def apply(mask: Mask, shown: Geometry) -> Mask:
-    """The part of a mask that belongs to what a sample shows: scaled, cut and mirrored exactly as the image."""
-    # as an image, too: OpenCV rounds single channels otherwise
-    return images.apply(np.asarray(cv2.cvtColor(mask, cv2.COLOR_GRAY2RGB), dtype=np.uint8), shown)[:, :, 0]
+def apply(mask: Mask, geometry: Geometry) -> Mask:
+    """Scale, crop and flip a mask exactly like its image."""
+    # with three channels like an image, because OpenCV rounds single channels differently
+    return images.apply(np.asarray(cv2.cvtColor(mask, cv2.COLOR_GRAY2RGB), dtype=np.uint8), geometry)[:, :, 0]
 
 
 def to_float(mask: Mask) -> NDArray[np.float32]:
@@ -77,17 +74,17 @@ def to_float(mask: Mask) -> NDArray[np.float32]:
 def to_latent_size(mask: torch.Tensor, size: Size) -> torch.Tensor:
     """Reduce a mask (H, W) float32 in [0, 1] to (1, h, w) float32 for latents of `size` (w, h).
 
-    Each place gets the mean of the area it covers, pixels at its edge in part, so that the mean of the mask stays the
-    same for any two sizes.
+    Each latent gets the mean of the area it covers, weighting pixels at its edge by their share, so the mean of the
+    mask is preserved for any sizes.
     """
     down, across = _overlaps(mask.shape[0], size[1]), _overlaps(mask.shape[1], size[0])
     return (down @ mask.double() @ across.T).float().clamp(0.0, 1.0)[None]
 
 
-def _overlaps(pixels: int, places: int) -> torch.Tensor:
-    """Share that each pixel has in each place, (places, pixels) float64, rows adding up to 1: torch's own area mode
-    counts the pixel between two places in full for both."""
-    edges = torch.arange(places + 1, dtype=torch.float64) * pixels / places
+def _overlaps(pixels: int, positions: int) -> torch.Tensor:
+    """Weight of each pixel in each output position, (positions, pixels) float64, rows sum to 1. torch's area mode would
+    count a pixel between two positions fully for both."""
+    edges = torch.arange(positions + 1, dtype=torch.float64) * pixels / positions
     starts = torch.arange(pixels, dtype=torch.float64)
     ends = torch.minimum(edges[1:, None], starts + 1)
-    return (ends - torch.maximum(edges[:-1, None], starts)).clamp(min=0.0) * places / pixels
+    return (ends - torch.maximum(edges[:-1, None], starts)).clamp(min=0.0) * positions / pixels

@@ -1,16 +1,16 @@
-"""Which samples make which batch, in which order: a pure function of (seed, epoch).
+"""Order of samples and batches: a pure function of (seed, epoch).
 
-Nothing here remembers what was drawn before, so a run may start at any optimiser step of any epoch and sees exactly
-what it would have seen there. (sd-scripts shuffles what the epoch before left, and replays data after a resume.)
+There is no state, so a run can start at any optimizer step of any epoch with the same data as an uninterrupted run.
+(sd-scripts shuffles the order of the previous epoch, and replays data after a resume.)
 
-Words: a *sample* is (record index, repeat index); a *micro-batch* holds samples of one bucket; a *window* is the
-`accumulation` micro-batches of one optimiser step. The last micro-batch of a bucket and the last window of an epoch may
-be short: nothing is dropped and nothing is filled up, `window_samples` is what makes unequal ones count right.
+Terms: a *sample* is (record index, repeat index); a *batch* has samples of one bucket; a *window* is the `accumulation`
+batches of one optimizer step. The last batch of a bucket and the last window of an epoch may be smaller: nothing is
+dropped or padded, and `window_samples` weights unequal batches correctly.
 
-Several processes (ranks) deal the micro-batches of each window out among themselves, so together they see what one
-process sees, with the same draws. All ranks get equally many requests in every window, as a model whose weights are
-spread over ranks computes only with all of them: a rank for which no micro-batch is left gets the window's last one
-again with `is_counted` False. Its losses must then have the weight 0.
+Several processes (ranks) share the batches of each window, so together they see the data of a single process, with the
+same random draws. All ranks get the same number of requests per window, because a sharded model needs all ranks to
+compute: a rank without a batch of its own gets the last batch of the window again with `is_counted` False, and must
+weight its losses with 0.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Place = tuple[int, Size]  # dataset index, bucket
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """All a worker needs to make one micro-batch."""
+    """Everything a worker needs to build a batch."""
 
     epoch: int  # from 1
-    step: int  # optimiser steps of the run before its window
+    step: int  # optimizer steps of the run before its window
     bucket: Size
     samples: tuple[Sample, ...]
     first_sample: int  # position of its first sample in the whole run, from 0
-    window_samples: int  # Z: samples of all micro-batches of its optimiser step
-    last_of_window: bool  # of those that the same rank gets
-    is_counted: bool = True  # False: another rank has these samples; this one only takes part in computing
+    window_samples: int  # Z: samples of all batches of its optimizer step
+    last_of_window: bool  # the last of this rank in its window
+    is_counted: bool = True  # False: another rank trains these samples; this one only computes along
 
 
 class EpochOrder:
     """The order of every epoch of a run.
 
-    `datasets`, `buckets` and `repeats` are per record, in record order; `batch_sizes` per dataset. A micro-batch holds
-    samples of one bucket of one dataset; `accumulation` of them, over all ranks, make a window. Raises ValueError for
-    unequal lengths, for no sample at all, or for a batch size or accumulation below 1.
+    `datasets`, `buckets` and `repeats` are per record; `batch_sizes` per dataset. A batch has samples of one bucket of
+    one dataset; `accumulation` batches, over all ranks, are a window. Raises ValueError for unequal lengths, no
+    samples, or a batch size or accumulation below 1.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EpochOrder:
         if not len(datasets) == len(buckets) == len(repeats):
             raise ValueError(f"{len(datasets)} datasets and {len(buckets)} buckets for {len(repeats)} records")
         if min(batch_sizes, default=0) < 1 or accumulation < 1:
-            raise ValueError("batch size and accumulation are at least 1")
+            raise ValueError("batch size and accumulation must be at least 1")
         self._places = tuple(zip(datasets, buckets, strict=True))
         self._repeats = tuple(repeats)
         self._batch_sizes = tuple(batch_sizes)
@@ -72,20 +72,20 @@ class EpochOrder:
             counts[place] = counts.get(place, 0) + count
         self.samples_per_epoch = sum(counts.values())
         if self.samples_per_epoch < 1:
-            raise ValueError("no sample")
+            raise ValueError("no samples")
         self.batches_per_epoch = sum(-(-count // batch_sizes[dataset]) for (dataset, _), count in counts.items())
         self.steps_per_epoch = -(-self.batches_per_epoch // accumulation)
 
     def position(self, step: int) -> tuple[int, int]:
-        """(epoch from 1, windows of it already done) after `step` optimiser steps: the arguments of `requests`."""
+        """(epoch from 1, completed windows in it) after `step` optimizer steps: the arguments of `requests`."""
         epochs, windows = divmod(step, self.steps_per_epoch)
         return epochs + 1, windows
 
     def requests(self, epoch: int, skip_windows: int = 0, rank: int = 0, world: int = 1) -> Iterator[BatchRequest]:
-        """The micro-batches of an epoch (from 1) that process `rank` of `world` makes, without those of the epoch's
-        first `skip_windows` optimiser steps."""
+        """The batches of process `rank` of `world` in an epoch (from 1), without those of its first `skip_windows`
+        optimizer steps."""
         if epoch < 1 or skip_windows < 0 or not 0 <= rank < world:
-            raise ValueError("epochs count from 1, skipped windows from 0, ranks from 0 to one less than their number")
+            raise ValueError("needs epoch >= 1, skip_windows >= 0 and 0 <= rank < world")
         batches = self._batches(epoch)
         first_sample = (epoch - 1) * self.samples_per_epoch
         first_step = (epoch - 1) * self.steps_per_epoch
@@ -117,7 +117,7 @@ class EpochOrder:
         for dataset, bucket in sorted(members):
             samples = members[dataset, bucket]
             batch_size = self._batch_sizes[dataset]
-            # each bucket has its own stream: an image more in one of them leaves the others as they were
+            # a stream per bucket: adding an image to one does not change the others
             python_random(self._seed, "bucket order", epoch, dataset, *bucket).shuffle(samples)
             for start in range(0, len(samples), batch_size):
                 batches.append((bucket, tuple(samples[start : start + batch_size])))

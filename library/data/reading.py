@@ -1,4 +1,4 @@
-"""From a record to what a sample shows: pixels and mask, through one geometry."""
+"""Read the pixels and the mask of a record with the same geometry."""
 
 from __future__ import annotations
 
@@ -34,36 +34,35 @@ class ImageReader:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any image may have one: the others then count fully."""
+        """Whether any image may have a mask; images without one are then unmasked."""
         return any(subset.mask_dir is not None or subset.alpha_mask for subset in self.subsets)
 
     def settings(self, index: int) -> ImageSettings:
-        """What happens to the images of this record's subset. Buckets leave no room for crops around faces."""
+        """Image settings of the record's subset. With buckets there are no face crops."""
         record = self.records[index]
-        chosen = self.subsets[record.subset].images
-        return replace(chosen, face_crop=None) if self.datasets[record.dataset].buckets.enabled else chosen
+        settings = self.subsets[record.subset].images
+        return replace(settings, face_crop=None) if self.datasets[record.dataset].buckets.enabled else settings
 
     def geometry(
         self, index: int, crop_rng: random.Random | None = None, flip_rng: random.Random | None = None
     ) -> Geometry:
-        """What a sample of the record shows; without generators what a cache holds."""
+        """Geometry of a sample of the record; without generators, that of cached latents."""
         record = self.records[index]
-        return images.geometry(
+        return images.decide_geometry(
             self.placements[index], self.settings(index), record.name, record.size, crop_rng, flip_rng
         )
 
-    def sizes(self, index: int, mode: CropConditioning = "exact", shown: Geometry | None = None) -> Sizes:
-        """What a model is told of the record's size and crop; without `shown` as a cache holds it, nothing left to
-        chance."""
-        return sizes_of(self.geometry(index) if shown is None else shown, self.records[index].size, mode)
+    def sizes(self, index: int, mode: CropConditioning = "exact", geometry: Geometry | None = None) -> Sizes:
+        """Size conditioning of the record; the default geometry is that of cached latents."""
+        return sizes_of(self.geometry(index) if geometry is None else geometry, self.records[index].size, mode)
 
     def score(self, index: int, of_run: float) -> float:
-        """The aesthetic score that a model is told of the record: its own or its subset's, else that of the run."""
+        """The aesthetic score of the record: its own or its subset's, else that of the run."""
         own = self.records[index].score
         return of_run if own is None else own
 
     def source(self, index: int) -> LatentSource:
-        """All that the cached latents of a record depend on besides its bytes and the VAE."""
+        """Everything that cached latents of a record depend on besides its bytes and the VAE."""
         record = self.records[index]
         subset = self.subsets[record.subset]
         folder = subset.mask_folder
@@ -71,26 +70,26 @@ class ImageReader:
         alpha = subset.alpha_mask and record.transparent and mask is None
         return LatentSource(self.geometry(index), subset.images.background, mask, alpha)
 
-    def pixels(self, index: int, shown: Geometry) -> Pixels:
+    def pixels(self, index: int, geometry: Geometry) -> Pixels:
         """uint8 (H, W, 3). Raises UserError for an image that cannot be decoded."""
         record = self.records[index]
         background = self.subsets[record.subset].images.background
-        return images.apply(images.load(record.path, record.size, background), shown)
+        return images.apply(images.load(record.path, record.size, background), geometry)
 
-    def mask(self, index: int, shown: Geometry) -> Mask | None:
-        """uint8 (H, W); None where the image has none and counts fully. A mask file beats transparency."""
+    def mask(self, index: int, geometry: Geometry) -> Mask | None:
+        """uint8 (H, W); None for an unmasked image. A mask file overrides transparency."""
         record = self.records[index]
         subset = self.subsets[record.subset]
         folder = subset.mask_folder
         if record.mask is not None and folder is not None:
-            return masks.apply(masks.load(folder / record.mask, record.size), shown)
+            return masks.apply(masks.load(folder / record.mask, record.size), geometry)
         if subset.alpha_mask and record.transparent:
-            return masks.apply(masks.of_alpha(record.path, record.size), shown)
+            return masks.apply(masks.from_transparency(record.path, record.size), geometry)
         return None
 
     def for_cache(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Pixels (3, H, W) float32 in [-1, 1] and mask (H, W) float32 in [0, 1], nothing left to chance."""
-        shown = self.geometry(index)
-        mask = self.mask(index, shown)
-        pixels = torch.from_numpy(images.to_float(self.pixels(index, shown)))
+        """Pixels (3, H, W) float32 in [-1, 1] and mask (H, W) float32 in [0, 1] for the cache, not augmented."""
+        geometry = self.geometry(index)
+        mask = self.mask(index, geometry)
+        pixels = torch.from_numpy(images.to_float(self.pixels(index, geometry)))
         return pixels, None if mask is None else torch.from_numpy(masks.to_float(mask))

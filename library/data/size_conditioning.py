@@ -1,10 +1,9 @@
-"""What a model is told of an image's size and crop: six numbers, the micro-conditioning of Stable Diffusion XL
-(arXiv 2307.01952, section 2.2): original height, original width, crop top, crop left, target height, target width.
+"""Size and crop conditioning of Stable Diffusion XL (arXiv 2307.01952, section 2.2): original height, original width,
+crop top, crop left, target height, target width.
 
-The original size is that of the upright file before any resize, the target size that of the bucket. The crop is where
-the bucket begins in the image as it was scaled for the sample, in pixels of that: larger than the bucket by what was
-cut away, whether the image shrank, was enlarged to cover the bucket or was left as it is. A sample that is mirrored
-shows a part of the mirrored image, so its left edge is counted there.
+The original size is that of the upright file before any resize, the target size that of the bucket. The crop is the
+top left corner of the bucket in the resized image, in its pixels, whether the image was downscaled, upscaled or kept.
+For a flipped sample, left is counted in the mirrored image.
 """
 
 from __future__ import annotations
@@ -21,20 +20,21 @@ if TYPE_CHECKING:
 Sizes = tuple[int, int, int, int, int, int]
 
 
-def sizes_of(shown: Geometry, original: Size, mode: CropConditioning = "exact") -> Sizes:
-    """The six numbers of a sample: an image of the size `original` (width, height, upright) shown as `shown`."""
-    left, top = crop_ltrb(shown)[:2] if mode == "exact" else letterbox(shown.bucket, original, flipped=shown.flipped)
-    return original[1], original[0], top, left, shown.bucket[1], shown.bucket[0]
+def sizes_of(geometry: Geometry, original: Size, mode: CropConditioning = "exact") -> Sizes:
+    """Size conditioning of a sample with this geometry of an image of size `original` (width, height, upright)."""
+    left, top = (
+        crop_ltrb(geometry)[:2] if mode == "exact" else letterbox(geometry.bucket, original, flipped=geometry.flipped)
+    )
+    return original[1], original[0], top, left, geometry.bucket[1], geometry.bucket[0]
 
 
 def letterbox(bucket: Size, original: Size, *, flipped: bool = False) -> tuple[int, int]:
-    """Left and top as sd-scripts computes them, whatever the sample's crop is: the margins of the bucket when the whole
-    image is scaled to fit into it. A crop covers the bucket instead, so these are zero where that cuts and the other
-    way round (kohya-ss/sd-scripts issue 1443).
+    """Left and top as in sd-scripts, regardless of the sample's crop: the margins of the whole image fitted into the
+    bucket. A crop covers the bucket instead, so these are 0 where it cuts and not 0 where it does not
+    (kohya-ss/sd-scripts issue 1443).
 
-    After library/train_util.py there: BucketManager.get_crop_ltrb, and for mirrored samples the right margin, whose
-    fraction is dropped too. Not followed: uncached samples without buckets, which it tells (0, 0), and mirrored
-    (bucket's width, 0).
+    From library/train_util.py there: BucketManager.get_crop_ltrb, and for flipped samples the right margin, rounded
+    down too. Not reproduced: (0, 0) for uncached samples without buckets, and (bucket width, 0) if flipped.
     """
     width, height = bucket
     aspect = original[0] / original[1]

@@ -1,6 +1,6 @@
-"""Choices inside a caption: {a|b|c} is one of them, drawn anew for each sample; {{ and }} are plain braces.
+"""Wildcards in captions: {a|b|c} is one alternative, drawn for each sample; {{ and }} are literal braces.
 
-Source: sd-scripts' --enable_wildcard. What it leaves as it stands, a choice inside a choice, is read here: {a|{b|c} d}.
+Source: sd-scripts' --enable_wildcard. Unlike there, wildcards may be nested: {a|{b|c} d}.
 """
 
 from __future__ import annotations
@@ -14,85 +14,85 @@ _TOKENS = re.compile(r"\{\{|\}+|[{|]|[^{}|]+")
 
 
 def expand(text: str, pick: Pick) -> str:
-    """The text with each choice replaced by the alternative that `pick` takes, inner choices first, left to right.
+    """Replace each wildcard by the alternative that `pick` returns, inner wildcards first, left to right.
 
-    Where }} could mean both, it closes what stands open (a doubled brace, or a choice in another one), and is a plain
-    brace otherwise. A choice that begins with a choice needs a blank between, as {{ is a plain brace. {a} is a, {}
-    stays {}, and a choice that is never closed stays as it was written.
+    An ambiguous }} closes an open {{ or a nested wildcard, and is a literal brace otherwise. A wildcard that begins
+    with a wildcard needs a space in between, because {{ is a literal brace. {a} becomes a, {} stays {}, and an unclosed
+    wildcard stays as written.
     """
     if "{" not in text and "}}" not in text:
         return text
     state = _State(pick)
     for token in _TOKENS.findall(text):
         if token == "{":
-            state.open_choice()
+            state.open_wildcard()
         elif token == "{{":
-            state.open_brace()
+            state.open_literal()
         elif token == "|":
-            state.bar()
+            state.next_alternative()
         elif token.startswith("}"):
             state.close(len(token))
         else:
             state.add(token)
-    return state.finished()
+    return state.result()
 
 
 class _State:
     def __init__(self, pick: Pick) -> None:
         self._pick = pick
-        self._choices: list[list[str]] = [[""]]  # alternatives so far; the first is the text outside of choices
+        self._wildcards: list[list[str]] = [[""]]  # alternatives so far; the first is the text outside wildcards
         self._open: list[str] = []  # "{" or "{{", outermost first
 
     def add(self, text: str) -> None:
-        self._choices[-1][-1] += text
+        self._wildcards[-1][-1] += text
 
-    def open_choice(self) -> None:
-        self._choices.append([""])
+    def open_wildcard(self) -> None:
+        self._wildcards.append([""])
         self._open.append("{")
 
-    def open_brace(self) -> None:
+    def open_literal(self) -> None:
         self.add("{")
         self._open.append("{{")
 
-    def bar(self) -> None:
-        if len(self._choices) == 1:
+    def next_alternative(self) -> None:
+        if len(self._wildcards) == 1:
             self.add("|")
             return
-        self._forget_braces()
-        self._choices[-1].append("")
+        self._drop_literal_braces()
+        self._wildcards[-1].append("")
 
     def close(self, count: int) -> None:
-        """A run of closing braces."""
+        """Handle `count` consecutive closing braces."""
         while count:
-            alone_in_choice = self._open == ["{"]
-            if count > 1 and (not self._open or self._open[-1] == "{{" or alone_in_choice):
-                if self._open and not alone_in_choice:
+            is_outermost = self._open == ["{"]
+            if count > 1 and (not self._open or self._open[-1] == "{{" or is_outermost):
+                if self._open and not is_outermost:
                     self._open.pop()
                 self.add("}")
                 count -= 2
-            elif len(self._choices) > 1:
-                self._close_choice()
+            elif len(self._wildcards) > 1:
+                self._close_wildcard()
                 count -= 1
             else:
                 self.add("}")
                 count -= 1
 
-    def _close_choice(self) -> None:
-        self._forget_braces()
+    def _close_wildcard(self) -> None:
+        self._drop_literal_braces()
         self._open.pop()
-        alternatives = self._choices.pop()
+        alternatives = self._wildcards.pop()
         if alternatives == [""]:
             self.add("{}")
         else:
             self.add(alternatives[0] if len(alternatives) == 1 else self._pick(alternatives))
 
-    def _forget_braces(self) -> None:
-        """Doubled braces that were not closed inside the alternative that ends here."""
+    def _drop_literal_braces(self) -> None:
+        """Drop {{ that were not closed within the alternative that ends here."""
         while self._open[-1] == "{{":
             self._open.pop()
 
-    def finished(self) -> str:
-        while len(self._choices) > 1:
-            unclosed = self._choices.pop()
+    def result(self) -> str:
+        while len(self._wildcards) > 1:
+            unclosed = self._wildcards.pop()
             self.add("{" + "|".join(unclosed))
-        return self._choices[0][0]
+        return self._wildcards[0][0]

@@ -1,1 +1,1 @@
-"""Device, precision and seeds: what a run needs from its machine. Imports only library.options."""
+"""Device, precision, memory, processes and seeds. Imports only library.options."""

@@ -1,4 +1,4 @@
-"""How this process keeps its main memory: what was freed is kept, and what will be needed is taken ahead."""
+"""Main memory of this process: keep freed memory, and preallocate what a run will need."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# of glibc's malloc.h; see mallopt(3)
+# from glibc's malloc.h; see mallopt(3)
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 NEVER = -1
 
-# of Linux' mman.h; see madvise(2)
+# from Linux' mman.h; see madvise(2)
 MADV_POPULATE_WRITE = 23
-PIECE = 2**25  # bytes taken in one call: 10 ms or so, in which the rest of the process can take none
-THREAD = "memory taken ahead"
+PIECE = 2**25  # bytes per call, about 10 ms, during which other threads cannot allocate
+THREAD = "preallocate memory"
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory for the next allocation instead of giving it back to the system. True where that could be done.
+    """Keep freed memory for later allocations instead of returning it to the system. Returns whether that is possible.
 
-    The GNU C library maps each large block by itself and unmaps it when it is freed. A training step on the CPU frees
-    all its gradients and takes them again, so the kernel would clear all their pages in every step, which costs more
-    time than the optimiser (benchmarks/RESULTS.md). All threads share one arena, or what one of them freed would not
-    serve the others. Other C libraries are left as they are. What was taken once stays with the process until it ends.
+    The GNU C library maps each large block separately and unmaps it when it is freed. A training step on the CPU frees
+    and allocates all its gradients, so the kernel would clear all their pages in every step, which takes longer than
+    the optimizer (benchmarks/RESULTS.md). All threads share one arena, so that they can reuse each other's memory.
+    Does nothing with other C libraries. The process keeps its memory until it ends.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -40,13 +40,13 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def preallocate_heap(size: int) -> Iterator[None]:
-    """Keep freed memory, and while the inside runs have the system hand out the first `size` bytes that it will need.
+    """Keep freed memory, and let a thread populate the next `size` bytes of the heap while the context is open.
 
-    A system hands pages out when they are first touched, one by one, which takes seconds for the weights, gradients and
-    optimiser state of a large model, and many on a virtual machine whose host takes free memory back. Here a thread
-    asks for them while the inside leaves a core idle (imports, above all). The block is freed before anything else is
-    allocated, so the inside takes its memory from it as it would have grown, without gaps. It is a help only: where
-    there is not so much memory, or the kernel is older than 5.14, nothing is taken. 0 does nothing at all.
+    The system provides pages one by one when they are first touched, which takes seconds for the weights, gradients
+    and optimizer state of a large model, and longer on a virtual machine whose host reclaims free memory. Here a thread
+    requests them while a core is idle (mostly during imports). The block is freed before anything else is allocated, so
+    later allocations use it without fragmentation. This is only an optimisation: it does nothing without enough memory,
+    on a kernel before 5.14, or for 0.
     """
     if size <= 0 or not keep_freed_memory():
         yield
@@ -59,13 +59,13 @@ def preallocate_heap(size: int) -> Iterator[None]:
     library.free(start)
     stop = threading.Event()
 
-    def take() -> None:
+    def populate() -> None:
         whole_pages = range(-(-start // mmap.PAGESIZE) * mmap.PAGESIZE, start + size - PIECE, PIECE)
         for address in whole_pages:
             if stop.is_set() or library.madvise(address, PIECE, MADV_POPULATE_WRITE) != 0:
                 return
 
-    thread = threading.Thread(target=take, name=THREAD, daemon=True)
+    thread = threading.Thread(target=populate, name=THREAD, daemon=True)
     if start:
         thread.start()
     try:

@@ -1,7 +1,6 @@
-"""What machine a run will have, found out without importing torch (the plan must be instant).
+"""Detect the machine of a run without importing torch (the plan must be instant).
 
-The installed torch build is read from the text of its version file, the graphics card is asked through the driver's
-own library.
+The torch build is read from the text of its version file, and the GPU is queried through the driver library.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ DeviceKind = Literal["cuda", "mps", "cpu"]
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """What the installed torch was built for; empty strings where it was not, and when torch is not installed."""
+    """Version, CUDA and ROCm of the installed torch; empty if it was built without, or is not installed."""
 
     version: str = ""
     cuda: str = ""
@@ -31,8 +30,8 @@ class TorchBuild:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that a run will use. `memory_bytes` is the graphics card's own memory (None: not known, or no card),
-    `compute_capability` NVIDIA's (major, minor), `system_memory_bytes` what this process may use of the computer's."""
+    """The device of a run. `memory_bytes` is the GPU's memory (None: unknown, or no GPU), `compute_capability` NVIDIA's
+    (major, minor), `system_memory_bytes` the main memory available to this process."""
 
     kind: DeviceKind
     name: str
@@ -50,9 +49,9 @@ class Machine:
 
 
 def describe_machine(environment: Mapping[str, str] | None = None) -> Machine:
-    """The machine as a run started now would find it: first visible NVIDIA (or ROCm) card, Apple GPU, else the CPU.
+    """Detect the device that a run would use: the first visible NVIDIA (or ROCm) GPU, the Apple GPU, else the CPU.
 
-    `environment` stands in for os.environ (ACCELERATE_USE_CPU, CUDA_VISIBLE_DEVICES) in tests. Never raises.
+    `environment` replaces os.environ (ACCELERATE_USE_CPU, CUDA_VISIBLE_DEVICES) in tests. Never raises.
     """
     environment = os.environ if environment is None else environment
     build = read_torch_build()
@@ -69,12 +68,12 @@ def describe_machine(environment: Mapping[str, str] | None = None) -> Machine:
 
 
 def cpu_is_forced(environment: Mapping[str, str]) -> bool:
-    """Whether `accelerate launch --cpu` or its configuration asks for the CPU (accelerate's reading of a boolean)."""
+    """Whether `accelerate launch --cpu` or its configuration selects the CPU (parsed like accelerate's booleans)."""
     return environment.get("ACCELERATE_USE_CPU", "").strip().lower() in {"1", "true", "yes", "y", "t", "on"}
 
 
 def read_torch_build(package: Path | None = None) -> TorchBuild:
-    """The build of the installed torch, from its `version.py` read as text. `package` is torch's folder."""
+    """Read the torch build from its `version.py` as text. `package` is torch's folder."""
     if package is None:
         try:
             found = importlib.util.find_spec("torch")
@@ -97,7 +96,7 @@ def read_torch_build(package: Path | None = None) -> TorchBuild:
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card as its driver describes it."""
+    """A GPU as described by its driver."""
 
     name: str
     memory_bytes: int | None = None
@@ -105,7 +104,7 @@ class Card:
 
 
 def find_card(build: TorchBuild, environment: Mapping[str, str]) -> Card | None:
-    """The first card that this torch build could use and the environment leaves visible, or None."""
+    """The first visible GPU that this torch build supports, or None."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in {"", "-1"}:
         return None
@@ -117,7 +116,7 @@ def find_card(build: TorchBuild, environment: Mapping[str, str]) -> Card | None:
 
 
 def ask_nvidia_driver() -> Card | None:
-    """The first visible NVIDIA card by CUDA's driver library, or None without card, driver or library."""
+    """The first visible NVIDIA GPU from the CUDA driver library, or None without GPU or driver."""
     try:
         if sys.platform == "win32":
             driver: ctypes.CDLL = ctypes.WinDLL("nvcuda.dll")
@@ -129,7 +128,7 @@ def ask_nvidia_driver() -> Card | None:
 
 
 def _first_card(driver: ctypes.CDLL) -> Card | None:
-    """CUDA driver API: every function returns 0 for success."""
+    """Query the CUDA driver API, whose functions return 0 on success."""
     count, device = ctypes.c_int(0), ctypes.c_int(0)
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
         return None
@@ -137,14 +136,14 @@ def _first_card(driver: ctypes.CDLL) -> Card | None:
         return None
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t(0)
     driver.cuDeviceGetName(name, len(name), device)
-    known = driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device) == 0
+    has_memory = driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device) == 0
     parts = []
     for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
         part = ctypes.c_int(0)
         if driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, device) == 0:
             parts.append(part.value)
     capability = (parts[0], parts[1]) if len(parts) == 2 else None
-    return Card(name.value.decode("utf-8", "replace"), memory.value if known else None, capability)
+    return Card(name.value.decode("utf-8", "replace"), memory.value if has_memory else None, capability)
 
 
 def usable_cpus() -> int:
@@ -155,7 +154,7 @@ def usable_cpus() -> int:
 
 
 def system_memory() -> int | None:
-    """Bytes of memory that this process may use: the computer's, or a container's limit below it. None: not known."""
+    """Main memory in bytes that this process may use: the computer's, or the container's limit. None: unknown."""
     total = _windows_memory() if sys.platform == "win32" else _posix_memory()
     limit = _container_limit()
     if total is None or limit is None:
@@ -172,7 +171,7 @@ def _posix_memory() -> int | None:
 
 
 def _container_limit() -> int | None:
-    """The memory limit of Linux control groups (version 2, then 1); "max" and absent files mean none."""
+    """The memory limit of Linux control groups (version 2, then 1); None for "max" or no file."""
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return int(Path(file).read_text(encoding="ascii"))

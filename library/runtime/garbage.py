@@ -1,4 +1,4 @@
-"""Python's search for garbage, left out where there is none."""
+"""Pause Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def garbage_left_alone() -> Iterator[None]:
-    """Make many objects that all stay without Python looking among them for garbage again and again: with a hundred
-    thousand records a fifth of the time."""
-    collects = gc.isenabled()
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector while creating many objects that are all kept: it would scan them again and again,
+    a fifth of the time for 100,000 records."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()

@@ -1,10 +1,9 @@
-"""Frozen weights that lie in half precision and are computed with in full: half of the memory, the arithmetic of fp32.
+"""Keep frozen weights in half precision and compute with them in float32: half the memory, the arithmetic of fp32.
 
-A layer's weight is turned into the format of its input while the layer computes, and again on the way back, so that
-only one layer's weight is ever there in full, in a place that all layers share: taken and given back for each, such
-pieces of all sizes would leave the memory in fragments (1.4 GB of them in a step of Stable Diffusion 1.5). Nothing but
-the rounding of the stored weights changes the result, and a file in half precision is not rounded at all. Under
-autocast layers compute as they would by themselves.
+A layer's weight is cast to the dtype of its input in the forward pass, and again in the backward pass, so only one
+layer's weight is in float32 at a time. All layers share one buffer for it: allocating buffers of many sizes would
+fragment memory (1.4 GB in a step of Stable Diffusion 1.5). Only the rounding of the stored weights changes the result,
+and weights from a file in half precision are not rounded. Under autocast, layers compute as usual.
 """
 
 from __future__ import annotations
@@ -23,44 +22,44 @@ Cast = Callable[[Tensor, torch.dtype], Tensor]
 
 
 @dataclass
-class SharedPlace:
-    """Memory for one weight at a time in full. What it gives is good until it is asked again, so nobody may keep it."""
+class CastBuffer:
+    """A buffer for one cast weight at a time: `cast` overwrites its previous result, so do not keep that."""
 
     memory: Tensor | None = None
 
     def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """A frozen weight in another dtype."""
+        """Cast a frozen weight into the buffer."""
         if weight.dtype == dtype:
             return weight
-        known = self.memory
-        if known is None or known.numel() < weight.numel() or (known.dtype, known.device) != (dtype, weight.device):
-            known = self.memory = torch.empty(weight.numel(), dtype=dtype, device=weight.device)
-        return known[: weight.numel()].view(weight.shape).copy_(weight)
+        memory = self.memory
+        if memory is None or memory.numel() < weight.numel() or (memory.dtype, memory.device) != (dtype, weight.device):
+            memory = self.memory = torch.empty(weight.numel(), dtype=dtype, device=weight.device)
+        return memory[: weight.numel()].view(weight.shape).copy_(weight)
 
 
-def compute_in_full(module: nn.Module) -> None:
-    """Let all Linear, Conv2d and Embedding layers of a frozen module whose weight is in half precision take and give
-    float32. What they hold besides (biases, norms) must be in float32 already.
+def compute_in_fp32(module: nn.Module) -> None:
+    """Let the Linear, Conv2d and Embedding layers of a frozen module with weights in half precision compute in float32.
+    Other parameters (biases, norms) must be in float32 already.
 
-    Adapters that compute with the weight themselves find `computes_plainly` and `cast` on the layer's forward.
+    Adapters that use the weight directly find `computes_plainly` and `cast` on the layer's forward.
     """
-    place = SharedPlace()
+    buffer = CastBuffer()
     sizes = [layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if sizes:
         device = next(module.parameters()).device
-        place.memory = torch.empty(max(sizes), dtype=torch.float32, device=device)
+        buffer.memory = torch.empty(max(sizes), dtype=torch.float32, device=device)
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.dtype not in (torch.float16, torch.bfloat16):
             continue
-        forward = _in_full(layer, place.cast)
+        forward = _fp32_forward(layer, buffer.cast)
         if forward is not None:
-            vars(forward).update(computes_plainly=True, cast=place.cast)
-            vars(layer)["forward"] = forward  # before the method of the class
+            vars(forward).update(computes_plainly=True, cast=buffer.cast)
+            vars(layer)["forward"] = forward  # overrides the method of the class
 
 
-def _in_full(layer: nn.Module, cast: Cast) -> partial[Tensor] | None:
-    """The forward that a layer gets; None for one that keeps its own."""
+def _fp32_forward(layer: nn.Module, cast: Cast) -> partial[Tensor] | None:
+    """The forward that replaces a layer's own; None to keep it."""
     if isinstance(layer, nn.Linear):
         return partial(_linear, layer, cast)
     if isinstance(layer, nn.Conv2d):
@@ -68,8 +67,8 @@ def _in_full(layer: nn.Module, cast: Cast) -> partial[Tensor] | None:
     return partial(_embedding, layer) if isinstance(layer, nn.Embedding) else None
 
 
-def compute_as_stored(module: nn.Module) -> None:
-    """Undo `compute_in_full`: the layers compute in the format that their weights have."""
+def compute_in_stored_dtype(module: nn.Module) -> None:
+    """Undo `compute_in_fp32`: layers compute in the dtype of their weights."""
     for layer in module.modules():
         forward = layer.__dict__.get("forward")
         if isinstance(forward, partial) and forward.func in (_linear, _convolution, _embedding):

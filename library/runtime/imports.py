@@ -1,4 +1,4 @@
-"""Importing large packages quickly and quietly."""
+"""Import large packages quickly and quietly."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from library.runtime.garbage import garbage_left_alone
+from library.runtime.garbage import gc_paused
 
 
 @contextmanager
 def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
-    """Import inside this what brings thousands of modules with it.
+    """A context for imports of packages with thousands of modules.
 
-    Their functions and classes stay for good, so the garbage collector is off meanwhile, which would walk over all of
-    them again and again (a fifth of the time), and never looks at them later. `without`: packages that are not to come
-    along although they are installed. Inside, they count as not installed, and whoever looks once at its own import
-    holds to that; the program itself can import them afterwards.
+    Their functions and classes are never freed, so the garbage collector is paused (it would take a fifth of the time)
+    and ignores them afterwards. `without`: installed packages that other packages must not import. Inside the context
+    they appear not to be installed, and packages that check once, on import, keep that result; the program can import
+    them afterwards.
     """
     hidden = [name for name in without if name not in sys.modules]
     known = len(sys.modules)
-    with garbage_left_alone():
+    with gc_paused():
         try:
             for name in hidden:
-                sys.modules[name] = None  # type: ignore[assignment]  # Python's own mark for what must not be imported
+                sys.modules[name] = None  # type: ignore[assignment]  # makes Python raise ModuleNotFoundError
             yield
         finally:
             for name in hidden:
@@ -37,33 +37,32 @@ def large_imports(without: Sequence[str] = ()) -> Iterator[None]:
                 gc.freeze()
 
 
-def without_callers(imports: Callable[[], object]) -> None:
-    """Call what imports packages in a thread of its own, and wait for it.
+def import_in_thread(imports: Callable[[], object]) -> None:
+    """Call `imports` in a new thread, and wait for it.
 
-    Packages keep errors of imports that they only try, and an error keeps the functions that it went through, these
-    their callers, and all of them what they held in the end: a whole model, if one was loaded meanwhile. A thread has
-    no callers.
+    Packages may keep the exception of a failed optional import, whose traceback keeps alive the frames of all callers
+    with their local variables, such as a whole model. A new thread has no callers.
     """
     with ThreadPoolExecutor(1) as thread:
         thread.submit(imports).result()
 
 
 @contextmanager
-def work_beside() -> Iterator[None]:
-    """Inside this a thread that imports lets the others go on every half millisecond in place of every five.
+def frequent_thread_switches() -> Iterator[None]:
+    """Switch threads every half millisecond instead of every five, for work parallel to imports.
 
-    Who reads and writes files in pieces asks for the interpreter with each of them, and would wait ten times as long.
+    A thread that reads and writes files in pieces needs the GIL for each, and would wait ten times as long.
     """
-    usual = sys.getswitchinterval()
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)
     try:
         yield
     finally:
-        sys.setswitchinterval(usual)
+        sys.setswitchinterval(interval)
 
 
 def quiet_libraries() -> None:
-    """Libraries' remarks that no user can act on; what they raise still shows. Must run before they are imported."""
+    """Silence warnings of libraries that users cannot act on. Must be called before they are imported."""
     for variable, level in (
         ("DIFFUSERS_VERBOSITY", "error"),
         ("TRANSFORMERS_VERBOSITY", "error"),

@@ -1,8 +1,8 @@
-"""Random draws that depend on what is drawn, never on who draws it.
+"""Random generators keyed by what is drawn, independent of processes and order.
 
-Every draw of a run names its purpose and its place in a key, e.g. (seed, "crop", epoch, image key, repeat index) for
-the augmentation of an image, or (seed, "noise", global sample index) for what the loss needs. Equal keys give equal
-draws in any process, worker, order of work or resumed run.
+Every draw of a run has a key with its purpose and position, e.g. (seed, "crop", epoch, image key, repeat index) for an
+image's crop, or (seed, "noise", global sample index) for the noise of the loss. Equal keys give equal draws in every
+process, worker, order and resumed run.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ def draw_seed(*parts: int | str) -> int:
         elif isinstance(part, int):
             kind, text = b"i", b"%d" % part
         else:
-            raise TypeError(f"a key is made of int and str, not {type(part).__name__}")
+            raise TypeError(f"a key consists of int and str, not {type(part).__name__}")
         digest.update(b"%s%d:%s" % (kind, len(text), text))
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def python_random(*parts: int | str) -> random.Random:
-    """A generator of the standard library for the key `parts`."""
+    """A standard library generator for the key `parts`."""
     return random.Random(draw_seed(*parts))
 
 
 def torch_generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator for the key `parts`.
+    """A torch CPU generator for the key `parts`.
 
-    Always on the CPU, so that one seed means the same noise on every kind of device. torch fills its Mersenne
-    twister from the low 32 bits of the seed: two keys of a run share a stream with a chance of 2**-32, which is
-    harmless for noise.
+    Always on the CPU, so that a seed gives the same noise on every device. torch seeds its Mersenne twister with the
+    low 32 bits: two keys of a run share a stream with probability 2**-32, which is harmless for noise.
     """
     import torch
 

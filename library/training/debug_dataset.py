@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from library.checkpoints.header import CheckpointError
-from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
+from library.data.contact_sheet import Page, SheetCaption, SheetImage, write_page
 from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
 from library.training.inputs import dataset_of
@@ -38,7 +38,7 @@ def show_dataset(facts: RunFacts, folder: Path, sections: Mapping[str, Section])
     page = Page(
         title=facts.options.saving.output_name or folder.name,
         token_limit=facts.images.captions.limit,
-        shown=[_shown(facts, dataset, index) for index in range(len(found.records))],
+        images=[_sheet_image(facts, dataset, index) for index in range(len(found.records))],
         problems=[*(f"{path}: {why}" for path, why in found.bad_images), *facts.images.notes, *found.notes],
         facts=[(title, "; ".join(lines)) for title, lines in sections.items() if title in SHOWN_SECTIONS],
     )
@@ -69,7 +69,7 @@ def _mask(reader: ImageReader, index: int, exact: Geometry, settings: MaskSettin
     return np.maximum(counts, np.uint8(round(255 * settings.floor)))
 
 
-def _shown(facts: RunFacts, dataset: TrainingDataset, index: int) -> Shown:
+def _sheet_image(facts: RunFacts, dataset: TrainingDataset, index: int) -> SheetImage:
     reader = dataset.images
     record, placement = reader.records[index], reader.placements[index]
     subset = reader.subsets[record.subset]
@@ -78,7 +78,7 @@ def _shown(facts: RunFacts, dataset: TrainingDataset, index: int) -> Shown:
     texts = (
         dataset.caption(epoch, (epoch - 1) * facts.order.steps_per_epoch, index, 0) for epoch in range(1, EPOCHS + 1)
     )
-    return Shown(
+    return SheetImage(
         path=str(record.path),
         subset=str(subset.image_dir or subset.metadata_file),
         is_reg=record.is_reg,
@@ -87,7 +87,7 @@ def _shown(facts: RunFacts, dataset: TrainingDataset, index: int) -> Shown:
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
         mask=partial(_mask, reader, index, exact, MaskSettings.of(facts.options.mask)) if masked else None,
-        captions=tuple(ShownCaption(text, facts.base_model.tokenizer.count(text)) for text in texts),
+        captions=tuple(SheetCaption(text, facts.base_model.tokenizer.count(text)) for text in texts),
         repeats=record.repeats,
         weight=facts.options.objective.prior_loss_weight if record.is_reg else 1.0,
         offset=exact.offset,

@@ -57,7 +57,7 @@ def encode_latents(
         source=reader.source,
         batch_size=options.vae_batch_size,
         cache_format="npz" if options.cache_format == "npz" else "safetensors",
-        encode_exactly=None if exact else partial(family.encode_images, model.vae),
+        encode_in_fp32=None if exact else partial(family.encode_images, model.vae),
         skip_check=options.skip_cache_check,
         channels=family.latent.channels,
         stride=family.latent.stride,

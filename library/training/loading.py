@@ -9,7 +9,7 @@ import torch
 
 from library.families.family import Model, TextSettings
 from library.options.mistakes import Mistake, UserError
-from library.runtime.half_weights import compute_in_full
+from library.runtime.half_weights import compute_in_fp32
 from library.runtime.precision import FloatName, torch_dtype
 from library.training.memory import loading_device
 from library.training.saving.model_file import clip_skip_of, refuse_broken_weights
@@ -51,7 +51,7 @@ def load_model(
         say(note)
     for name, module in model.modules().items():
         if name != "vae" and base != "fp32":
-            compute_in_full(module)
+            compute_in_fp32(module)
     refuse_broken_weights(model)
     texts = [module for module in model.text_encoders.values() if module is not None]
     if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from library.runtime.half_weights import compute_as_stored
+from library.runtime.half_weights import compute_in_stored_dtype
 from library.runtime.precision import Attention, FloatName, Precision, torch_dtype
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def computing(module: Any, trainable: Trainable, active: bool, precision: Precis
         return module.to(device)
     if trainable.whole_model:
         return working_copy(module, precision.frozen, device)
-    compute_as_stored(module)
+    compute_in_stored_dtype(module)
     return module.to(device=device, dtype=torch_dtype(precision.frozen))
 
 

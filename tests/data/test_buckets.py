@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from library.data.buckets import BucketTable, Size, assign, bucket_list, make_buckets, make_table
+from library.data.buckets import BucketTable, Size, assign_bucket, bucket_list, build_bucket_table, make_buckets
 from library.data.order import EpochOrder
 from library.options.datasets import BucketSettings, DatasetSpec
 
@@ -41,7 +41,7 @@ class Image:
 
 
 def table_of(images: list[Any], *chosen: BucketSettings, batch_size: int = 1) -> BucketTable:
-    return make_table(images, [DatasetSpec("data.toml, line 3", each, (), batch_size) for each in chosen])
+    return build_bucket_table(images, [DatasetSpec("data.toml, line 3", each, (), batch_size) for each in chosen])
 
 
 def plain_buckets(resolution: Size, m: int, M: int, s: int) -> list[Size]:
@@ -141,7 +141,9 @@ def test_the_known_lists() -> None:
     ],
 )
 def test_the_known_cases(size: Size, no_upscale: bool, bucket: Size, resized: Size) -> None:
-    placement = assign(size, BucketSettings((512, 512), True, no_upscale), make_buckets((512, 512), 256, 1024, 64))
+    placement = assign_bucket(
+        size, BucketSettings((512, 512), True, no_upscale), make_buckets((512, 512), 256, 1024, 64)
+    )
     assert placement is not None and (placement.bucket, placement.resized) == (bucket, resized)
 
 
@@ -152,7 +154,7 @@ def test_thousands_of_sizes_go_where_the_format_says(grid: tuple[Size, int, int,
     chosen = BucketSettings(resolution, True, no_upscale, smallest, largest, step)
     buckets = make_buckets(*grid)
     for size in random_sizes(10_000 if grid == GRIDS[0] else 1_000, step) + buckets:
-        placement = assign(size, chosen, bucket_list(chosen) if no_upscale else buckets)
+        placement = assign_bucket(size, chosen, bucket_list(chosen) if no_upscale else buckets)
         try:
             expected = plain_assign(size, resolution, step, buckets, no_upscale)
         except ZeroDivisionError:
@@ -174,24 +176,24 @@ def test_thousands_of_sizes_keep_their_aspect_by_the_other_rules(edge: int, step
     assert bucket_list(area) == bucket_list(shorter) == []
     for size in random_sizes(10_000 // 4):
         for chosen, bucket in ((area, plain_area(size, edge, step)), (shorter, plain_shorter_edge(size, edge, step))):
-            placement = assign(size, chosen, [])
+            placement = assign_bucket(size, chosen, [])
             assert placement is not None
             assert (placement.bucket, placement.resized) == (bucket, plain_cover(size, bucket))
 
 
 def test_the_area_is_that_of_a_resolution_that_is_no_square() -> None:
-    placement = assign((1000, 1000), BucketSettings((512, 2048), True, rule="area"), [])
+    placement = assign_bucket((1000, 1000), BucketSettings((512, 2048), True, rule="area"), [])
     assert placement is not None and placement.bucket == (1024, 1024)
 
 
 def test_without_buckets_every_image_covers_the_resolution() -> None:
     for size in random_sizes(10_000, 1, seed=6):
-        placement = assign(size, BucketSettings((512, 768)), [])
+        placement = assign_bucket(size, BucketSettings((512, 768)), [])
         assert placement is not None and placement.bucket == (512, 768)
         assert placement.resized == plain_cover(size, (512, 768))
         assert placement.resized[0] >= 512 and placement.resized[1] >= 768
         assert placement.resized[0] == 512 or placement.resized[1] == 768
-    exact = assign((512, 768), BucketSettings((512, 768)), [])
+    exact = assign_bucket((512, 768), BucketSettings((512, 768)), [])
     assert exact is not None and exact.resized == (512, 768)
 
 
@@ -202,8 +204,8 @@ def test_images_are_shrunk_before_the_crop_but_never_below_the_bucket(enabled: b
     shrunk = 0
     for size in random_sizes(2_500):
         for chosen in (area, edge):
-            placement = assign(size, chosen, [])
-            plain = assign(size, BucketSettings((512, 512), enabled, rule=chosen.rule), [])
+            placement = assign_bucket(size, chosen, [])
+            plain = assign_bucket(size, BucketSettings((512, 512), enabled, rule=chosen.rule), [])
             assert placement is not None and plain is not None and placement.bucket == plain.bucket
             width, height = placement.resized
             assert width >= placement.bucket[0] and height >= placement.bucket[1]
@@ -220,7 +222,7 @@ def test_images_are_shrunk_before_the_crop_but_never_below_the_bucket(enabled: b
 
 def test_a_known_image_is_shrunk() -> None:
     chosen = BucketSettings((1024, 1024), rule="area", shrink_to=1280.0**2)
-    placement = assign((4096, 4096), chosen, [])
+    placement = assign_bucket((4096, 4096), chosen, [])
     assert placement is not None and (placement.bucket, placement.resized) == ((1024, 1024), (1280, 1280))
 
 
@@ -255,7 +257,7 @@ def test_each_dataset_has_its_own_buckets() -> None:
     samples: Counter[tuple[int, Size]] = Counter()
     for image, placement in zip(images, table.placements, strict=True):
         settings = chosen[image.dataset]
-        assert placement == assign(image.size, settings, bucket_list(settings))
+        assert placement == assign_bucket(image.size, settings, bucket_list(settings))
         samples[image.dataset, placement.bucket] += image.repeats
     assert table.samples == samples and list(table.samples) == sorted(samples)
     assert {bucket for dataset, bucket in table.samples if dataset == 3} == {(640, 640)}

@@ -15,7 +15,7 @@ import torch
 
 from library.data import images
 from library.data.batch import Batch, TextInput
-from library.data.buckets import make_table
+from library.data.buckets import build_bucket_table
 from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import BatchLoader, TrainingDataset, explain_dead_workers
 from library.data.order import BatchRequest, EpochOrder, Sample
@@ -49,7 +49,7 @@ def dataset(
         record(save(folder / f"{index}.png", size), size, repeats=2, is_reg=index > 2, caption=f"a, b, c, d{index}")
         for index, size in enumerate(SIZES)
     ]
-    table = make_table(records, [whole])
+    table = build_bucket_table(records, [whole])
     reader = ImageReader(tuple(records), table.placements, (spec,), (whole,))
     return TrainingDataset(reader, tokenize, seed=5, steps=100, prior_loss_weight=0.25)  # type: ignore[arg-type]
 

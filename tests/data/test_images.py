@@ -14,7 +14,7 @@ from PIL import Image
 
 from library.data import images
 from library.data.buckets import Placement
-from library.data.images import Geometry, geometry
+from library.data.images import Geometry, decide_geometry
 from library.options.datasets import ImageSettings
 from library.options.mistakes import UserError
 from tests.data.image_files import noise
@@ -217,7 +217,7 @@ def test_crops() -> None:
 
 
 def offset(chosen: ImageSettings, seed: int = 0) -> tuple[int, int]:
-    return geometry(PLACEMENT, chosen, "a.png", (640, 480), random.Random(seed), random.Random(seed)).offset
+    return decide_geometry(PLACEMENT, chosen, "a.png", (640, 480), random.Random(seed), random.Random(seed)).offset
 
 
 def test_the_geometry_is_centre_corner_or_anywhere() -> None:
@@ -225,13 +225,13 @@ def test_the_geometry_is_centre_corner_or_anywhere() -> None:
     assert offset(ImageSettings(corner_crop=True)) == (0, 0)
     anywhere = {offset(ImageSettings(random_crop=True), seed) for seed in range(600)}
     assert anywhere == {(left, 0) for left in range(22)}
-    shown = geometry(PLACEMENT, ImageSettings(interpolation="cubic"), "a.png", (640, 480), random.Random(0))
+    shown = decide_geometry(PLACEMENT, ImageSettings(interpolation="cubic"), "a.png", (640, 480), random.Random(0))
     assert shown == Geometry((597, 448), (10, 0), (576, 448), False, "cubic")
 
 
 def test_half_of_the_samples_are_mirrored_and_only_with_flip() -> None:
     def flipped(chosen: ImageSettings, seed: int) -> bool:
-        return geometry(PLACEMENT, chosen, "a.png", (640, 480), random.Random(0), random.Random(seed)).flipped
+        return decide_geometry(PLACEMENT, chosen, "a.png", (640, 480), random.Random(0), random.Random(seed)).flipped
 
     assert 400 < sum(flipped(ImageSettings(flip=True), seed) for seed in range(1000)) < 600
     assert not any(flipped(ImageSettings(), seed) for seed in range(50))
@@ -239,7 +239,7 @@ def test_half_of_the_samples_are_mirrored_and_only_with_flip() -> None:
 
 def test_without_generators_nothing_is_left_to_chance() -> None:
     everything = ImageSettings(random_crop=True, flip=True, face_crop=(2.0, 4.0))
-    assert geometry(PLACEMENT, everything, "a_300_200_50_50.png", (640, 480)) == Geometry(
+    assert decide_geometry(PLACEMENT, everything, "a_300_200_50_50.png", (640, 480)) == Geometry(
         (597, 448), (10, 0), (576, 448)
     )
 
@@ -265,7 +265,7 @@ FACE = "girl_1500_400_250_200.png"  # centre at (1500, 400), 250 wide, 200 high
 
 
 def around(name: str, chosen: ImageSettings, seed: int = 0, size: tuple[int, int] = (2000, 1500)) -> Geometry:
-    return geometry(SQUARE, chosen, name, size, random.Random(seed), random.Random(seed))
+    return decide_geometry(SQUARE, chosen, name, size, random.Random(seed), random.Random(seed))
 
 
 def test_a_face_crop_holds_as_many_faces_as_asked_with_the_face_in_the_middle() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from library.data import images, masks
 from library.data.buckets import Placement
-from library.data.images import Geometry, geometry
+from library.data.images import Geometry, decide_geometry
 from library.options.datasets import ImageSettings
 from library.options.mistakes import UserError
 from tests.data.image_files import noise
@@ -70,7 +70,7 @@ def test_a_mask_in_the_same_proportion_is_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(480, 640), (64, 64), (640, 470)])
 def test_a_mask_of_another_shape_is_refused_with_both_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("L", size, 255).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=rf"mask .*a\.png is {size[0]}x{size[1]} and its image 640x480"):
+    with pytest.raises(UserError, match=rf"mask .*a\.png is {size[0]}x{size[1]}, its image 640x480"):
         masks.load(tmp_path / "a.png", (640, 480))
 
 
@@ -85,24 +85,24 @@ def test_transparency_is_a_mask(tmp_path: Path) -> None:
     for ending in ("png", "webp"):
         path = tmp_path / f"a.{ending}"
         Image.fromarray(values).save(path, **({"lossless": True, "exact": True} if ending == "webp" else {}))
-        assert masks.of_alpha(path, (3, 1)).tolist() == [[0, 100, 255]]
+        assert masks.from_transparency(path, (3, 1)).tolist() == [[0, 100, 255]]
     palette = Image.new("P", (2, 1))
     palette.putpalette([5, 5, 5, 6, 6, 6])
     palette.putdata([0, 1])
     palette.save(tmp_path / "a.png", transparency=1)
-    assert masks.of_alpha(tmp_path / "a.png").tolist() == [[255, 0]]
+    assert masks.from_transparency(tmp_path / "a.png").tolist() == [[255, 0]]
     Image.fromarray(np.array([[7, 300]], np.uint16)).save(tmp_path / "a.png", transparency=300)
-    assert masks.of_alpha(tmp_path / "a.png").tolist() == [[255, 0]]
+    assert masks.from_transparency(tmp_path / "a.png").tolist() == [[255, 0]]
 
 
 def test_the_transparency_of_an_opaque_image_is_white(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.bmp"):
         noise((6, 4)).save(tmp_path / name)
-        assert masks.of_alpha(tmp_path / name, (6, 4)).tolist() == [[255] * 6] * 4
+        assert masks.from_transparency(tmp_path / name, (6, 4)).tolist() == [[255] * 6] * 4
     Image.fromarray(np.array([[7, 300]], np.uint16)).save(tmp_path / "a.png")
-    assert masks.of_alpha(tmp_path / "a.png").tolist() == [[255, 255]]
+    assert masks.from_transparency(tmp_path / "a.png").tolist() == [[255, 255]]
     with pytest.raises(UserError, match=r"a\.jpg is 6x4 and was 4x6"):
-        masks.of_alpha(tmp_path / "a.jpg", (4, 6))
+        masks.from_transparency(tmp_path / "a.jpg", (4, 6))
 
 
 INTERPOLATIONS = (None, "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
@@ -131,7 +131,7 @@ def test_a_image_that_is_its_own_mask_stays_so(tmp_path: Path, crop: str, interp
         if seed == 0:
             noise(size, seed=place, mode="L").save(tmp_path / name)
         chosen = ImageSettings(**{**vars(CROPS[crop]), "interpolation": interpolation})
-        shown = geometry(placement, chosen, name, size, random.Random(seed), random.Random(seed))
+        shown = decide_geometry(placement, chosen, name, size, random.Random(seed), random.Random(seed))
         image = images.apply(images.load(tmp_path / name, size), shown)
         mask = masks.apply(masks.load(tmp_path / name, size), shown)
         assert mask.shape == placement.bucket[::-1]

@@ -171,5 +171,5 @@ def place(request: BatchRequest) -> int:
 
 def test_a_rank_is_one_of_the_processes() -> None:
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="ranks"):
+        with pytest.raises(ValueError, match="rank < world"):
             next(some_order().requests(1, 0, rank, world))

@@ -98,7 +98,7 @@ def test_masks_of_the_command_line(bucket: None, asked: list[str], tmp_path: Pat
     assert not found.mistakes and asked == ["memory://bucket/by name", MASKS]
     assert isinstance(subset.mask_dir, Path) and (subset.mask_dir / "a.png").is_file()
     (told,) = described(tmp_path, *words[:3], "memory://bucket/none").mistakes
-    assert "memory://bucket/none: there is no such folder" in told.what
+    assert "memory://bucket/none: no such folder" in told.what
 
 
 def test_every_url_that_cannot_be_copied_is_told_with_its_place(bucket: None, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from library.data.batch import TextInput
-from library.data.buckets import make_table
+from library.data.buckets import build_bucket_table
 from library.data.cache.latent_cache import MemoryLatents
 from library.data.dataset import TrainingDataset
 from library.data.images import Geometry
@@ -36,7 +36,7 @@ def reader_of(path: Path, size: Size, buckets: BucketSettings, images: ImageSett
     spec = SubsetSpec(path.parent, "here", images=images)
     whole = DatasetSpec("here", buckets, (spec,))
     records = (record(path, size),)
-    return ImageReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
+    return ImageReader(records, build_bucket_table(records, [whole]).placements, (spec,), (whole,))
 
 
 def dataset_of(
@@ -148,5 +148,7 @@ def test_the_original_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
     Image.new("RGB", (90, 40)).save(tmp_path / "x" / "a.jpg", exif=orientation)
     whole = DatasetSpec("here", SQUARE, (SubsetSpec(tmp_path / "x", "here", class_tokens="a"),))
     found = scan([whole])
-    reader = ImageReader(found.records, make_table(found.records, [whole]).placements, found.subsets, found.datasets)
+    reader = ImageReader(
+        found.records, build_bucket_table(found.records, [whole]).placements, found.subsets, found.datasets
+    )
     assert reader.sizes(0) == (90, 40, 40, 0, 64, 64)  # 40x90 to 64x144

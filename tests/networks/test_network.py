@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from library.families.sd.sd_adapters import SD_ADAPTERS
-from library.runtime.half_weights import compute_in_full
+from library.runtime.half_weights import compute_in_fp32
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
@@ -335,7 +335,7 @@ def test_on_a_half_base_that_computes_in_full(variant: str) -> None:
             module.weight.data = module.weight.data.bfloat16()
             if module.bias is not None:
                 module.bias.data = module.bias.data.bfloat16().float()
-    compute_in_full(model["unet"])
+    compute_in_fp32(model["unet"])
     net, other = (models.trained(create(base, variant).float()) for base in (model, exact))
     other.load_state_dict(net.state_dict())
     net.attach()

@@ -1,4 +1,4 @@
-"""Freed memory is kept, and memory taken ahead, where the C library can be told to; nothing happens elsewhere."""
+"""Freed memory is kept, and memory is preallocated, where the C library can be told to; nothing happens elsewhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ print(faults(1))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the GNU C library is told")
-@pytest.mark.parametrize("what", [KEPT, AHEAD], ids=["memory taken again", "memory taken ahead"])
+@pytest.mark.parametrize("what", [KEPT, AHEAD], ids=["kept memory", "preallocated memory"])
 def test_it_costs_no_page_faults(what: str) -> None:
     """64 MiB are 16384 pages of 4 KiB each time; in a process of its own, since it holds to the process's end."""
     command = [sys.executable, "-c", COUNT_FAULTS + what]

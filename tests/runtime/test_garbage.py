@@ -6,11 +6,11 @@ import gc
 
 import pytest
 
-from library.runtime.garbage import garbage_left_alone
+from library.runtime.garbage import gc_paused
 
 
 def test_garbage_is_collected_again_afterwards() -> None:
-    with pytest.raises(ZeroDivisionError), garbage_left_alone():
+    with pytest.raises(ZeroDivisionError), gc_paused():
         assert not gc.isenabled()
         raise ZeroDivisionError
     assert gc.isenabled()

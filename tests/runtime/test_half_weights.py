@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from library.runtime.half_weights import compute_as_stored, compute_in_full
+from library.runtime.half_weights import compute_in_fp32, compute_in_stored_dtype
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -21,7 +21,7 @@ def layers(dtype: torch.dtype, make: Callable[[], nn.Module]) -> tuple[nn.Module
     half.load_state_dict(plain.state_dict())
     half.weight.data = half.weight.data.to(dtype)
     plain.weight.data = plain.weight.data.to(dtype).float()
-    compute_in_full(half)
+    compute_in_fp32(half)
     return half, plain
 
 
@@ -78,5 +78,5 @@ def test_under_autocast_a_layer_computes_as_by_itself() -> None:
 
 def test_it_can_be_undone() -> None:
     half, _ = layers(torch.bfloat16, lambda: nn.Linear(6, 5))
-    compute_as_stored(half)
+    compute_in_stored_dtype(half)
     assert half.to(torch.bfloat16)(torch.randn(3, 6).bfloat16()).dtype == torch.bfloat16

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from library.runtime.imports import large_imports, without_callers
+from library.runtime.imports import import_in_thread, large_imports
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_packages_that_keep_an_error_keep_nothing_of_who_imported_them(
         held = Large()
         return weakref.ref(held)
 
-    large = load(without_callers)
+    large = load(import_in_thread)
     gc.collect()
     assert large() is None
     sys.modules.pop("careful_package")
@@ -94,4 +94,4 @@ def test_packages_that_keep_an_error_keep_nothing_of_who_imported_them(
     gc.collect()
     assert kept() is not None  # so it would be
     with pytest.raises(ZeroDivisionError):
-        without_callers(lambda: 1 / 0)
+        import_in_thread(lambda: 1 / 0)

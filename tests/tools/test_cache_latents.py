@@ -50,7 +50,7 @@ def alone(world: World, images: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def counts(text: str) -> list[tuple[int, int]]:
     """(read, made) of each line that tells them."""
-    return [(int(read), int(made)) for read, made in re.findall(r"latents: (\d+) read, (\d+) made", text)]
+    return [(int(read), int(made)) for read, made in re.findall(r"latents: (\d+) read, (\d+) encoded", text)]
 
 
 def cached(folder: Path) -> dict[str, np.ndarray]:

@@ -252,7 +252,7 @@ def test_names_of_all_kinds_are_trained(
     assert f"{number} images x 1 = {number} samples, training, captions from files" in first.out
     assert f"0 read, {number} made" in first.err
     again = go(world, capsys, data, **flags)
-    assert f"latents: {number} read, 0 made" in again.err and f"captions: {number} read, 0 encoded" in again.err
+    assert f"latents: {number} read, 0 encoded" in again.err and f"captions: {number} read, 0 encoded" in again.err
     assert again.losses == first.losses
     assert (world.root / "out" / "犬 🐕.safetensors").is_file()
     shown = go(world, capsys, data, **flags, debug_dataset=True)

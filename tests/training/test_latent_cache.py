@@ -51,7 +51,7 @@ def fill(world: World, capsys: pytest.CaptureFixture[str], **flags: object) -> O
 
 def counts(outcome: Outcome) -> tuple[int, int, int]:
     """Latents read, made, and made in place of files that did not fit, as the log says."""
-    said = re.findall(r"latents: (\d+) read, (\d+) made( \((\d+) of them)?", outcome.out + outcome.err)
+    said = re.findall(r"latents: (\d+) read, (\d+) encoded( \((\d+) of them)?", outcome.out + outcome.err)
     ((read, made, _, stale),) = said
     return int(read), int(made), int(stale or 0)
 

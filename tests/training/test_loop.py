@@ -17,7 +17,7 @@ import torch
 
 from library.checkpoints.files import read_header
 from library.data.batch import Batch
-from library.data.buckets import make_table
+from library.data.buckets import build_bucket_table
 from library.data.dataset import TrainingDataset
 from library.data.order import BatchRequest, EpochOrder
 from library.data.reading import ImageReader
@@ -83,7 +83,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TrainingDataset:
         ImageRecord(folder, path.name, 0, 0, SIZE, f"image {index}", True, 1, index % 3 == 2)
         for index, path in enumerate(tiny.write_images(folder, 7, SIZE))
     )
-    reader = ImageReader(records, make_table(records, [whole]).placements, (spec,), (whole,))
+    reader = ImageReader(records, build_bucket_table(records, [whole]).placements, (spec,), (whole,))
     return TrainingDataset(reader, TOKENIZER, seed=5, steps=1, prior_loss_weight=0.3)
 
 

@@ -152,8 +152,8 @@ def test_base_and_refiner_share_latents_and_keep_captions_apart(
     tiny.write_images(world.root / "shared" / "1_dog", 2)
     base = train(world, tmp_path / "base", capsys, sdxl_train.RECIPE, **shared)
     refined = train(world, tmp_path / "refiner", capsys, sdxl_train.RECIPE, "refiner", **shared)
-    assert "latents: 0 read, 2 made" in base.err and "captions: 0 read, 1 encoded" in base.err
-    assert "latents: 2 read, 0 made" in refined.err and "captions: 0 read, 1 encoded" in refined.err
+    assert "latents: 0 read, 2 encoded" in base.err and "captions: 0 read, 1 encoded" in base.err
+    assert "latents: 2 read, 0 encoded" in refined.err and "captions: 0 read, 1 encoded" in refined.err
 
 
 # --- the loss of one sample, written out with diffusers -------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_only_what_is_new_is_encoded(world: World, tmp_path: Path, capsys: pytes
         for shard in (tmp_path / "cache" / "captions").glob("*/*.safetensors"):
             shard.write_bytes(shard.read_bytes()[:-100])
         mended = train(world, capsys, tmp_path / "7", **flags)
-        assert counts(mended) == (0, 5) and "damaged cache files made anew" in mended.err
+        assert counts(mended) == (0, 5) and "damaged cache file" in mended.err
     finally:
         edited.write_bytes(before)
 

@@ -1,1 +1,1 @@
-"""Latents and text encoder outputs that are computed once and kept, in memory or on disk."""
+"""Caches of latents and text encoder outputs, in memory or on disk."""

@@ -1,7 +1,7 @@
-"""Images through the VAE: decoded and scaled ahead in threads, encoded in batches of one bucket.
+"""Encode images with the VAE: decoded ahead in threads, encoded in batches of one bucket.
 
-The posterior sample is keyed by the content of the image and not by the seed of the run, so that latents are the same
-whoever makes them, in whatever batch. Nothing here knows files of latents.
+The posterior sample is keyed by the content of the image, not by the seed of the run, so that every run and every batch
+gives the same latents. Independent of how latents are stored.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from library.data.cache.latent_entries import Wanted
-from library.data.cache.latent_files import FilePrint, stamp
-from library.data.cache.work_sharing import own_order
+from library.data.cache.latent_entries import CacheEntry
+from library.data.cache.latent_files import FileHash, stamp
+from library.data.cache.work_sharing import processing_order
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import torch_generator
 
@@ -27,29 +27,29 @@ Encode = Callable[[torch.Tensor, list[torch.Generator]], torch.Tensor]
 Read = Callable[[int], tuple[torch.Tensor, torch.Tensor | None]]
 
 THREADS = max(4, min(16, os.cpu_count() or 4))
-_ATTEMPTS = 3  # at reading an image that changes meanwhile
-_BROKEN_ENCODER = 16  # images without finite latents, and none with: it is not the images
+_ATTEMPTS = 3  # to read an image that another program is writing
+_MOST_FAILURES = 16  # images without finite latents, if none has any: then the VAE is at fault
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An image decoded. `kept`: its latents (C, h, w), where only those of the mirror image are missing."""
+class DecodedImage:
+    """A decoded image. `kept`: its latents (C, h, w), if only those of the mirror image are missing."""
 
-    entry: Wanted
-    image: FilePrint
-    mask_print: FilePrint | None
+    entry: CacheEntry
+    image: FileHash
+    mask_hash: FileHash | None
     pixels: torch.Tensor
     mask: torch.Tensor | None  # (H, W)
     kept: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Made:
-    """Latents (C, h, w) float32 of an image, of its mirror image if wanted, and what they are of."""
+class EncodedImage:
+    """Latents (C, h, w) float32 of an image, of its mirror image if requested, and the files they were made from."""
 
-    entry: Wanted
-    image: FilePrint
-    mask_print: FilePrint | None
+    entry: CacheEntry
+    image: FileHash
+    mask_hash: FileHash | None
     mask: torch.Tensor | None  # (H, W)
     latents: torch.Tensor
     flipped: torch.Tensor | None
@@ -57,91 +57,91 @@ class Made:
 
 @dataclass
 class Encoder:
-    """Encodes, and remembers what went wrong with which image; the others go on."""
+    """Encodes images and collects a mistake for each image that fails."""
 
     encode: Encode
-    exactly: Encode | None = None  # the same in full precision, for what comes out not finite
-    again: set[int] = field(default_factory=set)  # numbers of entries that needed it
+    encode_in_fp32: Encode | None = None  # in full precision, for latents that are not finite
+    reencoded: set[int] = field(default_factory=set)  # numbers of the entries encoded in full precision
     mistakes: list[Mistake] = field(default_factory=list)
-    _broken: int = 0
-    _made: int = 0
+    _failed: int = 0
+    _succeeded: int = 0
 
-    def batch(self, images: Sequence[Ready]) -> Iterator[Made]:
-        """What can be made of images of one bucket. Raises UserError when the encoder makes nothing but NaN."""
-        plain = self._latents([ready for ready in images if ready.kept is None], mirrored=False)
-        sound = [ready for ready in images if ready.kept is not None or plain.get(ready.entry.number) is not None]
-        flipped = self._latents([ready for ready in sound if ready.entry.flip], mirrored=True)
+    def encode_batch(self, images: Sequence[DecodedImage]) -> Iterator[EncodedImage]:
+        """Encode images of one bucket. Raises UserError if the encoder gives nothing but NaN."""
+        latents_of = self._latents([ready for ready in images if ready.kept is None], mirrored=False)
+        finite = [ready for ready in images if ready.kept is not None or latents_of.get(ready.entry.number) is not None]
+        flipped = self._latents([ready for ready in finite if ready.entry.flip], mirrored=True)
         for ready in images:
             number = ready.entry.number
-            latents, mirror = ready.kept if ready.kept is not None else plain[number], flipped.get(number)
+            latents, mirror = ready.kept if ready.kept is not None else latents_of[number], flipped.get(number)
             if latents is None or (ready.entry.flip and mirror is None):
-                self._refuse(ready)
+                self._add_mistake(ready)
                 continue
-            self._made += 1
-            yield Made(ready.entry, ready.image, ready.mask_print, ready.mask, latents, mirror)
+            self._succeeded += 1
+            yield EncodedImage(ready.entry, ready.image, ready.mask_hash, ready.mask, latents, mirror)
 
-    def _latents(self, images: Sequence[Ready], *, mirrored: bool) -> dict[int, torch.Tensor | None]:
-        """Finite latents of each record, or None."""
+    def _latents(self, images: Sequence[DecodedImage], *, mirrored: bool) -> dict[int, torch.Tensor | None]:
+        """Latents of each entry, None if not finite."""
         if not images:
             return {}
         found: dict[int, torch.Tensor | None] = {}
         for ready, latents in zip(images, self._call(self.encode, images, mirrored=mirrored), strict=True):
-            if not torch.isfinite(latents).all() and self.exactly is not None:
-                self.again.add(ready.entry.number)
-                (latents,) = self._call(self.exactly, [ready], mirrored=mirrored)
-            # a view would keep the whole batch alive
+            if not torch.isfinite(latents).all() and self.encode_in_fp32 is not None:
+                self.reencoded.add(ready.entry.number)
+                (latents,) = self._call(self.encode_in_fp32, [ready], mirrored=mirrored)
+            # a view would keep the whole batch in memory
             found[ready.entry.number] = latents.clone() if torch.isfinite(latents).all() else None
         return found
 
-    def _call(self, encode: Encode, images: Sequence[Ready], *, mirrored: bool) -> torch.Tensor:
+    def _call(self, encode: Encode, images: Sequence[DecodedImage], *, mirrored: bool) -> torch.Tensor:
         pixels = torch.stack([ready.pixels for ready in images])
         purpose = "mirrored posterior" if mirrored else "posterior"
         generators = [torch_generator(purpose, ready.image.content) for ready in images]
         return encode(pixels.flip(-1) if mirrored else pixels, generators).detach().to("cpu", torch.float32)
 
     def raise_mistakes(self) -> None:
-        """Raise UserError for all that could not be read or encoded, if there is any."""
+        """Raise UserError if any image could not be read or encoded."""
         if self.mistakes:
             raise UserError(self.mistakes)
 
-    def _refuse(self, ready: Ready) -> None:
-        exactly = ", in full precision too" if self.exactly is not None else ""
-        what = f"image {ready.entry.image}: the VAE gives latents that are not finite{exactly}"
-        remedy = "take the image out, or give another --vae"
-        if self.exactly is None:
-            remedy = "encode in full precision (--no_half_vae), give another --vae, or take the image out"
+    def _add_mistake(self, ready: DecodedImage) -> None:
+        also = ", even in full precision" if self.encode_in_fp32 is not None else ""
+        what = f"image {ready.entry.image}: the VAE gives latents that are not finite{also}"
+        remedy = "remove the image, or use another --vae"
+        if self.encode_in_fp32 is None:
+            remedy = "encode in full precision (--no_half_vae), use another --vae, or remove the image"
         self.mistakes.append(Mistake(what, remedy))
-        self._broken += 1
-        if self._broken >= _BROKEN_ENCODER and not self._made:
+        self._failed += 1
+        if self._failed >= _MOST_FAILURES and not self._succeeded:
             raise UserError(self.mistakes)
 
 
 def encode_all(
-    entries: Sequence[Wanted],
+    entries: Sequence[CacheEntry],
     encoder: Encoder,
-    prepare: Callable[[Wanted], Ready | None],
+    prepare: Callable[[CacheEntry], DecodedImage | None],
     *,
     batch_size: int,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> Generator[Made, None, None]:
-    """What could be made of all entries; `encoder.mistakes` has the rest. Images are decoded ahead in threads.
+) -> Generator[EncodedImage, None, None]:
+    """Encode all entries; those that fail are in `encoder.mistakes`. Images are decoded ahead in threads.
 
-    `prepare` runs in a thread; None: somebody else has done the entry. `share` (number, of how many processes): each
-    has an order of its own.
+    `prepare` is called in a thread and returns None for an entry that another process has finished. `share`: see
+    processing_order.
     """
     batches = _batches(entries, max(1, batch_size))
     with tqdm(desc="encoding latents", total=len(entries), disable=not progress or not entries) as bar:
-        for number, images in _decoded_ahead(own_order(batches, share), prepare, encoder.mistakes):
+        for number, images in _decoded_ahead(processing_order(batches, share), prepare, encoder.mistakes):
             if images:
-                yield from encoder.batch(images)
+                yield from encoder.encode_batch(images)
             bar.update(number)
 
 
-def _batches(entries: Sequence[Wanted], size: int) -> list[list[Wanted]]:
-    by_bucket: dict[tuple[int, int], list[Wanted]] = {}
+def _batches(entries: Sequence[CacheEntry], size: int) -> list[list[CacheEntry]]:
+    by_bucket: dict[tuple[int, int], list[CacheEntry]] = {}
     for entry in entries:
-        by_bucket.setdefault(entry.shown.bucket, []).append(entry)
+        by_bucket.setdefault(entry.geometry.bucket, []).append(entry)
     return [
         by_bucket[bucket][start : start + size]
         for bucket in sorted(by_bucket)
@@ -150,15 +150,17 @@ def _batches(entries: Sequence[Wanted], size: int) -> list[list[Wanted]]:
 
 
 def _decoded_ahead(
-    batches: Sequence[Sequence[Wanted]], prepare: Callable[[Wanted], Ready | None], mistakes: list[Mistake]
-) -> Iterator[tuple[int, list[Ready]]]:
-    """The number of entries of each batch, and those of its images that are left to encode."""
-    waiting: deque[list[Future[Ready | None]]] = deque()
+    batches: Sequence[Sequence[CacheEntry]],
+    prepare: Callable[[CacheEntry], DecodedImage | None],
+    mistakes: list[Mistake],
+) -> Iterator[tuple[int, list[DecodedImage]]]:
+    """The number of entries of each batch, and its decoded images that must be encoded."""
+    waiting: deque[list[Future[DecodedImage | None]]] = deque()
     pool = ThreadPoolExecutor(THREADS)
     try:
         for batch in batches:
             waiting.append([pool.submit(prepare, entry) for entry in batch])
-            # at least one image per thread is on its way while the encoder works
+            # decode at least one image per thread while encoding
             if len(waiting) > 1 + THREADS // len(batch):
                 first = waiting.popleft()
                 yield len(first), _finished(first, mistakes)
@@ -169,7 +171,7 @@ def _decoded_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(futures: Sequence[Future[Ready | None]], mistakes: list[Mistake]) -> list[Ready]:
+def _finished(futures: Sequence[Future[DecodedImage | None]], mistakes: list[Mistake]) -> list[DecodedImage]:
     found = []
     for future in futures:
         try:
@@ -181,15 +183,15 @@ def _finished(futures: Sequence[Future[Ready | None]], mistakes: list[Mistake]) 
     return found
 
 
-def read_image(entry: Wanted, read: Read) -> Ready:
-    """An image and its mask, and the prints of exactly the files that they were read from.
+def read_image(entry: CacheEntry, read: Read) -> DecodedImage:
+    """Read an image and its mask, with hashes of exactly those file contents.
 
-    Raises UserError for a file that cannot be read, or that goes on changing.
+    Raises UserError for a file that cannot be read or that keeps changing.
     """
     for attempt in range(_ATTEMPTS):
         before = _stamps(entry)
-        image = take_print(entry.image)
-        mask_print = take_print(entry.mask) if entry.mask is not None else None
+        image = hash_file(entry.image)
+        mask_hash = hash_file(entry.mask) if entry.mask is not None else None
         try:
             pixels, mask = read(entry.record)
         except UserError:
@@ -197,20 +199,20 @@ def read_image(entry: Wanted, read: Read) -> Ready:
                 raise
             continue
         if _stamps(entry) == before:
-            return Ready(entry, image, mask_print, pixels, mask)
+            return DecodedImage(entry, image, mask_hash, pixels, mask)
     what = f"image {entry.image} changes while it is being read"
-    raise UserError([Mistake(what, "start again when the other program has finished")])
+    raise UserError([Mistake(what, "start again when the program that writes it has finished")])
 
 
-def take_print(path: str, known: FilePrint | None = None) -> FilePrint:
-    """The print of a file, by its stamp if `known` has it still. Raises UserError for one that cannot be read."""
+def hash_file(path: str, known: FileHash | None = None) -> FileHash:
+    """Hash a file, or reuse `known` if its stamp has not changed. Raises UserError if the file cannot be read."""
     try:
-        return FilePrint.take(path) if known is None else known.again(path)
+        return FileHash.of_file(path) if known is None else known.refreshed(path)
     except OSError as error:
         raise UserError([_unreadable(path, error)]) from error
 
 
-def _stamps(entry: Wanted) -> tuple[object, ...]:
+def _stamps(entry: CacheEntry) -> tuple[object, ...]:
     try:
         return tuple(stamp(path) for path in (entry.image, entry.mask) if path is not None)
     except OSError as error:
@@ -218,4 +220,4 @@ def _stamps(entry: Wanted) -> tuple[object, ...]:
 
 
 def _unreadable(path: str, error: OSError) -> Mistake:
-    return Mistake(f"image {path} cannot be read ({error})", "check the file")
+    return Mistake(f"image {path} cannot be read ({error})", "check the file and its permissions")

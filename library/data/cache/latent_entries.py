@@ -1,7 +1,7 @@
-"""What latents a run wants, under which names they may lie, and whether a file that is there may be used.
+"""List the cache entries that a run needs, name their files, and check whether an existing file is up to date.
 
-A file of ours is up to date when its note names the same settings (the VAE, the part that is shown, what transparency
-is laid on, where the mask comes from) and the content of the same image and mask.
+A file written by this trainer is up to date if its fingerprint has the same settings (VAE, scaling and crop, background
+of transparency, source of the mask) and the same hashes of image and mask.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ import numpy as np
 from library.data import images
 from library.data.buckets import Placement
 from library.data.cache import latent_files
-from library.data.cache.latent_files import Entry, Note
+from library.data.cache.latent_files import Entry, Fingerprint
 from library.data.images import Geometry
 from library.data.scan.scan import ImageRecord
 
 CacheFormat = Literal["safetensors", "npz"]
-Verdict = Literal["missing", "stale", "half", "current", "foreign"]
-"""half: all but the latents of the mirror image; foreign: of another program, and trusted."""
+Status = Literal["missing", "outdated", "incomplete", "current", "third_party"]
+"""incomplete: only the latents of the mirror image are missing; third_party: from another program, and usable."""
 
-_VERSION = 2  # raise it when pixels or latents of the same image come out differently
+_VERSION = 2  # increase when the same image gives different pixels or latents
 
 
 @dataclass(frozen=True)
 class LatentSource:
-    """All that latents depend on besides the image's bytes and the VAE: the part that is shown (not mirrored), what
-    transparency is laid on (RGB), and where the mask comes from."""
+    """Everything that latents depend on besides the image's bytes and the VAE: scaling and crop (not mirrored), the
+    background of transparency (RGB), and the source of the mask."""
 
-    shown: Geometry
+    geometry: Geometry
     background: tuple[int, int, int] = (255, 255, 255)
     mask: Path | None = None
-    alpha_mask: bool = False  # the image's own transparency; a mask file comes first
+    alpha_mask: bool = False  # the image's transparency is the mask, unless there is a mask file
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One entry of the cache. Records of the same image, settings and VAE share one."""
+class CacheEntry:
+    """An entry of the cache. Records with the same image, settings and VAE share one."""
 
-    number: int  # its place among all that are wanted
-    record: int  # index of a record that wants it
+    number: int  # its index among all entries
+    record: int  # index of a record that uses it
     image: str
     mask: str | None
     alpha_mask: bool
     size: tuple[int, int]
-    shown: Geometry
+    geometry: Geometry
     transparent: bool
     settings: str
-    flip: bool  # whether any of its records wants the mirror image too
+    flip: bool  # whether any of its records needs the mirror image
 
     @property
     def masked(self) -> bool:
@@ -64,7 +64,7 @@ class Wanted:
 
     @property
     def folder(self) -> str:
-        """The image's folder, in which the entry lies too."""
+        """The folder of the image and of the cache file."""
         return os.path.dirname(self.image)
 
     @property
@@ -73,13 +73,13 @@ class Wanted:
         return os.path.basename(self.image)
 
 
-def wanted_by(
+def list_entries(
     records: Sequence[ImageRecord], source: Callable[[int], LatentSource], flip: Sequence[bool], vae: str
-) -> tuple[list[Wanted], list[int]]:
-    """The entries that the records want, and per record the number of its entry."""
-    entries: dict[tuple[str, str | None, str], Wanted] = {}
+) -> tuple[list[CacheEntry], list[int]]:
+    """List the entries of the records, and per record the number of its entry."""
+    entries: dict[tuple[str, str | None, str], CacheEntry] = {}
     flips: dict[tuple[str, str | None, str], bool] = {}
-    shown: dict[Geometry, Geometry] = {}  # a hundred thousand images have few different ones
+    geometries: dict[Geometry, Geometry] = {}  # share equal objects
     settings_of: dict[str, str] = {}
     of_record = []
     for index, record in enumerate(records):
@@ -88,96 +88,98 @@ def wanted_by(
         alpha = chosen.alpha_mask and mask is None
         settings = _settings(record, chosen, vae, "file" if mask else "alpha" if alpha else "none")
         settings = settings_of.setdefault(settings, settings)
-        spot = (image, mask, settings)
-        flips[spot] = flips.get(spot, False) or flip[index]
-        if spot not in entries:
-            entries[spot] = Wanted(
+        key = (image, mask, settings)
+        flips[key] = flips.get(key, False) or flip[index]
+        if key not in entries:
+            entries[key] = CacheEntry(
                 number=len(entries), record=index, image=image, mask=mask, alpha_mask=alpha, size=record.size,
-                shown=shown.setdefault(chosen.shown, chosen.shown), transparent=record.transparent, settings=settings,
-                flip=False,
+                geometry=geometries.setdefault(chosen.geometry, chosen.geometry), transparent=record.transparent,
+                settings=settings, flip=False,
             )  # fmt: skip
-        of_record.append(entries[spot].number)
-    return [replace(entry, flip=True) if flips[spot] else entry for spot, entry in entries.items()], of_record
+        of_record.append(entries[key].number)
+    return [replace(entry, flip=True) if flips[key] else entry for key, entry in entries.items()], of_record
 
 
 def _settings(record: ImageRecord, source: LatentSource, vae: str, mask: str) -> str:
-    """A digest of all that the latents depend on besides the bytes of files. What has no effect on this image is not
-    part of it: how it would be scaled if it were, what would lie behind it if it were transparent."""
-    shown = source.shown
-    interpolation = shown.interpolation if shown.resized != record.size else None
+    """A hash of everything that latents depend on besides file contents. Leaves out what has no effect on this image:
+    the interpolation if it is not scaled, the background if it is opaque."""
+    geometry = source.geometry
+    interpolation = geometry.interpolation if geometry.resized != record.size else None
     background = source.background if record.transparent else None
-    parts = (_VERSION, vae, shown.bucket, shown.resized, shown.offset, interpolation, background, mask)
+    parts = (_VERSION, vae, geometry.bucket, geometry.resized, geometry.offset, interpolation, background, mask)
     return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-class Look(NamedTuple):
-    """What was found of an entry: the file that counts, and for one that may be used the key of its content."""
+class Lookup(NamedTuple):
+    """Result of looking up an entry: its status, its file, and for a usable file the key of its contents."""
 
-    verdict: Verdict
+    status: Status
     file: str
     key: str = ""
 
 
 @dataclass(frozen=True)
-class Files:
-    """The cache files of a run: their names and who may be trusted. As the arguments of cache.fill."""
+class CacheFiles:
+    """Names and checks the cache files of a run. Fields as the arguments of build_latent_cache."""
 
     suffix: str
     format: CacheFormat
-    trust_foreign: bool
+    trust_third_party: bool
     skip_check: bool
     channels: int | None
     stride: int
-    spots: Mapping[tuple[str, str, tuple[int, int]], int]  # entries for each name that sd-scripts would give
+    npz_name_counts: Mapping[tuple[str, str, tuple[int, int]], int]  # entries per file name of sd-scripts
 
-    def target(self, entry: Wanted) -> str:
-        """The file that the entry is written to."""
+    def target(self, entry: CacheEntry) -> str:
+        """The file to write the entry to."""
         return next(self._candidates(entry))
 
-    def _candidates(self, entry: Wanted) -> Iterator[str]:
-        """Where an entry may lie, the file to write first. An .npz has the name that sd-scripts gives unless others
-        want it too: a.jpg beside a.png, the same image at another resolution."""
+    def _candidates(self, entry: CacheEntry) -> Iterator[str]:
+        """Possible files of an entry, the one to write first. An .npz has its sd-scripts name unless several entries
+        would share it: a.jpg next to a.png, or one image at several resolutions."""
         if self.format == "safetensors":
-            name = latent_files.own_name(entry.name, entry.shown.bucket, entry.settings, self.suffix)
+            name = latent_files.own_name(entry.name, entry.geometry.bucket, entry.settings, self.suffix)
             yield os.path.join(entry.folder, name)
         names = [
             latent_files.npz_name(entry.name, entry.size, self.suffix),
-            latent_files.full_npz_name(entry.name, entry.size, entry.shown.bucket, entry.settings, self.suffix),
+            latent_files.full_npz_name(entry.name, entry.size, entry.geometry.bucket, entry.settings, self.suffix),
         ]
-        for name in reversed(names) if self._shares_its_name(entry) else names:
+        for name in reversed(names) if self._npz_name_is_shared(entry) else names:
             yield os.path.join(entry.folder, name)
 
-    def _shares_its_name(self, entry: Wanted) -> bool:
-        return self.spots.get(_spot(entry), 0) > 1
+    def _npz_name_is_shared(self, entry: CacheEntry) -> bool:
+        return self.npz_name_counts.get(_npz_name_key(entry), 0) > 1
 
-    def look(self, entry: Wanted) -> Look:
-        """Find an entry. One of which only the stamps are out of date is noted anew on the way."""
-        judge = self._glance if self.skip_check else self._examine
-        looks: list[Look] = []
+    def find(self, entry: CacheEntry) -> Lookup:
+        """Look up an entry. If only the stamps in its file are outdated, updates them."""
+        check = self._check_shapes if self.skip_check else self._check_contents
+        lookups: list[Lookup] = []
         for file in self._candidates(entry):
-            look = judge(file, entry)
-            if look.verdict in ("current", "foreign"):
-                return look
-            looks.append(look)
-        for look in looks:
-            if look.verdict == "half":
-                return look
-        told = looks[:1] if self._shares_its_name(entry) else looks  # under a shared name others have theirs
-        return Look("stale" if any(look.verdict == "stale" for look in told) else "missing", self.target(entry))
+            lookup = check(file, entry)
+            if lookup.status in ("current", "third_party"):
+                return lookup
+            lookups.append(lookup)
+        for lookup in lookups:
+            if lookup.status == "incomplete":
+                return lookup
+        own = lookups[:1] if self._npz_name_is_shared(entry) else lookups  # a shared name may be that of another entry
+        return Lookup(
+            "outdated" if any(lookup.status == "outdated" for lookup in own) else "missing", self.target(entry)
+        )
 
-    def _glance(self, file: str, entry: Wanted) -> Look:
-        """By shapes alone."""
+    def _check_shapes(self, file: str, entry: CacheEntry) -> Lookup:
+        """Check only the shapes."""
         found = latent_files.shapes(file)
         if found is None:
-            return _useless(file)
-        shapes, note = found
-        trusted = note is not None or (self.trust_foreign and not self._shares_its_name(entry))
+            return _unreadable_file(file)
+        shapes, fingerprint = found
+        trusted = fingerprint is not None or (self.trust_third_party and not self._npz_name_is_shared(entry))
         if not trusted or not self._has_shapes(shapes, entry):
-            return Look("stale", file)
-        return Look("foreign" if note is None else "current", file, key_of(file, note))
+            return Lookup("outdated", file)
+        return Lookup("third_party" if fingerprint is None else "current", file, key_of(file, fingerprint))
 
-    def _has_shapes(self, shapes: Mapping[str, tuple[int, ...]], entry: Wanted) -> bool:
-        width, height = entry.shown.bucket
+    def _has_shapes(self, shapes: Mapping[str, tuple[int, ...]], entry: CacheEntry) -> bool:
+        width, height = entry.geometry.bucket
         latent = shapes.get("latents", ())
         return (
             len(latent) == 3
@@ -186,44 +188,48 @@ class Files:
             and (not entry.flip or shapes.get("latents_flipped") == latent)
         )
 
-    def _examine(self, file: str, entry: Wanted) -> Look:
-        """By all that there is."""
+    def _check_contents(self, file: str, entry: CacheEntry) -> Lookup:
+        """Check fingerprint and contents."""
         found = latent_files.read(file)
         if found is None:
-            return _useless(file)
-        if found.note is None:
-            fits = self.trust_foreign and self._fits_foreign(file, found, entry)
-            return Look("foreign", file, key_of(file, None)) if fits else Look("stale", file)
-        note = found.note
-        if note.settings != entry.settings or (note.mask is None) != (entry.mask is None):
-            return Look("stale", file)
+            return _unreadable_file(file)
+        if found.fingerprint is None:
+            fits = self.trust_third_party and self._fits_third_party(file, found, entry)
+            return Lookup("third_party", file, key_of(file, None)) if fits else Lookup("outdated", file)
+        fingerprint = found.fingerprint
+        if fingerprint.settings != entry.settings or (fingerprint.mask is None) != (entry.mask is None):
+            return Lookup("outdated", file)
         try:
-            image = note.image.again(entry.image)
-            mask = note.mask.again(entry.mask) if note.mask is not None and entry.mask is not None else None
+            image = fingerprint.image.refreshed(entry.image)
+            mask = (
+                fingerprint.mask.refreshed(entry.mask)
+                if fingerprint.mask is not None and entry.mask is not None
+                else None
+            )
         except OSError:
-            return Look("stale", file)  # reading it will tell
-        now = Note(entry.settings, image, mask, note.sums)
-        if now.key != note.key or "latents" not in found.arrays:
-            return Look("stale", file)
-        if now != note and (image.stamp, mask.stamp if mask else None) != (None, None):
-            with contextlib.suppress(OSError):  # then it is read again the next time
+            return Lookup("outdated", file)  # reported when the image is read
+        now = Fingerprint(entry.settings, image, mask, fingerprint.sums)
+        if now.key != fingerprint.key or "latents" not in found.arrays:
+            return Lookup("outdated", file)
+        if now != fingerprint and (image.stamp, mask.stamp if mask else None) != (None, None):
+            with contextlib.suppress(OSError):  # then the next run hashes the image again
                 latent_files.write(file, found.arrays, entry.settings, image, mask)
         complete = not entry.flip or "latents_flipped" in found.arrays
-        return Look("current" if complete else "half", file, note.key)
+        return Lookup("current" if complete else "incomplete", file, fingerprint.key)
 
-    def _fits_foreign(self, file: str, found: Entry, entry: Wanted) -> bool:
-        """Whether another program that follows sd-scripts' rules would have made this of the image as it is.
+    def _fits_third_party(self, file: str, found: Entry, entry: CacheEntry) -> bool:
+        """Whether sd-scripts, or a program with its rules, would create this file from the current image.
 
-        A transparent image it trains with the colours hidden in it, which only a mask of the same transparency makes
-        good. Of several entries that want the file's name nobody can tell whose it is.
+        sd-scripts encodes the hidden colours of transparent areas, which is harmless only if transparency is the mask.
+        A file name shared by several entries is ambiguous.
         """
-        arrays, shown = found.arrays, entry.shown
+        arrays, geometry = found.arrays, entry.geometry
         shapes = {name: array.shape for name, array in arrays.items()}
-        bucket = (shown.bucket[1], shown.bucket[0])
-        centre = images.centre_offset(Placement(shown.bucket, shown.resized))
-        if entry.mask or self._shares_its_name(entry) or shown.offset != centre:
+        bucket = (geometry.bucket[1], geometry.bucket[0])
+        centre = images.centre_offset(Placement(geometry.bucket, geometry.resized))
+        if entry.mask or self._npz_name_is_shared(entry) or geometry.offset != centre:
             return False
-        if shown.interpolation is not None and shown.resized != entry.size:
+        if geometry.interpolation is not None and geometry.resized != entry.size:
             return False
         if shapes.get("alpha_mask") != bucket if entry.alpha_mask else entry.transparent:
             return False
@@ -242,14 +248,14 @@ def _is_size(array: latent_files.Array | None, size: tuple[int, int]) -> bool:
     return array is None or array.tolist() == list(size)
 
 
-def _useless(file: str) -> Look:
-    return Look("stale" if os.path.lexists(file) else "missing", file)
+def _unreadable_file(file: str) -> Lookup:
+    return Lookup("outdated" if os.path.lexists(file) else "missing", file)
 
 
-def key_of(file: str, note: Note | None) -> str:
-    """What a file holds; of another program's, when it was written. "" if it is gone."""
-    if note is not None:
-        return note.key
+def key_of(file: str, fingerprint: Fingerprint | None) -> str:
+    """Key of a file's contents; for another program's file, its length and mtime, "" if it does not exist."""
+    if fingerprint is not None:
+        return fingerprint.key
     try:
         status = os.stat(file)
     except OSError:
@@ -257,10 +263,10 @@ def key_of(file: str, note: Note | None) -> str:
     return f"foreign {status.st_size} {status.st_mtime_ns}"
 
 
-def names_wanted(entries: Iterable[Wanted]) -> Counter[tuple[str, str, tuple[int, int]]]:
-    """How many entries want each name of sd-scripts. Without case, as some file systems are."""
-    return Counter(_spot(entry) for entry in entries)
+def count_npz_names(entries: Iterable[CacheEntry]) -> Counter[tuple[str, str, tuple[int, int]]]:
+    """Entries per file name of sd-scripts, ignoring case like some file systems."""
+    return Counter(_npz_name_key(entry) for entry in entries)
 
 
-def _spot(entry: Wanted) -> tuple[str, str, tuple[int, int]]:
+def _npz_name_key(entry: CacheEntry) -> tuple[str, str, tuple[int, int]]:
     return entry.folder, os.path.splitext(entry.name)[0].casefold(), entry.size

@@ -1,12 +1,12 @@
-"""The files of cached latents: how they are named, what stands in one, and how one is read and written.
+"""Files of cached latents: their names, and how they are read and written.
 
-Two formats hold the same. Ours is a safetensors file beside each image: its header is read in one go, so that 100,000
-of them are looked at in seconds where opening as many zip archives takes minutes, and its name holds the image's
-whole name, the bucket and a digest of the settings, so that no two images, resolutions or VAEs ever want the same
-file. The other is the `.npz` of kohya's sd-scripts, under its names and with its arrays.
+There are two formats. Ours is a safetensors file next to each image: its header needs a single read, so checking
+100,000 files takes seconds instead of the minutes that as many zip archives take, and its name contains the image's
+full name, the bucket and a hash of the settings, so that different images, resolutions and VAEs never share a file. The
+other is the `.npz` of kohya's sd-scripts, with its names and arrays.
 
-Either carries a Note: what the latents are of, and a checksum of every array. So a file that was cut short, damaged, or
-changed by a program that keeps arrays which it does not know (sd-scripts does) is not taken for what it was.
+Both contain a Fingerprint: what the latents were made from, and a checksum of every array. So a truncated or damaged
+file, or one changed by a program that preserves unknown arrays (like sd-scripts), is detected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int]  # width, height
 Stamp = tuple[int, int, int]  # bytes, mtime and ctime in nanoseconds
 
-FINGERPRINT = "dreamfolder_fingerprint"  # the note in an .npz (an array of bytes) and in a safetensors header
+FINGERPRINT = (
+    "dreamfolder_fingerprint"  # key of the fingerprint in an .npz (an array of bytes) and in a safetensors header
+)
 OWN_ENDING = ".safetensors"
 NPZ_ENDING = ".npz"
 
@@ -40,30 +42,29 @@ _UNREADABLE = (
     NotImplementedError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _DTYPES = {"F32": np.float32, "F16": np.float16}
-_FIRST_READ = 4096  # more than the header of a file of ours
+_FIRST_READ = 4096  # bytes; more than our header has
 _LONGEST_HEADER = 1 << 20
-_LONGEST_NAME = 240  # bytes; file systems take 255
+_LONGEST_NAME = 240  # bytes; file systems allow 255
 _TEMPORARY = ".latents-"
-_LEFT_BEHIND_AFTER = 24 * 3600.0  # seconds
+_LEFTOVER_AFTER = 24 * 3600.0  # seconds
 _SETTLED_AFTER = 2_000_000_000  # nanoseconds: the coarsest clock of a file system (FAT)
 
 
-class FilePrint(NamedTuple):
-    """A file's content (BLAKE2b, hex), and the stamp that it had while it was read.
+class FileHash(NamedTuple):
+    """Hash of a file's content (BLAKE2b, hex), and its stamp when it was read.
 
-    A later file of the same stamp has the same content, so that it need not be read again. That holds because the stamp
-    has the time of the last change of any kind (ctime), which programs cannot set back as they can the mtime, and
-    because a file that was changed less than 2 s before it was read gets no stamp (None): it may change once more
-    within one tick of the file system's clock. Windows has no such time (its ctime is that of creation), so there a
-    image that is replaced in place by one of the same size, and given the old mtime on purpose, goes unnoticed.
+    A file with the same stamp has the same content and need not be read again. This holds because the stamp includes
+    the ctime, which programs cannot set back like the mtime, and because a file changed less than 2 s before it was
+    read gets no stamp (None): it may change again within one tick of the file system's clock. On Windows, ctime is the
+    time of creation, so an image replaced in place by one of the same length, with its mtime set back, is not noticed.
     """
 
     content: str
     stamp: Stamp | None
 
     @classmethod
-    def take(cls, path: str) -> FilePrint:
-        """Read a file. Raises OSError."""
+    def of_file(cls, path: str) -> FileHash:
+        """Hash a file. Raises OSError."""
         now = time.time_ns()
         before = stamp(path)
         with open(path, "rb") as file:
@@ -71,105 +72,107 @@ class FilePrint(NamedTuple):
         settled = now - max(before[1:]) > _SETTLED_AFTER and before == stamp(path)
         return cls(content, before if settled else None)
 
-    def again(self, path: str) -> FilePrint:
-        """The print of the same file now; it is only read if its stamp is another. Raises OSError."""
-        return self if self.stamp is not None and self.stamp == stamp(path) else FilePrint.take(path)
+    def refreshed(self, path: str) -> FileHash:
+        """The current hash of the file, which is only read if its stamp has changed. Raises OSError."""
+        return self if self.stamp is not None and self.stamp == stamp(path) else FileHash.of_file(path)
 
 
 def stamp(path: str) -> Stamp:
-    """Size and times of a file. Raises OSError."""
+    """Length, mtime and ctime of a file. Raises OSError."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @dataclass(frozen=True)
-class Note:
-    """What the arrays of a file are of. `settings` names all besides the files that they depend on; `sums` has the
-    checksum of each array."""
+class Fingerprint:
+    """What the arrays of a file were made from. `settings` is a hash of everything besides image and mask; `sums` are
+    the checksums of the arrays."""
 
     settings: str
-    image: FilePrint
-    mask: FilePrint | None
+    image: FileHash
+    mask: FileHash | None
     sums: Mapping[str, int]
 
     @property
     def key(self) -> str:
-        """Equal for equal latents and masks."""
+        """Equal if latents and masks are equal."""
         parts = (self.settings, self.image.content, self.mask.content if self.mask else None)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
-    def to_text(self) -> str:
-        """As it stands in a file: JSON."""
+    def to_json(self) -> str:
+        """JSON for a file."""
         fields = {"settings": self.settings, "picture": self.image, "mask": self.mask, "sums": dict(self.sums)}
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
-    def of_text(cls, text: str | bytes) -> Note:
-        """Back from to_text. Raises ValueError, KeyError or TypeError for anything else."""
+    def from_json(cls, text: str | bytes) -> Fingerprint:
+        """Parse to_json. Raises ValueError, KeyError or TypeError for anything else."""
         fields = json.loads(text)
         image, mask = fields["picture"], fields["mask"]
-        return cls(fields["settings"], _print_of(image), _print_of(mask) if mask else None, fields["sums"])
+        return cls(fields["settings"], _file_hash(image), _file_hash(mask) if mask else None, fields["sums"])
 
 
-def _print_of(fields: list[Any]) -> FilePrint:
-    content, found = fields
-    return FilePrint(str(content), None if found is None else (int(found[0]), int(found[1]), int(found[2])))
+def _file_hash(fields: list[Any]) -> FileHash:
+    content, stamp = fields
+    return FileHash(str(content), None if stamp is None else (int(stamp[0]), int(stamp[1]), int(stamp[2])))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was read of a file. `note` is None for a file of another program."""
+    """Contents of a file. `fingerprint` is None for a file of another program."""
 
     arrays: dict[str, Array]
-    note: Note | None
+    fingerprint: Fingerprint | None
 
 
 def read(path: str, names: Collection[str] | None = None) -> Entry | None:
-    """The arrays of those names, or all; a name that is not there is left out. None if the file is missing, cut short
-    or damaged, or if an array is not the one that the note was written for."""
+    """Read the arrays `names`, those that exist, or all. None if the file is missing, truncated or damaged, or if an
+    array does not match its checksum."""
     try:
-        arrays, note = _read_npz(path, names) if path.endswith(NPZ_ENDING) else _read_own(path, names)
-        if note is not None and any(note.sums[name] != checksum(name, array) for name, array in arrays.items()):
+        arrays, fingerprint = _read_npz(path, names) if path.endswith(NPZ_ENDING) else _read_own(path, names)
+        if fingerprint is not None and any(
+            fingerprint.sums[name] != checksum(name, array) for name, array in arrays.items()
+        ):
             return None
-        return Entry(arrays, note)
+        return Entry(arrays, fingerprint)
     except _UNREADABLE:
         return None
 
 
-def shapes(path: str) -> tuple[dict[str, tuple[int, ...]], Note | None] | None:
-    """The arrays' shapes and the note, of ours without reading the arrays; None as in `read`. Nothing is verified."""
+def shapes(path: str) -> tuple[dict[str, tuple[int, ...]], Fingerprint | None] | None:
+    """Read shapes and fingerprint, in our format without the arrays; None as in `read`. Verifies no checksum."""
     try:
         if path.endswith(NPZ_ENDING):
-            arrays, note = _read_npz(path, None)
-            return {name: array.shape for name, array in arrays.items()}, note
+            arrays, fingerprint = _read_npz(path, None)
+            return {name: array.shape for name, array in arrays.items()}, fingerprint
         with open(path, "rb") as file:
-            places, note, start = _header(file)
+            places, fingerprint, start = _header(file)
             end = max((int(place["data_offsets"][1]) for place in places.values()), default=0)
             if os.fstat(file.fileno()).st_size != start + end:
                 return None
-            return {name: tuple(place["shape"]) for name, place in places.items()}, note
+            return {name: tuple(place["shape"]) for name, place in places.items()}, fingerprint
     except _UNREADABLE:
         return None
 
 
-def _read_own(path: str, names: Collection[str] | None) -> tuple[dict[str, Array], Note | None]:
+def _read_own(path: str, names: Collection[str] | None) -> tuple[dict[str, Array], Fingerprint | None]:
     arrays = {}
     with open(path, "rb") as file:
-        places, note, start = _header(file)
+        places, fingerprint, start = _header(file)
         for name, place in places.items():
             if names is not None and name not in names:
                 continue
             first, end = place["data_offsets"]
-            data = bytearray(end - first)  # writable, as torch wants it
+            data = bytearray(end - first)  # writable, as torch requires
             file.seek(start + first)
             if file.readinto(data) != len(data):
                 raise EOFError(path)
             arrays[name] = np.frombuffer(data, _DTYPES[place["dtype"]]).reshape(place["shape"])
-    return arrays, note
+    return arrays, fingerprint
 
 
-def _header(file: Any) -> tuple[dict[str, Any], Note | None, int]:
-    """Places of the arrays, the note, and where the arrays begin."""
+def _header(file: Any) -> tuple[dict[str, Any], Fingerprint | None, int]:
+    """Offsets of the arrays, the fingerprint, and where the arrays begin."""
     begin = file.read(_FIRST_READ)
     length = int.from_bytes(begin[:8], "little")
     if len(begin) < 8 or length > _LONGEST_HEADER:
@@ -178,14 +181,14 @@ def _header(file: Any) -> tuple[dict[str, Any], Note | None, int]:
     if len(text) < length:
         text += file.read(length - len(text))
     places = json.loads(text)
-    return places, Note.of_text(places.pop("__metadata__")[FINGERPRINT]), 8 + length
+    return places, Fingerprint.from_json(places.pop("__metadata__")[FINGERPRINT]), 8 + length
 
 
-def _read_npz(path: str, names: Collection[str] | None) -> tuple[dict[str, Array], Note | None]:
+def _read_npz(path: str, names: Collection[str] | None) -> tuple[dict[str, Array], Fingerprint | None]:
     with np.load(path, allow_pickle=False) as stored:
-        note = Note.of_text(stored[FINGERPRINT].item()) if FINGERPRINT in stored.files else None
-        wanted = [name for name in stored.files if name != FINGERPRINT and (names is None or name in names)]
-        return {name: stored[name] for name in wanted}, note
+        fingerprint = Fingerprint.from_json(stored[FINGERPRINT].item()) if FINGERPRINT in stored.files else None
+        selected = [name for name in stored.files if name != FINGERPRINT and (names is None or name in names)]
+        return {name: stored[name] for name in selected}, fingerprint
 
 
 def checksum(name: str, array: Array) -> int:
@@ -194,11 +197,11 @@ def checksum(name: str, array: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(about))
 
 
-def write(path: str, arrays: Mapping[str, Array], settings: str, image: FilePrint, mask: FilePrint | None) -> Note:
-    """Write a file whole or not at all: a temporary one beside it takes its name when it is complete, whoever else
-    reads or writes it meanwhile. The ending of the name decides the format. Raises OSError."""
-    note = Note(settings, image, mask, {name: checksum(name, array) for name, array in arrays.items()})
-    data = _npz_bytes(arrays, note) if path.endswith(NPZ_ENDING) else _own_bytes(arrays, note)
+def write(path: str, arrays: Mapping[str, Array], settings: str, image: FileHash, mask: FileHash | None) -> Fingerprint:
+    """Write a file atomically: a temporary file next to it is renamed when complete, so other processes may read or
+    write it meanwhile. The extension decides the format. Raises OSError."""
+    fingerprint = Fingerprint(settings, image, mask, {name: checksum(name, array) for name, array in arrays.items()})
+    data = _npz_bytes(arrays, fingerprint) if path.endswith(NPZ_ENDING) else _own_bytes(arrays, fingerprint)
     temporary = os.path.join(os.path.dirname(path), f"{_TEMPORARY}{uuid.uuid4().hex[:12]}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -207,18 +210,18 @@ def write(path: str, arrays: Mapping[str, Array], settings: str, image: FilePrin
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return note
+    return fingerprint
 
 
-def _own_bytes(arrays: Mapping[str, Array], note: Note) -> bytes:
+def _own_bytes(arrays: Mapping[str, Array], fingerprint: Fingerprint) -> bytes:
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return bytes(save(contiguous, {FINGERPRINT: note.to_text()}))
+    return bytes(save(contiguous, {FINGERPRINT: fingerprint.to_json()}))
 
 
-def _npz_bytes(arrays: Mapping[str, Array], note: Note) -> bytes:
-    stored: dict[str, Any] = {**arrays, FINGERPRINT: np.array(note.to_text().encode())}
+def _npz_bytes(arrays: Mapping[str, Array], fingerprint: Fingerprint) -> bytes:
+    stored: dict[str, Any] = {**arrays, FINGERPRINT: np.array(fingerprint.to_json().encode())}
     file = io.BytesIO()
     np.savez(file, **stored)
     return file.getvalue()
@@ -230,45 +233,45 @@ def _rename(temporary: str, path: str) -> None:
             os.replace(temporary, path)
             return
         except PermissionError:
-            # Windows does not replace a file while another process reads it, which takes milliseconds
+            # Windows cannot replace a file that another process is reading, which takes milliseconds
             if os.name != "nt" or waited == 19:
                 raise
             time.sleep(0.05)
 
 
-def sweep(folder: str) -> None:
-    """Remove the temporary files of processes that were killed, a day later: no write takes as long."""
+def remove_leftovers(folder: str) -> None:
+    """Delete temporary files of killed processes after a day: no write takes that long."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 old = entry.name.startswith(_TEMPORARY) and entry.name.endswith(".tmp")
-                if old and time.time() - entry.stat().st_mtime > _LEFT_BEHIND_AFTER:
+                if old and time.time() - entry.stat().st_mtime > _LEFTOVER_AFTER:
                     os.unlink(entry.path)
     except OSError:
-        return  # somebody else's turn
+        return  # another process is deleting them
 
 
 def own_name(image: str, bucket: Size, settings: str, suffix: str) -> str:
-    """The name of our file for an image's file name: cat.png_512x768_1f3870be_sd.safetensors."""
-    return _fitted(image, f"_{bucket[0]}x{bucket[1]}_{settings[:8]}{suffix.removesuffix(NPZ_ENDING)}{OWN_ENDING}")
+    """Our file name for an image: cat.png_512x768_1f3870be_sd.safetensors."""
+    return _shortened(image, f"_{bucket[0]}x{bucket[1]}_{settings[:8]}{suffix.removesuffix(NPZ_ENDING)}{OWN_ENDING}")
 
 
 def npz_name(image: str, size: Size, suffix: str) -> str:
-    """The name that sd-scripts gives: stem and size of the image, suffix of the family: cat_1024x1536_sd.npz."""
-    return _fitted(os.path.splitext(image)[0], f"_{size[0]:04d}x{size[1]:04d}{suffix}")
+    """The name in sd-scripts, stem and size of the image and suffix of the family: cat_1024x1536_sd.npz."""
+    return _shortened(os.path.splitext(image)[0], f"_{size[0]:04d}x{size[1]:04d}{suffix}")
 
 
 def full_npz_name(image: str, size: Size, bucket: Size, settings: str, suffix: str) -> str:
-    """An .npz name for what has to share npz_name: a.png beside a.jpg, or one image at several resolutions.
+    """An unambiguous .npz name where entries share npz_name: a.png next to a.jpg, or one image at several resolutions.
 
-    It ends in the image's own size, from which sd-scripts would tell it: cat.png_512x768_1f3870be_1024x1536_sd.npz.
+    It ends in the image size, which sd-scripts parses: cat.png_512x768_1f3870be_1024x1536_sd.npz.
     """
     own = f"_{bucket[0]}x{bucket[1]}_{settings[:8]}"
-    return _fitted(image, f"{own}_{size[0]:04d}x{size[1]:04d}{suffix}")
+    return _shortened(image, f"{own}_{size[0]:04d}x{size[1]:04d}{suffix}")
 
 
-def _fitted(name: str, ending: str) -> str:
-    """Name and ending; of a name that is too long only the beginning, and a digest of the whole."""
+def _shortened(name: str, ending: str) -> str:
+    """Name and extension; a name that is too long is shortened and ends in a hash."""
     room = _LONGEST_NAME - len(os.fsencode(ending))
     whole = name.encode("utf-8", "surrogateescape")
     if len(whole) <= room:

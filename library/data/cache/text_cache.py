@@ -1,13 +1,13 @@
-"""What the text encoder gives for the captions of a run, made once before training, in memory or on disk.
+"""Encode the captions of a run once before training, in memory or on disk.
 
-Captions that are shuffled or dropped can be cached too: they are a pure function of (seed, epoch, image, repeat), so
-the texts of a run can be listed beforehand (`texts_of`). An entry is found by its text and by a name of the encoder, so
-an edited caption is simply another text, and no entry can be taken for one that it is not.
+Shuffled and dropped captions can be cached too: they are a pure function of (seed, epoch, image, repeat), so the texts
+of a run can be listed in advance (`texts_of`). An entry is identified by its text and the encoder, so an edited caption
+is a new entry.
 
-On disk many texts share a file (a *shard*): 100,000 texts are some 1,600 files, and syncing, listing and copying those
-is far quicker than 100,000. A shard is a safetensors file with a checksum of every tensor; it is written whole or not
-at all and never changed, so processes that fill one folder need no lock, on a network drive either. One that is found
-damaged is taken away, and what it held is made anew.
+On disk, many texts share a file (a *shard*): 100,000 texts are about 1,600 files, much faster to list, sync and copy
+than 100,000. A shard is a safetensors file with a checksum of every tensor. It is written atomically and never changed,
+so processes that fill the same folder need no lock, even on a network drive. A damaged shard is deleted and its texts
+are encoded again.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, TensorInfo
 from library.checkpoints.lazy import torch_dtype
 from library.checkpoints.writer import write_safetensors
-from library.data.cache.work_sharing import own_order
+from library.data.cache.work_sharing import processing_order
+from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 
 Outputs = dict[str, Tensor]
-"""What an encoder gives, by name: {"states": (B, L, width)} for one CLIP, more names where there are several."""
+"""Outputs of the text encoders by name: {"states": (B, L, width)} for a single CLIP, more names for several."""
 
-# texts -> Outputs with one row for each text, on any device
+# texts -> Outputs with a row per text, on any device
 Encode = Callable[[list[str]], Mapping[str, Tensor]]
 
-_VERSION = 1  # raise it when the same text comes out differently for the same name of an encoder
-_SHARD = 64  # texts in a file: 15 MB of SD1 in float32, 41 MB of SDXL; what an interruption loses at most
+_VERSION = 1  # increase when the same text and encoder give different outputs
+_SHARD = 64  # texts per file: 15 MB for SD1 in float32, 41 MB for SDXL; an interruption loses at most one file
 _SHARDS = "*.safetensors"
 _THREADS = 4
 
 
-class _Place(NamedTuple):
-    """Where one output of one text lies."""
+class _Location(NamedTuple):
+    """Location of one output of one text."""
 
     output: str
     file: Path
@@ -58,7 +59,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryTexts:
-    """Outputs of each text, on the CPU."""
+    """Outputs of each text, in memory on the CPU."""
 
     texts: Mapping[str, Outputs]
 
@@ -69,15 +70,15 @@ class MemoryTexts:
         return len(self.texts)
 
     def get(self, texts: Sequence[str]) -> Outputs:
-        """The outputs of these texts, a row for each, on the CPU, dtypes as encoded. KeyError for one not in here."""
+        """Outputs of these texts, a row each, on the CPU, in the encoder dtype. Raises KeyError for a missing text."""
         return _stacked([self.texts[text] for text in texts])
 
 
 @dataclass(frozen=True)
 class DiskTexts:
-    """Where the outputs of each text lie; nothing is held in memory."""
+    """Outputs on disk: the location of each text's."""
 
-    texts: Mapping[str, tuple[_Place, ...]]
+    texts: Mapping[str, tuple[_Location, ...]]
 
     def __contains__(self, text: object) -> bool:
         return text in self.texts
@@ -86,8 +87,8 @@ class DiskTexts:
         return len(self.texts)
 
     def get(self, texts: Sequence[str]) -> Outputs:
-        """As MemoryTexts.get. Raises UserError for an entry that was removed or damaged since the cache was filled."""
-        return _stacked([{place.output: _wanted(place) for place in self.texts[text]} for text in texts])
+        """As MemoryTexts.get. Raises UserError for an entry that was removed or damaged after the cache was built."""
+        return _stacked([{place.output: _read_or_raise(place) for place in self.texts[text]} for text in texts])
 
 
 TextStore = MemoryTexts | DiskTexts
@@ -95,23 +96,23 @@ TextStore = MemoryTexts | DiskTexts
 
 @dataclass(frozen=True)
 class TextCacheBuild:
-    """The outputs of all texts, and where they come from: counts of texts."""
+    """The outputs of all texts, with counts of texts."""
 
     store: TextStore
     read: int  # from the cache folder
-    made: int
-    damaged: int = 0  # files of the cache folder that were damaged and are made anew
+    encoded: int
+    damaged: int = 0  # damaged files in the cache folder, whose texts were encoded again
 
     def __str__(self) -> str:
-        text = f"captions: {self.read} read, {self.made} encoded"
-        return f"{text} ({self.damaged} damaged cache files made anew)" if self.damaged else text
+        text = f"captions: {self.read} read, {self.encoded} encoded"
+        return f"{text} ({counted(self.damaged, 'damaged cache file')} replaced)" if self.damaged else text
 
 
 def texts_of(samples: Iterable[str], limit: int) -> tuple[list[str], bool]:
-    """The distinct texts of the samples of a run in the order of their first use, and whether that is all of them.
+    """Distinct texts of `samples` in order of first use, at most `limit`, and whether they are complete.
 
-    No more than `limit`; `samples` is not read on once there is one too many. Give the samples of the whole run, not
-    of what is left of it: then a resumed run encodes the same texts in the same batches, to the last bit.
+    Stops reading `samples` at the first text beyond the limit. Pass the samples of the whole run even when resuming:
+    then a resumed run encodes the same texts in the same batches, bit for bit.
     """
     found: dict[str, None] = {}
     for text in samples:
@@ -124,17 +125,17 @@ def texts_of(samples: Iterable[str], limit: int) -> tuple[list[str], bool]:
 
 
 def missing(texts: Iterable[str], store: TextStore) -> list[str]:
-    """Which of these texts are not in the store, each once, in order: those beyond the limit."""
+    """Texts that are not in the store (those beyond the limit), without duplicates, in order."""
     return [text for text in dict.fromkeys(texts) if text not in store]
 
 
 def outputs(texts: Sequence[str], store: TextStore, encode: Encode) -> Outputs:
-    """The outputs of these texts, a row for each, on the CPU: from the store, or else encoded now and not kept."""
-    absent = missing(texts, store)
-    if not absent:
+    """Outputs of these texts, a row each, on the CPU: from the store, or encoded now without storing them."""
+    new = missing(texts, store)
+    if not new:
         return store.get(texts)
-    now = dict(zip(absent, _rows(absent, encode, len(absent)), strict=True))
-    return _stacked([now[text] if text in now else _row(store.get([text]), 0) for text in texts])
+    encoded = dict(zip(new, _rows(new, encode, len(new)), strict=True))
+    return _stacked([encoded[text] if text in encoded else _row(store.get([text]), 0) for text in texts])
 
 
 def build_text_cache(
@@ -147,13 +148,13 @@ def build_text_cache(
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> TextCacheBuild:
-    """Make the outputs of all texts available, encoding what is not in `folder` (None: all, kept in memory).
+    """Return the outputs of all texts, encoding those that are not in `folder` (None: all, kept in memory).
 
-    `encoder` names all that outputs depend on beside the text: weights, dtype, clip_skip, maximal length, whether
-    weights in brackets count. Every batch has `batch_size` texts, the last one filled up, as other shapes of a batch
-    may give other last bits. `share` is (number, of how many processes) that fill one folder at once: each has an
-    order of its own and passes over what another has done meanwhile, and all end with all texts. Raises UserError for
-    outputs that are not finite, or a file that cannot be written.
+    `encoder` identifies everything that outputs depend on besides the text: weights, dtype, clip_skip, maximum length,
+    whether prompt weights are parsed. Every batch has `batch_size` texts, the last one padded, because another batch
+    shape may change the last bits. `share` is (rank, number of processes) of processes that fill the same folder: each
+    has its own order and skips what another has finished, and all return all texts. Raises UserError for outputs that
+    are not finite, and for a file that cannot be written.
     """
     size = max(1, batch_size)
     distinct = list(dict.fromkeys(texts))
@@ -163,26 +164,26 @@ def build_text_cache(
         return TextCacheBuild(MemoryTexts(in_memory), 0, len(in_memory))
     folder = folder / _digest(str(_VERSION), encoder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
-    wanted = set(keys.values())
+    needed = set(keys.values())
     known = set(folder.glob(_SHARDS))
-    found, damaged = _read_folder(folder, wanted, progress=progress)
+    found, damaged = _read_folder(folder, needed, progress=progress)
     pending = [text for text in distinct if keys[text] not in found]
-    made = 0
+    encoded = 0
     shards = _parts(pending, -(-_SHARD // size) * size)
     with tqdm(desc="encoding captions", total=len(pending), disable=not progress or not pending) as bar:
-        for shard in own_order(shards, share):
-            found.update(_news(folder, known, wanted))
+        for shard in processing_order(shards, share):
+            found.update(_read_new_shards(folder, known, needed))
             left = [text for text in shard if keys[text] not in found]
             bar.update(len(shard) - len(left))
             if not left:
                 continue
             file = folder / f"{_digest(*(keys[text] for text in left))}.safetensors"
-            _write_shard(file, {keys[text]: one for text, one in _encoded(left, encode, size, bar)}, encoder)
+            _write_shard(file, {keys[text]: row for text, row in _encoded(left, encode, size, bar)}, encoder)
             known.add(file)
             found.update(_layout(file))
-            made += len(left)
+            encoded += len(left)
     store = DiskTexts({text: found[key] for text, key in keys.items()})
-    return TextCacheBuild(store, len(distinct) - made, made, damaged)
+    return TextCacheBuild(store, len(distinct) - encoded, encoded, damaged)
 
 
 def _encoded(texts: Sequence[str], encode: Encode, size: int, bar: tqdm) -> Iterator[tuple[str, Outputs]]:
@@ -192,17 +193,17 @@ def _encoded(texts: Sequence[str], encode: Encode, size: int, bar: tqdm) -> Iter
 
 
 def _rows(texts: Sequence[str], encode: Encode, size: int) -> list[Outputs]:
-    """The outputs of each text by itself, on the CPU and finite, encoded in a batch of `size`."""
+    """Encode texts in a batch padded to `size`; outputs of each, on the CPU. Raises UserError if not finite."""
     with torch.no_grad():
         batch = encode([*texts, *[texts[-1]] * (size - len(texts))])
-    there = {name: tensor.detach().to("cpu") for name, tensor in batch.items()}
-    for name, tensor in there.items():
+    on_cpu = {name: tensor.detach().to("cpu") for name, tensor in batch.items()}
+    for name, tensor in on_cpu.items():
         for place, text in enumerate(texts):
             if not torch.isfinite(tensor[place]).all():
                 what = f'caption "{text}": the text encoder gives {name} that are not finite'
                 raise UserError([Mistake(what, "train in full precision, use another model, or change the caption")])
-    # a view would keep the whole batch alive
-    return [{name: tensor.clone() for name, tensor in _row(there, place).items()} for place in range(len(texts))]
+    # a view would keep the whole batch in memory
+    return [{name: tensor.clone() for name, tensor in _row(on_cpu, place).items()} for place in range(len(texts))]
 
 
 def _row(batch: Mapping[str, Tensor], place: int) -> Outputs:
@@ -226,16 +227,16 @@ def _digest(*parts: str) -> str:
 
 
 def _write_shard(file: Path, entries: Mapping[str, Outputs], encoder: str) -> None:
-    """Names are "<key>.<output>"; the checksums stand in the metadata."""
+    """Write tensors "<key>.<output>", with their checksums in the metadata."""
     tensors = {f"{key}.{name}": tensor.contiguous() for key, row in entries.items() for name, tensor in row.items()}
     sums = {name: _crc(tensor) for name, tensor in tensors.items()}
     try:
         write_safetensors(file, tensors, {"encoder": encoder, "crc32": json.dumps(sums)})
     except CheckpointError as error:
         if len(_read_shard(file, set(entries)) or ()) == len(entries):
-            return  # another process was quicker, and Windows replaces no file that is being read
+            return  # another process was faster, and Windows cannot replace a file that is being read
         what = f"text cache {file} cannot be written ({error.__cause__ or error})"
-        remedy = "free the disk, make the folder writable, or use --cache_text_encoder_outputs without its _to_disk"
+        remedy = "free disk space, make the folder writable, or remove --cache_text_encoder_outputs_to_disk"
         raise UserError([Mistake(what, remedy)]) from error
 
 
@@ -243,34 +244,34 @@ def _crc(tensor: Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _layout(file: Path) -> dict[str, tuple[_Place, ...]]:
-    """Key -> places of a shard, by its header alone. {} for one that is not there or has no good header."""
+def _layout(file: Path) -> dict[str, tuple[_Location, ...]]:
+    """Read a shard's header: key -> locations. {} if the file is missing or its header damaged."""
     try:
         header = read_header(file)
         sums = json.loads(header.metadata["crc32"])
-        places: dict[str, list[_Place]] = {}
+        places: dict[str, list[_Location]] = {}
         for name, info in header.tensors.items():
             key, _, output = name.partition(".")
             start = header.places[name].start or 0
-            places.setdefault(key, []).append(_Place(sys.intern(output), file, start, int(sums[name]), info))
+            places.setdefault(key, []).append(_Location(sys.intern(output), file, start, int(sums[name]), info))
     except (CheckpointError, OSError, KeyError, TypeError, ValueError):
         return {}
     return {key: tuple(sorted(found)) for key, found in places.items()}
 
 
-def _read_shard(file: Path, keys: set[str]) -> dict[str, tuple[_Place, ...]] | None:
-    """Those of the wanted entries that it holds. None if one of them is damaged, or the whole file."""
+def _read_shard(file: Path, keys: set[str]) -> dict[str, tuple[_Location, ...]] | None:
+    """Entries of `keys` in a shard. None if the header or one of these entries is damaged."""
     layout = _layout(file)
-    wanted = {key: places for key, places in layout.items() if key in keys}
-    whole = all(_read(place) is not None for places in wanted.values() for place in places)
-    return wanted if layout and whole else None
+    entries = {key: places for key, places in layout.items() if key in keys}
+    is_valid = all(_read(place) is not None for places in entries.values() for place in places)
+    return entries if layout and is_valid else None
 
 
-def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[str, tuple[_Place, ...]], int]:
-    """The wanted entries of all shards, and how many shards were damaged. Those are gone now."""
+def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[str, tuple[_Location, ...]], int]:
+    """Entries of `keys` in all shards, and the number of damaged shards, which are deleted."""
     files = sorted(folder.glob(_SHARDS))
     stamps = [_stamp(file) for file in files]
-    found: dict[str, tuple[_Place, ...]] = {}
+    found: dict[str, tuple[_Location, ...]] = {}
     infos: dict[TensorInfo, TensorInfo] = {}
     damaged = 0
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -281,17 +282,17 @@ def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[
                 damaged += 1
                 _discard(file, stamp)
                 continue
-            # equal shapes are one object: a hundred thousand of their own would take more memory than the texts
+            # share equal objects: 100,000 of them would need more memory than the texts
             for key, places in entries.items():
                 found[key] = tuple(place._replace(info=infos.setdefault(place.info, place.info)) for place in places)
     return found, damaged
 
 
-def _news(folder: Path, known: set[Path], keys: set[str]) -> dict[str, tuple[_Place, ...]]:
-    """The wanted entries of shards that other processes have written since; their files are added to `known`."""
+def _read_new_shards(folder: Path, known: set[Path], keys: set[str]) -> dict[str, tuple[_Location, ...]]:
+    """Entries of `keys` in shards that other processes have written since; adds their files to `known`."""
     new = sorted(set(folder.glob(_SHARDS)) - known)
     known.update(new)
-    found: dict[str, tuple[_Place, ...]] = {}
+    found: dict[str, tuple[_Location, ...]] = {}
     for file in new:
         found.update(_read_shard(file, keys) or {})
     return found
@@ -306,16 +307,16 @@ def _stamp(file: Path) -> tuple[int, int] | None:
 
 
 def _discard(file: Path, stamp: tuple[int, int] | None) -> None:
-    """Take a damaged shard away, unless another process has put a good one in its place meanwhile."""
-    with contextlib.suppress(OSError):  # what cannot be taken away is passed over
+    """Delete a damaged shard, unless another process has replaced it meanwhile."""
+    with contextlib.suppress(OSError):  # a file that cannot be deleted is ignored
         if _stamp(file) == stamp:
             file.unlink()
 
 
-def _read(place: _Place) -> Tensor | None:
-    """One tensor, None if its file is gone or its bytes are not those that were written.
+def _read(place: _Location) -> Tensor | None:
+    """Read a tensor; None if its file is missing or the checksum differs.
 
-    Read, not mapped: a file that is cut short under a mapping ends the program.
+    Not memory-mapped: truncating a mapped file would crash the program.
     """
     raw = bytearray(place.info.nbytes)
     try:
@@ -329,9 +330,9 @@ def _read(place: _Place) -> Tensor | None:
     return torch.frombuffer(raw, dtype=dtype).view(place.info.shape) if raw else torch.empty(place.info.shape)
 
 
-def _wanted(place: _Place) -> Tensor:
+def _read_or_raise(place: _Location) -> Tensor:
     tensor = _read(place)
     if tensor is None:
         what = f"text cache {place.file} was removed or changed by another program during the run"
-        raise UserError([Mistake(what, "start again: what is damaged or missing is made anew")])
+        raise UserError([Mistake(what, "start again: missing and damaged entries are encoded again")])
     return tensor

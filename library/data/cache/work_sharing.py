@@ -1,7 +1,7 @@
-"""Work that several processes do without a word between them: each passes over what it finds done.
+"""Share work between processes that do not communicate: each skips the items that another has finished.
 
-Each goes through all of it in an order of its own. Were the orders the same from another beginning, a fast process that
-has come to where a slow one works would do the same as it from there on, side by side to the end.
+Each process has a different random order. If they only started at different items of one order, a fast process would
+catch up with a slow one, and both would then do the same items.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from library.runtime.seeds import python_random
 Item = TypeVar("Item")
 
 
-def own_order(items: Sequence[Item], share: tuple[int, int]) -> list[Item]:
-    """All items, in the order of process `share` = (number from 0, of how many). One alone keeps the given order, and
-    no two begin at the same item if there are enough."""
-    number, count = share
-    mine = list(items)
-    if count == 1 or not mine:
-        return mine
-    first = mine.pop(len(mine) * number // count)
-    python_random("own order", number).shuffle(mine)
-    return [first, *mine]
+def processing_order(items: Sequence[Item], share: tuple[int, int]) -> list[Item]:
+    """Return all items in the order of process `share` = (rank, number of processes). A single process keeps the order;
+    several start at different items if there are enough."""
+    rank, count = share
+    order = list(items)
+    if count == 1 or not order:
+        return order
+    first = order.pop(len(order) * rank // count)
+    python_random("own order", rank).shuffle(order)
+    return [first, *order]

@@ -1,6 +1,6 @@
-"""What `--debug_dataset` writes: one self-contained HTML page that shows what a run is about to be trained on."""
+"""The page of `--debug_dataset`: one self-contained HTML file that shows the images and captions of a run."""
 
 from library.data.contact_sheet.page import write_page
-from library.data.contact_sheet.records import Page, Shown, ShownCaption
+from library.data.contact_sheet.records import Page, SheetCaption, SheetImage
 
-__all__ = ["Page", "Shown", "ShownCaption", "write_page"]
+__all__ = ["Page", "SheetImage", "SheetCaption", "write_page"]

@@ -1,4 +1,4 @@
-"""Histograms as inline SVG: no library, no script; colours come from the page's style sheet."""
+"""Histograms as inline SVG; colours come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from library.data.contact_sheet.markup import count, escape, number
-from library.data.contact_sheet.records import Shown, Size
+from library.data.contact_sheet.records import SheetImage, Size
 
 _WIDTH, _HEIGHT = 380, 225
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 8, 30, 42
@@ -20,18 +20,18 @@ _MOST_REPEAT_BARS = 12
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a histogram: training images, regularisation images on top of them."""
+    """A bar of a histogram: training images, with regularisation images stacked on top."""
 
-    label: str  # under it
-    name: str  # what its tooltip says: "71-75 tokens"
+    label: str  # below the bar
+    name: str  # in the tooltip: "71-75 tokens"
     train: int
     reg: int
-    over: bool = False  # beyond the limit
+    over: bool = False  # above the limit
 
 
-def caption_chart(shown: Sequence[Shown], limit: int) -> str:
-    """Images by the tokens of their longest caption, with the limit marked."""
-    lengths = [(max((caption.tokens for caption in one.captions), default=0), one.is_reg) for one in shown]
+def caption_chart(images: Sequence[SheetImage], limit: int) -> str:
+    """Histogram of the tokens of each image's longest caption, with the limit marked."""
+    lengths = [(max((caption.tokens for caption in image.captions), default=0), image.is_reg) for image in images]
     edges = token_edges(max((length for length, _ in lengths), default=0), limit)
     found = Counter((max(0, bisect_left(edges, length) - 1), is_reg) for length, is_reg in lengths)
     bars = []
@@ -39,25 +39,25 @@ def caption_chart(shown: Sequence[Shown], limit: int) -> str:
         name = f"{low + 1 if low else 0}–{high} tokens"
         bars.append(Bar(str(high), name, found[place, False], found[place, True], high > limit))
     mark = (edges.index(limit), f"limit {limit}")
-    return histogram("Caption lengths", "tokens of an image's longest caption", bars, at_edge=True, mark=mark)
+    return histogram("Caption lengths", "tokens of the longest caption", bars, at_edge=True, mark=mark)
 
 
 def token_edges(longest: int, limit: int) -> list[int]:
-    """0, step, 2 step, ...: the limit is one of them, the last one is at least `longest` and the limit."""
+    """Bin edges 0, step, 2 step, ...: the limit is an edge, and the last edge is at least `longest`."""
     most = max(longest, limit)
     steps = [step for step in range(1, limit + 1) if limit % step == 0]
     step = next((step for step in steps if most / step <= _MOST_BARS), limit)
     edges = [*range(0, limit + 1, step)]
     if longest > limit:
-        wide = step * -(-most // (step * 2 * _MOST_BARS))  # one caption of 10,000 tokens makes no 10,000 bars
+        wide = step * -(-most // (step * 2 * _MOST_BARS))  # a very long caption must not add thousands of bars
         while edges[-1] < longest:
             edges.append(edges[-1] + wide)
     return edges
 
 
-def repeats_chart(shown: Sequence[Shown]) -> str:
-    """Images by how often an epoch uses them."""
-    found = Counter((one.repeats, one.is_reg) for one in shown)
+def repeats_chart(images: Sequence[SheetImage]) -> str:
+    """Histogram of the images' repeats."""
+    found = Counter((image.repeats, image.is_reg) for image in images)
     values = sorted({repeats for repeats, _ in found})
     ranges = [(value, value) for value in values]
     if len(values) > _MOST_REPEAT_BARS:
@@ -67,17 +67,17 @@ def repeats_chart(shown: Sequence[Shown]) -> str:
     for low, high in ranges:
         label = str(low) if low == high else f"{low}–{high}"
         inside: Counter[bool] = Counter()
-        for (repeats, is_reg), images in found.items():
-            inside[is_reg] += images if low <= repeats <= high else 0
+        for (repeats, is_reg), count_of_images in found.items():
+            inside[is_reg] += count_of_images if low <= repeats <= high else 0
         bars.append(Bar(label, f"repeats {label}", inside[False], inside[True]))
-    return histogram("Repeats", "times that an epoch uses an image", bars)
+    return histogram("Repeats", "repeats per epoch", bars)
 
 
 def histogram(
     name: str, across: str, bars: Sequence[Bar], *, at_edge: bool = False, mark: tuple[int, str] | None = None
 ) -> str:
-    """An SVG of bars. Labels stand under the bars, or with `at_edge` at their right ends; `mark` (bars before it,
-    text) draws an upright line."""
+    """Return an SVG of bars. Labels are centred below the bars, or with `at_edge` at their right edges; `mark` (bars
+    before it, text) draws a vertical line."""
     wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     step = wide / max(1, len(bars))
     ticks = count_ticks(max((bar.train + bar.reg for bar in bars), default=0))
@@ -112,14 +112,14 @@ def histogram(
 def _bar(bar: Bar, x: float, thick: float, base: float, scale: float) -> str:
     if not bar.train + bar.reg:
         return ""
-    said = f"{bar.name}: {count(bar.train + bar.reg, 'image')}"
+    tooltip = f"{bar.name}: {count(bar.train + bar.reg, 'image')}"
     if bar.reg:
-        said += f", {number(bar.reg)} of them regularisation"
-    parts = [f"<g><title>{escape(said)}</title>"]
+        tooltip += f", {number(bar.reg)} of them regularisation"
+    parts = [f"<g><title>{escape(tooltip)}</title>"]
     bottom = base
     for kind, value in (("over" if bar.over else "train", bar.train), ("reg", bar.reg)):
         if value:
-            tall = max(value * scale, 1.5)  # one image among thousands is still to be seen
+            tall = max(value * scale, 1.5)  # keep a single image visible
             bottom -= tall
             parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{bottom:.1f}" width="{thick:.1f}" height="{tall:.1f}"/>')
     return "".join([*parts, "</g>"])
@@ -137,7 +137,7 @@ def _labels(bars: Sequence[Bar], step: float, base: float, *, at_edge: bool) -> 
 
 
 def count_ticks(most: int) -> list[int]:
-    """Round numbers from 0 to at least `most`, at most five steps."""
+    """Round numbers from 0 to at least `most`, in at most five steps."""
     power = 1
     while True:
         for factor in (1, 2, 5):
@@ -151,20 +151,20 @@ def _spoken(name: str, bars: Sequence[Bar]) -> str:
     return f"{name}. " + "; ".join(f"{bar.name}: {bar.train + bar.reg}" for bar in bars if bar.train + bar.reg)
 
 
-def bucket_rows(buckets: Mapping[Size, Sequence[int]], shown: Sequence[Shown]) -> str:
-    """A row per bucket that is also a button of the filter: its shape, its images as a bar, its samples."""
+def bucket_rows(buckets: Mapping[Size, Sequence[int]], images: Sequence[SheetImage]) -> str:
+    """A row per bucket, which is also a filter button: its shape, its images as a bar, its samples."""
     most = max((len(indexes) for indexes in buckets.values()), default=1)
     rows = []
     for bucket, indexes in buckets.items():
         width, height = bucket
-        reg = sum(shown[index].is_reg for index in indexes)
-        samples = sum(shown[index].repeats for index in indexes)
+        reg = sum(images[index].is_reg for index in indexes)
+        samples = sum(images[index].repeats for index in indexes)
         train_part, reg_part = 100 * (len(indexes) - reg) / most, 100 * reg / most
         bars = f'<rect class="train" width="{train_part:.2f}" height="8"/>'
         bars += f'<rect class="reg" x="{train_part:.2f}" width="{reg_part:.2f}" height="8"/>' if reg else ""
-        said = f"{width}×{height}: {count(len(indexes), 'image')}, {count(samples, 'sample')} an epoch"
+        tooltip = f"{width}×{height}: {count(len(indexes), 'image')}, {count(samples, 'sample')} per epoch"
         rows.append(
-            f'<li><button type="button" data-go="bucket" data-value="{width}x{height}" title="{said}">'
+            f'<li><button type="button" data-go="bucket" data-value="{width}x{height}" title="{tooltip}">'
             f"{shape(bucket)}<b>{width} × {height}</b>"
             f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
             f'<span>{number(len(indexes))}</span><span class="samples">{number(samples)}</span></button></li>'
@@ -173,7 +173,7 @@ def bucket_rows(buckets: Mapping[Size, Sequence[int]], shown: Sequence[Shown]) -
 
 
 def shape(bucket: Size) -> str:
-    """A small outline with the bucket's aspect."""
+    """A small outline with the bucket's aspect ratio."""
     longer = max(bucket)
     width, height = (max(2.0, 16 * side / longer) for side in bucket)
     place = f'x="{(20 - width) / 2:.2f}" y="{(20 - height) / 2:.2f}" width="{width:.2f}" height="{height:.2f}"'

@@ -1,4 +1,4 @@
-"""Text made safe for HTML, and numbers as people read them."""
+"""Escape text for HTML, and format numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def escape(text: str) -> str:
-    """For element content and quoted attributes. Control characters and broken Unicode become visible, as ␇ or \\udc80.
+    """Escape text for element content and quoted attributes. Control characters and broken Unicode become visible, as
+    ␇ or \\udc80.
 
-    (Linux allows any byte in a file's name; such a name could not be written as UTF-8.)
+    Linux allows any byte in a file name, and such a name could not be written as UTF-8.
     """
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     text = _CONTROLS.sub(lambda found: "\u2421" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])), text)
@@ -30,7 +31,7 @@ def count(value: int, one: str, many: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 in whole per cent; what is there is never called 0 %."""
+    """A share of 1 in whole per cent; "under 1 %" for a small one that is not 0."""
     return "under 1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
 
 

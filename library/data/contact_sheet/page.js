@@ -10,9 +10,9 @@
   const large = one("#large");
   const number = (value) => value.toLocaleString("en-GB");
   const plain = (text) => text.normalize("NFC").toLowerCase();
-  let texts = null; // what "find" looks at, per card; made when first needed
+  let texts = null; // searchable text per card, built on first use
   let matching = cards;
-  let current = 0; // place in `matching` of the image that is shown large
+  let current = 0; // index in `matching` of the enlarged image
 
   document.documentElement.classList.add("js");
   const bar = one("form.bar");
@@ -83,7 +83,7 @@
     const [width, height] = card.closest("section").dataset.bucket.split("x");
     copy.style.setProperty("--r", Number(width) / Number(height));
     const image = one(".image", copy);
-    const still = document.createElement("div"); // in here it is no button
+    const still = document.createElement("div"); // not a button inside the dialog
     still.className = image.className;
     still.append(...image.childNodes);
     image.replaceWith(still);
@@ -98,7 +98,7 @@
     image.focus();
   }
 
-  // the place of the image that an arrow key leads to: sideways the next one, up and down the nearest in that row
+  // index of the image that an arrow key moves to: the next one sideways, the nearest in the row above or below
   function beside(place, key) {
     if (key === "ArrowLeft") return place - 1;
     if (key === "ArrowRight") return place + 1;
@@ -158,7 +158,7 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     const link = event.target.closest("a[href^='#p']");
-    if (link) clear(); // the card it leads to may be filtered out
+    if (link) clear(); // the linked card may be filtered out
     if (event.target === large) large.close();
     if (!button) return;
     if (button.dataset.go) go(button);

@@ -1,4 +1,4 @@
-"""The page as a whole: one HTML file that needs nothing but a browser, not even a network."""
+"""The whole page: one HTML file that needs only a browser, no network."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from tqdm import tqdm
 from library.checkpoints.writer import write_text
 from library.data.contact_sheet.cards import card, shown_size
 from library.data.contact_sheet.charts import bucket_rows, caption_chart, repeats_chart, shape
-from library.data.contact_sheet.findings import Finding, by_bucket, findings, judge, sample
+from library.data.contact_sheet.findings import Finding, by_bucket, classify, findings, sample
 from library.data.contact_sheet.markup import count, escape, number
-from library.data.contact_sheet.records import Page, Shown, Size
-from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make
+from library.data.contact_sheet.records import Page, SheetImage, Size
+from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make_thumbnail
 
 MOST_SHOWN = 2000
-"""Images with a card of their own; of more, so many evenly spaced ones. 2,000 make a file of about 15 MB."""
+"""The most images with a card; of more, an evenly spaced selection. 2,000 make a file of about 15 MB."""
 
-_MOST_NAMED = 200  # paths under a problem
-_OPEN_PROBLEMS = 12  # told at once; the rest of them under a line to click on
+_MOST_NAMED = 200  # paths listed for a problem
+_OPEN_PROBLEMS = 12  # shown at once; the rest unfold on a click
 _HERE = Path(__file__).parent
 
 
 def write_page(path: Path, page: Page, *, progress: bool = False, most: int = MOST_SHOWN) -> None:
-    """Write the page whole or not at all. Opens up to `most` images; one that cannot be opened is shown as such.
+    """Write the page atomically. Opens up to `most` images; an unreadable one gets a card that says so.
 
-    `progress` draws a bar on stderr. Raises CheckpointError if the file cannot be written.
+    `progress` shows a progress bar on stderr. Raises CheckpointError if the file cannot be written.
     """
-    buckets = by_bucket(page.shown)
+    buckets = by_bucket(page.images)
     chosen = sample(buckets, most)
-    write_text(path, render(page, buckets, chosen, _open(page.shown, chosen, progress=progress)))
+    write_text(path, render(page, buckets, chosen, _open(page.images, chosen, progress=progress)))
 
 
-def _open(shown: Sequence[Shown], chosen: Mapping[Size, Sequence[int]], *, progress: bool) -> dict[int, Thumbnail]:
+def _open(
+    images: Sequence[SheetImage], chosen: Mapping[Size, Sequence[int]], *, progress: bool
+) -> dict[int, Thumbnail]:
     indexes = [index for bucket in chosen.values() for index in bucket]
-    one = partial(make, side=longest_side(len(indexes)))
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling let other threads run
+    make = partial(make_thumbnail, side=longest_side(len(indexes)))
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling release the GIL
     try:
-        made = pool.map(one, (shown[index] for index in indexes))
-        return dict(zip(indexes, tqdm(made, "contact sheet", len(indexes), disable=not progress), strict=True))
+        thumbnails = pool.map(make, (images[index] for index in indexes))
+        return dict(zip(indexes, tqdm(thumbnails, "contact sheet", len(indexes), disable=not progress), strict=True))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in work, not for all
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits only for the images being decoded
 
 
 def render(
@@ -55,32 +57,32 @@ def render(
     chosen: Mapping[Size, Sequence[int]],
     opened: Mapping[int, Thumbnail],
 ) -> str:
-    """The HTML. `buckets` holds the indexes of all images, `chosen` of those in `opened`."""
-    judged = judge(page, opened)
-    found = findings(judged)
-    subsets = list(dict.fromkeys(one.subset for one in page.shown))
+    """Return the HTML. `buckets` has the indexes of all images, `chosen` those of the images in `opened`."""
+    kinds = classify(page, opened)
+    found = findings(kinds)
+    subsets = list(dict.fromkeys(image.subset for image in page.images))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     parts = [
         _head(page.title, style, script, min(512, 2 * longest_side(len(opened)))),
         f"<header><h1>{escape(page.title)}</h1>{_tiles(page, buckets, subsets)}</header>",
         _problems(page, found, opened),
         _overview(page, buckets),
-        _toolbar(buckets, subsets, page.shown, found, masks=any(thumbnail.mask for thumbnail in opened.values())),
+        _toolbar(buckets, subsets, page.images, found, masks=any(thumbnail.mask for thumbnail in opened.values())),
         '<main id="sheets" translate="no">',
     ]
     numbers = {subset: place for place, subset in enumerate(subsets)}
     for bucket, indexes in chosen.items():
-        parts.append(_bucket_head(bucket, buckets[bucket], len(indexes), page.shown))
+        parts.append(_bucket_head(bucket, buckets[bucket], len(indexes), page.images))
         for index in indexes:
-            one = page.shown[index]
-            parts.append(card(index, one, opened[index], judged[index], numbers[one.subset], page.token_limit))
+            image = page.images[index]
+            parts.append(card(index, image, opened[index], kinds[index], numbers[image.subset], page.token_limit))
         parts.append("</div></section>\n")
     parts.append(_foot(script))
     return "".join(parts)
 
 
 def _head(title: str, style: str, script: str, large: int) -> str:
-    # no text of a data set can become a script: only the one below runs, known by its hash; and nothing is fetched
+    # no text of a dataset can run as a script: only the one with this hash does, and nothing is fetched
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
@@ -94,38 +96,38 @@ def _head(title: str, style: str, script: str, large: int) -> str:
 
 
 def _tiles(page: Page, buckets: Mapping[Size, Sequence[int]], subsets: Sequence[str]) -> str:
-    reg = [one for one in page.shown if one.is_reg]
-    train = [one for one in page.shown if not one.is_reg]
-    values = [(len(train), "training image"), (sum(one.repeats for one in train), "training sample")]
+    reg = [image for image in page.images if image.is_reg]
+    train = [image for image in page.images if not image.is_reg]
+    values = [(len(train), "training image"), (sum(image.repeats for image in train), "training sample")]
     if reg:
         values += [(len(reg), "regularisation image")]
-        values += [(sum(one.repeats for one in reg), "regularisation sample")]
+        values += [(sum(image.repeats for image in reg), "regularisation sample")]
     values += [(len(buckets), "bucket"), (len(subsets), "subset")]
     tiles = [
         f"<li><b>{number(value)}</b> {name if value == 1 else name + 's'}"
-        f"{' an epoch' if name.endswith('sample') else ''}</li>"
+        f"{' per epoch' if name.endswith('sample') else ''}</li>"
         for value, name in values
     ]
     return f'<ul class="tiles">{"".join(tiles)}</ul>'
 
 
 def _problems(page: Page, found: Sequence[Finding], opened: Mapping[int, Thumbnail]) -> str:
-    items = [f'<li class="said-before"><p>{escape(text)}</p></li>' for text in page.problems]
+    items = [f'<li class="reported"><p>{escape(text)}</p></li>' for text in page.problems]
     items += [_problem(finding, page, opened) for finding in found]
-    closed = len(page.shown) - len(opened)
+    closed = len(page.images) - len(opened)
     note = ""
     if closed:
         note = (
-            f'<p class="note">{count(len(opened), "image")} of {number(len(page.shown))} have been opened and are '
-            f"shown below, evenly spaced in every bucket. The other {number(closed)} count in all numbers and charts; "
-            "whether they can be opened is not known yet.</p>"
+            f'<p class="note">{count(len(opened), "image")} of {number(len(page.images))} were opened and are '
+            f"shown below, evenly spaced in each bucket. All numbers and charts include the other {number(closed)}, "
+            "which were not opened.</p>"
         )
     if not items:
         return f'<section class="problems none"><h2>No problems found</h2>{note}</section>'
     head, rest = items[:_OPEN_PROBLEMS], items[_OPEN_PROBLEMS:]
     more = f"<details><summary>{number(len(rest))} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
     return (
-        f'<section class="problems"><h2>{count(len(items), "thing")} to look at</h2>'
+        f'<section class="problems"><h2>{count(len(items), "possible problem")}</h2>'
         f"<ul>{''.join(head)}</ul>{more}{note}</section>"
     )
 
@@ -136,12 +138,12 @@ def _problem(finding: Finding, page: Page, opened: Mapping[int, Thumbnail]) -> s
     below = sum(index in opened for index in images)
     button = ""
     if below:
-        label = "show" if below == len(images) else f"show the {number(below)} that are below"
+        label = "show" if below == len(images) else f"show the {number(below)} on this page"
         button = f'<button type="button" data-go="flag" data-value="{kind.name}">{label}</button>'
     names = "".join(
-        f'<li><a href="#p{index}">{_name(page.shown[index])}</a></li>'
+        f'<li><a href="#p{index}">{_name(page.images[index])}</a></li>'
         if index in opened
-        else f"<li>{_name(page.shown[index])}</li>"
+        else f"<li>{_name(page.images[index])}</li>"
         for index in images[:_MOST_NAMED]
     )
     if len(images) > _MOST_NAMED:
@@ -152,49 +154,49 @@ def _problem(finding: Finding, page: Page, opened: Mapping[int, Thumbnail]) -> s
     )
 
 
-def _name(one: Shown) -> str:
-    return f"<bdi>{escape(one.path)}</bdi>"
+def _name(image: SheetImage) -> str:
+    return f"<bdi>{escape(image.path)}</bdi>"
 
 
 def _overview(page: Page, buckets: Mapping[Size, Sequence[int]]) -> str:
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
     legend = '<p class="legend"><span class="train">training</span><span class="reg">regularisation</span></p>'
-    legend = legend if any(one.is_reg for one in page.shown) else ""
+    legend = legend if any(image.is_reg for image in page.images) else ""
     columns = '<p class="columns">images<span>samples</span></p>'
     return (
         '<section class="overview">'
         + (f'<dl class="facts">{facts}</dl>' if facts else "")
         + f'<div class="charts"><figure class="buckets"><figcaption><h2>Buckets</h2>{legend}{columns}</figcaption>'
-        f"{bucket_rows(buckets, page.shown)}</figure>"
+        f"{bucket_rows(buckets, page.images)}</figure>"
         f"<figure><figcaption><h2>Caption lengths</h2>{legend}</figcaption>"
-        f"{caption_chart(page.shown, page.token_limit)}</figure>"
-        f"<figure><figcaption><h2>Repeats</h2>{legend}</figcaption>{repeats_chart(page.shown)}</figure></div></section>\n"
+        f"{caption_chart(page.images, page.token_limit)}</figure>"
+        f"<figure><figcaption><h2>Repeats</h2>{legend}</figcaption>{repeats_chart(page.images)}</figure></div></section>\n"
     )
 
 
 def _toolbar(
     buckets: Mapping[Size, Sequence[int]],
     subsets: Sequence[str],
-    shown: Sequence[Shown],
+    images: Sequence[SheetImage],
     found: Sequence[Finding],
     *,
     masks: bool,
 ) -> str:
     sizes = [(f"{width}x{height}", f"{width} × {height}") for width, height in buckets]
-    what = [("train", "training"), ("reg", "regularisation")] if any(one.is_reg for one in shown) else []
+    what = [("train", "training"), ("reg", "regularisation")] if any(image.is_reg for image in images) else []
     flags = [(finding.kind.name, finding.kind.label) for finding in found]
     mask = (
-        '<button type="button" id="masks" aria-pressed="true" title="hatched: not learnt (key: m)">Masks</button>'
+        '<button type="button" id="masks" aria-pressed="true" title="hatched: masked out (key: m)">Masks</button>'
         if masks
         else ""
     )
     return (
-        '<form class="bar" role="search"><label class="find"><span>Find</span>'
+        '<form class="bar" role="search"><label class="find"><span>Search</span>'
         '<input id="find" type="search" placeholder="in captions and paths" autocomplete="off" spellcheck="false">'
         "<kbd>/</kbd></label>"
         + _select("bucket", "Bucket", "all", sizes)
         + _select("subset", "Subset", "all", [(str(place), subset) for place, subset in enumerate(subsets)])
-        + _select("flag", "Show", "everything", what + flags)
+        + _select("flag", "Show", "all", what + flags)
         + f'<span class="buttons">{mask}'
         '<button type="button" id="dense" aria-pressed="false" title="key: v">Images only</button>'
         '<button type="button" id="clear" hidden>Clear</button></span>'
@@ -202,37 +204,37 @@ def _toolbar(
     )
 
 
-def _select(name: str, label: str, everything: str, values: Sequence[tuple[str, str]]) -> str:
+def _select(name: str, label: str, all_label: str, values: Sequence[tuple[str, str]]) -> str:
     if len(values) < 2 and name != "flag" or not values:
         return ""
     options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in values)
-    options = f'<option value="">{everything}</option>{options}'
+    options = f'<option value="">{all_label}</option>{options}'
     return f'<label><span>{label}</span><select id="{name}">{options}</select></label>'
 
 
-def _bucket_head(bucket: Size, indexes: Sequence[int], cards: int, shown: Sequence[Shown]) -> str:
+def _bucket_head(bucket: Size, indexes: Sequence[int], cards: int, images: Sequence[SheetImage]) -> str:
     width, height = bucket
-    samples = sum(shown[index].repeats for index in indexes)
+    samples = sum(images[index].repeats for index in indexes)
     amount = count(len(indexes), "image")
     if cards < len(indexes):
         amount = f"{number(cards)} of {amount} shown, evenly spaced"
     wide, high = shown_size(bucket)
     return (
         f'<section class="bucket" data-bucket="{width}x{height}" style="--w:{wide}px;--h:{high}px">'
-        f"<h2>{shape(bucket)}{width} × {height} <small>{amount}, {count(samples, 'sample')} an epoch"
+        f"<h2>{shape(bucket)}{width} × {height} <small>{amount}, {count(samples, 'sample')} per epoch"
         '<span class="matching"></span></small></h2><div class="grid">\n'
     )
 
 
 def _foot(script: str) -> str:
-    keys = (("/", "find"), ("m", "masks"), ("v", "images only"), ("← ↑ ↓ →", "from image to image"),
-            ("Enter", "large"), ("Esc", "back"))  # fmt: skip
-    said = "".join(f"<li><kbd>{key}</kbd> {what}</li>" for key, what in keys)
+    keys = (("/", "search"), ("m", "masks"), ("v", "images only"), ("← ↑ ↓ →", "move between images"),
+            ("Enter", "enlarge"), ("Esc", "close"))  # fmt: skip
+    items = "".join(f"<li><kbd>{key}</kbd> {what}</li>" for key, what in keys)
     return (
         '<p id="nothing" hidden>No image matches. <button type="button" data-go="clear">Show all</button></p>'
         "</main>\n"
-        f'<footer><ul class="keys">{said}</ul></footer>\n'
-        '<dialog id="large" aria-label="One image"><div class="holder"></div><form method="dialog">'
+        f'<footer><ul class="keys">{items}</ul></footer>\n'
+        '<dialog id="large" aria-label="Enlarged image"><div class="holder"></div><form method="dialog">'
         '<button type="button" id="previous" aria-label="previous image">←</button>'
         '<output id="place"></output><button type="button" id="next" aria-label="next image">→</button>'
         '<button id="close">Close</button></form></dialog>\n'

@@ -1,4 +1,4 @@
-"""What the page is made of: plain records, so that it needs to know nothing of a run."""
+"""The page's input: plain records, independent of the training code."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True, slots=True)
-class ShownCaption:
-    """A caption as one epoch trains it. `tokens` counts the whole text, without start and end marks."""
+class SheetCaption:
+    """A caption as trained in an epoch. `tokens` counts the whole text, without start and end tokens."""
 
     text: str
     tokens: int
-    fits: int | None = None  # characters of the text within the limit; None: not known
+    fits: int | None = None  # characters of the text within the token limit; None: unknown
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One image. `pixels` and `mask` are called when the page is written, from several threads, and may raise."""
+class SheetImage:
+    """An image. `pixels` and `mask` are called when the page is written, from several threads, and may raise."""
 
     path: str
-    subset: str  # as the user calls it; equal text = one entry of the filter
+    subset: str  # its folder or file; equal texts are one entry of the filter
     is_reg: bool
     bucket: Size
     size: Size  # of the file, upright
     resized: Size  # covers the bucket
-    pixels: Callable[[], NDArray[np.uint8]]  # (H, W, 3) RGB, the crop that is trained
-    mask: Callable[[], NDArray[np.uint8]] | None = None  # (H, W), 255 = counts fully
-    captions: tuple[ShownCaption, ...] = ()  # of the epochs 1, 2, ...
+    pixels: Callable[[], NDArray[np.uint8]]  # (H, W, 3) RGB, the crop
+    mask: Callable[[], NDArray[np.uint8]] | None = None  # (H, W), 255 = full loss
+    captions: tuple[SheetCaption, ...] = ()  # of the epochs 1, 2, ...
     repeats: int = 1
-    weight: float = 1.0  # of its loss
+    weight: float = 1.0  # loss weight
     offset: tuple[int, int] = (0, 0)  # left and top of the crop in the scaled image
-    score: float | None = None  # its own aesthetic score
+    score: float | None = None  # aesthetic score of the image, if it has one
 
     @property
     def enlarged(self) -> float:
-        """How much the image is scaled up; 1 or less: it is not."""
+        """Upscaling factor; 1 or less: not upscaled."""
         return max(new / old for new, old in zip(self.resized, self.size, strict=True))
 
     @property
@@ -53,10 +53,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole page. `problems` and `facts` (name, value) are the run's own; the page adds what it finds itself."""
+    """The page. `problems` and `facts` (name, value) come from the run; the page adds problems that it finds itself."""
 
     title: str
-    token_limit: int  # of a caption, without start and end marks
-    shown: Sequence[Shown]
+    token_limit: int  # of a caption, without start and end tokens
+    images: Sequence[SheetImage]
     problems: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()

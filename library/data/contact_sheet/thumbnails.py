@@ -1,6 +1,6 @@
-"""Small images inside the page: the crop and its mask as data: URIs.
+"""Thumbnails inside the page: the crop and its mask as data: URIs.
 
-A mask becomes an alpha channel that is opaque where nothing is learnt, so that a style sheet can draw over just that.
+A mask becomes an alpha channel that is opaque where the loss is masked out, so that CSS can hatch just that area.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from library.data.contact_sheet.records import Shown
+from library.data.contact_sheet.records import SheetImage
 from library.options.mistakes import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SIDES = ((100, 384), (400, 256))  # up to so many images: longer side in pixels
+_SIDES = ((100, 384), (400, 256))  # (most images, longer side in pixels)
 _SMALLEST_SIDE = 160
 _QUALITY = 78
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """`image` and `mask` are data: URIs, "" where there is none; `learnt` is the mean of the mask in [0, 1]."""
+    """`image` and `mask` are data: URIs or ""; `learnt` is the mean of the mask in [0, 1]."""
 
     image: str = ""
     mask: str = ""
@@ -37,24 +37,24 @@ class Thumbnail:
 
 
 def longest_side(images: int) -> int:
-    """Of the thumbnails of a page with so many images, in pixels: the file stays of a size that a browser opens."""
+    """Longer side in pixels of the thumbnails, chosen by the number of images to keep the file small."""
     return next((side for most, side in _SIDES if images <= most), _SMALLEST_SIDE)
 
 
-def make(shown: Shown, side: int) -> Thumbnail:
-    """The thumbnail of an image. What cannot be read is said in it, never raised."""
+def make_thumbnail(image: SheetImage, side: int) -> Thumbnail:
+    """Make the thumbnail of an image. Read errors are stored in it, never raised."""
     try:
-        pixels = shown.pixels()
-        image = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
-    except Exception as error:  # noqa: BLE001 - the page is there to show what is wrong, whatever that is
+        pixels = image.pixels()
+        thumbnail = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
+    except Exception as error:  # noqa: BLE001 - the page shows every error
         return Thumbnail(error=_reason(error))
-    if shown.mask is None:
-        return Thumbnail(image)
+    if image.mask is None:
+        return Thumbnail(thumbnail)
     try:
-        mask, learnt = _mask(shown.mask, pixels.shape[:2], side)
+        mask, learnt = _mask(image.mask, pixels.shape[:2], side)
     except Exception as error:  # noqa: BLE001 - as above
-        return Thumbnail(image, mask_error=_reason(error))
-    return Thumbnail(image, mask, learnt)
+        return Thumbnail(thumbnail, mask_error=_reason(error))
+    return Thumbnail(thumbnail, mask, learnt)
 
 
 def _mask(read: Callable[[], NDArray[np.uint8]], shape: tuple[int, ...], side: int) -> tuple[str, float]:

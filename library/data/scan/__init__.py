@@ -1,1 +1,1 @@
-"""What there is to train on: folders and dataset files to image records. Headers and names only, no decoding."""
+"""From folders and dataset files to image records. Reads file names and headers, and decodes no image."""

@@ -1,6 +1,6 @@
-"""How often each regularisation image is shown, so that there are as many samples as of training images.
+"""Repeats of each regularisation image, so that there are as many samples as of training images.
 
-The rule is that of kohya's sd-scripts, but several folders are walked in step.
+The rule of kohya's sd-scripts, except that folders are interleaved.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from collections.abc import Sequence
 
 
 def balance(repeats: Sequence[int], folders: Sequence[int], target: int) -> dict[int, int]:
-    """Place -> repeats of the images that are used, until images x repeats reaches `target`.
+    """Index -> repeats of the images to use, so that images x repeats reaches `target`.
 
-    Walk over the images taking each with its own repeats until the sum reaches the target, and leave the rest out; if
-    the walk ends first, walk again and again adding 1 to each. `folders` says of each image where it lies: several
-    are walked in step, each in proportion to its images, so that trimming never leaves a whole folder out.
+    Takes images with their own repeats until the sum reaches the target and drops the rest; if the images run out
+    first, adds 1 repeat to each in turn. `folders` has the folder of each image: folders are interleaved in proportion
+    to their sizes, so that none is dropped as a whole.
     """
-    walk = _in_step(folders)
-    given: dict[int, int] = {}
+    order = _interleave(folders)
+    result: dict[int, int] = {}
     total = 0
-    for place in walk:
+    for place in order:
         if total >= target:
             break
-        given[place] = repeats[place]
+        result[place] = repeats[place]
         total += repeats[place]
     missing = max(0, target - total)
-    if walk and missing:
-        rounds, rest = divmod(missing, len(walk))
-        for count, place in enumerate(walk):
-            given[place] += rounds + (count < rest)
-    return given
+    if order and missing:
+        rounds, rest = divmod(missing, len(order))
+        for count, place in enumerate(order):
+            result[place] += rounds + (count < rest)
+    return result
 
 
-def _in_step(folders: Sequence[int]) -> list[int]:
+def _interleave(folders: Sequence[int]) -> list[int]:
     sizes: dict[int, int] = {}
     places = []
     for folder in folders:

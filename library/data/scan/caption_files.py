@@ -1,4 +1,4 @@
-"""Which caption file belongs to an image, and what it says."""
+"""Find the caption file of an image, and read it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from library.options.mistakes import Mistake, UserError
 
-# a tool that cuts out faces names its images stem_cx_cy_w_h; they share the caption of the stem
+# face crops are named stem_cx_cy_w_h and share the caption of the stem
 _FACE_CROP = re.compile(r"(.+)_\d+_\d+_\d+_\d+", re.ASCII | re.DOTALL)
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: its mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -21,27 +21,27 @@ _BOMS = (
 
 
 def normal_extension(extension: str) -> str:
-    """With its leading dot: "txt" is accepted for ".txt"."""
+    """An extension with its leading dot: "txt" becomes ".txt"."""
     return extension if extension.startswith(".") else "." + extension
 
 
 def normal_extensions(extensions: str) -> tuple[str, ...]:
-    """A comma list of endings, each with its leading dot: ".txt, caption" is (".txt", ".caption")."""
-    given = (extension.strip() for extension in extensions.split(","))
-    return tuple(dict.fromkeys(normal_extension(extension) for extension in given if extension))
+    """Split a comma-separated list of extensions: ".txt, caption" becomes (".txt", ".caption")."""
+    parts = (extension.strip() for extension in extensions.split(","))
+    return tuple(dict.fromkeys(normal_extension(extension) for extension in parts if extension))
 
 
 class CaptionFiles:
     """The caption files among the names of one folder.
 
-    `extensions`: endings, or a comma list of them; an earlier one wins. An ending matches in any letter case, an exact
-    match first.
+    `extensions`: extensions or a comma-separated list, the first match wins. Case is ignored, but an exact match is
+    preferred.
     """
 
     def __init__(self, names: Iterable[str], extensions: str | Sequence[str]) -> None:
-        listed = (extensions,) if isinstance(extensions, str) else extensions
-        endings = [ending for item in listed for ending in normal_extensions(item)]
-        self._by_stem: list[dict[str, str]] = [{} for _ in endings]  # one an ending
+        lists = (extensions,) if isinstance(extensions, str) else extensions
+        endings = [ending for item in lists for ending in normal_extensions(item)]
+        self._by_stem: list[dict[str, str]] = [{} for _ in endings]  # per extension
         for name in names:
             for ending, by_stem in zip(endings, self._by_stem, strict=True):
                 if name[-len(ending) :].lower() == ending.lower():
@@ -50,7 +50,7 @@ class CaptionFiles:
                         by_stem[stem] = name
 
     def find(self, stem: str) -> str | None:
-        """Name of the caption file for an image of this stem: its own, else that of the face crop's source."""
+        """Name of the caption file for an image stem: its own, or for a face crop that of the original image."""
         own = self._find(stem)
         if own is None and (crop := _FACE_CROP.fullmatch(stem)):
             return self._find(crop.group(1))
@@ -61,17 +61,17 @@ class CaptionFiles:
 
 
 def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False) -> tuple[str, bool]:
-    """The first line, stripped, and whether lines with text follow it that are not used.
+    """Read the first line, stripped, and whether more lines with text follow.
 
-    `all_lines`: all lines with text, stripped and joined by line feeds. A byte order mark wins over `encoding`. Raises
-    UserError naming the file for text in another encoding, and for an encoding that Python does not know.
+    With `all_lines`, returns all lines with text, stripped and joined by line feeds. A byte order mark overrides
+    `encoding`. Raises UserError for text in another encoding, naming the file, and for an unknown encoding.
     """
     if (unknown := check_encoding(encoding)) is not None:
         raise UserError([unknown])
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise _mistake(path, f"cannot be read ({error})", "make the file readable") from error
+        raise _mistake(path, f"cannot be read ({error})", "check its permissions") from error
     for mark, name in _BOMS:
         if data.startswith(mark):
             data, encoding = data[len(mark) :], name
@@ -81,8 +81,8 @@ def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False
     except UnicodeError as error:
         place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise _mistake(path, f"is not valid {encoding.upper()}{place}", _SAVE_AS) from error
-    if "\0" in text:  # UTF-16 without a mark reads as UTF-8 full of NULs
-        what = f"is not {encoding.upper()} text (it holds NUL bytes, like UTF-16 without a byte order mark)"
+    if "\0" in text:  # UTF-16 without a byte order mark decodes as UTF-8 with NULs
+        what = f"is not {encoding.upper()} text (it contains NUL bytes, like UTF-16 without a byte order mark)"
         raise _mistake(path, what, _SAVE_AS)
     first, *rest = (line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     if all_lines:
@@ -91,17 +91,17 @@ def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False
 
 
 def check_encoding(encoding: str) -> Mistake | None:
-    """What is wrong with a value of --caption_encoding."""
+    """Check a value of --caption_encoding; None if Python knows it."""
     try:
-        "a".encode(encoding)  # not codecs.lookup: it also knows base64 and the like, which give no text
+        "a".encode(encoding)  # codecs.lookup would also accept base64 and other non-text codecs
     except (LookupError, ValueError):
-        what = f'--caption_encoding: "{encoding}" is not an encoding that Python knows'
-        return Mistake(what, f"take utf-8, or {_EXAMPLES}")
+        what = f'--caption_encoding: "{encoding}" is not a known encoding'
+        return Mistake(what, f"use utf-8, or {_EXAMPLES}")
     return None
 
 
 _EXAMPLES = "for example cp932 (Japanese), gb18030 (Chinese), cp1251 (Cyrillic) or cp1252 (Western European)"
-_SAVE_AS = f"save it as UTF-8 in a text editor, or say what it is with --caption_encoding, {_EXAMPLES}"
+_SAVE_AS = f"save it as UTF-8 in a text editor, or set its encoding with --caption_encoding, {_EXAMPLES}"
 
 
 def _mistake(path: Path, what: str, remedy: str) -> UserError:

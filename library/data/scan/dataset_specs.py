@@ -1,4 +1,4 @@
-"""From the options to the datasets of a run: a dataset file of either dialect, a metadata file, or folders."""
+"""Resolve the datasets of a run from a dataset file (kohya or SimpleTuner), a metadata file, or folders."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
 def describe(options: TrainOptions) -> ParsedDatasets:
-    """The datasets that the options ask for. Mistakes are collected in the result; remote folders are fetched."""
+    """Resolve the datasets. Collects mistakes in the result; downloads remote folders."""
     mistakes = Mistakes()
     _check(options, mistakes)
     template = from_flags(options.dataset, options.caption, options.mask, options.validation)
     try:
-        found = _copied(_described(options, template), options.dataset)
+        found = _with_local_copies(_read_datasets(options, template), options.dataset)
     except UserError as error:
         found = ParsedDatasets(mistakes=error.mistakes)
     mistakes.extend(found.mistakes)
     return replace(found, mistakes=tuple(mistakes))
 
 
-def _described(options: TrainOptions, template: DatasetSpec) -> ParsedDatasets:
-    """Each way of saying it in a line; the rules between flags see to it that one was chosen."""
+def _read_datasets(options: TrainOptions, template: DatasetSpec) -> ParsedDatasets:
+    """Read whichever source the options set; the rules between flags ensure that it is one."""
     from library.options.dataset_config.kohya import read_kohya
     from library.options.dataset_config.simpletuner import read_backend
 
     data = options.dataset
     if data.dataset_config is not None:
-        model = replace(template.subsets[0], repeats=data.dataset_repeats)
-        template = replace(template, subsets=(model,))
+        subset = replace(template.subsets[0], repeats=data.dataset_repeats)
+        template = replace(template, subsets=(subset,))
         return read_kohya(data.dataset_config, template, masked_loss=options.mask.masked_loss)
     if data.data_backend_config is not None:
         return read_backend(data.data_backend_config, template)
     train, reg = local_folder(data.train_data_dir, data), local_folder(data.reg_data_dir, data)
-    model = template.subsets[0]
-    template = replace(template, subsets=(replace(model, mask_dir=local_folder(model.mask_dir, data)),))
+    subset = template.subsets[0]
+    template = replace(template, subsets=(replace(subset, mask_dir=local_folder(subset.mask_dir, data)),))
     if data.in_json is not None:
         return folders.metadata_file(data.in_json, train, template, data.dataset_repeats, reg)
     if data.class_tokens is not None and train is not None:
@@ -64,7 +64,7 @@ def _described(options: TrainOptions, template: DatasetSpec) -> ParsedDatasets:
 
 
 def local_folder(place: Path | str | None, options: DatasetOptions) -> Path | None:
-    """The folder itself; of a URL a copy that holds what the URL holds now. Raises UserError."""
+    """Return a local folder as it is, and for a URL an up-to-date local copy. Raises UserError."""
     if place is None or isinstance(place, Path):
         return place
     from library.data.scan.remote import local_copy
@@ -72,13 +72,13 @@ def local_folder(place: Path | str | None, options: DatasetOptions) -> Path | No
     return local_copy(place, cache_folder(options) / "remote", progress=True)
 
 
-def _copied(found: ParsedDatasets, data: DatasetOptions) -> ParsedDatasets:
-    """Every URL of a dataset file gives way to its local copy, made once; a subset without one is left out, told."""
+def _with_local_copies(found: ParsedDatasets, data: DatasetOptions) -> ParsedDatasets:
+    """Replace each URL of a dataset file by its local copy, made once. Drops subsets without a copy, with a mistake."""
     copies: dict[Path | str | None, Path | None] = {}
     mistakes = Mistakes()
     mistakes.extend(found.mistakes)
 
-    def here(subset: SubsetSpec) -> SubsetSpec | None:
+    def localize(subset: SubsetSpec) -> SubsetSpec | None:
         places = subset.image_dir, subset.mask_dir
         for place in places:
             if place in copies:
@@ -87,20 +87,20 @@ def _copied(found: ParsedDatasets, data: DatasetOptions) -> ParsedDatasets:
                 copies[place] = local_folder(place, data)
             except UserError as error:
                 copies[place] = None
-                mistakes.extend(Mistake(f"{told.what} ({subset.origin})", told.remedy) for told in error.mistakes)
+                mistakes.extend(Mistake(f"{each.what} ({subset.origin})", each.remedy) for each in error.mistakes)
         if any(place is not None and copies[place] is None for place in places):
             return None
         return replace(subset, image_dir=copies[places[0]], mask_dir=copies[places[1]])
 
     datasets = []
     for dataset in found.datasets:
-        subsets = tuple(local for subset in dataset.subsets if (local := here(subset)) is not None)
+        subsets = tuple(local for subset in dataset.subsets if (local := localize(subset)) is not None)
         datasets += [replace(dataset, subsets=subsets)] if subsets else []
     return replace(found, datasets=tuple(datasets), mistakes=tuple(mistakes))
 
 
 def cache_folder(options: DatasetOptions) -> Path:
-    """Where what is remembered about images is kept: --data_cache_dir, or a folder of this user's."""
+    """Folder of the index and of remote copies: --data_cache_dir, or the user's cache folder."""
     if options.data_cache_dir is not None:
         return options.data_cache_dir
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
@@ -115,7 +115,7 @@ def cache_folder(options: DatasetOptions) -> Path:
 def from_flags(
     data: DatasetOptions, caption: CaptionOptions, mask: MaskOptions, validation: ValidationOptions
 ) -> DatasetSpec:
-    """A dataset with one subset as the command line describes it, for files and folders to fill in."""
+    """The template for all datasets: one subset with the settings of the command line."""
     subset = SubsetSpec(
         image_dir=None,
         origin="--train_data_dir",
@@ -145,7 +145,7 @@ def from_flags(
 
 
 def caption_settings(options: CaptionOptions) -> CaptionSettings:
-    """What the flags say about captions."""
+    """Caption settings of the command line."""
     return CaptionSettings(
         shuffle=options.shuffle_caption,
         keep_tokens=options.keep_tokens,
@@ -164,7 +164,7 @@ def caption_settings(options: CaptionOptions) -> CaptionSettings:
 
 
 def image_settings(options: DatasetOptions) -> ImageSettings:
-    """What the flags say about images."""
+    """Image settings of the command line."""
     return ImageSettings(
         random_crop=options.random_crop,
         flip=options.flip_aug,
@@ -184,10 +184,10 @@ def _colour(text: str) -> tuple[int, int, int] | None:
 
 
 def _check(options: TrainOptions, mistakes: Mistakes) -> None:
-    """What the options' own readers cannot tell."""
+    """Check values that the option parser does not check."""
     if _colour(options.dataset.alpha_color) is None:
         mistakes.add(
-            f'--alpha_color "{options.dataset.alpha_color}" is no colour', "write it as #rrggbb, white is #ffffff"
+            f'--alpha_color "{options.dataset.alpha_color}" is not a colour', "write it as #rrggbb; white is #ffffff"
         )
     encoding = check_encoding(options.caption.caption_encoding)
     if encoding is not None:

@@ -1,6 +1,6 @@
-"""What stands in images' headers and in caption files: from the index where a file has not changed, else read.
+"""Read image headers and caption files, using the index for files that have not changed.
 
-Reading waits for the disk, so it runs in threads; a bar appears when it takes longer than a second.
+Reads in threads, because it is bound by the disk; a progress bar appears after a second.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from library.data.scan.index import Index, Text
 from library.data.scan.listing import Directory
 from library.options.mistakes import UserError
 
-_CHUNK = 64  # files in one go of a thread
-_KEEP_EVERY = 4096  # files read until the index is told, so that a scan that is stopped was not in vain
-_QUEUED = 64  # chunks waiting
+_CHUNK = 64  # files that a thread reads at a time
+_STORE_EVERY = 4096  # files between writes to the index, so that an interrupted scan keeps its progress
+_QUEUED = 64  # chunks submitted at a time
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How caption files are read: their encoding, and whether all lines count or the first."""
+    """How caption files are read: their encoding, and all lines or the first."""
 
     encoding: str = "utf-8"
     all_lines: bool = False
 
     @property
     def name(self) -> str:
-        """As the index knows it."""
+        """Key in the index."""
         return f"{self.encoding.lower()} {'all' if self.all_lines else 'first'}"
 
 
@@ -46,45 +46,45 @@ class _Chunk:
 
 @dataclass(slots=True)
 class Contents:
-    """What was found, by folder (absolute path) and file name: a header or why there is none, a caption or its
-    mistake."""
+    """File contents by folder (absolute path) and file name: a header or the reason why it is missing, a caption or
+    its error."""
 
     headers: dict[str, dict[str, Header | str]] = field(default_factory=dict)
     captions: dict[tuple[str, Reading], dict[str, Text | UserError]] = field(default_factory=dict)
 
 
-class Wanted:
+class ReadRequests:
     """The files whose contents a scan needs, each once."""
 
     def __init__(self) -> None:
         self._images: dict[str, tuple[Directory, dict[str, None]]] = {}
         self._captions: dict[tuple[str, Reading], tuple[Directory, dict[str, None]]] = {}
 
-    def image(self, directory: Directory, names: Iterable[str]) -> None:
-        """Ask for headers."""
+    def add_images(self, directory: Directory, names: Iterable[str]) -> None:
+        """Request headers."""
         self._images.setdefault(directory.path, (directory, {}))[1].update(dict.fromkeys(names))
 
-    def captions(self, directory: Directory, names: Iterable[str], reading: Reading) -> None:
-        """Ask for the texts of caption files."""
+    def add_captions(self, directory: Directory, names: Iterable[str], reading: Reading) -> None:
+        """Request the texts of caption files."""
         key = (directory.path, reading)
         self._captions.setdefault(key, (directory, {}))[1].update(dict.fromkeys(names))
 
     def read(self, index: Index, *, progress: bool) -> Contents:
-        """All that was asked for."""
-        found = Contents()
+        """Read all requested files, from the index where they have not changed."""
+        contents = Contents()
         chunks: list[_Chunk] = []
         for path, (directory, names) in self._images.items():
             known: dict[str, Header | str] = {**index.headers(path, directory.images)}
-            found.headers[path] = known
+            contents.headers[path] = known
             chunks += _chunks(directory, [name for name in names if name not in known], None)
         for (path, reading), (directory, names) in self._captions.items():
             texts: dict[str, Text | UserError] = {
                 **index.captions(path, reading.name, directory.texts, directory.others)
             }
-            found.captions[path, reading] = texts
+            contents.captions[path, reading] = texts
             chunks += _chunks(directory, [name for name in names if name not in texts], reading)
-        _read_all(chunks, found, index, progress=progress)
-        return found
+        _read_all(chunks, contents, index, progress=progress)
+        return contents
 
 
 def _chunks(directory: Directory, names: list[str], reading: Reading | None) -> Iterator[_Chunk]:
@@ -92,13 +92,13 @@ def _chunks(directory: Directory, names: list[str], reading: Reading | None) -> 
         yield _Chunk(directory, names[start : start + _CHUNK], reading)
 
 
-def _read_all(chunks: list[_Chunk], found: Contents, index: Index, *, progress: bool) -> None:
+def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progress: bool) -> None:
     if not chunks:
         return
     waiting = iter(chunks)
     running: dict[Future[list[Header | str | Text | UserError]], _Chunk] = {}
     done: list[_Chunk] = []
-    count = 0
+    unstored = 0
     pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "scan")
     try:
         with _bar(sum(len(chunk.names) for chunk in chunks), progress=progress) as advance:
@@ -109,16 +109,16 @@ def _read_all(chunks: list[_Chunk], found: Contents, index: Index, *, progress: 
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     chunk = running.pop(future)
-                    _put(chunk, future.result(), found)
+                    _add_results(chunk, future.result(), contents)
                     done.append(chunk)
-                    count += len(chunk.names)
+                    unstored += len(chunk.names)
                     advance(len(chunk.names))
-                if count >= _KEEP_EVERY:
-                    _keep(done, found, index)
-                    done, count = [], 0
+                if unstored >= _STORE_EVERY:
+                    _store(done, contents, index)
+                    done, unstored = [], 0
     finally:
         pool.shutdown(cancel_futures=True)
-        _keep(done, found, index)
+        _store(done, contents, index)
 
 
 def _read_chunk(chunk: _Chunk) -> list[Header | str | Text | UserError]:
@@ -133,9 +133,9 @@ def _read_image(path: Path) -> Header | str:
         return read_header(path)
     except BadImage as error:
         if not os.path.lexists(path):
-            return "it vanished while the folder was being read"
+            return "it was deleted while the folder was being read"
         return str(error)
-    except Exception as error:  # noqa: BLE001 - Pillow's readers raise what they like on odd files: one must not end the scan
+    except Exception as error:  # noqa: BLE001 - Pillow's readers may raise anything, and one file must not end the scan
         return f"cannot be read ({type(error).__name__}: {error})"
 
 
@@ -149,29 +149,29 @@ def _reader(reading: Reading) -> Callable[[Path], Text | UserError]:
     return read
 
 
-def _put(chunk: _Chunk, results: list[Any], found: Contents) -> None:
+def _add_results(chunk: _Chunk, results: list[Any], contents: Contents) -> None:
     into = (
-        found.headers[chunk.directory.path]
+        contents.headers[chunk.directory.path]
         if chunk.reading is None
-        else found.captions[chunk.directory.path, chunk.reading]
+        else contents.captions[chunk.directory.path, chunk.reading]
     )
     into.update(zip(chunk.names, results, strict=True))
 
 
-def _keep(chunks: Collection[_Chunk], found: Contents, index: Index) -> None:
-    """Tell the index what was read, folder by folder."""
-    together: dict[tuple[str, Reading | None], tuple[Directory, list[str]]] = {}
+def _store(chunks: Collection[_Chunk], contents: Contents, index: Index) -> None:
+    """Store what was read in the index, folder by folder."""
+    by_folder: dict[tuple[str, Reading | None], tuple[Directory, list[str]]] = {}
     for chunk in chunks:
-        together.setdefault((chunk.directory.path, chunk.reading), (chunk.directory, []))[1].extend(chunk.names)
-    for (path, reading), (directory, names) in together.items():
+        by_folder.setdefault((chunk.directory.path, chunk.reading), (chunk.directory, []))[1].extend(chunk.names)
+    for (path, reading), (directory, names) in by_folder.items():
         if reading is None:
-            headers = found.headers[path]
+            headers = contents.headers[path]
             sized = [(n, directory.images[n], h) for n in names if isinstance(h := headers[n], Header)]
-            index.keep_headers(path, sized)
+            index.store_headers(path, sized)
         else:
-            texts = found.captions[path, reading]
-            told = [(n, directory.texts[n], t) for n in names if isinstance(t := texts[n], tuple)]
-            index.keep_captions(path, reading.name, told)
+            texts = contents.captions[path, reading]
+            rows = [(n, directory.texts[n], t) for n in names if isinstance(t := texts[n], tuple)]
+            index.store_captions(path, reading.name, rows)
 
 
 @contextmanager
@@ -181,5 +181,5 @@ def _bar(total: int, *, progress: bool) -> Iterator[Callable[[int], object]]:
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="looking at images", unit=" files", delay=1) as bar:
+    with tqdm(total=total, desc="scanning images", unit=" files", delay=1) as bar:
         yield bar.update

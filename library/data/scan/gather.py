@@ -1,4 +1,4 @@
-"""Which images a subset has, and where the caption and the mask of each lie: names only, nothing is opened."""
+"""Find the images of a subset with their caption files and masks, by name alone: no image is opened."""
 
 from __future__ import annotations
 
@@ -14,143 +14,150 @@ from library.data.scan.image_headers import OPTIONAL_EXTENSIONS
 from library.data.scan.listing import Directories, Directory, absolute, is_image, stem
 from library.data.scan.mask_files import find_masks
 from library.data.scan.metadata_files import Locator, read_metadata
+from library.messages import counted, listed
 from library.options.datasets import SubsetSpec
 from library.options.mistakes import Mistake, UserError
 
-CAPTION_EXTENSIONS = (".txt", ".caption")  # usual ones
+CAPTION_EXTENSIONS = (".txt", ".caption")  # the usual extensions
 
 
 class ImageFile(NamedTuple):
-    """A file that is to be an image of a subset."""
+    """An image file of a subset, before it is opened."""
 
     folder: Path  # one object for all images of a folder
-    name: str  # its path in `folder`, "/" between the parts
-    directory: Directory  # where it lies
-    base: str  # its name there
-    caption_file: str | None = None  # the name of its caption file there
-    text: str | None = None  # its caption, if a metadata file says it
-    score: float | None = None  # its aesthetic score, if a metadata file says it
+    name: str  # path relative to `folder`, with "/"
+    directory: Directory  # the folder it is in
+    base: str  # its file name
+    caption_file: str | None = None  # file name in the same folder
+    text: str | None = None  # caption from a metadata file
+    score: float | None = None  # aesthetic score from a metadata file
 
 
 @dataclass(slots=True)
 class Gathered:
-    """What was found of one subset."""
+    """The files of one subset."""
 
     images: list[ImageFile] = field(default_factory=list)
     reading: Reading = field(default_factory=Reading)
-    masks: dict[str, str] = field(default_factory=dict)  # image -> mask, names in their folders
-    mask_places: dict[str, tuple[Directory, str]] = field(default_factory=dict)  # where each lies, its name there
-    spare_masks: tuple[str, ...] | None = None  # that belong to none of its images; None: not looked for
-    lost: list[tuple[Path, str]] = field(default_factory=list)  # what is no readable image, and why
+    masks: dict[str, str] = field(default_factory=dict)  # image -> mask, relative paths
+    mask_places: dict[str, tuple[Directory, str]] = field(default_factory=dict)  # mask -> its folder and file name
+    unused_masks: tuple[str, ...] | None = None  # masks that belong to no image; None: not searched
+    unusable: list[tuple[Path, str]] = field(default_factory=list)  # unreadable images, and why
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
 
 
 def caption_endings(subsets: Sequence[SubsetSpec]) -> set[str]:
-    """Lower-case endings of all caption files that the subsets may need."""
+    """Lower-case extensions of all caption files that the subsets may have."""
     return {normal_extension(ending).lower() for subset in subsets for ending in subset.caption_extensions}
 
 
 def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[str]) -> Gathered:
-    """The images of a subset, sorted by name; from its metadata file as listed there."""
-    found = Gathered(reading=Reading(subset.caption_encoding, subset.captions.wildcard))
+    """List the images of a subset, sorted by name, from its folder or its metadata file."""
+    result = Gathered(reading=Reading(subset.caption_encoding, subset.captions.wildcard))
     if subset.metadata_file is not None:
-        _from_metadata(subset, subset.metadata_file, directories, extensions, found)
+        _list_from_metadata(subset, subset.metadata_file, directories, extensions, result)
     else:
-        _from_folder(subset, directories, extensions, found)
-    if not found.images and not found.mistakes and not found.lost:
-        found.mistakes.append(_empty(subset))
-    if subset.mask_folder is not None and found.images:
-        _pair_masks(subset.mask_folder, subset, directories, extensions, found)
-    return found
+        _list_from_folder(subset, directories, extensions, result)
+    if not result.images and not result.mistakes and not result.unusable:
+        result.mistakes.append(_no_images(subset))
+    if subset.mask_folder is not None and result.images:
+        _match_masks(subset.mask_folder, subset, directories, extensions, result)
+    return result
 
 
 def title(subset: SubsetSpec) -> str:
-    """What a subset is called in notes and mistakes."""
+    """Name of a subset in messages."""
     return str(subset.metadata_file if subset.image_dir is None else subset.image_dir)
 
 
 def setting(subset: SubsetSpec, name: str, value: str) -> str:
-    """How the user writes a setting where this subset was described."""
+    """How to write a setting in the place where this subset is configured."""
     return f"--{name}={value}" if subset.origin.startswith("--") else f'{name} = "{value}" ({subset.origin})'
 
 
-def _empty(subset: SubsetSpec) -> Mistake:
+def _no_images(subset: SubsetSpec) -> Mistake:
     if subset.metadata_file is not None:
-        return Mistake(f"metadata file {subset.metadata_file} lists no image ({subset.origin})", "write some into it")
+        return Mistake(f"metadata file {subset.metadata_file} lists no image ({subset.origin})", "add images to it")
     kind = "regularisation folder" if subset.is_reg else "folder"
     place = "" if subset.origin.startswith("--") else f" ({subset.origin})"
-    return Mistake(f"{kind} {subset.image_dir} holds no image{place}", "put images into it, or remove it")
+    return Mistake(f"{kind} {subset.image_dir} contains no image{place}", "add images, or remove the folder")
 
 
 def _own_folder(image_dir: Path) -> Path:
-    """With a name of its own: draws are keyed by it."""
+    """The folder with a proper name, because random draws are keyed by it."""
     return image_dir if image_dir.name not in ("", "..") else Path(absolute(image_dir))
 
 
-def _below(
-    folder: Path, what: str, subset: SubsetSpec, directories: Directories, found: Gathered
+def _list_folders(
+    folder: Path, what: str, subset: SubsetSpec, directories: Directories, result: Gathered
 ) -> list[tuple[str, Directory]]:
     try:
         return directories.below(absolute(folder), recursive=subset.recursive)
     except FileNotFoundError:
-        found.mistakes.append(Mistake(f"there is no {what} {folder} ({subset.origin})", "check the path"))
+        result.mistakes.append(Mistake(f"there is no {what} {folder} ({subset.origin})", "check the path"))
     except NotADirectoryError:
-        found.mistakes.append(Mistake(f"{what} {folder} is a file ({subset.origin})", "give the folder it lies in"))
+        result.mistakes.append(
+            Mistake(f"{what} {folder} is a file ({subset.origin})", "use the folder that contains it")
+        )
     except (OSError, ValueError) as error:
-        found.mistakes.append(Mistake(f"{what} {folder} cannot be read: {error}", f"see {subset.origin}"))
+        result.mistakes.append(
+            Mistake(f"{what} {folder} cannot be read: {error} ({subset.origin})", "check the path and its permissions")
+        )
     return []
 
 
-def _from_folder(subset: SubsetSpec, directories: Directories, extensions: Collection[str], found: Gathered) -> None:
+def _list_from_folder(
+    subset: SubsetSpec, directories: Directories, extensions: Collection[str], result: Gathered
+) -> None:
     if subset.image_folder is None:
-        found.mistakes.append(Mistake(f"{subset.origin} names no folder", "set image_dir"))
+        result.mistakes.append(Mistake(f"{subset.origin} has no folder", "set image_dir"))
         return
     folder = _own_folder(subset.image_folder)
-    listed = _below(subset.image_folder, "folder", subset, directories, found)
+    below = _list_folders(subset.image_folder, "folder", subset, directories, result)
     from_files = subset.caption_source == "files"
-    for prefix, directory in listed:
+    for prefix, directory in below:
         captions = CaptionFiles(directory.texts, subset.caption_extensions) if from_files and directory.texts else None
         for name in directory.images:
             caption_file = captions.find(stem(name)) if captions else None
-            found.images.append(ImageFile(folder, prefix + name, directory, name, caption_file))
-        found.lost += [(folder / (prefix + name), why) for name, why in directory.lost_images.items()]
+            result.images.append(ImageFile(folder, prefix + name, directory, name, caption_file))
+        result.unusable += [(folder / (prefix + name), why) for name, why in directory.unusable_images.items()]
         if from_files:
-            found.mistakes += [
-                Mistake(f"caption file {folder / (prefix + name)}: {why}", "mend or remove it")
-                for name, why in directory.lost_texts.items()
+            result.mistakes += [
+                Mistake(f"caption file {folder / (prefix + name)}: {why}", "correct or remove it")
+                for name, why in directory.unusable_texts.items()
             ]
-    found.images.sort(key=lambda image: image.name)
-    _note_left_behind(subset, [directory for _, directory in listed], extensions, found)
-    if from_files and (missed := _other_ending(subset, found.images)) is not None:
-        found.mistakes.append(missed)
+    result.images.sort(key=lambda image: image.name)
+    _note_unused(subset, [directory for _, directory in below], extensions, result)
+    if from_files and (mistake := _check_caption_extension(subset, result.images)) is not None:
+        result.mistakes.append(mistake)
 
 
-def _note_left_behind(
-    subset: SubsetSpec, directories: Sequence[Directory], extensions: Collection[str], found: Gathered
+def _note_unused(
+    subset: SubsetSpec, directories: Sequence[Directory], extensions: Collection[str], result: Gathered
 ) -> None:
     folders = [name for directory in directories for name in directory.folders]
     if folders and not subset.recursive:
-        found.notes.append(f"{subset.image_dir}: its {len(folders)} sub-folders are not read")
-    found.notes += [
-        f"{subset.image_dir}: {name} is a folder, no image" for name in folders if is_image(name, extensions)
+        result.notes.append(f"{subset.image_dir}: {counted(len(folders), 'sub-folder')} not read")
+    result.notes += [
+        f"{subset.image_dir}: {name} is a folder, not an image" for name in folders if is_image(name, extensions)
     ]
     for ending, package in OPTIONAL_EXTENSIONS.items():
         if ending in extensions:
             continue
         if count := sum(name.lower().endswith(ending) for directory in directories for name in directory.others):
-            what = f"{subset.image_dir}: {count} {ending} images are not used; reading them needs {package}"
-            found.notes.append(what)
+            what = f"{subset.image_dir}: {counted(count, f'{ending} image')} not used; install {package} to read them"
+            result.notes.append(what)
 
 
-def _other_ending(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | None:
-    """Captions under another ending than the one asked for: the class word alone would be trained, unsaid."""
-    having = sum(image.caption_file is not None for image in images)
-    if 2 * having >= len(images):
+def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | None:
+    """A mistake if most captions have another extension: only the class tokens would be trained."""
+    with_caption = sum(image.caption_file is not None for image in images)
+    if 2 * with_caption >= len(images):
         return None
-    asked = [normal_extension(ending) for ending in subset.caption_extensions]
+    expected = [normal_extension(ending) for ending in subset.caption_extensions]
     for ending in CAPTION_EXTENSIONS:
-        if ending in (known.lower() for known in asked):
+        if ending in (known.lower() for known in expected):
             continue
         files: dict[str, CaptionFiles] = {}
         other = 0
@@ -159,39 +166,39 @@ def _other_ending(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | 
             if directory.path not in files:
                 files[directory.path] = CaptionFiles(directory.names(), ending)
             other += files[directory.path].find(stem(image.base)) is not None
-        if other > having:
+        if other > with_caption:
             return Mistake(
-                f"{subset.image_dir}: {having} of {len(images)} images have a {' or '.join(asked)} file, "
+                f"{subset.image_dir}: {with_caption} of {len(images)} images have a {' or '.join(expected)} file, "
                 f"{other} have a {ending} file",
-                f"set {setting(subset, 'caption_extension', ending)}; to train on "
+                f"set {setting(subset, 'caption_extension', ending)}; or, to train on "
                 f"{'the folder name' if subset.origin.startswith('--') else 'class_tokens'} instead, "
-                f"move the {ending} files away",
+                f"move the {ending} files elsewhere",
             )
     return None
 
 
-def _from_metadata(
-    subset: SubsetSpec, file: Path, directories: Directories, extensions: Collection[str], found: Gathered
+def _list_from_metadata(
+    subset: SubsetSpec, file: Path, directories: Directories, extensions: Collection[str], result: Gathered
 ) -> None:
     try:
         metadata = read_metadata(file, subset.captions)
     except UserError as error:
-        found.mistakes.extend(error.mistakes)
+        result.mistakes.extend(error.mistakes)
         return
     image_dir = subset.image_folder
     if image_dir is not None and not image_dir.is_dir():
-        found.mistakes.append(Mistake(f"there is no folder {image_dir} ({subset.origin})", "check the path"))
+        result.mistakes.append(Mistake(f"there is no folder {image_dir} ({subset.origin})", "check the path"))
         return
     locator = Locator.of(directories, image_dir, extensions)
     root = None if image_dir is None else absolute(image_dir)
     own = None if image_dir is None else _own_folder(image_dir)
-    folders: dict[str, tuple[Path, str]] = {}  # of a directory: the folder that names are in, and the way from there
+    folders: dict[str, tuple[Path, str]] = {}  # directory -> ImageFile.folder and the prefix of names in it
     seen: set[tuple[str, str]] = set()
     twice = metadata.twice
     for key, caption in metadata.captions.items():
         located = locator.find(key)
         if isinstance(located, str):
-            found.lost.append((Path(key) if own is None else own / key, f"listed in {file.name}, but {located}"))
+            result.unusable.append((Path(key) if own is None else own / key, f"listed in {file.name}, but {located}"))
             continue
         directory, base = located.directory, located.base
         if (directory.path, base) in seen:
@@ -202,12 +209,12 @@ def _from_metadata(
             folders[directory.path] = _relative(directory.path, root, own)
         folder, prefix = folders[directory.path]
         score = metadata.scores.get(key)
-        found.images.append(ImageFile(folder, prefix + base, directory, base, None, caption, score))
-    found.images.sort(key=lambda image: (str(image.folder), image.name))
+        result.images.append(ImageFile(folder, prefix + base, directory, base, None, caption, score))
+    result.images.sort(key=lambda image: (str(image.folder), image.name))
     if twice:
-        found.notes.append(f"{file}: {twice} images are listed twice and used once")
-    if root is not None and not found.lost:
-        _note_unlisted(file, directories.one(root), seen, extensions, found)
+        result.notes.append(f"{file}: {counted(twice, 'image')} listed twice, used once")
+    if root is not None and not result.unusable:
+        _note_unlisted(file, directories.get(root), seen, extensions, result)
 
 
 def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]:
@@ -220,47 +227,48 @@ def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]
 
 
 def _note_unlisted(
-    file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], found: Gathered
+    file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], result: Gathered
 ) -> None:
     unlisted = sum((directory.path, name) not in seen for name in directory.images)
     if unlisted:
-        found.notes.append(f"{directory.path}: {unlisted} images are not used, as {file.name} does not list them")
+        result.notes.append(f"{directory.path}: {counted(unlisted, 'image')} not listed in {file.name}, not used")
 
 
-def _pair_masks(
-    mask_dir: Path, subset: SubsetSpec, directories: Directories, extensions: Collection[str], found: Gathered
+def _match_masks(
+    mask_dir: Path, subset: SubsetSpec, directories: Directories, extensions: Collection[str], result: Gathered
 ) -> None:
-    listed = _below(mask_dir, "folder of masks", subset, directories, found)
-    if not listed:
+    below = _list_folders(mask_dir, "mask folder", subset, directories, result)
+    if not below:
         return
-    places = {prefix + name: (directory, name) for prefix, directory in listed for name in directory.images}
-    found.masks, found.spare_masks = find_masks((image.name for image in found.images), places)
-    found.mask_places = {name: places[name] for name in found.masks.values()}
-    missing = sum(image.name not in found.masks for image in found.images)
+    places = {prefix + name: (directory, name) for prefix, directory in below for name in directory.images}
+    result.masks, result.unused_masks = find_masks((image.name for image in result.images), places)
+    result.mask_places = {name: places[name] for name in result.masks.values()}
+    missing = sum(image.name not in result.masks for image in result.images)
     if missing:
-        what = f"{title(subset)}: {missing} of {len(found.images)} images have no mask in {mask_dir}"
-        found.notes.append(f"{what} and count {'by their transparency, or fully' if subset.alpha_mask else 'fully'}")
+        what = f"{title(subset)}: {missing} of {counted(len(result.images), 'image')} without a mask in {mask_dir}"
+        result.notes.append(f"{what}: trained {'with transparency as mask, or ' if subset.alpha_mask else ''}unmasked")
 
 
-def judge_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> None:
-    """What only all subsets with one folder of masks tell of it: that it has none for them, and masks left over. The
-    command line names one folder for all folders of images, of which some may have no masks."""
+def check_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> None:
+    """Report mask folders without any mask for a subset, and masks without an image.
+
+    Subsets may share a mask folder: the command line has one for all image folders, some of which may have no masks.
+    """
     sharing: dict[str, list[int]] = {}
-    for number, (subset, found) in enumerate(zip(subsets, gathered, strict=True)):
-        if subset.mask_folder is not None and found.spare_masks is not None:
+    for number, (subset, result) in enumerate(zip(subsets, gathered, strict=True)):
+        if subset.mask_folder is not None and result.unused_masks is not None:
             sharing.setdefault(absolute(subset.mask_folder), []).append(number)
     for numbers in sharing.values():
-        found = gathered[numbers[0]]
+        result = gathered[numbers[0]]
         used = any(gathered[number].masks for number in numbers)
         for number in numbers:
             subset = subsets[number]
             by_flag = subset.origin.startswith("--")
             if gathered[number].masks or (by_flag and (used or number != numbers[0])):
                 continue
-            what = f"{subset.mask_dir} holds no mask for any image of {title(subset)} ({subset.origin})"
-            found.mistakes.append(Mistake(what, "masks have the names of their images, with any ending"))
-        spare = sorted(set.intersection(*(set(gathered[number].spare_masks or ()) for number in numbers)))
-        if used and spare:
-            some = ", ".join(spare[:5]) + (", ..." if len(spare) > 5 else "")
+            what = f"{subset.mask_dir} contains no mask for any image of {title(subset)} ({subset.origin})"
+            result.mistakes.append(Mistake(what, "name each mask like its image, with any extension"))
+        unused = sorted(set.intersection(*(set(gathered[number].unused_masks or ()) for number in numbers)))
+        if used and unused:
             mask_dir = subsets[numbers[0]].mask_dir
-            found.notes.append(f"{mask_dir}: {len(spare)} masks belong to no image: {some}")
+            result.notes.append(f"{mask_dir}: {counted(len(unused), 'mask')} without an image: {listed(unused, 5)}")

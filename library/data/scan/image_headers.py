@@ -1,7 +1,7 @@
-"""Size and wholeness of an image from a few reads: what the plan needs before anything is decoded.
+"""Read the size of an image and check that its file is complete, without decoding it.
 
-A cut-off file is found by what must stand at its end (PNG: IEND, JPEG: EOI after the scan, WebP and AVIF: the sizes in
-their boxes, BMP: the pixel rows). Where that does not decide, the image is decoded once. PIL is imported on use.
+A truncated file is recognised by its end (PNG: IEND, JPEG: EOI after the scan, WebP and AVIF: the sizes in their boxes,
+BMP: the pixel rows). If that is inconclusive, the image is decoded once. PIL is imported on use.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-OPTIONAL_EXTENSIONS = {".avif": "pillow (11.3 or newer)", ".jxl": "pillow-jxl-plugin"}  # what reads it
+OPTIONAL_EXTENSIONS = {".avif": "pillow (11.3 or newer)", ".jxl": "pillow-jxl-plugin"}  # package that reads it
 _PLUGINS = ("pillow_avif", "pillow_jxl")
 _TAIL = 1 << 16
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
-_METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may hold one
+_METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may contain EXIF
 
 
 class BadImage(Exception):
-    """The image cannot be used; the text says why."""
+    """The image cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Upright size (EXIF orientation applied) and whether anything in it may be transparent."""
+    """Upright size (EXIF orientation applied), and whether the image may have transparency."""
 
     size: tuple[int, int]  # width, height
     transparent: bool
@@ -40,7 +40,7 @@ class Header:
 
 @cache
 def readable_extensions() -> frozenset[str]:
-    """Lower-case endings of the images that can be read here. From then on Pillow reads them in this process."""
+    """Lower-case extensions of the images that can be read here. Registers Pillow's plugins in this process."""
     from PIL import Image
 
     for plugin in _PLUGINS:
@@ -51,13 +51,13 @@ def readable_extensions() -> frozenset[str]:
 
 
 def missing_package(path: Path) -> str | None:
-    """What to install so that this image can be read; None if that is not what is missing."""
+    """The package to install to read this image; None if no package is missing."""
     ending = path.suffix.lower()
     return OPTIONAL_EXTENSIONS.get(ending) if ending not in readable_extensions() else None
 
 
 def read_header(path: Path) -> Header:
-    """Raises BadImage for an image that is empty, cut off, unreadable or of no known format."""
+    """Read an image's header. Raises BadImage for an empty, truncated or unreadable file or an unknown format."""
     from PIL import Image, UnidentifiedImageError
 
     readable_extensions()
@@ -68,60 +68,60 @@ def read_header(path: Path) -> Header:
                 raise BadImage("the file is empty (zero bytes)")
             file.seek(0)
             with Image.open(file) as image:
-                if not _is_whole(image, file, length):
-                    raise BadImage("the file is cut off: its end is missing")
+                if not _is_complete(image, file, length):
+                    raise BadImage("the file is truncated")
                 width, height = image.size
                 if _orientation(image, file, length) in _TRANSPOSED:
                     width, height = height, width
                 return Header((width, height), bool(image.has_transparency_data))
     except Image.DecompressionBombError as error:
-        raise BadImage("more pixels than Pillow is willing to decode") from error
+        raise BadImage("it has more pixels than Pillow decodes") from error
     except UnidentifiedImageError as error:
         package = missing_package(path)
-        raise BadImage(f"reading it needs {package}" if package else "not an image of a known format") from error
+        raise BadImage(f"install {package} to read it" if package else "unknown image format") from error
     except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         raise BadImage(f"cannot be read ({error})") from error
 
 
 def _orientation(image: PilImage.Image, file: BinaryIO, length: int) -> int:
-    """The EXIF orientation, 1 if there is none. A PNG may hold it behind its pixels, which Pillow finds by decoding
-    all of them: that is done only where something stands there."""
+    """The EXIF orientation, 1 if there is none. A PNG may store it after its pixels, where Pillow finds it only by
+    decoding, so a PNG is decoded if it has such a chunk."""
     if image.format == "PNG" and any(name in _tail(file, length) for name in _METADATA_CHUNKS):
         image.load()
     return orientation(image)
 
 
 def orientation(image: PilImage.Image) -> int:
-    """The EXIF orientation, 1 to 8, as far as it was read; 1 if there is none or it is damaged, as viewers do."""
+    """The EXIF orientation, 1 to 8; 1 if it is missing or damaged, as in image viewers."""
     from PIL import Image
 
     try:
-        value = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile's own would decode the image
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile.getexif would decode the image
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
         return 1
     return value if isinstance(value, int) else 1
 
 
-def _is_whole(image: PilImage.Image, file: BinaryIO, length: int) -> bool:
+def _is_complete(image: PilImage.Image, file: BinaryIO, length: int) -> bool:
     position = file.tell()
-    decided = _check_end(image, file, length, position)
+    complete = _check_end(image, file, length, position)
     file.seek(position)
-    if decided is None:
+    if complete is None:
         try:
             image.load()
         except (OSError, SyntaxError, ValueError, struct.error) as error:
             raise BadImage(f"cannot be decoded ({error})") from error
         return True
-    return decided
+    return complete
 
 
 def _check_end(image: PilImage.Image, file: BinaryIO, length: int, position: int) -> bool | None:
-    """True: whole, False: cut off, None: cannot tell from here. `position` is where Pillow stopped reading."""
+    """True: complete, False: truncated, None: inconclusive. `position` is where Pillow stopped reading."""
     match image.format:
         case "PNG":
             return b"IEND\xae\x42\x60\x82" in _tail(file, length)
         case "JPEG" | "MPO":
-            # an EOI before `position` ends the thumbnail; without one the file may carry a film behind the image
+            # an EOI before `position` ends the thumbnail; without a later one, a video may follow the image
             end = _tail(file, length).rfind(b"\xff\xd9")
             return True if end >= 0 and max(0, length - _TAIL) + end >= position else None
         case "WEBP":
@@ -129,9 +129,9 @@ def _check_end(image: PilImage.Image, file: BinaryIO, length: int, position: int
             (size,) = struct.unpack("<I", file.read(4))
             return bool(size + 8 <= length)
         case "BMP":
-            return _bmp_is_whole(file, length)
+            return _bmp_is_complete(file, length)
         case "AVIF":
-            return _boxes_are_whole(file, length)
+            return _boxes_are_complete(file, length)
         case _:
             return None
 
@@ -144,7 +144,7 @@ def _tail(file: BinaryIO, length: int) -> bytes:
     return tail
 
 
-def _bmp_is_whole(file: BinaryIO, length: int) -> bool | None:
+def _bmp_is_complete(file: BinaryIO, length: int) -> bool | None:
     """Pixel rows are padded to 4 bytes; the file size in the header is often wrong and is not used."""
     file.seek(0)
     head = file.read(34)
@@ -157,7 +157,7 @@ def _bmp_is_whole(file: BinaryIO, length: int) -> bool | None:
     return bool(offset + (width * depth + 31) // 32 * 4 * abs(height) <= length)
 
 
-def _boxes_are_whole(file: BinaryIO, length: int) -> bool | None:
+def _boxes_are_complete(file: BinaryIO, length: int) -> bool | None:
     """ISO base media: boxes of (size, name) fill the file; size 1: 64 bits follow, size 0: up to the end."""
     position = 0
     while position + 8 <= length:

@@ -1,9 +1,9 @@
-"""What earlier runs found out of the data, in one SQLite file: sizes of images, texts of captions and their lengths.
+"""An index of image sizes, captions and their lengths in one SQLite file, so that later runs need not read them again.
 
-An entry holds as long as its file has the same length and the same time of change. All data sets of a cache folder
-share one file, so images used at several resolutions or in several runs are read once. It keeps SQLite's default
-journal and not the write-ahead log: that needs shared memory, which network drives do not give, and a scan writes only
-what is new. Whatever goes wrong with the file, scanning goes on: a damaged one is made anew, others are done without.
+An entry is valid while its file has the same length and mtime. All datasets of a cache folder share one index, so
+images used at several resolutions or in several runs are read once. It uses SQLite's default journal: the write-ahead
+log needs shared memory, which network drives lack, and a scan writes only new entries. Errors never stop a scan: a
+damaged index is created again, and an inaccessible one is not used.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, TypeVar
 
 from library.data.scan.image_headers import Header
 
-Stamp = tuple[int, int]  # length in bytes, time of change in ns
-Text = tuple[str, bool]  # a caption, and whether lines follow that are not used
+Stamp = tuple[int, int]  # length in bytes, mtime in ns
+Text = tuple[str, bool]  # a caption, and whether unused lines follow
 Result = TypeVar("Result")
 
 FILE_NAME = "pictures.sqlite"
 VERSION = 2
-_WAIT = 20.0  # seconds until another run's writing is over
-_COARSEST = 2_000_000_000  # ns: FAT tells times of change in steps of two seconds
-_MAKE = (
+_TIMEOUT = 20.0  # seconds to wait for another run to finish writing
+_COARSEST = 2_000_000_000  # ns: FAT stores mtimes in steps of two seconds
+_CREATE = (
     "CREATE TABLE folders (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE)",
     "CREATE TABLE headers (folder INTEGER NOT NULL, name TEXT NOT NULL, length INTEGER NOT NULL, "
     "changed INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, transparent INTEGER NOT NULL, "
@@ -42,142 +42,144 @@ _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_MISMATCH"
 
 
 class Index:
-    """A context: opened on entering, closed on leaving. `trouble` says why it is not used, or "".
+    """A context manager that opens and closes the index. `trouble` is why it cannot be used, or "".
 
-    Without a folder it remembers nothing. Files changed within two seconds of its opening are not remembered: a second
-    change could leave both length and time as they are.
+    Without a folder it stores nothing. Files modified less than two seconds before it was opened are not stored:
+    another change might leave both length and mtime equal.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.trouble = ""
         self._path = None if folder is None else folder / FILE_NAME
-        self._base: sqlite3.Connection | None = None
+        self._database: sqlite3.Connection | None = None
         self._read_only = False
-        self._settled = time.time_ns() - _COARSEST
+        self._unambiguous_before = time.time_ns() - _COARSEST
         self._shared: dict[tuple[int, int, int], Header] = {}
 
     def __enter__(self) -> Index:
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                self.trouble = str(error)
+            except OSError as failure:
+                self.trouble = str(failure)
             else:
-                self._with_base(lambda base: None, None)
+                self._run(lambda database: None, None)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._close()
 
     def headers(self, folder: str, stamps: Mapping[str, Stamp]) -> dict[str, Header]:
-        """What is known of the images in a folder (absolute path) whose stamps have not changed. Entries of names
-        that are not in `stamps` are forgotten."""
+        """Headers of the images in a folder (absolute path) whose stamps have not changed. Deletes the entries of names
+        not in `stamps`."""
         known: dict[str, Header] = {}
-        gone: list[str] = []
-        question = (
+        deleted: list[str] = []
+        query = (
             "SELECT name, length, changed, width, height, transparent FROM headers "
             "WHERE folder = (SELECT id FROM folders WHERE path = ?)"
         )
-        for name, length, changed, width, height, transparent in self._ask(question, (folder,)):
+        for name, length, changed, width, height, transparent in self._query(query, (folder,)):
             stamp = stamps.get(name)
             if stamp is None:
-                gone.append(name)
+                deleted.append(name)
             elif stamp[0] == length and stamp[1] == changed:
                 key = (width, height, transparent)
                 header = self._shared.get(key)
                 if header is None:
                     header = self._shared[key] = Header((width, height), bool(transparent))
                 known[name] = header
-        self._forget("headers", folder, gone)
+        self._delete("headers", folder, deleted)
         return known
 
     def captions(
         self, folder: str, reading: str, stamps: Mapping[str, Stamp], others: Collection[str] = ()
     ) -> dict[str, Text]:
-        """The same for caption files. `reading` names how they were read: encoding and lines. `others`: names that are
-        there too and not forgotten, such as captions of another ending."""
+        """The same for caption files. `reading` is how they are read: encoding and lines. Entries of names in `others`,
+        such as captions with another extension, are not deleted."""
         known: dict[str, Text] = {}
-        gone: list[str] = []
-        question = (
+        deleted: list[str] = []
+        query = (
             "SELECT name, length, changed, text, more FROM captions "
             "WHERE folder = (SELECT id FROM folders WHERE path = ?) AND reading = ?"
         )
-        for name, length, changed, text, more in self._ask(question, (folder, reading)):
+        for name, length, changed, text, more in self._query(query, (folder, reading)):
             stamp = stamps.get(name)
             if stamp is None:
-                gone.append(name)
+                deleted.append(name)
             elif stamp[0] == length and stamp[1] == changed:
                 known[name] = (text, bool(more))
-        if gone:
-            there = frozenset(others)
-            self._forget("captions", folder, [name for name in gone if name not in there])
+        if deleted:
+            present = frozenset(others)
+            self._delete("captions", folder, [name for name in deleted if name not in present])
         return known
 
-    def keep_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:
-        """Remember what was read from images."""
+    def store_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:
+        """Store headers of images."""
         rows = [
             (name, *stamp, *header.size, header.transparent)
             for name, stamp, header in found
-            if stamp[1] < self._settled
+            if stamp[1] < self._unambiguous_before
         ]
-        self._write(folder, f"INSERT OR REPLACE INTO headers VALUES ({_THIS}, ?, ?, ?, ?, ?, ?)", rows)
+        self._write(folder, f"INSERT OR REPLACE INTO headers VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?)", rows)
 
-    def keep_captions(self, folder: str, reading: str, found: Iterable[tuple[str, Stamp, Text]]) -> None:
-        """Remember what was read from caption files."""
-        rows = [(reading, name, *stamp, *text) for name, stamp, text in found if stamp[1] < self._settled]
-        self._write(folder, f"INSERT OR REPLACE INTO captions VALUES ({_THIS}, ?, ?, ?, ?, ?, ?)", rows)
+    def store_captions(self, folder: str, reading: str, found: Iterable[tuple[str, Stamp, Text]]) -> None:
+        """Store caption texts."""
+        rows = [(reading, name, *stamp, *text) for name, stamp, text in found if stamp[1] < self._unambiguous_before]
+        self._write(folder, f"INSERT OR REPLACE INTO captions VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?)", rows)
 
     def lengths(self, counter: int) -> dict[int, int]:
-        """Text -> its length as this counter counts; both by a number that stands for them."""
-        return dict(self._ask("SELECT text, length FROM lengths WHERE counter = ?", (counter,)))
+        """Text -> length by this counter; counter and text are given by their hashes."""
+        return dict(self._query("SELECT text, length FROM lengths WHERE counter = ?", (counter,)))
 
-    def keep_lengths(self, counter: int, found: Mapping[int, int]) -> None:
-        """Remember lengths."""
+    def store_lengths(self, counter: int, found: Mapping[int, int]) -> None:
+        """Store caption lengths."""
         if found:
             rows = [(counter, text, length) for text, length in found.items()]
             self._insert(("INSERT OR REPLACE INTO lengths VALUES (?, ?, ?)", rows))
 
-    def _forget(self, table: str, folder: str, names: list[str]) -> None:
-        self._write(folder, f"DELETE FROM {table} WHERE folder = {_THIS} AND name = ?", [(name,) for name in names])
+    def _delete(self, table: str, folder: str, names: list[str]) -> None:
+        self._write(
+            folder, f"DELETE FROM {table} WHERE folder = {_FOLDER_ID} AND name = ?", [(name,) for name in names]
+        )
 
-    def _ask(self, question: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
-        return self._with_base(lambda base: base.execute(question, values).fetchall(), [])
+    def _query(self, query: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
+        return self._run(lambda database: database.execute(query, values).fetchall(), [])
 
-    def _write(self, folder: str, order: str, rows: list[tuple[Any, ...]]) -> None:
+    def _write(self, folder: str, statement: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:
-            named = ("INSERT OR IGNORE INTO folders (path) VALUES (?)", [(folder,)])
-            self._insert(named, (order, [(folder, *row) for row in rows]))
+            folder_row = ("INSERT OR IGNORE INTO folders (path) VALUES (?)", [(folder,)])
+            self._insert(folder_row, (statement, [(folder, *row) for row in rows]))
 
-    def _insert(self, *orders: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
-        def write(base: sqlite3.Connection) -> None:
-            with _at_once(base):
-                for order, rows in orders:
-                    base.executemany(order, rows)
+    def _insert(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
+        def write(database: sqlite3.Connection) -> None:
+            with _transaction(database):
+                for statement, rows in statements:
+                    database.executemany(statement, rows)
 
         if not self._read_only:
-            self._with_base(write, None)
+            self._run(write, None)
 
-    def _with_base(self, act: Callable[[sqlite3.Connection], Result], otherwise: Result) -> Result:
-        """Act on the open file; a damaged one is made anew and acted on again. On other errors, `otherwise`."""
-        for again in (True, False):
+    def _run(self, act: Callable[[sqlite3.Connection], Result], default: Result) -> Result:
+        """Call `act` with the open database; a damaged one is created again. On other errors, return `default`."""
+        for may_retry in (True, False):
             if self._path is None or (self.trouble and not self._read_only):
                 break
             try:
-                if self._base is None:
-                    self._base = _connect(self._path)
-                return act(self._base)
+                if self._database is None:
+                    self._database = _connect(self._path)
+                return act(self._database)
             except UnicodeEncodeError:
-                break  # a path that is no text cannot be remembered
+                break  # a path that is not Unicode cannot be stored
             except sqlite3.Error as error:
-                if not (again and self._mend(self._path, error)):
+                if not (may_retry and self._recover(self._path, error)):
                     break
-        return otherwise
+        return default
 
-    def _mend(self, path: Path, error: sqlite3.Error) -> bool:
-        """Remove the file if it is damaged, so that it can be made anew; else note the trouble."""
-        # an error without a code comes from Python: text in the file that is not UTF-8
+    def _recover(self, path: Path, error: sqlite3.Error) -> bool:
+        """Delete the file if it is damaged, so that it is created again; else set `trouble`."""
+        # an error without a code is from Python: text in the file is not UTF-8
         name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
-        if name.startswith("SQLITE_READONLY") and self._base is not None:
+        if name.startswith("SQLITE_READONLY") and self._database is not None:
             self._read_only = True
             self.trouble = str(error)
             return False
@@ -188,50 +190,50 @@ class Index:
         try:
             for ending in ("", "-journal"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
-        except OSError as refused:
-            self.trouble = f"it is damaged and cannot be removed: {refused}"
+        except OSError as failure:
+            self.trouble = f"it is damaged and cannot be deleted: {failure}"
             return False
         return True
 
     def _close(self) -> None:
-        if self._base is not None:
+        if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._base.close()
-            self._base = None
+                self._database.close()
+            self._database = None
 
 
-_THIS = "(SELECT id FROM folders WHERE path = ?)"
+_FOLDER_ID = "(SELECT id FROM folders WHERE path = ?)"
 
 
 @contextlib.contextmanager
-def _at_once(base: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing. The lock to write is taken at the start, where waiting for another run cannot fail."""
-    base.execute("BEGIN IMMEDIATE")
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """A transaction. It takes the write lock at its start, so that waiting for another run cannot fail later."""
+    database.execute("BEGIN IMMEDIATE")
     try:
         yield
-        base.execute("COMMIT")
+        database.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
-            base.execute("ROLLBACK")
+            database.execute("ROLLBACK")
         raise
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """The open file with this version's tables."""
-    base = sqlite3.connect(path, timeout=_WAIT, isolation_level=None)
+    """Open the file and create the tables of this version."""
+    database = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None)
     try:
-        if _version(base) != VERSION:
-            with _at_once(base):
-                if _version(base) != VERSION:  # another run may have been faster
+        if _version(database) != VERSION:
+            with _transaction(database):
+                if _version(database) != VERSION:  # another run may have been faster
                     for table in ("folders", "headers", "captions", "lengths"):
-                        base.execute(f"DROP TABLE IF EXISTS {table}")
-                    for order in _MAKE:
-                        base.execute(order)
+                        database.execute(f"DROP TABLE IF EXISTS {table}")
+                    for statement in _CREATE:
+                        database.execute(statement)
     except BaseException:
-        base.close()
+        database.close()
         raise
-    return base
+    return database
 
 
-def _version(base: sqlite3.Connection) -> int:
-    return int(base.execute("PRAGMA user_version").fetchone()[0])
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])

@@ -1,4 +1,4 @@
-"""Which files a folder holds, with their lengths and times of change: one pass of the system's directory listing."""
+"""List the files of a folder with their lengths and mtimes in one pass."""
 
 from __future__ import annotations
 
@@ -13,69 +13,68 @@ from library.data.scan.index import Stamp
 
 @dataclass(slots=True)
 class Directory:
-    """One folder without what lies in its sub-folders. Names that begin with a dot are the system's and left out."""
+    """A folder without its sub-folders. Skips names that begin with a dot."""
 
     path: str  # absolute
     images: dict[str, Stamp] = field(default_factory=dict)
-    texts: dict[str, Stamp] = field(default_factory=dict)  # files with the endings of captions
+    texts: dict[str, Stamp] = field(default_factory=dict)  # files with caption extensions
     others: list[str] = field(default_factory=list)  # names of the other files
     folders: list[str] = field(default_factory=list)
-    lost_images: dict[str, str] = field(default_factory=dict)  # what only its name says to be one, and why not
-    lost_texts: dict[str, str] = field(default_factory=dict)
+    unusable_images: dict[str, str] = field(default_factory=dict)  # unusable files with image extensions -> reason
+    unusable_texts: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> Iterator[str]:
-        """Of all files that are no images."""
+        """Names of all files that are not images."""
         yield from self.texts
         yield from self.others
 
 
 class Directories:
-    """Folders listed once, however many subsets use them. `images`, `texts`: lower-case endings of files that are
-    looked at."""
+    """Lists each folder once, however many subsets use it. `images`, `texts`: lower-case extensions to list."""
 
     def __init__(self, images: Collection[str], texts: Collection[str] = ()) -> None:
         self._images = frozenset(images)
         self._texts = tuple(texts)
         self._known: dict[str, Directory] = {}
 
-    def one(self, path: str) -> Directory:
-        """The folder of this absolute path. Raises OSError if it cannot be listed."""
+    def get(self, path: str) -> Directory:
+        """The folder with this absolute path. Raises OSError if it cannot be listed."""
         if path not in self._known:
             self._known[path] = list_directory(path, self._images, self._texts)
         return self._known[path]
 
     def below(self, root: str, *, recursive: bool) -> list[tuple[str, Directory]]:
-        """(prefix, folder) for the root and, if recursive, all folders below it; a prefix is "" or ends in "/".
+        """(prefix, folder) of the root and, if recursive, of all its sub-folders; a prefix is "" or ends in "/".
 
-        A folder that is linked into itself is listed once. Raises OSError if one cannot be listed.
+        A link to a parent folder is not followed. Raises OSError if a folder cannot be listed.
         """
-        found = [("", self.one(root))]
+        found = [("", self.get(root))]
         if not recursive:
             return found
         seen = {os.path.realpath(root)}
-        for prefix, directory in found:  # grows while it is walked
+        for prefix, directory in found:  # grows during the loop
             for name in sorted(directory.folders):
                 path = os.path.join(directory.path, name)
                 if (real := os.path.realpath(path)) not in seen:
                     seen.add(real)
-                    found.append((f"{prefix}{name}/", self.one(path)))
+                    found.append((f"{prefix}{name}/", self.get(path)))
         return found
 
 
 def list_directory(path: str, images: Collection[str], texts: tuple[str, ...]) -> Directory:
     """List one folder. Raises OSError."""
-    found = Directory(path)
+    directory = Directory(path)
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
                 continue
             if _is_folder(entry):
-                found.folders.append(name)
+                directory.folders.append(name)
                 continue
             is_image = name[name.rfind(".") :].lower() in images
             if not is_image and not name.lower().endswith(texts):
-                found.others.append(name)
+                directory.others.append(name)
                 continue
             try:
                 status = entry.stat()
@@ -84,10 +83,10 @@ def list_directory(path: str, images: Collection[str], texts: tuple[str, ...]) -
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("not a file")
             except (OSError, UnicodeEncodeError) as error:
-                (found.lost_images if is_image else found.lost_texts)[name] = _why(entry, error)
+                (directory.unusable_images if is_image else directory.unusable_texts)[name] = _reason(entry, error)
             else:
-                (found.images if is_image else found.texts)[name] = (status.st_size, status.st_mtime_ns)
-    return found
+                (directory.images if is_image else directory.texts)[name] = (status.st_size, status.st_mtime_ns)
+    return directory
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -97,16 +96,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _why(entry: os.DirEntry[str], error: OSError | UnicodeEncodeError) -> str:
+def _reason(entry: os.DirEntry[str], error: OSError | UnicodeEncodeError) -> str:
     if isinstance(error, UnicodeEncodeError):
-        return "its name is not text in this system's encoding; rename it"
+        return "its name is not valid in this system's encoding; rename it"
     if isinstance(error, FileNotFoundError):
-        return "a link that leads nowhere" if entry.is_symlink() else "it vanished while the folder was being listed"
+        return "it is a broken link" if entry.is_symlink() else "it was deleted while the folder was being listed"
     return f"cannot be read ({error.strerror})" if error.strerror else str(error)
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """Length and time of change of a file; None if there is none."""
+    """Length and mtime of a file; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -115,15 +114,15 @@ def stamp_of(path: str) -> Stamp | None:
 
 
 def is_image(name: str, extensions: Collection[str]) -> bool:
-    """Whether a file of this name is one, judged by its ending."""
+    """Whether a file name has an image extension."""
     return name[name.rfind(".") :].lower() in extensions and not name.startswith(".")
 
 
 def stem(name: str) -> str:
-    """A name without its ending, which it must have."""
+    """A file name without its extension, which it must have."""
     return name[: name.rfind(".")]
 
 
 def absolute(path: Path) -> str:
-    """As the keys of listings and of the index are written."""
+    """An absolute path, as in the keys of listings and of the index."""
     return os.path.abspath(path)

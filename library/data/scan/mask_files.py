@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by their names alone, and which fits it by its size."""
+"""Match masks to images by name, and compare their aspect ratios."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from library.options.datasets import Size
 
 
 def find_masks(names: Iterable[str], mask_names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The mask of each image that has one, and the masks left over, sorted.
+    """Map images to their masks; also return the masks without an image, sorted.
 
-    Names are paths inside the folder of the images and that of the masks, "/" between their parts. A mask has its
-    image's name with any ending; of several the one with the same ending counts, in any letter case, else the first
-    by name. Two images with one name but for the ending share a mask. Whoever lists the masks leaves out files of
-    endings that are no images.
+    Names are paths relative to the image folder and the mask folder, with "/". A mask has the name of its image with
+    any extension; of several, the one with the same extension is used (ignoring case), else the first by name. Two
+    images whose names differ only in the extension share a mask. `mask_names` must be image files only.
     """
-    by_stem: dict[str, list[tuple[str, str]]] = {}  # stem -> (ending, name)
+    by_stem: dict[str, list[tuple[str, str]]] = {}  # stem -> (extension, name)
     for mask in sorted(mask_names):
-        stem, ending = _split(mask)
-        by_stem.setdefault(stem, []).append((ending, mask))
+        stem, extension = _split(mask)
+        by_stem.setdefault(stem, []).append((extension, mask))
     found: dict[str, str] = {}
     for name in names:
-        stem, ending = _split(name)
+        stem, extension = _split(name)
         if candidates := by_stem.get(stem):
-            found[name] = next((mask for other, mask in candidates if other == ending), candidates[0][1])
+            found[name] = next((mask for other, mask in candidates if other == extension), candidates[0][1])
     used = set(found.values())
     return found, tuple(sorted(mask for masks in by_stem.values() for _, mask in masks if mask not in used))
 
 
-def same_proportion(one: Size, other: Size) -> bool:
-    """Whether one is the other scaled, its shorter side rounded up or down."""
-    small, large = sorted((one, other))
+def same_aspect_ratio(first: Size, second: Size) -> bool:
+    """Whether two sizes have the same aspect ratio, up to rounding of the shorter side."""
+    small, large = sorted((first, second))
     return abs(small[1] - small[0] * large[1] / large[0]) < 1 or abs(small[0] - small[1] * large[0] / large[1]) < 1
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Stem with its folders, and the ending in lower case. macOS may write one and the same name in two ways."""
-    stem, _, ending = name.rpartition(".")
-    return stem if stem.isascii() else unicodedata.normalize("NFC", stem), ending.lower()
+    """Stem with its folders, and lower-case extension. Normalised, because macOS has two spellings of accents."""
+    stem, _, extension = name.rpartition(".")
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem), extension.lower()

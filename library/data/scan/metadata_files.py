@@ -1,8 +1,8 @@
-"""Metadata files of kohya's fine-tuning: which images there are and their captions, as .json or .jsonl.
+"""Read metadata files of kohya's fine-tuning: images and their captions, as .json or .jsonl.
 
-.json holds one object, image -> {caption, tags}; .jsonl one object a line, {image_path, caption, tags}. Images are
-absolute paths or paths relative to image_dir. Ours is aesthetic_score, a number from 0 to 10. image_size and other keys
-are not used: images tell their own size.
+A .json file is one object, image -> {caption, tags}; a .jsonl file has one object per line, {image_path, caption,
+tags}. Image paths are absolute or relative to image_dir. aesthetic_score, a number from 0 to 10, is an addition of this
+trainer. image_size and other keys are ignored: sizes are read from the images.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from reprlib import repr as brief
 
 from library.data.scan.listing import Directories, Directory, absolute, is_image, stamp_of, stem
+from library.messages import counted
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
 
-_TOLD = 20  # mistakes of one file
-_BEST = 10  # score: the models whose scores train the refiner rate from 0 to 10
+_MOST_MISTAKES = 20  # reported per file
+_MOST_SCORE = 10  # the aesthetic predictors that the refiner was trained with rate from 0 to 10
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file lists: image as it is written there -> caption; and -> aesthetic score, for those that have one.
-    `twice`: lines whose image an earlier line has; the last one counts."""
+    """Contents of a file: image path as written -> caption, and -> aesthetic score where present. `twice`: entries
+    that repeat an image; the last one is used."""
 
     captions: Mapping[str, str]
     scores: Mapping[str, float]
@@ -34,17 +35,17 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """An image that a metadata file lists and that is there."""
+    """An existing image that a metadata file lists."""
 
     directory: Directory
-    base: str  # its name in the directory
+    base: str  # its file name
 
 
-def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
-    """Read a metadata file. Raises UserError with all that is wrong in it."""
+def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
+    """Read a metadata file. Raises UserError with all mistakes in it."""
     ending = path.suffix.lower()
     if ending not in (".json", ".jsonl"):
-        raise _error(path, "ends neither in .json nor in .jsonl", "give it the ending of what it holds")
+        raise _error(path, "is neither .json nor .jsonl", "rename it to the extension of its format")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -58,46 +59,47 @@ def read_metadata(path: Path, chosen: CaptionSettings) -> Metadata:
     entries = _lines(path, text, mistakes) if ending == ".jsonl" else _object(path, text)
     for where, key, entry in entries:
         if not isinstance(entry, dict):
-            mistakes.append(Mistake(f"{where}: {key!r} is no object", 'write {"caption": "...", "tags": "..."}'))
+            mistakes.append(Mistake(f"{where}: {key!r} is not an object", 'write {"caption": "...", "tags": "..."}'))
             continue
         caption = _text(entry.get("caption"), "\n")
-        tags = _text(entry.get("tags"), chosen.separator)
+        tags = _text(entry.get("tags"), settings.separator)
         for name, value in (("caption", caption), ("tags", tags)):
             if value is None:
-                mistakes.append(Mistake(f"{where}: {name} of {key!r} is no text", "put it into quotes"))
+                mistakes.append(Mistake(f"{where}: {name} of {key!r} is not text", "put it in quotes"))
         twice += key in captions
-        captions[key] = join(caption or "", tags or "", chosen)
+        captions[key] = join(caption or "", tags or "", settings)
         scores.pop(key, None)
         if (raw := entry.get("aesthetic_score")) is None:
             continue
         if (score := _score(raw)) is None:
-            what = f"{where}: aesthetic_score of {key!r} is {brief(raw)}, which is no number from 0 to {_BEST}"
-            mistakes.append(Mistake(what, "write one such as 6.5, or leave it out"))
+            what = f"{where}: aesthetic_score of {key!r} is {brief(raw)}, not a number from 0 to {_MOST_SCORE}"
+            mistakes.append(Mistake(what, "write for example 6.5, or remove it"))
         else:
             scores[key] = score
     if mistakes:
-        more = [Mistake(f"{path}: and {len(mistakes) - _TOLD} more like these")] if len(mistakes) > _TOLD else []
-        raise UserError(mistakes[:_TOLD] + more)
+        more = len(mistakes) - _MOST_MISTAKES
+        rest = [Mistake(f"{path}: {counted(more, 'more mistake')}")] if more > 0 else []
+        raise UserError(mistakes[:_MOST_MISTAKES] + rest)
     return Metadata(captions, scores, twice)
 
 
-def join(caption: str, tags: str, chosen: CaptionSettings) -> str:
-    """One caption of both, joined by the separator. With wildcards each line of the caption gets the tags, and lines of
-    tags become one; without, lines mean no more than blanks."""
-    if not chosen.wildcard:
-        return " ".join(f"{caption}{chosen.separator if caption and tags else ''}{tags}".split("\n")).strip()
-    tags = tags.replace("\n", chosen.separator)
+def join(caption: str, tags: str, settings: CaptionSettings) -> str:
+    """Join caption and tags with the separator. With wildcards, the tags, on one line, are appended to each line of the
+    caption; without, line breaks become spaces."""
+    if not settings.wildcard:
+        return " ".join(f"{caption}{settings.separator if caption and tags else ''}{tags}".split("\n")).strip()
+    tags = tags.replace("\n", settings.separator)
     lines = [line for line in caption.split("\n") if line.strip()]
-    return "\n".join(f"{line}{chosen.separator}{tags}" if tags else line for line in lines) if lines else tags
+    return "\n".join(f"{line}{settings.separator}{tags}" if tags else line for line in lines) if lines else tags
 
 
 def _object(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _error(path, f"is not valid JSON ({error})", "mend it there") from error
+        raise _error(path, f"is not valid JSON ({error})", "correct it there") from error
     if not isinstance(content, dict):
-        raise _error(path, "does not hold one object of images", 'it begins with {"image.png": {"caption": "..."}')
+        raise _error(path, "is not an object of images", 'write {"image.png": {"caption": "..."}, ...}')
     for key, entry in content.items():
         yield str(path), key, entry
 
@@ -110,17 +112,17 @@ def _lines(path: Path, text: str, mistakes: list[Mistake]) -> Iterator[tuple[str
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            mistakes.append(Mistake(f"{where} is not valid JSON ({error})", "mend it there"))
+            mistakes.append(Mistake(f"{where} is not valid JSON ({error})", "correct it there"))
             continue
         key = entry.get("image_path") if isinstance(entry, dict) else None
         if isinstance(key, str) and key:
             yield where, key, entry
         else:
-            mistakes.append(Mistake(f"{where} names no image", 'write {"image_path": "...", "caption": "..."}'))
+            mistakes.append(Mistake(f"{where} has no image_path", 'write {"image_path": "...", "caption": "..."}'))
 
 
 def _text(value: object, separator: str) -> str | None:
-    """Text, nothing as no text, a list of texts joined; None for anything else."""
+    """Text, a joined list of texts, or "" for null; None for anything else."""
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -129,7 +131,7 @@ def _text(value: object, separator: str) -> str | None:
 
 
 def _score(value: object) -> float | None:
-    """A number, or the text of one, in the range of scores; None for anything else."""
+    """A score as a number or text; None for anything else."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -137,7 +139,7 @@ def _score(value: object) -> float | None:
             return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if 0 <= value <= _BEST else None
+    return float(value) if 0 <= value <= _MOST_SCORE else None
 
 
 def _error(path: Path, what: str, remedy: str) -> UserError:
@@ -146,21 +148,21 @@ def _error(path: Path, what: str, remedy: str) -> UserError:
 
 @dataclass
 class Locator:
-    """Finds the images of a metadata file. Keys may lack their ending and may be written with backslashes."""
+    """Finds the images of a metadata file. Keys may lack the extension, and may use backslashes."""
 
     directories: Directories
-    root: str | None  # what relative keys are relative to: an absolute path
+    root: str | None  # absolute path that relative keys are relative to
     extensions: Collection[str]
     _parents: dict[str, Directory | None] = field(default_factory=dict)
     _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, directories: Directories, image_dir: Path | None, extensions: Collection[str]) -> Locator:
-        """For images relative to `image_dir`; None: all keys are absolute."""
+        """Create a locator for keys relative to `image_dir`; None: all keys are absolute."""
         return cls(directories, None if image_dir is None else absolute(image_dir), extensions)
 
     def find(self, key: str) -> Located | str:
-        """The image of a key, or why there is none."""
+        """Find the image of a key; if there is none, return the reason."""
         found = self._find(key)
         if isinstance(found, str) and "\\" in key and os.sep == "/":
             again = self._find(key.replace("\\", "/"))
@@ -171,30 +173,30 @@ class Locator:
         head, base = os.path.split(key)
         directory = self._parent(head)
         if directory is None:
-            return "its folder is not there" if os.path.isabs(key) or self.root else "its path is not absolute"
+            return "its folder does not exist" if os.path.isabs(key) or self.root else "its path is not absolute"
         if base in directory.images:
             return Located(directory, base)
-        if base in directory.lost_images:
-            return directory.lost_images[base]
+        if base in directory.unusable_images:
+            return directory.unusable_images[base]
         if is_image(base, self.extensions):
-            # the file system may take other letters for the same, in case or composition
+            # the file system may ignore case or the composition of accents
             stamp = stamp_of(os.path.join(directory.path, base))
             if stamp is not None:
                 directory.images[base] = stamp
                 return Located(directory, base)
-        having = self._by_stem(directory).get(base, [])
-        if len(having) > 1:
-            return f"{' and '.join(sorted(having))} are meant by it: write its ending"
-        return Located(directory, having[0]) if having else "it is not there"
+        matches = self._by_stem(directory).get(base, [])
+        if len(matches) > 1:
+            return f"it may be {' or '.join(sorted(matches))}: add the extension"
+        return Located(directory, matches[0]) if matches else "it does not exist"
 
     def _parent(self, head: str) -> Directory | None:
         if head not in self._parents:
             place = head if self.root is None else os.path.join(self.root, head)
             try:
-                listed = self.directories.one(os.path.normpath(place)) if os.path.isabs(place) else None
+                directory = self.directories.get(os.path.normpath(place)) if os.path.isabs(place) else None
             except (OSError, ValueError):
-                listed = None
-            self._parents[head] = listed
+                directory = None
+            self._parents[head] = directory
         return self._parents[head]
 
     def _by_stem(self, directory: Directory) -> dict[str, list[str]]:

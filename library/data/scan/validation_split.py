@@ -1,10 +1,10 @@
-"""Which images are set aside and not trained on, so that the loss on them tells learning from memorising.
+"""Hold out images for validation, so that their loss shows overfitting.
 
-The choice is that of kohya's sd-scripts for the same validation_seed: the sorted names of a folder are shuffled, the
-first ceil(N (1 - share)) are trained on, the rest is set aside. (There the rest is rounded by itself, so that an image
-may be on both sides.) It depends on seed and names alone. An image that is trained on under another name or in another
-dataset is no new one: it is not validated on either. Two are the same if their files have the same bytes; crops, copies
-of another size and other formats of one photo are not recognised.
+Selects the images that kohya's sd-scripts selects with the same validation_seed: the sorted names of a folder are
+shuffled, the first ceil(N (1 - split)) are trained on and the rest are held out. (sd-scripts rounds the rest
+separately, so an image may be on both sides.) The selection depends only on seed and names. An image that is also
+trained on, in another dataset or under another name, is not validated on. Files with equal bytes are the same image;
+crops, resized copies and other formats are not recognised.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.messages import counted, listed
 from library.options.datasets import DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistake
 
 if TYPE_CHECKING:
     from library.data.scan.scan import ImageRecord
 
-_HEAD = 1 << 16  # bytes that mostly tell two files apart
+_HEAD = 1 << 16  # bytes that usually distinguish two files
 
 
 @dataclass
 class Split:
-    """Both sides, in the order of the records, and what the user should know."""
+    """Trained and held-out records, in order, with notes and mistakes."""
 
     trained: list[ImageRecord] = field(default_factory=list)
-    held_out: list[ImageRecord] = field(default_factory=list)  # each once, whatever its repeats
+    held_out: list[ImageRecord] = field(default_factory=list)  # each with 1 repeat
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -46,12 +47,12 @@ def split(
     length: Callable[[ImageRecord], int],
     seed: int,
 ) -> Split:
-    """Set aside what the datasets ask for. Regularisation images stay; `length` is an image's file in bytes, `seed`
-    counts for datasets without a seed of their own."""
-    asking = [place for place, dataset in enumerate(datasets) if dataset.validation_split > 0]
-    if not train or not asking:
+    """Hold out images as each dataset's validation_split says. Regularisation images are never held out; `length` is
+    the file length in bytes, `seed` that of datasets without their own validation_seed."""
+    splitting = [place for place, dataset in enumerate(datasets) if dataset.validation_split > 0]
+    if not train or not splitting:
         return Split(trained=list(train))
-    found = Split()
+    result = Split()
     by_subset: dict[int, list[ImageRecord]] = {}
     for record in train:
         by_subset.setdefault(record.subset, []).append(record)
@@ -59,59 +60,59 @@ def split(
         dataset = datasets[records[0].dataset]
         names = [f"{record.name}\0{record.folder.name}" for record in records]
         own_seed = seed if dataset.validation_seed is None else dataset.validation_seed
-        aside = set_aside(names, dataset.validation_split, own_seed)
-        if dataset.validation_split > 0 and not aside:
-            found.notes.append(
-                f"{_said(dataset)} sets nothing aside of {_title(subsets[number])} ({len(records)} images)"
+        held_out = choose_held_out(names, dataset.validation_split, own_seed)
+        if dataset.validation_split > 0 and not held_out:
+            result.notes.append(
+                f"{_setting(dataset)} holds out none of the {len(records)} images of {_title(subsets[number])}"
             )
         for place, record in enumerate(records):
-            if place in aside:
-                found.held_out.append(replace(record, repeats=1, held_out=True))
+            if place in held_out:
+                result.held_out.append(replace(record, repeats=1, held_out=True))
             else:
-                found.trained.append(record)
-    copies = also_trained(found.held_out, [*found.trained, *reg], length)
-    _judge(found, reg, [datasets[place] for place in asking], by_subset, copies, datasets)
-    found.held_out = [record for place, record in enumerate(found.held_out) if place not in copies]
-    return found
+                result.trained.append(record)
+    copies = find_trained_copies(result.held_out, [*result.trained, *reg], length)
+    _check_split(result, reg, [datasets[place] for place in splitting], by_subset, copies, datasets)
+    result.held_out = [record for place, record in enumerate(result.held_out) if place not in copies]
+    return result
 
 
-def set_aside(names: Sequence[str], share: float, seed: int) -> set[int]:
-    """Places of the images that are not trained on, floor(N share) of them."""
+def choose_held_out(names: Sequence[str], share: float, seed: int) -> set[int]:
+    """Indexes of the held-out images: floor(N share)."""
     order = sorted(range(len(names)), key=lambda place: unicodedata.normalize("NFC", names[place]))
     random.Random(seed).shuffle(order)
-    # as it was written: in floating point 100 (1 - 0.41) is a little more than 59
+    # exact: in floating point, 100 (1 - 0.41) is slightly more than 59
     return set(order[math.ceil(len(names) * (1 - Fraction(str(share)))) :])
 
 
-def also_trained(
+def find_trained_copies(
     held_out: Sequence[ImageRecord], trained: Sequence[ImageRecord], length: Callable[[ImageRecord], int]
 ) -> set[int]:
-    """Places of held-out images whose bytes are those of one that is trained on. Only files of equal length and size
-    in pixels are read, and mostly their beginnings."""
+    """Indexes of the held-out images with the same bytes as a trained one. Reads only files of equal length and size
+    in pixels, and usually only their beginnings."""
     paths = {record.path for record in trained}
     same = {place for place, record in enumerate(held_out) if record.path in paths}
-    ours = {place: record for place, record in enumerate(held_out) if place not in same}
-    theirs = list(trained)
-    # each look is dearer than the one before, and is taken only where that one saw no difference
-    for look in (lambda record: (length(record), record.size), _beginning, _whole):
-        of_ours = {place: look(record) for place, record in ours.items()}
-        of_theirs = [look(record) for record in theirs]
-        shared = set(of_ours.values()) & set(of_theirs)
-        ours = {place: record for place, record in ours.items() if of_ours[place] in shared}
-        theirs = [record for record, seen in zip(theirs, of_theirs, strict=True) if seen in shared]
-    return same | set(ours)
+    candidates = {place: record for place, record in enumerate(held_out) if place not in same}
+    others = list(trained)
+    # each comparison costs more than the one before, and is made only where that one result no difference
+    for signature in (lambda record: (length(record), record.size), _beginning, _content):
+        candidate_signatures = {place: signature(record) for place, record in candidates.items()}
+        other_signatures = [signature(record) for record in others]
+        shared = set(candidate_signatures.values()) & set(other_signatures)
+        candidates = {place: record for place, record in candidates.items() if candidate_signatures[place] in shared}
+        others = [record for record, seen in zip(others, other_signatures, strict=True) if seen in shared]
+    return same | set(candidates)
 
 
 def _beginning(record: ImageRecord) -> str:
     return _digest(record.path, _HEAD)
 
 
-def _whole(record: ImageRecord) -> str:
+def _content(record: ImageRecord) -> str:
     return _digest(record.path, None)
 
 
 def _digest(path: Path, most: int | None) -> str:
-    """Of the file's first bytes, or of all; what cannot be read is like nothing else."""
+    """Hash of the first `most` bytes, or of all; an unreadable file gets its path, which equals no hash."""
     try:
         with path.open("rb") as file:
             digest = hashlib.blake2b(file.read(most)) if most else hashlib.file_digest(file, "blake2b")
@@ -120,40 +121,38 @@ def _digest(path: Path, most: int | None) -> str:
         return str(path)
 
 
-def _judge(
-    found: Split,
+def _check_split(
+    result: Split,
     reg: Sequence[ImageRecord],
-    asking: Sequence[DatasetSpec],
+    splitting: Sequence[DatasetSpec],
     by_subset: dict[int, list[ImageRecord]],
     copies: set[int],
     datasets: Sequence[DatasetSpec],
 ) -> None:
-    """What is wrong with a split, and what of it is told."""
-    said = " and ".join(dict.fromkeys(_said(dataset) for dataset in asking))
-    if not found.trained:
-        remedy = "set less than 1, or add a dataset that is trained on"
-        found.mistakes.append(Mistake(f"{said} leaves no image to train on", remedy))
+    """Add the mistakes and notes of a split."""
+    settings = " and ".join(dict.fromkeys(_setting(dataset) for dataset in splitting))
+    if not result.trained:
+        remedy = "set it below 1, or add a dataset to train on"
+        result.mistakes.append(Mistake(f"{settings} leaves no image to train on", remedy))
         return
-    trained_in = {record.dataset for record in found.trained}
-    for place in sorted({record.dataset for record in found.held_out} - trained_in):
+    trained_in = {record.dataset for record in result.trained}
+    for place in sorted({record.dataset for record in result.held_out} - trained_in):
         if any(record.dataset == place for record in reg):
-            what = f"{_said(datasets[place])} leaves regularisation images without training images beside them"
-            found.mistakes.append(Mistake(what, "set less than 1, or take the regularisation images out there"))
-    if not found.held_out:
-        most = max(len(records) for records in by_subset.values() if datasets[records[0].dataset] in asking)
-        remedy = f"{math.ceil(100 / most) / 100:g} sets aside one of the largest folder's {most}"
-        found.mistakes.append(Mistake(f"{said} sets no image aside", f"{remedy} images; or leave it out"))
-    elif len(copies) == len(found.held_out):
-        what = f"{said}: every image that is set aside is trained on too, as the same file or as a copy"
-        found.mistakes.append(Mistake(what, "give other images to validate on, or leave it out"))
+            what = f"{_setting(datasets[place])} leaves regularisation images without training images"
+            result.mistakes.append(Mistake(what, "set it below 1, or remove the regularisation images of that dataset"))
+    if not result.held_out:
+        most = max(len(records) for records in by_subset.values() if datasets[records[0].dataset] in splitting)
+        remedy = f"set at least {math.ceil(100 / most) / 100:g}, to hold out 1 of {most} images of the largest folder"
+        result.mistakes.append(Mistake(f"{settings} holds out no image", f"{remedy}; or remove it"))
+    elif len(copies) == len(result.held_out):
+        what = f"{settings}: every held-out image is also trained on, as the same file or a copy"
+        result.mistakes.append(Mistake(what, "remove the copies from the training data, or remove the split"))
     elif copies:
-        names = ", ".join(str(found.held_out[place].path) for place in sorted(copies)[:5])
-        more = ", ..." if len(copies) > 5 else ""
-        what = f"{len(copies)} images that were set aside for validation are also trained on, as the same file or as"
-        found.notes.append(f"{what} a copy, and so are not validated on: {names}{more}")
+        what = f"{counted(len(copies), 'held-out image')} also trained on (same file or copy), so not validated on"
+        result.notes.append(f"{what}: {listed((result.held_out[place].path for place in sorted(copies)), 5)}")
 
 
-def _said(dataset: DatasetSpec) -> str:
+def _setting(dataset: DatasetSpec) -> str:
     return f"validation_split = {dataset.validation_split:g} ({dataset.origin})"
 
 

@@ -23,7 +23,7 @@ from library.families.sd import unet, vae
 from library.families.sd.checkpoint_parts import take_apart
 from library.families.sd.variant import TITLES, Variant
 from library.objective.process import Prediction
-from library.runtime.imports import large_imports, without_callers
+from library.runtime.imports import import_in_thread, large_imports
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -90,7 +90,7 @@ def import_packages() -> None:
     bitsandbytes stays out, which diffusers takes along for quantised weights and which takes torch's compiler along: a
     second that only 8-bit optimisers need.
     """
-    without_callers(_import_packages)
+    import_in_thread(_import_packages)
 
 
 def _import_packages() -> None:

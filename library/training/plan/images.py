@@ -16,7 +16,7 @@ from library.families.family import Tokenizer
 from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions
-from library.runtime.garbage import garbage_left_alone
+from library.runtime.garbage import gc_paused
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Images:
         )
 
 
-@garbage_left_alone()
+@gc_paused()
 def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: Mistakes, seed: int) -> Images | None:
     """Describe, scan, place and count. `tokenizer` None: no family is known, no token is counted; `seed` is
     the run's, of which follows what is set aside for validation. None when something is so wrong that the rest has no
@@ -99,8 +99,8 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
     mistakes.extend(found.mistakes)
     if not found.records:
         return None
-    table = buckets.make_table(found.records, found.datasets)
-    held_out = buckets.make_table(found.held_out, found.datasets)
+    table = buckets.build_bucket_table(found.records, found.datasets)
+    held_out = buckets.build_bucket_table(found.held_out, found.datasets)
     wrong = (*table.mistakes, *held_out.mistakes)
     mistakes.extend(wrong)
     if described.mistakes or found.mistakes or wrong:

@@ -12,7 +12,7 @@ from library.data.cache.latent_cache import LatentCacheBuild
 from library.data.cache.text_cache import TextCacheBuild
 from library.options.mistakes import Mistake, UserError
 from library.runtime.device import Machine
-from library.runtime.half_weights import compute_as_stored
+from library.runtime.half_weights import compute_in_stored_dtype
 from library.runtime.precision import Precision, torch_dtype
 from library.training.conditioning import Conditioner
 from library.training.console import Console
@@ -48,7 +48,7 @@ def text_encoders(model: Model, precision: Precision, device: torch.device) -> d
     for name, module in model.text_encoders.items():
         module.requires_grad_(requires_grad=False)
         if precision.frozen != "fp32":
-            compute_as_stored(module)
+            compute_in_stored_dtype(module)
             module.to(torch_dtype(precision.frozen))
         found[name] = module.to(device)
     return found

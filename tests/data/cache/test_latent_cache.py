@@ -68,9 +68,9 @@ class Data:
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         source, path = self.sources[index], self.records[index].path
-        (left, top), (width, height) = source.shown.offset, source.shown.bucket
+        (left, top), (width, height) = source.geometry.offset, source.geometry.bucket
         box = (left, top, left + width, top + height)
-        image = Image.fromarray(images.load(path)).resize(source.shown.resized).crop(box)
+        image = Image.fromarray(images.load(path)).resize(source.geometry.resized).crop(box)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
         mask = None
         if source.mask is not None:
@@ -79,7 +79,7 @@ class Data:
             mask = Image.open(path).convert("RGBA").getchannel("A")
         if mask is None:
             return pixels, None
-        return pixels, torch.from_numpy(np.array(mask.resize(source.shown.resized).crop(box))).float() / 255
+        return pixels, torch.from_numpy(np.array(mask.resize(source.geometry.resized).crop(box))).float() / 255
 
 
 def save_images(folder: Path) -> list[ImageRecord]:
@@ -94,13 +94,13 @@ def filled(data: Data | Sequence[ImageRecord], encoder: Any = None, **options: A
         keywords["cache_format"] = keywords.pop("form")
     if isinstance(keywords["flip"], bool):
         keywords["flip"] = [keywords["flip"]] * len(data.records)
-    placements = [Placement(source.shown.bucket, source.shown.resized) for source in data.sources]
+    placements = [Placement(source.geometry.bucket, source.geometry.resized) for source in data.sources]
     source = keywords.pop("source", data.sources.__getitem__)
     return build_latent_cache(data.records, placements, data.read, encoder or Encoder(), source=source, **keywords)
 
 
 def counts(found: LatentCacheBuild) -> tuple[int, int, int]:
-    return found.read, found.made, found.stale
+    return found.read, found.encoded, found.outdated
 
 
 def same(one: LatentCacheBuild, other: LatentCacheBuild, number: int, flipped: bool = False) -> bool:
@@ -222,16 +222,16 @@ def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, for
     records = save_images(tmp_path)
     records[1] = replace(records[1], transparent=True)
     filled(records, form=form)
-    assert filled(records, vae="v2", form=form).made == 4
-    shown = Data(records).sources[1].shown
+    assert filled(records, vae="v2", form=form).encoded == 4
+    geometry = Data(records).sources[1].geometry
     others = [
-        LatentSource(replace(shown, offset=(0, 0))),
-        LatentSource(replace(shown, resized=(81, 48))),
-        LatentSource(replace(shown, bucket=(64, 48))),
-        LatentSource(replace(shown, resized=(81, 48), interpolation="cubic")),
-        LatentSource(shown, background=(0, 0, 0)),
-        LatentSource(shown, alpha_mask=True),
-        LatentSource(shown, mask=save(tmp_path / "masks" / "b.png", (80, 48))),
+        LatentSource(replace(geometry, offset=(0, 0))),
+        LatentSource(replace(geometry, resized=(81, 48))),
+        LatentSource(replace(geometry, bucket=(64, 48))),
+        LatentSource(replace(geometry, resized=(81, 48), interpolation="cubic")),
+        LatentSource(geometry, background=(0, 0, 0)),
+        LatentSource(geometry, alpha_mask=True),
+        LatentSource(geometry, mask=save(tmp_path / "masks" / "b.png", (80, 48))),
     ]
     seen = []
     for other in others:
@@ -239,13 +239,13 @@ def test_whatever_else_the_latents_depend_on_makes_them_anew(tmp_path: Path, for
         sources = list(Data(records).sources)
         sources[1] = other
         found = filled(Data(records, sources), form=form)
-        assert (found.read, found.made) == (3, 1), other
+        assert (found.read, found.encoded) == (3, 1), other
         seen.append(found)
     # what has no effect on an image is nothing to make it anew for: how to scale what is not scaled, what lies behind
     # an opaque one
     filled(records, form=form)
     sources = [replace(one, background=(9, 9, 9)) for one in Data(records).sources]
-    sources[1] = LatentSource(replace(shown, interpolation="cubic"))
+    sources[1] = LatentSource(replace(geometry, interpolation="cubic"))
     assert counts(filled(Data(records, sources), form=form)) == (4, 0, 0)
 
 
@@ -281,8 +281,8 @@ def test_a_second_run_reads_no_image_and_a_touched_one_only_once(
     records = save_images(tmp_path)
     filled(records, form=form)
     hashed = []
-    take = latent_files.FilePrint.take
-    monkeypatch.setattr(latent_files.FilePrint, "take", lambda path: hashed.append(path) or take(path))
+    take = latent_files.FileHash.of_file
+    monkeypatch.setattr(latent_files.FileHash, "of_file", lambda path: hashed.append(path) or take(path))
     assert counts(filled(records, form=form)) == (4, 0, 0) and not hashed
     os.utime(records[2].path, (1, 1))
     assert counts(filled(records, form=form)) == (4, 0, 0) and hashed == [str(records[2].path)]
@@ -305,8 +305,8 @@ def test_skip_check_looks_at_shapes_alone(tmp_path: Path, form: str) -> None:
     found = filled(records, form=form, skip_check=True)
     assert counts(found) == (4, 0, 0)
     assert found.store.get(0, False).latents.shape == (3, 8, 8)
-    assert filled(records, form=form, skip_check=True, channels=4).made == 4
-    assert filled(records, form=form, skip_check=True, flip=True).made == 4
+    assert filled(records, form=form, skip_check=True, channels=4).encoded == 4
+    assert filled(records, form=form, skip_check=True, flip=True).encoded == 4
 
 
 # names
@@ -379,13 +379,13 @@ def test_files_of_other_programs_are_read_when_they_fit(tmp_path: Path, form: st
     plain = filled(one, to_disk=False)
     path = foreign(tmp_path / "a_0064x0064_sd.npz", plain, 0)
     found = filled(one, form=form)
-    assert (found.read, found.made, found.foreign) == (1, 0, 1) and "another program" in str(found)
+    assert (found.read, found.encoded, found.third_party) == (1, 0, 1) and "another program" in str(found)
     assert torch.allclose(found.store.get(0, False).latents, plain.store.get(0, False).latents + 1)
     assert entries(tmp_path) == [path.name]
     foreign(path, plain, 0, latents=np.zeros((3, 8, 8), np.float32))
     with pytest.raises(UserError, match="a_0064x0064_sd.npz was removed, damaged or changed"):
         found.store.get(0, False)
-    assert filled(one, form=form, trust_foreign=False).foreign == 0
+    assert filled(one, form=form, trust_third_party=False).third_party == 0
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_files_of_other_programs_that_do_not_fit_are_left_alone(tmp_path: Path, 
     path = foreign(tmp_path / "a_0064x0064_sd.npz", plain, 0, **changed)
     before = path.read_bytes()
     found = filled(one)
-    assert (counts(found), found.foreign) == ((0, 1, 1), 0) and same(found, plain, 1)
+    assert (counts(found), found.third_party) == ((0, 1, 1), 0) and same(found, plain, 1)
     assert path.read_bytes() == before
 
 
@@ -415,27 +415,27 @@ def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_
     one = records[:1]
     plain = filled(one, to_disk=False)
     path = foreign(tmp_path / "a_0064x0064_sd.npz", plain, 0)
-    shown = Data(one).sources[0].shown
+    geometry = Data(one).sources[0].geometry
     for options in (
         {"flip": True},
         {"channels": 4},
         {"stride": 4},
-        {"source": lambda _: LatentSource(shown, alpha_mask=True)},
-        {"source": lambda _: LatentSource(shown, mask=save(tmp_path / "masks" / "a.png", (64, 64)))},
-        {"source": lambda _: LatentSource(replace(shown, resized=(80, 80), offset=(8, 8), interpolation="cubic"))},
-        {"source": lambda _: LatentSource(replace(shown, resized=(80, 64), offset=(0, 0)))},
+        {"source": lambda _: LatentSource(geometry, alpha_mask=True)},
+        {"source": lambda _: LatentSource(geometry, mask=save(tmp_path / "masks" / "a.png", (64, 64)))},
+        {"source": lambda _: LatentSource(replace(geometry, resized=(80, 80), offset=(8, 8), interpolation="cubic"))},
+        {"source": lambda _: LatentSource(replace(geometry, resized=(80, 64), offset=(0, 0)))},
     ):
-        assert filled(one, means, **options, vae=str(options)[:12]).foreign == 0, options
-    assert filled([replace(one[0], transparent=True)], vae="transparent").foreign == 0
-    masked = Data([replace(one[0], transparent=True)], [LatentSource(shown, alpha_mask=True)])
+        assert filled(one, means, **options, vae=str(options)[:12]).third_party == 0, options
+    assert filled([replace(one[0], transparent=True)], vae="transparent").third_party == 0
+    masked = Data([replace(one[0], transparent=True)], [LatentSource(geometry, alpha_mask=True)])
     foreign(path, plain, 0, alpha_mask=np.full((64, 64), 0.5, np.float32))
     found = filled(masked, vae="masked")
-    assert found.foreign == 1 and torch.equal(found.store.get(0, False).mask, torch.full((1, 8, 8), 0.5))
+    assert found.third_party == 1 and torch.equal(found.store.get(0, False).mask, torch.full((1, 8, 8), 0.5))
     assert filled(one, vae="plain").store.get(0, False).mask is None
     shared = [*one, record(save(tmp_path / "a.jpg", (64, 64)), (64, 64))]
-    assert filled(shared, vae="shared").foreign == 0  # whose is it?
+    assert filled(shared, vae="shared").third_party == 0  # whose is it?
     os.utime(path, (1, 1))  # older than its image
-    assert filled(one, vae="older").foreign == 0
+    assert filled(one, vae="older").third_party == 0
 
 
 # what goes wrong
@@ -477,12 +477,12 @@ def test_latents_that_are_not_finite_are_encoded_again_or_named(tmp_path: Path, 
     data = Data(records)
     a, c = (float(data.read(index)[0].mean()) for index in (0, 2))
     expected = filled(records, to_disk=False, flip=True)
-    found = filled(records, Broken(a), encode_exactly=Encoder(), batch_size=2, to_disk=to_disk, flip=True)
-    assert found.exactly == 1 and "1 encoded again" in str(found)
+    found = filled(records, Broken(a), encode_in_fp32=Encoder(), batch_size=2, to_disk=to_disk, flip=True)
+    assert found.reencoded == 1 and "1 encoded again" in str(found)
     assert same(found, expected, 4) and same(found, expected, 4, flipped=True)
     for exactly in (None, Broken(a, c)):
         with pytest.raises(UserError) as caught:
-            filled(records, Broken(a, c), encode_exactly=exactly, batch_size=2, to_disk=to_disk, vae="v3")
+            filled(records, Broken(a, c), encode_in_fp32=exactly, batch_size=2, to_disk=to_disk, vae="v3")
         text = str(caught.value)
         assert len(caught.value.mistakes) == 2 and "a.png" in text and "c.png" in text and "not finite" in text
     # the others were done
@@ -566,7 +566,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         UserError, match=r"latent cache .*c\.png_64x64_.* cannot be written \(Permission denied\)"
     ) as caught:
         filled(records)
-    assert "without --cache_latents_to_disk" in str(caught.value)
+    assert "remove --cache_latents_to_disk" in str(caught.value)
     monkeypatch.undo()
     assert filled(records[:2]).read == 2 and not list(tmp_path.glob(".latents*"))
 
@@ -596,7 +596,7 @@ def test_a_full_disk_is_named_and_what_was_written_stays(small_disk: Path, form:
 
     with pytest.raises(UserError, match=r"latent cache .* cannot be written \(No space left on device\)") as caught:
         filled(records, large, form=form)
-    assert "goes on from here" in str(caught.value)
+    assert "continues from here" in str(caught.value)
     written = entries(small_disk)
     assert written and all(latent_files.read(str(small_disk / name)) is not None for name in written)
     for one in records[len(written) :]:
@@ -633,7 +633,7 @@ found = filled(records, in_turn, form=form, flip=True, share=(number, int(sys.ar
 (folder / f"call{me} done").touch()
 for index in range(len(records)):
     found.store.get(index, True)
-print(found.made)
+print(found.encoded)
 """
 
 

@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 import torch
 
-from library.data.cache.latent_encoding import THREADS, Encoder, Ready, encode_all
-from library.data.cache.latent_entries import Wanted
-from library.data.cache.latent_files import FilePrint
+from library.data.cache.latent_encoding import THREADS, DecodedImage, Encoder, encode_all
+from library.data.cache.latent_entries import CacheEntry
+from library.data.cache.latent_files import FileHash
 from library.data.images import Geometry
 
 BUCKETS = [(16, 8), (8, 8), (16, 8), (8, 16), (8, 8), (16, 8), (8, 8)]
 
 
-def wanted(number: int, bucket: tuple[int, int] = (8, 8)) -> Wanted:
-    return Wanted(
+def wanted(number: int, bucket: tuple[int, int] = (8, 8)) -> CacheEntry:
+    return CacheEntry(
         number, number, f"{number}.png", None, False, bucket, Geometry(bucket, (0, 0), bucket), False, "", True
     )
 
 
-def ready(entry: Wanted) -> Ready:
-    width, height = entry.shown.bucket
+def ready(entry: CacheEntry) -> DecodedImage:
+    width, height = entry.geometry.bucket
     pixels = torch.rand(3, height, width, generator=torch.Generator().manual_seed(entry.number))
-    return Ready(entry, FilePrint(str(entry.number), None), None, pixels, None)
+    return DecodedImage(entry, FileHash(str(entry.number), None), None, pixels, None)
 
 
 def sample(pixels: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_each_process_begins_at_another_place() -> None:
 def test_images_are_decoded_while_the_encoder_works() -> None:
     begun, enough = [], threading.Event()
 
-    def prepare(entry: Wanted) -> Ready:
+    def prepare(entry: CacheEntry) -> DecodedImage:
         begun.append(entry.number)
         if len(begun) > THREADS:
             enough.set()

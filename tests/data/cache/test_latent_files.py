@@ -1,4 +1,4 @@
-"""A file of latents is what its note says, or it is not read at all."""
+"""A file of latents is what its fingerprint says, or it is not read at all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 
 from library.data.cache import latent_files
-from library.data.cache.latent_files import FINGERPRINT, FilePrint, Note, read, shapes, write
+from library.data.cache.latent_files import FINGERPRINT, FileHash, Fingerprint, read, shapes, write
 
 FORMATS = pytest.mark.parametrize("name", ["a_sd.safetensors", "a_sd.npz"])
-IMAGE = FilePrint("11" * 32, (5, 1_700_000_000_123_456_789, 1_700_000_000_987_654_321))
-MASK = FilePrint("22" * 32, None)
+IMAGE = FileHash("11" * 32, (5, 1_700_000_000_123_456_789, 1_700_000_000_987_654_321))
+MASK = FileHash("22" * 32, None)
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
@@ -28,7 +28,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def put(path: Path, seed: int = 0) -> Note:
+def put(path: Path, seed: int = 0) -> Fingerprint:
     return write(str(path), arrays(seed), "settings", IMAGE, MASK)
 
 
@@ -41,14 +41,19 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @FORMATS
 def test_there_and_back(tmp_path: Path, name: str) -> None:
-    note = put(tmp_path / name)
+    fingerprint = put(tmp_path / name)
     found = read(str(tmp_path / name))
-    assert found is not None and found.note == note and note.image == IMAGE and note.mask == MASK
+    assert (
+        found is not None
+        and found.fingerprint == fingerprint
+        and fingerprint.image == IMAGE
+        and fingerprint.mask == MASK
+    )
     assert set(found.arrays) == set(arrays())
     assert all(np.array_equal(found.arrays[key], array) for key, array in arrays().items())
     part = read(str(tmp_path / name), {"latents", "no such"})
-    assert part is not None and set(part.arrays) == {"latents"} and part.note == note
-    assert shapes(str(tmp_path / name)) == ({key: array.shape for key, array in arrays().items()}, note)
+    assert part is not None and set(part.arrays) == {"latents"} and part.fingerprint == fingerprint
+    assert shapes(str(tmp_path / name)) == ({key: array.shape for key, array in arrays().items()}, fingerprint)
     assert os.listdir(tmp_path) == [name]
 
 
@@ -74,13 +79,18 @@ def test_a_file_cut_short_anywhere_is_not_read(tmp_path: Path, name: str) -> Non
 
 @FORMATS
 def test_a_changed_byte_changes_nothing_or_is_noticed(tmp_path: Path, name: str) -> None:
-    note = put(tmp_path / name)
+    fingerprint = put(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     noticed = 0
     for place in range(0, len(whole), 3):
         (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         found = read(str(tmp_path / name))
-        if found is None or found.note is None or found.note.key != note.key or set(found.arrays) != set(arrays()):
+        if (
+            found is None
+            or found.fingerprint is None
+            or found.fingerprint.key != fingerprint.key
+            or set(found.arrays) != set(arrays())
+        ):
             noticed += 1
             continue
         assert all(np.array_equal(found.arrays[key], array) for key, array in arrays().items()), place
@@ -96,7 +106,7 @@ def test_arrays_of_a_program_that_keeps_what_it_does_not_know_are_not_ours(tmp_p
     assert read(str(path)) is None
     np.savez(path, latents=arrays(1)["latents"])
     found = read(str(path))
-    assert found is not None and found.note is None
+    assert found is not None and found.fingerprint is None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"{}", b"\0" * 100, b"\xff" * 5000, (2).to_bytes(8, "little") + b"{}"])
@@ -112,7 +122,7 @@ def test_what_is_no_such_file_is_not_read(tmp_path: Path, name: str, content: by
 
 @FORMATS
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    note = put(tmp_path / name)
+    fingerprint = put(tmp_path / name)
 
     def refuse(*_: object) -> None:
         raise OSError(5, "Input/output error")
@@ -121,23 +131,23 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, name: str, mon
     with pytest.raises(OSError, match="Input"):
         put(tmp_path / name, seed=1)
     found = read(str(tmp_path / name))
-    assert found is not None and found.note == note and os.listdir(tmp_path) == [name]
+    assert found is not None and found.fingerprint == fingerprint and os.listdir(tmp_path) == [name]
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
     old, fresh, other = (tmp_path / name for name in (".latents-1.tmp", ".latents-2.tmp", "mine.tmp"))
     for path in (old, fresh, other):
-        path.write_bytes(b"half")
+        path.write_bytes(b"incomplete")
     for path in (old, other):
         os.utime(path, (time.time() - 90_000,) * 2)
-    latent_files.sweep(str(tmp_path))
+    latent_files.remove_leftovers(str(tmp_path))
     assert not old.exists() and fresh.exists() and other.exists()
-    latent_files.sweep(str(tmp_path / "gone"))
+    latent_files.remove_leftovers(str(tmp_path / "gone"))
 
 
 def test_the_key_is_that_of_the_contents_and_settings() -> None:
     def key(settings: str = "s", image: str = "p", mask: str | None = "m", stamp: Any = None) -> str:
-        return Note(settings, FilePrint(image, stamp), mask and FilePrint(mask, None) or None, {}).key
+        return Fingerprint(settings, FileHash(image, stamp), mask and FileHash(mask, None) or None, {}).key
 
     assert key() == key(stamp=(1, 2, 3))
     assert len({key(), key(settings="t"), key(image="q"), key(mask="n"), key(mask=None)}) == 5
@@ -147,28 +157,28 @@ def test_the_key_is_that_of_the_contents_and_settings() -> None:
 def test_a_image_is_read_again_when_its_stamp_is_another(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"one")
-    known = FilePrint.take(str(path))
-    assert known.stamp is not None and known.again(str(path)) is known
+    known = FileHash.of_file(str(path))
+    assert known.stamp is not None and known.refreshed(str(path)) is known
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     time.sleep(0.02)  # more than the tick of the file system's clock
     path.write_bytes(b"two")
     os.utime(path, ns=times)  # as copying programs do: same size, same mtime
     assert path.stat().st_mtime_ns == times[1]
     if os.name == "posix":
-        assert known.again(str(path)).content != known.content
+        assert known.refreshed(str(path)).content != known.content
     path.write_bytes(b"three")
-    assert known.again(str(path)).content == FilePrint.take(str(path)).content != known.content
+    assert known.refreshed(str(path)).content == FileHash.of_file(str(path)).content != known.content
 
 
 def test_a_image_that_changed_just_now_gets_no_stamp(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"one")
-    known = FilePrint.take(str(path))
+    known = FileHash.of_file(str(path))
     assert known.stamp is None  # it may change once more within one tick
     path.write_bytes(b"two")
-    assert known.again(str(path)).content != known.content
+    assert known.refreshed(str(path)).content != known.content
     with pytest.raises(OSError):
-        FilePrint.take(str(tmp_path / "gone.png"))
+        FileHash.of_file(str(tmp_path / "gone.png"))
 
 
 def test_names() -> None:

@@ -62,7 +62,7 @@ def filled(
 
 
 def counts(found: TextCacheBuild) -> tuple[int, int, int]:
-    return found.read, found.made, found.damaged
+    return found.read, found.encoded, found.damaged
 
 
 def shards(folder: Path) -> list[Path]:
@@ -195,7 +195,18 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path) -> None:
         lambda raw: raw.replace(b"crc32", b"crc33"),
         lambda raw: b"x" * len(raw),
     ],
-    ids=["empty", "5 bytes", "half", "one short", "a bit", "no length", "a huge length", "dtype", "sums", "other"],
+    ids=[
+        "empty",
+        "5 bytes",
+        "incomplete",
+        "one short",
+        "a bit",
+        "no length",
+        "a huge length",
+        "dtype",
+        "sums",
+        "other",
+    ],
 )
 def test_what_is_damaged_is_made_anew(tmp_path: Path, spoil: Any) -> None:
     filled(tmp_path)
@@ -205,7 +216,7 @@ def test_what_is_damaged_is_made_anew(tmp_path: Path, spoil: Any) -> None:
     file.write_bytes(spoil(file.read_bytes()))
     found = filled(tmp_path, [*TEXTS, "a cat"])
     assert counts(found) == (1, 6, 1) and is_right(found, [*TEXTS, "a cat"])
-    assert str(found) == "captions: 1 read, 6 encoded (1 damaged cache files made anew)"
+    assert str(found) == "captions: 1 read, 6 encoded (1 damaged cache file replaced)"
     assert counts(filled(tmp_path, [*TEXTS, "a cat"])) == (7, 0, 0)
 
 
@@ -281,7 +292,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"text cache .* cannot be written .*No space left.*\n.*free the disk"):
+    with pytest.raises(UserError, match=r"text cache .* cannot be written .*No space left.*\n.*free disk space"):
         filled(tmp_path)
     assert not shards(tmp_path)
 
@@ -342,4 +353,4 @@ def test_processes_that_share_begin_elsewhere_and_pass_over_what_others_did(tmp_
 
     found = build_text_cache(texts, encode, encoder="x", folder=tmp_path, share=(1, 2), progress=False)
     assert order[1:] == texts[128:]
-    assert (found.read, found.made) == (128, 72) and all(text in found.store for text in texts)
+    assert (found.read, found.encoded) == (128, 72) and all(text in found.store for text in texts)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from library.data.cache.work_sharing import own_order
+from library.data.cache.work_sharing import processing_order
 
 
 def test_one_alone_keeps_the_order() -> None:
-    assert own_order("abc", (0, 1)) == ["a", "b", "c"] and own_order([], (1, 2)) == []
+    assert processing_order("abc", (0, 1)) == ["a", "b", "c"] and processing_order([], (1, 2)) == []
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_each_does_everything_and_begins_elsewhere(count: int) -> None:
-    orders = [own_order(range(20), (number, count)) for number in range(count)]
+    orders = [processing_order(range(20), (number, count)) for number in range(count)]
     assert all(sorted(order) == list(range(20)) for order in orders)
     assert len({order[0] for order in orders}) == count
-    assert orders == [own_order(range(20), (number, count)) for number in range(count)]
+    assert orders == [processing_order(range(20), (number, count)) for number in range(count)]
 
 
 @pytest.mark.parametrize("speeds", [(1, 1), (2, 1), (1, 3), (5, 4, 1), (1, 1, 1, 1)], ids=str)
@@ -24,7 +24,7 @@ def test_each_does_everything_and_begins_elsewhere(count: int) -> None:
 def test_little_is_done_twice_however_fast_each_of_them_is(speeds: tuple[int, ...], late: int) -> None:
     """A moment is as long as `speed` pieces of work of the process; the second one comes `late` moments later."""
     pieces = 2000
-    left = [iter(own_order(range(pieces), (number, len(speeds)))) for number in range(len(speeds))]
+    left = [iter(processing_order(range(pieces), (number, len(speeds)))) for number in range(len(speeds))]
     done: set[int] = set()
     efforts = moment = 0
     while len(done) < pieces:

@@ -20,8 +20,8 @@ def test_folders_are_sorted_and_say_repeats_and_class(tmp_path: Path) -> None:
     for name in ("3_sks_two dog", "10_sks dog", "7"):
         (tmp_path / "train" / name).mkdir(parents=True)
     (tmp_path / "reg" / "1_dog").mkdir(parents=True)
-    given = template(captions=CaptionSettings(shuffle=True), caption_extensions=(".cap",))
-    described = folder_datasets(tmp_path / "train", tmp_path / "reg", given)
+    settings = template(captions=CaptionSettings(shuffle=True), caption_extensions=(".cap",))
+    described = folder_datasets(tmp_path / "train", tmp_path / "reg", settings)
     (dataset,) = described.datasets
     assert not described.mistakes and not described.notes
     assert [(s.image_dir, s.repeats, s.class_tokens, s.is_reg, s.origin) for s in dataset.subsets] == [
@@ -31,7 +31,7 @@ def test_folders_are_sorted_and_say_repeats_and_class(tmp_path: Path) -> None:
         (tmp_path / "reg" / "1_dog", 1, "dog", True, "--reg_data_dir"),
     ]
     assert all(s.captions.shuffle and s.caption_extensions == (".cap",) for s in dataset.subsets)
-    assert dataset.buckets is given.buckets
+    assert dataset.buckets is settings.buckets
 
 
 @pytest.mark.parametrize("name", ["x_10", "10 foo", "1.5_x", "+3_x", "-3_x", "0_x", "٣_x", ".git"])
@@ -41,7 +41,7 @@ def test_every_skipped_folder_is_told(tmp_path: Path, name: str) -> None:
     described = folder_datasets(tmp_path, None, template())
     assert not described.mistakes and len(described.datasets[0].subsets) == 1
     (note,) = described.notes
-    assert str(tmp_path / name) in note and "not read" in note
+    assert str(tmp_path / name) in note and "skipped folder" in note
 
 
 @pytest.mark.parametrize("name", ["20240131_dog", "20240131"])
@@ -57,10 +57,10 @@ def test_no_folder_is_a_mistake_with_the_way_out(tmp_path: Path) -> None:
     assert f"--train_data_dir={tmp_path}" in told(folder_datasets(tmp_path / "10_sks dog", None, template()))
     save(tmp_path / "a.png")
     beside = folder_datasets(tmp_path, None, template())
-    assert not beside.mistakes and "1 images directly in" in beside.notes[0]
+    assert not beside.mistakes and "1 image directly in" in beside.notes[0]
     shutil.rmtree(tmp_path / "10_sks dog")
     alone = folder_datasets(tmp_path, None, template())
-    assert "but 1 images" in told(alone) and "--class_tokens" in told(alone) and not alone.datasets
+    assert "but 1 image" in told(alone) and "--class_tokens" in told(alone) and not alone.datasets
 
 
 def test_regularisation_needs_folders_of_its_own(tmp_path: Path) -> None:

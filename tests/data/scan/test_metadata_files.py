@@ -74,13 +74,13 @@ def test_keys_without_ending_and_with_backslashes(tmp_path: Path) -> None:
     named = {record.name: record.caption for record in found.records}
     assert (named["a.png"], named["sub/b.v2.jpg"], named["sub/c.png"]) == ("a", "sub/b.v2", "sub\\c.png")
     ((path, why),) = found.bad_images
-    assert path.name == "twice" and "twice.jpg and twice.png are meant" in why and not found.mistakes
+    assert path.name == "twice" and "it may be twice.jpg or twice.png" in why and not found.mistakes
 
 
 def test_listed_images_that_are_not_there_stop_the_run(tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png")
     file = write(tmp_path / "m.json", {"a.png": {"caption": "a"}, "b.png": {"caption": "b"}, "no/c.png": {}})
-    assert "b.png: listed in m.json, but it is not there" in told(run(file, tmp_path / "x"))
+    assert "b.png: listed in m.json, but it does not exist" in told(run(file, tmp_path / "x"))
     relative = run(file, None)
     assert "its path is not absolute" in told(relative)
 
@@ -92,7 +92,7 @@ def test_images_that_are_not_listed_and_twice_listed_are_told(tmp_path: Path) ->
     found = run(write(tmp_path / "m.jsonl", lines), tmp_path / "x", class_tokens="dog")
     assert [record.caption for record in found.records] == ["2"]
     notes = "\n".join(found.notes)
-    assert "2 images are listed twice" in notes and "2 images are not used" in notes
+    assert "2 images listed twice, used once" in notes and "2 images not listed in m.jsonl" in notes
 
 
 def test_scores_are_those_of_the_image_else_of_the_subset(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_image_without_words_has_the_class_or_nothing(tmp_path: Path) -> None:
     file = write(tmp_path / "m.json", {"a.png": {}})
     assert [(r.caption, r.from_file) for r in run(file, tmp_path / "x", class_tokens="dog").records] == [("dog", False)]
     empty = run(file, tmp_path / "x")
-    assert "1 images have neither a caption nor class tokens" in "\n".join(empty.notes)
+    assert "1 image without a caption file or class tokens" in "\n".join(empty.notes)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_caption_and_tags_are_joined(caption: str, tags: str, wildcard: bool, ex
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("m.txt", "{}", ["neither in .json nor in .jsonl"]),
+        ("m.txt", "{}", ["neither .json nor .jsonl"]),
         ("m.json", "{'a': 1}", ["not valid JSON"]),
-        ("m.json", "[]", ["one object of images"]),
-        ("m.json", {"a.png": "words", "b.png": {"caption": 5}}, ["'a.png' is no object", "caption of 'b.png'"]),
+        ("m.json", "[]", ["not an object of images"]),
+        ("m.json", {"a.png": "words", "b.png": {"caption": 5}}, ["'a.png' is not an object", "caption of 'b.png'"]),
         (
             "m.json",
             {str(place): {"aesthetic_score": value} for place, value in enumerate(NO_SCORES)},

@@ -58,7 +58,7 @@ def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:
     save(tmp_path / "1_a" / "a.png", caption="")
     (tmp_path / "2_b").mkdir()
     (tmp_path / "2_b" / "notes.md").write_text("x", encoding="utf-8")
-    assert "2_b holds no image" in told(run(tmp_path))
+    assert "2_b contains no image" in told(run(tmp_path))
 
 
 def test_a_regularisation_folder_without_a_image_is_a_mistake(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_caption_file_wins_over_the_folder_name(tmp_path: Path) -> None:
     assert captions(found) == {"a.png": "a photo, of x", "b.png": "sks dog", "c.png": "", "d.png": ""}
     assert [record.from_file for record in found.records] == [True, False, True, True]
     notes = "\n".join(found.notes)
-    assert "2 images have an empty caption file" in notes and "c.png" in notes
-    assert "2 caption files have more lines" in notes
+    assert "2 images with an empty caption file" in notes and "c.png" in notes
+    assert "2 caption files with several lines" in notes
 
 
 def test_the_ending_of_captions_may_lack_its_dot_and_differ_in_case(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_one_stem_twice_and_transparency_are_two_images_and_a_note(tmp_path: Pat
     found = run(tmp_path)
     assert captions(found) == {"a.jpg": "words", "a.png": "words", "p.png": "x"}
     assert [record.transparent for record in found.records] == [False, True, True]
-    assert any("2 images have transparency" in note for note in found.notes)
+    assert any("2 images with transparency" in note for note in found.notes)
 
 
 def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
     save(tmp_path / "1_x" / "sub" / "b.png")
     found = run(tmp_path)
     assert len(found.records) == 1 and not found.bad_images
-    assert any("sub-folders are not read" in note for note in found.notes)
+    assert any("1 sub-folder not read" in note for note in found.notes)
 
 
 def test_balance_in_the_scan_is_told(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_balance_in_the_scan_is_told(tmp_path: Path) -> None:
         save(tmp_path / "reg" / "1_dog" / f"{index}.png")
     found = run(tmp_path / "train", tmp_path / "reg")
     assert (found.train_samples, found.reg_samples, found.left_out_reg, found.found_reg_samples) == (4, 4, 2, 6)
-    assert any("2 of 6 images are left out; ratio 1.00 : 1" in note for note in found.notes)
+    assert any("2 of 6 images left out; ratio 1.00 : 1" in note for note in found.notes)
     assert [r.is_reg for r in found.records] == [False] * 2 + [True] * 4
     assert {r.caption for r in found.records if r.is_reg} == {"dog"}
 
@@ -275,7 +275,7 @@ def test_one_image_at_several_resolutions_has_one_key_and_is_told_once(tmp_path:
     found = scan([dataset(subset(tmp_path / "x"), resolution=(side, side)) for side in (64, 128, 256)])
     assert [record.key for record in found.records] == ["train/x/a.png"] * 3
     assert len(found.bad_images) == 1 and "1 of 2 images are damaged" in told(found)
-    assert sum("1 images have an empty caption file" in note for note in found.notes) == 1
+    assert sum("1 image with an empty caption file" in note for note in found.notes) == 1
 
 
 def test_a_folder_given_twice_in_one_dataset_counts_once(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_folder_given_twice_in_one_dataset_counts_once(tmp_path: Path) -> None
     (tmp_path / "y").mkdir()
     found = scan([dataset(subset(tmp_path / "x"), subset(tmp_path / "y" / ".." / "x", origin="data.toml, line 9"))])
     assert len(found.records) == 1 and not found.mistakes
-    assert "is given twice in one dataset (data.toml, line 1 and data.toml, line 9)" in found.notes[0]
+    assert "occurs twice in one dataset (data.toml, line 1 and data.toml, line 9)" in found.notes[0]
     both = scan([dataset(subset(tmp_path / "x"), subset(tmp_path / "x", is_reg=True))])
     assert "either for training or for regularisation" in told(both)
 
@@ -356,7 +356,7 @@ def test_small_images_are_left_out_counted_and_told(tmp_path: Path, least: dict[
     found = scan([dataset(subset(tmp_path / "x", **least))])
     assert [record.name for record in found.records] == [f"{name}.png" for name in names]
     assert found.left_out_small == 3 - len(names) and not found.mistakes
-    assert f"{3 - len(names)} images are left out" in "\n".join(found.notes)
+    assert f"{3 - len(names)} image" in found.notes[0] and found.notes[0].endswith(" left out")
     assert "all 3 images" in told(scan([dataset(subset(tmp_path / "x", least_edge=1000))]))
 
 
@@ -369,10 +369,10 @@ def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     assert [record.mask for record in found.records] == ["a.png", "b.webp", None]
     assert found.without_mask == 1 and not found.mistakes
     notes = "\n".join(found.notes)
-    assert "1 of 3 images have no mask" in notes and "1 masks belong to no image: d.png" in notes
+    assert "1 of 3 images without a mask" in notes and "1 mask without an image: d.png" in notes
     (tmp_path / "none").mkdir()
-    assert "holds no mask for any image" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "none"))]))
-    assert "no folder of masks" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
+    assert "contains no mask for any image" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "none"))]))
+    assert "no mask folder" in told(scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "nowhere"))]))
 
 
 def test_a_folder_s_images_have_its_score(tmp_path: Path) -> None:
@@ -394,12 +394,12 @@ def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path)
     found = scan([dataset(*parts)])
     assert not found.mistakes and [record.mask for record in found.records] == ["a.png", "b.png", None]
     notes = "\n".join(found.notes)
-    assert "reg: 1 of 1 images have no mask" in notes and "1 masks belong to no image: d.png" in notes
+    assert "reg: 1 of 1 image without a mask" in notes and "1 mask without an image: d.png" in notes
     (mistake,) = scan([dataset(parts[0], replace(parts[2], origin="data.toml, line 9"))]).mistakes
-    assert "holds no mask for any image" in mistake.what and "data.toml, line 9" in mistake.what
+    assert "contains no mask for any image" in mistake.what and "data.toml, line 9" in mistake.what
     (tmp_path / "none").mkdir()
     (mistake,) = scan([dataset(*(replace(part, mask_dir=tmp_path / "none") for part in parts))]).mistakes
-    assert "holds no mask for any image" in mistake.what
+    assert "contains no mask for any image" in mistake.what
 
 
 def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path)
     save(tmp_path / "masks" / "b.png", size=(32, 24))
     (tmp_path / "masks" / "c.png").write_bytes(b"")
     (mistake,) = scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "masks"))]).mistakes
-    assert "2 masks of" in mistake.what and "a.png: it is 48x64 and its image 64x48" in mistake.what
+    assert "2 masks in" in mistake.what and "a.png: its size is 48x64, its image's 64x48" in mistake.what
     assert "c.png: the file is empty" in mistake.what and "b.png" not in mistake.what
 
 
@@ -417,13 +417,13 @@ def test_what_transparency_is_taken_for_is_told(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     noise((8, 8), mode="RGBA").save(tmp_path / "x" / "a.png")
     found = scan([dataset(subset(tmp_path / "x", alpha_mask=True, class_tokens="x"))])
-    assert "1 images have transparency, which is their mask" in found.notes
+    assert "1 image with transparency, used as mask" in found.notes
     save(tmp_path / "masks" / "b.png", size=(8, 8))
     noise((8, 8), mode="RGBA").save(tmp_path / "x" / "b.png")
     found = scan([dataset(subset(tmp_path / "x", alpha_mask=True, mask_dir=tmp_path / "masks", class_tokens="x"))])
-    assert "1 images have transparency, which is their mask" in found.notes
-    assert "1 images have transparency: they are laid on white" in found.notes
-    assert any(note.endswith("count by their transparency, or fully") for note in found.notes)
+    assert "1 image with transparency, used as mask" in found.notes
+    assert "1 image with transparency, filled with white" in found.notes
+    assert any(note.endswith("trained with transparency as mask, or unmasked") for note in found.notes)
 
 
 ODD_NAMES = [
@@ -458,14 +458,14 @@ def test_a_folder_that_is_named_like_a_image(tmp_path: Path) -> None:
     ten(tmp_path / "1_x")
     (tmp_path / "1_x" / "x.png").mkdir()
     found = run(tmp_path)
-    assert not left_out(found) and any("x.png is a folder, no image" in note for note in found.notes)
+    assert not left_out(found) and any("x.png is a folder, not an image" in note for note in found.notes)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     ten(tmp_path / "1_x")
     (tmp_path / "1_x" / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    assert left_out(run(tmp_path)) == {"broken.png": "a link that leads nowhere"}
+    assert left_out(run(tmp_path)) == {"broken.png": "it is a broken link"}
     (tmp_path / "1_x" / "broken.png").unlink()
     (tmp_path / "1_x" / "round.png").symlink_to(tmp_path / "1_x" / "round.png")
     assert "cannot be read" in left_out(run(tmp_path))["round.png"]
@@ -480,7 +480,7 @@ def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path / "1_x") + b"/gr\xfcn.png", "wb") as file:
         file.write((tmp_path / "1_x" / "0.png").read_bytes())
     (why,) = left_out(run(tmp_path, index=tmp_path / "index")).values()
-    assert "not text" in why
+    assert "not valid" in why
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
@@ -511,7 +511,7 @@ def test_files_that_vanish_while_a_folder_is_read(tmp_path: Path, monkeypatch: p
         return found
 
     monkeypatch.setattr(listing, "list_directory", then_remove)
-    assert left_out(run(tmp_path)) == {"gone.png": "it vanished while the folder was being read"}
+    assert left_out(run(tmp_path)) == {"gone.png": "it was deleted while the folder was being read"}
 
 
 def test_a_caption_that_vanishes_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

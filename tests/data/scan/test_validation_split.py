@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from library.data.scan.scan import ImageRecord, Scan, scan
-from library.data.scan.validation_split import set_aside
+from library.data.scan.validation_split import choose_held_out
 from tests.data.image_files import dataset, save, subset
 
 NAMES = [f"{letter}.png" for letter in "abcdefghijkl"]
@@ -39,13 +39,13 @@ def test_a_seed_chooses_the_images_that_it_chooses_in_sd_scripts(seed: int) -> N
     random.shuffle(paths)
     theirs = {path.rpartition("/")[2] for path in paths[math.ceil(len(paths) * (1 - 0.25)) :]}
     backwards = NAMES[::-1]
-    assert {NAMES[place] for place in set_aside(NAMES, 0.25, seed)} == theirs
-    assert {backwards[place] for place in set_aside(backwards, 0.25, seed)} == theirs
+    assert {NAMES[place] for place in choose_held_out(NAMES, 0.25, seed)} == theirs
+    assert {backwards[place] for place in choose_held_out(backwards, 0.25, seed)} == theirs
 
 
 def test_the_share_is_that_which_was_written() -> None:
     """ceil(N (1 - s)) are trained; 0.41 and its like have no exact floating-point number."""
-    counts = {(n, s): len(set_aside([str(i) for i in range(n)], s, 1)) for n, s in COUNTS}
+    counts = {(n, s): len(choose_held_out([str(i) for i in range(n)], s, 1)) for n, s in COUNTS}
     assert counts == COUNTS
 
 
@@ -93,7 +93,7 @@ def test_each_folder_gives_its_share(tmp_path: Path) -> None:
     )
     found = scan([dataset(*parts, validation_split=0.25)])
     assert [sum(record.subset == number for record in found.held_out) for number in range(3)] == [3, 1, 0]
-    assert any("sets nothing aside" in note and str(tmp_path / "z") in note for note in found.notes)
+    assert any("holds out none of the " in note and str(tmp_path / "z") in note for note in found.notes)
 
 
 def test_a_metadata_file_is_split_too(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_all_set_aside_needs_another_dataset_to_train_on(tmp_path: Path) -> None
     beside = scan([alone, dataset(subset(tmp_path / "y"))])
     assert not beside.mistakes and names(beside.held_out) == NAMES[:3] and names(beside.records) == NAMES[3:]
     the_same = scan([alone, dataset(subset(tmp_path / "x"))])
-    assert "every image that is set aside is trained on too" in told(the_same)
+    assert "every held-out image is also trained on" in told(the_same)
 
 
 def test_regularisation_is_not_left_alone(tmp_path: Path) -> None:
@@ -182,5 +182,5 @@ def test_regularisation_is_not_left_alone(tmp_path: Path) -> None:
 def test_a_share_that_sets_nothing_aside_is_a_mistake_with_one_that_does(tmp_path: Path) -> None:
     make(tmp_path / "x", NAMES[:3])
     found = scan([dataset(subset(tmp_path / "x"), validation_split=0.1)])
-    assert "sets no image aside" in told(found) and "0.34 sets aside one of" in told(found)
+    assert "holds out no image" in told(found) and "0.34, to hold out 1 of" in told(found)
     assert not scan([dataset(subset(tmp_path / "x"), validation_split=0.34)]).mistakes

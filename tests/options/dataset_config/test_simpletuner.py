@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from library.data.buckets import make_table
+from library.data.buckets import build_bucket_table
 from library.data.scan.scan import scan
 from library.options.dataset_config.simpletuner import read_backend
 from library.options.datasets import (
@@ -383,5 +383,5 @@ def test_the_described_images_are_found_on_disk(tmp_path: Path) -> None:
         (1, "big_dog.png", "big dog", 2, None),
         (1, "further/deep.png", "deep", 2, None),
     ]
-    table = make_table(seen.records, seen.datasets)
+    table = build_bucket_table(seen.records, seen.datasets)
     assert table.samples == {(0, (64, 64)): 2, (0, (128, 64)): 2, (1, (64, 64)): 4}

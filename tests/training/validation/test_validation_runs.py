@@ -95,7 +95,7 @@ def test_caches_filled_ahead_hold_what_is_validated_on(
     assert cache_latents.main(own) == 0 and cache_text_encoder_outputs.main([*own, "--learning_rate_te=0"]) == 0
     outcome = run(words, capsys, train_network.RECIPE)
     assert outcome.code == 0, outcome.err
-    assert "latents: 6 read, 0 made" in outcome.err and " read, 0 encoded" in outcome.err
+    assert "latents: 6 read, 0 encoded" in outcome.err and " read, 0 encoded" in outcome.err
     assert len(measured) == 3
 
 
