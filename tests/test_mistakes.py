@@ -258,8 +258,8 @@ def test_a_name_that_files_cannot_have(refused: Refused) -> None:
     refused("--output_name", "NUL", output_name="a\0b")
     refused("--output_name", "ends like a folder", output_name="models/")
     refused("--output_name", "'\\n'", output_name="a\nb")
-    assert writable_paths.refusal_of_name("dog: best", on_windows=True)
-    assert not writable_paths.refusal_of_name("dog: 1.5", on_windows=False)
+    assert writable_paths.file_name_problem("dog: best", on_windows=True)
+    assert not writable_paths.file_name_problem("dog: 1.5", on_windows=False)
 
 
 @pytest.mark.parametrize("save_as", ["safetensors", "diffusers"])

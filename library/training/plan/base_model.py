@@ -22,15 +22,17 @@ from library.options.train_options import FLAGS, TrainOptions, values_of
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The checkpoint that a run starts from. `vae` is the file or folder of --vae; `tokenizer` is the family's, or the
-    folder's own, and reads captions as the run asks. `because` says how it is known what the network predicts.
-    `objective`: the options of the loss, within the family's own range of timesteps and with the noise schedule that
-    the checkpoint was made for."""
+    """The checkpoint that a run starts from.
+
+    `prediction_reason`: where the prediction type comes from. `objective`: the options of the loss, limited to the
+    family's range of timesteps, with the noise schedule that the checkpoint was made for. `vae`: the file or folder of
+    --vae. `tokenizer`: the family's, or the folder's own, with the token settings of the run.
+    """
 
     header: Header
     family: Family
     prediction: Prediction
-    because: str
+    prediction_reason: str
     objective: ObjectiveOptions
     vae: Path | None
     sizes: PartSizes

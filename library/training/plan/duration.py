@@ -11,13 +11,13 @@ from library.options.groups.run import RunOptions
 
 @dataclass(frozen=True)
 class Duration:
-    """`steps` optimiser steps in `epochs` epochs of `steps_per_epoch`; `because` names the option that decided."""
+    """`steps` optimiser steps in `epochs` epochs of `steps_per_epoch`; `reason` names the option that decided."""
 
     steps: int
     epochs: int
     steps_per_epoch: int
     batches_per_epoch: int
-    because: str
+    reason: str
 
 
 def decide_duration(
@@ -26,10 +26,10 @@ def decide_duration(
     """--max_train_epochs beats --max_train_steps; the default of 1600 steps counts only when neither is given."""
     if options.max_train_epochs:
         epochs = options.max_train_epochs
-        because = "--max_train_epochs"
+        reason = "--max_train_epochs"
         if "max_train_steps" in given:
-            because += f", which beats --max_train_steps {options.max_train_steps}"
-        return Duration(epochs * steps_per_epoch, epochs, steps_per_epoch, batches_per_epoch, because)
+            reason += f", which beats --max_train_steps {options.max_train_steps}"
+        return Duration(epochs * steps_per_epoch, epochs, steps_per_epoch, batches_per_epoch, reason)
     steps = options.max_train_steps
-    because = "--max_train_steps" if "max_train_steps" in given else "the default; neither steps nor epochs were given"
-    return Duration(steps, math.ceil(steps / steps_per_epoch), steps_per_epoch, batches_per_epoch, because)
+    reason = "--max_train_steps" if "max_train_steps" in given else "the default; neither steps nor epochs were given"
+    return Duration(steps, math.ceil(steps / steps_per_epoch), steps_per_epoch, batches_per_epoch, reason)

@@ -63,7 +63,7 @@ def facts_sections(facts: RunFacts) -> dict[str, Section]:
 
 def _model(base_model: BaseModel) -> Iterator[str]:
     yield f"{base_model.header.path} ({base_model.family.title}, {base_model.header.kind})"
-    yield f"predicts {base_model.prediction}: {base_model.because}"
+    yield f"predicts {base_model.prediction}: {base_model.prediction_reason}"
     if base_model.vae is not None:
         yield f"VAE from {base_model.vae}"
 
@@ -222,7 +222,7 @@ def _length(plan: Plan) -> Iterator[str]:
     of = f" of {accumulation} batches" if accumulation > 1 else ""
     epochs = f"{_number(length.epochs, 'epoch')} of {length.steps_per_epoch}"
     cut = "" if length.steps == length.epochs * length.steps_per_epoch else ", the last one in part"
-    yield f"{_number(length.steps, 'optimiser step')}{of} in {epochs}{cut} ({length.because})"
+    yield f"{_number(length.steps, 'optimiser step')}{of} in {epochs}{cut} ({length.reason})"
     if plan.resume is not None:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"

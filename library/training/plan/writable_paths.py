@@ -27,20 +27,20 @@ def check_output_folder(saving: SavingOptions, mistakes: Mistakes) -> None:
     """Files with the names of this run can be made in --output_dir, which need not exist."""
     if saving.output_dir is None:
         return  # the options' own rules say that it is required
-    refusal = refusal_to_write(saving.output_dir)
+    refusal = write_problem(saving.output_dir)
     if refusal is not None:
         remedy = "give another folder, or make this one writable"
         mistakes.add(f"--output_dir {saving.output_dir} cannot be written: {refusal}", remedy)
         return
     name = saving.output_name or "epoch"
-    refusal = refusal_of_name(name, on_windows=os.name == "nt")
+    refusal = file_name_problem(name, on_windows=os.name == "nt")
     if refusal is None:
-        refusal = refusal_to_write((saving.output_dir / name).parent, Path(name).name + _LONGEST_ADDITION)
+        refusal = write_problem((saving.output_dir / name).parent, Path(name).name + _LONGEST_ADDITION)
     if refusal is not None:
         mistakes.add(f"--output_name {name} cannot name files: {refusal}", "give another name")
 
 
-def refusal_of_name(name: str, on_windows: bool) -> str | None:
+def file_name_problem(name: str, on_windows: bool) -> str | None:
     """Why no file can be called so, or None. Windows would take a colon for a hidden part of another file."""
     if name.endswith(("/", "\\") if on_windows else "/"):
         return "it ends like a folder"
@@ -63,17 +63,17 @@ def check_final_model(outputs: Outputs, mistakes: Mistakes) -> None:
 
 def check_logs(run: RunOptions, mistakes: Mistakes) -> None:
     """--logging_dir and --console_log_file can be written."""
-    if run.logging_dir is not None and (refusal := refusal_to_write(run.logging_dir)):
+    if run.logging_dir is not None and (refusal := write_problem(run.logging_dir)):
         mistakes.add(f"--logging_dir {run.logging_dir} cannot be written: {refusal}", "give another folder")
     file = run.console_log_file
     if file is None:
         return
-    refusal = "it is a folder" if os.path.isdir(file) else refusal_to_write(file.parent, file.name)
+    refusal = "it is a folder" if os.path.isdir(file) else write_problem(file.parent, file.name)
     if refusal:
         mistakes.add(f"--console_log_file {file} cannot be written: {refusal}", "give another file")
 
 
-def refusal_to_write(folder: Path, name: str = "write-test") -> str | None:
+def write_problem(folder: Path, name: str = "write-test") -> str | None:
     """Why no file called `name` can be written into `folder` (a file is in the way, no permission, the name is too
     long), or None.
 

@@ -105,7 +105,7 @@ def time_of_saving() -> datetime:
     return datetime.fromtimestamp(int(fixed)) if fixed.isdigit() else datetime.now()
 
 
-def refuse_broken_weights(model: Model) -> None:
+def check_finite_weights(model: Model) -> None:
     """A model with NaN or infinite values could be trained, perhaps, but never saved: told before the first step.
 
     Raises UserError that names the tensors.

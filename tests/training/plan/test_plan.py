@@ -48,7 +48,7 @@ def mistakes_of(world: World, out: Path, **flags: object) -> list[str]:
 def test_length(flags: dict[str, object], steps: int, epochs: int, because: str, world: World, tmp_path: Path) -> None:
     length = plan_of(world, tmp_path, train_batch_size=3, gradient_accumulation_steps=2, **flags).facts.duration
     assert (length.steps, length.epochs, length.steps_per_epoch, length.batches_per_epoch) == (steps, epochs, 2, 3)
-    assert because in length.because
+    assert because in length.reason
 
 
 def test_regularisation_doubles_the_epoch_and_is_told(world: World, tmp_path: Path) -> None:
