@@ -1,4 +1,4 @@
-"""train_network.py from its command line: what it trains, resumes, begins with, merges, writes and logs."""
+"""train_network.py from its command line: training, resuming, initial weights, merging, files and logs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_base_is_frozen_and_its_file_untouched(
     assert all(key.rpartition(".lora_")[2] or key.endswith(".alpha") for key in tensors(tmp_path))
 
 
-def test_it_begins_with_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_initial_weights_from_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A first step at a rate of nearly 0 from a file gives the file; of another rank only with dim_from_weights."""
     train(world, tmp_path / "first", capsys, learning_rate=1e-2, max_train_steps=2)
     file = tmp_path / "first" / "dog.safetensors"
@@ -120,7 +120,7 @@ def test_it_begins_with_a_file(world: World, tmp_path: Path, capsys: pytest.Capt
     assert wrong.code == 2 and "Traceback" not in wrong.err and "lora_down" in wrong.err
 
 
-def test_adapters_are_merged_into_the_base_beforehand(
+def test_base_weights_are_merged_into_the_base_model(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first loss on a base with a merged adapter is that of a run which begins with the adapter."""
@@ -199,7 +199,7 @@ def test_captions_encoded_ahead_are_those_of_the_training(
         assert "3 read, 0 encoded" in train(world, tmp_path / "out", capsys, **flags).err
 
 
-def test_logs_carry_the_names_that_users_know(
+def test_log_names_are_those_of_sd_scripts(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[float]] = {}
@@ -248,7 +248,7 @@ def test_files_of_every_kind(
         precision or "", "float32"))}  # fmt: skip
 
 
-def test_where_to_begin(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_initial_step_and_epoch(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """initial_step counts steps as done: with skip_until_initial_step to the step, else to the epoch it lies in."""
     exactly = train(world, tmp_path / "a", capsys, initial_step=3, skip_until_initial_step=True)
     epoch = train(world, tmp_path / "b", capsys, initial_step=3)
@@ -269,16 +269,16 @@ MISTAKES = [
     ({"learning_rate_te": 1e-5}, "train_db.py"),
     ({"dim_from_weights": True}, "network_weights"),
     ({"initial_step": 4}, "4 of 4 steps would count as done"),
-    ({"network_module": "networks.oft", "scale_weight_norms": 1}, "networks.oft cannot be scaled down"),
+    ({"network_module": "networks.oft", "scale_weight_norms": 1}, "networks.oft does not support it"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "told"), MISTAKES)
-def test_mistakes_are_told_before_a_weight_is_loaded(
-    flags: dict[str, object], told: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("flags", "message"), MISTAKES)
+def test_mistakes_are_reported_before_weights_are_loaded(
+    flags: dict[str, object], message: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = run(world.arguments(tmp_path / "out", **{**COMMON, **flags}), capsys, train_network.RECIPE)
-    assert outcome.code == 2 and told in outcome.err and "Traceback" not in outcome.err
+    assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 
 

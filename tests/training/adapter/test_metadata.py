@@ -1,4 +1,4 @@
-"""What an adapter's file says about its run: the names that users' tools read, and values that say what was done."""
+"""Metadata of an adapter's file: the keys that other tools read, and values that describe the run."""
 
 from __future__ import annotations
 
@@ -180,13 +180,13 @@ def test_values_say_what_the_run_does(world: World, tmp_path: Path) -> None:
     assert found["ss_seed"].isdigit()  # the one that was drawn
 
 
-def test_images_that_are_set_aside(world: World, tmp_path: Path) -> None:
+def test_held_out_images(world: World, tmp_path: Path) -> None:
     found = metadata_of(world, tmp_path, validation_split=0.34, validation_seed=7)
     assert (found["ss_num_validation_images"], found["ss_num_train_images"]) == ("1", "6")
     assert (found["ss_validation_split"], found["ss_validation_seed"]) == ("0.34", "7")
 
 
-def test_a_rank_that_a_file_sets_is_not_told(world: World, tmp_path: Path) -> None:
+def test_a_rank_from_a_file_is_none(world: World, tmp_path: Path) -> None:
     plan = plan_of(world, tmp_path)
     assert adapter_metadata(plan).at(1)["ss_network_dim"] == "4"  # the default of networks.lora
     adapter = dataclasses.replace(plan.facts.options.adapter, dim_from_weights=True, network_alpha=None)
@@ -196,7 +196,7 @@ def test_a_rank_that_a_file_sets_is_not_told(world: World, tmp_path: Path) -> No
     assert metadata_of(world, tmp_path, network_dim=6, network_alpha=0)["ss_network_alpha"] == "6"
 
 
-def test_what_is_not_trained_has_a_rate_of_0(world: World, tmp_path: Path) -> None:
+def test_untrained_parts_have_a_learning_rate_of_0(world: World, tmp_path: Path) -> None:
     found = metadata_of(world, tmp_path, network_train_unet_only=True)
     assert (found["ss_unet_lr"], found["ss_text_encoder_lr"]) == ("0.001", "0.0")
 

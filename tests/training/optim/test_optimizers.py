@@ -103,8 +103,8 @@ def test_the_table_has_the_names_that_users_know() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_learns(name: str) -> None:
-    """LearningRates that are found grow from d0, whose default of 1e-6 would take this toy many steps."""
+def test_each_optimizer_lowers_the_loss(name: str) -> None:
+    """Learning rates that an optimizer estimates grow from d0, whose default of 1e-6 would take this toy many steps."""
     toy = Toy(options(name, "d0=1e-3") if ROWS[name].learning_rate_free else options(name))
     losses = [toy.step() for _ in range(21)]
     assert losses[-1] < 0.9 * losses[0]
@@ -163,7 +163,7 @@ def test_names_count_in_any_case(name: str) -> None:
         assert choice.row is ROWS[name] and not choice.mistakes
 
 
-def test_nothing_said_is_adamw_and_the_old_flags_are_names() -> None:
+def test_the_default_is_adamw_and_old_flags_choose_theirs() -> None:
     assert choose_optimizer(options()).name == "AdamW"
     assert choose_optimizer(options(use_8bit_adam=True)).name == "AdamW8bit"
     assert choose_optimizer(options(use_lion_optimizer=True)).name == "Lion"
@@ -192,12 +192,12 @@ def test_arguments_are_read_as_python_values() -> None:
         ("lr=1", "learning_rate"),
     ],
 )
-def test_wrong_arguments_are_told_with_the_way_out(pair: str, says: str) -> None:
+def test_wrong_arguments_have_remedies(pair: str, says: str) -> None:
     (mistake,) = choose_optimizer(options("AdamW", pair)).mistakes
     assert "optimizer_args" in mistake.what and says in str(mistake)
 
 
-def test_an_argument_given_twice_is_told() -> None:
+def test_an_argument_given_twice_is_a_mistake() -> None:
     assert choose_optimizer(options("AdamW", "eps=1", "eps=2")).mistakes
 
 
@@ -207,7 +207,7 @@ def test_arguments_of_every_optimiser_are_known_without_importing_it(row: Optimi
     assert any("no_such_argument" in mistake.what for mistake in choice.mistakes)
 
 
-def test_a_misspelt_name_is_told_with_the_nearest() -> None:
+def test_a_misspelt_name_gets_the_closest_one() -> None:
     (mistake,) = choose_optimizer(options("AdamW9bit")).mistakes
     assert "AdamW9bit" in mistake.what and "AdamW8bit" in mistake.remedy
     (mistake,) = choose_optimizer(options("Zorro")).mistakes
@@ -236,7 +236,7 @@ def test_a_class_under_its_own_name_has_its_own_defaults() -> None:
     assert choose_optimizer(options("SGDNesterov", "momentum=0.5")).arguments["momentum"] == 0.5
 
 
-def test_a_path_that_leads_nowhere_is_told() -> None:
+def test_a_path_that_does_not_exist_is_a_mistake() -> None:
     for name, says in (
         ("no_such_package.Some", "not installed"),
         ("torch.optim.NoSuch", "NoSuch"),
@@ -261,9 +261,7 @@ def test_adamw_uses_its_fused_kernel_where_it_may() -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("amsgrad=True",), ("foreach=True",)], ids=" ".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_state_made_beforehand_is_the_one_that_the_first_step_begins_with(
-    arguments: tuple[str, ...], dtype: torch.dtype
-) -> None:
+def test_an_allocated_state_equals_that_of_the_first_step(arguments: tuple[str, ...], dtype: torch.dtype) -> None:
     late, early = Toy(options("AdamW", *arguments), dtype), Toy(options("AdamW", *arguments), dtype)
     allocate_state(early.optimizer)
     held = [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
@@ -340,7 +338,7 @@ def test_choosing_imports_no_torch() -> None:
         "from library.training.optim.schedules import choose_schedule\n"
         "for name in [row.name for row in OPTIMIZERS] + ['NAdam', 'bitsandbytes.optim.Adam8bit', 'Nope']:\n"
         "    options = OptimizerOptions(optimizer_type=name, optimizer_args=('a=1',), lr_scheduler_type='StepLR')\n"
-        "    choose_schedule(options, 100, choose_optimizer(options, True))\n"
+        "    choose_schedule(options, 100, choose_optimizer(options, full_fp16=True))\n"
         "sys.exit(bool({'torch', 'numpy', 'transformers', 'bitsandbytes'} & set(sys.modules)))\n"
     )
     root = Path(__file__).parents[3]
