@@ -44,11 +44,8 @@ def look_up(path: str) -> LookUp:
         return LookUp(problem=f"the package {package} is not installed", missing_package=package)
     file = _source_file(module)
     if file is None:
-        return (
-            LookUp()
-            if spec.origin and not spec.origin.endswith(".py")
-            else LookUp(problem=f"there is no module {module}")
-        )
+        is_compiled = spec.origin and not spec.origin.endswith(".py")
+        return LookUp() if is_compiled else LookUp(problem=f"there is no module {module}")
     return _look_up_in_file(file, module, name, depth=0)
 
 

@@ -79,7 +79,7 @@ def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsy
     assert changed, "the last step trained something"
 
 
-def test_the_parts_that_are_trained(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_parts_are_trained(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Switches and rates of 0 leave a part of the model out."""
     flags = {"max_train_steps": 1, "gradient_accumulation_steps": None}
     for name, given, prefixes in (
@@ -149,7 +149,7 @@ def test_captions_of_a_frozen_text_encoder_are_encoded_once(
     assert once.losses == pytest.approx(each.losses, rel=1e-5)
 
 
-def test_a_run_of_less_than_an_epoch_is_made_longer(
+def test_a_run_of_less_than_an_epoch_is_extended(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How captions are encoded must not depend on the length of the run, or the last bits of the longer one would."""
@@ -172,7 +172,7 @@ def test_a_run_of_less_than_an_epoch_is_made_longer(
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
 
-def test_a_base_in_half_precision_is_computed_with_in_full(
+def test_a_base_in_half_precision_computes_in_float32(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loss differs by the rounding of the stored weights: 8 bits of bf16, 11 of fp16."""
@@ -184,7 +184,7 @@ def test_a_base_in_half_precision_is_computed_with_in_full(
     assert bf16 == pytest.approx(full, rel=2e-2) and bf16 != full
 
 
-def test_captions_encoded_ahead_are_those_of_the_training(
+def test_precached_captions_are_used_by_training(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the format that the frozen text encoder has there: nothing is encoded a second time."""
@@ -232,7 +232,7 @@ def test_log_names_are_those_of_sd_scripts(
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("safetensors", "fp16"), ("ckpt", "bf16"), ("pt", None)])
-def test_files_of_every_kind(
+def test_files_of_every_format(
     kind: str, precision: str | None, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"max_train_steps": 1, "save_model_as": kind, "save_precision": precision, "save_every_n_epochs": 1}

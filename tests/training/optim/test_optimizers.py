@@ -111,7 +111,7 @@ def test_each_optimizer_lowers_the_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_goes_on_from_its_saved_state_bit_for_bit(name: str) -> None:
+def test_each_optimizer_continues_from_its_saved_state_bit_for_bit(name: str) -> None:
     toy = Toy(options(name))
     for _ in range(7):
         toy.step()
@@ -157,7 +157,7 @@ def test_adafactors_state_is_small() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_count_in_any_case(name: str) -> None:
+def test_names_are_case_insensitive(name: str) -> None:
     for spelling in (name.lower(), name.upper()):
         choice = choose_optimizer(options(spelling))
         assert choice.row is ROWS[name] and not choice.mistakes
@@ -202,7 +202,7 @@ def test_an_argument_given_twice_is_a_mistake() -> None:
 
 
 @pytest.mark.parametrize("row", OPTIMIZERS, ids=lambda row: row.name)
-def test_arguments_of_every_optimiser_are_known_without_importing_it(row: OptimizerRow) -> None:
+def test_arguments_of_every_optimizer_are_known_without_importing_it(row: OptimizerRow) -> None:
     choice = choose_optimizer(options(row.name, "no_such_argument=1"))
     assert any("no_such_argument" in mistake.what for mistake in choice.mistakes)
 
@@ -247,7 +247,7 @@ def test_a_path_that_does_not_exist_is_a_mistake() -> None:
         assert says in mistake.what
 
 
-def test_a_constructor_that_refuses_is_the_users_mistake() -> None:
+def test_a_constructor_that_refuses_is_a_user_error() -> None:
     choice = choose_optimizer(options("AdamW", "betas=2,3"))
     with pytest.raises(UserError, match="betas"):
         make_optimizer(choice, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1}])
@@ -275,7 +275,7 @@ def test_an_allocated_state_equals_that_of_the_first_step(arguments: tuple[str, 
     assert held == [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
 
 
-def test_the_state_of_other_optimisers_is_left_to_them() -> None:
+def test_the_state_of_other_optimizers_is_not_allocated() -> None:
     toy = Toy(options("Lion"))
     allocate_state(toy.optimizer)
     assert not toy.optimizer.state
@@ -288,7 +288,7 @@ def test_each_part_has_its_own_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
 
 
-def test_adafactor_finds_its_own_rate_unless_told_otherwise() -> None:
+def test_adafactor_sets_its_own_rate_by_default() -> None:
     own = choose_optimizer(options("Adafactor", learning_rate=1e-4))
     assert own.relative_step and own.arguments["relative_step"] is True and len(own.notes) == 1
     assert "learning rate" in own.notes[0]
@@ -304,7 +304,7 @@ def test_adafactor_finds_its_own_rate_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.learning_rate_free])
-def test_rates_of_optimisers_that_find_them(name: str) -> None:
+def test_rates_of_learning_rate_free_optimizers(name: str) -> None:
     assert not choose_optimizer(options(name, learning_rate=1.0)).notes
     assert any("about 1" in note for note in choose_optimizer(options(name, learning_rate=1e-5)).notes)
     assert not choose_optimizer(options(name, learning_rate=1.0, learning_rate_te=1.0)).mistakes
@@ -316,7 +316,7 @@ def test_rates_of_optimisers_that_find_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_full_fp16_needs_good_state_or_a_large_eps(name: str) -> None:
+def test_full_fp16_needs_precise_state_or_a_large_eps(name: str) -> None:
     mistakes = choose_optimizer(options(name), full_fp16=True).mistakes
     assert bool(mistakes) == (name not in FULL_FP16_SAFE)
     if mistakes:

@@ -91,7 +91,7 @@ CASES: dict[str, tuple[OptimizerOptions, Callable[[int], float]]] = {
 }
 
 
-def test_the_table_has_the_names_that_the_option_offers() -> None:
+def test_the_table_has_the_choices_of_the_option() -> None:
     assert sorted(row.name for row in SCHEDULES) == sorted(LR_SCHEDULERS)
     assert set(CASES) | {"adafactor"} == set(LR_SCHEDULERS)
 
@@ -132,7 +132,7 @@ def test_steps_are_numbers_or_shares(value: int | float, total: int, steps: int)
     assert count_steps(value, total) == steps
 
 
-def test_a_number_that_is_neither_is_refused() -> None:
+def test_a_fraction_above_1_is_refused() -> None:
     assert chosen(options("cosine", 1.5)).mistakes
     assert not chosen(options("cosine", 2.0)).mistakes
 
@@ -200,7 +200,7 @@ def test_any_class_can_be_named() -> None:
         assert chosen(asked).name == name
 
 
-def test_a_class_that_refuses_its_arguments_is_the_users_mistake() -> None:
+def test_a_class_that_refuses_its_arguments_is_a_user_error() -> None:
     asked = options("constant", 0, lr_scheduler_type="MultiStepLR")
     choice = chosen(asked)
     parameter = torch.nn.Parameter(torch.ones(1))
@@ -231,7 +231,7 @@ def test_adafactors_relative_step_shows_its_own_rate() -> None:
     assert chosen(told).name == "cosine"
 
 
-def test_schedule_free_optimisers_keep_their_rate_after_the_warm_up() -> None:
+def test_schedule_free_optimizers_keep_their_rate_after_the_warm_up() -> None:
     asked = options("cosine", 0, optimizer_type="AdamWScheduleFree")
     choice = chosen(asked)
     assert choice.name == "constant" and "no effect" in choice.notes[0]
@@ -242,7 +242,7 @@ def test_schedule_free_optimisers_keep_their_rate_after_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize("name", [*CASES, "adafactor", "OneCycleLR"])
-def test_a_resumed_schedule_goes_on_bit_for_bit(name: str) -> None:
+def test_a_resumed_schedule_continues_bit_for_bit(name: str) -> None:
     if name == "adafactor":
         asked = options("cosine", 0, optimizer_type="Adafactor")
     elif name == "OneCycleLR":

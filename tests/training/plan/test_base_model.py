@@ -32,7 +32,7 @@ NO_CAPABILITY = replace(SD1, capabilities=frozenset())
         ("--max_token_length 225 --v2", 2),
     ],
 )
-def test_what_front_ends_always_write_asks_for_nothing(flags: str, refused: int) -> None:
+def test_flags_that_front_ends_always_write_are_accepted(flags: str, refused: int) -> None:
     """kohya_ss sends clip_skip 1, LoRA_Easy_Training_Scripts 2, whatever the model is."""
     mistakes = Mistakes()
     check_capabilities(NO_CAPABILITY, parse(flags.split()).options, mistakes)
@@ -87,7 +87,9 @@ def objective_of(family: Family, flags: str, marks: Noted = SILENT, prediction: 
         (SDXL, "--refiner_training_invert_schedule --refiner_training_strength 0.3 --max_timestep 900", (300, 900)),
     ],
 )
-def test_each_model_is_trained_in_its_own_range(family: Family, flags: str, timesteps: tuple[int, int]) -> None:
+def test_each_model_is_trained_in_its_own_range_of_timesteps(
+    family: Family, flags: str, timesteps: tuple[int, int]
+) -> None:
     """And so is every sample, in batches of one too."""
     options = objective_of(family, flags)
     objective: Objective[None] = Objective.of(options, family.process, "epsilon")

@@ -33,9 +33,7 @@ def test_an_image_with_another_score_is_other_data(world: World, tmp_path: Path)
     assert len(set(seen)) == 3 and seen[2] == seen[3]
 
 
-def test_a_state_of_a_version_without_an_option_goes_on_while_it_is_at_its_default(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_state_from_before_an_option_existed_resumes_at_its_default(world: World, tmp_path: Path) -> None:
     found = decide(parse(world.arguments(tmp_path / "out"))).identity
     older = {fact: value for fact, value in found.items() if fact != "--data_aesthetic_score"}
     saved = SavedState(tmp_path, Progress(step=1), older)

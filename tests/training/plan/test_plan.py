@@ -58,7 +58,7 @@ def test_regularisation_doubles_the_epoch(world: World, tmp_path: Path) -> None:
     assert "3 samples for 8 training samples; repeated to 8; ratio 1.00 : 1" in text
 
 
-def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path) -> None:
+def test_the_text_of_a_plan(world: World, tmp_path: Path) -> None:
     flags = {"save_every_n_epochs": 1, "max_train_epochs": 3, "save_state": True, "stop_text_encoder_training": 9}
     text = describe(plan_of(world, tmp_path, **flags, learning_rate=2e-6, learning_rate_te=1e-6))
     for expected in (
@@ -78,7 +78,7 @@ def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path)
         assert expected in text, f"{expected}\n---\n{text}"
 
 
-def test_a_caption_beyond_the_limit_is_named(tmp_path: Path, world: World) -> None:
+def test_a_truncated_caption_is_named(tmp_path: Path, world: World) -> None:
     tiny.write_images(tmp_path / "train" / "1_dog", 2)
     (tmp_path / "train" / "1_dog" / "image_01.txt").write_text("dog " * 100, encoding="utf-8")
     (tmp_path / "train" / "1_dog" / "image_00.txt").write_text("dog " * 75, encoding="utf-8")
@@ -143,7 +143,7 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     assert "not a training state" in no_state
 
 
-def test_flags_the_family_has_no_use_for_are_refused(world: World, tmp_path: Path) -> None:
+def test_flags_that_the_family_does_not_support_are_refused(world: World, tmp_path: Path) -> None:
     assert mistakes_of(world, tmp_path, write_inference_yaml=True) == [
         "--write_inference_yaml has no meaning for Stable Diffusion 1.x"
     ]

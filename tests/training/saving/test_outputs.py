@@ -44,7 +44,7 @@ def test_names(name: str | None, final: str, epoch: str, step: str, state: str) 
         ("diffusers", {"save_model_as": "safetensors"}, "safetensors", ".safetensors"),
     ],
 )
-def test_format_follows_the_source(source: str, flags: dict[str, object], save_as: str, extension: str) -> None:
+def test_the_format_follows_the_base_model(source: str, flags: dict[str, object], save_as: str, extension: str) -> None:
     made = outputs(source, **flags)
     assert (made.save_as, made.extension) == (save_as, extension)
 
@@ -88,7 +88,7 @@ def test_save_last_n_epochs_removes_one_older_file_and_states_may_differ() -> No
     assert (event.expired_model, event.expired_state) == ("n-000002", "n-000004")
 
 
-def test_most_on_disk_counts_the_overlap() -> None:
+def test_peak_files_count_the_overlap() -> None:
     made = outputs(output_name="n", save_every_n_epochs=1, save_last_n_epochs=2, save_state=True)
     # epochs 1..9 are saved; while a third lies beside the two that are kept; at the end two and the final one
     assert most_on_disk(made, steps=100, epochs=10, steps_per_epoch=10) == (3, 3)
