@@ -235,8 +235,8 @@ def test_a_model_with_a_nan_is_refused_before_the_first_step(
 
 
 def test_flags_that_the_model_has_no_use_for(refused: Refused) -> None:
-    refused("--v2", "Stable Diffusion 1", "leave it out", v2=True)
-    refused("--write_inference_yaml", "leave it out", write_inference_yaml=True)
+    refused("--v2", "Stable Diffusion 1", "remove it", v2=True)
+    refused("--write_inference_yaml", "remove it", write_inference_yaml=True)
     refused("--clip_skip", "99", "3 layers", clip_skip=99)
 
 
@@ -247,7 +247,7 @@ def test_a_file_where_a_folder_should_be(refused: Refused, tmp_path: Path) -> No
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
     for flag in ("output_dir", "logging_dir"):
-        refused(f"--{flag}", str(file), "not a folder", "give another", **{flag: file})
+        refused(f"--{flag}", str(file), "not a folder", "use another", **{flag: file})
         refused(f"--{flag}", "not a folder", **{flag: file / "below" / "it"})
     refused("--console_log_file", "is a folder", console_log_file=tmp_path)
     assert file.read_text(encoding="utf-8") == "mine"

@@ -1,4 +1,4 @@
-"""Every optimiser of the table: chosen without torch, learns, and goes on from its saved state bit for bit."""
+"""Every optimizer of the table: chosen without torch, lowers a loss, continues from its saved state bit for bit."""
 
 from __future__ import annotations
 
