@@ -9,7 +9,7 @@ import pytest
 
 from library.options.groups.saving import SavingOptions
 from library.options.mistakes import Mistakes
-from library.training.saving.outputs import Outputs, decide_outputs, most_on_disk
+from library.training.saving.outputs import Outputs, decide_outputs, count_peak_files
 
 
 def outputs(source: str = "safetensors", epochs: int = 10, **flags: object) -> Outputs:
@@ -91,6 +91,6 @@ def test_save_last_n_epochs_removes_one_older_file_and_states_may_differ() -> No
 def test_peak_files_count_the_overlap() -> None:
     made = outputs(output_name="n", save_every_n_epochs=1, save_last_n_epochs=2, save_state=True)
     # epochs 1..9 are saved; while a third lies beside the two that are kept; at the end two and the final one
-    assert most_on_disk(made, steps=100, epochs=10, steps_per_epoch=10) == (3, 3)
-    assert most_on_disk(outputs(), 100, 10, 10) == (1, 0)
-    assert most_on_disk(outputs(save_every_n_steps=25), 100, 10, 10) == (5, 0)
+    assert count_peak_files(made, steps=100, epochs=10, steps_per_epoch=10) == (3, 3)
+    assert count_peak_files(outputs(), 100, 10, 10) == (1, 0)
+    assert count_peak_files(outputs(save_every_n_steps=25), 100, 10, 10) == (5, 0)
