@@ -37,7 +37,7 @@ def check_output_folder(saving: SavingOptions, mistakes: Mistakes) -> None:
     if problem is None:
         problem = write_problem((saving.output_dir / name).parent, Path(name).name + _LONGEST_SUFFIX)
     if problem is not None:
-        mistakes.add(f"--output_name {name} is not a valid file name: {problem}", "use another name")
+        mistakes.add(f"--output_name {name} cannot be used: {problem}", "use another name")
 
 
 def file_name_problem(name: str, *, on_windows: bool) -> str | None:
