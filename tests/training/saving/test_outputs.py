@@ -9,7 +9,7 @@ import pytest
 
 from library.options.groups.saving import SavingOptions
 from library.options.mistakes import Mistakes
-from library.training.saving.outputs import Outputs, decide_outputs, count_peak_files
+from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
 
 
 def outputs(source: str = "safetensors", epochs: int = 10, **flags: object) -> Outputs:
