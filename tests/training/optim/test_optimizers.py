@@ -293,10 +293,12 @@ def test_adafactor_sets_its_own_rate_by_default() -> None:
     assert own.relative_step and own.arguments["relative_step"] is True and len(own.notes) == 1
     assert "learning rate" in own.notes[0]
 
-    told = choose_optimizer(options("Adafactor", "relative_step=False", "scale_parameter=False", learning_rate=1e-4))
-    assert not told.relative_step
-    assert any("max_grad_norm" in note for note in told.notes) and any("constant_with_warmup" in n for n in told.notes)
-    group = make_optimizer(told, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1e-4}]).param_groups[0]
+    fixed = choose_optimizer(options("Adafactor", "relative_step=False", "scale_parameter=False", learning_rate=1e-4))
+    assert not fixed.relative_step
+    assert any("max_grad_norm" in note for note in fixed.notes) and any(
+        "constant_with_warmup" in n for n in fixed.notes
+    )
+    group = make_optimizer(fixed, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1e-4}]).param_groups[0]
     assert group["lr"] == 1e-4
 
     forced = choose_optimizer(options("Adafactor", "relative_step=False", "warmup_init=True"))

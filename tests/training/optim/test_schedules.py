@@ -227,8 +227,8 @@ def test_adafactors_relative_step_shows_its_own_rate() -> None:
 
     (note,) = chosen(options("cosine", 0.1, optimizer_type="Adafactor")).notes
     assert "lr_warmup_steps" in note and "warmup_init" in note
-    told = options("cosine", 0.1, optimizer_type="Adafactor", optimizer_args=("relative_step=False",))
-    assert chosen(told).name == "cosine"
+    with_rate = options("cosine", 0.1, optimizer_type="Adafactor", optimizer_args=("relative_step=False",))
+    assert chosen(with_rate).name == "cosine"
 
 
 def test_schedule_free_optimizers_keep_their_rate_after_the_warm_up() -> None:
