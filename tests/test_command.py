@@ -78,13 +78,13 @@ def test_a_dry_run_decides_everything_without_a_heavy_package(world: World, tmp_
     assert done.stdout.splitlines()[-1] == "exit 0 [] False", done.stderr
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
     for said in (
-        '2_sks dog: 3 images x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
+        '2_sks dog: 3 images x 2 = 6 samples, training, 1 caption from files, 2 captioned "sks dog"',
         "1_dog: 3 images, 8 samples after balancing, regularisation",
         "repeated to 8; ratio 1.00 : 1",
         "longest: 11 of 75 tokens",
-        "1600 optimiser steps in 100 epochs of 16 (the default; neither steps nor epochs were given)",
-        "U-Net (3.5 M parameters) at 0.001",
-        "optimiser 54.",
+        "1600 optimizer steps in 100 epochs of 16 (the default; set --max_train_steps or --max_train_epochs)",
+        "U-Net (3.5 M parameters), learning rate 0.001",
+        "optimizer 54.",
         "dog.safetensors",
     ):
         assert said in done.stdout
@@ -321,16 +321,16 @@ def test_relative_paths(
 def test_length_and_where_it_comes_from(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def length(**flags: object) -> str:
         plan = run(world.arguments(tmp_path / "out", dry_run=True, **flags), capsys).out
-        return next(line.strip() for line in plan.splitlines() if "optimiser steps" in line)
+        return next(line.strip() for line in plan.splitlines() if "optimizer steps" in line)
 
     assert length().endswith(
-        "1600 optimiser steps in 200 epochs of 8 (the default; neither steps nor epochs were given)"
+        "1600 optimizer steps in 200 epochs of 8 (the default; set --max_train_steps or --max_train_epochs)"
     )
     assert length(max_train_steps=9).endswith(
-        "9 optimiser steps in 2 epochs of 8, the last one in part (--max_train_steps)"
+        "9 optimizer steps in 2 epochs of 8, the last one incomplete (--max_train_steps)"
     )
     both = length(max_train_epochs=1, max_train_steps=9)
-    assert both.endswith("8 optimiser steps in 1 epoch of 8 (--max_train_epochs, which beats --max_train_steps 9)")
+    assert both.endswith("8 optimizer steps in 1 epoch of 8 (--max_train_epochs, which overrides --max_train_steps 9)")
 
 
 def test_constant_with_a_warm_up_means_constant_with_warmup(

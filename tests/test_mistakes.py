@@ -221,7 +221,7 @@ def test_a_model_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "remedy"),
     [
-        ("model.diffusion_model.out.2.weight", "get the model again"),
+        ("model.diffusion_model.out.2.weight", "download the model again"),
         ("first_stage_model.decoder.conv_out.weight", "--vae"),  # never used in training, and never to be saved
     ],
 )
@@ -235,8 +235,8 @@ def test_a_model_with_a_nan_is_refused_before_the_first_step(
 
 
 def test_flags_that_the_model_has_no_use_for(refused: Refused) -> None:
-    refused("--v2", "Stable Diffusion 1", "leave it out", v2=True)
-    refused("--write_inference_yaml", "leave it out", write_inference_yaml=True)
+    refused("--v2", "Stable Diffusion 1", "remove it", v2=True)
+    refused("--write_inference_yaml", "remove it", write_inference_yaml=True)
     refused("--clip_skip", "99", "3 layers", clip_skip=99)
 
 
@@ -247,7 +247,7 @@ def test_a_file_where_a_folder_should_be(refused: Refused, tmp_path: Path) -> No
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
     for flag in ("output_dir", "logging_dir"):
-        refused(f"--{flag}", str(file), "not a folder", "give another", **{flag: file})
+        refused(f"--{flag}", str(file), "not a folder", "use another", **{flag: file})
         refused(f"--{flag}", "not a folder", **{flag: file / "below" / "it"})
     refused("--console_log_file", "is a folder", console_log_file=tmp_path)
     assert file.read_text(encoding="utf-8") == "mine"
@@ -256,10 +256,10 @@ def test_a_file_where_a_folder_should_be(refused: Refused, tmp_path: Path) -> No
 def test_a_name_that_files_cannot_have(refused: Refused) -> None:
     refused("--output_name", "too long", "another name", output_name="n" * 250)
     refused("--output_name", "NUL", output_name="a\0b")
-    refused("--output_name", "ends like a folder", output_name="models/")
+    refused("--output_name", "it ends with /", output_name="models/")
     refused("--output_name", "'\\n'", output_name="a\nb")
-    assert writable_paths.refusal_of_name("dog: best", on_windows=True)
-    assert not writable_paths.refusal_of_name("dog: 1.5", on_windows=False)
+    assert writable_paths.file_name_problem("dog: best", on_windows=True)
+    assert not writable_paths.file_name_problem("dog: 1.5", on_windows=False)
 
 
 @pytest.mark.parametrize("save_as", ["safetensors", "diffusers"])
@@ -292,7 +292,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_not_enough_disk_for_the_files_to_come(refused: Refused, small_disk: Path) -> None:
     found = refused(output_dir=small_disk / "out", save_every_n_steps=1, max_train_steps=3)
-    assert len(found) == 1 and "the files to come need 122" in found[0] and "--save_precision fp16" in found[0]
+    assert len(found) == 1 and "the output files need 122" in found[0] and "--save_precision fp16" in found[0]
     assert not list(small_disk.iterdir())
 
 
@@ -400,7 +400,7 @@ def test_a_resume_folder_that_is_none(refused: Refused, tmp_path: Path) -> None:
     refused("--resume", "no such folder", "--save_state", resume=tmp_path / "none")
     refused("--resume", "train_state.json", resume=tmp_path)
     (tmp_path / "train_state.json").write_text("{}", encoding="utf-8")
-    refused("--resume", "no training state", resume=tmp_path)
+    refused("--resume", "not a training state", resume=tmp_path)
 
 
 def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
@@ -460,7 +460,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     flags = {"optimizer_type": "SGD", "learning_rate": "3e38", "optimizer_args": ["weight_decay=1e9"]}
     outcome = run(world.arguments(out, max_train_steps=1, save_state=True, **flags), capsys)
     (block,) = blocks(outcome)
-    assert outcome.code == 2 and "NaN" in block and "make room" not in block and "older files stand" in block
+    assert outcome.code == 2 and "NaN" in block and "free some space" not in block and "older files were kept" in block
     assert not list(out.glob("*"))
 
 

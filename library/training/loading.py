@@ -12,7 +12,7 @@ from library.options.mistakes import Mistake, UserError
 from library.runtime.half_weights import compute_in_fp32
 from library.runtime.precision import FloatName, torch_dtype
 from library.training.memory import loading_device
-from library.training.saving.model_file import clip_skip_of, refuse_broken_weights
+from library.training.saving.model_file import check_finite_weights, clip_skip_of
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
@@ -52,7 +52,7 @@ def load_model(
     for name, module in model.modules().items():
         if name != "vae" and base != "fp32":
             compute_in_fp32(module)
-    refuse_broken_weights(model)
+    check_finite_weights(model)
     texts = [module for module in model.text_encoders.values() if module is not None]
     if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
         refuse_clip_skip(model, text_settings(facts), texts[0].device)

@@ -64,7 +64,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Make the optimizer and its schedule.
         optimizer = make_optimizer(
-            plan.optimization.optimizer, parameter_groups(trainable.parts), precision.uses_scaler
+            plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )
         wrapped, stepping = wrap(run.accelerator, trainable, optimizer)
         if plan.resume is None:

@@ -105,15 +105,15 @@ def test_toml_and_json_are_one_run_as_counted_by_hand(
     for expected in (
         "2_sks dog: 3 images x 2 = 6 samples, training, captions from files",
         "1_dog: 3 images, 6 samples after balancing, regularisation",
-        '1_zwx cat: 2 images x 3 = 6 samples, training, all as "cat", at each of 2 resolutions',
+        '1_zwx cat: 2 images x 3 = 6 samples, training, all captioned "cat", at each of 2 resolutions',
         "64x64: 12, in batches of up to 2",
         "64x64: 6, in batches of up to 4",
         "64x128: 6, in batches of up to 3",
-        f"{BATCHES} batches an epoch",
-        'each as "zwx ..."',
-        "1 tag at first, all of them after 6 steps",
-        "tags shuffled, the first 1 kept in place",
-        "regularisation weighted 0.5",
+        f"{BATCHES} batches per epoch",
+        'prefix and suffix: "zwx ..."',
+        "token warm-up: 1 tag at first, all tags after 6 steps",
+        "tags shuffled, except the first",
+        "prior loss weight 0.5",
     ):
         assert expected in first.out, f"{expected}\n---\n{first.out}"
 
@@ -148,7 +148,7 @@ def test_simpletuners_file_is_the_same_as_kohyas(
     theirs = train(world, capsys, tmp_path / "theirs", data_backend_config=backend, **flags)
     ours = train(world, capsys, tmp_path / "ours", dataset_config=write(tmp_path / "data.json", same), **flags)
     assert sorted(theirs.losses) == [1, 2, 3] and theirs.losses == ours.losses
-    assert "masked" in theirs.out and "regularisation weighted 0.5" in theirs.out
+    assert "masked" in theirs.out and "prior loss weight 0.5" in theirs.out
     white = train(world, capsys, tmp_path / "plain", dataset_config=_without_masks(tmp_path, same), **flags)
     assert white.losses != ours.losses
 
@@ -178,7 +178,7 @@ def test_metadata_and_plain_folders_by_flags_are_what_a_file_says(
     listed = {"image_dir": str(cat), "class_tokens": "zwx cat", "num_repeats": 2}
     file = write(tmp_path / "2.json", {"datasets": [{"resolution": 64, "subsets": [listed]}]})
     assert plain.losses == train(world, capsys, tmp_path / "4", **flags, dataset_config=file).losses
-    assert sorted(plain.losses) == [1, 2] and '2 images x 2 = 4 samples, training, all as "zwx cat"' in plain.out
+    assert sorted(plain.losses) == [1, 2] and '2 images x 2 = 4 samples, training, all captioned "zwx cat"' in plain.out
 
 
 def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +217,7 @@ def test_what_varies_images_excludes_cached_latents(key: str, flag: str, world: 
         decide(parse(arguments(world, tmp_path / "out", **flags, **{flag: True})))
     (told,) = raised.value.mistakes
     name = key.partition(" ")[0]
-    assert told.what.startswith(f"{name} (data.toml, line {line}) excludes --{flag}:")
+    assert told.what.startswith(f"{name} (data.toml, line {line}) cannot be combined with --{flag}:")
     assert name in told.remedy and f"--{flag}" in told.remedy
     assert decide(parse(arguments(world, tmp_path / "out", **flags)))  # without the cache it is allowed
 

@@ -1,1 +1,1 @@
-"""The adapter of a run: its plan, its creation, the metadata of its file."""
+"""The adapter of a run: its plan, its creation and the metadata of its file."""

@@ -1,4 +1,4 @@
-"""The adapter of a run: made beside the model, begun from a file if one is named, trained, and written by itself."""
+"""Creates the adapter of a run and attaches it to the model, and writes it to its own file."""
 
 from __future__ import annotations
 
@@ -34,46 +34,52 @@ if TYPE_CHECKING:
 
 AnyNetwork = Network | ForeignNetwork
 
-# as TensorBoard shows the runs of sd-scripts' train_network.py
+# the log names of sd-scripts' train_network.py
 TAGS = LossTags(step="loss/current", average="loss/average", epoch="loss/epoch_average")
 
 
 def make_adapter(
     model: Model, facts: RunFacts, optimization: Optimization, adapter: AdapterPlan, say: Say
 ) -> Trainable:
-    """The adapter of the plan, attached to the model's forward pass, and how it is trained and written.
+    """Create the adapter of the plan, attach it to the model, and return it with its groups and the functions of the
+    loop.
 
-    Raises UserError for files that do not fit and for what the adapter's own module refuses.
+    Raises UserError for files that do not fit, and for errors of the network module.
     """
-    loaded, options = model.modules(), facts.options.adapter
-    modules: dict[str, nn.Module] = {part.module: loaded[part.module] for part in model.family.adapters}
+    all_modules, options = model.modules(), facts.options.adapter
+    modules: dict[str, nn.Module] = {part.module: all_modules[part.module] for part in model.family.adapters}
     for path, multiplier in adapter.base:
-        with told(f"--base_weights {path}"):
+        with as_user_errors(f"--base_weights {path}"):
             merge(path, multiplier, modules, model.family.adapters, adapter)
-            say(f"merged into the model: {path}, times {multiplier:g}")
-    with told(f"--network_module {adapter.module}"):
-        made = make_network(modules, model.family.adapters, adapter, options, facts.seed)
-        made.attach()
-        for line in made.describe():
+            say(f"merged into the base model: {path}, multiplier {multiplier:g}")
+    with as_user_errors(f"--network_module {adapter.module}"):
+        adapter_network = make_network(modules, model.family.adapters, adapter, options, facts.seed)
+        adapter_network.attach()
+        for line in adapter_network.describe():
             say(line)
         metadata = AdapterMetadata(facts, optimization, adapter)
-        trainable = trainable_network(made, model.family, optimization.learning_rates, adapter)
-        if isinstance(made, ForeignNetwork):
-            made.start()
+        trainable = trainable_network(adapter_network, model.family, optimization.learning_rates, adapter)
+        if isinstance(adapter_network, ForeignNetwork):
+            adapter_network.start()
             if facts.options.memory.gradient_checkpointing:
-                made.enable_gradient_checkpointing()
-            trainable = replace(trainable, step_begins=made.on_step_start, epoch_begins=made.on_epoch_start)
+                adapter_network.enable_gradient_checkpointing()
+            trainable = replace(
+                trainable, step_begins=adapter_network.on_step_start, epoch_begins=adapter_network.on_epoch_start
+            )
         return replace(
             trainable,
-            write=partial(write_adapter, made, facts.options.saving, metadata),
-            step_ended=partial(measure, made, options.scale_weight_norms, metadata),
+            write=partial(write_adapter, adapter_network, facts.options.saving, metadata),
+            step_ended=partial(end_step, adapter_network, options.scale_weight_norms, metadata),
         )
 
 
 def merge(
     path: Path, multiplier: float, modules: dict[str, nn.Module], parts: Sequence[AdapterPart], adapter: AdapterPlan
 ) -> None:
-    """Add an adapter's file to the weights of the model, by the module that trains. Raises AdapterError."""
+    """Merge the file of an adapter into the weights of the model. Raises AdapterError.
+
+    A third-party network module merges its own files.
+    """
     if adapter.settings is None:
         merge_foreign(adapter.module, path, modules, parts, ratio=multiplier)
     else:
@@ -87,7 +93,7 @@ def make_network(
     options: AdapterOptions,
     seed: int,
 ) -> AnyNetwork:
-    """A new network, or the one of --network_weights. Raises AdapterError."""
+    """Create a new network, or load that of --network_weights. Raises AdapterError."""
     if adapter.settings is None:
         foreign = create_foreign(
             adapter.module,
@@ -97,7 +103,7 @@ def make_network(
             alpha=options.network_alpha,
             dropout=options.network_dropout,
             arguments=options.network_args,
-            train=adapter.reaches,
+            train=adapter.trained_modules,
             weights=adapter.weights if options.dim_from_weights else None,
         )
         if adapter.weights is not None:
@@ -105,8 +111,8 @@ def make_network(
         return foreign
     if adapter.weights is not None and options.dim_from_weights:
         tensors = adapter_files.read(adapter.weights).tensors
-        return network.from_tensors(modules, parts, tensors, settings=adapter.settings, train=adapter.reaches)
-    own = network.create(modules, parts, adapter.settings, train=adapter.reaches, generator=_generator(seed))
+        return network.from_tensors(modules, parts, tensors, settings=adapter.settings, train=adapter.trained_modules)
+    own = network.create(modules, parts, adapter.settings, train=adapter.trained_modules, generator=_generator(seed))
     if adapter.weights is not None:
         own.load(adapter_files.read(adapter.weights).tensors)
     return own
@@ -116,43 +122,50 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed % 2**63)
 
 
-def trainable_network(made: AnyNetwork, family: Family, rates: LearningRates, adapter: AdapterPlan) -> Trainable:
-    """The groups of a network with their learning rates, and the modules that gradients go through."""
+def trainable_network(
+    adapter_network: AnyNetwork, family: Family, rates: LearningRates, adapter: AdapterPlan
+) -> Trainable:
+    """The parameter groups of a network with their learning rates, and the modules that gradients pass through."""
     by_group = {part.group: rates.modules.get(part.module, 0.0) for part in family.adapters}
-    groups = learning_groups(made, {name: rate for name, rate in by_group.items() if rate})
-    module = made if isinstance(made, Network) else made.module
+    groups = learning_groups(adapter_network, {name: rate for name, rate in by_group.items() if rate})
+    module = adapter_network if isinstance(adapter_network, Network) else adapter_network.module
     rate = next(filter(None, rates.modules.values()), 0.0)
     return Trainable(
         parts=(Part("network", module, rate, groups=groups),),
-        # text encoders that an adapter sits in, and the backbone behind them in any case
-        active=frozenset({family.backbone, *adapter.reaches}),
+        # text encoders with an adapter, and always the backbone, through which their gradients pass
+        active=frozenset({family.backbone, *adapter.trained_modules}),
         whole_model=False,
         tags=TAGS,
     )
 
 
-def learning_groups(made: AnyNetwork, rates: dict[str, float]) -> tuple[Group, ...]:
-    """The groups of a network for {"unet": rate, "text_encoder1": rate}. Raises AdapterError if it has nothing to
-    train, or trains what is no parameter of its own and so would be in no training state."""
-    module = made if isinstance(made, Network) else made.module
+def learning_groups(adapter_network: AnyNetwork, rates: dict[str, float]) -> tuple[Group, ...]:
+    """The parameter groups of a network for {"unet": rate, "text_encoder1": rate}.
+
+    Raises AdapterError if there is nothing to train, or if a group contains parameters that are not registered in the
+    network and so would be missing in a training state.
+    """
+    module = adapter_network if isinstance(adapter_network, Network) else adapter_network.module
     names = {parameter: name for name, parameter in named_parameters(module).items()}
     groups = []
-    for group in made.groups(rates):
+    for group in adapter_network.groups(rates):
         if not all(parameter in names for parameter in group.parameters):
-            what = f'the group "{group.description or group.name}" holds parameters that are not in the network'
+            what = f'the group "{group.description or group.name}" contains parameters that are not in the network'
             raise AdapterError(what, "Register them as parameters of the network's module.")
         own = tuple(names[parameter] for parameter in group.parameters)
         groups.append(Group(group.description or group.name, own, group.learning_rate))
     return tuple(groups)
 
 
-def measure(made: AnyNetwork, limit: float | None, metadata: AdapterMetadata) -> dict[str, float]:
-    """After a step: --scale_weight_norms, and what logs show of it. The model's files are hashed beside the training,
-    but not before its first step, which users wait for."""
+def end_step(adapter_network: AnyNetwork, limit: float | None, metadata: AdapterMetadata) -> dict[str, float]:
+    """Apply --scale_weight_norms after an optimizer step and return its log values.
+
+    Also starts hashing the files of the model in the background; starting earlier would delay the first step.
+    """
     metadata.begin_hashing()
     if limit is None:
         return {}
-    report = made.scale_norms(limit)
+    report = adapter_network.scale_norms(limit)
     return {
         "max_norm/keys_scaled": float(report.scaled),
         "max_norm/max_key_norm": report.largest,
@@ -161,7 +174,7 @@ def measure(made: AnyNetwork, limit: float | None, metadata: AdapterMetadata) ->
 
 
 def write_adapter(
-    made: AnyNetwork,
+    adapter_network: AnyNetwork,
     saving: SavingOptions,
     metadata: AdapterMetadata,
     path: Path,
@@ -169,18 +182,18 @@ def write_adapter(
     step: int,
     epoch: int,
 ) -> None:
-    """Write the adapter as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
+    """Write the adapter after `step` optimizer steps, completely or not at all. Raises CheckpointError, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     precision = saving.save_precision
     try:
-        made.write(path, torch_dtype(precision) if precision else None, metadata.at(step))
+        adapter_network.write(path, torch_dtype(precision) if precision else None, metadata.at(step))
     except AdapterError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 @contextmanager
-def told(flag: str) -> Iterator[None]:
-    """Turn what an adapter refuses into a message for the user."""
+def as_user_errors(flag: str) -> Iterator[None]:
+    """Turn errors of an adapter into user errors about `flag`."""
     try:
         yield
     except AdapterError as error:

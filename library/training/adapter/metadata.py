@@ -1,7 +1,7 @@
-"""What an adapter's file says about the run that it comes from: ss_* as sd-scripts writes them, and modelspec.*.
+"""Metadata of an adapter's file: ss_* as sd-scripts writes them, and modelspec.*.
 
-Values are texts made by str(), of what the run does: the seed that was drawn, the rates that apply, the precision that
-this machine has, where sd-scripts repeats what the command line said.
+Values are texts made by str(). They describe the run itself (drawn seed, effective learning rates, precision on this
+machine), where sd-scripts repeats the command line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SESSION_BITS = 32
 
 
 class AdapterMetadata:
-    """The metadata of all files of one run: what stays the same is found out once, when this is made.
+    """The metadata of all files of one run. What all files share is computed once, by the constructor.
 
     Raises CheckpointError for a --metadata_thumbnail that cannot be read.
     """
@@ -44,16 +44,16 @@ class AdapterMetadata:
         self._facts = facts
         started = time_of_saving().timestamp()
         session = python_random(facts.seed, "session", repr(started)).getrandbits(_SESSION_BITS)
-        self._same = {
+        self._shared = {
             **_flags(facts.options),
             **_decided(facts, optimization),
             "ss_session_id": str(session),
             "ss_training_started_at": str(started),
             **_network(facts.options.adapter, adapter),
         }
-        # the images of a large data set take a while to count, those of --no_metadata need not be
+        # counting a large dataset takes a while, and --no_metadata does not need it
         if not facts.options.adapter.no_metadata:
-            self._same |= dataset_metadata(facts.options, facts.images)
+            self._shared |= dataset_metadata(facts.options, facts.images)
         self._spec = modelspec(
             facts.options,
             facts.base_model,
@@ -69,43 +69,43 @@ class AdapterMetadata:
         }
 
     def begin_hashing(self) -> None:
-        """Hash the files of the model in threads, so that the first save need not wait for it."""
+        """Hash the files of the model in threads, so that the first save does not wait for it."""
         if not self._facts.options.adapter.no_metadata:
             for hashes in self._hashes.values():
                 hashes.begin()
 
     def at(self, step: int) -> dict[str, str]:
-        """Metadata of a file that is written now, after `step` optimiser steps. ss_epoch counts finished epochs, the
-        last one of the run also where it is cut short."""
+        """Metadata of a file that is written now, after `step` optimizer steps. ss_epoch counts finished epochs; at the
+        end of the run also an incomplete last one."""
         facts, now = self._facts, time_of_saving()
         spec = self._spec | {"modelspec.date": now.replace(microsecond=0).isoformat()}
         if facts.options.adapter.no_metadata:
-            return _readable({key: self._same[key] for key in ADAPTER_MINIMUM if key in self._same} | spec)
-        ended = step >= facts.duration.steps
-        return _readable(
-            self._same
+            return _as_utf8({key: self._shared[key] for key in ADAPTER_MINIMUM if key in self._shared} | spec)
+        is_final = step >= facts.duration.steps
+        return _as_utf8(
+            self._shared
             | self._file_hashes()
             | {
                 "ss_training_finished_at": str(now.timestamp()),
                 "ss_steps": str(step),
-                "ss_epoch": str(facts.duration.epochs if ended else facts.order.position(step)[0] - 1),
+                "ss_epoch": str(facts.duration.epochs if is_final else facts.order.position(step)[0] - 1),
             }
             | spec
         )
 
     def _file_hashes(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        metadata: dict[str, str] = {}
         for kind, hashes in self._hashes.items():
             value = hashes.value()
             if value is not None:
-                found |= {f"ss_{kind}_hash": value.short, f"ss_new_{kind}_hash": value.whole}
-        return found
+                metadata |= {f"ss_{kind}_hash": value.short, f"ss_new_{kind}_hash": value.whole}
+        return metadata
 
 
 def _flags(options: TrainOptions) -> dict[str, str]:
-    """What flags say, "None" where they are not set."""
+    """The values of flags, "None" if they are not set."""
     values = flag_metadata(options)
-    by_dataset = described_by_file(options)  # what each dataset has of its own is in ss_datasets
+    by_dataset = described_by_file(options)  # settings per dataset are in ss_datasets
     return {
         flag.metadata: values.get(flag.metadata, "None")
         for flag in FLAGS.values()
@@ -114,14 +114,14 @@ def _flags(options: TrainOptions) -> dict[str, str]:
 
 
 def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
-    """What the plan decided from the flags, the machine, the model and the images."""
+    """The decisions of the plan."""
     options, base_model, precision = facts.options, facts.base_model, facts.precision
     accumulation = options.memory.gradient_accumulation_steps
-    found: dict[str, object] = {
-        # sd-scripts' own word where it does not know its commit: ours is in modelspec.implementation_version
+    metadata: dict[str, object] = {
+        # what sd-scripts writes if it does not know its commit; ours is in modelspec.implementation_version
         "ss_sd_scripts_commit_hash": "(unknown)",
         "ss_seed": facts.seed,
-        # a rate of 0 for what is not trained: in these files "None" means as ss_learning_rate
+        # 0 if it is not trained: in these files "None" means the value of ss_learning_rate
         "ss_unet_lr": optimization.learning_rates.modules.get(base_model.family.backbone, 0.0),
         "ss_text_encoder_lr": _text_rates(facts.base_model, optimization.learning_rates),
         "ss_optimizer": optimization.optimizer.full_name,
@@ -144,33 +144,33 @@ def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
         "ss_sd_model_name": _file_name(options.model.pretrained_model_name_or_path or ""),
     }
     if options.model.vae:
-        found["ss_vae_name"] = _file_name(options.model.vae)
+        metadata["ss_vae_name"] = _file_name(options.model.vae)
     if not described_by_file(options):
-        found["ss_total_batch_size"] = options.dataset.train_batch_size * accumulation
-    return {key: str(value) for key, value in found.items()}
+        metadata["ss_total_batch_size"] = options.dataset.train_batch_size * accumulation
+    return {key: str(value) for key, value in metadata.items()}
 
 
 def _text_rates(base_model: BaseModel, rates: LearningRates) -> object:
-    """One rate, or a list of one for each text encoder where they differ."""
-    found = [rates.modules.get(name, 0.0) for name in base_model.family.text_encoders]
-    return found[0] if len(set(found)) == 1 else found
+    """One learning rate, or a list with one for each text encoder if they differ."""
+    text_rates = [rates.modules.get(name, 0.0) for name in base_model.family.text_encoders]
+    return text_rates[0] if len(set(text_rates)) == 1 else text_rates
 
 
 def _network(options: AdapterOptions, adapter: AdapterPlan) -> dict[str, str]:
-    """The adapter. Where its file or its own module sets the rank, "None" as in sd-scripts."""
-    found: dict[str, object] = {"ss_network_module": adapter.module}
+    """The settings of the adapter; "None" if its file or a third-party module sets the rank, as in sd-scripts."""
+    metadata: dict[str, object] = {"ss_network_module": adapter.module}
     if adapter.settings is not None and not options.dim_from_weights:
-        found |= {
+        metadata |= {
             "ss_network_dim": adapter.settings.dim,
             "ss_network_alpha": adapter.settings.alpha or adapter.settings.dim,
         }
     if adapter.arguments:
-        found["ss_network_args"] = json.dumps({"dropout": options.network_dropout} | dict(adapter.arguments))
-    return {key: str(value) for key, value in found.items()}
+        metadata["ss_network_args"] = json.dumps({"dropout": options.network_dropout} | dict(adapter.arguments))
+    return {key: str(value) for key, value in metadata.items()}
 
 
 def _hashed_files(options: ModelOptions) -> dict[str, Path]:
-    """Files to hash, by what stands in their keys. A name on the Hugging Face hub has no hash."""
+    """Files to hash, by the part of their metadata keys. A model of the Hugging Face Hub has no hash."""
     named = {"sd_model": options.pretrained_model_name_or_path, "vae": options.vae}
     return {
         kind: path for kind, name in named.items() if name is not None and (path := Path(name).expanduser()).exists()
@@ -178,18 +178,18 @@ def _hashed_files(options: ModelOptions) -> dict[str, Path]:
 
 
 def _file_name(name: str) -> str:
-    """Without the folder that it lies in; what is no path here stays."""
+    """The file name of a path; a name that is no existing path is returned unchanged."""
     path = Path(name).expanduser()
     return Path(os.path.abspath(path)).name if path.exists() else name
 
 
-def _readable(found: dict[str, str]) -> dict[str, str]:
-    """Texts as a file can hold them: names of files may have bytes that are no text."""
-    return {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in found.items()}
+def _as_utf8(metadata: dict[str, str]) -> dict[str, str]:
+    """Replace what UTF-8 cannot encode: file names may contain bytes that are no text."""
+    return {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in metadata.items()}
 
 
 def revision(root: Path = ROOT) -> str:
-    """The commit of this program, or "unknown" where it does not lie in a git checkout of its own."""
+    """The commit of this program, or "unknown" outside a git checkout."""
     git = root / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()

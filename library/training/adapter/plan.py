@@ -1,4 +1,4 @@
-"""What train_network.py is asked to train: the adapter's settings and what of the model it reaches. No torch."""
+"""The adapter that a run trains: its settings, and the modules of the model that it is attached to. No torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from networks.settings import NetworkSettings, read_settings
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """`settings` None: a module of others (`module`), which reads `arguments` itself. `reaches` are the modules of the
-    model that the adapter sits in: backbone and text encoders."""
+    """`module`: the network module. `settings` None: a third-party module, which reads `arguments` itself.
+    `trained_modules`: the backbone and text encoders that the adapter is attached to. `weights`: the file with its
+    initial weights. `base`: (file, multiplier) of adapters to merge into the base model."""
 
     module: str
     settings: NetworkSettings | None
     arguments: dict[str, str]
-    reaches: frozenset[str]
+    trained_modules: frozenset[str]
     weights: Path | None
     base: tuple[tuple[Path, float], ...]
 
 
 def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mistakes) -> AdapterPlan | None:
-    """The adapter of the run; None where all weights are trained."""
+    """The adapter of the run; None if all weights are trained."""
     if options.network_module is None:
         return None
     _check_files(options, mistakes)
@@ -38,7 +39,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
     if kind is None:
         _check_module(options.network_module, mistakes)
     else:
-        settings, wrong = read_settings(
+        settings, problems = read_settings(
             options.network_module,
             dim=options.network_dim,
             alpha=options.network_alpha,
@@ -46,36 +47,37 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
             arguments=options.network_args,
             blocks=max((part.blocks for part in family.adapters), default=0) if family else 0,
         )
-        for what, remedy in wrong:
+        for what, remedy in problems:
             mistakes.add(what, remedy)
         if options.scale_weight_norms and not kind.rescales:
-            mistakes.add(f"--scale_weight_norms: {kind.file} cannot be scaled down", "leave it out")
+            mistakes.add(f"--scale_weight_norms: {kind.file} does not support it", "remove --scale_weight_norms")
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
     return AdapterPlan(
         module=options.network_module,
         settings=settings,
-        arguments=_pairs(options.network_args),
-        reaches=_reaches(options, family) if family else frozenset(),
+        arguments=_argument_texts(options.network_args),
+        trained_modules=_trained_modules(options, family) if family else frozenset(),
         weights=options.network_weights,
         base=tuple(zip(options.base_weights, multipliers, strict=False)),
     )
 
 
-def _pairs(arguments: tuple[str, ...]) -> dict[str, str]:
-    """key=value texts as kohya's scripts hand them to a network module."""
-    return {key.strip(): value.strip() for key, _, value in (member.partition("=") for member in arguments)}
+def _argument_texts(arguments: tuple[str, ...]) -> dict[str, str]:
+    """key=value texts as kohya's scripts pass them to a network module."""
+    return {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in arguments)}
 
 
-def _reaches(options: AdapterOptions, family: Family) -> frozenset[str]:
-    """A rate of 0 leaves a part out, as front-ends mean it that cannot send the switches."""
-    reached = {family.backbone, *family.text_encoders}
+def _trained_modules(options: AdapterOptions, family: Family) -> frozenset[str]:
+    """Backbone and text encoders, except those that switches or a learning rate of 0 leave out. Some front-ends can
+    only send rates."""
+    trained = {family.backbone, *family.text_encoders}
     rates = options.text_encoder_lr
     for place, name in enumerate(family.text_encoders):
         if options.network_train_unet_only or (rates and not rates[min(place, len(rates) - 1)]):
-            reached.discard(name)
+            trained.discard(name)
     if options.network_train_text_encoder_only or options.unet_lr == 0:
-        reached.discard(family.backbone)
-    return frozenset(reached)
+        trained.discard(family.backbone)
+    return frozenset(trained)
 
 
 def _check_files(options: AdapterOptions, mistakes: Mistakes) -> None:
@@ -86,16 +88,16 @@ def _check_files(options: AdapterOptions, mistakes: Mistakes) -> None:
 
 
 def _check_module(name: str, mistakes: Mistakes) -> None:
-    """A module of others must be there to be imported; what it is like is seen when it is."""
+    """Check that a third-party module exists; its content is only checked when it is imported."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        found = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         near = difflib.get_close_matches(name, [kind.file for kind in registry.KINDS], n=1)
-        remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists the kinds"
+        remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists all modules"
         if name.startswith("lycoris."):
             remedy = "pip install lycoris-lora==4.1.3"
         mistakes.add(f"--network_module {name}: there is no such module", remedy)

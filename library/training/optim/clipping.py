@@ -1,4 +1,4 @@
-"""Clipping gradients by the norm of all of them together."""
+"""Gradient clipping by the global norm."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
     """Scale all gradients by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
 
-    On the CPU a factor of 1 is left out, since it would read and write every gradient; elsewhere looking at the norm
-    would make the program wait for the device.
+    On the CPU a factor of 1 is skipped, since applying it would read and write every gradient. On other devices it is
+    applied, since reading the norm would wait for the device.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
@@ -24,10 +24,10 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all numbers of all gradients, a scalar on their device.
+    """The global 2-norm of the gradients, a scalar on their device.
 
-    On the CPU it is taken row by row: torch's norm of a whole tensor runs on one core there, and adding millions of
-    squares into one float32 loses digits.
+    On the CPU it is computed row by row: torch's norm of a whole tensor uses one core there, and adding millions of
+    squares in one float32 loses digits.
     """
     norm: Tensor
     if gradients[0].device.type != "cpu":

@@ -1,7 +1,7 @@
-"""Classes named by their dotted path: found, and their arguments checked, without importing them.
+"""Find classes by their dotted path and check their arguments without importing them.
 
-Optimisers and schedules come from large packages. The plan must tell a missing package, a wrong name or a misspelt
-argument before anything is loaded and in no time, so sources are read as text; only `load` imports.
+Optimizers and schedules come from large packages. The plan must report a missing package, a wrong name or a misspelt
+argument at once, so their sources are parsed; only `load` imports them.
 """
 
 from __future__ import annotations
@@ -21,69 +21,73 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the sources say of a dotted path. `arguments` are the constructor's, without the first; None when that is
-    open (**kwargs, inherited). `problem` is empty when the class is there or cannot be judged without importing it."""
+class LookUp:
+    """What the source of a dotted path says. `arguments`: names that the constructor accepts, without the first; None
+    if unknown (**kwargs, inherited). `problem`: empty if the class exists, or if only importing it could tell."""
 
     arguments: frozenset[str] | None = None
     problem: str = ""
     missing_package: str = ""
 
 
-def look_up(path: str) -> Found:
-    """Find a class or function by its dotted path, `package.module.Name`, reading sources only."""
+def look_up(path: str) -> LookUp:
+    """Find a class or function by its dotted path, `package.module.Name`, in source files only."""
     module, _, name = path.rpartition(".")
     if not module:
-        return Found(problem=f"{path} is not of the form package.module.Name")
+        return LookUp(problem=f"{path} is not of the form package.module.Name")
     package = module.split(".")[0]
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        return Found(problem=f"the package {package} is not installed", missing_package=package)
+        return LookUp(problem=f"the package {package} is not installed", missing_package=package)
     file = _source_file(module)
     if file is None:
-        return Found() if spec.origin and not spec.origin.endswith(".py") else Found(problem=f"no module {module}")
-    return _look_in(file, module, name, depth=0)
+        is_compiled = spec.origin and not spec.origin.endswith(".py")
+        return LookUp() if is_compiled else LookUp(problem=f"there is no module {module}")
+    return _look_up_in_file(file, module, name, depth=0)
 
 
 def load(path: str) -> Any:
-    """Import the object of a dotted path. Raises ImportError or AttributeError."""
+    """Import the object at a dotted path. Raises ImportError or AttributeError."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def read_arguments(flag: str, pairs: Iterable[str]) -> tuple[dict[str, Any], list[Mistake]]:
-    """`key=value` texts as keyword arguments, and what is wrong with them.
+    """Parse `key=value` texts as keyword arguments; return them with the mistakes.
 
-    Values are Python literals ("betas=0.9,0.99" is a tuple, "weight_decay=0.1" a float); true, false and none count in
-    any case; whatever else is a string.
+    Values are Python literals ("betas=0.9,0.99" is a tuple, "weight_decay=0.1" a float); true, false and none may be
+    written in any case; anything else is a string.
     """
     arguments: dict[str, Any] = {}
     mistakes = []
     for pair in pairs:
         key, sign, text = (part.strip() for part in pair.partition("="))
         if not sign or not key.isidentifier():
-            mistakes.append(Mistake(f"--{flag} {pair!r} is not key=value", "write for example weight_decay=0.01"))
+            mistakes.append(Mistake(f"--{flag} {pair!r} is not key=value", "use for example weight_decay=0.01"))
         elif key in arguments:
-            mistakes.append(Mistake(f"--{flag} gives {key} twice", "give it once"))
+            mistakes.append(Mistake(f"--{flag} sets {key} twice", "set it once"))
         else:
             arguments[key] = _literal(text)
     return arguments, mistakes
 
 
-def refuse_unknown(
+def check_argument_names(
     flag: str, owner: str, arguments: Mapping[str, Any], accepted: frozenset[str] | None
 ) -> list[Mistake]:
-    """A mistake for each argument that `owner` does not take, with the nearest that it does."""
+    """A mistake for each argument that `owner` does not accept, with the closest accepted name.
+
+    `accepted` None: unknown, nothing is checked.
+    """
     if accepted is None:
         return []
     mistakes = []
     for key in arguments:
         if key not in accepted:
             near = difflib.get_close_matches(key, accepted, 1, 0.6)
-            remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(accepted))}"
+            remedy = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(accepted))}"
             mistakes.append(Mistake(f"--{flag} {key}: {owner} has no such argument", remedy))
     return mistakes
 
@@ -98,7 +102,7 @@ def _literal(text: str) -> Any:
 
 
 def _source_file(module: str) -> Path | None:
-    """The source of a module, found on disk next to its top-level package (find_spec would import the parents)."""
+    """The source file of a module, searched from its top-level package (find_spec would import the parents)."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None:
@@ -113,31 +117,31 @@ def _source_file(module: str) -> Path | None:
     return None
 
 
-def _look_in(file: Path, module: str, name: str, depth: int) -> Found:
-    """Find a name in a module's source, following `from x import name` a few steps."""
+def _look_up_in_file(file: Path, module: str, name: str, depth: int) -> LookUp:
+    """Find a name in the source of a module, following up to 5 imports of it from other modules."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
-        return Found()
+        return LookUp()
     dynamic = False
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return Found(_constructor_arguments(node))
+            return LookUp(_constructor_arguments(node))
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return Found(_argument_names(node.args, skip=1))
+            return LookUp(_argument_names(node.args, skip=1))
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 dynamic = dynamic or alias.name == "*"
                 if (alias.asname or alias.name) == name:
-                    return _follow(file, module, node, alias.name, depth)
+                    return _look_up_import(file, module, node, alias.name, depth)
         elif not isinstance(node, ast.Import | ast.ClassDef):
-            # what else names it, or makes the module answer for names that stand nowhere, only running would tell
-            shown = ast.dump(node)
-            dynamic = dynamic or any(word in shown for word in (f"'{name}'", "'__getattr__'", "attr='modules'"))
-    return Found() if dynamic else Found(problem=f"{module} has no {name}")
+            # other statements may define the name, or make the module answer to any name: only importing would tell
+            dump = ast.dump(node)
+            dynamic = dynamic or any(word in dump for word in (f"'{name}'", "'__getattr__'", "attr='modules'"))
+    return LookUp() if dynamic else LookUp(problem=f"{module} has no {name}")
 
 
-def _follow(file: Path, module: str, node: ast.ImportFrom, name: str, depth: int) -> Found:
+def _look_up_import(file: Path, module: str, node: ast.ImportFrom, name: str, depth: int) -> LookUp:
     if node.level:
         base = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
         base = base[: len(base) - (node.level - 1)]
@@ -146,20 +150,20 @@ def _follow(file: Path, module: str, node: ast.ImportFrom, name: str, depth: int
         target = node.module or ""
     source = _source_file(target) if target else None
     if source is None or depth > 4:
-        return Found()
-    return _look_in(source, target, name, depth + 1)
+        return LookUp()
+    return _look_up_in_file(source, target, name, depth + 1)
 
 
 def _constructor_arguments(node: ast.ClassDef) -> frozenset[str] | None:
-    for each in node.body:
-        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
-            return _argument_names(each.args, skip=2)
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            return _argument_names(member.args, skip=2)
     return None
 
 
 def _argument_names(arguments: ast.arguments, skip: int) -> frozenset[str] | None:
-    """All names that may be given by keyword, after the first `skip` (self, and what we pass ourselves)."""
+    """Names that can be passed by keyword, after the first `skip` (self, and the argument that we pass ourselves)."""
     if arguments.kwarg is not None:
         return None
     positional = [*arguments.posonlyargs, *arguments.args]
-    return frozenset(each.arg for each in [*positional[skip:], *arguments.kwonlyargs])
+    return frozenset(argument.arg for argument in [*positional[skip:], *arguments.kwonlyargs])

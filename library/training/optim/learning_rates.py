@@ -1,4 +1,4 @@
-"""Learning rates per module and block, and what they are used by."""
+"""Learning rates per module and block."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from library.families.family import Family
+from library.messages import counted
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions
@@ -16,9 +17,11 @@ from library.training.optim.schedules import ScheduleChoice
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates of the modules that are trained, by name: the backbone, then the text encoders in the family's
-    order. `text_encoder_stop` is the text encoders' last optimiser step (None: the end). `blocks`: of each block of the
-    backbone, in place of its rate in `modules`; 0: not trained."""
+    """Learning rates of the trained modules by name: the backbone, then the text encoders in the family's order.
+
+    `text_encoder_stop`: the last optimizer step of the text encoders (None: the end of the run). `blocks`: rate of each
+    block of the backbone, used instead of its rate in `modules`; 0: the block is not trained.
+    """
 
     modules: Mapping[str, float]
     text_encoder_stop: int | None = None
@@ -27,7 +30,7 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights are updated."""
+    """Learning rates, optimizer and schedule of a run."""
 
     learning_rates: LearningRates
     optimizer: OptimizerChoice
@@ -42,21 +45,24 @@ def decide_learning_rates(
     mistakes: Mistakes,
     notes: list[str],
 ) -> LearningRates:
-    """The rates of the whole model or of an adapter. Rates of 0 are a mistake, unless the optimiser finds its own."""
+    """The learning rates of a whole model or of an adapter. All 0 is a mistake, unless the optimizer sets its own."""
     if adapter is None:
         rates = model_rates(options.optimizer, family)
-        check_blocks(options.optimizer.block_lr, family, optimizer, mistakes)
+        check_block_rates(options.optimizer.block_lr, family, optimizer, mistakes)
     else:
         rates = adapter_rates(options, family, adapter)
-        check_text_rates(options.adapter.text_encoder_lr, family, notes)
+        check_text_encoder_rates(options.adapter.text_encoder_lr, family, notes)
     if not any((*rates.modules.values(), *rates.blocks)) and not optimizer.relative_step:
-        mistakes.add("--learning_rate 0: nothing would be trained", "give a learning rate above 0")
+        mistakes.add("--learning_rate 0: nothing would be trained", "use a learning rate above 0")
     return rates
 
 
 def model_rates(options: OptimizerOptions, family: Family) -> LearningRates:
-    """Text encoders learn at --learning_rate_te1 and _te2, else --learning_rate_te, else --learning_rate; a rate or a
-    stop of 0, or -1, means never."""
+    """Learning rates of a whole model.
+
+    Text encoders use --learning_rate_te1 and _te2, else --learning_rate_te, else --learning_rate. They are not trained
+    with a rate of 0, or a --stop_text_encoder_training of 0 or -1.
+    """
     stop, blocks = options.stop_text_encoder_training, options.block_lr
     backbone = {family.backbone: options.learning_rate}
     if not options.train_text_encoder or (stop is not None and stop <= 0):
@@ -70,35 +76,39 @@ def model_rates(options: OptimizerOptions, family: Family) -> LearningRates:
     return LearningRates(backbone | named, stop if named else None, blocks)
 
 
-def check_blocks(rates: tuple[float, ...], family: Family, optimizer: OptimizerChoice, mistakes: Mistakes) -> None:
-    """--block_lr has a rate for each block."""
+def check_block_rates(rates: tuple[float, ...], family: Family, optimizer: OptimizerChoice, mistakes: Mistakes) -> None:
+    """Check that --block_lr has a learning rate for each block."""
     if rates and family.blocks and len(rates) != family.blocks:
         mistakes.add(
             f"--block_lr has {len(rates)} learning rates; the {family.backbone_title} of {family.title} has "
             f"{family.blocks} blocks",
-            f"give {family.blocks}, separated by commas; 0 leaves a block as it is",
+            f"give {family.blocks} values, separated by commas; 0 leaves a block untrained",
         )
     if rates and optimizer.relative_step:
-        mistakes.add(f"--block_lr with {optimizer.name}, which finds its own rate", "take one of the two out")
+        mistakes.add(
+            f"--block_lr cannot be combined with {optimizer.name}, which sets its own learning rate",
+            "remove --block_lr, or use --optimizer_args relative_step=False",
+        )
 
 
-def check_text_rates(given: tuple[float, ...], family: Family, notes: list[str]) -> None:
-    """Tell of rates for text encoders that the model has not. Front-ends write two equal ones for every model."""
-    spare = given[len(family.text_encoders) :]
-    if any(rate != given[0] for rate in spare):
-        count = len(family.text_encoders)
+def check_text_encoder_rates(rates: tuple[float, ...], family: Family, notes: list[str]) -> None:
+    """Note learning rates of text encoders that the model does not have. Front-ends write two equal ones for every
+    model, which are not reported."""
+    count = len(family.text_encoders)
+    unused = rates[count:]
+    if any(rate != rates[0] for rate in unused):
         notes.append(
-            f"--text_encoder_lr: {family.title} has {count} text encoder{'s' if count > 1 else ''}; no effect of "
-            f"{', '.join(f'{rate:g}' for rate in spare)}"
+            f"--text_encoder_lr: {family.title} has {counted(count, 'text encoder')}, so "
+            f"{', '.join(f'{rate:g}' for rate in unused)} has no effect"
         )
 
 
 def adapter_rates(options: TrainOptions, family: Family, adapter: AdapterPlan) -> LearningRates:
-    """An adapter's parts learn at --unet_lr and --text_encoder_lr, which may be one for all text encoders or one for
-    each, else at --learning_rate."""
-    usual, chosen = options.optimizer.learning_rate, options.adapter
-    rates = {family.backbone: usual if chosen.unet_lr is None else chosen.unet_lr}
-    given = chosen.text_encoder_lr or (usual,)
+    """Learning rates of the parts of an adapter: --unet_lr and --text_encoder_lr, which may have one value for all text
+    encoders or one for each, else --learning_rate."""
+    default, unet_lr = options.optimizer.learning_rate, options.adapter.unet_lr
+    rates = {family.backbone: default if unet_lr is None else unet_lr}
+    text_encoder_lr = options.adapter.text_encoder_lr or (default,)
     for place, name in enumerate(family.text_encoders):
-        rates[name] = given[min(place, len(given) - 1)]
-    return LearningRates({name: rate for name, rate in rates.items() if name in adapter.reaches})
+        rates[name] = text_encoder_lr[min(place, len(text_encoder_lr) - 1)]
+    return LearningRates({name: rate for name, rate in rates.items() if name in adapter.trained_modules})

@@ -1,4 +1,4 @@
-"""The optimisers that users know by a short name. Data only; a new one is one row."""
+"""The optimizers that have a short name. Data only; a new one is one row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """One optimiser.
+    """One optimizer.
 
-    `path` is the class where it is defined (its full name goes into the metadata), `install` the line that brings an
-    optional package. `defaults` are arguments that users of the name expect and may override. State per parameter is
-    `state_tensors` numbers in the weights' own format plus `state_bytes` bytes. `fp32_state` says that state and
-    arithmetic do not get worse with fp16 weights. `learning_rate_free` optimisers find the rate themselves and
-    want 1 as a factor; `schedule_free` ones average weights instead of lowering the rate.
+    `path`: the class at its place of definition, which goes into the metadata. `install`: the command that installs an
+    optional package. `defaults`: arguments that belong to the short name; users may override them. The state of a
+    parameter takes `state_tensors` numbers in the format of the weights plus `state_bytes` bytes. `fp32_state`: state
+    and arithmetic stay precise with fp16 weights. `learning_rate_free`: the optimizer estimates the learning rate, and
+    the given rate is a factor of about 1. `schedule_free`: it averages weights instead of lowering the learning rate.
     """
 
     name: str
@@ -31,7 +31,7 @@ class OptimizerRow:
 
 
 _MOMENTUM = MappingProxyType({"momentum": 0.9, "nesterov": True})
-# 8-bit states: one byte, and for each block of 256 numbers one fp32 scale
+# 8-bit state: one byte per number, and one fp32 scale per block of 256 numbers
 _BYTE = 1 + 4 / 256
 
 
@@ -69,7 +69,7 @@ OPTIMIZERS: tuple[OptimizerRow, ...] = (
     _bitsandbytes("PagedLion8bit", "lion.PagedLion8bit", _BYTE),
     OptimizerRow("SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1),
     _bitsandbytes("SGDNesterov8bit", "sgd.SGD8bit", _BYTE, _MOMENTUM),
-    # the plain name has always meant the first paper's Adam
+    # in kohya's scripts the plain name has always meant the Adam of the first paper
     _d_adaptation("DAdaptation", "experimental.dadapt_adam_preprint.DAdaptAdamPreprint", 3),
     _d_adaptation("DAdaptAdamPreprint", "experimental.dadapt_adam_preprint.DAdaptAdamPreprint", 3),
     _d_adaptation("DAdaptAdaGrad", "dadapt_adagrad.DAdaptAdaGrad", 3),

@@ -1,8 +1,7 @@
-"""The course of the learning rate: decided from the options without importing torch, then built over the optimiser.
+"""The learning rate schedule of a run: chosen from the options without importing torch, then built over the optimizer.
 
-A schedule counts optimiser steps, on any number of processes: the loop steps it once after each. Fractions of the
-options are fractions of all optimiser steps of the run. The formulas are those of transformers and diffusers, as users
-know them from there.
+A schedule counts optimizer steps, on any number of processes: the loop steps it once after each. Shares in the options
+are shares of all optimizer steps of the run. The formulas are those of transformers and diffusers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.options.mistakes import Mistake, UserError
 from library.options.train_options import FLAGS
-from library.training.optim.constructors import load, look_up, read_arguments, refuse_unknown
+from library.training.optim.constructors import check_argument_names, load, look_up, read_arguments
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """One schedule: the function that makes it, and which of its arguments comes from which option."""
+    """One schedule: the path of the function that builds it; `takes`: option -> argument that it sets."""
 
     name: str
     path: str
@@ -34,7 +33,7 @@ class ScheduleRow:
 
     @property
     def warms_up(self) -> bool:
-        """Whether the schedule has a warm-up of its own."""
+        """Whether the schedule has a warm-up."""
         return "lr_warmup_steps" in self.takes
 
 
@@ -79,8 +78,8 @@ SCHEDULES: tuple[ScheduleRow, ...] = (
 
 @dataclass(frozen=True)
 class ScheduleChoice:
-    """The decision: a row, all arguments of its function, warm-up in optimiser steps, and what is to be said. Not to be
-    built while there are `mistakes`."""
+    """A row, all arguments of its function, the warm-up in optimizer steps, and the notes and mistakes about them. Must
+    not be built if there are `mistakes`."""
 
     row: ScheduleRow
     arguments: Mapping[str, Any]
@@ -90,12 +89,12 @@ class ScheduleChoice:
 
     @property
     def name(self) -> str:
-        """The name for plan and messages: what is really used, not always what was asked."""
+        """The name of the schedule that is used, which may differ from --lr_scheduler."""
         return self.row.name
 
 
 def count_steps(value: int | float, total_steps: int) -> int:
-    """Optimiser steps of an option: an int, or a float above 1, is their number, a float up to 1 a share of all."""
+    """Optimizer steps of an option: an int or a float above 1 is a number of steps, a float up to 1 a share of all."""
     if isinstance(value, float) and value <= 1:
         # the small term keeps 0.29 * 100 = 28.999999999999996 from losing a step
         return int(value * total_steps + 1e-6)
@@ -103,9 +102,9 @@ def count_steps(value: int | float, total_steps: int) -> int:
 
 
 def choose_schedule(options: OptimizerOptions, total_steps: int, optimizer: OptimizerChoice) -> ScheduleChoice:
-    """Decide by options, length of the run and optimiser. Never raises for what the user wrote: see `mistakes`.
+    """Choose the schedule. User errors are returned as `mistakes`, not raised.
 
-    Flags that a schedule needs beside its name (rules of the options) are taken to be there.
+    Flags that a schedule requires are checked by the rules of the options, not here.
     """
     given, mistakes = read_arguments("lr_scheduler_args", options.lr_scheduler_args)
     warmup, decay = count_steps(options.lr_warmup_steps, total_steps), count_steps(options.lr_decay_steps, total_steps)
@@ -113,7 +112,7 @@ def choose_schedule(options: OptimizerOptions, total_steps: int, optimizer: Opti
         return _choose_class(options, given, warmup, mistakes)
     row, notes = _find_row(options, warmup, optimizer, mistakes)
     if row.name != options.lr_scheduler.lower():
-        given = {}  # they were meant for a schedule that has no effect, which a note says
+        given = {}  # arguments of a schedule that is not used, as a note says
     values = {
         "lr_warmup_steps": warmup,
         "lr_decay_steps": decay,
@@ -125,86 +124,88 @@ def choose_schedule(options: OptimizerOptions, total_steps: int, optimizer: Opti
         "lr_scheduler_min_lr_ratio": options.lr_scheduler_min_lr_ratio or 0.0,
         "learning_rate": options.learning_rate,
     }
-    ours = {argument: values[option] for option, argument in row.takes.items()}
+    from_options = {argument: values[option] for option, argument in row.takes.items()}
     if row.name == "cosine_with_min_lr" and options.lr_scheduler_min_lr_ratio is None and given:
-        ours.pop("min_lr_rate")  # the lowest rate may stand in lr_scheduler_args: min_lr, min_lr_rate
+        from_options.pop("min_lr_rate")  # lr_scheduler_args may set it: min_lr, min_lr_rate
     accepted = look_up(row.path).arguments
-    open_ones = None if accepted is None else accepted - set(ours) - {"last_epoch"}
-    mistakes += refuse_unknown("lr_scheduler_args", row.name, given, open_ones)
-    mistakes += _judge_lengths(row, options, warmup, decay, total_steps)
-    mistakes += _judge_arguments(row, options, given)
-    notes += _unused(row, options, warmup, decay)
-    arguments = {**given, **ours}
+    free = None if accepted is None else accepted - set(from_options) - {"last_epoch"}
+    mistakes += check_argument_names("lr_scheduler_args", row.name, given, free)
+    mistakes += _check_lengths(row, options, warmup, decay, total_steps)
+    mistakes += _check_arguments(row, options, given)
+    notes += _unused_options(row, options, warmup, decay)
+    arguments = {**given, **from_options}
     return ScheduleChoice(row, arguments, warmup if row.warms_up else 0, tuple(notes), tuple(mistakes))
 
 
 def _find_row(
     options: OptimizerOptions, warmup: int, optimizer: OptimizerChoice, mistakes: list[Mistake]
 ) -> tuple[ScheduleRow, list[str]]:
-    """The row that fits what was asked and what the optimiser allows, with a note where these differ."""
+    """The row for the requested schedule, or the one that this optimizer needs instead, with a note."""
     rows = {row.name: row for row in SCHEDULES}
-    asked = options.lr_scheduler_type or options.lr_scheduler.lower()
+    name = options.lr_scheduler_type or options.lr_scheduler.lower()
     if optimizer.relative_step:
-        return rows["adafactor"], []  # the optimiser's own note says that other schedules have no effect
+        return rows["adafactor"], []  # the note about Adafactor says that schedules have no effect
     if optimizer.row.schedule_free:
-        name = "constant_with_warmup" if warmup else "constant"
-        said = [f"{optimizer.name} needs no schedule: lr_scheduler {asked} has no effect, the rate is {name}"]
-        return rows[name], said if asked not in {"constant", name} else []
-    if asked == "constant" and warmup:
-        said = [f"lr_scheduler constant with a warm-up of {warmup} steps: constant_with_warmup is used"]
-        return rows["constant_with_warmup"], said
-    if asked not in rows:
-        near = difflib.get_close_matches(asked, rows, 1, 0.6)
-        listed = f"one of {', '.join(rows)}, or --lr_scheduler_type package.module.Class"
-        remedy = f"did you mean {near[0]}?" if near else listed
-        mistakes.append(Mistake(f"--lr_scheduler {asked}: there is no schedule of this name", remedy))
+        used = "constant_with_warmup" if warmup else "constant"
+        note = f"{optimizer.name} needs no schedule: --lr_scheduler {name} has no effect, {used} is used"
+        return rows[used], [note] if name not in {"constant", used} else []
+    if name == "constant" and warmup:
+        note = f"--lr_scheduler constant with a warm-up of {warmup} steps: constant_with_warmup is used"
+        return rows["constant_with_warmup"], [note]
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, 1, 0.6)
+        names = f"use one of {', '.join(rows)}, or --lr_scheduler_type package.module.Class"
+        remedy = f"did you mean {near[0]}?" if near else names
+        mistakes.append(Mistake(f"--lr_scheduler {name}: there is no schedule with this name", remedy))
         return rows["constant_with_warmup"], []
-    if asked == "adafactor":
-        # without relative_step it would feed each scaled rate back as the next one's base
-        what = f"--lr_scheduler adafactor shows the rate that Adafactor finds itself; {optimizer.name} has none here"
-        mistakes.append(Mistake(what, "use Adafactor with relative_step=True, or another schedule such as cosine"))
-    return rows[asked], []
+    if name == "adafactor":
+        # without relative_step each scaled rate would become the base of the next one
+        what = "--lr_scheduler adafactor needs --optimizer_type Adafactor with relative_step=True"
+        mistakes.append(Mistake(what, "use both, or another schedule such as cosine"))
+    return rows[name], []
 
 
-def _judge_lengths(
+def _check_lengths(
     row: ScheduleRow, options: OptimizerOptions, warmup: int, decay: int, total_steps: int
 ) -> list[Mistake]:
-    """Warm-up and decay that a schedule does not have, or that a run has no room for."""
+    """Mistakes in the lengths of warm-up and decay: no number, unused by the schedule, or longer than the run."""
     mistakes = []
     for flag in ("lr_warmup_steps", "lr_decay_steps"):
         value = getattr(options, flag)
         if isinstance(value, float) and value > 1 and not value.is_integer():
             what = f"--{flag} {value:g} is neither a number of steps nor a share of the run"
-            mistakes.append(Mistake(what, "give a whole number, or a share below 1 such as 0.1"))
+            mistakes.append(Mistake(what, "use a whole number, or a share below 1 such as 0.1"))
     if warmup and row.name == "piecewise_constant":
         what = f"--lr_warmup_steps {options.lr_warmup_steps}: the schedule {row.name} has no warm-up"
-        mistakes.append(Mistake(what, "write it into the rules, or --lr_warmup_steps 0"))
+        mistakes.append(Mistake(what, "add the warm-up to step_rules, and use --lr_warmup_steps 0"))
     if not row.warms_up:
         return mistakes
     decay = decay if "lr_decay_steps" in row.takes else 0
     if warmup + decay > total_steps or (row.name == "polynomial" and warmup == total_steps):
-        taken = f"warm-up and decay take {warmup} + {decay}" if decay else f"the warm-up takes {warmup}"
-        what = f"{taken} optimiser steps, the run has {total_steps}"
-        mistakes.append(Mistake(what, "lower --lr_warmup_steps or --lr_decay_steps; below 1 they are shares"))
+        lengths = f"warm-up and decay take {warmup} + {decay}" if decay else f"the warm-up takes {warmup}"
+        what = f"{lengths} optimizer steps, but the run has {total_steps}"
+        mistakes.append(
+            Mistake(what, "lower --lr_warmup_steps or --lr_decay_steps; values below 1 are shares of the run")
+        )
     return mistakes
 
 
-def _judge_arguments(row: ScheduleRow, options: OptimizerOptions, given: Mapping[str, Any]) -> list[Mistake]:
-    """Values that a schedule cannot be built with."""
+def _check_arguments(row: ScheduleRow, options: OptimizerOptions, given: Mapping[str, Any]) -> list[Mistake]:
+    """Mistakes in the values of --lr_scheduler_args."""
     mistakes = []
     if row.name == "piecewise_constant" and "step_rules" in given:
-        mistakes += _judge_rules(given["step_rules"])
+        mistakes += _check_step_rules(given["step_rules"])
     if row.name == "polynomial":
         end = given.get("lr_end", 1e-7)
         if isinstance(end, int | float) and not options.learning_rate > end:
-            what = f"--lr_scheduler polynomial falls to {end:g}, learning_rate is {options.learning_rate:g}"
-            mistakes.append(Mistake(what, "give a lower end: --lr_scheduler_args lr_end=0"))
+            what = f"--lr_scheduler polynomial falls to {end:g}, but --learning_rate is {options.learning_rate:g}"
+            mistakes.append(Mistake(what, "use a lower end: --lr_scheduler_args lr_end=0"))
     return mistakes
 
 
-def _judge_rules(rules: Any) -> list[Mistake]:
+def _check_step_rules(rules: Any) -> list[Mistake]:
     """`1:10,0.1:20,0.01`: factor 1 before step 10, 0.1 before step 20, then 0.01."""
-    remedy = "--lr_scheduler_args step_rules=1:10,0.1:20,0.01 (factor:up to this step, the last factor alone)"
+    remedy = "use for example step_rules=1:10,0.1:20,0.01 (factor:end step, ..., final factor)"
     *pieces, last = str(rules).split(",")
     try:
         float(last)
@@ -212,7 +213,7 @@ def _judge_rules(rules: Any) -> list[Mistake]:
     except ValueError:
         return [Mistake(f"--lr_scheduler_args step_rules={rules} cannot be read", remedy)]
     if steps != sorted(set(steps)):
-        return [Mistake(f"--lr_scheduler_args step_rules={rules}: the steps do not grow", remedy)]
+        return [Mistake(f"--lr_scheduler_args step_rules={rules}: the steps do not increase", remedy)]
     return []
 
 
@@ -221,54 +222,53 @@ _ONLY_SOME_USE = (
 )  # fmt: skip
 
 
-def _unused(row: ScheduleRow, options: OptimizerOptions, warmup: int, decay: int) -> list[str]:
-    """A note for each option of schedules that this one has no use for."""
-    taken = {"lr_scheduler_num_cycles"} if "half_cycles" in row.takes else set()
-    taken |= set(row.takes)
+def _unused_options(row: ScheduleRow, options: OptimizerOptions, warmup: int, decay: int) -> list[str]:
+    """Notes about options that this schedule does not use."""
+    used = set(row.takes) | ({"lr_scheduler_num_cycles"} if "half_cycles" in row.takes else set())
     unused = [
-        f"{name} {getattr(options, name)}"
+        f"--{name} {getattr(options, name)}"
         for name in _ONLY_SOME_USE
-        if name not in taken and getattr(options, name) != FLAGS[name].default
+        if name not in used and getattr(options, name) != FLAGS[name].default
     ]
     if warmup and row.name == "adafactor":
-        unused.append(f"lr_warmup_steps {options.lr_warmup_steps} (Adafactor's own warm-up is warmup_init=True)")
-    if decay and "lr_decay_steps" not in taken:
-        unused.append(f"lr_decay_steps {options.lr_decay_steps}")
-    notes = [f"the schedule {row.name} has no use for {', '.join(unused)}"] if unused else []
-    if "lr_decay_steps" in taken and not decay:
-        notes.append(f"the schedule {row.name} without lr_decay_steps keeps the rate to the end")
+        unused.append(f"--lr_warmup_steps {options.lr_warmup_steps} (for Adafactor use warmup_init=True)")
+    if decay and "lr_decay_steps" not in used:
+        unused.append(f"--lr_decay_steps {options.lr_decay_steps}")
+    notes = [f"the schedule {row.name} does not use {', '.join(unused)}"] if unused else []
+    if "lr_decay_steps" in used and not decay:
+        notes.append(f"the schedule {row.name} does not lower the learning rate at the end without --lr_decay_steps")
     return notes
 
 
 def _choose_class(
     options: OptimizerOptions, given: Mapping[str, Any], warmup: int, mistakes: list[Mistake]
 ) -> ScheduleChoice:
-    """A class named by lr_scheduler_type: its arguments are lr_scheduler_args and nothing else."""
+    """A class given by --lr_scheduler_type, with --lr_scheduler_args as its only arguments."""
     name = options.lr_scheduler_type
     path = name if "." in name else f"torch.optim.lr_scheduler.{name}"
     found = look_up(path)
     if found.problem:
-        missing = f"install the package that brings {found.missing_package}"
-        remedy = missing if found.missing_package else "check the path of the class"
+        install = f"install the package that provides {found.missing_package}"
+        remedy = install if found.missing_package else "check the path of the class"
         mistakes = [*mistakes, Mistake(f"--lr_scheduler_type {name}: {found.problem}", remedy)]
     elif path.endswith(".ReduceLROnPlateau"):
-        what = f"--lr_scheduler_type {name} follows a validation loss, which this trainer does not feed it"
-        mistakes = [*mistakes, Mistake(what, "choose a schedule that counts steps")]
+        what = f"--lr_scheduler_type {name} needs a validation loss, which schedules do not receive here"
+        mistakes = [*mistakes, Mistake(what, "use a schedule that depends only on steps")]
     if warmup:
-        what = f"--lr_warmup_steps {options.lr_warmup_steps} does not reach a class given by --lr_scheduler_type"
-        mistakes = [*mistakes, Mistake(what, "--lr_warmup_steps 0")]
-    mistakes = [*mistakes, *refuse_unknown("lr_scheduler_args", name, given, found.arguments)]
+        what = f"--lr_warmup_steps {options.lr_warmup_steps} has no effect with --lr_scheduler_type"
+        mistakes = [*mistakes, Mistake(what, "use --lr_warmup_steps 0")]
+    mistakes = [*mistakes, *check_argument_names("lr_scheduler_args", name, given, found.arguments)]
     return ScheduleChoice(ScheduleRow(name, path), dict(given), mistakes=tuple(mistakes))
 
 
 def make_schedule(choice: ScheduleChoice, optimizer: Optimizer) -> LRScheduler:
-    """The schedule over an optimiser; step it once after each optimiser step.
+    """Build the schedule over an optimizer; it must be stepped once after each optimizer step.
 
-    Raises UserError when its function refuses the arguments.
+    Raises UserError if its function refuses the arguments.
     """
     try:
         schedule: LRScheduler = load(choice.row.path)(optimizer, **choice.arguments)
     except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-        what = f"the learning-rate schedule {choice.name} with {dict(choice.arguments)}: {error}"
+        what = f"cannot build the learning rate schedule {choice.name} with {dict(choice.arguments)}: {error}"
         raise UserError((Mistake(what, "check --lr_scheduler_args"),)) from error
     return schedule

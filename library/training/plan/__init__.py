@@ -1,1 +1,1 @@
-"""Decide, then do: everything about a run that can be known before a weight is loaded. Nothing here imports torch."""
+"""Everything that is decided about a run before any weights are loaded. Nothing here imports torch."""

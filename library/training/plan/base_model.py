@@ -1,5 +1,5 @@
-"""Which model is trained: the checkpoint, its family, what its output means and at which timesteps it is trained, from
-names and shapes alone."""
+"""The base model of a run: checkpoint, family, prediction type and range of timesteps, decided from tensor names and
+shapes alone."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from library.options.train_options import FLAGS, TrainOptions, values_of
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The checkpoint that a run starts from. `vae` is the file or folder of --vae; `tokenizer` is the family's, or the
-    folder's own, and reads captions as the run asks. `because` says how it is known what the network predicts.
-    `objective`: the options of the loss, within the family's own range of timesteps and with the noise schedule that
-    the checkpoint was made for."""
+    """The checkpoint that a run starts from.
+
+    `prediction_reason`: where the prediction type comes from. `objective`: the options of the loss, limited to the
+    family's range of timesteps, with the noise schedule that the checkpoint was made for. `vae`: the file or folder of
+    --vae. `tokenizer`: the family's, or the folder's own, with the token settings of the run.
+    """
 
     header: Header
     family: Family
     prediction: Prediction
-    because: str
+    prediction_reason: str
     objective: ObjectiveOptions
     vae: Path | None
     sizes: PartSizes
@@ -38,60 +40,66 @@ class BaseModel:
 
 
 def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> BaseModel | None:
-    """Read the header and recognise the family. None when there is no usable checkpoint; the mistakes say why."""
-    options, known_before = all_options.model, len(mistakes)
+    """Read the header and detect the family. None, with mistakes added, if there is no usable checkpoint."""
+    options, mistakes_before = all_options.model, len(mistakes)
     header = family = vae = None
-    with _blamed_on("pretrained_model_name_or_path", mistakes):
-        if options.pretrained_model_name_or_path:  # the options' own rules say that it is required
+    with _collect_errors("pretrained_model_name_or_path", mistakes):
+        if options.pretrained_model_name_or_path:  # if it is missing, the rules of the options report it
             header = read_header(find_model(options.pretrained_model_name_or_path))
             family = detect(header)
-    with _blamed_on("vae", mistakes):
+    with _collect_errors("vae", mistakes):
         vae = find_model(options.vae) if options.vae else None
-        if vae is not None and family is None:  # else the sizes below are read from it
+        if vae is not None and family is None:  # otherwise family.sizes reads it below
             read_vae(vae)
-    if header is None or family is None or len(mistakes) > known_before:
+    if header is None or family is None or len(mistakes) > mistakes_before:
         return None
-    with _blamed_on("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
+    with _collect_errors("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
         sizes = family.sizes(header, vae)
-    with _blamed_on("tokenizer_cache_dir", mistakes):
+    with _collect_errors("tokenizer_cache_dir", mistakes):
         tokenizer = family.tokenizer(header, options.tokenizer_cache_dir).configured(
             max_tokens=options.max_token_length,
             padded=not options.no_token_padding,
             weighted=all_options.caption.weighted_captions,
         )
-    if len(mistakes) > known_before:
+    if len(mistakes) > mistakes_before:
         return None
     check_capabilities(family, all_options, mistakes)
     check_family_flags(options, family, notes)
-    said = noted(header)
-    prediction, because = decide_prediction(options, family, said)
-    objective = decide_objective(all_options.objective, family, said, prediction, mistakes, notes)
-    return BaseModel(header, family, prediction, because, objective, vae, sizes, tokenizer)
+    marks = noted(header)
+    prediction, reason = decide_prediction(options, marks)
+    objective = decide_objective(all_options.objective, family, marks, prediction, mistakes, notes)
+    return BaseModel(header, family, prediction, reason, objective, vae, sizes, tokenizer)
 
 
-def decide_prediction(options: ModelOptions, family: Family, said: Noted) -> tuple[Prediction, str]:
-    """What the network predicts, and how that is known. A checkpoint that says v is believed: trained for another
-    prediction it would be spoilt, and front-ends always write v_parameterization = false."""
-    if said.prediction == "v":
-        return "v", f"as the checkpoint says ({said.where})"
+def decide_prediction(options: ModelOptions, marks: Noted) -> tuple[Prediction, str]:
+    """The prediction type of the network and the reason for it.
+
+    A v-prediction mark in the checkpoint always wins: training for epsilon would ruin the model, and front-ends write
+    v_parameterization = false whatever the model is.
+    """
+    if marks.prediction == "v":
+        return "v", f"according to the checkpoint ({marks.where})"
     if options.v_parameterization:
-        what = f", though the checkpoint says epsilon ({said.where})" if said.prediction else ""
-        return "v", f"--v_parameterization{what}"
-    if said.prediction == "epsilon":
-        return "epsilon", f"as the checkpoint says ({said.where}); --v_parameterization changes it"
-    return "epsilon", "assumed, as the checkpoint does not say; --v_parameterization changes it"
+        mark = f", although the checkpoint says epsilon ({marks.where})" if marks.prediction else ""
+        return "v", f"set by --v_parameterization{mark}"
+    if marks.prediction == "epsilon":
+        return "epsilon", f"according to the checkpoint ({marks.where}); use --v_parameterization to train for v"
+    return "epsilon", "assumed, the checkpoint does not say; use --v_parameterization if the model predicts v"
 
 
 def decide_objective(
     options: ObjectiveOptions,
     family: Family,
-    said: Noted,
+    marks: Noted,
     prediction: Prediction,
     mistakes: Mistakes,
     notes: list[str],
 ) -> ObjectiveOptions:
-    """The options of the loss as they hold for this checkpoint. A refiner is trained at the last, least noisy
-    timesteps; a base that is to hand over to one at all others (arXiv 2307.01952, section 2.5)."""
+    """The options of the loss, with the timesteps and the noise schedule of this checkpoint.
+
+    A refiner is trained at the last, least noisy timesteps; a base model that hands over to a refiner is trained at
+    all others (arXiv 2307.01952, section 2.5).
+    """
     strength, timesteps = options.refiner_training_strength, family.process.timesteps
     edge = int(round(timesteps * strength, 6))
     low, high = 0, timesteps
@@ -101,66 +109,64 @@ def decide_objective(
         low = edge
     elif strength != FLAGS["refiner_training_strength"].default and "hand_over" in family.capabilities:
         notes.append(
-            f"--refiner_training_strength = {strength:g}: no effect, {family.title} is trained at all timesteps "
-            "(--refiner_training_invert_schedule leaves those of a refiner out)"
+            f"--refiner_training_strength = {strength:g} has no effect: {family.title} is trained at all timesteps "
+            "(use --refiner_training_invert_schedule to leave out those of a refiner)"
         )
     if family.refines and options.refiner_training_invert_schedule:
         mistakes.add(
-            f"--refiner_training_invert_schedule: the model is {family.title}",
-            "leave it out; it is for a base model that hands over to a refiner",
+            f"--refiner_training_invert_schedule: {family.title} is itself a refiner",
+            "remove it; it is for a base model that hands over to a refiner",
         )
     low = max(low, options.min_timestep or 0)
     high = min(high, options.max_timestep or timesteps) if high < timesteps else options.max_timestep or timesteps
     if low >= high and (low, high) != (options.min_timestep or 0, options.max_timestep or timesteps):
         first, last = (0, edge - 1) if family.refines else (edge, timesteps - 1)
         mistakes.add(
-            f"--min_timestep and --max_timestep leave nothing of the timesteps {first} to {last}, which "
-            f"--refiner_training_strength = {strength:g} gives {family.title}",
-            "leave the two out, or give a part of that range",
+            f"--min_timestep and --max_timestep exclude all timesteps from {first} to {last}, at which {family.title} "
+            f"is trained with --refiner_training_strength = {strength:g}",
+            "remove both, or use values within that range",
         )
         return options
-    zero = options.zero_terminal_snr
-    if said.zero_terminal_snr and not zero and prediction == "v":
-        zero = True
+    zero_terminal_snr = options.zero_terminal_snr
+    if marks.zero_terminal_snr and not zero_terminal_snr and prediction == "v":
+        zero_terminal_snr = True
         notes.append(
-            f"the checkpoint was made for zero terminal SNR ({said.where}): trained as with --zero_terminal_snr"
+            f"the checkpoint was made for zero terminal SNR ({marks.where}): --zero_terminal_snr is switched on"
         )
     return replace(
         options,
         min_timestep=low or options.min_timestep,
         max_timestep=high if high != timesteps else options.max_timestep,
-        zero_terminal_snr=zero,
+        zero_terminal_snr=zero_terminal_snr,
     )
 
 
 @contextmanager
-def _blamed_on(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = ("", None)) -> Iterator[None]:
-    """Collect what is wrong with the file that a flag names. `unless`: another flag, to blame where the message is
-    about its file."""
+def _collect_errors(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = ("", None)) -> Iterator[None]:
+    """Add errors about the file of `flag` to the mistakes. `unless`: (another flag, its file); an error message that
+    begins with that file is reported for the other flag."""
     try:
         yield
     except CheckpointError as error:
         other, file = unless
         mistakes.add(f"--{other if file is not None and str(error).startswith(str(file)) else flag}: {error}")
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that is not known
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user of an unknown user
         mistakes.add(f"--{flag}: {error}", "check the path")
 
 
 def check_capabilities(family: Family, options: TrainOptions, mistakes: Mistakes) -> None:
-    """Refuse the flags that are on and that the family has no use for; front-ends also write those that are off."""
+    """Refuse flags that are on and that the family does not support; front-ends also write flags that are off."""
     for name, value in values_of(options).items():
         flag = FLAGS[name]
-        asks = value != flag.default and value not in flag.neutral
-        if flag.needs is not None and flag.needs not in family.capabilities and asks:
-            mistakes.add(f"--{name} has no meaning for {family.title}", "leave it out, or give the model you mean")
+        is_on = value != flag.default and value not in flag.neutral
+        if flag.needs is not None and flag.needs not in family.capabilities and is_on:
+            mistakes.add(f"--{name} has no meaning for {family.title}", "remove it, or use a model that supports it")
 
 
 def check_family_flags(options: ModelOptions, family: Family, notes: list[str]) -> None:
-    """What the file is decides, not --v2; say where the two differ."""
+    """The file decides the family, not --v2; add a note where they differ."""
     is_v2 = "v2" in family.capabilities
     if is_v2 and not options.v2:
-        notes.append(f"the model is {family.title}: trained as with --v2")
+        notes.append(f"the model is {family.title}: --v2 is switched on")
     if is_v2 and options.clip_skip is not None:
-        notes.append(
-            "--clip_skip with Stable Diffusion 2.x, which takes the penultimate layer already: counted from there"
-        )
+        notes.append("--clip_skip counts from the penultimate layer, which Stable Diffusion 2.x uses by default")

@@ -1,4 +1,4 @@
-"""What a run needs of memory and disk, counted from the checkpoint's header."""
+"""Memory and disk space that a run needs, from the sizes in the checkpoint's header."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class BytesPerParameter:
+    """How weights are kept. `trained`: trained weights. `frozen_copy`: the copy of frozen weights that computes (0:
+    none); the exact weights take 4 more. `saved`: weights in a saved model (None: as they are kept).
+    `optimizer_state`: state for each trained parameter."""
+
+    trained: int
+    frozen_copy: int
+    saved: int | None
+    optimizer_state: float
+
+
+@dataclass(frozen=True)
 class Costs:
-    """Bytes. `training` is weights + gradients + optimiser state; what the batch itself needs (activations) comes on
+    """Bytes. `training` is weights + gradients + optimizer state; activations, which depend on the batch, come on
     top."""
 
     weights: int
@@ -32,51 +44,48 @@ class Costs:
         return self.weights + self.gradients + self.optimizer
 
 
-def count_costs(  # noqa: PLR0913 - being redrawn
+def count_costs(
     sizes: PartSizes,
     trained: Collection[str],
-    weight_bytes: int,
-    copy_bytes: int,
-    save_bytes: int | None,
-    state_bytes_per_parameter: float,
-    models_on_disk: int,
-    states_on_disk: int,
+    per_parameter: BytesPerParameter,
+    peak_files: tuple[int, int],
     folder: Path,
 ) -> Costs:
-    """Memory of a run and the most that its outputs take on the disk of `folder`, which need not exist yet.
+    """Memory of a run, and the peak disk space of its outputs in `folder`, which need not exist yet.
 
-    `trained`: names of the modules. What is not trained is kept in 4 bytes, for the saved file, and in a copy of
-    `copy_bytes` to compute with (0: none).
-    `save_bytes` None: a file holds the weights as they are kept.
+    `trained`: names of the trained modules. `peak_files`: models and training states on the disk at once.
     """
-    learning = sizes.total(trained)
-    frozen = sizes.total() - learning
-    kept = learning * weight_bytes + frozen * 4
-    weights = kept + frozen * copy_bytes
-    optimizer = round(learning * state_bytes_per_parameter)
-    model_file = (kept if save_bytes is None else sizes.total() * save_bytes) + sizes.kept_bytes
-    state_folder = learning * weight_bytes + optimizer
+    trained_parameters = sizes.total(trained)
+    frozen_parameters = sizes.total() - trained_parameters
+    exact = trained_parameters * per_parameter.trained + frozen_parameters * 4
+    optimizer = round(trained_parameters * per_parameter.optimizer_state)
+    saved = exact if per_parameter.saved is None else sizes.total() * per_parameter.saved
+    model_file = saved + sizes.kept_bytes
+    state_folder = trained_parameters * per_parameter.trained + optimizer
+    models, states = peak_files
     return Costs(
-        weights=weights,
-        gradients=learning * weight_bytes,
+        weights=exact + frozen_parameters * per_parameter.frozen_copy,
+        gradients=trained_parameters * per_parameter.trained,
         optimizer=optimizer,
         model_file=model_file,
         state_folder=state_folder,
-        disk=models_on_disk * model_file + states_on_disk * state_folder,
+        disk=models * model_file + states * state_folder,
         free=free_bytes(folder),
     )
 
 
-def frozen_costs(sizes: PartSizes, base_bytes: int, folder: Path) -> Costs:
-    """What a run needs that trains an adapter: the frozen model. The adapter is small beside it, and what it takes is
-    told when it is made."""
+def count_adapter_costs(sizes: PartSizes, base_bytes: int, folder: Path) -> Costs:
+    """Memory of the frozen base model under an adapter, `base_bytes` per parameter.
+
+    The adapter is small in comparison; its memory is reported after it is created.
+    """
     vae = sizes.total(("vae",))
     weights = (sizes.total() - vae) * base_bytes + vae * 4
     return Costs(weights, 0, 0, 0, 0, 0, free_bytes(folder))
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Free bytes of the disk that `folder` is or will be on; None where the system does not say."""
+    """Free bytes on the disk of `folder`, which need not exist yet; None if the system does not tell."""
     existing = nearest_existing(folder)
     try:
         return shutil.disk_usage(existing).free
@@ -85,7 +94,7 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def nearest_existing(folder: Path) -> Path:
-    """The folder itself or the nearest parent that exists."""
+    """The folder itself, or its nearest parent that exists."""
     folder = folder.absolute()
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent

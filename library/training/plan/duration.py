@@ -1,4 +1,4 @@
-"""How long a run is, in optimiser steps and epochs, and which option says so."""
+"""The length of a run in optimizer steps and epochs, and the option that sets it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from library.options.groups.run import RunOptions
 
 @dataclass(frozen=True)
 class Duration:
-    """`steps` optimiser steps in `epochs` epochs of `steps_per_epoch`; `because` names the option that decided."""
+    """`steps` optimizer steps in `epochs` epochs of `steps_per_epoch`; `reason` names the option that set it."""
 
     steps: int
     epochs: int
     steps_per_epoch: int
     batches_per_epoch: int
-    because: str
+    reason: str
 
 
 def decide_duration(
     options: RunOptions, given: Collection[str], steps_per_epoch: int, batches_per_epoch: int
 ) -> Duration:
-    """--max_train_epochs beats --max_train_steps; the default of 1600 steps counts only when neither is given."""
+    """--max_train_epochs overrides --max_train_steps; the default of 1600 steps applies if neither is given.
+
+    `given`: names of the options that the user set.
+    """
     if options.max_train_epochs:
         epochs = options.max_train_epochs
-        because = "--max_train_epochs"
+        reason = "--max_train_epochs"
         if "max_train_steps" in given:
-            because += f", which beats --max_train_steps {options.max_train_steps}"
-        return Duration(epochs * steps_per_epoch, epochs, steps_per_epoch, batches_per_epoch, because)
+            reason += f", which overrides --max_train_steps {options.max_train_steps}"
+        return Duration(epochs * steps_per_epoch, epochs, steps_per_epoch, batches_per_epoch, reason)
     steps = options.max_train_steps
-    because = "--max_train_steps" if "max_train_steps" in given else "the default; neither steps nor epochs were given"
-    return Duration(steps, math.ceil(steps / steps_per_epoch), steps_per_epoch, batches_per_epoch, because)
+    reason = (
+        "--max_train_steps"
+        if "max_train_steps" in given
+        else "the default; set --max_train_steps or --max_train_epochs"
+    )
+    return Duration(steps, math.ceil(steps / steps_per_epoch), steps_per_epoch, batches_per_epoch, reason)

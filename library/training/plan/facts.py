@@ -1,4 +1,4 @@
-"""What a training and a precaching run decide alike, before a weight is loaded."""
+"""The decisions that training and precaching share, made before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from library.training.validation.plan import ValidationPlan, decide_validation
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The options as the user gave them, and what they mean with this machine, base model and data."""
+    """The options of the user, and what follows from them with this machine, base model and data."""
 
     options: TrainOptions
     machine: Machine
@@ -37,8 +37,10 @@ class RunFacts:
 
 
 def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]) -> RunFacts | None:
-    """Look at the machine, the checkpoint and the images. None without a usable checkpoint or image; the mistakes say
-    why."""
+    """Inspect the machine, the checkpoint and the images.
+
+    None, with mistakes added, if there is no usable checkpoint or no usable image.
+    """
     options = parsed.options
     machine = describe_machine()
     precision = resolve(options.memory, machine, strict=options.run.strict)
@@ -51,7 +53,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     return RunFacts(
         options=options,
         machine=machine,
-        precision=with_sound_vae(precision, base_model.family.latent, machine, notes),
+        precision=avoid_fp16_vae(precision, base_model.family.latent, machine, notes),
         base_model=base_model,
         images=images,
         order=order,
@@ -62,7 +64,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
 
 
 class Decision(Protocol):
-    """A decision that comes with mistakes and notes."""
+    """A decision with its mistakes and notes."""
 
     @property
     def mistakes(self) -> Sequence[Mistake]: ...
@@ -77,17 +79,17 @@ def collect(decision: Decision, mistakes: Mistakes, notes: list[str]) -> None:
     notes.extend(decision.notes)
 
 
-def with_sound_vae(precision: Precision, latent: LatentSpace, machine: Machine, notes: list[str]) -> Precision:
-    """The precision with a format that the VAE's activations fit in (LatentSpace.fp16)."""
+def avoid_fp16_vae(precision: Precision, latent: LatentSpace, machine: Machine, notes: list[str]) -> Precision:
+    """The precision with bf16 or fp32 for a VAE whose activations overflow in fp16 (LatentSpace.fp16)."""
     if latent.fp16 or precision.vae != "fp16":
         return precision
     chosen: FloatName = "bf16" if (machine.compute_capability or (0, 0)) >= (8, 0) else "fp32"
-    notes.append(f"the VAE computes in {chosen}: in fp16 the one of this kind of model gives NaN")
+    notes.append(f"the VAE runs in {chosen}: the VAE of this model gives NaN in fp16")
     return replace(precision, vae=chosen)
 
 
 def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
-    """--seed; without it a resumed run keeps the seed of its state, and a new run draws one, which the plan shows."""
+    """--seed, else the seed of the resumed state, else a random one, which the plan shows."""
     if options.run.seed is not None:
         return options.run.seed
     if resume is not None and resume.identity.get("seed", "").isdigit():

@@ -1,4 +1,4 @@
-"""What a run is, as far as its result depends on it: a resumed run must have the same identity as the saved one."""
+"""The identity of a run: everything that its result depends on. A resumed run must have that of the saved run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from library.training.saving.state import Identity, fingerprint
 
 DATA = "the data"
 SETTINGS = "the dataset file"
-"""Facts of an identity that are fingerprints: their values say nothing to a user."""
+"""Facts whose values are fingerprints, which messages do not show."""
 
 
 def identity_of(run: RunFacts) -> Identity:
-    """Every option that the result depends on, what the model is, the precision as it is on this machine, the seed, and
-    the data."""
+    """Every option that affects the result, the kind of model, the precision used on this machine, the seed and the
+    data."""
     facts = {
         f"--{name}": value.name if isinstance(value, Path) else str(value)
         for name, value in values_of(run.options).items()
@@ -32,20 +32,20 @@ def identity_of(run: RunFacts) -> Identity:
     facts["mixed precision"] = run.precision.mixed_precision
     facts["precision of the weights"] = run.precision.trained
     facts[DATA] = fingerprint([_line(record) for record in run.images.records])
-    if dataset_file(run.options.dataset):  # what flags say is among their own facts
+    if dataset_file(run.options.dataset):  # settings given by flags are facts of their own
         facts[SETTINGS] = fingerprint(list(_settings(run.images)))
     return facts
 
 
 def dataset_file(options: DatasetOptions) -> str:
-    """The file that describes the datasets with its flag, "" without one."""
+    """The flag and path of the file that describes the datasets, "" without one."""
     if options.dataset_config is not None:
         return f"--dataset_config {options.dataset_config}"
     return "" if options.data_backend_config is None else f"--data_backend_config {options.data_backend_config}"
 
 
 def _settings(images: Images) -> Iterator[str]:
-    """What a dataset file says, less where it says so."""
+    """The settings of a dataset file, without the origin of each."""
     for dataset in images.scan.datasets:
         yield f"{dataset.buckets}|{dataset.batch_size}"
     for subset in images.scan.subsets:
@@ -54,4 +54,6 @@ def _settings(images: Images) -> Iterator[str]:
 
 def _line(record: ImageRecord) -> str:
     line = f"{record.dataset}|{record.key}|{record.size}|{record.repeats}|{record.caption}|{record.mask}"
-    return line if record.score is None else f"{line}|{record.score}"  # data without scores keep their fingerprint
+    return (
+        line if record.score is None else f"{line}|{record.score}"
+    )  # so that data without scores keeps its fingerprint

@@ -1,4 +1,4 @@
-"""What the images come to: datasets, captions, buckets, and the order of the epochs."""
+"""The images of a run: datasets, captions, buckets and the order of the epochs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from library.runtime.garbage import gc_paused
 
 @dataclass(frozen=True)
 class SubsetCount:
-    """One subset in numbers. `samples`: images x repeats of an epoch, after the balancing of regularisation
-    images; `held_out` of the images are set aside for validation, and in no sample."""
+    """Counts of one subset. `images` includes the `held_out` ones, which are in no sample. `own_captions`: images with
+    a caption of their own. `samples`: images x repeats of an epoch, after balancing regularisation images."""
 
     subset: SubsetSpec
     images: int
@@ -33,8 +33,7 @@ class SubsetCount:
 
 @dataclass(frozen=True)
 class Captions:
-    """Token counts of the captions, without begin and end; `cut` are the images whose captions are longer than
-    `limit`."""
+    """Token counts of the captions, without begin and end tokens. `cut`: the images whose captions exceed `limit`."""
 
     limit: int
     longest: int
@@ -44,32 +43,32 @@ class Captions:
 
 @dataclass(frozen=True)
 class Images:
-    """The scanned data with its buckets; `table` places record by record, `held_out` those set aside for validation."""
+    """The scanned data with its buckets: `table` for the training images, `held_out` for the held-out images."""
 
     scan: Scan
     table: buckets.BucketTable
     held_out: buckets.BucketTable
     subsets: tuple[SubsetCount, ...]
     captions: Captions
-    notes: tuple[str, ...]  # of the dataset's description
+    notes: tuple[str, ...]  # about the dataset file
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
-        """The images that are trained on."""
+        """The training images."""
         return self.scan.records
 
     @property
     def all_records(self) -> tuple[ImageRecord, ...]:
-        """Also those set aside, which come last: a number counts the same among both."""
+        """The training images, then the held-out images: a training image has the same index in both properties."""
         return self.scan.records + self.scan.held_out
 
     @property
     def all_placements(self) -> tuple[buckets.Placement, ...]:
-        """Of all records."""
+        """The placements of `all_records`."""
         return self.table.placements + self.held_out.placements
 
     def order(self, accumulation: int, seed: int) -> EpochOrder:
-        """The order of every epoch of the run."""
+        """The order of the batches of every epoch."""
         return EpochOrder(
             [record.dataset for record in self.records],
             [placement.bucket for placement in self.table.placements],
@@ -82,61 +81,63 @@ class Images:
 
 @gc_paused()
 def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: Mistakes, seed: int) -> Images | None:
-    """Describe, scan, place and count. `tokenizer` None: no family is known, no token is counted; `seed` is
-    the run's, of which follows what is set aside for validation. None when something is so wrong that the rest has no
-    meaning; the mistakes say what."""
+    """Read the dataset options, scan the images, assign buckets and count tokens.
+
+    `tokenizer` None: the family is unknown, and no tokens are counted. `seed` of the run decides which images are held
+    out. None, with mistakes added, if the rest of the plan cannot be made without these images.
+    """
     data = options.dataset
     if not (data.train_data_dir or data.dataset_config or data.data_backend_config):
-        return None  # the options' own rules say that one of them is required
+        return None  # reported by the rules of the options
     described = describe(options)
     mistakes.extend(described.mistakes)
     if options.cache.cache_latents:
-        refuse_variation(described.datasets, options, mistakes)
+        check_cached_variation(described.datasets, options, mistakes)
     if not described.datasets:
         return None
     index = cache_folder(data) / "index"
-    found = scan(described.datasets, index=index, progress=True, seed=seed)
-    mistakes.extend(found.mistakes)
-    if not found.records:
+    scanned = scan(described.datasets, index=index, progress=True, seed=seed)
+    mistakes.extend(scanned.mistakes)
+    if not scanned.records:
         return None
-    table = buckets.build_bucket_table(found.records, found.datasets)
-    held_out = buckets.build_bucket_table(found.held_out, found.datasets)
-    wrong = (*table.mistakes, *held_out.mistakes)
-    mistakes.extend(wrong)
-    if described.mistakes or found.mistakes or wrong:
+    table = buckets.build_bucket_table(scanned.records, scanned.datasets)
+    held_out = buckets.build_bucket_table(scanned.held_out, scanned.datasets)
+    bucket_mistakes = (*table.mistakes, *held_out.mistakes)
+    mistakes.extend(bucket_mistakes)
+    if described.mistakes or scanned.mistakes or bucket_mistakes:
         return None
-    notes = (*described.notes, *idle_face_crops(described.datasets))
-    counted = Captions(0, 0, "", ()) if tokenizer is None else count_captions(found, tokenizer, index)
-    return Images(found, table, held_out, count_subsets(found), counted, notes)
+    notes = (*described.notes, *unused_face_crops(described.datasets))
+    lengths = Captions(0, 0, "", ()) if tokenizer is None else count_captions(scanned, tokenizer, index)
+    return Images(scanned, table, held_out, count_subsets(scanned), lengths, notes)
 
 
-def refuse_variation(datasets: Sequence[DatasetSpec], options: TrainOptions, mistakes: Mistakes) -> None:
-    """What varies an image from sample to sample has no effect on its cached latents. Here for the subsets of a
-    dataset file; flags are judged by the rules between them, and are not told twice."""
+def check_cached_variation(datasets: Sequence[DatasetSpec], options: TrainOptions, mistakes: Mistakes) -> None:
+    """Refuse augmentations of a dataset file that cached latents cannot have. Flags are left to the rules of the
+    options, so that no mistake is reported twice."""
     data = options.dataset
     crop = "random_crop" if data.data_backend_config is None else "crop_style random"
     flag = "cache_latents_to_disk" if options.cache.cache_latents_to_disk else "cache_latents"
     for dataset, subset in _subsets(datasets):
         face_crop = subset.images.face_crop is not None and not dataset.buckets.enabled
-        for key, varied, by_flag, what in (
+        for key, is_on, by_flag, what in (
             (crop, subset.images.random_crop, data.random_crop, "crop"),
             ("color_aug", subset.images.colour, data.color_aug, "colours"),
             ("face_crop_aug_range", face_crop, data.face_crop_aug_range is not None, "crop"),
         ):
-            if varied and not by_flag:
-                remedy = 'write "crop_style": "center"' if key == "crop_style random" else f"take {key} out there"
+            if is_on and not by_flag:
+                remedy = 'set "crop_style": "center"' if key == "crop_style random" else f"remove {key} there"
                 mistakes.add(
-                    f"{key} ({subset.origin}) excludes --{flag}: a cached image is encoded once, so its {what} cannot "
-                    "vary",
-                    f"{remedy}, or leave out --{flag}",
+                    f"{key} ({subset.origin}) cannot be combined with --{flag}: a cached image is encoded once, so its "
+                    f"{what} cannot vary",
+                    f"{remedy}, or remove --{flag}",
                 )
 
 
-def idle_face_crops(datasets: Sequence[DatasetSpec]) -> tuple[str, ...]:
-    """A note for each subset that asks for crops around faces where buckets leave no room for them."""
+def unused_face_crops(datasets: Sequence[DatasetSpec]) -> tuple[str, ...]:
+    """A note for each subset whose crops around faces have no effect because of buckets."""
     return tuple(
         dict.fromkeys(
-            f"face_crop_aug_range ({subset.origin}) has no effect with enable_bucket: a crop around a face has one size"
+            f"face_crop_aug_range ({subset.origin}) has no effect with enable_bucket: face crops have a fixed size"
             for dataset, subset in _subsets(datasets)
             if subset.images.face_crop is not None and dataset.buckets.enabled
         )
@@ -149,35 +150,38 @@ def _subsets(datasets: Sequence[DatasetSpec]) -> Iterator[tuple[DatasetSpec, Sub
             yield dataset, subset
 
 
-def count_subsets(found: Scan) -> tuple[SubsetCount, ...]:
-    """The subsets of a scan in numbers."""
-    both = found.records + found.held_out
-    images = Counter(record.subset for record in both)
-    own = Counter(record.subset for record in both if record.from_file)
-    held_out = Counter(record.subset for record in found.held_out)
+def count_subsets(scanned: Scan) -> tuple[SubsetCount, ...]:
+    """Count images, captions and samples of each subset."""
+    records = scanned.records + scanned.held_out
+    images = Counter(record.subset for record in records)
+    own = Counter(record.subset for record in records if record.from_file)
+    held_out = Counter(record.subset for record in scanned.held_out)
     samples: Counter[int] = Counter()
-    for record in found.records:
+    for record in scanned.records:
         samples[record.subset] += record.repeats
     return tuple(
         SubsetCount(subset, images[index], own[index], samples[index], held_out[index])
-        for index, subset in enumerate(found.subsets)
+        for index, subset in enumerate(scanned.subsets)
     )
 
 
-def count_captions(found: Scan, tokenizer: Tokenizer, index: Path | None = None) -> Captions:
-    """Count the tokens of the longest text that each caption can become, equal ones once."""
-    plain = {index for index, subset in enumerate(found.subsets) if _leaves_captions(subset.captions)}
+def count_captions(scanned: Scan, tokenizer: Tokenizer, index: Path | None = None) -> Captions:
+    """Count the tokens of the longest text that each caption can become; equal texts are counted once.
+
+    `index`: folder in which the counts are kept.
+    """
+    plain = {number for number, subset in enumerate(scanned.subsets) if _keeps_captions(subset.captions)}
     longest_of: dict[tuple[int, str], list[str]] = {}
-    records = found.records + found.held_out
+    records = scanned.records + scanned.held_out
     for record in records:
         key = (record.subset, record.caption)
         if record.subset in plain:
             longest_of[key] = [record.caption]
         elif key not in longest_of:
             longest_of[key] = captions.longest_texts(
-                record.caption, found.subsets[record.subset].captions, tokenizer.count
+                record.caption, scanned.subsets[record.subset].captions, tokenizer.count
             )
-    texts = {text for several in longest_of.values() for text in several}
+    texts = {text for candidates in longest_of.values() for text in candidates}
     counts = count_all(texts, tokenizer.counts, tokenizer.name, index)
     cut = [
         record.path
@@ -188,6 +192,6 @@ def count_captions(found: Scan, tokenizer: Tokenizer, index: Path | None = None)
     return Captions(tokenizer.limit, counts[longest], longest, tuple(cut))
 
 
-def _leaves_captions(chosen: CaptionSettings) -> bool:
-    """Whether captions are trained as they stand in their files, or dropped."""
-    return replace(chosen, dropout_rate=0.0, dropout_every_n_epochs=0) == CaptionSettings()
+def _keeps_captions(settings: CaptionSettings) -> bool:
+    """Whether captions are used unchanged, or dropped."""
+    return replace(settings, dropout_rate=0.0, dropout_every_n_epochs=0) == CaptionSettings()

@@ -1,7 +1,7 @@
-"""The plan of a run: every decision that needs no weight, made once and frozen.
+"""The plan of a run: every decision that needs no weights, made once and frozen.
 
-`decide` is the only way to a Plan. It looks at the options, the machine, the header of the checkpoint and the
-images, and collects the mistakes of all of them, so that a user sees every one at once.
+Only `decide` makes a Plan. It inspects the options, the machine, the header of the checkpoint and the images, and
+collects all mistakes, so that the user sees them at once.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from library.training.optim.learning_rates import Optimization, decide_learning_
 from library.training.optim.optimizers import choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
-from library.training.plan.costs import Costs, count_costs, frozen_costs, readable_bytes
+from library.training.plan.costs import BytesPerParameter, Costs, count_adapter_costs, count_costs, readable_bytes
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
-from library.training.plan.writable_paths import check_final_model, check_places
+from library.training.plan.writable_paths import check_final_model, check_writable_paths
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
 from library.training.saving.model_file import check_metadata
-from library.training.saving.outputs import Outputs, decide_outputs, most_on_disk
+from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
 from library.training.saving.state import Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every decision of a training. session.py hands each room the section that it needs; nothing writes to it."""
+    """Every decision of a training run. session.py passes each section to the code that needs it."""
 
     facts: RunFacts
     adapter: AdapterPlan | None
@@ -56,16 +56,16 @@ def decide(parsed: Parsed) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
     options, mistakes, notes = parsed.options, Mistakes(), list(parsed.notes)
     mistakes.extend(parsed.mistakes)
-    refuse_several_processes(mistakes)
+    check_single_process(mistakes)
 
-    # Decisions that do not depend on each other: as many mistakes as possible are shown at once.
+    # Independent decisions first, so that one run reports as many mistakes as possible.
     resume = decide_resume(options.saving.resume, mistakes)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
     family = None if facts is None else facts.base_model.family
-    optimizer = choose_optimizer(options.optimizer, facts is not None and facts.precision.trained == "fp16")
+    optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
     adapter = decide_adapter(options.adapter, family, mistakes)
-    check_places(options, mistakes)
+    check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
     trackers = decide_trackers(options.run, mistakes)
     if facts is None:
@@ -106,14 +106,14 @@ def decide(parsed: Parsed) -> Plan:
 
 
 def decide_preview(facts: RunFacts) -> PreviewPlan | None:
-    """The images to draw during training, in the base model's own size where prompts give none."""
+    """The images to draw during training, in the base model's native size unless a prompt sets another."""
     base_model = facts.base_model
     refined = facts.images.table.placements if base_model.family.refines else ()
     return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
 
 
 def check_objective(base_model: BaseModel, mistakes: Mistakes) -> tuple[str, ...]:
-    """Collect what is wrong with the loss that is asked for, and return the notes about it."""
+    """Collect the mistakes in the options of the loss, and return the notes about them."""
     family = base_model.family
     wrong, notes = check_options.check(
         base_model.objective, base_model.prediction, family.process.timesteps, has_snr="snr" in family.capabilities
@@ -123,14 +123,14 @@ def check_objective(base_model: BaseModel, mistakes: Mistakes) -> tuple[str, ...
 
 
 def decide_workers(facts: RunFacts, notes: list[str]) -> int:
-    """Data workers: none for cached latents, as starting a process takes longer than reading thousands of them; never
-    more than batches or processors."""
-    asked = facts.options.dataset.max_data_loader_n_workers
+    """The number of data workers, at most one per batch and per CPU core; 0 for cached latents, as starting a process
+    takes longer than reading thousands of them."""
+    requested = facts.options.dataset.max_data_loader_n_workers
     if facts.options.cache.cache_latents:
         return 0
-    useful = min(asked, facts.machine.cpu_count, facts.order.batches_per_epoch)
-    if useful < asked and asked != 8:
-        notes.append(f"--max_data_loader_n_workers {asked}: {useful} are of use here")
+    useful = min(requested, facts.machine.cpu_count, facts.order.batches_per_epoch)
+    if useful < requested and requested != 8:
+        notes.append(f"--max_data_loader_n_workers {requested}: {useful} used, at most one per CPU core and per batch")
     return useful
 
 
@@ -138,50 +138,52 @@ def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPl
     """Memory and disk of the run."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
     if adapter is not None:
-        return frozen_costs(sizes, BYTES[precision.base], outputs.directory)
-    models, states = most_on_disk(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
+        return count_adapter_costs(sizes, BYTES[precision.base], outputs.directory)
+    trained = BYTES[precision.trained]
     save_precision = facts.options.saving.save_precision
     return count_costs(
         sizes,
-        trained=optimization.learning_rates.modules,
-        weight_bytes=BYTES[precision.trained],
-        copy_bytes=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
-        save_bytes=None if save_precision is None else BYTES[save_precision],
-        state_bytes_per_parameter=optimization.optimizer.state_bytes_per_parameter(BYTES[precision.trained]),
-        models_on_disk=models,
-        states_on_disk=states,
-        folder=outputs.directory,
+        optimization.learning_rates.modules,
+        BytesPerParameter(
+            trained=trained,
+            frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
+            saved=None if save_precision is None else BYTES[save_precision],
+            optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
+        ),
+        count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch),
+        outputs.directory,
     )
 
 
 def check_outputs(
     options: TrainOptions, base_model: BaseModel, outputs: Outputs, costs: Costs, mistakes: Mistakes
 ) -> None:
-    """The files to come have a place, room, and what they are to say about themselves."""
+    """Check that the files of the run can be written, fit on the disk and can carry their metadata."""
     check_final_model(outputs, mistakes)
     check_metadata(options, base_model, mistakes)
     check_disk(costs, mistakes)
 
 
 def check_disk(costs: Costs, mistakes: Mistakes) -> None:
-    """The disk must hold all files that lie there at once."""
+    """Check that there is room for all files that are on the disk at once."""
     if costs.free is not None and costs.free < costs.disk:
         mistakes.add(
-            f"the files to come need {readable_bytes(costs.disk)}, --output_dir has {readable_bytes(costs.free)} free",
-            "save less often, keep fewer (--save_last_n_epochs), use --save_precision fp16, or give another folder",
+            f"the output files need {readable_bytes(costs.disk)}, --output_dir has {readable_bytes(costs.free)} free",
+            "save less often, keep fewer files (--save_last_n_epochs), use --save_precision fp16 or another folder",
         )
 
 
-def refuse_several_processes(mistakes: Mistakes) -> None:
-    """One plain process for now: several would each train on everything, which is not what their user means."""
+def check_single_process(mistakes: Mistakes) -> None:
+    """Refuse several processes, each of which would train on all the data."""
     count = os.environ.get("WORLD_SIZE", "1")
     if count.isdigit() and int(count) > 1:
         mistakes.add(
-            f"started as {count} processes: this version trains with one",
-            "start it with accelerate launch --num_processes 1",
+            f"started as {count} processes, but this version trains with one",
+            "use accelerate launch --num_processes 1",
         )
     for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
         if os.environ.get(variable, "").lower() == "true":
             mistakes.add(
-                f"accelerate is set to {name}: not in this version", "run accelerate config, and answer no there"
+                f"accelerate is configured for {name}, which is not supported",
+                f"run accelerate config, and answer no to {name}",
             )

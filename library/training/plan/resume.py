@@ -1,4 +1,4 @@
-"""Whether the state that --resume names can be continued by this run."""
+"""Checks that a run can continue the training state of --resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from library.training.saving.state import Identity, SavedState, read_state
 
 
 def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:
-    """The head of the state to go on from, or None without --resume or with a folder that is none (a mistake)."""
+    """The head of the state to resume from. None without --resume or, with a mistake added, for an invalid folder."""
     if folder is None:
         return None
     try:
@@ -24,32 +24,34 @@ def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:
 def check_continuation(
     saved: SavedState | None, identity: Identity, steps: int, mistakes: Mistakes, dataset_file: str = ""
 ) -> None:
-    """Refuse to go on where the result would not be the one of the uninterrupted run, or where nothing is left to
-    do. `dataset_file` is what messages call the file that describes the datasets; without a saved state all is well."""
+    """Refuse to resume if the result would differ from that of the uninterrupted run, or if no steps are left.
+
+    `saved` None: a new run. `dataset_file`: flag and path of the file that describes the datasets, for messages.
+    """
     if saved is None:
         return
     for fact in sorted(saved.identity.keys() | identity.keys()):
-        before, now = saved.identity.get(fact, _unsaid(fact)), identity.get(fact, _unsaid(fact))
+        before, now = saved.identity.get(fact, _default(fact)), identity.get(fact, _default(fact))
         if before != now:
             change = f"{fact} was {before} when the state was saved and is {now} now"
             if fact == DATA:
-                change = "images, captions, repeats or scores are other ones than when the state was saved"
+                change = "images, captions, repeats or scores have changed since the state was saved"
             elif fact == SETTINGS:
-                change = f"{dataset_file or 'no dataset file'} describes other sizes, batches, captions or "
-                change += "augmentation than when the state was saved"
+                change = f"sizes, batch size, captions or augmentation in {dataset_file or 'the dataset file'} "
+                change += "have changed since the state was saved"
             mistakes.add(
                 f"--resume {saved.folder}: {change}",
-                "give the run what it had; to start a new run from the trained weights, give the saved model as "
-                "--pretrained_model_name_or_path and leave --resume out",
+                "restore the earlier setting; to start a new run from the trained weights, pass the saved model as "
+                "--pretrained_model_name_or_path and remove --resume",
             )
     if saved.progress.step >= steps:
         mistakes.add(
             f"--resume {saved.folder}: {saved.progress.step} steps are done and this run has {steps}",
-            "raise --max_train_steps or --max_train_epochs (both count from the very first step)",
+            "raise --max_train_steps or --max_train_epochs (both count from the first step of the first run)",
         )
 
 
-def _unsaid(fact: str) -> str:
-    """The value of a fact that a state does not tell: an option that came later was at its default."""
+def _default(fact: str) -> str:
+    """The value of a fact that is not in a state: an option that was added later had its default."""
     flag = FLAGS.get(fact.removeprefix("--"))
-    return "nothing" if flag is None else str(flag.default)
+    return "not set" if flag is None else str(flag.default)

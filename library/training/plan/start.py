@@ -1,4 +1,4 @@
-"""Where a run begins: at its first step, where a saved state stopped, or where --initial_step says."""
+"""The step at which a run starts: the first, the one after a saved state, or the one set by --initial_step."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from library.training.saving.state import Progress, SavedState
 
 
 def decide_start(
-    options: AdapterOptions, resume: SavedState | None, length: Duration, mistakes: Mistakes, notes: list[str]
+    options: AdapterOptions, resume: SavedState | None, duration: Duration, mistakes: Mistakes, notes: list[str]
 ) -> Progress:
-    """What counts as done before the first step. Without --skip_until_initial_step a run begins with a whole epoch.
+    """The progress before the first step. Without --skip_until_initial_step a run starts at the beginning of an epoch.
 
-    The schedule of the learning rate begins anew, as it does in sd-scripts; only --resume goes on in it.
+    The learning rate schedule starts from its beginning, as in sd-scripts; only --resume continues it.
     """
     if resume is not None:
         return Progress(**vars(resume.progress))
-    per_epoch = length.steps_per_epoch
+    per_epoch = duration.steps_per_epoch
     steps = options.initial_step or ((options.initial_epoch or 1) - 1) * per_epoch
     if not steps:
         return Progress()
@@ -26,10 +26,13 @@ def decide_start(
     if not options.skip_until_initial_step:
         window = 0
     done = (epoch - 1) * per_epoch + window
-    if done >= length.steps:
+    if done >= duration.steps:
         mistakes.add(
-            f"--{flag} {getattr(options, flag)}: {done} of {length.steps} steps would count as done",
-            "give a smaller one, or a longer training",
+            f"--{flag} {getattr(options, flag)}: {done} of {duration.steps} steps would count as done",
+            "use a smaller value, or train for longer",
         )
-    notes.append(f"--{flag}: {done} steps count as done; weights and schedule begin anew (--resume goes on exactly)")
+    notes.append(
+        f"--{flag}: {done} steps count as done; weights and learning rate schedule start from the beginning "
+        "(use --resume to continue a run exactly)"
+    )
     return Progress(step=done, epoch=epoch, window=window)

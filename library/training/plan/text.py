@@ -1,14 +1,16 @@
-"""The plan as the text that heads every run: what was decided, and where each decision comes from."""
+"""The text of a plan, printed at the start of every run: each decision and where it comes from."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from library.messages import counted
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.training.adapter.plan import AdapterPlan
+from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import Costs, readable_bytes
 from library.training.plan.facts import RunFacts
@@ -19,26 +21,25 @@ from library.training.validation.plan import POINTS
 
 WIDTH = 12  # of the left column
 
-
 Section = Iterable[str]
 """The lines of one section."""
 
 
 def describe(plan: Plan) -> str:
-    """The whole plan, a few lines for each section."""
+    """The whole plan, a few lines per section."""
     return as_text("Dreamfolder: the plan of this run", sections(plan).items())
 
 
-def as_text(heading: str, parts: Iterable[tuple[str, Section]]) -> str:
-    """Sections under a heading, their titles in a column on the left."""
+def as_text(heading: str, titled_sections: Iterable[tuple[str, Section]]) -> str:
+    """A heading, then the sections with their titles in a column on the left."""
     lines = [heading]
-    for title, section in parts:
+    for title, section in titled_sections:
         lines += [f"  {title if index == 0 else '':<{WIDTH}}{line}" for index, line in enumerate(section)]
     return "\n".join(lines)
 
 
 def sections(plan: Plan) -> dict[str, Section]:
-    """The sections of a plan by title, in their order."""
+    """The sections of a plan by title, in the order in which they are printed."""
     return facts_sections(plan.facts) | {
         "training": _training(plan),
         "length": _length(plan),
@@ -52,7 +53,7 @@ def sections(plan: Plan) -> dict[str, Section]:
 
 
 def facts_sections(facts: RunFacts) -> dict[str, Section]:
-    """The sections that a precaching run shows too."""
+    """The sections that training and precaching share."""
     return {
         "model": _model(facts.base_model),
         "data": _data(facts.images),
@@ -63,13 +64,13 @@ def facts_sections(facts: RunFacts) -> dict[str, Section]:
 
 def _model(base_model: BaseModel) -> Iterator[str]:
     yield f"{base_model.header.path} ({base_model.family.title}, {base_model.header.kind})"
-    yield f"predicts {base_model.prediction}: {base_model.because}"
+    yield f"predicts {base_model.prediction}: {base_model.prediction_reason}"
     if base_model.vae is not None:
         yield f"VAE from {base_model.vae}"
 
 
 def _data(images: Images) -> Iterator[str]:
-    # a subset of several resolutions is as many: told once
+    # a subset that is trained at several resolutions is listed once
     for line, times in Counter(map(_subset, images.subsets)).items():
         yield line if times == 1 else f"{line}, at each of {times} resolutions"
     scan = images.scan
@@ -79,129 +80,137 @@ def _data(images: Images) -> Iterator[str]:
         yield f"left out: {path} ({why})"
 
 
-def _subset(counted: SubsetCount) -> str:
-    subset = counted.subset
-    kind = "regularisation" if subset.is_reg else "training" if counted.samples else "validation"
-    return f"{subset.image_dir or subset.metadata_file}: {_count(counted)}, {kind}{_source(counted)}"
+def _subset(subset_count: SubsetCount) -> str:
+    subset = subset_count.subset
+    kind = "regularisation" if subset.is_reg else "training" if subset_count.samples else "validation"
+    folder = subset.image_dir or subset.metadata_file
+    return f"{folder}: {_samples(subset_count)}, {kind}{_caption_source(subset_count)}"
 
 
-def _count(counted: SubsetCount) -> str:
-    images, repeats = _number(counted.images, "image"), counted.subset.repeats
-    if counted.held_out and counted.held_out == counted.images:
-        return f"{images}, all of them set aside"
-    if counted.held_out:
-        trained = counted.images - counted.held_out
-        images += f", {counted.held_out} of them set aside for validation, {trained}"
-        return f"{images} x {repeats} = {_number(counted.samples, 'sample')}"
-    if counted.samples != counted.images * repeats:  # balanced: not all have the repeats of their folder
-        return f"{images}, {counted.samples} samples after balancing"
-    return f"{images} x {repeats} = {_number(counted.samples, 'sample')}"
+def _samples(subset_count: SubsetCount) -> str:
+    total, held_out = subset_count.images, subset_count.held_out
+    images, repeats = counted(total, "image"), subset_count.subset.repeats
+    samples = counted(subset_count.samples, "sample")
+    if held_out and held_out == total:
+        return f"{images}, all held out"
+    if held_out:
+        return f"{images}, {held_out} held out for validation, {total - held_out} x {repeats} = {samples}"
+    if subset_count.samples != total * repeats:  # balanced: some images are repeated more often than others
+        return f"{images}, {samples} after balancing"
+    return f"{images} x {repeats} = {samples}"
 
 
-def _source(counted: SubsetCount) -> str:
-    subset = counted.subset
-    rest = counted.images - counted.own_captions
-    tokens = f'"{subset.class_tokens}"' if subset.class_tokens else "empty captions"
-    if subset.caption_source == "class_tokens" or not counted.own_captions:
-        return f", all as {tokens}"
-    where = {"files": "files", "metadata": "the metadata file", "file_name": "file names"}[subset.caption_source]
-    if not rest:
-        return f", captions from {where}"
-    return f", {_number(counted.own_captions, 'caption')} from {where}, {rest} as {tokens}"
+def _caption_source(subset_count: SubsetCount) -> str:
+    subset = subset_count.subset
+    without = subset_count.images - subset_count.own_captions
+    fallback = f'captioned "{subset.class_tokens}"' if subset.class_tokens else "with an empty caption"
+    if subset.caption_source == "class_tokens" or not subset_count.own_captions:
+        return f", all {fallback}"
+    source = {"files": "files", "metadata": "the metadata file", "file_name": "file names"}[subset.caption_source]
+    if not without:
+        return f", captions from {source}"
+    return f", {counted(subset_count.own_captions, 'caption')} from {source}, {without} {fallback}"
 
 
 def _captions(images: Images) -> Iterator[str]:
-    counted = images.captions
-    yield f'longest: {counted.longest} of {counted.limit} tokens, "{_short(counted.longest_text)}"'
-    if counted.cut:
+    lengths = images.captions
+    yield f'longest: {lengths.longest} of {lengths.limit} tokens, "{_abbreviate(lengths.longest_text)}"'
+    if lengths.cut:
         yield (
-            f"{_number(len(counted.cut), 'caption')} cut at {counted.limit} tokens, the first of {counted.cut[0]} "
-            "(--max_token_length 150 or 225 keeps more)"
+            f"{counted(len(lengths.cut), 'caption')} truncated to {lengths.limit} tokens, first {lengths.cut[0]} "
+            "(use --max_token_length 150 or 225 for longer captions)"
         )
-    for subset in dict.fromkeys(count.subset.captions for count in images.subsets):
-        yield from _changes(subset)
+    for settings in dict.fromkeys(count.subset.captions for count in images.subsets):
+        yield from _caption_settings(settings)
 
 
-def _changes(chosen: CaptionSettings) -> Iterator[str]:
-    """What happens to the captions of one way of treating them."""
-    if chosen.prefix or chosen.suffix:
-        yield f'each as "{" ".join(part for part in (chosen.prefix, "...", chosen.suffix) if part)}"'
-    if chosen.wildcard:
-        yield "one line of a file, and one of {a|b}, chosen by chance"
-    if chosen.shuffle:
-        kept = (
-            f'those before "{chosen.keep_tokens_separator}"'
-            if chosen.keep_tokens_separator
-            else f"the first {chosen.keep_tokens}"
-        )
-        yield f"tags shuffled, {kept} kept in place"
-    if chosen.tag_dropout_rate:
-        yield f"each tag left out with a chance of {chosen.tag_dropout_rate:.0%}"
-    if chosen.warmup_step:
-        length = f"{chosen.warmup_step:g} steps" if chosen.warmup_step >= 1 else f"{chosen.warmup_step:.0%} of the run"
-        yield f"{_number(chosen.warmup_min, 'tag')} at first, all of them after {length}"
-    if chosen.dropout_rate:
-        yield f"empty for {chosen.dropout_rate:.0%} of the samples, by chance"
-    if chosen.dropout_every_n_epochs:
-        yield f"empty in every epoch that {chosen.dropout_every_n_epochs} divides"
+def _caption_settings(settings: CaptionSettings) -> Iterator[str]:
+    """How captions are changed before they are encoded."""
+    if settings.prefix or settings.suffix:
+        yield f'prefix and suffix: "{" ".join(part for part in (settings.prefix, "...", settings.suffix) if part)}"'
+    if settings.wildcard:
+        yield "wildcards: a random line of each caption file, a random choice from {a|b}"
+    if settings.shuffle:
+        yield f"tags shuffled{_kept_tags(settings)}"
+    if settings.tag_dropout_rate:
+        yield f"tag dropout: each tag is dropped with a probability of {settings.tag_dropout_rate:.0%}"
+    if settings.warmup_step:
+        steps = settings.warmup_step
+        length = f"{steps:g} steps" if steps >= 1 else f"{steps:.0%} of the run"
+        yield f"token warm-up: {counted(settings.warmup_min, 'tag')} at first, all tags after {length}"
+    if settings.dropout_rate:
+        yield f"caption dropout: {settings.dropout_rate:.0%} of the samples have an empty caption"
+    if settings.dropout_every_n_epochs:
+        yield f"caption dropout: empty captions in every epoch divisible by {settings.dropout_every_n_epochs}"
+
+
+def _kept_tags(settings: CaptionSettings) -> str:
+    if settings.keep_tokens_separator:
+        return f', except those before "{settings.keep_tokens_separator}"'
+    if settings.keep_tokens:
+        return ", except the first" + (f" {settings.keep_tokens}" if settings.keep_tokens > 1 else "")
+    return ""
 
 
 def _buckets(images: Images, batches: int) -> Iterator[str]:
     datasets, samples = images.scan.datasets, images.table.samples
     for index, dataset in enumerate(datasets):
-        of = f"{dataset.origin}: " if len(datasets) > 1 else ""
-        counts = sorted((bucket, count) for (which, bucket), count in samples.items() if which == index)
+        name = f"{dataset.origin}: " if len(datasets) > 1 else ""
+        counts = sorted((bucket, count) for (number, bucket), count in samples.items() if number == index)
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
-        yield f"{of}{sizes}, in batches of up to {dataset.batch_size}"
-    yield f"{batches} {'batch' if batches == 1 else 'batches'} an epoch; short ones count exactly"
+        yield f"{name}{sizes}, in batches of up to {dataset.batch_size}"
+    yield f"{batches} {'batch' if batches == 1 else 'batches'} per epoch; partial batches are weighted by their size"
 
 
 def _training(plan: Plan) -> Iterator[str]:
-    facts = plan.facts
-    family, sizes = facts.base_model.family, facts.base_model.sizes.parameters
-    rates, optimizer, schedule = (
-        plan.optimization.learning_rates,
-        plan.optimization.optimizer,
-        plan.optimization.schedule,
-    )
-    backbone = f"{family.backbone_title} ({sizes[family.backbone] / 1e6:.1f} M parameters)"
+    facts, optimization = plan.facts, plan.optimization
     if plan.adapter is not None:
         yield from _adapter(plan.adapter)
-    frozen = ", through the adapter" if plan.adapter is not None else ""
-    if rates.blocks:
-        yield f"{backbone} at {_blocks(rates.blocks)}"
-    elif family.backbone not in rates.modules:
-        yield f"{family.backbone_title} not trained"
-    else:
-        yield f"{backbone} at {rates.modules[family.backbone]:g}{frozen}"
-    until = "" if rates.text_encoder_stop is None else f", until step {rates.text_encoder_stop}"
-    for place, name in enumerate(family.text_encoders, 1):
-        title = "text encoder" if len(family.text_encoders) == 1 else f"text encoder {place}"
-        if name not in rates.modules:
-            yield f"{title} not trained"
-        else:
-            yield f"{title} ({sizes[name] / 1e6:.1f} M parameters) at {rates.modules[name]:g}{frozen}{until}"
-    listed = " ".join(f"{name}={value}" for name, value in optimizer.arguments.items())
-    warmup = f", warm-up of {schedule.warmup_steps} steps" if schedule.warmup_steps else ""
-    yield f"{optimizer.name}{f' ({listed})' if listed else ''}, schedule {schedule.name}{warmup}"
+    yield from _learning_rates(facts.base_model, optimization.learning_rates, is_adapter=plan.adapter is not None)
+    optimizer, schedule = optimization.optimizer, optimization.schedule
+    warmup = f", warm-up of {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else ""
+    yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     yield _loss(facts)
 
 
-def _blocks(rates: tuple[float, ...]) -> str:
-    """LearningRates of blocks, equal neighbours together: "0 for 3 blocks, 1e-05 for 20"."""
-    runs = [(rate, len(list(same))) for rate, same in groupby(rates)]
-    return ", ".join(f"{rate:g} for {count} {'block' if count == 1 else 'blocks'}" for rate, count in runs)
-
-
 def _adapter(adapter: AdapterPlan) -> Iterator[str]:
-    listed = " ".join(f"{key}={value}" for key, value in adapter.arguments.items())
     settings = adapter.settings
     size = f", rank {settings.dim}, alpha {settings.alpha or settings.dim:g}" if settings is not None else ""
-    yield f"adapter: {adapter.module}{size}{f' ({listed})' if listed else ''}"
+    yield f"adapter: {adapter.module}{size}{_arguments(adapter.arguments)}"
     if adapter.weights is not None:
-        yield f"begins with {adapter.weights}"
+        yield f"initial weights from {adapter.weights}"
     for path, multiplier in adapter.base:
-        yield f"merged into the model beforehand: {path}, times {multiplier:g}"
+        yield f"merged into the base model: {path}, multiplier {multiplier:g}"
+
+
+def _arguments(arguments: Mapping[str, object]) -> str:
+    """` (betas=(0.9, 0.99) eps=1e-06)`, or nothing."""
+    return f" ({' '.join(f'{name}={value}' for name, value in arguments.items())})" if arguments else ""
+
+
+def _learning_rates(base_model: BaseModel, rates: LearningRates, *, is_adapter: bool) -> Iterator[str]:
+    family, sizes = base_model.family, base_model.sizes.parameters
+    count = len(family.text_encoders)
+    titles = {family.backbone: family.backbone_title}
+    for number, name in enumerate(family.text_encoders, 1):
+        titles[name] = "text encoder" if count == 1 else f"text encoder {number}"
+    label = "learning rate of the adapter" if is_adapter else "learning rate"
+    for name, title in titles.items():
+        size = f"{sizes[name] / 1e6:.1f} M parameters"
+        if name == family.backbone and rates.blocks:
+            yield f"{title} ({size}), {label} {_block_rates(rates.blocks)}"
+        elif name not in rates.modules:
+            yield f"{title} not trained"
+        else:
+            stop = None if name == family.backbone else rates.text_encoder_stop
+            until = "" if stop is None else f", until step {stop}"
+            yield f"{title} ({size}), {label} {rates.modules[name]:g}{until}"
+
+
+def _block_rates(rates: tuple[float, ...]) -> str:
+    """Learning rates of blocks, equal neighbours together: "0 for 3 blocks, 1e-05 for 20 blocks"."""
+    runs = [(rate, len(list(same))) for rate, same in groupby(rates)]
+    return ", ".join(f"{rate:g} for {counted(count, 'block')}" for rate, count in runs)
 
 
 def _loss(facts: RunFacts) -> str:
@@ -212,23 +221,24 @@ def _loss(facts: RunFacts) -> str:
         floor = f", floor {masks.mask_floor:g}" if masks.mask_floor else ""
         parts.append(f"masked ({'inverted, ' if masks.mask_invert else ''}normalised: {masks.mask_normalise}{floor})")
     if facts.images.scan.reg_samples:
-        parts.append(f"regularisation weighted {objective.prior_loss_weight:g}")
+        parts.append(f"prior loss weight {objective.prior_loss_weight:g}")
     parts.extend(describe_objective(objective, facts.base_model.prediction))
     return "loss: " + ", ".join(parts)
 
 
 def _length(plan: Plan) -> Iterator[str]:
-    length, accumulation = plan.facts.duration, plan.facts.options.memory.gradient_accumulation_steps
-    of = f" of {accumulation} batches" if accumulation > 1 else ""
-    epochs = f"{_number(length.epochs, 'epoch')} of {length.steps_per_epoch}"
-    cut = "" if length.steps == length.epochs * length.steps_per_epoch else ", the last one in part"
-    yield f"{_number(length.steps, 'optimiser step')}{of} in {epochs}{cut} ({length.because})"
+    duration, accumulation = plan.facts.duration, plan.facts.options.memory.gradient_accumulation_steps
+    window = f" of {accumulation} batches" if accumulation > 1 else ""
+    epochs = f"{counted(duration.epochs, 'epoch')} of {duration.steps_per_epoch}"
+    partial = "" if duration.steps == duration.epochs * duration.steps_per_epoch else ", the last one incomplete"
+    yield f"{counted(duration.steps, 'optimizer step')}{window} in {epochs}{partial} ({duration.reason})"
     if plan.resume is not None:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
-        yield f"goes on after {where} from {plan.resume.folder}"
-    given = "" if plan.facts.options.run.seed is not None or plan.resume else ", drawn for this run; --seed repeats it"
-    yield f"seed {plan.facts.seed}{given}"
+        yield f"resumes after {where} from {plan.resume.folder}"
+    drawn = plan.facts.options.run.seed is None and plan.resume is None
+    repeat = f" (random; use --seed {plan.facts.seed} to repeat this run)" if drawn else ""
+    yield f"seed {plan.facts.seed}{repeat}"
 
 
 def _preview(preview: PreviewPlan | None) -> Iterator[str]:
@@ -240,62 +250,55 @@ def _validation(facts: RunFacts) -> Iterator[str]:
     validation = facts.validation
     if validation is None:
         return
+    intervals = ((validation.every_n_steps, "step"), (validation.every_n_epochs, "epoch"))
+    moments = [f"every {unit}" if every == 1 else f"every {every} {unit}s" for every, unit in intervals if every]
     count = len(validation.pairs)
-    when = [
-        f"every {what}" if number == 1 else f"every {number} {what}s"
-        for number, what in ((validation.every_n_steps, "step"), (validation.every_n_epochs, "epoch"))
-        if number
-    ]
     yield (
-        f"{_number(count, 'image')} set aside and as many that are trained on, each at {POINTS} timesteps, after "
-        f"{' and '.join(when)}"
+        f"{count} held-out and {counted(count, 'training image')}, each at {POINTS} timesteps, after "
+        f"{' and '.join(moments)}"
     )
     share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch)
-    yield f"about {share:.0%} of the time that the training takes, in addition (--max_validation_steps lowers it)"
+    yield f"adds about {share:.0%} to the training time (use --max_validation_steps to lower it)"
 
 
 def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
     precision = facts.precision
     yield (
         f"{facts.machine.name}; mixed precision {precision.mixed_precision}, trained weights {precision.trained}, "
-        f"attention {precision.attention}, {_number(workers, 'data worker')}"
+        f"attention {precision.attention}, {counted(workers, 'data worker')}"
     )
 
 
 def _costs(costs: Costs, *, is_adapter: bool) -> Iterator[str]:
     yield (
-        f"{readable_bytes(costs.training)} before the first image: weights {readable_bytes(costs.weights)}, "
-        f"gradients {readable_bytes(costs.gradients)}, optimiser {readable_bytes(costs.optimizer)}"
+        f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
+        f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
     )
     if is_adapter:
-        yield "what the adapter takes is told when it is made"
+        yield "adapter memory is reported after it is created"
         return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
-    yield f"disk: up to {readable_bytes(costs.disk)}{free} (a model {readable_bytes(costs.model_file)})"
+    yield f"disk: up to {readable_bytes(costs.disk)}{free} ({readable_bytes(costs.model_file)} per model)"
 
 
 def _files(plan: Plan) -> Iterator[str]:
-    outputs, length = plan.outputs, plan.facts.duration
+    outputs, duration = plan.outputs, plan.facts.duration
     yield f"{outputs.final_model()}"
-    events = list(outputs.events(length.steps, length.epochs, length.steps_per_epoch))
+    events = list(outputs.events(duration.steps, duration.epochs, duration.steps_per_epoch))
     if events:
         names = [outputs.stem(event) + outputs.extension for event in events]
-        yield f"{len(events)} on the way: {_some(names)}"
+        yield f"{len(events)} during training: {_first_and_last(names)}"
     if outputs.states or outputs.final_state:
-        yield f"states: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
+        yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
     if plan.trackers.names:
-        where = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
-        yield f"logs by {' and '.join(plan.trackers.names)}{where}"
+        folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
+        yield f"logs for {' and '.join(plan.trackers.names)}{folder}"
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
+def _first_and_last(names: Sequence[str], most: int = 4) -> str:
+    """All of up to `most` names, else the first two and the last."""
     return ", ".join(names) if len(names) <= most else f"{names[0]}, {names[1]} ... {names[-1]}"
 
 
-def _short(text: str, most: int = 60) -> str:
+def _abbreviate(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""Whether what a run writes can be written: tried out before the first step, not found out after the last one."""
+"""Checks before the first step that everything a run writes can be written."""
 
 from __future__ import annotations
 
@@ -14,70 +14,70 @@ from library.training.plan.costs import nearest_existing
 from library.training.saving.outputs import Outputs
 
 _NOT_ON_WINDOWS = frozenset('<>:"|?*')
-_LONGEST_ADDITION = "-step00000000.safetensors"  # to --output_name, in the names of files
+_LONGEST_SUFFIX = "-step00000000.safetensors"  # of --output_name in file names
 
 
-def check_places(options: TrainOptions, mistakes: Mistakes) -> None:
-    """--output_dir, --logging_dir and --console_log_file can be written, under the names to come."""
+def check_writable_paths(options: TrainOptions, mistakes: Mistakes) -> None:
+    """Check that --output_dir, --logging_dir and --console_log_file can be written."""
     check_output_folder(options.saving, mistakes)
     check_logs(options.run, mistakes)
 
 
 def check_output_folder(saving: SavingOptions, mistakes: Mistakes) -> None:
-    """Files with the names of this run can be made in --output_dir, which need not exist."""
+    """Check that files with the names of this run can be created in --output_dir, which need not exist."""
     if saving.output_dir is None:
-        return  # the options' own rules say that it is required
-    refusal = refusal_to_write(saving.output_dir)
-    if refusal is not None:
-        remedy = "give another folder, or make this one writable"
-        mistakes.add(f"--output_dir {saving.output_dir} cannot be written: {refusal}", remedy)
+        return  # reported by the rules of the options
+    problem = write_problem(saving.output_dir)
+    if problem is not None:
+        remedy = "use another folder, or make this one writable"
+        mistakes.add(f"--output_dir {saving.output_dir} cannot be written: {problem}", remedy)
         return
     name = saving.output_name or "epoch"
-    refusal = refusal_of_name(name, on_windows=os.name == "nt")
-    if refusal is None:
-        refusal = refusal_to_write((saving.output_dir / name).parent, Path(name).name + _LONGEST_ADDITION)
-    if refusal is not None:
-        mistakes.add(f"--output_name {name} cannot name files: {refusal}", "give another name")
+    problem = file_name_problem(name, on_windows=os.name == "nt")
+    if problem is None:
+        problem = write_problem((saving.output_dir / name).parent, Path(name).name + _LONGEST_SUFFIX)
+    if problem is not None:
+        mistakes.add(f"--output_name {name} cannot be used: {problem}", "use another name")
 
 
-def refusal_of_name(name: str, on_windows: bool) -> str | None:
-    """Why no file can be called so, or None. Windows would take a colon for a hidden part of another file."""
+def file_name_problem(name: str, *, on_windows: bool) -> str | None:
+    """Why `name` is not a valid file name, or None. On Windows a colon would name a stream of another file."""
     if name.endswith(("/", "\\") if on_windows else "/"):
-        return "it ends like a folder"
-    bad = [letter for letter in Path(name).name if letter < " " or (on_windows and letter in _NOT_ON_WINDOWS)]
-    return f"it holds {bad[0]!r}" if bad else None
+        return f"it ends with {name[-1]}"
+    invalid = [letter for letter in Path(name).name if letter < " " or (on_windows and letter in _NOT_ON_WINDOWS)]
+    return f"it contains {invalid[0]!r}" if invalid else None
 
 
 def check_final_model(outputs: Outputs, mistakes: Mistakes) -> None:
-    """No folder stands where a file is to be, no file where a folder, and no folder of something else."""
+    """Check that the final model does not replace a folder, or a file, or a folder that is not a model."""
     path = outputs.final_model()
     is_folder, is_file = os.path.isdir(path), os.path.isfile(path)  # as methods of Path they raise for a long name
-    remedy = "give another --output_name, or move it away"
+    remedy = "use another --output_name, or move it away"
     if outputs.extension and is_folder:
-        mistakes.add(f"the model is to be the file {path}, and a folder of that name is there", remedy)
+        mistakes.add(f"the model cannot be saved as {path}: there is a folder with that name", remedy)
     elif not outputs.extension and is_file:
-        mistakes.add(f"the model is to be the folder {path}, and a file of that name is there", remedy)
+        mistakes.add(f"the model cannot be saved as the folder {path}: there is a file with that name", remedy)
     elif not outputs.extension and is_folder and any(path.iterdir()) and not (path / "model_index.json").is_file():
-        mistakes.add(f"the model is to replace the folder {path}, which holds something else than a model", remedy)
+        mistakes.add(f"the model cannot replace the folder {path}: it contains something other than a model", remedy)
 
 
 def check_logs(run: RunOptions, mistakes: Mistakes) -> None:
-    """--logging_dir and --console_log_file can be written."""
-    if run.logging_dir is not None and (refusal := refusal_to_write(run.logging_dir)):
-        mistakes.add(f"--logging_dir {run.logging_dir} cannot be written: {refusal}", "give another folder")
+    """Check that --logging_dir and --console_log_file can be written."""
+    if run.logging_dir is not None and (problem := write_problem(run.logging_dir)):
+        mistakes.add(f"--logging_dir {run.logging_dir} cannot be written: {problem}", "use another folder")
     file = run.console_log_file
     if file is None:
         return
-    refusal = "it is a folder" if os.path.isdir(file) else refusal_to_write(file.parent, file.name)
-    if refusal:
-        mistakes.add(f"--console_log_file {file} cannot be written: {refusal}", "give another file")
+    problem = "it is a folder" if os.path.isdir(file) else write_problem(file.parent, file.name)
+    if problem:
+        mistakes.add(f"--console_log_file {file} cannot be written: {problem}", "use another file")
 
 
-def refusal_to_write(folder: Path, name: str = "write-test") -> str | None:
-    """Why no file called `name` can be written into `folder` (a file is in the way, no permission, the name is too
+def write_problem(folder: Path, name: str = "write-test") -> str | None:
+    """Why a file called `name` cannot be written to `folder` (a file is in the way, no permission, the name is too
     long), or None.
 
-    Nothing is left behind: an existing folder is probed with a file of no bytes that is removed at once.
+    Nothing is left behind: an existing folder is probed with an empty file, which is removed at once.
     """
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -142,7 +142,7 @@ def _cache(plan: CachePlan) -> Iterator[str]:
         yield f"{cache_folder(facts.options.dataset) / 'captions'}"
         yield f"{machine}; text encoder in {facts.precision.frozen}"
         epochs = facts.duration.epochs
-        yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({facts.duration.because})"
+        yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({facts.duration.reason})"
     yield f"a training with --{FLAG[plan.kind]} reads it"
     if plan.worker_group.count > 1:
         yield f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"

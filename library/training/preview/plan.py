@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
-from library.training.plan.writable_paths import refusal_to_write
+from library.training.plan.writable_paths import write_problem
 
 if TYPE_CHECKING:
     from library.data.buckets import Placement
@@ -134,7 +134,7 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes, refines: bool = Fal
     mistakes.extend(Mistake(f"--sample_prompts: {each.what}", each.remedy) for each in wrong if each is not None)
     if options.saving.output_dir is not None:
         longest = (plan.name or "") + _LONGEST_NAME
-        refusal = refusal_to_write((plan.folder / longest).parent, Path(longest).name)
+        refusal = write_problem((plan.folder / longest).parent, Path(longest).name)
         if refusal is not None:
             mistakes.add(f"images cannot be written to {plan.folder}: {refusal}", "repair it, or draw none")
     return (*notes, *dict.fromkeys(note for request in requests for note in request.notes))

@@ -1,7 +1,7 @@
-"""What an adapter's file says about the images: ss_datasets, ss_dataset_dirs, ss_tag_frequency and their like.
+"""Metadata of an adapter's file about its images: ss_datasets, ss_dataset_dirs, ss_tag_frequency and so on.
 
-Keys and shapes are those of sd-scripts, which tools show and count by. What is counted is what is trained on: samples
-after the balancing of regularisation images, batches as the order of the epochs has them.
+Keys and structure are those of sd-scripts, which other tools read. The numbers are those of the training: samples after
+balancing regularisation images, and batches as they are in an epoch.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ Json = dict[str, Any]
 
 
 def dataset_metadata(options: TrainOptions, images: Images) -> dict[str, str]:
-    """The keys whose values are JSON: other ones where a file describes the datasets than for folders."""
+    """The metadata with JSON values. A dataset file has other keys than folders."""
     names = [_name(count.subset) for count in images.subsets]
     if described_by_file(options):
-        found: Json = {
+        metadata: Json = {
             "ss_datasets": _datasets(images, names),
             "ss_dataset_dirs": _numbered_folders(images.subsets, names),
             "ss_tag_frequency": _merged_tags(images, names),
         }
     else:
-        found = {
+        metadata = {
             "ss_dataset_dirs": _folders(images.subsets, names, is_reg=False),
             "ss_reg_dataset_dirs": _folders(images.subsets, names, is_reg=True),
             "ss_tag_frequency": tag_frequency(images.scan.records, names),
             "ss_bucket_info": _bucket_info(images, 0),
         }
-    return {key: json.dumps(value) for key, value in found.items()}
+    return {key: json.dumps(value) for key, value in metadata.items()}
 
 
 def described_by_file(options: TrainOptions) -> bool:
-    """Whether the datasets come from a file, each with settings of its own."""
+    """Whether a dataset file describes the datasets, each with its own settings."""
     return options.dataset.dataset_config is not None or options.dataset.data_backend_config is not None
 
 
 def largest_resolution(images: Images) -> Size:
-    """(width, height) of the dataset that is trained at the most pixels."""
-    return max((each.buckets.resolution for each in images.scan.datasets), key=lambda size: size[0] * size[1])
+    """(width, height) of the dataset with the most pixels per image."""
+    return max((dataset.buckets.resolution for dataset in images.scan.datasets), key=lambda size: size[0] * size[1])
 
 
 def _name(subset: SubsetSpec) -> str:
-    """What a subset is called: its metadata file, else its folder, without where they lie."""
+    """The name of the metadata file of a subset, else of its folder."""
     return Path(os.path.abspath(subset.metadata_file or subset.image_dir or "")).name
 
 
@@ -65,24 +65,24 @@ def _folders(subsets: Sequence[SubsetCount], names: Sequence[str], *, is_reg: bo
 
 
 def _numbered_folders(subsets: Sequence[SubsetCount], names: Sequence[str]) -> Json:
-    """Training folders; one that is there again is "name (2)"."""
-    found: Json = {}
+    """Training folders; a second folder with the same name is "name (2)"."""
+    folders: Json = {}
     for name, count in zip(names, subsets, strict=True):
         if count.subset.is_reg:
             continue
         free, number = name, 2
-        while free in found:
+        while free in folders:
             free, number = f"{name} ({number})", number + 1
-        found[free] = {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
-    return found
+        folders[free] = {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
+    return folders
 
 
 def _merged_tags(images: Images, names: Sequence[str]) -> Json:
-    """A folder that several datasets have counts once, with the first of them."""
-    found: Json = {}
+    """Tags by folder; a folder of several datasets is counted once, with the first of them."""
+    tags: Json = {}
     for number in range(len(images.scan.datasets)):
-        found = _tags_of(images, names, number) | found
-    return found
+        tags = _tags_of(images, names, number) | tags
+    return tags
 
 
 def _tags_of(images: Images, names: Sequence[str], number: int) -> Json:
@@ -90,7 +90,7 @@ def _tags_of(images: Images, names: Sequence[str], number: int) -> Json:
 
 
 def _bucket_info(images: Images, number: int) -> Json | None:
-    """Buckets with their samples, and how far off the images' aspect ratios theirs are on average."""
+    """Samples by bucket, and the mean difference between the aspect ratios of images and buckets."""
     if not images.scan.datasets[number].buckets.enabled:
         return None
     used = [
@@ -139,13 +139,13 @@ def _dataset(
         "tag_frequency": _tags_of(images, names, number),
         "bucket_info": _bucket_info(images, number),
         "resize_interpolation": scalings.pop() if len(scalings) == 1 else None,
-        "subsets": [_subset(count, name, by_folder) for count, name in subsets],
+        "subsets": [_subset(count, name, by_folder=by_folder) for count, name in subsets],
     }
 
 
-def _subset(count: SubsetCount, name: str, by_folder: bool) -> Json:
+def _subset(count: SubsetCount, name: str, *, by_folder: bool) -> Json:
     subset, captions, images = count.subset, count.subset.captions, count.subset.images
-    found: Json = {
+    metadata: Json = {
         "img_count": count.images - count.held_out,
         "num_repeats": subset.repeats,
         "color_aug": images.colour,
@@ -161,7 +161,7 @@ def _subset(count: SubsetCount, name: str, by_folder: bool) -> Json:
         "resize_interpolation": images.interpolation,
     }
     if subset.image_dir is not None:
-        found["image_dir"] = Path(os.path.abspath(subset.image_dir)).name
+        metadata["image_dir"] = Path(os.path.abspath(subset.image_dir)).name
     if by_folder:
-        return found | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
-    return found | {"metadata_file": name}
+        return metadata | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
+    return metadata | {"metadata_file": name}

@@ -1,4 +1,4 @@
-"""A saved model: weights, metadata, and what WebUIs want beside it."""
+"""Writes a model: weights, metadata, and the .yaml file that WebUIs read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.metadata import build_modelspec
 from library.families.registry import write_inference_yaml
+from library.messages import listed
 from library.options.datasets import Size
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.precision import torch_dtype
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def write_model(
     facts: RunFacts, model: Model, say: Callable[[str], None], path: Path, save_as: SaveModelAs, step: int, epoch: int
 ) -> None:
-    """Write the model as it is after `step` optimiser steps, whole or not at all. Raises CheckpointError, OSError."""
+    """Write the model after `step` optimizer steps, completely or not at all. Raises CheckpointError, OSError."""
     if save_as == "pt":
         raise ValueError("only adapters are saved as pt")
     saving = facts.options.saving
@@ -48,14 +49,14 @@ def write_model(
 
 
 def file_metadata(options: TrainOptions, base_model: BaseModel, resolution: Size | None = None) -> dict[str, str]:
-    """Metadata of a saved model: modelspec.* and the user's comment. `resolution`: what was trained at, where known.
+    """Metadata of a saved model: modelspec.* and the user's comment. `resolution`: (width, height) of the training.
 
     Raises CheckpointError for a --metadata_thumbnail that cannot be read.
     """
-    found = modelspec(options, base_model, resolution)
+    metadata = modelspec(options, base_model, resolution)
     if options.saving.training_comment:
-        found["ss_training_comment"] = options.saving.training_comment
-    return found
+        metadata["ss_training_comment"] = options.saving.training_comment
+    return metadata
 
 
 def modelspec(
@@ -63,7 +64,7 @@ def modelspec(
 ) -> dict[str, str]:
     """modelspec.* of a saved file; SOURCE_DATE_EPOCH fixes its date, so that equal runs give equal files.
 
-    `others`: arguments of build_modelspec for a file that is no whole model. Raises CheckpointError for a
+    `others`: further arguments of build_modelspec, for adapters. Raises CheckpointError for a
     --metadata_thumbnail that cannot be read.
     """
     given = {
@@ -71,15 +72,15 @@ def modelspec(
         for name, value in vars(options.saving).items()
         if name.startswith("metadata_") and name != "metadata_title" and value is not None
     }
-    least, end = base_model.objective.min_timestep, base_model.objective.max_timestep
-    everything = base_model.family.process.timesteps
+    low, high = base_model.objective.min_timestep, base_model.objective.max_timestep
+    timesteps = base_model.family.process.timesteps
     facts: dict[str, Any] = {
         "architecture": base_model.family.architectures[base_model.prediction],
         "title": options.saving.metadata_title or options.saving.output_name,
         "made_at": time_of_saving(),
         "resolution": resolution or options.dataset.resolution or base_model.family.preview[base_model.prediction],
         "prediction": base_model.prediction,
-        "timestep_range": None if least is None and end is None else (least or 0, end or everything),
+        "timestep_range": None if low is None and high is None else (low or 0, high or timesteps),
         "encoder_layer": clip_skip_of(options, base_model),
         "given": given,
     }
@@ -87,12 +88,12 @@ def modelspec(
 
 
 def clip_skip_of(options: TrainOptions, base_model: BaseModel) -> int | None:
-    """--clip_skip, where the family has a choice of layers."""
+    """--clip_skip, for families that support it; else None."""
     return options.model.clip_skip if "clip_skip" in base_model.family.capabilities else None
 
 
 def check_metadata(options: TrainOptions, base_model: BaseModel, mistakes: Mistakes) -> None:
-    """What a file says about itself is made once before training: a missing thumbnail must not cost the model."""
+    """Build the metadata once before training, so that a missing thumbnail does not cost the trained model."""
     try:
         file_metadata(options, base_model)
     except CheckpointError as error:
@@ -100,22 +101,21 @@ def check_metadata(options: TrainOptions, base_model: BaseModel, mistakes: Mista
 
 
 def time_of_saving() -> datetime:
-    """Now, or the time that SOURCE_DATE_EPOCH (reproducible-builds.org) says."""
+    """The current time, or that of SOURCE_DATE_EPOCH (reproducible-builds.org)."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     return datetime.fromtimestamp(int(fixed)) if fixed.isdigit() else datetime.now()
 
 
-def refuse_broken_weights(model: Model) -> None:
-    """A model with NaN or infinite values could be trained, perhaps, but never saved: told before the first step.
+def check_finite_weights(model: Model) -> None:
+    """Refuse a model with NaN or infinite values before the first step, as it could never be saved.
 
-    Raises UserError that names the tensors.
+    Raises UserError with the names of the tensors.
     """
     broken = model.broken
     if not broken:
         return
-    named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-    remedy = "get the model again or another one"
+    remedy = "download the model again, or use another one"
     if all(name.startswith("vae.") for name in broken):
-        remedy = "give another VAE with --vae"
-    what = f"{model.source.path}: the model holds NaN or infinite values ({named})"
+        remedy = "use another VAE with --vae"
+    what = f"{model.source.path}: the model contains NaN or infinite values ({listed(broken)})"
     raise UserError((Mistake(what, remedy),))

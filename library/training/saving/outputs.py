@@ -1,9 +1,8 @@
-"""Which files and folders a run writes, when, under which names, and which of them it removes again.
+"""Names and times of the files and folders that a run writes, and which of them it removes again.
 
-Names and removal rules are those that users' tools expect of a kohya-style trainer: epoch files carry six digits, step
-files eight, `save_last_n_steps` is a range of steps and not a count of files. Everything here is a pure function of
-the options and the length of the run, so the plan can list the files before the first step and the saver follows the
-same list.
+Names and removal rules are those of kohya's scripts, which users' tools expect: six digits in the names of epoch files,
+eight in those of step files, and `save_last_n_steps` is a range of steps, not a number of files. Everything is a pure
+function of the options and the length of the run: the plan lists the files, and the saver follows the same list.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from library.options.mistakes import Mistakes
 
 @dataclass(frozen=True)
 class SaveEvent:
-    """One moment at which the run saves: after `step` optimiser steps, at the end of `epoch` (None: a step save)."""
+    """One save, after `step` optimizer steps and at the end of `epoch` (None: a save by steps).
+
+    `expired_model` and `expired_state`: stems of the older files to remove afterwards.
+    """
 
     step: int
     epoch: int | None
@@ -28,7 +30,7 @@ class SaveEvent:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The names and moments of everything a run writes into `directory`."""
+    """Names and times of everything that a run writes into `directory`."""
 
     directory: Path
     name: str | None
@@ -44,15 +46,15 @@ class Outputs:
 
     @property
     def extension(self) -> str:
-        """`.ckpt`, `.pt` or `.safetensors`; empty for the diffusers folders."""
+        """`.ckpt`, `.pt` or `.safetensors`; empty for diffusers folders."""
         return "" if self.save_as.startswith("diffusers") else f".{self.save_as}"
 
     def final_model(self) -> Path:
-        """The model at the end of the run: `NAME.ext`, or `last.ext` without --output_name."""
+        """The final model: `NAME.ext`, or `last.ext` without --output_name."""
         return self.directory / ((self.name or "last") + self.extension)
 
     def final_state_folder(self) -> Path:
-        """The training state at the end of the run."""
+        """The final training state: `NAME-state`, or `last-state`."""
         return self.directory / ((self.name or "last") + "-state")
 
     def epoch_stem(self, epoch: int) -> str:
@@ -64,11 +66,11 @@ class Outputs:
         return f"{self.name or 'at'}-step{step:08d}"
 
     def stem(self, event: SaveEvent) -> str:
-        """The name without extension of the files of one save."""
+        """The file name of a save, without extension."""
         return self.step_stem(event.step) if event.epoch is None else self.epoch_stem(event.epoch)
 
     def at_step(self, step: int) -> SaveEvent | None:
-        """The save that is due after `step` optimiser steps because of --save_every_n_steps, if any."""
+        """The save that --save_every_n_steps asks for after `step` optimizer steps, if any."""
         if not self.every_steps or step % self.every_steps:
             return None
         return SaveEvent(
@@ -76,7 +78,7 @@ class Outputs:
         )
 
     def at_epoch_end(self, epoch: int, epochs: int, step: int) -> SaveEvent | None:
-        """The save that is due at the end of an epoch; the last epoch has only the final file."""
+        """The save at the end of `epoch`, if any; the last epoch only has the final file."""
         if not self.every_epochs or epoch % self.every_epochs or epoch >= epochs:
             return None
         return SaveEvent(
@@ -87,7 +89,7 @@ class Outputs:
         )
 
     def events(self, steps: int, epochs: int, steps_per_epoch: int) -> Iterator[SaveEvent]:
-        """All saves of a run before the final one, in order of time."""
+        """All saves of a run except the final one, in order."""
         due = set(range(self.every_steps, steps + 1, self.every_steps)) if self.every_steps else set()
         ends = (
             {min(epoch * steps_per_epoch, steps): epoch for epoch in range(1, epochs + 1)} if self.every_epochs else {}
@@ -111,20 +113,20 @@ class Outputs:
 
 
 def decide_outputs(options: SavingOptions, source_kind: str, epochs: int, mistakes: Mistakes) -> Outputs:
-    """The outputs of a run of `epochs` epochs that starts from a source of kind `safetensors`, `ckpt` or `diffusers`,
-    or writes an `adapter`.
+    """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
+    `diffusers`), or `adapter` for a run that trains one.
 
-    Without --save_model_as a file gives a file (`.ckpt` unless --use_safetensors) and a diffusers folder gives a
-    folder; an adapter is a `.safetensors` file.
+    Without --save_model_as, a base model in a file is saved as a file (`.ckpt` unless --use_safetensors), a diffusers
+    folder as a folder, and an adapter as a `.safetensors` file.
     """
     save_as = options.save_model_as
     if source_kind == "adapter":
         if save_as is not None and save_as.startswith("diffusers"):
-            remedy = "take safetensors, and convert the file with tools/convert_lora.py"
+            remedy = "use safetensors, and convert the file with tools/convert_lora.py"
             mistakes.add(f"--save_model_as {save_as}: an adapter is one file", remedy)
         save_as = save_as or "safetensors"
     elif save_as == "pt":
-        mistakes.add("--save_model_as pt is for adapters", "take safetensors or ckpt")
+        mistakes.add("--save_model_as pt is for adapters", "use safetensors or ckpt")
     if save_as is None and source_kind == "diffusers":
         save_as = "diffusers_safetensors" if options.use_safetensors else "diffusers"
     elif save_as is None:
@@ -147,10 +149,10 @@ def decide_outputs(options: SavingOptions, source_kind: str, epochs: int, mistak
     )
 
 
-def most_on_disk(outputs: Outputs, steps: int, epochs: int, steps_per_epoch: int) -> tuple[int, int]:
-    """How many models and how many state folders lie on the disk at once at most, the final ones included.
+def count_peak_files(outputs: Outputs, steps: int, epochs: int, steps_per_epoch: int) -> tuple[int, int]:
+    """The largest number of models and of state folders on the disk at once, including the final ones.
 
-    A new file is whole before an old one is removed, so the moment of overlap counts.
+    A new file is complete before an old one is removed, so both count for a moment.
     """
     models: set[str] = set()
     states: set[str] = set()

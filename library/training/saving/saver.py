@@ -1,4 +1,4 @@
-"""Writes models and training states at the moments of the plan, and removes what the plan says is then too old."""
+"""Writes models and training states when they are due, and removes those that have expired."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Saver:
-    """Decides when and where; `write_model(path, save_as, step, epoch)` and `write_state(folder, progress)` write. A
-    model is written with the weights that `weights` shows, a state with those in training."""
+    """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
+    `write_state(folder, progress)`. A model is saved with the weights of `weights.shown()`, a state with the weights in
+    training."""
 
     outputs: Outputs
     epochs: int
@@ -32,7 +33,7 @@ class Saver:
     weights: Weights
 
     def save_due(self, progress: Progress, epoch_ended: bool) -> None:
-        """Save what is due now: called after every optimiser step and after every whole epoch."""
+        """Save what is due now; called after every optimizer step and at the end of every epoch."""
         if epoch_ended:
             event = self.outputs.at_epoch_end(progress.epoch, self.epochs, progress.step)
         else:
@@ -41,26 +42,26 @@ class Saver:
             return
         stem = self.outputs.stem(event)
         with self.weights.shown():
-            self._model(self.outputs.directory / (stem + self.outputs.extension), progress)
+            self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
-            self._state(self.outputs.directory / f"{stem}-state", resumed)
+            self._save_state(self.outputs.directory / f"{stem}-state", resumed)
         self._remove_expired(event)
 
     def finish(self, progress: Progress) -> None:
-        """The files at the end of the run."""
+        """Save the final model and state."""
         with self.weights.shown():
-            self._model(self.outputs.final_model(), progress)
+            self._save_model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
-            self._state(self.outputs.final_state_folder(), progress)
+            self._save_state(self.outputs.final_state_folder(), progress)
 
-    def _model(self, path: Path, progress: Progress) -> None:
+    def _save_model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
         with explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
         self.say("model saved.")
 
-    def _state(self, folder: Path, progress: Progress) -> None:
+    def _save_state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
         with explain_write_errors(folder):
             self.write_state(folder, progress)
@@ -82,24 +83,24 @@ class Saver:
 
 
 def next_epoch(progress: Progress) -> Progress:
-    """The progress that a run has when it resumes after the end of the epoch that `progress` stands in."""
+    """The progress of a run that resumes at the beginning of the next epoch."""
     return Progress(step=progress.step, epoch=progress.epoch + 1)
 
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses (disk full, folder gone, file held open) into a message without a traceback."""
+    """Turn errors of the file system (disk full, folder gone, file in use) into user errors, without a traceback."""
     from safetensors import SafetensorError
 
-    remedy = "nothing half-written was left, and older files stand; --resume goes on from the last saved state"
+    remedy = "continue with --resume from the last saved state; older files were kept, no partial file was left"
     try:
         yield
-    except CheckpointError as error:  # says itself what is wrong and what to do
+    except CheckpointError as error:  # its message says what is wrong and what to do
         raise UserError((Mistake(str(error), remedy),)) from error
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch's writer hides what the system said behind a RuntimeError; one that hides nothing is no full disk
+        # torch wraps errors of the file system in a RuntimeError; one without a cause is another problem
         cause = error.__cause__ or error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, (OSError, SafetensorError)):
             raise
         what = f"{path} could not be written: {getattr(cause, 'strerror', None) or cause}"
-        raise UserError((Mistake(what, f"make room or repair the folder; {remedy}"),)) from error
+        raise UserError((Mistake(what, f"free some space or repair the folder, then {remedy}"),)) from error

@@ -1,9 +1,8 @@
-"""Training states: everything a run needs to go on as if it had never stopped.
+"""Training states: everything that a run needs to continue as if it had never stopped.
 
-A state is a folder with the file names that users know from accelerate (`model.safetensors`, `optimizer.bin`,
-`scheduler.bin`, `scaler.pt`, `random_states_0.pkl`, `train_state.json`). It is built beside its final name and moved
-there when it is whole.
-Pickled files hold plain containers and tensors only and are read with `weights_only=True`.
+A state is a folder with the file names of accelerate (`model.safetensors`, `optimizer.bin`, `scheduler.bin`,
+`scaler.pt`, `random_states_0.pkl`) and `train_state.json`. It is written under a temporary name and renamed when it is
+complete. Pickled files contain only plain containers and tensors, and are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ STATE_FILE = "train_state.json"
 
 @dataclass
 class Progress:
-    """How far a run has come. `step` counts optimiser steps, `epoch` is 1-based, `window` counts the finished optimiser
-    steps of the current epoch; `epoch_losses` are their losses, `last_epoch_losses` those of the epoch before, for the
-    averages that are reported."""
+    """The progress of a run. `step`: finished optimizer steps; `epoch`: from 1; `window`: finished optimizer steps of
+    the current epoch. `epoch_losses` are their losses, `last_epoch_losses` those of the epoch before, for the averages
+    that are reported."""
 
     step: int = 0
     epoch: int = 1
@@ -40,11 +39,11 @@ class Progress:
 
 
 Identity = dict[str, str]
-"""What must be the same for a resumed run to be the continuation of the one that was saved: fact -> value."""
+"""Everything that must not change when a run is resumed: fact -> value."""
 
 
 class Stateful(Protocol):
-    """What can be saved and put back: modules, optimizers, schedules, gradient scalers."""
+    """An object with saved state: a module, an optimizer, a schedule, a gradient scaler."""
 
     def state_dict(self) -> Any: ...
 
@@ -52,8 +51,8 @@ class Stateful(Protocol):
 
 
 RunState = Mapping[str, Stateful | None]
-"""All that a run resumes from beside its progress, by name, in the order in which it is put back; None: this run has
-no such thing. Each entry is a file of its own."""
+"""Everything that a run saves and restores besides its progress, by name, in the order of restoring. Each entry is a
+file; None: this run does not have it."""
 
 _FILES = {
     "optimizer": "optimizer.bin",
@@ -65,7 +64,7 @@ _FILES = {
 
 @dataclass(frozen=True)
 class SavedState:
-    """The readable head of a state folder (its train_state.json)."""
+    """The content of train_state.json of a state folder."""
 
     folder: Path
     progress: Progress
@@ -73,27 +72,27 @@ class SavedState:
 
 
 def read_state(folder: Path) -> SavedState:
-    """Read the head of a state folder, without torch. Raises UserError for a folder that is no whole state of this
-    trainer."""
+    """Read train_state.json of a state folder, without torch. Raises UserError if the folder is not a complete state of
+    this trainer."""
     file = folder / STATE_FILE
-    remedy = "give a folder written by --save_state (NAME-state, NAME-000003-state, NAME-step00000100-state)"
+    remedy = "use a folder written by --save_state (NAME-state, NAME-000003-state, NAME-step00000100-state)"
     if not os.path.isfile(file):
-        missing = f"it holds no {STATE_FILE}" if os.path.isdir(folder) else "there is no such folder"
-        raise UserError((Mistake(f"--resume {folder}: no training state of this trainer there ({missing})", remedy),))
+        missing = f"{STATE_FILE} is missing" if os.path.isdir(folder) else "there is no such folder"
+        raise UserError((Mistake(f"--resume {folder}: not a training state of this trainer ({missing})", remedy),))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         progress = Progress(**content["progress"])
         identity = {str(fact): str(value) for fact, value in content["identity"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"--resume {folder}: no training state of this trainer there ({type(error).__name__}: {error})"
+        what = f"--resume {folder}: not a training state of this trainer ({type(error).__name__}: {error})"
         raise UserError((Mistake(what, remedy),)) from None
     return SavedState(folder, progress, identity)
 
 
 def save_state(folder: Path, progress: Progress, state: RunState, identity: Identity) -> None:
-    """Write a state folder. The new folder is whole before an old one of the same name goes away.
+    """Write a state folder. The new folder is complete before an old one of the same name is removed.
 
-    Raises OSError, CheckpointError (a full disk, weights that are not finite) and leaves nothing half-written.
+    Raises OSError or CheckpointError (full disk, weights that are not finite) and leaves no partial folder.
     """
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
     building.mkdir(parents=True)
@@ -122,9 +121,9 @@ _DAMAGED = (
 
 
 def load_state(saved: SavedState, state: RunState) -> Progress:
-    """Put a saved state into the live objects, bit for bit, and return the progress it was saved at.
+    """Restore a saved state into `state`, bit for bit, and return its progress.
 
-    Raises UserError for a folder that lacks a file or does not fit these objects.
+    Raises UserError if a file is missing or does not fit these objects.
     """
     import torch
     from safetensors import SafetensorError
@@ -138,9 +137,9 @@ def load_state(saved: SavedState, state: RunState) -> Progress:
             else:
                 entry.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (*_DAMAGED, SafetensorError) as error:
-        reason = " ".join(str(error).split())  # torch lists every tensor, a line each
-        what = f"--resume {saved.folder}: this state cannot be read into the run ({textwrap.shorten(reason, 300)})"
-        remedy = "the folder is damaged, or the run has another model, optimiser or precision than the saved one"
+        reason = " ".join(str(error).split())  # torch lists every tensor on a line of its own
+        what = f"--resume {saved.folder}: the state cannot be loaded ({textwrap.shorten(reason, 300)})"
+        remedy = "use the model, optimizer and precision of the saved run; if they are the same, the folder is damaged"
         raise UserError((Mistake(what, remedy),)) from error
     return saved.progress
 
@@ -153,7 +152,7 @@ def _write(file: Path, value: Any) -> None:
 
 
 def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
-    """Name, object and file of each entry: modules as model.safetensors, model_1.safetensors and so on."""
+    """(name, object, file name) of each entry; modules are model.safetensors, model_1.safetensors and so on."""
     from torch import nn
 
     modules = 0
@@ -166,18 +165,18 @@ def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
 
 
 def _put_in_place(building: Path, folder: Path) -> None:
-    """Rename the new folder to its name; os.replace cannot overwrite a folder, so an old one steps aside first."""
+    """Rename the new folder to its final name. os.replace cannot overwrite a folder, so an old one is renamed first."""
     if not folder.exists():
         os.replace(building, folder)
         return
-    aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.old")
-    os.replace(folder, aside)
+    old = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.old")
+    os.replace(folder, old)
     os.replace(building, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class RandomStates:
-    """The global random generators of Python, NumPy and torch: training draws do not use them, but an optimizer or a
+    """The global random generators of Python, NumPy and torch. Training itself does not use them, but an optimizer or
     third-party schedule may."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,16 +184,16 @@ class RandomStates:
         import numpy
         import torch
 
-        of_numpy = numpy.random.get_state(legacy=False)
-        twister = of_numpy["state"]
+        numpy_state = numpy.random.get_state(legacy=False)
+        twister = numpy_state["state"]
         state: dict[str, Any] = {
             "random_state": random.getstate(),
             "numpy_random_seed": (
-                of_numpy["bit_generator"],
+                numpy_state["bit_generator"],
                 torch.from_numpy(twister["key"].astype("int64")),
                 twister["pos"],
-                of_numpy["has_gauss"],
-                of_numpy["gauss"],
+                numpy_state["has_gauss"],
+                numpy_state["gauss"],
             ),
             "torch_manual_seed": torch.get_rng_state(),
         }
@@ -203,7 +202,7 @@ class RandomStates:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put a saved `state_dict` back."""
+        """Restore a saved `state_dict`."""
         import numpy
         import torch
 
@@ -217,7 +216,7 @@ class RandomStates:
 
 
 def fingerprint(lines: Sequence[str]) -> str:
-    """A short name for a list of facts: equal lists, equal names."""
+    """A short hash of a list of lines."""
     import hashlib
 
     return hashlib.blake2b("\n".join(lines).encode("utf-8"), digest_size=16).hexdigest()

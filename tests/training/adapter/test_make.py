@@ -1,4 +1,4 @@
-"""train_network.py from its command line: what it trains, resumes, begins with, merges, writes and logs."""
+"""train_network.py from its command line: training, resuming, initial weights, merging, files and logs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsy
     assert changed, "the last step trained something"
 
 
-def test_the_parts_that_are_trained(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_parts_are_trained(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Switches and rates of 0 leave a part of the model out."""
     flags = {"max_train_steps": 1, "gradient_accumulation_steps": None}
     for name, given, prefixes in (
@@ -105,7 +105,7 @@ def test_the_base_is_frozen_and_its_file_untouched(
     assert all(key.rpartition(".lora_")[2] or key.endswith(".alpha") for key in tensors(tmp_path))
 
 
-def test_it_begins_with_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_initial_weights_from_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A first step at a rate of nearly 0 from a file gives the file; of another rank only with dim_from_weights."""
     train(world, tmp_path / "first", capsys, learning_rate=1e-2, max_train_steps=2)
     file = tmp_path / "first" / "dog.safetensors"
@@ -120,7 +120,7 @@ def test_it_begins_with_a_file(world: World, tmp_path: Path, capsys: pytest.Capt
     assert wrong.code == 2 and "Traceback" not in wrong.err and "lora_down" in wrong.err
 
 
-def test_adapters_are_merged_into_the_base_beforehand(
+def test_base_weights_are_merged_into_the_base_model(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first loss on a base with a merged adapter is that of a run which begins with the adapter."""
@@ -149,7 +149,7 @@ def test_captions_of_a_frozen_text_encoder_are_encoded_once(
     assert once.losses == pytest.approx(each.losses, rel=1e-5)
 
 
-def test_a_run_of_less_than_an_epoch_is_made_longer(
+def test_a_run_of_less_than_an_epoch_is_extended(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How captions are encoded must not depend on the length of the run, or the last bits of the longer one would."""
@@ -172,7 +172,7 @@ def test_a_run_of_less_than_an_epoch_is_made_longer(
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
 
-def test_a_base_in_half_precision_is_computed_with_in_full(
+def test_a_base_in_half_precision_computes_in_float32(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loss differs by the rounding of the stored weights: 8 bits of bf16, 11 of fp16."""
@@ -184,7 +184,7 @@ def test_a_base_in_half_precision_is_computed_with_in_full(
     assert bf16 == pytest.approx(full, rel=2e-2) and bf16 != full
 
 
-def test_captions_encoded_ahead_are_those_of_the_training(
+def test_precached_captions_are_used_by_training(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the format that the frozen text encoder has there: nothing is encoded a second time."""
@@ -199,7 +199,7 @@ def test_captions_encoded_ahead_are_those_of_the_training(
         assert "3 read, 0 encoded" in train(world, tmp_path / "out", capsys, **flags).err
 
 
-def test_logs_carry_the_names_that_users_know(
+def test_log_names_are_those_of_sd_scripts(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[float]] = {}
@@ -232,7 +232,7 @@ def test_logs_carry_the_names_that_users_know(
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("safetensors", "fp16"), ("ckpt", "bf16"), ("pt", None)])
-def test_files_of_every_kind(
+def test_files_of_every_format(
     kind: str, precision: str | None, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"max_train_steps": 1, "save_model_as": kind, "save_precision": precision, "save_every_n_epochs": 1}
@@ -248,7 +248,7 @@ def test_files_of_every_kind(
         precision or "", "float32"))}  # fmt: skip
 
 
-def test_where_to_begin(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_initial_step_and_epoch(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """initial_step counts steps as done: with skip_until_initial_step to the step, else to the epoch it lies in."""
     exactly = train(world, tmp_path / "a", capsys, initial_step=3, skip_until_initial_step=True)
     epoch = train(world, tmp_path / "b", capsys, initial_step=3)
@@ -269,16 +269,16 @@ MISTAKES = [
     ({"learning_rate_te": 1e-5}, "train_db.py"),
     ({"dim_from_weights": True}, "network_weights"),
     ({"initial_step": 4}, "4 of 4 steps would count as done"),
-    ({"network_module": "networks.oft", "scale_weight_norms": 1}, "networks.oft cannot be scaled down"),
+    ({"network_module": "networks.oft", "scale_weight_norms": 1}, "networks.oft does not support it"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "told"), MISTAKES)
-def test_mistakes_are_told_before_a_weight_is_loaded(
-    flags: dict[str, object], told: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("flags", "message"), MISTAKES)
+def test_mistakes_are_reported_before_weights_are_loaded(
+    flags: dict[str, object], message: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = run(world.arguments(tmp_path / "out", **{**COMMON, **flags}), capsys, train_network.RECIPE)
-    assert outcome.code == 2 and told in outcome.err and "Traceback" not in outcome.err
+    assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""What an adapter's file says about its run: the names that users' tools read, and values that say what was done."""
+"""Metadata of an adapter's file: the keys that other tools read, and values that describe the run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_93_names_of_a_run_on_folders(world: World, tmp_path: Path) -> None:
     assert all(type(value) is str for value in found.values())
 
 
-def test_a_file_of_datasets_says_it_for_each_of_them(world: World, tmp_path: Path) -> None:
+def test_a_dataset_file_has_metadata_for_each_dataset(world: World, tmp_path: Path) -> None:
     file = tmp_path / "data.toml"
     dog = (world.root / "train" / "2_sks dog").as_posix()
     file.write_text(
@@ -110,13 +110,13 @@ def test_arguments_and_a_vae_have_keys_of_their_own(world: World, tmp_path: Path
     assert json.loads(metadata_of(world, tmp_path, network_args=["conv_dim=2"])["ss_network_args"])["dropout"] is None
 
 
-def test_no_metadata_leaves_what_loaders_need(world: World, tmp_path: Path) -> None:
+def test_no_metadata_keeps_what_loaders_need(world: World, tmp_path: Path) -> None:
     assert set(metadata_of(world, tmp_path, no_metadata=True)) == MINIMUM | names("modelspec")
     found = metadata_of(world, tmp_path, no_metadata=True, network_args=["conv_dim=2"], training_comment="secret")
     assert set(found) == MINIMUM | {"ss_network_args"} | names("modelspec")
 
 
-def test_values_say_what_the_run_does(world: World, tmp_path: Path) -> None:
+def test_values_describe_the_run(world: World, tmp_path: Path) -> None:
     found = metadata_of(
         world,
         tmp_path,
@@ -180,13 +180,13 @@ def test_values_say_what_the_run_does(world: World, tmp_path: Path) -> None:
     assert found["ss_seed"].isdigit()  # the one that was drawn
 
 
-def test_images_that_are_set_aside(world: World, tmp_path: Path) -> None:
+def test_held_out_images(world: World, tmp_path: Path) -> None:
     found = metadata_of(world, tmp_path, validation_split=0.34, validation_seed=7)
     assert (found["ss_num_validation_images"], found["ss_num_train_images"]) == ("1", "6")
     assert (found["ss_validation_split"], found["ss_validation_seed"]) == ("0.34", "7")
 
 
-def test_a_rank_that_a_file_sets_is_not_told(world: World, tmp_path: Path) -> None:
+def test_a_rank_from_a_file_is_none(world: World, tmp_path: Path) -> None:
     plan = plan_of(world, tmp_path)
     assert adapter_metadata(plan).at(1)["ss_network_dim"] == "4"  # the default of networks.lora
     adapter = dataclasses.replace(plan.facts.options.adapter, dim_from_weights=True, network_alpha=None)
@@ -196,12 +196,12 @@ def test_a_rank_that_a_file_sets_is_not_told(world: World, tmp_path: Path) -> No
     assert metadata_of(world, tmp_path, network_dim=6, network_alpha=0)["ss_network_alpha"] == "6"
 
 
-def test_what_is_not_trained_has_a_rate_of_0(world: World, tmp_path: Path) -> None:
+def test_untrained_parts_have_a_learning_rate_of_0(world: World, tmp_path: Path) -> None:
     found = metadata_of(world, tmp_path, network_train_unet_only=True)
     assert (found["ss_unet_lr"], found["ss_text_encoder_lr"]) == ("0.001", "0.0")
 
 
-def test_epochs_count_when_they_are_over(world: World, tmp_path: Path) -> None:
+def test_epochs_are_counted_at_their_end(world: World, tmp_path: Path) -> None:
     """As files of sd-scripts: 0 in the first epoch, 1 at its end, and the number of epochs at the end of the run."""
     metadata = adapter_metadata(plan_of(world, tmp_path, max_train_steps=20))  # 8 steps an epoch
     assert [metadata.at(step)["ss_epoch"] for step in (1, 7, 8, 9, 19, 20)] == ["0", "0", "1", "1", "2", "3"]
@@ -215,7 +215,7 @@ def test_epochs_count_when_they_are_over(world: World, tmp_path: Path) -> None:
         ("sd2", True, "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
     ],
 )
-def test_the_model_is_named(
+def test_model_version_and_architecture(
     family: str, v: bool, version: str, architecture: str, world: World, tmp_path: Path
 ) -> None:
     folder = tiny.write_diffusers(tmp_path / "a model", family, prediction="v_prediction" if v else "epsilon")
@@ -227,7 +227,7 @@ def test_the_model_is_named(
     assert found["ss_sd_model_hash"] == found["ss_new_sd_model_hash"] == "IsADirectory"
 
 
-def test_what_the_user_says_about_the_file(world: World, tmp_path: Path) -> None:
+def test_metadata_flags_and_comment(world: World, tmp_path: Path) -> None:
     flags = {"metadata_title": "Sks", "metadata_author": "me", "training_comment": "zwölf", "clip_skip": 2}
     found = metadata_of(world, tmp_path, **flags, min_timestep=200)
     assert found["modelspec.title"] == "Sks" and found["modelspec.author"] == "me"
@@ -238,7 +238,7 @@ def test_what_the_user_says_about_the_file(world: World, tmp_path: Path) -> None
     assert untitled["modelspec.title"].startswith("LoRA@2") and untitled["ss_output_name"] == "None"
 
 
-def test_a_name_with_bytes_that_are_no_text_can_be_written(world: World, tmp_path: Path) -> None:
+def test_a_name_with_invalid_utf8_can_be_written(world: World, tmp_path: Path) -> None:
     found = metadata_of(world, tmp_path, training_comment="caf\udce9")
     assert found["ss_training_comment"].encode("utf-8") == b"caf?"
 

@@ -22,7 +22,7 @@ def gradients(made: list[torch.nn.Parameter]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("limit", [0.1, 1.0, 11.0, 13.0, 1000.0])
-def test_it_is_torchs_clipping(limit: float) -> None:
+def test_clipping_equals_that_of_torch(limit: float) -> None:
     """The norm is about 12: both sides of the limit."""
     ours, theirs = parameters(), parameters()
     clip_gradients(ours, limit)
@@ -46,12 +46,12 @@ def test_a_norm_at_the_limit_is_scaled_as_torch_does() -> None:
     assert parameter.grad.item() == pytest.approx(0.001 * 0.001 / 0.001001, rel=1e-5)
 
 
-def test_no_gradients_are_nothing_to_clip() -> None:
+def test_parameters_without_gradients_are_skipped() -> None:
     clip_gradients([torch.nn.Parameter(torch.zeros(3))], 1.0)
 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
-def test_a_norm_that_is_not_finite_spoils_them_all(spoil: float) -> None:
+def test_a_norm_that_is_not_finite_makes_all_gradients_nan(spoil: float) -> None:
     """As torch does it: the step is bad as a whole and must not look like a good one."""
     ours, theirs = parameters(), parameters()
     for made in (ours, theirs):

@@ -1,4 +1,4 @@
-"""Every optimiser of the table: chosen without torch, learns, and goes on from its saved state bit for bit."""
+"""Every optimizer of the table: chosen without torch, lowers a loss, continues from its saved state bit for bit."""
 
 from __future__ import annotations
 
@@ -103,15 +103,15 @@ def test_the_table_has_the_names_that_users_know() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_learns(name: str) -> None:
-    """LearningRates that are found grow from d0, whose default of 1e-6 would take this toy many steps."""
+def test_each_optimizer_lowers_the_loss(name: str) -> None:
+    """Learning rates that an optimizer estimates grow from d0, whose default of 1e-6 would take this toy many steps."""
     toy = Toy(options(name, "d0=1e-3") if ROWS[name].learning_rate_free else options(name))
     losses = [toy.step() for _ in range(21)]
     assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_goes_on_from_its_saved_state_bit_for_bit(name: str) -> None:
+def test_each_optimizer_continues_from_its_saved_state_bit_for_bit(name: str) -> None:
     toy = Toy(options(name))
     for _ in range(7):
         toy.step()
@@ -157,13 +157,13 @@ def test_adafactors_state_is_small() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_count_in_any_case(name: str) -> None:
+def test_names_are_case_insensitive(name: str) -> None:
     for spelling in (name.lower(), name.upper()):
         choice = choose_optimizer(options(spelling))
         assert choice.row is ROWS[name] and not choice.mistakes
 
 
-def test_nothing_said_is_adamw_and_the_old_flags_are_names() -> None:
+def test_the_default_is_adamw_and_old_flags_choose_theirs() -> None:
     assert choose_optimizer(options()).name == "AdamW"
     assert choose_optimizer(options(use_8bit_adam=True)).name == "AdamW8bit"
     assert choose_optimizer(options(use_lion_optimizer=True)).name == "Lion"
@@ -192,22 +192,22 @@ def test_arguments_are_read_as_python_values() -> None:
         ("lr=1", "learning_rate"),
     ],
 )
-def test_wrong_arguments_are_told_with_the_way_out(pair: str, says: str) -> None:
+def test_wrong_arguments_have_remedies(pair: str, says: str) -> None:
     (mistake,) = choose_optimizer(options("AdamW", pair)).mistakes
     assert "optimizer_args" in mistake.what and says in str(mistake)
 
 
-def test_an_argument_given_twice_is_told() -> None:
+def test_an_argument_given_twice_is_a_mistake() -> None:
     assert choose_optimizer(options("AdamW", "eps=1", "eps=2")).mistakes
 
 
 @pytest.mark.parametrize("row", OPTIMIZERS, ids=lambda row: row.name)
-def test_arguments_of_every_optimiser_are_known_without_importing_it(row: OptimizerRow) -> None:
+def test_arguments_of_every_optimizer_are_known_without_importing_it(row: OptimizerRow) -> None:
     choice = choose_optimizer(options(row.name, "no_such_argument=1"))
     assert any("no_such_argument" in mistake.what for mistake in choice.mistakes)
 
 
-def test_a_misspelt_name_is_told_with_the_nearest() -> None:
+def test_a_misspelt_name_gets_the_closest_one() -> None:
     (mistake,) = choose_optimizer(options("AdamW9bit")).mistakes
     assert "AdamW9bit" in mistake.what and "AdamW8bit" in mistake.remedy
     (mistake,) = choose_optimizer(options("Zorro")).mistakes
@@ -236,7 +236,7 @@ def test_a_class_under_its_own_name_has_its_own_defaults() -> None:
     assert choose_optimizer(options("SGDNesterov", "momentum=0.5")).arguments["momentum"] == 0.5
 
 
-def test_a_path_that_leads_nowhere_is_told() -> None:
+def test_a_path_that_does_not_exist_is_a_mistake() -> None:
     for name, says in (
         ("no_such_package.Some", "not installed"),
         ("torch.optim.NoSuch", "NoSuch"),
@@ -247,7 +247,7 @@ def test_a_path_that_leads_nowhere_is_told() -> None:
         assert says in mistake.what
 
 
-def test_a_constructor_that_refuses_is_the_users_mistake() -> None:
+def test_a_constructor_that_refuses_is_a_user_error() -> None:
     choice = choose_optimizer(options("AdamW", "betas=2,3"))
     with pytest.raises(UserError, match="betas"):
         make_optimizer(choice, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1}])
@@ -261,9 +261,7 @@ def test_adamw_uses_its_fused_kernel_where_it_may() -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("amsgrad=True",), ("foreach=True",)], ids=" ".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_state_made_beforehand_is_the_one_that_the_first_step_begins_with(
-    arguments: tuple[str, ...], dtype: torch.dtype
-) -> None:
+def test_an_allocated_state_equals_that_of_the_first_step(arguments: tuple[str, ...], dtype: torch.dtype) -> None:
     late, early = Toy(options("AdamW", *arguments), dtype), Toy(options("AdamW", *arguments), dtype)
     allocate_state(early.optimizer)
     held = [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
@@ -277,7 +275,7 @@ def test_a_state_made_beforehand_is_the_one_that_the_first_step_begins_with(
     assert held == [value.data_ptr() for state in early.optimizer.state.values() for value in state.values()]
 
 
-def test_the_state_of_other_optimisers_is_left_to_them() -> None:
+def test_the_state_of_other_optimizers_is_not_allocated() -> None:
     toy = Toy(options("Lion"))
     allocate_state(toy.optimizer)
     assert not toy.optimizer.state
@@ -290,15 +288,17 @@ def test_each_part_has_its_own_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
 
 
-def test_adafactor_finds_its_own_rate_unless_told_otherwise() -> None:
+def test_adafactor_sets_its_own_rate_by_default() -> None:
     own = choose_optimizer(options("Adafactor", learning_rate=1e-4))
     assert own.relative_step and own.arguments["relative_step"] is True and len(own.notes) == 1
     assert "learning rate" in own.notes[0]
 
-    told = choose_optimizer(options("Adafactor", "relative_step=False", "scale_parameter=False", learning_rate=1e-4))
-    assert not told.relative_step
-    assert any("max_grad_norm" in note for note in told.notes) and any("constant_with_warmup" in n for n in told.notes)
-    group = make_optimizer(told, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1e-4}]).param_groups[0]
+    fixed = choose_optimizer(options("Adafactor", "relative_step=False", "scale_parameter=False", learning_rate=1e-4))
+    assert not fixed.relative_step
+    assert any("max_grad_norm" in note for note in fixed.notes) and any(
+        "constant_with_warmup" in n for n in fixed.notes
+    )
+    group = make_optimizer(fixed, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1e-4}]).param_groups[0]
     assert group["lr"] == 1e-4
 
     forced = choose_optimizer(options("Adafactor", "relative_step=False", "warmup_init=True"))
@@ -306,7 +306,7 @@ def test_adafactor_finds_its_own_rate_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.learning_rate_free])
-def test_rates_of_optimisers_that_find_them(name: str) -> None:
+def test_rates_of_learning_rate_free_optimizers(name: str) -> None:
     assert not choose_optimizer(options(name, learning_rate=1.0)).notes
     assert any("about 1" in note for note in choose_optimizer(options(name, learning_rate=1e-5)).notes)
     assert not choose_optimizer(options(name, learning_rate=1.0, learning_rate_te=1.0)).mistakes
@@ -318,7 +318,7 @@ def test_rates_of_optimisers_that_find_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_full_fp16_needs_good_state_or_a_large_eps(name: str) -> None:
+def test_full_fp16_needs_precise_state_or_a_large_eps(name: str) -> None:
     mistakes = choose_optimizer(options(name), full_fp16=True).mistakes
     assert bool(mistakes) == (name not in FULL_FP16_SAFE)
     if mistakes:
@@ -340,7 +340,7 @@ def test_choosing_imports_no_torch() -> None:
         "from library.training.optim.schedules import choose_schedule\n"
         "for name in [row.name for row in OPTIMIZERS] + ['NAdam', 'bitsandbytes.optim.Adam8bit', 'Nope']:\n"
         "    options = OptimizerOptions(optimizer_type=name, optimizer_args=('a=1',), lr_scheduler_type='StepLR')\n"
-        "    choose_schedule(options, 100, choose_optimizer(options, True))\n"
+        "    choose_schedule(options, 100, choose_optimizer(options, full_fp16=True))\n"
         "sys.exit(bool({'torch', 'numpy', 'transformers', 'bitsandbytes'} & set(sys.modules)))\n"
     )
     root = Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""What a model's family has no use for; what its network predicts, and at which timesteps it is trained."""
+"""Flags that a family does not support; prediction type and range of timesteps of a base model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_CAPABILITY = replace(SD1, capabilities=frozenset())
         ("--max_token_length 225 --v2", 2),
     ],
 )
-def test_what_front_ends_always_write_asks_for_nothing(flags: str, refused: int) -> None:
+def test_flags_that_front_ends_always_write_are_accepted(flags: str, refused: int) -> None:
     """kohya_ss sends clip_skip 1, LoRA_Easy_Training_Scripts 2, whatever the model is."""
     mistakes = Mistakes()
     check_capabilities(NO_CAPABILITY, parse(flags.split()).options, mistakes)
@@ -45,27 +45,30 @@ SAYS_EPSILON = Noted("epsilon", None, "modelspec.prediction_type")
 
 
 @pytest.mark.parametrize(
-    ("said", "flags", "prediction", "because"),
+    ("marks", "flags", "prediction", "reason"),
     [
-        (SILENT, "", "epsilon", "assumed, as the checkpoint does not say; --v_parameterization changes it"),
-        (SILENT, "--v_parameterization", "v", "--v_parameterization"),
-        (SAYS_V, "", "v", "as the checkpoint says (its keys v_pred and ztsnr)"),
-        (SAYS_V, "--v_parameterization=false", "v", "as the checkpoint says (its keys v_pred and ztsnr)"),
-        (SAYS_EPSILON, "--v_parameterization", "v", "though the checkpoint says epsilon"),
-        (SAYS_EPSILON, "", "epsilon", "as the checkpoint says (modelspec.prediction_type)"),
+        (
+            SILENT,
+            "",
+            "epsilon",
+            "assumed, the checkpoint does not say; use --v_parameterization if the model predicts v",
+        ),
+        (SILENT, "--v_parameterization", "v", "set by --v_parameterization"),
+        (SAYS_V, "", "v", "according to the checkpoint (its keys v_pred and ztsnr)"),
+        (SAYS_V, "--v_parameterization=false", "v", "according to the checkpoint (its keys v_pred and ztsnr)"),
+        (SAYS_EPSILON, "--v_parameterization", "v", "although the checkpoint says epsilon"),
+        (SAYS_EPSILON, "", "epsilon", "according to the checkpoint (modelspec.prediction_type)"),
     ],
 )
-def test_what_the_network_predicts_is_said_with_its_reason(
-    said: Noted, flags: str, prediction: str, because: str
-) -> None:
-    decided, why = decide_prediction(parse(flags.split()).options.model, SDXL, said)
-    assert decided == prediction and because in why
+def test_the_prediction_type_and_its_reason(marks: Noted, flags: str, prediction: str, reason: str) -> None:
+    decided, why = decide_prediction(parse(flags.split()).options.model, marks)
+    assert decided == prediction and reason in why
 
 
-def objective_of(family: Family, flags: str, said: Noted = SILENT, prediction: str = "epsilon") -> ObjectiveOptions:
+def objective_of(family: Family, flags: str, marks: Noted = SILENT, prediction: str = "epsilon") -> ObjectiveOptions:
     mistakes, notes = Mistakes(), list[str]()
     options = parse(flags.split()).options.objective
-    decided = decide_objective(options, family, said, prediction, mistakes, notes)  # type: ignore[arg-type]
+    decided = decide_objective(options, family, marks, prediction, mistakes, notes)  # type: ignore[arg-type]
     assert not mistakes
     return decided
 
@@ -84,7 +87,9 @@ def objective_of(family: Family, flags: str, said: Noted = SILENT, prediction: s
         (SDXL, "--refiner_training_invert_schedule --refiner_training_strength 0.3 --max_timestep 900", (300, 900)),
     ],
 )
-def test_each_model_is_trained_in_its_own_range(family: Family, flags: str, timesteps: tuple[int, int]) -> None:
+def test_each_model_is_trained_in_its_own_range_of_timesteps(
+    family: Family, flags: str, timesteps: tuple[int, int]
+) -> None:
     """And so is every sample, in batches of one too."""
     options = objective_of(family, flags)
     objective: Objective[None] = Objective.of(options, family.process, "epsilon")
@@ -113,9 +118,11 @@ def test_the_noise_schedule_is_that_of_the_checkpoint() -> None:
     ("family", "flags"),
     [(REFINER, "--min_timestep 300"), (SDXL, "--refiner_training_invert_schedule --max_timestep 150")],
 )
-def test_limits_outside_of_its_own_range_are_refused_by_what_sets_that(family: Family, flags: str) -> None:
+def test_limits_outside_the_range_of_the_model_are_refused(family: Family, flags: str) -> None:
     mistakes = Mistakes()
     options = decide_objective(parse(flags.split()).options.objective, family, SILENT, "epsilon", mistakes, [])
     (mistake,) = mistakes
     assert "--refiner_training_strength = 0.2" in mistake.what
-    assert options == parse(flags.split()).options.objective  # and not told again by what judges the two
+    assert (
+        options == parse(flags.split()).options.objective
+    )  # unchanged, so that the check of the two flags reports nothing more

@@ -1,4 +1,4 @@
-"""What makes one run another."""
+"""The identity of a run: what must not change on resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def test_a_image_with_another_score_is_other_data(world: World, tmp_path: Path) -> None:
+def test_an_image_with_another_score_is_other_data(world: World, tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png")
     seen = []
     for entry in ({}, {"aesthetic_score": 7}, {"aesthetic_score": 7.5}, {"aesthetic_score": "7.50"}):
@@ -33,9 +33,7 @@ def test_a_image_with_another_score_is_other_data(world: World, tmp_path: Path) 
     assert len(set(seen)) == 3 and seen[2] == seen[3]
 
 
-def test_a_state_of_a_version_without_an_option_goes_on_while_it_is_at_its_default(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_state_from_before_an_option_existed_resumes_at_its_default(world: World, tmp_path: Path) -> None:
     found = decide(parse(world.arguments(tmp_path / "out"))).identity
     older = {fact: value for fact, value in found.items() if fact != "--data_aesthetic_score"}
     saved = SavedState(tmp_path, Progress(step=1), older)
@@ -43,10 +41,10 @@ def test_a_state_of_a_version_without_an_option_goes_on_while_it_is_at_its_defau
         mistakes = Mistakes()
         now = {**found, **{f"--{name}": str(value) for name, value in flags.items()}}
         check_continuation(saved, now, 10, mistakes)
-        assert [told in mistake.what for told, mistake in zip(refused, mistakes, strict=True)] == [True] * len(refused)
+        assert [part in mistake.what for part, mistake in zip(refused, mistakes, strict=True)] == [True] * len(refused)
 
 
-def test_what_the_model_predicts_is_part_of_a_run_whoever_said_it(world: World, tmp_path: Path) -> None:
+def test_the_prediction_type_is_part_of_the_identity(world: World, tmp_path: Path) -> None:
     plain = decide(parse(world.arguments(tmp_path / "out"))).identity
     marked = tiny.write_single_file(tmp_path / "v.safetensors", "sd1", metadata={"modelspec.prediction_type": "v"})
     by_file = decide(parse(world.arguments(tmp_path / "out", pretrained_model_name_or_path=marked))).identity

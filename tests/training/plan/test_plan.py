@@ -12,7 +12,7 @@ from library.options.mistakes import UserError
 from library.options.parse import parse
 from library.runtime.device import Machine
 from library.runtime.precision import resolve
-from library.training.plan.facts import with_sound_vae
+from library.training.plan.facts import avoid_fp16_vae
 from library.training.plan.plan import Plan, decide
 from library.training.plan.text import describe
 from tests import tiny
@@ -36,39 +36,39 @@ def mistakes_of(world: World, out: Path, **flags: object) -> list[str]:
 
 # 3 images x 2 + 2 images x 1 = 8 samples; batches of 3 give 3 batches, windows of 2 give 2 steps
 @pytest.mark.parametrize(
-    ("flags", "steps", "epochs", "because"),
+    ("flags", "steps", "epochs", "reason"),
     [
         ({"max_train_epochs": 5}, 10, 5, "--max_train_epochs"),
         ({"max_train_steps": 7}, 7, 4, "--max_train_steps"),
-        ({"max_train_epochs": 5, "max_train_steps": 7}, 10, 5, "beats --max_train_steps 7"),
+        ({"max_train_epochs": 5, "max_train_steps": 7}, 10, 5, "overrides --max_train_steps 7"),
         ({}, 1600, 800, "the default"),
         ({"max_train_epochs": 0}, 1600, 800, "the default"),
     ],
 )
-def test_length(flags: dict[str, object], steps: int, epochs: int, because: str, world: World, tmp_path: Path) -> None:
+def test_length(flags: dict[str, object], steps: int, epochs: int, reason: str, world: World, tmp_path: Path) -> None:
     length = plan_of(world, tmp_path, train_batch_size=3, gradient_accumulation_steps=2, **flags).facts.duration
     assert (length.steps, length.epochs, length.steps_per_epoch, length.batches_per_epoch) == (steps, epochs, 2, 3)
-    assert because in length.because
+    assert reason in length.reason
 
 
-def test_regularisation_doubles_the_epoch_and_is_told(world: World, tmp_path: Path) -> None:
+def test_regularisation_doubles_the_epoch(world: World, tmp_path: Path) -> None:
     plan = plan_of(world, tmp_path, reg_data_dir=world.root / "reg")
     assert plan.facts.duration.batches_per_epoch == 16
     text = describe(plan)
     assert "3 samples for 8 training samples; repeated to 8; ratio 1.00 : 1" in text
 
 
-def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path) -> None:
+def test_the_text_of_a_plan(world: World, tmp_path: Path) -> None:
     flags = {"save_every_n_epochs": 1, "max_train_epochs": 3, "save_state": True, "stop_text_encoder_training": 9}
     text = describe(plan_of(world, tmp_path, **flags, learning_rate=2e-6, learning_rate_te=1e-6))
     for expected in (
         "Stable Diffusion 1.x",
-        '2_sks dog: 3 images x 2 = 6 samples, training, 1 caption from files, 2 as "sks dog"',
+        '2_sks dog: 3 images x 2 = 6 samples, training, 1 caption from files, 2 captioned "sks dog"',
         "of 75 tokens",
         "64x64: 8",
-        "U-Net (3.5 M parameters) at 2e-06",
-        "at 1e-06, until step 9",
-        "24 optimiser steps in 3 epochs of 8 (--max_train_epochs)",
+        "U-Net (3.5 M parameters), learning rate 2e-06",
+        "learning rate 1e-06, until step 9",
+        "24 optimizer steps in 3 epochs of 8 (--max_train_epochs)",
         "seed 1",
         str(tmp_path / "dog.safetensors"),
         "dog-000001.safetensors, dog-000002.safetensors",
@@ -78,14 +78,14 @@ def test_the_text_shows_what_a_user_needs_to_check(world: World, tmp_path: Path)
         assert expected in text, f"{expected}\n---\n{text}"
 
 
-def test_a_caption_beyond_the_limit_is_named(tmp_path: Path, world: World) -> None:
+def test_a_truncated_caption_is_named(tmp_path: Path, world: World) -> None:
     tiny.write_images(tmp_path / "train" / "1_dog", 2)
     (tmp_path / "train" / "1_dog" / "image_01.txt").write_text("dog " * 100, encoding="utf-8")
     (tmp_path / "train" / "1_dog" / "image_00.txt").write_text("dog " * 75, encoding="utf-8")
     plan = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train")
     assert plan.facts.images.captions.longest == 100
     assert [path.name for path in plan.facts.images.captions.cut] == ["image_01.png"]
-    assert "1 caption cut at 75 tokens" in describe(plan)
+    assert "1 caption truncated to 75 tokens" in describe(plan)
     longer = plan_of(world, tmp_path / "out", train_data_dir=tmp_path / "train", max_token_length=150)
     assert longer.facts.images.captions.limit == 150 and not longer.facts.images.captions.cut
 
@@ -112,15 +112,15 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     flags: dict[str, object] = {"max_train_steps": 2, "save_state_on_train_end": True, "seed": None}
     assert run(world.arguments(tmp_path, **flags), capsys).code == 0
     state = tmp_path / "dog-state"
-    go_on = {**flags, "resume": state, "max_train_steps": 4}
-    plan = plan_of(world, tmp_path, **go_on)
+    resumed = {**flags, "resume": state, "max_train_steps": 4}
+    plan = plan_of(world, tmp_path, **resumed)
     assert plan.resume is not None and plan.resume.progress.step == 2
     assert str(plan.facts.seed) == plan.resume.identity["seed"]
-    assert any("2 steps are done" in what for what in mistakes_of(world, tmp_path, **{**go_on, "max_train_steps": 2}))
-    told = mistakes_of(world, tmp_path, **{**go_on, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
-    assert len(told) == 3 and all(str(state) in what for what in told)
-    (told_data,) = mistakes_of(world, tmp_path, **{**go_on, "reg_data_dir": world.root / "reg"})
-    assert "images, captions, repeats or scores" in told_data
+    assert any("2 steps are done" in what for what in mistakes_of(world, tmp_path, **{**resumed, "max_train_steps": 2}))
+    found = mistakes_of(world, tmp_path, **{**resumed, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
+    assert len(found) == 3 and all(str(state) in what for what in found)
+    (data_mistake,) = mistakes_of(world, tmp_path, **{**resumed, "reg_data_dir": world.root / "reg"})
+    assert "images, captions, repeats or scores" in data_mistake
     for changed in (
         {"enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8},
         {"flip_aug": True},
@@ -130,7 +130,7 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
         {"mixed_precision": "bf16"},
         {"cache_latents": True},
     ):
-        assert mistakes_of(world, tmp_path, **{**go_on, **changed}), changed
+        assert mistakes_of(world, tmp_path, **{**resumed, **changed}), changed
     for free in (
         {"cache_latents_to_disk": False},
         {"gradient_checkpointing": True},
@@ -138,12 +138,12 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
         {"save_every_n_steps": 1},
         {"mixed_precision": "fp16"},
     ):
-        assert plan_of(world, tmp_path, **{**go_on, **free}).resume is not None, free
-    (told_none,) = mistakes_of(world, tmp_path, **{**go_on, "resume": tmp_path})
-    assert "no training state" in told_none
+        assert plan_of(world, tmp_path, **{**resumed, **free}).resume is not None, free
+    (no_state,) = mistakes_of(world, tmp_path, **{**resumed, "resume": tmp_path})
+    assert "not a training state" in no_state
 
 
-def test_flags_the_family_has_no_use_for_are_refused(world: World, tmp_path: Path) -> None:
+def test_flags_that_the_family_does_not_support_are_refused(world: World, tmp_path: Path) -> None:
     assert mistakes_of(world, tmp_path, write_inference_yaml=True) == [
         "--write_inference_yaml has no meaning for Stable Diffusion 1.x"
     ]
@@ -152,8 +152,8 @@ def test_flags_the_family_has_no_use_for_are_refused(world: World, tmp_path: Pat
 
 def test_several_processes_are_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    (told,) = mistakes_of(world, tmp_path)
-    assert "2 processes" in told
+    (mistake,) = mistakes_of(world, tmp_path)
+    assert "2 processes" in mistake
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,6 @@ def test_the_vae_of_sdxl_never_computes_in_fp16(card: tuple[int, int], flags: st
     machine = Machine("cuda", "a card", compute_capability=card)
     asked = resolve(parse(flags.split()).options.memory, machine)
     notes: list[str] = []
-    assert with_sound_vae(asked, SDXL.latent, machine, notes).vae == vae
+    assert avoid_fp16_vae(asked, SDXL.latent, machine, notes).vae == vae
     assert bool(notes) == (asked.vae != vae)
-    assert with_sound_vae(asked, SD1.latent, machine, notes) == asked
+    assert avoid_fp16_vae(asked, SD1.latent, machine, notes) == asked

@@ -183,7 +183,7 @@ def test_names_are_those_of_the_folders_however_they_are_named(
     assert found["ss_tag_frequency"] == {"犬 dög": {"dog": 1}}
 
 
-def test_images_that_are_set_aside_are_not_trained_and_not_counted(world: World, tmp_path: Path) -> None:
+def test_held_out_images_are_not_counted(world: World, tmp_path: Path) -> None:
     flags = {"enable_bucket": True, "min_bucket_reso": 64, "max_bucket_reso": 128, "validation_split": 0.34}
     plan = plan_of(world, tmp_path, **flags)
     assert len(plan.facts.images.scan.held_out) == 1  # of 3; a third of 2 images is less than one

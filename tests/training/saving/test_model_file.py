@@ -28,7 +28,7 @@ def metadata_of(world: World, out: Path, **flags: object) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ({}, None),
         ({"min_timestep": 100}, "100,1000"),
@@ -36,10 +36,10 @@ def metadata_of(world: World, out: Path, **flags: object) -> dict[str, str]:
         ({"min_timestep": 0, "max_timestep": 900}, "0,900"),
     ],
 )
-def test_timesteps_are_told_where_not_all_are_trained(
-    flags: dict[str, object], told: str | None, world: World, tmp_path: Path
+def test_a_range_of_timesteps_is_in_the_metadata(
+    flags: dict[str, object], expected: str | None, world: World, tmp_path: Path
 ) -> None:
-    assert metadata_of(world, tmp_path, **flags).get("modelspec.timestep_range") == told
+    assert metadata_of(world, tmp_path, **flags).get("modelspec.timestep_range") == expected
 
 
 def test_the_resolution_is_the_largest_that_is_trained(world: World, tmp_path: Path) -> None:

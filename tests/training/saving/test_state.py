@@ -46,7 +46,7 @@ def a_run(seed: int) -> RunState:
     }  # fmt: skip
 
 
-def test_files_have_the_names_that_users_know_from_accelerate(tmp_path: Path) -> None:
+def test_files_have_the_names_of_accelerate(tmp_path: Path) -> None:
     save_state(tmp_path / "state", PROGRESS, a_run(1), {"seed": "1"})
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         "count.bin", "model.safetensors", "model_1.safetensors", "optimizer.bin", "random_states_0.pkl",
@@ -57,7 +57,7 @@ def test_files_have_the_names_that_users_know_from_accelerate(tmp_path: Path) ->
             assert file.metadata()["part"] == part
 
 
-def test_every_entry_is_put_back(tmp_path: Path) -> None:
+def test_every_entry_is_restored(tmp_path: Path) -> None:
     saved = a_run(1)
     save_state(tmp_path / "state", PROGRESS, saved, {"seed": "1"})
     drawn = random.random(), numpy.random.rand(), torch.rand(3).tolist()
@@ -79,7 +79,7 @@ def test_a_state_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
         load_state(read_state(tmp_path / "state"), a_run(2))
 
 
-def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+def test_no_partial_state_is_left(tmp_path: Path) -> None:
     save_state(tmp_path / "state", PROGRESS, a_run(1), {})
     with pytest.raises(OSError, match="disk full"):
         save_state(tmp_path / "state", PROGRESS, {**a_run(2), "count": Full(2)}, {})

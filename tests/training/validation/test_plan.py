@@ -128,7 +128,7 @@ def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     text = describe(plan)
-    assert "2_dog: 16 images, 4 of them set aside for validation, 12 x 2 = 24 samples, training" in text
+    assert "2_dog: 16 images, 4 held out for validation, 12 x 2 = 24 samples, training" in text
     assert plan.facts.order.samples_per_epoch == 12 * 2 + 6
 
 
@@ -153,5 +153,5 @@ def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
         encoding="utf-8",
     )
     plan = decide(parse(world.arguments(tmp_path, train_data_dir=None, dataset_config=toml, max_train_steps=2)))
-    assert "1_cat: 8 images, all of them set aside, validation" in describe(plan)
+    assert "1_cat: 8 images, all held out, validation" in describe(plan)
     assert len(plan.facts.images.records) == 16 and len(chosen(plan.facts.images).pairs) == 8
