@@ -1,4 +1,4 @@
-"""A service that speaks S3, on this machine."""
+"""A local S3 server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of an S3 server on this machine."""
+    """The address of a local S3 server."""
     from moto.server import ThreadedMotoServer
 
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -23,7 +23,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def account(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Credentials and the address, as a user gives them: by environment variables."""
+    """Set credentials and address by environment variables, as a user does."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)

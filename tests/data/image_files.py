@@ -1,4 +1,4 @@
-"""Images, records and descriptions of data sets for the tests of this room."""
+"""Images, records and dataset settings for these tests."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 
 
 def noise(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """An image (width, height) that no resize, flip or crop leaves as it is."""
+    """A noise image (width, height), which every resize, flip and crop changes."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
     return Image.fromarray(values if channels > 1 else values[:, :, 0], mode)
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48), caption: str | None = None, **keywords: Any) -> Path:
-    """Write an image and, if given, its .txt caption; folders are made."""
+    """Write an image and optionally its .txt caption; creates folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise(size, seed=sum(path.name.encode())).save(path, **keywords)
     if caption is not None:
@@ -41,14 +41,14 @@ def record(
     mask: str | None = None,
     score: float | None = None,
 ) -> ImageRecord:
-    """A record as a scan would make it."""
+    """A record as from a scan."""
     return ImageRecord(
         path.parent, path.name, subset, dataset, size, caption, True, repeats, is_reg, transparent, mask, score=score
     )
 
 
 def subset(folder: Path | None, **values: Any) -> SubsetSpec:
-    """A subset as a dataset file would describe it, with .txt captions."""
+    """A subset as from a dataset file, with .txt captions."""
     return SubsetSpec(folder, **{"origin": "data.toml, line 1", "caption_extensions": (".txt",), **values})
 
 
@@ -58,5 +58,5 @@ def dataset(*subsets: SubsetSpec, resolution: tuple[int, int] = (64, 64), **valu
 
 
 def template(**values: Any) -> DatasetSpec:
-    """What the command line says of folders that describe the rest themselves."""
+    """The template of the command line for datasets of folders."""
     return dataset(subset(None, **{"origin": "the command line", **values}), origin="the command line")

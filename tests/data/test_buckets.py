@@ -1,4 +1,4 @@
-"""The list of buckets and where an image goes, against a plain writing of the rules of sd-scripts and SimpleTuner."""
+"""Buckets and their images, against a plain implementation of the rules of sd-scripts and SimpleTuner."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRIDS = [
 
 @dataclass(frozen=True)
 class Image:
-    """What a table reads of a record."""
+    """The fields of a record that build_bucket_table reads."""
 
     name: str
     size: Size
@@ -95,7 +95,7 @@ def plain_assign(size: Size, resolution: Size, s: int, buckets: list[Size], no_u
 
 
 def plain_round(length: float, s: int) -> int:
-    """To the multiple next to it, never to 0."""
+    """The nearest multiple, never 0."""
     return max(s, round(length / s) * s)
 
 

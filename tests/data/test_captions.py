@@ -1,4 +1,4 @@
-"""Caption steps against a plain writing of the steps of sd-scripts, and what each option may and may not change."""
+"""Caption processing against a plain implementation of sd-scripts, and the effect of each option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are what their requests say, whoever makes them."""
+"""Batches depend on their requests only, not on the worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLY = "kill this worker"
 
 
 def tokenize(captions: Sequence[str]) -> dict[str, TextInput]:
-    """Code points, one chunk of 77. One caption is the end of the worker that meets it, as for want of memory."""
+    """Code points, one chunk of 77. One caption kills the worker that reads it, like exhausted memory."""
     if DEADLY in captions:
         os._exit(1)
     rows = [[ord(letter) for letter in caption.ljust(77)[:77]] for caption in captions]
@@ -55,13 +55,13 @@ def dataset(
 
 
 def with_settings(data: TrainingDataset, **settings: Any) -> TrainingDataset:
-    """The same images under other settings of their subset."""
+    """The same images with other settings of their subset."""
     (spec,) = data.images.subsets
     return replace(data, images=replace(data.images, subsets=(replace(spec, **settings),)))
 
 
 def with_records(data: TrainingDataset, places: Sequence[int], **first: Any) -> TrainingDataset:
-    """These of the records; `first` changes the last of them."""
+    """The selected records; `first` changes the last one."""
     reader = data.images
     records = [reader.records[place] for place in places]
     records[-1] = replace(records[-1], **first)
@@ -84,7 +84,7 @@ def order(data: TrainingDataset, batch_size: int = 2) -> EpochOrder:
 
 
 def request_of(epoch: int, bucket: Size, samples: Sequence[Sample], first: int = 0) -> BatchRequest:
-    """A window of one micro-batch."""
+    """A window of one batch."""
     return BatchRequest(epoch, 0, bucket, tuple(samples), first, len(samples), last_of_window=True)
 
 
@@ -205,7 +205,7 @@ def test_other_errors_of_torch_pass_the_explanation() -> None:
 
 @pytest.mark.slow
 def test_the_next_epoch_is_asked_for_before_this_one_ends(tmp_path: Path) -> None:
-    """Workers are given requests ahead, whatever epoch they are of: there is no gap between epochs."""
+    """Workers get requests ahead across epochs: there is no gap between epochs."""
     data = dataset(tmp_path)
     asked: list[int] = []
 
@@ -223,7 +223,7 @@ def test_the_next_epoch_is_asked_for_before_this_one_ends(tmp_path: Path) -> Non
 
 
 def test_masks_follow_the_images_and_a_missing_one_counts_fully(tmp_path: Path) -> None:
-    """Images that are their own masks: at one pixel a latent both must show the same, however they are varied."""
+    """Images that are their own masks: at one pixel per latent both must be equal under every augmentation."""
     images = ImageSettings(random_crop=True, flip=True)
     data = replace(dataset(tmp_path / "train", images=images, mask_dir=tmp_path / "train"), stride=1)
     reader = data.images

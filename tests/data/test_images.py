@@ -1,4 +1,4 @@
-"""Pixels come out as the image shows them, whatever the file holds."""
+"""Pixels are those that a viewer shows, for every kind of file."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_floats_reach_from_minus_one_to_one() -> None:
 
 @pytest.mark.parametrize("level", [0, 6])
 def test_damaged_pixels_of_a_png_are_not_trained(tmp_path: Path, level: int) -> None:
-    """At level 0 the pixels stand in the file as they are: whatever they become, they can be decoded."""
+    """At compression level 0 the file holds raw pixels, so it can be decoded whatever they are changed to."""
     path = tmp_path / "a.png"
     noise((64, 48)).save(path, compress_level=level)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""A mask says of each pixel how much it counts, and always of the same pixel as in its image."""
+"""Masks weight the loss per pixel, and stay aligned with their images."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ PLACES = [  # placement, size: made smaller, larger, both at once, and left as i
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("crop", CROPS)
 def test_a_image_that_is_its_own_mask_stays_so(tmp_path: Path, crop: str, interpolation: str | None) -> None:
-    """Equal to the last bit, under every crop, flip, scale and interpolation, from the file to the sample."""
+    """Bit-equal under every crop, flip, scale and interpolation, from the file to the sample."""
     seen = set()
     for (place, (placement, size)), seed in itertools.product(enumerate(PLACES), range(4)):
         name = f"a{place}_{size[0] // 3}_{size[1] // 2}_20_30.png"
@@ -159,7 +159,7 @@ def test_floats_reach_from_zero_to_one() -> None:
 
 
 def test_a_mask_is_reduced_by_area_and_keeps_its_mean() -> None:
-    """A 10 x 10 square in 512 x 512 weighs 100 / 262144 = 0.00038147, wherever it lies."""
+    """A 10 x 10 square in 512 x 512 weighs 100 / 262144 = 0.00038147, at any position."""
     for top, left in ((0, 0), (7, 3), (250, 255), (502, 502)):
         mask = torch.zeros(512, 512)
         mask[top : top + 10, left : left + 10] = 1.0

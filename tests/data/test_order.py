@@ -1,4 +1,4 @@
-"""Laws of the order: all of it, nothing twice, from anywhere."""
+"""Laws of the order: every sample once, from any step."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_requests_count_the_steps_of_the_run() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("accumulation", [1, 3, 4])
 def test_several_processes_together_see_what_one_sees(world: int, accumulation: int) -> None:
-    """Window by window; all of them have the same number of windows, and of micro-batches in each."""
+    """Window by window; all ranks have the same number of windows, and of batches in each."""
     order = some_order(accumulation=accumulation)
     for epoch, skipped in ((1, 0), (2, 3)):
         alone = windows(list(order.requests(epoch, skipped)))

@@ -1,4 +1,4 @@
-"""Folders that dataset files and flags name by a URL: copied once, as they were written, and read from the copy."""
+"""Remote folders in dataset files and flags: copied once and read from the copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOGS, MASKS = "memory://bucket/dogs", "memory://bucket/masks"
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> Iterator[None]:
-    """Images and masks of equal names."""
+    """Images and masks with equal names."""
     system = MemoryFileSystem()
     for folder in ("dogs", "masks", "by name/3_sks dog"):
         save(tmp_path / "a.png")

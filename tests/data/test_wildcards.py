@@ -1,4 +1,4 @@
-"""Choices in captions: every alternative and nothing else; without nesting, what sd-scripts makes of them."""
+"""Wildcards: every alternative and nothing else; without nesting, the results of sd-scripts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_closed_choice_inside_of_an_open_one_is_drawn() -> None:
 
 
 def flat(rng: random.Random) -> str:
-    """Text without nesting; pieces are kept apart by words, so that braces do not run into each other."""
+    """Text without nesting; words separate the pieces, so that braces do not merge."""
     pieces = []
     for _ in range(rng.randrange(6)):
         kind = rng.randrange(4)
@@ -70,7 +70,7 @@ def flat(rng: random.Random) -> str:
 
 
 def published(text: str, pick) -> str:
-    """formats.md 4.1: doubled braces are plain ones, then {...} becomes one of its parts."""
+    """formats.md 4.1: doubled braces are literal, then {...} becomes one of its parts."""
     text = text.replace("{{", "\1").replace("}}", "\2")
     text = re.sub(r"\{([^}]+)\}", lambda found: pick(found.group(1).split("|")), text)
     return text.replace("\1", "{").replace("\2", "}")
@@ -87,7 +87,7 @@ def test_flat_texts_are_read_as_published(pick) -> None:
 
 
 def nested(rng: random.Random, depth: int) -> tuple[str, set[str]]:
-    """A text and all that it may become."""
+    """A text and all its possible results."""
     text, expected = "", {""}
     for _ in range(rng.randrange(1, 3)):
         word = rng.choice(("a", "b", "c"))

@@ -1,4 +1,4 @@
-"""Freed memory is kept, and memory is preallocated, where the C library can be told to; nothing happens elsewhere."""
+"""Freed memory is kept, and memory is preallocated, with glibc; nothing happens elsewhere."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(faults(1))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the GNU C library is told")
 @pytest.mark.parametrize("what", [KEPT, AHEAD], ids=["kept memory", "preallocated memory"])
 def test_it_costs_no_page_faults(what: str) -> None:
-    """64 MiB are 16384 pages of 4 KiB each time; in a process of its own, since it holds to the process's end."""
+    """64 MiB are 16384 pages of 4 KiB each time; in its own process, because the setting lasts until it ends."""
     command = [sys.executable, "-c", COUNT_FAULTS + what]
     done, faults = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.split()
     if done == "False":
@@ -64,7 +64,7 @@ print(allocator.threading.active_count())
 
 
 def test_what_there_is_not_is_not_taken_and_a_failure_inside_ends_it() -> None:
-    """In a process of its own: it keeps what was taken."""
+    """In its own process, which keeps the memory."""
     done = subprocess.run([sys.executable, "-c", SURVIVORS], check=True, capture_output=True, encoding="utf-8")
     assert done.stdout.split() == ["1"]
 

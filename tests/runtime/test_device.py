@@ -1,4 +1,4 @@
-"""What describe_machine finds, on this machine and on pretended ones."""
+"""describe_machine on this machine and on simulated ones."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_no_driver_library_means_no_card(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def driver(cards: int, broken: bool = False) -> SimpleNamespace:
-    """A stand-in for libcuda: functions fill the references that they are given and return 0."""
+    """A stand-in for libcuda: functions fill their output arguments and return 0."""
 
     def fill(reference, value) -> int:
         reference._obj.value = value

@@ -1,4 +1,4 @@
-"""The search for garbage stops inside and goes on afterwards."""
+"""The garbage collector pauses inside and continues afterwards."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def layers(dtype: torch.dtype, make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
-    """A layer whose weight lies in half precision, and its twin with the same rounded weight in float32."""
+    """A layer with its weight in half precision, and its twin with the same rounded weight in float32."""
     torch.manual_seed(1)
     plain = make().requires_grad_(False)
     half = make().requires_grad_(False)
@@ -56,7 +56,7 @@ def test_embeddings(dtype: torch.dtype) -> None:
 
 
 def test_only_the_half_is_kept_for_the_way_back() -> None:
-    """A copy in full for each layer would take the memory that was saved."""
+    """A float32 copy per layer would use up the saved memory."""
     half, _ = layers(torch.bfloat16, lambda: nn.Linear(64, 64))
     kept: list[Tensor] = []
 

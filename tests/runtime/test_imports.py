@@ -1,4 +1,4 @@
-"""Large imports: no collection meanwhile, packages that stay out, and everything as before afterwards."""
+"""Large imports: no garbage collection, excluded packages, and everything restored afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from library.runtime.imports import import_in_thread, large_imports
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`big_package` takes `extra_package` along if it is installed."""
+    """`big_package` imports `extra_package` if it is installed."""
     (tmp_path / "extra_package.py").write_text("", encoding="utf-8")
     (tmp_path / "big_package.py").write_text(
         "import importlib.util\n"

@@ -1,4 +1,4 @@
-"""Which formats a run gets, what is replaced aloud, and what --strict refuses."""
+"""The formats of a run, the replacements and their notes, and what --strict refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several processes do together, with two real ones; and that one process does nothing for it."""
+"""Collectives with two real processes, and no communication with one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from library.runtime.processes import Processes
 
 
 def join(rank: int, world: int, folder: Path) -> Processes:
-    """Open a process group on this machine, which meets by a file, and say who this process is in it."""
+    """Open a local process group over a file; returns this process."""
     if "lo" in {name for _, name in socket.if_nameindex()}:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(

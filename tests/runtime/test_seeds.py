@@ -1,4 +1,4 @@
-"""Draws depend on their key alone."""
+"""Draws depend only on their key."""
 
 from __future__ import annotations
 

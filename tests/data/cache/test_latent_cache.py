@@ -1,4 +1,4 @@
-"""Cached latents are those of this image, this mask, this crop and this VAE, or they are made anew."""
+"""Cached latents belong to this image, mask, crop and VAE, or are encoded again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FORMATS = pytest.mark.parametrize("form", ["safetensors", "npz"])
 
 
 class Encoder:
-    """A VAE in miniature: means over 8x8 blocks, plus noise of the image's own generator."""
+    """A miniature VAE: means over 8x8 blocks, plus noise from the image's generator."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
@@ -54,7 +54,7 @@ def means(pixels: torch.Tensor, _: list[torch.Generator]) -> torch.Tensor:
 
 
 class Data:
-    """Records with the source of each, and a plain reader of them."""
+    """Records with their sources, and a plain reader."""
 
     def __init__(self, records: Sequence[ImageRecord], sources: Sequence[LatentSource] | None = None) -> None:
         self.records = list(records)
@@ -291,7 +291,7 @@ def test_a_second_run_reads_no_image_and_a_touched_one_only_once(
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the images of the test had been there for a minute."""
+    """Set the mtimes of the test's images back by a minute."""
     now = time.time_ns
     monkeypatch.setattr(latent_files.time, "time_ns", lambda: now() + 60_000_000_000)
 
@@ -366,7 +366,7 @@ def test_any_name_of_a_image_will_do(tmp_path: Path, form: str, name: str) -> No
 
 
 def foreign(path: Path, like: LatentCacheBuild, index: int, **changed: Any) -> Path:
-    """An .npz as sd-scripts writes it, with latents that no image of these tests has."""
+    """An .npz as sd-scripts writes it, with latents unlike those of any image here."""
     latents = like.store.get(index, False).latents.numpy() + 1
     arrays = {"latents": latents, "original_size": np.array([64, 64]), "crop_ltrb": np.zeros(4), **changed}
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -458,7 +458,7 @@ def test_damaged_files_are_made_anew(tmp_path: Path, form: str) -> None:
 
 
 class Broken:
-    """Gives NaN for images of one seed, in a batch with others too."""
+    """Gives NaN for images of one seed, in any batch."""
 
     def __init__(self, *brightness: float) -> None:
         self.brightness = brightness

@@ -1,4 +1,4 @@
-"""The encoder always has images waiting, and what it makes does not depend on the company of an image."""
+"""Images are decoded ahead of the encoder, and latents do not depend on the rest of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of latents is what its fingerprint says, or it is not read at all."""
+"""A file of latents matches its fingerprint, or is not read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def put(path: Path, seed: int = 0) -> Fingerprint:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the files of the test had been there for a minute."""
+    """Set the mtimes of the test's files back by a minute."""
     now = time.time_ns
     monkeypatch.setattr(latent_files.time, "time_ns", lambda: now() + 60_000_000_000)
 

@@ -1,4 +1,4 @@
-"""Cached outputs of the text encoder are those of this text and this encoder, or they are made anew."""
+"""Cached outputs belong to this text and encoder, or are encoded again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def states(text: str, factor: float = 1.0) -> Tensor:
 
 
 class Encoder:
-    """An encoder with two outputs, as SDXL has them; keeps what it was asked."""
+    """An encoder with two outputs like SDXL; records its inputs."""
 
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
@@ -70,7 +70,7 @@ def shards(folder: Path) -> list[Path]:
 
 
 def is_right(found: TextCacheBuild, texts: list[str] = TEXTS) -> bool:
-    """Whether a store gives for every order of texts, with repetitions, what the encoder gives."""
+    """Whether a store gives the encoder's outputs for every order of texts, with repetitions."""
     asked = [*reversed(texts), texts[0], texts[0]]
     got = found.store.get(asked)
     expected = torch.stack([states(text) for text in asked])

@@ -1,4 +1,4 @@
-"""Several processes, none of which knows of the others, do all of the work and little of it twice."""
+"""Several processes without communication do all of the work, and little of it twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_each_does_everything_and_begins_elsewhere(count: int) -> None:
 @pytest.mark.parametrize("speeds", [(1, 1), (2, 1), (1, 3), (5, 4, 1), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("late", [0, 150])
 def test_little_is_done_twice_however_fast_each_of_them_is(speeds: tuple[int, ...], late: int) -> None:
-    """A moment is as long as `speed` pieces of work of the process; the second one comes `late` moments later."""
+    """Per tick, a process does `speed` items; the second process starts `late` ticks later."""
     pieces = 2000
     left = [iter(processing_order(range(pieces), (number, len(speeds)))) for number in range(len(speeds))]
     done: set[int] = set()

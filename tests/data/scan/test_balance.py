@@ -1,4 +1,4 @@
-"""Regularisation images against the walk of the format."""
+"""Balancing regularisation images, against the rule of sd-scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from library.data.scan.balance import balance
 
 
 def walk(repeats: list[int], target: int) -> list[int]:
-    """The walk of sd-scripts to the letter: repeats given to each image, 0 = left out."""
+    """The rule of sd-scripts to the letter: repeats of each image, 0 = left out."""
     given = [0] * len(repeats)
     total = 0
     first = True

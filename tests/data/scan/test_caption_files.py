@@ -1,4 +1,4 @@
-"""Which file is an image's caption, in which encoding it is read, and what is said when it cannot be."""
+"""The caption file of an image, its encoding, and mistakes."""
 
 from __future__ import annotations
 

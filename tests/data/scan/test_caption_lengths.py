@@ -1,4 +1,4 @@
-"""Captions are counted once."""
+"""Tokens of captions are counted once."""
 
 from __future__ import annotations
 

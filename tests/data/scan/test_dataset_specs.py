@@ -1,4 +1,4 @@
-"""From the options to datasets: what flags give to files and folders."""
+"""Datasets from options: the flags' defaults for files and folders."""
 
 from __future__ import annotations
 

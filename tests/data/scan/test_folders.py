@@ -1,4 +1,4 @@
-"""Which folders of the convention become subsets, and what is told of the others."""
+"""Folders with repeats become subsets, and the others are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a few bytes of an image tell agrees with the decoded image."""
+"""Headers agree with the decoded image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory between scans: nothing unchanged is read twice, nothing changed is believed, and no fault of it stops."""
+"""The index: unchanged files are not read again, changed ones are, and its errors never stop a scan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG_AGO = 1_600_000_000
 
 
 def age(folder: Path, seconds: int = LONG_AGO) -> None:
-    """As if nothing had been changed lately: what is quite new is not remembered."""
+    """Treat all files as old: files modified just before the scan are not stored."""
     for path in folder.rglob("*"):
         os.utime(path, (seconds, seconds))
 

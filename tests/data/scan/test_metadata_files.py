@@ -1,4 +1,4 @@
-"""Metadata files: which images they mean and what caption they give them (formats: fine-tuning metadata)."""
+"""Metadata files: their images and captions (formats: fine-tuning metadata)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mirror of a remote folder holds what the folder holds, and nothing is fetched twice."""
+"""The mirror equals the remote folder, and nothing is downloaded twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = {
 
 
 class Store:
-    """A remote folder to write in, and what was fetched from it."""
+    """A writable remote folder that records its downloads."""
 
     def __init__(self, url: str, write: Callable[[str, bytes], None], delete: Callable[[str], None]) -> None:
         self.url, self.write, self.delete = url, write, delete

@@ -1,4 +1,4 @@
-"""What a folder of the convention is read as, and which of its faults are told."""
+"""Records of folders with repeats, and the mistakes that are reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(base: Path, reg: Path | None = None, index: Path | None = None, **values: Any) -> Scan:
-    """Scan folders of the convention; `values` are those of the command line. Mistakes and notes are all told."""
+    """Scan folders with repeats, with `values` of the command line, and keep all mistakes and notes."""
     described = folder_datasets(base, reg, template(**values))
     found = scan(described.datasets, index)
     return replace(found, notes=described.notes + found.notes, mistakes=described.mistakes + found.mistakes)

@@ -1,4 +1,4 @@
-"""Which images are set aside: kohya's choice by seed, and nothing on both sides."""
+"""Held-out images: those of sd-scripts for a seed, and none on both sides."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_metadata_file_is_split_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_two_datasets_is_on_one_side(tmp_path: Path) -> None:
-    """At another resolution an image is no new one."""
+    """An image at another resolution is the same image."""
     make(tmp_path / "x", NAMES)
     sizes = [(64, 64), (128, 128)]
     alike = scan([dataset(subset(tmp_path / "x"), resolution=size, validation_split=0.25) for size in sizes])
