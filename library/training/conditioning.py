@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST_IN_MEMORY = 4096  # texts: 1 GB of SD1's states in float32
 MOST_ON_DISK = 65536
-FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and seconds also on a CPU
+FEW_CAPTIONS = 128  # texts that are encoded beforehand without being asked: 30 MB, and seconds also on a CPU
 
 
 @dataclass

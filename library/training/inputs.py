@@ -18,7 +18,7 @@ from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
-from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
+from library.training.conditioning import FEW_CAPTIONS, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
 from library.training.validation.plan import texts_asked
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _captions_are_few(facts: RunFacts, conditioner: Conditioner) -> bool:
     otherwise than one of that length."""
     if not conditioner.tokenize.padded or not _captions_stay(facts):
         return False
-    return len({record.caption for record in facts.images.records}) <= FEW
+    return len({record.caption for record in facts.images.records}) <= FEW_CAPTIONS
 
 
 def _captions_stay(facts: RunFacts) -> bool:

@@ -26,7 +26,7 @@ class Weights:
         """Called after each optimizer step. A schedule-free optimizer averages in its own step."""
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def averaged(self) -> Iterator[None]:
         """While this is open the model holds the weights that a saved file shall have.
 
         Afterwards the weights are what they were, bit for bit (going there and back by the optimizer's own formula

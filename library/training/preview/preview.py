@@ -143,7 +143,7 @@ def preview_of(
         modules=modules,
         say=run.say,
         log_images=run.log_images,
-        weights=weights.shown,
+        weights=weights.averaged,
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
     )

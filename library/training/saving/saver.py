@@ -40,7 +40,7 @@ class Saver:
         if event is None:
             return
         stem = self.outputs.stem(event)
-        with self.weights.shown():
+        with self.weights.averaged():
             self._model(self.outputs.directory / (stem + self.outputs.extension), progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
@@ -49,7 +49,7 @@ class Saver:
 
     def finish(self, progress: Progress) -> None:
         """The files at the end of the run."""
-        with self.weights.shown():
+        with self.weights.averaged():
             self._model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._state(self.outputs.final_state_folder(), progress)

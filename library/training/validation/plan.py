@@ -15,7 +15,7 @@ from library.runtime.seeds import draw_seed, python_random
 from library.training.plan.duration import Duration
 from library.training.plan.images import Images
 
-POINTS = 8
+TIMESTEPS_PER_IMAGE = 8
 """Timesteps that each image is asked at: one from each of as many equal parts of the range."""
 
 _PASSES_OF_A_SAMPLE = 3  # of the network to train on a sample: there, and back at twice the cost
@@ -39,7 +39,7 @@ class ValidationPlan:
     @property
     def passes(self) -> int:
         """Samples that go through the network each time, without a way back."""
-        return 2 * POINTS * len(self.pairs)
+        return 2 * TIMESTEPS_PER_IMAGE * len(self.pairs)
 
     def share_of_training(self, duration: Duration, samples_per_epoch: int) -> float:
         """About how much time is spent here for each second of training."""

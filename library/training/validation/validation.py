@@ -37,7 +37,7 @@ from library.runtime.seeds import python_random, torch_generator
 from library.training.inputs import encode_latents
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import TrainingLoss
-from library.training.validation.plan import POINTS, ValidationPlan, in_batches, point_name, text_of
+from library.training.validation.plan import TIMESTEPS_PER_IMAGE, ValidationPlan, in_batches, point_name, text_of
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -148,7 +148,7 @@ class Validation:
     def _parts(self) -> list[tuple[int, int]]:
         """Where the parts of the range of timesteps begin and end."""
         low, width = self.objective.low, self.objective.high - self.objective.low
-        edges = [low + width * part // POINTS for part in range(POINTS + 1)]
+        edges = [low + width * part // TIMESTEPS_PER_IMAGE for part in range(TIMESTEPS_PER_IMAGE + 1)]
         return list(zip(edges, edges[1:], strict=False))
 
     def measure(self, plan: ValidationPlan) -> Losses:
@@ -168,10 +168,10 @@ class Validation:
         reader = self.reader
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
-        found = torch.zeros(len(numbers), POINTS, dtype=torch.float64)
+        found = torch.zeros(len(numbers), TIMESTEPS_PER_IMAGE, dtype=torch.float64)
         for batch in in_batches(range(len(numbers)), places, sizes):
             found[batch] = self._batch([numbers[place] for place in batch], [names[place] for place in batch])
-            bar.update(POINTS * len(batch))
+            bar.update(TIMESTEPS_PER_IMAGE * len(batch))
         return found
 
     def _batch(self, numbers: Sequence[int], names: Sequence[str]) -> Tensor:
@@ -185,13 +185,13 @@ class Validation:
         )
         losses = [
             plain.loss(self.predict, latents, conditioning, self._draws(names, part, latents.shape[1:]))
-            for part in range(POINTS)
+            for part in range(TIMESTEPS_PER_IMAGE)
         ]
         return torch.stack(losses, 1).to("cpu", torch.float64)
 
     def _draws(self, names: Sequence[str], part: int, shape: torch.Size) -> Draws:
         low, width = self.objective.low, self.objective.high - self.objective.low
-        at = [(part + python_random("validation timestep", name, part).random()) / POINTS for name in names]
+        at = [(part + python_random("validation timestep", name, part).random()) / TIMESTEPS_PER_IMAGE for name in names]
         noise = [torch.randn(shape, generator=torch_generator("validation noise", name, part)) for name in names]
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
@@ -226,7 +226,7 @@ def validation_of(
         log=run.log,
         say=run.say,
         autocast=run.accelerator.autocast,
-        weights=weights.shown,
+        weights=weights.averaged,
     )
 
 

@@ -15,7 +15,7 @@ from library.options.parse import parse
 from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import decide
 from library.training.plan.text import describe
-from library.training.validation.plan import POINTS, ValidationPlan, decide_validation, in_batches, text_of
+from library.training.validation.plan import TIMESTEPS_PER_IMAGE, ValidationPlan, decide_validation, in_batches, text_of
 from tests import tiny
 from tests.data.image_files import record
 from tests.training.running import World, make_world
@@ -137,10 +137,10 @@ def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: P
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     every_epoch = chosen(plan.facts.images)
-    assert every_epoch.passes == 12 * POINTS
-    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * POINTS / 90)
+    assert every_epoch.passes == 12 * TIMESTEPS_PER_IMAGE
+    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS_PER_IMAGE / 90)
     by_steps = chosen(plan.facts.images, validate_every_n_steps=15)
-    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * POINTS / 45)
+    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS_PER_IMAGE / 45)
 
 
 def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
