@@ -14,7 +14,7 @@ from library.data.cache import text_cache
 from library.data.cache.text_cache import TextStore
 from library.families.empty_text import zero_empty
 from library.training.loading import text_settings
-from library.training.memory import computing
+from library.training.memory import compute_module
 
 if TYPE_CHECKING:
     from library.families.family import Conditioning, Family, Model, TextSettings, Tokenizer
@@ -49,7 +49,7 @@ class Conditioner:
             outputs = text_cache.outputs(batch.captions, self.store, self.encode)
         return self._conditioning(outputs, batch.captions, batch.sizes, batch.score)
 
-    def of_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> Conditioning:
+    def from_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> Conditioning:
         """Of texts that are in no batch, with sizes (B, 6) and scores (B,) float32."""
         if self.store is None:
             outputs = self._encode(self.tokenize(texts))
@@ -75,12 +75,12 @@ class Conditioner:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in conditioning.items()}
 
 
-def make_conditioner(facts: RunFacts, model: Model, trainable: Trainable, device: torch.device) -> Conditioner:
+def build_conditioner(facts: RunFacts, model: Model, trainable: Trainable, device: torch.device) -> Conditioner:
     """The conditioner of a training, with the text encoders on the device."""
     return Conditioner(
         family=model.family,
         text_encoders={
-            name: computing(module, trainable, name in trainable.active, facts.precision, device)
+            name: compute_module(module, trainable, name in trainable.active, facts.precision, device)
             for name, module in model.text_encoders.items()
         },
         tokenize=facts.base_model.tokenizer,

@@ -39,7 +39,7 @@ class Console:
                 _LOGGER.info(text)
 
     @contextmanager
-    def counting_steps(self, steps: int, done: int) -> Iterator[None]:
+    def progress_bar(self, steps: int, done: int) -> Iterator[None]:
         """Show a bar of `steps` optimizer steps, of which `done` were finished before."""
         with tqdm(total=steps, initial=done, desc="steps", smoothing=0) as self._bar:
             try:
@@ -47,7 +47,7 @@ class Console:
             finally:
                 self._bar = None
 
-    def step_done(self, average_loss: float) -> None:
+    def count_step(self, average_loss: float) -> None:
         """Count one optimizer step, beside the average loss of the epoch under the name that kohya's users know."""
         if self._bar is not None:
             self._bar.update(1)

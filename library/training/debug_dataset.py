@@ -16,7 +16,7 @@ from library.checkpoints.header import CheckpointError
 from library.data.contact_sheet import Page, Shown, ShownCaption, write_page
 from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
-from library.training.inputs import dataset_of
+from library.training.inputs import build_dataset
 
 if TYPE_CHECKING:
     from library.data.dataset import TrainingDataset
@@ -33,7 +33,7 @@ SHOWN_SECTIONS = ("model", "data", "captions", "buckets", "training", "length", 
 def show_dataset(facts: RunFacts, folder: Path, sections: Mapping[str, Section]) -> Path:
     """Write the page into `folder`, say where it is, and open it where somebody sits before a screen. Raises
     UserError if it cannot be written."""
-    dataset = dataset_of(facts)
+    dataset = build_dataset(facts)
     found = facts.images.scan
     page = Page(
         title=facts.options.saving.output_name or folder.name,

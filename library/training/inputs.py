@@ -19,7 +19,7 @@ from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
 from library.training.conditioning import FEW_CAPTIONS, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
-from library.training.validation.plan import texts_asked
+from library.training.validation.plan import validation_captions
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -50,7 +50,7 @@ def encode_latents(
         reader.placements,
         reader.for_cache,
         partial(family.encode_images, vae),
-        vae=f"{module_name(vae, without=('decoder.', 'post_quant_conv.'))} {facts.precision.vae}" if to_disk else "",
+        vae=f"{weights_hash(vae, without=('decoder.', 'post_quant_conv.'))} {facts.precision.vae}" if to_disk else "",
         suffix=family.latent.cache_suffix,
         to_disk=to_disk,
         flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],
@@ -66,7 +66,7 @@ def encode_latents(
     )
 
 
-def fill_captions(
+def encode_captions_ahead(
     facts: RunFacts,
     dataset: TrainingDataset,
     conditioner: Conditioner,
@@ -83,7 +83,7 @@ def fill_captions(
     frozen = trainable.active.isdisjoint(facts.base_model.family.text_encoders)
     if not asked and not (frozen and _captions_are_few(facts, conditioner)):
         return False
-    texts, complete = captions_to_come(facts, dataset)
+    texts, complete = captions_to_encode(facts, dataset)
     built = encode_captions(facts, texts, conditioner, progress=asked)
     if asked:
         say(str(built))
@@ -107,14 +107,14 @@ def _captions_stay(facts: RunFacts) -> bool:
     return not any(vary_with_seed(each) or each.dropout_every_n_epochs for each in chosen)
 
 
-def captions_to_come(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
+def captions_to_encode(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
     """The captions of the run that are encoded beforehand, each once, and whether that is all of them."""
     most = MOST_ON_DISK if facts.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
     epochs = 1 if _captions_stay(facts) else facts.duration.epochs  # else every epoch has all of them
     requests = (request for epoch in range(1, epochs + 1) for request in facts.order.requests(epoch))
     texts, complete = texts_of(dataset.texts(requests), most)
     # last, so that the others are encoded in the same batches with a validation and without one
-    return list(dict.fromkeys([*texts, *texts_asked(facts.validation, facts.images)])), complete
+    return list(dict.fromkeys([*texts, *validation_captions(facts.validation, facts.images)])), complete
 
 
 def encode_captions(
@@ -133,7 +133,7 @@ def encode_captions(
         conditioner.settings.kohya_projection,
         conditioner.tokenize.cache_key,
     )
-    names = [module_name(encoder) for encoder in conditioner.text_encoders.values()] if to_disk else []
+    names = [weights_hash(encoder) for encoder in conditioner.text_encoders.values()] if to_disk else []
     return build_text_cache(
         texts,
         conditioner.encode,
@@ -146,7 +146,7 @@ def encode_captions(
     )
 
 
-def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
+def weights_hash(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     """A name for the exact weights of a module: other weights, another name. `without` are beginnings of the names of
     tensors that do not matter: a finer decoder alone leaves latents as they are, and their name."""
     digest = hashlib.blake2b(digest_size=16)
@@ -158,9 +158,9 @@ def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], None]) -> TrainingDataset:
+def build_training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], None]) -> TrainingDataset:
     """The dataset of a run, with --cache_latents with the latents of all images. `vae` is the one that computes."""
-    dataset = dataset_of(facts)
+    dataset = build_dataset(facts)
     if not facts.options.cache.cache_latents:
         return dataset
     built = encode_latents(facts, model, vae, dataset.images)
@@ -168,7 +168,7 @@ def training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], N
     return replace(dataset, latents=built.store)
 
 
-def dataset_of(facts: RunFacts) -> TrainingDataset:
+def build_dataset(facts: RunFacts) -> TrainingDataset:
     """The dataset of a run, with pixels."""
     return TrainingDataset(
         images=image_reader(facts.images),

@@ -55,7 +55,7 @@ def load_model(
     refuse_broken_weights(model)
     texts = [module for module in model.text_encoders.values() if module is not None]
     if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
-        refuse_clip_skip(model, text_settings(facts), texts[0].device)
+        check_clip_skip(model, text_settings(facts), texts[0].device)
     return model
 
 
@@ -64,18 +64,18 @@ def text_settings(facts: RunFacts) -> TextSettings:
     options = facts.options
     return TextSettings(
         clip_skip=clip_skip_of(options, facts.base_model),
-        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(facts.base_model.header),
+        kohya_projection=options.model.text_projection == "kohya" and has_bare_text_projection(facts.base_model.header),
         empty_is_zero=options.caption.empty_caption == "zeros",
     )
 
 
-def has_bare_projection(source: Header) -> bool:
+def has_bare_text_projection(source: Header) -> bool:
     """Whether a checkpoint has the text projection as OpenCLIP's bare matrix, which sd-scripts takes for the weight of
     a Linear; folders and some files have that weight itself, and sd-scripts reads those rightly."""
     return any(name.endswith(".text_projection") for name in source.tensors)
 
 
-def refuse_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
+def check_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
     """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
     empty = {name: one.to(device) for name, one in model.tokenizer([""]).items()}
     try:

@@ -15,7 +15,7 @@ from library.objective.loss import Term, total, window_share
 from library.options.mistakes import Mistake, UserError
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
-from library.training.trainable import Trainable, freeze_finished, groups_of, trainable_parameters
+from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
 from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Loop:
         one that is not finite stops all of them, before anything is changed."""
         loss = self._whole(window.shares)
         if not math.isfinite(loss):
-            raise not_finite(window, progress, self.run.processes)
+            raise non_finite_error(window, progress, self.run.processes)
         terms = {name: self._whole(shares) for name, shares in window.terms.items()}
         if self.max_grad_norm > 0:
             self.run.accelerator.unscale_gradients()
@@ -141,7 +141,7 @@ class Loop:
         if self.run.processes.is_writer:
             values = {**self._losses(loss, terms, progress), **self._learning_rates(), **measured}
             self.run.log(values, progress.step)
-        self.run.console.step_done(_mean(progress.epoch_losses))
+        self.run.console.count_step(_mean(progress.epoch_losses))
 
     def _whole(self, shares: Sequence[torch.Tensor]) -> float:
         """The loss of a window by the shares of its micro-batches on all ranks."""
@@ -162,7 +162,7 @@ class Loop:
         """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they
         adapt to."""
         rates: dict[str, float] = {}
-        names = [group.name for group in groups_of(self.trainable.parts)]
+        names = [group.name for group in all_groups(self.trainable.parts)]
         for name, group, rate in zip(names, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False):
             rates[f"lr/{name}"] = float(rate)
             if "d" in group:
@@ -183,7 +183,7 @@ class Loop:
             self._begin_epoch(progress)
 
 
-def not_finite(window: Window, progress: Progress, processes: Processes) -> UserError:
+def non_finite_error(window: Window, progress: Progress, processes: Processes) -> UserError:
     """The message for a loss that is NaN or infinite: step, files of all ranks, and what usually helps."""
     own = [
         f"{path} ({value:g})"

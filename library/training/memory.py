@@ -40,7 +40,7 @@ def prepare(model: Model, trainable: Trainable, precision: Precision, options: M
     set_attention(model.backbone, precision.attention)
 
 
-def computing(module: Any, trainable: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:
+def compute_module(module: Any, trainable: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:
     """The module that computes, on the device: itself where gradients go through it (`active`), else in the
     computation's format, and as a copy where its exact weights are to be written."""
     if active or precision.frozen == "fp32":
@@ -58,7 +58,7 @@ def working_copy(module: Any, dtype: FloatName, device: torch.device) -> Any:
     return copy.deepcopy(module).to(device=device, dtype=torch_dtype(dtype))
 
 
-def image_encoder(vae: Any, precision: Precision, device: torch.device) -> Any:
+def encoding_vae(vae: Any, precision: Precision, device: torch.device) -> Any:
     """The VAE that turns images into latents, made ready for that.
 
     On a CPU its convolutions like the channels last, which changes the last bits of what they compute; and their

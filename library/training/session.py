@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
-from library.training.conditioning import make_conditioner
-from library.training.inputs import fill_captions, training_set
+from library.training.conditioning import build_conditioner
+from library.training.inputs import build_training_set, encode_captions_ahead
 from library.training.loading import load_model
 from library.training.loop import Loop
-from library.training.memory import fp16_gradients, image_encoder, offload_text_encoders, offload_vae, prepare
+from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule
-from library.training.preview.drawing import drawing_of, prompt_states
-from library.training.preview.preview import preview_of
+from library.training.preview.drawing import build_drawer, build_prompt_encoder
+from library.training.preview.preview import build_preview
 from library.training.run import open_run
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import training_loss
-from library.training.validation.validation import validation_of
+from library.training.validation.validation import build_validation
 from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         prepare(model, trainable, precision, options.memory)
 
         # Encode the images: all of them now, or batch by batch.
-        vae = image_encoder(model.vae, precision, run.device)
-        dataset = training_set(facts, model, vae, run.say)
+        vae = encoding_vae(model.vae, precision, run.device)
+        dataset = build_training_set(facts, model, vae, run.say)
         if options.cache.cache_latents:
             vae = None
             offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
@@ -53,9 +53,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Encode the captions: all of them now, or batch by batch.
         model.backbone.to(run.device)
-        conditioner = make_conditioner(facts, model, trainable, run.device)
-        encoded = fill_captions(facts, dataset, conditioner, trainable, run.say)
-        prompts = prompt_states(plan.preview, conditioner, run.accelerator.autocast)
+        conditioner = build_conditioner(facts, model, trainable, run.device)
+        encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
+        prompts = build_prompt_encoder(plan.preview, conditioner, run.accelerator.autocast)
         # prompts may still change in their file, and only a user who asks for the encoders' memory loses that
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
             prompts.forget()
@@ -83,12 +83,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
         loss = training_loss(facts, model, wrapped, conditioner, vae)
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
-        validation = validation_of(facts, loss, loss.modules(trainable), dataset, run, weights)
-        draw = drawing_of(facts, plan.preview, model, prompts, vae, dataset, run)
-        preview = preview_of(plan.preview, draw, loss.modules(trainable), facts.duration, run, weights)
+        validation = build_validation(facts, loss, loss.modules(trainable), dataset, run, weights)
+        draw = build_drawer(facts, plan.preview, model, prompts, vae, dataset, run)
+        preview = build_preview(plan.preview, draw, loss.modules(trainable), facts.duration, run, weights)
         loop = Loop(
             run=run,
-            trainable=trainable.wrapped_as(wrapped),
+            trainable=trainable.with_wrapped(wrapped),
             optimizer=stepping,
             schedule=schedule,
             weights=weights,
@@ -99,7 +99,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
         )
-        with run.console.counting_steps(facts.duration.steps, progress.step):
+        with run.console.progress_bar(facts.duration.steps, progress.step):
             preview.before_training(progress)
             run.say("running training / 学習開始")
             scaler = run.accelerator.scaler if precision.has_fp16_gradients else None

@@ -121,12 +121,12 @@ class Trainable:
     epoch_begins: Callable[[], None] = _nothing
     step_ended: Callable[[], dict[str, float]] = _no_values
 
-    def wrapped_as(self, wrapped: Mapping[nn.Module, nn.Module]) -> Trainable:
+    def with_wrapped(self, wrapped: Mapping[nn.Module, nn.Module]) -> Trainable:
         """The same, with the module of each part replaced by what wraps it. `write` still writes the bare modules."""
         return replace(self, parts=tuple(replace(part, module=wrapped[part.module]) for part in self.parts))
 
 
-def groups_of(parts: Iterable[Part]) -> list[Group]:
+def all_groups(parts: Iterable[Part]) -> list[Group]:
     """All groups, in the order of the parts."""
     return [group for part in parts for group in part.learning_groups()]
 

@@ -77,11 +77,11 @@ def test_encoders_of_two_lengths_go_from_captions_to_conditioning(
     assert conditioning["sizes"].shape == (2, 6) and conditioning["score"].tolist() == [7.0, 7.0]
 
     texts = list(batch.captions)
-    of_texts = conditioner.of_texts(texts, batch.sizes, batch.score)
+    from_texts = conditioner.from_texts(texts, batch.sizes, batch.score)
     conditioner.store = build_text_cache(
         texts, conditioner.encode, encoder="made up", folder=tmp_path / "captions", batch_size=2, progress=False
     ).store
-    for other in (of_texts, conditioner(batch)):
+    for other in (from_texts, conditioner(batch)):
         assert other.keys() == conditioning.keys()
         assert all(torch.equal(other[name], conditioning[name]) for name in conditioning)
 

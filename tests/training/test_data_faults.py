@@ -147,13 +147,13 @@ def test_without_a_cache_it_is_named_when_its_turn_comes(
 
 def before_caching(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen after the plan and before images are read."""
-    original = session.training_set
+    original = session.build_training_set
 
     def later(*arguments: Any) -> Any:
         happens()
         return original(*arguments)
 
-    monkeypatch.setattr(session, "training_set", later)
+    monkeypatch.setattr(session, "build_training_set", later)
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_latents": True}, DISK], ids=["none", "memory", "disk"])

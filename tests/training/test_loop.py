@@ -63,14 +63,14 @@ class FixedOrder:
             start += size
 
 
-def surroundings(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
+def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
     """A run that keeps what is logged, and says nothing."""
     return SimpleNamespace(
         accelerator=accelerator,
         processes=processes or Processes(),
         log=lambda values, step: logged.append(values),
         say=lambda text: None,
-        console=SimpleNamespace(step_done=lambda average_loss: None),
+        console=SimpleNamespace(count_step=lambda average_loss: None),
     )
 
 
@@ -121,7 +121,7 @@ def one_step(
         return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
     loop = Loop(
-        run=surroundings(accelerator, seen),
+        run=fake_run(accelerator, seen),
         trainable=Trainable(parts, frozenset({"unet", "text_encoder"})),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
@@ -220,7 +220,7 @@ class Toy:
             seed=0,
         )
         loop = Loop(
-            run=surroundings(
+            run=fake_run(
                 SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False),
                 self.logged,
                 self.processes,

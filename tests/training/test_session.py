@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from library.training.inputs import module_name
+from library.training.inputs import weights_hash
 from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
 
@@ -152,14 +152,14 @@ def test_cached_latents_on_disk_are_read_again(
 
 def test_latents_are_named_by_what_encodes() -> None:
     vae = tiny.diffusers_modules("sd1").vae
-    name = module_name(vae, without=("decoder.", "post_quant_conv."))
+    name = weights_hash(vae, without=("decoder.", "post_quant_conv."))
     with torch.no_grad():
         vae.decoder.conv_in.weight[0, 0, 0, 0] += 1
-        assert module_name(vae, without=("decoder.", "post_quant_conv.")) == name
+        assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) == name
         vae.encoder.to(memory_format=torch.channels_last)
-        assert module_name(vae, without=("decoder.", "post_quant_conv.")) == name
+        assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) == name
         for tensor in (vae.encoder.conv_in.weight, vae.quant_conv.bias):
             before, tensor[0] = tensor[0].clone(), tensor[0] + 1
-            assert module_name(vae, without=("decoder.", "post_quant_conv.")) != name
+            assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) != name
             tensor[0] = before
-    assert module_name(vae, without=("decoder.", "post_quant_conv.")) == name
+    assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) == name

@@ -76,7 +76,7 @@ def test_a_wrapper_does_not_hide_parameters(
     module = two_layers()
     own = list(module.parameters())
     trained = Trainable((make(module),), frozenset({"unet"}), write=lambda path, step, epoch: None)
-    (part,) = trained.wrapped_as({module: wrap(module)}).parts
+    (part,) = trained.with_wrapped({module: wrap(module)}).parts
     assert list(map(id, resolved(part))) == list(map(id, own))
     assert make(part.module).learning_groups() == part.learning_groups()
 

@@ -15,7 +15,7 @@ from library.training.plan.facts import RunFacts
 from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
 from library.training.preview.plan import PreviewPlan
-from library.training.validation.plan import TIMESTEPS_PER_IMAGE
+from library.training.validation.plan import TIMESTEPS
 
 WIDTH = 12  # of the left column
 
@@ -247,7 +247,7 @@ def _validation(facts: RunFacts) -> Iterator[str]:
         if number
     ]
     yield (
-        f"{_number(count, 'image')} set aside and as many that are trained on, each at {TIMESTEPS_PER_IMAGE} timesteps, after "
+        f"{_number(count, 'image')} set aside and as many that are trained on, each at {TIMESTEPS} timesteps, after "
         f"{' and '.join(when)}"
     )
     share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch)

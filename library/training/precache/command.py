@@ -71,22 +71,22 @@ def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
 
 def _run(tool: Tool, words: Sequence[str]) -> None:
     plan = decide_caching(_parsed(words, tool), tool.kind)
-    speaks = plan.worker_group.number == 0
+    is_first = plan.worker_group.number == 0
     print(
-        describe_caching(plan) if speaks else f"process {plan.worker_group.number + 1} of {plan.worker_group.count}",
+        describe_caching(plan) if is_first else f"process {plan.worker_group.number + 1} of {plan.worker_group.count}",
         flush=True,
     )
     if plan.facts.options.run.dry_run:
         print("dry run: no weight was loaded and nothing was encoded")
         return
     group = replace(plan.worker_group, count=plan.processes) if plan.processes > 1 else plan.worker_group
-    with helpers(tool, words, plan) as others:
-        filled = _fill(plan, group, progress=speaks)
-        if others:
+    with worker_processes(tool, words, plan) as workers:
+        filled = _fill(plan, group, progress=is_first)
+        if workers:
             print(f"process 1 of {plan.processes}: {filled}")
-        for number, other in enumerate(others, 2):
+        for number, other in enumerate(workers, 2):
             print(f"process {number} of {plan.processes}: {other.result()}")
-    if not others:
+    if not workers:
         print(filled)
 
 
@@ -96,30 +96,30 @@ def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
 
 def _fill(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     with large_imports():
-        from library.training.precache.fill import fill_ahead
+        from library.training.precache.fill import fill_cache
     with explain_out_of_memory(LESS_MEMORY):
-        return fill_ahead(plan, group, progress=progress)
+        return fill_cache(plan, group, progress=progress)
 
 
 @dataclass(frozen=True)
-class Helper:
+class WorkerProcess:
     """A process that was started to help, and where its report comes from."""
 
     process: BaseProcess
     report: Connection
 
     def result(self) -> str:
-        """What it has done, once it has ended. It may have failed: then the others have done its part."""
+        """What it has done, once it has ended. It may have failed: then the workers have done its part."""
         try:
             text = str(self.report.recv())
         except (EOFError, OSError):
             text = ""
         self.process.join()
-        return text or f"ended early (exit code {self.process.exitcode}); the others did its part"
+        return text or f"ended early (exit code {self.process.exitcode}); the workers did its part"
 
 
 @contextmanager
-def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[Helper]]:
+def worker_processes(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[WorkerProcess]]:
     """The other processes of --processes. Whatever ends this one ends them."""
     context = multiprocessing.get_context("spawn")
     # a seed that was drawn here is theirs too
@@ -129,10 +129,10 @@ def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[
         for number in range(1, plan.processes):
             receiver, sender = context.Pipe(duplex=False)
             group = WorkerGroup(number, plan.processes, number)
-            process = context.Process(target=help_filling, args=(tool, words, group, sender), daemon=True)
+            process = context.Process(target=run_worker, args=(tool, words, group, sender), daemon=True)
             process.start()
             sender.close()
-            started.append(Helper(process, receiver))
+            started.append(WorkerProcess(process, receiver))
         yield started
     finally:
         for helper in started:
@@ -141,7 +141,7 @@ def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[
             helper.process.join()
 
 
-def help_filling(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Connection) -> None:
+def run_worker(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Connection) -> None:
     """The work of a process of --processes but the first, which alone shows progress and tells mistakes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -150,7 +150,7 @@ def help_filling(tool: Tool, words: Sequence[str], group: WorkerGroup, report: C
             report.send(str(_fill(plan, group, progress=False)))
         except UserError as error:
             first: Mistake = error.mistakes[0]
-            report.send(f"ended early ({first.what}); the others did its part")
+            report.send(f"ended early ({first.what}); the workers did its part")
         except KeyboardInterrupt:
             pass
         finally:

@@ -16,9 +16,9 @@ from library.runtime.half_weights import compute_as_stored
 from library.runtime.precision import Precision, torch_dtype
 from library.training.conditioning import Conditioner
 from library.training.console import Console
-from library.training.inputs import captions_to_come, dataset_of, encode_captions, encode_latents, image_reader
+from library.training.inputs import build_dataset, captions_to_encode, encode_captions, encode_latents, image_reader
 from library.training.loading import load_model, text_settings
-from library.training.memory import image_encoder
+from library.training.memory import encoding_vae
 from library.training.precache.plan import CachePlan, WorkerGroup
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
 
 
-def fill_ahead(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
+def fill_cache(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     """Fill the plan's cache on this process's device. `progress`: this process speaks and shows bars. Raises
     UserError."""
     say = Console(plan.facts.options.run).say if progress else _say_nothing
-    device = device_of(plan.facts.machine, group)
+    device = choose_device(plan.facts.machine, group)
     if device.type == "cpu" and group.count > 1 and group.local == group.number:  # all of them on this machine
         torch.set_num_threads(max(1, torch.get_num_threads() // group.count))
     if plan.kind == "latents":
-        return fill_latents(plan.facts, device, say, group.share, progress=progress)
-    return fill_captions(plan.facts, device, say, group.share, progress=progress)
+        return fill_latent_cache(plan.facts, device, say, group.share, progress=progress)
+    return fill_caption_cache(plan.facts, device, say, group.share, progress=progress)
 
 
 def _say_nothing(text: str) -> None:
@@ -54,24 +54,24 @@ def text_encoders(model: Model, precision: Precision, device: torch.device) -> d
     return found
 
 
-def device_of(machine: Machine, group: WorkerGroup) -> torch.device:
+def choose_device(machine: Machine, group: WorkerGroup) -> torch.device:
     """The device of a training, and with several graphics cards one for each process."""
     if machine.kind == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", group.local % torch.cuda.device_count())
     return torch.device(machine.kind if machine.kind != "cuda" else "cpu")
 
 
-def fill_latents(
+def fill_latent_cache(
     facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
 ) -> LatentCacheBuild:
     """The latents of all images, in files. Only the VAE is loaded."""
     model = load_model(facts, device, say, only=("vae",))
     model.vae.requires_grad_(requires_grad=False)
-    vae = image_encoder(model.vae, facts.precision, device)
+    vae = encoding_vae(model.vae, facts.precision, device)
     return encode_latents(facts, model, vae, image_reader(facts.images), share, progress)
 
 
-def fill_captions(
+def fill_caption_cache(
     facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
 ) -> TextCacheBuild:
     """The outputs of the text encoders for all captions that the training will ask for, in files. Only the text
@@ -79,8 +79,8 @@ def fill_captions(
 
     Raises UserError for more captions than are encoded beforehand when no seed says which.
     """
-    dataset = dataset_of(facts)
-    texts, complete = captions_to_come(facts, dataset)
+    dataset = build_dataset(facts)
+    texts, complete = captions_to_encode(facts, dataset)
     if not complete and facts.options.run.seed is None:
         what = f"more than {len(texts)} different captions will occur: which of them come first depends on the seed"
         raise UserError([Mistake(what, "give --seed here and to the training")])

@@ -53,7 +53,7 @@ class CachePlan:
 
 def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     """Make the plan from the options of a training. Raises UserError with all mistakes at once."""
-    options, mistakes, notes = parsed.options, Mistakes(), [*parsed.notes, *_about_flags(parsed)]
+    options, mistakes, notes = parsed.options, Mistakes(), [*parsed.notes, *_flag_notes(parsed)]
     mistakes.extend(parsed.mistakes)
     if options.run.output_config:
         mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
@@ -92,7 +92,7 @@ def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes
     return WorkerGroup(number, count, int(texts.get("LOCAL_RANK", number)))
 
 
-def _about_flags(parsed: Parsed) -> Iterator[str]:
+def _flag_notes(parsed: Parsed) -> Iterator[str]:
     """What the user should know about flags that mean something else here, or nothing."""
     if parsed.own.get("skip_existing"):
         yield (

@@ -36,7 +36,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
-class PromptStates:
+class PromptEncoder:
     """Called with texts and how many tokens of them are read, gives what text encoders give for them: see
     library.sampling.images.EncodePrompts.
 
@@ -81,10 +81,10 @@ class PromptStates:
             return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, max_tokens)
 
 
-def prompt_states(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptStates:
+def build_prompt_encoder(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptEncoder:
     """What encodes the prompts of sample images; those known by now are encoded at once where captions are, as the text
     encoders may be gone later."""
-    states = PromptStates(
+    states = PromptEncoder(
         family=conditioner.family,
         tokenizer=conditioner.tokenize,
         text_encoders=conditioner.text_encoders,
@@ -97,9 +97,9 @@ def prompt_states(preview: PreviewPlan | None, conditioner: Conditioner, autocas
 
 
 @contextmanager
-def drawing(  # noqa: PLR0913 - being redrawn
+def open_drawer(  # noqa: PLR0913 - being redrawn
     model: Model,
-    states: PromptStates,
+    states: PromptEncoder,
     *,
     vae: Any,
     vae_format: FloatName,
@@ -136,31 +136,31 @@ def drawing(  # noqa: PLR0913 - being redrawn
         release()
 
 
-def drawing_of(
+def build_drawer(
     facts: RunFacts,
     preview: PreviewPlan | None,
     model: Model,
-    prompts: PromptStates,
+    prompts: PromptEncoder,
     vae: Any,
     dataset: TrainingDataset,
     run: Run,
 ) -> Callable[[], AbstractContextManager[Draw]]:
     """`drawing` with the parts of a run; `vae` is the one that computes."""
     return partial(
-        drawing,
+        open_drawer,
         model,
         prompts,
         vae=vae,
         vae_format=facts.precision.vae,
         device=run.device,
-        starts=starts_of(facts, preview, model, vae, dataset.images, dataset.latents),
+        starts=start_latents(facts, preview, model, vae, dataset.images, dataset.latents),
         strength=facts.options.objective.refiner_training_strength,
         autocast=run.accelerator.autocast,
         release=partial(release_memory, facts.options.memory),
     )
 
 
-def starts_of(
+def start_latents(
     facts: RunFacts, preview: PreviewPlan | None, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor] | None:
     """The latents (C, h, w), not scaled, that the prompt at a place refines, or None where images are drawn: those of
@@ -171,7 +171,7 @@ def starts_of(
     kept: dict[int, Tensor] = {}
 
     def start(place: int) -> Tensor:
-        number = preview.refined_by(place)
+        number = preview.refined_image(place)
         if store is not None:
             return store.get(number, False).latents
         if number not in kept:

@@ -43,7 +43,7 @@ class PreviewPlan:
     defaults: ImageRequest
     refined: Sequence[Placement] = ()
 
-    def refined_by(self, place: int) -> int:
+    def refined_image(self, place: int) -> int:
         """The number of the image that the prompt at `place` refines."""
         return place % len(self.refined)
 
@@ -152,7 +152,7 @@ def read_requests(plan: PreviewPlan) -> Sequence[ImageRequest]:
         requests = read_prompts(plan.prompts, plan.defaults, may_be_empty=True)
     if not plan.refined:
         return requests
-    sizes = (plan.refined[plan.refined_by(place)].bucket for place in range(len(requests)))
+    sizes = (plan.refined[plan.refined_image(place)].bucket for place in range(len(requests)))
     return [replace(one, width=width, height=height) for one, (width, height) in zip(requests, sizes, strict=True)]
 
 

@@ -41,7 +41,7 @@ class Preview:
     """
 
     plan: PreviewPlan | None
-    drawing: Callable[[], AbstractContextManager[Draw]]
+    open_drawer: Callable[[], AbstractContextManager[Draw]]
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
     log_images: Callable[[Mapping[str, Image], int], None]
@@ -82,7 +82,7 @@ class Preview:
                 return
             self.say(f"step {step}: drawing {len(requests)} image{'s' if len(requests) > 1 else ''} to {plan.folder}")
             shown: dict[str, Image] = {}
-            with isolated_eval(self.modules), self.weights(), self.drawing() as draw:
+            with isolated_eval(self.modules), self.weights(), self.open_drawer() as draw:
                 for places in alike(requests, plan.at_once):
                     with self._told(f"prompt {', '.join(map(str, places))} is not drawn"):
                         shown |= self._draw_group(plan, mark, requests, places, draw)
@@ -128,7 +128,7 @@ class Preview:
             self.say(f"{consequence}: {type(error).__name__}: {error}")
 
 
-def preview_of(
+def build_preview(
     plan: PreviewPlan | None,
     draw: Callable[[], AbstractContextManager[Draw]],
     modules: Sequence[nn.Module],
@@ -139,7 +139,7 @@ def preview_of(
     """The sample images of a run, drawn by `draw` with the weights that a saved file would hold."""
     return Preview(
         plan=plan,
-        drawing=draw,
+        open_drawer=draw,
         modules=modules,
         say=run.say,
         log_images=run.log_images,

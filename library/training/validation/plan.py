@@ -15,7 +15,7 @@ from library.runtime.seeds import draw_seed, python_random
 from library.training.plan.duration import Duration
 from library.training.plan.images import Images
 
-TIMESTEPS_PER_IMAGE = 8
+TIMESTEPS = 8
 """Timesteps that each image is asked at: one from each of as many equal parts of the range."""
 
 _PASSES_OF_A_SAMPLE = 3  # of the network to train on a sample: there, and back at twice the cost
@@ -39,7 +39,7 @@ class ValidationPlan:
     @property
     def passes(self) -> int:
         """Samples that go through the network each time, without a way back."""
-        return 2 * TIMESTEPS_PER_IMAGE * len(self.pairs)
+        return 2 * TIMESTEPS * len(self.pairs)
 
     def share_of_training(self, duration: Duration, samples_per_epoch: int) -> float:
         """About how much time is spent here for each second of training."""
@@ -55,7 +55,7 @@ def decide_validation(options: ValidationOptions, images: Images) -> ValidationP
     held_out = range(count, count + len(images.scan.held_out))
     if not held_out:
         return None
-    batches = in_batches(_by_rank(held_out, images), _places(images), _batch_sizes(images))
+    batches = group_into_batches(_by_rank(held_out, images), _places(images), _batch_sizes(images))
     chosen = [number for batch in batches[: options.max_validation_steps] for number in batch]
     trained = [number for number, record in enumerate(images.records) if not record.is_reg]
     epochs = options.validate_every_n_epochs
@@ -66,27 +66,27 @@ def decide_validation(options: ValidationOptions, images: Images) -> ValidationP
     )
 
 
-def point_name(record: ImageRecord) -> str:
+def draw_name(record: ImageRecord) -> str:
     """What the draws for an image are keyed by: its name, but not that of its folder, which has the repeats in it."""
     return unicodedata.normalize("NFC", record.name)
 
 
-def texts_asked(validation: ValidationPlan | None, images: Images) -> list[str]:
+def validation_captions(validation: ValidationPlan | None, images: Images) -> list[str]:
     """The captions that are validated with."""
     records, subsets = images.all_records, images.scan.subsets
     numbers = [] if validation is None else validation.numbers
-    return [text_of(records[number], subsets[records[number].subset].captions) for number in numbers]
+    return [validation_caption(records[number], subsets[records[number].subset].captions) for number in numbers]
 
 
-def text_of(record: ImageRecord, chosen: CaptionSettings) -> str:
+def validation_caption(record: ImageRecord, chosen: CaptionSettings) -> str:
     """The whole caption, with nothing left to chance but wildcards, which are drawn once and for all."""
     whole = replace(
         chosen, shuffle=False, dropout_rate=0.0, dropout_every_n_epochs=0, tag_dropout_rate=0.0, warmup_step=0.0
     )
-    return captions.process(record.caption, whole, python_random("validation caption", point_name(record)), epoch=1)
+    return captions.process(record.caption, whole, python_random("validation caption", draw_name(record)), epoch=1)
 
 
-def in_batches(numbers: Iterable[int], places: Sequence[Place], sizes: Sequence[int]) -> list[list[int]]:
+def group_into_batches(numbers: Iterable[int], places: Sequence[Place], sizes: Sequence[int]) -> list[list[int]]:
     """Records of one bucket of one dataset together, in batches of the dataset's size, in the order of their first."""
     batches: list[list[int]] = []
     open_batches: dict[Place, list[int]] = {}
@@ -113,7 +113,7 @@ def _batch_sizes(images: Images) -> list[int]:
 def _by_rank(numbers: Iterable[int], images: Images) -> list[int]:
     """In an order by chance that only names decide: with other images or another seed it stays."""
     records = images.all_records
-    return sorted(numbers, key=lambda number: draw_seed("validation", point_name(records[number])))
+    return sorted(numbers, key=lambda number: draw_seed("validation", draw_name(records[number])))
 
 
 def _partners(held_out: Sequence[int], trained: Collection[int], images: Images) -> Iterator[int]:

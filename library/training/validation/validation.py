@@ -37,7 +37,13 @@ from library.runtime.seeds import python_random, torch_generator
 from library.training.inputs import encode_latents
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import TrainingLoss
-from library.training.validation.plan import TIMESTEPS_PER_IMAGE, ValidationPlan, in_batches, point_name, text_of
+from library.training.validation.plan import (
+    TIMESTEPS,
+    ValidationPlan,
+    draw_name,
+    group_into_batches,
+    validation_caption,
+)
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -148,12 +154,12 @@ class Validation:
     def _parts(self) -> list[tuple[int, int]]:
         """Where the parts of the range of timesteps begin and end."""
         low, width = self.objective.low, self.objective.high - self.objective.low
-        edges = [low + width * part // TIMESTEPS_PER_IMAGE for part in range(TIMESTEPS_PER_IMAGE + 1)]
+        edges = [low + width * part // TIMESTEPS for part in range(TIMESTEPS + 1)]
         return list(zip(edges, edges[1:], strict=False))
 
     def measure(self, plan: ValidationPlan) -> Losses:
         """Take the losses now. Nothing of the training notices."""
-        names = [point_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
+        names = [draw_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
         held_out, trained = zip(*plan.pairs, strict=True)
         with (
             tqdm(desc="validation", total=plan.passes, leave=False, delay=2) as bar,
@@ -168,35 +174,35 @@ class Validation:
         reader = self.reader
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
-        found = torch.zeros(len(numbers), TIMESTEPS_PER_IMAGE, dtype=torch.float64)
-        for batch in in_batches(range(len(numbers)), places, sizes):
+        found = torch.zeros(len(numbers), TIMESTEPS, dtype=torch.float64)
+        for batch in group_into_batches(range(len(numbers)), places, sizes):
             found[batch] = self._batch([numbers[place] for place in batch], [names[place] for place in batch])
-            bar.update(TIMESTEPS_PER_IMAGE * len(batch))
+            bar.update(TIMESTEPS * len(batch))
         return found
 
     def _batch(self, numbers: Sequence[int], names: Sequence[str]) -> Tensor:
         """As _losses, for records of one bucket."""
         records = [self.reader.records[number] for number in numbers]
         latents = self.scaled(torch.stack([self.latents(number) for number in numbers]).to(self.device))
-        texts = [text_of(each, self.reader.subsets[each.subset].captions) for each in records]
+        texts = [validation_caption(each, self.reader.subsets[each.subset].captions) for each in records]
         conditioning = self.conditioning(texts, *self.sizes_and_scores(numbers))
         plain = Objective[Conditioning](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
         losses = [
             plain.loss(self.predict, latents, conditioning, self._draws(names, part, latents.shape[1:]))
-            for part in range(TIMESTEPS_PER_IMAGE)
+            for part in range(TIMESTEPS)
         ]
         return torch.stack(losses, 1).to("cpu", torch.float64)
 
     def _draws(self, names: Sequence[str], part: int, shape: torch.Size) -> Draws:
         low, width = self.objective.low, self.objective.high - self.objective.low
-        at = [(part + python_random("validation timestep", name, part).random()) / TIMESTEPS_PER_IMAGE for name in names]
+        at = [(part + python_random("validation timestep", name, part).random()) / TIMESTEPS for name in names]
         noise = [torch.randn(shape, generator=torch_generator("validation noise", name, part)) for name in names]
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
 
-def validation_of(
+def build_validation(
     facts: RunFacts,
     loss: TrainingLoss,
     modules: Sequence[nn.Module],
@@ -214,10 +220,10 @@ def validation_of(
         reader=reader,
         objective=loss.objective,
         predict=partial(model.family.predict, model.backbone),
-        conditioning=conditioner.of_texts,
+        conditioning=conditioner.from_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        latents=latents_of(facts, model, loss.vae, reader, dataset.latents),
+        latents=validation_latents(facts, model, loss.vae, reader, dataset.latents),
         scaled=model.family.latent.scaled,
         device=loss.device,
         modules=modules,
@@ -230,7 +236,7 @@ def validation_of(
     )
 
 
-def latents_of(
+def validation_latents(
     facts: RunFacts, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor]:
     """The latents of the records that take part: those of the cache, or else the same ones, encoded now and kept in

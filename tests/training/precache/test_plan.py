@@ -8,7 +8,7 @@ import pytest
 
 from library.options.mistakes import Mistakes, UserError
 from library.options.parse import Program, parse
-from library.training.inputs import captions_to_come, dataset_of, image_reader
+from library.training.inputs import captions_to_encode, dataset_of, image_reader
 from library.training.plan.plan import decide
 from library.training.precache.command import OWN_FLAGS, UNNEEDED
 from library.training.precache.plan import (
@@ -43,7 +43,7 @@ def test_what_is_cached_is_what_the_training_will_ask_for(world: World, tmp_path
         for part in name.split("."):
             ours, theirs = getattr(ours, part), getattr(theirs, part)
         assert ours == theirs, name
-    texts = [captions_to_come(each, dataset_of(each)) for each in (ahead, training)]
+    texts = [captions_to_encode(each, dataset_of(each)) for each in (ahead, training)]
     assert texts[0] == texts[1] and len(texts[0][0]) > 5
     ours, theirs = image_reader(ahead.images), image_reader(training.images)
     indices = range(len(ahead.images.records))

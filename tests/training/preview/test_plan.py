@@ -84,7 +84,7 @@ def test_refined_images_are_taken_in_turn_and_have_their_own_sizes(tmp_path: Pat
     (tmp_path / "p.txt").write_text("a --w 1024\nb\nc --d 3\n", encoding="utf-8")
     placements = (Placement(bucket=(64, 72), resized=(80, 72)), Placement(bucket=(80, 64), resized=(80, 64)))
     made = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)
-    assert made is not None and [made.refined_by(place) for place in range(3)] == [0, 1, 0]
+    assert made is not None and [made.refined_image(place) for place in range(3)] == [0, 1, 0]
     sizes = [(one.prompt, one.width, one.height) for one in read_requests(made)]
     assert sizes == [("a", 64, 72), ("b", 80, 64), ("c", 64, 72)]
     assert "refined at the end of every epoch" in str(made)

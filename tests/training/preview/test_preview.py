@@ -25,7 +25,7 @@ from library.options.train_options import build
 from library.sampling.images import sample
 from library.sampling.prompts import ImageRequest
 from library.training.isolated_eval import isolated_eval
-from library.training.preview.drawing import PromptStates, decoder, drawing
+from library.training.preview.drawing import PromptEncoder, decoder, open_drawer
 from library.training.preview.plan import plan_preview
 from library.training.preview.preview import Draw, Preview
 from library.training.saving.state import Progress
@@ -45,7 +45,7 @@ class Recorder:
     places: list[int] = field(default_factory=list)
 
     @contextmanager
-    def drawing(self) -> Iterator[Draw]:
+    def open_drawer(self) -> Iterator[Draw]:
         self.order.append("ready")
         yield self.draw
         self.order.append("away")
@@ -68,7 +68,7 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
     chosen = {"sample_every_n_steps": 1, "output_name": "dog", "output_dir": tmp_path, **flags}
     return Preview(
         plan=plan_preview(build({"sample_prompts": file, **chosen})),
-        drawing=recorder.drawing,
+        open_drawer=recorder.drawing,
         modules=(),
         say=recorder.said.append,
         log_images=recorder.log_images,
@@ -213,20 +213,20 @@ REQUEST = ImageRequest("a photo of sks dog", "blurry", width=64, height=72, step
 CPU = torch.device("cpu")
 
 
-def drawn(model: Any, states: PromptStates, request: ImageRequest = REQUEST) -> Any:
-    with drawing(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
+def drawn(model: Any, states: PromptEncoder, request: ImageRequest = REQUEST) -> Any:
+    with open_drawer(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
         return np.asarray(draw([request], [7], [0])[0])
 
 
 @pytest.mark.parametrize("clip_skip", [None, 2])
 def test_a_image_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
     settings = TextSettings(clip_skip=clip_skip)
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders, settings)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders, settings)
     assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, settings=settings)))
 
 
 def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     long = replace(REQUEST, prompt="dog " * 80)
     expected = [drawn(model, states, request) for request in (REQUEST, long)]
     states.keep([REQUEST, long])
@@ -243,7 +243,7 @@ def test_no_tensor_is_left_behind(model: Any) -> None:
         gc.collect()
         return sum(type(each) is torch.Tensor for each in gc.get_objects())
 
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     drawn(model, states)
     before = count()
     for sampler in ("euler_a", "pndm", "dpmsolver++"):
@@ -267,10 +267,10 @@ def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
 
 def test_memory_is_given_back_also_after_an_error(model: Any) -> None:
     released = []
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     with (
         pytest.raises(RuntimeError, match="stopped"),
-        drawing(model, states, vae=None, vae_format="fp32", device=CPU, release=lambda: released.append(1)),
+        open_drawer(model, states, vae=None, vae_format="fp32", device=CPU, release=lambda: released.append(1)),
     ):
         raise RuntimeError("stopped")
     assert released == [1]

@@ -15,7 +15,13 @@ from library.options.parse import parse
 from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import decide
 from library.training.plan.text import describe
-from library.training.validation.plan import TIMESTEPS_PER_IMAGE, ValidationPlan, decide_validation, in_batches, text_of
+from library.training.validation.plan import (
+    TIMESTEPS,
+    ValidationPlan,
+    decide_validation,
+    group_into_batches,
+    validation_caption,
+)
 from tests import tiny
 from tests.data.image_files import record
 from tests.training.running import World, make_world
@@ -98,8 +104,8 @@ def test_batches_hold_one_bucket_of_one_dataset() -> None:
     one: Place = (0, (64, 64))
     other: Place = (1, (64, 64))
     places = [one, other, one, other, one]
-    assert in_batches([0, 1, 2, 3, 4], places, [2, 3]) == [[0, 2], [1, 3], [4]]
-    assert in_batches([], places, [2, 3]) == []
+    assert group_into_batches([0, 1, 2, 3, 4], places, [2, 3]) == [[0, 2], [1, 3], [4]]
+    assert group_into_batches([], places, [2, 3]) == []
 
 
 @pytest.mark.parametrize(
@@ -119,8 +125,8 @@ def test_captions_are_whole(tmp_path: Path) -> None:
         shuffle=True, dropout_rate=1.0, dropout_every_n_epochs=1, tag_dropout_rate=1.0, warmup_step=100.0, prefix="my"
     )
     one = record(tmp_path / "a.png", (64, 64), caption="dog, grass, sky")
-    assert text_of(one, settings) == "my dog, grass, sky"
-    drawn = {text_of(replace(one, caption="{dog|cat}"), CaptionSettings(wildcard=True)) for _ in range(9)}
+    assert validation_caption(one, settings) == "my dog, grass, sky"
+    drawn = {validation_caption(replace(one, caption="{dog|cat}"), CaptionSettings(wildcard=True)) for _ in range(9)}
     assert drawn in ({"dog"}, {"cat"})
 
 
@@ -137,10 +143,10 @@ def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: P
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     every_epoch = chosen(plan.facts.images)
-    assert every_epoch.passes == 12 * TIMESTEPS_PER_IMAGE
-    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS_PER_IMAGE / 90)
+    assert every_epoch.passes == 12 * TIMESTEPS
+    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 90)
     by_steps = chosen(plan.facts.images, validate_every_n_steps=15)
-    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS_PER_IMAGE / 45)
+    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 45)
 
 
 def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:

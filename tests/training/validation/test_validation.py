@@ -21,7 +21,7 @@ from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.runtime.seeds import python_random, torch_generator
 from library.training.saving.state import Progress
-from library.training.validation.plan import TIMESTEPS_PER_IMAGE, ValidationPlan
+from library.training.validation.plan import TIMESTEPS, ValidationPlan
 from library.training.validation.validation import Losses, Validation
 from tests.data.image_files import dataset, record, subset
 
@@ -134,9 +134,9 @@ def test_each_part_of_the_range_is_asked_once() -> None:
     toy = Toy(batch_size=1, objective=objective(min_timestep=200, max_timestep=600))
     toy.measure()
     asked = [int(timesteps) for _, timesteps in toy.asked]
-    for start in range(0, len(asked), TIMESTEPS_PER_IMAGE):
-        parts = [(t - 200) // 50 for t in asked[start : start + TIMESTEPS_PER_IMAGE]]
-        assert parts == list(range(TIMESTEPS_PER_IMAGE))
+    for start in range(0, len(asked), TIMESTEPS):
+        parts = [(t - 200) // 50 for t in asked[start : start + TIMESTEPS]]
+        assert parts == list(range(TIMESTEPS))
 
 
 def test_what_the_training_makes_of_its_loss_does_not_count() -> None:
