@@ -399,6 +399,6 @@ def test_debug_dataset_writes_a_page_and_trains_nothing(
 ) -> None:
     outcome = run(world.arguments(tmp_path / "out", debug_dataset=True, reg_data_dir=world.root / "reg"), capsys)
     (page,) = (tmp_path / "out").iterdir()
-    assert outcome.code == 0 and f"what the model would be given: {page}" in outcome.out
+    assert outcome.code == 0 and f"dataset page: {page}" in outcome.out
     shown = page.read_text(encoding="utf-8")
     assert "image_00.png" in shown and "a photo of sks dog, grass, sky, sun" in shown

@@ -300,10 +300,10 @@ def after_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPat
     """Do something from outside when a run has done `step` steps, before anything is saved because of it."""
     original = Saver.save_due
 
-    def hooked(self: Saver, progress: Progress, epoch_ended: bool) -> None:
+    def hooked(self: Saver, progress: Progress, *, epoch_ended: bool) -> None:
         if progress.step == step and not epoch_ended:
             act()
-        original(self, progress, epoch_ended)
+        original(self, progress, epoch_ended=epoch_ended)
 
     monkeypatch.setattr(Saver, "save_due", hooked)
 
@@ -393,7 +393,7 @@ def test_the_settings_of_trackers(refused: Refused, tmp_path: Path) -> None:
     file.write_text("[tensorbord]\n", encoding="utf-8")
     refused("--log_tracker_config", "tensorbord", "[wandb]", **flags)
     file.write_text("[tensorboard]\nno_such_setting = 1\n", encoding="utf-8")
-    refused("tensorboard cannot be started", "no_such_setting", "--log_tracker_config", **flags)
+    refused("tensorboard could not be started", "no_such_setting", "--log_tracker_config", **flags)
 
 
 def test_a_resume_folder_that_is_none(refused: Refused, tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_an_exhausted_memory(
     after_step(1, exhausted, monkeypatch)
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=2), capsys)
     (block,) = blocks(outcome)
-    assert outcome.code == 2 and "memory is exhausted" in block and "--gradient_checkpointing" in block
+    assert outcome.code == 2 and "out of memory" in block and "--gradient_checkpointing" in block
 
 
 def test_an_error_of_the_program_itself_is_not_dressed_up(

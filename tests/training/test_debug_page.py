@@ -56,7 +56,7 @@ def test_a_page_is_written_and_nothing_is_trained(
 ) -> None:
     flags: dict[str, object] = {"reg_data_dir": world.root / "reg", "prior_loss_weight": 0.25, "caption_prefix": "<by>"}
     outcome, page = show(world, tmp_path, capsys, **flags)
-    assert f"what the model would be given: {tmp_path / 'dataset.html'}" in outcome.out
+    assert f"dataset page: {tmp_path / 'dataset.html'}" in outcome.out
     assert "the plan of this run" in outcome.out and not opened
     assert [path.name for path in tmp_path.iterdir() if path.name != "remembered"] == ["dataset.html"]
     for path in world.root.glob("*/*/*.png"):

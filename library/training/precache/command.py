@@ -22,7 +22,7 @@ from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
-from library.training.command import explain_out_of_memory, finish
+from library.training.command import explain_out_of_memory, run_program
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Tool:
 
 def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
     """Fill the cache. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    return finish(partial(_run, tool, list(arguments)), INTERRUPTED)
+    return run_program(partial(_run, tool, list(arguments)), INTERRUPTED)
 
 
 def _run(tool: Tool, words: Sequence[str]) -> None:

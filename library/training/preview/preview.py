@@ -55,7 +55,7 @@ class Preview:
         if self.plan is not None and self.plan.at_first and progress.step == 0:
             self._sample(self.plan, BEFORE_TRAINING, 0)
 
-    def due(self, progress: Progress, epoch_ended: bool) -> None:
+    def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Draw if it is due: called after every optimiser step and after every whole epoch. An epoch that the end of
         the run cuts short counts too."""
         if not epoch_ended:

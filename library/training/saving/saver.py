@@ -31,7 +31,7 @@ class Saver:
     say: Callable[[str], None]
     weights: Weights
 
-    def save_due(self, progress: Progress, epoch_ended: bool) -> None:
+    def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now: called after every optimiser step and after every whole epoch."""
         if epoch_ended:
             event = self.outputs.at_epoch_end(progress.epoch, self.epochs, progress.step)

@@ -117,7 +117,7 @@ class Validation:
     weights: Callable[[], AbstractContextManager[None]] = nullcontext
     _last: tuple[int, Losses] | None = field(default=None, init=False)
 
-    def due(self, progress: Progress, epoch_ended: bool) -> None:
+    def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Validate if it is due: called after every optimiser step and after every whole epoch. An epoch that is cut
         short by the end of the run counts too."""
         if not epoch_ended:

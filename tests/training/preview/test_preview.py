@@ -113,9 +113,9 @@ def test_the_loop_says_when_steps_and_epochs_end(flags: dict[str, object], tmp_p
     made = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
     for step in range(1, 11):
         epoch, window = (step - 1) // 4 + 1, (step - 1) % 4 + 1
-        made.due(Progress(step, epoch, window), False)
+        made.due(Progress(step, epoch, window), epoch_ended=False)
         if window == 4:
-            made.due(Progress(step, epoch, window), True)
+            made.due(Progress(step, epoch, window), epoch_ended=True)
     by_epochs, by_steps = ["e000001", "e000002", "e000003"], ["000003", "000006", "000009"]
     drawn = [name.split("_")[1] for name in names(tmp_path)]
     assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)

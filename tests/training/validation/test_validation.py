@@ -194,9 +194,9 @@ def play(validation: Validation) -> None:
     progress = Progress()
     for step in range(1, 11):
         progress.step, progress.window = step, progress.window + 1
-        validation.due(progress, False)
+        validation.due(progress, epoch_ended=False)
         if progress.window == 4:
-            validation.due(progress, True)
+            validation.due(progress, epoch_ended=True)
             progress.epoch, progress.window = progress.epoch + 1, 0
 
 
