@@ -18,7 +18,7 @@ from library.training.signals import termination_as_interrupt
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
 
-INTERRUPTED = "interrupted: files saved so far are complete; --resume continues from the last state that --save_state wrote"
+INTERRUPTED = "interrupted: all saved files are complete; --resume continues from the last state of --save_state"
 LESS_MEMORY = (
     "save memory, most effective first: --gradient_checkpointing, a smaller --train_batch_size with "
     "--gradient_accumulation_steps, "

@@ -1,4 +1,4 @@
-"""One training run, top to bottom: the wiring, and the table of contents of everything that happens."""
+"""A training run from top to bottom: a table of contents of everything that happens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from library.training.run import open_run
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
-from library.training.training_loss import training_loss
+from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation
 from library.training.weight_averaging import Weights
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
-    """Carry out a plan. `recipe` decides what is trained. Raises UserError."""
+    """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     with (
-        # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
+        # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
-        # Load the model and choose what is trained.
+        # Load the model and choose what to train.
         model = load_model(facts, run.device, run.say, base="fp32" if plan.adapter is None else precision.base)
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
         prepare(model, trainable, precision, options.memory)
@@ -56,23 +56,23 @@ def train(plan: Plan, recipe: Recipe) -> None:
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
         prompts = build_prompt_encoder(plan.preview, conditioner, run.accelerator.autocast)
-        # prompts may still change in their file, and only a user who asks for the encoders' memory loses that
+        # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
-            prompts.forget()
+            prompts.drop_text_encoders()
             conditioner.text_encoders = {}
             offload_text_encoders(model, options.memory, keep=trainable.whole_model)
 
-        # Make the optimizer and its schedule.
+        # Build the optimizer and the learning rate schedule.
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), precision.uses_scaler
         )
-        wrapped, stepping = wrap(run.accelerator, trainable, optimizer)
+        wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
         weights = Weights(optimizer)
 
-        # Resume: all that a run goes on from.
+        # Resume: load everything that a training state holds.
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
             "schedule": schedule, "scaler": run.accelerator.scaler, "random": RandomStates(),
@@ -80,7 +80,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        loss = training_loss(facts, model, wrapped, conditioner, vae)
+        loss = build_training_loss(facts, model, wrapped, conditioner, vae)
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
         validation = build_validation(facts, loss, loss.modules(trainable), dataset, run, weights)
@@ -89,7 +89,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
-            optimizer=stepping,
+            optimizer=wrapped_optimizer,
             schedule=schedule,
             weights=weights,
             order=facts.order,

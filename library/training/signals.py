@@ -13,7 +13,9 @@ def termination_as_interrupt() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGTERM, which front-ends and schedulers send to stop a run, so that partial files are
     removed and worker processes end. Does nothing outside the main thread, where Python sets no handlers, or if there
     is already a handler."""
-    handled = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    handled = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
     if handled:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

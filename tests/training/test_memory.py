@@ -185,10 +185,10 @@ def test_frozen_modules_compute_in_a_copy_and_keep_their_exact_weights() -> None
     model, trained = world(options, train_text_encoder=False)
     precision, device = resolve(options, CPU), torch.device("cpu")
     before = {name: tensor.clone() for name, tensor in model.text_encoder.state_dict().items()}
-    copied = compute_module(model.text_encoder, trained, False, precision, device)
+    copied = compute_module(model.text_encoder, trained, precision, device, active=False)
     assert formats(copied) == {torch.bfloat16}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.text_encoder.state_dict().items())
-    assert compute_module(model.backbone, trained, True, precision, device) is model.backbone
+    assert compute_module(model.backbone, trained, precision, device, active=True) is model.backbone
     assert formats(working_copy(model.vae, "fp16", device)) == {torch.float16}
     assert formats(model.vae) == {torch.float32}
 

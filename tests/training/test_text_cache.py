@@ -135,5 +135,5 @@ def test_captions_beyond_the_limit_are_encoded_when_they_come(
     frozen = train(world, capsys, tmp_path / "frozen", **flags, **FROZEN)
     monkeypatch.setattr(inputs, "MOST_IN_MEMORY", 3)
     some = train(world, capsys, tmp_path / "some", **flags, **MEMORY)
-    assert counts(some) == (0, 3) and "more than 3 different captions will occur" in some.err
+    assert counts(some) == (0, 3) and "more than 3 different captions occur" in some.err
     assert some.losses == pytest.approx(frozen.losses, rel=1e-5)

@@ -168,14 +168,14 @@ def test_images_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -
     assert [[one.width for one, _ in group] for group in recorder.asked] == [[64, 64, 64], [72]]
 
 
-def test_what_cannot_be_drawn_is_told_and_the_rest_is_drawn(tmp_path: Path) -> None:
+def test_a_prompt_that_fails_is_logged_and_the_others_are_drawn(tmp_path: Path) -> None:
     recorder = Recorder()
     preview(tmp_path, "too large --w 8192\nb --w 64 --h 64", recorder).after_step(1)
     assert [name[:13] for name in names(tmp_path)] == ["dog_000001_01"]
-    assert any("prompt 0 is not drawn" in line and "out of memory" in line for line in recorder.said)
+    assert any("prompt 0 was not drawn" in line and "out of memory" in line for line in recorder.said)
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
     (tmp_path / "sample").write_text("a file", encoding="utf-8")
     recorder = Recorder()
     preview(tmp_path, "b --w 64 --h 64", recorder).after_step(1)
@@ -229,8 +229,8 @@ def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
     states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     long = replace(REQUEST, prompt="dog " * 80)
     expected = [drawn(model, states, request) for request in (REQUEST, long)]
-    states.keep([REQUEST, long])
-    states.forget()
+    states.encode_ahead([REQUEST, long])
+    states.drop_text_encoders()
     for request, image in zip((REQUEST, long), expected, strict=True):
         # alone and in a batch the encoder's sums have other orders
         assert np.abs(drawn(model, states, request).astype(int) - image.astype(int)).max() <= 1

@@ -233,4 +233,4 @@ def test_names_in_logs() -> None:
     parts = [value for name, value in values.items() if name.startswith("loss/validation/epoch_average_t")]
     assert list(values)[2] == "loss/validation/epoch_average_t000_124" and len(parts) == 8
     assert np.mean(parts) == pytest.approx(values["loss/validation/epoch_average"])
-    assert "validation loss" in toy.said[0] and "3 images" in toy.said[0]
+    assert "validation loss" in toy.said[0] and "3 held-out images" in toy.said[0]
