@@ -165,7 +165,7 @@ def recipe_of(file: Path) -> Recipe:
 
 
 @pytest.mark.parametrize("file", FRONTEND_FILES, ids=lambda file: file.stem)
-def test_a_front_ends_file_comes_to_a_plan(
+def test_a_front_ends_file_gives_a_plan(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: Path
 ) -> None:
     outcome = run(on_this_world(world, file, tmp_path, "--dry_run"), capsys, recipe_of(file))
@@ -245,7 +245,7 @@ def test_every_flag_is_read_by_the_program(name: str) -> None:
     assert any(reads.search(source.read_text(encoding="utf-8")) for source in sources), f"--{name} is read nowhere"
 
 
-def test_what_a_file_says_about_itself(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata_flags_are_written(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {name: f"my {name}" for name in FLAGS if name.startswith("metadata_") and name != "metadata_thumbnail"}
     given["training_comment"] = "made with care"
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=1, **given), capsys)
@@ -277,7 +277,7 @@ def test_log_config_logs_options_but_no_paths(world: World, tmp_path: Path) -> N
     assert not [value for value in logged.values() if str(tmp_path) in str(value) or str(world.root) in str(value)]
 
 
-def test_an_option_that_has_no_effect_is_told(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_without_effect_is_noted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"log_prefix": "x", "keep_tokens": 2, "save_last_n_epochs": 3, "dry_run": True}
     plan = run(world.arguments(tmp_path / "out", **flags), capsys).out
     for name in ("log_prefix", "keep_tokens", "save_last_n_epochs"):

@@ -146,7 +146,7 @@ def test_damaged_images_are_named_and_left_out_up_to_a_tenth(
 
 
 @pytest.mark.parametrize("flags", [{}, {"cache_latents": True}, {"max_data_loader_n_workers": 2}])
-def test_a_image_that_turns_out_to_be_unreadable(
+def test_an_image_that_turns_out_to_be_unreadable(
     world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, object]
 ) -> None:
     noisy = data / "2_sks dog" / "image_01.png"
@@ -188,7 +188,7 @@ def test_another_kind_of_file(refused: Refused, tmp_path: Path, kind: str) -> No
     refused("--pretrained_model_name_or_path", str(file), kind, pretrained_model_name_or_path=file)
 
 
-def test_a_vae_that_is_none_is_blamed_on_its_flag(refused: Refused, tmp_path: Path) -> None:
+def test_a_wrong_vae_is_reported_with_its_flag(refused: Refused, tmp_path: Path) -> None:
     file = zeros(tmp_path / "lora.safetensors", **FOREIGN["LoRA"])
     refused("--vae: ", str(file), vae=file)
     refused("--vae: ", "no such file", vae=tmp_path / "none.pt")
@@ -234,7 +234,7 @@ def test_a_model_with_a_nan_is_refused_before_the_first_step(
     refused("NaN", "nan.safetensors", remedy, pretrained_model_name_or_path=tmp_path / "nan.safetensors")
 
 
-def test_flags_that_the_model_has_no_use_for(refused: Refused) -> None:
+def test_flags_that_the_model_does_not_use(refused: Refused) -> None:
     refused("--v2", "Stable Diffusion 1", "leave it out", v2=True)
     refused("--write_inference_yaml", "leave it out", write_inference_yaml=True)
     refused("--clip_skip", "99", "3 layers", clip_skip=99)
@@ -263,7 +263,7 @@ def test_a_name_that_files_cannot_have(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("save_as", ["safetensors", "diffusers"])
-def test_something_else_in_the_place_of_the_final_model(
+def test_a_foreign_folder_at_the_path_of_the_final_model(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], save_as: str
 ) -> None:
     mine = tmp_path / "out" / ("dog.safetensors" if save_as == "safetensors" else "dog") / "holiday.jpg"
@@ -396,7 +396,7 @@ def test_the_settings_of_trackers(refused: Refused, tmp_path: Path) -> None:
     refused("tensorboard could not be started", "no_such_setting", "--log_tracker_config", **flags)
 
 
-def test_a_resume_folder_that_is_none(refused: Refused, tmp_path: Path) -> None:
+def test_a_resume_folder_without_a_state(refused: Refused, tmp_path: Path) -> None:
     refused("--resume", "no such folder", "--save_state", resume=tmp_path / "none")
     refused("--resume", "train_state.json", resume=tmp_path)
     (tmp_path / "train_state.json").write_text("{}", encoding="utf-8")
@@ -418,7 +418,7 @@ def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pyte
     refused("--resume", "No such file", "optimizer.bin", resume=state, max_train_steps=2)
 
 
-def test_six_mistakes_of_six_kinds_are_told_together(refused: Refused, data: Path, tmp_path: Path) -> None:
+def test_six_mistakes_of_six_kinds_are_reported_together(refused: Refused, data: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('learning_rat = 1e-5\nlr_scheduler = "cosine"\n', encoding="utf-8")
     (data / "2_sks dog" / "image_00.txt").write_bytes("Möwe".encode("latin-1"))
@@ -529,7 +529,7 @@ def test_an_exhausted_memory(
     assert outcome.code == 2 and "out of memory" in block and "--gradient_checkpointing" in block
 
 
-def test_an_error_of_the_program_itself_is_not_dressed_up(
+def test_a_bug_keeps_its_traceback(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:

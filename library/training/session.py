@@ -84,8 +84,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
         validation = build_validation(facts, loss, loss.modules(trainable), dataset, run, weights)
-        draw = build_drawer(facts, plan.preview, model, prompts, vae, dataset, run)
-        preview = build_preview(plan.preview, draw, loss.modules(trainable), facts.duration, run, weights)
+        drawer = build_drawer(facts, plan.preview, model, prompts, vae, dataset, run)
+        preview = build_preview(plan.preview, drawer, loss.modules(trainable), facts.duration, run, weights)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),

@@ -32,7 +32,7 @@ class Group:
 @dataclass(frozen=True)
 class Part:
     """One trained module: name (`unet`, `text_encoder1`), learning rate, and the optimizer step after which it is
-    frozen (None: never). `groups`: its parameters by learning rate; without groups all have the part's learning rate."""
+    frozen (None: never). `groups`: its parameters by learning rate; without groups, all have the part's."""
 
     name: str
     module: nn.Module

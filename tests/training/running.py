@@ -20,7 +20,7 @@ from tests import tiny
 
 @dataclass
 class Outcome:
-    """Exit code, what was printed, and the loss of every optimiser step."""
+    """Exit code, what was printed, and the loss of every optimizer step."""
 
     code: int
     out: str

@@ -52,9 +52,7 @@ FAMILY = replace(SD1, name="made up", text_encoders=("clip", "t5"), encode_text=
 ENCODERS = {"clip": lambda ids: ids[:, :2] * 10, "t5": lambda ids: ids + 1}
 
 
-def test_encoders_of_two_lengths_go_from_captions_to_conditioning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoders_of_two_lengths_give_one_conditioning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[tuple[int, ...]] = []
 
     def pin_memory(tensor: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def test_a_browser_is_opened_only_on_a_screen(
     assert opened == [(tmp_path / "dataset.html").as_uri()] * expected
 
 
-def test_what_cannot_be_decoded_is_shown_as_such(
+def test_images_that_cannot_be_decoded_are_shown_as_such(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: list[str]
 ) -> None:
     """Nothing in its header tells of it: the plan takes it for an image."""
@@ -149,7 +149,7 @@ def test_without_a_terminal_nothing_waits_and_nothing_large_is_loaded(world: Wor
     assert done.stdout.strip().endswith("[]") and str(tmp_path / "dataset.html") in done.stdout
 
 
-def test_a_full_disk_is_told(
+def test_a_full_disk_is_a_mistake(
     world: World,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

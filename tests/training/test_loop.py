@@ -319,7 +319,7 @@ def test_two_processes_report_one_loss_and_the_first_one_writes(tmp_path: Path) 
     assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_words(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_message(tmp_path: Path) -> None:
     first, second = two_ranks(tmp_path, spoiled=True)
     assert first["error"] == second["error"] and "step 1 (epoch 1): image_2.png (nan)\n" in first["error"]
     assert first["weight"] == second["weight"] == 1.0

@@ -233,7 +233,7 @@ def test_lowram_loads_straight_to_the_device() -> None:
     assert loading_device(MemoryOptions(lowram=True), device) == device
 
 
-def test_memory_is_given_back_unless_highvram_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_memory_is_released_unless_highvram(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[None] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(None))

@@ -127,7 +127,7 @@ def test_a_wrong_number_of_block_rates_is_refused(
 
 
 @pytest.mark.parametrize(("family", "save_as"), [("refiner", "diffusers_safetensors")])
-def test_what_is_written_is_the_model(
+def test_the_saved_file_is_the_model(
     family: str, save_as: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step of no length: what is written is what was read. The other formats: tests/families/sd/test_save.py."""

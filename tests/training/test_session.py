@@ -39,7 +39,7 @@ def changed(before: Path, after: Path) -> set[str]:
         ({"stop_text_encoder_training": 1}, {UNET, TEXT}),
     ],
 )
-def test_what_is_trained(
+def test_which_modules_are_trained(
     flags: dict[str, object], expected: set[str], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = run(world.arguments(tmp_path, max_train_steps=2, **flags), capsys)
@@ -121,7 +121,7 @@ def test_sd2_with_v_prediction(tmp_path: Path, world: World, capsys: pytest.Capt
     assert 'parameterization: "v"' in (tmp_path / "out" / "dog.yaml").read_text(encoding="utf-8")
 
 
-def test_half_precision_leaves_what_is_not_trained_exact(
+def test_half_precision_keeps_frozen_weights_exact(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"max_train_steps": 1, "mixed_precision": "bf16", "cache_latents": True, "stop_text_encoder_training": -1}
@@ -150,7 +150,7 @@ def test_cached_latents_on_disk_are_read_again(
     assert_equal_files(tmp_path / "first" / "dog.safetensors", tmp_path / "second" / "dog.safetensors")
 
 
-def test_latents_are_named_by_what_encodes() -> None:
+def test_the_hash_of_a_vae_ignores_its_decoder() -> None:
     vae = tiny.diffusers_modules("sd1").vae
     name = weights_hash(vae, without=("decoder.", "post_quant_conv."))
     with torch.no_grad():

@@ -87,7 +87,7 @@ def test_a_module_of_that_name_is_no_wrapper() -> None:
     assert group.parameters == ("module.weight", "module.bias", "other.weight", "other.bias")
 
 
-def test_fully_shard_gives_the_parameters_that_it_puts_in_place(tmp_path: Path) -> None:
+def test_groups_hold_the_parameters_of_fully_shard(tmp_path: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -35,7 +35,7 @@ def test_the_average_of_schedule_free_sgd() -> None:
 
 
 @pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.schedule_free])
-def test_weights_come_back_bit_for_bit(name: str) -> None:
+def test_weights_are_restored_bit_for_bit(name: str) -> None:
     weight, optimizer = trained(name, 6)
     before = weight.detach().clone()
     with Weights(optimizer).averaged():
@@ -45,7 +45,7 @@ def test_weights_come_back_bit_for_bit(name: str) -> None:
     assert optimizer.param_groups[0]["train_mode"]
 
 
-def test_weights_come_back_also_when_saving_fails() -> None:
+def test_weights_are_restored_when_saving_fails() -> None:
     weight, optimizer = trained("AdamWScheduleFree", 3)
     before = weight.detach().clone()
     with pytest.raises(OSError, match="disk full"), Weights(optimizer).averaged():
@@ -53,7 +53,7 @@ def test_weights_come_back_also_when_saving_fails() -> None:
     assert torch.equal(weight, before)
 
 
-def test_other_optimizers_show_the_weights_in_training() -> None:
+def test_other_optimizers_keep_the_weights_in_training() -> None:
     weight, optimizer = trained("AdamW", 1)
     before = weight.detach().clone()
     with Weights(optimizer).averaged():

@@ -33,12 +33,12 @@ Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Im
 
 @dataclass
 class Preview:
-    """What the loop calls. `plan` None: nothing is ever drawn.
+    """Draws the sample images of a run. `plan` None: never draws.
 
-    `open_drawer()` is open while images are drawn; `weights` shows the weights that a saved file would hold;
-    `modules` are all that take part, with the adapters that a run trains; `log_images(images by name, step)` hands
-    images to the trackers. `steps` of the run and `steps_per_epoch` of a whole epoch tell `due` that the last epoch
-    was cut short. Images are an aside: whatever goes wrong is told and the run goes on.
+    `open_drawer()` is open while images are drawn; within `weights()` the model holds the weights that a saved file
+    would hold; `modules` are all modules of the forward pass, adapters included; `log_images(images by name, step)`
+    sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due` whether the last epoch is
+    incomplete. Errors are logged, and training continues.
     """
 
     plan: PreviewPlan | None
@@ -130,16 +130,16 @@ class Preview:
 
 def build_preview(
     plan: PreviewPlan | None,
-    draw: Callable[[], AbstractContextManager[Draw]],
+    open_drawer: Callable[[], AbstractContextManager[Draw]],
     modules: Sequence[nn.Module],
     duration: Duration,
     run: Run,
     weights: Weights,
 ) -> Preview:
-    """The sample images of a run, drawn with the weights that a saved file would hold. `draw`: see open_drawer."""
+    """The sample images of a run, drawn with the weights that a saved file would hold. `open_drawer`: see drawing.py."""
     return Preview(
         plan=plan,
-        open_drawer=draw,
+        open_drawer=open_drawer,
         modules=modules,
         say=run.say,
         log_images=run.log_images,

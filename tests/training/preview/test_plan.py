@@ -53,7 +53,7 @@ def test_when_images_are_drawn(flags: dict[str, object], expected: list[str], tm
 
 
 @pytest.mark.parametrize("flags", [{}, {"sample_every_n_steps": None, "sample_batch_size": 4}])
-def test_a_prompt_file_alone_means_nothing(flags: dict[str, object], tmp_path: Path) -> None:
+def test_a_prompt_file_alone_draws_nothing(flags: dict[str, object], tmp_path: Path) -> None:
     """kohya_ss always sends the name of a prompt file, which may be empty or missing."""
     (tmp_path / "empty.txt").touch()
     for name in ("empty.txt", "gone.txt"):

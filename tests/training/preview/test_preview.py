@@ -68,7 +68,7 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
     chosen = {"sample_every_n_steps": 1, "output_name": "dog", "output_dir": tmp_path, **flags}
     return Preview(
         plan=plan_preview(build({"sample_prompts": file, **chosen})),
-        open_drawer=recorder.drawing,
+        open_drawer=recorder.open_drawer,
         modules=(),
         say=recorder.said.append,
         log_images=recorder.log_images,
@@ -108,7 +108,7 @@ def test_before_training_at_epochs_and_when_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [{"sample_every_n_epochs": 1}, {"sample_every_n_steps": 3}])
-def test_the_loop_says_when_steps_and_epochs_end(flags: dict[str, object], tmp_path: Path) -> None:
+def test_when_the_loop_draws(flags: dict[str, object], tmp_path: Path) -> None:
     """Ten steps of four an epoch: the third epoch is cut short by the end of the run, and counts."""
     made = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
     for step in range(1, 11):
@@ -121,7 +121,7 @@ def test_the_loop_says_when_steps_and_epochs_end(flags: dict[str, object], tmp_p
     assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)
 
 
-def test_names_never_meet(tmp_path: Path) -> None:
+def test_image_names_are_unique(tmp_path: Path) -> None:
     made = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
     made.after_step(1)
     made.after_step(1)
@@ -158,7 +158,7 @@ def test_images_of_one_size_are_drawn_together(at_once: int, sizes: list[int], t
     assert recorder.logged == [([f"sample/{place:02d}" for place in range(4)], 1)]
 
 
-def test_images_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -> None:
+def test_refined_images_are_selected_by_prompt(tmp_path: Path) -> None:
     recorder = Recorder()
     made = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
     assert made.plan is not None
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
     assert any("could not be written" in line for line in recorder.said)
 
 
-def test_nothing_is_left_of_what_happens_aside() -> None:
+def test_isolated_eval_restores_modes_and_random_states() -> None:
     module = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
     module[1].eval()
     module[1].requires_grad_(False)
@@ -219,13 +219,13 @@ def drawn(model: Any, states: PromptEncoder, request: ImageRequest = REQUEST) ->
 
 
 @pytest.mark.parametrize("clip_skip", [None, 2])
-def test_a_image_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
+def test_an_image_equals_that_of_the_saved_model(model: Any, clip_skip: int | None) -> None:
     settings = TextSettings(clip_skip=clip_skip)
     states = PromptEncoder(model.family, model.tokenizer, model.text_encoders, settings)
     assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, settings=settings)))
 
 
-def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
+def test_encoded_prompts_need_no_text_encoder(model: Any) -> None:
     states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     long = replace(REQUEST, prompt="dog " * 80)
     expected = [drawn(model, states, request) for request in (REQUEST, long)]
@@ -251,7 +251,7 @@ def test_no_tensor_is_left_behind(model: Any) -> None:
     assert count() == before
 
 
-def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
+def test_the_vae_is_moved_to_the_device_and_back(model: Any) -> None:
     meta = torch.device("meta")
     vae = nn.Conv2d(1, 1, 1)
     vae.device = CPU  # type: ignore[assignment]
@@ -265,7 +265,7 @@ def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
     assert vae.weight.device == CPU and vae.weight.dtype == torch.float32
 
 
-def test_memory_is_given_back_also_after_an_error(model: Any) -> None:
+def test_memory_is_released_after_an_error(model: Any) -> None:
     released = []
     states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     with (

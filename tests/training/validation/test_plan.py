@@ -53,7 +53,7 @@ def chosen(images: Images, **flags: int | None) -> ValidationPlan:
     return plan
 
 
-def test_nothing_is_validated_unless_it_is_set_aside(world: World, tmp_path: Path) -> None:
+def test_without_held_out_images_there_is_no_validation(world: World, tmp_path: Path) -> None:
     assert decide_validation(ValidationOptions(validate_every_n_steps=1), images_of(world, tmp_path)) is None
 
 
@@ -84,7 +84,7 @@ def test_a_bound_takes_some_whole_batches_and_always_the_same(world: World, tmp_
     assert chosen(images, max_validation_steps=100).pairs == every
 
 
-def test_a_image_more_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
+def test_another_image_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
     """Batches of one: the order is that of the images."""
 
     def names(images: Images) -> list[str]:
@@ -130,7 +130,7 @@ def test_captions_are_whole(tmp_path: Path) -> None:
     assert drawn in ({"dog"}, {"cat"})
 
 
-def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
+def test_the_plan_names_the_held_out_images(world: World, tmp_path: Path) -> None:
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     text = describe(plan)
@@ -138,7 +138,7 @@ def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
     assert plan.facts.order.samples_per_epoch == 12 * 2 + 6
 
 
-def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: Path) -> None:
+def test_the_cost_counts_forward_passes(world: World, tmp_path: Path) -> None:
     """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
@@ -149,7 +149,7 @@ def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: P
     assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 45)
 
 
-def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
+def test_a_dataset_may_be_held_out_whole(world: World, tmp_path: Path) -> None:
     toml = tmp_path / "data.toml"
     toml.write_text(
         "[general]\nresolution = 64\n"

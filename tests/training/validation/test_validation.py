@@ -71,7 +71,7 @@ class Toy:
             reader=reader,
             objective=self.objective,
             predict=self.predict,
-            conditioning=self.told,
+            conditioning=self.encode,
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
@@ -86,7 +86,7 @@ class Toy:
         )
         return replace(made, **values)
 
-    def told(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
+    def encode(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
         assert self.padded or len(texts) == 1
         states = torch.tensor([STATES[text] for text in texts])
         assert torch.equal(sizes[:, 0], scores) and len(scores) == len(texts)
@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_the_formula() -> None:
     assert losses.average == pytest.approx(np.mean([plain_loss(h, f"{h}.png") for h, _ in PAIRS]), rel=1e-5)
 
 
-def test_each_part_of_the_range_is_asked_once() -> None:
+def test_each_part_of_the_range_has_one_timestep() -> None:
     toy = Toy(batch_size=1, objective=objective(min_timestep=200, max_timestep=600))
     toy.measure()
     asked = [int(timesteps) for _, timesteps in toy.asked]
@@ -139,7 +139,7 @@ def test_each_part_of_the_range_is_asked_once() -> None:
         assert parts == list(range(TIMESTEPS))
 
 
-def test_what_the_training_makes_of_its_loss_does_not_count() -> None:
+def test_settings_of_the_training_loss_do_not_matter() -> None:
     shaped = objective(min_snr_gamma=5.0, noise_offset=0.1)
     assert torch.equal(Toy(objective=shaped).measure().held_out, Toy().measure().held_out)
 
@@ -155,7 +155,7 @@ def test_other_images_do_not_matter() -> None:
     torch.testing.assert_close(alone.trained[0], Toy().measure().trained[1])
 
 
-def test_a_pair_is_asked_the_same() -> None:
+def test_a_pair_has_the_same_timesteps_and_noise() -> None:
     """Where both images of a pair are one, and their captions, nothing diverges."""
     toy = Toy(latents=lambda number: noise(number % 3, SIZES[number]), plan=ValidationPlan(((3, 0), (5, 2)), None, 1))
     records = [replace(one, caption="one") for one in toy.make().reader.records]
@@ -217,7 +217,7 @@ def test_when_it_is_due(steps: int | None, epochs: int | None, expected: list[tu
     assert len(toy.taken) == len({at if kind == "step" else 4 * at for kind, at in expected})  # the same is taken once
 
 
-def test_without_anything_set_aside_nothing_happens() -> None:
+def test_without_a_plan_nothing_happens() -> None:
     toy = Toy(plan=None)
     play(toy.make())
     assert not toy.logged and not toy.asked and not toy.said

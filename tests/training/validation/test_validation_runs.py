@@ -81,7 +81,7 @@ def test_caches_change_no_value(
     torch.testing.assert_close(without.trained, cached.trained)
 
 
-def test_caches_filled_ahead_hold_what_is_validated_on(
+def test_caches_filled_ahead_hold_validation_captions(
     world: World, tmp_path: Path, measured: list[Losses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Captions are shuffled for the training and whole for the validation."""
@@ -99,7 +99,7 @@ def test_caches_filled_ahead_hold_what_is_validated_on(
     assert len(measured) == 3
 
 
-def test_a_resumed_run_sets_the_same_aside_and_validates_as_the_uninterrupted_one(
+def test_a_resumed_run_validates_like_an_uninterrupted_one(
     world: World, tmp_path: Path, measured: list[Losses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {**SPLIT, "validate_every_n_steps": 2, "max_train_steps": 4}
