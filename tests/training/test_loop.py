@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+# Building an optimizer imports this module, and its functions have the current process group as a default argument. If
+# a group exists by then, it and its threads live until the interpreter shuts down, which sometimes aborts the process.
+import torch.distributed.nn.functional
+
 from library.checkpoints.files import read_header
 from library.data.batch import Batch
 from library.data.buckets import make_table
@@ -50,7 +54,7 @@ TOKENIZER = ClipTokenizers({"text_encoder": ClipTokenizer(49407)})
 
 @dataclass
 class FixedOrder:
-    """One epoch of one window: the seven samples, split as told."""
+    """One epoch of one window: the seven samples, in batches of `sizes`."""
 
     sizes: Sequence[int]
     steps_per_epoch: int = 1
@@ -64,7 +68,7 @@ class FixedOrder:
 
 
 def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
-    """A run that keeps what is logged, and says nothing."""
+    """A run that records logged values and prints nothing."""
     return SimpleNamespace(
         accelerator=accelerator,
         processes=processes or Processes(),
@@ -291,15 +295,16 @@ def _as_rank(rank: int, folder: Path, spoiled: bool) -> None:
         return (Term("denoising", weight * (torch.nan if spoiled and number == 2 else number + 1.0)),)
 
     toy = Toy(terms, records=3, accumulation=3, steps=1, processes=processes)
+    error = ""
     try:
         toy.run()
-        error = ""
     except UserError as raised:
         error = str(raised.mistakes[0])
-    found = {"error": error, "seen": toy.seen, "logged": toy.logged, "called": toy.called}
-    found["weight"] = toy.layer.weight.item()
-    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    finally:
+        torch.distributed.destroy_process_group()
+    report = {"error": error, "seen": toy.seen, "logged": toy.logged, "called": toy.called}
+    report["weight"] = toy.layer.weight.item()
+    (folder / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 def two_ranks(folder: Path, spoiled: bool) -> list[dict[str, Any]]:

@@ -136,7 +136,7 @@ def build_preview(
     run: Run,
     weights: Weights,
 ) -> Preview:
-    """The sample images of a run, drawn with the weights that a saved file would hold. `open_drawer`: see drawing.py."""
+    """The sample images of a run, drawn with the weights that a saved file would hold."""
     return Preview(
         plan=plan,
         open_drawer=open_drawer,
