@@ -1,5 +1,4 @@
-"""The command as users and front-ends drive it: what it imports, the files that front-ends write, the names of what it
-leaves on disk, its log and its console."""
+"""The command as users and front-ends call it: imports, the files of front-ends, output files, log and console."""
 
 from __future__ import annotations
 
@@ -123,7 +122,7 @@ def frontend_file(file: Path, world: World, folder: Path) -> Path:
 
 
 def on_this_world(world: World, file: Path, folder: Path, *more: str) -> list[str]:
-    """What a user of the file would have to name here: the model, and folders below the front-end's own."""
+    """The command line for a front-end's file, with model and folders of this test."""
     words = ["--config_file", str(frontend_file(file, world, folder))]
     if "many_options" in file.stem:
         words.append("--max_train_epochs=20")  # longer than its warm-up
@@ -148,7 +147,7 @@ def model_for(file: Path, world: World) -> Path:
 
 
 def dataset_file(file: Path, folder: Path) -> Path:
-    """The other half of what LoRA_Easy_Training_Scripts writes, and the images that it names."""
+    """The dataset file of LoRA_Easy_Training_Scripts, and the images that it names."""
     tiny.write_images(folder / "train" / "20_sks dog", 2)
     half = file.with_name(file.name.replace("_config", "_dataset"))
     written = folder / half.name
@@ -238,7 +237,7 @@ ANOTHER_NAME = "diffusers_xformers"  # a rule between flags turns it into xforme
 
 @pytest.mark.parametrize("name", [name for name in FLAGS if not name.startswith((READ_AS_A_GROUP, ANOTHER_NAME))])
 def test_every_flag_is_read_by_the_program(name: str) -> None:
-    """A flag that is accepted and never read would be ignored in silence."""
+    """A flag that is accepted and never read would be ignored silently."""
     reads = re.compile(rf"\.{name}\b")
     sources = [source for source in (ROOT / "library").rglob("*.py") if source.parent.name != "options"]
     sources.append(ROOT / "library" / "options" / "render.py")  # writes the file that config_file names

@@ -1,5 +1,5 @@
-"""Every mistake of a user ends the real command with exit code 2, a block that names it and the way out, no traceback,
-and nothing written."""
+"""Every user error ends the real command with exit code 2 and a message that names the error and the remedy, without a
+traceback and without files."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def data(world: World, tmp_path: Path) -> Path:
-    """A copy of the training folders, to spoil."""
+    """A copy of the training folders that a test may damage."""
     return Path(shutil.copytree(world.root / "train", tmp_path / "data"))
 
 
 class Refused:
-    """Runs the command, which must refuse, and keeps what it said."""
+    """Runs the command, which must refuse, and returns its messages."""
 
     def __init__(self, world: World, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.world, self.out, self.capsys = world, out, capsys
 
     def __call__(self, *parts: str, **flags: object) -> list[str]:
-        """The blocks of the message: one, holding all `parts`, where any are given."""
+        """The mistakes of the message: with `parts` a single one, which contains all of them."""
         outcome = run(self.world.arguments(self.out, **flags), self.capsys)
         found = blocks(outcome)
         assert outcome.code == 2 and found and "Traceback" not in outcome.err, outcome.err
@@ -240,7 +240,7 @@ def test_flags_that_the_model_does_not_use(refused: Refused) -> None:
     refused("--clip_skip", "99", "3 layers", clip_skip=99)
 
 
-# --- what is written ---
+# --- output ---
 
 
 def test_a_file_where_a_folder_should_be(refused: Refused, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_not_enough_disk_for_the_files_to_come(refused: Refused, small_disk: Pat
 
 
 def after_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something from outside when a run has done `step` steps, before anything is saved because of it."""
+    """Call `act` after `step` steps of a run, before anything is saved."""
     original = Saver.save_due
 
     def hooked(self: Saver, progress: Progress, *, epoch_ended: bool) -> None:
@@ -432,13 +432,12 @@ def test_six_mistakes_of_six_kinds_are_reported_together(refused: Refused, data:
         resume=tmp_path / "none",
         train_batch_size="many",
     )
-    told = ("--train_batch_size", "learning_rat ", "latin", "lora.safetensors", "--output_dir", "--resume")
-    told = tuple("caption file" if name == "latin" else name for name in told)
-    assert len(found) == len(told)
-    assert all(any(name in block for block in found) for name in told), found
+    named = ("--train_batch_size", "learning_rat ", "caption file", "lora.safetensors", "--output_dir", "--resume")
+    assert len(found) == len(named)
+    assert all(any(name in block for block in found) for name in named), found
 
 
-# --- what goes wrong on the way ---
+# --- errors during a run ---
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_writes_nothing_with_it(

@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_written_is_a_mistake(
 def test_an_unwritable_index_does_not_stop_a_run(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file stands where the folder is to be: sizes are read anew each time; captions on disk are refused."""
+    """A file is in the way of the folder: sizes are read again each time; caching captions on disk is refused."""
     data = folder(tmp_path, 3)
     place = tmp_path / "file"
     place.write_bytes(b"")
@@ -235,7 +235,7 @@ if os.name != "nt":
 def test_names_of_all_kinds_are_trained(
     cache_format: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As names of images with captions, of masks and of folders; the caches find theirs again."""
+    """As names of images with captions, of masks and of folders; the caches find their entries again."""
     data = tmp_path / "фото 写真 🎉" / "1_犬 it's 🐕"
     masks = tmp_path / "マスク"
     for place in (data, masks):

@@ -1,4 +1,4 @@
-"""Dataset files of either dialect through the whole command: what the plan says, what is trained, what is refused."""
+"""Dataset files in both formats through the whole command: plan, training and mistakes."""
 
 from __future__ import annotations
 

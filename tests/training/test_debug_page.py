@@ -104,7 +104,7 @@ def test_images_that_cannot_be_decoded_are_shown_as_such(
 def test_dataset_files_masks_and_wildcards_are_shown_as_trained(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: list[str]
 ) -> None:
-    """The left half of the mask is white: inverted, what is learnt is right, and a fifth of what is left."""
+    """The left half of the mask is white. Inverted, with a floor of 0.2: right 1, left 0.2."""
     folder = tmp_path / "dogs"
     folder.mkdir()
     noise((64, 64)).save(folder / "one.png")

@@ -1,4 +1,4 @@
-"""Latents kept on disk from run to run: exactly what has changed is made anew."""
+"""Latents cached on disk between runs: only changed entries are encoded again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools import cache_latents
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Two folders with three and two images, masks for the three; a VAE without chance."""
+    """Two folders with three and two images, masks for the three; a VAE without randomness."""
     world = make_world(tmp_path / "world")
     tensors = load_file(world.model)
     tensors["first_stage_model.quant_conv.weight"][4:] = 0

@@ -1,4 +1,4 @@
-"""Masks through the whole command: what counts in the loss, and that a cache keeps it."""
+"""Masks through the whole command: their effect on the loss, with and without caches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = (80, 64)  # of the images that have masks; they are cropped to 64x64
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Three images with masks, and a VAE without chance: what the cache draws for an image, and a batch for a
+    """Three images with masks, and a VAE without randomness: what the cache draws for an image, and a batch for a
     sample, comes to the same."""
     world = make_world(tmp_path_factory.mktemp("world"))
     (world.root / "train" / "1_zwx cat").rename(world.root / "cat")

@@ -1,4 +1,4 @@
-"""Whole runs of the real recipe on a miniature: what is trained, what is written, what the loss is made of."""
+"""Whole runs of a real recipe on a miniature model: trained modules, saved files and the loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    """The parts of a model of which any tensor differs between two files."""
+    """The parts of a model that differ between two files."""
     one, other = load_file(before), load_file(after)
     assert one.keys() == other.keys()
     return {name.partition(".")[0] + "." for name in one if not torch.equal(one[name], other[name])} - {"model."} | {

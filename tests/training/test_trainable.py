@@ -1,4 +1,4 @@
-"""Groups hold names: the parameters are those that the module has when they are asked for, whatever wraps it."""
+"""Groups hold parameter names, which are resolved in the module as it is then, wrapped or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of caches filled ahead: the training's images, captions and order, and no more asked for than those."""
+"""The plan of caches filled before training: images, captions and order are the training's; nothing else is checked."""
 
 from __future__ import annotations
 

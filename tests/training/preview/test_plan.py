@@ -1,4 +1,4 @@
-"""When images are drawn, what their files are called, and what is said of the prompts before the first step."""
+"""When images are drawn, their file names, and checks of the prompts before the first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images while training: what is drawn and said, and that nothing of the training notices."""
+"""Sample images during training: drawing, logging, and no effect on the training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIME = datetime(2026, 1, 31, 23, 59, 58)
 
 @dataclass
 class Recorder:
-    """Draws images of one colour and remembers what it was asked for."""
+    """Draws images of one colour and records its calls."""
 
     said: list[str] = field(default_factory=list)
     asked: list[list[tuple[ImageRequest, int]]] = field(default_factory=list)
@@ -102,7 +102,7 @@ def test_before_training_at_epochs_and_when_off(tmp_path: Path) -> None:
         made.after_step(epoch * 10)
         made.after_epoch(epoch, epoch * 10)
     assert names(tmp_path) == ["dog_e000000_00_20260131235958_5.png", "dog_e000002_00_20260131235958_5.png"]
-    made.before_training(Progress(step=20, epoch=3))  # goes on from a state: its model is not that of the beginning
+    made.before_training(Progress(step=20, epoch=3))  # resumed: its model is no longer the initial one
     replace(made, plan=None).after_epoch(2, 20)
     assert len(recorder.asked) == 2
 

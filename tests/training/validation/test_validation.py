@@ -25,7 +25,7 @@ from library.training.validation.plan import TIMESTEPS, ValidationPlan
 from library.training.validation.validation import Losses, Validation
 from tests.data.image_files import dataset, record, subset
 
-SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three set aside
+SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three held out
 PAIRS = ((3, 0), (4, 1), (5, 2))
 STATES = {"zero": 0.0, "one": 1.0}
 
@@ -66,7 +66,7 @@ class Toy:
         reader = ImageReader(
             records, [Placement(size, size) for size in SIZES], (spec,), (dataset(spec, batch_size=self.batch_size),)
         )
-        made = Validation(
+        validation = Validation(
             plan=self.plan,
             reader=reader,
             objective=self.objective,
@@ -84,7 +84,7 @@ class Toy:
             say=self.said.append,
             weights=self.weights,
         )
-        return replace(made, **values)
+        return replace(validation, **values)
 
     def encode(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
         assert self.padded or len(texts) == 1

@@ -23,7 +23,7 @@ LORA = {"network_module": "networks.lora", "network_dim": 2, "network_dropout": 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """3 + 3 images to train on; one of each folder is set aside."""
+    """3 + 3 images to train on; one of each folder is held out."""
     root = tmp_path_factory.mktemp("world")
     made = make_world(root)
     tiny.write_images(root / "train" / "1_zwx cat", 3, size=(64, 96), seed=3)
