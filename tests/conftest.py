@@ -58,7 +58,7 @@ def _check_local(address: Any) -> None:
     except ValueError:
         local = False  # a host name: its look-up would use the network
     if not local:
-        raise NetworkUsedError(f"tests must not use the network, but one connected to {address!r}")
+        raise NetworkUsedError(f"tests run without a network, but one tried to reach {address!r}")
 
 
 @pytest.fixture(autouse=True, scope="session")

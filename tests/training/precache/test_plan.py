@@ -54,8 +54,8 @@ def test_flags_that_only_the_training_needs_are_not_checked(world: World, tmp_pa
     file = tmp_path / "file"
     file.touch()
     chosen = {"optimizer_type": "no.such.Optimizer", "resume": tmp_path / "none", "logging_dir": file / "log"}
-    made = plan(world, "latents", **chosen, learning_rate=0, output_name="a/")
-    assert made.facts.options.saving.output_dir is None
+    caching = plan(world, "latents", **chosen, learning_rate=0, output_name="a/")
+    assert caching.facts.options.saving.output_dir is None
 
 
 def test_paths_that_caching_uses_are_checked(world: World, tmp_path: Path) -> None:

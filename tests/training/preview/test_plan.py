@@ -23,18 +23,18 @@ def options(prompts: Path | None, **flags: object) -> TrainOptions:
 
 
 def plan(prompts: Path, **flags: object) -> PreviewPlan:
-    made = plan_preview(options(prompts, **flags))
-    assert made is not None
-    return made
+    preview = plan_preview(options(prompts, **flags))
+    assert preview is not None
+    return preview
 
 
-def moments(made: PreviewPlan, steps: int, steps_per_epoch: int) -> list[str]:
+def moments(preview: PreviewPlan, steps: int, steps_per_epoch: int) -> list[str]:
     """s2: after step 2, e1: at the end of epoch 1."""
     due = []
     for step in range(1, steps + 1):
-        due += [f"s{step}"] if made.is_due_after_step(step) else []
+        due += [f"s{step}"] if preview.is_due_after_step(step) else []
         epoch, rest = divmod(step, steps_per_epoch)
-        due += [f"e{epoch}"] if not rest and made.is_due_after_epoch(epoch) else []
+        due += [f"e{epoch}"] if not rest and preview.is_due_after_epoch(epoch) else []
     return due
 
 
@@ -63,9 +63,9 @@ def test_a_prompt_file_alone_draws_nothing(flags: dict[str, object], tmp_path: P
 
 
 def test_image_names_are_kohyas(tmp_path: Path) -> None:
-    made = plan(tmp_path / "p.txt", sample_every_n_steps=1, output_dir=tmp_path / "out")
-    assert made.path("e000003", 0, TIME, None) == tmp_path / "out" / "sample" / "dog_e000003_00_20260131235958.png"
-    assert made.path("000120", 11, TIME, 42).name == "dog_000120_11_20260131235958_42.png"
+    preview = plan(tmp_path / "p.txt", sample_every_n_steps=1, output_dir=tmp_path / "out")
+    assert preview.path("e000003", 0, TIME, None) == tmp_path / "out" / "sample" / "dog_e000003_00_20260131235958.png"
+    assert preview.path("000120", 11, TIME, 42).name == "dog_000120_11_20260131235958_42.png"
     nameless = plan(tmp_path / "p.txt", sample_every_n_steps=1, output_dir=tmp_path, output_name=None)
     assert nameless.path("000120", 1, TIME, 0).name == "000120_01_20260131235958_0.png"
 
@@ -83,11 +83,11 @@ def test_defaults_are_kohyas_the_familys_size_and_the_runs_sampler(tmp_path: Pat
 def test_refined_images_are_taken_in_turn_and_have_their_own_sizes(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a --w 1024\nb\nc --d 3\n", encoding="utf-8")
     placements = (Placement(bucket=(64, 72), resized=(80, 72)), Placement(bucket=(80, 64), resized=(80, 64)))
-    made = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)
-    assert made is not None and [made.refined_image(place) for place in range(3)] == [0, 1, 0]
-    sizes = [(one.prompt, one.width, one.height) for one in read_requests(made)]
+    preview = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)
+    assert preview is not None and [preview.refined_image(place) for place in range(3)] == [0, 1, 0]
+    sizes = [(one.prompt, one.width, one.height) for one in read_requests(preview)]
     assert sizes == [("a", 64, 72), ("b", 80, 64), ("c", 64, 72)]
-    assert "refining images of the dataset at the end of every epoch" in str(made)
+    assert "refining images of the dataset at the end of every epoch" in str(preview)
 
 
 def test_prompt_sizes_without_effect_are_noted(tmp_path: Path) -> None:

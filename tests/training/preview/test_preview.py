@@ -84,8 +84,8 @@ def names(tmp_path: Path) -> list[str]:
 
 def test_files_and_trackers_get_the_images(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a --w 64 --h 64 --d 5\nb --w 72 --h 64\n", recorder)
-    made.after_step(30)
+    previews = preview(tmp_path, "a --w 64 --h 64 --d 5\nb --w 72 --h 64\n", recorder)
+    previews.after_step(30)
     assert names(tmp_path) == ["dog_000030_00_20260131235958_5.png", "dog_000030_01_20260131235958.png"]
     with Image.open(tmp_path / "sample" / names(tmp_path)[1]) as image:
         assert image.size == (72, 64) and not getattr(image, "text", {})
@@ -96,50 +96,50 @@ def test_files_and_trackers_get_the_images(tmp_path: Path) -> None:
 
 def test_before_training_at_epochs_and_when_off(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a --w 64 --h 64 --d 5", recorder, sample_every_n_epochs=2, sample_at_first=True)
-    made.before_training(Progress())
+    previews = preview(tmp_path, "a --w 64 --h 64 --d 5", recorder, sample_every_n_epochs=2, sample_at_first=True)
+    previews.before_training(Progress())
     for epoch in (1, 2):
-        made.after_step(epoch * 10)
-        made.after_epoch(epoch, epoch * 10)
+        previews.after_step(epoch * 10)
+        previews.after_epoch(epoch, epoch * 10)
     assert names(tmp_path) == ["dog_e000000_00_20260131235958_5.png", "dog_e000002_00_20260131235958_5.png"]
-    made.before_training(Progress(step=20, epoch=3))  # resumed: its model is no longer the initial one
-    replace(made, plan=None).after_epoch(2, 20)
+    previews.before_training(Progress(step=20, epoch=3))  # resumed: its model is no longer the initial one
+    replace(previews, plan=None).after_epoch(2, 20)
     assert len(recorder.asked) == 2
 
 
 @pytest.mark.parametrize("flags", [{"sample_every_n_epochs": 1}, {"sample_every_n_steps": 3}])
 def test_when_the_loop_draws(flags: dict[str, object], tmp_path: Path) -> None:
     """Ten steps of four an epoch: the third epoch is cut short by the end of the run, and counts."""
-    made = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
+    previews = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
     for step in range(1, 11):
         epoch, window = (step - 1) // 4 + 1, (step - 1) % 4 + 1
-        made.due(Progress(step, epoch, window), epoch_ended=False)
+        previews.due(Progress(step, epoch, window), epoch_ended=False)
         if window == 4:
-            made.due(Progress(step, epoch, window), epoch_ended=True)
+            previews.due(Progress(step, epoch, window), epoch_ended=True)
     by_epochs, by_steps = ["e000001", "e000002", "e000003"], ["000003", "000006", "000009"]
     drawn = [name.split("_")[1] for name in names(tmp_path)]
     assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)
 
 
 def test_image_names_are_unique(tmp_path: Path) -> None:
-    made = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
-    made.after_step(1)
-    made.after_step(1)
+    previews = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
+    previews.after_step(1)
+    previews.after_step(1)
     assert names(tmp_path) == ["dog_000001_00_20260131235958_5.png", "dog_000001_00_20260131235959_5.png"]
 
 
 def test_the_prompt_file_is_read_each_time_and_may_go(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a --w 64 --h 64", recorder)
-    made.after_step(1)
+    previews = preview(tmp_path, "a --w 64 --h 64", recorder)
+    previews.after_step(1)
     (tmp_path / "p.txt").write_text("b --w 64 --h 64 --ss euler_b", encoding="utf-8")
-    made.after_step(2)
+    previews.after_step(2)
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
-    made.after_step(3)
+    previews.after_step(3)
     (tmp_path / "p.txt").write_text("\n", encoding="utf-8")
-    made.after_step(4)
+    previews.after_step(4)
     (tmp_path / "p.txt").unlink()
-    made.after_step(5)
+    previews.after_step(5)
     assert [(group[0][0].prompt, group[0][0].sampler) for group in recorder.asked] == [("a", "ddim"), ("b", "ddim")]
     said = "\n".join(recorder.said)
     assert 'no sampler "euler_b"' in said and "not in UTF-8" in said and "is empty" in said
@@ -160,10 +160,10 @@ def test_images_of_one_size_are_drawn_together(at_once: int, sizes: list[int], t
 
 def test_refined_images_are_selected_by_prompt(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
-    assert made.plan is not None
+    previews = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
+    assert previews.plan is not None
     placements = [Placement(size, size) for size in ((64, 64), (72, 64), (64, 64))]
-    replace(made, plan=replace(made.plan, refined=placements)).after_step(1)
+    replace(previews, plan=replace(previews.plan, refined=placements)).after_step(1)
     assert recorder.places == [0, 2, 3, 1]
     assert [[one.width for one, _ in group] for group in recorder.asked] == [[64, 64, 64], [72]]
 

@@ -28,9 +28,9 @@ REQUEST = ImageRequest("a photo of sks dog", "blurry", 64, 72, 5, 3, 7.5, "euler
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = make_world(tmp_path_factory.mktemp("world"))
-    (made.root / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
-    return made
+    new_world = make_world(tmp_path_factory.mktemp("world"))
+    (new_world.root / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
+    return new_world
 
 
 def stems(out: Path) -> list[str]:
