@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted: all saved files are complete; --resume continues from the last state of --save_state"
 LESS_MEMORY = (
     "save memory, most effective first: --gradient_checkpointing, a smaller --train_batch_size with "
-    "--gradient_accumulation_steps, "
-    "--optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, a smaller --resolution"
+    "--gradient_accumulation_steps, --optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, "
+    "a smaller --resolution"
 )
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # in messages of torch's RuntimeErrors
 

@@ -35,14 +35,7 @@ LESS_MEMORY = "use fewer --processes, then a smaller --vae_batch_size, then --mi
 OWN_FLAGS = {
     flag.name: flag
     for flag in (
-        Flag(
-            "processes",
-            "",
-            "integer",
-            1,
-            "Number of processes, each with its own model.",
-            at_least=1,
-        ),
+        Flag("processes", "", "integer", 1, "Number of processes, each with its own model.", at_least=1),
         Flag("skip_existing", "", "switch", False, "For sd-scripts compatibility: valid cache files are always kept."),
         Flag("sdxl", "", "switch", False, "For sd-scripts compatibility: the kind of model is read from its file."),
         Flag("flux", "", "switch", False, "For sd-scripts compatibility: the kind of model is read from its file."),
