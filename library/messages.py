@@ -1,4 +1,4 @@
-"""Wording that messages of all rooms share. No torch, nothing of the project."""
+"""Wording that all messages share. Imports neither torch nor the rest of the project."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def listed(names: Iterable[object], most: int = 3, separator: str = ", ") -> str:
-    """The first `most` names, and how many more there are: "a, b, c and 2 more"."""
+    """The first `most` names and the number of the others: "a, b, c and 2 more"."""
     texts = [str(name) for name in names]
     more = len(texts) - most
     return separator.join(texts[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,5 +1,4 @@
-"""The command as users and front-ends drive it: what it imports, the files that front-ends write, the names of what it
-leaves on disk, its log and its console."""
+"""The command as users and front-ends call it: imports, the files of front-ends, output files, log and console."""
 
 from __future__ import annotations
 
@@ -123,7 +122,7 @@ def frontend_file(file: Path, world: World, folder: Path) -> Path:
 
 
 def on_this_world(world: World, file: Path, folder: Path, *more: str) -> list[str]:
-    """What a user of the file would have to name here: the model, and folders below the front-end's own."""
+    """The command line for a front-end's file, with model and folders of this test."""
     words = ["--config_file", str(frontend_file(file, world, folder))]
     if "many_options" in file.stem:
         words.append("--max_train_epochs=20")  # longer than its warm-up
@@ -148,7 +147,7 @@ def model_for(file: Path, world: World) -> Path:
 
 
 def dataset_file(file: Path, folder: Path) -> Path:
-    """The other half of what LoRA_Easy_Training_Scripts writes, and the images that it names."""
+    """The dataset file of LoRA_Easy_Training_Scripts, and the images that it names."""
     tiny.write_images(folder / "train" / "20_sks dog", 2)
     half = file.with_name(file.name.replace("_config", "_dataset"))
     written = folder / half.name
@@ -165,7 +164,7 @@ def recipe_of(file: Path) -> Recipe:
 
 
 @pytest.mark.parametrize("file", FRONTEND_FILES, ids=lambda file: file.stem)
-def test_a_front_ends_file_comes_to_a_plan(
+def test_a_front_ends_file_gives_a_plan(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: Path
 ) -> None:
     outcome = run(on_this_world(world, file, tmp_path, "--dry_run"), capsys, recipe_of(file))
@@ -238,14 +237,14 @@ ANOTHER_NAME = "diffusers_xformers"  # a rule between flags turns it into xforme
 
 @pytest.mark.parametrize("name", [name for name in FLAGS if not name.startswith((READ_AS_A_GROUP, ANOTHER_NAME))])
 def test_every_flag_is_read_by_the_program(name: str) -> None:
-    """A flag that is accepted and never read would be ignored in silence."""
+    """A flag that is accepted and never read would be ignored silently."""
     reads = re.compile(rf"\.{name}\b")
     sources = [source for source in (ROOT / "library").rglob("*.py") if source.parent.name != "options"]
     sources.append(ROOT / "library" / "options" / "render.py")  # writes the file that config_file names
     assert any(reads.search(source.read_text(encoding="utf-8")) for source in sources), f"--{name} is read nowhere"
 
 
-def test_what_a_file_says_about_itself(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata_flags_are_written(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {name: f"my {name}" for name in FLAGS if name.startswith("metadata_") and name != "metadata_thumbnail"}
     given["training_comment"] = "made with care"
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=1, **given), capsys)
@@ -277,7 +276,7 @@ def test_log_config_logs_options_but_no_paths(world: World, tmp_path: Path) -> N
     assert not [value for value in logged.values() if str(tmp_path) in str(value) or str(world.root) in str(value)]
 
 
-def test_an_option_that_has_no_effect_is_told(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_without_effect_is_noted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"log_prefix": "x", "keep_tokens": 2, "save_last_n_epochs": 3, "dry_run": True}
     plan = run(world.arguments(tmp_path / "out", **flags), capsys).out
     for name in ("log_prefix", "keep_tokens", "save_last_n_epochs"):
@@ -399,6 +398,6 @@ def test_debug_dataset_writes_a_page_and_trains_nothing(
 ) -> None:
     outcome = run(world.arguments(tmp_path / "out", debug_dataset=True, reg_data_dir=world.root / "reg"), capsys)
     (page,) = (tmp_path / "out").iterdir()
-    assert outcome.code == 0 and f"what the model would be given: {page}" in outcome.out
+    assert outcome.code == 0 and f"dataset page: {page}" in outcome.out
     shown = page.read_text(encoding="utf-8")
     assert "image_00.png" in shown and "a photo of sks dog, grass, sky, sun" in shown

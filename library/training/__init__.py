@@ -1,1 +1,1 @@
-"""The run itself: optimiser, schedule, memory, loop, saving. The top floor; imports everything below."""
+"""A training run: optimizer, schedule, memory, loop, saving. The top layer: it imports all others."""

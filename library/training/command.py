@@ -1,4 +1,4 @@
-"""From the command line to the exit code: what every recipe does around its own choice of what is trained."""
+"""The command of every recipe: parse flags, print the plan, train, and return an exit code."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from library.training.signals import termination_as_interrupt
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
 
-INTERRUPTED = "interrupted: what was saved before stands; --resume goes on from the last state of --save_state"
+INTERRUPTED = "interrupted: all saved files are complete; --resume continues from the last state of --save_state"
 LESS_MEMORY = (
-    "what saves most comes first: --gradient_checkpointing, a smaller --train_batch_size with accumulation, "
-    "--optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, a smaller --resolution"
+    "save memory, most effective first: --gradient_checkpointing, a smaller --train_batch_size with "
+    "--gradient_accumulation_steps, --optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, "
+    "a smaller --resolution"
 )
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # in messages of torch's RuntimeErrors
 
 
 def run_recipe(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
-    """Parse, decide, show the plan, train. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Parse, plan, print the plan, train. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return finish(partial(_run, recipe, words), INTERRUPTED)
+    return run_program(partial(_run, recipe, words), INTERRUPTED)
 
 
-def finish(work: Callable[[], None], interrupted: str) -> int:
-    """Do the work of a program, and turn how it ended into its exit code. `interrupted` is what to say after Ctrl-C."""
+def run_program(work: Callable[[], None], interrupted: str) -> int:
+    """Run `work` and return the exit code of the program. `interrupted` is printed after Ctrl-C or SIGTERM."""
     make_output_safe()
     quiet_libraries()
     try:
@@ -46,9 +47,8 @@ def finish(work: Callable[[], None], interrupted: str) -> int:
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stdout = open(
-            os.devnull, "w", encoding="utf-8"
-        )  # whoever read the output has gone: nothing more can be said
+        # the reader of the output is gone (head, a closed terminal): the interpreter's last flush must not fail too
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 1
     return 0
 
@@ -60,7 +60,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
             raise UserError(parsed.mistakes)
         print(f"options written to {write_config(parsed.options)}")
         return
-    from library.training.plan.plan import decide  # --help and --output_config need none of it
+    from library.training.plan.plan import decide  # slow to import, and not needed for --help and --output_config
     from library.training.plan.text import describe, sections
 
     plan = decide(parsed)
@@ -70,7 +70,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
 
         show_dataset(plan.facts, plan.outputs.directory, sections(plan))
     elif plan.facts.options.run.dry_run:
-        print("dry run: no weight was loaded and nothing was written")
+        print("dry run: no weights were loaded and no files were written")
     else:
         with large_imports():
             from library.training.session import train
@@ -79,7 +79,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
 
 
 def make_output_safe() -> None:
-    """File names and captions of any script must not end a run on a console or pipe with a small alphabet."""
+    """Replace characters that the console or pipe cannot encode, so that no file name or caption ends a run."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -88,14 +88,14 @@ def make_output_safe() -> None:
 
 @contextmanager
 def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
-    """Turn an exhausted memory into a message that names what saves memory."""
+    """Turn an out-of-memory error into a UserError with `remedy`."""
     import torch
 
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not exhausted and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_memory_error and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "main memory"
-        raise UserError((Mistake(f"the memory is exhausted ({reason})", remedy),)) from error
+        raise UserError((Mistake(f"out of memory ({reason})", remedy),)) from error

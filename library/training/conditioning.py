@@ -1,4 +1,4 @@
-"""From a batch to its conditioning; captions are encoded now, or once before the training."""
+"""Compute the conditioning of a batch; captions are encoded now or come from the cache."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from library.data.cache import text_cache
 from library.data.cache.text_cache import TextStore
 from library.families.empty_text import zero_empty
 from library.training.loading import text_settings
-from library.training.memory import computing
+from library.training.memory import compute_module
 
 if TYPE_CHECKING:
     from library.families.family import Conditioning, Family, Model, TextSettings, Tokenizer
     from library.training.plan.facts import RunFacts
     from library.training.trainable import Trainable
 
-MOST_IN_MEMORY = 4096  # texts: 1 GB of SD1's states in float32
+MOST_IN_MEMORY = 4096  # captions: 1 GB of SD1's hidden states in float32
 MOST_ON_DISK = 65536
-FEW = 128  # texts that are encoded beforehand without being asked: 30 MB, and seconds also on a CPU
+FEW_CAPTIONS = 128  # captions, cached even without the flag: 30 MB, and seconds even on a CPU
 
 
 @dataclass
 class Conditioner:
-    """Called with a batch, gives its conditioning, on the device (families.family.Conditioning).
+    """Called with a batch, returns its conditioning on the device (families.family.Conditioning).
 
-    `text_encoders` are those that compute. `store` None: nothing was encoded beforehand.
+    `text_encoders`: the modules that encode, see memory.compute_module. `store`: cached outputs; None: no cache.
     """
 
     family: Family
@@ -41,16 +41,16 @@ class Conditioner:
     store: TextStore | None = None
 
     def __call__(self, batch: Batch) -> Conditioning:
-        """Of a batch; what encoders give for captions that are in no store is computed, with gradients if there are
-        any."""
+        """The conditioning of a batch. Without a cache, captions are encoded with gradients if encoders are trained;
+        captions that the cache lacks are encoded without."""
         if self.store is None:
             outputs = self._encode(batch.text_inputs)
         else:
             outputs = text_cache.outputs(batch.captions, self.store, self.encode)
         return self._conditioning(outputs, batch.captions, batch.sizes, batch.score)
 
-    def of_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> Conditioning:
-        """Of texts that are in no batch, with sizes (B, 6) and scores (B,) float32."""
+    def from_texts(self, texts: list[str], sizes: Tensor, score: Tensor) -> Conditioning:
+        """The conditioning of texts, with sizes (B, 6) and aesthetic scores (B,) float32."""
         if self.store is None:
             outputs = self._encode(self.tokenize(texts))
         else:
@@ -58,13 +58,13 @@ class Conditioner:
         return self._conditioning(outputs, texts, sizes, score)
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """What encoders give for texts, without gradients: what a cache keeps."""
+        """The text encoder outputs of texts, without gradients: what a cache holds."""
         with torch.no_grad():
             return self._encode(self.tokenize(texts))
 
     def _encode(self, text_inputs: Mapping[str, TextInput]) -> dict[str, Tensor]:
-        there = {name: one.to(self.device) for name, one in text_inputs.items()}
-        return self.family.encode_text(self.text_encoders, there, self.settings)
+        on_device = {name: text_input.to(self.device) for name, text_input in text_inputs.items()}
+        return self.family.encode_text(self.text_encoders, on_device, self.settings)
 
     def _conditioning(
         self, outputs: Mapping[str, Tensor], texts: Sequence[str], sizes: Tensor, score: Tensor
@@ -75,12 +75,12 @@ class Conditioner:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in conditioning.items()}
 
 
-def make_conditioner(facts: RunFacts, model: Model, trainable: Trainable, device: torch.device) -> Conditioner:
-    """The conditioner of a training, with the text encoders on the device."""
+def build_conditioner(facts: RunFacts, model: Model, trainable: Trainable, device: torch.device) -> Conditioner:
+    """The conditioner of a run, with the text encoders on the device."""
     return Conditioner(
         family=model.family,
         text_encoders={
-            name: computing(module, trainable, name in trainable.active, facts.precision, device)
+            name: compute_module(module, trainable, facts.precision, device, active=name in trainable.active)
             for name, module in model.text_encoders.items()
         },
         tokenize=facts.base_model.tokenizer,

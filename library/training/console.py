@@ -1,4 +1,4 @@
-"""The one voice of a run: log lines, the log file, and the progress bar that lines leave whole."""
+"""Console output of a run: log lines, the log file and the progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOGGER = logging.getLogger("dreamfolder")
 
 
 class Console:
-    """Lines go to --console_log_file or to stderr, at --console_log_level; the progress bar to stderr."""
+    """Writes log lines to --console_log_file or stderr, at --console_log_level, and the progress bar to stderr."""
 
     def __init__(self, options: RunOptions) -> None:
         handler: logging.Handler = logging.StreamHandler()
@@ -31,7 +31,7 @@ class Console:
         self._bar: tqdm[None] | None = None
 
     def say(self, text: str) -> None:
-        """Write a line for the user."""
+        """Write a log line, without breaking the progress bar."""
         if self._bar is None:
             _LOGGER.info(text)
         else:
@@ -39,16 +39,16 @@ class Console:
                 _LOGGER.info(text)
 
     @contextmanager
-    def counting_steps(self, steps: int, done: int) -> Iterator[None]:
-        """Show a bar of `steps` optimizer steps, of which `done` were finished before."""
+    def progress_bar(self, steps: int, done: int) -> Iterator[None]:
+        """Show a progress bar of `steps` optimizer steps; it starts at `done`."""
         with tqdm(total=steps, initial=done, desc="steps", smoothing=0) as self._bar:
             try:
                 yield
             finally:
                 self._bar = None
 
-    def step_done(self, average_loss: float) -> None:
-        """Count one optimizer step, beside the average loss of the epoch under the name that kohya's users know."""
+    def count_step(self, average_loss: float) -> None:
+        """Advance the bar by one optimizer step and show the epoch's mean loss, as avr_loss like kohya's scripts."""
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix(avr_loss=average_loss)

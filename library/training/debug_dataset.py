@@ -1,4 +1,4 @@
-"""--debug_dataset: a page that shows what a run would be trained on."""
+"""--debug_dataset: write an HTML page with the images, masks and captions that a run would train on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from library.checkpoints.header import CheckpointError
 from library.data.contact_sheet import Page, SheetCaption, SheetImage, write_page
 from library.objective.masking import MaskSettings
 from library.options.mistakes import Mistake, UserError
-from library.training.inputs import dataset_of
+from library.training.inputs import build_dataset
 
 if TYPE_CHECKING:
     from library.data.dataset import TrainingDataset
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
     from library.training.plan.text import Section
 
-EPOCHS = 3  # whose captions are shown
+EPOCHS = 3  # captions of these first epochs are shown
 SHOWN_SECTIONS = ("model", "data", "captions", "buckets", "training", "length", "validation")  # sections of the plan
 
 
 def show_dataset(facts: RunFacts, folder: Path, sections: Mapping[str, Section]) -> Path:
-    """Write the page into `folder`, say where it is, and open it where somebody sits before a screen. Raises
-    UserError if it cannot be written."""
-    dataset = dataset_of(facts)
-    found = facts.images.scan
+    """Write the page into `folder`, print its path, and open it in a browser if there is a screen. Raises UserError if
+    it cannot be written."""
+    dataset = build_dataset(facts)
+    scan = facts.images.scan
     page = Page(
         title=facts.options.saving.output_name or folder.name,
         token_limit=facts.images.captions.limit,
-        images=[_sheet_image(facts, dataset, index) for index in range(len(found.records))],
-        problems=[*(f"{path}: {why}" for path, why in found.bad_images), *facts.images.notes, *found.notes],
+        images=[_sheet_image(facts, dataset, index) for index in range(len(scan.records))],
+        problems=[*(f"{path}: {why}" for path, why in scan.bad_images), *facts.images.notes, *scan.notes],
         facts=[(title, "; ".join(lines)) for title, lines in sections.items() if title in SHOWN_SECTIONS],
     )
     path = folder / "dataset.html"
@@ -47,26 +47,25 @@ def show_dataset(facts: RunFacts, folder: Path, sections: Mapping[str, Section])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_page(path, page, progress=True)
     except (OSError, CheckpointError) as error:
-        raise UserError((Mistake(f"--debug_dataset: {error}", "give another --output_dir"),)) from error
-    print(f"what the model would be given: {path.absolute()}")
+        raise UserError((Mistake(f"--debug_dataset: {error}", "use another --output_dir"),)) from error
+    print(f"dataset page: {path.absolute()}")
     if sys.stdout.isatty() and _has_screen():
         webbrowser.open(path.absolute().as_uri())
     return path
 
 
 def _has_screen() -> bool:
-    """Whether a browser would have a window: in a bare terminal it would be one of text, which takes the terminal and
-    keeps the program until it is left."""
+    """Whether a graphical browser can open. Without a display, webbrowser may start a text browser, which blocks."""
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _mask(reader: ImageReader, index: int, exact: Geometry, settings: MaskSettings) -> Mask:
-    """What counts in the loss, 255 = fully: the mask as --mask_invert and --mask_floor leave it."""
+    """(h, w) uint8: the loss weight of each pixel, 255 = 1, after --mask_invert and --mask_floor."""
     mask = reader.mask(index, exact)
     if mask is None:
-        raise ValueError("an image without a mask")
-    counts = 255 - mask if settings.invert else mask
-    return np.maximum(counts, np.uint8(round(255 * settings.floor)))
+        raise ValueError("this image has no mask")
+    weights = 255 - mask if settings.invert else mask
+    return np.maximum(weights, np.uint8(round(255 * settings.floor)))
 
 
 def _sheet_image(facts: RunFacts, dataset: TrainingDataset, index: int) -> SheetImage:

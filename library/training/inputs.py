@@ -1,4 +1,4 @@
-"""What the batches of a run are made from: images or their latents, captions or their encoded states."""
+"""Build the inputs of a run: the dataset, its latents, and its encoded captions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
-from library.training.conditioning import FEW, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
-from library.training.validation.plan import texts_asked
+from library.training.conditioning import FEW_CAPTIONS, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
+from library.training.validation.plan import validation_captions
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def image_reader(images: Images) -> ImageReader:
-    """Reads the images of a run; those that are held out for validation come last."""
+    """The reader of a run's images; held-out images come last."""
     return ImageReader(images.all_records, images.all_placements, images.scan.subsets, images.scan.datasets)
 
 
@@ -39,9 +39,11 @@ def encode_latents(
     vae: Any,
     reader: ImageReader,
     share: tuple[int, int] = (0, 1),
+    *,
     progress: bool = True,
 ) -> latent_cache.LatentCacheBuild:
-    """The latents of all images. `share`: (number, of how many processes) that do this at once."""
+    """Encode all images with `vae`, or read their cached latents. `share`: (number of this process, number of
+    processes)."""
     options, family = facts.options.cache, facts.base_model.family
     to_disk = options.cache_latents_to_disk
     exact = facts.precision.vae == "fp32"
@@ -50,7 +52,7 @@ def encode_latents(
         reader.placements,
         reader.for_cache,
         partial(family.encode_images, vae),
-        vae=f"{module_name(vae, without=('decoder.', 'post_quant_conv.'))} {facts.precision.vae}" if to_disk else "",
+        vae=f"{weights_hash(vae, without=('decoder.', 'post_quant_conv.'))} {facts.precision.vae}" if to_disk else "",
         suffix=family.latent.cache_suffix,
         to_disk=to_disk,
         flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],
@@ -66,55 +68,55 @@ def encode_latents(
     )
 
 
-def fill_captions(
+def encode_captions_ahead(
     facts: RunFacts,
     dataset: TrainingDataset,
     conditioner: Conditioner,
     trainable: Trainable,
     say: Callable[[str], None],
 ) -> bool:
-    """Encode all captions that can occur, as far as there is room, and let `conditioner` use them. True if the text
-    encoders have nothing left to do in the training.
+    """Encode all captions that can occur, up to a limit, and let `conditioner` use them. Returns True if the training
+    no longer needs the text encoders.
 
-    Without --cache_text_encoder_outputs this is done where it costs nothing: for text encoders that are frozen, and
-    captions that are few and always the same.
+    Without --cache_text_encoder_outputs this is done where it is cheap: for frozen text encoders with a few captions
+    that never change.
     """
-    asked = facts.options.cache.cache_text_encoder_outputs
+    by_flag = facts.options.cache.cache_text_encoder_outputs
     frozen = trainable.active.isdisjoint(facts.base_model.family.text_encoders)
-    if not asked and not (frozen and _captions_are_few(facts, conditioner)):
+    if not by_flag and not (frozen and _captions_are_few(facts, conditioner)):
         return False
-    texts, complete = captions_to_come(facts, dataset)
-    built = encode_captions(facts, texts, conditioner, progress=asked)
-    if asked:
+    texts, complete = captions_to_encode(facts, dataset)
+    built = encode_captions(facts, texts, conditioner, progress=by_flag)
+    if by_flag:
         say(str(built))
     if not complete:
-        say(f"more than {len(texts)} different captions will occur; those beyond are encoded when they come")
+        say(f"more than {len(texts)} different captions occur: the others are encoded during training")
     conditioner.store = built.store
     return complete
 
 
 def _captions_are_few(facts: RunFacts, conditioner: Conditioner) -> bool:
-    """Whether all captions are known at once. The length of the run has no say, or a run made longer would compute
-    otherwise than one of that length."""
-    if not conditioner.tokenize.padded or not _captions_stay(facts):
+    """Whether a few fixed captions are all that occur. The length of the run must not matter: a run that is extended
+    would compute differently from a long one."""
+    if not conditioner.tokenize.padded or not _captions_are_fixed(facts):
         return False
-    return len({record.caption for record in facts.images.records}) <= FEW
+    return len({record.caption for record in facts.images.records}) <= FEW_CAPTIONS
 
 
-def _captions_stay(facts: RunFacts) -> bool:
-    """Whether every image has one text in all epochs."""
-    chosen = [subset.captions for subset in facts.images.scan.subsets]
-    return not any(vary_with_seed(each) or each.dropout_every_n_epochs for each in chosen)
+def _captions_are_fixed(facts: RunFacts) -> bool:
+    """Whether every image has the same caption in all epochs."""
+    settings = [subset.captions for subset in facts.images.scan.subsets]
+    return not any(vary_with_seed(caption) or caption.dropout_every_n_epochs for caption in settings)
 
 
-def captions_to_come(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
-    """The captions of the run that are encoded beforehand, each once, and whether that is all of them."""
-    most = MOST_ON_DISK if facts.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
-    epochs = 1 if _captions_stay(facts) else facts.duration.epochs  # else every epoch has all of them
+def captions_to_encode(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
+    """The distinct captions that are encoded before training, and whether these are all."""
+    limit = MOST_ON_DISK if facts.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
+    epochs = 1 if _captions_are_fixed(facts) else facts.duration.epochs
     requests = (request for epoch in range(1, epochs + 1) for request in facts.order.requests(epoch))
-    texts, complete = texts_of(dataset.texts(requests), most)
-    # last, so that the others are encoded in the same batches with a validation and without one
-    return list(dict.fromkeys([*texts, *texts_asked(facts.validation, facts.images)])), complete
+    texts, complete = texts_of(dataset.texts(requests), limit)
+    # validation captions come last, so that the others are in the same batches with and without validation
+    return list(dict.fromkeys([*texts, *validation_captions(facts.validation, facts.images)])), complete
 
 
 def encode_captions(
@@ -122,33 +124,34 @@ def encode_captions(
     texts: Sequence[str],
     conditioner: Conditioner,
     share: tuple[int, int] = (0, 1),
+    *,
     progress: bool = True,
 ) -> TextCacheBuild:
-    """The encoded states of captions. `share`: (number, of how many processes) that do this at once."""
+    """Encode captions, or read their cached outputs. `share`: (number of this process, number of processes)."""
     options = facts.options
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
-    parts = (
+    settings = (
         facts.precision.frozen,
         conditioner.settings.clip_skip or 1,
         conditioner.settings.kohya_projection,
         conditioner.tokenize.cache_key,
     )
-    names = [module_name(encoder) for encoder in conditioner.text_encoders.values()] if to_disk else []
+    hashes = [weights_hash(encoder) for encoder in conditioner.text_encoders.values()] if to_disk else []
     return build_text_cache(
         texts,
         conditioner.encode,
-        encoder=" ".join(map(str, (*names, *parts))) if to_disk else "",
+        encoder=" ".join(map(str, (*hashes, *settings))) if to_disk else "",
         folder=cache_folder(options.dataset) / "captions" if to_disk else None,
-        # unpadded captions differ in length from batch to batch
+        # unpadded captions of different lengths cannot share a batch
         batch_size=16 if conditioner.tokenize.padded else 1,
         share=share,
         progress=progress,
     )
 
 
-def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
-    """A name for the exact weights of a module: other weights, another name. `without` are beginnings of the names of
-    tensors that do not matter: a finer decoder alone leaves latents as they are, and their name."""
+def weights_hash(module: nn.Module, without: tuple[str, ...] = ()) -> str:
+    """A hash of a module's exact weights, for cache keys. `without`: prefixes of tensors that do not affect the cached
+    values, such as the VAE's decoder, which fine-tuned VAEs change alone."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in module.state_dict().items():
         if name.startswith(without):
@@ -158,9 +161,9 @@ def module_name(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], None]) -> TrainingDataset:
-    """The dataset of a run, with --cache_latents with the latents of all images. `vae` is the one that computes."""
-    dataset = dataset_of(facts)
+def build_training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], None]) -> TrainingDataset:
+    """The dataset of a run. With --cache_latents, `vae` encodes all images now and the dataset returns latents."""
+    dataset = build_dataset(facts)
     if not facts.options.cache.cache_latents:
         return dataset
     built = encode_latents(facts, model, vae, dataset.images)
@@ -168,8 +171,8 @@ def training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], N
     return replace(dataset, latents=built.store)
 
 
-def dataset_of(facts: RunFacts) -> TrainingDataset:
-    """The dataset of a run, with pixels."""
+def build_dataset(facts: RunFacts) -> TrainingDataset:
+    """The dataset of a run, which returns pixels."""
     return TrainingDataset(
         images=image_reader(facts.images),
         tokenize=facts.base_model.tokenizer,

@@ -1,4 +1,4 @@
-"""The model of a run, read and looked over before anything is computed with it."""
+"""Load the base model of a run and check its weights."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def load_model(
     only: Collection[str] | None = None,
     base: FloatName = "fp32",
 ) -> Model:
-    """All weights in float32, or those of the parts in `only`, read to `device` or to main memory; what the checkpoint
-    held besides is said.
+    """The base model in float32, on `device` or in main memory; with `only`, just those of its modules. Notes about
+    unused content of the checkpoint are passed to `say`.
 
-    `base` in half precision: the matrices of U-Net and text encoders lie in that format, and are computed with in
-    float32. Raises UserError for weights that are not finite, and for a --clip_skip that the text encoder has no
-    layers for.
+    `base` in half precision: the weight matrices of backbone and text encoders are stored in that format and computed
+    with in float32. Raises UserError for weights that are not finite, and for a --clip_skip beyond the text encoder's
+    layers.
     """
     base_model, options = facts.base_model, facts.options.model
     model = base_model.family.load(
@@ -53,33 +53,33 @@ def load_model(
         if name != "vae" and base != "fp32":
             compute_in_fp32(module)
     check_finite_weights(model)
-    texts = [module for module in model.text_encoders.values() if module is not None]
-    if len(texts) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
-        refuse_clip_skip(model, text_settings(facts), texts[0].device)
+    encoders = [module for module in model.text_encoders.values() if module is not None]
+    if len(encoders) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
+        check_clip_skip(model, text_settings(facts), encoders[0].device)
     return model
 
 
 def text_settings(facts: RunFacts) -> TextSettings:
-    """How the captions of a run are read. A --clip_skip that asks the family for nothing is none."""
+    """How captions are encoded. --clip_skip is None where it has no effect on the family."""
     options = facts.options
     return TextSettings(
         clip_skip=clip_skip_of(options, facts.base_model),
-        kohya_projection=options.model.text_projection == "kohya" and has_bare_projection(facts.base_model.header),
+        kohya_projection=options.model.text_projection == "kohya" and has_bare_text_projection(facts.base_model.header),
         empty_is_zero=options.caption.empty_caption == "zeros",
     )
 
 
-def has_bare_projection(source: Header) -> bool:
-    """Whether a checkpoint has the text projection as OpenCLIP's bare matrix, which sd-scripts takes for the weight of
-    a Linear; folders and some files have that weight itself, and sd-scripts reads those rightly."""
-    return any(name.endswith(".text_projection") for name in source.tensors)
+def has_bare_text_projection(header: Header) -> bool:
+    """Whether a checkpoint stores the text projection as OpenCLIP's plain matrix. sd-scripts loads that matrix as the
+    weight of a Linear, so transposed. Diffusers folders and some files store the Linear's weight itself."""
+    return any(name.endswith(".text_projection") for name in header.tensors)
 
 
-def refuse_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
-    """Raise UserError for a --clip_skip beyond the layers of the model's text encoder."""
-    empty = {name: one.to(device) for name, one in model.tokenizer([""]).items()}
+def check_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
+    """Raises UserError for a --clip_skip beyond the text encoder's layers, by encoding an empty caption."""
+    empty = {name: text_input.to(device) for name, text_input in model.tokenizer([""]).items()}
     try:
         with torch.no_grad():
             model.family.encode_text(model.text_encoders, empty, settings)
     except ValueError as error:
-        raise UserError((Mistake(f"--clip_skip: {error}", "give a smaller one, or leave it out"),)) from error
+        raise UserError((Mistake(f"--clip_skip: {error}", "use a smaller value, or remove the flag"),)) from error

@@ -1,21 +1,21 @@
-"""The training loop: epochs, accumulation windows, the optimiser step, what is logged, and what happens every N
-steps."""
+"""The training loop: epochs, gradient accumulation, optimizer steps, logging, and calls to what is due after a step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from library.data.order import BatchRequest, EpochOrder
+from library.messages import listed
 from library.objective.loss import Term, total, window_share
 from library.options.mistakes import Mistake, UserError
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
-from library.training.trainable import Trainable, freeze_finished, groups_of, trainable_parameters
+from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
 from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
@@ -25,10 +25,18 @@ if TYPE_CHECKING:
     from library.training.run import Run
 
 
+class DueCall(Protocol):
+    """Saves, draws or validates if it is due. Called after every optimizer step, and after every complete epoch with
+    `epoch_ended`."""
+
+    def __call__(self, progress: Progress, *, epoch_ended: bool) -> None:
+        """`progress` counts the steps that are finished."""
+
+
 @dataclass
 class Window:
-    """What is kept of the micro-batches of one optimiser step: their shares of its loss, those of each term where there
-    are several, and for the message about a loss that is not finite the images with the losses of their samples."""
+    """The batches of one optimizer step: `shares` of the step's loss, one per batch, the same for each term where there
+    are several, and the paths and losses of all samples, for the message about a loss that is not finite."""
 
     shares: list[torch.Tensor] = field(default_factory=list)
     terms: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -37,12 +45,12 @@ class Window:
 
 @dataclass
 class Loop:
-    """Everything the loop touches. Built by the session, used by `run`.
+    """Everything that the loop uses.
 
-    `losses(batch)` gives the terms of the loss, each a float32 tensor (B,), timestep weights included: the same terms
-    for every batch of a run, with zeros for samples that have no part in one.
-    `batches(requests)` turns requests into batches, each with its request. Each of `due` is called with (progress,
-    epoch_ended) after every optimiser step and after every whole epoch, in this order, by the process that writes.
+    `losses(batch)` returns the terms of the loss, each a float32 tensor (B,), timestep weights included. All batches of
+    a run have the same terms; samples without one of them have zeros there.
+    `batches(requests)` loads the requested batches and yields each with its request.
+    `due` are called in this order, on the writing process only.
     """
 
     run: Run
@@ -53,31 +61,38 @@ class Loop:
     order: EpochOrder
     losses: Callable[[Batch], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
-    due: Sequence[Callable[[Progress, bool], None]]
+    due: Sequence[DueCall]
     duration: Duration
     max_grad_norm: float
 
     def train(self, progress: Progress) -> Progress:
-        """Train from `progress` to the last step. Raises UserError on a loss that is not finite."""
+        """Train from `progress` to the last step. Raises UserError for a loss that is not finite."""
+        # Start where the run, or the run that is resumed, stopped.
         freeze_finished(self.trainable.parts, progress.step)
         if progress.step >= self.duration.steps:
             return progress
-        if progress.window == self.duration.steps_per_epoch:  # saved after an epoch's last step, before its end
+        if progress.window == self.duration.steps_per_epoch:  # the state was saved between last step and end of epoch
             self._end_epoch(progress)
         else:
             self._begin_epoch(progress)
-        # all micro-batches still to come, so that those of the next epoch are prepared while this one ends; those of
-        # one optimiser step are a window
+
+        # Train on all batches up to the end of the run: workers load the next epoch while this one ends.
         window = Window()
         for request, batch in self.batches(self._requests(progress.epoch, progress.window)):
             if request.epoch > progress.epoch:
                 raise RuntimeError(f"a batch of epoch {request.epoch} came in epoch {progress.epoch}")
+
+            # Accumulate gradients until the window is complete.
             self._backward(request, batch, window)
             if not request.last_of_window:
                 continue
+
+            # Step, then save, draw and validate if due.
             self._step(window, progress)
             self._call_due(progress, epoch_ended=False)
             window = Window()
+
+            # End the epoch, or the run.
             if progress.window == self.duration.steps_per_epoch or progress.step >= self.duration.steps:
                 self._end_epoch(progress)
             if progress.step >= self.duration.steps:
@@ -85,22 +100,22 @@ class Loop:
         return progress
 
     def _requests(self, epoch: int, window: int) -> Iterator[BatchRequest]:
-        """All that the run still asks for, from this window of this epoch on."""
+        """All remaining batches of this process, from this window of this epoch on."""
         rank, world = self.run.processes.rank, self.run.processes.world
         yield from self.order.requests(epoch, window, rank, world)
         for later in range(epoch + 1, self.duration.epochs + 1):
             yield from self.order.requests(later, 0, rank, world)
 
-    def _call_due(self, progress: Progress, epoch_ended: bool) -> None:
+    def _call_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         for call in self.due if self.run.processes.is_writer else ():
-            call(progress, epoch_ended)
+            call(progress, epoch_ended=epoch_ended)
 
     def _begin_epoch(self, progress: Progress) -> None:
         self.trainable.epoch_begins()
         self.run.say(f"epoch {progress.epoch}/{self.duration.epochs}")
 
     def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
-        """Add the gradients of a micro-batch, weighted by its share of the whole step."""
+        """Add the gradients of a batch, weighted by its share of the step's samples."""
         self.trainable.step_begins()
         with self.run.accelerator.autocast():
             terms = self.losses(batch)
@@ -118,51 +133,59 @@ class Loop:
             window.samples.append((batch.paths, losses.detach()))
 
     def _step(self, window: Window, progress: Progress) -> None:
-        """One optimiser step with the gradients of its window, and what is said of it. All ranks see the same loss, so
-        one that is not finite stops all of them, before anything is changed."""
-        loss = self._whole(window.shares)
+        """Take one optimizer step with the gradients of a window, and log it."""
+        # Check the loss first. All ranks see the same value, so all of them stop, with weights and optimizer unchanged.
+        loss = self._sum_over_ranks(window.shares)
         if not math.isfinite(loss):
-            raise not_finite(window, progress, self.run.processes)
-        terms = {name: self._whole(shares) for name, shares in window.terms.items()}
+            raise non_finite_error(window, progress, self.run.processes)
+        terms = {name: self._sum_over_ranks(shares) for name, shares in window.terms.items()}
+
+        # Clip the gradient norm.
         if self.max_grad_norm > 0:
             self.run.accelerator.unscale_gradients()
             clip_gradients(trainable_parameters(self.trainable.parts), self.max_grad_norm)
+
+        # Update weights, learning rates and averaged weights.
         self.optimizer.step()
         measured = self.trainable.step_ended()
         if not self.run.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             self.weights.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+        # Count the step, and freeze the parts that stop here.
         progress.step += 1
         progress.window += 1
         progress.epoch_losses.append(loss)
         for part in freeze_finished(self.trainable.parts, progress.step):
-            self.run.say(f"step {progress.step}: {part.name} is trained no further")
-        if self.run.processes.is_writer:
-            values = {**self._losses(loss, terms, progress), **self._learning_rates(), **measured}
-            self.run.log(values, progress.step)
-        self.run.console.step_done(_mean(progress.epoch_losses))
+            self.run.say(f"step {progress.step}: training of {part.name} stops")
 
-    def _whole(self, shares: Sequence[torch.Tensor]) -> float:
-        """The loss of a window by the shares of its micro-batches on all ranks."""
+        # Log.
+        if self.run.processes.is_writer:
+            values = {**self._logged_losses(loss, terms, progress), **self._learning_rates(), **measured}
+            self.run.log(values, progress.step)
+        self.run.console.count_step(_mean(progress.epoch_losses))
+
+    def _sum_over_ranks(self, shares: Sequence[torch.Tensor]) -> float:
+        """The loss of a window: the sum of the shares of its batches on all ranks."""
         return float(self.run.processes.sum(torch.as_tensor(sum(shares))))
 
-    def _losses(self, loss: float, terms: Mapping[str, float], progress: Progress) -> dict[str, float]:
-        """The loss of a step, its terms where there are several and, where the recipe's users look for it, the mean
+    def _logged_losses(self, loss: float, terms: Mapping[str, float], progress: Progress) -> dict[str, float]:
+        """The loss of a step, its terms if there are several, and, for recipes whose users know it, the moving average
         over as many steps as an epoch has."""
         tags = self.trainable.tags
-        found = {tags.step: loss, **{f"loss/{name}": value for name, value in terms.items()}}
+        values = {tags.step: loss, **{f"loss/{name}": value for name, value in terms.items()}}
         if tags.average:
-            found[tags.average] = _mean(
+            values[tags.average] = _mean(
                 progress.epoch_losses + progress.last_epoch_losses[len(progress.epoch_losses) :]
             )
-        return found
+        return values
 
     def _learning_rates(self) -> dict[str, float]:
-        """The rates as trackers know them: lr/unet, lr/text_encoder1; with D-Adaptation and Prodigy also what they
-        adapt to."""
+        """Learning rates under the names of kohya's scripts (lr/unet, lr/text_encoder1); for D-Adaptation and Prodigy
+        also the effective ones, d * lr."""
         rates: dict[str, float] = {}
-        names = [group.name for group in groups_of(self.trainable.parts)]
+        names = [group.name for group in all_groups(self.trainable.parts)]
         for name, group, rate in zip(names, self.optimizer.param_groups, self.schedule.get_last_lr(), strict=False):
             rates[f"lr/{name}"] = float(rate)
             if "d" in group:
@@ -170,6 +193,7 @@ class Loop:
         return rates
 
     def _end_epoch(self, progress: Progress) -> None:
+        """Log the mean loss; after a complete epoch also call what is due, and begin the next one."""
         if progress.epoch_losses and self.run.processes.is_writer:
             self.run.log({self.trainable.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
         if progress.window < self.duration.steps_per_epoch:
@@ -183,21 +207,21 @@ class Loop:
             self._begin_epoch(progress)
 
 
-def not_finite(window: Window, progress: Progress, processes: Processes) -> UserError:
-    """The message for a loss that is NaN or infinite: step, files of all ranks, and what usually helps."""
+def non_finite_error(window: Window, progress: Progress, processes: Processes) -> UserError:
+    """The error for a NaN or infinite loss: step, image files of all ranks, and usual remedies. All ranks must call."""
     own = [
         f"{path} ({value:g})"
         for paths, losses in window.samples
         for path, value in zip(paths, losses.tolist(), strict=True)
         if not math.isfinite(value)
     ]
-    files = [file for each in processes.gather(own) for file in each]
-    named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    what = f"the loss is not finite at step {progress.step + 1} (epoch {progress.epoch}): {named or 'the weighted sum'}"
+    files = [file for of_rank in processes.gather(own) for file in of_rank]
+    images = listed(files, 5) or "the weighted sum"
+    what = f"the loss is not finite at step {progress.step + 1} (epoch {progress.epoch}): {images}"
     remedy = (
-        "nothing was written with it. What usually helps: a lower --learning_rate or a warm-up (--lr_warmup_steps), "
-        "--mixed_precision bf16 in place of fp16, --no_half_vae, --max_grad_norm 1; "
-        "--resume goes on from the last saved state"
+        "lower --learning_rate or add a warm-up (--lr_warmup_steps), use --mixed_precision bf16 instead of fp16, "
+        "--no_half_vae, or --max_grad_norm 1. Nothing was saved after this loss; --resume continues from the last "
+        "saved state"
     )
     return UserError((Mistake(what, remedy),))
 

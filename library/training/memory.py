@@ -1,4 +1,4 @@
-"""How a model lies in memory: number formats, attention kernels, checkpointed activations, fp16 gradients."""
+"""Memory and precision of a model: number formats, attention kernels, gradient checkpointing, fp16 gradients."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ if TYPE_CHECKING:
 
 
 def prepare(model: Model, trainable: Trainable, precision: Precision, options: MemoryOptions) -> None:
-    """Put a loaded model into the state that training needs.
+    """Prepare a loaded model for training.
 
-    The model is frozen and in evaluation mode; then the trained parts get their own format and training mode, where
-    they are the model's own also gradients, and what gradients go through gets, if asked for, checkpointed activations.
+    Freezes the model and sets evaluation mode; converts the trained parts to their number format and sets training
+    mode, with gradients if they are the model's own modules; sets up gradient checkpointing and attention.
     """
     modules = model.modules()
     for module in modules.values():
-        module.requires_grad_(False).eval()
+        module.requires_grad_(requires_grad=False).eval()
     for part in trainable.parts:
         part.module.to(torch_dtype(precision.trained)).train()
         for group in part.learning_groups() if trainable.whole_model else ():
             for parameter in part.parameters(group):
-                parameter.requires_grad_(True)
+                parameter.requires_grad = True
     for name in sorted(trainable.active) if options.gradient_checkpointing else ():
-        checkpoint_activations(modules[name].train())  # neither package checkpoints in evaluation mode
+        checkpoint_activations(modules[name].train())  # both packages checkpoint in training mode only
     set_attention(model.backbone, precision.attention)
 
 
-def computing(module: Any, trainable: Trainable, active: bool, precision: Precision, device: torch.device) -> Any:
-    """The module that computes, on the device: itself where gradients go through it (`active`), else in the
-    computation's format, and as a copy where its exact weights are to be written."""
+def compute_module(
+    module: Any, trainable: Trainable, precision: Precision, device: torch.device, *, active: bool
+) -> Any:
+    """The module to compute with, on the device. If gradients pass through it (`active`), the module itself; else in
+    half precision where the run uses it, as a copy if its exact weights are saved with the model."""
     if active or precision.frozen == "fp32":
         return module.to(device)
     if trainable.whole_model:
@@ -52,27 +54,28 @@ def computing(module: Any, trainable: Trainable, active: bool, precision: Precis
 
 
 def working_copy(module: Any, dtype: FloatName, device: torch.device) -> Any:
-    """A frozen module to compute with. The original keeps its exact weights, which the saved file gets."""
+    """A copy of a frozen module in half precision, or the module itself in fp32. The original keeps its exact weights,
+    which are saved."""
     if dtype == "fp32":
         return module.to(device)
     return copy.deepcopy(module).to(device=device, dtype=torch_dtype(dtype))
 
 
-def image_encoder(vae: Any, precision: Precision, device: torch.device) -> Any:
-    """The VAE that turns images into latents, made ready for that.
+def encoding_vae(vae: Any, precision: Precision, device: torch.device) -> Any:
+    """The VAE to encode images with.
 
-    On a CPU its convolutions like the channels last, which changes the last bits of what they compute; and their
-    weights too, or they would be reordered for every image (benchmarks/RESULTS.md).
+    On a CPU convolutions are faster with channels last, which changes the last bits of their results. Their weights are
+    converted too, or they would be reordered for every image (benchmarks/RESULTS.md).
     """
-    copied = working_copy(vae, precision.vae, device)
-    set_attention(copied, precision.attention)
+    encoding = working_copy(vae, precision.vae, device)
+    set_attention(encoding, precision.attention)
     if device.type == "cpu":
-        copied.encoder.to(memory_format=torch.channels_last)
-    return copied
+        encoding.encoder.to(memory_format=torch.channels_last)
+    return encoding
 
 
 def offload_vae(model: Model, options: MemoryOptions, *, keep: bool) -> None:
-    """Take the VAE off the device once every image is encoded. `keep`: it is still needed, to be saved or to decode."""
+    """Free the VAE after all images are encoded, or with `keep` move it to the CPU, to be saved or to decode later."""
     if keep:
         model.vae.to("cpu")
     else:
@@ -81,7 +84,7 @@ def offload_vae(model: Model, options: MemoryOptions, *, keep: bool) -> None:
 
 
 def offload_text_encoders(model: Model, options: MemoryOptions, *, keep: bool) -> None:
-    """Take the text encoders off the device once every caption is encoded. `keep`: their weights are saved."""
+    """Free the text encoders after all captions are encoded, or with `keep` move them to the CPU, to be saved."""
     if keep:
         for module in model.text_encoders.values():
             module.to("cpu")
@@ -91,39 +94,36 @@ def offload_text_encoders(model: Model, options: MemoryOptions, *, keep: bool) -
 
 
 def loading_device(options: MemoryOptions, device: torch.device) -> torch.device:
-    """Where weights are read to: main memory, or with --lowram straight the device."""
+    """The device that weights are loaded to: the CPU, or with --lowram directly the GPU."""
     return device if options.lowram else torch.device("cpu")
 
 
 def release_memory(options: MemoryOptions) -> None:
-    """Give what the device no longer uses back to the system; with --highvram it stays reserved."""
+    """Free cached GPU memory; with --highvram it stays reserved."""
     if torch.cuda.is_available() and not options.highvram:
         torch.cuda.empty_cache()
 
 
 def checkpoint_activations(module: nn.Module) -> None:
-    """Recompute activations on the way back instead of keeping them, in a diffusers or transformers model.
+    """Enable gradient checkpointing in a diffusers or transformers model: the backward pass recomputes activations.
 
     Non-reentrant: gradients also reach a block whose inputs need none (a text encoder behind frozen embeddings), and
-    each parameter's gradient is finished once. transformers checkpoints in training mode only. Raises TypeError
-    for a module that knows no checkpointing.
+    each parameter's gradient is accumulated once. transformers checkpoints in training mode only. Raises TypeError
+    for a module without gradient checkpointing.
     """
     for name, arguments in (
-        ("enable_gradient_checkpointing", {}),  # diffusers, non-reentrant by itself
+        ("enable_gradient_checkpointing", {}),  # diffusers, non-reentrant by default
         ("activation_checkpointing_enable", {"activation_checkpointing_kwargs": {"use_reentrant": False}}),
     ):
         switch: Callable[..., None] | None = getattr(module, name, None)
         if switch is not None:
             switch(**arguments)
             return
-    raise TypeError(f"{type(module).__name__} cannot recompute its activations")
+    raise TypeError(f"{type(module).__name__} does not support gradient checkpointing")
 
 
 def set_attention(module: Any, attention: Attention) -> None:
-    """Choose the attention kernels of a diffusers model (U-Net, VAE).
-
-    CLIP is left as it is: over 77 tokens there is nothing to save.
-    """
+    """Set the attention kernels of a diffusers model (U-Net, VAE). CLIP keeps its own: 77 tokens need little."""
     from diffusers.models import attention_processor
 
     processors: Any = attention_processor
@@ -136,9 +136,9 @@ def set_attention(module: Any, attention: Attention) -> None:
 
 
 class MemoryEfficientAttention:
-    """An attention processor of diffusers that prefers torch's kernel with the least memory to the fastest.
+    """An attention processor for diffusers that uses torch's memory-efficient kernel first.
 
-    The kernel that keeps all scores in memory comes last, for shapes that no other one takes.
+    The MATH kernel, which stores all attention scores, is the last resort for shapes that no other kernel supports.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -152,7 +152,7 @@ class MemoryEfficientAttention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The attention of `attn`, as the inner processor computes it."""
+        """The attention of `attn`, computed by the inner processor."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         order = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
@@ -166,31 +166,35 @@ _UNSCALE_ARGUMENTS = ("optimizer", "inv_scale", "found_inf", "allow_fp16")
 
 @contextmanager
 def fp16_gradients(scaler: Any | None) -> Iterator[None]:
-    """Let a gradient scaler unscale fp16 gradients (full_fp16), which torch's refuses; afterwards it is as before.
+    """Let a gradient scaler unscale fp16 gradients (--full_fp16) while this is open.
 
     torch.amp.GradScaler calls its private `_unscale_grads_` with allow_fp16=False, since unscaling in fp16 loses
-    gradients below 6e-8. Whoever asks for full_fp16 accepts that; on this one scaler the argument is set to True.
-    `scaler` None (no scaler in use) does nothing. Raises RuntimeError when this torch's method has other arguments than
-    those known here.
+    gradients below 6e-8. --full_fp16 accepts that: here the argument is True, for this scaler only. `scaler` None (no
+    scaler in use) does nothing. Raises RuntimeError if torch's method has unexpected arguments.
     """
     if scaler is None:
         yield
         return
     original = getattr(scaler, "_unscale_grads_", None)
-    known = None if original is None else tuple(inspect.signature(original).parameters)
-    if original is None or known != _UNSCALE_ARGUMENTS:
+    arguments = None if original is None else tuple(inspect.signature(original).parameters)
+    if original is None or arguments != _UNSCALE_ARGUMENTS:
         raise RuntimeError(
-            f"--full_fp16 does not fit torch {torch.__version__}: its GradScaler._unscale_grads_ takes {known}, not "
-            f"{_UNSCALE_ARGUMENTS}; use --mixed_precision bf16 --full_bf16, or the torch of requirements.txt"
+            f"--full_fp16 does not work with torch {torch.__version__}: GradScaler._unscale_grads_ has the arguments "
+            f"{arguments} instead of {_UNSCALE_ARGUMENTS}; use --mixed_precision bf16 --full_bf16, or the torch "
+            "version of requirements.txt"
         )
     scaler._unscale_grads_ = partial(_unscale_fp16_too, original)
     try:
         yield
     finally:
-        del scaler._unscale_grads_  # the class's own method shows again
+        del scaler._unscale_grads_  # uncovers the method of the class
 
 
 def _unscale_fp16_too(
-    original: Callable[..., Any], optimizer: Any, inv_scale: torch.Tensor, found_inf: torch.Tensor, allow_fp16: bool
+    original: Callable[..., Any],
+    optimizer: Any,
+    inv_scale: torch.Tensor,
+    found_inf: torch.Tensor,
+    allow_fp16: bool,  # noqa: FBT001 - as torch calls it
 ) -> Any:
-    return original(optimizer, inv_scale, found_inf, True)
+    return original(optimizer, inv_scale, found_inf, True)  # noqa: FBT003 - as torch declares it

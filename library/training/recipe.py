@@ -1,4 +1,4 @@
-"""A recipe: the program that a user starts, and its say in what is trained. Everything else is shared."""
+"""A recipe: a training program and its choice of what to train. Everything else is shared."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from library.training.trainable import Trainable
 
 Say = Callable[[str], None]
-"""A line for the user."""
+"""Writes a log line."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`choose(model, facts, optimization, adapter, say)` is called once, with the weights loaded and nothing moved or
-    frozen yet; `adapter` is None where all weights are trained."""
+    """`choose(model, facts, optimization, adapter, say)` selects the modules to train. It is called once, after loading
+    and before anything is moved or frozen; `adapter` is None where the model's own weights are trained."""
 
     program: Program
     choose: Callable[[Model, RunFacts, Optimization, AdapterPlan | None, Say], Trainable]

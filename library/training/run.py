@@ -1,4 +1,4 @@
-"""What surrounds a run: accelerator, global seed, console, trackers; one context manager."""
+"""Open a run: accelerator, global seed, console and trackers, in one context manager."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What every room of a run may need: the accelerator, the console, the trackers, and the other processes."""
+    """The accelerator, console, trackers and processes of a run."""
 
     accelerator: Accelerator
     console: Console
@@ -32,46 +32,46 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes."""
+        """The device that the run computes on."""
         device: torch.device = self.accelerator.device
         return device
 
     def say(self, text: str) -> None:
-        """Write a line for the user."""
+        """Write a log line."""
         self.console.say(text)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Hand values to the trackers; without trackers this does nothing."""
+        """Log values to the trackers, if there are any."""
         if self.is_tracked:
             self.accelerator.log(values, step=step)
 
     def log_images(self, images: Mapping[str, Image], step: int) -> None:
-        """Hand images to the trackers, each under its name; without trackers this does nothing."""
+        """Log images to the trackers, if there are any, each under its name."""
         import numpy
 
         for tracker in self.accelerator.trackers:
-            # rows of (1, height, width, 3), which TensorBoard must be told
+            # arrays are (1, height, width, 3); TensorBoard expects channels first by default
             arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            rows = {name: numpy.asarray(image)[None] for name, image in images.items()}
-            tracker.log_images(rows, step=step, **arguments)
+            arrays = {name: numpy.asarray(image)[None] for name, image in images.items()}
+            tracker.log_images(arrays, step=step, **arguments)
 
 
 @contextmanager
-def open_run(options: TrainOptions, tracked_by: Trackers, mixed_precision: str, seed: int) -> Iterator[Run]:
-    """Open accelerator and trackers, seed the global generators, and close the trackers at the end, come what may.
+def open_run(options: TrainOptions, run_trackers: Trackers, mixed_precision: str, seed: int) -> Iterator[Run]:
+    """Open the accelerator and the trackers and seed the global generators. The trackers are always closed at the end.
 
-    Raises UserError when a tracker cannot be started.
+    Raises UserError if a tracker cannot be started.
     """
     with large_imports():
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
-    folder = trackers.run_folder(tracked_by, options.run.log_prefix)
-    names = list(tracked_by.names)
+    folder = trackers.run_folder(run_trackers, options.run.log_prefix)
+    names = list(run_trackers.names)
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=names or None, project_dir=folder)
     set_seed(seed % 2**32)
     if names:
-        trackers.start(accelerator, tracked_by, folder, options)
+        trackers.start(accelerator, run_trackers, folder, options)
     try:
         yield Run(accelerator, Console(options.run), bool(names), Processes.current())
     finally:

@@ -1,4 +1,4 @@
-"""One training run, top to bottom: the wiring, and the table of contents of everything that happens."""
+"""A training run from top to bottom: a table of contents of everything that happens."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
-from library.training.conditioning import make_conditioner
-from library.training.inputs import fill_captions, training_set
+from library.training.conditioning import build_conditioner
+from library.training.inputs import build_training_set, encode_captions_ahead
 from library.training.loading import load_model
 from library.training.loop import Loop
-from library.training.memory import fp16_gradients, image_encoder, offload_text_encoders, offload_vae, prepare
+from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule
-from library.training.preview.drawing import drawing_of, prompt_states
-from library.training.preview.preview import preview_of
+from library.training.preview.drawing import build_drawer, build_prompt_encoder
+from library.training.preview.preview import build_preview
 from library.training.run import open_run
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
-from library.training.training_loss import training_loss
-from library.training.validation.validation import validation_of
+from library.training.training_loss import build_training_loss
+from library.training.validation.validation import build_validation
 from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
-    """Carry out a plan. `recipe` decides what is trained. Raises UserError."""
+    """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     with (
-        # gradients come and go, and would leave the memory taken for them in pieces: 11 % more at the peak
+        # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
-        # Load the model and choose what is trained.
+        # Load the model and choose what to train.
         model = load_model(facts, run.device, run.say, base="fp32" if plan.adapter is None else precision.base)
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
         prepare(model, trainable, precision, options.memory)
 
         # Encode the images: all of them now, or batch by batch.
-        vae = image_encoder(model.vae, precision, run.device)
-        dataset = training_set(facts, model, vae, run.say)
+        vae = encoding_vae(model.vae, precision, run.device)
+        dataset = build_training_set(facts, model, vae, run.say)
         if options.cache.cache_latents:
             vae = None
             offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
@@ -53,26 +53,26 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Encode the captions: all of them now, or batch by batch.
         model.backbone.to(run.device)
-        conditioner = make_conditioner(facts, model, trainable, run.device)
-        encoded = fill_captions(facts, dataset, conditioner, trainable, run.say)
-        prompts = prompt_states(plan.preview, conditioner, run.accelerator.autocast)
-        # prompts may still change in their file, and only a user who asks for the encoders' memory loses that
+        conditioner = build_conditioner(facts, model, trainable, run.device)
+        encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
+        prompts = build_prompt_encoder(plan.preview, conditioner, run.accelerator.autocast)
+        # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
-            prompts.forget()
+            prompts.drop_text_encoders()
             conditioner.text_encoders = {}
             offload_text_encoders(model, options.memory, keep=trainable.whole_model)
 
-        # Make the optimizer and its schedule.
+        # Build the optimizer and the learning rate schedule.
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )
-        wrapped, stepping = wrap(run.accelerator, trainable, optimizer)
+        wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
         weights = Weights(optimizer)
 
-        # Resume: all that a run goes on from.
+        # Resume: load everything that a training state holds.
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
             "schedule": schedule, "scaler": run.accelerator.scaler, "random": RandomStates(),
@@ -80,16 +80,16 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        loss = training_loss(facts, model, wrapped, conditioner, vae)
+        loss = build_training_loss(facts, model, wrapped, conditioner, vae)
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
-        validation = validation_of(facts, loss, loss.modules(trainable), dataset, run, weights)
-        draw = drawing_of(facts, plan.preview, model, prompts, vae, dataset, run)
-        preview = preview_of(plan.preview, draw, loss.modules(trainable), facts.duration, run, weights)
+        validation = build_validation(facts, loss, loss.modules(trainable), dataset, run, weights)
+        drawer = build_drawer(facts, plan.preview, model, prompts, vae, dataset, run)
+        preview = build_preview(plan.preview, drawer, loss.modules(trainable), facts.duration, run, weights)
         loop = Loop(
             run=run,
-            trainable=trainable.wrapped_as(wrapped),
-            optimizer=stepping,
+            trainable=trainable.with_wrapped(wrapped),
+            optimizer=wrapped_optimizer,
             schedule=schedule,
             weights=weights,
             order=facts.order,
@@ -99,7 +99,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
         )
-        with run.console.counting_steps(facts.duration.steps, progress.step):
+        with run.console.progress_bar(facts.duration.steps, progress.step):
             preview.before_training(progress)
             run.say("running training / 学習開始")
             scaler = run.accelerator.scaler if precision.has_fp16_gradients else None

@@ -1,4 +1,4 @@
-"""What Ctrl-C and a request to terminate do to a run."""
+"""SIGTERM ends a run like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, which front-ends and schedulers stop a run with, do what Ctrl-C does: half-written files go, and the
-    processes that prepare images. Only the main thread may do that, and nobody's own handler is replaced."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
+    """Raise KeyboardInterrupt on SIGTERM, which front-ends and schedulers send to stop a run, so that partial files are
+    removed and worker processes end. Does nothing outside the main thread, where Python sets no handlers, or if there
+    is already a handler."""
+    handled = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if handled:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        if ours:
+        if handled:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

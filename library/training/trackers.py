@@ -1,4 +1,4 @@
-"""Where losses and learning rates are logged to: decided without importing a tracker, then opened."""
+"""TensorBoard and Weights & Biases: choose the trackers without importing them, then start them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Trackers:
-    """The trackers of a run (accelerate's names), the folder above their logs, and the settings of each from
-    --log_tracker_config."""
+    """The trackers of a run (accelerate's names), --logging_dir, and the settings of each from --log_tracker_config."""
 
     names: tuple[str, ...] = ()
     folder: Path | None = None
@@ -37,7 +36,7 @@ class Trackers:
 
 
 def decide_trackers(options: RunOptions, mistakes: Mistakes) -> Trackers:
-    """tensorboard when there is a logging_dir and nothing else is said; wandb needs no folder."""
+    """Without --log_with, a --logging_dir means tensorboard. wandb needs no folder."""
     names = _NAMES[options.log_with or ("tensorboard" if options.logging_dir else "")]
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -48,29 +47,29 @@ def decide_trackers(options: RunOptions, mistakes: Mistakes) -> Trackers:
 
 
 def _read_settings(path: Path | None, mistakes: Mistakes) -> Mapping[str, Mapping[str, object]]:
-    """The content of --log_tracker_config: one table for each tracker."""
+    """Read --log_tracker_config: a TOML file with a table per tracker."""
     if path is None:
         return {}
-    remedy = "give a TOML file with a table for each tracker, such as [wandb]"
+    remedy = "use a TOML file with a table per tracker, such as [wandb]"
     try:
         tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         mistakes.add(f"--log_tracker_config {path} cannot be read: {getattr(error, 'strerror', None) or error}", remedy)
         return {}
-    foreign = [name for name, table in tables.items() if name not in _NAMES["all"] or not isinstance(table, dict)]
-    if foreign:
-        mistakes.add(f"--log_tracker_config {path}: {', '.join(foreign)} is no table of a tracker", remedy)
+    unknown = [name for name, table in tables.items() if name not in _NAMES["all"] or not isinstance(table, dict)]
+    if unknown:
+        mistakes.add(f"--log_tracker_config {path}: {', '.join(unknown)} is not the table of a tracker", remedy)
         return {}
     return tables
 
 
 def run_folder(trackers: Trackers, prefix: str | None) -> Path | None:
-    """`logging_dir / [log_prefix]YYYYmmddHHMMSS`, the folder of a run that starts now; None without --logging_dir."""
+    """The log folder of a run that starts now, `logging_dir/[log_prefix]YYYYmmddHHMMSS`; None without --logging_dir."""
     return trackers.folder and Path(f"{trackers.folder}/{prefix or ''}{time.strftime('%Y%m%d%H%M%S')}")
 
 
 def start(accelerator: Accelerator, trackers: Trackers, folder: Path | None, options: TrainOptions) -> None:
-    """Open the trackers in `folder`. Raises UserError when one of them refuses."""
+    """Start the trackers, which log to `folder`. Raises UserError if one of them fails."""
     settings = {name: dict(trackers.settings.get(name, {})) for name in trackers.names}
     if "wandb" in settings and folder is not None:
         settings["wandb"].setdefault("dir", str(folder))
@@ -83,19 +82,19 @@ def start(accelerator: Accelerator, trackers: Trackers, folder: Path | None, opt
         if "wandb" in settings and options.run.wandb_api_key:
             importlib.import_module("wandb").login(key=options.run.wandb_api_key)
         accelerator.init_trackers(options.run.log_tracker_name or _tracker_name(options), config, settings)
-    except Exception as error:  # each tracker has errors of its own
-        what = f"{' and '.join(trackers.names)} cannot be started: {error}"
-        remedy = "check --logging_dir, --log_tracker_name and --log_tracker_config, or leave --log_with out"
+    except Exception as error:  # each tracker raises its own types
+        what = f"{' and '.join(trackers.names)} could not be started: {error}"
+        remedy = "check --logging_dir, --log_tracker_name and --log_tracker_config, or remove --log_with"
         raise UserError((Mistake(what, remedy),)) from error
 
 
 def _tracker_name(options: TrainOptions) -> str:
-    """The names that users' TensorBoard knows from kohya's scripts."""
+    """The default names of kohya's scripts."""
     return "network_train" if options.adapter.network_module else "dreambooth"
 
 
 def logged_options(options: TrainOptions) -> dict[str, int | float | str | bool]:
-    """What --log_config logs: every option that is set, but no path and nothing private or secret."""
+    """The options that --log_config logs: all that are set, except paths, private ones and secrets."""
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in values_of(options).items()

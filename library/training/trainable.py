@@ -1,4 +1,4 @@
-"""What a recipe trains: parts with learning rates of their own, and how what was trained is written."""
+"""What a recipe trains: modules with their learning rates, and how the result is saved."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with one learning rate: their names in the module of their part (those of `named_parameters`), and
-    the name that logs have for the rate (lr/unet).
+    """Parameters with one learning rate: `name` in logs (lr/unet), and their names in the module of the part, as
+    `named_parameters` returns them.
 
-    Names, since wrapping a module (DDP, fully_shard) may put other parameters in the place of its own.
+    Names instead of parameters, since wrapping a module (DDP, fully_shard) may replace its parameters.
     """
 
     name: str
@@ -31,9 +31,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Part:
-    """One module that is trained: its name (`unet`, `text_encoder1`), learning rate, and the optimizer step after
-    which it stays as it is (None: trained to the end). `groups`: where its parameters have several learning rates;
-    without any, all its parameters have the one of the part."""
+    """One trained module: name (`unet`, `text_encoder1`), learning rate, and the optimizer step after which it is
+    frozen (None: never). `groups`: its parameters by learning rate; without groups, all have the part's."""
 
     name: str
     module: nn.Module
@@ -42,33 +41,33 @@ class Part:
     groups: tuple[Group, ...] = ()
 
     def trains_at(self, finished_steps: int) -> bool:
-        """Whether the optimiser step that follows `finished_steps` finished ones still trains this part."""
+        """Whether the optimizer step after `finished_steps` finished steps trains this part."""
         return self.stop_after is None or finished_steps < self.stop_after
 
     def learning_groups(self) -> tuple[Group, ...]:
-        """Its groups, or the one of all its parameters."""
+        """Its groups, or one group of all its parameters."""
         return self.groups or (Group(self.name, tuple(named_parameters(self.module)), self.learning_rate),)
 
     def parameters(self, group: Group) -> list[nn.Parameter]:
-        """The parameters of one of its groups, as the module holds them now. Raises KeyError for a name it lacks."""
+        """The module's current parameters of one of its groups. Raises KeyError for an unknown name."""
         named = named_parameters(self.module)
         return [named[name] for name in group.parameters]
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module by the names that they have while nothing wraps it: without what torch.compile and
-    checkpoint_wrapper add at any module, and DistributedDataParallel around the whole."""
-    found = dict(module.named_parameters())
-    for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module."):
-        found = {name.replace(wrapper, ""): parameter for name, parameter in found.items()}
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): parameter for name, parameter in found.items()}
-    return found
+    """The parameters of a module by their names in the unwrapped module: without the prefixes of torch.compile and
+    checkpoint_wrapper (at any level) and of DistributedDataParallel (around the whole)."""
+    parameters = dict(module.named_parameters())
+    for prefix in ("_orig_mod.", "_checkpoint_wrapped_module."):
+        parameters = {name.replace(prefix, ""): parameter for name, parameter in parameters.items()}
+    if all(name.startswith("module.") for name in parameters):
+        parameters = {name.removeprefix("module."): parameter for name, parameter in parameters.items()}
+    return parameters
 
 
 def block_groups(module: nn.Module, rates: Sequence[float], block_of: Callable[[str], int] | None) -> tuple[Group, ...]:
-    """The parameters of a module by blocks, each at its learning rate; those with a rate of 0 are in no group.
-    `block_of` gives the block of a parameter's name. Without rates there are no groups."""
+    """Groups by block, each with its learning rate from `rates`; blocks with a rate of 0 get no group. `block_of` maps
+    a parameter's name to its block. Without rates there are no groups."""
     if not rates or block_of is None:
         return ()
     blocks: list[list[str]] = [[] for _ in rates]
@@ -91,11 +90,11 @@ class LossTags:
 
 
 def _nothing() -> None:
-    """There is nothing to do."""
+    """Do nothing."""
 
 
 def _no_writer(path: Path, save_as: SaveModelAs, step: int, epoch: int) -> None:
-    raise NotImplementedError("the recipe has not said how what was trained is written")
+    raise NotImplementedError("the recipe sets no `write`")
 
 
 def _no_values() -> dict[str, float]:
@@ -104,12 +103,12 @@ def _no_values() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Trainable:
-    """What a recipe trains of a model.
+    """What a recipe trains.
 
-    `active`: the modules of the model that gradients go through (unet, text_encoder). `write(path, save_as, step,
-    epoch)` writes what was trained after so many steps. `whole_model`: frozen parts of the model are written too, so
-    they keep their exact weights. `step_begins` and `epoch_begins` are called before each; `step_ended` after each
-    step, and gives what is to be logged of it.
+    `active`: the modules of the model that gradients pass through (unet, text_encoder). `write(path, save_as, step,
+    epoch)` saves the result. `whole_model`: frozen modules are saved too, so they keep their exact weights.
+    `step_begins` is called before each batch, `epoch_begins` before each epoch, `step_ended` after each optimizer step;
+    it returns values to log.
     """
 
     parts: tuple[Part, ...]
@@ -121,18 +120,18 @@ class Trainable:
     epoch_begins: Callable[[], None] = _nothing
     step_ended: Callable[[], dict[str, float]] = _no_values
 
-    def wrapped_as(self, wrapped: Mapping[nn.Module, nn.Module]) -> Trainable:
-        """The same, with the module of each part replaced by what wraps it. `write` still writes the bare modules."""
+    def with_wrapped(self, wrapped: Mapping[nn.Module, nn.Module]) -> Trainable:
+        """A copy whose parts hold the wrapped modules. `write` still saves the unwrapped ones."""
         return replace(self, parts=tuple(replace(part, module=wrapped[part.module]) for part in self.parts))
 
 
-def groups_of(parts: Iterable[Part]) -> list[Group]:
+def all_groups(parts: Iterable[Part]) -> list[Group]:
     """All groups, in the order of the parts."""
     return [group for part in parts for group in part.learning_groups()]
 
 
 def parameter_groups(parts: Iterable[Part]) -> list[dict[str, object]]:
-    """The optimizer's groups, in the order of the parts, with the parameters that the modules hold now."""
+    """The optimizer's parameter groups, in the order of the parts, with the modules' current parameters."""
     return [
         {"params": part.parameters(group), "lr": group.learning_rate}
         for part in parts
@@ -141,21 +140,21 @@ def parameter_groups(parts: Iterable[Part]) -> list[dict[str, object]]:
 
 
 def trainable_parameters(parts: Sequence[Part]) -> list[nn.Parameter]:
-    """All parameters that still receive gradients, in a fixed order: what clipping sees."""
+    """All parameters that still receive gradients, in a fixed order. Their joint norm is clipped."""
     return [parameter for part in parts for parameter in part.module.parameters() if parameter.requires_grad]
 
 
 def freeze_finished(parts: Iterable[Part], finished_steps: int) -> list[Part]:
-    """Take the parts whose end has come out of training and return those that were still training until now.
+    """Freeze the parts whose training has ended, and return those that were not frozen before.
 
-    Their gradients become None, so every optimiser leaves them alone from here on, weight decay included.
+    Their gradients become None, so no optimizer changes them any more, not even by weight decay.
     """
     stopped = []
     for part in parts:
         parameters = list(part.module.parameters())
         if not part.trains_at(finished_steps) and any(parameter.requires_grad for parameter in parameters):
             for parameter in parameters:
-                parameter.requires_grad_(False)
+                parameter.requires_grad = False
                 parameter.grad = None
             part.module.eval()
             stopped.append(part)
@@ -165,11 +164,12 @@ def freeze_finished(parts: Iterable[Part], finished_steps: int) -> list[Part]:
 def wrap(
     accelerator: Accelerator, trainable: Trainable, optimizer: Optimizer
 ) -> tuple[dict[nn.Module, nn.Module], AcceleratedOptimizer]:
-    """What accelerate makes of each trained module, by the module, and of the optimizer: for one process the modules
-    themselves. Files and states are written from the bare ones.
+    """Let accelerate wrap the trained modules and the optimizer: returns the wrapped modules by the unwrapped ones (the
+    same for a single process), and the wrapped optimizer. Files and training states are written from the unwrapped
+    modules.
 
-    One call for all, since sharding puts new parameters into module and optimizer together.
+    One call for all, since sharding replaces parameters in modules and optimizer together.
     """
-    bare = [part.module for part in trainable.parts]
-    *modules, stepping = accelerator.prepare(*bare, optimizer)
-    return dict(zip(bare, modules, strict=True)), stepping
+    unwrapped = [part.module for part in trainable.parts]
+    *modules, wrapped_optimizer = accelerator.prepare(*unwrapped, optimizer)
+    return dict(zip(unwrapped, modules, strict=True)), wrapped_optimizer

@@ -1,4 +1,4 @@
-"""The terms of the loss of a batch: where data, family and objective meet."""
+"""Compute the loss terms of a batch: encode, add noise, predict, compare with the target."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingLoss:
-    """Called with a batch, gives the terms of its loss: today there is one, denoising.
+    """Called with a batch, returns the terms of its loss. There is one: denoising.
 
-    `conditioning(batch)` gives what the backbone receives besides latents and timesteps. `vae` is the one that
-    computes: the model's own, or a copy in half precision; None: batches come with latents.
+    `vae` is the one to encode with: the model's own, or a copy in half precision; None: batches contain latents.
     """
 
     model: Model
@@ -38,7 +37,7 @@ class TrainingLoss:
     device: torch.device
 
     def __call__(self, batch: Batch) -> tuple[Term, ...]:
-        """Terms of (B,) float32, the weight by timestep included, the weight of regularisation images not."""
+        """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight."""
         family = self.model.family
         latents = family.latent.scaled(self.latents(batch))
         conditioning = self.conditioning(batch)
@@ -49,29 +48,31 @@ class TrainingLoss:
         return (Term("denoising", self.objective.compare(output, target, draws.timesteps, batch.mask)),)
 
     def modules(self, trainable: Trainable) -> list[nn.Module]:
-        """All modules that take part in a forward pass, with the adapters of the run."""
+        """All modules of the forward pass, adapters included."""
         parts = (part.module for part in trainable.parts)
         return [self.model.backbone, *self.conditioning.text_encoders.values(), *parts]
 
     def latents(self, batch: Batch) -> Tensor:
-        """(B, C, h, w) float32, not scaled: from the cache, or encoded now."""
+        """(B, C, h, w) float32, unscaled: from the cache, or encoded now."""
         if batch.latents is not None:
             return batch.latents.to(self.device, non_blocking=True)
         if batch.pixels is None:
-            raise ValueError("a batch holds pixels or latents")
+            raise ValueError("a batch must contain pixels or latents")
         return self.model.family.encode_images(self.vae, batch.pixels, self.generators(batch, "posterior"))
 
     def generators(self, batch: Batch, purpose: str) -> list[torch.Generator]:
-        """One for each sample, keyed by its place in the run: the same whoever computes it."""
+        """A generator per sample, seeded by its index in the run, so that batch size and processes do not matter."""
         return [torch_generator(self.seed, purpose, index) for index in batch.sample_index.tolist()]
 
 
-def training_loss(
+def build_training_loss(
     facts: RunFacts, model: Model, wrapped: Mapping[Any, Any], conditioner: Conditioner, vae: Any
 ) -> TrainingLoss:
-    """The loss of a run, computed with the modules that accelerate has wrapped. `vae` is the one that computes."""
+    """The loss of a run, computed with `wrapped` modules (see trainable.wrap). `vae`: see TrainingLoss."""
     base_model = facts.base_model
-    conditioner.text_encoders = {name: wrapped.get(each, each) for name, each in conditioner.text_encoders.items()}
+    conditioner.text_encoders = {
+        name: wrapped.get(module, module) for name, module in conditioner.text_encoders.items()
+    }
     return TrainingLoss(
         model=replace(model, backbone=wrapped.get(model.backbone, model.backbone)),
         conditioning=conditioner,

@@ -1,4 +1,4 @@
-"""The weights that a saved file holds, where they are other than those in training: averages over the steps."""
+"""Averaged weights: what is saved, drawn with and validated when it differs from the weights in training."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run: those in training, and what files, images and validation take in their place.
+    """The weights in training, and their average, which saved files, sample images and validation use.
 
-    Today the average of a schedule-free optimizer (arXiv 2405.15682), which `optimizer` may be; not one that
-    accelerate has wrapped.
+    Only schedule-free optimizers average (arXiv 2405.15682). `optimizer` is the unwrapped one, not accelerate's.
     """
 
     optimizer: Optimizer
 
     def update(self) -> None:
-        """Called after each optimizer step. A schedule-free optimizer averages in its own step."""
+        """Called after each optimizer step. Nothing to do: a schedule-free optimizer averages in its step."""
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """While this is open the model holds the weights that a saved file shall have.
+    def averaged(self) -> Iterator[None]:
+        """While this is open, the model holds the averaged weights. Without an average nothing changes.
 
-        Afterwards the weights are what they were, bit for bit (going there and back by the optimizer's own formula
-        rounds), so saving does not disturb a run. Without averages nothing changes.
+        Afterwards the weights are restored from a copy, bit for bit, as the optimizer's own formula for the way back
+        rounds. So saving does not affect the run.
         """
         averaging: Any = self.optimizer
         if not (callable(getattr(averaging, "eval", None)) and callable(getattr(averaging, "train", None))):
             yield
             return
         parameters = list(chain.from_iterable(group["params"] for group in averaging.param_groups))
-        kept = [parameter.detach().cpu().clone() for parameter in parameters]
+        copies = [parameter.detach().cpu().clone() for parameter in parameters]
         averaging.eval()
         try:
             yield
         finally:
             averaging.train()
-            for parameter, value in zip(parameters, kept, strict=True):
+            for parameter, value in zip(parameters, copies, strict=True):
                 parameter.data.copy_(value)

@@ -73,7 +73,7 @@ def test_the_training_finds_all_that_was_made_and_nothing_else_is_written(world,
     assert cache_latents.main(flags(world, folder)) == 0
     out = capsys.readouterr().out
     assert counts(out) == [(0, IMAGES)]
-    assert f"{IMAGES} images x 1" in out and "--cache_latents_to_disk reads it" in out
+    assert f"{IMAGES} images x 1" in out and "read by a training with --cache_latents_to_disk" in out
     assert cache_latents.main(flags(world, folder, skip_existing=True)) == 0
     out = capsys.readouterr().out
     assert counts(out) == [(IMAGES, 0)] and "--skip_existing" in out

@@ -1,4 +1,4 @@
-"""Run the real recipe in this process, on a miniature, and look at what it did."""
+"""Run a real recipe in this process on a miniature model, and record the outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests import tiny
 
 @dataclass
 class Outcome:
-    """Exit code, what was printed, and the loss of every optimiser step."""
+    """Exit code, output, and the loss of every optimizer step."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ class World:
         return self.root / "sd1.safetensors"
 
     def arguments(self, out: Path, **flags: object) -> list[str]:
-        """A command line; a flag of True stands alone, one of None or False is left out."""
+        """A command line. True adds a flag without a value; None and False leave it out."""
         chosen: dict[str, object] = {
             "pretrained_model_name_or_path": self.model,
             "train_data_dir": self.root / "train",
@@ -66,7 +66,7 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Write the miniature and the images."""
+    """Write the model and the images."""
     tiny.write_single_file(root / "sd1.safetensors", "sd1")
     tiny.write_images(root / "train" / "2_sks dog", 3, size=(80, 64))
     tiny.write_images(root / "train" / "1_zwx cat", 2, size=(64, 96), seed=3)
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str], recipe: Re
 
 @contextmanager
 def recorded_losses() -> Iterator[dict[int, float]]:
-    """Collect the losses of steps from what goes to the trackers, and forget accelerate's process-wide state before and
+    """Collect the losses of steps from the values logged to trackers. Resets accelerate's global state before and
     after."""
     from accelerate.state import AcceleratorState
 

@@ -52,9 +52,7 @@ FAMILY = replace(SD1, name="made up", text_encoders=("clip", "t5"), encode_text=
 ENCODERS = {"clip": lambda ids: ids[:, :2] * 10, "t5": lambda ids: ids + 1}
 
 
-def test_encoders_of_two_lengths_go_from_captions_to_conditioning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoders_of_two_lengths_give_one_conditioning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[tuple[int, ...]] = []
 
     def pin_memory(tensor: Tensor) -> Tensor:
@@ -77,11 +75,11 @@ def test_encoders_of_two_lengths_go_from_captions_to_conditioning(
     assert conditioning["sizes"].shape == (2, 6) and conditioning["score"].tolist() == [7.0, 7.0]
 
     texts = list(batch.captions)
-    of_texts = conditioner.of_texts(texts, batch.sizes, batch.score)
+    from_texts = conditioner.from_texts(texts, batch.sizes, batch.score)
     conditioner.store = build_text_cache(
         texts, conditioner.encode, encoder="made up", folder=tmp_path / "captions", batch_size=2, progress=False
     ).store
-    for other in (of_texts, conditioner(batch)):
+    for other in (from_texts, conditioner(batch)):
         assert other.keys() == conditioning.keys()
         assert all(torch.equal(other[name], conditioning[name]) for name in conditioning)
 

@@ -79,31 +79,31 @@ def break_pixels(path: Path) -> None:
 
 
 def add_faults(data: Path) -> list[str]:
-    """Whatever may be called x.png and is no image; the words that it is to be told with."""
+    """Add files that are not usable images; returns the words that their messages must contain."""
     (data / "empty.png").write_bytes(b"")
     (data / "bomb.png").write_bytes(bomb())
     (data / "folder.png").mkdir()
-    told = [f"{data / 'empty.png'}", "zero bytes", f"{data / 'bomb.png'}", "more pixels", "folder.png is a folder"]
+    expected = [f"{data / 'empty.png'}", "zero bytes", f"{data / 'bomb.png'}", "more pixels", "folder.png is a folder"]
     whole = data / "cut.jpg"
     noise((64, 64)).save(whole)
     whole.write_bytes(whole.read_bytes()[:-300])
-    told.append(str(whole))
+    expected.append(str(whole))
     try:
         (data / "link.png").symlink_to(data / "nowhere.png")
-        told += [f"{data / 'link.png'}", "leads nowhere"]
+        expected += [f"{data / 'link.png'}", "leads nowhere"]
     except OSError:
         pass  # Windows without the right to make links
-    return told
+    return expected
 
 
-def test_a_few_bad_files_are_left_out_and_told(
+def test_a_few_bad_files_are_left_out_and_listed(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(tmp_path, 40)
-    told = add_faults(data)
+    expected = add_faults(data)
     outcome = go(world, capsys, data, **DISK)
     assert trained(outcome), outcome.err
-    for words in told:
+    for words in expected:
         assert words in outcome.out, f"{words}\n---\n{outcome.out}"
     assert "40 images x 1 = 40 samples" in outcome.out and "40 made" in outcome.err
 
@@ -112,14 +112,14 @@ def test_many_bad_files_end_the_run_before_it_begins(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(tmp_path, 5)
-    told = add_faults(data)
+    expected = add_faults(data)
     outcome = go(world, capsys, data, max_train_steps="many")
     assert outcome.code == 2 and "damaged" in outcome.err and "--max_train_steps" in outcome.err
-    for words in told:
+    for words in expected:
         assert words in outcome.err or "folder" in words, f"{words}\n---\n{outcome.err}"
 
 
-def test_what_is_found_when_caching_is_named_and_the_others_are_kept(
+def test_an_image_that_fails_in_caching_is_named_and_the_others_are_kept(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(tmp_path, 6)
@@ -136,7 +136,7 @@ def test_what_is_found_when_caching_is_named_and_the_others_are_kept(
     assert trained(outcome) and "4 read, 1 made" in outcome.err
 
 
-def test_without_a_cache_it_is_named_when_its_turn_comes(
+def test_without_a_cache_a_bad_image_is_named_when_it_is_loaded(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(tmp_path, 3)
@@ -147,17 +147,17 @@ def test_without_a_cache_it_is_named_when_its_turn_comes(
 
 def before_caching(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen after the plan and before images are read."""
-    original = session.training_set
+    original = session.build_training_set
 
     def later(*arguments: Any) -> Any:
         happens()
         return original(*arguments)
 
-    monkeypatch.setattr(session, "training_set", later)
+    monkeypatch.setattr(session, "build_training_set", later)
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_latents": True}, DISK], ids=["none", "memory", "disk"])
-def test_what_changes_after_the_plan_is_named(
+def test_a_file_that_changes_after_the_plan_is_named(
     cache: dict[str, object],
     world: World,
     tmp_path: Path,
@@ -180,7 +180,7 @@ def test_what_changes_after_the_plan_is_named(
     assert len(list(data.glob("*.safetensors"))) == (3 if cache is DISK else 0)
 
 
-def test_a_full_disk_is_told_and_what_was_made_is_kept(
+def test_a_full_disk_is_a_mistake_and_finished_entries_are_kept(
     world: World, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(small_disk, 6)
@@ -197,7 +197,7 @@ def test_a_full_disk_is_told_and_what_was_made_is_kept(
     assert trained(outcome) and f"{len(kept)} read, {6 - len(kept)} made" in outcome.err
 
 
-def test_a_folder_that_cannot_be_written_is_told(
+def test_a_folder_that_cannot_be_written_is_a_mistake(
     world: World, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(small_disk, 3)
@@ -208,8 +208,10 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert trained(go(world, capsys, data, cache_latents=True))
 
 
-def test_nothing_can_be_remembered(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file stands where the folder is to be: sizes are read anew each time; captions on disk are refused."""
+def test_an_unwritable_index_does_not_stop_a_run(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is in the way of the folder: sizes are read again each time; caching captions on disk is refused."""
     data = folder(tmp_path, 3)
     place = tmp_path / "file"
     place.write_bytes(b"")
@@ -233,7 +235,7 @@ if os.name != "nt":
 def test_names_of_all_kinds_are_trained(
     cache_format: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As names of images with captions, of masks and of folders; the caches find theirs again."""
+    """As names of images with captions, of masks and of folders; the caches find their entries again."""
     data = tmp_path / "фото 写真 🎉" / "1_犬 it's 🐕"
     masks = tmp_path / "マスク"
     for place in (data, masks):

@@ -1,4 +1,4 @@
-"""Dataset files of either dialect through the whole command: what the plan says, what is trained, what is refused."""
+"""Dataset files in both formats through the whole command: plan, training and mistakes."""
 
 from __future__ import annotations
 
@@ -209,16 +209,16 @@ def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("flag", ["cache_latents", "cache_latents_to_disk"])
 @pytest.mark.parametrize("key", ["random_crop = true", "color_aug = true", "face_crop_aug_range = [2.0, 4.0]"])
-def test_what_varies_images_excludes_cached_latents(key: str, flag: str, world: World, tmp_path: Path) -> None:
+def test_random_augmentation_excludes_cached_latents(key: str, flag: str, world: World, tmp_path: Path) -> None:
     text = toml(world).replace("num_repeats = 3", f"num_repeats = 3\n  {key}")
     line = text[: text.index("num_repeats = 3")].rpartition("[[datasets.subsets]]")[0].count("\n") + 1
     flags = {"dataset_config": write(tmp_path / "data.toml", text), "max_train_steps": 1}
     with pytest.raises(UserError) as raised:
         decide(parse(arguments(world, tmp_path / "out", **flags, **{flag: True})))
-    (told,) = raised.value.mistakes
+    (mistake,) = raised.value.mistakes
     name = key.partition(" ")[0]
-    assert told.what.startswith(f"{name} (data.toml, line {line}) cannot be combined with --{flag}:")
-    assert name in told.remedy and f"--{flag}" in told.remedy
+    assert mistake.what.startswith(f"{name} (data.toml, line {line}) cannot be combined with --{flag}:")
+    assert name in mistake.remedy and f"--{flag}" in mistake.remedy
     assert decide(parse(arguments(world, tmp_path / "out", **flags)))  # without the cache it is allowed
 
 
@@ -229,14 +229,17 @@ def test_random_crops_of_a_data_backend_exclude_cached_latents(world: World, tmp
     file = write(tmp_path / "backend.json", [entry])
     with pytest.raises(UserError) as raised:
         decide(parse(arguments(world, tmp_path / "out", data_backend_config=file, cache_latents=True)))
-    (told,) = raised.value.mistakes
-    assert 'crop_style random (backend.json, line 1, "cats")' in told.what and '"crop_style": "center"' in told.remedy
+    (mistake,) = raised.value.mistakes
+    assert (
+        'crop_style random (backend.json, line 1, "cats")' in mistake.what
+        and '"crop_style": "center"' in mistake.remedy
+    )
 
 
 def test_crops_around_faces_have_no_effect_with_buckets(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in kohya's trainer; so they stand in nobody's way, but it is told."""
+    """As in kohya's trainer; so they exclude nothing, and a note says so."""
     subset = {"image_dir": str(folder(world, "cat")), "face_crop_aug_range": [2.0, 4.0], "class_tokens": "cat"}
     buckets = {"enable_bucket": True, "min_bucket_reso": 64, "max_bucket_reso": 128}
     file = write(tmp_path / "data.json", {"datasets": [{"resolution": 64, **buckets, "subsets": [subset]}]})
@@ -244,7 +247,7 @@ def test_crops_around_faces_have_no_effect_with_buckets(
     assert "face_crop_aug_range (data.json, line 1) has no effect" in train(world, capsys, tmp_path, **flags).out
 
 
-def test_mistakes_of_the_file_and_of_the_command_are_told_together(world: World, tmp_path: Path) -> None:
+def test_mistakes_of_file_and_command_line_are_reported_together(world: World, tmp_path: Path) -> None:
     text = toml(world).replace("keep_tokens = 1", 'keep_token = 1\nmin_bucket_reso = "64"')
     text = text.replace(folder(world, "cat").as_posix(), (world.root / "nowhere").as_posix())
     (folder(world, "dog") / "not_used.caption").write_text("", encoding="utf-8")
@@ -274,4 +277,4 @@ def test_mistakes_of_the_file_and_of_the_command_are_told_together(world: World,
         str(tmp_path / "no state"),
     ):
         assert expected in done.stderr, f"{expected}\n---\n{done.stderr}"
-    assert done.stdout.strip() == "[]", "a mistake is told before anything large is imported"
+    assert done.stdout.strip() == "[]", "a mistake is reported before anything large is imported"

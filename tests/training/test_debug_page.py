@@ -56,7 +56,7 @@ def test_a_page_is_written_and_nothing_is_trained(
 ) -> None:
     flags: dict[str, object] = {"reg_data_dir": world.root / "reg", "prior_loss_weight": 0.25, "caption_prefix": "<by>"}
     outcome, page = show(world, tmp_path, capsys, **flags)
-    assert f"what the model would be given: {tmp_path / 'dataset.html'}" in outcome.out
+    assert f"dataset page: {tmp_path / 'dataset.html'}" in outcome.out
     assert "the plan of this run" in outcome.out and not opened
     assert [path.name for path in tmp_path.iterdir() if path.name != "remembered"] == ["dataset.html"]
     for path in world.root.glob("*/*/*.png"):
@@ -84,7 +84,7 @@ def test_a_browser_is_opened_only_on_a_screen(
     assert opened == [(tmp_path / "dataset.html").as_uri()] * expected
 
 
-def test_what_cannot_be_decoded_is_shown_as_such(
+def test_images_that_cannot_be_decoded_are_shown_as_such(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: list[str]
 ) -> None:
     """Nothing in its header tells of it: the plan takes it for an image."""
@@ -104,7 +104,7 @@ def test_what_cannot_be_decoded_is_shown_as_such(
 def test_dataset_files_masks_and_wildcards_are_shown_as_trained(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: list[str]
 ) -> None:
-    """The left half of the mask is white: inverted, what is learnt is right, and a fifth of what is left."""
+    """The left half of the mask is white. Inverted, with a floor of 0.2: right 1, left 0.2."""
     folder = tmp_path / "dogs"
     folder.mkdir()
     noise((64, 64)).save(folder / "one.png")
@@ -149,7 +149,7 @@ def test_without_a_terminal_nothing_waits_and_nothing_large_is_loaded(world: Wor
     assert done.stdout.strip().endswith("[]") and str(tmp_path / "dataset.html") in done.stdout
 
 
-def test_a_full_disk_is_told(
+def test_a_full_disk_is_a_mistake(
     world: World,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Latents kept on disk from run to run: exactly what has changed is made anew."""
+"""Latents cached on disk between runs: only changed entries are encoded again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools import cache_latents
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Two folders with three and two images, masks for the three; a VAE without chance."""
+    """Two folders with three and two images, masks for the three; a VAE without randomness."""
     world = make_world(tmp_path / "world")
     tensors = load_file(world.model)
     tensors["first_stage_model.quant_conv.weight"][4:] = 0
@@ -57,7 +57,7 @@ def counts(outcome: Outcome) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("cache_format", ["safetensors", "npz"])
-def test_exactly_what_has_changed_is_made_anew(
+def test_only_changed_entries_are_encoded_again(
     cache_format: str, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both folders have an image_00.png and an image_01.png; the masks are for the names in both."""
@@ -105,7 +105,7 @@ def test_other_vaes_and_resolutions_have_entries_of_their_own(world: World, caps
 
 
 @pytest.mark.parametrize("cache_format", ["safetensors", "npz"])
-def test_mirror_images_are_added_to_what_is_there(
+def test_mirror_images_are_added_to_existing_entries(
     cache_format: str, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = train(world, capsys, cache_format=cache_format)
@@ -121,7 +121,7 @@ def test_mirror_images_are_added_to_what_is_there(
     assert counts(back) == (5, 0, 0) and back.losses == plain.losses
 
 
-def test_damaged_entries_are_made_anew(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_entries_are_encoded_again(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     first = train(world, capsys)
     files = sorted(world.root.glob("train/*/*.safetensors"))
     files[0].write_bytes(files[0].read_bytes()[:-10])

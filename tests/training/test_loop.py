@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+# Building an optimizer imports this module, and its functions have the current process group as a default argument. If
+# a group exists by then, it and its threads live until the interpreter shuts down, which sometimes aborts the process.
+import torch.distributed.nn.functional
+
 from library.checkpoints.files import read_header
 from library.data.batch import Batch
 from library.data.buckets import build_bucket_table
@@ -50,7 +54,7 @@ TOKENIZER = ClipTokenizers({"text_encoder": ClipTokenizer(49407)})
 
 @dataclass
 class FixedOrder:
-    """One epoch of one window: the seven samples, split as told."""
+    """One epoch of one window: the seven samples, in batches of `sizes`."""
 
     sizes: Sequence[int]
     steps_per_epoch: int = 1
@@ -63,14 +67,14 @@ class FixedOrder:
             start += size
 
 
-def surroundings(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
-    """A run that keeps what is logged, and says nothing."""
+def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
+    """A run that records logged values and prints nothing."""
     return SimpleNamespace(
         accelerator=accelerator,
         processes=processes or Processes(),
         log=lambda values, step: logged.append(values),
         say=lambda text: None,
-        console=SimpleNamespace(step_done=lambda average_loss: None),
+        console=SimpleNamespace(count_step=lambda average_loss: None),
     )
 
 
@@ -121,7 +125,7 @@ def one_step(
         return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
     loop = Loop(
-        run=surroundings(accelerator, seen),
+        run=fake_run(accelerator, seen),
         trainable=Trainable(parts, frozenset({"unet", "text_encoder"})),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
@@ -220,7 +224,7 @@ class Toy:
             seed=0,
         )
         loop = Loop(
-            run=surroundings(
+            run=fake_run(
                 SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False),
                 self.logged,
                 self.processes,
@@ -291,15 +295,16 @@ def _as_rank(rank: int, folder: Path, spoiled: bool) -> None:
         return (Term("denoising", weight * (torch.nan if spoiled and number == 2 else number + 1.0)),)
 
     toy = Toy(terms, records=3, accumulation=3, steps=1, processes=processes)
+    error = ""
     try:
         toy.run()
-        error = ""
     except UserError as raised:
         error = str(raised.mistakes[0])
-    found = {"error": error, "seen": toy.seen, "logged": toy.logged, "called": toy.called}
-    found["weight"] = toy.layer.weight.item()
-    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    finally:
+        torch.distributed.destroy_process_group()
+    report = {"error": error, "seen": toy.seen, "logged": toy.logged, "called": toy.called}
+    report["weight"] = toy.layer.weight.item()
+    (folder / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 def two_ranks(folder: Path, spoiled: bool) -> list[dict[str, Any]]:
@@ -319,7 +324,7 @@ def test_two_processes_report_one_loss_and_the_first_one_writes(tmp_path: Path) 
     assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_words(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_message(tmp_path: Path) -> None:
     first, second = two_ranks(tmp_path, spoiled=True)
     assert first["error"] == second["error"] and "step 1 (epoch 1): image_2.png (nan)\n" in first["error"]
     assert first["weight"] == second["weight"] == 1.0

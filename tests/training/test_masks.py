@@ -1,4 +1,4 @@
-"""Masks through the whole command: what counts in the loss, and that a cache keeps it."""
+"""Masks through the whole command: their effect on the loss, with and without caches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = (80, 64)  # of the images that have masks; they are cropped to 64x64
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Three images with masks, and a VAE without chance: what the cache draws for an image, and a batch for a
+    """Three images with masks, and a VAE without randomness: what the cache draws for an image, and a batch for a
     sample, comes to the same."""
     world = make_world(tmp_path_factory.mktemp("world"))
     (world.root / "train" / "1_zwx cat").rename(world.root / "cat")
@@ -71,7 +71,7 @@ def close(outcome: Outcome, other: Outcome, rel: float = 1e-5) -> bool:
     return outcome.losses == pytest.approx(other.losses, rel=rel) and sorted(outcome.losses) == sorted(other.losses)
 
 
-def test_what_changes_nothing_changes_nothing(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_without_effect_change_nothing(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """White masks, black ones inverted, a floor of 1: the losses and weights without masks, bit for bit."""
     plain = train(world, capsys, tmp_path / "plain", flip_aug=True)
     assert sorted(plain.losses) == [1, 2] and "masked" not in plain.out
@@ -89,9 +89,7 @@ def test_what_changes_nothing_changes_nothing(world: World, tmp_path: Path, caps
     assert not close(train(world, capsys, tmp_path / "half", flip_aug=True, **masked(world, "half")), plain, 1e-2)
 
 
-def test_nothing_is_learned_where_nothing_counts(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_black_masks_train_nothing(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"optimizer_args": ["weight_decay=0"], "mask_normalise": "sample"}
     outcome = train(world, capsys, tmp_path, **masked(world, "black"), **flags)
     assert outcome.losses == {1: 0.0, 2: 0.0}

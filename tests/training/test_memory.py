@@ -16,9 +16,9 @@ from library.runtime.precision import resolve
 from library.training.memory import (
     MemoryEfficientAttention,
     checkpoint_activations,
-    computing,
+    compute_module,
+    encoding_vae,
     fp16_gradients,
-    image_encoder,
     loading_device,
     prepare,
     release_memory,
@@ -185,10 +185,10 @@ def test_frozen_modules_compute_in_a_copy_and_keep_their_exact_weights() -> None
     model, trained = world(options, train_text_encoder=False)
     precision, device = resolve(options, CPU), torch.device("cpu")
     before = {name: tensor.clone() for name, tensor in model.text_encoder.state_dict().items()}
-    copied = computing(model.text_encoder, trained, False, precision, device)
+    copied = compute_module(model.text_encoder, trained, precision, device, active=False)
     assert formats(copied) == {torch.bfloat16}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.text_encoder.state_dict().items())
-    assert computing(model.backbone, trained, True, precision, device) is model.backbone
+    assert compute_module(model.backbone, trained, precision, device, active=True) is model.backbone
     assert formats(working_copy(model.vae, "fp16", device)) == {torch.float16}
     assert formats(model.vae) == {torch.float32}
 
@@ -201,7 +201,7 @@ def test_the_layout_of_the_image_encoder_changes_rounding_only(mixed: Any) -> No
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         expected = model.vae.encode(pixels).latent_dist.mean
-        encoder = image_encoder(model.vae, resolve(options, CPU), torch.device("cpu"))
+        encoder = encoding_vae(model.vae, resolve(options, CPU), torch.device("cpu"))
         encoded = encoder.encode(pixels.to(encoder.dtype)).latent_dist.mean.float()
     assert encoder.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     tolerance = 1e-5 if mixed == "no" else 0.05
@@ -233,7 +233,7 @@ def test_lowram_loads_straight_to_the_device() -> None:
     assert loading_device(MemoryOptions(lowram=True), device) == device
 
 
-def test_memory_is_given_back_unless_highvram_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_memory_is_released_unless_highvram(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[None] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(None))

@@ -47,10 +47,10 @@ def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsy
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
 
-def test_the_state_of_an_epochs_end_goes_on_with_the_next(
+def test_a_state_of_an_epochs_end_resumes_with_the_next_epoch(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """2 steps an epoch. A run of 3 epochs goes on with the third; its own end goes on when it is made longer."""
+    """2 steps per epoch. A run of 3 epochs resumes with the third; its end resumes if the run is extended."""
     flags = {"train_batch_size": 4, "save_every_n_epochs": 1, "save_state": True}
     whole = run(world.arguments(tmp_path / "whole", **flags, max_train_epochs=4), capsys)
     assert sorted(whole.losses) == [1, 2, 3, 4, 5, 6, 7, 8], whole.err
@@ -65,7 +65,7 @@ def test_the_state_of_an_epochs_end_goes_on_with_the_next(
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "more" / "dog.safetensors")
 
 
-def test_the_state_of_an_epochs_last_step_goes_on_too(
+def test_a_state_of_an_epochs_last_step_resumes(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"train_batch_size": 4, "max_train_steps": 3}  # 2 an epoch

@@ -1,4 +1,4 @@
-"""SDXL and its refiner through the real recipes: exact resume, what is trained, and the loss of diffusers' modules."""
+"""SDXL and its refiner with the real recipes: exact resume, trained modules, and the loss by diffusers' modules."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def test_a_wrong_number_of_block_rates_is_refused(
 
 
 @pytest.mark.parametrize(("family", "save_as"), [("refiner", "diffusers_safetensors")])
-def test_what_is_written_is_the_model(
+def test_the_saved_file_is_the_model(
     family: str, save_as: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A step of no length: what is written is what was read. The other formats: tests/families/sd/test_save.py."""
+    """With a learning rate near 0, the file equals the base model. Other formats: tests/families/sd/test_save.py."""
     flags = {"learning_rate": 1e-30, "max_train_steps": 1, "save_model_as": save_as, "use_safetensors": False}
     train(world, tmp_path, capsys, family=family, optimizer_type="SGDNesterov", **flags)
     (written,) = tmp_path.glob("dog*")

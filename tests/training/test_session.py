@@ -1,4 +1,4 @@
-"""Whole runs of the real recipe on a miniature: what is trained, what is written, what the loss is made of."""
+"""Whole runs of a real recipe on a miniature model: trained modules, saved files and the loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from library.training.inputs import module_name
+from library.training.inputs import weights_hash
 from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
 
@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    """The parts of a model of which any tensor differs between two files."""
+    """The parts of a model that differ between two files."""
     one, other = load_file(before), load_file(after)
     assert one.keys() == other.keys()
     return {name.partition(".")[0] + "." for name in one if not torch.equal(one[name], other[name])} - {"model."} | {
@@ -39,7 +39,7 @@ def changed(before: Path, after: Path) -> set[str]:
         ({"stop_text_encoder_training": 1}, {UNET, TEXT}),
     ],
 )
-def test_what_is_trained(
+def test_which_modules_are_trained(
     flags: dict[str, object], expected: set[str], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = run(world.arguments(tmp_path, max_train_steps=2, **flags), capsys)
@@ -121,7 +121,7 @@ def test_sd2_with_v_prediction(tmp_path: Path, world: World, capsys: pytest.Capt
     assert 'parameterization: "v"' in (tmp_path / "out" / "dog.yaml").read_text(encoding="utf-8")
 
 
-def test_half_precision_leaves_what_is_not_trained_exact(
+def test_half_precision_keeps_frozen_weights_exact(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"max_train_steps": 1, "mixed_precision": "bf16", "cache_latents": True, "stop_text_encoder_training": -1}
@@ -150,16 +150,16 @@ def test_cached_latents_on_disk_are_read_again(
     assert_equal_files(tmp_path / "first" / "dog.safetensors", tmp_path / "second" / "dog.safetensors")
 
 
-def test_latents_are_named_by_what_encodes() -> None:
+def test_the_hash_of_a_vae_ignores_its_decoder() -> None:
     vae = tiny.diffusers_modules("sd1").vae
-    name = module_name(vae, without=("decoder.", "post_quant_conv."))
+    name = weights_hash(vae, without=("decoder.", "post_quant_conv."))
     with torch.no_grad():
         vae.decoder.conv_in.weight[0, 0, 0, 0] += 1
-        assert module_name(vae, without=("decoder.", "post_quant_conv.")) == name
+        assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) == name
         vae.encoder.to(memory_format=torch.channels_last)
-        assert module_name(vae, without=("decoder.", "post_quant_conv.")) == name
+        assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) == name
         for tensor in (vae.encoder.conv_in.weight, vae.quant_conv.bias):
             before, tensor[0] = tensor[0].clone(), tensor[0] + 1
-            assert module_name(vae, without=("decoder.", "post_quant_conv.")) != name
+            assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) != name
             tensor[0] = before
-    assert module_name(vae, without=("decoder.", "post_quant_conv.")) == name
+    assert weights_hash(vae, without=("decoder.", "post_quant_conv.")) == name

@@ -103,7 +103,7 @@ def test_resumed_with_cached_captions(
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
 
-def test_only_what_is_new_is_encoded(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_new_captions_are_encoded(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An edited caption is another text; another encoder has other outputs of all of them."""
     flags = {**DISK, "max_train_epochs": 1, "train_batch_size": 8}
     edited = world.root / "train" / "1_zwx cat" / "image_00.txt"
@@ -126,7 +126,7 @@ def test_only_what_is_new_is_encoded(world: World, tmp_path: Path, capsys: pytes
         edited.write_bytes(before)
 
 
-def test_captions_beyond_the_limit_are_encoded_when_they_come(
+def test_captions_beyond_the_limit_are_encoded_during_training(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from library.training import inputs
@@ -135,5 +135,5 @@ def test_captions_beyond_the_limit_are_encoded_when_they_come(
     frozen = train(world, capsys, tmp_path / "frozen", **flags, **FROZEN)
     monkeypatch.setattr(inputs, "MOST_IN_MEMORY", 3)
     some = train(world, capsys, tmp_path / "some", **flags, **MEMORY)
-    assert counts(some) == (0, 3) and "more than 3 different captions will occur" in some.err
+    assert counts(some) == (0, 3) and "more than 3 different captions occur" in some.err
     assert some.losses == pytest.approx(frozen.losses, rel=1e-5)

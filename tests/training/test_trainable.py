@@ -1,4 +1,4 @@
-"""Groups hold names: the parameters are those that the module has when they are asked for, whatever wraps it."""
+"""Groups hold parameter names, which are resolved in the module as it is then, wrapped or not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_wrapper_does_not_hide_parameters(
     module = two_layers()
     own = list(module.parameters())
     trained = Trainable((make(module),), frozenset({"unet"}), write=lambda path, step, epoch: None)
-    (part,) = trained.wrapped_as({module: wrap(module)}).parts
+    (part,) = trained.with_wrapped({module: wrap(module)}).parts
     assert list(map(id, resolved(part))) == list(map(id, own))
     assert make(part.module).learning_groups() == part.learning_groups()
 
@@ -87,7 +87,7 @@ def test_a_module_of_that_name_is_no_wrapper() -> None:
     assert group.parameters == ("module.weight", "module.bias", "other.weight", "other.bias")
 
 
-def test_fully_shard_gives_the_parameters_that_it_puts_in_place(tmp_path: Path) -> None:
+def test_groups_hold_the_parameters_of_fully_shard(tmp_path: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

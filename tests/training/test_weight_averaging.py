@@ -30,32 +30,32 @@ def trained(name: str, steps: int) -> tuple[torch.nn.Parameter, Any]:
 def test_the_average_of_schedule_free_sgd() -> None:
     """x_3 = mean(z_1, z_2, z_3) with z_t = z_0 - t lr for the gradient 1 (arXiv 2405.15682, equations 3 to 5)."""
     weight, optimizer = trained("SGDScheduleFree", 3)
-    with Weights(optimizer).shown():
+    with Weights(optimizer).averaged():
         assert torch.allclose(weight, torch.linspace(1, 2, 5) - RATE * (1 + 2 + 3) / 3)
 
 
 @pytest.mark.parametrize("name", [row.name for row in OPTIMIZERS if row.schedule_free])
-def test_weights_come_back_bit_for_bit(name: str) -> None:
+def test_weights_are_restored_bit_for_bit(name: str) -> None:
     weight, optimizer = trained(name, 6)
     before = weight.detach().clone()
-    with Weights(optimizer).shown():
+    with Weights(optimizer).averaged():
         assert not torch.equal(weight, before)
         assert not optimizer.param_groups[0]["train_mode"]
     assert torch.equal(weight, before)
     assert optimizer.param_groups[0]["train_mode"]
 
 
-def test_weights_come_back_also_when_saving_fails() -> None:
+def test_weights_are_restored_when_saving_fails() -> None:
     weight, optimizer = trained("AdamWScheduleFree", 3)
     before = weight.detach().clone()
-    with pytest.raises(OSError, match="disk full"), Weights(optimizer).shown():
+    with pytest.raises(OSError, match="disk full"), Weights(optimizer).averaged():
         raise OSError("disk full")
     assert torch.equal(weight, before)
 
 
-def test_other_optimizers_show_the_weights_in_training() -> None:
+def test_other_optimizers_keep_the_weights_in_training() -> None:
     weight, optimizer = trained("AdamW", 1)
     before = weight.detach().clone()
-    with Weights(optimizer).shown():
+    with Weights(optimizer).averaged():
         assert torch.equal(weight, before)
     assert torch.equal(weight, before)

@@ -17,7 +17,7 @@ from library.training.plan.facts import RunFacts
 from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
 from library.training.preview.plan import PreviewPlan
-from library.training.validation.plan import POINTS
+from library.training.validation.plan import TIMESTEPS
 
 WIDTH = 12  # of the left column
 
@@ -254,7 +254,7 @@ def _validation(facts: RunFacts) -> Iterator[str]:
     moments = [f"every {unit}" if every == 1 else f"every {every} {unit}s" for every, unit in intervals if every]
     count = len(validation.pairs)
     yield (
-        f"{count} held-out and {counted(count, 'training image')}, each at {POINTS} timesteps, after "
+        f"{count} held-out and {counted(count, 'training image')}, each at {TIMESTEPS} timesteps, after "
         f"{' and '.join(moments)}"
     )
     share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch)

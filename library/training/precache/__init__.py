@@ -1,1 +1,1 @@
-"""Caches that are filled before a training: plan, command, work."""
+"""Encode latents or captions to disk before training: plan, command, work."""

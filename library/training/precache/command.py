@@ -1,7 +1,7 @@
-"""Caches filled ahead of a training, by one process or several: from the command line to the exit code. No torch.
+"""The command of the cache tools: encode latents or captions before training, with one process or several. No torch.
 
-Every process goes through all that is to be encoded, in an order of its own, and passes over what is there already, so
-none has to wait for another, any of them may end early, and what is left at the next call is what was not written.
+Every process goes through all entries, in an order of its own, and skips those that exist. So no process waits for
+another, any of them may end early, and the next call encodes what is missing.
 """
 
 from __future__ import annotations
@@ -22,71 +22,69 @@ from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
-from library.training.command import explain_out_of_memory, finish
+from library.training.command import explain_out_of_memory, run_program
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
 
 if TYPE_CHECKING:
     from library.data.cache.latent_cache import LatentCacheBuild
     from library.data.cache.text_cache import TextCacheBuild
 
-INTERRUPTED = "interrupted: what was encoded so far stands, and the same call goes on from there"
-LESS_MEMORY = "fewer --processes save most, then a smaller --vae_batch_size and --mixed_precision bf16 or fp16"
+INTERRUPTED = "interrupted: the files written so far are complete; the same command continues from there"
+LESS_MEMORY = "use fewer --processes, then a smaller --vae_batch_size, then --mixed_precision bf16 or fp16"
 
 OWN_FLAGS = {
     flag.name: flag
     for flag in (
-        Flag("processes", "", "integer", 1, "Processes that encode at once, each with its own model.", at_least=1),
-        Flag("skip_existing", "", "switch", False, "Known from sd-scripts: what fits is never made again anyway."),
-        Flag("sdxl", "", "switch", False, "Known from sd-scripts: the model's own file says what it is."),
-        Flag("flux", "", "switch", False, "Known from sd-scripts: the model's own file says what it is."),
+        Flag("processes", "", "integer", 1, "Number of processes, each with its own model.", at_least=1),
+        Flag("skip_existing", "", "switch", False, "For sd-scripts compatibility: valid cache files are always kept."),
+        Flag("sdxl", "", "switch", False, "For sd-scripts compatibility: the kind of model is read from its file."),
+        Flag("flux", "", "switch", False, "For sd-scripts compatibility: the kind of model is read from its file."),
     )
 }
-# nothing is trained, so nothing is written where models go
+# models are not saved here
 UNNEEDED = frozenset({"output_dir"})
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that fills one kind of cache, and what --help says of it."""
+    """A program that fills one kind of cache, with its --help text."""
 
     kind: Kind
     title: str
     usage: str
 
     def help(self) -> str:
-        """What --help prints."""
-        lines = [self.title, "", f"usage: {self.usage} [flags of the training]", ""]
+        """The --help text."""
+        lines = [self.title, "", f"usage: {self.usage} [training flags]", ""]
         for flag in OWN_FLAGS.values():
             word = f"  --{flag.name}{' N' if flag.kind == 'integer' else ''}"
             lines.append(f"{word:<20}{flag.help}")
-        lines += ["", "All other flags are those of the training: python train_db.py --help lists them."]
-        lines += [f"Those that only training needs may be left out; --{FLAG[self.kind]} is added."]
+        lines += ["", "All other flags are the training's: see python train_db.py --help."]
+        lines += [f"Flags that only training needs may be left out; --{FLAG[self.kind]} is implied."]
         return "\n".join(lines)
 
 
 def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
-    """Fill the cache. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    return finish(partial(_run, tool, list(arguments)), INTERRUPTED)
+    """Fill the cache. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    return run_program(partial(_run, tool, list(arguments)), INTERRUPTED)
 
 
 def _run(tool: Tool, words: Sequence[str]) -> None:
     plan = decide_caching(_parsed(words, tool), tool.kind)
-    speaks = plan.worker_group.number == 0
-    print(
-        describe_caching(plan) if speaks else f"process {plan.worker_group.number + 1} of {plan.worker_group.count}",
-        flush=True,
-    )
+    is_first = plan.worker_group.number == 0
+    position = f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
+    print(describe_caching(plan) if is_first else position, flush=True)
     if plan.facts.options.run.dry_run:
-        print("dry run: no weight was loaded and nothing was encoded")
+        print("dry run: no weights were loaded and nothing was encoded")
         return
     group = replace(plan.worker_group, count=plan.processes) if plan.processes > 1 else plan.worker_group
-    with helpers(tool, words, plan) as others:
-        filled = _fill(plan, group, progress=speaks)
-        if others:
+    with worker_processes(tool, words, plan) as workers:
+        filled = _fill(plan, group, progress=is_first)
+        if workers:
             print(f"process 1 of {plan.processes}: {filled}")
-        for number, other in enumerate(others, 2):
-            print(f"process {number} of {plan.processes}: {other.result()}")
-    if not others:
+        for number, worker in enumerate(workers, 2):
+            print(f"process {number} of {plan.processes}: {worker.result()}")
+    if not workers:
         print(filled)
 
 
@@ -96,43 +94,43 @@ def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
 
 def _fill(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
     with large_imports():
-        from library.training.precache.fill import fill_ahead
+        from library.training.precache.fill import fill_cache
     with explain_out_of_memory(LESS_MEMORY):
-        return fill_ahead(plan, group, progress=progress)
+        return fill_cache(plan, group, progress=progress)
 
 
 @dataclass(frozen=True)
-class Helper:
-    """A process that was started to help, and where its report comes from."""
+class WorkerProcess:
+    """A process started by --processes, and the pipe that its report comes from."""
 
     process: BaseProcess
     report: Connection
 
     def result(self) -> str:
-        """What it has done, once it has ended. It may have failed: then the others have done its part."""
+        """Wait for the process and return its report. If it failed, the others have encoded its share."""
         try:
             text = str(self.report.recv())
         except (EOFError, OSError):
             text = ""
         self.process.join()
-        return text or f"ended early (exit code {self.process.exitcode}); the others did its part"
+        return text or f"ended early (exit code {self.process.exitcode}); the other processes encoded its share"
 
 
 @contextmanager
-def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[Helper]]:
-    """The other processes of --processes. Whatever ends this one ends them."""
+def worker_processes(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[WorkerProcess]]:
+    """Start the other processes of --processes, and end them when this one ends."""
     context = multiprocessing.get_context("spawn")
-    # a seed that was drawn here is theirs too
+    # a random seed that this process drew is theirs too
     words = [*words, f"--seed={plan.facts.seed}"]
     started = []
     try:
         for number in range(1, plan.processes):
             receiver, sender = context.Pipe(duplex=False)
             group = WorkerGroup(number, plan.processes, number)
-            process = context.Process(target=help_filling, args=(tool, words, group, sender), daemon=True)
+            process = context.Process(target=run_worker, args=(tool, words, group, sender), daemon=True)
             process.start()
             sender.close()
-            started.append(Helper(process, receiver))
+            started.append(WorkerProcess(process, receiver))
         yield started
     finally:
         for helper in started:
@@ -141,8 +139,8 @@ def helpers(tool: Tool, words: Sequence[str], plan: CachePlan) -> Iterator[list[
             helper.process.join()
 
 
-def help_filling(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Connection) -> None:
-    """The work of a process of --processes but the first, which alone shows progress and tells mistakes."""
+def run_worker(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Connection) -> None:
+    """Entry point of all processes but the first. Only the first one shows progress and mistakes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
@@ -150,7 +148,7 @@ def help_filling(tool: Tool, words: Sequence[str], group: WorkerGroup, report: C
             report.send(str(_fill(plan, group, progress=False)))
         except UserError as error:
             first: Mistake = error.mistakes[0]
-            report.send(f"ended early ({first.what}); the others did its part")
+            report.send(f"ended early ({first.what}); the other processes encoded its share")
         except KeyboardInterrupt:
             pass
         finally:

@@ -1,4 +1,4 @@
-"""What a process does that fills caches ahead of a training: load the part that encodes, and encode."""
+"""Fill a cache before training: load only the encoder (VAE or text encoders), and encode."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from library.runtime.half_weights import compute_in_stored_dtype
 from library.runtime.precision import Precision, torch_dtype
 from library.training.conditioning import Conditioner
 from library.training.console import Console
-from library.training.inputs import captions_to_come, dataset_of, encode_captions, encode_latents, image_reader
+from library.training.inputs import build_dataset, captions_to_encode, encode_captions, encode_latents, image_reader
 from library.training.loading import load_model, text_settings
-from library.training.memory import image_encoder
+from library.training.memory import encoding_vae
 from library.training.precache.plan import CachePlan, WorkerGroup
 
 if TYPE_CHECKING:
@@ -26,64 +26,62 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
 
 
-def fill_ahead(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
-    """Fill the plan's cache on this process's device. `progress`: this process speaks and shows bars. Raises
-    UserError."""
+def fill_cache(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:
+    """Fill the planned cache on this process's device. `progress`: log, and show progress bars. Raises UserError."""
     say = Console(plan.facts.options.run).say if progress else _say_nothing
-    device = device_of(plan.facts.machine, group)
-    if device.type == "cpu" and group.count > 1 and group.local == group.number:  # all of them on this machine
+    device = choose_device(plan.facts.machine, group)
+    if device.type == "cpu" and group.count > 1 and group.local == group.number:  # all processes are on this machine
         torch.set_num_threads(max(1, torch.get_num_threads() // group.count))
     if plan.kind == "latents":
-        return fill_latents(plan.facts, device, say, group.share, progress=progress)
-    return fill_captions(plan.facts, device, say, group.share, progress=progress)
+        return fill_latent_cache(plan.facts, device, say, group.share, progress=progress)
+    return fill_caption_cache(plan.facts, device, say, group.share, progress=progress)
 
 
 def _say_nothing(text: str) -> None:
-    """The first process says it."""
+    """Only the first process logs."""
 
 
 def text_encoders(model: Model, precision: Precision, device: torch.device) -> dict[str, nn.Module]:
-    """The model's text encoders, on the device and in the format that the training encodes with."""
-    found: dict[str, nn.Module] = {}
+    """The model's text encoders, frozen, on the device and in the number format of the training."""
+    encoders: dict[str, nn.Module] = {}
     for name, module in model.text_encoders.items():
         module.requires_grad_(requires_grad=False)
         if precision.frozen != "fp32":
             compute_in_stored_dtype(module)
             module.to(torch_dtype(precision.frozen))
-        found[name] = module.to(device)
-    return found
+        encoders[name] = module.to(device)
+    return encoders
 
 
-def device_of(machine: Machine, group: WorkerGroup) -> torch.device:
-    """The device of a training, and with several graphics cards one for each process."""
+def choose_device(machine: Machine, group: WorkerGroup) -> torch.device:
+    """The device of this process: with several GPUs, one GPU per process."""
     if machine.kind == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", group.local % torch.cuda.device_count())
     return torch.device(machine.kind if machine.kind != "cuda" else "cpu")
 
 
-def fill_latents(
+def fill_latent_cache(
     facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
 ) -> LatentCacheBuild:
-    """The latents of all images, in files. Only the VAE is loaded."""
+    """Encode the latents of all images to disk. Loads only the VAE."""
     model = load_model(facts, device, say, only=("vae",))
     model.vae.requires_grad_(requires_grad=False)
-    vae = image_encoder(model.vae, facts.precision, device)
-    return encode_latents(facts, model, vae, image_reader(facts.images), share, progress)
+    vae = encoding_vae(model.vae, facts.precision, device)
+    return encode_latents(facts, model, vae, image_reader(facts.images), share, progress=progress)
 
 
-def fill_captions(
+def fill_caption_cache(
     facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
 ) -> TextCacheBuild:
-    """The outputs of the text encoders for all captions that the training will ask for, in files. Only the text
-    encoders are loaded.
+    """Encode all captions that the training will use to disk. Loads only the text encoders.
 
-    Raises UserError for more captions than are encoded beforehand when no seed says which.
+    Raises UserError if there are more captions than a cache holds and no --seed decides which of them come first.
     """
-    dataset = dataset_of(facts)
-    texts, complete = captions_to_come(facts, dataset)
+    dataset = build_dataset(facts)
+    texts, complete = captions_to_encode(facts, dataset)
     if not complete and facts.options.run.seed is None:
-        what = f"more than {len(texts)} different captions will occur: which of them come first depends on the seed"
-        raise UserError([Mistake(what, "give --seed here and to the training")])
+        what = f"more than {len(texts)} different captions occur, and which of them come first depends on the seed"
+        raise UserError([Mistake(what, "use the same --seed here and for the training")])
     family = facts.base_model.family
     base = facts.precision.base if facts.options.adapter.network_module else "fp32"  # as the training loads it
     model = load_model(facts, device, say, only=family.text_encoders, base=base)
@@ -94,4 +92,4 @@ def fill_captions(
         settings=text_settings(facts),
         device=device,
     )
-    return encode_captions(facts, texts, conditioner, share, progress)
+    return encode_captions(facts, texts, conditioner, share, progress=progress)

@@ -1,5 +1,5 @@
-"""The plan of caches that are filled ahead of a training: what the training's own plan says of its images and
-captions, and nothing that only the training needs (an output folder, an optimiser, room for models)."""
+"""Plan a cache that is filled before training: the run facts of the training, without what only training needs (output
+folder, optimizer, disk space for models)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from library.data import captions
 from library.data.scan.dataset_specs import cache_folder
+from library.messages import counted
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
@@ -21,14 +22,14 @@ from library.training.plan.writable_paths import check_logs
 
 Kind = Literal["latents", "captions"]
 
-# what a training reads such a cache with
+# the training flag that reads such a cache
 FLAG: Mapping[Kind, str] = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """The processes that fill the same caches: this one's `number` from 0, how many there are, and its number on this
-    machine, which chooses its graphics card."""
+    """The processes that fill the same cache: the `number` of this one, from 0, their `count`, and `local`, its number
+    on this machine, which selects its GPU."""
 
     number: int = 0
     count: int = 1
@@ -36,24 +37,24 @@ class WorkerGroup:
 
     @property
     def share(self) -> tuple[int, int]:
-        """Number and count, as caches take them."""
+        """(number, count), the `share` of the cache builders."""
         return self.number, self.count
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is encoded and by whom; the facts are those that the training itself will find."""
+    """What is encoded, by which processes. `facts` are those of the training with the same flags."""
 
     kind: Kind
     facts: RunFacts
     worker_group: WorkerGroup
-    processes: int  # to be started by this one, itself included
+    processes: int  # on this machine, this one included
     notes: tuple[str, ...]
 
 
 def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
-    """Make the plan from the options of a training. Raises UserError with all mistakes at once."""
-    options, mistakes, notes = parsed.options, Mistakes(), [*parsed.notes, *_about_flags(parsed)]
+    """Make the plan from training options. Raises UserError with all mistakes at once."""
+    options, mistakes, notes = parsed.options, Mistakes(), [*parsed.notes, *_flag_notes(parsed)]
     mistakes.extend(parsed.mistakes)
     if options.run.output_config:
         mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
@@ -71,19 +72,21 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
 
 
 def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes: Mistakes) -> WorkerGroup:
-    """This process among those that accelerate, torchrun or the user have started (WORLD_SIZE, RANK, LOCAL_RANK)."""
+    """Read the environment variables of accelerate and torchrun: WORLD_SIZE, RANK, LOCAL_RANK."""
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
     texts = {name: environment[name].strip() for name in names if environment.get(name, "").strip()}
-    wrong = {name: text for name, text in texts.items() if not text.isdecimal()}
-    for name, text in wrong.items():
-        mistakes.add(f"{name} = {text} (environment) is no number", "count processes from 1, their RANK from 0")
-    count = 1 if wrong else max(1, int(texts.get("WORLD_SIZE", 1)))
-    if wrong or count == 1:
+    invalid = {name: text for name, text in texts.items() if not text.isdecimal()}
+    for name, text in invalid.items():
+        mistakes.add(
+            f"{name} = {text} (environment) is not a number", "set WORLD_SIZE to the number of processes, RANK from 0"
+        )
+    count = 1 if invalid else max(1, int(texts.get("WORLD_SIZE", 1)))
+    if invalid or count == 1:
         return WorkerGroup()
     if processes > 1:
         mistakes.add(
-            f"--processes {processes} in one of {count} processes (WORLD_SIZE)",
-            "start it as one process, or leave --processes out",
+            f"--processes {processes} cannot be combined with a launcher that starts {count} processes (WORLD_SIZE)",
+            "start one process, or remove --processes",
         )
     number = int(texts.get("RANK", count))
     if number >= count:
@@ -92,23 +95,22 @@ def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes
     return WorkerGroup(number, count, int(texts.get("LOCAL_RANK", number)))
 
 
-def _about_flags(parsed: Parsed) -> Iterator[str]:
-    """What the user should know about flags that mean something else here, or nothing."""
+def _flag_notes(parsed: Parsed) -> Iterator[str]:
+    """Notes about flags that have no effect here, or another one than in sd-scripts."""
     if parsed.program_values.get("skip_existing"):
         yield (
-            "--skip_existing: what is in the cache and fits its image is never made again, with or without it "
-            "(--skip_cache_check does not compare either)"
+            "--skip_existing has no effect: valid cache files are always kept (--skip_cache_check skips the check of "
+            "existing files)"
         )
     for name in ("sdxl", "flux"):
         if parsed.program_values.get(name):
-            yield f"--{name}: the model's own file says what it is"
+            yield f"--{name} has no effect: the kind of model is read from its file"
     if parsed.options.dataset.debug_dataset:
-        yield "--debug_dataset: train_db.py shows the page; here nothing is shown"
+        yield "--debug_dataset has no effect here: use it with train_db.py"
 
 
 def _check_seed(options: TrainOptions, kind: Kind, images: Images, mistakes: Mistakes) -> None:
-    """Where the seed decides what is cached, there must be one: --seed, or that of the state that a training without
-    it goes on from."""
+    """Require a seed where captions depend on it: --seed, or the one in the state of --resume."""
     varied = any(captions.vary_with_seed(count.subset.captions) for count in images.subsets)
     if kind == "latents" or not varied or options.run.seed is not None:
         return
@@ -116,18 +118,18 @@ def _check_seed(options: TrainOptions, kind: Kind, images: Images, mistakes: Mis
         decide_resume(options.saving.resume, mistakes)
         return
     mistakes.add(
-        "no --seed: captions vary by chance, and another seed trains with other ones",
-        "give --seed here and to the training",
+        "no --seed: captions are drawn at random, so the training would use other captions with another seed",
+        "use the same --seed here and for the training",
     )
 
 
 def describe_caching(plan: CachePlan) -> str:
-    """The plan as text: the sections of the training's plan that matter here, and the cache."""
+    """The plan as text: the relevant sections of the training's plan, and the cache."""
     sections = facts_sections(plan.facts)
     data = ["data", "buckets"] if plan.kind == "latents" else ["data", "captions"]
     chosen = [(title, sections[title]) for title in ("model", *data)]
     return as_text(
-        f"Dreamfolder: the {plan.kind} of this training, encoded ahead",
+        f"Dreamfolder: caching the {plan.kind} of this training",
         (*chosen, ("cache", _cache(plan)), ("notes", plan.notes)),
     )
 
@@ -136,14 +138,13 @@ def _cache(plan: CachePlan) -> Iterator[str]:
     facts = plan.facts
     cache, machine = facts.options.cache, facts.machine.name
     if plan.kind == "latents":
-        yield f"a .{cache.cache_format} file beside each image"
+        yield f"a .{cache.cache_format} file next to each image"
         yield f"{machine}; VAE in {facts.precision.vae}, {cache.vae_batch_size} at a time"
     else:
         yield f"{cache_folder(facts.options.dataset) / 'captions'}"
         yield f"{machine}; text encoder in {facts.precision.frozen}"
-        epochs = facts.duration.epochs
-        yield f"the captions of {epochs} {'epoch' if epochs == 1 else 'epochs'} ({facts.duration.reason})"
-    yield f"a training with --{FLAG[plan.kind]} reads it"
+        yield f"the captions of {counted(facts.duration.epochs, 'epoch')} ({facts.duration.reason})"
+    yield f"read by a training with --{FLAG[plan.kind]}"
     if plan.worker_group.count > 1:
         yield f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
     elif plan.processes > 1:

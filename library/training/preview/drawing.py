@@ -1,4 +1,4 @@
-"""What a run draws its images with: the trained modules in place, the VAE fetched, prompts encoded or kept."""
+"""Draw sample images with the modules that a run trains: encode prompts, move the VAE to the device, sample."""
 
 from __future__ import annotations
 
@@ -36,12 +36,11 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
-class PromptStates:
-    """Called with texts and how many tokens of them are read, gives what text encoders give for them: see
-    library.sampling.images.EncodePrompts.
+class PromptEncoder:
+    """Encodes prompts: see library.sampling.images.EncodePrompts.
 
-    `text_encoders` are those that the run computes with. Where its captions are encoded beforehand they may be needed
-    no more: `keep` what they give for the prompts and `forget` them.
+    `text_encoders` are those that the run computes with. A run whose captions are cached may free them: `encode_ahead`
+    keeps the hidden states of the prompts on the CPU, `drop_text_encoders` drops the references.
     """
 
     family: Family
@@ -49,31 +48,31 @@ class PromptStates:
     text_encoders: Mapping[str, Any]
     settings: TextSettings = AS_TRAINED
     autocast: Autocast = nullcontext
-    kept: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
+    encoded: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
-        """A row for each text. Raises UserError for a text that is unknown when the encoders are gone."""
+        """A row for each text. Raises UserError for a text that was not encoded before the encoders were dropped."""
         if self.text_encoders:
             return self._encode(texts, max_tokens)
-        unknown = [text for text in texts if (text, max_tokens) not in self.kept]
+        unknown = [text for text in texts if (text, max_tokens) not in self.encoded]
         if unknown:
-            what = f'"{unknown[0]}" came to the prompt file after the text encoder had done its work'
-            raise UserError((Mistake(what, "start again, or without --cache_text_encoder_outputs"),))
-        rows = [self.kept[text, max_tokens] for text in texts]
+            what = f'the prompt "{unknown[0]}" was added to the file after the text encoder was freed'
+            raise UserError((Mistake(what, "start again, or remove --cache_text_encoder_outputs"),))
+        rows = [self.encoded[text, max_tokens] for text in texts]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def keep(self, requests: Iterable[ImageRequest]) -> None:
-        """Encode what these requests will need, each text by itself."""
+    def encode_ahead(self, requests: Iterable[ImageRequest]) -> None:
+        """Encode the texts of these requests, one at a time, and keep the results."""
         for request in requests:
             max_tokens = token_limit(self.tokenizer, request)
             for text in texts_of(request):
-                if (text, max_tokens) not in self.kept:
+                if (text, max_tokens) not in self.encoded:
                     with torch.no_grad():
                         outputs = self._encode([text], max_tokens)
-                    self.kept[text, max_tokens] = {name: values.cpu() for name, values in outputs.items()}
+                    self.encoded[text, max_tokens] = {name: values.cpu() for name, values in outputs.items()}
 
-    def forget(self) -> None:
-        """Let go of the text encoders."""
+    def drop_text_encoders(self) -> None:
+        """Drop the references to the text encoders, so that they can be freed."""
         self.text_encoders = {}
 
     def _encode(self, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
@@ -81,10 +80,10 @@ class PromptStates:
             return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, max_tokens)
 
 
-def prompt_states(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptStates:
-    """What encodes the prompts of sample images; those known by now are encoded at once where captions are, as the text
-    encoders may be gone later."""
-    states = PromptStates(
+def build_prompt_encoder(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptEncoder:
+    """The prompt encoder of a run. If captions are cached, the prompts that are known now are encoded at once, as the
+    text encoders may be freed later."""
+    prompts = PromptEncoder(
         family=conditioner.family,
         tokenizer=conditioner.tokenize,
         text_encoders=conditioner.text_encoders,
@@ -92,14 +91,14 @@ def prompt_states(preview: PreviewPlan | None, conditioner: Conditioner, autocas
         autocast=autocast,
     )
     if conditioner.store is not None and preview is not None:
-        states.keep(read_requests(preview))
-    return states
+        prompts.encode_ahead(read_requests(preview))
+    return prompts
 
 
 @contextmanager
-def drawing(  # noqa: PLR0913 - being redrawn
+def open_drawer(  # noqa: PLR0913 - model and prompts, and by name how they compute
     model: Model,
-    states: PromptStates,
+    prompts: PromptEncoder,
     *,
     vae: Any,
     vae_format: FloatName,
@@ -109,26 +108,26 @@ def drawing(  # noqa: PLR0913 - being redrawn
     autocast: Autocast = nullcontext,
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[Draw]:
-    """Make ready what draws with the model's own U-Net, and put it away again.
+    """Yield a function that draws with the model's backbone; afterwards the VAE is moved back.
 
-    `vae`: the one that the run computes with, or None where it needs none; then the model's own is fetched to the
-    device, in the format of the computation. `starts`: the latents that the prompt at a place refines with `strength`;
-    None: images are drawn from noise. `release` gives memory back.
+    `vae`: the one that the run computes with, or None if it needs none; then the model's own is moved to the device, in
+    `vae_format`. `starts(place)`: the latents (C, h, w) that the prompt at this place refines with `strength`; None:
+    images are drawn from noise. `release` frees cached device memory.
     """
     try:
         with decoder(model.vae, vae, vae_format, device) as decoding:
-            shown = replace(model, vae=decoding, text_encoders={})
+            drawn_with = replace(model, vae=decoding, text_encoders={})
 
             def draw(requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int]) -> list[Image]:
                 return sample_batch(
-                    shown,
+                    drawn_with,
                     requests,
                     seeds,
                     starts=None if starts is None else [starts(place) for place in places],
                     strength=strength,
-                    encode=states,
+                    encode=prompts,
                     autocast=autocast,
-                    dtype=torch.float32,  # as in training: weights of fewer bits meet them, also under autocast
+                    dtype=torch.float32,  # of the latents, as in training
                 )
 
             yield draw
@@ -136,61 +135,62 @@ def drawing(  # noqa: PLR0913 - being redrawn
         release()
 
 
-def drawing_of(
+def build_drawer(
     facts: RunFacts,
     preview: PreviewPlan | None,
     model: Model,
-    prompts: PromptStates,
+    prompts: PromptEncoder,
     vae: Any,
     dataset: TrainingDataset,
     run: Run,
 ) -> Callable[[], AbstractContextManager[Draw]]:
-    """`drawing` with the parts of a run; `vae` is the one that computes."""
+    """`open_drawer` for a run. `vae`: the one that the run encodes images with, or None."""
     return partial(
-        drawing,
+        open_drawer,
         model,
         prompts,
         vae=vae,
         vae_format=facts.precision.vae,
         device=run.device,
-        starts=starts_of(facts, preview, model, vae, dataset.images, dataset.latents),
+        starts=start_latents(facts, preview, model, vae, dataset.images, dataset.latents),
         strength=facts.options.objective.refiner_training_strength,
         autocast=run.accelerator.autocast,
         release=partial(release_memory, facts.options.memory),
     )
 
 
-def starts_of(
+def start_latents(
     facts: RunFacts, preview: PreviewPlan | None, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor] | None:
-    """The latents (C, h, w), not scaled, that the prompt at a place refines, or None where images are drawn: those of
-    the cache, or else the same ones, encoded when they are asked for and kept (256 KiB an image of 1024x1024). `vae`
-    is the one that computes."""
+    """A function from a prompt's place to the latents (C, h, w), unscaled, that it refines; None if images are drawn
+    from noise. Latents come from the cache, or are encoded by `vae` on first use and kept (256 KiB per image of
+    1024x1024)."""
     if preview is None or not preview.refined:
         return None
-    kept: dict[int, Tensor] = {}
+    encoded: dict[int, Tensor] = {}
 
     def start(place: int) -> Tensor:
-        number = preview.refined_by(place)
+        number = preview.refined_image(place)
         if store is not None:
             return store.get(number, False).latents
-        if number not in kept:
-            record = replace(reader.records[number], held_out=True)  # without a mirror image
+        if number not in encoded:
+            record = replace(reader.records[number], held_out=True)  # so that its mirror image is not encoded
             alone = replace(reader, records=[record], placements=[reader.placements[number]])
-            kept[number] = encode_latents(facts, model, vae, alone, progress=False).store.get(0, False).latents
-        return kept[number]
+            encoded[number] = encode_latents(facts, model, vae, alone, progress=False).store.get(0, False).latents
+        return encoded[number]
 
     return start
 
 
 @contextmanager
-def decoder(original: Any, computing: Any, dtype: FloatName, device: torch.device) -> Iterator[Any]:
-    """A VAE on the device: the one that computes already; else the original, for a while, or a copy of it.
+def decoder(original: Any, in_use: Any, dtype: FloatName, device: torch.device) -> Iterator[Any]:
+    """A VAE on the device: `in_use` if the run has one there; else the original, moved while this is open, or a copy in
+    half precision.
 
-    In main memory the original decodes as it is: no copy is worth its memory there.
+    On the CPU the original decodes in float32: half precision saves nothing there, a copy costs memory.
     """
-    if computing is not None:
-        yield computing
+    if in_use is not None:
+        yield in_use
     elif original.device == device or device.type == "cpu":
         yield original
     elif dtype != "fp32":

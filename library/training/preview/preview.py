@@ -1,4 +1,4 @@
-"""Images that the model in training draws: when they are due, with what weights, where they go."""
+"""Draw sample images during training: when they are due, with which weights, and to which files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.writer import replacing
+from library.messages import counted
 from library.options.mistakes import UserError
 from library.sampling.generate import any_seed
 from library.sampling.prompts import ImageRequest, alike
@@ -27,21 +28,21 @@ if TYPE_CHECKING:
     from library.training.weight_averaging import Weights
 
 Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Image"]]
-"""Requests of one size, sampler, steps and scale, a seed for each and their places among the prompts, to images."""
+"""(requests, seeds, places among the prompts) to images; the requests agree in size, sampler, steps and scale."""
 
 
 @dataclass
 class Preview:
-    """What the loop calls. `plan` None: nothing is ever drawn.
+    """Draws the sample images of a run. `plan` None: never draws.
 
-    `drawing` makes ready what draws, and puts it away again; `weights` shows the weights that a saved file would hold;
-    `modules` are all that take part, with the adapters that a run trains; `log_images(images by name, step)` hands
-    images to the trackers. `steps` of the run and `steps_per_epoch` of a whole epoch tell `due` that the last epoch
-    was cut short. Images are an aside: whatever goes wrong is told and the run goes on.
+    `open_drawer()` is open while images are drawn; within `weights()` the model holds the weights that a saved file
+    would hold; `modules` are all modules of the forward pass, adapters included; `log_images(images by name, step)`
+    sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due` whether the last epoch is
+    incomplete. Errors are logged, and training continues.
     """
 
     plan: PreviewPlan | None
-    drawing: Callable[[], AbstractContextManager[Draw]]
+    open_drawer: Callable[[], AbstractContextManager[Draw]]
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
     log_images: Callable[[Mapping[str, Image], int], None]
@@ -51,99 +52,98 @@ class Preview:
     now: Callable[[], datetime] = datetime.now
 
     def before_training(self, progress: Progress) -> None:
-        """Draw before the first step, if asked for; a run that goes on from a state has done so."""
-        if self.plan is not None and self.plan.at_first and progress.step == 0:
+        """Draw before the first step with --sample_at_first; a resumed run has done so."""
+        if self.plan is not None and self.plan.before_training and progress.step == 0:
             self._sample(self.plan, BEFORE_TRAINING, 0)
 
-    def due(self, progress: Progress, epoch_ended: bool) -> None:
-        """Draw if it is due: called after every optimiser step and after every whole epoch. An epoch that the end of
-        the run cuts short counts too."""
+    def due(self, progress: Progress, *, epoch_ended: bool) -> None:
+        """Draw if due: see loop.DueCall. An incomplete last epoch counts as an epoch."""
         if not epoch_ended:
             self.after_step(progress.step)
         if epoch_ended or (progress.step == self.steps and progress.window < self.steps_per_epoch):
             self.after_epoch(progress.epoch, progress.step)
 
     def after_step(self, step: int) -> None:
-        """Draw if it is due after `step` optimiser steps."""
+        """Draw if due after `step` optimizer steps."""
         if self.plan is not None and self.plan.is_due_after_step(step):
             self._sample(self.plan, f"{step:06d}", step)
 
     def after_epoch(self, epoch: int, step: int) -> None:
-        """Draw if it is due at the end of `epoch`, counted from 1, which came with `step`."""
+        """Draw if due at the end of `epoch` (from 1), after `step` optimizer steps."""
         if self.plan is not None and self.plan.is_due_after_epoch(epoch):
             self._sample(self.plan, f"e{epoch:06d}", step)
 
     def _sample(self, plan: PreviewPlan, mark: str, step: int) -> None:
-        """Draw all prompts as their file has them now."""
-        with self._told("no images are drawn"):
+        """Draw all prompts that the file contains now."""
+        with self._log_errors("no sample images"):
             requests = list(map(self._with_known_sampler, read_requests(plan)))
             if not requests:
-                self.say(f"no images are drawn: {plan.prompts} is empty")
+                self.say(f"no sample images: {plan.prompts} is empty")
                 return
-            self.say(f"step {step}: drawing {len(requests)} image{'s' if len(requests) > 1 else ''} to {plan.folder}")
-            shown: dict[str, Image] = {}
-            with isolated_eval(self.modules), self.weights(), self.drawing() as draw:
-                for places in alike(requests, plan.at_once):
-                    with self._told(f"prompt {', '.join(map(str, places))} is not drawn"):
-                        shown |= self._draw_group(plan, mark, requests, places, draw)
-            self.log_images(dict(sorted(shown.items())), step)
+            self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
+            drawn: dict[str, Image] = {}
+            with isolated_eval(self.modules), self.weights(), self.open_drawer() as draw:
+                for places in alike(requests, plan.batch_size):
+                    with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
+                        drawn |= self._draw_group(plan, mark, requests, places, draw)
+            self.log_images(dict(sorted(drawn.items())), step)
 
     def _draw_group(
         self, plan: PreviewPlan, mark: str, requests: Sequence[ImageRequest], places: Sequence[int], draw: Draw
     ) -> dict[str, Image]:
-        """Draw and write the images at some places of the prompt file; returns them under the trackers' names."""
-        asked = [requests[place] for place in places]
-        seeds = [any_seed() if one.seed is None else one.seed for one in asked]
-        images = draw(asked, seeds, places)
-        for place, one, seed, image in zip(places, asked, seeds, images, strict=True):
-            path = self._free_path(plan, mark, place, one.seed)
+        """Draw and save the prompts at these places; returns the images by their names for trackers."""
+        group = [requests[place] for place in places]
+        seeds = [any_seed() if request.seed is None else request.seed for request in group]
+        images = draw(group, seeds, places)
+        for place, request, seed, image in zip(places, group, seeds, images, strict=True):
+            path = self._free_path(plan, mark, place, request.seed)
             with replacing(path) as stream:
                 image.save(stream, "png")
-            self.say(f"{path}" + (f" (seed {seed})" if one.seed is None else ""))
+            self.say(f"{path}" + (f" (seed {seed})" if request.seed is None else ""))
         return {f"sample/{place:02d}": image for place, image in zip(places, images, strict=True)}
 
     def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None) -> Path:
-        """A name that no image has yet: two runs of one name may come to the same step in the same second."""
+        """A path that does not exist yet: two runs of one name may reach the same step in the same second."""
         time = self.now()
         while (path := plan.path(mark, place, time, seed)).exists():
             time += timedelta(seconds=1)
         return path
 
     def _with_known_sampler(self, request: ImageRequest) -> ImageRequest:
-        """kohya's trainer takes DDIM for a sampler that it does not know."""
-        wrong = check_sampler(request.sampler)
-        if wrong is None:
+        """Replace an unknown sampler by DDIM, as kohya's scripts do."""
+        mistake = check_sampler(request.sampler)
+        if mistake is None:
             return request
-        self.say(f"{wrong.what}: ddim is used instead")
+        self.say(f"{mistake.what}: using ddim instead")
         return replace(request, sampler="ddim")
 
     @contextmanager
-    def _told(self, consequence: str) -> Iterator[None]:
-        """Say what went wrong, of whatever kind: hours of training are worth more than an image."""
+    def _log_errors(self, consequence: str) -> Iterator[None]:
+        """Log any error and continue: a sample image is not worth a run."""
         try:
             yield
         except UserError as error:
             self.say("\n".join([f"{consequence}:", str(error)]))
-        except Exception as error:  # noqa: BLE001 - a full disk, exhausted memory, settings that a sampler cannot do
+        except Exception as error:  # noqa: BLE001 - full disk, out of memory, sampler settings that fail
             self.say(f"{consequence}: {type(error).__name__}: {error}")
 
 
-def preview_of(
+def build_preview(
     plan: PreviewPlan | None,
-    draw: Callable[[], AbstractContextManager[Draw]],
+    open_drawer: Callable[[], AbstractContextManager[Draw]],
     modules: Sequence[nn.Module],
     duration: Duration,
     run: Run,
     weights: Weights,
 ) -> Preview:
-    """The sample images of a run, drawn by `draw` with the weights that a saved file would hold."""
+    """The sample images of a run, drawn with the weights that a saved file would hold."""
     return Preview(
         plan=plan,
-        drawing=draw,
+        open_drawer=open_drawer,
         modules=modules,
         say=run.say,
         log_images=run.log_images,
-        weights=weights.shown,
+        weights=weights.averaged,
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
     )

@@ -32,7 +32,7 @@ class Saver:
     say: Callable[[str], None]
     weights: Weights
 
-    def save_due(self, progress: Progress, epoch_ended: bool) -> None:
+    def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
         if epoch_ended:
             event = self.outputs.at_epoch_end(progress.epoch, self.epochs, progress.step)
@@ -41,7 +41,7 @@ class Saver:
         if event is None:
             return
         stem = self.outputs.stem(event)
-        with self.weights.shown():
+        with self.weights.averaged():
             self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
@@ -50,7 +50,7 @@ class Saver:
 
     def finish(self, progress: Progress) -> None:
         """Save the final model and state."""
-        with self.weights.shown():
+        with self.weights.averaged():
             self._save_model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._save_state(self.outputs.final_state_folder(), progress)

@@ -1,4 +1,4 @@
-"""When the loss on images that are not trained on is taken, and on which of them. No torch."""
+"""Plan the validation loss: on which held-out images, and when. No torch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from library.runtime.seeds import draw_seed, python_random
 from library.training.plan.duration import Duration
 from library.training.plan.images import Images
 
-POINTS = 8
-"""Timesteps that each image is asked at: one from each of as many equal parts of the range."""
+TIMESTEPS = 8
+"""Timesteps per image: one from each of as many equal parts of the trained range."""
 
-_PASSES_OF_A_SAMPLE = 3  # of the network to train on a sample: there, and back at twice the cost
+_PASSES_OF_A_SAMPLE = 3  # forward passes that cost as much as training on a sample: a backward pass costs two
 
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """Each of `pairs` is an image that is set aside and one that is trained on, by their numbers among all records:
-    the second is asked the same as the first, so that the difference of the two losses tells what is memorised.
-    `every_n_steps` and `every_n_epochs` None: not by steps, not by epochs."""
+    """Each of `pairs` is a held-out image and a training image, by their indices among all records. Both get the same
+    timesteps and noise, so the difference of their losses measures memorisation. `every_n_steps` and `every_n_epochs`
+    None: not by steps, not by epochs."""
 
     pairs: tuple[tuple[int, int], ...]
     every_n_steps: int | None
@@ -33,16 +33,16 @@ class ValidationPlan:
 
     @property
     def numbers(self) -> list[int]:
-        """All records that take part, each once."""
+        """The indices of all records that are validated on, each once, sorted."""
         return sorted({number for pair in self.pairs for number in pair})
 
     @property
     def passes(self) -> int:
-        """Samples that go through the network each time, without a way back."""
-        return 2 * POINTS * len(self.pairs)
+        """Forward passes per validation, counted in samples."""
+        return 2 * TIMESTEPS * len(self.pairs)
 
     def share_of_training(self, duration: Duration, samples_per_epoch: int) -> float:
-        """About how much time is spent here for each second of training."""
+        """Estimated validation time divided by training time."""
         epochs = self.every_n_epochs or float("inf")
         if self.every_n_steps is not None:
             epochs = min(epochs, self.every_n_steps / duration.steps_per_epoch)
@@ -50,12 +50,12 @@ class ValidationPlan:
 
 
 def decide_validation(options: ValidationOptions, images: Images) -> ValidationPlan | None:
-    """The plan; None where nothing is set aside. Every epoch, if nothing else is said."""
+    """The plan, or None without held-out images. The default is once per epoch."""
     count = len(images.records)
     held_out = range(count, count + len(images.scan.held_out))
     if not held_out:
         return None
-    batches = in_batches(_by_rank(held_out, images), _places(images), _batch_sizes(images))
+    batches = group_into_batches(_in_fixed_order(held_out, images), _places(images), _batch_sizes(images))
     chosen = [number for batch in batches[: options.max_validation_steps] for number in batch]
     trained = [number for number, record in enumerate(images.records) if not record.is_reg]
     epochs = options.validate_every_n_epochs
@@ -66,28 +66,29 @@ def decide_validation(options: ValidationOptions, images: Images) -> ValidationP
     )
 
 
-def point_name(record: ImageRecord) -> str:
-    """What the draws for an image are keyed by: its name, but not that of its folder, which has the repeats in it."""
+def draw_name(record: ImageRecord) -> str:
+    """The key of an image's random draws: its file name without the folder, whose name contains the repeats."""
     return unicodedata.normalize("NFC", record.name)
 
 
-def texts_asked(validation: ValidationPlan | None, images: Images) -> list[str]:
-    """The captions that are validated with."""
+def validation_captions(validation: ValidationPlan | None, images: Images) -> list[str]:
+    """The captions of all records that are validated on."""
     records, subsets = images.all_records, images.scan.subsets
     numbers = [] if validation is None else validation.numbers
-    return [text_of(records[number], subsets[records[number].subset].captions) for number in numbers]
+    return [validation_caption(records[number], subsets[records[number].subset].captions) for number in numbers]
 
 
-def text_of(record: ImageRecord, chosen: CaptionSettings) -> str:
-    """The whole caption, with nothing left to chance but wildcards, which are drawn once and for all."""
-    whole = replace(
+def validation_caption(record: ImageRecord, chosen: CaptionSettings) -> str:
+    """The full caption, without shuffling, dropout or warm-up. Wildcards are drawn by file name, always the same."""
+    fixed = replace(
         chosen, shuffle=False, dropout_rate=0.0, dropout_every_n_epochs=0, tag_dropout_rate=0.0, warmup_step=0.0
     )
-    return captions.process(record.caption, whole, python_random("validation caption", point_name(record)), epoch=1)
+    return captions.process(record.caption, fixed, python_random("validation caption", draw_name(record)), epoch=1)
 
 
-def in_batches(numbers: Iterable[int], places: Sequence[Place], sizes: Sequence[int]) -> list[list[int]]:
-    """Records of one bucket of one dataset together, in batches of the dataset's size, in the order of their first."""
+def group_into_batches(numbers: Iterable[int], places: Sequence[Place], sizes: Sequence[int]) -> list[list[int]]:
+    """Group records by dataset and bucket into batches of at most the dataset's batch size (`sizes` by dataset),
+    ordered by their first record."""
     batches: list[list[int]] = []
     open_batches: dict[Place, list[int]] = {}
     for number in numbers:
@@ -110,18 +111,18 @@ def _batch_sizes(images: Images) -> list[int]:
     return [dataset.batch_size for dataset in images.scan.datasets]
 
 
-def _by_rank(numbers: Iterable[int], images: Images) -> list[int]:
-    """In an order by chance that only names decide: with other images or another seed it stays."""
+def _in_fixed_order(numbers: Iterable[int], images: Images) -> list[int]:
+    """A random order that depends only on file names, not on the seed or on the other images."""
     records = images.all_records
-    return sorted(numbers, key=lambda number: draw_seed("validation", point_name(records[number])))
+    return sorted(numbers, key=lambda number: draw_seed("validation", draw_name(records[number])))
 
 
 def _partners(held_out: Sequence[int], trained: Collection[int], images: Images) -> Iterator[int]:
-    """A training image for each held-out one: of its folder and bucket, else of its folder, else any. Each is taken
-    once, as long as there are enough."""
+    """A training image for each held-out one: from its folder and bucket, else from its folder, else any. None is used
+    twice before all have been used."""
     records, places = images.all_records, _places(images)
     pools: dict[object, list[int]] = {}
-    for number in reversed(_by_rank(trained, images)):
+    for number in reversed(_in_fixed_order(trained, images)):
         for kind in ((records[number].subset, places[number]), records[number].subset, None):
             pools.setdefault(kind, []).append(number)
     left = {kind: list(pool) for kind, pool in pools.items()}

@@ -1,18 +1,18 @@
-"""The loss on images that are not trained on, taken so that two of its values can be compared.
+"""The validation loss: the loss on held-out images, with fixed timesteps and noise.
 
-An image i is asked at K timesteps, one from each of K equal parts of the range that is trained:
+The loss of image i is computed at K timesteps, one from each of K equal parts of the trained range:
 
     t_ib = floor(low + (b + u_ib) / K (high - low)),   b = 0 .. K-1,   u_ib uniform in [0, 1)
 
-with noise n_ib. Both are drawn from the image's name and b alone: they are the same at every validation, in every
-run, whatever the seed, the batch size or the other images. So what moves from one value to the next is the model.
-The loss is the plain squared error of what the network predicts, whatever the training's own loss is: no weights, no
-masks, noise without offset, the whole caption, nothing cropped or mirrored by chance; latents are the posterior sample
-that a cache would hold.
+with noise n_ib. Both are drawn from the file name and b alone: they are the same at every validation and in every run,
+whatever the seed, the batch size or the other images. So only the model changes the value.
+The loss is the mean squared error of the prediction, whatever the training loss is: without weights, masks or noise
+offset, with the full caption, without random crops or mirroring. Latents are the posterior sample that a cache would
+hold.
 
-Every such image has a partner that is trained on, which is asked with the same t_ib and n_ib. The mean difference of
-the two is the divergence: about 0 at first, and it grows as images are memorised. (sd-scripts subtracts the moving
-average of the training loss, which is of other timesteps, weights and noise, and has no meaning as a difference.)
+Every held-out image has a partner that is trained on, with the same t_ib and n_ib. The mean difference of the two
+losses is the divergence: about 0 at first, it grows as images are memorised. (sd-scripts subtracts the moving average
+of the training loss, which has other timesteps, weights and noise, so the difference has no meaning.)
 """
 
 from __future__ import annotations
@@ -32,12 +32,19 @@ from library.data.cache.latent_cache import LatentStore
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.families.family import Conditioning
+from library.messages import counted
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.seeds import python_random, torch_generator
 from library.training.inputs import encode_latents
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import TrainingLoss
-from library.training.validation.plan import POINTS, ValidationPlan, in_batches, point_name, text_of
+from library.training.validation.plan import (
+    TIMESTEPS,
+    ValidationPlan,
+    draw_name,
+    group_into_batches,
+    validation_caption,
+)
 
 if TYPE_CHECKING:
     from library.families.family import Model
@@ -49,47 +56,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of each pair at each of its timesteps, (pairs, K) float64 on the CPU: of the image that is set aside,
-    and of the one that is trained on."""
+    """The losses of all pairs by timestep, (pairs, K) float64 on the CPU: of the held-out images and of their partners
+    that are trained on."""
 
     held_out: Tensor
     trained: Tensor
 
     @property
     def average(self) -> float:
-        """Of the images that are set aside."""
+        """The mean loss of the held-out images."""
         return float(self.held_out.mean())
 
     @property
     def divergence(self) -> float:
-        """By how much they are worse than those that are trained on."""
+        """The mean loss of the held-out images minus that of their partners."""
         return float((self.held_out - self.trained).mean())
 
     @property
     def error(self) -> float | None:
-        """Standard error of the divergence, from how much the pairs differ; None for one pair."""
+        """Standard error of the divergence over pairs; None for one pair."""
         by_pair = (self.held_out - self.trained).mean(1)
         return float(by_pair.std()) / math.sqrt(len(by_pair)) if len(by_pair) > 1 else None
 
     def __str__(self) -> str:
         count, trained = len(self.held_out), float(self.trained.mean())
         spread = "" if self.error is None else f" ± {self.error:.2g}"
-        images = "1 image" if count == 1 else f"{count} images"
+        held_out = counted(count, "held-out image")
         return (
-            f"validation loss {self.average:.4f} on {images}, {trained:.4f} on as many that are trained on: "
+            f"validation loss {self.average:.4f} on {held_out}, {trained:.4f} on as many training images: "
             f"divergence {self.divergence:+.4f}{spread}"
         )
 
 
 @dataclass
 class Validation:
-    """What the loop calls. `plan` None: nothing is set aside, and nothing is ever done.
+    """Computes the validation loss of a run. `plan` None: no images are held out, and it never does.
 
-    `predict` and `objective` are those of the training, of which only process, prediction and range count here;
-    `conditioning(texts, sizes, scores)` is that of captions, which are all of one length if `padded`;
-    `sizes_and_scores(numbers)` are those of records of the reader; `latents(number)` those of a
-    record of the reader, (C, h, w) float32, not scaled; `scaled` scales them as the backbone sees them. `modules` are
-    all that take part, with the adapters that a run trains; `weights` shows the weights that a saved file would hold.
+    `predict` and `objective` are the training's; of `objective` only process, prediction and timestep range are used.
+    `conditioning(texts, sizes, scores)` encodes captions, which all have one length if `padded`.
+    `sizes_and_scores(numbers)` and `latents(number)`, (C, h, w) float32 unscaled, are those of the reader's records;
+    `scaled` scales latents for the backbone. `modules` are all modules of the forward pass, adapters included; within
+    `weights()` the model holds the weights that a saved file would hold.
     """
 
     plan: ValidationPlan | None
@@ -111,33 +118,32 @@ class Validation:
     weights: Callable[[], AbstractContextManager[None]] = nullcontext
     _last: tuple[int, Losses] | None = field(default=None, init=False)
 
-    def due(self, progress: Progress, epoch_ended: bool) -> None:
-        """Validate if it is due: called after every optimiser step and after every whole epoch. An epoch that is cut
-        short by the end of the run counts too."""
+    def due(self, progress: Progress, *, epoch_ended: bool) -> None:
+        """Validate if due: see loop.DueCall. An incomplete last epoch counts as an epoch."""
         if not epoch_ended:
             self.after_step(progress.step)
         if epoch_ended or (progress.step >= self.steps and progress.window < self.steps_per_epoch):
             self.after_epoch(progress.epoch, progress.step)
 
     def after_step(self, step: int) -> None:
-        """Validate if it is due after `step` optimiser steps."""
+        """Validate if due after `step` optimizer steps."""
         if self.plan is not None and self.plan.every_n_steps and step % self.plan.every_n_steps == 0:
             self._validate(self.plan, "step", step, step)
 
     def after_epoch(self, epoch: int, step: int) -> None:
-        """Validate if it is due at the end of `epoch`, counted from 1, which came with `step`."""
+        """Validate if due at the end of `epoch` (from 1), after `step` optimizer steps."""
         if self.plan is not None and self.plan.every_n_epochs and epoch % self.plan.every_n_epochs == 0:
             self._validate(self.plan, "epoch", epoch, step)
 
     def _validate(self, plan: ValidationPlan, kind: str, at: int, step: int) -> None:
-        """Log the losses under the names of `kind` (step, epoch); both may be due after one step."""
+        """Log the losses under the names of `kind` (step, epoch). If both are due after one step, compute them once."""
         if self._last is None or self._last[0] != step:
             self._last = step, self.measure(plan)
             self.say(f"step {step}: {self._last[1]}")
         self.log(dict(self._logged(kind, self._last[1])), at)
 
     def _logged(self, kind: str, losses: Losses) -> Mapping[str, float]:
-        """Names and values. The first two are those of sd-scripts; the others are the parts of the average."""
+        """Log names and values: the first two names are sd-scripts', the others are averages by timestep range."""
         parts = zip(self._parts(), losses.held_out.mean(0).tolist(), strict=True)
         return {
             f"loss/validation/{kind}_average": losses.average,
@@ -146,14 +152,14 @@ class Validation:
         }
 
     def _parts(self) -> list[tuple[int, int]]:
-        """Where the parts of the range of timesteps begin and end."""
+        """[low, high) of each part of the timestep range."""
         low, width = self.objective.low, self.objective.high - self.objective.low
-        edges = [low + width * part // POINTS for part in range(POINTS + 1)]
+        edges = [low + width * part // TIMESTEPS for part in range(TIMESTEPS + 1)]
         return list(zip(edges, edges[1:], strict=False))
 
     def measure(self, plan: ValidationPlan) -> Losses:
-        """Take the losses now. Nothing of the training notices."""
-        names = [point_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
+        """Compute the losses now, without any effect on the training."""
+        names = [draw_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
         held_out, trained = zip(*plan.pairs, strict=True)
         with (
             tqdm(desc="validation", total=plan.passes, leave=False, delay=2) as bar,
@@ -164,39 +170,39 @@ class Validation:
             return Losses(self._losses(held_out, names, bar), self._losses(trained, names, bar))
 
     def _losses(self, numbers: Sequence[int], names: Sequence[str], bar: tqdm) -> Tensor:
-        """(records, K): of records, with the timesteps and the noise of `names`."""
+        """(records, K) losses of records, with the timesteps and noise of `names`."""
         reader = self.reader
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
-        found = torch.zeros(len(numbers), POINTS, dtype=torch.float64)
-        for batch in in_batches(range(len(numbers)), places, sizes):
-            found[batch] = self._batch([numbers[place] for place in batch], [names[place] for place in batch])
-            bar.update(POINTS * len(batch))
-        return found
+        losses = torch.zeros(len(numbers), TIMESTEPS, dtype=torch.float64)
+        for batch in group_into_batches(range(len(numbers)), places, sizes):
+            losses[batch] = self._batch([numbers[place] for place in batch], [names[place] for place in batch])
+            bar.update(TIMESTEPS * len(batch))
+        return losses
 
     def _batch(self, numbers: Sequence[int], names: Sequence[str]) -> Tensor:
-        """As _losses, for records of one bucket."""
+        """Like _losses, for records of one bucket."""
         records = [self.reader.records[number] for number in numbers]
         latents = self.scaled(torch.stack([self.latents(number) for number in numbers]).to(self.device))
-        texts = [text_of(each, self.reader.subsets[each.subset].captions) for each in records]
+        texts = [validation_caption(record, self.reader.subsets[record.subset].captions) for record in records]
         conditioning = self.conditioning(texts, *self.sizes_and_scores(numbers))
         plain = Objective[Conditioning](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
         losses = [
             plain.loss(self.predict, latents, conditioning, self._draws(names, part, latents.shape[1:]))
-            for part in range(POINTS)
+            for part in range(TIMESTEPS)
         ]
         return torch.stack(losses, 1).to("cpu", torch.float64)
 
     def _draws(self, names: Sequence[str], part: int, shape: torch.Size) -> Draws:
         low, width = self.objective.low, self.objective.high - self.objective.low
-        at = [(part + python_random("validation timestep", name, part).random()) / POINTS for name in names]
+        at = [(part + python_random("validation timestep", name, part).random()) / TIMESTEPS for name in names]
         noise = [torch.randn(shape, generator=torch_generator("validation noise", name, part)) for name in names]
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
 
-def validation_of(
+def build_validation(
     facts: RunFacts,
     loss: TrainingLoss,
     modules: Sequence[nn.Module],
@@ -204,7 +210,7 @@ def validation_of(
     run: Run,
     weights: Weights,
 ) -> Validation:
-    """The validation of a run; `loss`, `dataset` and `weights` are those of the training.
+    """The validation of a run. `loss`, `dataset` and `weights` are the training's.
 
     Raises UserError for an image that cannot be read.
     """
@@ -214,10 +220,10 @@ def validation_of(
         reader=reader,
         objective=loss.objective,
         predict=partial(model.family.predict, model.backbone),
-        conditioning=conditioner.of_texts,
+        conditioning=conditioner.from_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        latents=latents_of(facts, model, loss.vae, reader, dataset.latents),
+        latents=validation_latents(facts, model, loss.vae, reader, dataset.latents),
         scaled=model.family.latent.scaled,
         device=loss.device,
         modules=modules,
@@ -226,29 +232,31 @@ def validation_of(
         log=run.log,
         say=run.say,
         autocast=run.accelerator.autocast,
-        weights=weights.shown,
+        weights=weights.averaged,
     )
 
 
-def latents_of(
+def validation_latents(
     facts: RunFacts, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
 ) -> Callable[[int], Tensor]:
-    """The latents of the records that take part: those of the cache, or else the same ones, encoded now and kept in
-    memory (64 KiB an image of 512x512). `vae` is the one that computes."""
+    """A function from a record's index to its latents: from the cache, or encoded by `vae` now and kept in memory
+    (64 KiB per image of 512x512)."""
     if store is not None:
         return lambda number: store.get(number, False).latents
     numbers = [] if facts.validation is None else facts.validation.numbers
     alone = replace(
         reader,
-        records=[replace(reader.records[number], held_out=True) for number in numbers],  # without mirror images
+        records=[
+            replace(reader.records[number], held_out=True) for number in numbers
+        ],  # so that mirror images are not encoded
         placements=[reader.placements[number] for number in numbers],
     )
-    kept = encode_latents(facts, model, vae, alone).store if numbers else None
+    encoded = encode_latents(facts, model, vae, alone).store if numbers else None
     places = {number: place for place, number in enumerate(numbers)}
 
-    def encoded(number: int) -> Tensor:
-        if kept is None:
-            raise ValueError("no image is set aside")
-        return kept.get(places[number], False).latents
+    def latents(number: int) -> Tensor:
+        if encoded is None:
+            raise ValueError("no images are held out")
+        return encoded.get(places[number], False).latents
 
-    return encoded
+    return latents

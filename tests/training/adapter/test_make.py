@@ -144,7 +144,7 @@ def test_captions_of_a_frozen_text_encoder_are_encoded_once(
 
     flags = {"network_train_unet_only": True, "gradient_accumulation_steps": None}
     once = train(world, tmp_path / "once", capsys, **flags)
-    monkeypatch.setattr(inputs, "FEW", 0)
+    monkeypatch.setattr(inputs, "FEW_CAPTIONS", 0)
     each = train(world, tmp_path / "each", capsys, **flags)
     assert once.losses == pytest.approx(each.losses, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""The plan of caches filled ahead: the training's images, captions and order, and no more asked for than those."""
+"""The plan of caches filled before training: images, captions and order are the training's; nothing else is checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from library.options.mistakes import Mistakes, UserError
 from library.options.parse import Program, parse
-from library.training.inputs import captions_to_come, dataset_of, image_reader
+from library.training.inputs import build_dataset, captions_to_encode, image_reader
 from library.training.plan.plan import decide
 from library.training.precache.command import OWN_FLAGS, UNNEEDED
 from library.training.precache.plan import (
@@ -33,7 +33,7 @@ def plan(world: World, kind: Kind, **chosen: object) -> CachePlan:
     return decide_caching(parse(words, Program(flags=OWN_FLAGS, unneeded=UNNEEDED)), kind)
 
 
-def test_what_is_cached_is_what_the_training_will_ask_for(world: World, tmp_path: Path) -> None:
+def test_the_cache_holds_what_the_training_uses(world: World, tmp_path: Path) -> None:
     chosen = {"shuffle_caption": True, "token_warmup_step": 5, "max_train_steps": 30, "flip_aug": True}
     chosen |= {"cache_text_encoder_outputs_to_disk": True, "data_cache_dir": world.root / "remembered"}
     ahead = plan(world, "captions", **chosen).facts
@@ -43,28 +43,28 @@ def test_what_is_cached_is_what_the_training_will_ask_for(world: World, tmp_path
         for part in name.split("."):
             ours, theirs = getattr(ours, part), getattr(theirs, part)
         assert ours == theirs, name
-    texts = [captions_to_come(each, dataset_of(each)) for each in (ahead, training)]
+    texts = [captions_to_encode(each, build_dataset(each)) for each in (ahead, training)]
     assert texts[0] == texts[1] and len(texts[0][0]) > 5
     ours, theirs = image_reader(ahead.images), image_reader(training.images)
     indices = range(len(ahead.images.records))
     assert [ours.source(index) for index in indices] == [theirs.source(index) for index in indices]
 
 
-def test_what_only_the_training_needs_is_not_asked_for(world: World, tmp_path: Path) -> None:
+def test_flags_that_only_the_training_needs_are_not_checked(world: World, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     chosen = {"optimizer_type": "no.such.Optimizer", "resume": tmp_path / "none", "logging_dir": file / "log"}
-    made = plan(world, "latents", **chosen, learning_rate=0, output_name="a/")
-    assert made.facts.options.saving.output_dir is None
+    caching = plan(world, "latents", **chosen, learning_rate=0, output_name="a/")
+    assert caching.facts.options.saving.output_dir is None
 
 
-def test_what_it_does_write_or_need_is_checked(world: World, tmp_path: Path) -> None:
+def test_paths_that_caching_uses_are_checked(world: World, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UserError) as caught:
         plan(world, "latents", console_log_file=file / "log", train_data_dir=tmp_path / "none", vae="none.safetensors")
-    told = str(caught.value)
-    assert all(word in told for word in ("--console_log_file", str(tmp_path / "none"), "--vae"))
+    message = str(caught.value)
+    assert all(word in message for word in ("--console_log_file", str(tmp_path / "none"), "--vae"))
     with pytest.raises(UserError, match="--output_config"):
         plan(world, "latents", output_config=True, config_file=tmp_path / "new.toml")
 
@@ -99,9 +99,9 @@ def test_a_resumed_training_keeps_its_seed_and_its_captions(world: World, tmp_pa
         plan(world, "captions", seed=None, shuffle_caption=True, resume=tmp_path / "none")
 
 
-def test_the_text_names_the_cache_and_its_reader(world: World) -> None:
+def test_the_text_names_the_cache_and_the_flag_that_reads_it(world: World) -> None:
     latents = describe_caching(plan(world, "latents", processes=2, sdxl=True, debug_dataset=True, cache_format="npz"))
-    for word in ("a .npz file beside each image", "2 processes", "--sdxl", "--debug_dataset", "64x64"):
+    for word in ("a .npz file next to each image", "2 processes", "--sdxl", "--debug_dataset", "64x64"):
         assert word in latents
     captions = describe_caching(plan(world, "captions"))
     assert str(world.root / "remembered" / "captions") in captions and "longest: " in captions
@@ -118,7 +118,7 @@ def test_the_text_names_the_cache_and_its_reader(world: World) -> None:
         ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, WorkerGroup(3, 4, 1)),
     ],
 )
-def test_the_place_of_a_process_among_others(environment: dict[str, str], group: WorkerGroup) -> None:
+def test_the_worker_group_is_read_from_the_environment(environment: dict[str, str], group: WorkerGroup) -> None:
     mistakes = Mistakes()
     assert decide_worker_group(environment, 1, mistakes) == group and not mistakes
 
@@ -130,10 +130,14 @@ def test_the_place_of_a_process_among_others(environment: dict[str, str], group:
         ({"WORLD_SIZE": "2", "RANK": "2"}, 1, "RANK = 2 with WORLD_SIZE = 2"),
         ({"WORLD_SIZE": "two", "RANK": "0"}, 1, "WORLD_SIZE = two"),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, 1, "RANK = -1"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, 3, "--processes 3 in one of 2"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            3,
+            "--processes 3 cannot be combined",
+        ),
     ],
 )
-def test_a_place_that_cannot_be(environment: dict[str, str], processes: int, named: str) -> None:
+def test_an_impossible_worker_group_is_a_mistake(environment: dict[str, str], processes: int, named: str) -> None:
     mistakes = Mistakes()
     decide_worker_group(environment, processes, mistakes)
     (mistake,) = mistakes

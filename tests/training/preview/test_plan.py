@@ -1,4 +1,4 @@
-"""When images are drawn, what their files are called, and what is said of the prompts before the first step."""
+"""When images are drawn, their file names, and checks of the prompts before the first step."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def options(prompts: Path | None, **flags: object) -> TrainOptions:
 
 
 def plan(prompts: Path, **flags: object) -> PreviewPlan:
-    made = plan_preview(options(prompts, **flags))
-    assert made is not None
-    return made
+    preview = plan_preview(options(prompts, **flags))
+    assert preview is not None
+    return preview
 
 
-def moments(made: PreviewPlan, steps: int, steps_per_epoch: int) -> list[str]:
+def moments(preview: PreviewPlan, steps: int, steps_per_epoch: int) -> list[str]:
     """s2: after step 2, e1: at the end of epoch 1."""
     due = []
     for step in range(1, steps + 1):
-        due += [f"s{step}"] if made.is_due_after_step(step) else []
+        due += [f"s{step}"] if preview.is_due_after_step(step) else []
         epoch, rest = divmod(step, steps_per_epoch)
-        due += [f"e{epoch}"] if not rest and made.is_due_after_epoch(epoch) else []
+        due += [f"e{epoch}"] if not rest and preview.is_due_after_epoch(epoch) else []
     return due
 
 
@@ -48,12 +48,12 @@ def moments(made: PreviewPlan, steps: int, steps_per_epoch: int) -> list[str]:
         ({"sample_at_first": True}, []),
     ],
 )
-def test_moments(flags: dict[str, object], expected: list[str], tmp_path: Path) -> None:
+def test_when_images_are_drawn(flags: dict[str, object], expected: list[str], tmp_path: Path) -> None:
     assert moments(plan(tmp_path / "p.txt", **flags), steps=8, steps_per_epoch=4) == expected
 
 
 @pytest.mark.parametrize("flags", [{}, {"sample_every_n_steps": None, "sample_batch_size": 4}])
-def test_a_prompt_file_alone_means_nothing(flags: dict[str, object], tmp_path: Path) -> None:
+def test_a_prompt_file_alone_draws_nothing(flags: dict[str, object], tmp_path: Path) -> None:
     """kohya_ss always sends the name of a prompt file, which may be empty or missing."""
     (tmp_path / "empty.txt").touch()
     for name in ("empty.txt", "gone.txt"):
@@ -62,10 +62,10 @@ def test_a_prompt_file_alone_means_nothing(flags: dict[str, object], tmp_path: P
         assert plan_preview(options(tmp_path / name, **flags)) is None
 
 
-def test_names_are_those_that_users_know(tmp_path: Path) -> None:
-    made = plan(tmp_path / "p.txt", sample_every_n_steps=1, output_dir=tmp_path / "out")
-    assert made.path("e000003", 0, TIME, None) == tmp_path / "out" / "sample" / "dog_e000003_00_20260131235958.png"
-    assert made.path("000120", 11, TIME, 42).name == "dog_000120_11_20260131235958_42.png"
+def test_image_names_are_kohyas(tmp_path: Path) -> None:
+    preview = plan(tmp_path / "p.txt", sample_every_n_steps=1, output_dir=tmp_path / "out")
+    assert preview.path("e000003", 0, TIME, None) == tmp_path / "out" / "sample" / "dog_e000003_00_20260131235958.png"
+    assert preview.path("000120", 11, TIME, 42).name == "dog_000120_11_20260131235958_42.png"
     nameless = plan(tmp_path / "p.txt", sample_every_n_steps=1, output_dir=tmp_path, output_name=None)
     assert nameless.path("000120", 1, TIME, 0).name == "000120_01_20260131235958_0.png"
 
@@ -83,19 +83,19 @@ def test_defaults_are_kohyas_the_familys_size_and_the_runs_sampler(tmp_path: Pat
 def test_refined_images_are_taken_in_turn_and_have_their_own_sizes(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a --w 1024\nb\nc --d 3\n", encoding="utf-8")
     placements = (Placement(bucket=(64, 72), resized=(80, 72)), Placement(bucket=(80, 64), resized=(80, 64)))
-    made = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)
-    assert made is not None and [made.refined_by(place) for place in range(3)] == [0, 1, 0]
-    sizes = [(one.prompt, one.width, one.height) for one in read_requests(made)]
+    preview = plan_preview(options(tmp_path / "p.txt", sample_every_n_epochs=1), (1024, 1024), placements)
+    assert preview is not None and [preview.refined_image(place) for place in range(3)] == [0, 1, 0]
+    sizes = [(one.prompt, one.width, one.height) for one in read_requests(preview)]
     assert sizes == [("a", 64, 72), ("b", 80, 64), ("c", 64, 72)]
-    assert "refined at the end of every epoch" in str(made)
+    assert "refining images of the dataset at the end of every epoch" in str(preview)
 
 
-def test_sizes_of_prompts_that_have_no_effect_are_told(tmp_path: Path) -> None:
+def test_prompt_sizes_without_effect_are_noted(tmp_path: Path) -> None:
     chosen = options(tmp_path / "p.txt", sample_every_n_epochs=1)
     for prompt, count in (("a dog --w 640", 1), ("a dog", 0)):
         (tmp_path / "p.txt").write_text(prompt, encoding="utf-8")
-        told = check_prompts(chosen, Mistakes(), refines=True)
-        assert len(told) == count and all("--w" in note for note in told)
+        notes = check_prompts(chosen, Mistakes(), refines=True)
+        assert len(notes) == count and all("--w" in note for note in notes)
         assert check_prompts(chosen, Mistakes()) == ()
 
 
@@ -109,7 +109,7 @@ def test_sizes_of_prompts_that_have_no_effect_are_told(tmp_path: Path) -> None:
         ("p.txt", "a dog --ss euler_b", "euler_b"),
     ],
 )
-def test_wrong_prompts_end_the_plan(name: str, content: str | None, words: str, tmp_path: Path) -> None:
+def test_wrong_prompts_are_mistakes(name: str, content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     mistakes = Mistakes()
@@ -126,20 +126,20 @@ def test_an_empty_file_may_be_filled_later(tmp_path: Path) -> None:
     assert not mistakes and "is empty" in note
 
 
-def test_what_a_prompt_asks_for_in_vain_is_told_once(tmp_path: Path) -> None:
+def test_a_prompt_option_without_effect_is_noted_once(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a dog --cn x.png\na cat --cn x.png\n", encoding="utf-8")
     mistakes = Mistakes()
     (note,) = check_prompts(options(tmp_path / "p.txt", sample_at_first=True), mistakes)
     assert "--cn x.png" in note and not mistakes
 
 
-def test_a_prompt_may_stand_in_place_of_a_file() -> None:
+def test_a_prompt_may_replace_the_file_name() -> None:
     """lora-scripts sends the text itself; with much of it, longer than a name can be."""
     text = "(masterpiece:1.2), 1girl, solo, " + "grass, " * 90 + "--n lowres, bad anatomy,  --w 512  --h 768  --d 1337"
     mistakes = Mistakes()
     chosen = options(Path(text), sample_every_n_epochs=2)
     (note,) = check_prompts(chosen, mistakes)
-    assert not mistakes and "drawn as a prompt" in note
+    assert not mistakes and "used as a prompt" in note
     (request,) = read_requests(plan(Path(text), sample_every_n_epochs=2))
     assert request.prompt.startswith("(masterpiece:1.2), 1girl") and request.negative_prompt == "lowres, bad anatomy,"
     assert (request.width, request.height, request.seed) == (512, 768, 1337)
@@ -155,10 +155,10 @@ def test_a_prompt_may_stand_in_place_of_a_file() -> None:
         ({"sample_at_first": True}, "drawn before the first step, in "),
     ],
 )
-def test_the_plan_says_it_in_words(flags: dict[str, object], words: str, tmp_path: Path) -> None:
-    told = str(plan(tmp_path / "p.txt", output_dir=tmp_path, **flags))
+def test_the_plan_describes_prompts_and_moments(flags: dict[str, object], words: str, tmp_path: Path) -> None:
+    text = str(plan(tmp_path / "p.txt", output_dir=tmp_path, **flags))
     (tmp_path / "p.txt").touch()
-    assert words in told and str(tmp_path / "p.txt") in told and told.endswith(f"in {tmp_path / 'sample'}")
+    assert words in text and str(tmp_path / "p.txt") in text and text.endswith(f"in {tmp_path / 'sample'}")
 
 
 def test_a_folder_in_the_way_is_found_before_the_first_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images while training: what is drawn and said, and that nothing of the training notices."""
+"""Sample images during training: drawing, logging, and no effect on the training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from library.options.train_options import build
 from library.sampling.images import sample
 from library.sampling.prompts import ImageRequest
 from library.training.isolated_eval import isolated_eval
-from library.training.preview.drawing import PromptStates, decoder, drawing
+from library.training.preview.drawing import PromptEncoder, decoder, open_drawer
 from library.training.preview.plan import plan_preview
 from library.training.preview.preview import Draw, Preview
 from library.training.saving.state import Progress
@@ -36,7 +36,7 @@ TIME = datetime(2026, 1, 31, 23, 59, 58)
 
 @dataclass
 class Recorder:
-    """Draws images of one colour and remembers what it was asked for."""
+    """Draws images of one colour and records its calls."""
 
     said: list[str] = field(default_factory=list)
     asked: list[list[tuple[ImageRequest, int]]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Recorder:
     places: list[int] = field(default_factory=list)
 
     @contextmanager
-    def drawing(self) -> Iterator[Draw]:
+    def open_drawer(self) -> Iterator[Draw]:
         self.order.append("ready")
         yield self.draw
         self.order.append("away")
@@ -68,7 +68,7 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
     chosen = {"sample_every_n_steps": 1, "output_name": "dog", "output_dir": tmp_path, **flags}
     return Preview(
         plan=plan_preview(build({"sample_prompts": file, **chosen})),
-        drawing=recorder.drawing,
+        open_drawer=recorder.open_drawer,
         modules=(),
         say=recorder.said.append,
         log_images=recorder.log_images,
@@ -84,8 +84,8 @@ def names(tmp_path: Path) -> list[str]:
 
 def test_files_and_trackers_get_the_images(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a --w 64 --h 64 --d 5\nb --w 72 --h 64\n", recorder)
-    made.after_step(30)
+    previews = preview(tmp_path, "a --w 64 --h 64 --d 5\nb --w 72 --h 64\n", recorder)
+    previews.after_step(30)
     assert names(tmp_path) == ["dog_000030_00_20260131235958_5.png", "dog_000030_01_20260131235958.png"]
     with Image.open(tmp_path / "sample" / names(tmp_path)[1]) as image:
         assert image.size == (72, 64) and not getattr(image, "text", {})
@@ -96,50 +96,50 @@ def test_files_and_trackers_get_the_images(tmp_path: Path) -> None:
 
 def test_before_training_at_epochs_and_when_off(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a --w 64 --h 64 --d 5", recorder, sample_every_n_epochs=2, sample_at_first=True)
-    made.before_training(Progress())
+    previews = preview(tmp_path, "a --w 64 --h 64 --d 5", recorder, sample_every_n_epochs=2, sample_at_first=True)
+    previews.before_training(Progress())
     for epoch in (1, 2):
-        made.after_step(epoch * 10)
-        made.after_epoch(epoch, epoch * 10)
+        previews.after_step(epoch * 10)
+        previews.after_epoch(epoch, epoch * 10)
     assert names(tmp_path) == ["dog_e000000_00_20260131235958_5.png", "dog_e000002_00_20260131235958_5.png"]
-    made.before_training(Progress(step=20, epoch=3))  # goes on from a state: its model is not that of the beginning
-    replace(made, plan=None).after_epoch(2, 20)
+    previews.before_training(Progress(step=20, epoch=3))  # resumed: its model is no longer the initial one
+    replace(previews, plan=None).after_epoch(2, 20)
     assert len(recorder.asked) == 2
 
 
 @pytest.mark.parametrize("flags", [{"sample_every_n_epochs": 1}, {"sample_every_n_steps": 3}])
-def test_the_loop_says_when_steps_and_epochs_end(flags: dict[str, object], tmp_path: Path) -> None:
+def test_when_the_loop_draws(flags: dict[str, object], tmp_path: Path) -> None:
     """Ten steps of four an epoch: the third epoch is cut short by the end of the run, and counts."""
-    made = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
+    previews = replace(preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder(), **flags), steps=10, steps_per_epoch=4)
     for step in range(1, 11):
         epoch, window = (step - 1) // 4 + 1, (step - 1) % 4 + 1
-        made.due(Progress(step, epoch, window), False)
+        previews.due(Progress(step, epoch, window), epoch_ended=False)
         if window == 4:
-            made.due(Progress(step, epoch, window), True)
+            previews.due(Progress(step, epoch, window), epoch_ended=True)
     by_epochs, by_steps = ["e000001", "e000002", "e000003"], ["000003", "000006", "000009"]
     drawn = [name.split("_")[1] for name in names(tmp_path)]
     assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)
 
 
-def test_names_never_meet(tmp_path: Path) -> None:
-    made = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
-    made.after_step(1)
-    made.after_step(1)
+def test_image_names_are_unique(tmp_path: Path) -> None:
+    previews = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
+    previews.after_step(1)
+    previews.after_step(1)
     assert names(tmp_path) == ["dog_000001_00_20260131235958_5.png", "dog_000001_00_20260131235959_5.png"]
 
 
 def test_the_prompt_file_is_read_each_time_and_may_go(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a --w 64 --h 64", recorder)
-    made.after_step(1)
+    previews = preview(tmp_path, "a --w 64 --h 64", recorder)
+    previews.after_step(1)
     (tmp_path / "p.txt").write_text("b --w 64 --h 64 --ss euler_b", encoding="utf-8")
-    made.after_step(2)
+    previews.after_step(2)
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
-    made.after_step(3)
+    previews.after_step(3)
     (tmp_path / "p.txt").write_text("\n", encoding="utf-8")
-    made.after_step(4)
+    previews.after_step(4)
     (tmp_path / "p.txt").unlink()
-    made.after_step(5)
+    previews.after_step(5)
     assert [(group[0][0].prompt, group[0][0].sampler) for group in recorder.asked] == [("a", "ddim"), ("b", "ddim")]
     said = "\n".join(recorder.said)
     assert 'no sampler "euler_b"' in said and "not in UTF-8" in said and "is empty" in said
@@ -158,31 +158,31 @@ def test_images_of_one_size_are_drawn_together(at_once: int, sizes: list[int], t
     assert recorder.logged == [([f"sample/{place:02d}" for place in range(4)], 1)]
 
 
-def test_images_that_are_refined_are_asked_for_by_their_places(tmp_path: Path) -> None:
+def test_refined_images_are_selected_by_prompt(tmp_path: Path) -> None:
     recorder = Recorder()
-    made = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
-    assert made.plan is not None
+    previews = preview(tmp_path, "a\nb\nc\nd", recorder, sample_batch_size=8)
+    assert previews.plan is not None
     placements = [Placement(size, size) for size in ((64, 64), (72, 64), (64, 64))]
-    replace(made, plan=replace(made.plan, refined=placements)).after_step(1)
+    replace(previews, plan=replace(previews.plan, refined=placements)).after_step(1)
     assert recorder.places == [0, 2, 3, 1]
     assert [[one.width for one, _ in group] for group in recorder.asked] == [[64, 64, 64], [72]]
 
 
-def test_what_cannot_be_drawn_is_told_and_the_rest_is_drawn(tmp_path: Path) -> None:
+def test_a_prompt_that_fails_is_logged_and_the_others_are_drawn(tmp_path: Path) -> None:
     recorder = Recorder()
     preview(tmp_path, "too large --w 8192\nb --w 64 --h 64", recorder).after_step(1)
     assert [name[:13] for name in names(tmp_path)] == ["dog_000001_01"]
-    assert any("prompt 0 is not drawn" in line and "out of memory" in line for line in recorder.said)
+    assert any("prompt 0 was not drawn" in line and "out of memory" in line for line in recorder.said)
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
     (tmp_path / "sample").write_text("a file", encoding="utf-8")
     recorder = Recorder()
     preview(tmp_path, "b --w 64 --h 64", recorder).after_step(1)
     assert any("could not be written" in line for line in recorder.said)
 
 
-def test_nothing_is_left_of_what_happens_aside() -> None:
+def test_isolated_eval_restores_modes_and_random_states() -> None:
     module = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
     module[1].eval()
     module[1].requires_grad_(False)
@@ -213,24 +213,24 @@ REQUEST = ImageRequest("a photo of sks dog", "blurry", width=64, height=72, step
 CPU = torch.device("cpu")
 
 
-def drawn(model: Any, states: PromptStates, request: ImageRequest = REQUEST) -> Any:
-    with drawing(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
+def drawn(model: Any, states: PromptEncoder, request: ImageRequest = REQUEST) -> Any:
+    with open_drawer(model, states, vae=None, vae_format="fp32", device=CPU) as draw:
         return np.asarray(draw([request], [7], [0])[0])
 
 
 @pytest.mark.parametrize("clip_skip", [None, 2])
-def test_a_image_is_that_of_the_same_model_elsewhere(model: Any, clip_skip: int | None) -> None:
+def test_an_image_equals_that_of_the_saved_model(model: Any, clip_skip: int | None) -> None:
     settings = TextSettings(clip_skip=clip_skip)
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders, settings)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders, settings)
     assert np.array_equal(drawn(model, states), np.asarray(sample(model, REQUEST, 7, settings=settings)))
 
 
-def test_prompts_that_were_encoded_need_no_text_encoder(model: Any) -> None:
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+def test_encoded_prompts_need_no_text_encoder(model: Any) -> None:
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     long = replace(REQUEST, prompt="dog " * 80)
     expected = [drawn(model, states, request) for request in (REQUEST, long)]
-    states.keep([REQUEST, long])
-    states.forget()
+    states.encode_ahead([REQUEST, long])
+    states.drop_text_encoders()
     for request, image in zip((REQUEST, long), expected, strict=True):
         # alone and in a batch the encoder's sums have other orders
         assert np.abs(drawn(model, states, request).astype(int) - image.astype(int)).max() <= 1
@@ -243,7 +243,7 @@ def test_no_tensor_is_left_behind(model: Any) -> None:
         gc.collect()
         return sum(type(each) is torch.Tensor for each in gc.get_objects())
 
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     drawn(model, states)
     before = count()
     for sampler in ("euler_a", "pndm", "dpmsolver++"):
@@ -251,7 +251,7 @@ def test_no_tensor_is_left_behind(model: Any) -> None:
     assert count() == before
 
 
-def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
+def test_the_vae_is_moved_to_the_device_and_back(model: Any) -> None:
     meta = torch.device("meta")
     vae = nn.Conv2d(1, 1, 1)
     vae.device = CPU  # type: ignore[assignment]
@@ -265,12 +265,12 @@ def test_the_vae_is_fetched_and_brought_back(model: Any) -> None:
     assert vae.weight.device == CPU and vae.weight.dtype == torch.float32
 
 
-def test_memory_is_given_back_also_after_an_error(model: Any) -> None:
+def test_memory_is_released_after_an_error(model: Any) -> None:
     released = []
-    states = PromptStates(model.family, model.tokenizer, model.text_encoders)
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
     with (
         pytest.raises(RuntimeError, match="stopped"),
-        drawing(model, states, vae=None, vae_format="fp32", device=CPU, release=lambda: released.append(1)),
+        open_drawer(model, states, vae=None, vae_format="fp32", device=CPU, release=lambda: released.append(1)),
     ):
         raise RuntimeError("stopped")
     assert released == [1]

@@ -28,9 +28,9 @@ REQUEST = ImageRequest("a photo of sks dog", "blurry", 64, 72, 5, 3, 7.5, "euler
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = make_world(tmp_path_factory.mktemp("world"))
-    (made.root / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
-    return made
+    new_world = make_world(tmp_path_factory.mktemp("world"))
+    (new_world.root / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
+    return new_world
 
 
 def stems(out: Path) -> list[str]:
@@ -58,7 +58,7 @@ LORA = {
     ],
     ids=["all weights", "half, cached", "schedule-free", "adapter", "adapter without text encoder"],
 )
-def test_a_run_that_draws_trains_as_one_that_does_not(
+def test_drawing_does_not_affect_training(
     flags: dict[str, object], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = train_network.RECIPE if "network_module" in flags else train_db.RECIPE
@@ -92,7 +92,7 @@ def model_of(file: Path, base: Path) -> Any:
 
 
 @pytest.mark.parametrize("flags", [SCHEDULE_FREE | {"clip_skip": 2}, LORA | {"cache_latents": True}])
-def test_a_image_is_that_of_the_saved_file(
+def test_an_image_equals_that_of_the_saved_file(
     flags: dict[str, object], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = train_network.RECIPE if "network_module" in flags else train_db.RECIPE

@@ -15,7 +15,13 @@ from library.options.parse import parse
 from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import decide
 from library.training.plan.text import describe
-from library.training.validation.plan import POINTS, ValidationPlan, decide_validation, in_batches, text_of
+from library.training.validation.plan import (
+    TIMESTEPS,
+    ValidationPlan,
+    decide_validation,
+    group_into_batches,
+    validation_caption,
+)
 from tests import tiny
 from tests.data.image_files import record
 from tests.training.running import World, make_world
@@ -47,7 +53,7 @@ def chosen(images: Images, **flags: int | None) -> ValidationPlan:
     return plan
 
 
-def test_nothing_is_validated_unless_it_is_set_aside(world: World, tmp_path: Path) -> None:
+def test_without_held_out_images_there_is_no_validation(world: World, tmp_path: Path) -> None:
     assert decide_validation(ValidationOptions(validate_every_n_steps=1), images_of(world, tmp_path)) is None
 
 
@@ -78,7 +84,7 @@ def test_a_bound_takes_some_whole_batches_and_always_the_same(world: World, tmp_
     assert chosen(images, max_validation_steps=100).pairs == every
 
 
-def test_a_image_more_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
+def test_another_image_leaves_the_order_of_the_others(world: World, tmp_path: Path) -> None:
     """Batches of one: the order is that of the images."""
 
     def names(images: Images) -> list[str]:
@@ -98,8 +104,8 @@ def test_batches_hold_one_bucket_of_one_dataset() -> None:
     one: Place = (0, (64, 64))
     other: Place = (1, (64, 64))
     places = [one, other, one, other, one]
-    assert in_batches([0, 1, 2, 3, 4], places, [2, 3]) == [[0, 2], [1, 3], [4]]
-    assert in_batches([], places, [2, 3]) == []
+    assert group_into_batches([0, 1, 2, 3, 4], places, [2, 3]) == [[0, 2], [1, 3], [4]]
+    assert group_into_batches([], places, [2, 3]) == []
 
 
 @pytest.mark.parametrize(
@@ -119,12 +125,12 @@ def test_captions_are_whole(tmp_path: Path) -> None:
         shuffle=True, dropout_rate=1.0, dropout_every_n_epochs=1, tag_dropout_rate=1.0, warmup_step=100.0, prefix="my"
     )
     one = record(tmp_path / "a.png", (64, 64), caption="dog, grass, sky")
-    assert text_of(one, settings) == "my dog, grass, sky"
-    drawn = {text_of(replace(one, caption="{dog|cat}"), CaptionSettings(wildcard=True)) for _ in range(9)}
+    assert validation_caption(one, settings) == "my dog, grass, sky"
+    drawn = {validation_caption(replace(one, caption="{dog|cat}"), CaptionSettings(wildcard=True)) for _ in range(9)}
     assert drawn in ({"dog"}, {"cat"})
 
 
-def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
+def test_the_plan_names_the_held_out_images(world: World, tmp_path: Path) -> None:
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     text = describe(plan)
@@ -132,18 +138,18 @@ def test_the_plan_tells_what_is_set_aside(world: World, tmp_path: Path) -> None:
     assert plan.facts.order.samples_per_epoch == 12 * 2 + 6
 
 
-def test_the_cost_is_that_of_passes_without_a_way_back(world: World, tmp_path: Path) -> None:
+def test_the_cost_counts_forward_passes(world: World, tmp_path: Path) -> None:
     """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     every_epoch = chosen(plan.facts.images)
-    assert every_epoch.passes == 12 * POINTS
-    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * POINTS / 90)
+    assert every_epoch.passes == 12 * TIMESTEPS
+    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 90)
     by_steps = chosen(plan.facts.images, validate_every_n_steps=15)
-    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * POINTS / 45)
+    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 45)
 
 
-def test_what_is_set_aside_alone_is_told(world: World, tmp_path: Path) -> None:
+def test_a_dataset_may_be_held_out_whole(world: World, tmp_path: Path) -> None:
     toml = tmp_path / "data.toml"
     toml.write_text(
         "[general]\nresolution = 64\n"

@@ -21,11 +21,11 @@ from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
 from library.runtime.seeds import python_random, torch_generator
 from library.training.saving.state import Progress
-from library.training.validation.plan import POINTS, ValidationPlan
+from library.training.validation.plan import TIMESTEPS, ValidationPlan
 from library.training.validation.validation import Losses, Validation
 from tests.data.image_files import dataset, record, subset
 
-SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three set aside
+SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three held out
 PAIRS = ((3, 0), (4, 1), (5, 2))
 STATES = {"zero": 0.0, "one": 1.0}
 
@@ -66,12 +66,12 @@ class Toy:
         reader = ImageReader(
             records, [Placement(size, size) for size in SIZES], (spec,), (dataset(spec, batch_size=self.batch_size),)
         )
-        made = Validation(
+        validation = Validation(
             plan=self.plan,
             reader=reader,
             objective=self.objective,
             predict=self.predict,
-            conditioning=self.told,
+            conditioning=self.encode,
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
@@ -84,9 +84,9 @@ class Toy:
             say=self.said.append,
             weights=self.weights,
         )
-        return replace(made, **values)
+        return replace(validation, **values)
 
-    def told(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
+    def encode(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
         assert self.padded or len(texts) == 1
         states = torch.tensor([STATES[text] for text in texts])
         assert torch.equal(sizes[:, 0], scores) and len(scores) == len(texts)
@@ -130,16 +130,16 @@ def test_the_loss_is_that_of_the_formula() -> None:
     assert losses.average == pytest.approx(np.mean([plain_loss(h, f"{h}.png") for h, _ in PAIRS]), rel=1e-5)
 
 
-def test_each_part_of_the_range_is_asked_once() -> None:
+def test_each_part_of_the_range_has_one_timestep() -> None:
     toy = Toy(batch_size=1, objective=objective(min_timestep=200, max_timestep=600))
     toy.measure()
     asked = [int(timesteps) for _, timesteps in toy.asked]
-    for start in range(0, len(asked), POINTS):
-        parts = [(t - 200) // 50 for t in asked[start : start + POINTS]]
-        assert parts == list(range(POINTS))
+    for start in range(0, len(asked), TIMESTEPS):
+        parts = [(t - 200) // 50 for t in asked[start : start + TIMESTEPS]]
+        assert parts == list(range(TIMESTEPS))
 
 
-def test_what_the_training_makes_of_its_loss_does_not_count() -> None:
+def test_settings_of_the_training_loss_do_not_matter() -> None:
     shaped = objective(min_snr_gamma=5.0, noise_offset=0.1)
     assert torch.equal(Toy(objective=shaped).measure().held_out, Toy().measure().held_out)
 
@@ -155,7 +155,7 @@ def test_other_images_do_not_matter() -> None:
     torch.testing.assert_close(alone.trained[0], Toy().measure().trained[1])
 
 
-def test_a_pair_is_asked_the_same() -> None:
+def test_a_pair_has_the_same_timesteps_and_noise() -> None:
     """Where both images of a pair are one, and their captions, nothing diverges."""
     toy = Toy(latents=lambda number: noise(number % 3, SIZES[number]), plan=ValidationPlan(((3, 0), (5, 2)), None, 1))
     records = [replace(one, caption="one") for one in toy.make().reader.records]
@@ -194,9 +194,9 @@ def play(validation: Validation) -> None:
     progress = Progress()
     for step in range(1, 11):
         progress.step, progress.window = step, progress.window + 1
-        validation.due(progress, False)
+        validation.due(progress, epoch_ended=False)
         if progress.window == 4:
-            validation.due(progress, True)
+            validation.due(progress, epoch_ended=True)
             progress.epoch, progress.window = progress.epoch + 1, 0
 
 
@@ -217,7 +217,7 @@ def test_when_it_is_due(steps: int | None, epochs: int | None, expected: list[tu
     assert len(toy.taken) == len({at if kind == "step" else 4 * at for kind, at in expected})  # the same is taken once
 
 
-def test_without_anything_set_aside_nothing_happens() -> None:
+def test_without_a_plan_nothing_happens() -> None:
     toy = Toy(plan=None)
     play(toy.make())
     assert not toy.logged and not toy.asked and not toy.said
@@ -233,4 +233,4 @@ def test_names_in_logs() -> None:
     parts = [value for name, value in values.items() if name.startswith("loss/validation/epoch_average_t")]
     assert list(values)[2] == "loss/validation/epoch_average_t000_124" and len(parts) == 8
     assert np.mean(parts) == pytest.approx(values["loss/validation/epoch_average"])
-    assert "validation loss" in toy.said[0] and "3 images" in toy.said[0]
+    assert "validation loss" in toy.said[0] and "3 held-out images" in toy.said[0]

@@ -23,7 +23,7 @@ LORA = {"network_module": "networks.lora", "network_dim": 2, "network_dropout": 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """3 + 3 images to train on; one of each folder is set aside."""
+    """3 + 3 images to train on; one of each folder is held out."""
     root = tmp_path_factory.mktemp("world")
     made = make_world(root)
     tiny.write_images(root / "train" / "1_zwx cat", 3, size=(64, 96), seed=3)
@@ -81,7 +81,7 @@ def test_caches_change_no_value(
     torch.testing.assert_close(without.trained, cached.trained)
 
 
-def test_caches_filled_ahead_hold_what_is_validated_on(
+def test_caches_filled_ahead_hold_validation_captions(
     world: World, tmp_path: Path, measured: list[Losses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Captions are shuffled for the training and whole for the validation."""
@@ -99,7 +99,7 @@ def test_caches_filled_ahead_hold_what_is_validated_on(
     assert len(measured) == 3
 
 
-def test_a_resumed_run_sets_the_same_aside_and_validates_as_the_uninterrupted_one(
+def test_a_resumed_run_validates_like_an_uninterrupted_one(
     world: World, tmp_path: Path, measured: list[Losses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {**SPLIT, "validate_every_n_steps": 2, "max_train_steps": 4}
