@@ -101,26 +101,30 @@ class Argument:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of adapter, as a row of the registry. `marks`: suffixes of file keys one of which betrays it.
+    """A kind of adapter: one row of the registry.
 
-    `prefix` takes the place of `lora` at the beginning of names in files. `convolutions`: whether it can sit on 3x3
-    convolutions. `parts`: the modules of a model that it may sit in (None: all). `family`: the kind whose files its own
-    are (a LoRA-FA file is a LoRA file and is read as one; such a kind has no marks); "" is itself. `plus`: the
-    parameters that LoRA+ makes learn faster. `without`: general arguments (settings.COMMON) that have no meaning for
-    it, refused. `settle` checks settings that were read and may complete them (dataclasses.replace); AdapterError.
+    key_suffixes       endings of file keys; any one of them identifies the kind
+    prefix             replaces `lora` at the start of layer names in files
+    convolutions       whether it supports 3x3 convolutions
+    parts              the modules of a model that it can adapt (None: all)
+    file_kind          the kind whose file format it shares ("": its own). A LoRA-FA file is read as a LoRA; such a kind
+                       has no key suffixes
+    lora_plus          the parameters that LoRA+ trains at the higher learning rate
+    unsupported        common arguments (settings.COMMON) that this kind rejects
+    complete_settings  checks the settings and may fill in missing ones (dataclasses.replace); raises AdapterError
     """
 
     name: str
-    file: str  # the module that holds `create` and `load`, and the name for --network_module
+    module: str  # holds `create` and `load`; the name for --network_module
     title: str
-    marks: frozenset[str]
+    key_suffixes: frozenset[str]
     arguments: tuple[Argument, ...] = ()
     prefix: str = "lora"
     convolutions: bool = True
     decomposes: bool = True  # whether DoRA's magnitude (use_dora) can go with it
     parts: frozenset[str] | None = None
     rescales: bool = True  # whether ΔW can be made shorter (--scale_weight_norms)
-    family: str = ""
-    plus: frozenset[str] = frozenset()
-    without: frozenset[str] = frozenset()
-    settle: Callable[[NetworkSettings], NetworkSettings] | None = None
+    file_kind: str = ""
+    lora_plus: frozenset[str] = frozenset()
+    unsupported: frozenset[str] = frozenset()
+    complete_settings: Callable[[NetworkSettings], NetworkSettings] | None = None

@@ -12,7 +12,7 @@ from library.checkpoints.adapter_names import AdapterPart
 from networks import dora
 from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Kind
-from networks.registry import KINDS, load_kind, recognise
+from networks.registry import KINDS, detect_kind, load_kind
 from networks.settings import NetworkSettings
 from networks.targets import Target, all_targets, file_name, names_in_files
 
@@ -54,12 +54,12 @@ def load_layers(
 
 def _load(target: Target, name: str, tensors: dict[str, Tensor], settings: NetworkSettings | None) -> AdaptedLayer:
     try:
-        kind = recognise([f"{name}.{role}" for role in tensors])
+        kind = detect_kind([f"{name}.{role}" for role in tensors])
     except AdapterError as error:
         raise AdapterError(f"{name}: {error}", error.remedy) from error
     if len(target.layer.shape) == 1 and kind.name != "norm":
         raise AdapterError(f"{name} is a normalisation, which {kind.title} cannot sit on")
-    if settings is not None and settings.kind.family == kind.name:
+    if settings is not None and settings.kind.file_kind == kind.name:
         kind = settings.kind
     scale = tensors.pop(dora.KEY, None)
     load = load_kind(kind).load

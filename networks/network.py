@@ -218,7 +218,7 @@ def create(
             layers.append(AdaptedLayer(target, name, adapter, kind, settings.module_dropout))
     if not layers:
         raise AdapterError(
-            f"{kind.file} finds no layer to sit on in {', '.join(sorted(modules)) or 'what is to be trained'}",
+            f"{kind.module} finds no layer to sit on in {', '.join(sorted(modules)) or 'what is to be trained'}",
             "Check block_dims and the *_lr_weight lists, and which of the U-Net and the text encoder is to be trained.",
         )
     return Network(layers, settings)

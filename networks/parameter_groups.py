@@ -63,7 +63,7 @@ def _with_plus(name: str, title: str, layers: Sequence[AdaptedLayer], rate: floa
     usual: list[nn.Parameter] = []
     faster: list[nn.Parameter] = []
     for layer in layers:
-        plus = layer.kind.plus if ratio is not None else frozenset()
+        plus = layer.kind.lora_plus if ratio is not None else frozenset()
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
                 (faster if any(key == mark or key.startswith(f"{mark}.") for mark in plus) else usual).append(parameter)

@@ -20,7 +20,7 @@ _TUCKER = Argument("use_tucker", switch, "Tucker decomposition of the kernels of
 _CONV = frozenset({"conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas"})
 
 
-def _settle_dylora(settings: NetworkSettings) -> NetworkSettings:
+def _complete_dylora(settings: NetworkSettings) -> NetworkSettings:
     """Windows of `unit` ranks have to fill every layer's rank, and as in kohya's all layers have the same one."""
     unit = settings.own["unit"]
     odd = [dim for dim in (settings.dim, *(settings.block_dims or ())) if dim % unit]
@@ -34,14 +34,14 @@ def _settle_dylora(settings: NetworkSettings) -> NetworkSettings:
     return settings
 
 
-def _settle_oft(settings: NetworkSettings) -> NetworkSettings:
+def _complete_oft(settings: NetworkSettings) -> NetworkSettings:
     """Convolutions are turned like all other layers: as many blocks, the same constraint."""
     if settings.own["enable_conv"]:
         return replace(settings, conv_dim=settings.dim, conv_alpha=settings.alpha)
     return settings
 
 
-def _only_read(settings: NetworkSettings) -> NetworkSettings:
+def _refuse_training(settings: NetworkSettings) -> NetworkSettings:
     name = settings.kind.name
     argument = "train_norm=True" if name == "norm" else f"algo={name}"
     raise AdapterError("such files are read here, not trained", f"Train with lycoris.kohya and {argument}.")
@@ -52,7 +52,7 @@ KINDS: tuple[Kind, ...] = (
         "lora",
         "networks.lora",
         "LoRA (LoCon on convolutions, DoRA)",
-        marks=_LORA_MARKS,
+        key_suffixes=_LORA_MARKS,
         arguments=(
             Argument(
                 "init",
@@ -61,26 +61,26 @@ KINDS: tuple[Kind, ...] = (
                 "default",
             ),
         ),
-        plus=_UP,
+        lora_plus=_UP,
     ),
-    Kind("lora_fa", "networks.lora_fa", "LoRA-FA: lora_down is frozen", frozenset(), family="lora"),
+    Kind("lora_fa", "networks.lora_fa", "LoRA-FA: lora_down is frozen", frozenset(), file_kind="lora"),
     Kind(
         "dylora",
         "networks.dylora",
         "DyLoRA: usable at every multiple of `unit` of its rank",
-        marks=frozenset(),
+        key_suffixes=frozenset(),
         arguments=(Argument("unit", whole(least=1), "ranks trained at once; divides the rank", 1),),
         decomposes=False,
-        family="lora",
-        plus=_UP,
-        without=frozenset({"rank_dropout", "conv_block_dims"}),
-        settle=_settle_dylora,
+        file_kind="lora",
+        lora_plus=_UP,
+        unsupported=frozenset({"rank_dropout", "conv_block_dims"}),
+        complete_settings=_complete_dylora,
     ),
     Kind(
         "oft",
         "networks.oft",
         "OFT: blocks of the output are rotated",
-        marks=frozenset({"oft_blocks"}),
+        key_suffixes=frozenset({"oft_blocks"}),
         arguments=(
             Argument("enable_all_linear", switch, "all linear layers of the transformers, not attention alone", False),
             Argument("enable_conv", switch, "the residual blocks and their convolutions too", False),
@@ -89,23 +89,23 @@ KINDS: tuple[Kind, ...] = (
         decomposes=False,
         rescales=False,
         parts=frozenset({"unet"}),
-        without=_CONV | {"dropout", "rank_dropout", "use_rslora"},
-        settle=_settle_oft,
+        unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora"},
+        complete_settings=_complete_oft,
     ),
     Kind(
         "loha",
         "networks.loha",
         "LoHa: the Hadamard product of two LoRAs",
-        marks=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
+        key_suffixes=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
         arguments=(_TUCKER,),
-        plus=frozenset({"hada_w2_a"}),
-        without=frozenset({"dropout"}),
+        lora_plus=frozenset({"hada_w2_a"}),
+        unsupported=frozenset({"dropout"}),
     ),
     Kind(
         "lokr",
         "networks.lokr",
         "LoKr: a Kronecker product",
-        marks=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}),
+        key_suffixes=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}),
         arguments=(
             Argument("factor", whole(least=-1), "size of the small matrix; -1: as near to a square as can be", -1),
             Argument("decompose_both", switch, "the small matrix may be of low rank too", False),
@@ -115,14 +115,14 @@ KINDS: tuple[Kind, ...] = (
             ),
             _TUCKER,
         ),
-        plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
-        without=frozenset({"dropout"}),
+        lora_plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
+        unsupported=frozenset({"dropout"}),
     ),
     Kind(
         "ia3",
         "networks.ia3",
         "(IA)3: one factor per channel",
-        marks=frozenset({"on_input"}),
+        key_suffixes=frozenset({"on_input"}),
         arguments=(
             Argument(
                 "enable_all", switch, "all layers, not only keys, values and feed-forward networks' second ones", False
@@ -131,41 +131,41 @@ KINDS: tuple[Kind, ...] = (
         ),
         convolutions=False,
         decomposes=False,
-        without=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
+        unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
     ),
     Kind(
         "full",
         "networks.full",
         "a layer's whole change (LyCORIS)",
-        marks=frozenset({"diff", "diff_b"}),
+        key_suffixes=frozenset({"diff", "diff_b"}),
         decomposes=False,
-        settle=_only_read,
+        complete_settings=_refuse_training,
     ),
     Kind(
         "norm",
         "networks.norm",
         "a normalisation's change (LyCORIS)",
-        marks=frozenset({"w_norm", "b_norm"}),
+        key_suffixes=frozenset({"w_norm", "b_norm"}),
         decomposes=False,
-        settle=_only_read,
+        complete_settings=_refuse_training,
     ),
     Kind(
         "glora",
         "networks.glora",
         "GLoRA (LyCORIS)",
-        marks=frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),
+        key_suffixes=frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),
         decomposes=False,
-        settle=_only_read,
+        complete_settings=_refuse_training,
     ),
 )
 
 
-def find(name: str) -> Kind | None:
+def find_kind(name: str) -> Kind | None:
     """The kind by --network_module ("networks.lora"), or None: then it may be somebody else's module."""
-    return next((kind for kind in KINDS if kind.file == name), None)
+    return next((kind for kind in KINDS if kind.module == name), None)
 
 
-def named(name: str) -> Kind:
+def kind_by_name(name: str) -> Kind:
     """The kind by its name ("lora"). KeyError."""
     return {kind.name: kind for kind in KINDS}[name]
 
@@ -175,13 +175,13 @@ def mark_of(key: str) -> str:
     return key.partition(".")[2]
 
 
-def recognise(keys: Collection[str]) -> Kind:
+def detect_kind(keys: Collection[str]) -> Kind:
     """The kind that a file, or one layer of it, is of, by its keys (`lora_unet_….lora_down.weight`).
 
     AdapterError if it is none of ours, or if the keys are of more than one kind.
     """
     marks = {mark_of(key) for key in keys}
-    found = [kind for kind in KINDS if kind.marks & marks]
+    found = [kind for kind in KINDS if kind.key_suffixes & marks]
     if len(found) == 1:
         return found[0]
     if found:
@@ -196,4 +196,4 @@ def recognise(keys: Collection[str]) -> Kind:
 
 def load_kind(kind: Kind) -> ModuleType:
     """The module of a kind, with its functions `create` (adapter.Create) and `load` (adapter.Load)."""
-    return importlib.import_module(kind.file)
+    return importlib.import_module(kind.module)

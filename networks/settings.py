@@ -11,7 +11,7 @@ from typing import Any
 
 from networks.adapter import AdapterError, Argument, Kind
 from networks.argument_values import curve, factors, number, numbers, switch, whole, whole_numbers
-from networks.registry import KINDS, find
+from networks.registry import KINDS, find_kind
 
 DEFAULT_DIM = 4
 
@@ -92,10 +92,10 @@ class NetworkSettings:
 
 def known_arguments(kind: Kind) -> tuple[Argument, ...]:
     """What --network_args may hold for a kind: the general ones that mean something to it, and its own."""
-    refused = kind.without | (frozenset() if kind.decomposes else {"use_dora"})
+    refused = kind.unsupported | (frozenset() if kind.decomposes else {"use_dora"})
     if not kind.convolutions:
         refused |= {item.name for item in COMMON if item.name.startswith("conv_")}
-    if not kind.plus:
+    if not kind.lora_plus:
         refused |= set(_LORAPLUS)
     return (*(item for item in COMMON if item.name not in refused), *kind.arguments)
 
@@ -119,7 +119,7 @@ def read_settings(
     arguments  --network_args, "key=value" each; an empty value is as if the key had not been given
     blocks     how many blocks the model's U-Net has (25 for SD1/2, 23 for SDXL), for lists by block; 0: none
     """
-    kind = find(module)
+    kind = find_kind(module)
     if kind is None:
         raise KeyError(module)
     mistakes: list[Mistake] = []
@@ -128,8 +128,8 @@ def read_settings(
     for name, value in (("--network_dim", dim), ("--network_alpha", alpha)):
         if value is not None and value < 0:
             mistakes.append((f"{name} {value:g} is negative", "Give 1 or more."))
-    if dropout and "dropout" in kind.without:
-        mistakes.append((f"--network_dropout {dropout:g} has no meaning for {kind.file}", "Take it out."))
+    if dropout and "dropout" in kind.unsupported:
+        mistakes.append((f"--network_dropout {dropout:g} has no meaning for {kind.module}", "Take it out."))
     rank = dim if dim is not None and dim > 0 else DEFAULT_DIM
     lists = _lists(values, blocks, mistakes)
     general = {
@@ -150,11 +150,11 @@ def read_settings(
         **general,
     )
     mistakes += _combined(settings, values)
-    if kind.settle and not mistakes:
+    if kind.complete_settings and not mistakes:
         try:
-            settings = kind.settle(settings)
+            settings = kind.complete_settings(settings)
         except AdapterError as error:
-            mistakes.append((f"--network_module {kind.file}: {error}", error.remedy))
+            mistakes.append((f"--network_module {kind.module}: {error}", error.remedy))
     return settings, tuple(mistakes)
 
 
@@ -179,11 +179,11 @@ def _read(kind: Kind, arguments: Sequence[str], mistakes: list[Mistake]) -> dict
 
 def _unknown(kind: Kind, name: str) -> str:
     if any(item.name == name for item in COMMON):
-        return f"{name} has no meaning for {kind.file}"
-    others = [other.file for other in KINDS if any(item.name == name for item in other.arguments)]
+        return f"{name} has no meaning for {kind.module}"
+    others = [other.module for other in KINDS if any(item.name == name for item in other.arguments)]
     if others:
-        return f"{kind.file} has no argument {name}; it belongs to {', '.join(others)}"
-    return f"{kind.file} has no argument {name}"
+        return f"{kind.module} has no argument {name}; it belongs to {', '.join(others)}"
+    return f"{kind.module} has no argument {name}"
 
 
 def _remedy(known: Mapping[str, Argument], name: str) -> str:

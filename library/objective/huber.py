@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from library.objective.process import ForwardProcess, with_snr
+from library.objective.process import ForwardProcess, require_snr
 
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
@@ -40,7 +40,7 @@ class ElementLoss:
     scale: float = 1.0
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> ElementLoss:
+    def from_options(cls, options: ObjectiveOptions) -> ElementLoss:
         """What the options ask for. Raises ValueError for a name that there is not."""
         kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
         schedules: dict[str, Schedule] = {schedule: schedule for schedule in get_args(Schedule)}
@@ -74,7 +74,7 @@ class ElementLoss:
         elif self.schedule == "exponential":
             c = self.threshold ** (timesteps.double() / process.timesteps)
         else:
-            shares = with_snr(process, "the threshold schedule snr")
+            shares = require_snr(process, "the threshold schedule snr")
             signal, level = shares.signal(timesteps).double(), shares.noise(timesteps).double()
             # 1 / (1 + s / a), which has a value where a is 0
             c = (1.0 - self.threshold) * (signal / (signal + level)).square() + self.threshold

@@ -21,7 +21,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from library.objective.masking import AS_THEY_ARE, MaskSettings, gain, place_weights
+from library.objective.masking import UNCHANGED_MASKS, MaskSettings, gain, place_weights
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Term:
     losses: Tensor
 
 
-def total(terms: Sequence[Term]) -> Tensor:
+def sum_terms(terms: Sequence[Term]) -> Tensor:
     """The sum of the terms for each sample, (B,) float32; of a single term its losses as they are.
 
     Raises ValueError for terms of different shapes, which would else be broadcast, and for none.
@@ -46,7 +46,7 @@ def per_sample_loss(
     output: Tensor,
     target: Tensor,
     mask: Tensor | None = None,
-    settings: MaskSettings = AS_THEY_ARE,
+    settings: MaskSettings = UNCHANGED_MASKS,
     rho: Callable[[Tensor], Tensor] = torch.square,
 ) -> Tensor:
     """l_i: the mean error over all dimensions but the first, (B, ...) -> (B,), always in float32.

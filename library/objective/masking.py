@@ -38,7 +38,7 @@ class MaskSettings:
     normalise: Literal["none", "sample"] = "none"
 
     @classmethod
-    def of(cls, options: MaskOptions) -> MaskSettings:
+    def from_options(cls, options: MaskOptions) -> MaskSettings:
         """The settings that the options ask for."""
         normalise: Literal["none", "sample"] = "sample" if options.mask_normalise == "sample" else "none"
         return cls(options.mask_floor, options.mask_invert, normalise)
@@ -49,7 +49,7 @@ class MaskSettings:
         return 0.0 if self.invert else 1.0
 
 
-AS_THEY_ARE = MaskSettings()
+UNCHANGED_MASKS = MaskSettings()
 
 
 def place_weights(mask: Tensor, settings: MaskSettings) -> Tensor:

@@ -45,13 +45,13 @@ class NoiseShaping:
     perturbation_random_strength: bool = False
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> NoiseShaping:
+    def from_options(cls, options: ObjectiveOptions) -> NoiseShaping:
         """The shaping that the options ask for."""
         return cls(
             offset=options.noise_offset or 0.0,
             offset_random_strength=options.noise_offset_random_strength,
             adaptive_scale=options.adaptive_noise_scale or 0.0,
-            pyramid=Pyramid.of(options),
+            pyramid=Pyramid.from_options(options),
             perturbation=options.ip_noise_gamma or 0.0,
             perturbation_random_strength=options.ip_noise_gamma_random_strength,
         )

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from library.objective.huber import SQUARED, ElementLoss
 from library.objective.loss import per_sample_loss
-from library.objective.masking import AS_THEY_ARE, MaskSettings
+from library.objective.masking import UNCHANGED_MASKS, MaskSettings
 from library.objective.noise import WHITE, NoiseShaping, draw_white
-from library.objective.process import ForwardProcess, HasSnr, Prediction, process_of, with_snr
+from library.objective.process import ForwardProcess, HasSnr, Prediction, require_snr, resolve_process
 from library.objective.random_streams import Streams
 from library.objective.timesteps import TimestepBias, draw_timesteps
 from library.objective.weighting import UNWEIGHTED, Weighting
@@ -61,24 +61,24 @@ class Objective(Generic[Conditioning]):
     noise: NoiseShaping = WHITE
     element: ElementLoss = SQUARED
     weighting: Weighting = UNWEIGHTED
-    mask: MaskSettings = AS_THEY_ARE
+    mask: MaskSettings = UNCHANGED_MASKS
 
     def __post_init__(self) -> None:
         if self.weighting.needs_snr:
-            with_snr(self.process, f"the weighting {self.weighting.kind}")
+            require_snr(self.process, f"the weighting {self.weighting.kind}")
         if self.element.needs_snr:
-            with_snr(self.process, f"the loss {self.element.kind} with the threshold schedule snr")
+            require_snr(self.process, f"the loss {self.element.kind} with the threshold schedule snr")
         if self.prediction == "epsilon" and isinstance(self.process, HasSnr):
             if self.process.snr(torch.tensor([self.process.timesteps - 1])).item() == 0.0:
                 raise ValueError("a process with a zero terminal SNR needs a network that predicts v")
 
     @classmethod
-    def of(
+    def from_options(
         cls,
         options: ObjectiveOptions,
         process: ForwardProcess,
         prediction: Prediction,
-        mask: MaskSettings = AS_THEY_ARE,
+        mask: MaskSettings = UNCHANGED_MASKS,
     ) -> Objective[Conditioning]:
         """The objective that the options ask for; `process` is the family's, as it is without options.
 
@@ -87,14 +87,14 @@ class Objective(Generic[Conditioning]):
         low = options.min_timestep or 0
         high = options.max_timestep or process.timesteps
         return cls(
-            process=process_of(options, process),
+            process=resolve_process(options, process),
             prediction=prediction,
             low=low,
             high=high,
-            bias=TimestepBias.of(options, low, high),
-            noise=NoiseShaping.of(options),
-            element=ElementLoss.of(options),
-            weighting=Weighting.of(options),
+            bias=TimestepBias.from_options(options, low, high),
+            noise=NoiseShaping.from_options(options),
+            element=ElementLoss.from_options(options),
+            weighting=Weighting.from_options(options),
             mask=mask,
         )
 
@@ -166,5 +166,5 @@ class Objective(Generic[Conditioning]):
         """w(t), the weight by timestep: (B,) float32 on `device`. Without a weighting no SNR is asked for."""
         if not self.weighting.needs_snr:
             return torch.ones(timesteps.shape, dtype=torch.float32, device=device)
-        snr = with_snr(self.process, f"the weighting {self.weighting.kind}").snr(timesteps, device)
+        snr = require_snr(self.process, f"the weighting {self.weighting.kind}").snr(timesteps, device)
         return self.weighting(snr, self.prediction)

@@ -63,7 +63,7 @@ class HasSnr(Protocol):
         """The signal-to-noise ratio a_t^2 / s_t^2: (B,) float32 on `device` (that of `t` if not given)."""
 
 
-def with_snr(process: ForwardProcess, wanted_by: str) -> HasSnr:
+def require_snr(process: ForwardProcess, wanted_by: str) -> HasSnr:
     """The process, known to have an SNR. Raises ValueError that names who wants it where it has none."""
     if not isinstance(process, HasSnr):
         raise ValueError(f"{wanted_by} needs a signal-to-noise ratio, which {type(process).__name__} does not have")
@@ -195,7 +195,7 @@ class VariancePreserving:
         return self.signal(t, like.device).view(shape), self.noise(t, like.device).view(shape)
 
 
-def process_of(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
+def resolve_process(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
     """A family's process as the options want it, for training and for the images of a model trained so.
 
     Raises ValueError for a zero terminal SNR of a process that is not variance-preserving.

@@ -36,7 +36,7 @@ class Pyramid:
     scaling: Literal["sample", "batch"] = "sample"
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> Pyramid | None:
+    def from_options(cls, options: ObjectiveOptions) -> Pyramid | None:
         """The pyramid that the options ask for; None where they ask for none."""
         if not options.multires_noise_iterations:
             return None

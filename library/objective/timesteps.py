@@ -37,7 +37,7 @@ class TimestepBias:
     multiplier: float
 
     @classmethod
-    def of(cls, options: ObjectiveOptions, low: int, high: int) -> TimestepBias | None:
+    def from_options(cls, options: ObjectiveOptions, low: int, high: int) -> TimestepBias | None:
         """The bias that the options ask for within [low, high); None where there is none.
 
         "earlier" and "later" are the lowest and the highest timesteps, `timestep_bias_portion` of those in

@@ -47,7 +47,7 @@ class Weighting:
     floor: float = 0.0
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> Weighting:
+    def from_options(cls, options: ObjectiveOptions) -> Weighting:
         """The weighting that the options ask for. Raises ValueError for more than one: the rules exclude that."""
         asked: list[tuple[Kind, float]] = []
         if options.min_snr_gamma:

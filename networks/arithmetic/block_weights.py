@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 IN, MID, OUT = 1, 13, 14  # places in the list of 26
-PLACES: Mapping[int, tuple[int, ...]] = MappingProxyType(
+INDICES: Mapping[int, tuple[int, ...]] = MappingProxyType(
     {
         12: (0, *(IN + n for n in (4, 5, 7, 8)), MID, *(OUT + n for n in range(6))),
         17: (0, *(IN + n for n in (1, 2, 4, 5, 7, 8)), MID, *(OUT + n for n in range(3, 12))),
@@ -24,7 +24,7 @@ _LEVEL = re.compile(r"_unet_(down|up)_blocks_(\d+)_(resnets|attentions|downsampl
 _NUMBERED = re.compile(r"_unet_(input|output)_blocks_(\d+)_")
 
 
-def read_weights(text: str) -> dict[int, float]:
+def read_block_weights(text: str) -> dict[int, float]:
     """Ratios by place from a JSON list of numbers. ValueError("is …") for anything else."""
     try:
         numbers = json.loads(text)
@@ -32,12 +32,12 @@ def read_weights(text: str) -> dict[int, float]:
         raise ValueError("is no JSON list") from None
     if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
         raise ValueError("is no list of numbers")
-    if len(numbers) not in PLACES:
-        raise ValueError(f"has {len(numbers)} numbers, not {', '.join(map(str, PLACES))}")
-    return dict(zip(PLACES[len(numbers)], map(float, numbers), strict=True))
+    if len(numbers) not in INDICES:
+        raise ValueError(f"has {len(numbers)} numbers, not {', '.join(map(str, INDICES))}")
+    return dict(zip(INDICES[len(numbers)], map(float, numbers), strict=True))
 
 
-def place(name: str) -> int | None:
+def block_index(name: str) -> int | None:
     """Where a layer stands in the list of 26, by its name in files; None: in no block."""
     if "_te" in name.partition("_unet_")[0]:
         return 0
@@ -53,7 +53,7 @@ def place(name: str) -> int | None:
     return MID if "_unet_mid" in name else None
 
 
-def weight(weights: Mapping[int, float], name: str) -> float:
+def block_weight(weights: Mapping[int, float], name: str) -> float:
     """The ratio of a layer."""
-    found = place(name)
+    found = block_index(name)
     return 1.0 if found is None else weights.get(found, 1.0)

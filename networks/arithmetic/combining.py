@@ -84,7 +84,7 @@ def largest_rank(terms: Sequence[Term]) -> int:
     return max(layer.rank for layer, _ in terms)
 
 
-def shuffled(layer: Factors) -> Factors:
+def shuffle_ranks(layer: Factors) -> Factors:
     """The same ΔW with its ranks in another order, drawn from torch's global generator."""
     order = torch.randperm(layer.rank)
     return Factors(layer.down[order], layer.up[:, order], layer.alpha)

@@ -32,7 +32,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Depth:
+class ExtractionSettings:
     """How much is extracted: `dim` ranks of linear layers and 1x1 convolutions, `conv_dim` (None: dim) of larger ones.
 
     `min_diff`: a part of a model, by its name, of which no number differs by more is left out. `unchanged_in`: the
@@ -58,7 +58,7 @@ class Extracted:
     kept: float = 1.0
 
 
-def extract(changes: Iterable[Change], depth: Depth, device: torch.device | str = "cpu") -> Extracted:
+def extract(changes: Iterable[Change], depth: ExtractionSettings, device: torch.device | str = "cpu") -> Extracted:
     """The LoRA of many layers. Layers that are the same in both models, up to rounding, are left out."""
     found = Extracted()
     changed: list[Change] = []
@@ -119,7 +119,7 @@ def find_changes(
         yield Change(one.layer.name, one.part.module, one.module.weight.detach(), other.module.weight.detach())
 
 
-def left_out(
+def count_unextracted(
     original: Mapping[str, nn.Module],
     tuned: Mapping[str, nn.Module],
     parts: Sequence[AdapterPart],

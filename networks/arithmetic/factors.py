@@ -96,7 +96,7 @@ def _what_else(parts: Mapping[str, Tensor]) -> str:
     if {DOWN, UP} <= parts.keys() <= {DOWN, UP, ALPHA, MID}:
         return ""
     try:
-        title = registry.recognise([f"layer.{suffix}" for suffix in parts]).title
+        title = registry.detect_kind([f"layer.{suffix}" for suffix in parts]).title
     except AdapterError:
         title = ""
     if title and not (parts.keys() & {DOWN, UP}):

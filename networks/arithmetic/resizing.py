@@ -18,7 +18,7 @@ ZERO = 1e-6  # a layer whose largest singular value is not above this does nothi
 
 
 @dataclass(frozen=True)
-class Rule:
+class RankRule:
     """`rank` at most (`conv_rank` for convolutions larger than 1x1); with a `method` as few as reach its `target`."""
 
     rank: int
@@ -52,7 +52,7 @@ class Resized:
         return float(self.values[0]) / last if last else float("inf")
 
 
-def resize(layer: Factors, rule: Rule, device: torch.device | str = "cpu") -> Resized:
+def resize(layer: Factors, rule: RankRule, device: torch.device | str = "cpu") -> Resized:
     """The best approximation of a layer's ΔW under a rule. alpha / rank stays as it is.
 
     A layer that has the rank already, or less, stays bit for bit: a higher one would add nothing.
@@ -97,6 +97,6 @@ def _reaching(parts: Tensor, share: float) -> int:
     return int(torch.searchsorted(sums, share * sums[-1])) + 1
 
 
-def resize_all(layers: Mapping[str, Factors], rule: Rule, device: torch.device | str = "cpu") -> dict[str, Resized]:
+def resize_all(layers: Mapping[str, Factors], rule: RankRule, device: torch.device | str = "cpu") -> dict[str, Resized]:
     """Each layer of a file under one rule."""
     return {name: resize(layer, rule, device) for name, layer in layers.items()}

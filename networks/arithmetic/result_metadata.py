@@ -20,7 +20,7 @@ _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas
 
 
 @dataclass(frozen=True)
-class About:
+class ResultInfo:
     """What a result is called, when it was made (local time), of what (names of LoRAs), and what is known of its model:
     modelspec values such as `architecture`, without the prefix."""
 
@@ -50,7 +50,7 @@ def _one(numbers: Iterable[float]) -> str:
     return str(next(iter(different.values()))) if len(different) == 1 else DYNAMIC
 
 
-def changed(
+def resized_metadata(
     metadata: Mapping[str, str], layers: Mapping[str, Factors], comment: str, *, dynamic: bool = False
 ) -> dict[str, str]:
     """The metadata of a LoRA whose ranks changed; `comment` goes before ss_training_comment, as in sd-scripts.
@@ -65,7 +65,9 @@ def changed(
     return kept | ranks(layers, read_arguments(metadata)) | word
 
 
-def combined(sources: Sequence[Mapping[str, str]], layers: Mapping[str, Factors], about: About) -> dict[str, str]:
+def merged_metadata(
+    sources: Sequence[Mapping[str, str]], layers: Mapping[str, Factors], about: ResultInfo
+) -> dict[str, str]:
     """The metadata of a sum: what all sources agree on, the ranks of the result, what it was made of."""
     known = [without_hashes(source) for source in sources if source]
     first = known[0] if known else {}
@@ -78,13 +80,15 @@ def combined(sources: Sequence[Mapping[str, str]], layers: Mapping[str, Factors]
     return agreed | {"ss_network_module": MODULE} | ranks(layers) | _modelspec(agreed, about)
 
 
-def extracted(layers: Mapping[str, Factors], about: About, *, v2: bool, base_version: str) -> dict[str, str]:
+def extracted_metadata(
+    layers: Mapping[str, Factors], about: ResultInfo, *, v2: bool, base_version: str
+) -> dict[str, str]:
     """The metadata of a LoRA that was no training's: what it is and which models it is for."""
     found = {"ss_v2": str(v2), "ss_base_model_version": base_version, "ss_network_module": MODULE}
     return {"ss_network_args": "{}"} | found | ranks(layers) | _modelspec(found, about)
 
 
-def minimum(metadata: Mapping[str, str]) -> dict[str, str]:
+def minimal_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """What stays with --no_metadata: what loaders need."""
     return {key: metadata[key] for key in ADAPTER_MINIMUM if key in metadata}
 
@@ -109,7 +113,7 @@ def without_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key not in gone}
 
 
-def _modelspec(agreed: Mapping[str, str], about: About) -> dict[str, str]:
+def _modelspec(agreed: Mapping[str, str], about: ResultInfo) -> dict[str, str]:
     spec = {
         "sai_model_spec": "1.0.1",
         "implementation": "diffusers",

@@ -16,17 +16,17 @@ from torch import nn
 
 from library.checkpoints.adapter_names import AdapterPart
 from networks.adapter import AdapterError
-from networks.third_party.modules import call_if_there, check_arguments, load_foreign, read_arguments, told
-from networks.third_party.network import ForeignNetwork
+from networks.third_party.modules import call_if_there, check_arguments, import_network_module, read_arguments, told
+from networks.third_party.network import ThirdPartyNetwork
 from networks.third_party.stand_ins import Model, is_text, stand_ins
 
-__all__ = ["ForeignNetwork", "create_foreign", "load_foreign", "merge_foreign"]
+__all__ = ["ThirdPartyNetwork", "create_third_party", "import_network_module", "merge_third_party"]
 
 _DUPLICATE = re.compile(r"duplicate.*?\b((?:lora|oft)_\w+)", re.IGNORECASE | re.DOTALL)
 _ATTEMPTS = 8
 
 
-def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
+def create_third_party(  # noqa: PLR0913 - kohya's create_network takes these
     name: str,
     model: Mapping[str, nn.Module],
     parts: Sequence[AdapterPart],
@@ -39,13 +39,13 @@ def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
     vae: nn.Module | None = None,
     weights: Path | None = None,
     settings: object = None,
-) -> ForeignNetwork:
+) -> ThirdPartyNetwork:
     """Make a network by the module `name` and put it into the model.
 
     `arguments`: --network_args. `train`: modules of the model that get adapters (None: all). `weights`: a file whose
     ranks are taken (--dim_from_weights). `settings`: what `prepare_network` gets. Raises AdapterError.
     """
-    module = load_foreign(name)
+    module = import_network_module(name)
     given = read_arguments(arguments)
     notes = check_arguments(module, given)
     alpha = 1 if alpha is None else int(alpha) if float(alpha).is_integer() else alpha
@@ -60,7 +60,7 @@ def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
 
     network, seen = _make(name, make, model, parts)
     trained = frozenset(part.module for part in parts) if train is None else frozenset(train)
-    made = ForeignNetwork(name, network, seen, trained, notes)
+    made = ThirdPartyNetwork(name, network, seen, trained, notes)
     if settings is not None:
         call_if_there(network, "prepare_network", settings)
     _apply(made)
@@ -68,7 +68,7 @@ def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
     return made
 
 
-def merge_foreign(
+def merge_third_party(
     name: str,
     path: Path,
     model: Mapping[str, nn.Module],
@@ -81,7 +81,7 @@ def merge_foreign(
 
     The module merges at 1 and the ratio is applied here, as LyCORIS's merge_to takes no notice of it. AdapterError.
     """
-    module = load_foreign(name)
+    module = import_network_module(name)
     state: list[Any] = []
 
     def make(seen: Model) -> Any:
@@ -166,7 +166,7 @@ def _class_around(message: str, model: Mapping[str, nn.Module], parts: Sequence[
     return None
 
 
-def _apply(made: ForeignNetwork) -> None:
+def _apply(made: ThirdPartyNetwork) -> None:
     trained = [part for part in made.model.parts if part.module in made.trained]
     text, unet = any(map(is_text, trained)), not all(map(is_text, trained))
     with told(f"apply_to of {made.name}"):

@@ -24,7 +24,7 @@ PACKAGES: Mapping[str, str] = {"lycoris": "lycoris-lora==4.1.3"}
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_foreign(name: str) -> ModuleType:
+def import_network_module(name: str) -> ModuleType:
     """The module of --network_module, found in the current folder, beside the program, or installed. AdapterError."""
     for place in (str(Path.cwd()), str(_ROOT)):
         if place not in sys.path:

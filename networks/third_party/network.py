@@ -59,7 +59,7 @@ class RawState(nn.Module):
 
 
 @dataclass
-class ForeignNetwork:
+class ThirdPartyNetwork:
     """A network made by a foreign module. `notes`: what the user should know about it.
 
     `module` holds its parameters (to, train, eval, parameters, exact state); the files are its own affair (`write`).

@@ -12,7 +12,7 @@ from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import dora, lora
 from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Layer, LayerSettings
-from networks.registry import named
+from networks.registry import kind_by_name
 from networks.targets import Target
 from tests.networks import layers
 
@@ -27,7 +27,7 @@ def attached(module: Any, scale: Tensor | None = None, multiplier: float = 1.0) 
     ) if scale is None else scale  # fmt: skip
     adapter.register_parameter("dora_scale", nn.Parameter(scale))
     target = Target(module, SD_ADAPTERS[1], "mid_block", module, layers.layer(module))
-    layer = AdaptedLayer(target, layers.NAME, adapter, named("lora"))
+    layer = AdaptedLayer(target, layers.NAME, adapter, kind_by_name("lora"))
     layer.multiplier = multiplier
     layer.attach()
     return layer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from networks.adapter import AdapterError, LayerSettings
-from networks.registry import find, load_kind
+from networks.registry import find_kind, load_kind
 from tests.networks import layers
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def file(name: str) -> Any:
-    kind = find(f"networks.{name.split()[0]}")
+    kind = find_kind(f"networks.{name.split()[0]}")
     assert kind is not None
     return load_kind(kind)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from networks.adapter import AdapterError
-from networks.registry import KINDS, find, load_kind, recognise
+from networks.registry import KINDS, detect_kind, find_kind, load_kind
 from networks.settings import NetworkSettings, known_arguments, read_settings
 
 
@@ -122,10 +122,10 @@ def test_front_ends_send_keys_without_values() -> None:
 
 def test_every_kind_can_be_asked_for_by_its_module() -> None:
     for kind in KINDS:
-        assert find(kind.file) is kind
+        assert find_kind(kind.module) is kind
         assert callable(load_kind(kind).load)
         assert len({item.name for item in known_arguments(kind)}) == len(known_arguments(kind))
-    assert find("lycoris.kohya") is None
+    assert find_kind("lycoris.kohya") is None
 
 
 def test_kinds_are_told_by_their_tensors() -> None:
@@ -137,9 +137,9 @@ def test_kinds_are_told_by_their_tensors() -> None:
         (["oft_blocks", "alpha"], "oft"),
         (["weight", "on_input"], "ia3"),
     ):
-        assert recognise([f"lora_unet_x.{mark}" for mark in marks]).name == name
+        assert detect_kind([f"lora_unet_x.{mark}" for mark in marks]).name == name
     with pytest.raises(AdapterError, match="no kind"):
-        recognise(["lora_unet_x.strange"])
+        detect_kind(["lora_unet_x.strange"])
 
 
 def test_nothing_here_needs_torch() -> None:

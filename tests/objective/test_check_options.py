@@ -124,7 +124,7 @@ def test_a_last_timestep_that_is_not_trained_is_told(chosen, floor) -> None:
     import torch
 
     told = notes("v", zero_terminal_snr=True, snr_floor=floor, **chosen)
-    weight = Weighting.of(ObjectiveOptions(snr_floor=floor, **chosen))(torch.zeros(1), "v").item()
+    weight = Weighting.from_options(ObjectiveOptions(snr_floor=floor, **chosen))(torch.zeros(1), "v").item()
     assert bool([note for note in told if "--snr_floor" in note]) is (weight == 0.0)
 
 

@@ -169,6 +169,6 @@ def test_masks_that_would_broadcast_are_refused() -> None:
 
 
 def test_the_settings_of_the_options() -> None:
-    assert MaskSettings.of(MaskOptions()) == MaskSettings()
+    assert MaskSettings.from_options(MaskOptions()) == MaskSettings()
     options = MaskOptions(mask_floor=0.2, mask_invert=True, mask_normalise="sample")
-    assert MaskSettings.of(options) == MaskSettings(0.2, True, "sample")
+    assert MaskSettings.from_options(options) == MaskSettings(0.2, True, "sample")

@@ -19,7 +19,7 @@ STRATEGIES = [
 
 def bias(strategy: str, multiplier: float, low: int = 0, high: int = 1000, **more) -> TimestepBias | None:
     options = ObjectiveOptions(timestep_bias_strategy=strategy, timestep_bias_multiplier=multiplier, **more)
-    return TimestepBias.of(options, low, high)
+    return TimestepBias.from_options(options, low, high)
 
 
 @pytest.mark.parametrize("multiplier", [0.5, 4.0])

@@ -20,7 +20,7 @@ from library.training.trainable import Group, LossTags, Part, Trainable, named_p
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
-from networks.third_party.create import ForeignNetwork, create_foreign, merge_foreign
+from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 
 if TYPE_CHECKING:
     from library.checkpoints.adapter_names import AdapterPart
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
     from library.training.recipe import Say
 
-AnyNetwork = Network | ForeignNetwork
+AnyNetwork = Network | ThirdPartyNetwork
 
 # as TensorBoard shows the runs of sd-scripts' train_network.py
 TAGS = LossTags(step="loss/current", average="loss/average", epoch="loss/epoch_average")
@@ -58,7 +58,7 @@ def make_adapter(
             say(line)
         metadata = AdapterMetadata(facts, optimization, adapter)
         trainable = trainable_network(made, model.family, optimization.learning_rates, adapter)
-        if isinstance(made, ForeignNetwork):
+        if isinstance(made, ThirdPartyNetwork):
             made.start()
             if facts.options.memory.gradient_checkpointing:
                 made.enable_gradient_checkpointing()
@@ -75,7 +75,7 @@ def merge(
 ) -> None:
     """Add an adapter's file to the weights of the model, by the module that trains. Raises AdapterError."""
     if adapter.settings is None:
-        merge_foreign(adapter.module, path, modules, parts, ratio=multiplier)
+        merge_third_party(adapter.module, path, modules, parts, ratio=multiplier)
     else:
         network.from_tensors(modules, parts, adapter_files.read(path).tensors).merge(multiplier)
 
@@ -89,7 +89,7 @@ def make_network(
 ) -> AnyNetwork:
     """A new network, or the one of --network_weights. Raises AdapterError."""
     if adapter.settings is None:
-        foreign = create_foreign(
+        foreign = create_third_party(
             adapter.module,
             modules,
             parts,

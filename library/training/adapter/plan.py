@@ -33,7 +33,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
     if options.network_module is None:
         return None
     _check_files(options, mistakes)
-    kind = registry.find(options.network_module)
+    kind = registry.find_kind(options.network_module)
     settings = None
     if kind is None:
         _check_module(options.network_module, mistakes)
@@ -49,7 +49,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
         for what, remedy in wrong:
             mistakes.add(what, remedy)
         if options.scale_weight_norms and not kind.rescales:
-            mistakes.add(f"--scale_weight_norms: {kind.file} cannot be scaled down", "leave it out")
+            mistakes.add(f"--scale_weight_norms: {kind.module} cannot be scaled down", "leave it out")
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
     return AdapterPlan(
         module=options.network_module,
@@ -94,7 +94,7 @@ def _check_module(name: str, mistakes: Mistakes) -> None:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        near = difflib.get_close_matches(name, [kind.file for kind in registry.KINDS], n=1)
+        near = difflib.get_close_matches(name, [kind.module for kind in registry.KINDS], n=1)
         remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists the kinds"
         if name.startswith("lycoris."):
             remedy = "pip install lycoris-lora==4.1.3"

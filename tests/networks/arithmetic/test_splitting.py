@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from networks.arithmetic.splitting import split
-from tests.networks.made import KERNEL, LINEAR, layer, relative
+from tests.networks.random_loras import KERNEL, LINEAR, layer, relative
 
 
 def test_each_multiple_of_the_unit_below_the_rank() -> None:

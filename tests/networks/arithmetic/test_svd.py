@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from networks.arithmetic.svd import decompose, decompose_product, quantile
-from tests.networks.made import KERNEL, LINEAR, layer, relative
+from tests.networks.random_loras import KERNEL, LINEAR, layer, relative
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24), (100, 20), (20, 100)])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks.adapter import AdapterError
-from networks.third_party.create import ForeignNetwork, create_foreign, merge_foreign
+from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 from tests import tiny
 
 # --network_args -> what files hold of each layer (LyCORIS's file format), and how near the base the start is.
@@ -106,13 +106,13 @@ def fresh_lycoris(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, name, copy.deepcopy(getattr(kind, name)))
 
 
-def lycoris_network(base: Base, arguments: str, **named: Any) -> ForeignNetwork:
+def lycoris_network(base: Base, arguments: str, **named: Any) -> ThirdPartyNetwork:
     torch.manual_seed(0)
     named = {"dim": 4, "alpha": 2.0} | named
-    return create_foreign("lycoris.kohya", base.modules, SD_ADAPTERS, arguments=arguments.split(), **named)
+    return create_third_party("lycoris.kohya", base.modules, SD_ADAPTERS, arguments=arguments.split(), **named)
 
 
-def train(base: Base, network: ForeignNetwork, steps: int = 1) -> None:
+def train(base: Base, network: ThirdPartyNetwork, steps: int = 1) -> None:
     groups = network.groups(RATES)
     optimizer = torch.optim.AdamW([{"params": g.parameters, "lr": g.learning_rate} for g in groups])
     network.start()
@@ -296,7 +296,7 @@ def test_files_are_merged_into_the_base_at_a_ratio(ratio: float, tmp_path: Path)
         expected = base.output()
     network.write(tmp_path / "a.safetensors", None, {})
     network.detach()
-    merge_foreign("lycoris.kohya", tmp_path / "a.safetensors", base.modules, SD_ADAPTERS, ratio=ratio)
+    merge_third_party("lycoris.kohya", tmp_path / "a.safetensors", base.modules, SD_ADAPTERS, ratio=ratio)
     with torch.no_grad():
         assert near(base.output(), expected, 1e-4)
     assert base.tensors().keys() == base.state.keys()
@@ -411,7 +411,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 def test_a_module_in_the_current_folder_is_called_as_kohya_calls_it(sd1: Base, own_module: str, tmp_path: Path) -> None:
-    network = create_foreign(
+    network = create_third_party(
         own_module, sd1.modules, SD_ADAPTERS, dim=None, alpha=1.0, dropout=0.1, arguments=["kind=some", "a=b=c"],
         train=["unet", "text_encoder"], settings=SimpleNamespace(seed=7),
     )  # fmt: skip
@@ -440,7 +440,7 @@ def test_a_module_in_the_current_folder_is_called_as_kohya_calls_it(sd1: Base, o
 
 def test_a_module_that_makes_no_network(sd1: Base, own_module: str) -> None:
     with pytest.raises(AdapterError, match="returned no network"):
-        create_foreign(own_module, sd1.modules, SD_ADAPTERS, dim=4, alpha=1, arguments=["kind=none"])
+        create_third_party(own_module, sd1.modules, SD_ADAPTERS, dim=4, alpha=1, arguments=["kind=none"])
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_modules_that_cannot_be_used(
     if text is not None:
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     with pytest.raises(AdapterError, match=said) as told:
-        create_foreign(name, {}, SD_ADAPTERS, dim=4, alpha=1)
+        create_third_party(name, {}, SD_ADAPTERS, dim=4, alpha=1)
     assert remedy in told.value.remedy
 
 
@@ -470,5 +470,5 @@ def test_lycoris_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(AdapterError, match="lycoris is not installed") as told:
-        create_foreign("lycoris.kohya", {}, SD_ADAPTERS, dim=4, alpha=1)
+        create_third_party("lycoris.kohya", {}, SD_ADAPTERS, dim=4, alpha=1)
     assert told.value.remedy == "pip install lycoris-lora==4.1.3"
