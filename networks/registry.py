@@ -1,4 +1,4 @@
-"""The kinds of adapters, one row each; their code is imported when one is used. No torch at module level."""
+"""The table of adapter kinds. A kind's code is imported when it is used. No torch at module level."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 _LORA_MARKS = frozenset({"lora_down.weight", "lora_up.weight", "lora_mid.weight"})
 _UP = frozenset({"lora_up"})
-_TUCKER = Argument("use_tucker", switch, "Tucker decomposition of the kernels of 3x3 convolutions", False)
+_TUCKER = Argument("use_tucker", switch, "Tucker decomposition of 3x3 convolution kernels", False)
 _CONV = frozenset({"conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas"})
 
 
 def _complete_dylora(settings: NetworkSettings) -> NetworkSettings:
-    """Windows of `unit` ranks have to fill every layer's rank, and as in kohya's all layers have the same one."""
+    """Check that `unit` divides every rank and that conv_dim is the rank of all other layers, as in kohya's."""
     unit = settings.own["unit"]
-    odd = [dim for dim in (settings.dim, *(settings.block_dims or ())) if dim % unit]
-    if odd:
-        raise AdapterError(f"unit={unit} does not divide {odd[0]}, the rank", "Choose a divisor of every rank.")
+    indivisible = [dim for dim in (settings.dim, *(settings.block_dims or ())) if dim % unit]
+    if indivisible:
+        raise AdapterError(f"unit={unit} does not divide the rank {indivisible[0]}", "use a divisor of every rank")
     if settings.conv_dim not in (None, settings.dim):
         raise AdapterError(
             f"conv_dim={settings.conv_dim} differs from network_dim {settings.dim}",
-            "networks.dylora trains all layers with one rank: give both the same value.",
+            "use the same value for both: networks.dylora trains all layers with one rank",
         )
     return settings
 
 
 def _complete_oft(settings: NetworkSettings) -> NetworkSettings:
-    """Convolutions are turned like all other layers: as many blocks, the same constraint."""
+    """Give convolutions the number of blocks and the constraint of the other layers."""
     if settings.own["enable_conv"]:
         return replace(settings, conv_dim=settings.dim, conv_alpha=settings.alpha)
     return settings
@@ -44,7 +44,9 @@ def _complete_oft(settings: NetworkSettings) -> NetworkSettings:
 def _refuse_training(settings: NetworkSettings) -> NetworkSettings:
     name = settings.kind.name
     argument = "train_norm=True" if name == "norm" else f"algo={name}"
-    raise AdapterError("such files are read here, not trained", f"Train with lycoris.kohya and {argument}.")
+    raise AdapterError(
+        "this kind can be loaded but not trained", f"use --network_module lycoris.kohya with {argument} to train it"
+    )
 
 
 KINDS: tuple[Kind, ...] = (
@@ -57,7 +59,7 @@ KINDS: tuple[Kind, ...] = (
             Argument(
                 "init",
                 choice("default", "pissa"),
-                "default: the adapter adds 0 at the start; pissa: it starts as the largest singular values of the base",
+                "default: the adapter starts as 0; pissa: it starts as the largest singular values of the base model",
                 "default",
             ),
         ),
@@ -67,9 +69,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "dylora",
         "networks.dylora",
-        "DyLoRA: usable at every multiple of `unit` of its rank",
+        "DyLoRA: usable at every multiple of `unit` up to its rank",
         key_suffixes=frozenset(),
-        arguments=(Argument("unit", whole(least=1), "ranks trained at once; divides the rank", 1),),
+        arguments=(Argument("unit", whole(least=1), "ranks trained together; must divide the rank", 1),),
         decomposes=False,
         file_kind="lora",
         lora_plus=_UP,
@@ -79,11 +81,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "oft",
         "networks.oft",
-        "OFT: blocks of the output are rotated",
+        "OFT: rotates blocks of the outputs",
         key_suffixes=frozenset({"oft_blocks"}),
         arguments=(
-            Argument("enable_all_linear", switch, "all linear layers of the transformers, not attention alone", False),
-            Argument("enable_conv", switch, "the residual blocks and their convolutions too", False),
+            Argument("enable_all_linear", switch, "all linear layers of the transformers, not only attention", False),
+            Argument("enable_conv", switch, "also the residual blocks and their convolutions", False),
         ),
         prefix="oft",
         decomposes=False,
@@ -107,11 +109,11 @@ KINDS: tuple[Kind, ...] = (
         "LoKr: a Kronecker product",
         key_suffixes=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}),
         arguments=(
-            Argument("factor", whole(least=-1), "size of the small matrix; -1: as near to a square as can be", -1),
-            Argument("decompose_both", switch, "the small matrix may be of low rank too", False),
-            Argument("full_matrix", switch, "the large matrix is whole, whatever the rank", False),
+            Argument("factor", whole(least=-1), "size of the small matrix; -1: factors as equal as possible", -1),
+            Argument("decompose_both", switch, "the small matrix may also be of low rank", False),
+            Argument("full_matrix", switch, "do not decompose the large matrix, whatever the rank", False),
             Argument(
-                "unbalanced_factorization", switch, "of the outputs, the larger factor is the small matrix's", False
+                "unbalanced_factorization", switch, "the small matrix gets the larger factor of the outputs", False
             ),
             _TUCKER,
         ),
@@ -125,9 +127,12 @@ KINDS: tuple[Kind, ...] = (
         key_suffixes=frozenset({"on_input"}),
         arguments=(
             Argument(
-                "enable_all", switch, "all layers, not only keys, values and feed-forward networks' second ones", False
+                "enable_all",
+                switch,
+                "all layers, not only keys, values and the second layers of feed-forward networks",
+                False,
             ),
-            Argument("train_on_input", switch, "factors for inputs; if not given, as the paper has it for each layer"),
+            Argument("train_on_input", switch, "scale inputs instead of outputs; default: as in the paper, by layer"),
         ),
         convolutions=False,
         decomposes=False,
@@ -136,7 +141,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "full",
         "networks.full",
-        "a layer's whole change (LyCORIS)",
+        "full weight difference (LyCORIS)",
         key_suffixes=frozenset({"diff", "diff_b"}),
         decomposes=False,
         complete_settings=_refuse_training,
@@ -144,7 +149,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "norm",
         "networks.norm",
-        "a normalisation's change (LyCORIS)",
+        "difference of a normalisation layer (LyCORIS)",
         key_suffixes=frozenset({"w_norm", "b_norm"}),
         decomposes=False,
         complete_settings=_refuse_training,
@@ -161,39 +166,33 @@ KINDS: tuple[Kind, ...] = (
 
 
 def find_kind(name: str) -> Kind | None:
-    """The kind by --network_module ("networks.lora"), or None: then it may be somebody else's module."""
+    """The kind of a --network_module ("networks.lora"), or None: it may be a third-party module."""
     return next((kind for kind in KINDS if kind.module == name), None)
 
 
 def kind_by_name(name: str) -> Kind:
-    """The kind by its name ("lora"). KeyError."""
+    """The kind with this name ("lora"). KeyError."""
     return {kind.name: kind for kind in KINDS}[name]
 
 
-def mark_of(key: str) -> str:
-    """What a file's key says of the tensor's role in its layer: all behind the first dot."""
-    return key.partition(".")[2]
-
 
 def detect_kind(keys: Collection[str]) -> Kind:
-    """The kind that a file, or one layer of it, is of, by its keys (`lora_unet_….lora_down.weight`).
+    """The kind of a file, or of one layer of it, by its keys (`lora_unet_….lora_down.weight`).
 
-    AdapterError if it is none of ours, or if the keys are of more than one kind.
+    AdapterError for an unknown kind, and for keys of more than one kind.
     """
-    marks = {mark_of(key) for key in keys}
-    found = [kind for kind in KINDS if kind.key_suffixes & marks]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        titles = ", ".join(kind.name for kind in found)
-        raise AdapterError(f"its layers are of several kinds: {titles}")
-    some = ", ".join(sorted(marks)[:5]) or "no tensors"
+    suffixes = {key.partition(".")[2] for key in keys}
+    matches = [kind for kind in KINDS if kind.key_suffixes & suffixes]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise AdapterError(f"its layers mix several kinds: {', '.join(kind.name for kind in matches)}")
     raise AdapterError(
-        f"this is no kind of adapter that is known here (it has {some})",
-        f"Known are: {', '.join(kind.name for kind in KINDS)}, in kohya's and LyCORIS' layout.",
+        f"this kind of adapter is not supported (its keys: {', '.join(sorted(suffixes)[:5]) or 'none'})",
+        f"use one of {', '.join(kind.name for kind in KINDS)}, in kohya's or LyCORIS' format",
     )
 
 
 def load_kind(kind: Kind) -> ModuleType:
-    """The module of a kind, with its functions `create` (adapter.Create) and `load` (adapter.Load)."""
+    """Import the module of a kind, with its functions `create` (adapter.Create) and `load` (adapter.Load)."""
     return importlib.import_module(kind.module)

@@ -109,7 +109,7 @@ def test_state_of_another_size_is_not_taken() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["unit=3"], "unit=3 does not divide 8"),
+        (["unit=3"], "unit=3 does not divide the rank 8"),
         (["unit=0"], "less than 1"),
         (["unit=2", "conv_dim=4"], "conv_dim=4 differs from network_dim 8"),
         (["unit=4", "block_dims=" + ",".join(["8"] * 24 + ["6"])], "unit=4 does not divide 6"),

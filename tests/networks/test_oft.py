@@ -91,7 +91,7 @@ def test_a_switch_is_what_it_says(text: str) -> None:
 )
 def test_what_has_no_meaning_is_refused(argument: str) -> None:
     _, mistakes = read_settings("networks.oft", arguments=[argument])
-    assert len(mistakes) == 1 and "has no meaning for networks.oft" in mistakes[0][0]
+    assert len(mistakes) == 1 and "networks.oft does not support" in mistakes[0][0]
     assert len(read_settings("networks.oft", dropout=0.1)[1]) == 1
 
 
