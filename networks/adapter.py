@@ -4,8 +4,8 @@ A kind is one file (networks/lora.py, …) with a function `create` and a functi
 networks/registry.py. Both functions return a torch module, an *adapter*, for one layer of the base model:
 
 - its state dict holds the layer's tensors under their names in files (`lora_down.weight`, `lora_up.weight`, `alpha`);
-- `delta(weight)` returns ΔW at multiplier 1, differentiable in the adapter's parameters, for the base's weight, which is
-  passed in the dtype to compute in;
+- `delta(weight)` returns ΔW at multiplier 1, differentiable in the adapter's parameters, for the base's weight, which
+  is passed in the dtype to compute in;
 - `bypass(x)` (optional) returns ΔW's contribution to the layer's output for the input x, cheaper than through ΔW.
 
 Everything else (targets, names, multiplier, module dropout, DoRA's magnitude, merging, files) is in
@@ -77,7 +77,7 @@ class Create(Protocol):
     """Create an adapter for a layer, in float32 on the CPU, with ΔW = 0; None if the layer gets no adapter.
 
     `weight` is the base's, possibly on the meta device; initialisation by SVD needs it. Random numbers come from
-    torch's global generator, which the caller seeds for each layer. AdapterError for settings that do not fit the layer.
+    torch's global generator, which the caller seeds for each layer. AdapterError for settings that do not fit it.
     """
 
     def __call__(self, layer: Layer, settings: LayerSettings, weight: Tensor) -> Any: ...

@@ -76,8 +76,8 @@ class DyLora(nn.Module):
     def __init__(self, layer: Layer, down: Tensor, up: Tensor, alpha: float, unit: int) -> None:
         super().__init__()
         if down.shape[0] % unit:
-            what = f"unit={unit} does not divide {down.shape[0]}, the rank of {layer.name}"
-            raise AdapterError(what, "Choose a divisor of every rank.")
+            what = f"unit={unit} does not divide the rank {down.shape[0]} of {layer.name}"
+            raise AdapterError(what, "use a divisor of every rank")
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.lora_down = Ranks(down, unit, 0)
         self.lora_up = Ranks(up, unit, 1)

@@ -175,7 +175,6 @@ def kind_by_name(name: str) -> Kind:
     return {kind.name: kind for kind in KINDS}[name]
 
 
-
 def detect_kind(keys: Collection[str]) -> Kind:
     """The kind of a file, or of one layer of it, by its keys (`lora_unet_….lora_down.weight`).
 

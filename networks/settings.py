@@ -28,15 +28,17 @@ COMMON: tuple[Argument, ...] = (
     Argument("down_lr_weight", curve, "learning rate factors of the down blocks, or the name of a curve"),
     Argument("mid_lr_weight", factors, "learning rate factor of the middle block"),
     Argument("up_lr_weight", curve, "learning rate factors of the up blocks, or the name of a curve"),
-    Argument("block_lr_zero_threshold", number(), "a block whose learning rate factor is at most this gets no adapter", 0.0),
+    Argument(
+        "block_lr_zero_threshold", number(), "a block whose learning rate factor is at most this gets no adapter", 0.0
+    ),
     Argument("loraplus_lr_ratio", number(least=0), "LoRA+: ratio of the learning rates of lora_up and lora_down"),
     Argument("loraplus_unet_lr_ratio", number(least=0), "LoRA+ ratio for the U-Net"),
     Argument("loraplus_text_encoder_lr_ratio", number(least=0), "LoRA+ ratio for the text encoders"),
     Argument("use_dora", switch, "DoRA: train magnitude and direction of the weights separately", False),
     Argument("use_rslora", switch, "rsLoRA: divide alpha by the square root of the rank", False),
 )
-# Number of U-Net blocks -> (down blocks = up blocks, middle blocks, blocks at either end). SDXL and its refiner count by
-# the original names, where embeddings and the output layer are blocks too. 25 blocks (diffusers' names): 12, 1, 0.
+# Number of U-Net blocks -> (down blocks = up blocks, middle blocks, blocks at either end). SDXL and its refiner count
+# by the original names, where embeddings and the output layer are blocks too. 25 blocks (diffusers' names): 12, 1, 0.
 _BLOCK_COUNTS: Mapping[int, tuple[int, int, int]] = MappingProxyType({23: (9, 3, 1), 29: (12, 3, 1)})
 _LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
@@ -240,9 +242,7 @@ def _check_combinations(settings: NetworkSettings, values: Mapping[str, Any]) ->
     if "conv_alpha" in values and not settings.convolutions:
         mistakes.append(("--network_args conv_alpha without conv_dim", "add conv_dim, or remove conv_alpha"))
     if settings.conv_block_alphas is not None and not settings.convolutions:
-        mistakes.append(
-            ("--network_args conv_block_alphas without conv_block_dims", "add conv_block_dims or conv_dim")
-        )
+        mistakes.append(("--network_args conv_block_alphas without conv_block_dims", "add conv_block_dims or conv_dim"))
     if "block_lr_zero_threshold" in values and settings.block_weights is None:
         mistakes.append(
             (

@@ -1,4 +1,4 @@
-"""What is refused before a run, and what is told."""
+"""Mistakes and notes about the loss and noise options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_defaults_are_neither_refused_nor_told(prediction) -> None:
 )
 def test_what_does_not_fit_the_prediction_is_refused_with_a_way_out(flag, value, wrong) -> None:
     (mistake,) = mistakes(wrong, **{flag: value})
-    assert f"--{flag}" in mistake and "leave it out" in mistake
+    assert f"--{flag}" in mistake and "remove it" in mistake
     assert not mistakes("v" if wrong == "epsilon" else "epsilon", **{flag: value})
 
 
@@ -97,8 +97,12 @@ def test_a_model_with_fewer_timesteps_has_its_own_limit() -> None:
             ["--debiased_v_weight = kohya", "predicts noise"],
         ),
         ("epsilon", {"noise_offset": 0.1, "multires_noise_iterations": 6}, ["--noise_offset", "add up"]),
-        ("epsilon", {"multires_noise_iterations": 6, "multires_noise_discount": 0.0}, ["counts nothing"]),
-        ("epsilon", {"multires_noise_iterations": 6, "multires_noise_scaling": "batch"}, ["others of its batch"]),
+        ("epsilon", {"multires_noise_iterations": 6, "multires_noise_discount": 0.0}, ["no effect"]),
+        (
+            "epsilon",
+            {"multires_noise_iterations": 6, "multires_noise_scaling": "batch"},
+            ["other samples of its batch"],
+        ),
         ("epsilon", {"loss_type": "huber", "min_snr_gamma": 5.0}, ["--loss_type huber with --min_snr_gamma"]),
         ("epsilon", {"v_pred_like_loss": 1.0}, ["--v_pred_like_loss = 1", "216 times"]),
     ],
