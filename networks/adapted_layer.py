@@ -54,16 +54,16 @@ class AdaptedLayer:
         """The layer's output with the adapter; the base's own, bit for bit, at multiplier 0."""
         base = self._base
         assert base is not None  # attached, or nobody would have called
-        if self.multiplier == 0 or self._rests():
+        if self.multiplier == 0 or self._is_dropped():
             return base(x, *more)
         if not self.is_decomposed:
-            return self._added(base, x)
+            return self._forward_added(base, x)
         by_output = dora.is_by_output(self.adapter.dora_scale, self.target.layer.shape)
         if by_output and self._is_plain and hasattr(self.adapter, "bypass"):
-            return self._stretched(base, x)
-        return self._composed(base, x)
+            return self._forward_scaled(base, x)
+        return self._forward_merged(base, x)
 
-    def _rests(self) -> bool:
+    def _is_dropped(self) -> bool:
         """Drawn anew for each pass in training, of torch's numbers, which checkpointing repeats."""
         return bool(self.module_dropout and self.adapter.training) and float(torch.rand(())) < self.module_dropout
 
@@ -73,31 +73,31 @@ class AdaptedLayer:
         stands in only for the sake of precision says so by an attribute `computes_plainly`."""
         return self._before is None or bool(getattr(self._before, "computes_plainly", False))
 
-    def _through(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+    def _fused_forward(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Base and adapter in one, where the adapter can."""
-        through = getattr(self.adapter, "through", None)
-        if through is None or not self._is_plain or not isinstance(self.module, nn.Linear):
+        fused = getattr(self.adapter, "fused_forward", None)
+        if fused is None or not self._is_plain or not isinstance(self.module, nn.Linear):
             return None
-        result: Tensor | None = through(
+        result: Tensor | None = fused(
             x, self.module.weight, bias, self.multiplier, getattr(self._before, "cast", Tensor.to)
         )
         return result
 
-    def _added(self, base: Forward, x: Tensor) -> Tensor:
-        out = self._through(x, self.module.bias)
+    def _forward_added(self, base: Forward, x: Tensor) -> Tensor:
+        out = self._fused_forward(x, self.module.bias)
         if out is not None:
             return out
         if not hasattr(self.adapter, "bypass"):
-            return self._composed(base, x)
+            return self._forward_merged(base, x)
         out, more = base(x), self.adapter.bypass(x)
         if self._is_plain and isinstance(self.module, nn.Conv2d) and out.dtype == more.dtype:
             return out.add_(more, alpha=self.multiplier)  # the layer's own tensor, which its gradients do not need
         return torch.add(out, more, alpha=self.multiplier).to(out.dtype)
 
-    def _stretched(self, base: Forward, x: Tensor) -> Tensor:
+    def _forward_scaled(self, base: Forward, x: Tensor) -> Tensor:
         """DoRA by outputs without W': the output, its bias aside, times the factor."""
         bias = self.module.bias
-        out = self._through(x, None)
+        out = self._fused_forward(x, None)
         if out is not None:
             dtype = out.dtype
         else:
@@ -111,7 +111,7 @@ class AdaptedLayer:
         stretched = out * factor if bias is None else torch.addcmul(_along(bias, out).to(factor.dtype), out, factor)
         return stretched.to(dtype)
 
-    def _composed(self, base: Forward, x: Tensor) -> Tensor:
+    def _forward_merged(self, base: Forward, x: Tensor) -> Tensor:
         """By way of the whole ΔW: with W + ΔW where the base computes plainly and is as exact, else beside it."""
         weight, dtype = self.module.weight, next(self.adapter.parameters()).dtype
         delta, more = self.weight_delta(dtype), self.bias_delta()
@@ -145,7 +145,7 @@ class AdaptedLayer:
         weight = self.module.weight.detach().to(dtype)
         with torch.autocast(weight.device.type, enabled=False):
             if self.is_decomposed:
-                return dora.decomposed(self.adapter, weight, self.multiplier) - weight
+                return dora.merged_weight(self.adapter, weight, self.multiplier) - weight
             delta: Tensor = self.adapter.delta(weight)
             return delta if self.multiplier == 1 else delta * self.multiplier
 

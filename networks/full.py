@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer
 
 
@@ -30,9 +30,9 @@ class Full(nn.Module):
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Full:
     """The change of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
-    (diff,) = reading.take(layer, tensors, "diff")
-    reading.want(layer, "diff", diff, layer.shape)
+    (diff,) = layer_tensors.take(layer, tensors, "diff")
+    layer_tensors.check_shape(layer, "diff", diff, layer.shape)
     bias = tensors.pop("diff_b", None)
     if bias is not None:
-        reading.want(layer, "diff_b", bias, layer.shape[:1])
+        layer_tensors.check_shape(layer, "diff_b", bias, layer.shape[:1])
     return Full(diff, bias)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
 
 # The paper scales keys, values and what lies between the two layers of a feed-forward network, as the second one's
@@ -61,8 +61,8 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Ia3 | None:
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Ia3:
     """The factors of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
-    weight, on_input = reading.take(layer, tensors, "weight", "on_input", axes=0)
-    reading.want(layer, "weight", weight, _shape(layer, on_input=bool(on_input)))
+    weight, on_input = layer_tensors.take(layer, tensors, "weight", "on_input", axes=0)
+    layer_tensors.check_shape(layer, "weight", weight, _shape(layer, on_input=bool(on_input)))
     return Ia3(weight, on_input.reshape(()))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
 from networks.fused import Cast, lora_linear
 
@@ -52,13 +52,13 @@ class LoHa(nn.Module):
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor))
         self.dim = tensors["hada_w1_b"].shape[0]
-        self.scale = reading.scale(self.alpha, self.dim)
+        self.scale = layer_tensors.scale(self.alpha, self.dim)
         self.layer, self.rank_dropout = layer, 0.0
         self._names = (*_FACTORS, *_CORES) if _CORES[0] in tensors else _FACTORS
 
     def _load_from_state_dict(self, *given: Any) -> None:
         super()._load_from_state_dict(*given)
-        self.scale = reading.scale(self.alpha, self.dim)
+        self.scale = layer_tensors.scale(self.alpha, self.dim)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoHa:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
@@ -84,7 +84,7 @@ class LoHa(nn.Module):
             raise AttributeError("bypass")
         return self._beside
 
-    def through(
+    def fused_forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float, cast: Cast = Tensor.to
     ) -> Tensor | None:
         """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
@@ -130,7 +130,7 @@ class LoHa(nn.Module):
         """‖ΔW‖ (Frobenius), of a small dim without forming it."""
         with torch.no_grad():
             if self._is_narrow:
-                return reading.product_norm(*self._as_lora()) * abs(self.scale)
+                return layer_tensors.product_norm(*self._as_lora()) * abs(self.scale)
             norm: Tensor = self.delta(self.hada_w1_a.new_empty(self.layer.shape)).float().norm()
             return norm
 
@@ -166,15 +166,15 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoHa:
 def load(layer: Layer, tensors: dict[str, Tensor]) -> LoHa:
     """The LoHa of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
     names = _FACTORS + (_CORES if any(name in tensors for name in _CORES) else ())
-    taken = dict(zip(names, reading.take(layer, tensors, *names), strict=True))
+    taken = dict(zip(names, layer_tensors.take(layer, tensors, *names), strict=True))
     out, inside = layer.shape[:2]
     for half in ("1", "2"):
         dim = taken[f"hada_w{half}_b"].shape[0]
         if len(names) == len(_FACTORS):
             inside = math.prod(layer.shape[1:])
-            reading.want(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (out, dim))
+            layer_tensors.check_shape(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (out, dim))
         else:
-            reading.want(layer, f"hada_t{half}", taken[f"hada_t{half}"], (dim, dim, *layer.kernel))
-            reading.want(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (dim, out))
-        reading.want(layer, f"hada_w{half}_b", taken[f"hada_w{half}_b"], (dim, inside))
-    return LoHa(layer, taken, reading.take_alpha(tensors, taken["hada_w1_b"].shape[0]))
+            layer_tensors.check_shape(layer, f"hada_t{half}", taken[f"hada_t{half}"], (dim, dim, *layer.kernel))
+            layer_tensors.check_shape(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (dim, out))
+        layer_tensors.check_shape(layer, f"hada_w{half}_b", taken[f"hada_w{half}_b"], (dim, inside))
+    return LoHa(layer, taken, layer_tensors.take_alpha(tensors, taken["hada_w1_b"].shape[0]))

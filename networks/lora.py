@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import pissa, reading
+from networks import layer_tensors, pissa
 from networks.adapter import AdapterError, Layer, LayerSettings
 from networks.fused import Cast, lora_linear
 
@@ -94,7 +94,7 @@ class Lora(nn.Module):
             x = x.to(down.dtype)
         layer = self.layer
         if not layer.is_conv:
-            return functional.linear(self._thinned(functional.linear(x, down), -1) * self.scale, up)
+            return functional.linear(self._apply_dropout(functional.linear(x, down), -1) * self.scale, up)
         if self.lora_mid is None:
             ranks = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
         else:
@@ -102,9 +102,9 @@ class Lora(nn.Module):
             ranks = functional.conv2d(
                 functional.conv2d(x, down), mid, None, layer.stride, layer.padding, layer.dilation
             )
-        return functional.conv2d(self._thinned(ranks, 1) * self.scale, up)
+        return functional.conv2d(self._apply_dropout(ranks, 1) * self.scale, up)
 
-    def _thinned(self, ranks: Tensor, axis: int) -> Tensor:
+    def _apply_dropout(self, ranks: Tensor, axis: int) -> Tensor:
         """A x with dropouts, in training. A start's ranks go with those that they are taken off from: the change is
         thinned, never the base."""
         if not self.is_dropping:
@@ -122,7 +122,7 @@ class Lora(nn.Module):
         thinned: Tensor = halves * kept
         return thinned.flatten(across - 1, across)
 
-    def through(
+    def fused_forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float, cast: Cast = Tensor.to
     ) -> Tensor | None:
         """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
@@ -130,7 +130,7 @@ class Lora(nn.Module):
             return None
         return lora_linear(x, weight, bias, *self.factors(), self.scale * multiplier, cast)
 
-    def lengths_of_sum(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def merged_norms(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """‖W + ΔW‖ of each output in `dtype`, without forming the sum: |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b."""
         if self.lora_mid is not None:
             return None
@@ -186,7 +186,7 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Lora:
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Lora:
     """The factors of a file; those of a Linear layer may come as 1x1 kernels and the other way round. AdapterError for
     missing tensors and for shapes that do not fit the layer."""
-    down, up = reading.take(layer, tensors, "lora_down.weight", "lora_up.weight")
+    down, up = layer_tensors.take(layer, tensors, "lora_down.weight", "lora_up.weight")
     mid = tensors.pop("lora_mid.weight", None)
     rank, ones = up.shape[1], ([1, 1] if layer.is_conv else [])
     kernel = layer.shape[2:] if mid is None else ones
@@ -198,15 +198,15 @@ def load(layer: Layer, tensors: dict[str, Tensor]) -> Lora:
         _reshaped(layer, name, tensor, shape) for (name, shape), tensor in zip(shapes.items(), (down, up), strict=True)
     )
     if mid is not None:
-        reading.want(layer, "lora_mid.weight", mid, (rank, down.shape[0], *layer.shape[2:]))
+        layer_tensors.check_shape(layer, "lora_mid.weight", mid, (rank, down.shape[0], *layer.shape[2:]))
     elif down.shape[0] != rank:
-        raise reading.misfit(layer, f"and lora_down has {down.shape[0]} ranks, lora_up {rank}")
-    alpha = float(reading.take_alpha(tensors, rank)) or float(rank)
+        raise layer_tensors.shape_error(layer, f"and lora_down has {down.shape[0]} ranks, lora_up {rank}")
+    alpha = float(layer_tensors.take_alpha(tensors, rank)) or float(rank)
     return Lora(layer, down, up, alpha, mid=mid)
 
 
 def _reshaped(layer: Layer, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """The tensor in this shape, which may have axes of length 1 more or less (1x1 kernels and matrices)."""
     if [size for size in tensor.shape if size > 1] != [size for size in shape if size > 1]:
-        reading.want(layer, name, tensor, shape)
+        layer_tensors.check_shape(layer, name, tensor, shape)
     return tensor.reshape(tuple(shape))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer
 
 
@@ -30,9 +30,9 @@ class NormChange(nn.Module):
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> NormChange:
     """The change of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
-    (weight,) = reading.take(layer, tensors, "w_norm", axes=1)
-    reading.want(layer, "w_norm", weight, layer.shape)
+    (weight,) = layer_tensors.take(layer, tensors, "w_norm", axes=1)
+    layer_tensors.check_shape(layer, "w_norm", weight, layer.shape)
     bias = tensors.pop("b_norm", None)
     if bias is not None:
-        reading.want(layer, "b_norm", bias, layer.shape)
+        layer_tensors.check_shape(layer, "b_norm", bias, layer.shape)
     return NormChange(weight, bias)

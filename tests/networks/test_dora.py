@@ -73,7 +73,7 @@ def test_a_row_of_zeros_stays_finite() -> None:
     module.weight[1] = 0
     adapter: Any = lora.create(layers.layer(module), LayerSettings(2, 2.0), module.weight)
     adapter.register_parameter("dora_scale", nn.Parameter(dora.magnitude(module.weight)))
-    assert bool(dora.decomposed(adapter, module.weight, 1.0).isfinite().all())
+    assert bool(dora.merged_weight(adapter, module.weight, 1.0).isfinite().all())
 
 
 @pytest.mark.parametrize("shape", ["linear", "conv3"])
@@ -129,11 +129,11 @@ def test_lycoris_computes_the_same(shape: str) -> None:
 
 def test_scales_of_files_are_told_by_their_shape() -> None:
     linear, kernel = Layer("l", (5, 7)), Layer("k", (5, 7, 3, 3))
-    assert dora.fitted(linear, torch.ones(5, 1)).shape == (5, 1)
-    assert dora.fitted(linear, torch.ones(1, 7)).shape == (1, 7)
-    assert dora.fitted(linear, torch.ones(5)).shape == (5, 1)
-    assert dora.fitted(kernel, torch.ones(1, 7, 1, 1)).shape == (1, 7, 1, 1)
-    assert dora.fitted(kernel, torch.ones(5, 1)).shape == (5, 1, 1, 1)
-    assert dora.fitted(Layer("s", (6, 6)), torch.ones(1, 6)).shape == (1, 6)
+    assert dora.reshape_scale(linear, torch.ones(5, 1)).shape == (5, 1)
+    assert dora.reshape_scale(linear, torch.ones(1, 7)).shape == (1, 7)
+    assert dora.reshape_scale(linear, torch.ones(5)).shape == (5, 1)
+    assert dora.reshape_scale(kernel, torch.ones(1, 7, 1, 1)).shape == (1, 7, 1, 1)
+    assert dora.reshape_scale(kernel, torch.ones(5, 1)).shape == (5, 1, 1, 1)
+    assert dora.reshape_scale(Layer("s", (6, 6)), torch.ones(1, 6)).shape == (1, 6)
     with pytest.raises(AdapterError, match="dora_scale"):
-        dora.fitted(linear, torch.ones(6, 1))
+        dora.reshape_scale(linear, torch.ones(6, 1))

@@ -73,7 +73,7 @@ def test_small_turns_are_exact_in_single_precision() -> None:
 
 def test_outputs_that_cannot_be_divided_are_refused() -> None:
     module = layers.base("linear")
-    with pytest.raises(AdapterError, match="40 outputs cannot be cut into 7 blocks") as caught:
+    with pytest.raises(AdapterError, match="40 outputs cannot be divided into 7 blocks") as caught:
         oft.create(layers.layer(module), LayerSettings(dim=7, alpha=1.0), module.weight)
     assert "divides 40" in caught.value.remedy
 

@@ -317,7 +317,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_keys(sd1: Base, tmp_path: 
     missing = next(iter(tensors))
     save_file({"lora_unet_other.alpha": torch.ones(())} | {k: v for k, v in tensors.items() if k != missing},
               tmp_path / "a.safetensors")  # fmt: skip
-    with pytest.raises(AdapterError, match=rf"1 unknown keys \(lora_unet_other.alpha\); 1 missing keys \({missing}\)"):
+    with pytest.raises(AdapterError, match=rf"1 unknown key \(lora_unet_other.alpha\); 1 missing key \({missing}\)"):
         network.load(tmp_path / "a.safetensors")
     network.detach()
 
@@ -341,7 +341,7 @@ def test_a_failed_write_leaves_the_file_that_was_there(sd1: Base, tmp_path: Path
         ("algo=lora preset=nowhere.toml", "create_network of lycoris.kohya failed"),
         ("algo=lora conv_dim=four", "conv_dim|four"),
         ("algo", "not of the form key=value"),
-        ("algo=lora conv_dimm=4", "reads no conv_dimm"),
+        ("algo=lora conv_dimm=4", "does not use conv_dimm"),
     ],
 )
 def test_wrong_arguments_are_mistakes(sd1: Base, arguments: str, said: str) -> None:
@@ -350,10 +350,10 @@ def test_wrong_arguments_are_mistakes(sd1: Base, arguments: str, said: str) -> N
     assert sd1.is_untouched()
 
 
-def test_arguments_that_nothing_reads_are_told(sd1: Base) -> None:
+def test_unused_arguments_are_noted(sd1: Base) -> None:
     network = lycoris_network(sd1, "algo=lora anchor=0.3")
     network.detach()
-    assert network.notes == ("--network_args anchor=0.3 changes nothing: lycoris.kohya does not read it",)
+    assert network.notes == ("--network_args anchor=0.3 has no effect: lycoris.kohya does not use it",)
 
 
 # --- modules of the user's own ---------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def test_a_module_in_the_current_folder_is_called_as_kohya_calls_it(sd1: Base, o
         ("prepare_grad_etc", "Level", "UNet2DConditionModel"),
         ("on_epoch_start",),
     ]
-    assert network.notes == ("--network_args a=b=c changes nothing: my_network does not read it",)
+    assert network.notes == ("--network_args a=b=c has no effect: my_network does not use it",)
     assert [(g.description, g.learning_rate) for g in network.groups(RATES)] == [("group0", 1e-2)]
     network.write(tmp_path / "a.safetensors", torch.bfloat16, {})
     names = {name for name in sd1.names() if name.endswith(("to_q", "q_proj"))}
@@ -450,7 +450,7 @@ def test_a_module_that_makes_no_network(sd1: Base, own_module: str) -> None:
         ("lycoris.nowhere", None, "lycoris has no module lycoris.nowhere", "lycoris-lora==4.1.3"),
         ("my_empty", "", "has no create_network", "lycoris.kohya"),
         ("my_needy", "import not_there", "needs the package not_there", "pip install not_there"),
-        ("my_broken", "raise RuntimeError('ouch')", "RuntimeError: ouch", "Correct"),
+        ("my_broken", "raise RuntimeError('ouch')", "RuntimeError: ouch", "correct"),
     ],
 )
 def test_modules_that_cannot_be_used(
