@@ -1,7 +1,7 @@
-"""GLoRA: ΔW = W A + B, both of low rank (arXiv 2306.07967, equation 10, of which LyCORIS has these two terms).
+"""GLoRA: ΔW = W A + B, both of low rank (arXiv 2306.07967, the two terms of equation 10 that LyCORIS implements).
 
-In files (LyCORIS): `a1.weight` (in, dim), `a2.weight` (dim, in), `b1.weight` (out, dim), `b2.weight` (dim, in), of
-convolutions with (1, 1) behind, or with the kernel (b2); `alpha`. For reading.
+In files (LyCORIS): `a1.weight` (in, dim), `a2.weight` (dim, in), `b1.weight` (out, dim), `b2.weight` (dim, in); for
+convolutions with further axes (1, 1), or the kernel (b2); `alpha`. Only loaded, not trained.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class GLora(nn.Module):
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW = alpha / dim · (W a1 a2 + b1 b2), of the shape and dtype of `weight`."""
         a1, a2, b1, b2 = (self.get_parameter(f"{name}.weight").to(weight).flatten(1) for name in _NAMES)
-        turned = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
-        return (turned + (b1 @ b2).reshape(weight.shape)) * self.scale
+        product = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
+        return (product + (b1 @ b2).reshape(weight.shape)) * self.scale
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> GLora:
-    """The GLoRA of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    """Load a layer's tensors. AdapterError for missing tensors and for shapes that do not fit the layer."""
     factors = dict(zip(_NAMES, layer_tensors.take(layer, tensors, *(f"{name}.weight" for name in _NAMES)), strict=True))
     out, inside = layer.shape[:2]
     ones = tuple(1 for _ in layer.shape[2:])

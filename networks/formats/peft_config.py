@@ -70,7 +70,7 @@ def read_forms(metadata: Mapping[str, str]) -> Callable[[str], str]:
 
 
 def make_config(layers: Mapping[str, tuple[int, float]], *, use_dora: bool) -> dict[str, Any]:
-    """PEFT's configuration for layers with (rank, alpha) by path: the most common values, and patterns for the others."""
+    """PEFT's configuration for layers with (rank, alpha) by path: the most common values, and patterns for the rest."""
     rank = Counter(rank for rank, _ in layers.values()).most_common(1)[0][0]
     alpha = Counter(alpha for _, alpha in layers.values()).most_common(1)[0][0]
     return {

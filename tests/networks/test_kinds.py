@@ -114,7 +114,7 @@ def test_a_file_of_another_model_is_refused(name: str) -> None:
     tensors = layers.file_of(create(name, wide))
     with pytest.raises(AdapterError, match=layers.NAME) as caught:
         file(name).load(layers.layer(narrow), tensors)
-    assert "another model" in caught.value.remedy
+    assert "the model that the file was trained on" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", SETTINGS)

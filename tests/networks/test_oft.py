@@ -75,7 +75,7 @@ def test_outputs_that_cannot_be_divided_are_refused() -> None:
     module = layers.base("linear")
     with pytest.raises(AdapterError, match="40 outputs cannot be divided into 7 blocks") as caught:
         oft.create(layers.layer(module), LayerSettings(dim=7, alpha=1.0), module.weight)
-    assert "divides 40" in caught.value.remedy
+    assert "divisor of 40" in caught.value.remedy
 
 
 @pytest.mark.parametrize("text", ["False", "0", "no"])

@@ -53,7 +53,8 @@ def test_ratios() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("[1,2", "no JSON"), ("3", "no list"), ("[1,2]", "2 numbers"), ('["a"]', "no list of numbers")]
+    ("text", "said"),
+    [("[1,2", "not a JSON"), ("3", "not a list"), ("[1,2]", "2 numbers"), ('["a"]', "not a list of numbers")],
 )
 def test_what_is_no_list_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
