@@ -62,8 +62,8 @@ def read_lora(source: Path, *families: Iterable[AdapterPart]) -> tuple[Lora, For
         for key, tensor in file.tensors.items():
             module, _, name = key.partition(".")
             by_module.setdefault(module, {})[name] = tensor
-        configs = peft_config.from_diffusers_metadata(file.metadata)
-        return from_peft(by_module, configs, file.metadata, best_match(known, _layers(by_module))), detected
+        saved_configs = peft_config.from_diffusers_metadata(file.metadata)
+        return from_peft(by_module, saved_configs, file.metadata, best_match(known, _layers(by_module))), detected
     if detected == "peft":
         raise AdapterError(f"{source} has no {CONFIG} beside it", "use PEFT's whole folder")
     keys = ", ".join(list(file.tensors)[:3]) or "none"

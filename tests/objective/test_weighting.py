@@ -113,7 +113,7 @@ def test_what_has_no_meaning_is_refused() -> None:
         Weighting("noise_like")(torch.ones(1), "epsilon")
     with pytest.raises(ValueError, match="v_like"):
         Weighting("v_like", 1.0)(torch.ones(1), "v")
-    with pytest.raises(ValueError, match="one weight"):
+    with pytest.raises(ValueError, match="only one timestep weighting"):
         Weighting.from_options(ObjectiveOptions(min_snr_gamma=5.0, debiased_estimation_loss=True))
 
 
