@@ -122,9 +122,9 @@ class Kind:
     arguments: tuple[Argument, ...] = ()
     prefix: str = "lora"
     convolutions: bool = True
-    decomposes: bool = True  # whether DoRA's magnitude (use_dora) can go with it
+    decomposes: bool = True  # whether it supports DoRA (use_dora)
     parts: frozenset[str] | None = None
-    rescales: bool = True  # whether ΔW can be made shorter (--scale_weight_norms)
+    rescales: bool = True  # whether ΔW can be scaled down (--scale_weight_norms)
     file_kind: str = ""
     lora_plus: frozenset[str] = frozenset()
     unsupported: frozenset[str] = frozenset()

@@ -124,5 +124,5 @@ def _modelspec(agreed: Mapping[str, str], about: ResultInfo) -> dict[str, str]:
     if about.merged_from:
         spec["merged_from"] = ", ".join(about.merged_from)
     stated = {f"modelspec.{key}" for key in ("implementation", *about.model)} & agreed.keys()
-    made = {f"modelspec.{key}": value for key, value in {**spec, **about.model}.items()}
-    return made | {key: agreed[key] for key in stated}
+    entries = {f"modelspec.{key}": value for key, value in {**spec, **about.model}.items()}
+    return entries | {key: agreed[key] for key in stated}

@@ -127,7 +127,7 @@ def test_lycoris_computes_the_same(shape: str) -> None:
         assert torch.allclose(theirs.double().get_merged_weight()[0], ours, rtol=1e-6, atol=1e-6)
 
 
-def test_scales_of_files_are_told_by_their_shape() -> None:
+def test_dora_scales_are_recognised_by_their_shape() -> None:
     linear, kernel = Layer("l", (5, 7)), Layer("k", (5, 7, 3, 3))
     assert dora.reshape_scale(linear, torch.ones(5, 1)).shape == (5, 1)
     assert dora.reshape_scale(linear, torch.ones(1, 7)).shape == (1, 7)

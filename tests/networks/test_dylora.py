@@ -65,7 +65,7 @@ def test_the_window_is_drawn_from_torchs_numbers() -> None:
         assert torch.equal(adapter.bypass(x), first)
 
 
-def test_an_optimizer_leaves_alone_what_had_no_part() -> None:
+def test_an_optimizer_does_not_touch_unused_windows() -> None:
     """Momentum and weight decay would move ranks that the step did not use."""
     module, adapter = made()
     x = layers.example(module)
@@ -87,7 +87,7 @@ def test_dropout_is_for_training_alone() -> None:
     assert torch.equal(adapter.eval().bypass(x), adapter.bypass(x))
 
 
-def test_a_lora_becomes_one_with_the_unit_asked_for() -> None:
+def test_a_lora_file_is_loaded_as_a_dylora_with_the_unit() -> None:
     module, adapter = made()
     tensors = layers.file_of(adapter)
     loaded = dylora.load(layers.layer(module), dict(tensors), unit=3)

@@ -51,7 +51,7 @@ def test_where_it_sits(name: str, on_input: bool | None) -> None:
     assert everywhere is not None and everywhere.scales_input == bool(on_input)
 
 
-def test_loading_numbers_says_what_they_scale() -> None:
+def test_loading_weights_updates_the_scale() -> None:
     module = torch.nn.Linear(24, 24).requires_grad_(False)
     one, other = (
         ia3.create(layers.layer(module), LayerSettings(4, 1.0, own={"train_on_input": on}), module.weight)

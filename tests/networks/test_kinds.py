@@ -118,7 +118,7 @@ def test_a_file_of_another_model_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_what_is_missing_is_named(name: str) -> None:
+def test_missing_tensors_are_named(name: str) -> None:
     module = layers.base("conv3")
     whole = layers.file_of(create(name, module))
     for key in whole.keys() - {"alpha", "lokr_t2"}:

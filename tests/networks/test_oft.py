@@ -79,7 +79,7 @@ def test_outputs_that_cannot_be_divided_are_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["False", "0", "no"])
-def test_a_switch_is_what_it_says(text: str) -> None:
+def test_the_switches_select_the_layers(text: str) -> None:
     """kohya takes any text that is not empty for True."""
     settings, mistakes = read_settings("networks.oft", arguments=[f"enable_conv={text}", f"enable_all_linear={text}"])
     assert not mistakes and not settings.convolutions

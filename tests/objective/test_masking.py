@@ -84,7 +84,7 @@ def test_a_mask_of_zeros_gives_no_loss_and_no_gradient(normalise) -> None:
     assert output.grad.abs().max() == 0.0
 
 
-def test_what_is_masked_out_has_no_gradient_and_the_rest_keeps_its_own() -> None:
+def test_masked_positions_have_no_gradient() -> None:
     output, target = pair()
     mask = (soft_mask() > 0.5).float()
     masked, plain = output.clone().requires_grad_(), output.clone().requires_grad_()

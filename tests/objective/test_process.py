@@ -223,7 +223,7 @@ def test_a_perfect_answer_steps_to_the_same_sample_with_less_noise(sample, predi
     torch.testing.assert_close(found[0], x0[0], atol=3e-5, rtol=0)
 
 
-def test_what_needs_an_snr_says_so_where_there_is_none() -> None:
+def test_a_missing_snr_names_the_feature_that_needs_it() -> None:
     assert require_snr(PROCESS, "min_snr") is PROCESS
     nothing = object()
     with pytest.raises(ValueError, match="min_snr needs a signal-to-noise ratio, which object does not have"):

@@ -56,6 +56,6 @@ def test_ratios() -> None:
     ("text", "said"),
     [("[1,2", "not a JSON"), ("3", "not a list"), ("[1,2]", "2 numbers"), ('["a"]', "not a list of numbers")],
 )
-def test_what_is_no_list_is_refused(text: str, said: str) -> None:
+def test_invalid_lists_are_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read_block_weights(text)

@@ -29,7 +29,7 @@ def test_a_rank_beyond_the_layer_is_the_layer_s() -> None:
     assert found.layers["x"].rank == 4
 
 
-def test_what_differs_by_rounding_alone_is_left_out() -> None:
+def test_layers_that_differ_only_by_rounding_are_skipped() -> None:
     weight = torch.randn(LINEAR, generator=torch.Generator().manual_seed(1))
     rounded = Change("x", "unet", weight, weight.half().float())
     assert list(extract([rounded], ExtractionSettings(2)).layers) == ["x"]
@@ -37,7 +37,7 @@ def test_what_differs_by_rounding_alone_is_left_out() -> None:
     assert not found.layers and found.same == 1
 
 
-def test_a_part_that_hardly_differs_is_left_out_where_that_is_asked_for() -> None:
+def test_a_part_below_min_diff_is_skipped() -> None:
     small = change("te", LINEAR, torch.full(LINEAR, 0.004), "text_encoder")
     large = change("unet", LINEAR, torch.full(LINEAR, 0.004), "unet")
     found = extract([small, large], ExtractionSettings(2, min_diff={"text_encoder": 0.01}))

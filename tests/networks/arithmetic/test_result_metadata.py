@@ -57,7 +57,7 @@ def test_a_resized_file_keeps_what_still_holds() -> None:
     assert not {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"} & found.keys()
 
 
-def test_a_sum_says_what_all_agree_on_and_what_it_is_made_of() -> None:
+def test_a_sum_keeps_shared_entries_and_names_its_sources() -> None:
     other = ONE | {"ss_seed": "2", "modelspec.title": "Ink 2", "ss_network_module": "networks.lora"}
     found = merged_metadata([ONE, other], {"a": layer(LINEAR, 4, 2.0)}, ABOUT)
     assert found["modelspec.title"] == "both" and found["modelspec.merged_from"] == "dog, Ink 2"

@@ -214,7 +214,7 @@ def test_a_preset_file_of_the_users_own(sd1: Base, tmp_path: Path) -> None:
         network.detach()
 
 
-def test_what_reaches_nothing_is_told(sd1: Base) -> None:
+def test_targets_that_match_no_layer_are_reported(sd1: Base) -> None:
     """LyCORIS matches the names of its preset ia3 against whole paths, where they never stand first."""
     with pytest.raises(AdapterError, match="nothing to train"):
         lycoris_network(sd1, "algo=ia3 preset=ia3")
