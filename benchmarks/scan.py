@@ -78,7 +78,7 @@ def make_folder(folder: Path, images: int, *, copies: bool) -> int:
 
 
 def place(source: Path, target: Path, *, copies: bool) -> None:
-    """Link, or copy where that is asked for or links are not known."""
+    """Link, or copy with `copies` or if the file system has no hard links."""
     if not copies:
         try:
             os.link(source, target)
