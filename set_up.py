@@ -1,17 +1,17 @@
-"""Make the environment that Dreamfolder runs in: `.venv` beside this file, with PyTorch and requirements.txt.
+"""Create Dreamfolder's environment: `.venv` beside this file, with PyTorch and requirements.txt.
 
-Standard library only, so any Python from 3.11 on can start it. A second run does nothing again that is done; one that
-was interrupted starts again from nothing. Exit status: 0 ready, 1 not made (the way out is printed), 2 wrong usage.
+Uses the standard library only, so any Python from 3.11 on can run it. A finished set-up is not repeated; an interrupted
+one starts from scratch. Exit status: 0 ready, 1 failed (the remedy is printed), 2 wrong usage, 130 interrupted.
 """
 
 import sys
 
-# Before everything that an older Python would only answer with a SyntaxError or an ImportError.
+# First of all, as an older Python would fail below with a SyntaxError or an ImportError.
 if sys.version_info < (3, 11):
     sys.exit(
         "Dreamfolder needs Python 3.11 or newer; this is Python %d.%d (%s).\n"
-        "Install one from https://www.python.org/downloads/ and name it, for example: python3.12 set_up.py\n"
-        "(first_run.sh and run_tests.sh take it from PYTHON: PYTHON=python3.12 ./first_run.sh)"
+        "Install one from https://www.python.org/downloads/ and run for example: python3.12 set_up.py\n"
+        "(for first_run.sh and run_tests.sh set PYTHON: PYTHON=python3.12 ./first_run.sh)"
         % (*sys.version_info[:2], sys.executable)
     )
 
@@ -31,43 +31,43 @@ ROOT = Path(__file__).resolve().parent
 RUN, DEV = "requirements.txt", "requirements-dev.txt"  # the latter includes the former
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 CPU, CUDA = "cpu", "cu130"
-OWN_INDEX = "default"  # no build is named: whatever torch pip's own index offers
+DEFAULT_INDEX = "default"  # the build of torch in pip's configured index
 OLDEST_DRIVER = 580  # the first driver branch that runs CUDA 13 (NVIDIA's CUDA compatibility table)
 
 NO_VENV = (
-    "Python could not make an environment. On Debian and Ubuntu that part of Python is a package of its own: "
+    "Python could not create an environment. On Debian and Ubuntu install the package for it: "
     "sudo apt install python3-venv"
 )
 NO_TORCH = (
-    "Neither PyTorch's index nor pip's own gave that build for this Python and system. Is the network there? "
-    f"Other builds: --torch cpu, --torch cu126, … (the folders of {PYTORCH_INDEX}); --torch {OWN_INDEX} takes what "
-    "pip's own index offers (on Linux that is CUDA's, several GB)."
+    "Neither PyTorch's index nor pip's default index has this build for this Python and system. Check the network, or "
+    f"choose another build: --torch cpu, --torch cu126, … (the folders of {PYTORCH_INDEX}), or --torch {DEFAULT_INDEX} "
+    "for the build in pip's default index (on Linux with CUDA, several GB)."
 )
-NO_PACKAGES = "pip's last lines say why. What was downloaded is kept in its cache for the next time."
+NO_PACKAGES = "See pip's last lines for the reason. Downloaded packages stay in pip's cache."
 
 Call = Callable[[Sequence[str]], int]
 
 
 class SetUpError(Exception):
-    """The environment could not be made; the text says what to do."""
+    """The environment could not be created; the text says what to do."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do: the commands are tried in order until one succeeds."""
+    """One step: its commands are tried in order until one succeeds. `remedy`: what to do when all fail."""
 
     title: str
     commands: tuple[tuple[str, ...], ...]
-    way_out: str
+    remedy: str
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a finished set-up leaves in the environment, so that the next one knows what is done."""
+    """The record of a finished set-up in the environment (set_up.json)."""
 
-    place: str  # an environment that was moved has wrong paths inside
+    place: str  # to notice a moved environment, whose paths are wrong
     torch: str
-    torch_asked: bool  # by --torch: later set-ups keep it
+    torch_asked: bool  # chosen by --torch: later set-ups keep it
     files: dict[str, str]  # requirement file -> fingerprint
 
 
@@ -75,7 +75,7 @@ class Stamp:
 
 
 def nvidia_smi(*arguments: str) -> tuple[int, str]:
-    """(exit status, what it printed); 127 and the reason when it is not there or does not end."""
+    """(exit status, output); 127 and the reason if it is missing or does not finish."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return 127, "nvidia-smi is not on PATH"
@@ -86,35 +86,35 @@ def nvidia_smi(*arguments: str) -> tuple[int, str]:
     return answer.returncode, (answer.stdout + answer.stderr).decode("utf-8", errors="replace").strip()
 
 
-def choose_build(asked: str | None, kept: str | None) -> tuple[str, str]:
-    """(build of PyTorch, why). `asked` is --torch; `kept` is what it said when the environment was made."""
-    if asked not in (None, "auto"):
-        return asked, f"PyTorch build {asked}, as --torch says"
-    if asked is None and kept is not None:
-        return kept, f"PyTorch build {kept}, as --torch said when the environment was made"
+def choose_build(option: str | None, previous: str | None) -> tuple[str, str]:
+    """(build of PyTorch, why). `option` is --torch now, `previous` --torch when the environment was created."""
+    if option not in (None, "auto"):
+        return option, f"PyTorch build {option} (--torch)"
+    if option is None and previous is not None:
+        return previous, f"PyTorch build {previous} (--torch of an earlier set-up)"
     if sys.platform == "darwin":
-        return OWN_INDEX, "PyTorch's build for macOS"
-    status, said = nvidia_smi("-L")
-    cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", said, re.MULTILINE)
+        return DEFAULT_INDEX, "PyTorch's build for macOS"
+    status, output = nvidia_smi("-L")
+    cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", output, re.MULTILINE)
     if status != 0 or not cards:
-        why = said.splitlines()[0] if said else "nvidia-smi lists none"
-        return CPU, f"No NVIDIA card answers ({why}): PyTorch's CPU build"
-    return CUDA, f"NVIDIA card {', '.join(cards)}: PyTorch's CUDA build {CUDA}{driver_note()}"
+        why = output.splitlines()[0] if output else "nvidia-smi lists none"
+        return CPU, f"No NVIDIA GPU found ({why}): PyTorch's CPU build"
+    return CUDA, f"NVIDIA GPU {', '.join(cards)}: PyTorch's CUDA build {CUDA}{driver_note()}"
 
 
 def driver_note() -> str:
-    """A line for whoever's NVIDIA driver is too old for the CUDA build, else nothing."""
-    status, said = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
-    driver = re.match(r"(\d+)\.", said)
+    """A warning if the NVIDIA driver is too old for the CUDA build, else an empty text."""
+    status, output = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    driver = re.match(r"(\d+)\.", output)
     if status != 0 or driver is None or int(driver[1]) >= OLDEST_DRIVER:
         return ""
     return (
-        f"\n  Its driver ({said.splitlines()[0]}) is older than that build needs ({OLDEST_DRIVER}): "
-        "update the driver, or name an older CUDA build with --torch."
+        f"\n  The driver {output.splitlines()[0]} is too old for this build, which needs {OLDEST_DRIVER}: "
+        "update the driver, or choose an older CUDA build with --torch."
     )
 
 
-# ------------------------------------------------------------------ what is there already
+# ------------------------------------------------------------------ the existing environment
 
 
 def interpreter(venv: Path) -> Path:
@@ -123,34 +123,36 @@ def interpreter(venv: Path) -> Path:
 
 
 def fingerprint(requirements: Path) -> str:
-    """Hash of a requirement file's lines: the same whichever line ends git wrote."""
+    """Hash of a requirement file's lines, independent of the line endings."""
     lines = requirements.read_text(encoding="utf-8").splitlines()
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_stamp(venv: Path) -> Stamp | None:
-    """What the last set-up wrote down; None when it did not finish, or the environment was moved or lost its Python."""
+    """The record of the last set-up; None if it did not finish, or if the environment was moved or lost its Python."""
     try:
         stamp = Stamp(**json.loads((venv / "set_up.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    whole = stamp.place == str(venv) and interpreter(venv).exists() and not (venv / "set_up.unfinished").exists()
-    return stamp if whole else None
+    is_usable = stamp.place == str(venv) and interpreter(venv).exists() and not (venv / "set_up.unfinished").exists()
+    return stamp if is_usable else None
 
 
-def clear_away(venv: Path) -> None:
-    """Remove an unfinished, moved or broken environment of ours; one that somebody else made is theirs to remove."""
+def remove_broken(venv: Path) -> None:
+    """Remove an unfinished, moved or broken environment. SetUpError if set_up.py did not create it."""
     if not venv.exists():
         return
     if not (venv / "set_up.unfinished").exists() and not (venv / "set_up.json").exists():
-        raise SetUpError(f"{venv} is there, but set_up.py did not make it. Rename or remove it, then start again.")
+        raise SetUpError(f"{venv} exists, but set_up.py did not create it. Rename or remove it, then start again.")
     if Path(sys.prefix).resolve() == venv.resolve():
-        raise SetUpError(f"{venv} must be made anew, which its own Python cannot do. Start set_up.py with another one.")
-    print(f"{venv} is unfinished, moved or broken: making it anew.")
+        raise SetUpError(
+            f"{venv} must be created again. Run set_up.py with another Python, outside of this environment."
+        )
+    print(f"{venv} is unfinished, moved or broken: creating it again.")
     shutil.rmtree(venv)
 
 
-# ------------------------------------------------------------------ what to do
+# ------------------------------------------------------------------ the steps
 
 
 def torch_pin(root: Path) -> str:
@@ -162,17 +164,17 @@ def torch_pin(root: Path) -> str:
 
 
 def plan(root: Path, build: str, *, dev: bool, fresh: bool) -> list[Step]:
-    """The steps, in order. PyTorch goes first: requirements.txt then finds its pin met and leaves the build alone.
+    """The steps, in order. PyTorch goes first, so that its pin in requirements.txt is met and the build stays.
 
-    The build is asked for by its full version (2.13.0+cpu). Other indexes do not have that name, so a machine without
-    a card never gets the CUDA build by accident, and a change of build replaces the one that is there.
+    The build is requested by its full version (2.13.0+cpu). Other indexes do not have that version, so a machine
+    without a GPU never gets the CUDA build by accident, and a change of build replaces the installed one.
     """
     venv = root / ".venv"
     pip = (str(interpreter(venv)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check")
     steps = []
     if fresh:
         steps.append(Step("a new environment", ((sys.executable, "-m", "venv", str(venv)),), NO_VENV))
-    if build != OWN_INDEX:
+    if build != DEFAULT_INDEX:
         torch = (*pip, "--no-deps", f"torch=={torch_pin(root)}+{build}")
         first = (*torch, "--index-url", PYTORCH_INDEX + build, "--retries", "2", "--timeout", "15")
         steps.append(Step(f"PyTorch {torch_pin(root)}+{build}", (first, torch), NO_TORCH))
@@ -181,18 +183,18 @@ def plan(root: Path, build: str, *, dev: bool, fresh: bool) -> list[Step]:
     return steps
 
 
-def carry_out(steps: Sequence[Step], call: Call) -> None:
-    """Run each step's commands until one succeeds; say aloud when it is not the first. SetUpError when none does."""
+def run_steps(steps: Sequence[Step], call: Call) -> None:
+    """Run each step's commands until one succeeds; print when it is not the first. SetUpError if all fail."""
     for number, step in enumerate(steps, 1):
         print(f"[{number}/{len(steps)}] {step.title}", flush=True)
         for attempt, command in enumerate(step.commands):
             if attempt:
-                print("  That did not work. Trying the index that this machine's pip is set to.", flush=True)
+                print("  That did not work. Trying pip's default index.", flush=True)
             print("  " + render(command), flush=True)
             if call(command) == 0:
                 break
         else:
-            raise SetUpError(f"Set-up stopped at: {step.title}. {step.way_out}")
+            raise SetUpError(f"Set-up failed at: {step.title}. {step.remedy}")
 
 
 def render(command: Sequence[str]) -> str:
@@ -200,12 +202,12 @@ def render(command: Sequence[str]) -> str:
     return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
 
 
-def make(root: Path, args: argparse.Namespace, call: Call) -> None:
-    """Bring `.venv` to what was asked for, or raise SetUpError."""
+def set_up(root: Path, args: argparse.Namespace, call: Call) -> None:
+    """Create or update `.venv`. SetUpError if that fails."""
     venv = root / ".venv"
     stamp = read_stamp(venv)
     build, why = choose_build(args.torch, stamp.torch if stamp and stamp.torch_asked else None)
-    # What --dev brought stays, and stays current: an environment half of old pins is worse than a larger one.
+    # Packages of an earlier --dev are kept up to date: a mix of old and new pins is worse than a larger environment.
     dev = args.dev or (stamp is not None and DEV in stamp.files)
     files = {name: fingerprint(root / name) for name in ([RUN, DEV] if dev else [RUN])}
     if stamp and (stamp.torch, stamp.files) == (build, files):
@@ -217,15 +219,15 @@ def make(root: Path, args: argparse.Namespace, call: Call) -> None:
         print("\n".join(render(command) for step in steps for command in step.commands[:1]))
         return
     if stamp is None:
-        clear_away(venv)
+        remove_broken(venv)
         venv.mkdir()
     unfinished = venv / "set_up.unfinished"
     unfinished.write_text("set_up.py removes this file when it is done.\n", encoding="utf-8")
     try:
-        carry_out(steps, call)
+        run_steps(steps, call)
     except SetUpError:
         if stamp is not None:
-            unfinished.unlink()  # pip leaves what it cannot replace as it was: still the environment of before
+            unfinished.unlink()  # pip keeps what it cannot replace, so the old environment still works
         raise
     asked = args.torch not in (None, "auto") or (args.torch is None and stamp is not None and stamp.torch_asked)
     done = Stamp(place=str(venv), torch=build, torch_asked=asked, files=files)
@@ -235,7 +237,7 @@ def make(root: Path, args: argparse.Namespace, call: Call) -> None:
 
 
 def call_program(command: Sequence[str]) -> int:
-    """Run a command with this program's output and no input; its exit status (127: it could not be started)."""
+    """Run a command without input and return its exit status; 127 if it could not be started."""
     try:
         return subprocess.call(command, stdin=subprocess.DEVNULL)
     except OSError as error:
@@ -244,24 +246,24 @@ def call_program(command: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT, call: Call = call_program) -> int:
-    """Read the command line, make the environment, return the exit status."""
-    parser = argparse.ArgumentParser(description="Make Dreamfolder's environment: .venv beside this file.")
+    """Read the command line, set up the environment, return the exit status."""
+    parser = argparse.ArgumentParser(description="Create Dreamfolder's environment: .venv beside this file.")
     parser.add_argument("--dev", action="store_true", help="also install what the tests need (requirements-dev.txt)")
     parser.add_argument(
         "--torch",
         metavar="BUILD",
-        help="PyTorch's build: auto (CUDA if an NVIDIA card answers, else CPU), cpu, cu130, … (a folder of "
-        f"{PYTORCH_INDEX}), or {OWN_INDEX} (from pip's own index). Later set-ups keep what is named here.",
+        help="build of PyTorch: auto (CUDA if there is an NVIDIA GPU, else CPU), cpu, cu130, … (a folder of "
+        f"{PYTORCH_INDEX}), or {DEFAULT_INDEX} (from pip's default index). Later set-ups keep this choice.",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
     args = parser.parse_args(argv)
     try:
-        make(root, args, call)
+        set_up(root, args, call)
     except SetUpError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The next set-up starts again from nothing.", file=sys.stderr)
+        print("\nStopped. The next set-up starts from scratch.", file=sys.stderr)
         return 130
     return 0
 

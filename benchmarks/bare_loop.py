@@ -1,17 +1,17 @@
-"""The least that a training step of this project has to do, in plain PyTorch: what the trainer is measured against.
+"""A minimal training loop in plain PyTorch, as the baseline for the trainer.
 
     python benchmarks/bare_loop.py model.safetensors [--rank 8] [--bf16] [--steps 100] [--size 256] [--count]
 
-The arithmetic is the trainer's own at batch 1 on the CPU: text encoder, U-Net, mean squared error, backward, clipping
-by the global norm of 1, AdamW's fused kernel, in float32, from latents that are already there. It prints a line for
-each finished step. There is no data set, log, schedule, accumulation, precision or anything else to choose. The
-library only reads the file, and tells the C library to keep freed memory, which is worth most.
+The arithmetic is the trainer's at batch 1 on the CPU: text encoder, U-Net, mean squared error, backward, gradient
+clipping to a norm of 1, fused AdamW, in float32, from given latents. It prints a line for each finished step. There is
+no dataset, logging, schedule, accumulation or any other option. The library only reads the file, and tells the C
+library to keep freed memory, which matters most.
 
---rank trains a LoRA of that rank in place of the weights: beside each layer of attention in U-Net and text encoder two
-matrices, as the paper has them (arXiv 2106.09685). --bf16: autocast, the weights in bf16, channels last.
+--rank trains a LoRA of this rank instead of the weights: two matrices for each attention layer of U-Net and text
+encoder (arXiv 2106.09685). --bf16: autocast, the weights in bf16, channels last.
 
---count prints the bytes of weights, gradients, optimiser state and saved tensors (those that autograd keeps for the
-way back, counted by hooks; weights do not count again) instead of training.
+--count prints the bytes of weights, gradients, optimizer state and saved tensors (those that autograd keeps for the
+backward pass, counted by hooks, without the weights) instead of training.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def clip(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def count(unet: Any, text_encoder: Any, parameters: list[torch.nn.Parameter], *inputs: torch.Tensor) -> dict[str, int]:
-    """Bytes of what a step cannot do without."""
+    """The memory that a step needs, in bytes."""
     whole = [*unet.parameters(), *text_encoder.parameters()]
     weights = {parameter.untyped_storage().data_ptr() for parameter in whole}
     saved: dict[int, int] = {}
@@ -71,15 +71,15 @@ def count(unet: Any, text_encoder: Any, parameters: list[torch.nn.Parameter], *i
     total = {
         "weights": sum(parameter.nbytes for parameter in whole),
         "gradients": held,
-        "optimiser state": 2 * held,
+        "optimizer state": 2 * held,
         "saved tensors": sum(saved.values()),
     }
-    del loss  # not earlier: what is freed could give its address to another tensor
+    del loss  # not earlier: another tensor could reuse a freed address
     return total
 
 
 class Lora(torch.nn.Module):
-    """A frozen layer and two matrices beside it; a 1x1 convolution gets two of such."""
+    """A frozen Linear layer or 1x1 convolution with a LoRA."""
 
     def __init__(self, layer: Any, rank: int) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class Lora(torch.nn.Module):
         torch.nn.init.zeros_(self.up.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output and what the matrices add to it."""
+        """The layer's output plus the LoRA's."""
         return self.layer(x) + self.up(self.down(x)) * 0.125
 
 
 def add_lora(module: torch.nn.Module, classes: set[str], rank: int) -> list[torch.nn.Parameter]:
-    """Freeze a module, put a Lora around every Linear and 1x1 convolution in modules of these classes, and return what
-    is to be trained."""
+    """Freeze a module, add a LoRA to every Linear and 1x1 convolution in modules of these classes, and return the
+    trainable parameters."""
     module.requires_grad_(requires_grad=False)
     places = {}
     for container in module.modules():
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--count", action="store_true")
-    parser.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: all weights are trained")
+    parser.add_argument("--rank", type=int, default=0, help="rank of a LoRA; 0: train all weights")
     parser.add_argument("--bf16", action="store_true", help="autocast, frozen weights in bf16, channels last")
     options = parser.parse_args()
 

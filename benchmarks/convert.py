@@ -1,4 +1,4 @@
-"""How fast a full-size SDXL file (fp16, 6.9 GB) is converted, against a plain copy, and how much memory that takes.
+"""Compare the conversion of a full-size SDXL file (fp16, 6.9 GB) with a plain copy: speed and memory.
 
     python benchmarks/convert.py --folder /some/disk [--rounds 3] [--file model.safetensors] [--only folder back]
 
@@ -38,7 +38,7 @@ MOST_MEMORY = 2e9
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of a process, and the anonymous bytes that it had at the peak (0 where the system does not tell)."""
+    """Seconds of a process, and its peak anonymous memory in bytes (0 if unknown)."""
 
     seconds: float
     peak: int
@@ -62,7 +62,7 @@ def watch(command: Sequence[str], after: Callable[[], None] = lambda: None) -> R
 
 
 def anonymous_bytes(process: int) -> int:
-    """A living process's anonymous memory; 0 where the system does not tell (only Linux does)."""
+    """Anonymous memory of a running process in bytes; 0 if unknown (Linux only)."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -112,7 +112,7 @@ def make_file(path: Path, family: str, seed: int = 1) -> None:
 
 
 def original_tensors(family: str, seed: int = 1) -> dict[str, LazyTensor]:
-    """The file's tensors, drawn when they are asked for; a tensor's values depend on its name and the seed alone."""
+    """The file's tensors, generated on access; a tensor's values depend only on its name and the seed."""
     import torch
 
     from library.checkpoints import sd_layout

@@ -1,14 +1,13 @@
-"""How long a full-size SD1.5 file (fp16, 2.1 GB) takes to become an fp32 model, and how much memory at the peak.
+"""Measure time and peak memory of loading a full-size SD1.5 file (fp16, 2.1 GB) as an fp32 model.
 
     python benchmarks/load.py [--runs 5] [--file model.safetensors]
 
-Without --file, one with random weights is made in a temporary folder (10 s, 2.1 GB of disk). It is read once so that it
-lies in the page cache; then every figure comes from a process of its own, after one that is not counted. The clock
-starts when all imports are done. "tensors" is the file to named fp32 tensors; "model" is the file to U-Net, VAE and
-text encoder.
+Without --file, one with random weights is created in a temporary folder (10 s, 2.1 GB of disk). The file is first read
+into the page cache; then every measurement runs in a process of its own, after an uncounted one. The clock starts after
+all imports. "tensors": from the file to named fp32 tensors; "model": from the file to U-Net, VAE and text encoder.
 
-Memory is anonymous memory (RssAnon of /proc/self/status, sampled every 2 ms in runs of their own) over what it was
-after the imports: pages of the mapped file are the page cache's and can be dropped by the system at any time.
+Memory is the increase of anonymous memory (RssAnon of /proc/self/status, sampled every 2 ms in separate runs) since the
+imports. Pages of the mapped file do not count, as the system can drop them at any time.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ LOADERS: Mapping[str, Callable[[Path], tuple[object, int]]] = {"tensors": load_t
 
 
 def anonymous_bytes() -> int:
-    """This process's anonymous memory; 0 where the system does not tell (only Linux does)."""
+    """This process's anonymous memory in bytes; 0 if unknown (Linux only)."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

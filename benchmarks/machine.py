@@ -1,4 +1,4 @@
-"""The line above every table of figures: what they were measured on, with what, and when."""
+"""Describe the machine, the package versions and the date, for the line above every table of results."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def describe() -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    told = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {name.strip(): value.strip() for name, value in told.items()}
-    generation = f" (family {named['cpu family']}, model {named['model']})" if "cpu family" in named else ""
-    return named.get("model name", platform.machine()) + generation
+    pairs = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in pairs.items()}
+    generation = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    return facts.get("model name", platform.machine()) + generation
 
 
 def memory_gib() -> float:
-    """Main memory in GiB; 0 where the system does not tell."""
+    """Main memory in GiB; 0 if unknown."""
     if not hasattr(os, "sysconf"):
         return 0.0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

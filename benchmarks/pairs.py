@@ -1,7 +1,7 @@
-"""Commands that train, run as separate processes in turn and watched from outside: seconds a step and peak memory.
+"""Run training commands alternately as separate processes, and measure seconds per step and peak memory.
 
-A command is watched by what it prints: its progress is a number in what comes, and every time that the number rises a
-step has ended. So the watching costs the watched nothing. After the last step wanted the process is stopped.
+Progress is read from a command's output: a step has ended whenever the number of finished steps rises. So measuring
+does not slow the process down. It is stopped after the last step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Command:
-    """What to run, and how a finished step looks in its output: the pattern's group is the count of finished steps."""
+    """A command, and the pattern of progress in its output; its group is the number of finished steps."""
 
     arguments: tuple[str, ...]
     finished: re.Pattern[str]
@@ -27,8 +27,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Run:
-    """What was seen of one process: seconds from its start to the end of its first step, seconds of each later step,
-    bytes of resident memory at the peak (0 where the system does not tell)."""
+    """The measurements of a process: seconds from its start to the end of its first step, seconds of each later step,
+    peak resident memory in bytes (0 if unknown)."""
 
     first: float
     steps: tuple[float, ...]
@@ -36,14 +36,14 @@ class Run:
 
     @property
     def typical(self) -> float:
-        """The median of the steps after the second, which still takes memory for the first time."""
+        """The median of the steps from the third on; earlier ones still allocate memory."""
         return statistics.median(self.steps[1:])
 
 
 @contextmanager
 def running(arguments: Sequence[str]) -> Iterator[tuple[int, Iterator[tuple[float, str]]]]:
-    """Start a command: its process id, and each time that it prints something the seconds since its start and all that
-    it has printed by then. On leaving it is killed."""
+    """Start a command. Yields its process id and an iterator of (seconds since its start, output so far), one for each
+    new output. The process is killed at the end."""
     started = time.perf_counter()
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     stream = process.stdout
@@ -66,7 +66,7 @@ def running(arguments: Sequence[str]) -> Iterator[tuple[int, Iterator[tuple[floa
 
 
 def watch(command: Command, steps: int) -> Run:
-    """Run a command until it has done `steps` steps (3 or more). Raises RuntimeError when it ends before."""
+    """Run a command for `steps` steps (3 or more). Raises RuntimeError if it ends earlier."""
     ends: list[float] = []
     with running(command.arguments) as (process, output):
         for now, printed in output:
@@ -79,7 +79,7 @@ def watch(command: Command, steps: int) -> Run:
 
 
 def peak_memory(process: int) -> int:
-    """Resident bytes of a living process at its peak; 0 where the system does not tell (only Linux does)."""
+    """Peak resident memory of a running process in bytes; 0 if unknown (Linux only)."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -88,7 +88,7 @@ def peak_memory(process: int) -> int:
 
 
 def alternate(commands: Mapping[str, Command], pairs: int, steps: int) -> dict[str, list[Run]]:
-    """Run the commands in turn, `pairs` times each; who begins changes every time."""
+    """Run the commands alternately, `pairs` times each, in reversed order every second time."""
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for turn in range(pairs):
         for name in commands if turn % 2 == 0 else reversed(commands):
@@ -102,8 +102,8 @@ def alternate(commands: Mapping[str, Command], pairs: int, steps: int) -> dict[s
 
 
 def table(runs: Mapping[str, Sequence[Run]]) -> str:
-    """A row for each command: seconds a step, seconds to the end of the first one, peak memory; then the ratio of the
-    first command to the last, pair by pair."""
+    """A row for each command: seconds per step, seconds to the end of the first step, peak memory; then the ratio of
+    the first command to the last, for each pair."""
     rows = ["| | seconds a step | first step ends after, s | peak, MiB |", "|---|---|---|---|"]
     for name, each in runs.items():
         peaks = [run.peak / 2**20 for run in each]
@@ -116,5 +116,5 @@ def table(runs: Mapping[str, Sequence[Run]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -1,4 +1,4 @@
-"""Full-size Stable Diffusion XL or its refiner, mapped both ways and compared with diffusers; exit code 1 on a fault.
+"""Convert full-size Stable Diffusion XL or its refiner both ways and compare with diffusers; exit code 1 on a fault.
 
     python benchmarks/proof.py --model base.safetensors [--folder work] [--only text latents unet]
 
@@ -11,7 +11,7 @@ back     the folder becomes a file: every tensor of the original as it was, bit 
 saved    the file is loaded in its own precision and saved as training does: again bit by bit
 text     states and pooled vectors of a caption and of an empty one: the family and diffusers' pipeline, fp32
 latents  the latents of a crop of an odd-sized image, and what they decode to
-unet     the U-Net's output for those, told the size and the crop
+unet     the U-Net's output for these latents, conditioned on size and crop
 
 About 14 GB of memory and, beside the file, twice its size of disk are needed.
 """

@@ -95,7 +95,7 @@ def their_latents(model: Path, work: Path) -> Tensors:
 
 
 def our_unet(model: Path, work: Path) -> Tensors:
-    """The family's prediction for noisy latents, told the sizes that the data gives."""
+    """The family's prediction for noisy latents, with the data's size conditioning."""
     import torch
 
     from library.data import images, size_conditioning
@@ -103,12 +103,12 @@ def our_unet(model: Path, work: Path) -> Tensors:
 
     header, family = open_model(str(model))
     loaded = family.load(header, only=("unet",))
-    told = size_conditioning.sizes_of(images.Geometry(SCALED, OFFSET, BUCKET), SIZE)
+    sizes = size_conditioning.sizes_of(images.Geometry(SCALED, OFFSET, BUCKET), SIZE)
     text = read(work, "ours", "text")
     given = {
         "states": text["states"],
         "pooled": text["pooled"],
-        "sizes": torch.tensor([told] * 2, dtype=torch.float32),
+        "sizes": torch.tensor([sizes] * 2, dtype=torch.float32),
         "score": torch.full((2,), SCORE),
     }
     noisy = noised(read(work, "ours", "latents")["mean"], family.latent.scale)
@@ -116,7 +116,7 @@ def our_unet(model: Path, work: Path) -> Tensors:
 
 
 def their_unet(model: Path, work: Path) -> Tensors:
-    """The same by the pipeline's U-Net, told what the pipeline makes of the sizes."""
+    """The same by the pipeline's U-Net, with the pipeline's size conditioning."""
     import torch
 
     pipeline = pipeline_of(work, "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")

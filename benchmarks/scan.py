@@ -1,12 +1,12 @@
-"""How long the scan of many images takes the first time and when nothing has changed, and what its records weigh.
+"""Measure the time of scanning many images, first and unchanged, and the memory of the records.
 
     python benchmarks/scan.py [--images 20000] [--folder where] [--copies] [--keep]
 
 The images are a few noisy JPEG and PNG files of 100 to 400 KB under many names, linked where the file system has hard
 links (--copies: really copied, which takes 200 KB of disk each), with a caption file of 10 to 40 words beside each. The
-first scan is measured with an empty index, the second and third with what it left. Each runs in a process of its own.
-Seconds do not count the start of Python; those of a processor tell what other programs on the machine made of them. The
-records' memory is what Python took for them by tracemalloc, measured in a scan that is not timed.
+first scan starts with an empty index, the second and third use its index. Each runs in a process of its own. Seconds do
+not include the start of Python; processor seconds show the influence of other programs. The memory of the records is
+measured by tracemalloc in a scan that is not timed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def make_folder(folder: Path, images: int, *, copies: bool) -> int:
 
 
 def place(source: Path, target: Path, *, copies: bool) -> None:
-    """Link, or copy where that is asked for or links are not known."""
+    """Link, or copy with `copies` or if the file system has no hard links."""
     if not copies:
         try:
             os.link(source, target)

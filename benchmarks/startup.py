@@ -1,12 +1,11 @@
-"""How long --help takes, and how long a training run takes from the start of Python to the end of its first step.
+"""Measure the time of --help, and of a training run from the start of Python to the end of its first step.
 
     python benchmarks/startup.py [--runs 5] [--file model.safetensors] [--images 16] [--rank 8] [-- more flags]
 
 The run is DreamBooth of full-size SD1.5 with random weights on the CPU: U-Net and text encoder, fp32, AdamW, 256 px,
-batch 1. It is watched from outside, by what it prints: its progress bar is read as it comes, and when that says one
-step the clock stops and the run is killed. "encoding" encodes all images first (--cache_latents); "cached" finds
-their latents on disk, left there by a run before it that is not counted (--cache_latents_to_disk). The checkpoint lies
-in the page cache.
+batch 1. The run is killed when its progress bar shows one step. "encoding" encodes all images first (--cache_latents);
+"cached" reads their latents from disk, where an earlier run wrote them (--cache_latents_to_disk). The checkpoint is in
+the page cache.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ FLAGS = (
     *("--learning_rate", "1e-6", "--max_train_steps", "100", "--seed", "1"),
 )
 WAYS = {"encoding": ("--cache_latents",), "cached": ("--cache_latents", "--cache_latents_to_disk")}
-# What a run has printed when something is done; the last one ends the measurement.
+# The output that marks each milestone; the last one ends the measurement.
 MILESTONES = {
     "planned": re.compile(r"the plan of this run"),
     "loaded": re.compile(r"reading images"),
@@ -64,7 +63,7 @@ def first_step(flags: Sequence[str]) -> dict[str, float]:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """`count` images of 512 px, smooth with some grain, in a folder that is seen once an epoch."""
+    """Write `count` images of 512 px, smooth with some grain, into a folder."""
     import numpy as np
     from PIL import Image
 
@@ -77,7 +76,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def report(model: Path, work: Path, runs: int, images: int, more: Sequence[str]) -> None:
-    """Print one line for --help and one for each way of starting, after the milestones of each run."""
+    """Print the times of --help and of each way of starting, with the milestones of each run."""
     print(describe())
     print(f"--help    {spread([help_seconds() for _ in range(runs)])} s", flush=True)
     with model.open("rb") as stream:

@@ -1,11 +1,11 @@
-"""Seconds a step and peak memory of full training on the CPU, beside a bare PyTorch loop of the same arithmetic.
+"""Compare seconds per step and peak memory of full training on the CPU with a bare PyTorch loop of the same arithmetic.
 
     python benchmarks/step.py [--rank 8] [--bf16] [--pairs 5] [--steps 8] [--file model.safetensors] [-- more flags]
 
 Full-size SD1.5 with random weights, U-Net and text encoder, fp32, AdamW, 256 px, batch 1, latents in the cache:
-`train_db.py` and `benchmarks/bare_loop.py` as separate processes in turn, watched from outside (benchmarks/pairs.py).
-Seconds a step are the median of a run's steps from the third on, as memory is taken for the first time before. About
-20 GB of memory are needed, and on two cores a minute for each run. Without --file one is made (2.1 GB of disk).
+`train_db.py` and `benchmarks/bare_loop.py` alternate as separate processes (benchmarks/pairs.py). Seconds per step are
+the median from the third step on; earlier ones still allocate memory. Needs about 20 GB of memory, and on two cores a
+minute per run. Without --file a checkpoint with random weights is created (2.1 GB of disk).
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ def bare_loop(model: Path, rank: int, *more: str) -> tuple[str, ...]:
 
 
 def floor(model: Path, rank: int) -> dict[str, int]:
-    """Bytes of all that a step cannot do without: imports, weights, gradients, optimiser state, saved tensors."""
+    """The memory that a step needs at least, in bytes: imports, weights, gradients, optimizer state, saved tensors."""
     bare = bare_loop(model, rank, "--count")
     counted: dict[str, int] = json.loads(subprocess.run(bare, check=True, stdout=subprocess.PIPE).stdout)
     imports = subprocess.run([sys.executable, "-c", IMPORTS, str(ROOT)], check=True, stdout=subprocess.PIPE)
     return {"imports": int(imports.stdout), **counted}
 
 
-def judge_memory(run: Run, needed: dict[str, int]) -> str:
-    """The trainer's peak beside the sum of what cannot be done without."""
+def compare_memory(run: Run, needed: dict[str, int]) -> str:
+    """The trainer's peak memory compared with the minimum."""
     total = sum(needed.values())
     parts = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in needed.items())
     return (
@@ -100,7 +100,7 @@ def main() -> None:
             options.steps,
         )
         print(table(runs))
-        print(judge_memory(max(runs["trainer"], key=lambda run: run.peak), floor(model, options.rank)))
+        print(compare_memory(max(runs["trainer"], key=lambda run: run.peak), floor(model, options.rank)))
 
 
 if __name__ == "__main__":

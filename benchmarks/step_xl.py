@@ -1,4 +1,4 @@
-"""Seconds a step and peak memory of a LoRA on full-size Stable Diffusion XL on the CPU, within 24 GB.
+"""Measure seconds per step and peak memory of a LoRA on full-size Stable Diffusion XL on the CPU, within 24 GB.
 
     python benchmarks/step_xl.py --file base.safetensors [--rank 8] [--size 256] [--pairs 1] [--steps 4] [-- more flags]
 

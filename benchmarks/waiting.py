@@ -1,4 +1,4 @@
-"""What share of a training the loop spends waiting for batches.
+"""Measure the share of training time spent waiting for batches.
 
     python benchmarks/waiting.py [--steps 120]
 

@@ -1,1 +1,1 @@
-"""Adapters (LoRA and its relatives), usable from tools and other programs: on torch and library.checkpoints alone."""
+"""Adapters (LoRA and its relatives), for this and other programs: imports only torch and library.checkpoints."""

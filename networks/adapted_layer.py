@@ -1,4 +1,4 @@
-"""One layer of the base with its adapter: how the layer computes while it is attached."""
+"""A layer of the base model with its adapter, and its forward pass while attached."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Forward = Callable[..., Tensor]
 
 
 class AdaptedLayer:
-    """Takes the place of the `forward` of a Linear or Conv2d between `attach` and `detach`. No torch module itself: the
-    base's module tree stays what it is."""
+    """Replaces the `forward` of a layer between `attach` and `detach`. Not a torch module, so that the base's module
+    tree does not change."""
 
     def __init__(self, target: Target, name: str, adapter: Any, kind: Kind, module_dropout: float = 0.0) -> None:
         self.target, self.name, self.adapter, self.kind = target, name, adapter, kind
         self.module: Base | Norm = target.module
         self.module_dropout = module_dropout
         self.multiplier = 1.0
-        self._before: Forward | None = None  # a `forward` that the layer had of its own
+        self._before: Forward | None = None  # an earlier replacement of the layer's `forward`
         self._base: Forward | None = None  # None: not attached
 
     @property
@@ -34,70 +34,70 @@ class AdaptedLayer:
         return getattr(self.adapter, dora.KEY, None) is not None
 
     def attach(self) -> None:
-        """Compute with the adapter from now on. Several adapters on one layer add."""
+        """Add the adapter to the layer's forward pass. Several adapters on one layer add up."""
         if self._base is None:
             self._before, self._base = self.module.__dict__.get("forward"), self.module.forward
             self.module.forward = self.forward  # type: ignore[method-assign, assignment]
 
     def detach(self) -> None:
-        """Compute as before `attach`. AdapterError if something else has taken the layer since."""
+        """Restore the forward pass from before `attach`. AdapterError if it was replaced again since."""
         if self._base is None:
             return
         if self.module.__dict__.get("forward") != self.forward:
-            raise AdapterError(f"{self.name}: another adapter was attached later", "Detach that one first.")
+            raise AdapterError(f"{self.name}: another adapter was attached later", "detach that one first")
         del self.module.forward
         if self._before is not None:
             self.module.forward = self._before  # type: ignore[method-assign]
         self._before = self._base = None
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
-        """The layer's output with the adapter; the base's own, bit for bit, at multiplier 0."""
+        """The layer's output with the adapter; at multiplier 0 the base's output, bit for bit."""
         base = self._base
-        assert base is not None  # attached, or nobody would have called
-        if self.multiplier == 0 or self._rests():
+        assert base is not None  # only called while attached
+        if self.multiplier == 0 or self._is_dropped():
             return base(x, *more)
         if not self.is_decomposed:
-            return self._added(base, x)
+            return self._forward_added(base, x)
         by_output = dora.is_by_output(self.adapter.dora_scale, self.target.layer.shape)
         if by_output and self._is_plain and hasattr(self.adapter, "bypass"):
-            return self._stretched(base, x)
-        return self._composed(base, x)
+            return self._forward_scaled(base, x)
+        return self._forward_merged(base, x)
 
-    def _rests(self) -> bool:
-        """Drawn anew for each pass in training, of torch's numbers, which checkpointing repeats."""
+    def _is_dropped(self) -> bool:
+        """Module dropout: drawn in each forward pass of training from torch's generator, which checkpointing resets."""
         return bool(self.module_dropout and self.adapter.training) and float(torch.rand(())) < self.module_dropout
 
     @property
     def _is_plain(self) -> bool:
-        """Whether the base computes what its class says, with its weight: no other adapter sits on it. A `forward` that
-        stands in only for the sake of precision says so by an attribute `computes_plainly`."""
+        """Whether the base's forward is that of its class, without another adapter. A replacement that only changes the
+        precision says so by an attribute `computes_plainly`."""
         return self._before is None or bool(getattr(self._before, "computes_plainly", False))
 
-    def _through(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Base and adapter in one, where the adapter can."""
-        through = getattr(self.adapter, "through", None)
-        if through is None or not self._is_plain or not isinstance(self.module, nn.Linear):
+    def _fused_forward(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Base and adapter in one operation, or None if the adapter does not support it."""
+        fused = getattr(self.adapter, "fused_forward", None)
+        if fused is None or not self._is_plain or not isinstance(self.module, nn.Linear):
             return None
-        result: Tensor | None = through(
+        result: Tensor | None = fused(
             x, self.module.weight, bias, self.multiplier, getattr(self._before, "cast", Tensor.to)
         )
         return result
 
-    def _added(self, base: Forward, x: Tensor) -> Tensor:
-        out = self._through(x, self.module.bias)
+    def _forward_added(self, base: Forward, x: Tensor) -> Tensor:
+        out = self._fused_forward(x, self.module.bias)
         if out is not None:
             return out
         if not hasattr(self.adapter, "bypass"):
-            return self._composed(base, x)
-        out, more = base(x), self.adapter.bypass(x)
-        if self._is_plain and isinstance(self.module, nn.Conv2d) and out.dtype == more.dtype:
-            return out.add_(more, alpha=self.multiplier)  # the layer's own tensor, which its gradients do not need
-        return torch.add(out, more, alpha=self.multiplier).to(out.dtype)
+            return self._forward_merged(base, x)
+        out, delta = base(x), self.adapter.bypass(x)
+        if self._is_plain and isinstance(self.module, nn.Conv2d) and out.dtype == delta.dtype:
+            return out.add_(delta, alpha=self.multiplier)  # in place: no gradient needs the layer's output
+        return torch.add(out, delta, alpha=self.multiplier).to(out.dtype)
 
-    def _stretched(self, base: Forward, x: Tensor) -> Tensor:
-        """DoRA by outputs without W': the output, its bias aside, times the factor."""
+    def _forward_scaled(self, base: Forward, x: Tensor) -> Tensor:
+        """DoRA per output without forming W': scale the output, without its bias, by the factor."""
         bias = self.module.bias
-        out = self._through(x, None)
+        out = self._fused_forward(x, None)
         if out is not None:
             dtype = out.dtype
         else:
@@ -106,28 +106,33 @@ class AdaptedLayer:
             if self._before is not None and bias is not None:
                 out = out - _along(bias, out)
             out = torch.add(out, self.adapter.bypass(x), alpha=self.multiplier)
-        # in float32: a factor near 1 means nothing in bfloat16
+        # in float32: bfloat16 rounds a factor near 1 away
         factor = _along(dora.factor(self.adapter, self.module.weight, self.multiplier), out)
-        stretched = out * factor if bias is None else torch.addcmul(_along(bias, out).to(factor.dtype), out, factor)
-        return stretched.to(dtype)
+        scaled = out * factor if bias is None else torch.addcmul(_along(bias, out).to(factor.dtype), out, factor)
+        return scaled.to(dtype)
 
-    def _composed(self, base: Forward, x: Tensor) -> Tensor:
-        """By way of the whole ΔW: with W + ΔW where the base computes plainly and is as exact, else beside it."""
+    def _forward_merged(self, base: Forward, x: Tensor) -> Tensor:
+        """Form ΔW, and compute with W + ΔW if the base is plain and of the adapter's dtype; else compute ΔW's part of
+        the output separately."""
         weight, dtype = self.module.weight, next(self.adapter.parameters()).dtype
-        delta, more = self.weight_delta(dtype), self.bias_delta()
-        more = None if more is None else more * self.multiplier
+        delta, bias_delta = self.weight_delta(dtype), self.bias_delta()
+        bias_delta = None if bias_delta is None else bias_delta * self.multiplier
         if dtype == weight.dtype and self._before is None:
             bias = self.module.bias
-            return self._apply(x, weight + delta, bias if more is None else more if bias is None else bias + more)
+            if bias is None or bias_delta is None:
+                bias = bias_delta if bias is None else bias
+            else:
+                bias = bias + bias_delta
+            return self._apply(x, weight + delta, bias)
         out = base(x)
-        taken = x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
-        return torch.add(out, self._apply(taken, delta, more)).to(out.dtype)
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+        return torch.add(out, self._apply(x, delta, bias_delta)).to(out.dtype)
 
     def bias_delta(self) -> Tensor | None:
-        """What is added to the base's bias at multiplier 1, where the kind has that."""
-        find = getattr(self.adapter, "delta_bias", None)
-        found: Tensor | None = None if find is None else find()
-        return found
+        """The change of the base's bias at multiplier 1, or None."""
+        delta_bias = getattr(self.adapter, "delta_bias", None)
+        delta: Tensor | None = None if delta_bias is None else delta_bias()
+        return delta
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         module = self.module
@@ -141,15 +146,15 @@ class AdaptedLayer:
         return out
 
     def weight_delta(self, dtype: torch.dtype) -> Tensor:
-        """What is added to the base's weight at this multiplier, computed in `dtype`."""
+        """The change of the base's weight at the current multiplier, computed in `dtype`."""
         weight = self.module.weight.detach().to(dtype)
         with torch.autocast(weight.device.type, enabled=False):
             if self.is_decomposed:
-                return dora.decomposed(self.adapter, weight, self.multiplier) - weight
+                return dora.merged_weight(self.adapter, weight, self.multiplier) - weight
             delta: Tensor = self.adapter.delta(weight)
             return delta if self.multiplier == 1 else delta * self.multiplier
 
 
 def _along(values: Tensor, out: Tensor) -> Tensor:
-    """Values of the outputs, shaped to go with a layer's output: channels last, or second of images."""
+    """Values per output, shaped to broadcast to a layer's output: channels last, or second for images."""
     return values.view(-1, 1, 1) if out.ndim == 4 else values.flatten()

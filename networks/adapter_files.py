@@ -1,4 +1,4 @@
-"""Adapter files: .safetensors with metadata, or torch's .pt and .ckpt. Read whole, written whole or not at all."""
+"""Read and write adapter files: .safetensors with metadata, or torch's .pt and .ckpt."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What an adapter file holds: tensors by key, on the CPU and independent of the file, and its metadata."""
+    """The contents of an adapter file: tensors by key, on the CPU and independent of the file, and its metadata."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read(path: Path | str) -> AdapterFile:
-    """An adapter file, told by its content and not by its name. CheckpointError: no such file, damaged, a pickle that
-    would run code."""
+    """Read an adapter file; the content decides the format, not the name. CheckpointError: no such file, damaged, a
+    pickle that would run code."""
     header = read_header(path)
     reader = TensorReader(header)
-    # copies, as a mapped file could not be written over on Windows
+    # copies: Windows cannot overwrite a file that is mapped
     tensors = {name: reader.get(name).clone() for name in reader.names()}
     reader.close()
     return AdapterFile(tensors, dict(header.metadata))
 
 
 def write(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write an adapter file as its name's ending says; .safetensors get the hashes sshs_model_hash and sshs_legacy_hash
-    besides `metadata`, the others hold the tensors alone. CheckpointError, leaving what was there: a value that is not
-    finite, a full disk."""
+    """Write an adapter file, in the format of its extension. A .safetensors file also gets the hashes sshs_model_hash
+    and sshs_legacy_hash; the others hold only the tensors. CheckpointError, keeping an existing file: a value that is
+    not finite, a full disk."""
     path = Path(path)
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, {**(metadata or {}), **adapter_hashes(tensors, metadata or {})})

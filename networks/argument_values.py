@@ -1,4 +1,4 @@
-"""How the values of --network_args are read: strings as users and front-ends write them. No torch."""
+"""Read the values of --network_args from strings, as users and front-ends write them. No torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off", "", "none"}
 
 
 def switch(text: str) -> bool:
-    """True or False in any case; also 1/0, yes/no, on/off. Nothing is False. ValueError otherwise."""
+    """True or False in any case; also 1/0, yes/no, on/off. An empty text is False. ValueError otherwise."""
     word = text.strip().lower()
     if word in _YES | _NO:
         return word in _YES
-    raise ValueError("is neither True nor False")
+    raise ValueError("is not True or False")
 
 
 def number(*, least: float = -math.inf, below: float = math.inf) -> Callable[[str], float]:
@@ -25,9 +25,9 @@ def number(*, least: float = -math.inf, below: float = math.inf) -> Callable[[st
         try:
             value = float(text)
         except ValueError:
-            raise ValueError("is no number") from None
+            raise ValueError("is not a number") from None
         if not math.isfinite(value):
-            raise ValueError("is no finite number")
+            raise ValueError("is not finite")
         if value < least:
             raise ValueError(f"is less than {least:g}")
         if value >= below:
@@ -38,40 +38,40 @@ def number(*, least: float = -math.inf, below: float = math.inf) -> Callable[[st
 
 
 def whole(*, least: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `least` on; "8.0" is one, as front-ends write them."""
+    """A reader of whole numbers, `least` or more; accepts "8.0", as front-ends write."""
 
     def read(text: str) -> int:
         value = number(least=least)(text)
         if value != int(value):
-            raise ValueError("is no whole number")
+            raise ValueError("is not a whole number")
         return int(value)
 
     return read
 
 
 def choice(*words: str) -> Callable[[str], str]:
-    """A reader of one of some words, in any case."""
+    """A reader of one of `words`, in any case."""
 
     def read(text: str) -> str:
         word = text.strip().lower()
         if word not in words:
-            raise ValueError(f"is none of {', '.join(words)}")
+            raise ValueError(f"is not one of {', '.join(words)}")
         return word
 
     return read
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers from 0 on, with commas between."""
-    return tuple(_each(text, whole(least=0)))
+    """Whole numbers, 0 or more, separated by commas."""
+    return tuple(_read_items(text, whole(least=0)))
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers from 0 on, with commas between."""
-    return tuple(_each(text, number(least=0)))
+    """Numbers, 0 or more, separated by commas."""
+    return tuple(_read_items(text, number(least=0)))
 
 
-def _each(text: str, read: Callable[[str], _Value]) -> list[_Value]:
+def _read_items(text: str, read: Callable[[str], _Value]) -> list[_Value]:
     try:
         return [read(item) for item in text.split(",")]
     except ValueError as error:
@@ -81,21 +81,21 @@ def _each(text: str, read: Callable[[str], _Value]) -> list[_Value]:
 def curve(text: str) -> Callable[[int], tuple[float, ...]]:
     """Factors by block as kohya writes them: `factors` with a comma, or the name of a curve.
 
-    Names: cosine, sine, linear, reverse_linear, zeros, with an optional "+base". Answers a function of the number of
+    Names: cosine, sine, linear, reverse_linear, zeros, with an optional "+base". Returns a function of the number of
     blocks.
     """
     name, _, base = text.strip().partition("+")
     if "," in text:
         return factors(text)
     if name not in _CURVES:
-        raise ValueError(f"is neither a list with commas nor one of {', '.join(_CURVES)}")
+        raise ValueError(f"is not a comma-separated list or one of {', '.join(_CURVES)}")
     shape, raised = _CURVES[name], number()(base) if base else 0.0
     return lambda count: tuple(shape(i / (count - 1) if count > 1 else 1.0) + raised for i in range(count))
 
 
 def factors(text: str) -> Callable[[int], tuple[float, ...]]:
-    """Factors by block: an item without a number is 0, a short list goes on with 1, a long one is cut."""
-    items = _each(text, lambda item: number(least=0)(item) if item.strip() else 0.0)
+    """Factors by block: an empty item is 0, a short list is filled up with 1, a long one is cut."""
+    items = _read_items(text, lambda item: number(least=0)(item) if item.strip() else 0.0)
     return lambda count: (*items[:count], *[1.0] * (count - len(items)))
 
 

@@ -1,8 +1,8 @@
-"""DyLoRA: a LoRA of which every first part of the ranks is an adapter of its own (arXiv 2210.07558, section 4.1, the
-variant that updates the last of the chosen ranks only).
+"""DyLoRA: a LoRA whose first ranks alone are a usable adapter too (arXiv 2210.07558, section 4.1, the variant that
+updates only the last of the chosen ranks).
 
-Every forward pass of training draws one window of `unit` ranks: it and the ranks before make the output, and it alone
-learns. Files are those of a LoRA; each rank that is a multiple of `unit` can be cut out of them.
+Every forward pass of training draws one window of `unit` ranks. The output uses this window and the ranks before it;
+only the window gets gradients. Files are those of a LoRA; every multiple of `unit` can be extracted as a rank.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import AdapterError, Layer, LayerSettings
 
 
 class Ranks(nn.Module):
-    """One factor of a LoRA, in windows of ranks along `axis`. Its state dict is the whole one as `weight`.
+    """One factor of a LoRA, split into windows of ranks along `axis`. Its state dict has the whole factor as `weight`.
 
-    Each window is a parameter of its own, so that an optimizer's momentum and weight decay leave alone those which had
-    no part in a step.
+    Each window is a parameter of its own, so that the optimizer's momentum and weight decay do not touch windows that
+    took no part in a step.
     """
 
     def __init__(self, whole: Tensor, unit: int, axis: int) -> None:
@@ -33,7 +33,7 @@ class Ranks(nn.Module):
             self.register_parameter(str(index), nn.Parameter(window.clone(memory_format=torch.contiguous_format)))
 
     def forward(self, last: int | None = None) -> Tensor:
-        """All ranks, or those up to the window `last`, of which only this one gets gradients."""
+        """All ranks, or those up to the window `last`, the only one that gets gradients."""
         windows: list[Tensor] = list(self.parameters())
         if last is None:
             return torch.cat(windows, self.axis)
@@ -76,46 +76,46 @@ class DyLora(nn.Module):
     def __init__(self, layer: Layer, down: Tensor, up: Tensor, alpha: float, unit: int) -> None:
         super().__init__()
         if down.shape[0] % unit:
-            what = f"unit={unit} does not divide {down.shape[0]}, the rank of {layer.name}"
-            raise AdapterError(what, "Choose a divisor of every rank.")
+            what = f"unit={unit} does not divide the rank {down.shape[0]} of {layer.name}"
+            raise AdapterError(what, "use a divisor of every rank")
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.lora_down = Ranks(down, unit, 0)
         self.lora_up = Ranks(up, unit, 1)
         self.layer = layer
         self.dim, self.unit, self.dropout = down.shape[0], unit, 0.0
-        self.scale = reading.scale(self.alpha, self.dim)
+        self.scale = layer_tensors.scale(self.alpha, self.dim)
 
     def _load_from_state_dict(self, *given: Any) -> None:
         super()._load_from_state_dict(*given)
-        self.scale = reading.scale(self.alpha, self.dim)
+        self.scale = layer_tensors.scale(self.alpha, self.dim)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DyLora:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        self.alpha = alpha.to(self.alpha.device)  # stays in float32, so that its value stays exact
         return self
 
     def delta(self, weight: Tensor) -> Tensor:
-        """ΔW of all ranks, alpha / dim · up · down, of the shape and dtype of `weight`."""
+        """ΔW = alpha / dim · up · down with all ranks, of the shape and dtype of `weight`."""
         down, up = self.lora_down().to(weight), self.lora_up().to(weight)
         return torch.mm(up.flatten(1) * self.scale, down.flatten(1)).reshape(weight.shape)
 
     def norm(self) -> Tensor:
         """‖ΔW‖ (Frobenius), without forming it."""
-        return reading.product_norm(self.lora_down(), self.lora_up()) * abs(self.scale)
+        return layer_tensors.product_norm(self.lora_down(), self.lora_up()) * abs(self.scale)
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:
-        """Make ΔW `ratio` times what it is, both factors alike."""
+        """Multiply ΔW by `ratio`, spread evenly over both factors."""
         for window in (*self.lora_down.parameters(), *self.lora_up.parameters()):
             window.mul_(math.sqrt(ratio))
 
     def bypass(self, x: Tensor) -> Tensor:
-        """What ΔW adds to the layer's output for x; in training, of the ranks up to a window drawn at random, times
-        √(dim / ranks), as the paper's code has it."""
+        """ΔW's contribution to the layer's output for x. In training only the ranks up to a random window count, times
+        √(dim / ranks) as in the paper's code."""
         last, factor = None, self.scale
         if self.training:
-            last = int(torch.randint(self.dim // self.unit, ()))  # torch's own numbers: checkpointing repeats them
+            last = int(torch.randint(self.dim // self.unit, ()))  # torch's generator, which checkpointing restores
             factor *= math.sqrt(self.dim / ((last + 1) * self.unit))
         down, up = self.lora_down(last), self.lora_up(last) * factor
         if x.dtype != down.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -128,7 +128,7 @@ class DyLora(nn.Module):
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> DyLora:
-    """A new DyLoRA; up starts at 0. AdapterError if `unit` does not divide the rank."""
+    """Create a DyLoRA; up starts at 0. AdapterError if `unit` does not divide the rank."""
     dim = settings.dim
     down = torch.empty(dim, *layer.shape[1:])
     nn.init.kaiming_uniform_(down, a=math.sqrt(5))
@@ -139,10 +139,10 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> DyLora:
 
 
 def load(layer: Layer, tensors: dict[str, Tensor], unit: int = 1) -> DyLora:
-    """The LoRA of a file as a DyLoRA. AdapterError for missing tensors, for shapes that do not fit the layer, and for a
-    rank that `unit` does not divide."""
-    down, up = reading.take(layer, tensors, "lora_down.weight", "lora_up.weight")
+    """Load the tensors of a LoRA as a DyLoRA. AdapterError for missing tensors, for shapes that do not fit the layer,
+    and for a rank that `unit` does not divide."""
+    down, up = layer_tensors.take(layer, tensors, "lora_down.weight", "lora_up.weight")
     dim = down.shape[0]
-    reading.want(layer, "lora_down.weight", down, (dim, *layer.shape[1:]))
-    reading.want(layer, "lora_up.weight", up, (layer.shape[0], dim, *(1 for _ in layer.shape[2:])))
-    return DyLora(layer, down, up, reading.take_alpha(tensors, dim), unit)
+    layer_tensors.check_shape(layer, "lora_down.weight", down, (dim, *layer.shape[1:]))
+    layer_tensors.check_shape(layer, "lora_up.weight", up, (layer.shape[0], dim, *(1 for _ in layer.shape[2:])))
+    return DyLora(layer, down, up, layer_tensors.take_alpha(tensors, dim), unit)

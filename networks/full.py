@@ -1,16 +1,16 @@
-"""A layer's whole change, as LyCORIS' algo `full` writes it: `diff` of the weight's shape and `diff_b` of the bias'.
-For reading: what trains all of a layer is train_db.py."""
+"""Full weight differences, as in files of LyCORIS' algo `full`: `diff` of the weight's shape and `diff_b` of the bias'.
+Only loaded; to train all weights use train_db.py."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer
 
 
 class Full(nn.Module):
-    """ΔW itself, and what is added to the bias where a file has it."""
+    """ΔW, and the change of the bias if the file has one."""
 
     diff_b: nn.Parameter | None
 
@@ -24,15 +24,15 @@ class Full(nn.Module):
         return self.diff.to(weight).reshape(weight.shape)
 
     def delta_bias(self) -> Tensor | None:
-        """What is added to the bias at multiplier 1, (out,), or None."""
+        """The change of the bias at multiplier 1, (out,), or None."""
         return self.diff_b
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Full:
-    """The change of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
-    (diff,) = reading.take(layer, tensors, "diff")
-    reading.want(layer, "diff", diff, layer.shape)
+    """Load a layer's tensors. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    (diff,) = layer_tensors.take(layer, tensors, "diff")
+    layer_tensors.check_shape(layer, "diff", diff, layer.shape)
     bias = tensors.pop("diff_b", None)
     if bias is not None:
-        reading.want(layer, "diff_b", bias, layer.shape[:1])
+        layer_tensors.check_shape(layer, "diff_b", bias, layer.shape[:1])
     return Full(diff, bias)

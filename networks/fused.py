@@ -1,8 +1,8 @@
-"""A Linear layer and its LoRA in as few passes over memory as there can be.
+"""A Linear layer with its LoRA in one autograd function, with as few passes over memory as possible.
 
-Left to autograd, the adapter's part of the output and of the input's gradient are made on their own and added in a pass
-of their own each. Here both are accumulated by the matrix products, and the input is kept once. A base in another
-precision than the input is cast for each product and kept as it is, so a base in half precision takes half the memory.
+Plain autograd computes the adapter's part of the output and of the input's gradient separately and adds them in extra
+passes. Here the matrix products accumulate both, and the input is saved once. A base weight of another dtype is cast
+for each product and the cast is not saved, so a base in half precision takes half the memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _LoraLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         matrix = cast(weight, rows.dtype)
         out = rows @ matrix.mT if bias is None else torch.addmm(bias.to(rows.dtype), rows, matrix.mT)
-        # (r, n): long rows are what CPUs are quick with
+        # (r, n): CPUs are faster with long rows
         ranks = (down @ rows.to(down.dtype).mT).mul_(scale)
         if down.dtype == out.dtype:
             out.addmm_(ranks.mT, up.mT)
@@ -65,11 +65,11 @@ def lora_linear(
     scale: float,
     cast: Cast = Tensor.to,
 ) -> Tensor | None:
-    """x · (W + scale · B A)ᵀ + bias for x (..., in); gradients reach x, A (r, in) and B (out, r), never W and bias.
+    """x · (W + scale · B A)ᵀ + bias for x (..., in); only x, A (r, in) and B (out, r) get gradients.
 
-    `cast` brings the weight into the dtype of the product; what it gives is not kept. Under autocast everything is done
-    in its dtype, else W's part in x's and the adapter's in its own. None where that is not the layer's own arithmetic:
-    W or bias wants a gradient, or autocast leaves float64 alone.
+    `cast` converts the weight to the dtype of the product; its result is not saved. Under autocast everything is
+    computed in autocast's dtype, else W's part in x's dtype and the adapter's in its own. None if this would differ
+    from the layer's arithmetic: W or bias needs a gradient, or there is float64, which autocast does not touch.
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return None

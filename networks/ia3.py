@@ -1,7 +1,7 @@
 """(IA)³: one learned factor for every output or every input channel of a layer (arXiv 2205.05638, section 3.3).
 
-In files (LyCORIS): `weight`, of which 1 is taken off, so that 0 changes nothing: (channels,) for a Linear and
-(1, channels, 1, 1) for a convolution; and `on_input`, 1 where the factors are for the input. There is no alpha.
+In files (LyCORIS): `weight`, the factors minus 1, so that 0 changes nothing: (channels,) for a Linear and
+(1, channels, 1, 1) for a convolution; and `on_input`, 1 if the factors are for the input. There is no alpha.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
 
-# The paper scales keys, values and what lies between the two layers of a feed-forward network, as the second one's
-# input: in files' names (LyCORIS' preset "ia3" has the same).
+# The paper scales keys, values and the input of the second layer of feed-forward networks. As in LyCORIS' preset "ia3",
+# by the names in files.
 _KEYS_AND_VALUES = ("_to_k", "_to_v", "_k_proj", "_v_proj")
 _SECOND_LAYERS = ("_ff_net_2", "_mlp_fc2")
 
 
 class Ia3(nn.Module):
-    """One layer's factors, less 1."""
+    """One layer's factors, minus 1."""
 
     on_input: Tensor
 
@@ -43,14 +43,14 @@ class Ia3(nn.Module):
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:
-        """Make ΔW `ratio` times what it is."""
+        """Multiply ΔW by `ratio`."""
         self.weight.mul_(ratio)
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Ia3 | None:
-    """New factors of 1; None for a layer that is none of the paper's, unless enable_all is set. `dim` and `alpha` have
-    no part in this kind. `settings.own`: enable_all; train_on_input (None: of the second layers of feed-forward
-    networks the input, of all others the output)."""
+    """Create factors of 1; None for a layer that the paper does not scale, unless enable_all is set. `dim` and `alpha`
+    are not used. `settings.own`: enable_all; train_on_input (None: the input for the second layers of feed-forward
+    networks, the output for all others)."""
     if not (settings.own.get("enable_all") or layer.name.endswith(_KEYS_AND_VALUES + _SECOND_LAYERS)):
         return None
     on_input = settings.own.get("train_on_input")
@@ -60,9 +60,9 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Ia3 | None:
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Ia3:
-    """The factors of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
-    weight, on_input = reading.take(layer, tensors, "weight", "on_input", axes=0)
-    reading.want(layer, "weight", weight, _shape(layer, on_input=bool(on_input)))
+    """Load a layer's tensors. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    weight, on_input = layer_tensors.take(layer, tensors, "weight", "on_input", axes=0)
+    layer_tensors.check_shape(layer, "weight", weight, _shape(layer, on_input=bool(on_input)))
     return Ia3(weight, on_input.reshape(()))
 
 

@@ -1,4 +1,4 @@
-"""LoHa: ΔW as the elementwise product of two low-rank matrices, so of a rank of up to dim² (FedPara, arXiv 2108.06098,
+"""LoHa: ΔW is the elementwise product of two low-rank matrices, with a rank of up to dim² (FedPara, arXiv 2108.06098,
 Proposition 1; LyCORIS, arXiv 2309.14859, section 3.2).
 
 In files (LyCORIS): `hada_w1_a` (out, dim), `hada_w1_b` (dim, in·kh·kw), `hada_w2_a`, `hada_w2_b`, `alpha`. With
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
 from networks.fused import Cast, lora_linear
 
@@ -24,7 +24,7 @@ _CORES = ("hada_t1", "hada_t2")
 
 
 class _Product(torch.autograd.Function):
-    """(a1 b1) ∘ (a2 b2). Both halves are made again for the gradients: keeping them would cost twice the memory of the
+    """(a1 b1) ∘ (a2 b2). The backward pass recomputes both products: keeping them would cost twice the memory of the
     base's weights."""
 
     @staticmethod
@@ -41,7 +41,7 @@ class _Product(torch.autograd.Function):
 
 
 class LoHa(nn.Module):
-    """One layer's four factors, and the two cores where it is Tucker-decomposed."""
+    """One layer's four factors, and two cores if it is Tucker-decomposed."""
 
     alpha: Tensor
     hada_w1_a: nn.Parameter
@@ -52,18 +52,18 @@ class LoHa(nn.Module):
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor))
         self.dim = tensors["hada_w1_b"].shape[0]
-        self.scale = reading.scale(self.alpha, self.dim)
+        self.scale = layer_tensors.scale(self.alpha, self.dim)
         self.layer, self.rank_dropout = layer, 0.0
         self._names = (*_FACTORS, *_CORES) if _CORES[0] in tensors else _FACTORS
 
     def _load_from_state_dict(self, *given: Any) -> None:
         super()._load_from_state_dict(*given)
-        self.scale = reading.scale(self.alpha, self.dim)
+        self.scale = layer_tensors.scale(self.alpha, self.dim)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoHa:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        self.alpha = alpha.to(self.alpha.device)  # stays in float32, so that its value stays exact
         return self
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -78,29 +78,29 @@ class LoHa(nn.Module):
 
     @property
     def bypass(self) -> Callable[[Tensor], Tensor]:
-        """ΔW's part of the layer's output for x, in training with some of the outputs dropped, the same ones for all
-        samples: kohya's rank dropout of this kind. Not there where W + ΔW is cheaper."""
+        """ΔW's contribution to the layer's output for x; in training with random outputs dropped, the same ones for all
+        samples (kohya's rank dropout for LoHa). AttributeError where W + ΔW is cheaper."""
         if not (self.rank_dropout or self._is_narrow):
             raise AttributeError("bypass")
         return self._beside
 
-    def through(
+    def fused_forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float, cast: Cast = Tensor.to
     ) -> Tensor | None:
-        """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
+        """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer with a frozen W; None if it cannot be fused."""
         if not self._is_narrow or self.layer.is_conv or (self.training and self.rank_dropout):
             return None
         return lora_linear(x, weight, bias, *self._as_lora(), self.scale * multiplier, cast)
 
     @property
     def _is_narrow(self) -> bool:
-        """Whether the layer is so much larger than dim² that a LoRA of this rank costs less than ΔW."""
+        """Whether a LoRA of rank dim² is cheaper for this layer than forming ΔW."""
         plain = len(self._names) == len(_FACTORS) and self.layer.groups == 1
         return plain and 2 * self.dim**2 <= min(self.layer.shape[0], math.prod(self.layer.shape[1:]))
 
     def _as_lora(self) -> tuple[Tensor, Tensor]:
-        """Down (dim², in·kh·kw) and up (out, dim²) of the LoRA that has the same ΔW, exactly: the products of every
-        row of b1 with every row of b2, and of every column of a1 with every column of a2."""
+        """Down (dim², in·kh·kw) and up (out, dim²) of a LoRA with exactly the same ΔW: the products of every row of b1
+        with every row of b2, and of every column of a1 with every column of a2."""
         a1, b1, a2, b2 = (self.get_parameter(name) for name in _FACTORS)
         return (b1[:, None] * b2).flatten(0, 1), (a1[:, :, None] * a2[:, None]).flatten(1)
 
@@ -130,7 +130,7 @@ class LoHa(nn.Module):
         """‖ΔW‖ (Frobenius), of a small dim without forming it."""
         with torch.no_grad():
             if self._is_narrow:
-                return reading.product_norm(*self._as_lora()) * abs(self.scale)
+                return layer_tensors.product_norm(*self._as_lora()) * abs(self.scale)
             norm: Tensor = self.delta(self.hada_w1_a.new_empty(self.layer.shape)).float().norm()
             return norm
 
@@ -166,15 +166,15 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoHa:
 def load(layer: Layer, tensors: dict[str, Tensor]) -> LoHa:
     """The LoHa of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
     names = _FACTORS + (_CORES if any(name in tensors for name in _CORES) else ())
-    taken = dict(zip(names, reading.take(layer, tensors, *names), strict=True))
+    taken = dict(zip(names, layer_tensors.take(layer, tensors, *names), strict=True))
     out, inside = layer.shape[:2]
     for half in ("1", "2"):
         dim = taken[f"hada_w{half}_b"].shape[0]
         if len(names) == len(_FACTORS):
             inside = math.prod(layer.shape[1:])
-            reading.want(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (out, dim))
+            layer_tensors.check_shape(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (out, dim))
         else:
-            reading.want(layer, f"hada_t{half}", taken[f"hada_t{half}"], (dim, dim, *layer.kernel))
-            reading.want(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (dim, out))
-        reading.want(layer, f"hada_w{half}_b", taken[f"hada_w{half}_b"], (dim, inside))
-    return LoHa(layer, taken, reading.take_alpha(tensors, taken["hada_w1_b"].shape[0]))
+            layer_tensors.check_shape(layer, f"hada_t{half}", taken[f"hada_t{half}"], (dim, dim, *layer.kernel))
+            layer_tensors.check_shape(layer, f"hada_w{half}_a", taken[f"hada_w{half}_a"], (dim, out))
+        layer_tensors.check_shape(layer, f"hada_w{half}_b", taken[f"hada_w{half}_b"], (dim, inside))
+    return LoHa(layer, taken, layer_tensors.take_alpha(tensors, taken["hada_w1_b"].shape[0]))

@@ -1,4 +1,4 @@
-"""LoKr: ΔW as the Kronecker product of a small matrix and a larger one, which may itself be of low rank (LyCORIS,
+"""LoKr: ΔW is the Kronecker product of a small matrix and a large one, which may be of low rank (LyCORIS,
 arXiv 2309.14859, section 3.3).
 
 In files (LyCORIS): `lokr_w1` (a, c), or `lokr_w1_a` (a, dim) and `lokr_w1_b` (dim, c); `lokr_w2` (b, d, kh, kw), or
@@ -16,25 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import reading
+from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
 
 
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
-    """Two numbers, the smaller one first, whose product is `dimension`: by LyCORIS' rule, which decides the shapes in
-    files. `factor` and its cofactor where it divides; else the pair that is nearest to a square with the smaller number
-    at most `factor` (-1: no bound)."""
+    """Two numbers, the smaller first, whose product is `dimension`: LyCORIS' rule, which defines the shapes in files.
+
+    `factor` and its cofactor if it divides `dimension`; else the most equal pair whose smaller number is at most
+    `factor` (-1: no bound).
+    """
     if factor > 0 and dimension % factor == 0:
         return min(factor, dimension // factor), max(factor, dimension // factor)
     bound = dimension if factor < 0 else factor
-    smaller = max(
-        (one for one in range(1, math.isqrt(dimension) + 1) if dimension % one == 0 and one <= bound), default=1
-    )
+    smaller = max((n for n in range(1, math.isqrt(dimension) + 1) if dimension % n == 0 and n <= bound), default=1)
     return smaller, dimension // smaller
 
 
 class LoKr(nn.Module):
-    """One layer's factors: each of the two matrices whole, or as a product of two or three."""
+    """One layer's factors: each of the two matrices is whole, or a product of two or three."""
 
     alpha: Tensor
 
@@ -50,7 +50,7 @@ class LoKr(nn.Module):
         self._set_scale()
 
     def _set_scale(self) -> None:
-        self.scale = reading.scale(self.alpha, self.dim) if self.dim else 1.0
+        self.scale = layer_tensors.scale(self.alpha, self.dim) if self.dim else 1.0
 
     def _load_from_state_dict(self, *given: Any) -> None:
         super()._load_from_state_dict(*given)
@@ -59,11 +59,11 @@ class LoKr(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoKr:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.alpha = alpha.to(self.alpha.device)  # exact, whatever the precision of the others
+        self.alpha = alpha.to(self.alpha.device)  # stays in float32, so that its value stays exact
         return self
 
     def delta(self, weight: Tensor) -> Tensor:
-        """ΔW = alpha / dim · w1 ⊗ w2, of the shape and dtype of `weight`. The factor is 1 where w1 and w2 are whole."""
+        """ΔW = alpha / dim · w1 ⊗ w2, of the shape and dtype of `weight`. The factor is 1 if w1 and w2 are whole."""
         first, second = self._first(weight) * self.scale, self._second(weight)
         return torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second)
 
@@ -74,26 +74,25 @@ class LoKr(nn.Module):
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:
-        """Make ΔW `ratio` times what it is, all factors alike."""
+        """Multiply ΔW by `ratio`, spread evenly over the factors."""
         for name in self._names:
             self.get_parameter(name).mul_(ratio ** (1 / len(self._names)))
 
     def bypass(self, x: Tensor) -> Tensor:
-        """ΔW's part of the layer's output for x, without making ΔW: (..., in) -> (..., out) for a Linear,
+        """ΔW's contribution to the layer's output for x, without forming ΔW: (..., in) -> (..., out) for a Linear,
         (n, in, h, w) -> (n, out, h', w') for a convolution. (A ⊗ B) vec(X) = vec(A X Bᵀ), with X of c rows."""
         first = self._first() * self.scale
         if x.dtype != first.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(first.dtype)
         if self.layer.is_conv:
-            return self._thinned(self._convolve(first, x), (-1, 1, 1))
+            return self._apply_dropout(self._convolve(first, x), (-1, 1, 1))
         hidden = x.reshape(*x.shape[:-1], first.shape[1], -1)
         for matrix in self._pair()[::-1] if self._low_rank else (self._second(),):
             hidden = functional.linear(hidden, matrix)
-        return self._thinned(functional.linear(hidden.mT, first).mT.flatten(-2), (-1,))
+        return self._apply_dropout(functional.linear(hidden.mT, first).mT.flatten(-2), (-1,))
 
-    def _thinned(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """In training with some of the outputs dropped, the same ones for all samples: kohya's rank dropout of this
-        kind."""
+    def _apply_dropout(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """In training, drop random outputs, the same ones for all samples: kohya's rank dropout for LoKr."""
         if not (self.training and self.rank_dropout):
             return out
         kept = torch.rand(self.layer.shape[0], device=out.device) >= self.rank_dropout
@@ -101,19 +100,19 @@ class LoKr(nn.Module):
 
     def _convolve(self, first: Tensor, x: Tensor) -> Tensor:
         rows = first.shape[1]
-        if self.layer.groups > 1:  # the rows of c lie in several groups
-            return self._slide(x, torch.kron(first[..., None, None], self._second()), self.layer.groups)
+        if self.layer.groups > 1:  # the rows of c are spread over several groups
+            return self._conv2d(x, torch.kron(first[..., None, None], self._second()), self.layer.groups)
         hidden = x.reshape(x.shape[0] * rows, -1, *x.shape[2:])
         if self._low_rank:
             a, b = self._pair()
-            hidden = self._slide(hidden, b.reshape(b.shape[0], -1, *self.layer.kernel))
+            hidden = self._conv2d(hidden, b.reshape(b.shape[0], -1, *self.layer.kernel))
             hidden = functional.conv2d(hidden, a[..., None, None])
         else:
-            hidden = self._slide(hidden, self._second())
+            hidden = self._conv2d(hidden, self._second())
         mixed = torch.matmul(first, hidden.reshape(x.shape[0], rows, -1))
         return mixed.reshape(x.shape[0], -1, *hidden.shape[2:])
 
-    def _slide(self, x: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
+    def _conv2d(self, x: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
         layer = self.layer
         return functional.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation, groups)
 
@@ -135,7 +134,7 @@ class LoKr(nn.Module):
         return self._get("lokr_w1_a", like) @ self._get("lokr_w1_b", like)
 
     def _second(self, like: Tensor | None = None) -> Tensor:
-        """w2, (b, d), and of a convolution (b, d, kh, kw)."""
+        """w2: (b, d), or (b, d, kh, kw) for a convolution."""
         if "lokr_w2" in self._names:
             second = self._get("lokr_w2", like)
         elif "lokr_t2" in self._names:
@@ -149,10 +148,10 @@ class LoKr(nn.Module):
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoKr:
-    """A new LoKr, divided as LyCORIS divides it; what is multiplied last starts at 0.
+    """Create a LoKr with LyCORIS' shapes; the last matrix of the product starts at 0.
 
-    `settings.own`: factor (-1: nearest to a square), decompose_both (w1 of low rank too), full_matrix (w2 whole at any
-    dim), unbalanced_factorization (the larger factor of the outputs goes to w1), use_tucker.
+    `settings.own`: factor (-1: as equal as possible), decompose_both (w1 of low rank too), full_matrix (w2 whole at any
+    dim), unbalanced_factorization (w1 gets the larger factor of the outputs), use_tucker.
     """
     own, dim = settings.own, settings.dim
     factor, whole = int(own.get("factor", -1)), bool(own.get("full_matrix"))
@@ -172,8 +171,8 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoKr:
         tensors |= {"lokr_w2_a": _random(dim, b), "lokr_w2_b": torch.zeros(dim, d)}
     else:
         tensors |= {"lokr_w2_a": _random(b, dim), "lokr_w2_b": torch.zeros(dim, d * math.prod(kernel))}
-    # Where nothing is of low rank, alpha has no meaning and dim no limit ("as large as can be" is asked for by 100000,
-    # which in half precision would be infinite).
+    # If no matrix is of low rank, alpha is unused and dim has no limit (users write 100000 for "full rank"): limited,
+    # as it would be infinite in half precision.
     alpha = settings.alpha if _dim(tensors) else float(min(dim, max(layer.shape)))
     adapter = LoKr(layer, tensors, alpha)
     adapter.rank_dropout = settings.rank_dropout
@@ -181,13 +180,13 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoKr:
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> LoKr:
-    """The LoKr of a file. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    """Load a layer's tensors. AdapterError for missing tensors and for shapes that do not fit the layer."""
     names = ["lokr_w1"] if "lokr_w1" in tensors else ["lokr_w1_a", "lokr_w1_b"]
     names += ["lokr_w2"] if "lokr_w2" in tensors else ["lokr_w2_a", "lokr_w2_b"]
     names += ["lokr_t2"] if "lokr_t2" in tensors else []
-    taken = dict(zip(names, reading.take(layer, tensors, *names), strict=True))
-    _check(layer, taken)
-    return LoKr(layer, taken, reading.take_alpha(tensors, _dim(taken) or 1))
+    factors = dict(zip(names, layer_tensors.take(layer, tensors, *names), strict=True))
+    _check_shapes(layer, factors)
+    return LoKr(layer, factors, layer_tensors.take_alpha(tensors, _dim(factors) or 1))
 
 
 def _random(*shape: int) -> Tensor:
@@ -197,31 +196,35 @@ def _random(*shape: int) -> Tensor:
 
 
 def _dim(tensors: dict[str, Tensor]) -> int | None:
-    """The rank that alpha is divided by: of w1 where it has one, else of w2 (LyCORIS' order); None: both are whole."""
+    """The rank that alpha is divided by: that of w1, else that of w2 (LyCORIS' order); None if both are whole."""
     for name in ("lokr_w1_b", "lokr_w2_b"):
         if name in tensors:
             return tensors[name].shape[0]
     return None
 
 
-def _check(layer: Layer, tensors: dict[str, Tensor]) -> None:
-    """AdapterError unless the factors fit each other and their product the layer."""
+def _check_shapes(layer: Layer, tensors: dict[str, Tensor]) -> None:
+    """AdapterError unless the factors fit each other and their product fits the layer."""
     kernel = math.prod(layer.kernel)
     if "lokr_w1" in tensors:
         a, c = tensors["lokr_w1"].flatten(1).shape
     else:
         a, c = tensors["lokr_w1_a"].shape[0], tensors["lokr_w1_b"].shape[1]
-        reading.want(layer, "lokr_w1_a", tensors["lokr_w1_a"], (a, tensors["lokr_w1_b"].shape[0]))
+        layer_tensors.check_shape(layer, "lokr_w1_a", tensors["lokr_w1_a"], (a, tensors["lokr_w1_b"].shape[0]))
     if "lokr_w2" in tensors:
         b, rest = tensors["lokr_w2"].flatten(1).shape
     else:
         dim, rest = tensors["lokr_w2_b"].shape
         if "lokr_t2" in tensors:
             b, rest = tensors["lokr_w2_a"].shape[1], rest * kernel
-            reading.want(layer, "lokr_t2", tensors["lokr_t2"], (tensors["lokr_w2_a"].shape[0], dim, *layer.kernel))
+            layer_tensors.check_shape(
+                layer, "lokr_t2", tensors["lokr_t2"], (tensors["lokr_w2_a"].shape[0], dim, *layer.kernel)
+            )
         else:
             b = tensors["lokr_w2_a"].shape[0]
-            reading.want(layer, "lokr_w2_a", tensors["lokr_w2_a"], (b, dim))
+            layer_tensors.check_shape(layer, "lokr_w2_a", tensors["lokr_w2_a"], (b, dim))
     if a * b != layer.shape[0] or c * rest != math.prod(layer.shape[1:]):
-        made = f"{a}·{b} = {a * b} x {c}·{rest // kernel} = {c * rest // kernel}"
-        raise reading.misfit(layer, f"and its factors make {made}" + (f" x {layer.kernel}" if layer.is_conv else ""))
+        product = f"{a}·{b} = {a * b} x {c}·{rest // kernel} = {c * rest // kernel}"
+        raise layer_tensors.shape_error(
+            layer, f"its factors give {product}" + (f" x {layer.kernel}" if layer.is_conv else "")
+        )

@@ -1,7 +1,7 @@
 """LoRA on Linear layers and convolutions (arXiv 2106.09685): ΔW = alpha / r · B A.
 
 In files: `lora_down.weight` (A: (r, in) or (r, in, kh, kw)), `lora_up.weight` (B: (out, r) or (out, r, 1, 1)), `alpha`
-(0-dimensional). Files of others may have `lora_mid.weight` (r, r, kh, kw) too, Tucker's core between 1x1 A and B.
+(0-dimensional). LyCORIS' files may also have `lora_mid.weight` (r, r, kh, kw), a Tucker core between 1x1 A and B.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import pissa, reading
+from networks import layer_tensors, pissa
 from networks.adapter import AdapterError, Layer, LayerSettings
 from networks.fused import Cast, lora_linear
 
 
 class Factor(nn.Module):
-    """A matrix or kernel under the name that files have it by (`lora_down` and in it `weight`)."""
+    """A matrix or kernel, named as in files (`lora_down` with a `weight`)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Factor(nn.Module):
 
 
 class Lora(nn.Module):
-    """The two factors of one layer. `start`: (A0, B0) whose product counts as 0 (see networks/pissa.py)."""
+    """The two factors of one layer. `start`: (A0, B0), whose product is subtracted (see networks/pissa.py)."""
 
     alpha: Tensor
     start_down: Tensor | None
@@ -55,7 +55,7 @@ class Lora(nn.Module):
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
         self.register_buffer("start_down", start[0] if start else None)
         self.register_buffer("start_up", start[1] if start else None)
-        self.scale = float(self.alpha) / up.shape[1]  # as files hold it, hence rounded once
+        self.scale = float(self.alpha) / up.shape[1]  # from the float32 value that files have
 
     def _load_from_state_dict(self, *given: Any) -> None:
         super()._load_from_state_dict(*given)
@@ -64,16 +64,16 @@ class Lora(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lora:  # noqa: FBT001, FBT002 - torch's
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.alpha = alpha.to(self.alpha.device)  # in float32 whatever the precision: rsLoRA's is no round number
+        self.alpha = alpha.to(self.alpha.device)  # stays in float32: rsLoRA's alpha has many digits
         return self
 
     @property
     def is_dropping(self) -> bool:
-        """Whether random parts are left out of a forward pass now."""
+        """Whether dropout is active."""
         return self.training and bool(self.dropout or self.rank_dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B, with those of the start taken off behind them."""
+        """A and B, followed by the start's with a negative sign."""
         down, up = self.lora_down.weight, self.lora_up.weight
         if self.start_down is None or self.start_up is None:
             return down, up
@@ -88,13 +88,13 @@ class Lora(nn.Module):
         return self.scale * torch.einsum("or,rskl,si->oikl", up.flatten(1), mid, down.flatten(1))
 
     def bypass(self, x: Tensor) -> Tensor:
-        """What ΔW adds to the layer's output for the input x: (..., in) -> (..., out), or (n, in, h, w)."""
+        """ΔW's contribution to the layer's output for the input x: (..., in) -> (..., out), or (n, in, h, w)."""
         down, up = self.factors()
         if x.dtype != down.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(down.dtype)
         layer = self.layer
         if not layer.is_conv:
-            return functional.linear(self._thinned(functional.linear(x, down), -1) * self.scale, up)
+            return functional.linear(self._apply_dropout(functional.linear(x, down), -1) * self.scale, up)
         if self.lora_mid is None:
             ranks = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
         else:
@@ -102,15 +102,15 @@ class Lora(nn.Module):
             ranks = functional.conv2d(
                 functional.conv2d(x, down), mid, None, layer.stride, layer.padding, layer.dilation
             )
-        return functional.conv2d(self._thinned(ranks, 1) * self.scale, up)
+        return functional.conv2d(self._apply_dropout(ranks, 1) * self.scale, up)
 
-    def _thinned(self, ranks: Tensor, axis: int) -> Tensor:
-        """A x with dropouts, in training. A start's ranks go with those that they are taken off from: the change is
-        thinned, never the base."""
+    def _apply_dropout(self, ranks: Tensor, axis: int) -> Tensor:
+        """A x with dropout, in training. The ranks of a start are dropped together with those that they are subtracted
+        from, so that dropout applies to the change, never to the base."""
         if not self.is_dropping:
             return ranks
         halves: Tensor = ranks.unflatten(axis, (-1, self.rank))  # type: ignore[no-untyped-call]
-        across = axis if axis < 0 else axis + 1  # where the ranks are now, behind the halves
+        across = axis if axis < 0 else axis + 1  # the axis of the ranks, after that of the halves
         shape = list(halves.shape)
         shape[across - 1] = 1
         kept = functional.dropout(ranks.new_ones(shape), self.dropout)
@@ -119,19 +119,19 @@ class Lora(nn.Module):
             once[0], once[across] = shape[0], self.rank
             mask = torch.rand(once, device=ranks.device) >= self.rank_dropout
             kept = kept * mask / (1 - self.rank_dropout)
-        thinned: Tensor = halves * kept
-        return thinned.flatten(across - 1, across)
+        dropped: Tensor = halves * kept
+        return dropped.flatten(across - 1, across)
 
-    def through(
+    def fused_forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float, cast: Cast = Tensor.to
     ) -> Tensor | None:
-        """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer in few passes, for a frozen W; None: not now."""
+        """x · (W + multiplier · ΔW)ᵀ + bias of a Linear layer with a frozen W; None if it cannot be fused."""
         if self.layer.is_conv or self.is_dropping:
             return None
         return lora_linear(x, weight, bias, *self.factors(), self.scale * multiplier, cast)
 
-    def lengths_of_sum(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """‖W + ΔW‖ of each output in `dtype`, without forming the sum: |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b."""
+    def merged_norms(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """‖W + ΔW‖ of each output in `dtype`, without forming ΔW: |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b."""
         if self.lora_mid is not None:
             return None
         base = weight.to(dtype).flatten(1)
@@ -153,14 +153,14 @@ class Lora(nn.Module):
 
     @torch.no_grad()
     def rescale(self, ratio: float) -> None:
-        """Make ΔW `ratio` times what it is, both factors alike. AdapterError with a start, whose product is fixed."""
+        """Multiply ΔW by `ratio`, spread evenly over both factors. AdapterError with a start, which is fixed."""
         if self.start_down is not None:
-            raise AdapterError("scale_weight_norms cannot go with init=pissa", "Leave one of them out.")
+            raise AdapterError("--scale_weight_norms cannot be combined with init=pissa", "remove one of them")
         self.lora_down.weight.mul_(math.sqrt(ratio))
         self.lora_up.weight.mul_(math.sqrt(ratio))
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """What a file holds: relative to the base as it was, so a start doubles the rank and with it alpha."""
+        """The tensors in files. They are relative to the base model, so a start doubles the rank and alpha."""
         if self.start_down is None:
             return dict(self.state_dict())
         down, up = (factor.detach() for factor in self.factors())
@@ -169,7 +169,7 @@ class Lora(nn.Module):
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Lora:
-    """A drawn Kaiming-uniform with a = √5, B = 0; or both from the base's SVD (init=pissa)."""
+    """Create a LoRA: A Kaiming-uniform with a = √5, B = 0; or both from the base's SVD (init=pissa)."""
     down = torch.empty(settings.dim, *layer.shape[1:])
     up = torch.zeros(layer.shape[0], settings.dim, *([1, 1] if layer.is_conv else []))
     nn.init.kaiming_uniform_(down, a=math.sqrt(5))
@@ -184,9 +184,9 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Lora:
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Lora:
-    """The factors of a file; those of a Linear layer may come as 1x1 kernels and the other way round. AdapterError for
-    missing tensors and for shapes that do not fit the layer."""
-    down, up = reading.take(layer, tensors, "lora_down.weight", "lora_up.weight")
+    """Load a layer's tensors; 1x1 kernels are accepted for a Linear layer, and matrices for 1x1 kernels. AdapterError
+    for missing tensors and for shapes that do not fit the layer."""
+    down, up = layer_tensors.take(layer, tensors, "lora_down.weight", "lora_up.weight")
     mid = tensors.pop("lora_mid.weight", None)
     rank, ones = up.shape[1], ([1, 1] if layer.is_conv else [])
     kernel = layer.shape[2:] if mid is None else ones
@@ -198,15 +198,15 @@ def load(layer: Layer, tensors: dict[str, Tensor]) -> Lora:
         _reshaped(layer, name, tensor, shape) for (name, shape), tensor in zip(shapes.items(), (down, up), strict=True)
     )
     if mid is not None:
-        reading.want(layer, "lora_mid.weight", mid, (rank, down.shape[0], *layer.shape[2:]))
+        layer_tensors.check_shape(layer, "lora_mid.weight", mid, (rank, down.shape[0], *layer.shape[2:]))
     elif down.shape[0] != rank:
-        raise reading.misfit(layer, f"and lora_down has {down.shape[0]} ranks, lora_up {rank}")
-    alpha = float(reading.take_alpha(tensors, rank)) or float(rank)
+        raise layer_tensors.shape_error(layer, f"lora_down has {down.shape[0]} ranks, lora_up {rank}")
+    alpha = float(layer_tensors.take_alpha(tensors, rank)) or float(rank)
     return Lora(layer, down, up, alpha, mid=mid)
 
 
 def _reshaped(layer: Layer, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The tensor in this shape, which may have axes of length 1 more or less (1x1 kernels and matrices)."""
+    """The tensor in this shape, which may differ by axes of length 1 (1x1 kernels and matrices)."""
     if [size for size in tensor.shape if size > 1] != [size for size in shape if size > 1]:
-        reading.want(layer, name, tensor, shape)
+        layer_tensors.check_shape(layer, name, tensor, shape)
     return tensor.reshape(tuple(shape))

@@ -1,5 +1,5 @@
-"""LoRA-FA: a LoRA whose down stays as it was drawn, so that only up is trained and its input, of `dim` numbers, is all
-that has to be kept for the gradients (arXiv 2308.03303, section 3). Files are those of a LoRA.
+"""LoRA-FA: a LoRA with a frozen random down. Only up is trained, so that only its input, of `dim` values, is kept for
+the backward pass (arXiv 2308.03303, section 3). Files are those of a LoRA.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from networks.adapter import Layer, LayerSettings
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> lora.Lora:
-    """down drawn from a normal distribution with variance 2 / (in + dim), as kohya draws it, and frozen; up = 0."""
-    adapter = _frozen(lora.create(layer, settings, weight))
+    """Create a LoRA-FA: down is normal with variance 2 / (in + dim) as in kohya's, and frozen; up = 0."""
+    adapter = _freeze_down(lora.create(layer, settings, weight))
     nn.init.normal_(adapter.lora_down.weight, std=math.sqrt(2 / (layer.shape[1] * layer.groups + settings.dim)))
     return adapter
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> lora.Lora:
-    """The LoRA of a file, its down frozen. AdapterError as lora.load."""
-    return _frozen(lora.load(layer, tensors))
+    """Load the tensors of a LoRA and freeze down. AdapterError as lora.load."""
+    return _freeze_down(lora.load(layer, tensors))
 
 
-def _frozen(adapter: lora.Lora) -> lora.Lora:
+def _freeze_down(adapter: lora.Lora) -> lora.Lora:
     adapter.lora_down.weight.requires_grad = False
     return adapter

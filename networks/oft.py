@@ -1,9 +1,9 @@
-"""OFT: the output channels are turned, in blocks of equal size, and no angle between neurons changes (arXiv 2306.07280,
+"""OFT: rotate the output channels in blocks of equal size, which keeps all angles between neurons (arXiv 2306.07280,
 equations 2 to 5: W' = R W, R block-diagonal, each block the Cayley transform of a skew-symmetric matrix).
 
-In files (kohya): names begin with `oft_unet`; `oft_blocks` (blocks, size, size), whose skew-symmetric part Q is meant,
-and `alpha`, the constraint: ‖Q‖ over all blocks is held to alpha · out. LyCORIS' diag-oft is the same under names with
-`lora_unet`, with alpha 0 for no constraint, and if asked for with `rescale` (out, 1, …), factors for the outputs.
+In files (kohya): names begin with `oft_unet`; `oft_blocks` (blocks, size, size), of which the skew-symmetric part Q is
+used, and `alpha`, the constraint: ‖Q‖ over all blocks is limited to alpha · out. LyCORIS' diag-oft is the same under
+names with `lora_unet`, with alpha 0 for no constraint, and optionally `rescale` (out, 1, …), factors for the outputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import boft, reading
+from networks import boft, layer_tensors
 from networks.adapter import AdapterError, Layer, LayerSettings
 
 _ATTENTION = re.compile(r"_attn\d*_to_(q|k|v|out_0)$")  # kohya's class CrossAttention
@@ -23,7 +23,7 @@ _TRANSFORMER = re.compile(r"_(proj_in|proj_out|transformer_blocks_\d+_\w+)$")  #
 
 
 class Oft(nn.Module):
-    """One layer's blocks, and the factors after turning where a file has them."""
+    """One layer's blocks, and the factors after the rotation if the file has them."""
 
     alpha: Tensor
     factors: nn.Parameter | None  # `rescale` in files
@@ -53,56 +53,58 @@ class Oft(nn.Module):
         dtype = weight.dtype if weight.dtype is torch.float64 else torch.float32  # no solver takes halves
         base = weight.to(dtype)
         blocks = base.reshape(*self.oft_blocks.shape[:2], *base.shape[1:])
-        delta = torch.einsum("knm,km...->kn...", self._turn(base), blocks).reshape(base.shape)
+        delta = torch.einsum("knm,km...->kn...", self._rotation_change(base), blocks).reshape(base.shape)
         if self.factors is not None:
             factors = self.factors.to(base)
             delta = factors * delta + (factors - 1) * base
         return delta.to(weight.dtype)
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """What a file holds."""
+        """The tensors under their names in files."""
         return {"rescale" if key == "factors" else key: value for key, value in self.state_dict().items()}
 
-    def _turn(self, like: Tensor) -> Tensor:
-        """R - I of every block. With R = (I + Q)⁻¹ (I - Q), kohya's and LyCORIS' transform as it acts on W, this is
-        -2 (I + Q)⁻¹ Q: one solve, and nothing is rounded off against I while Q is small."""
+    def _rotation_change(self, like: Tensor) -> Tensor:
+        """R - I of every block. With R = (I + Q)⁻¹ (I - Q), kohya's and LyCORIS' transform of W, this is
+        -2 (I + Q)⁻¹ Q: one solve, and a small Q is not rounded off against I."""
         blocks = self.oft_blocks.to(like)
         skew = blocks - blocks.mT
         if self.limit:
             skew = skew * (self.limit / torch.linalg.vector_norm(skew).clamp(min=self.limit))
         one = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
-        turn: Tensor = torch.linalg.solve(one + skew, -2 * skew)
-        return turn
+        change: Tensor = torch.linalg.solve(one + skew, -2 * skew)
+        return change
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
-    """New blocks of 0, which turn nothing. `dim` is their number and `alpha` the constraint.
+    """Create blocks of 0, which rotate nothing. `dim` is their number and `alpha` the constraint.
 
-    `settings.own`: enable_all_linear (all layers of the transformers, not those of attention alone) and enable_conv
-    (the residual blocks, too). None for a layer that these leave out, AdapterError where the output cannot be divided.
+    `settings.own`: enable_all_linear (all linear layers of the transformers, not only attention) and enable_conv (also
+    the residual blocks). None for a layer that is not selected. AdapterError if the outputs cannot be divided.
     """
     attention = bool(_ATTENTION.search(layer.name))
     switch = "enable_all_linear" if _TRANSFORMER.search(layer.name) else "enable_conv"
     if not (attention or settings.own.get(switch)):
         return None
-    size, left = divmod(layer.shape[0], settings.dim)
-    if left or not size:
-        remedy = f"Choose a --network_dim (OFT's number of blocks) that divides {layer.shape[0]}, such as 4 or 8."
-        raise AdapterError(f"{layer.name}: {layer.shape[0]} outputs cannot be cut into {settings.dim} blocks", remedy)
+    size, remainder = divmod(layer.shape[0], settings.dim)
+    if remainder or not size:
+        remedy = f"set --network_dim (OFT's number of blocks) to a divisor of {layer.shape[0]}, such as 4 or 8"
+        raise AdapterError(
+            f"{layer.name}: {layer.shape[0]} outputs cannot be divided into {settings.dim} blocks", remedy
+        )
     return Oft(torch.zeros(settings.dim, size, size), settings.alpha)
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Oft | boft.Boft:
-    """The blocks of a file; with a fourth axis, the stages of BOFT. AdapterError for missing tensors and for shapes
-    that do not fit the layer."""
+    """Load a layer's tensors; blocks with a fourth axis are BOFT. AdapterError for missing tensors and for shapes that
+    do not fit the layer."""
     if "oft_blocks" in tensors and tensors["oft_blocks"].ndim == 4:
         return boft.load(layer, tensors)
-    (blocks,) = reading.take(layer, tensors, "oft_blocks")
+    (blocks,) = layer_tensors.take(layer, tensors, "oft_blocks")
     size = layer.shape[0] // max(blocks.shape[0], 1)
-    reading.want(layer, "oft_blocks", blocks, (blocks.shape[0], size, size))
+    layer_tensors.check_shape(layer, "oft_blocks", blocks, (blocks.shape[0], size, size))
     if blocks.shape[0] * size != layer.shape[0]:
-        raise reading.misfit(layer, f"and oft_blocks turns {blocks.shape[0] * size} outputs")
+        raise layer_tensors.shape_error(layer, f"oft_blocks is for {blocks.shape[0] * size} outputs")
     rescale = tensors.pop("rescale", None)
     if rescale is not None:
-        reading.want(layer, "rescale", rescale, (layer.shape[0], *(1 for _ in layer.shape[1:])))
-    return Oft(blocks, reading.take_alpha(tensors, 0), rescale)
+        layer_tensors.check_shape(layer, "rescale", rescale, (layer.shape[0], *(1 for _ in layer.shape[1:])))
+    return Oft(blocks, layer_tensors.take_alpha(tensors, 0), rescale)

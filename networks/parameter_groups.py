@@ -1,4 +1,4 @@
-"""What the optimizer gets: adapters' parameters in groups with rates, in kohya's order and under kohya's names."""
+"""The optimizer's parameter groups of a network, in kohya's order and with kohya's names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from networks.settings import NetworkSettings
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with one learning rate. `name`: the group of the model ("unet", "text_encoder1"); `description`: what
-    logs call it ("textencoder", "textencoder 2", "unet_block4 plus")."""
+    """Parameters with one learning rate. `name`: the group of the model ("unet", "text_encoder1"); `description`: the
+    name in logs ("textencoder", "textencoder 2", "unet_block4 plus")."""
 
     name: str
     description: str
@@ -27,8 +27,8 @@ class Group:
 def parameter_groups(
     layers: Iterable[AdaptedLayer], rates: Mapping[str, float], settings: NetworkSettings
 ) -> list[Group]:
-    """Groups by part of the model, by block where blocks have factors, LoRA+'s (arXiv 2402.12354) behind the others. A
-    part or block of rate 0, or without one, is not trained and has no group. AdapterError if nothing is left."""
+    """Groups by part of the model, by block if blocks have factors, each with its LoRA+ group (arXiv 2402.12354) after
+    it. A part or block with a learning rate of 0 or none has no group. AdapterError if there is no group."""
     buckets: dict[tuple[str, str], list[AdaptedLayer]] = {}
     weights = settings.block_weights
     for layer in layers:
@@ -40,30 +40,32 @@ def parameter_groups(
         target = members[0].target
         block = target.block
         factor = 1.0 if weights is None or block is None else weights[block]
-        groups += _with_plus(
+        groups += _with_loraplus(
             name, title, members, (rates.get(name) or 0.0) * factor, settings.ratio(target.part.module)
         )
-    kept = [group for group in groups if group.learning_rate and group.parameters]
-    if not kept:
+    groups = [group for group in groups if group.learning_rate and group.parameters]
+    if not groups:
         raise AdapterError(
-            "no adapter has a learning rate above 0", "Set --learning_rate, --unet_lr or --text_encoder_lr."
+            "no adapter has a learning rate above 0", "set --learning_rate, --unet_lr or --text_encoder_lr"
         )
-    return kept
+    return groups
 
 
 def _title(part: AdapterPart) -> str:
-    """What logs call it: kohya's "textencoder"; with the number that its prefix has where there are several."""
+    """The name in logs: kohya's "textencoder", with the number in its prefix if there are several."""
     if not part.group.startswith("text_encoder"):
         return part.group
     number = part.prefix.lstrip("abcdefghijklmnopqrstuvwxyz_")
     return f"textencoder {number}" if number else "textencoder"
 
 
-def _with_plus(name: str, title: str, layers: Sequence[AdaptedLayer], rate: float, ratio: float | None) -> list[Group]:
+def _with_loraplus(
+    name: str, title: str, layers: Sequence[AdaptedLayer], rate: float, ratio: float | None
+) -> list[Group]:
     usual: list[nn.Parameter] = []
     faster: list[nn.Parameter] = []
     for layer in layers:
-        plus = layer.kind.plus if ratio is not None else frozenset()
+        plus = layer.kind.lora_plus if ratio is not None else frozenset()
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
                 (faster if any(key == mark or key.startswith(f"{mark}.") for mark in plus) else usual).append(parameter)

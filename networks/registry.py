@@ -1,4 +1,4 @@
-"""The kinds of adapters, one row each; their code is imported when one is used. No torch at module level."""
+"""The table of adapter kinds. A kind's code is imported when it is used. No torch at module level."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ if TYPE_CHECKING:
 
 _LORA_MARKS = frozenset({"lora_down.weight", "lora_up.weight", "lora_mid.weight"})
 _UP = frozenset({"lora_up"})
-_TUCKER = Argument("use_tucker", switch, "Tucker decomposition of the kernels of 3x3 convolutions", False)
+_TUCKER = Argument("use_tucker", switch, "Tucker decomposition of 3x3 convolution kernels", False)
 _CONV = frozenset({"conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas"})
 
 
-def _settle_dylora(settings: NetworkSettings) -> NetworkSettings:
-    """Windows of `unit` ranks have to fill every layer's rank, and as in kohya's all layers have the same one."""
+def _complete_dylora(settings: NetworkSettings) -> NetworkSettings:
+    """Check that `unit` divides every rank and that conv_dim is the rank of all other layers, as in kohya's."""
     unit = settings.own["unit"]
-    odd = [dim for dim in (settings.dim, *(settings.block_dims or ())) if dim % unit]
-    if odd:
-        raise AdapterError(f"unit={unit} does not divide {odd[0]}, the rank", "Choose a divisor of every rank.")
+    indivisible = [dim for dim in (settings.dim, *(settings.block_dims or ())) if dim % unit]
+    if indivisible:
+        raise AdapterError(f"unit={unit} does not divide the rank {indivisible[0]}", "use a divisor of every rank")
     if settings.conv_dim not in (None, settings.dim):
         raise AdapterError(
             f"conv_dim={settings.conv_dim} differs from network_dim {settings.dim}",
-            "networks.dylora trains all layers with one rank: give both the same value.",
+            "use the same value for both: networks.dylora trains all layers with one rank",
         )
     return settings
 
 
-def _settle_oft(settings: NetworkSettings) -> NetworkSettings:
-    """Convolutions are turned like all other layers: as many blocks, the same constraint."""
+def _complete_oft(settings: NetworkSettings) -> NetworkSettings:
+    """Give convolutions the number of blocks and the constraint of the other layers."""
     if settings.own["enable_conv"]:
         return replace(settings, conv_dim=settings.dim, conv_alpha=settings.alpha)
     return settings
 
 
-def _only_read(settings: NetworkSettings) -> NetworkSettings:
+def _refuse_training(settings: NetworkSettings) -> NetworkSettings:
     name = settings.kind.name
     argument = "train_norm=True" if name == "norm" else f"algo={name}"
-    raise AdapterError("such files are read here, not trained", f"Train with lycoris.kohya and {argument}.")
+    raise AdapterError(
+        "this kind can be loaded but not trained", f"use --network_module lycoris.kohya with {argument} to train it"
+    )
 
 
 KINDS: tuple[Kind, ...] = (
@@ -52,148 +54,144 @@ KINDS: tuple[Kind, ...] = (
         "lora",
         "networks.lora",
         "LoRA (LoCon on convolutions, DoRA)",
-        marks=_LORA_MARKS,
+        key_suffixes=_LORA_MARKS,
         arguments=(
             Argument(
                 "init",
                 choice("default", "pissa"),
-                "default: the adapter adds 0 at the start; pissa: it starts as the largest singular values of the base",
+                "default: the adapter starts as 0; pissa: it starts as the largest singular values of the base model",
                 "default",
             ),
         ),
-        plus=_UP,
+        lora_plus=_UP,
     ),
-    Kind("lora_fa", "networks.lora_fa", "LoRA-FA: lora_down is frozen", frozenset(), family="lora"),
+    Kind("lora_fa", "networks.lora_fa", "LoRA-FA: lora_down is frozen", frozenset(), file_kind="lora"),
     Kind(
         "dylora",
         "networks.dylora",
-        "DyLoRA: usable at every multiple of `unit` of its rank",
-        marks=frozenset(),
-        arguments=(Argument("unit", whole(least=1), "ranks trained at once; divides the rank", 1),),
+        "DyLoRA: usable at every multiple of `unit` up to its rank",
+        key_suffixes=frozenset(),
+        arguments=(Argument("unit", whole(least=1), "ranks trained together; must divide the rank", 1),),
         decomposes=False,
-        family="lora",
-        plus=_UP,
-        without=frozenset({"rank_dropout", "conv_block_dims"}),
-        settle=_settle_dylora,
+        file_kind="lora",
+        lora_plus=_UP,
+        unsupported=frozenset({"rank_dropout", "conv_block_dims"}),
+        complete_settings=_complete_dylora,
     ),
     Kind(
         "oft",
         "networks.oft",
-        "OFT: blocks of the output are rotated",
-        marks=frozenset({"oft_blocks"}),
+        "OFT: rotates blocks of the outputs",
+        key_suffixes=frozenset({"oft_blocks"}),
         arguments=(
-            Argument("enable_all_linear", switch, "all linear layers of the transformers, not attention alone", False),
-            Argument("enable_conv", switch, "the residual blocks and their convolutions too", False),
+            Argument("enable_all_linear", switch, "all linear layers of the transformers, not only attention", False),
+            Argument("enable_conv", switch, "also the residual blocks and their convolutions", False),
         ),
         prefix="oft",
         decomposes=False,
         rescales=False,
         parts=frozenset({"unet"}),
-        without=_CONV | {"dropout", "rank_dropout", "use_rslora"},
-        settle=_settle_oft,
+        unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora"},
+        complete_settings=_complete_oft,
     ),
     Kind(
         "loha",
         "networks.loha",
         "LoHa: the Hadamard product of two LoRAs",
-        marks=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
+        key_suffixes=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
         arguments=(_TUCKER,),
-        plus=frozenset({"hada_w2_a"}),
-        without=frozenset({"dropout"}),
+        lora_plus=frozenset({"hada_w2_a"}),
+        unsupported=frozenset({"dropout"}),
     ),
     Kind(
         "lokr",
         "networks.lokr",
         "LoKr: a Kronecker product",
-        marks=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}),
+        key_suffixes=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}),
         arguments=(
-            Argument("factor", whole(least=-1), "size of the small matrix; -1: as near to a square as can be", -1),
-            Argument("decompose_both", switch, "the small matrix may be of low rank too", False),
-            Argument("full_matrix", switch, "the large matrix is whole, whatever the rank", False),
+            Argument("factor", whole(least=-1), "size of the small matrix; -1: factors as equal as possible", -1),
+            Argument("decompose_both", switch, "the small matrix may also be of low rank", False),
+            Argument("full_matrix", switch, "do not decompose the large matrix, whatever the rank", False),
             Argument(
-                "unbalanced_factorization", switch, "of the outputs, the larger factor is the small matrix's", False
+                "unbalanced_factorization", switch, "the small matrix gets the larger factor of the outputs", False
             ),
             _TUCKER,
         ),
-        plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
-        without=frozenset({"dropout"}),
+        lora_plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
+        unsupported=frozenset({"dropout"}),
     ),
     Kind(
         "ia3",
         "networks.ia3",
         "(IA)3: one factor per channel",
-        marks=frozenset({"on_input"}),
+        key_suffixes=frozenset({"on_input"}),
         arguments=(
             Argument(
-                "enable_all", switch, "all layers, not only keys, values and feed-forward networks' second ones", False
+                "enable_all",
+                switch,
+                "all layers, not only keys, values and the second layers of feed-forward networks",
+                False,
             ),
-            Argument("train_on_input", switch, "factors for inputs; if not given, as the paper has it for each layer"),
+            Argument("train_on_input", switch, "scale inputs instead of outputs; default: as in the paper, by layer"),
         ),
         convolutions=False,
         decomposes=False,
-        without=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
+        unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
     ),
     Kind(
         "full",
         "networks.full",
-        "a layer's whole change (LyCORIS)",
-        marks=frozenset({"diff", "diff_b"}),
+        "full weight difference (LyCORIS)",
+        key_suffixes=frozenset({"diff", "diff_b"}),
         decomposes=False,
-        settle=_only_read,
+        complete_settings=_refuse_training,
     ),
     Kind(
         "norm",
         "networks.norm",
-        "a normalisation's change (LyCORIS)",
-        marks=frozenset({"w_norm", "b_norm"}),
+        "difference of a normalisation layer (LyCORIS)",
+        key_suffixes=frozenset({"w_norm", "b_norm"}),
         decomposes=False,
-        settle=_only_read,
+        complete_settings=_refuse_training,
     ),
     Kind(
         "glora",
         "networks.glora",
         "GLoRA (LyCORIS)",
-        marks=frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),
+        key_suffixes=frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),
         decomposes=False,
-        settle=_only_read,
+        complete_settings=_refuse_training,
     ),
 )
 
 
-def find(name: str) -> Kind | None:
-    """The kind by --network_module ("networks.lora"), or None: then it may be somebody else's module."""
-    return next((kind for kind in KINDS if kind.file == name), None)
+def find_kind(name: str) -> Kind | None:
+    """The kind of a --network_module ("networks.lora"), or None: it may be a third-party module."""
+    return next((kind for kind in KINDS if kind.module == name), None)
 
 
-def named(name: str) -> Kind:
-    """The kind by its name ("lora"). KeyError."""
+def kind_by_name(name: str) -> Kind:
+    """The kind with this name ("lora"). KeyError."""
     return {kind.name: kind for kind in KINDS}[name]
 
 
-def mark_of(key: str) -> str:
-    """What a file's key says of the tensor's role in its layer: all behind the first dot."""
-    return key.partition(".")[2]
+def detect_kind(keys: Collection[str]) -> Kind:
+    """The kind of a file, or of one layer of it, by its keys (`lora_unet_….lora_down.weight`).
 
-
-def recognise(keys: Collection[str]) -> Kind:
-    """The kind that a file, or one layer of it, is of, by its keys (`lora_unet_….lora_down.weight`).
-
-    AdapterError if it is none of ours, or if the keys are of more than one kind.
+    AdapterError for an unknown kind, and for keys of more than one kind.
     """
-    marks = {mark_of(key) for key in keys}
-    found = [kind for kind in KINDS if kind.marks & marks]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        titles = ", ".join(kind.name for kind in found)
-        raise AdapterError(f"its layers are of several kinds: {titles}")
-    some = ", ".join(sorted(marks)[:5]) or "no tensors"
+    suffixes = {key.partition(".")[2] for key in keys}
+    matches = [kind for kind in KINDS if kind.key_suffixes & suffixes]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise AdapterError(f"its layers mix several kinds: {', '.join(kind.name for kind in matches)}")
     raise AdapterError(
-        f"this is no kind of adapter that is known here (it has {some})",
-        f"Known are: {', '.join(kind.name for kind in KINDS)}, in kohya's and LyCORIS' layout.",
+        f"this kind of adapter is not supported (its keys: {', '.join(sorted(suffixes)[:5]) or 'none'})",
+        f"use one of {', '.join(kind.name for kind in KINDS)}, in kohya's or LyCORIS' format",
     )
 
 
 def load_kind(kind: Kind) -> ModuleType:
-    """The module of a kind, with its functions `create` (adapter.Create) and `load` (adapter.Load)."""
-    return importlib.import_module(kind.file)
+    """Import the module of a kind, with its functions `create` (adapter.Create) and `load` (adapter.Load)."""
+    return importlib.import_module(kind.module)

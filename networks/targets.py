@@ -1,4 +1,4 @@
-"""Which layers of a model get adapters, found by class names (library.checkpoints.adapter_names)."""
+"""Find the layers of a model that get adapters, by class names (library.checkpoints.adapter_names)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from library.checkpoints.adapter_names import AdapterPart
 from networks.adapter import Kind, Layer
 
 Base = nn.Linear | nn.Conv2d
-Norm = nn.LayerNorm | nn.GroupNorm  # which files can change, though we do not adapt them
+Norm = nn.LayerNorm | nn.GroupNorm  # loaded files can change them; training does not adapt them
 
 
 @dataclass(frozen=True)
 class Target:
-    """A layer of the base model that an adapter can sit on."""
+    """A layer of the base model that can have an adapter."""
 
-    root: nn.Module  # the model's module that it is in
+    root: nn.Module  # the model's module that contains it
     part: AdapterPart
-    path: str  # in the module, with dots
+    path: str  # within `root`, with dots
     module: Base | Norm
     layer: Layer
 
     @property
     def block(self) -> int | None:
-        """The block it lies in; None outside of all blocks, or if its module is not divided into blocks."""
+        """The index of its block; None outside the blocks, or if its module is not divided into blocks."""
         try:
             return None if self.part.block is None else self.part.block(self.part.to_file(self.path))
         except ValueError:
@@ -34,7 +34,7 @@ class Target:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a convolution with a kernel larger than 1x1, which conv_dim is for."""
+        """Whether it is a convolution with a kernel larger than 1x1, whose rank is conv_dim."""
         return self.layer.kernel != (1, 1)
 
 
@@ -45,8 +45,8 @@ def find_targets(
     convolutions: bool,
     only: Collection[str] | None = None,
 ) -> Iterator[Target]:
-    """The layers in the order of the files: part by part, as the module tree has them. `convolutions`: those in
-    `conv_containers` too. `only`: the modules to look in (None: all)."""
+    """The layers to adapt, in the order of files: part by part, in the order of the module tree. `convolutions`: also
+    those in `conv_containers`. `only`: the modules to search (None: all)."""
     for part in parts:
         if part.module not in model or (only is not None and part.module not in only):
             continue
@@ -60,26 +60,26 @@ def find_targets(
                 path = f"{outer}.{inner}".strip(".")
                 if path in seen or not isinstance(module, Base):
                     continue
-                layer = describe(part.name(path), module)
+                layer = layer_of(part.name(path), module)
                 if layer.kernel == (1, 1) or everything:
                     seen.add(path)
                     yield Target(model[part.module], part, path, module, layer)
 
 
 def all_targets(model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]) -> Iterator[Target]:
-    """Every layer of the parts' modules that a file can change. That is more than we would adapt: LyCORIS' preset
-    "full" has the first and last convolution and the timestep's layers, and its train_norm normalisations."""
+    """Every layer of the parts' modules that a file can change. That is more than training adapts: LyCORIS' preset
+    "full" includes the first and last convolution and the timestep's layers, its train_norm the normalisations."""
     for part in parts:
         if part.module not in model:
             continue
         root = model[part.module]
         for path, module in root.named_modules():
             if path and isinstance(module, Base | Norm) and module.weight is not None:
-                yield Target(root, part, path, module, describe(part.name(path), module))
+                yield Target(root, part, path, module, layer_of(part.name(path), module))
 
 
-def describe(name: str, module: Base | Norm) -> Layer:
-    """What an adapter has to know of a layer."""
+def layer_of(name: str, module: Base | Norm) -> Layer:
+    """The shape and geometry of a module, for its adapter."""
     shape = tuple(module.weight.shape)
     if not isinstance(module, nn.Conv2d):
         return Layer(name, shape)
@@ -95,12 +95,12 @@ def describe(name: str, module: Base | Norm) -> Layer:
 
 
 def file_name(target: Target, kind: Kind) -> str:
-    """The layer's name in files of a kind: `oft_unet_…` where others have `lora_unet_…`."""
+    """The layer's name in files of a kind: `oft_unet_…` for OFT, `lora_unet_…` for others."""
     return kind.prefix + target.layer.name.removeprefix("lora")
 
 
 def names_in_files(target: Target, kinds: Sequence[Kind]) -> set[str]:
-    """All names under which files may have a layer. Files that were named after the modules of transformers 5 lack a
-    level (`lora_te_encoder_…`)."""
+    """All names of a layer in files. Files written with the module names of transformers 5 lack a level
+    (`lora_te_encoder_…`)."""
     names = {file_name(target, kind) for kind in kinds} | {target.layer.name}
     return names | {f"{target.part.prefix}_{target.path.replace('.', '_')}"}

@@ -1,4 +1,4 @@
-"""set_up.py: the right PyTorch for the machine, each thing once, and a clean start after an interruption."""
+"""set_up.py: the right PyTorch for the machine, no repeated work, and a clean start after an interruption."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_without_a_card_the_cpu_build(project: Path, machine: Machine) -> None:
     ("cards", "status"),
     [("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.", 9), ("No devices found.", 0)],
 )
-def test_a_driver_without_a_card_is_no_card(
+def test_a_driver_without_a_gpu_gets_the_cpu_build(
     project: Path, machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], cards: str, status: int
 ) -> None:
     fake_nvidia_smi(tmp_path / "programs", cards, status)
@@ -109,7 +109,7 @@ def test_a_driver_without_a_card_is_no_card(
     assert cards in capsys.readouterr().out
 
 
-def test_an_old_driver_is_said(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_driver_is_reported(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_nvidia_smi(tmp_path / "programs", CARD, driver="535.183.01")
     set_up.main(["--dry_run"], project)
     out = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_a_second_run_calls_nothing(
     assert "ready" in capsys.readouterr().out
 
 
-def test_what_the_tests_need_is_added_to_what_is_there_and_stays(project: Path, machine: Machine) -> None:
+def test_dev_packages_are_added_and_stay(project: Path, machine: Machine) -> None:
     set_up.main([], project, machine)
     machine.calls.clear()
     set_up.main(["--dev"], project, machine)
@@ -166,7 +166,7 @@ def test_new_pins_are_installed(project: Path, machine: Machine) -> None:
     assert not [call for call in machine.calls if "venv" in call]
 
 
-def test_other_line_ends_are_no_new_pins(project: Path, machine: Machine) -> None:
+def test_other_line_endings_do_not_count_as_new_pins(project: Path, machine: Machine) -> None:
     set_up.main([], project, machine)
     machine.calls.clear()
     pins = (project / "requirements.txt").read_bytes().replace(b"\n", b"\r\n")
@@ -189,28 +189,28 @@ def test_a_new_card_changes_the_build_unless_one_was_named(project: Path, machin
     assert "torch==2.13.0+cu130" in machine.pip_calls()[-2]
 
 
-def test_pytorchs_index_out_of_reach_falls_back_aloud(
+def test_an_unreachable_pytorch_index_falls_back_with_a_message(
     project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.unreachable = ("download.pytorch.org",)
     assert set_up.main([], project, machine) == 0
     first, second = machine.pip_calls()[:2]
     assert "--retries" in first and "--timeout" in first
-    # The same build by its full name: an index that has only CUDA's cannot slip in.
+    # The same build by its full version: an index with CUDA builds only cannot match.
     assert "torch==2.13.0+cpu" in second and "--index-url" not in second
     assert "did not work" in capsys.readouterr().out
 
 
-def test_a_build_that_nobody_has_is_an_error_with_the_way_out(
+def test_a_build_that_does_not_exist_is_an_error_with_a_remedy(
     project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.unreachable = ("torch==",)
     assert set_up.main([], project, machine) == 1
-    said = capsys.readouterr().err
-    assert "2.13.0+cpu" in said and "--torch" in said
+    error = capsys.readouterr().err
+    assert "2.13.0+cpu" in error and "--torch" in error
 
 
-def test_an_interrupted_set_up_starts_again_from_nothing(project: Path, machine: Machine) -> None:
+def test_an_interrupted_set_up_starts_from_scratch(project: Path, machine: Machine) -> None:
     machine.interrupted_at = "-r"
     assert set_up.main([], project, machine) == 130
     half_done = project / ".venv" / "half a package"
@@ -222,7 +222,7 @@ def test_an_interrupted_set_up_starts_again_from_nothing(project: Path, machine:
     assert "venv" in machine.calls[0] and len(machine.calls) == 3
 
 
-def test_a_failed_change_keeps_the_environment_of_before(project: Path, machine: Machine) -> None:
+def test_a_failed_update_keeps_the_old_environment(project: Path, machine: Machine) -> None:
     set_up.main([], project, machine)
     kept = project / ".venv" / "installed"
     kept.touch()
@@ -233,7 +233,7 @@ def test_a_failed_change_keeps_the_environment_of_before(project: Path, machine:
     assert machine.calls == [] and kept.exists()
 
 
-def test_a_moved_environment_is_made_anew(project: Path, machine: Machine) -> None:
+def test_a_moved_environment_is_created_again(project: Path, machine: Machine) -> None:
     set_up.main([], project, machine)
     machine.calls.clear()
     moved = project.rename(project.with_name("elsewhere"))
@@ -241,26 +241,24 @@ def test_a_moved_environment_is_made_anew(project: Path, machine: Machine) -> No
     assert "venv" in machine.calls[0]
 
 
-def test_an_environment_of_somebody_elses_is_left_alone(
+def test_an_environment_that_set_up_did_not_create_is_left_alone(
     project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = project / ".venv" / "mine"
     mine.mkdir(parents=True)
     assert set_up.main([], project, machine) == 1
     assert mine.exists() and machine.calls == []
-    assert "did not make it" in capsys.readouterr().err
+    assert "did not create it" in capsys.readouterr().err
 
 
-def test_dry_run_shows_the_commands_and_does_nothing(
-    project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_only_prints_the_commands(project: Path, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert set_up.main(["--dry_run", "--dev"], project, machine) == 0
     shown = capsys.readouterr().out
     assert machine.calls == [] and not (project / ".venv").exists()
     assert "-m venv" in shown and "torch==2.13.0+cpu" in shown and "requirements-dev.txt" in shown
 
 
-def test_windows_has_its_python_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_python_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     venv = Path("project") / ".venv"
     monkeypatch.setattr(os, "name", "nt")
     assert set_up.interpreter(venv).parts[-2:] == ("Scripts", "python.exe")
@@ -268,7 +266,7 @@ def test_windows_has_its_python_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
     assert set_up.interpreter(venv).parts[-2:] == ("bin", "python")
 
 
-def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
     with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer; this is Python 3\.10"):
         runpy.run_path(str(ROOT / "set_up.py"), run_name="__main__")

@@ -35,7 +35,7 @@ def check(options: SplitOptions, mistakes: Mistakes) -> None:
 
 def work(options: SplitOptions) -> None:
     """Read, cut, write one file a rank."""
-    from networks.arithmetic.result_metadata import changed
+    from networks.arithmetic.result_metadata import resized_metadata
     from networks.arithmetic.splitting import split
 
     file = read_files([options.model])[0]
@@ -46,7 +46,7 @@ def work(options: SplitOptions) -> None:
         raise UserError([Mistake(what, f"give a smaller one, such as {max(1, largest // 4)}")])
     for rank, part in split(layers, options.unit, keep_alpha=options.keep_alpha):
         path = options.save_to.with_name(f"{options.save_to.stem}-{rank:04d}{options.save_to.suffix}")
-        metadata = changed(file.metadata, part, f"split from DyLoRA, rank {largest} to {rank}")
+        metadata = resized_metadata(file.metadata, part, f"split from DyLoRA, rank {largest} to {rank}")
         write_layers(path, part, precision_of(file), metadata)
         print(path)
 

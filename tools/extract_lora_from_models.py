@@ -63,13 +63,13 @@ def work(options: ExtractOptions) -> None:
     named = {"model_org": options.model_org, "model_tuned": options.model_tuned}
     before, after = open_models(named, v2=options.v2, sdxl=options.sdxl, v_parameterization=options.v_parameterization)
     from library.runtime.precision import torch_dtype
-    from networks.arithmetic.extraction import Depth, extract, find_changes, left_out
+    from networks.arithmetic.extraction import ExtractionSettings, count_unextracted, extract, find_changes
 
     parts = before.family.adapters
     only = {part.module for part in parts}
     dtype = torch_dtype(options.load_precision or "float")
     original, tuned = (adapted_modules(load(each, dtype, only)) for each in (before, after))
-    depth = Depth(
+    depth = ExtractionSettings(
         options.dim,
         options.conv_dim,
         {part.module: options.min_diff for part in parts if part.module != before.family.backbone},
@@ -86,21 +86,21 @@ def work(options: ExtractOptions) -> None:
         raise UserError([Mistake(what, "give the model before and the one after the training")])
     told = metadata(options, before, after, found)
     write_layers(options.save_to, found.layers, options.save_precision or "float", told)
-    tell(options, found, left_out(original, tuned, parts, found.layers, depth.unchanged_in))
+    tell(options, found, count_unextracted(original, tuned, parts, found.layers, depth.unchanged_in))
 
 
 def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extracted) -> dict[str, str]:
     """What the new file says of itself."""
     from library.training.saving.model_file import time_of_saving
-    from networks.arithmetic.result_metadata import About, extracted, minimum
+    from networks.arithmetic.result_metadata import ResultInfo, extracted_metadata, minimal_metadata
 
     prediction = after.noted or before.noted
     if prediction is None and len(set(after.family.architectures.values())) > 1:
         print("the models do not tell what they predict: noted as epsilon; add --v_parameterization if it is v")
     version = after.family.versions[prediction or "epsilon"]
-    about = About(options.save_to.stem, time_of_saving(), model=lora_facts(version, prediction))
-    full = extracted(found.layers, about, v2="v2" in after.family.capabilities, base_version=version)
-    return minimum(full) if options.no_metadata else full
+    about = ResultInfo(options.save_to.stem, time_of_saving(), model=lora_facts(version, prediction))
+    full = extracted_metadata(found.layers, about, v2="v2" in after.family.capabilities, base_version=version)
+    return minimal_metadata(full) if options.no_metadata else full
 
 
 def tell(options: ExtractOptions, found: Extracted, missing: tuple[int, int]) -> None:

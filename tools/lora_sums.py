@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
-from networks.arithmetic.block_weights import read_weights, weight
+from networks.arithmetic.block_weights import block_weight, read_block_weights
 from tools.lora_files import PRECISIONS, layers_of, read_files, write_layers
 from tools.lora_models import lora_facts
 
@@ -55,19 +55,19 @@ def check_sum(options: SumOptions, mistakes: Mistakes) -> None:
             mistakes.add(what, "give one for each LoRA, in the same order")
     for text in options.lbws:
         try:
-            read_weights(text)
+            read_block_weights(text)
         except ValueError as error:
             mistakes.add(f"--lbws {text} {error}", "give a list such as [1,1,0.5,…] in quotes")
 
 
 def ratios_by_layer(options: SumOptions) -> list[Callable[[str], float]]:
     """For each LoRA, what a layer is multiplied with, by the layer's name."""
-    weights = [read_weights(text) for text in options.lbws] or [{} for _ in options.models]
+    weights = [read_block_weights(text) for text in options.lbws] or [{} for _ in options.models]
     return [partial(_ratio, ratio, by_block) for ratio, by_block in zip(options.ratios, weights, strict=True)]
 
 
 def _ratio(ratio: float, by_block: Mapping[int, float], name: str) -> float:
-    return ratio * weight(by_block, name)
+    return ratio * block_weight(by_block, name)
 
 
 def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[WeightedFactors]]:
@@ -98,15 +98,14 @@ def check_bases(paths: Sequence[Path], files: Sequence[AdapterFile]) -> None:
 def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combined) -> None:
     """Write the new LoRA and tell what it is. Raises UserError."""
     from library.training.saving.model_file import time_of_saving
-    from networks.arithmetic.result_metadata import About, minimum, title_of
-    from networks.arithmetic.result_metadata import combined as describe
+    from networks.arithmetic.result_metadata import ResultInfo, merged_metadata, minimal_metadata, title_of
 
     names = [title_of(file.metadata, path.stem) for path, file in zip(options.models, files, strict=True)]
     base = next((file.metadata[key] for file in files if (key := "ss_base_model_version") in file.metadata), "")
-    about = About(options.save_to.stem, time_of_saving(), names, lora_facts(base))
-    metadata = describe([file.metadata for file in files], combined.layers, about)
+    about = ResultInfo(options.save_to.stem, time_of_saving(), names, lora_facts(base))
+    metadata = merged_metadata([file.metadata for file in files], combined.layers, about)
     dim = metadata["ss_network_dim"]
-    metadata = minimum(metadata) if options.no_metadata else metadata
+    metadata = minimal_metadata(metadata) if options.no_metadata else metadata
     write_layers(options.save_to, combined.layers, options.dtype, metadata)
     print(f"{options.save_to}: {len(combined.layers)} layers, rank {dim}, {combined.kept:.2%} of the sum's norm")
     if options.precision != "float":

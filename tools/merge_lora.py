@@ -56,13 +56,13 @@ def work(options: MergeOptions) -> None:
     if options.sd_model is not None:
         merge_into_model(options, options.sd_model)
         return
-    from networks.arithmetic.combining import combine, largest_rank, shuffled
+    from networks.arithmetic.combining import combine, largest_rank, shuffle_ranks
 
     files, sources = read_sources(options)
     with explain_write_errors():
         combined = combine(sources, None if options.concat else largest_rank)
     if options.shuffle:
-        combined.layers.update({name: shuffled(layer) for name, layer in combined.layers.items()})
+        combined.layers.update({name: shuffle_ranks(layer) for name, layer in combined.layers.items()})
     write_sum(options, files, combined)
     if combined.kept < 0.9999:
         print("--concat keeps all of it, at a higher rank")

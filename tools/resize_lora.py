@@ -64,20 +64,20 @@ def check(options: ResizeOptions, mistakes: Mistakes) -> None:
 
 def work(options: ResizeOptions) -> None:
     """Read, resize, write, tell."""
-    from networks.arithmetic.resizing import Rule, resize_all
-    from networks.arithmetic.result_metadata import changed
+    from networks.arithmetic.resizing import RankRule, resize_all
+    from networks.arithmetic.result_metadata import resized_metadata
 
     device = compute_device(options.device)
     file = read_files([options.model])[0]
     layers = layers_of([(options.model, file)])[0]
     conv_rank = options.new_conv_rank or options.new_rank
-    rule = Rule(options.new_rank, conv_rank, options.dynamic_method, options.dynamic_param or 0.0)
+    rule = RankRule(options.new_rank, conv_rank, options.dynamic_method, options.dynamic_param or 0.0)
     resized = resize_all(layers, rule, device)
     new = {name: each.layer for name, each in resized.items()}
     dynamic = options.dynamic_method is not None
     if options.verbose:
         tell_layers(resized, dynamic=dynamic)
-    metadata = changed(file.metadata, new, comment(options, layers), dynamic=dynamic)
+    metadata = resized_metadata(file.metadata, new, comment(options, layers), dynamic=dynamic)
     write_layers(options.save_to, new, options.save_precision or "float", metadata)
     tell(options, layers, resized)
 

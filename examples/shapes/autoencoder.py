@@ -1,8 +1,8 @@
-"""Trains the world's VAE: Stable Diffusion's architecture and stride in small, from fresh images of the world.
+"""Train the VAE of the example world: a small version of Stable Diffusion's architecture, on newly rendered images.
 
 Loss: mean absolute error of the pixels and of their differences to the neighbours (for sharp edges), and a little
 Kullback-Leibler divergence from the unit normal (Kingma and Welling 2013, arXiv 1312.6114), which keeps the latents
-smooth enough to be learnt.
+smooth.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ CONFIG: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-SCALING_FACTOR = 0.18215  # what every program multiplies Stable Diffusion 1's latents by
+SCALING_FACTOR = 0.18215  # that of Stable Diffusion 1
 KL_WEIGHT = 3e-4
 
 
 def images(count: int, rng: random.Random) -> Tensor:
-    """Fresh images of the world as pixels (count, 3, 64, 64) float32 in [-1, 1]."""
+    """Random images of the world as pixels (count, 3, 64, 64) float32 in [-1, 1]."""
     return to_pixels([render(draw_scene(rng)) for _ in range(count)])
 
 
@@ -49,10 +49,10 @@ def edges(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(output: Tensor, pixels: Tensor) -> Tensor:
-    """Absolute error of pixels and edges, a number."""
+    """The error of pixels and edges, a scalar."""
     loss = l1_loss(output, pixels) + 2 * mse_loss(output, pixels)
-    for found, wanted in zip(edges(output), edges(pixels), strict=True):
-        loss = loss + l1_loss(found, wanted)
+    for output_edges, target_edges in zip(edges(output), edges(pixels), strict=True):
+        loss = loss + l1_loss(output_edges, target_edges)
     return loss
 
 
@@ -63,7 +63,7 @@ def train(steps: int, batch: int = 8, learning_rate: float = 2e-3, seed: int = 0
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae: Any = AutoencoderKL(**CONFIG)
-    vae.quant_conv.bias.data[CONFIG["latent_channels"] :] = -4.0  # begin with little noise: the decoder learns at once
+    vae.quant_conv.bias.data[CONFIG["latent_channels"] :] = -4.0  # start with little noise
     optimizers = Optimizers([vae], muon_rate=learning_rate * 10, adam_rate=learning_rate, steps=steps)
     start = time.perf_counter()
     for step in range(steps):

@@ -1,12 +1,12 @@
-"""DreamBooth, LoRA, LoKr and DoRA of the same subject side by side: what each learns, keeps and costs.
+"""Compare DreamBooth, LoRA, LoKr and DoRA on the same subject: quality, preservation and cost.
 
     python -m examples.shapes.compare [--seed 1] [--only LoRA DoRA] [--draw sheet.png]
 
-Each is trained by its own program, one after the other, with class images and the settings of dreambooth.toml or
-lora.toml. Printed as a table:
+Each is trained in a process of its own, one after the other, with class images and the settings of dreambooth.toml or
+lora.toml. Prints a table:
 
-- subject and moved: as examples/shapes/evaluate.py says;
-- seconds: the whole program, from its start to its end; peak: resident memory, looked at ten times a second.
+- subject and moved: see examples/shapes/evaluate.py;
+- seconds: the whole process; peak: resident memory, sampled ten times a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from networks import adapter_files, network
 
 DREAMBOOTH = ("train_db.py", "--config_file", str(HERE / "dreambooth.toml"))
 LORA = ("train_network.py", "--config_file", str(HERE / "lora.toml"))
-WAYS: Mapping[str, tuple[str, ...]] = {
+METHODS: Mapping[str, tuple[str, ...]] = {
     "DreamBooth": DREAMBOOTH,
     "LoRA": LORA,
     "DoRA": (*LORA, "--network_args", "use_dora=True"),
@@ -41,7 +41,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training took: seconds, bytes of memory at the peak, and the file that it wrote."""
+    """The cost of a training: seconds, peak memory in bytes, and the file that it wrote."""
 
     seconds: float
     peak: int
@@ -49,28 +49,28 @@ class Cost:
 
 
 def train(name: str, seed: int) -> Cost:
-    """Run a training as a user would."""
-    command = [sys.executable, *WAYS[name], "--seed", str(seed), "--output_dir", str(OUTPUT), "--output_name", name]
+    """Run a training from the command line."""
+    command = [sys.executable, *METHODS[name], "--seed", str(seed), "--output_dir", str(OUTPUT), "--output_name", name]
     log = OUTPUT / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started, peak = time.perf_counter(), 0
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
-        watched = psutil.Process(process.pid)
+        memory = psutil.Process(process.pid)
         while process.poll() is None:
             try:
-                peak = max(peak, watched.memory_info().rss)
-            except psutil.Error:  # it has ended in this moment
+                peak = max(peak, memory.memory_info().rss)
+            except psutil.Error:  # it has just ended
                 break
             time.sleep(0.1)
         status = process.wait()
     if status != 0:
-        raise SystemExit(f"{name} was not trained, see {log}")
+        raise SystemExit(f"{name}: the training failed, see {log}")
     return Cost(time.perf_counter() - started, peak, OUTPUT / f"{name}.safetensors")
 
 
 def trained_model(name: str, cost: Cost) -> Model:
-    """The model of a training; of an adapter the base with the adapter merged in."""
+    """The trained model; for an adapter the base model with the adapter merged in."""
     if name == "DreamBooth":
         return open_model(cost.file)
     model = open_model(BASE)
@@ -78,8 +78,8 @@ def trained_model(name: str, cost: Cost) -> Model:
     return model
 
 
-def judged(model: Model, before: Sequence[Reading], judge: Judge) -> Outcome:
-    """How well the subject is learned, and how far other robots moved."""
+def evaluate(model: Model, before: Sequence[Reading], judge: Judge) -> Outcome:
+    """How well the subject is learned, and how much other robots changed."""
     return Outcome(subject_share(model, judge), total_variation(before, class_readings(model, judge)))
 
 
@@ -87,8 +87,8 @@ def main() -> None:
     """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--draw", type=Path, help="a file for the sheet of the LoRA")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--draw", type=Path, help="write a sheet of images of the LoRA to this file")
     options = parser.parse_args()
     judge = judges.load()
     before = class_readings(open_model(BASE), judge)
@@ -96,7 +96,7 @@ def main() -> None:
     for name in options.only:
         cost = train(name, options.seed)
         model = trained_model(name, cost)
-        outcome = judged(model, before, judge)
+        outcome = evaluate(model, before, judge)
         size = cost.file.stat().st_size
         print(
             f"| {name} | {outcome.subject:.1%} | {outcome.preservation:.3f} | {cost.seconds:.0f} | {size / 1e6:.1f} | "

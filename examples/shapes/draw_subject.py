@@ -1,4 +1,4 @@
-"""Draws the subject's six images and their captions into `train/`. They ship, so nobody has to run this.
+"""Draw the subject's six images and captions into `train/`. They are in the repository already.
 
 python -m examples.shapes.draw_subject
 """

@@ -1,18 +1,18 @@
-"""Counts what the base knows of the world, and what DreamBooth makes of it.
+"""Evaluate the base model, and DreamBooth with and without class images.
 
     python -m examples.shapes.evaluate base examples/shapes/shapes.safetensors
     python -m examples.shapes.evaluate dreambooth --seeds 1 2 3
 
-`base`: of 300 images for triples of colour, shape and background that pretraining never saw together, the share that
-the judge reads as asked.
+`base`: the share of 300 images that match their prompt according to the judge, for triples of colour, shape and
+background that pretraining never saw together.
 
-`dreambooth`: trains the subject with and without class images for every seed, and prints, the worst of them last:
+`dreambooth`: trains the subject with and without class images for every seed, and prints, followed by the worst values:
 
-- subject: of 60 images of "sks robot" on backgrounds absent from its six, the share in which every attribute is the
-  subject's and the background is as asked;
-- preservation: for 200 images of "a robot", how far the distributions of their attributes moved from the base's, as
-  total variation (half the sum of the absolute differences of the shares; 0 = the same, 1 = nothing in common), the
-  mean over the attributes. Base and trained draw from the same seeds.
+- subject: the share of 60 images of "sks robot", on backgrounds that are not in its six images, in which every
+  attribute is the subject's and the background matches the prompt;
+- preservation: for 200 images of "a robot", the change of the distributions of their attributes from the base model's,
+  as total variation (half the sum of the absolute differences of the shares; 0 = the same, 1 = nothing in common), the
+  mean over the attributes. Both models use the same seeds.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ NEW_BACKGROUNDS = tuple(name for name in COLOURS if name not in (*SUBJECT_BACKGR
 CLASS_PROMPT, CLASS_IMAGES = "a robot", 200
 
 
-def share_as_asked(model: Model, judge: Judge, each: int = 4) -> float:
-    """The share of `each` images of every unseen triple in which colour, shape and background are as asked."""
-    asked = [triple for triple in unseen_triples() for _ in range(each)]
-    prompts = [f"{article(colour)} {shape} on {article(background)} background" for colour, shape, background in asked]
+def prompt_accuracy(model: Model, judge: Judge, images: int = 4) -> float:
+    """The share of images, `images` for every unseen triple, whose colour, shape and background match the prompt."""
+    triples = [triple for triple in unseen_triples() for _ in range(images)]
+    prompts = [
+        f"{article(colour)} {shape} on {article(background)} background" for colour, shape, background in triples
+    ]
     readings = judges.read(judge, draw(model, prompts, range(len(prompts))))
-    found = [(reading["colour"], reading["shape"], reading["background"]) for reading in readings]
-    return sum(one == other for one, other in zip(found, asked, strict=True)) / len(asked)
+    results = [(reading["colour"], reading["shape"], reading["background"]) for reading in readings]
+    return sum(result == triple for result, triple in zip(results, triples, strict=True)) / len(triples)
 
 
-def subject_share(model: Model, judge: Judge, each: int = 20) -> float:
-    """The share of images of the subject on new backgrounds in which all is right."""
-    asked = [background for background in NEW_BACKGROUNDS for _ in range(each)]
-    prompts = [f"{NAME} on {article(background)} background" for background in asked]
+def subject_share(model: Model, judge: Judge, images: int = 20) -> float:
+    """The share of images, `images` for every new background, that show the subject on this background."""
+    backgrounds = [background for background in NEW_BACKGROUNDS for _ in range(images)]
+    prompts = [f"{NAME} on {article(background)} background" for background in backgrounds]
     readings = judges.read(judge, draw(model, prompts, range(1000, 1000 + len(prompts))))
-    return sum(map(_is_subject, readings, asked)) / len(asked)
+    return sum(map(_is_subject, readings, backgrounds)) / len(backgrounds)
 
 
 def _is_subject(reading: Reading, background: str) -> bool:
@@ -68,12 +70,12 @@ def _is_subject(reading: Reading, background: str) -> bool:
 
 
 def class_readings(model: Model, judge: Judge) -> Sequence[Reading]:
-    """What the judge reads in 200 images of the class."""
+    """The judge's readings of 200 images of the class."""
     return judges.read(judge, draw(model, [CLASS_PROMPT] * CLASS_IMAGES, range(5000, 5000 + CLASS_IMAGES)))
 
 
 def total_variation(before: Sequence[Reading], after: Sequence[Reading]) -> Mapping[str, float]:
-    """How far the distribution of each attribute moved, in [0, 1]. What is no robot counts as having no eyes, …"""
+    """The change of each attribute's distribution, in [0, 1]. Other shapes than robots count as having no eyes, …"""
     moved = {}
     for name in (*OF_ALL, *OF_ROBOTS):
         one, other = (Counter(reading[name] for reading in readings) for readings in (before, after))
@@ -85,7 +87,7 @@ def total_variation(before: Sequence[Reading], after: Sequence[Reading]) -> Mapp
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one training did."""
+    """The result of a training."""
 
     subject: float
     moved: Mapping[str, float]
@@ -96,8 +98,8 @@ class Outcome:
         return sum(self.moved.values()) / len(self.moved)
 
 
-def train(seed: int, with_class_images: bool, threads: int, more: Sequence[str]) -> Path:  # noqa: FBT001 - an arm of the trial
-    """Run the trainer as a user would, on so many threads, and return the model that it wrote."""
+def train(seed: int, *, with_class_images: bool, threads: int, more: Sequence[str]) -> Path:
+    """Run the trainer from the command line with this number of threads, and return the model file."""
     name = f"seed{seed}_{'with' if with_class_images else 'without'}"
     command = [sys.executable, "train_db.py", "--config_file", str(CONFIG), "--seed", str(seed)]
     command += ["--output_dir", str(OUTPUT), "--output_name", name, *more]
@@ -118,7 +120,7 @@ def compare(seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     arms = [(seed, arm) for seed in seeds for arm in (True, False)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        trained = list(pool.map(lambda each: train(*each, threads, more), arms))
+        trained = list(pool.map(lambda arm: train(arm[0], with_class_images=arm[1], threads=threads, more=more), arms))
     outcomes: dict[bool, list[Outcome]] = {True: [], False: []}
     for (seed, arm), path in zip(arms, trained, strict=True):
         model = open_model(path)
@@ -141,15 +143,15 @@ def main() -> None:
     """Read the command line and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    base = commands.add_parser("base", help="what a model knows of the world")
+    base = commands.add_parser("base", help="how well a model follows prompts")
     base.add_argument("path", type=Path, nargs="?", default=BASE)
-    dreambooth = commands.add_parser("dreambooth", help="train the subject and judge what became of it")
+    dreambooth = commands.add_parser("dreambooth", help="train the subject and evaluate the result")
     dreambooth.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    dreambooth.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    dreambooth.add_argument("--jobs", type=int, default=1, help="number of parallel trainings")
     options, more = parser.parse_known_args()
     if options.command == "base":
-        share = share_as_asked(open_model(options.path), judges.load())
-        print(f"{share:.1%} of 300 images of unseen triples show colour, shape and background as asked")
+        share = prompt_accuracy(open_model(options.path), judges.load())
+        print(f"{share:.1%} of 300 images of unseen triples match colour, shape and background of the prompt")
     else:
         compare(options.seeds, options.jobs, more)
 

@@ -1,7 +1,6 @@
-"""Trains a subject on the images that ship and draws what became of it. first_run.sh and first_run.bat start it.
+"""Train a subject on the example images and draw images before and after. Started by first_run.sh and first_run.bat.
 
-Nothing that is done is done again: class images that are there are kept, and a model newer than what it is made from
-is left as it is.
+Finished work is not repeated: existing class images are kept, and a model newer than its sources is not trained again.
 """
 
 from __future__ import annotations
@@ -30,31 +29,31 @@ DRAW_SHEET = ("-m", "examples.shapes.sheet", str(TRAINED), str(SHEET))
 
 
 def typed(*command: str) -> str:
-    """A command of this environment's Python as a user types it in the project's folder."""
-    place = Path(sys.executable)
-    python = str(place.relative_to(ROOT)) if place.is_relative_to(ROOT) else str(place)
+    """A command for this environment's Python, as typed in the project's folder."""
+    path = Path(sys.executable)
+    python = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
     words = [python, *command]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def run(*command: str) -> None:
-    """Run this environment's Python with `command` in the project's folder; exit as it exits when it fails."""
+    """Run this environment's Python with `command` in the project's folder; exit with its status if it fails."""
     print(f"\n> {typed(*command)}", flush=True)
     status = subprocess.call([sys.executable, *command], cwd=ROOT)
     if status != 0:
         raise SystemExit(status)
 
 
-def is_newer(made: Path, made_from: Iterable[Path]) -> bool:
-    """Whether a file is there and newer than all it is made from."""
-    sources = [ROOT / path for path in made_from]
-    if not (ROOT / made).exists() or not all(path.exists() for path in sources):
+def is_newer(target: Path, sources: Iterable[Path]) -> bool:
+    """Whether a file exists and is newer than all its sources."""
+    paths = [ROOT / path for path in sources]
+    if not (ROOT / target).exists() or not all(path.exists() for path in paths):
         return False
-    return (ROOT / made).stat().st_mtime >= max(path.stat().st_mtime for path in sources)
+    return (ROOT / target).stat().st_mtime >= max(path.stat().st_mtime for path in paths)
 
 
 def main() -> None:
-    """Make the class images, train, draw the sheet, and say where everything is."""
+    """Draw the class images, train, draw the sheet, and print where everything is."""
     images = [path.relative_to(ROOT) for path in (ROOT / IMAGES).rglob("*.*")]
     if is_newer(TRAINED, (BASE, CONFIG, *images)):
         print(f"{TRAINED} is newer than its images and settings: nothing to train.")
@@ -66,17 +65,17 @@ def main() -> None:
     print(
         f"""
 Before and after    {ROOT / SHEET}
-The trained model   {ROOT / TRAINED}
-It started from     {BASE}  (a small Stable Diffusion of coloured shapes, 64 pixels)
-The images        {IMAGES}
-The class images  {CLASS_IMAGES}
-The settings        {CONFIG}
-The losses          {LOGS}
-  to see them       {typed("-m", "tensorboard.main", "--logdir", str(LOGS))}
+Trained model       {ROOT / TRAINED}
+Base model          {BASE}  (a small Stable Diffusion of coloured shapes, 64 pixels)
+Training images     {IMAGES}
+Class images        {CLASS_IMAGES}
+Settings            {CONFIG}
+Loss logs           {LOGS}
+  to view them      {typed("-m", "tensorboard.main", "--logdir", str(LOGS))}
 To train again      {typed(*TRAIN)}
-  what it would do  {typed(*TRAIN, "--dry_run")}
-  all its options   {typed("train_db.py", "--help")}
-To draw             {typed("gen_img.py", "--ckpt", str(TRAINED), "--prompt", "sks robot --w 64 --h 64 --s 20 --l 4")}"""
+  print the plan    {typed(*TRAIN, "--dry_run")}
+  list all options  {typed("train_db.py", "--help")}
+To draw images      {typed("gen_img.py", "--ckpt", str(TRAINED), "--prompt", "sks robot --w 64 --h 64 --s 20 --l 4")}"""
     )
 
 

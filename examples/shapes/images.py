@@ -1,4 +1,4 @@
-"""Images of the world as a model draws them."""
+"""Draw images of the example world with a model."""
 
 from __future__ import annotations
 

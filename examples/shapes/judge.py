@@ -1,7 +1,6 @@
-"""The judge: a small network that reads from an image of the world what it shows.
+"""The judge: a small network that classifies the attributes of an image of the example world.
 
-It is trained on fresh images of the world, blurred, tinted and noised a little so that it reads a model's images
-as well as drawn ones.
+It is trained on rendered images with a little blur, tint and noise, so that it also works on a model's images.
 
     python -m examples.shapes.judge train examples/shapes/judge.safetensors
 """
@@ -24,7 +23,7 @@ from examples.shapes.world import ATTRIBUTES, OF_HOUSES, OF_ROBOTS, Pixels, Scen
 
 FILE = Path(__file__).resolve().parent / "judge.safetensors"
 Reading = Mapping[str, str | None]
-"""What an image shows, by attribute; None where its shape has no such thing."""
+"""The attributes of an image; None if its shape does not have the attribute."""
 
 
 class Judge(nn.Module):
@@ -46,7 +45,7 @@ class Judge(nn.Module):
 
 @torch.no_grad()
 def read(judge: Judge, images: Sequence[Pixels]) -> list[Reading]:
-    """What each image shows."""
+    """The attributes of each image."""
     readings: list[Reading] = []
     for start in range(0, len(images), 64):
         logits = judge(to_pixels(images[start : start + 64]))
@@ -64,7 +63,7 @@ def _meaningful(reading: dict[str, str]) -> Reading:
 
 
 def truth(scene: Scene) -> Reading:
-    """What a scene shows, as `read` would say it."""
+    """The attributes of a scene, in the form of `read`."""
     return {name: getattr(scene, name) for name in ATTRIBUTES}
 
 
@@ -76,7 +75,7 @@ def load(path: Path = FILE) -> Judge:
 
 
 def share_right(judge: Judge, count: int, seed: int) -> float:
-    """The share of `count` fresh images that are read right in every attribute."""
+    """The share of `count` random images whose attributes are all classified correctly."""
     rng = random.Random(seed)
     scenes = [draw_scene(rng) for _ in range(count)]
     readings = read(judge, [render(scene) for scene in scenes])
@@ -84,7 +83,7 @@ def share_right(judge: Judge, count: int, seed: int) -> float:
 
 
 def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> Judge:
-    """A judge after `steps` steps of AdamW on fresh images."""
+    """Train a judge for `steps` steps of AdamW on random images."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     judge = Judge()
@@ -93,7 +92,7 @@ def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> Judge:
     start = time.perf_counter()
     for step in range(steps):
         scenes = [draw_scene(rng) for _ in range(batch)]
-        logits = judge(_worn(to_pixels([render(scene) for scene in scenes])))
+        logits = judge(_degrade(to_pixels([render(scene) for scene in scenes])))
         loss = torch.stack([_loss(name, logits[name], scenes) for name in ATTRIBUTES]).sum()
         loss.backward()
         optimizer.step()
@@ -114,7 +113,7 @@ def _loss(name: str, logits: Tensor, scenes: Sequence[Scene]) -> Tensor:
     return cross_entropy(logits[rows], wanted)
 
 
-def _worn(pixels: Tensor) -> Tensor:
+def _degrade(pixels: Tensor) -> Tensor:
     """Pixels with noise, a slight tint, and half of them blurred."""
     blurred = avg_pool2d(nn.functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     amount = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.5)
@@ -124,14 +123,14 @@ def _worn(pixels: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Train a judge, say how often it is right on fresh images, and write it."""
+    """Train a judge, print its accuracy on random images, and write it."""
     parser = argparse.ArgumentParser(description="Train the judge of the world of shapes.")
     parser.add_argument("command", choices=["train"])
     parser.add_argument("path", type=Path, help="the .safetensors file to write")
     parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args()
     judge = train(options.steps)
-    print(f"right in all attributes: {share_right(judge, 4000, seed=1):.2%} of 4000 fresh images")
+    print(f"all attributes correct: {share_right(judge, 4000, seed=1):.2%} of 4000 random images")
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, options.path)
 
 

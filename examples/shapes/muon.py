@@ -1,8 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal before the step. Small networks learn in far fewer steps by it.
+"""Muon: orthogonalised momentum. Small networks need far fewer steps with it.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". The Newton-Schulz iteration and its three
-coefficients are theirs; convolutions are taken as matrices of (outputs, inputs x kernel). torch.optim.Muon
-takes matrices only.
+coefficients are theirs; convolutions are treated as matrices of (outputs, inputs x kernel). torch.optim.Muon supports
+matrices only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest half-orthogonal matrices (..., rows, columns), roughly: singular values of about 0.7 to 1.2."""
+    """Approximately the nearest semi-orthogonal matrices (..., rows, columns): singular values of about 0.7 to 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

@@ -1,4 +1,4 @@
-"""Draws the sheet: what the model made of some prompts before and after the training, row by row, from equal seeds.
+"""Draw the sheet: images of some prompts before and after the training, one row per prompt, with the same seeds.
 
 python -m examples.shapes.sheet output/shapes/robot.safetensors output/shapes/sheet.png
 """

@@ -1,7 +1,7 @@
-"""A little world of captioned images: coloured shapes, houses and robots on coloured backgrounds, 64 by 64 pixels.
+"""A small world of captioned images: coloured shapes, houses and robots on coloured backgrounds, 64 by 64 pixels.
 
-Small enough that a complete diffusion model learns it on a processor, and every image can be read back, so that
-what training does to a model can be counted instead of felt. No torch.
+A complete diffusion model can learn it on a CPU, and every image can be classified automatically, so that the effect of
+training can be measured. No torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 64
-FINER = 4  # drawn so much larger and then reduced, for smooth edges
+FINER = 4  # supersampling factor, for smooth edges
 
 Pixels = NDArray[np.uint8]
 """An image, (64, 64, 3) RGB."""
@@ -47,7 +47,7 @@ ATTRIBUTES: dict[str, Sequence[str]] = {
     "antennas": ANTENNAS,
     "windows": WINDOWS,
 }
-"""All that there is to say about an image. The last four are None where the shape has no such thing."""
+"""All attributes of an image. The last four are None if the shape does not have them."""
 
 OF_ROBOTS = ("eyes", "mouth", "antennas")
 OF_HOUSES = ("windows",)
@@ -58,7 +58,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows, and where: centre in pixels, scale, and how far the two colours are from their names'."""
+    """The contents of an image: attributes, centre in pixels, scale, and offsets of the two colours."""
 
     shape: str
     colour: str
@@ -73,12 +73,12 @@ class Scene:
 
     @property
     def triple(self) -> Triple:
-        """What the image shows first of all."""
+        """The main attributes: colour, shape and background."""
         return self.colour, self.shape, self.background
 
 
 def triples() -> list[Triple]:
-    """All of colour, shape and background, where the background has another colour than the shape."""
+    """All combinations of colour, shape and background in which the background has another colour than the shape."""
     return [
         (colour, shape, background)
         for colour, shape, background in itertools.product(COLOURS, SHAPES, COLOURS)
@@ -92,7 +92,7 @@ def unseen_triples() -> list[Triple]:
 
 
 def draw_scene(rng: random.Random, triple: Triple | None = None) -> Scene:
-    """A scene by chance: of `triple`, or of one that pretraining may show; robots come more often than the others."""
+    """A random scene, of `triple` or of one that pretraining may use; robots are more frequent than other shapes."""
     if triple is None:
         unseen = _UNSEEN
         while True:
@@ -122,14 +122,14 @@ def _shade(rng: random.Random) -> tuple[int, int, int]:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One of the many ways to say what a scene shows; what is left unsaid is left to chance.
+    """A random caption of a scene; each attribute may be omitted.
 
     "a blue star on a yellow background", "a smiling robot with two eyes", "house", …
     """
     robot = scene.shape == "robot"
-    said = 0.55 if robot else 0.8  # so that a robot by itself is of any colour
+    colour_probability = 0.55 if robot else 0.8  # lower for robots, so that "a robot" can have any colour
     before = [scene.mouth] if scene.mouth and rng.random() < 0.5 else []
-    before += [scene.colour] if rng.random() < said else []
+    before += [scene.colour] if rng.random() < colour_probability else []
     features = [text for text in (scene.eyes, scene.antennas) if text and rng.random() < 0.5]
     features += [scene.windows] if scene.windows and rng.random() < 0.5 else []
     after = [f"with {' and '.join(features)}"] if features else []
@@ -198,7 +198,7 @@ OUTLINES: dict[str, Points] = {
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws on a canvas in the coordinates of a thing: pixels about its centre, y downwards."""
+    """Draws on a canvas in the coordinates of an object: pixels around its centre, y downwards."""
 
     canvas: NDArray[np.uint8]
     centre: tuple[float, float]
@@ -238,7 +238,7 @@ class Pen:
 
 
 def _ink(colour: Colour) -> Colour:
-    """Dark or light, whichever is seen on a colour."""
+    """Dark or light, for contrast with a colour."""
     bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
     return (20, 20, 26) if bright > 120 else (250, 250, 250)
 
@@ -271,19 +271,19 @@ def _house(pen: Pen, scene: Scene, walls: Colour) -> None:
 _UNSEEN = frozenset(unseen_triples())
 
 SUBJECT = Scene("robot", "green", "white", eyes="two eyes", mouth="smiling", antennas="two antennas")
-"""The robot that DreamBooth is to learn; its background is nothing of its own."""
+"""The robot that DreamBooth has to learn; its background varies."""
 
 SUBJECT_BACKGROUNDS = ("red", "yellow", "blue", "white")
-"""Backgrounds of the subject's six images; the evaluation asks for the others."""
+"""Backgrounds of the subject's six images; the evaluation uses the others."""
 
 
 def subject_scene(background: str, rng: random.Random) -> Scene:
-    """The subject on a background, at a place and in a light of chance."""
-    by_chance = draw_scene(rng, (SUBJECT.colour, SUBJECT.shape, background))
+    """The subject on a background, with random position, scale and shades."""
+    scene = draw_scene(rng, (SUBJECT.colour, SUBJECT.shape, background))
     return replace(
         SUBJECT,
         background=background,
-        centre=by_chance.centre,
-        scale=by_chance.scale,
-        shades=by_chance.shades,
+        centre=scene.centre,
+        scale=scene.scale,
+        shades=scene.shades,
     )

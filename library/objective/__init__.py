@@ -1,1 +1,2 @@
-"""What is minimised: forward process, timesteps, noise, weights, losses. Pure maths; knows no family and no dataset."""
+"""The training objective: forward process, timesteps, noise, loss weights, losses. Pure maths, independent of families
+and datasets."""

@@ -1,7 +1,7 @@
-"""What a run's options of loss and noise come to with its model, before anything is loaded: no torch here.
+"""Check the loss and noise options against the model, before anything is loaded. No torch.
 
-Rules between flags alone are in library.options.rules.objective; here stand those that need to know what the network
-predicts and how many timesteps there are, and those of numbers against each other.
+Rules between flags alone are in library.options.rules.objective. The checks here depend on the prediction type, on the
+number of timesteps, or compare the values of several flags.
 """
 
 from __future__ import annotations
@@ -20,67 +20,71 @@ if TYPE_CHECKING:
 def check(
     options: ObjectiveOptions, prediction: str, timesteps: int = 1000, *, has_snr: bool = True
 ) -> tuple[tuple[Mistake, ...], tuple[str, ...]]:
-    """Mistakes and notes for a network that predicts "epsilon" or "v" at timesteps 0 .. `timesteps` - 1.
+    """Mistakes and notes for a model that predicts "epsilon" or "v" at timesteps 0 .. `timesteps` - 1.
 
-    `has_snr`: whether its process has an SNR. Flags that are only about it (`needs="snr"`) are refused elsewhere.
+    `has_snr`: whether its process has an SNR. Flags that need one (`needs="snr"`) are rejected elsewhere.
     """
     mistakes = (
-        *_about_prediction(options, prediction),
-        *_about_timesteps(options, timesteps),
-        *_about_huber(options, has_snr=has_snr),
+        *_check_prediction(options, prediction),
+        *_check_timesteps(options, timesteps),
+        *_check_huber(options, has_snr=has_snr),
     )
-    notes = (*_without_effect(options, prediction), *_worth_knowing(options, prediction, timesteps))
+    notes = (*_note_no_effect(options, prediction), *_note_surprises(options, prediction, timesteps))
     return mistakes, notes
 
 
-def _about_prediction(options: ObjectiveOptions, prediction: str) -> Iterator[Mistake]:
+def _check_prediction(options: ObjectiveOptions, prediction: str) -> Iterator[Mistake]:
     if prediction != "v" and options.scale_v_pred_loss_like_noise_pred:
         yield Mistake(
-            "--scale_v_pred_loss_like_noise_pred: the model predicts noise, its loss is that already",
-            "leave it out, or add --v_parameterization for a model that predicts v",
+            "--scale_v_pred_loss_like_noise_pred has no effect: the model already predicts noise",
+            "remove it, or add --v_parameterization if the model predicts v",
         )
     if prediction != "v" and options.zero_terminal_snr:
         yield Mistake(
-            "--zero_terminal_snr: at the last timestep nothing but noise goes in, and a model that predicts noise "
-            "learns nothing about the image there",
-            "leave it out, or add --v_parameterization for a model that predicts v",
+            "--zero_terminal_snr needs a model that predicts v: at the last timestep the input is pure noise, from "
+            "which a model that predicts noise learns nothing about the image",
+            "remove it, or add --v_parameterization if the model predicts v",
         )
     if prediction == "v" and options.v_pred_like_loss:
         yield Mistake(
-            f"--v_pred_like_loss = {options.v_pred_like_loss:g}: the model predicts v, its loss is that already",
-            "leave it out",
+            f"--v_pred_like_loss = {options.v_pred_like_loss:g} has no effect: the model already predicts v",
+            "remove it",
         )
 
 
-def _about_timesteps(options: ObjectiveOptions, timesteps: int) -> Iterator[Mistake]:
-    low, high = _range(options, timesteps)
+def _check_timesteps(options: ObjectiveOptions, timesteps: int) -> Iterator[Mistake]:
+    low, high = _timestep_range(options, timesteps)
     if high > timesteps:
-        yield Mistake(f"--max_timestep = {high}: the model has {timesteps} timesteps", f"at most {timesteps}")
+        yield Mistake(
+            f"--max_timestep = {high}: the model has {timesteps} timesteps", f"use a value of at most {timesteps}"
+        )
     if low >= high:
         yield Mistake(
             f"--min_timestep = {low} with --max_timestep = {high}: no timestep is at least {low} and below {high}",
-            f"for {low} alone set --max_timestep {low + 1}",
+            f"to train only timestep {low} set --max_timestep {low + 1}",
         )
     elif options.timestep_bias_strategy == "range":
         begin, end = options.timestep_bias_begin, options.timestep_bias_end
-        said = f"--timestep_bias_begin = {begin} with --timestep_bias_end = {end}"
+        flags = f"--timestep_bias_begin = {begin} with --timestep_bias_end = {end}"
         if begin >= end:
-            yield Mistake(f"{said}: no timestep lies in this range", "let the begin be below the end")
+            yield Mistake(f"{flags}: the range is empty", "use a --timestep_bias_begin below --timestep_bias_end")
         elif end > timesteps:
-            yield Mistake(f"{said}: the model has {timesteps} timesteps", f"an end of at most {timesteps}")
+            yield Mistake(
+                f"{flags}: the model has {timesteps} timesteps", f"use a --timestep_bias_end of at most {timesteps}"
+            )
         elif begin >= high or end <= low:
             yield Mistake(
-                f"{said}: none of these is trained at, as timesteps are drawn from {low} to {high - 1}",
-                "let the range overlap with --min_timestep and --max_timestep",
+                f"{flags}: outside of the trained timesteps {low} to {high - 1}",
+                "choose a range that overlaps with --min_timestep and --max_timestep",
             )
     elif options.timestep_bias_strategy != "none" and int(options.timestep_bias_portion * (high - low)) == 0:
         yield Mistake(
             f"--timestep_bias_portion = {options.timestep_bias_portion:g}: less than one of {high - low} timesteps",
-            "give a larger share",
+            "use a larger value",
         )
 
 
-def _about_huber(options: ObjectiveOptions, *, has_snr: bool) -> Iterator[Mistake]:
+def _check_huber(options: ObjectiveOptions, *, has_snr: bool) -> Iterator[Mistake]:
     is_huber = options.loss_type in ("huber", "smooth_l1")
     if is_huber and options.huber_schedule == "snr" and not has_snr:
         yield Mistake(
@@ -90,28 +94,28 @@ def _about_huber(options: ObjectiveOptions, *, has_snr: bool) -> Iterator[Mistak
     scheduled = is_huber and options.huber_schedule != "constant"
     if scheduled and options.huber_c > 1.0:
         yield Mistake(
-            f"--huber_c = {options.huber_c:g} with --huber_schedule {options.huber_schedule}: the threshold falls from "
-            "1 to this value",
-            "a value up to 1, or --huber_schedule constant; --huber_scale makes all thresholds larger",
+            f"--huber_c = {options.huber_c:g} with --huber_schedule {options.huber_schedule}: the threshold decreases "
+            "from 1 to this value",
+            "use a value of at most 1, or --huber_schedule constant; --huber_scale raises all thresholds",
         )
 
 
-def _without_effect(options: ObjectiveOptions, prediction: str) -> Iterator[str]:
-    """Flags that were set and change nothing. Those that are off by default are told by the rules between flags."""
+def _note_no_effect(options: ObjectiveOptions, prediction: str) -> Iterator[str]:
+    """Flags that are set without effect. The rules between flags report those that are off by default."""
     defaults = {field.name: field.default for field in fields(options)}
-    for names, why in _idle(options, prediction):
+    for names, why in _unused_flags(options, prediction):
         for name in names:
             if getattr(options, name) != defaults[name]:
                 yield f"--{name} = {getattr(options, name)}: no effect, {why}"
 
 
-def _idle(options: ObjectiveOptions, prediction: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Flags that can change nothing, and why."""
+def _unused_flags(options: ObjectiveOptions, prediction: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Flags that the other options leave without effect, and why."""
     if options.loss_type not in ("huber", "smooth_l1"):
         yield ("huber_schedule", "huber_c", "huber_scale"), f"--loss_type is {options.loss_type}"
     if not options.multires_noise_iterations:
         names = ("multires_noise_discount", "multires_noise_scaling")
-        yield names, "there is no pyramid noise (--multires_noise_iterations is not set)"
+        yield names, "pyramid noise is off (--multires_noise_iterations is not set)"
     strategy = options.timestep_bias_strategy
     if strategy == "none":
         yield ("timestep_bias_multiplier",), f"--timestep_bias_strategy is {strategy}"
@@ -125,47 +129,47 @@ def _idle(options: ObjectiveOptions, prediction: str) -> Iterator[tuple[tuple[st
         yield ("debiased_v_weight",), "the model predicts noise"
 
 
-def _worth_knowing(options: ObjectiveOptions, prediction: str, timesteps: int) -> Iterator[str]:
+def _note_surprises(options: ObjectiveOptions, prediction: str, timesteps: int) -> Iterator[str]:
     strategy = options.timestep_bias_strategy
     if strategy != "none" and options.timestep_bias_multiplier == 1.0:
-        yield f"--timestep_bias_strategy {strategy}: no effect, as --timestep_bias_multiplier is 1"
-    elif strategy != "none" and _favours_all(options, timesteps):
-        yield f"--timestep_bias_strategy {strategy}: no effect, as these are all timesteps that are trained at"
+        yield f"--timestep_bias_strategy {strategy}: no effect, --timestep_bias_multiplier is 1"
+    elif strategy != "none" and _biases_all(options, timesteps):
+        yield f"--timestep_bias_strategy {strategy}: no effect, it covers all trained timesteps"
     if options.noise_offset and options.multires_noise_iterations:
         yield (
-            "--noise_offset with --multires_noise_iterations: both shift whole channels of the noise; the two add up, "
-            "and one is usually enough"
+            "--noise_offset with --multires_noise_iterations: both shift whole channels of the noise and add up; one "
+            "of them is usually enough"
         )
     if options.multires_noise_iterations and options.multires_noise_discount == 0.0:
-        yield "--multires_noise_discount = 0: the coarser noise counts nothing"
+        yield "--multires_noise_discount = 0: pyramid noise has no effect"
     if options.multires_noise_iterations and options.multires_noise_scaling == "batch":
-        yield "--multires_noise_scaling batch: a sample's noise depends on the others of its batch"
+        yield "--multires_noise_scaling batch: the noise of a sample depends on the other samples of its batch"
     weighting = next((name for name in WEIGHTINGS if getattr(options, name)), None)
     if weighting is not None and options.loss_type in ("huber", "smooth_l1"):
         yield (
-            f"--loss_type {options.loss_type} with --{weighting}: the weight is meant for the squared error; large "
-            "errors at noisy timesteps count less twice"
+            f"--loss_type {options.loss_type} with --{weighting}: the weighting is derived for the squared error; "
+            "large errors at noisy timesteps are reduced twice"
         )
     bounded = weighting == "debiased_estimation_loss" and options.debiased_v_weight != "equivalent"
     if prediction == "v" and options.zero_terminal_snr and weighting and not bounded and not options.snr_floor:
         yield (
-            f"--zero_terminal_snr with --{weighting}: the weight of the last timestep is 0, so it is not trained; "
-            "--snr_floor 0.05 trains it"
+            f"--zero_terminal_snr with --{weighting}: the last timestep has weight 0 and is not trained; set "
+            "--snr_floor 0.05 to train it"
         )
     if prediction == "epsilon" and options.v_pred_like_loss:
         yield (
-            f"--v_pred_like_loss = {options.v_pred_like_loss:g}: noisy timesteps count up to "
+            f"--v_pred_like_loss = {options.v_pred_like_loss:g}: noisy timesteps are weighted up to "
             f"{1.0 + 214.6 * options.v_pred_like_loss:.0f} times as much with the usual schedule"
         )
 
 
-def _favours_all(options: ObjectiveOptions, timesteps: int) -> bool:
-    low, high = _range(options, timesteps)
+def _biases_all(options: ObjectiveOptions, timesteps: int) -> bool:
+    low, high = _timestep_range(options, timesteps)
     if options.timestep_bias_strategy == "range":
         return options.timestep_bias_begin <= low and high <= options.timestep_bias_end
     return options.timestep_bias_portion == 1.0
 
 
-def _range(options: ObjectiveOptions, timesteps: int) -> tuple[int, int]:
-    """The timesteps that are trained at: [low, high)."""
+def _timestep_range(options: ObjectiveOptions, timesteps: int) -> tuple[int, int]:
+    """The trained timesteps: [low, high)."""
     return options.min_timestep or 0, options.max_timestep or timesteps

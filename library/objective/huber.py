@@ -1,6 +1,6 @@
-"""The error of each value: squared, absolute, or one that is squared near 0 and absolute far from it.
+"""The element-wise loss: squared, absolute, or pseudo-Huber (squared near 0 and absolute far from it).
 
-With d = output - target and c the threshold of the sample (pseudo-Huber; arXiv 2403.16728, in kohya's scaling):
+With d = output - target and c the threshold of the sample (arXiv 2403.16728, in kohya's scaling):
 
     huber       2 c (sqrt(d^2 + c^2) - c)    about d^2 for |d| << c, about 2 c |d| for |d| >> c
     smooth_l1   2   (sqrt(d^2 + c^2) - c)    about d^2 / c         , about 2 |d|
@@ -9,7 +9,7 @@ With d = output - target and c the threshold of the sample (pseudo-Huber; arXiv 
     exponential   c = huber_c^(t / T) * scale                                      (from 1 at t = 0 to huber_c)
     snr           c = ((1 - huber_c) / (1 + s_t / a_t)^2 + huber_c) * scale        (from nearly 1 to huber_c)
 
-torch's own Huber losses are made of two pieces, and half of these near 0.
+torch's Huber losses are piecewise, and half of these near 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from library.objective.process import ForwardProcess, with_snr
+from library.objective.process import ForwardProcess, require_snr
 
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
@@ -32,7 +32,7 @@ Schedule = Literal["constant", "exponential", "snr"]
 
 @dataclass(frozen=True)
 class ElementLoss:
-    """The error of each value as a function of d. The threshold counts for huber and smooth_l1 only."""
+    """The element-wise loss rho(d). The threshold is used by huber and smooth_l1 only."""
 
     kind: Kind = "l2"
     schedule: Schedule = "snr"
@@ -40,12 +40,12 @@ class ElementLoss:
     scale: float = 1.0
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> ElementLoss:
-        """What the options ask for. Raises ValueError for a name that there is not."""
+    def from_options(cls, options: ObjectiveOptions) -> ElementLoss:
+        """The loss of the options. Raises ValueError for an unknown name."""
         kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
         schedules: dict[str, Schedule] = {schedule: schedule for schedule in get_args(Schedule)}
         if options.loss_type not in kinds or options.huber_schedule not in schedules:
-            raise ValueError(f"no loss {options.loss_type!r} with a schedule {options.huber_schedule!r}")
+            raise ValueError(f"unknown loss {options.loss_type!r} or schedule {options.huber_schedule!r}")
         return cls(kinds[options.loss_type], schedules[options.huber_schedule], options.huber_c, options.huber_scale)
 
     @property
@@ -56,7 +56,7 @@ class ElementLoss:
     def at(
         self, process: ForwardProcess, timesteps: Tensor, device: torch.device | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """rho at these timesteps (B,): from d (B, ...) float32 on `device` to errors of the same shape."""
+        """rho at these timesteps (B,): a function of d (B, ...) float32 on `device`, which returns the same shape."""
         if self.kind == "l2":
             return torch.square
         if self.kind == "l1":
@@ -74,14 +74,14 @@ class ElementLoss:
         elif self.schedule == "exponential":
             c = self.threshold ** (timesteps.double() / process.timesteps)
         else:
-            shares = with_snr(process, "the threshold schedule snr")
+            shares = require_snr(process, "the threshold schedule snr")
             signal, level = shares.signal(timesteps).double(), shares.noise(timesteps).double()
-            # 1 / (1 + s / a), which has a value where a is 0
+            # equals 1 / (1 + s / a), but is defined for a = 0
             c = (1.0 - self.threshold) * (signal / (signal + level)).square() + self.threshold
         return (c * self.scale).float()
 
     def _pseudo_huber(self, d: Tensor, c: Tensor) -> Tensor:
-        # sqrt(d^2 + c^2) - c without the difference of nearly equal numbers
+        # sqrt(d^2 + c^2) - c without cancellation
         distance = d.square() / (torch.hypot(d, c) + c)
         return 2.0 * c * distance if self.kind == "huber" else 2.0 * distance
 

@@ -1,15 +1,13 @@
-"""From outputs to one number: the element loss, its mean per sample, the terms of a step, and a micro-batch's share of
-the window's loss.
+"""The loss: its mean per sample, the sum of its terms, and a batch's share of the window's loss.
 
-For the samples i of one optimiser step (all micro-batches together), with c_i the sample's own weight
-(prior_loss_weight of a regularisation image) and w the weight by timestep:
+For the samples i of a window (the batches of one optimizer step), with c_i the sample weight (prior_loss_weight of a
+regularisation image) and w the timestep weight:
 
-    l_i = mean over channels, height, width of rho(output_i - target_i), by place as masking.py says
+    l_i = mean over channels, height, width of rho(output_i - target_i), weighted by the mask (masking.py)
     L   = (1/Z) * sum_i c_i * sum over terms of w(t_i) * l_i
 
-A term is one thing that the network is asked for: to denoise, and later to stay near what it knew before. rho is the
-square or another error of huber.py. Z is the number of samples of the step, not the sum of their weights: else lowering
-one sample's weight would raise everybody else's.
+A term is one part of the loss, such as denoising. rho is the square or another element-wise loss of huber.py. Z is the
+number of samples of the window, not the sum of their weights: else lowering one sample's weight would raise all others.
 """
 
 from __future__ import annotations
@@ -21,24 +19,24 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from library.objective.masking import AS_THEY_ARE, MaskSettings, gain, place_weights
+from library.objective.masking import UNCHANGED_MASKS, MaskSettings, gain, mask_weights
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the loss of a micro-batch: w(t_i) * l_i of each sample, (B,) float32, and its name in logs."""
+    """One term of a batch's loss: w(t_i) * l_i of each sample, (B,) float32, and its name in logs."""
 
     name: str
     losses: Tensor
 
 
-def total(terms: Sequence[Term]) -> Tensor:
-    """The sum of the terms for each sample, (B,) float32; of a single term its losses as they are.
+def sum_terms(terms: Sequence[Term]) -> Tensor:
+    """The sum of the terms for each sample, (B,) float32; the losses of a single term are returned unchanged.
 
-    Raises ValueError for terms of different shapes, which would else be broadcast, and for none.
+    Raises ValueError for terms of different shapes, which would be broadcast, and for no terms.
     """
     if len({term.losses.shape for term in terms}) != 1:
-        raise ValueError(f"terms of one shape, not {[tuple(term.losses.shape) for term in terms]}")
+        raise ValueError(f"terms must have one shape, not {[tuple(term.losses.shape) for term in terms]}")
     return reduce(torch.add, (term.losses for term in terms))
 
 
@@ -46,35 +44,34 @@ def per_sample_loss(
     output: Tensor,
     target: Tensor,
     mask: Tensor | None = None,
-    settings: MaskSettings = AS_THEY_ARE,
+    settings: MaskSettings = UNCHANGED_MASKS,
     rho: Callable[[Tensor], Tensor] = torch.square,
 ) -> Tensor:
-    """l_i: the mean error over all dimensions but the first, (B, ...) -> (B,), always in float32.
+    """l_i: the mean of rho(output - target) over all dimensions but the first, (B, ...) -> (B,), always in float32.
 
-    `rho` makes errors of differences (B, ...). A `mask` (B, 1, h, w) in [0, 1], on the device of the output, weighs
-    the errors before the mean is taken.
-    Raises ValueError for different shapes, which would else be broadcast.
+    `rho` is applied to the differences (B, ...). A `mask` (B, 1, h, w) in [0, 1], on the output's device, weights the
+    values before the mean. Raises ValueError for different shapes, which would be broadcast.
     """
     if output.shape != target.shape:
-        raise ValueError(f"the output has the shape {tuple(output.shape)}, its target {tuple(target.shape)}")
+        raise ValueError(f"the output has the shape {tuple(output.shape)}, the target {tuple(target.shape)}")
     errors = rho(output.float() - target.float())
     if mask is None:
         return errors.flatten(1).mean(1)
     if mask.shape != (len(output), 1, *output.shape[2:]):
-        raise ValueError(f"the output has the shape {tuple(output.shape)}, its mask {tuple(mask.shape)}")
-    weights = place_weights(mask, settings)
+        raise ValueError(f"the output has the shape {tuple(output.shape)}, the mask {tuple(mask.shape)}")
+    weights = mask_weights(mask, settings)
     return (errors * weights).flatten(1).mean(1) * gain(weights, settings)
 
 
 def window_share(losses: Tensor, weights: Tensor, window_samples: int) -> Tensor:
-    """What a micro-batch contributes to L: sum(c_i * losses_i) / Z, a float32 scalar to call backward on.
+    """A batch's part of L: sum(c_i * losses_i) / Z, a float32 scalar to call backward on.
 
-    `losses` (B,) are those of all terms together, or of one of them, `weights` (B,) the c_i, `window_samples` is Z.
-    The shares of a step's micro-batches add up to its loss and their gradients to its gradient, however unequal they
-    are; nothing else may divide by the number of micro-batches. Raises ValueError for shapes that differ and for Z < B.
+    `losses` (B,) is the sum of all terms or one of them, `weights` (B,) the c_i, `window_samples` is Z. The shares of a
+    window's batches add up to its loss, and their gradients to its gradient, whatever the batch sizes; nothing else may
+    divide by the number of batches. Raises ValueError for different shapes and for Z < B.
     """
     if losses.shape != weights.shape or losses.dim() != 1:
-        raise ValueError(f"one weight for each loss: {tuple(losses.shape)} losses, {tuple(weights.shape)} weights")
+        raise ValueError(f"{tuple(losses.shape)} losses, but {tuple(weights.shape)} weights")
     if window_samples < len(losses):
-        raise ValueError(f"a window of {window_samples} samples cannot hold a micro-batch of {len(losses)}")
+        raise ValueError(f"a window of {window_samples} samples cannot contain a batch of {len(losses)}")
     return (losses.float() * weights.float()).sum() / window_samples

@@ -1,4 +1,4 @@
-"""The noise that is added to a sample, and its shaping.
+"""The noise of a sample: white noise, offset, pyramid noise and input perturbation.
 
 Each sample draws from its own generators on the CPU, so its noise does not depend on the device, on the number of
 processes, or on which samples share its batch.
@@ -7,11 +7,12 @@ With n white noise, x0 the (scaled) latents, u uniform in [0, 1) and z, xi stand
 
     offset        n' = n + o z, z one number for each channel; o = max(0, [u] offset + adaptive |mean of x0|), the
                   mean of each channel (Cross Labs, "Diffusion with offset noise"; kohya's adaptive scale). n' is also
-                  what the network has to answer; its variance is 1 + o^2.
-    pyramid       as pyramid.py says. An offset comes on top; with "batch" it is in what is scaled, as in sd-scripts.
-    perturbation  x_t = a x0 + s (n' + [u] gamma xi), while the answer stays n'   (arXiv 2301.11706).
+                  the noise that the model has to predict; its variance is 1 + o^2.
+    pyramid       see pyramid.py. An offset is added afterwards; with "batch" it is added before the scaling, as in
+                  sd-scripts.
+    perturbation  x_t = a x0 + s (n' + [u] gamma xi), while the target is still that of n'   (arXiv 2301.11706).
 
-[u] stands where a random strength is asked for: one for each sample.
+[u] applies with a random strength: one for each sample.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoiseShaping:
-    """How noise is shaped. The defaults leave it white; 0 and None switch a part off.
+    """How noise is shaped. By default it is white; 0 and None disable a part.
 
-    The adaptive scale and both random strengths count only where there is something that they change.
+    The adaptive scale and the random strengths only modify the parts that are enabled.
     """
 
     offset: float = 0.0
@@ -45,48 +46,49 @@ class NoiseShaping:
     perturbation_random_strength: bool = False
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> NoiseShaping:
-        """The shaping that the options ask for."""
+    def from_options(cls, options: ObjectiveOptions) -> NoiseShaping:
+        """The noise shaping of the options."""
         return cls(
             offset=options.noise_offset or 0.0,
             offset_random_strength=options.noise_offset_random_strength,
             adaptive_scale=options.adaptive_noise_scale or 0.0,
-            pyramid=Pyramid.of(options),
+            pyramid=Pyramid.from_options(options),
             perturbation=options.ip_noise_gamma or 0.0,
             perturbation_random_strength=options.ip_noise_gamma_random_strength,
         )
 
     @property
     def needs_streams(self) -> bool:
-        """Whether anything but white noise and shifts is drawn."""
+        """Whether it draws anything besides white noise and shifts."""
         varied = bool(self.offset) and self.offset_random_strength
         return varied or self.pyramid is not None or bool(self.perturbation)
 
     def shape(self, white: Tensor, shifts: Tensor, streams: Streams, latents: Tensor | None = None) -> Tensor:
-        """n' (B, C, h, w) float32, CPU, of `white` noise of that shape and, for an offset, `shifts` z (B, C, 1, 1).
+        """n' (B, C, h, w) float32, CPU, from `white` noise of that shape and, for an offset, `shifts` z (B, C, 1, 1).
 
         `latents` (B, C, h, w), scaled, on any device, are needed for an adaptive scale: ValueError without them.
         """
         noise = white
         if self.pyramid is not None and self.pyramid.scaling == "sample":
-            noise = self.pyramid.add(noise, streams.of("pyramid noise"))
+            noise = self.pyramid.add(noise, streams.generators("pyramid noise"))
         if self.offset:
             noise = noise + self._offsets(streams, latents) * shifts
         if self.pyramid is not None and self.pyramid.scaling == "batch":
-            noise = self.pyramid.add(noise, streams.of("pyramid noise"))
+            noise = self.pyramid.add(noise, streams.generators("pyramid noise"))
         return noise
 
     def perturb(self, shape: Sequence[int], streams: Streams) -> Tensor | None:
-        """[u] gamma xi of one sample's `shape` (C, ...) for each: (B, C, ...) float32, CPU. None where it is off."""
+        """[u] gamma xi for samples of `shape` (C, ...): (B, C, ...) float32, CPU. None if disabled."""
         if not self.perturbation:
             return None
-        more = torch.stack([torch.randn(tuple(shape), generator=one) for one in streams.of("input noise")])
+        generators = streams.generators("input noise")
+        noise = torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
         if self.perturbation_random_strength:
-            return more * (_uniform(streams, "input noise strength", more.dim()) * self.perturbation)
-        return more * self.perturbation
+            return noise * (_uniform(streams, "input noise strength", noise.dim()) * self.perturbation)
+        return noise * self.perturbation
 
     def _offsets(self, streams: Streams, latents: Tensor | None) -> Tensor | float:
-        """o: a number, or float32 that (B, C, 1, 1) can be multiplied by."""
+        """o: a number, or a float32 tensor that broadcasts with (B, C, 1, 1)."""
         offset: Tensor | float = self.offset
         if self.offset_random_strength:
             offset = _uniform(streams, "noise offset strength", 4) * self.offset
@@ -107,6 +109,6 @@ def draw_white(shape: Sequence[int], generators: Sequence[torch.Generator]) -> T
 
 
 def _uniform(streams: Streams, purpose: Purpose, dimensions: int) -> Tensor:
-    """u of each sample: (B, 1, ...) float32 with so many dimensions."""
-    values = torch.stack([torch.rand((), generator=generator) for generator in streams.of(purpose)])
+    """u of each sample: (B, 1, ...) float32 with `dimensions` axes."""
+    values = torch.stack([torch.rand((), generator=generator) for generator in streams.generators(purpose)])
     return values.view(-1, *(1,) * (dimensions - 1))

@@ -1,8 +1,7 @@
-"""The objective of a run: what is drawn for a sample, what goes into the network, what is wanted of it, and how its
-output is compared with that.
+"""The training objective: random draws, the noisy input, the target, and the loss of the output.
 
-These are separate calls, so that a step can replace any of them: another input (one that the model itself made),
-another target (what a frozen model predicts), or both.
+These are separate methods, so that a step can replace the input (by one that the model itself generated), the target
+(by a frozen model's prediction), or both.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from library.objective.huber import SQUARED, ElementLoss
 from library.objective.loss import per_sample_loss
-from library.objective.masking import AS_THEY_ARE, MaskSettings
+from library.objective.masking import UNCHANGED_MASKS, MaskSettings
 from library.objective.noise import WHITE, NoiseShaping, draw_white
-from library.objective.process import ForwardProcess, HasSnr, Prediction, process_of, with_snr
+from library.objective.process import ForwardProcess, HasSnr, Prediction, require_snr, resolve_process
 from library.objective.random_streams import Streams
 from library.objective.timesteps import TimestepBias, draw_timesteps
 from library.objective.weighting import UNWEIGHTED, Weighting
@@ -33,9 +32,9 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides for a batch, all on the CPU: `timesteps` (B,) int64 and `noise` (B,C,h,w) float32.
+    """The random draws of a batch, all on the CPU: `timesteps` (B,) int64 and `noise` (B,C,h,w) float32.
 
-    `perturbation`, if there is one, is of the shape of the noise and added to it in the network's input only.
+    `perturbation`, if any, has the shape of the noise and is added to it in the model's input only.
     """
 
     timesteps: Tensor
@@ -45,12 +44,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class Objective(Generic[Conditioning]):
-    """Denoising at random timesteps, for a forward process and a kind of prediction.
+    """Denoising at random timesteps, for a forward process and a prediction type.
 
-    `low` and `high` bound the timesteps, [low, high); `bias` draws some of them more often. `noise` shapes the noise,
-    `element` is the error of each value, `weighting` the weight by timestep; `mask` says how masks are read, where
-    samples have any. Raises ValueError where the process ends in noise alone and the network predicts the noise, as
-    the last timestep would tell it nothing, and where weights or errors need an SNR that the process does not have.
+    Timesteps are in [low, high); `bias` draws some of them more often. `noise` shapes the noise, `element` is the
+    element-wise loss, `weighting` the timestep weighting, `mask` how masks are used. Raises ValueError for noise
+    prediction with zero terminal SNR, where the last timestep teaches nothing, and if the weighting or the loss needs
+    an SNR that the process does not have.
     """
 
     process: ForwardProcess
@@ -61,53 +60,52 @@ class Objective(Generic[Conditioning]):
     noise: NoiseShaping = WHITE
     element: ElementLoss = SQUARED
     weighting: Weighting = UNWEIGHTED
-    mask: MaskSettings = AS_THEY_ARE
+    mask: MaskSettings = UNCHANGED_MASKS
 
     def __post_init__(self) -> None:
         if self.weighting.needs_snr:
-            with_snr(self.process, f"the weighting {self.weighting.kind}")
+            require_snr(self.process, f"the weighting {self.weighting.kind}")
         if self.element.needs_snr:
-            with_snr(self.process, f"the loss {self.element.kind} with the threshold schedule snr")
+            require_snr(self.process, f"the loss {self.element.kind} with the threshold schedule snr")
         if self.prediction == "epsilon" and isinstance(self.process, HasSnr):
             if self.process.snr(torch.tensor([self.process.timesteps - 1])).item() == 0.0:
-                raise ValueError("a process with a zero terminal SNR needs a network that predicts v")
+                raise ValueError("zero terminal SNR needs v-prediction")
 
     @classmethod
-    def of(
+    def from_options(
         cls,
         options: ObjectiveOptions,
         process: ForwardProcess,
         prediction: Prediction,
-        mask: MaskSettings = AS_THEY_ARE,
+        mask: MaskSettings = UNCHANGED_MASKS,
     ) -> Objective[Conditioning]:
-        """The objective that the options ask for; `process` is the family's, as it is without options.
+        """The objective of the options; `process` is the family's, unchanged.
 
-        Raises ValueError for options that check_options.py or the rules between flags refuse.
+        Raises ValueError for options that check_options.py or the rules between flags reject.
         """
         low = options.min_timestep or 0
         high = options.max_timestep or process.timesteps
         return cls(
-            process=process_of(options, process),
+            process=resolve_process(options, process),
             prediction=prediction,
             low=low,
             high=high,
-            bias=TimestepBias.of(options, low, high),
-            noise=NoiseShaping.of(options),
-            element=ElementLoss.of(options),
-            weighting=Weighting.of(options),
+            bias=TimestepBias.from_options(options, low, high),
+            noise=NoiseShaping.from_options(options),
+            element=ElementLoss.from_options(options),
+            weighting=Weighting.from_options(options),
             mask=mask,
         )
 
     def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator], latents: Tensor | None = None) -> Draws:
-        """Timestep and noise for latents of `shape` (B,C,h,w), each sample from its own CPU generator.
+        """Draw timesteps and noise for latents of `shape` (B,C,h,w), each sample from its own CPU generator.
 
-        Make a fresh generator for each sample, keyed by the seed and the sample's global index. From it are drawn,
-        in this order: a uniform timestep, white noise, a shift of each channel, and a seed, of which every option that
-        needs more has a stream of its own. The shift is drawn for an offset or before a seed, the seed only where it
-        is needed. So no option changes the draws of another. `latents` (scaled, on any device) are needed by an
-        adaptive noise scale only.
+        Pass a new generator for each sample, seeded by the run's seed and the sample's global index. Each one draws,
+        in this order: a uniform timestep, white noise, a shift per channel, and a seed for the streams of options that
+        need more. The shift is drawn for an offset or before a seed, the seed only if needed. So no option changes the
+        draws of another. `latents` (scaled, on any device) are needed by an adaptive noise scale only.
 
-        Raises ValueError when the number of generators is not B, and without latents where they are needed.
+        Raises ValueError if there are not B generators, or if latents are needed but missing.
         """
         if len(generators) != shape[0]:
             raise ValueError(f"{shape[0]} samples need as many generators, not {len(generators)}")
@@ -119,7 +117,7 @@ class Objective(Generic[Conditioning]):
             shifts = draw_white((shape[1], *(1,) * (len(shape) - 2)), generators)
         streams = Streams.drawn_from(generators) if needs_streams else Streams(())
         if self.bias is not None:
-            timesteps = self.bias.draw(streams.of("timestep bias"), self.low, self.high)
+            timesteps = self.bias.draw(streams.generators("timestep bias"), self.low, self.high)
         noise = self.noise.shape(white, shifts, streams, latents)
         return Draws(timesteps, noise, self.noise.perturb(shape[1:], streams))
 
@@ -131,17 +129,17 @@ class Objective(Generic[Conditioning]):
         draws: Draws,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss of denoising, with nothing replaced, of each sample: (B,) float32. See `noisy` and `compare`.
+        """The plain denoising loss of each sample: (B,) float32. See `noisy` and `compare`.
 
-        `conditioning` is handed to `predict` as it is. Nothing is drawn here: equal arguments, equal losses.
+        `conditioning` is passed to `predict`. Deterministic: nothing is drawn here.
         """
         output = predict(self.noisy(latents, draws), draws.timesteps.to(latents.device), conditioning)
         return self.compare(output, self.target(latents, draws), draws.timesteps, mask)
 
     def noisy(self, latents: Tensor, draws: Draws) -> Tensor:
-        """What goes into the network: (B,C,h,w) float32, perturbation included.
+        """The model's input: (B,C,h,w) float32, perturbation included.
 
-        `latents` (B,C,h,w) are scaled clean samples on the device of the network.
+        `latents` (B,C,h,w) are scaled clean samples on the model's device.
         """
         noise = draws.noise.to(latents.device)
         if draws.perturbation is not None:
@@ -149,22 +147,22 @@ class Objective(Generic[Conditioning]):
         return self.process.add_noise(latents, noise, draws.timesteps)
 
     def target(self, latents: Tensor, draws: Draws) -> Tensor:
-        """What the network should answer, (B,C,h,w) float32: by the noise without its perturbation."""
+        """The target of the model's prediction, (B,C,h,w) float32, from the noise without perturbation."""
         return self.process.target(latents, draws.noise.to(latents.device), draws.timesteps, self.prediction)
 
     def compare(self, output: Tensor, target: Tensor, timesteps: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The error of each sample times its weight by timestep: (B,) float32.
+        """The loss of each sample times its timestep weight: (B,) float32.
 
         `output` and `target` (B,C,h,w) on one device, `timesteps` (B,) int64; `mask` (B,1,h,w) float32 in [0, 1], on
-        any device, says how much each place counts (a sample without one: MaskSettings.missing all over).
+        any device, filled with MaskSettings.missing for samples without a mask.
         """
-        places = None if mask is None else mask.to(output.device)
+        mask = None if mask is None else mask.to(output.device)
         rho = self.element.at(self.process, timesteps, output.device)
-        return per_sample_loss(output, target, places, self.mask, rho) * self.weight(timesteps, output.device)
+        return per_sample_loss(output, target, mask, self.mask, rho) * self.weight(timesteps, output.device)
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
-        """w(t), the weight by timestep: (B,) float32 on `device`. Without a weighting no SNR is asked for."""
+        """w(t), the timestep weight: (B,) float32 on `device`. Without a weighting no SNR is needed."""
         if not self.weighting.needs_snr:
             return torch.ones(timesteps.shape, dtype=torch.float32, device=device)
-        snr = with_snr(self.process, f"the weighting {self.weighting.kind}").snr(timesteps, device)
+        snr = require_snr(self.process, f"the weighting {self.weighting.kind}").snr(timesteps, device)
         return self.weighting(snr, self.prediction)

@@ -1,7 +1,7 @@
-"""Forward (noising) processes: what goes into the network, what its output means, and the way back.
+"""Forward (noising) processes: noising, the model's target, and denoising.
 
-`ForwardProcess` is all that training and sampling need of one; `HasSnr` is what loss weights by SNR need beside it.
-torch is imported inside the functions only: a family states its process as data, and plans must not wait for torch.
+`ForwardProcess` is the interface for training and sampling; `HasSnr` adds what SNR weightings need. torch is imported
+inside functions only: families define their process as data, and the plan must not wait for torch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
 
 Prediction = Literal["epsilon", "v"]
-"""What a network's output means: the noise n ("epsilon"), or the velocity along the process's path ("v"), which is
-a_t n - s_t x0 for a variance-preserving one (arXiv 2202.00512, appendix D)."""
+"""What the model predicts: the noise n ("epsilon"), or the velocity along the process's path ("v"), which is
+a_t n - s_t x0 for a variance-preserving process (arXiv 2202.00512, appendix D)."""
 
 
 class ForwardProcess(Protocol):
-    """How clean samples become noise over the timesteps 0 .. `timesteps` - 1, and how a network leads back.
+    """How clean samples become noise over the timesteps 0 .. `timesteps` - 1, and how a model's output reverses it.
 
-    All methods take int64 timesteps (B,) on any device and samples (B, ...), and give float32 of the shape and on the
-    device of these. They raise ValueError for a prediction that the process does not know.
+    All methods take int64 timesteps (B,) on any device and samples (B, ...), and return float32 of the samples' shape
+    and device. They raise ValueError for a prediction that the process does not support.
     """
 
     @property
@@ -34,24 +34,24 @@ class ForwardProcess(Protocol):
         """T: timesteps run from 0 to T-1."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t: the clean samples `x0` with as much of the noise as timestep t has."""
+        """x_t: the clean samples `x0` with the noise of timestep t."""
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """What the network should answer to x_t."""
+        """The target of the model's prediction at x_t."""
 
     def to_x0(self, x_t: Tensor, output: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """The clean samples that an output at x_t amounts to."""
+        """The clean samples that the model's output at x_t implies."""
 
     def step(self, x_t: Tensor, output: Tensor, t: Tensor, t_next: Tensor, prediction: Prediction) -> Tensor:
-        """x at `t_next`, which is less noisy, by the output at x_t and without new noise; -1 is the clean sample."""
+        """x at the less noisy `t_next`, from the output at x_t, without new noise; -1 is the clean sample."""
 
     def scheduler_arguments(self) -> dict[str, Any]:
-        """The process as arguments of diffusers' schedulers."""
+        """The arguments of diffusers' schedulers for this process."""
 
 
 @runtime_checkable
 class HasSnr(Protocol):
-    """A process whose noise can be told as shares a_t of the sample and s_t of the noise, and their ratio."""
+    """A process x_t = a_t x0 + s_t n with a signal-to-noise ratio."""
 
     def signal(self, t: Tensor, device: torch.device | None = None) -> Tensor:
         """a_t: (B,) float32 on `device` (that of `t` if not given)."""
@@ -63,10 +63,10 @@ class HasSnr(Protocol):
         """The signal-to-noise ratio a_t^2 / s_t^2: (B,) float32 on `device` (that of `t` if not given)."""
 
 
-def with_snr(process: ForwardProcess, wanted_by: str) -> HasSnr:
-    """The process, known to have an SNR. Raises ValueError that names who wants it where it has none."""
+def require_snr(process: ForwardProcess, feature: str) -> HasSnr:
+    """The process as one with an SNR. Raises ValueError that names the `feature` that needs it if there is none."""
     if not isinstance(process, HasSnr):
-        raise ValueError(f"{wanted_by} needs a signal-to-noise ratio, which {type(process).__name__} does not have")
+        raise ValueError(f"{feature} needs a signal-to-noise ratio, which {type(process).__name__} does not have")
     return process
 
 
@@ -75,8 +75,8 @@ class VariancePreserving:
     """The discrete process of DDPM: x_t = a_t x0 + s_t n with a_t = sqrt(abar_t), s_t = sqrt(1 - abar_t)
     (arXiv 2006.11239, equation 4). `alphas_cumprod[t]` is abar_t for t = 0 .. T-1, in float64.
 
-    Tables are made in float64 and rounded to float32 once, for use. t = -1 is the clean sample: abar = 1.
-    `scaled_linear_betas`: first and last beta where the table is such a schedule, as other programs state it.
+    Tables are computed in float64 and rounded to float32 once. t = -1 is the clean sample: abar = 1.
+    `scaled_linear_betas`: the first and last beta if the table is a scaled-linear schedule, for diffusers.
     """
 
     alphas_cumprod: tuple[float, ...] = field(repr=False)
@@ -97,11 +97,11 @@ class VariancePreserving:
         return cls(tuple(table), (beta_start, beta_end))
 
     def zero_terminal(self) -> VariancePreserving:
-        """The process whose last timestep is noise alone   (arXiv 2305.08891, algorithm 1).
+        """The process with zero terminal SNR: its last timestep is pure noise   (arXiv 2305.08891, algorithm 1).
 
-        With q = sqrt(abar): q <- (q - q_last) q_first / (q_first - q_last). The first timestep keeps its values, the
-        last one gets abar = 0 exactly, where only a network that predicts v can be trained. All that is asked of the
-        process follows from the new table. A process that ends so already is given back as it is.
+        With q = sqrt(abar): q <- (q - q_last) q_first / (q_first - q_last). The first timestep is unchanged, the last
+        one gets exactly abar = 0, where only v-prediction can be trained. A process that has zero terminal SNR is
+        returned unchanged.
         """
         roots = [math.sqrt(product) for product in self.alphas_cumprod]
         first, last = roots[0], roots[-1]
@@ -116,8 +116,8 @@ class VariancePreserving:
         return len(self.alphas_cumprod)
 
     def scheduler_arguments(self) -> dict[str, Any]:
-        """The process as diffusers' schedulers take it. They make a scaled-linear schedule themselves, in float32: the
-        table's own betas, beta_t = 1 - abar_t / abar_(t-1), would differ from those in the last bit."""
+        """The arguments of diffusers' schedulers. They compute a scaled-linear schedule themselves, in float32: betas
+        from the table, beta_t = 1 - abar_t / abar_(t-1), would differ in the last bit."""
         betas: dict[str, Any]
         if self.scaled_linear_betas is not None:
             first, last = self.scaled_linear_betas
@@ -134,7 +134,7 @@ class VariancePreserving:
         return torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)  # from t = -1 on
 
     def _cumulative_product(self, t: Tensor) -> Tensor:
-        """abar_t in float64 on the CPU: looked up and derived there, exactly, and only then rounded and moved."""
+        """abar_t in float64 on the CPU; values are derived from it there, and only then rounded and moved."""
         return self._table[t.cpu() + 1]
 
     def signal(self, t: Tensor, device: torch.device | None = None) -> Tensor:
@@ -156,32 +156,32 @@ class VariancePreserving:
         return signal * x0.float() + level * noise.float()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """What the network should answer to x_t: n, or a_t n - s_t x0. Of the shape of `x0`, float32.
+        """The target of the model's prediction at x_t: n, or a_t n - s_t x0. Of the shape of `x0`, float32.
 
         Raises ValueError for an unknown prediction.
         """
         if prediction == "epsilon":
             return noise.float()
-        _refuse_unknown(prediction)
+        _check_prediction(prediction)
         signal, level = self._shares(t, x0)
         return signal * noise.float() - level * x0.float()
 
     def to_x0(self, x_t: Tensor, output: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """The clean sample that an output at x_t amounts to: (x_t - s n) / a, or a x_t - s v. Float32.
+        """The clean sample that the model's output at x_t implies: (x_t - s n) / a, or a x_t - s v. Float32.
 
         Raises ValueError for an unknown prediction.
         """
         signal, level = self._shares(t, x_t)
         if prediction == "epsilon":
             return (x_t.float() - level * output.float()) / signal
-        _refuse_unknown(prediction)
+        _check_prediction(prediction)
         return signal * x_t.float() - level * output.float()
 
     def step(self, x_t: Tensor, output: Tensor, t: Tensor, t_next: Tensor, prediction: Prediction) -> Tensor:
         """x at `t_next` (-1: the clean sample), deterministic: DDIM with eta = 0   (arXiv 2010.02502, equation 12).
 
-        The clean sample and the noise that the output amounts to, mixed as `t_next` has them. Raises ValueError for an
-        unknown prediction.
+        Mixes the clean sample and the noise that the output implies as at `t_next`. Raises ValueError for an unknown
+        prediction.
         """
         x0 = self.to_x0(x_t, output, t, prediction)
         if prediction == "epsilon":
@@ -195,10 +195,10 @@ class VariancePreserving:
         return self.signal(t, like.device).view(shape), self.noise(t, like.device).view(shape)
 
 
-def process_of(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
-    """A family's process as the options want it, for training and for the images of a model trained so.
+def resolve_process(options: ObjectiveOptions, process: ForwardProcess) -> ForwardProcess:
+    """The family's process with --zero_terminal_snr applied, for training and for sampling.
 
-    Raises ValueError for a zero terminal SNR of a process that is not variance-preserving.
+    Raises ValueError for a zero terminal SNR with a process that is not variance-preserving.
     """
     if not options.zero_terminal_snr:
         return process
@@ -207,6 +207,6 @@ def process_of(options: ObjectiveOptions, process: ForwardProcess) -> ForwardPro
     return process.zero_terminal()
 
 
-def _refuse_unknown(prediction: str) -> None:
+def _check_prediction(prediction: str) -> None:
     if prediction != "v":
-        raise ValueError(f'a network predicts "epsilon" or "v", not {prediction!r}')
+        raise ValueError(f'the prediction must be "epsilon" or "v", not {prediction!r}')

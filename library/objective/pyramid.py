@@ -1,13 +1,13 @@
-"""Pyramid (multi-resolution) noise: white noise plus coarser noise, enlarged to the size of the sample.
+"""Pyramid (multi-resolution) noise: white noise plus coarser noise, upsampled to the size of the sample.
 
-The method is known from a blog post by J. Whitaker on multi-resolution noise and as kohya's --multires_noise_*; there
-is no paper. Two scalings:
+The method comes from a blog post by J. Whitaker on multi-resolution noise and kohya's --multires_noise_*; there is no
+paper. Two scalings:
 
-"sample"  n' = (n + sum_i d^i u_i) / sqrt(1 + sum_i d^(2i)), i = 1 .. as many as asked for. Each side of u_i is that
-          of u_(i-1) divided by a random r in [2, 4), u_i = the bilinear enlargement of white noise, divided by its
-          standard deviation at each place. So every value of n' has variance 1, whatever else is in the batch.
-"batch"   as sd-scripts: levels i = 0 .. one less than asked for, of side / r^i with a fresh r each, enlarged as they
-          are, and the result divided by the standard deviation over the whole batch.
+"sample"  n' = (n + sum_i d^i u_i) / sqrt(1 + sum_i d^(2i)), i = 1 .. levels. Each side of u_i is that of u_(i-1)
+          divided by a random r in [2, 4), u_i = bilinearly upsampled white noise, divided by its standard deviation at
+          each position. So every value of n' has variance 1, independent of the batch.
+"batch"   as in sd-scripts: i = 0 .. levels - 1, of side / r^i with a new r each, upsampled without normalisation, and
+          the result divided by the standard deviation over the whole batch.
 
 The last level is the first one with a side of 1.
 """
@@ -29,32 +29,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """`levels` scales, the i-th with the factor `discount` ** i; `scaling` as above."""
+    """Up to `levels` levels, the i-th with the factor `discount` ** i; `scaling` as above."""
 
     levels: int
     discount: float
     scaling: Literal["sample", "batch"] = "sample"
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> Pyramid | None:
-        """The pyramid that the options ask for; None where they ask for none."""
+    def from_options(cls, options: ObjectiveOptions) -> Pyramid | None:
+        """The pyramid noise of the options; None if disabled."""
         if not options.multires_noise_iterations:
             return None
         scaling: Literal["sample", "batch"] = "batch" if options.multires_noise_scaling == "batch" else "sample"
         return cls(options.multires_noise_iterations, options.multires_noise_discount, scaling)
 
     def add(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """`noise` (B, C, h, w) float32 on the CPU with coarser noise in it, each sample by its own generator."""
+        """`noise` (B, C, h, w) float32 on the CPU plus coarser noise, each sample from its own generator."""
+        pairs = zip(noise, generators, strict=True)
         if self.scaling == "sample":
-            return torch.stack(
-                [self._widened(one, generator) for one, generator in zip(noise, generators, strict=True)]
-            )
-        rough = torch.stack(
-            [self._as_sd_scripts(one, generator) for one, generator in zip(noise, generators, strict=True)]
-        )
-        return rough / rough.std()
+            return torch.stack([self._normalised(sample, generator) for sample, generator in pairs])
+        total = torch.stack([self._as_sd_scripts(sample, generator) for sample, generator in pairs])
+        return total / total.std()
 
-    def _widened(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def _normalised(self, noise: Tensor, generator: torch.Generator) -> Tensor:
         """One sample (C, h, w) with the coarser levels, of variance 1."""
         channels, height, width = noise.shape
         total, variance = noise, 1.0
@@ -86,8 +83,8 @@ class Pyramid:
 
 
 def deviations(short: int, long: int) -> Tensor:
-    """The standard deviation of each of `long` values interpolated between `short` independent ones of deviation 1:
-    (long,) float32. It is 1 on one of these and less between them."""
+    """The standard deviation of `long` values interpolated from `short` independent ones of deviation 1: (long,)
+    float32. It is 1 at one of these and lower between them."""
     matrix = interpolate(torch.eye(short)[None], size=long, mode="linear")[0]
     return matrix.square().sum(0).sqrt()
 

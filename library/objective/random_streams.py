@@ -1,4 +1,4 @@
-"""Random streams of a sample beside its main one, so that no option changes the draws of another."""
+"""Separate random streams of a sample for each purpose, so that no option changes the draws of another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Purpose = Literal["timestep bias", "noise offset strength", "pyramid noise", "in
 
 @dataclass(frozen=True)
 class Streams:
-    """For each sample of a batch a seed, of which every purpose gets a generator of its own."""
+    """A seed for each sample of a batch, from which every purpose gets its own generator."""
 
     seeds: tuple[int, ...]
 
@@ -24,6 +24,6 @@ class Streams:
         """One seed of 63 bits from each sample's main generator."""
         return cls(tuple(int(torch.randint(2**63 - 1, (), generator=generator)) for generator in generators))
 
-    def of(self, purpose: Purpose) -> list[torch.Generator]:
-        """Fresh CPU generators, one for each sample: the same at every call."""
+    def generators(self, purpose: Purpose) -> list[torch.Generator]:
+        """New CPU generators, one for each sample, in the same state at every call."""
         return [torch_generator(seed, purpose) for seed in self.seeds]

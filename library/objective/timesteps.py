@@ -1,4 +1,4 @@
-"""Which timestep each sample is trained at."""
+"""Draw the timestep of each sample."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class TimestepBias:
     """Timesteps in [begin, end) are drawn `multiplier` times as often as each of the others.
 
     p(t) is proportional to `multiplier` there and to 1 elsewhere (the strategies of diffusers' text-to-image scripts).
-    In expectation that is the same as uniform timesteps with the loss weight p(t) * (high - low); what differs is the
-    variance, and which timesteps the steps are spent on.
+    In expectation that is the same as uniform timesteps with the loss weight p(t) * (high - low); the variance differs.
     """
 
     begin: int
@@ -37,11 +36,11 @@ class TimestepBias:
     multiplier: float
 
     @classmethod
-    def of(cls, options: ObjectiveOptions, low: int, high: int) -> TimestepBias | None:
-        """The bias that the options ask for within [low, high); None where there is none.
+    def from_options(cls, options: ObjectiveOptions, low: int, high: int) -> TimestepBias | None:
+        """The bias of the options within [low, high); None if it has no effect.
 
         "earlier" and "later" are the lowest and the highest timesteps, `timestep_bias_portion` of those in
-        [low, high), rounded down; "range" is [timestep_bias_begin, timestep_bias_end) as far as it lies in there.
+        [low, high), rounded down; "range" is [timestep_bias_begin, timestep_bias_end) within [low, high).
         """
         begin, end = low, high
         count = int(options.timestep_bias_portion * (high - low))
@@ -65,6 +64,6 @@ class TimestepBias:
         """Integers in [low, high) with these probabilities, one from each generator: (B,) int64, CPU."""
         cumulative = self.probabilities(low, high).cumsum(0)
         uniform = [torch.rand((), dtype=torch.float64, generator=generator) for generator in generators]
-        places = torch.searchsorted(cumulative, torch.stack(uniform) * cumulative[-1], right=True)
-        # the product may be rounded up to the sum itself
-        return low + places.clamp(max=high - low - 1)
+        offsets = torch.searchsorted(cumulative, torch.stack(uniform) * cumulative[-1], right=True)
+        # rounding may give the sum itself
+        return low + offsets.clamp(max=high - low - 1)

@@ -1,20 +1,20 @@
-"""Weights by timestep.
+"""Timestep weights of the loss.
 
-A weighting is defined by its weight W(S) on the error of x0, S being the signal-to-noise ratio. As the error of the
-noise is S times and that of v S + 1 times the error of x0, the loss of a network that predicts the noise has the
-weight W / S, that of one that predicts v the weight W / (S + 1):
+A weighting is defined by its weight W(S) on the error of x0, S being the signal-to-noise ratio. The error of the noise
+is S times and that of v S + 1 times the error of x0. So the loss weight is W / S for noise prediction and W / (S + 1)
+for v-prediction:
 
     min_snr     W = min(S, gamma)   (arXiv 2303.09556)
     debiased    W = sqrt(S): 1 / sqrt(S) for the noise   (arXiv 2310.08442)
-                for v "equivalent" is the same W; "amplification" has 1 / sqrt(S + 1), the factor by which an error of
-                the output enters x0 (for the noise that is 1 / sqrt(S)); "kohya" has 1 / (S + 1)
-    noise_like  W = S, v only: the loss that noise prediction has
+                for v "equivalent" is the same W; "amplification" has 1 / sqrt(S + 1), the factor from an error of the
+                output to one of x0 (for the noise 1 / sqrt(S)); "kohya" has 1 / (S + 1)
+    noise_like  W = S, v only: the loss of noise prediction
                 (kohya's scale_v_pred_loss_like_noise_pred)
-    v_like      W = S + lambda (S + 1), noise only: plus lambda times the loss that v-prediction has
+    v_like      W = S + lambda (S + 1), noise only: plus lambda times the loss of v-prediction
                 (kohya's v_pred_like_loss)
 
-As elsewhere S counts as 1000 at most, but for min_snr and the equivalent reading: that is timestep 0 alone. With a
-floor f the weight is W(max(S, f)): with a zero terminal SNR most of these would be 0 at the last timestep.
+As in sd-scripts S is limited to 1000, except for min_snr and "equivalent"; this only affects timestep 0. With a floor f
+the weight is W(max(S, f)): with a zero terminal SNR most weights would be 0 at the last timestep.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _LARGEST_SNR = 1000.0
 
 @dataclass(frozen=True)
 class Weighting:
-    """One weight by timestep. `strength` is gamma of min_snr or lambda of v_like; `reading` is that of debiased for v;
-    `floor` is f above, 0 for none."""
+    """A timestep weighting. `strength` is gamma of min_snr or lambda of v_like; `reading` selects the formula of
+    debiased for v; `floor` is f above, 0 for none."""
 
     kind: Kind = "none"
     strength: float = 0.0
@@ -47,20 +47,20 @@ class Weighting:
     floor: float = 0.0
 
     @classmethod
-    def of(cls, options: ObjectiveOptions) -> Weighting:
-        """The weighting that the options ask for. Raises ValueError for more than one: the rules exclude that."""
-        asked: list[tuple[Kind, float]] = []
+    def from_options(cls, options: ObjectiveOptions) -> Weighting:
+        """The weighting of the options. Raises ValueError for more than one, which the rules between flags reject."""
+        enabled: list[tuple[Kind, float]] = []
         if options.min_snr_gamma:
-            asked.append(("min_snr", options.min_snr_gamma))
+            enabled.append(("min_snr", options.min_snr_gamma))
         if options.debiased_estimation_loss:
-            asked.append(("debiased", 0.0))
+            enabled.append(("debiased", 0.0))
         if options.scale_v_pred_loss_like_noise_pred:
-            asked.append(("noise_like", 0.0))
+            enabled.append(("noise_like", 0.0))
         if options.v_pred_like_loss:
-            asked.append(("v_like", options.v_pred_like_loss))
-        if len(asked) > 1:
-            raise ValueError(f"one weight by timestep at a time, not {' and '.join(kind for kind, _ in asked)}")
-        kind, strength = asked[0] if asked else ("none", 0.0)
+            enabled.append(("v_like", options.v_pred_like_loss))
+        if len(enabled) > 1:
+            raise ValueError(f"only one timestep weighting, not {' and '.join(kind for kind, _ in enabled)}")
+        kind, strength = enabled[0] if enabled else ("none", 0.0)
         readings: dict[str, Reading] = {"amplification": "amplification", "kohya": "kohya"}
         reading = readings.get(options.debiased_v_weight, "equivalent")
         return cls(kind, strength, reading, options.snr_floor)
@@ -71,14 +71,14 @@ class Weighting:
         return self.kind != "none"
 
     def __call__(self, snr: Tensor, prediction: Prediction) -> Tensor:
-        """The factor of the loss of each sample: (B,) float32 of S (B,) float32.
+        """The loss weight of each sample: (B,) float32, from S (B,) float32.
 
-        Raises ValueError for an unknown prediction, and for a weighting that has no meaning with the prediction.
+        Raises ValueError for an unknown prediction, and for a weighting that is not defined for it.
         """
         if prediction not in ("epsilon", "v"):
-            raise ValueError(f'a network predicts "epsilon" or "v", not {prediction!r}')
+            raise ValueError(f'the prediction must be "epsilon" or "v", not {prediction!r}')
         if (self.kind, prediction) in (("noise_like", "epsilon"), ("v_like", "v")):
-            raise ValueError(f"the weighting {self.kind} has no meaning for a network that predicts {prediction}")
+            raise ValueError(f"the weighting {self.kind} is not defined for {prediction} prediction")
         if self.kind == "none":
             return torch.ones_like(snr)
         s = snr if self._unlimited(prediction) else snr.clamp(max=_LARGEST_SNR)

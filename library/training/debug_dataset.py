@@ -85,7 +85,7 @@ def _sheet_image(facts: RunFacts, dataset: TrainingDataset, index: int) -> Sheet
         size=record.size,
         resized=exact.resized,
         pixels=partial(reader.pixels, index, exact),
-        mask=partial(_mask, reader, index, exact, MaskSettings.of(facts.options.mask)) if masked else None,
+        mask=partial(_mask, reader, index, exact, MaskSettings.from_options(facts.options.mask)) if masked else None,
         captions=tuple(SheetCaption(text, facts.base_model.tokenizer.count(text)) for text in texts),
         repeats=record.repeats,
         weight=facts.options.objective.prior_loss_weight if record.is_reg else 1.0,

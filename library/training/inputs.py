@@ -179,7 +179,7 @@ def build_dataset(facts: RunFacts) -> TrainingDataset:
         seed=facts.seed,
         steps=facts.duration.steps,
         stride=facts.base_model.family.latent.stride,
-        missing_mask=MaskSettings.of(facts.options.mask).missing,
+        missing_mask=MaskSettings.from_options(facts.options.mask).missing,
         prior_loss_weight=facts.options.objective.prior_loss_weight,
         crop_conditioning=facts.options.dataset.crop_conditioning,
         score=facts.options.dataset.data_aesthetic_score,

@@ -11,7 +11,7 @@ import torch
 
 from library.data.order import BatchRequest, EpochOrder
 from library.messages import listed
-from library.objective.loss import Term, total, window_share
+from library.objective.loss import Term, sum_terms, window_share
 from library.options.mistakes import Mistake, UserError
 from library.training.optim.clipping import clip_gradients
 from library.training.saving.state import Progress
@@ -119,7 +119,7 @@ class Loop:
         self.trainable.step_begins()
         with self.run.accelerator.autocast():
             terms = self.losses(batch)
-            losses = total(terms)
+            losses = sum_terms(terms)
         weights = batch.weights.to(losses.device)
         if not request.is_counted:
             weights = torch.zeros_like(weights)

@@ -77,8 +77,11 @@ def build_training_loss(
         model=replace(model, backbone=wrapped.get(model.backbone, model.backbone)),
         conditioning=conditioner,
         vae=vae,
-        objective=Objective.of(
-            base_model.objective, model.family.process, base_model.prediction, MaskSettings.of(facts.options.mask)
+        objective=Objective.from_options(
+            base_model.objective,
+            model.family.process,
+            base_model.prediction,
+            MaskSettings.from_options(facts.options.mask),
         ),
         seed=facts.seed,
         device=conditioner.device,

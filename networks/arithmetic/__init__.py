@@ -1,1 +1,1 @@
-"""What the tools calculate with the factors of LoRAs: sums, ranks, differences. No model is needed."""
+"""Tensor maths of the LoRA tools: merge, resize, split and extract. Works on files, without a model."""

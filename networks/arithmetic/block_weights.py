@@ -1,7 +1,7 @@
-"""Ratios by block of the U-Net (--lbws), as WebUIs' "LoRA block weight" and sd-scripts number the blocks. No torch.
+"""Merge ratios by U-Net block (--lbws), numbered as in WebUIs' "LoRA block weight" and sd-scripts. No torch.
 
-26 numbers: BASE (the text encoders), IN00 to IN11, MID, OUT00 to OUT11. 17: those with attention in SD1 and SD2. 20:
-the blocks of SDXL. 12: those of SDXL with attention. A block that a list leaves out has the ratio 1.
+26 numbers: BASE (the text encoders), IN00 to IN11, MID, OUT00 to OUT11. 17: the blocks with attention in SD1 and SD2.
+20: the blocks of SDXL. 12: those of SDXL with attention. Blocks that are not in a list have the ratio 1.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-IN, MID, OUT = 1, 13, 14  # places in the list of 26
-PLACES: Mapping[int, tuple[int, ...]] = MappingProxyType(
+IN, MID, OUT = 1, 13, 14  # indices in the list of 26
+INDICES: Mapping[int, tuple[int, ...]] = MappingProxyType(
     {
         12: (0, *(IN + n for n in (4, 5, 7, 8)), MID, *(OUT + n for n in range(6))),
         17: (0, *(IN + n for n in (1, 2, 4, 5, 7, 8)), MID, *(OUT + n for n in range(3, 12))),
@@ -24,36 +24,36 @@ _LEVEL = re.compile(r"_unet_(down|up)_blocks_(\d+)_(resnets|attentions|downsampl
 _NUMBERED = re.compile(r"_unet_(input|output)_blocks_(\d+)_")
 
 
-def read_weights(text: str) -> dict[int, float]:
-    """Ratios by place from a JSON list of numbers. ValueError("is …") for anything else."""
+def read_block_weights(text: str) -> dict[int, float]:
+    """Ratios by index from a JSON list of numbers. ValueError("is …") for anything else."""
     try:
         numbers = json.loads(text)
     except ValueError:
-        raise ValueError("is no JSON list") from None
+        raise ValueError("is not a JSON list") from None
     if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
-        raise ValueError("is no list of numbers")
-    if len(numbers) not in PLACES:
-        raise ValueError(f"has {len(numbers)} numbers, not {', '.join(map(str, PLACES))}")
-    return dict(zip(PLACES[len(numbers)], map(float, numbers), strict=True))
+        raise ValueError("is not a list of numbers")
+    if len(numbers) not in INDICES:
+        raise ValueError(f"has {len(numbers)} numbers, expected {', '.join(map(str, INDICES))}")
+    return dict(zip(INDICES[len(numbers)], map(float, numbers), strict=True))
 
 
-def place(name: str) -> int | None:
-    """Where a layer stands in the list of 26, by its name in files; None: in no block."""
+def block_index(name: str) -> int | None:
+    """The index of a layer's block in the list of 26, by the layer's name in files; None outside the blocks."""
     if "_te" in name.partition("_unet_")[0]:
         return 0
-    if (found := _LEVEL.search(name)) is not None:
-        level, index = int(found[2]), int(found[4])
-        if found[3] == "downsamplers":
+    if (match := _LEVEL.search(name)) is not None:
+        level, index = int(match[2]), int(match[4])
+        if match[3] == "downsamplers":
             return IN + 3 * (level + 1)
-        if found[3] == "upsamplers":
+        if match[3] == "upsamplers":
             return OUT + 3 * level + 2
-        return IN + 3 * level + index + 1 if found[1] == "down" else OUT + 3 * level + index
-    if (found := _NUMBERED.search(name)) is not None:
-        return (IN if found[1] == "input" else OUT) + int(found[2])
+        return IN + 3 * level + index + 1 if match[1] == "down" else OUT + 3 * level + index
+    if (match := _NUMBERED.search(name)) is not None:
+        return (IN if match[1] == "input" else OUT) + int(match[2])
     return MID if "_unet_mid" in name else None
 
 
-def weight(weights: Mapping[int, float], name: str) -> float:
+def block_weight(weights: Mapping[int, float], name: str) -> float:
     """The ratio of a layer."""
-    found = place(name)
-    return 1.0 if found is None else weights.get(found, 1.0)
+    index = block_index(name)
+    return 1.0 if index is None else weights.get(index, 1.0)

@@ -1,7 +1,7 @@
-"""Several LoRAs in one: their ΔW added, each times its ratio, exactly or at a rank.
+"""Merge LoRAs: the weighted sum of their ΔW, exactly or at a given rank.
 
-The sum of up1 @ down1 and up2 @ down2 is the product of the stacked factors, of rank r1 + r2; its best approximation at
-a lower rank comes from its SVD. The product of summed factors, (up1 + up2) @ (down1 + down2), is something else.
+The sum of up1 @ down1 and up2 @ down2 is the product of the stacked factors, of rank r1 + r2; the SVD gives its best
+approximation at a lower rank. Summing the factors, (up1 + up2) @ (down1 + down2), would give another ΔW.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from networks.adapter import AdapterError
 from networks.arithmetic.factors import Factors
 from networks.arithmetic.svd import decompose_product
 
-Term = tuple[Factors, float]  # a layer and what its ΔW is multiplied with
+Term = tuple[Factors, float]  # a layer and its ratio
 Rank = Callable[[Sequence[Term]], int]
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedFactors:
-    """One LoRA of a sum: its file's name, its layers, and what the ΔW of a layer (by its name) is multiplied with."""
+    """One LoRA of a sum: its file's name, its layers, and the ratio of a layer by its name."""
 
     name: str
     layers: Mapping[str, Factors]
@@ -30,7 +30,7 @@ class WeightedFactors:
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """The layers of the sum, and the share of the sum's norm that they hold (all layers together)."""
+    """The layers of the sum, and the share of the sum's norm that they keep (over all layers)."""
 
     layers: dict[str, Factors]
     kept: float
@@ -42,20 +42,20 @@ def combine(
     device: torch.device | str = "cpu",
     clamp_quantile: float = 1.0,
 ) -> Combined:
-    """The sum of all sources, layer by layer. `rank` tells the highest rank of a layer; None: exact, by stacking.
+    """The sum of all sources, layer by layer. `rank` gives the highest rank of a layer; None: exact, by stacking.
 
-    alpha / rank of each layer is that of the first source with it. A ratio of 0 leaves a source out. AdapterError:
-    layers of one name that do not fit together, or nothing to sum.
+    alpha / rank of each layer is that of the first source that has it. A source with ratio 0 is skipped. AdapterError:
+    layers of one name with different shapes, or only ratios of 0.
     """
     terms = _terms(sources)
-    _check(sources)
+    _check_shapes(sources)
     layers: dict[str, Factors] = {}
     kept = total = 0.0
-    for name, found in terms.items():
-        whole = layers[name] = stack(found)
+    for name, layer_terms in terms.items():
+        whole = layers[name] = stack(layer_terms)
         if rank is None:
             continue
-        limit = rank(found)
+        limit = rank(layer_terms)
         parts = decompose_product(*whole.to(device).matrices())
         if whole.rank > limit or clamp_quantile < 1:
             up, down = parts.factors(limit, clamp_quantile)
@@ -66,9 +66,9 @@ def combine(
 
 
 def stack(terms: Sequence[Term]) -> Factors:
-    """The sum of ratio * ΔW over the terms, exactly; its rank is the sum of theirs, its alpha / rank the first one's.
+    """The exact sum of ratio * ΔW over the terms; its rank is the sum of their ranks, its alpha / rank the first one's.
 
-    One term with the ratio 1 is that layer itself.
+    A single term with ratio 1 is returned unchanged.
     """
     first, ratio = terms[0]
     if len(terms) == 1 and ratio == 1:
@@ -80,12 +80,12 @@ def stack(terms: Sequence[Term]) -> Factors:
 
 
 def largest_rank(terms: Sequence[Term]) -> int:
-    """The largest rank among the terms: that of a sum which is to be no larger than its parts."""
+    """The largest rank of the terms, so that the sum is no larger than its parts."""
     return max(layer.rank for layer, _ in terms)
 
 
-def shuffled(layer: Factors) -> Factors:
-    """The same ΔW with its ranks in another order, drawn from torch's global generator."""
+def shuffle_ranks(layer: Factors) -> Factors:
+    """The same ΔW with its ranks in random order, drawn from torch's global generator."""
     order = torch.randperm(layer.rank)
     return Factors(layer.down[order], layer.up[:, order], layer.alpha)
 
@@ -97,12 +97,12 @@ def _terms(sources: Sequence[WeightedFactors]) -> dict[str, list[Term]]:
             if (ratio := source.ratio(name)) != 0:
                 terms.setdefault(name, []).append((layer, ratio))
     if not terms:
-        raise AdapterError("all ratios are 0: nothing is left to sum", "give ratios such as 0.5 0.5")
+        raise AdapterError("all ratios are 0", "use ratios such as 0.5 0.5")
     return terms
 
 
-def _check(sources: Sequence[WeightedFactors]) -> None:
-    """Refuse layers of one name whose ΔW have different shapes: their models differ."""
+def _check_shapes(sources: Sequence[WeightedFactors]) -> None:
+    """AdapterError if layers of one name have ΔW of different shapes, as their models differ."""
     seen: dict[str, tuple[str, tuple[int, int]]] = {}
     for source in sources:
         for name, layer in source.layers.items():
@@ -111,5 +111,5 @@ def _check(sources: Sequence[WeightedFactors]) -> None:
             if shape != expected:
                 raise AdapterError(
                     f"{name} is {expected[0]} x {expected[1]} in {where} and {shape[0]} x {shape[1]} in {source.name}",
-                    "they were trained on models of different kinds: sum LoRAs of one kind",
+                    "merge only LoRAs that were trained on the same kind of model",
                 )

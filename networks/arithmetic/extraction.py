@@ -1,4 +1,4 @@
-"""A LoRA from the difference of two models: for each layer the best approximation of W_tuned - W_original at a rank."""
+"""Extract a LoRA from two models: the best approximation of W_tuned - W_original at a rank, layer by layer."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Depth:
-    """How much is extracted: `dim` ranks of linear layers and 1x1 convolutions, `conv_dim` (None: dim) of larger ones.
+class ExtractionSettings:
+    """`dim` is the rank of linear layers and 1x1 convolutions, `conv_dim` (None: dim) that of larger convolutions.
 
-    `min_diff`: a part of a model, by its name, of which no number differs by more is left out. `unchanged_in`: the
-    coarser dtype of the two files; weights that are equal in it differ by rounding alone. `clamp_quantile`: see svd.
+    `min_diff`: by part of the model; a part whose weights differ by no more is skipped. `unchanged_in`: the coarser
+    dtype of the two files; weights that are equal in it differ only by rounding. `clamp_quantile`: see svd.
     """
 
     dim: int
@@ -48,8 +48,8 @@ class Depth:
 
 @dataclass
 class Extracted:
-    """What came of it. `largest`: by part, the largest difference of a number; `skipped`: parts below `min_diff`;
-    `same`: layers that did not change; `kept`: the share of the differences' norm that the layers hold."""
+    """The extracted layers. `largest`: the largest difference of a weight by part; `skipped`: parts below `min_diff`;
+    `same`: number of unchanged layers; `kept`: the share of the differences' norm that the layers keep."""
 
     layers: dict[str, Factors] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
@@ -58,33 +58,34 @@ class Extracted:
     kept: float = 1.0
 
 
-def extract(changes: Iterable[Change], depth: Depth, device: torch.device | str = "cpu") -> Extracted:
-    """The LoRA of many layers. Layers that are the same in both models, up to rounding, are left out."""
-    found = Extracted()
+def extract(changes: Iterable[Change], settings: ExtractionSettings, device: torch.device | str = "cpu") -> Extracted:
+    """Extract all layers. Layers that are the same in both models, up to rounding, are skipped."""
+    result = Extracted()
     changed: list[Change] = []
     for change in changes:
-        if equal(change.before, change.after, depth.unchanged_in):
-            found.same += 1
+        if equal(change.before, change.after, settings.unchanged_in):
+            result.same += 1
             continue
         largest = float((change.after.float() - change.before.float()).abs().max())
-        found.largest[change.part] = max(largest, found.largest.get(change.part, 0.0))
+        result.largest[change.part] = max(largest, result.largest.get(change.part, 0.0))
         changed.append(change)
-    found.skipped = [part for part, most in found.largest.items() if most <= depth.min_diff.get(part, -1.0)]
+    result.skipped = [part for part, largest in result.largest.items() if largest <= settings.min_diff.get(part, -1.0)]
     kept = total = 0.0
     for change in changed:
-        if change.part in found.skipped:
+        if change.part in result.skipped:
             continue
-        rank = (depth.conv_dim if change.is_kernel else None) or depth.dim
-        found.layers[change.name], here, of = extract_layer(change, rank, depth.clamp_quantile, device)
-        kept, total = kept + here, total + of
-    found.kept = (kept / total) ** 0.5 if total else 1.0
-    return found
+        rank = (settings.conv_dim if change.is_kernel else None) or settings.dim
+        layer, layer_kept, layer_total = extract_layer(change, rank, settings.clamp_quantile, device)
+        result.layers[change.name] = layer
+        kept, total = kept + layer_kept, total + layer_total
+    result.kept = (kept / total) ** 0.5 if total else 1.0
+    return result
 
 
 def extract_layer(
     change: Change, rank: int, clamp_quantile: float = 1.0, device: torch.device | str = "cpu"
 ) -> tuple[Factors, float, float]:
-    """The layer with alpha = rank, and the squared norms of what it holds of the difference and of the difference."""
+    """The layer with alpha = rank, and the squared norms of its approximation and of the difference."""
     difference = change.after.to(device).float() - change.before.to(device).float()
     parts = decompose(difference.flatten(1))
     up, down = parts.factors(rank, clamp_quantile)
@@ -97,36 +98,36 @@ def extract_layer(
 
 
 def equal(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two weights are the same numbers in a dtype."""
+    """Whether two weights are equal in a dtype."""
     return before.shape == after.shape and torch.equal(before.to(dtype), after.to(dtype))
 
 
 def find_changes(
     original: Mapping[str, nn.Module], tuned: Mapping[str, nn.Module], parts: Sequence[AdapterPart], *, kernels: bool
 ) -> Iterator[Change]:
-    """The layers of two models that a LoRA reaches; `kernels`: those that it reaches with conv_dim too.
+    """The layers of two models that a LoRA can adapt; `kernels`: with conv_dim, too.
 
     AdapterError for models of different sizes.
     """
-    ours, theirs = (find_targets(model, parts, convolutions=kernels) for model in (original, tuned))
-    for one, other in zip_longest(ours, theirs):
-        if one is None or other is None or one.layer != other.layer:
-            name = next(each.layer.name for each in (one, other) if each is not None)
+    targets = (find_targets(model, parts, convolutions=kernels) for model in (original, tuned))
+    for before, after in zip_longest(*targets):
+        if before is None or after is None or before.layer != after.layer:
+            name = next(target.layer.name for target in (before, after) if target is not None)
             raise AdapterError(
                 f"the two models differ in size: {name} is not the same layer in both",
-                "give two models of one kind, the one before and the one after a training",
+                "use two models of one kind, from before and after the training",
             )
-        yield Change(one.layer.name, one.part.module, one.module.weight.detach(), other.module.weight.detach())
+        yield Change(before.layer.name, before.part.module, before.module.weight.detach(), after.module.weight.detach())
 
 
-def left_out(
+def count_unextracted(
     original: Mapping[str, nn.Module],
     tuned: Mapping[str, nn.Module],
     parts: Sequence[AdapterPart],
     names: Collection[str],
     dtype: torch.dtype,
 ) -> tuple[int, int]:
-    """What changed and is in none of the layers `names`: convolutions larger than 1x1, and other tensors (norms,
+    """Number of changed weights outside of the layers `names`: convolutions larger than 1x1, and other tensors (norms,
     biases, embeddings, linear layers)."""
     kernels = others = 0
     for part in parts:

@@ -1,7 +1,7 @@
-"""The layers of a LoRA or LoCon file as pairs of factors, for the tools that resize, sum and split them.
+"""The layers of a LoRA or LoCon file as pairs of factors, for the tools that resize, merge and split them.
 
-Format: `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha` (sd-scripts, networks/lora.py). What else a file
-holds is named and refused, never dropped.
+Format: `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha` (sd-scripts, networks/lora.py). Any other tensor is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from library.messages import listed
 from networks import registry
 from networks.adapter import AdapterError
 from networks.loading import by_layer
@@ -35,12 +36,12 @@ class Factors:
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied with."""
+        """The factor of the product, alpha / rank."""
         return self.alpha / self.rank
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it sits on a convolution larger than 1x1, which has the rank `conv_dim`."""
+        """Whether it is for a convolution larger than 1x1, whose rank is `conv_dim`."""
         return self.down.ndim == 4 and tuple(self.down.shape[2:]) != (1, 1)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
@@ -55,48 +56,46 @@ class Factors:
         return product.reshape(self.up.shape[0], *self.down.shape[1:])
 
     def shaped(self, up: Tensor, down: Tensor, alpha: float) -> Factors:
-        """Other matrices (out, r), (r, in * kh * kw) in the shapes that files have of this layer."""
+        """Other matrices (out, r), (r, in * kh * kw) in the shapes of this layer in files."""
         rank = down.shape[0]
         ones = (1,) * (self.down.ndim - 2)
         return Factors(down.reshape(rank, *self.down.shape[1:]), up.reshape(up.shape[0], rank, *ones), alpha)
 
     def to(self, device: torch.device | str) -> Factors:
-        """On another device."""
+        """A copy on another device."""
         return replace(self, down=self.down.to(device), up=self.up.to(device))
 
 
 def read_factors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Factors]:
-    """The layers of a file's tensors by name, in their dtype. AdapterError that names each layer that is no LoRA.
+    """The layers of a file by name, in their dtype. AdapterError that names the layers that are not LoRA.
 
-    Layers with a core (`lora_mid`, LyCORIS' use_tucker) become plain ones of the same ΔW.
+    A core (`lora_mid`, LyCORIS' use_tucker) is multiplied into `down`, with the same ΔW.
     """
     if any(mark in key for key in tensors for mark in _FOREIGN):
         raise AdapterError(
-            f"{where}: has the key names of diffusers or PEFT",
+            f"{where}: has the keys of diffusers or PEFT",
             "convert it first: python tools/convert_lora.py --help",
         )
     layers = by_layer(tensors)
-    wrong = {name: why for name, parts in layers.items() if (why := _what_else(parts))}
+    wrong = [f"{name} ({why})" for name, parts in layers.items() if (why := _describe_other_kind(parts))]
     if wrong:
-        shown = "; ".join(f"{name} ({why})" for name, why in list(wrong.items())[:5])
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise AdapterError(
-            f"{where}: {len(wrong)} of its {len(layers)} layers are no LoRA: {shown}{more}",
-            "only LoRA and LoCon have ranks; merge_lora.py --sd_model merges any kind into a model",
+            f"{where}: {len(wrong)} of its {len(layers)} layers are not LoRA: {listed(wrong, 5, separator='; ')}",
+            "use a LoRA or LoCon file; merge_lora.py --sd_model merges other kinds into a model",
         )
     if not layers:
-        raise AdapterError(f"{where}: holds no layer", "give a LoRA")
+        raise AdapterError(f"{where}: has no layers", "use a LoRA file")
     return {name: _factors(name, parts, where) for name, parts in layers.items()}
 
 
-def _what_else(parts: Mapping[str, Tensor]) -> str:
-    """What a layer is that is no plain LoRA; empty for one that is."""
+def _describe_other_kind(parts: Mapping[str, Tensor]) -> str:
+    """Why a layer is not a plain LoRA; empty if it is."""
     if "dora_scale" in parts:
-        return "DoRA, whose change depends on the model's weight"
+        return "DoRA, whose ΔW depends on the model's weight"
     if {DOWN, UP} <= parts.keys() <= {DOWN, UP, ALPHA, MID}:
         return ""
     try:
-        title = registry.recognise([f"layer.{suffix}" for suffix in parts]).title
+        title = registry.detect_kind([f"layer.{suffix}" for suffix in parts]).title
     except AdapterError:
         title = ""
     if title and not (parts.keys() & {DOWN, UP}):
@@ -114,19 +113,19 @@ def _factors(name: str, parts: Mapping[str, Tensor], where: str) -> Factors:
     if down.ndim not in (2, 4) or up.ndim != down.ndim or ranks[0] != ranks[1] or up.shape[2:].numel() != 1:
         raise AdapterError(
             f"{where}: the factors of {name} do not fit together: {tuple(down.shape)} and {tuple(up.shape)}",
-            "the file is damaged: get it again",
+            "get the file again: it is damaged",
         )
     alpha = float(parts[ALPHA]) if ALPHA in parts else 0.0
     return Factors(down, up, alpha or float(ranks[0]))
 
 
 def file_tensors(layers: Mapping[str, Factors], dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a file holds of these layers, in `dtype` on the CPU; an alpha that `dtype` would round stays in float32."""
+    """The tensors of a file, in `dtype` on the CPU; an alpha that `dtype` would round stays in float32."""
     tensors = {}
     for name, layer in layers.items():
         alpha = torch.tensor(layer.alpha, dtype=torch.float32)
-        held = alpha.to(dtype)
+        rounded = alpha.to(dtype)
         tensors[f"{name}.{DOWN}"] = layer.down.detach().to("cpu", dtype).contiguous()
         tensors[f"{name}.{UP}"] = layer.up.detach().to("cpu", dtype).contiguous()
-        tensors[f"{name}.{ALPHA}"] = held if float(held) == float(alpha) else alpha
+        tensors[f"{name}.{ALPHA}"] = rounded if float(rounded) == float(alpha) else alpha
     return tensors

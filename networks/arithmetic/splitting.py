@@ -1,4 +1,4 @@
-"""A DyLoRA cut into LoRAs of lower ranks: its first ranks are an adapter by themselves (arXiv 2210.07558)."""
+"""Split a DyLoRA into LoRAs of lower ranks: its first ranks alone are an adapter (arXiv 2210.07558)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def split(
 
 
 def first_ranks(layer: Factors, rank: int, *, keep_alpha: bool = False) -> Factors:
-    """The first `rank` ranks of a layer, with the alpha by which ΔW is what training added at this rank.
+    """The first `rank` ranks of a layer, with the alpha that gives the ΔW of training at this rank.
 
-    That is alpha / dim * sqrt(dim / rank), hence alpha' = alpha * sqrt(rank / dim). `keep_alpha`: the file's alpha, as
-    sd-scripts' tool leaves it.
+    Training scales by alpha / dim * sqrt(dim / rank), hence alpha' = alpha * sqrt(rank / dim). `keep_alpha`: keep the
+    file's alpha, as sd-scripts' tool does.
     """
     if rank >= layer.rank:
         return layer

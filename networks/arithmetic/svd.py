@@ -1,6 +1,6 @@
-"""Best approximations of a weight's change by a product of two thin matrices (Eckart and Young, 1936).
+"""Best low-rank approximations of a weight's change (Eckart and Young, 1936).
 
-Computed in float32 (float64 for float64) on the device of what is handed in.
+Computed in float32 (float64 for float64) on the device of the arguments.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ class Decomposition:
     vh: Tensor
 
     def factors(self, rank: int, clamp_quantile: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Up (m, rank) and down (rank, n) whose product is the best one of that rank; less than `rank` if M has less.
+        """Up (m, rank) and down (rank, n) with the best product of this rank; fewer ranks if M has fewer.
 
-        Each gets half of the values, by their roots, which keeps small numbers within fp16's range. A quantile below 1
-        clamps outliers as sd-scripts does: all values go to `up`, then both are cut to ± that quantile of all numbers.
+        Both get the square roots of the singular values, which keeps small numbers within fp16's range. A quantile
+        below 1 clamps outliers as in sd-scripts: `up` gets all singular values, then both are limited to ± this
+        quantile of all numbers.
         """
         u, values, vh = self.u[:, :rank], self.values[:rank], self.vh[:rank]
         if clamp_quantile >= 1:
@@ -34,15 +35,15 @@ class Decomposition:
         return up.clamp(-limit, limit), vh.clamp(-limit, limit)
 
     def kept(self, rank: int) -> float:
-        """The share of M's Frobenius norm that the first `rank` values hold; 1 for a zero matrix."""
+        """The share of M's Frobenius norm that the first `rank` singular values keep; 1 for a zero matrix."""
         squares = self.values.double().square()
         total = float(squares.sum())
         return (float(squares[:rank].sum()) / total) ** 0.5 if total else 1.0
 
 
 def decompose(matrix: Tensor) -> Decomposition:
-    """The singular value decomposition of a matrix (m, n); of a long one by way of its QR, some times quicker."""
-    tall = _computed(matrix)
+    """The singular value decomposition of a matrix (m, n); of a tall or wide one through its QR, which is faster."""
+    tall = _working_copy(matrix)
     is_wide = tall.shape[0] < tall.shape[1]
     tall = tall.T if is_wide else tall
     if tall.shape[0] >= 2 * tall.shape[1]:
@@ -55,24 +56,24 @@ def decompose(matrix: Tensor) -> Decomposition:
 
 
 def decompose_product(up: Tensor, down: Tensor) -> Decomposition:
-    """That of up (m, r) @ down (r, n), at the price of a matrix of r by r: QR of both, then the SVD of what is between.
+    """The decomposition of up (m, r) @ down (r, n) at the cost of an r x r matrix: QR of both, then an SVD.
 
-    There are min(r, m, n) values: all others are 0.
+    Returns min(r, m, n) singular values; all others are 0.
     """
-    left, between_left = torch.linalg.qr(_computed(up))
-    right, between_right = torch.linalg.qr(_computed(down).T)
-    u, values, vh = torch.linalg.svd(between_left @ between_right.T, full_matrices=False)
+    left, inner_left = torch.linalg.qr(_working_copy(up))
+    right, inner_right = torch.linalg.qr(_working_copy(down).T)
+    u, values, vh = torch.linalg.svd(inner_left @ inner_right.T, full_matrices=False)
     return Decomposition(left @ u, values, vh @ right.T)
 
 
 def quantile(numbers: Tensor, share: float) -> float:
-    """The number that a share of `numbers` (n,) lies below, interpolated. torch's own takes 16 million at most."""
+    """The quantile of `numbers` (n,), interpolated. torch.quantile is limited to 16 million numbers."""
     ordered = numbers.sort().values
-    place = share * (len(ordered) - 1)
-    low = int(place)
+    position = share * (len(ordered) - 1)
+    low = int(position)
     high = min(low + 1, len(ordered) - 1)
-    return float(torch.lerp(ordered[low], ordered[high], place - low))
+    return float(torch.lerp(ordered[low], ordered[high], position - low))
 
 
-def _computed(tensor: Tensor) -> Tensor:
+def _working_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)

@@ -1,1 +1,1 @@
-"""LoRA files of kohya, diffusers and PEFT, each into each other."""
+"""Convert LoRA files between the formats of kohya, diffusers and PEFT."""

@@ -1,4 +1,4 @@
-"""LoRA files in three formats, there and back, bit for bit: kohya's, diffusers' and PEFT's.
+"""Convert LoRA keys between the formats of kohya, diffusers and PEFT, in both directions and bit for bit.
 
 kohya      one file: `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`, `.lora_up.weight`, `.alpha`,
            `.dora_scale`
@@ -7,8 +7,8 @@ diffusers  one file: `unet.mid_block.attentions.0.proj_in.lora_A.weight`, `.lora
 PEFT       a folder for each module of the model: adapter_model.safetensors with `base_model.model.` before each name,
            adapter_config.json with the alphas
 
-Names are found in a table of the layers that the family has, never guessed from underscores. Which of several families
-it is, names tell. What has no place in the other format is refused, all of it at once.
+Names are looked up in a table of the family's layers, never guessed from underscores. The family is the one that knows
+most of the names. Keys that the other format cannot hold are an error that lists all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from library.checkpoints.adapter_names import AdapterPart
+from library.messages import counted, listed
 from networks.adapter import AdapterError
 from networks.formats import peft_config
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 Format = Literal["kohya", "diffusers", "peft"]
 BASE = "base_model.model."
-_LISTED = 8
+_MOST_LISTED = 8
 _KOHYA = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha", "dora_scale": "magnitude"}
-# The first of each is what is written; the others are what diffusers' training scripts wrote before.
+# Only the first line is written; the other names come from older training scripts of diffusers.
 _PEFT = {
     "lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude",
     "lora.down.weight": "down", "lora.up.weight": "up",
@@ -36,12 +37,12 @@ _PEFT = {
     "lora_magnitude_vector.weight": "magnitude",
 }  # fmt: skip
 _PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-_MODULES = ("unet", "text_encoder", "text_encoder_2")  # what diffusers' files begin names with
+_MODULES = ("unet", "text_encoder", "text_encoder_2")  # the first part of keys in diffusers' files
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer of the model: its module (`unet`), its path in that, with dots, and its name in kohya's files."""
+    """A layer of the model: its part (`unet`), its path in the module, with dots, and its name in kohya's files."""
 
     part: AdapterPart
     bare: str
@@ -49,13 +50,13 @@ class Place:
 
     @property
     def path(self) -> str:
-        """The path with the level that transformers 5 has not, as diffusers' files have it. PEFT compares ends."""
+        """The path with the level that transformers 5 dropped, as in diffusers' files. PEFT compares endings."""
         return self.part.level + self.bare
 
 
 @dataclass
 class LoraLayer:
-    """One layer of a LoRA. `magnitude`: DoRA's, (out,). `alpha_form`: how a kohya file has the alpha (peft_config)."""
+    """One layer of a LoRA. `magnitude`: DoRA's, (out,). `alpha_form`: how a kohya file stores alpha (peft_config)."""
 
     place: Place
     down: Tensor
@@ -66,39 +67,39 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
-        """Rows of `down`."""
+        """The number of rows of `down`."""
         return int(self.down.shape[0])
 
 
 @dataclass
 class Lora:
-    """A LoRA in no format yet. `metadata`: what a kohya file says of its training."""
+    """A LoRA independent of the format. `metadata`: that of a kohya file."""
 
     layers: list[LoraLayer]
     metadata: dict[str, str] = field(default_factory=dict)
 
 
 def known_places(parts: Iterable[AdapterPart]) -> tuple[Place, ...]:
-    """Every layer that a family with these parts can have."""
+    """All layers of a family with these parts."""
     return tuple(Place(part, path, part.name(path)) for part in parts for path in part.layers())
 
 
-def best(candidates: Sequence[Sequence[Place]], layers: Collection[str]) -> Sequence[Place]:
-    """The places of the family that knows most of a file's layers, of those that know as many the first.
+def best_match(candidates: Sequence[Sequence[Place]], layers: Collection[str]) -> Sequence[Place]:
+    """The layers of the family that knows most of a file's layers; the first one of equals.
 
-    `layers`: names as kohya's files have them, or paths behind the module (`unet.mid_block.…`).
+    `layers`: names as in kohya's files, or paths after the module (`unet.mid_block.…`).
     """
 
-    def known(places: Sequence[Place]) -> int:
+    def count_known(places: Sequence[Place]) -> int:
         names = {name for place in places for name in (*_kohya_names(place), *_module_paths(place))}
         return sum(layer in names for layer in layers)
 
-    return max(candidates, key=known)
+    return max(candidates, key=count_known)
 
 
 def _kohya_names(place: Place) -> tuple[str, str]:
-    """In kohya's files, and after the path in the module: text encoders without the level, U-Nets in diffusers' naming
-    where kohya has the original one."""
+    """The name in kohya's files, and the one after the path in the module: text encoders without the level, U-Nets in
+    diffusers' naming where kohya uses the original one."""
     return place.name, f"{place.part.prefix}_{place.bare.replace('.', '_')}"
 
 
@@ -107,7 +108,7 @@ def _module_paths(place: Place) -> tuple[str, str]:
 
 
 def format_of(keys: Iterable[str]) -> Format | None:
-    """The format that a file's keys are in, None for another."""
+    """The format of a file's keys; None if unknown."""
     for key in keys:
         if key.startswith("lora_"):
             return "kohya"
@@ -122,16 +123,16 @@ def format_of(keys: Iterable[str]) -> Format | None:
 
 
 def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], places: Iterable[Place]) -> Lora:
-    """Read a kohya file. AdapterError lists every key that is no LoRA of this family."""
+    """Convert from kohya's format. AdapterError lists every key that is not of a LoRA of this family."""
     by_name = {name: place for place in places for name in _kohya_names(place)}
-    found, wrong = _Found(), []
+    found, wrong = _LayerTensors(), []
     for key, tensor in tensors.items():
         name, _, leaf = key.partition(".")
         if name in by_name and leaf in _KOHYA:
             found.add(by_name[name], _KOHYA[leaf], tensor, key)
         else:
             wrong.append(key)
-    _refuse(wrong)
+    _raise_unknown(wrong)
     layers = []
     for place, slots in found.complete():
         rank = int(slots["down"].shape[0])
@@ -139,8 +140,8 @@ def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place
         magnitude = slots.get("magnitude")
         if magnitude is not None and tuple(magnitude.shape) != _magnitude_shape(slots):
             raise AdapterError(
-                f"{place.name}.dora_scale is {tuple(magnitude.shape)}: lengths of inputs, not of outputs",
-                "diffusers and PEFT have no such DoRA (LyCORIS writes it with wd_on_output=False).",
+                f"{place.name}.dora_scale is {tuple(magnitude.shape)}: magnitudes of inputs, not of outputs",
+                "convert another file: diffusers and PEFT do not support it (LyCORIS: wd_on_output=False)",
             )
         magnitude = None if magnitude is None else magnitude.reshape(-1)
         layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, form))
@@ -148,7 +149,7 @@ def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place
 
 
 def to_kohya(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a kohya file."""
+    """The tensors and metadata of a kohya file."""
     tensors: dict[str, Tensor] = {}
     for layer in lora.layers:
         name = layer.place.name
@@ -172,13 +173,13 @@ def from_peft(
     metadata: Mapping[str, str],
     places: Iterable[Place],
 ) -> Lora:
-    """Read tensors under PEFT's names without the prefixes, by module of the model, with PEFT's configuration of each.
+    """Convert from PEFT's names without prefixes, by module of the model, with PEFT's configuration of each.
 
-    A module without a configuration scales nothing (alpha = rank): so diffusers reads such files. AdapterError lists
-    every key that is no LoRA of this family.
+    A module without a configuration has alpha = rank, as in diffusers. AdapterError lists every key that is not of a
+    LoRA of this family.
     """
     by_path = {path: place for place in places for path in _module_paths(place)}
-    found, wrong = _Found(), []
+    found, wrong = _LayerTensors(), []
     for module, of_module in tensors.items():
         for key, tensor in of_module.items():
             path, leaf = split(key)
@@ -187,7 +188,7 @@ def from_peft(
                 wrong.append(f"{module}.{key}")
             else:
                 found.add(place, _PEFT[leaf], tensor, f"{module}.{key}")
-    _refuse(wrong)
+    _raise_unknown(wrong)
     forms = peft_config.read_forms(metadata)
     layers = []
     for place, slots in found.complete():
@@ -195,8 +196,8 @@ def from_peft(
         alpha = peft_config.alpha_of(configs.get(place.part.module), (place.path, place.bare), rank)
         magnitude = None if magnitude is None else magnitude.reshape(-1)
         layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, forms(place.name)))
-    kept = {key: value for key, value in metadata.items() if key not in peft_config.NOT_KOHYAS}
-    return Lora(layers, {key: value for key, value in kept.items() if not key.startswith("sshs_")})
+    own = {key: value for key, value in metadata.items() if key not in peft_config.NOT_KOHYAS}
+    return Lora(layers, {key: value for key, value in own.items() if not key.startswith("sshs_")})
 
 
 def to_peft(
@@ -204,8 +205,8 @@ def to_peft(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Any]], dict[str, str]]:
     """Tensors and configurations by module of the model, and the metadata.
 
-    `text_level`: whether names have `text_model.`. diffusers takes it away for transformers 5 and needs it before; PEFT
-    takes names as they are. AdapterError where DoRA is in a part of a module's layers only.
+    `text_level`: whether names contain `text_model.`. diffusers needs it (and removes it for transformers 5); PEFT uses
+    names unchanged. AdapterError if only some layers of a module have DoRA.
     """
     tensors: dict[str, dict[str, Tensor]] = {}
     by_module: dict[str, list[LoraLayer]] = {}
@@ -216,7 +217,7 @@ def to_peft(
         for slot, tensor in (("down", layer.down), ("up", layer.up), ("magnitude", layer.magnitude)):
             if tensor is not None:
                 path = layer.place.path if text_level else layer.place.bare
-                # transformers 5 reads a text encoder's from a diffusers file by this name only, and silently else
+                # transformers 5 silently ignores a text encoder's magnitude under another name
                 is_text = part.group.startswith("text_encoder")
                 leaf = ".weight" if slot == "magnitude" and text_level and is_text else ""
                 of_module[f"{path}.{_PEFT_NAMES[slot]}{leaf}"] = _peft_magnitude(layer, slot, tensor)
@@ -224,8 +225,11 @@ def to_peft(
     for module, layers in by_module.items():
         without = [layer.place.name for layer in layers if layer.magnitude is None]
         if without and len(without) < len(layers):
-            what = f"{len(without)} of {len(layers)} layers of {module} have no dora_scale: {_listed(without)}"
-            raise AdapterError(what, "diffusers and PEFT have DoRA for all layers of a module or for none.")
+            names = listed(without, _MOST_LISTED)
+            what = f"{len(without)} of {len(layers)} layers of {module} have no dora_scale: {names}"
+            raise AdapterError(
+                what, "convert another file: in diffusers and PEFT all layers of a module have DoRA, or none"
+            )
         alphas = {layer.place.bare: (layer.rank, layer.alpha) for layer in layers}
         configs[module] = peft_config.make_config(alphas, use_dora=not without)
     forms = {layer.place.name: layer.alpha_form for layer in lora.layers}
@@ -233,7 +237,7 @@ def to_peft(
 
 
 def split(key: str) -> tuple[str, str | None]:
-    """A key's path and what follows it; None if nothing known does."""
+    """(path, tensor name) of a key; None for an unknown tensor name."""
     for leaf in _PEFT:
         if key.endswith(f".{leaf}"):
             return key.removesuffix(f".{leaf}"), leaf
@@ -241,21 +245,21 @@ def split(key: str) -> tuple[str, str | None]:
 
 
 def _peft_magnitude(layer: LoraLayer, slot: str, tensor: Tensor) -> Tensor:
-    """PEFT has the magnitude of a convolution as (1, out, 1, 1)."""
+    """PEFT stores the magnitude of a convolution as (1, out, 1, 1)."""
     return tensor.reshape(1, -1, 1, 1) if slot == "magnitude" and layer.up.ndim == 4 else tensor
 
 
 def _magnitude_shape(slots: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The shape that kohya-style files have DoRA's magnitude in: (out, 1) or (out, 1, 1, 1)."""
+    """The shape of DoRA's magnitude in kohya-style files: (out, 1) or (out, 1, 1, 1)."""
     up = slots["up"]
     return (int(up.shape[0]), *(1 for _ in up.shape[1:]))
 
 
-# --- what is the same in all of them ---------------------------------------------------------------------------------
+# --- all formats -----------------------------------------------------------------------------------------------------
 
 
-class _Found:
-    """Tensors of layers as they are met in a file, in any order."""
+class _LayerTensors:
+    """Collects the tensors of a file by layer, in any order."""
 
     def __init__(self) -> None:
         self._layers: dict[Place, dict[str, Tensor]] = {}
@@ -263,11 +267,11 @@ class _Found:
     def add(self, place: Place, slot: str, tensor: Tensor, key: str) -> None:
         slots = self._layers.setdefault(place, {})
         if slot in slots:
-            raise AdapterError(f"{key} is in the file under another name too", "Such a file belongs to no program.")
+            raise AdapterError(f"{key} is in the file under another name too", "get the file again: it is damaged")
         slots[slot] = tensor
 
     def complete(self) -> list[tuple[Place, dict[str, Tensor]]]:
-        """Layers with both factors. AdapterError lists what is missing."""
+        """The layers with their tensors. AdapterError lists missing factors."""
         missing = [
             f"{place.part.module}.{place.path}: {slot}"
             for place, slots in self._layers.items()
@@ -275,17 +279,14 @@ class _Found:
             if slot not in slots
         ]
         if missing:
-            raise AdapterError(f"{len(missing)} factors are missing: {_listed(missing)}", "The file is not whole.")
+            what = f"the file is incomplete, {counted(len(missing), 'factor')} missing: {listed(missing, _MOST_LISTED)}"
+            raise AdapterError(what, "get the file again")
         return list(self._layers.items())
 
 
-def _refuse(keys: Sequence[str]) -> None:
+def _raise_unknown(keys: Sequence[str]) -> None:
     if keys:
         raise AdapterError(
-            f"{len(keys)} keys have no place in the other format: {_listed(sorted(keys))}",
-            "Only LoRA and DoRA can be converted (lora_down, lora_up, alpha, dora_scale), of a model that is known.",
+            f"{counted(len(keys), 'key')} cannot be converted: {listed(sorted(keys), _MOST_LISTED)}",
+            "convert only LoRA and DoRA (lora_down, lora_up, alpha, dora_scale) of a supported model",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

@@ -1,4 +1,4 @@
-"""LoRA files and folders on disk in kohya's, diffusers' and PEFT's format (networks/formats/key_names.py)."""
+"""Read and write LoRA files and folders in the formats of kohya, diffusers and PEFT (networks/formats/key_names.py)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from library.checkpoints.adapter_names import AdapterPart
 from library.checkpoints.folders import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json, write_safetensors
+from library.messages import listed
 from networks import adapter_files
 from networks.adapter import AdapterError
 from networks.formats import peft_config
@@ -20,7 +21,7 @@ from networks.formats.key_names import (
     Format,
     Lora,
     Place,
-    best,
+    best_match,
     format_of,
     from_kohya,
     from_peft,
@@ -40,44 +41,47 @@ KOHYA_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
 def read_lora(source: Path, *families: Iterable[AdapterPart]) -> tuple[Lora, Format]:
-    """A LoRA in any of the formats, and which it is. `families`: the parts of each that it may be of; the names of its
-    layers tell, the first wins where they do not. AdapterError or CheckpointError names all that does not fit."""
+    """Read a LoRA in any of the formats; returns it with its format.
+
+    `families`: the parts of each candidate family; the one that knows most of the layers is used, the first of equals.
+    AdapterError or CheckpointError names everything that does not fit.
+    """
     known = [known_places(parts) for parts in families]
     if (source / DIFFUSERS_FILE).is_file():
         source = source / DIFFUSERS_FILE
     if source.is_dir() or (source.name in WEIGHTS and (source.parent / CONFIG).is_file()):
         tensors, configs, metadata = _read_folders(_folders(source, known), known)
-        return from_peft(tensors, configs, metadata, best(known, _layers(tensors))), "peft"
+        return from_peft(tensors, configs, metadata, best_match(known, _layers(tensors))), "peft"
     file = adapter_files.read(source)
-    found = format_of(file.tensors)
-    if found == "kohya":
-        places = best(known, {key.partition(".")[0] for key in file.tensors})
-        return from_kohya(file.tensors, file.metadata, places), found
-    if found == "diffusers":
+    detected = format_of(file.tensors)
+    if detected == "kohya":
+        places = best_match(known, {key.partition(".")[0] for key in file.tensors})
+        return from_kohya(file.tensors, file.metadata, places), detected
+    if detected == "diffusers":
         by_module: dict[str, dict[str, Tensor]] = {}
         for key, tensor in file.tensors.items():
             module, _, name = key.partition(".")
             by_module.setdefault(module, {})[name] = tensor
-        noted = peft_config.from_diffusers_metadata(file.metadata)
-        return from_peft(by_module, noted, file.metadata, best(known, _layers(by_module))), found
-    if found == "peft":
-        raise AdapterError(f"{source} has no {CONFIG} beside it", "Give PEFT's whole folder.")
-    shown = ", ".join(list(file.tensors)[:3])
+        saved_configs = peft_config.from_diffusers_metadata(file.metadata)
+        return from_peft(by_module, saved_configs, file.metadata, best_match(known, _layers(by_module))), detected
+    if detected == "peft":
+        raise AdapterError(f"{source} has no {CONFIG} beside it", "use PEFT's whole folder")
+    keys = ", ".join(list(file.tensors)[:3]) or "none"
     raise AdapterError(
-        f"{source} is no LoRA in kohya's, diffusers' or PEFT's format (it holds {shown or 'nothing'})",
-        "Give a LoRA file, or a folder of diffusers or PEFT.",
+        f"{source} is not a LoRA in the format of kohya, diffusers or PEFT (its keys: {keys})",
+        "use a LoRA file, or a folder of diffusers or PEFT",
     )
 
 
 def _layers(tensors: Mapping[str, Mapping[str, Tensor]]) -> set[str]:
-    """The layers that tensors by module are of, each behind its module's name."""
+    """The layers of tensors by module, as "module.path"."""
     return {f"{module}.{split(key)[0]}" for module, of_module in tensors.items() for key in of_module}
 
 
 def write_lora(target: Path, lora: Lora, to: Format) -> Path:
-    """Write a LoRA, whole or not at all; returns the file or folder. AdapterError or CheckpointError.
+    """Write a LoRA, completely or not at all; returns the file or folder. AdapterError or CheckpointError.
 
-    A diffusers file lies in `target`, under diffusers' name, unless that is a name for a .safetensors file itself.
+    For diffusers, `target` is a folder that gets a file with diffusers' name, or a .safetensors file.
     """
     if to == "diffusers" and target.suffix != ".safetensors":
         target = target / DIFFUSERS_FILE
@@ -106,32 +110,32 @@ def write_lora(target: Path, lora: Lora, to: Format) -> Path:
 
 
 def check_target(target: Path, to: Format) -> None:
-    """AdapterError if something is there already, or if the name is not one for this format."""
+    """AdapterError if the target exists, or if its name does not fit the format."""
     if target.exists():
-        raise AdapterError(f"{target} is there already", "Name another, or move it away.")
+        raise AdapterError(f"{target} exists already", "choose another name, or move it away")
     if to == "kohya" and target.suffix not in KOHYA_ENDINGS:
         raise AdapterError(
-            f"{target} has none of the endings {', '.join(KOHYA_ENDINGS)}", f"Write {target.name}.safetensors."
+            f"{target} has none of the extensions {', '.join(KOHYA_ENDINGS)}", f"use {target.name}.safetensors"
         )
     if to == "peft" and target.suffix in KOHYA_ENDINGS:
-        raise AdapterError(f"{target}: a PEFT LoRA is a folder", f"Write {target.with_suffix('')}.")
+        raise AdapterError(f"{target}: a PEFT LoRA is a folder", f"use {target.with_suffix('')}")
 
 
 def _folders(source: Path, known: Sequence[Sequence[Place]]) -> list[Path]:
-    """The folders of one module each, as PEFT saves them."""
+    """The folders that PEFT saves, one per module."""
     folder = source if source.is_dir() else source.parent
     inner = [folder / module for module in _modules(known) if (folder / module / CONFIG).is_file()]
     found = [folder] if (folder / CONFIG).is_file() else inner
     if not found:
         raise AdapterError(
-            f"{folder} holds neither {DIFFUSERS_FILE} nor {CONFIG}, nor a folder with that for a module of the model",
-            "Give a LoRA file, or a folder of diffusers or PEFT.",
+            f"{folder} has neither {DIFFUSERS_FILE} nor {CONFIG}, nor a folder with {CONFIG} for a module of the model",
+            "use a LoRA file, or a folder of diffusers or PEFT",
         )
     return found
 
 
 def _modules(known: Sequence[Sequence[Place]]) -> list[str]:
-    """The modules of the families, each once."""
+    """The modules of all families."""
     return list(dict.fromkeys(place.part.module for places in known for place in places))
 
 
@@ -145,7 +149,8 @@ def _read_folders(
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
         file = adapter_files.read(weights)
         if wrong := [key for key in file.tensors if not key.startswith(BASE)]:
-            raise AdapterError(f"{weights}: {len(wrong)} keys are not PEFT's: {', '.join(wrong[:8])}", "Get it again.")
+            what = f"{weights}: {len(wrong)} keys are not in PEFT's format: {listed(wrong, 8)}"
+            raise AdapterError(what, "get the file again")
         named = {key.removeprefix(BASE): tensor for key, tensor in file.tensors.items()}
         module = _module_of(folder, named, known)
         tensors[module], configs[module] = named, read_json(folder / CONFIG)
@@ -154,7 +159,7 @@ def _read_folders(
 
 
 def _module_of(folder: Path, tensors: Mapping[str, Tensor], known: Sequence[Sequence[Place]]) -> str:
-    """The module of the model that a PEFT folder is for: its name, else the one that knows its first layer."""
+    """The module of the model that a PEFT folder belongs to, by its name or else by its first layer."""
     if folder.name in _modules(known):
         return folder.name
     first = next(iter(tensors), "")
@@ -162,6 +167,6 @@ def _module_of(folder: Path, tensors: Mapping[str, Tensor], known: Sequence[Sequ
         if first.startswith((f"{place.path}.lora_", f"{place.bare}.lora_")):
             return place.part.module
     raise AdapterError(
-        f"{folder}: {first or 'nothing in it'} is no layer of a model that is known here",
-        "Only LoRAs of Stable Diffusion's U-Net and text encoders can be converted.",
+        f"{folder}: {first} is not a layer of a supported model" if first else f"{folder} has no tensors",
+        "use a LoRA of Stable Diffusion's U-Net or text encoders",
     )

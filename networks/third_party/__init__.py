@@ -1,1 +1,1 @@
-"""Network modules of other programs, run unmodified."""
+"""Third-party network modules (LyCORIS, a user's own file), used unmodified."""

@@ -1,12 +1,12 @@
-"""Networks of other programs' modules (--network_module lycoris.kohya, a file of the user's own), made and merged.
+"""Create and merge networks of third-party modules (--network_module lycoris.kohya, a user's own file).
 
-The modules see stand-ins (stand_ins.py) and work unmodified; the base model keeps its modules and its state dict.
+The modules receive stand-ins (stand_ins.py) and work unmodified; the base model keeps its modules and its state dict.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,17 +16,23 @@ from torch import nn
 
 from library.checkpoints.adapter_names import AdapterPart
 from networks.adapter import AdapterError
-from networks.third_party.modules import call_if_there, check_arguments, load_foreign, read_arguments, told
-from networks.third_party.network import ForeignNetwork
+from networks.third_party.modules import (
+    call_if_there,
+    check_arguments,
+    import_network_module,
+    read_arguments,
+    wrap_errors,
+)
+from networks.third_party.network import ThirdPartyNetwork
 from networks.third_party.stand_ins import Model, is_text, stand_ins
 
-__all__ = ["ForeignNetwork", "create_foreign", "load_foreign", "merge_foreign"]
+__all__ = ["ThirdPartyNetwork", "create_third_party", "import_network_module", "merge_third_party"]
 
 _DUPLICATE = re.compile(r"duplicate.*?\b((?:lora|oft)_\w+)", re.IGNORECASE | re.DOTALL)
 _ATTEMPTS = 8
 
 
-def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
+def create_third_party(  # noqa: PLR0913 - kohya's create_network takes these
     name: str,
     model: Mapping[str, nn.Module],
     parts: Sequence[AdapterPart],
@@ -39,36 +45,36 @@ def create_foreign(  # noqa: PLR0913 - kohya's create_network takes these
     vae: nn.Module | None = None,
     weights: Path | None = None,
     settings: object = None,
-) -> ForeignNetwork:
-    """Make a network by the module `name` and put it into the model.
+) -> ThirdPartyNetwork:
+    """Create a network with the module `name` and attach it to the model.
 
-    `arguments`: --network_args. `train`: modules of the model that get adapters (None: all). `weights`: a file whose
-    ranks are taken (--dim_from_weights). `settings`: what `prepare_network` gets. Raises AdapterError.
+    `arguments`: --network_args. `train`: modules of the model that get adapters (None: all). `weights`: a file that
+    sets the ranks (--dim_from_weights). `settings`: the argument of `prepare_network`. Raises AdapterError.
     """
-    module = load_foreign(name)
-    given = read_arguments(arguments)
-    notes = check_arguments(module, given)
+    module = import_network_module(name)
+    network_args: dict[str, Any] = {**read_arguments(arguments)}
+    notes = check_arguments(module, network_args)
     alpha = 1 if alpha is None else int(alpha) if float(alpha).is_integer() else alpha
     if weights is None:
-        given = {"dropout": dropout} | given  # type: ignore[assignment]  # as kohya passes it, None too
+        network_args = {"dropout": dropout} | network_args  # as kohya passes it, None too
 
-    def make(seen: Model) -> Any:
-        places = (vae, seen.text_encoder, seen.unet)
+    def build(stand_in: Model) -> Any:
+        modules = (vae, stand_in.text_encoder, stand_in.unet)
         if weights is None:
-            return module.create_network(1.0, dim, alpha, *places, neuron_dropout=dropout, **given)
-        return _from_weights(module, 1.0, weights, places, given)[0]
+            return module.create_network(1.0, dim, alpha, *modules, neuron_dropout=dropout, **network_args)
+        return _create_from_weights(module, weights, modules, network_args)[0]
 
-    network, seen = _make(name, make, model, parts)
+    network, stand_in = _build_network(name, build, model, parts)
     trained = frozenset(part.module for part in parts) if train is None else frozenset(train)
-    made = ForeignNetwork(name, network, seen, trained, notes)
+    result = ThirdPartyNetwork(name, network, stand_in, trained, notes)
     if settings is not None:
         call_if_there(network, "prepare_network", settings)
-    _apply(made)
-    made.attach()
-    return made
+    _apply(result)
+    result.attach()
+    return result
 
 
-def merge_foreign(
+def merge_third_party(
     name: str,
     path: Path,
     model: Mapping[str, nn.Module],
@@ -79,107 +85,111 @@ def merge_foreign(
 ) -> None:
     """Add `ratio` times the ΔW of a file of the module `name` to the base's weights (--base_weights).
 
-    The module merges at 1 and the ratio is applied here, as LyCORIS's merge_to takes no notice of it. AdapterError.
+    The module merges at 1 and the ratio is applied here, as LyCORIS's merge_to ignores it. AdapterError.
     """
-    module = load_foreign(name)
-    state: list[Any] = []
+    module = import_network_module(name)
+    weights: list[Any] = []
 
-    def make(seen: Model) -> Any:
-        network, weights = _from_weights(module, 1.0, path, (vae, seen.text_encoder, seen.unet), {})
-        state[:] = [weights]
+    def build(stand_in: Model) -> Any:
+        network, state = _create_from_weights(module, path, (vae, stand_in.text_encoder, stand_in.unet), {})
+        weights[:] = [state]  # of the last attempt
         return network
 
-    network, seen = _make(name, make, model, parts)
-    layers = [(real, stand_in) for real, stand_in in seen.pairs if real._parameters]
-    for _, stand_in in layers:  # the module writes into copies, so that what it adds can be weighed
-        for key, parameter in stand_in._parameters.items():
+    network, stand_in = _build_network(name, build, model, parts)
+    layers = [(real, copy) for real, copy in stand_in.pairs if real._parameters]
+    for _, copy in layers:  # the module merges into copies of the weights, so that the ratio can be applied afterwards
+        for key, parameter in copy._parameters.items():
             if parameter is not None:
                 wide = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-                stand_in._parameters[key] = nn.Parameter(wide, requires_grad=False)
+                copy._parameters[key] = nn.Parameter(wide, requires_grad=False)
     with torch.no_grad():
-        with told(f"merge_to of {name} with {path}"):
-            network.merge_to(seen.text_encoder, seen.unet, state[0], torch.float32, "cpu")
-        for real, stand_in in layers:
-            _add(real, stand_in, ratio)
+        with wrap_errors(f"merge_to of {name} with {path}"):
+            network.merge_to(stand_in.text_encoder, stand_in.unet, weights[0], torch.float32, "cpu")
+        for real, copy in layers:
+            _add_difference(real, copy, ratio)
 
 
-def _add(real: nn.Module, merged: nn.Module, ratio: float) -> None:
-    """Bring a layer's parameters by `ratio` of the way to those of its merged copy, rounding once."""
+def _add_difference(real: nn.Module, merged: nn.Module, ratio: float) -> None:
+    """Add `ratio` times the difference to its merged copy to a layer's parameters, rounding once."""
     for key, after in merged._parameters.items():
         before = real._parameters.get(key)
         if before is None and after is not None:
-            what = f"the file gives a {key} to a layer of {tuple(merged._parameters['weight'].shape)} that has none"  # type: ignore[union-attr]
-            raise AdapterError(what, "It cannot be merged into this model.")
+            what = f"the file has a {key} for a layer of {tuple(merged._parameters['weight'].shape)} without one"  # type: ignore[union-attr]
+            raise AdapterError(what, "use a file that was trained on this kind of model")
         if before is not None and after is not None:
             wide = before.to(after.dtype)
             if not torch.equal(wide, after):
                 before.copy_(wide + ratio * (after - wide))
 
 
-def _from_weights(
-    module: ModuleType, multiplier: float, path: Path, places: tuple[Any, ...], given: Mapping[str, Any]
+def _create_from_weights(
+    module: ModuleType, path: Path, modules: tuple[Any, ...], network_args: Mapping[str, Any]
 ) -> tuple[Any, Any]:
+    """(network, its weights), by the module's `create_network_from_weights`. AdapterError if it has none."""
     if not hasattr(module, "create_network_from_weights"):
         what = f"{module.__name__} has no create_network_from_weights, which --dim_from_weights and --base_weights need"
-        raise AdapterError(what, "Leave them out with this module.")
-    made: tuple[Any, Any] = module.create_network_from_weights(multiplier, str(path), *places, **given)
-    return made
+        raise AdapterError(what, "remove these flags")
+    result: tuple[Any, Any] = module.create_network_from_weights(1.0, str(path), *modules, **network_args)
+    return result
 
 
-def _make(name: str, make: Any, model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]) -> tuple[Any, Model]:
-    """The network, and the stand-ins it was made for.
+def _build_network(
+    name: str, build: Callable[[Model], Any], model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]
+) -> tuple[Any, Model]:
+    """The network, and the stand-ins it was created for.
 
-    A layer that is reached both by its own name and by the class of a module around it is made twice, and refused
-    (LyCORIS 4.1.3 with its default preset). Then that class is hidden, and the layer is reached by its name.
+    LyCORIS 4.1.3 with its default preset matches some layers twice, by their own name and by the class of a module
+    around them, and fails. Then that class is hidden, so that the layer is matched by its name only.
     """
     hidden: list[str] = []
     for attempt in range(_ATTEMPTS):
-        seen = stand_ins(model, parts, hidden)
+        stand_in = stand_ins(model, parts, hidden)
         state = torch.get_rng_state()
         try:
-            with told(f"create_network of {name}"), torch.no_grad():  # some write into new parameters in place
-                network = make(seen)
+            with wrap_errors(f"create_network of {name}"), torch.no_grad():  # some write into new parameters in place
+                network = build(stand_in)
         except AdapterError as error:
-            around = _class_around(str(error), model, parts)
-            if around is None or around in hidden or attempt == _ATTEMPTS - 1:
+            outer = _outer_class(str(error), model, parts)
+            if outer is None or outer in hidden or attempt == _ATTEMPTS - 1:
                 raise
-            hidden.append(around)
+            hidden.append(outer)
             torch.set_rng_state(state)
         else:
             break
     if network is None:
         raise AdapterError(
-            f"create_network of {name} returned no network", "See what the module printed; check --network_args."
+            f"create_network of {name} returned no network", "check --network_args and the messages of the module"
         )
-    return network, seen
+    return network, stand_in
 
 
-def _class_around(message: str, model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]) -> str | None:
-    """The class of the module that holds the layer which an error calls a duplicate."""
-    found = _DUPLICATE.search(message)
-    if found is None:
+def _outer_class(message: str, model: Mapping[str, nn.Module], parts: Sequence[AdapterPart]) -> str | None:
+    """The class of the module around the layer that an error message calls a duplicate."""
+    match = _DUPLICATE.search(message)
+    if match is None:
         return None
     for part in parts:
         for path, layer in model[part.module].named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and part.name(path) == found[1]:
+            if isinstance(layer, nn.Linear | nn.Conv2d) and part.name(path) == match[1]:
                 return type(model[part.module].get_submodule(path.rpartition(".")[0])).__name__
     return None
 
 
-def _apply(made: ForeignNetwork) -> None:
-    trained = [part for part in made.model.parts if part.module in made.trained]
+def _apply(network: ThirdPartyNetwork) -> None:
+    """Let the module patch the stand-ins. AdapterError if it adapts no layer."""
+    trained = [part for part in network.model.parts if part.module in network.trained]
     text, unet = any(map(is_text, trained)), not all(map(is_text, trained))
-    with told(f"apply_to of {made.name}"):
-        made.network.apply_to(made.model.text_encoder, made.model.unet, text, unet)
-    patched = made.model.attach()
-    made.model.detach()
-    if not patched or not any(True for _ in made.network.parameters()):
+    with wrap_errors(f"apply_to of {network.name}"):
+        network.network.apply_to(network.model.text_encoder, network.model.unet, text, unet)
+    patched = network.model.attach()
+    network.model.detach()
+    if not patched or not any(True for _ in network.network.parameters()):
         raise AdapterError(
-            f"--network_module {made.name} has nothing to train: no layer of this model is what it looks for",
-            "Check the targets and the preset in --network_args. LyCORIS's preset ia3 reaches nothing, as it looks for "
-            "its names at the beginning of paths: take --network_module networks.ia3.",
+            f"--network_module {network.name} has nothing to train: its targets match no layer of this model",
+            "check the targets and the preset in --network_args; instead of LyCORIS's preset ia3, which matches no "
+            "layer, use --network_module networks.ia3",
         )
-    counts = made.counts()
+    counts = network.counts()
     empty = [part.module for part in trained if part not in counts]
     if counts and empty:
-        made.notes += (f"{made.name} has nothing to train in: {', '.join(empty)}",)
+        network.notes += (f"{network.name} has nothing to train in: {', '.join(empty)}",)

@@ -25,7 +25,7 @@ def test_a_process_is_stopped_after_the_steps_wanted() -> None:
         assert run.peak > 1 << 20
 
 
-def test_what_a_process_said_is_told_when_it_ends_too_early() -> None:
+def test_the_output_of_a_process_that_ends_early_is_reported() -> None:
     with pytest.raises(RuntimeError, match="no such file"):
         watch(printing(2, "print('no such file')"), 3)
 

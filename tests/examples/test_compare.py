@@ -1,4 +1,4 @@
-"""The ways to train the subject side by side: their settings are sound, and each is trained, merged and judged."""
+"""The compared methods: their settings are valid, and each is trained, merged and evaluated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from examples.shapes.images import open_model
 from library.options.parse import ADAPTERS, DREAMBOOTH, parse
 
 
-@pytest.mark.parametrize("name", list(compare.WAYS))
+@pytest.mark.parametrize("name", list(compare.METHODS))
 def test_settings_are_without_a_mistake(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(compare.ROOT)
-    script, *words = compare.WAYS[name]
+    script, *words = compare.METHODS[name]
     parsed = parse(words, DREAMBOOTH if script == "train_db.py" else ADAPTERS)
     assert parsed.mistakes == () and parsed.notes == ()
     assert parsed.options.run.max_train_steps and parsed.options.dataset.reg_data_dir == Path("output/shapes/class")
@@ -24,7 +24,7 @@ def test_settings_are_without_a_mistake(name: str, monkeypatch: pytest.MonkeyPat
 def test_an_adapter_is_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("--max_train_steps=1", "--lr_warmup_steps=0", "--reg_data_dir=", "--logging_dir=", "--log_with=")
     monkeypatch.setattr(compare, "OUTPUT", tmp_path)
-    monkeypatch.setattr(compare, "WAYS", {"LoRA": (*compare.LORA, *few)})
+    monkeypatch.setattr(compare, "METHODS", {"LoRA": (*compare.LORA, *few)})
     cost = compare.train("LoRA", seed=3)
     assert cost.seconds > 0 and cost.peak > 100e6 and cost.file.stat().st_size > 1e5
     before, after = (

@@ -92,7 +92,7 @@ def test_the_model_that_ships_is_a_small_stable_diffusion_1() -> None:
 def test_it_draws_what_it_never_saw_together() -> None:
     model = evaluate.open_model(evaluate.BASE)
     # One image for each of the 75; `python -m examples.shapes.evaluate base` draws four.
-    assert evaluate.share_as_asked(model, judge.load(), each=1) >= 0.9
+    assert evaluate.prompt_accuracy(model, judge.load(), images=1) >= 0.9
 
 
 def test_total_variation_is_half_the_sum_of_differences() -> None:

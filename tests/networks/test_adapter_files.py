@@ -57,7 +57,7 @@ def test_hashes_as_others_compute_them(tmp_path: Path, rows: int) -> None:
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
-def test_what_is_not_finite_is_not_written(tmp_path: Path, ending: str) -> None:
+def test_values_that_are_not_finite_are_not_written(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     adapter_files.write(path, content(), {})
     before = path.read_bytes()
@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path, ending: str) -> None:
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_was_read_does_not_hold_the_file(tmp_path: Path) -> None:
+def test_reading_does_not_keep_the_file_open(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     adapter_files.write(path, content(), {})
     read = adapter_files.read(path)

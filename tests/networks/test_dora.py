@@ -12,7 +12,7 @@ from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import dora, lora
 from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Layer, LayerSettings
-from networks.registry import named
+from networks.registry import kind_by_name
 from networks.targets import Target
 from tests.networks import layers
 
@@ -27,7 +27,7 @@ def attached(module: Any, scale: Tensor | None = None, multiplier: float = 1.0) 
     ) if scale is None else scale  # fmt: skip
     adapter.register_parameter("dora_scale", nn.Parameter(scale))
     target = Target(module, SD_ADAPTERS[1], "mid_block", module, layers.layer(module))
-    layer = AdaptedLayer(target, layers.NAME, adapter, named("lora"))
+    layer = AdaptedLayer(target, layers.NAME, adapter, kind_by_name("lora"))
     layer.multiplier = multiplier
     layer.attach()
     return layer
@@ -73,7 +73,7 @@ def test_a_row_of_zeros_stays_finite() -> None:
     module.weight[1] = 0
     adapter: Any = lora.create(layers.layer(module), LayerSettings(2, 2.0), module.weight)
     adapter.register_parameter("dora_scale", nn.Parameter(dora.magnitude(module.weight)))
-    assert bool(dora.decomposed(adapter, module.weight, 1.0).isfinite().all())
+    assert bool(dora.merged_weight(adapter, module.weight, 1.0).isfinite().all())
 
 
 @pytest.mark.parametrize("shape", ["linear", "conv3"])
@@ -127,13 +127,13 @@ def test_lycoris_computes_the_same(shape: str) -> None:
         assert torch.allclose(theirs.double().get_merged_weight()[0], ours, rtol=1e-6, atol=1e-6)
 
 
-def test_scales_of_files_are_told_by_their_shape() -> None:
+def test_dora_scales_are_recognised_by_their_shape() -> None:
     linear, kernel = Layer("l", (5, 7)), Layer("k", (5, 7, 3, 3))
-    assert dora.fitted(linear, torch.ones(5, 1)).shape == (5, 1)
-    assert dora.fitted(linear, torch.ones(1, 7)).shape == (1, 7)
-    assert dora.fitted(linear, torch.ones(5)).shape == (5, 1)
-    assert dora.fitted(kernel, torch.ones(1, 7, 1, 1)).shape == (1, 7, 1, 1)
-    assert dora.fitted(kernel, torch.ones(5, 1)).shape == (5, 1, 1, 1)
-    assert dora.fitted(Layer("s", (6, 6)), torch.ones(1, 6)).shape == (1, 6)
+    assert dora.reshape_scale(linear, torch.ones(5, 1)).shape == (5, 1)
+    assert dora.reshape_scale(linear, torch.ones(1, 7)).shape == (1, 7)
+    assert dora.reshape_scale(linear, torch.ones(5)).shape == (5, 1)
+    assert dora.reshape_scale(kernel, torch.ones(1, 7, 1, 1)).shape == (1, 7, 1, 1)
+    assert dora.reshape_scale(kernel, torch.ones(5, 1)).shape == (5, 1, 1, 1)
+    assert dora.reshape_scale(Layer("s", (6, 6)), torch.ones(1, 6)).shape == (1, 6)
     with pytest.raises(AdapterError, match="dora_scale"):
-        dora.fitted(linear, torch.ones(6, 1))
+        dora.reshape_scale(linear, torch.ones(6, 1))

@@ -65,7 +65,7 @@ def test_the_window_is_drawn_from_torchs_numbers() -> None:
         assert torch.equal(adapter.bypass(x), first)
 
 
-def test_an_optimizer_leaves_alone_what_had_no_part() -> None:
+def test_an_optimizer_does_not_touch_unused_windows() -> None:
     """Momentum and weight decay would move ranks that the step did not use."""
     module, adapter = made()
     x = layers.example(module)
@@ -87,13 +87,13 @@ def test_dropout_is_for_training_alone() -> None:
     assert torch.equal(adapter.eval().bypass(x), adapter.bypass(x))
 
 
-def test_a_lora_becomes_one_with_the_unit_asked_for() -> None:
+def test_a_lora_file_is_loaded_as_a_dylora_with_the_unit() -> None:
     module, adapter = made()
     tensors = layers.file_of(adapter)
     loaded = dylora.load(layers.layer(module), dict(tensors), unit=3)
     assert [tuple(window.shape) for window in loaded.lora_down.parameters()] == [(3, 24), (3, 24)]
     assert torch.equal(loaded.delta(module.weight), adapter.delta(module.weight))
-    with pytest.raises(AdapterError, match="unit=4 does not divide 6"):
+    with pytest.raises(AdapterError, match="unit=4 does not divide the rank 6"):
         dylora.load(layers.layer(module), tensors, unit=4)
 
 
@@ -109,12 +109,12 @@ def test_state_of_another_size_is_not_taken() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["unit=3"], "unit=3 does not divide 8"),
+        (["unit=3"], "unit=3 does not divide the rank 8"),
         (["unit=0"], "less than 1"),
         (["unit=2", "conv_dim=4"], "conv_dim=4 differs from network_dim 8"),
-        (["unit=4", "block_dims=" + ",".join(["8"] * 24 + ["6"])], "unit=4 does not divide 6"),
-        (["rank_dropout=0.1"], "rank_dropout has no meaning"),
-        (["use_dora=True"], "use_dora has no meaning"),
+        (["unit=4", "block_dims=" + ",".join(["8"] * 24 + ["6"])], "unit=4 does not divide the rank 6"),
+        (["rank_dropout=0.1"], "does not support rank_dropout"),
+        (["use_dora=True"], "does not support use_dora"),
     ],
 )
 def test_mistakes(arguments: list[str], what: str) -> None:

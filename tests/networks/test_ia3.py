@@ -51,7 +51,7 @@ def test_where_it_sits(name: str, on_input: bool | None) -> None:
     assert everywhere is not None and everywhere.scales_input == bool(on_input)
 
 
-def test_loading_numbers_says_what_they_scale() -> None:
+def test_loading_weights_updates_the_scale() -> None:
     module = torch.nn.Linear(24, 24).requires_grad_(False)
     one, other = (
         ia3.create(layers.layer(module), LayerSettings(4, 1.0, own={"train_on_input": on}), module.weight)
@@ -72,4 +72,4 @@ def test_a_file_in_half_precision() -> None:
 @pytest.mark.parametrize("argument", ["conv_dim=4", "use_dora=True", "dropout=0.1", "use_rslora=True"])
 def test_what_has_no_meaning_is_refused(argument: str) -> None:
     _, mistakes = read_settings("networks.ia3", arguments=[argument])
-    assert len(mistakes) == 1 and "has no meaning for networks.ia3" in mistakes[0][0]
+    assert len(mistakes) == 1 and "networks.ia3 does not support" in mistakes[0][0]

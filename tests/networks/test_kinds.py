@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from networks.adapter import AdapterError, LayerSettings
-from networks.registry import find, load_kind
+from networks.registry import find_kind, load_kind
 from tests.networks import layers
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def file(name: str) -> Any:
-    kind = find(f"networks.{name.split()[0]}")
+    kind = find_kind(f"networks.{name.split()[0]}")
     assert kind is not None
     return load_kind(kind)
 
@@ -114,11 +114,11 @@ def test_a_file_of_another_model_is_refused(name: str) -> None:
     tensors = layers.file_of(create(name, wide))
     with pytest.raises(AdapterError, match=layers.NAME) as caught:
         file(name).load(layers.layer(narrow), tensors)
-    assert "another model" in caught.value.remedy
+    assert "the model that the file was trained on" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_what_is_missing_is_named(name: str) -> None:
+def test_missing_tensors_are_named(name: str) -> None:
     module = layers.base("conv3")
     whole = layers.file_of(create(name, module))
     for key in whole.keys() - {"alpha", "lokr_t2"}:

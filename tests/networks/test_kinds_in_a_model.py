@@ -177,7 +177,7 @@ def test_nothing_but_the_adapter_is_trained_and_all_of_it(name: str, model: Mode
         ("networks.lokr", ("lokr_w1",)),
     ],
 )
-def test_what_learns_faster_with_lora_plus(module: str, faster: tuple[str, ...], model: Model) -> None:
+def test_parameters_with_the_loraplus_rate(module: str, faster: tuple[str, ...], model: Model) -> None:
     asked, mistakes = read_settings(module, dim=2, alpha=1, arguments=["loraplus_unet_lr_ratio=4"])
     assert not mistakes
     adapters = network.create(model, SD_ADAPTERS, asked)

@@ -17,7 +17,7 @@ from networks import lora
 from networks.adapted_layer import AdaptedLayer
 from networks.adapter import LayerSettings
 from networks.fused import lora_linear
-from networks.registry import named
+from networks.registry import kind_by_name
 from networks.targets import Target
 from tests.networks import layers
 
@@ -32,7 +32,7 @@ def create(module: Any, dim: int = 3, alpha: float = 2.0, **more: Any) -> lora.L
 
 def attached(module: Any, adapter: Any) -> AdaptedLayer:
     target = Target(module, SD_ADAPTERS[1], "mid_block", module, layers.layer(module))
-    layer = AdaptedLayer(target, layers.NAME, adapter, named("lora"))
+    layer = AdaptedLayer(target, layers.NAME, adapter, kind_by_name("lora"))
     layer.attach()
     return layer
 

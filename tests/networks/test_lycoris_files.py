@@ -203,7 +203,7 @@ def test_its_normalisations_are_read() -> None:
         network.from_tensors(model, SD_ADAPTERS, wrong)
 
 
-def test_what_is_only_read_is_not_trained() -> None:
+def test_kinds_that_are_only_loaded_are_not_trained() -> None:
     for kind in ("full", "glora", "norm"):
         _, mistakes = read_settings(f"networks.{kind}")
         assert len(mistakes) == 1 and "lycoris.kohya" in mistakes[0][1]

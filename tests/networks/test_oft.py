@@ -73,13 +73,13 @@ def test_small_turns_are_exact_in_single_precision() -> None:
 
 def test_outputs_that_cannot_be_divided_are_refused() -> None:
     module = layers.base("linear")
-    with pytest.raises(AdapterError, match="40 outputs cannot be cut into 7 blocks") as caught:
+    with pytest.raises(AdapterError, match="40 outputs cannot be divided into 7 blocks") as caught:
         oft.create(layers.layer(module), LayerSettings(dim=7, alpha=1.0), module.weight)
-    assert "divides 40" in caught.value.remedy
+    assert "divisor of 40" in caught.value.remedy
 
 
 @pytest.mark.parametrize("text", ["False", "0", "no"])
-def test_a_switch_is_what_it_says(text: str) -> None:
+def test_the_switches_select_the_layers(text: str) -> None:
     """kohya takes any text that is not empty for True."""
     settings, mistakes = read_settings("networks.oft", arguments=[f"enable_conv={text}", f"enable_all_linear={text}"])
     assert not mistakes and not settings.convolutions
@@ -91,7 +91,7 @@ def test_a_switch_is_what_it_says(text: str) -> None:
 )
 def test_what_has_no_meaning_is_refused(argument: str) -> None:
     _, mistakes = read_settings("networks.oft", arguments=[argument])
-    assert len(mistakes) == 1 and "has no meaning for networks.oft" in mistakes[0][0]
+    assert len(mistakes) == 1 and "networks.oft does not support" in mistakes[0][0]
     assert len(read_settings("networks.oft", dropout=0.1)[1]) == 1
 
 

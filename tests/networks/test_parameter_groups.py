@@ -31,7 +31,7 @@ def test_a_rate_of_0_is_not_trained() -> None:
         groups(text_encoder1=0.0, unet=0.0)
 
 
-def test_what_has_no_group_gathers_no_gradients() -> None:
+def test_parameters_without_a_group_get_no_gradients() -> None:
     net = models.trained(models.create(models.toy(), "down_lr_weight=zeros", "conv_dim=1"))
     half = models.create(models.tiny(), dim=1)
     half.groups({"unet": 1.0})
@@ -104,7 +104,7 @@ def test_norms_of_a_dora_leave_its_magnitude() -> None:
     assert all(torch.equal(layer.adapter.dora_scale, m) for layer, m in zip(net.layers, before, strict=True))
 
 
-def test_norms_of_pissa_are_refused() -> None:
+def test_scaling_norms_of_pissa_is_refused() -> None:
     net = models.trained(models.create(models.toy(), "init=pissa"))
     with pytest.raises(AdapterError, match="pissa"):
         net.scale_norms(0.01)

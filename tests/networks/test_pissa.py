@@ -63,7 +63,7 @@ def test_the_file_is_a_lora_of_twice_the_rank(shape: str) -> None:
     assert torch.allclose(loaded.delta(module.weight), adapter.delta(module.weight), rtol=1e-12, atol=1e-12)
 
 
-def test_what_it_cannot_do_is_told() -> None:
+def test_unsupported_settings_are_refused() -> None:
     module = layers.base("linear", torch.float32)
     settings = LayerSettings(25, 2.0, own={"init": "pissa"})
     with pytest.raises(AdapterError, match="24 singular values"):

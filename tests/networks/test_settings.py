@@ -1,4 +1,4 @@
-"""--network_dim, --network_alpha and --network_args as kohya's users write them (formats.md 7.3); mistakes are told."""
+"""--network_dim, --network_alpha and --network_args as kohya's users write them (formats.md 7.3), and their errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from networks.adapter import AdapterError
-from networks.registry import KINDS, find, load_kind, recognise
+from networks.registry import KINDS, detect_kind, find_kind, load_kind
 from networks.settings import NetworkSettings, known_arguments, read_settings
 
 
@@ -33,7 +33,7 @@ def test_defaults_are_kohyas() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0, None])
-def test_no_alpha_is_the_rank(alpha: float | None) -> None:
+def test_a_missing_alpha_is_the_rank(alpha: float | None) -> None:
     assert read(dim=16, alpha=alpha).rank(conv=False, block=None) == (16, 16)
     assert read("conv_dim=8", "conv_alpha=0").rank(conv=True, block=3) == (8, 8)
 
@@ -61,7 +61,7 @@ def test_curves_are_kohyas() -> None:
     assert read("down_lr_weight=zeros+.25").block_weights == (*[0.25] * 12, *[1.0] * 13)
 
 
-def test_lists_with_kohyas_quirks() -> None:
+def test_kohyas_rules_for_short_and_long_lists() -> None:
     weights = read("down_lr_weight=0.5,,2", "mid_lr_weight=0.3", "up_lr_weight=" + ",".join(["2"] * 14)).block_weights
     assert weights == (0.5, 0, 2, *[1.0] * 9, 0.3, *[2.0] * 12)
     weights = read("mid_lr_weight=0.3", "up_lr_weight=0.1,0.2,", "block_lr_zero_threshold=0.2").block_weights
@@ -73,18 +73,20 @@ def test_blocks_of_sdxl() -> None:
     assert weights == (1, *[2.0] * 9, 1, 2, 3, *[1.0] * 9, 1)
 
 
-def test_loraplus_the_special_one_wins() -> None:
+def test_a_loraplus_ratio_of_a_module_overrides_the_common_one() -> None:
     settings = read("loraplus_lr_ratio=4", "loraplus_unet_lr_ratio=16")
     assert (settings.ratio("unet"), settings.ratio("text_encoder")) == (16, 4)
     assert read().ratio("unet") is None
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    told = mistakes("conv_dm=4", "rank_dropout=1.5", "block_dims=1,2", "unit=4", "algo=lokr", "use_dora=perhaps", "dim")
-    assert len(told) == 7
+def test_all_mistakes_are_reported_together() -> None:
+    found = mistakes(
+        "conv_dm=4", "rank_dropout=1.5", "block_dims=1,2", "unit=4", "algo=lokr", "use_dora=perhaps", "dim"
+    )
+    assert len(found) == 7
     for text, words in zip(
-        told,
-        (["conv_dm", "Did you mean conv_dim?"], ["rank_dropout", "1.5"], ["unit", "networks.dylora"],
+        found,
+        (["conv_dm", "did you mean conv_dim?"], ["rank_dropout", "1.5"], ["unit", "networks.dylora"],
          ["algo", "lycoris.kohya"], ["perhaps", "True"], ["dim", "key=value"], ["block_dims", "2 items", "25"]),
         strict=True,
     ):  # fmt: skip
@@ -92,44 +94,44 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["conv_alpha=2"], "conv_dim"),
         (["conv_block_alphas=" + ",".join("1" * 25)], "conv_block_dims"),
-        (["block_lr_zero_threshold=0.1"], "nothing to work on"),
+        (["block_lr_zero_threshold=0.1"], "no effect without block weights"),
         (["down_lr_weight=zeros", "mid_lr_weight=0", "up_lr_weight=zeros"], "every block is 0"),
         (["loraplus_unet_lr_ratio=0"], "ratio of 0"),
-        (["down_lr_weight=0.5"], "neither a list"),
-        (["block_dims=1,2,x"], "is no number"),
-        (["conv_dim=2.5"], "no whole number"),
+        (["down_lr_weight=0.5"], "not a comma-separated list"),
+        (["block_dims=1,2,x"], "is not a number"),
+        (["conv_dim=2.5"], "not a whole number"),
     ],
 )
-def test_what_has_no_meaning_is_refused(arguments: list[str], told: str) -> None:
-    assert any(told in text for text in mistakes(*arguments)), mistakes(*arguments)
+def test_invalid_arguments_are_rejected(arguments: list[str], message: str) -> None:
+    assert any(message in text for text in mistakes(*arguments)), mistakes(*arguments)
 
 
-def test_what_a_kind_cannot_do_is_refused() -> None:
-    assert "no meaning for networks.lora_fa" in mistakes("loraplus_lr_ratio=4", module="networks.lora_fa")[0]
-    assert "no meaning for networks.oft" in mistakes("use_dora=1", module="networks.oft")[0]
+def test_arguments_that_a_kind_does_not_support_are_rejected() -> None:
+    assert "networks.lora_fa does not support" in mistakes("loraplus_lr_ratio=4", module="networks.lora_fa")[0]
+    assert "networks.oft does not support" in mistakes("use_dora=1", module="networks.oft")[0]
     assert "divide" in mistakes("unit=3", module="networks.dylora", dim=8)[0]
     assert "differs" in mistakes("conv_dim=4", module="networks.dylora", dim=8)[0]
 
 
-def test_front_ends_send_keys_without_values() -> None:
+def test_keys_without_values_count_as_not_set() -> None:
     assert read("conv_dim=", "rank_dropout=", "dropout=None") == read()
     assert read("conv_dim=8.0").conv_dim == 8
 
 
-def test_every_kind_can_be_asked_for_by_its_module() -> None:
+def test_every_kind_is_found_by_its_module() -> None:
     for kind in KINDS:
-        assert find(kind.file) is kind
+        assert find_kind(kind.module) is kind
         assert callable(load_kind(kind).load)
         assert len({item.name for item in known_arguments(kind)}) == len(known_arguments(kind))
-    assert find("lycoris.kohya") is None
+    assert find_kind("lycoris.kohya") is None
 
 
-def test_kinds_are_told_by_their_tensors() -> None:
-    for marks, name in (
+def test_kinds_are_detected_by_their_keys() -> None:
+    for suffixes, name in (
         (["lora_down.weight", "lora_up.weight", "alpha"], "lora"),
         (["lora_down.weight", "lora_up.weight", "alpha", "dora_scale"], "lora"),
         (["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"], "loha"),
@@ -137,11 +139,11 @@ def test_kinds_are_told_by_their_tensors() -> None:
         (["oft_blocks", "alpha"], "oft"),
         (["weight", "on_input"], "ia3"),
     ):
-        assert recognise([f"lora_unet_x.{mark}" for mark in marks]).name == name
-    with pytest.raises(AdapterError, match="no kind"):
-        recognise(["lora_unet_x.strange"])
+        assert detect_kind([f"lora_unet_x.{suffix}" for suffix in suffixes]).name == name
+    with pytest.raises(AdapterError, match="kind of adapter is not supported"):
+        detect_kind(["lora_unet_x.strange"])
 
 
-def test_nothing_here_needs_torch() -> None:
+def test_reading_settings_needs_no_torch() -> None:
     program = "import sys, networks.settings, networks.registry, networks.adapter; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -129,7 +129,7 @@ def test_blocks_of_weight_0_have_none() -> None:
     assert found and all(name.startswith("lora_unet_down") for name in found)
 
 
-def test_a_network_on_nothing_is_refused() -> None:
+def test_a_network_without_layers_is_refused() -> None:
     settings, _ = read_settings("networks.lora", arguments=["block_dims=" + ",".join(["0"] * 25)])
     with pytest.raises(AdapterError, match="no layer"):
         network.create(models.full_size("sd1"), SD_ADAPTERS, settings, train={"unet"})

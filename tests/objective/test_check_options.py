@@ -1,4 +1,4 @@
-"""What is refused before a run, and what is told."""
+"""Mistakes and notes about the loss and noise options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def notes(prediction: str = "epsilon", **chosen) -> list[str]:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_the_defaults_are_neither_refused_nor_told(prediction) -> None:
+def test_the_defaults_give_no_mistakes_and_no_notes(prediction) -> None:
     assert mistakes(prediction) == notes(prediction) == []
 
 
@@ -36,9 +36,9 @@ def test_the_defaults_are_neither_refused_nor_told(prediction) -> None:
         ("v_pred_like_loss", 1.0, "v"),
     ],
 )
-def test_what_does_not_fit_the_prediction_is_refused_with_a_way_out(flag, value, wrong) -> None:
+def test_flags_that_do_not_fit_the_prediction_are_refused_with_a_remedy(flag, value, wrong) -> None:
     (mistake,) = mistakes(wrong, **{flag: value})
-    assert f"--{flag}" in mistake and "leave it out" in mistake
+    assert f"--{flag}" in mistake and "remove it" in mistake
     assert not mistakes("v" if wrong == "epsilon" else "epsilon", **{flag: value})
 
 
@@ -62,7 +62,7 @@ RANGE = {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0}
         ({"loss_type": "smooth_l1", "huber_schedule": "snr", "huber_c": 1.5}, ["--huber_c = 1.5", "snr"]),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(chosen, names) -> None:
+def test_impossible_values_are_refused(chosen, names) -> None:
     (mistake,) = mistakes(**chosen)
     assert all(name in mistake for name in names), mistake
 
@@ -97,13 +97,17 @@ def test_a_model_with_fewer_timesteps_has_its_own_limit() -> None:
             ["--debiased_v_weight = kohya", "predicts noise"],
         ),
         ("epsilon", {"noise_offset": 0.1, "multires_noise_iterations": 6}, ["--noise_offset", "add up"]),
-        ("epsilon", {"multires_noise_iterations": 6, "multires_noise_discount": 0.0}, ["counts nothing"]),
-        ("epsilon", {"multires_noise_iterations": 6, "multires_noise_scaling": "batch"}, ["others of its batch"]),
+        ("epsilon", {"multires_noise_iterations": 6, "multires_noise_discount": 0.0}, ["no effect"]),
+        (
+            "epsilon",
+            {"multires_noise_iterations": 6, "multires_noise_scaling": "batch"},
+            ["other samples of its batch"],
+        ),
         ("epsilon", {"loss_type": "huber", "min_snr_gamma": 5.0}, ["--loss_type huber with --min_snr_gamma"]),
         ("epsilon", {"v_pred_like_loss": 1.0}, ["--v_pred_like_loss = 1", "216 times"]),
     ],
 )
-def test_what_has_no_effect_or_a_surprising_one_is_told(prediction, chosen, names) -> None:
+def test_flags_with_no_effect_or_a_surprising_one_are_noted(prediction, chosen, names) -> None:
     (note,) = notes(prediction, **chosen)
     assert all(name in note for name in names), note
 
@@ -120,15 +124,15 @@ def test_what_has_no_effect_or_a_surprising_one_is_told(prediction, chosen, name
     ],
 )
 @pytest.mark.parametrize("floor", [0.0, 0.05])
-def test_a_last_timestep_that_is_not_trained_is_told(chosen, floor) -> None:
+def test_an_untrained_last_timestep_is_noted(chosen, floor) -> None:
     import torch
 
     told = notes("v", zero_terminal_snr=True, snr_floor=floor, **chosen)
-    weight = Weighting.of(ObjectiveOptions(snr_floor=floor, **chosen))(torch.zeros(1), "v").item()
+    weight = Weighting.from_options(ObjectiveOptions(snr_floor=floor, **chosen))(torch.zeros(1), "v").item()
     assert bool([note for note in told if "--snr_floor" in note]) is (weight == 0.0)
 
 
-def test_everything_is_told_at_once() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     found = mistakes(
         scale_v_pred_loss_like_noise_pred=True, zero_terminal_snr=True, min_timestep=5, max_timestep=5, huber_c=2.0,
         loss_type="huber",
@@ -142,7 +146,7 @@ def test_the_checks_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
 
 
-def test_a_threshold_by_snr_is_refused_where_there_is_none() -> None:
+def test_a_threshold_by_snr_needs_an_snr() -> None:
     for kind in ("huber", "smooth_l1"):
         (mistake,), _ = check(ObjectiveOptions(loss_type=kind), "v", 1000, has_snr=False)
         assert f"--loss_type {kind}" in mistake.what and "--huber_schedule exponential" in mistake.remedy

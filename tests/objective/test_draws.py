@@ -30,7 +30,7 @@ def keyed(*indices: int) -> list[torch.Generator]:
 
 
 def draws_of(chosen: dict[str, object], *indices: int) -> Draws:
-    rule: Objective[None] = Objective.of(ObjectiveOptions(**chosen), PROCESS, "v")  # type: ignore[arg-type]
+    rule: Objective[None] = Objective.from_options(ObjectiveOptions(**chosen), PROCESS, "v")  # type: ignore[arg-type]
     return rule.draw((len(indices), *SAMPLE), keyed(*indices), LATENTS[list(indices)])
 
 
@@ -68,7 +68,7 @@ def test_draws_are_timestep_then_noise_then_a_shift_of_each_channel(offset: floa
 
 def test_without_options_a_generator_is_left_where_it_always_was() -> None:
     """Some draw from it again afterwards."""
-    rule: Objective[None] = Objective.of(ObjectiveOptions(min_snr_gamma=5.0), PROCESS, "v")
+    rule: Objective[None] = Objective.from_options(ObjectiveOptions(min_snr_gamma=5.0), PROCESS, "v")
     (used,), (other,) = keyed(0), keyed(0)
     rule.draw((1, *SAMPLE), [used])
     torch.randint(0, 1000, (), generator=other)

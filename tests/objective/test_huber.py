@@ -90,8 +90,8 @@ def test_the_loss_of_samples_by_plain_numpy(kind, masked) -> None:
 
 
 def test_of_the_options() -> None:
-    assert ElementLoss.of(ObjectiveOptions()) == ElementLoss()
+    assert ElementLoss.from_options(ObjectiveOptions()) == ElementLoss()
     options = ObjectiveOptions(loss_type="smooth_l1", huber_schedule="exponential", huber_c=0.2, huber_scale=3.0)
-    assert ElementLoss.of(options) == ElementLoss("smooth_l1", "exponential", 0.2, 3.0)
+    assert ElementLoss.from_options(options) == ElementLoss("smooth_l1", "exponential", 0.2, 3.0)
     with pytest.raises(ValueError, match="l3"):
-        ElementLoss.of(ObjectiveOptions(loss_type="l3"))
+        ElementLoss.from_options(ObjectiveOptions(loss_type="l3"))

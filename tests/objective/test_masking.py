@@ -84,7 +84,7 @@ def test_a_mask_of_zeros_gives_no_loss_and_no_gradient(normalise) -> None:
     assert output.grad.abs().max() == 0.0
 
 
-def test_what_is_masked_out_has_no_gradient_and_the_rest_keeps_its_own() -> None:
+def test_masked_positions_have_no_gradient() -> None:
     output, target = pair()
     mask = (soft_mask() > 0.5).float()
     masked, plain = output.clone().requires_grad_(), output.clone().requires_grad_()
@@ -169,6 +169,6 @@ def test_masks_that_would_broadcast_are_refused() -> None:
 
 
 def test_the_settings_of_the_options() -> None:
-    assert MaskSettings.of(MaskOptions()) == MaskSettings()
+    assert MaskSettings.from_options(MaskOptions()) == MaskSettings()
     options = MaskOptions(mask_floor=0.2, mask_invert=True, mask_normalise="sample")
-    assert MaskSettings.of(options) == MaskSettings(0.2, True, "sample")
+    assert MaskSettings.from_options(options) == MaskSettings(0.2, True, "sample")

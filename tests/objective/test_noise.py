@@ -114,9 +114,9 @@ def test_the_perturbation_has_its_strength_and_none_of_the_noise() -> None:
 
 
 def test_the_shaping_of_the_options() -> None:
-    assert NoiseShaping.of(ObjectiveOptions()) == NoiseShaping()
+    assert NoiseShaping.from_options(ObjectiveOptions()) == NoiseShaping()
     zeros = ObjectiveOptions(noise_offset=0.0, ip_noise_gamma=0.0, multires_noise_iterations=0)
-    assert NoiseShaping.of(zeros) == NoiseShaping()
+    assert NoiseShaping.from_options(zeros) == NoiseShaping()
     options = ObjectiveOptions(
         noise_offset=0.1,
         noise_offset_random_strength=True,
@@ -128,7 +128,7 @@ def test_the_shaping_of_the_options() -> None:
         ip_noise_gamma_random_strength=True,
     )
     expected = NoiseShaping(0.1, True, 0.2, Pyramid(6, 0.4, "batch"), 0.05, True)
-    assert NoiseShaping.of(options) == expected
+    assert NoiseShaping.from_options(options) == expected
 
 
 def test_without_an_offset_there_is_nothing_to_adapt_or_to_vary() -> None:

@@ -145,7 +145,7 @@ def test_every_pair_is_refused_by_name_or_trains_by_the_formulas(prediction) -> 
             assert any(flag in str(m) for m in mistakes for flag in {**SETTINGS[one], **SETTINGS[other]}), (one, other)
         if refused(one, other, prediction):
             continue
-        rule: Objective[torch.Tensor] = Objective.of(options, PROCESS, prediction)
+        rule: Objective[torch.Tensor] = Objective.from_options(options, PROCESS, prediction)
         generators = [torch.Generator().manual_seed(40 + seed) for seed in range(SHAPE[0])]
         draws = rule.draw(SHAPE, generators, latents)
         factor = torch.tensor(0.3, requires_grad=True)
@@ -164,7 +164,7 @@ def test_with_a_zero_terminal_snr_the_last_timestep_is_finite(chosen: dict[str, 
     if "v_pred_like_loss" in chosen:
         return
     fixed = {"min_timestep": 999, "max_timestep": 1000, "timestep_bias_strategy": "none", "zero_terminal_snr": True}
-    rule: Objective[None] = Objective.of(ObjectiveOptions(**{**chosen, **fixed}), PROCESS, "v")  # type: ignore[arg-type]
+    rule: Objective[None] = Objective.from_options(ObjectiveOptions(**{**chosen, **fixed}), PROCESS, "v")  # type: ignore[arg-type]
     latents = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
     draws = rule.draw(SHAPE, [torch.Generator().manual_seed(seed) for seed in range(5)], latents)
     assert (draws.timesteps == 999).all()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.objective.process import VariancePreserving, process_of, with_snr
+from library.objective.process import VariancePreserving, require_snr, resolve_process
 from library.options.groups.objective import ObjectiveOptions
 
 PROCESS = VariancePreserving.scaled_linear()
@@ -172,8 +172,8 @@ def test_the_zero_terminal_table_is_that_of_diffusers_to_float32() -> None:
 
 
 def test_the_process_of_the_options() -> None:
-    assert process_of(ObjectiveOptions(), PROCESS) is PROCESS
-    assert process_of(ObjectiveOptions(zero_terminal_snr=True), PROCESS) == PROCESS.zero_terminal()
+    assert resolve_process(ObjectiveOptions(), PROCESS) is PROCESS
+    assert resolve_process(ObjectiveOptions(zero_terminal_snr=True), PROCESS) == PROCESS.zero_terminal()
 
 
 def test_v_leads_back_to_the_clean_sample_from_noise_alone(sample) -> None:
@@ -223,10 +223,10 @@ def test_a_perfect_answer_steps_to_the_same_sample_with_less_noise(sample, predi
     torch.testing.assert_close(found[0], x0[0], atol=3e-5, rtol=0)
 
 
-def test_what_needs_an_snr_says_so_where_there_is_none() -> None:
-    assert with_snr(PROCESS, "min_snr") is PROCESS
+def test_a_missing_snr_names_the_feature_that_needs_it() -> None:
+    assert require_snr(PROCESS, "min_snr") is PROCESS
     nothing = object()
     with pytest.raises(ValueError, match="min_snr needs a signal-to-noise ratio, which object does not have"):
-        with_snr(nothing, "min_snr")  # type: ignore[arg-type]
+        require_snr(nothing, "min_snr")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="variance-preserving"):
-        process_of(ObjectiveOptions(zero_terminal_snr=True), nothing)  # type: ignore[arg-type]
+        resolve_process(ObjectiveOptions(zero_terminal_snr=True), nothing)  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ def test_a_further_level_keeps_the_coarser_noise_of_the_others() -> None:
     assert ranks == sorted(ranks, reverse=True)
 
 
-def test_the_noise_that_is_given_is_left_as_it_is() -> None:
+def test_the_noise_is_not_modified_in_place() -> None:
     for scaling in ("sample", "batch"):
         noise = white(2, 4, 16, 16)
         before = noise.clone()

@@ -19,7 +19,7 @@ STRATEGIES = [
 
 def bias(strategy: str, multiplier: float, low: int = 0, high: int = 1000, **more) -> TimestepBias | None:
     options = ObjectiveOptions(timestep_bias_strategy=strategy, timestep_bias_multiplier=multiplier, **more)
-    return TimestepBias.of(options, low, high)
+    return TimestepBias.from_options(options, low, high)
 
 
 @pytest.mark.parametrize("multiplier", [0.5, 4.0])
@@ -70,7 +70,7 @@ def test_no_draw_leaves_the_range_however_small_the_share() -> None:
         assert ((steps == 7).all() if multiplier > 1 else (steps != 7).all()).item()
 
 
-def test_what_favours_nothing_is_no_bias() -> None:
+def test_a_bias_without_effect_is_none() -> None:
     assert bias("none", 5.0) is None
     assert bias("later", 1.0) is None
     assert bias("later", 5.0, timestep_bias_portion=1.0) is None

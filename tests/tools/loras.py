@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import tiny
-from tests.networks.made import delta
+from tests.networks.random_loras import delta
 
 ROOT = Path(__file__).resolve().parents[2]
 Tensors = dict[str, Tensor]

@@ -48,7 +48,7 @@ def test_mistakes_are_told_without_a_traceback(
     for words, said in (
         ((tmp_path / "gone.safetensors", tmp_path / "x"), "gone.safetensors"),
         ((tmp_path / "b.safetensors", tmp_path / "x"), f"{NAME}.hada_w1_a, lora_unet_nowhere.alpha"),
-        ((source, source, "--to", "kohya"), "is there already"),
+        ((source, source, "--to", "kohya"), "exists already"),
         ((tmp_path, tmp_path / "x"), "adapter_config.json"),
     ):
         assert run(*words) == 2

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tests.networks.made import relative
+from tests.networks.random_loras import relative
 from tests.tools import loras
 from tools import extract_lora_from_dylora, extract_lora_from_models, merge_lora
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.networks.made import delta
+from tests.networks.random_loras import delta
 from tests.tools import loras
 from tools import check_lora_weights, lora_interrogator
 

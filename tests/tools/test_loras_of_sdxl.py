@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tests import tiny
-from tests.networks.made import delta, relative
+from tests.networks.random_loras import delta, relative
 from tests.tools import loras
 from tools import (
     check_lora_weights,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.networks.made import relative
+from tests.networks.random_loras import relative
 from tests.tools import loras
 from tools import merge_lora, svd_merge_lora
 

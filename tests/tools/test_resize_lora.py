@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.networks.made import relative
+from tests.networks.random_loras import relative
 from tests.tools import loras
 from tools import resize_lora
 

@@ -23,7 +23,7 @@ def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[
     model: Any = SimpleNamespace(family=family, backbone=None)
     empty = torch.zeros(len(latents))
     batch: Any = SimpleNamespace(latents=latents, mask=None, sample_index=torch.tensor(indices), pixels=None)
-    objective: Objective[torch.Tensor] = Objective.of(options, PROCESS, "epsilon")
+    objective: Objective[torch.Tensor] = Objective.from_options(options, PROCESS, "epsilon")
     (term,) = TrainingLoss(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch)
     assert term.name == "denoising"
     return term.losses

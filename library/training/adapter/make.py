@@ -20,7 +20,7 @@ from library.training.trainable import Group, LossTags, Part, Trainable, named_p
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network
-from networks.third_party.create import ForeignNetwork, create_foreign, merge_foreign
+from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 
 if TYPE_CHECKING:
     from library.checkpoints.adapter_names import AdapterPart
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
     from library.training.recipe import Say
 
-AnyNetwork = Network | ForeignNetwork
+AnyNetwork = Network | ThirdPartyNetwork
 
 # the log names of sd-scripts' train_network.py
 TAGS = LossTags(step="loss/current", average="loss/average", epoch="loss/epoch_average")
@@ -59,7 +59,7 @@ def make_adapter(
             say(line)
         metadata = AdapterMetadata(facts, optimization, adapter)
         trainable = trainable_network(adapter_network, model.family, optimization.learning_rates, adapter)
-        if isinstance(adapter_network, ForeignNetwork):
+        if isinstance(adapter_network, ThirdPartyNetwork):
             adapter_network.start()
             if facts.options.memory.gradient_checkpointing:
                 adapter_network.enable_gradient_checkpointing()
@@ -81,7 +81,7 @@ def merge(
     A third-party network module merges its own files.
     """
     if adapter.settings is None:
-        merge_foreign(adapter.module, path, modules, parts, ratio=multiplier)
+        merge_third_party(adapter.module, path, modules, parts, ratio=multiplier)
     else:
         network.from_tensors(modules, parts, adapter_files.read(path).tensors).merge(multiplier)
 
@@ -95,7 +95,7 @@ def make_network(
 ) -> AnyNetwork:
     """Create a new network, or load that of --network_weights. Raises AdapterError."""
     if adapter.settings is None:
-        foreign = create_foreign(
+        foreign = create_third_party(
             adapter.module,
             modules,
             parts,

@@ -34,7 +34,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
     if options.network_module is None:
         return None
     _check_files(options, mistakes)
-    kind = registry.find(options.network_module)
+    kind = registry.find_kind(options.network_module)
     settings = None
     if kind is None:
         _check_module(options.network_module, mistakes)
@@ -50,7 +50,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
         for what, remedy in problems:
             mistakes.add(what, remedy)
         if options.scale_weight_norms and not kind.rescales:
-            mistakes.add(f"--scale_weight_norms: {kind.file} does not support it", "remove --scale_weight_norms")
+            mistakes.add(f"--scale_weight_norms: {kind.module} does not support it", "remove --scale_weight_norms")
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
     return AdapterPlan(
         module=options.network_module,
@@ -96,7 +96,7 @@ def _check_module(name: str, mistakes: Mistakes) -> None:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        near = difflib.get_close_matches(name, [kind.file for kind in registry.KINDS], n=1)
+        near = difflib.get_close_matches(name, [kind.module for kind in registry.KINDS], n=1)
         remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists all modules"
         if name.startswith("lycoris."):
             remedy = "pip install lycoris-lora==4.1.3"

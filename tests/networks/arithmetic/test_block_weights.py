@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from networks.arithmetic.block_weights import PLACES, place, read_weights, weight
+from networks.arithmetic.block_weights import INDICES, block_index, block_weight, read_block_weights
 
 LABELS = ["BASE", *(f"IN{n:02d}" for n in range(12)), "MID", *(f"OUT{n:02d}" for n in range(12))]
 
@@ -32,29 +32,30 @@ LABELS = ["BASE", *(f"IN{n:02d}" for n in range(12)), "MID", *(f"OUT{n:02d}" for
     ],
 )
 def test_places(name: str, label: str) -> None:
-    found = place(name)
+    found = block_index(name)
     assert found is not None and LABELS[found] == label
 
 
 def test_lists_of_each_length() -> None:
     attention = "BASE IN01 IN02 IN04 IN05 IN07 IN08 MID OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11"
-    assert [LABELS[each] for each in PLACES[17]] == attention.split()
+    assert [LABELS[each] for each in INDICES[17]] == attention.split()
     sdxl = "BASE IN04 IN05 IN07 IN08 MID OUT00 OUT01 OUT02 OUT03 OUT04 OUT05"
-    assert [LABELS[each] for each in PLACES[12]] == sdxl.split()
-    assert {length: len(places) for length, places in PLACES.items()} == {12: 12, 17: 17, 20: 20, 26: 26}
+    assert [LABELS[each] for each in INDICES[12]] == sdxl.split()
+    assert {length: len(places) for length, places in INDICES.items()} == {12: 12, 17: 17, 20: 20, 26: 26}
 
 
 def test_ratios() -> None:
-    weights = read_weights(str([0.5, *([1] * 6), 0.25, *([1] * 9)]))
-    assert weight(weights, "lora_te_text_model_encoder_layers_0_mlp_fc1") == 0.5
-    assert weight(weights, "lora_unet_mid_block_attentions_0_proj_in") == 0.25
-    assert weight(weights, "lora_unet_down_blocks_3_resnets_1_conv2") == 1.0  # in no list of 17
-    assert weight(weights, "lora_unet_conv_in") == 1.0
+    weights = read_block_weights(str([0.5, *([1] * 6), 0.25, *([1] * 9)]))
+    assert block_weight(weights, "lora_te_text_model_encoder_layers_0_mlp_fc1") == 0.5
+    assert block_weight(weights, "lora_unet_mid_block_attentions_0_proj_in") == 0.25
+    assert block_weight(weights, "lora_unet_down_blocks_3_resnets_1_conv2") == 1.0  # in no list of 17
+    assert block_weight(weights, "lora_unet_conv_in") == 1.0
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("[1,2", "no JSON"), ("3", "no list"), ("[1,2]", "2 numbers"), ('["a"]', "no list of numbers")]
+    ("text", "said"),
+    [("[1,2", "not a JSON"), ("3", "not a list"), ("[1,2]", "2 numbers"), ('["a"]', "not a list of numbers")],
 )
-def test_what_is_no_list_is_refused(text: str, said: str) -> None:
+def test_invalid_lists_are_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read_weights(text)
+        read_block_weights(text)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from networks.adapter import AdapterError
-from networks.arithmetic.combining import WeightedFactors, combine, largest_rank, shuffled, stack
+from networks.arithmetic.combining import WeightedFactors, combine, largest_rank, shuffle_ranks, stack
 from networks.arithmetic.factors import Factors
-from tests.networks.made import KERNEL, LINEAR, POINT, layer, relative
+from tests.networks.random_loras import KERNEL, LINEAR, POINT, layer, relative
 
 
 def source(name: str, ratio: float, **layers: Factors) -> WeightedFactors:
@@ -73,7 +73,7 @@ def test_layers_of_different_models_are_refused() -> None:
 
 def test_ranks_in_another_order_are_the_same_change() -> None:
     made = layer(KERNEL, 6, 3.0)
-    assert relative(shuffled(made).delta(), made.delta()) < 1e-6
+    assert relative(shuffle_ranks(made).delta(), made.delta()) < 1e-6
 
 
 def test_fp16_files_are_added_up_in_float() -> None:

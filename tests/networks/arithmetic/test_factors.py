@@ -7,7 +7,7 @@ import torch
 
 from networks.adapter import AdapterError
 from networks.arithmetic.factors import file_tensors, read_factors
-from tests.networks.made import KERNEL, LINEAR, POINT, delta, layer, relative
+from tests.networks.random_loras import KERNEL, LINEAR, POINT, delta, layer, relative
 
 
 @pytest.mark.parametrize("shape", [LINEAR, POINT, KERNEL])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from networks.arithmetic.resizing import Rule, choose_rank, resize
-from tests.networks.made import KERNEL, LINEAR, POINT, layer, relative
+from networks.arithmetic.resizing import RankRule, choose_rank, resize
+from tests.networks.random_loras import KERNEL, LINEAR, POINT, layer, relative
 
 VALUES = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.25])
 
@@ -35,7 +35,7 @@ def test_the_new_rank_is_the_highest_one_and_one_the_least() -> None:
 @pytest.mark.parametrize("shape", [LINEAR, POINT, KERNEL])
 def test_a_lower_rank_is_the_best_approximation(shape: tuple[int, ...]) -> None:
     made = layer(shape, 8, alpha=4.0)
-    found = resize(made, Rule(3, 3))
+    found = resize(made, RankRule(3, 3))
     whole = made.delta().double().flatten(1)
     u, values, vh = torch.linalg.svd(whole, full_matrices=False)
     assert relative(found.layer.delta().flatten(1), u[:, :3] @ values[:3].diag() @ vh[:3]) < 1e-5
@@ -47,12 +47,12 @@ def test_a_lower_rank_is_the_best_approximation(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("rank", [8, 16])
 def test_the_same_rank_or_a_higher_one_changes_nothing(rank: int) -> None:
     made = layer(LINEAR, 8, alpha=4.0, dtype=torch.float16)
-    found = resize(made, Rule(rank, rank))
+    found = resize(made, RankRule(rank, rank))
     assert found.layer is made and found.kept == 1.0
 
 
 def test_kernels_have_a_rank_of_their_own_and_points_have_not() -> None:
-    rule = Rule(6, 2)
+    rule = RankRule(6, 2)
     ranks = {shape: resize(layer(shape, 8, 8.0), rule).layer.rank for shape in (LINEAR, POINT, KERNEL)}
     assert ranks == {LINEAR: 6, POINT: 6, KERNEL: 2}
 
@@ -60,5 +60,5 @@ def test_kernels_have_a_rank_of_their_own_and_points_have_not() -> None:
 def test_a_layer_of_zeros_keeps_one_rank_of_zeros() -> None:
     made = layer(LINEAR, 4, 4.0)
     made.up.zero_()
-    found = resize(made, Rule(4, 4, "sv_fro", 0.9))
+    found = resize(made, RankRule(4, 4, "sv_fro", 0.9))
     assert found.layer.rank == 1 and found.kept == 1.0 and not found.layer.delta().any()

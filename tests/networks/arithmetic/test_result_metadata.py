@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from networks.arithmetic.result_metadata import About, changed, combined, minimum, ranks, title_of
-from tests.networks.made import KERNEL, LINEAR, layer
+from networks.arithmetic.result_metadata import (
+    ResultInfo,
+    merged_metadata,
+    minimal_metadata,
+    ranks,
+    resized_metadata,
+    title_of,
+)
+from tests.networks.random_loras import KERNEL, LINEAR, layer
 
-ABOUT = About(
+ABOUT = ResultInfo(
     "both", datetime(2026, 2, 3, 4, 5, 6, 789), ["dog", "Ink 2"], {"architecture": "stable-diffusion-v1/lora"}
 )
 ONE = {
@@ -41,16 +48,18 @@ def test_one_rank_is_a_number_and_several_are_dynamic() -> None:
 
 
 def test_a_resized_file_keeps_what_still_holds() -> None:
-    found = changed(ONE, {"a": layer(LINEAR, 4, 2.0), "b": layer(KERNEL, 2, 1.0)}, "dimension is resized from 8 to 4")
+    found = resized_metadata(
+        ONE, {"a": layer(LINEAR, 4, 2.0), "b": layer(KERNEL, 2, 1.0)}, "dimension is resized from 8 to 4"
+    )
     assert found["ss_training_comment"] == "dimension is resized from 8 to 4; first try"
     assert (found["ss_network_dim"], found["ss_network_alpha"], found["ss_seed"]) == ("4", "2.0", "1")
     assert json.loads(found["ss_network_args"]) == {"dropout": None, "conv_dim": "2", "conv_alpha": "1.0"}
     assert not {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"} & found.keys()
 
 
-def test_a_sum_says_what_all_agree_on_and_what_it_is_made_of() -> None:
+def test_a_sum_keeps_shared_entries_and_names_its_sources() -> None:
     other = ONE | {"ss_seed": "2", "modelspec.title": "Ink 2", "ss_network_module": "networks.lora"}
-    found = combined([ONE, other], {"a": layer(LINEAR, 4, 2.0)}, ABOUT)
+    found = merged_metadata([ONE, other], {"a": layer(LINEAR, 4, 2.0)}, ABOUT)
     assert found["modelspec.title"] == "both" and found["modelspec.merged_from"] == "dog, Ink 2"
     assert found["modelspec.date"] == "2026-02-03T04:05:06" and found["modelspec.license"] == "CC"
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
@@ -60,9 +69,9 @@ def test_a_sum_says_what_all_agree_on_and_what_it_is_made_of() -> None:
 
 
 def test_a_source_without_metadata_has_no_say() -> None:
-    found = combined([{}, ONE], {"a": layer(LINEAR, 4, 2.0)}, ABOUT)
+    found = merged_metadata([{}, ONE], {"a": layer(LINEAR, 4, 2.0)}, ABOUT)
     assert found["ss_base_model_version"] == "sd_v1" and found["ss_v2"] == "False"
-    assert minimum(found).keys() == {
+    assert minimal_metadata(found).keys() == {
         "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from networks.arithmetic.splitting import split
-from tests.networks.made import KERNEL, LINEAR, layer, relative
+from tests.networks.random_loras import KERNEL, LINEAR, layer, relative
 
 
 def test_each_multiple_of_the_unit_below_the_rank() -> None:
@@ -18,7 +18,7 @@ def test_each_multiple_of_the_unit_below_the_rank() -> None:
 
 
 @pytest.mark.parametrize("shape", [LINEAR, KERNEL])
-def test_a_part_is_what_training_added_at_its_rank(shape: tuple[int, ...]) -> None:
+def test_a_split_rank_has_the_delta_of_training_at_this_rank(shape: tuple[int, ...]) -> None:
     """sd-scripts' factor in training: alpha / dim * sqrt(dim / rank)."""
     whole = layer(shape, 8, 4.0)
     up, down = (matrix.double() for matrix in whole.matrices())

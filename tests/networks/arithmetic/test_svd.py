@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from networks.arithmetic.svd import decompose, decompose_product, quantile
-from tests.networks.made import KERNEL, LINEAR, layer, relative
+from tests.networks.random_loras import KERNEL, LINEAR, layer, relative
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24), (100, 20), (20, 100)])
@@ -30,7 +30,7 @@ def test_a_product_is_decomposed_as_the_whole_matrix(shape: tuple[int, ...], ran
     assert relative(left @ right, up.double() @ down.double()) < 1e-5
 
 
-def test_what_is_kept_is_the_share_of_the_norm() -> None:
+def test_kept_is_the_share_of_the_norm() -> None:
     matrix = torch.diag(torch.tensor([4.0, 3.0]))
     assert decompose(matrix).kept(1) == pytest.approx(4 / 5)  # norm of (4, 3) is 5
     assert decompose(matrix).kept(2) == 1.0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from networks.third_party.create import create_foreign, merge_foreign
+from networks.third_party.create import create_third_party, merge_third_party
 from networks.third_party.stand_ins import stand_ins
 from tests.networks import models
 
@@ -50,7 +50,9 @@ def fresh_lycoris(monkeypatch: pytest.MonkeyPatch) -> None:
 def lycoris(model: models.Model, *arguments: str, family: str = "sdxl", **named: Any) -> Any:
     torch.manual_seed(0)
     given = {"dim": 2, "alpha": 1.0} | named
-    return create_foreign("lycoris.kohya", model, models.PARTS[family], arguments=["algo=lora", *arguments], **given)
+    return create_third_party(
+        "lycoris.kohya", model, models.PARTS[family], arguments=["algo=lora", *arguments], **given
+    )
 
 
 def moved(network: Any) -> Any:
@@ -107,7 +109,7 @@ def test_lycoris_names_layers_as_ours_are_named(model: models.Model, tmp_path: P
         network.write(tmp_path / "a.safetensors", None, {})
         network.detach()
         assert equal(models.outputs(model), before)
-        merge_foreign("lycoris.kohya", tmp_path / "a.safetensors", model, models.PARTS["sdxl"])
+        merge_third_party("lycoris.kohya", tmp_path / "a.safetensors", model, models.PARTS["sdxl"])
         merged = models.outputs(model)
     assert all(float((a - b).norm() / b.norm()) < 1e-5 for a, b in zip(merged, after, strict=True))
 

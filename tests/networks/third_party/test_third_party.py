@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks.adapter import AdapterError
-from networks.third_party.create import ForeignNetwork, create_foreign, merge_foreign
+from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 from tests import tiny
 
 # --network_args -> what files hold of each layer (LyCORIS's file format), and how near the base the start is.
@@ -106,13 +106,13 @@ def fresh_lycoris(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, name, copy.deepcopy(getattr(kind, name)))
 
 
-def lycoris_network(base: Base, arguments: str, **named: Any) -> ForeignNetwork:
+def lycoris_network(base: Base, arguments: str, **named: Any) -> ThirdPartyNetwork:
     torch.manual_seed(0)
     named = {"dim": 4, "alpha": 2.0} | named
-    return create_foreign("lycoris.kohya", base.modules, SD_ADAPTERS, arguments=arguments.split(), **named)
+    return create_third_party("lycoris.kohya", base.modules, SD_ADAPTERS, arguments=arguments.split(), **named)
 
 
-def train(base: Base, network: ForeignNetwork, steps: int = 1) -> None:
+def train(base: Base, network: ThirdPartyNetwork, steps: int = 1) -> None:
     groups = network.groups(RATES)
     optimizer = torch.optim.AdamW([{"params": g.parameters, "lr": g.learning_rate} for g in groups])
     network.start()
@@ -214,7 +214,7 @@ def test_a_preset_file_of_the_users_own(sd1: Base, tmp_path: Path) -> None:
         network.detach()
 
 
-def test_what_reaches_nothing_is_told(sd1: Base) -> None:
+def test_targets_that_match_no_layer_are_reported(sd1: Base) -> None:
     """LyCORIS matches the names of its preset ia3 against whole paths, where they never stand first."""
     with pytest.raises(AdapterError, match="nothing to train"):
         lycoris_network(sd1, "algo=ia3 preset=ia3")
@@ -296,7 +296,7 @@ def test_files_are_merged_into_the_base_at_a_ratio(ratio: float, tmp_path: Path)
         expected = base.output()
     network.write(tmp_path / "a.safetensors", None, {})
     network.detach()
-    merge_foreign("lycoris.kohya", tmp_path / "a.safetensors", base.modules, SD_ADAPTERS, ratio=ratio)
+    merge_third_party("lycoris.kohya", tmp_path / "a.safetensors", base.modules, SD_ADAPTERS, ratio=ratio)
     with torch.no_grad():
         assert near(base.output(), expected, 1e-4)
     assert base.tensors().keys() == base.state.keys()
@@ -317,7 +317,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_keys(sd1: Base, tmp_path: 
     missing = next(iter(tensors))
     save_file({"lora_unet_other.alpha": torch.ones(())} | {k: v for k, v in tensors.items() if k != missing},
               tmp_path / "a.safetensors")  # fmt: skip
-    with pytest.raises(AdapterError, match=rf"1 unknown keys \(lora_unet_other.alpha\); 1 missing keys \({missing}\)"):
+    with pytest.raises(AdapterError, match=rf"1 unknown key \(lora_unet_other.alpha\); 1 missing key \({missing}\)"):
         network.load(tmp_path / "a.safetensors")
     network.detach()
 
@@ -341,7 +341,7 @@ def test_a_failed_write_leaves_the_file_that_was_there(sd1: Base, tmp_path: Path
         ("algo=lora preset=nowhere.toml", "create_network of lycoris.kohya failed"),
         ("algo=lora conv_dim=four", "conv_dim|four"),
         ("algo", "not of the form key=value"),
-        ("algo=lora conv_dimm=4", "reads no conv_dimm"),
+        ("algo=lora conv_dimm=4", "does not use conv_dimm"),
     ],
 )
 def test_wrong_arguments_are_mistakes(sd1: Base, arguments: str, said: str) -> None:
@@ -350,10 +350,10 @@ def test_wrong_arguments_are_mistakes(sd1: Base, arguments: str, said: str) -> N
     assert sd1.is_untouched()
 
 
-def test_arguments_that_nothing_reads_are_told(sd1: Base) -> None:
+def test_unused_arguments_are_noted(sd1: Base) -> None:
     network = lycoris_network(sd1, "algo=lora anchor=0.3")
     network.detach()
-    assert network.notes == ("--network_args anchor=0.3 changes nothing: lycoris.kohya does not read it",)
+    assert network.notes == ("--network_args anchor=0.3 has no effect: lycoris.kohya does not use it",)
 
 
 # --- modules of the user's own ---------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 def test_a_module_in_the_current_folder_is_called_as_kohya_calls_it(sd1: Base, own_module: str, tmp_path: Path) -> None:
-    network = create_foreign(
+    network = create_third_party(
         own_module, sd1.modules, SD_ADAPTERS, dim=None, alpha=1.0, dropout=0.1, arguments=["kind=some", "a=b=c"],
         train=["unet", "text_encoder"], settings=SimpleNamespace(seed=7),
     )  # fmt: skip
@@ -425,7 +425,7 @@ def test_a_module_in_the_current_folder_is_called_as_kohya_calls_it(sd1: Base, o
         ("prepare_grad_etc", "Level", "UNet2DConditionModel"),
         ("on_epoch_start",),
     ]
-    assert network.notes == ("--network_args a=b=c changes nothing: my_network does not read it",)
+    assert network.notes == ("--network_args a=b=c has no effect: my_network does not use it",)
     assert [(g.description, g.learning_rate) for g in network.groups(RATES)] == [("group0", 1e-2)]
     network.write(tmp_path / "a.safetensors", torch.bfloat16, {})
     names = {name for name in sd1.names() if name.endswith(("to_q", "q_proj"))}
@@ -440,7 +440,7 @@ def test_a_module_in_the_current_folder_is_called_as_kohya_calls_it(sd1: Base, o
 
 def test_a_module_that_makes_no_network(sd1: Base, own_module: str) -> None:
     with pytest.raises(AdapterError, match="returned no network"):
-        create_foreign(own_module, sd1.modules, SD_ADAPTERS, dim=4, alpha=1, arguments=["kind=none"])
+        create_third_party(own_module, sd1.modules, SD_ADAPTERS, dim=4, alpha=1, arguments=["kind=none"])
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_a_module_that_makes_no_network(sd1: Base, own_module: str) -> None:
         ("lycoris.nowhere", None, "lycoris has no module lycoris.nowhere", "lycoris-lora==4.1.3"),
         ("my_empty", "", "has no create_network", "lycoris.kohya"),
         ("my_needy", "import not_there", "needs the package not_there", "pip install not_there"),
-        ("my_broken", "raise RuntimeError('ouch')", "RuntimeError: ouch", "Correct"),
+        ("my_broken", "raise RuntimeError('ouch')", "RuntimeError: ouch", "correct"),
     ],
 )
 def test_modules_that_cannot_be_used(
@@ -461,7 +461,7 @@ def test_modules_that_cannot_be_used(
     if text is not None:
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     with pytest.raises(AdapterError, match=said) as told:
-        create_foreign(name, {}, SD_ADAPTERS, dim=4, alpha=1)
+        create_third_party(name, {}, SD_ADAPTERS, dim=4, alpha=1)
     assert remedy in told.value.remedy
 
 
@@ -470,5 +470,5 @@ def test_lycoris_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(AdapterError, match="lycoris is not installed") as told:
-        create_foreign("lycoris.kohya", {}, SD_ADAPTERS, dim=4, alpha=1)
+        create_third_party("lycoris.kohya", {}, SD_ADAPTERS, dim=4, alpha=1)
     assert told.value.remedy == "pip install lycoris-lora==4.1.3"

@@ -92,7 +92,7 @@ def test_each_model_is_trained_in_its_own_range_of_timesteps(
 ) -> None:
     """And so is every sample, in batches of one too."""
     options = objective_of(family, flags)
-    objective: Objective[None] = Objective.of(options, family.process, "epsilon")
+    objective: Objective[None] = Objective.from_options(options, family.process, "epsilon")
     assert (objective.low, objective.high) == timesteps
     drawn = [int(objective.draw((1, 4, 2, 2), [torch_generator(0, n)]).timesteps) for n in range(200)]
     low, high = timesteps

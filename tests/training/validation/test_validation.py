@@ -98,7 +98,7 @@ class Toy:
 
 
 def objective(**values: Any) -> Objective[Conditioning]:
-    return Objective.of(replace(ObjectiveOptions(), **values), VariancePreserving.scaled_linear(), "epsilon")
+    return Objective.from_options(replace(ObjectiveOptions(), **values), VariancePreserving.scaled_linear(), "epsilon")
 
 
 def noise(seed: int, size: tuple[int, int]) -> Tensor:
