@@ -101,14 +101,14 @@ def show(request: Request, *, check_values: bool) -> None:
 def carry_out(request: Request) -> None:
     """Convert. Raises UserError, leaving what was there."""
     from library.convert.convert_checkpoint import Conversion, convert
-    from library.families.registry import noted
+    from library.families.registry import declared_prediction
     from library.runtime.imports import quiet_libraries
 
     target, save_as = _target(request)
     header, family = read(request)
     if header.path.resolve() == target.resolve():
         raise UserError([Mistake(f"{target} is the source", "choose another name")])
-    prediction = request.prediction or noted(header).prediction
+    prediction = request.prediction or declared_prediction(header).prediction
     quiet_libraries()
     with explain_write_errors():
         wanted = Conversion(

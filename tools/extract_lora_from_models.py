@@ -94,7 +94,7 @@ def metadata(options: ExtractOptions, before: Opened, after: Opened, found: Extr
     from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import About, extracted, minimum
 
-    prediction = after.noted or before.noted
+    prediction = after.prediction or before.prediction
     if prediction is None and len(set(after.family.architectures.values())) > 1:
         print("the models do not tell what they predict: noted as epsilon; add --v_parameterization if it is v")
     version = after.family.versions[prediction or "epsilon"]

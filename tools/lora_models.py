@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family, Model
-from library.families.registry import FAMILIES, noted_prediction, open_model
+from library.families.registry import FAMILIES, declared_prediction, open_model
 from library.options.flag import Capability
 from library.options.mistakes import Mistakes
 from library.runtime.imports import quiet_libraries
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model of which only the header was read; `noted` is what its U-Net predicts, if the file or the user tells."""
+    """A model of which only the header was read. `prediction` None: neither the file nor the user declares it."""
 
     header: Header
     family: Family
-    noted: Prediction | None
+    prediction: Prediction | None
 
 
 def open_models(
@@ -43,7 +43,7 @@ def open_models(
         except CheckpointError as error:
             mistakes.add(f"--{flag}: {error}")
             continue
-        opened.append(Opened(header, family, "v" if v_parameterization else noted_prediction(header)))
+        opened.append(Opened(header, family, "v" if v_parameterization else declared_prediction(header).prediction))
         claims: tuple[tuple[str, bool, Capability], ...] = (("v2", v2, "v2"), ("sdxl", sdxl, "size_conditioning"))
         for word, given, capability in claims:
             if given and capability not in family.capabilities:
@@ -60,7 +60,7 @@ def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str]
     """The model, or some of its modules, on the CPU; float32 unless told otherwise. Raises UserError."""
     quiet_libraries()
     with explain_write_errors():
-        return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.noted)
+        return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.prediction)
 
 
 def adapted_modules(model: Model) -> dict[str, nn.Module]:
@@ -74,7 +74,7 @@ def lora_facts(base_version: str, prediction: Prediction | None = None) -> dict[
 
     `prediction`: what the model is known to predict, where the version does not tell (SDXL's is the same for both).
     """
-    from library.checkpoints.metadata import NAMES_OF
+    from library.checkpoints.metadata import IMPLEMENTATIONS
 
     family = next((each for each in FAMILIES if base_version in each.versions.values()), None)
     if family is None:
@@ -84,7 +84,7 @@ def lora_facts(base_version: str, prediction: Prediction | None = None) -> dict[
     width, height = family.preview[known or "epsilon"]
     facts = {
         "architecture": f"{family.architectures[known or 'epsilon']}/lora",
-        "implementation": NAMES_OF[family.adapter_names],
+        "implementation": IMPLEMENTATIONS[family.adapter_names],
         "resolution": f"{width}x{height}",
     }
     return facts | ({"prediction_type": known} if known else {})
@@ -108,7 +108,7 @@ def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[s
     from networks.arithmetic.result_metadata import title_of, without_hashes
 
     family, source = opened.family, opened.header
-    prediction: Prediction = opened.noted or "epsilon"
+    prediction: Prediction = opened.prediction or "epsilon"
     before = without_hashes(source.metadata) if source.kind == "safetensors" else {}
     name = source.path.stem if source.path.is_file() else source.path.name
     spec = build_modelspec(
@@ -117,14 +117,14 @@ def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[s
         made_at=time_of_saving(),
         resolution=family.preview[prediction],
         prediction=prediction,
-        given={"merged_from": ", ".join([title_of(before, name), *merged])},
+        user_fields={"merged_from": ", ".join([title_of(before, name), *merged])},
     )
-    if opened.noted is None:
+    if opened.prediction is None:
         for key in ("prediction_type", "architecture", "resolution"):
             del spec[f"modelspec.{key}"]
         if len(names := set(family.architectures.values())) == 1:
             spec["modelspec.architecture"] = names.pop()
     made = {"modelspec.title", "modelspec.date", "modelspec.merged_from"}
-    if opened.noted is not None:  # --v_parameterization beats what the source says
+    if opened.prediction is not None:  # --v_parameterization beats what the source says
         made |= {"modelspec.prediction_type", "modelspec.architecture"}
     return spec | before | {key: spec[key] for key in made}

@@ -121,9 +121,9 @@ def _metadata(sources: Sequence[MergeSource], options: ModelSumOptions) -> dict[
 
     first, *others = sources
     names = [title_of(source.header.metadata, source.header.path.stem) for source in others]
-    noted = next((source.noted for source in sources if source.noted), None)
+    prediction = next((source.prediction for source in sources if source.prediction), None)
     if first.family is not None:
-        return merged_metadata(Opened(first.header, first.family, noted), options.path.stem, names)
+        return merged_metadata(Opened(first.header, first.family, prediction), options.path.stem, names)
     before = without_hashes(first.header.metadata) if first.header.kind == "safetensors" else {}
     own = title_of(before, first.header.path.stem)
     made = {"title": options.path.stem, "merged_from": ", ".join([own, *names]), "sai_model_spec": "1.0.1"}

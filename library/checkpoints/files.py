@@ -172,13 +172,13 @@ class TensorReader:
                 return self._from_pickle(place)
             return self._from_bytes(place.file, place.start, self.header.tensors[name])
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give the memory of what was read so far back; all of it can be read again."""
         from library.checkpoints import pages
 
         with self._lock:
             for mapped in self._bytes.values():
-                pages.let_go(mapped)
+                pages.release(mapped)
 
     def close(self) -> None:
         """Forget the mapped files."""

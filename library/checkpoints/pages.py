@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MADV_DONTNEED = 4
 
 
-def let_go(mapped: Tensor) -> bool:
+def release(mapped: Tensor) -> bool:
     """Take the pages of a privately mapped file, which nobody has written to, out of this process. True where it was
     done (Linux).
 

@@ -153,7 +153,7 @@ def _piece(path: Path, name: str, lazy: LazyTensor, start: int, buffer: bytearra
                 raise CheckpointError(f"{place.file}: the file was cut while it was read. Get it again.")
             done += count
     if not lazy.may_be_infinite:
-        refuse_nonfinite(path, name, torch.frombuffer(piece, dtype=torch_dtype(lazy.dtype)))
+        check_finite(path, name, torch.frombuffer(piece, dtype=torch_dtype(lazy.dtype)))
     return piece
 
 
@@ -188,11 +188,11 @@ def _checked(path: Path, name: str, lazy: LazyTensor) -> Tensor:
     if tuple(tensor.shape) != lazy.shape or LazyTensor.of(tensor).dtype != lazy.dtype:
         raise ValueError(f"{name}: announced as {lazy.info}, is {tensor.dtype} {tuple(tensor.shape)}")
     if not lazy.may_be_infinite:
-        refuse_nonfinite(path, name, tensor)
+        check_finite(path, name, tensor)
     return tensor
 
 
-def refuse_nonfinite(path: Path, name: str, tensor: Tensor) -> None:
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
     """Raise CheckpointError if a tensor to be written to `path` holds a NaN or an infinity."""
     if LazyTensor.of(tensor).dtype not in FLOATS or not tensor.numel():
         return

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, torch_dtype
-from library.checkpoints.prediction_marks import MARKS, marks, noted
+from library.checkpoints.prediction_marks import MARKS, declared_prediction, marks
 from library.convert import ema_copies
 from library.convert.report import some
-from library.families.sd.checkpoint_parts import Apart, take_apart
+from library.families.sd.checkpoint_parts import CheckpointParts, split_checkpoint
 from library.runtime.imports import work_beside
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> t
 
     header = _prepared(source, wanted)
     reader = TensorReader(header)
-    apart = take_apart(family, family.variant, reader, wanted.vae, wanted.prediction)
+    apart = split_checkpoint(family, family.variant, reader, wanted.vae, wanted.prediction)
     zero = apart.zero_terminal_snr if wanted.zero_terminal_snr is None else wanted.zero_terminal_snr
     kept = _kept(source, apart, wanted, zero=zero)
     options = sd_save.SaveOptions(
@@ -110,7 +110,7 @@ class Modules(Mapping[str, Any]):
         return len(self._made.result())
 
 
-def _modules(where: str, family: Family, apart: Apart) -> dict[str, Any]:
+def _modules(where: str, family: Family, apart: CheckpointParts) -> dict[str, Any]:
     """The modules without weights. Raises CheckpointError where the tensors are not those of the modules."""
     import torch
 
@@ -148,7 +148,7 @@ def _prepared(source: Header, wanted: Conversion) -> Header:
     return source
 
 
-def _kept(source: Header, apart: Apart, wanted: Conversion, *, zero: bool) -> dict[str, LazyTensor]:
+def _kept(source: Header, apart: CheckpointParts, wanted: Conversion, *, zero: bool) -> dict[str, LazyTensor]:
     """What goes along beside the parts: what the file has, and EMA copies if they stay.
 
     A prediction that is asked for is marked whatever the kind of file.
@@ -167,7 +167,7 @@ def _kept(source: Header, apart: Apart, wanted: Conversion, *, zero: bool) -> di
 def _told(
     source: Header, wanted: Conversion, kept: Mapping[str, LazyTensor], prediction: Prediction, *, zero: bool
 ) -> Iterator[str]:
-    said = noted(source)
+    said = declared_prediction(source)
     if wanted.ema == "use":
         yield "the U-Net is that of the EMA copies"
     if wanted.prediction is None and said.prediction is None:

@@ -17,7 +17,7 @@ from library.checkpoints.lazy import LazyTensor, torch_dtype
 from library.checkpoints.prediction_marks import MARKS, ZTSNR
 from library.checkpoints.sd_layout import SD1, with_text_model
 from library.convert import ema_copies
-from library.families.registry import detect, noted_prediction
+from library.families.registry import declared_prediction, detect
 from library.options.mistakes import Mistakes
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class MergeSource:
     header: Header
     ratio: float
     family: Family | None
-    noted: Prediction | None
+    prediction: Prediction | None
 
     @property
     def tensors(self) -> dict[str, tuple[str, TensorInfo]]:
@@ -82,7 +82,7 @@ def open_source(header: Header, ratio: float) -> MergeSource:
         if not any(name.startswith(_UNET[0]) for name in header.tensors):
             raise
         family = None  # another model with a U-Net, such as one for inpainting: names and shapes must do
-    return MergeSource(header, ratio, family, noted_prediction(header))
+    return MergeSource(header, ratio, family, declared_prediction(header).prediction)
 
 
 def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
@@ -93,8 +93,8 @@ def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
         told = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
         mistakes.add(f"the models differ in kind: {told}", "merge models of one kind")
         return
-    if len({source.noted for source in sources} - {None}) > 1:
-        told = ", ".join(f"{source.header.path}: {source.noted or 'does not say'}" for source in sources)
+    if len({source.prediction for source in sources} - {None}) > 1:
+        told = ", ".join(f"{source.header.path}: {source.prediction or 'does not say'}" for source in sources)
         mistakes.add(
             f"the U-Nets predict different things, and a sum of them predicts neither ({told})",
             "merge models that predict the same; where a file says the wrong thing, correct it with "
@@ -171,10 +171,10 @@ def _notes(sources: Sequence[MergeSource], known: Sequence[Mapping[str, tuple[st
             count = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''}"
             what = f"{other.header.path} lacks {count}, for which {first.header.path} stands in"
             notes.append(f"{what}: {_some(missing)}")
-    silent = [str(source.header.path) for source in sources if source.noted is None]
-    noted = next((source.noted for source in sources if source.noted), None)
-    if silent and noted:
-        notes.append(f"not said, and taken as {noted}, which the others say: what is predicted by {_some(silent)}")
+    silent = [str(source.header.path) for source in sources if source.prediction is None]
+    prediction = next((source.prediction for source in sources if source.prediction), None)
+    if silent and prediction:
+        notes.append(f"not said, and taken as {prediction}, which the others say: what is predicted by {_some(silent)}")
     with_zero_snr = [found for found in known if ZTSNR in found]
     if with_zero_snr and len(with_zero_snr) < len(sources):
         notes.append("only some of the models are marked as trained to zero terminal SNR; the result is marked so")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
-from library.checkpoints.prediction_marks import noted
+from library.checkpoints.prediction_marks import declared_prediction
 from library.convert import ema_copies
-from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.variant import TITLES
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def broken_tensors(header: Header) -> list[str]:
                 found.append(name)
         read += info.nbytes
         if read >= READ_AT_ONCE:
-            reader.let_go()
+            reader.release()
             read = 0
     reader.close()
     return found
@@ -103,7 +103,7 @@ def _tensors(tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def _prediction(header: Header) -> list[str]:
-    said = noted(header)
+    said = declared_prediction(header)
     words = {True: "yes", False: "no", None: "nothing says so, taken as no"}
     where = f"   (so says: {said.where})" if said.where else ""
     prediction = said.prediction or "nothing says so, taken as epsilon (--prediction_type v sets it)"
@@ -181,7 +181,7 @@ def _ema(header: Header) -> Iterator[str]:
 
 def _refused(header: Header, family: Family) -> Iterable[str]:
     try:
-        take_apart(family, family.variant, TensorReader(header))
+        split_checkpoint(family, family.variant, TensorReader(header))
     except CheckpointError as error:
         return [f"it cannot be used as it is: {error}"]
     return []

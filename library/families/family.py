@@ -151,19 +151,19 @@ class Model:
 
 
 class Load(Protocol):
-    """Read a checkpoint of the family: of its modules those named in `only` (None: all), the others are None then.
+    """Load a checkpoint of the family, or only the modules named in `only`; the other modules are then None.
 
-    `matrices`: the dtype of all weights of two and more dimensions in the backbone and the text encoders, where it is
-    another than `dtype` (None). `mapped`: files are mapped into memory, else read. Raises CheckpointError.
+    `matrix_dtype`: the dtype of weights with two or more dimensions in the backbone and the text encoders; None: same
+    as `dtype`. `mapped`: files are memory-mapped, otherwise read. Raises CheckpointError.
     """
 
-    def __call__(  # noqa: PLR0913 - being redrawn
+    def __call__(  # noqa: PLR0913 - independent settings, passed by name; a record of them would only repeat the names
         self,
         source: Header,
         *,
         vae: Path | str | None = None,
         dtype: torch.dtype | None = None,
-        matrices: torch.dtype | None = None,
+        matrix_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         prediction: Prediction | None = None,
         tokenizer_cache_dir: Path | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
-from library.checkpoints.prediction_marks import Noted, noted
+from library.checkpoints.prediction_marks import DeclaredPrediction, declared_prediction
 from library.families import unsupported
 from library.families.family import Family, Model, SaveAs
 from library.families.sd.inference_yaml import write_inference_yaml
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 __all__ = [
-    "FAMILIES", "CheckpointError", "Header", "Noted", "detect", "find_model", "load_model", "noted",
-    "noted_prediction", "open_model", "save_model", "write_inference_yaml",
+    "FAMILIES", "CheckpointError", "DeclaredPrediction", "Header", "declared_prediction", "detect", "find_model",
+    "load_model", "open_model", "save_model", "write_inference_yaml",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, REFINER)
@@ -37,11 +37,6 @@ def detect(header: Header) -> Family:
         if family.recognise(header):
             return family
     raise CheckpointError(f"{header.path}: {unsupported.explain(header, [family.title for family in FAMILIES])}")
-
-
-def noted_prediction(header: Header) -> Prediction | None:
-    """What the checkpoint itself says its network predicts."""
-    return noted(header).prediction
 
 
 def open_model(name: str) -> tuple[Header, Family]:

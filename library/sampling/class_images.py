@@ -25,7 +25,7 @@ from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.writer import write_text
 from library.options.mistakes import Mistake, UserError
 from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, write_image
-from library.sampling.generate import any_seed
+from library.sampling.generate import random_seed
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
 
@@ -94,7 +94,7 @@ def look_into(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
     recorded = _read_record(path / RECORD) if RECORD in names else []
     _refuse_unknown(path, names, recorded)
     seed = options.seed if options.seed is not None else _recorded_seed(recorded, drawing.prompts)
-    requests = numbered(drawing.prompts, any_seed() if seed is None else seed, max(options.count, len(recorded)))
+    requests = with_seeds(drawing.prompts, random_seed() if seed is None else seed, max(options.count, len(recorded)))
     shared = _shared_facts(options, drawing)
     record = [_entry(place, request) | shared for place, request in enumerate(requests)]
     _refuse_other_settings(path, recorded, record)
@@ -110,7 +110,7 @@ def file_name(place: int) -> str:
     return f"class_{place + 1:05d}.png"
 
 
-def numbered(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[ImageRequest]:
+def with_seeds(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[ImageRequest]:
     """The first `count` images, each with its seed: prompts in turn, so that a larger count only adds images."""
     requests = []
     for place in range(count):

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.writer import replacing
 from library.families.family import Family, Model, TextSettings
-from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
+from library.families.registry import CheckpointError, Header, declared_prediction, find_model, open_model
 from library.options.flag import Capability
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
-from library.sampling.init_images import Start, encode_start
+from library.sampling.init_images import InitImage, encode_init_image
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
@@ -49,7 +49,7 @@ class Drawing:
         return [note for prompt in self.prompts for note in prompt.notes]
 
 
-def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
+def decide(options: DrawingOptions, start: InitImage | None = None) -> Drawing:
     """Read prompts and the checkpoint's header; `start` is what the images begin with. Raises UserError with every
     mistake that can be found so."""
     mistakes = Mistakes()
@@ -65,7 +65,7 @@ def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
         if family.refines and start is None:
             what = f"{options.ckpt} is {family.title}, which refines images and draws none from noise"
             mistakes.add(what, "give gen_img.py the image to refine (--image_path), or a model that draws")
-    noted = None if header is None else noted_prediction(header)
+    noted = None if header is None else declared_prediction(header).prediction
     prediction: Prediction = "v" if options.v_parameterization else noted or "epsilon"
     size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
     prompts = _prompts(options, mistakes, size if start is None else start.size)
@@ -150,7 +150,7 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
 
 
 def draw(
-    options: DrawingOptions, model: Model, requests: Sequence[ImageRequest], start: Start | None = None
+    options: DrawingOptions, model: Model, requests: Sequence[ImageRequest], start: InitImage | None = None
 ) -> Iterator[Image]:
     """Draw images that have their seeds, in their order, --batch_size at once, from noise or from `start`. Raises
     UserError."""
@@ -167,10 +167,10 @@ def draw(
                 model,
                 batch,
                 seeds,
-                starts=None if start is None else encode_start(model, start, batch),
+                init_latents=None if start is None else encode_init_image(model, start, batch),
                 strength=1.0 if start is None else start.share(model.family.refines),
                 settings=settings,
-                most_chunks=options.max_embeddings_multiples,
+                max_chunks=options.max_embeddings_multiples,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller images (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from library.options.mistakes import Mistake, UserError
 from library.sampling.draw_command import decide, draw, load, make_folder, write_image
-from library.sampling.init_images import read_start
+from library.sampling.init_images import read_init_image
 from library.sampling.options import GenerateOptions
 from library.sampling.prompts import ImageRequest
 
@@ -21,7 +21,7 @@ def draw_prompts(options: GenerateOptions) -> None:
     if options.strength is not None and options.image_path is None:
         what = "--strength tells how much of an image is drawn anew, and there is none"
         raise UserError([Mistake(what, "add --image_path, or leave it out")])
-    start = None if options.image_path is None else read_start(options.image_path, options.strength)
+    start = None if options.image_path is None else read_init_image(options.image_path, options.strength)
     drawing = decide(options, start)
     if options.zero_terminal_snr and drawing.prediction != "v":
         what = "--zero_terminal_snr, but the model predicts noise"
@@ -29,7 +29,7 @@ def draw_prompts(options: GenerateOptions) -> None:
     make_folder(options.outdir)
     for note in drawing.notes:
         print(note)
-    images = numbered(drawing.prompts, options)
+    images = with_seeds(drawing.prompts, options)
     model = load(options, drawing)
     model.zero_terminal_snr |= options.zero_terminal_snr
     for index, image in enumerate(draw(options, model, images, start)):
@@ -39,7 +39,7 @@ def draw_prompts(options: GenerateOptions) -> None:
     print(f"{len(images)} images in {options.outdir}")
 
 
-def numbered(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[ImageRequest]:
+def with_seeds(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[ImageRequest]:
     """Every image with its seed. A prompt's own seed (--d) or --seed counts up from image to image."""
     images: list[ImageRequest] = []
     for prompt in prompts:
@@ -49,12 +49,12 @@ def numbered(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[
             elif options.seed is not None:
                 seed = options.seed + len(images)
             else:
-                seed = any_seed()
+                seed = random_seed()
             images.append(replace(prompt, seed=seed))
     return images
 
 
-def any_seed() -> int:
+def random_seed() -> int:
     """A seed from the system's own randomness."""
     return random.SystemRandom().randint(0, LARGEST_DRAWN_SEED)
 

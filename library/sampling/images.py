@@ -19,13 +19,13 @@ from torch import Tensor
 from library.families.empty_text import zero_empty
 from library.families.family import AS_TRAINED, Conditioning, Family, Model, TextSettings, Tokenizer
 from library.options.mistakes import Mistake, UserError
-from library.sampling.prompts import ImageRequest, alike
+from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import begin_below, make_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_CHUNKS = 3
+MAX_CHUNKS = 3
 # what diffusers' pipelines tell a model of how beautiful the image is, with the prompt and with the negative one
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 
@@ -42,11 +42,11 @@ def sample(
     seed: int,
     *,
     settings: TextSettings = AS_TRAINED,
-    most_chunks: int = MOST_CHUNKS,
+    max_chunks: int = MAX_CHUNKS,
     progress: Progress | None = None,
 ) -> Image:
     """Draw one image: a batch of one. See sample_batch."""
-    return sample_batch(model, [request], [seed], settings=settings, most_chunks=most_chunks, progress=progress)[0]
+    return sample_batch(model, [request], [seed], settings=settings, max_chunks=max_chunks, progress=progress)[0]
 
 
 def sample_batch(  # noqa: PLR0913 - being redrawn
@@ -54,10 +54,10 @@ def sample_batch(  # noqa: PLR0913 - being redrawn
     requests: Sequence[ImageRequest],
     seeds: Sequence[int],
     *,
-    starts: Sequence[Tensor] | None = None,
+    init_latents: Sequence[Tensor] | None = None,
     strength: float = 1.0,
     settings: TextSettings = AS_TRAINED,
-    most_chunks: int = MOST_CHUNKS,
+    max_chunks: int = MAX_CHUNKS,
     encode: EncodePrompts | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     dtype: torch.dtype | None = None,
@@ -68,33 +68,33 @@ def sample_batch(  # noqa: PLR0913 - being redrawn
     Requests of one size, sampler, steps, scale and length of texts go through the backbone together; `progress` is
     told of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
     floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
-    own random state is touched. Prompts longer than what text encoders read at once take up to `most_chunks` times
+    own random state is touched. Prompts longer than what text encoders read at once take up to `max_chunks` times
     that.
-    `starts`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
+    `init_latents`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
     noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
     `encode` takes the place of the model's text encoders, which are then not needed; they and the backbone run under
     `autocast`, and the backbone is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
     Raises UserError for an unknown sampler, for too few steps to refine anything and for an image that is no number in
     places, ValueError when there are not as many seeds and starts as requests.
     """
-    for each in (seeds, seeds if starts is None else starts):
+    for each in (seeds, seeds if init_latents is None else init_latents):
         if len(requests) != len(each):
             raise ValueError(f"{len(requests)} images need as many seeds, and starts if any, not {len(each)}")
-    if starts is not None:
-        requests = [sized(one, start, model.family) for one, start in zip(requests, starts, strict=True)]
+    if init_latents is not None:
+        requests = [sized(one, start, model.family) for one, start in zip(requests, init_latents, strict=True)]
     encode = encode or partial(encode_prompts, model.family, model.tokenizer, model.text_encoders, settings)
     images: dict[int, Image] = {}
     with torch.no_grad(), _evaluating(model):
-        for places in _groups(model, requests, most_chunks):
+        for places in _groups(model, requests, max_chunks):
             one_kind = [requests[place] for place in places]
             scheduler = make_scheduler(
                 one_kind[0].sampler, model.family.process, model.prediction, model.zero_terminal_snr
             )
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
-                outputs = encode(_all_texts(one_kind), token_limit(model.tokenizer, one_kind[0], most_chunks))
+                outputs = encode(_all_texts(one_kind), token_limit(model.tokenizer, one_kind[0], max_chunks))
             conditioning = _conditioning(outputs, one_kind, model.backbone.device, dtype or model.backbone.dtype)
-            begin = None if starts is None else torch.stack([starts[place] for place in places])
+            begin = None if init_latents is None else torch.stack([init_latents[place] for place in places])
             latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
             latents = _draw(
                 model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
@@ -111,19 +111,19 @@ def sized(request: ImageRequest, start: Tensor, family: Family) -> ImageRequest:
     return replace(request, width=width, height=height)
 
 
-def _groups(model: Model, requests: Sequence[ImageRequest], most_chunks: int) -> Iterator[list[int]]:
+def _groups(model: Model, requests: Sequence[ImageRequest], max_chunks: int) -> Iterator[list[int]]:
     """The places of the requests that share a batch: of equal settings, with as many tokens read of their texts."""
-    for places in alike(requests):
-        limits = [token_limit(model.tokenizer, requests[place], most_chunks) for place in places]
+    for places in group_requests(requests):
+        limits = [token_limit(model.tokenizer, requests[place], max_chunks) for place in places]
         for limit in dict.fromkeys(limits):
             yield [place for place, own in zip(places, limits, strict=True) if own == limit]
 
 
-def token_limit(tokenizer: Tokenizer, request: ImageRequest, most_chunks: int = MOST_CHUNKS) -> int:
-    """How many tokens are read of the texts of an image, at most `most_chunks` times what is read at once."""
+def token_limit(tokenizer: Tokenizer, request: ImageRequest, max_chunks: int = MAX_CHUNKS) -> int:
+    """How many tokens are read of the texts of an image, at most `max_chunks` times what is read at once."""
     at_once = tokenizer.configured(weighted=True)
     longest = max(at_once.count(text) for text in texts_of(request))
-    return tokenizer.configured(max_tokens=min(longest, at_once.limit * most_chunks), weighted=True).limit
+    return tokenizer.configured(max_tokens=min(longest, at_once.limit * max_chunks), weighted=True).limit
 
 
 def texts_of(request: ImageRequest) -> list[str]:

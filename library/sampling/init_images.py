@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitImage:
     """An image to refine, RGB and upright. `strength` is the share of the timesteps that it is refined in; None: of a
     refiner its own, else kohya's."""
 
@@ -37,19 +37,19 @@ class Start:
         return self.strength or (0.2 if refines else 0.8)
 
 
-def read_start(path: Path, strength: float | None) -> Start:
+def read_init_image(path: Path, strength: float | None) -> InitImage:
     """Read an image. Raises UserError."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return Start(ImageOps.exif_transpose(image).convert("RGB"), strength)
+            return InitImage(ImageOps.exif_transpose(image).convert("RGB"), strength)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = f"--image_path {path} cannot be read ({error})"
         raise UserError([Mistake(what, "give an image file")]) from error
 
 
-def encode_start(model: Model, start: Start, images: Sequence[ImageRequest]) -> list[Tensor]:
+def encode_init_image(model: Model, start: InitImage, images: Sequence[ImageRequest]) -> list[Tensor]:
     """Latents (C, h, w), not scaled, of the image for each request: scaled to cover its size and cropped at the
     centre, encoded with the request's seed."""
     import numpy

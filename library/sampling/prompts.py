@@ -113,7 +113,7 @@ def _sound(request: ImageRequest) -> ImageRequest:
     )
 
 
-def alike(requests: Sequence[ImageRequest], at_once: int | None = None) -> list[list[int]]:
+def group_requests(requests: Sequence[ImageRequest], at_once: int | None = None) -> list[list[int]]:
     """The places of the requests that may be drawn together: of one size, sampler, steps and scale, at most `at_once`.
 
     Groups stand in the order of their first requests.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.class_images import RECORD, ClassFolder, fill_folder, look_into, numbered
+from library.sampling.class_images import RECORD, ClassFolder, fill_folder, look_into, with_seeds
 from library.sampling.draw_command import decide
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
@@ -42,14 +42,14 @@ def record(folder: Path, options: ClassImageOptions) -> None:
 
 
 def test_prompts_are_taken_in_turn_and_seeds_count_up() -> None:
-    images = numbered([DOG, OWN_SEED, CAT], 40, 6)
+    images = with_seeds([DOG, OWN_SEED, CAT], 40, 6)
     assert [(image.prompt, image.seed) for image in images] == [
         ("a dog", 40), ("a bird", 500), ("a cat", 42), ("a dog", 43), ("a bird", 501), ("a cat", 45),
     ]  # fmt: skip
 
 
 def test_a_larger_count_only_adds_images() -> None:
-    assert numbered([DOG, CAT], 1, 9)[:5] == numbered([DOG, CAT], 1, 5)
+    assert with_seeds([DOG, CAT], 1, 9)[:5] == with_seeds([DOG, CAT], 1, 5)
 
 
 def test_only_what_is_missing_is_drawn(model, tmp_path) -> None:

@@ -135,7 +135,7 @@ def test_words_beyond_75_tokens_count_up_to_the_limit(sd1):
     long = changed(REQUEST, prompt="dog " * 80)
     longer = changed(REQUEST, prompt="dog " * 80 + "cat")
     assert not np.array_equal(np.asarray(sample(sd1, long, 1)), np.asarray(sample(sd1, longer, 1)))
-    one = [np.asarray(sample(sd1, request, 1, most_chunks=1)) for request in (long, longer)]
+    one = [np.asarray(sample(sd1, request, 1, max_chunks=1)) for request in (long, longer)]
     assert np.array_equal(*one)
 
 

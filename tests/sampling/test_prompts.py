@@ -7,7 +7,7 @@ import json
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.prompts import ImageRequest, alike, parse_line, read_prompts
+from library.sampling.prompts import ImageRequest, group_requests, parse_line, read_prompts
 
 
 def test_a_bare_line_has_the_published_defaults():
@@ -134,6 +134,6 @@ def test_numbers_that_do_not_fit_are_named(tmp_path, key, value):
 
 def test_what_can_be_drawn_together():
     a, b, c = ImageRequest("a"), ImageRequest("b", width=64), ImageRequest("c", seed=3)
-    assert alike([a, b, c, a]) == [[0, 2, 3], [1]]
-    assert alike([a, b, c, a], 2) == [[0, 2], [3], [1]]
-    assert alike([]) == []
+    assert group_requests([a, b, c, a]) == [[0, 2, 3], [1]]
+    assert group_requests([a, b, c, a], 2) == [[0, 2], [3], [1]]
+    assert group_requests([]) == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints import sd_layout
 from library.checkpoints.files import TensorReader
 from library.checkpoints.lazy import LazyTensor
-from library.checkpoints.prediction_marks import noted
+from library.checkpoints.prediction_marks import declared_prediction
 from library.checkpoints.vae_file import read_vae
 from library.families.sd.configs import Configs, read_configs
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Apart:
+class CheckpointParts:
     """`parts`: part -> name in the module -> tensor; `configs`: the arguments of each module; `kept`: what else the
     file holds, by its names there; `prediction` and `zero_terminal_snr` as asked for, else as the checkpoint says."""
 
@@ -34,13 +34,13 @@ class Apart:
     zero_terminal_snr: bool
 
 
-def take_apart(
+def split_checkpoint(
     family: Family,
     variant: Variant,
     reader: TensorReader,
     vae: Path | str | None = None,
     prediction: Prediction | None = None,
-) -> Apart:
+) -> CheckpointParts:
     """What a checkpoint holds; nothing of it is read. `vae`: the file or folder of another VAE.
 
     CheckpointError: a missing part, a key without a place, sizes that do not fit.
@@ -56,9 +56,9 @@ def take_apart(
         notes += [f"VAE from {vae}", *alone.notes]
     for text in variant.texts:
         parts[text.name] = {text.module_name(name): tensor for name, tensor in parts[text.name].items()}
-    said = noted(source)
+    said = declared_prediction(source)
     meant: Prediction = prediction or said.prediction or "epsilon"
-    return Apart(
+    return CheckpointParts(
         parts=parts,
         configs=read_configs(variant, family, source, parts, meant, foreign_vae=vae is not None),
         kept=split.kept,

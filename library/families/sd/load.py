@@ -20,7 +20,7 @@ from library.families.clip import text_encoder as clip_text
 from library.families.clip.tokenizer import keep_tokenizer
 from library.families.family import Family, Model
 from library.families.sd import unet, vae
-from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.variant import TITLES, Variant
 from library.objective.process import Prediction
 from library.runtime.imports import large_imports, without_callers
@@ -30,13 +30,13 @@ Tensors = Mapping[str, LazyTensor]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoders, None as the
+    """How to load. `dtype` None is float32; `matrix_dtype` that of the matrices in U-Net and text encoders, None as the
     rest; `prediction` None is what the source says, else epsilon; `only` some of the parts (see TITLES), None is
     all; `mapped`: files are mapped into memory, else read."""
 
     vae: Path | str | None = None
     dtype: torch.dtype | None = None
-    matrices: torch.dtype | None = None
+    matrix_dtype: torch.dtype | None = None
     device: torch.device | str = "cpu"
     prediction: Prediction | None = None
     tokenizer_cache_dir: Path | None = None
@@ -47,11 +47,12 @@ class LoadOptions:
 def load(family: Family, variant: Variant, source: Header, options: LoadOptions) -> Model:
     """The model of a checkpoint. CheckpointError: a missing part, a key without a place, sizes that do not fit."""
     reader = TensorReader(source, mapped=options.mapped)
-    apart = take_apart(family, variant, reader, options.vae, options.prediction)
+    apart = split_checkpoint(family, variant, reader, options.vae, options.prediction)
     chosen = [part for part in variant.parts if options.only is None or part in options.only]
     modules: dict[str, Any] = dict.fromkeys(variant.parts)
-    formats = {part: (options.dtype or torch.float32, options.matrices if part != "vae" else None) for part in chosen}
-    with Filler(str(source.path), apart.parts, formats, options.device, reader.let_go) as filler:
+    dtype = options.dtype or torch.float32
+    formats = {part: (dtype, options.matrix_dtype if part != "vae" else None) for part in chosen}
+    with Filler(str(source.path), apart.parts, formats, options.device, reader.release) as filler:
         import_packages()
         modules.update({part: filler.fill(part, makers(variant)[part], apart.configs[part]) for part in chosen})
     model = Model(
@@ -113,14 +114,14 @@ class Filler:
         parts: Mapping[str, Tensors],
         formats: Mapping[str, tuple[torch.dtype, torch.dtype | None]],
         device: torch.device | str,
-        let_go: Callable[[], None] | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
         self.where, self.parts = where, parts
         self.broken: dict[str, list[str]] = {part: [] for part in formats}
         self._reader = ThreadPoolExecutor(1)
         self._states = {
-            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices, let_go, self.broken[part])
-            for part, (dtype, matrices) in formats.items()
+            part: self._reader.submit(load_tensors, parts[part], *dtypes, device, release, self.broken[part])
+            for part, dtypes in formats.items()
         }
 
     def __enter__(self) -> Filler:

@@ -14,7 +14,7 @@ from library.families.clip.text_inputs import ClipTokenizers
 from library.families.clip.tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
 from library.families.sd import vae
-from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.variant import recognise
 from library.objective.process import VariancePreserving
 
@@ -62,7 +62,7 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
 
 def sizes(family: Family, variant: Variant, source: Header, vae: Path | str | None = None) -> PartSizes:
     """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
-    apart = take_apart(family, variant, TensorReader(source), vae)
+    apart = split_checkpoint(family, variant, TensorReader(source), vae)
     return PartSizes(
         parameters={part: _count(apart.parts[part]) for part in variant.parts},
         kept_bytes=sum(tensor.info.nbytes for tensor in apart.kept.values()),

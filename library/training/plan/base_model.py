@@ -12,7 +12,7 @@ from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.vae_file import read_vae
 from library.families.family import Family, PartSizes, Tokenizer
-from library.families.registry import Noted, detect, find_model, noted
+from library.families.registry import DeclaredPrediction, declared_prediction, detect, find_model
 from library.objective.process import Prediction
 from library.options.groups.model import ModelOptions
 from library.options.groups.objective import ObjectiveOptions
@@ -63,13 +63,13 @@ def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list
         return None
     check_capabilities(family, all_options, mistakes)
     check_family_flags(options, family, notes)
-    said = noted(header)
+    said = declared_prediction(header)
     prediction, because = decide_prediction(options, family, said)
     objective = decide_objective(all_options.objective, family, said, prediction, mistakes, notes)
     return BaseModel(header, family, prediction, because, objective, vae, sizes, tokenizer)
 
 
-def decide_prediction(options: ModelOptions, family: Family, said: Noted) -> tuple[Prediction, str]:
+def decide_prediction(options: ModelOptions, family: Family, said: DeclaredPrediction) -> tuple[Prediction, str]:
     """What the network predicts, and how that is known. A checkpoint that says v is believed: trained for another
     prediction it would be spoilt, and front-ends always write v_parameterization = false."""
     if said.prediction == "v":
@@ -85,7 +85,7 @@ def decide_prediction(options: ModelOptions, family: Family, said: Noted) -> tup
 def decide_objective(
     options: ObjectiveOptions,
     family: Family,
-    said: Noted,
+    said: DeclaredPrediction,
     prediction: Prediction,
     mistakes: Mistakes,
     notes: list[str],

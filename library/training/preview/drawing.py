@@ -124,7 +124,7 @@ def drawing(  # noqa: PLR0913 - being redrawn
                     shown,
                     requests,
                     seeds,
-                    starts=None if starts is None else [starts(place) for place in places],
+                    init_latents=None if starts is None else [starts(place) for place in places],
                     strength=strength,
                     encode=states,
                     autocast=autocast,

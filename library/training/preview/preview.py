@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.writer import replacing
 from library.options.mistakes import UserError
-from library.sampling.generate import any_seed
-from library.sampling.prompts import ImageRequest, alike
+from library.sampling.generate import random_seed
+from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import check_sampler
 from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
@@ -83,7 +83,7 @@ class Preview:
             self.say(f"step {step}: drawing {len(requests)} image{'s' if len(requests) > 1 else ''} to {plan.folder}")
             shown: dict[str, Image] = {}
             with isolated_eval(self.modules), self.weights(), self.drawing() as draw:
-                for places in alike(requests, plan.at_once):
+                for places in group_requests(requests, plan.at_once):
                     with self._told(f"prompt {', '.join(map(str, places))} is not drawn"):
                         shown |= self._draw_group(plan, mark, requests, places, draw)
             self.log_images(dict(sorted(shown.items())), step)
@@ -93,7 +93,7 @@ class Preview:
     ) -> dict[str, Image]:
         """Draw and write the images at some places of the prompt file; returns them under the trackers' names."""
         asked = [requests[place] for place in places]
-        seeds = [any_seed() if one.seed is None else one.seed for one in asked]
+        seeds = [random_seed() if one.seed is None else one.seed for one in asked]
         images = draw(asked, seeds, places)
         for place, one, seed, image in zip(places, asked, seeds, images, strict=True):
             path = self._free_path(plan, mark, place, one.seed)

@@ -81,7 +81,7 @@ def modelspec(
         "prediction": base_model.prediction,
         "timestep_range": None if least is None and end is None else (least or 0, end or everything),
         "encoder_layer": clip_skip_of(options, base_model),
-        "given": given,
+        "user_fields": given,
     }
     return build_modelspec(**facts | others)
 

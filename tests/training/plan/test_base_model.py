@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from library.checkpoints.prediction_marks import Noted
+from library.checkpoints.prediction_marks import DeclaredPrediction
 from library.families.family import Family
 from library.families.sd.refiner import REFINER
 from library.families.sd.sd import SD1
@@ -39,9 +39,9 @@ def test_what_front_ends_always_write_asks_for_nothing(flags: str, refused: int)
     assert len(mistakes) == refused
 
 
-SILENT = Noted(None, None, "")
-SAYS_V = Noted("v", True, "its keys v_pred and ztsnr")
-SAYS_EPSILON = Noted("epsilon", None, "modelspec.prediction_type")
+SILENT = DeclaredPrediction(None, None, "")
+SAYS_V = DeclaredPrediction("v", True, "its keys v_pred and ztsnr")
+SAYS_EPSILON = DeclaredPrediction("epsilon", None, "modelspec.prediction_type")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,15 @@ SAYS_EPSILON = Noted("epsilon", None, "modelspec.prediction_type")
     ],
 )
 def test_what_the_network_predicts_is_said_with_its_reason(
-    said: Noted, flags: str, prediction: str, because: str
+    said: DeclaredPrediction, flags: str, prediction: str, because: str
 ) -> None:
     decided, why = decide_prediction(parse(flags.split()).options.model, SDXL, said)
     assert decided == prediction and because in why
 
 
-def objective_of(family: Family, flags: str, said: Noted = SILENT, prediction: str = "epsilon") -> ObjectiveOptions:
+def objective_of(
+    family: Family, flags: str, said: DeclaredPrediction = SILENT, prediction: str = "epsilon"
+) -> ObjectiveOptions:
     mistakes, notes = Mistakes(), list[str]()
     options = parse(flags.split()).options.objective
     decided = decide_objective(options, family, said, prediction, mistakes, notes)  # type: ignore[arg-type]
@@ -106,7 +108,7 @@ def test_the_noise_schedule_is_that_of_the_checkpoint() -> None:
     """arXiv 2305.08891: a model made for zero terminal SNR is trained with it, where it predicts v."""
     assert objective_of(SDXL, "", SAYS_V, "v").zero_terminal_snr
     assert not objective_of(SDXL, "", SILENT, "v").zero_terminal_snr
-    assert not objective_of(SDXL, "", Noted(None, True, "a key"), "epsilon").zero_terminal_snr
+    assert not objective_of(SDXL, "", DeclaredPrediction(None, True, "a key"), "epsilon").zero_terminal_snr
 
 
 @pytest.mark.parametrize(
