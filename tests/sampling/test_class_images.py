@@ -65,14 +65,14 @@ def test_only_what_is_missing_is_drawn(model, tmp_path) -> None:
 def test_without_a_seed_the_recorded_ones_go_on(model, tmp_path) -> None:
     options = chosen(model, tmp_path, seed=None, prompt="a bird --d 3")
     record(tmp_path, options)
-    assert [image.seed for image in look(options).images] == [3, 4, 5, 6]
+    assert [image.seed for image in look(options).requests] == [3, 4, 5, 6]
 
     options = chosen(model, tmp_path / "other", seed=None)
-    first = look(options).images[0].seed
-    assert look(options).images[0].seed != first, "any seed: one in 2**32 that two are equal"
+    first = look(options).requests[0].seed
+    assert look(options).requests[0].seed != first, "any seed: one in 2**32 that two are equal"
     record(tmp_path / "other", options)
     seeds = [json.loads(line)["seed"] for line in (tmp_path / "other" / RECORD).read_text("utf-8").splitlines()]
-    assert [image.seed for image in look(replace(options, count=6)).images] == [seeds[0] + n for n in range(6)]
+    assert [image.seed for image in look(replace(options, count=6)).requests] == [seeds[0] + n for n in range(6)]
     assert seeds == [seeds[0] + n for n in range(4)]
 
 
