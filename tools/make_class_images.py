@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.options.tool_command import Tool, run_tool
-from library.sampling.options import DRAWN_SO_FAR, ClassImageOptions, check
+from library.sampling.options import INTERRUPTED, ClassImageOptions, check
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ TOOL = Tool(
     ClassImageOptions,
     draw,
     check=check,
-    interrupted=DRAWN_SO_FAR,
+    interrupted=INTERRUPTED,
 )
 
 if __name__ == "__main__":

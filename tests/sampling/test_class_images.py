@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.class_images import RECORD, ClassFolder, fill_folder, look_into, with_seeds
+from library.sampling.class_images import RECORD, ClassFolder, fill_folder, inspect_folder, with_seeds
 from library.sampling.draw_command import decide
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
@@ -31,7 +31,7 @@ def chosen(model: Path, folder: Path, **changes) -> ClassImageOptions:
 
 
 def look(options: ClassImageOptions) -> ClassFolder:
-    return look_into(options, decide(options))
+    return inspect_folder(options, decide(options))
 
 
 def record(folder: Path, options: ClassImageOptions) -> None:
@@ -149,7 +149,7 @@ def test_a_diffusers_folder_is_known_by_its_weights(tmp_path) -> None:
 def test_images_of_unknown_origin_are_not_taken_for_ours(model, tmp_path) -> None:
     (tmp_path / "class_00001.png").write_bytes(b"x")
     (tmp_path / "my own.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"does not tell what class_00001\.png"):
+    with pytest.raises(UserError, match=r"not in class_images\.jsonl: class_00001\.png"):
         look(chosen(model, tmp_path))
     (tmp_path / "class_00001.png").unlink()
     assert len(look(chosen(model, tmp_path)).missing) == 4

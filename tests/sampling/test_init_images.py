@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from library.families.sd.refiner import REFINER
+from library.families.sd.sdxl import SDXL
 from library.options.mistakes import UserError
 from library.sampling.init_images import InitImage, encode_init_image, read_init_image
 from library.sampling.prompts import ImageRequest
@@ -70,5 +72,6 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 def test_how_much_is_drawn_anew() -> None:
     image = halves(64, 64)
-    assert InitImage(image, 0.5).share(refines=True) == InitImage(image, 0.5).share(refines=False) == 0.5
-    assert (InitImage(image).share(refines=True), InitImage(image).share(refines=False)) == (0.2, 0.8)
+    for family, default in ((REFINER, 0.2), (SDXL, 0.8)):
+        assert InitImage(image, 0.5).strength_for(family) == 0.5
+        assert InitImage(image).strength_for(family) == default

@@ -19,7 +19,7 @@ from library.objective.process import VariancePreserving
 from library.options.mistakes import UserError
 from library.sampling.images import sample_batch
 from library.sampling.prompts import ImageRequest
-from library.sampling.samplers import SAMPLERS, begin_below, make_scheduler
+from library.sampling.samplers import SAMPLERS, make_scheduler, start_below
 from tests.sampling.test_samplers import AVAILABLE
 
 # diffusers' and numpy's remarks about their own future
@@ -170,5 +170,5 @@ def test_the_corrected_first_step_asks_at_the_second_timestep_twice() -> None:
     scheduler.set_timesteps(10)
     assert scheduler.timesteps.tolist()[:4] == [901, 801, 801, 701]
     for end, expected in ((1000, [901, 801, 801, 701]), (850, [801, 701, 701, 601]), (100, [1])):
-        assert begin_below("pndm", scheduler, end).tolist()[:4] == expected
+        assert start_below("pndm", scheduler, end).tolist()[:4] == expected
     assert [name for name, each in SAMPLERS.items() if each.corrected] == ["pndm"]

@@ -268,7 +268,7 @@ def test_a_dry_run_says_what_a_file_is(tmp_path: Path, capsys: Output) -> None:
         assert words in told, words
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert convert(path, "--dry_run", "--check_values") == 0
-    assert "infinite values in 1 tensors: somebody.else" in capsys.readouterr().out
+    assert "NaN or infinite in 1 tensor: somebody.else" in capsys.readouterr().out
 
 
 def test_a_usual_file_is_not_unusual_and_torch_is_not_needed(files: dict[str, Path]) -> None:
