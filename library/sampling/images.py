@@ -99,9 +99,7 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
             latents, timesteps = _initial_latents(model, scheduler, group[0], generators, init, strength)
             predict = _guided_prediction(model, conditioning, group[0].scale, autocast)
             latents = _denoise(scheduler, timesteps, latents, predict, generators, progress)
-            for place, one in zip(
-                places, torch.split(latents, 1), strict=True
-            ):  # decoding needs the most memory
+            for place, one in zip(places, torch.split(latents, 1), strict=True):  # decoding needs the most memory
                 pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_check_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]

@@ -87,4 +87,5 @@ def test_mistakes_have_a_way_out(file: Path, folder: Path, tmp_path: Path, capsy
         assert convert(*words) == 2
         message = capsys.readouterr().err
         assert told in message, message
+    assert "--save_model_as" not in message
     assert list(tmp_path.iterdir()) == []

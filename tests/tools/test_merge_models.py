@@ -166,7 +166,7 @@ def test_mistakes_of_the_command_line_are_told_together(
     assert merge("--models", *two, "--output", two[0]) == 2
     assert "one of the models" in capsys.readouterr().err
     assert merge("--models", two[0], "--output", tmp_path / "x") == 2
-    assert "no sum" in capsys.readouterr().err
+    assert "needs two models or more" in capsys.readouterr().err
 
 
 def test_a_sum_that_does_not_fit_the_precision_is_not_written(

@@ -81,7 +81,7 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
 
 def makers(variant: Variant) -> dict[str, Callable[[Mapping[str, Any]], nn.Module]]:
     """What makes the module of each part from its configuration."""
-    texts = {text.name: partial(clip_text.make_text_encoder, text.projects) for text in variant.texts}
+    texts = {text.name: partial(clip_text.make_text_encoder, projects=text.projects) for text in variant.texts}
     return {"unet": unet.make_unet, "vae": vae.make_vae, **texts}
 
 
