@@ -59,8 +59,8 @@ class LatentSpace:
 
 @dataclass(frozen=True)
 class PartSizes:
-    """Parameter counts of a checkpoint's modules, by name (see Model.modules), and the bytes of its other tensors, which
-    are saved unchanged."""
+    """Parameter counts of a checkpoint's modules, by name (see Model.modules), and the bytes of its other tensors,
+    which are saved unchanged."""
 
     parameters: Mapping[str, int]
     kept_bytes: int

@@ -70,8 +70,8 @@ KINDS: Sequence[tuple[Test, str, str]] = (
     (every(starts(_UNET), starts("conditioner.")), "Stable Diffusion XL without its second text encoder", _NOT_WHOLE),
     (starts(_UNET + "label_emb."), "a U-Net of Stable Diffusion XL or its refiner without text encoders", _NOT_WHOLE),
     (starts(_UNET), "a U-Net without the text encoder of Stable Diffusion 1.x or 2.x", _NOT_WHOLE),
-    (starts("unet/add_embedding."), "a folder of Stable Diffusion XL with other text encoders than those of its base or "
-     "refiner", _NOT_WHOLE),
+    (starts("unet/add_embedding."), "a folder of Stable Diffusion XL with other text encoders than those of its base "
+     "or refiner", _NOT_WHOLE),
     (starts("unet/"), "a folder whose text encoder does not fit its U-Net", _NOT_WHOLE),
     (starts("input_blocks.", "down_blocks."), "a U-Net alone", _NOT_WHOLE),
     (starts("first_stage_model.", "encoder.conv_in.", "decoder.conv_in.", "encoder.down"), "a VAE alone",

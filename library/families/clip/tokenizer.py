@@ -230,8 +230,8 @@ def _engine(vocab: dict[str, int], merges: Sequence[str], special: Sequence[str]
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    # SD2 pads with "!" (id 0), so transformers, and with it every diffusers pipeline, reads any "!" in a caption as that
-    # token. Training must use the same ids as inference.
+    # SD2 pads with "!" (id 0), so transformers, and with it every diffusers pipeline, reads any "!" in a caption as
+    # that token. Training must use the same ids as inference.
     engine.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return engine
 
