@@ -67,7 +67,7 @@ def test_a_file_without_its_vae_is_recognised(files, family):
         ("sdxl", "conditioner.embedders.1.", "without its second text encoder"),
         ("refiner", "conditioner.", "U-Net of Stable Diffusion XL or its refiner without text encoders"),
         ("sdxl", ("model.", "first_stage_model."), "a text encoder alone"),
-        ("sdxl folder", "text_encoder", "folder of Stable Diffusion XL whose text encoders"),
+        ("sdxl folder", "text_encoder", "folder of Stable Diffusion XL with other text encoders"),
         ("sd2 folder", "text_encoder", "folder whose text encoder"),
     ],
 )

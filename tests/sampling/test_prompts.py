@@ -82,15 +82,15 @@ def test_a_json_file_holds_lines_or_objects(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.yaml", b"a", "unknown ending"),
+        ("p.yaml", b"a", "unknown extension"),
         ("p.txt", b"\n# nothing\n", "no prompt"),
         ("p.txt", "Hündchen".encode("latin-1"), "UTF-8"),
-        ("p.json", b"{", "is wrong"),
+        ("p.json", b"{", "is invalid"),
         ("p.json", b'{"prompt": "a"}', "list"),
         ("p.json", b'[{"width": 3}]', "prompt"),
         ("p.json", b'[{"prompt": "a", "width": "wide"}]', "width"),
         ("p.toml", b'prompt = "a"', "table"),
-        ("p.toml", b"[prompt", "is wrong"),
+        ("p.toml", b"[prompt", "is invalid"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, name, content, words):

@@ -145,7 +145,7 @@ def test_models_that_do_not_go_together_are_refused(
     adapter = loras.write(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": torch.ones(1, 1)})
     for second, words in (
         (other, ("differ in kind", "Stable Diffusion 2.x")),
-        (v, ("predict different things", "--prediction_type")),
+        (v, ("different prediction types", "--prediction_type")),
         (wide, ("differ in shape", "out.2.bias (4,) and (5,)")),
         (folder, ("convert_checkpoint.py",)),
         (adapter, ("LoRA",)),

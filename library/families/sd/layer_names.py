@@ -80,8 +80,8 @@ class UnetNames:
         return tuple(self._original)
 
     def to_file(self, path: str) -> str:
-        """Return the original path of a layer, or of a residual block, attention or sampler, from its path in diffusers'
-        naming. Raises ValueError for any other path."""
+        """Return the original path of a layer, residual block, attention or sampler from its path in diffusers. Raises
+        ValueError for any other path."""
         found = self._original.get(path) or self._containers.get(path)
         if found is None:
             raise ValueError(f"{path} is no layer of this U-Net")

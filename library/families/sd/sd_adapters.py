@@ -1,5 +1,5 @@
-"""Modules of Stable Diffusion 1 and 2 that adapters apply to, with the names of sd-scripts (networks/lora.py): diffusers'
-names for the U-Net, transformers' before 5 for the text encoder. No torch."""
+"""Modules of Stable Diffusion 1 and 2 that adapters apply to, with the names of sd-scripts (networks/lora.py): those of
+diffusers for the U-Net, of transformers before 5 for the text encoder. No torch."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def encode_text(
     text_inputs: Mapping[str, TextInput],
     settings: TextSettings = AS_TRAINED,
 ) -> dict[str, Tensor]:
-    """Encode ids (B, n, 77) of both encoders: "states" of both side by side (B, 75n + 2, sum of widths), each before its
-    last layer, and "pooled" of the second   (arXiv 2307.01952, section 2.1)."""
+    """Encode ids (B, n, 77): "states" of both encoders side by side (B, 75n + 2, sum of widths), each before its last
+    layer, and "pooled" of the second   (arXiv 2307.01952, section 2.1)."""
     import torch
 
     narrow = clip_text.penultimate(text_encoders["text_encoder"], text_inputs["text_encoder"])

@@ -38,8 +38,8 @@ class TextKind:
         return "CLIPTextModelWithProjection" if self.projects else "CLIPTextModel"
 
     def module_name(self, name: str) -> str:
-        """Return a tensor's name in the module of transformers 5 from its name in files: CLIPTextModel no longer has the
-        `text_model.` level."""
+        """Return a tensor's name in the module of transformers 5 from its name in files: CLIPTextModel no longer has
+        the `text_model.` level."""
         return name if self.projects else name.removeprefix("text_model.")
 
     def file_name(self, name: str) -> str:
@@ -117,7 +117,7 @@ def recognise(variant: Variant, header: Header) -> bool:
 
 
 def has_edm_noise(header: Header) -> bool:
-    """Whether a model was trained with EDM noise (arXiv 2206.00364), like Playground v2.5 and CosXL: by keys of its file
-    (edm_mean, edm_vpred.sigma_max, …) or by its folder's scheduler."""
+    """Whether a model was trained with EDM noise (arXiv 2206.00364), like Playground v2.5 and CosXL: by keys of its
+    file (edm_mean, edm_vpred.sigma_max, …) or by its folder's scheduler."""
     scheduler = str(header.configs.get("scheduler", {}).get("_class_name", ""))
     return scheduler.startswith("EDM") or any(name.startswith("edm_") for name in header.tensors)
