@@ -1,4 +1,4 @@
-"""Images from a model.
+"""Generate images with a model.
 
 python gen_img.py --ckpt out/dog.safetensors --prompt "a photo of sks dog --n blurry" --images_per_prompt 4
 python gen_img.py --ckpt out/dog.safetensors --from_file prompts.txt --outdir images --seed 1
@@ -9,28 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from library.options.tool_command import Tool, run_tool
-from library.sampling.options import DRAWN_SO_FAR, GenerateOptions, check
+from library.sampling.options import INTERRUPTED, GenerateOptions, check
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Draw all images. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, words)
 
 
 def draw(options: GenerateOptions) -> None:
     """Read the prompts, load the model, write the images."""
-    from library.sampling.generate import draw_prompts  # --help needs none of it
+    from library.sampling.generate import draw_prompts  # not needed for --help
 
     draw_prompts(options)
 
 
 TOOL = Tool(
-    "Draw images with a model.",
+    "Generate images with a model.",
     'python gen_img.py --ckpt MODEL --prompt "..." [more flags]',
     GenerateOptions,
     draw,
     check=check,
-    interrupted=DRAWN_SO_FAR,
+    interrupted=INTERRUPTED,
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.adapter_hashes import adapter_hashes
 from library.checkpoints.files import TensorReader, read_header
-from library.checkpoints.writer import refuse_nonfinite, replacing, write_safetensors
+from library.checkpoints.writer import check_finite, replacing, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,6 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str
 
     whole = {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in tensors.items()}
     for name, tensor in whole.items():
-        refuse_nonfinite(path, name, tensor)
+        check_finite(path, name, tensor)
     with replacing(path) as stream:
         torch.save(whole, stream)

@@ -204,7 +204,7 @@ def test_a_truncated_checkpoint(world: World, refused: Refused, tmp_path: Path, 
         torch.save({"state_dict": {"model.diffusion_model.out.2.bias": torch.zeros(5000)}}, whole)
     content = whole.read_bytes()
     cut.write_bytes(content[: len(content) // 2])
-    refused(str(cut), "not whole", "get it again", pretrained_model_name_or_path=cut)
+    refused(str(cut), "incomplete", "Get it again", pretrained_model_name_or_path=cut)
     cut.write_bytes(b"")
     refused(str(cut), "empty", pretrained_model_name_or_path=cut)
     cut.write_text("<html>404</html>", encoding="utf-8")

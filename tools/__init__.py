@@ -1,1 +1,1 @@
-"""Programs beside the training. Each: options -> library -> exit."""
+"""Command-line programs besides training. Each parses its options, calls the library and returns an exit code."""

@@ -1,9 +1,10 @@
-"""Captions, encoded ahead: the training with the same flags finds all those that will occur.
+"""Encode all captions of a training run in advance; training with the same flags uses them.
 
 python tools/cache_text_encoder_outputs.py --config_file dreambooth.toml --seed 1
 python tools/cache_text_encoder_outputs.py --config_file dreambooth.toml --seed 1 --processes 2
 
-It takes the flags of the training. The same call again makes what is missing. The text encoder is then not trained.
+It takes the flags of the training program. Run it again to encode what is missing. The text encoders are not trained
+then.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.training.precache.command import Tool, run_tool
 
 TOOL = Tool(
     "captions",
-    "Encode the captions of a training ahead, in files. The same call again makes what is missing.",
+    "Encode the captions of a training run to files in advance. Run it again to encode what is missing.",
     "python tools/cache_text_encoder_outputs.py --config_file options.toml",
 )
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Fill the cache. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Fill the cache. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, sys.argv[1:] if words is None else words)
 
 

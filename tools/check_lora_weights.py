@@ -1,4 +1,4 @@
-"""The numbers of an adapter's file: shape, mean and least magnitude of each tensor, and what is wrong with them.
+"""Print shape, mean magnitude and smallest magnitude of an adapter's tensors, with warnings about broken ones.
 
 python networks/check_lora_weights.py dog.safetensors
 python networks/check_lora_weights.py dog.safetensors --show_all_keys
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
+from library.messages import counted, listed
 from library.options.flag import flag
 from library.options.tool_command import Tool, run_tool
 from tools.lora_files import read_files
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What it is told, in kohya's spelling."""
+    """Command-line options, named as in sd-scripts."""
 
-    file: Path = flag(None, "the adapter's file; its name alone will do")
-    show_all_keys: bool = flag(False, "all tensors, not the factors alone; or -s")
+    file: Path = flag(None, "the adapter file")
+    show_all_keys: bool = flag(False, "show all tensors, not only lora_down and lora_up (short: -s)")
 
 
 def work(options: CheckOptions) -> None:
-    """Read and print."""
+    """Read the file and print one line per tensor."""
     tensors = read_files([options.file])[0].tensors
     factors = [key for key in tensors if ".lora_down." in key or ".lora_up." in key]
     shown = list(tensors) if options.show_all_keys or not factors else factors
@@ -44,7 +45,7 @@ def work(options: CheckOptions) -> None:
 
 
 def line(key: str, tensor: Tensor) -> str:
-    """name,(rows-columns),mean magnitude,least magnitude: as sd-scripts prints it."""
+    """Return "name,(rows-columns),mean magnitude,smallest magnitude", the format of sd-scripts."""
     shape = str(tuple(tensor.shape)).replace(", ", "-")
     if not tensor.numel():
         return f"{key},{shape},,"
@@ -53,42 +54,31 @@ def line(key: str, tensor: Tensor) -> str:
 
 
 def warnings(tensors: dict[str, Tensor]) -> list[str]:
-    """What a user should know: numbers that are not finite, layers that do nothing."""
+    """Return warnings about tensors with NaN or infinite values and layers without effect."""
     found = []
     broken = [key for key, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]
     if broken:
-        found.append(f"NaN or infinite numbers in {len(broken)} tensors: {', '.join(broken[:3])}")
+        found.append(f"NaN or infinite values in {counted(len(broken), 'tensor')}: {listed(broken)}")
     idle = [key.partition(".")[0] for key, tensor in tensors.items() if ".lora_up." in key and not bool(tensor.any())]
     if idle:
-        found.append(f"{len(idle)} layers do nothing, their lora_up is 0: {', '.join(idle[:3])}")
+        found.append(f"no effect, as lora_up is 0: {counted(len(idle), 'layer')}: {listed(idle)}")
     return found
 
 
 TOOL = Tool(
-    "Show the numbers of an adapter's file.",
+    "Show statistics of an adapter's tensors.",
     "python networks/check_lora_weights.py FILE [--show_all_keys]",
     CheckOptions,
     work,
-    required={"file": "give the adapter's file: check_lora_weights.py dog.safetensors"},
+    required={"file": "give the adapter file: check_lora_weights.py dog.safetensors"},
+    positional=("file",),
+    aliases={"-s": "--show_all_keys"},
 )
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Show one file. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    return run_tool(TOOL, named(sys.argv[1:] if words is None else words))
-
-
-def named(words: Sequence[str]) -> list[str]:
-    """The words with the name of the file behind --file, and -s in full."""
-    found: list[str] = []
-    for word in words:
-        if word == "-s":
-            found.append("--show_all_keys")
-        elif word.startswith("-") or found[-1:] == ["--file"]:
-            found.append(word)
-        else:
-            found += ["--file", word]
-    return found
+    """Check one file. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    return run_tool(TOOL, words)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,30 @@
-"""A model of Stable Diffusion 1.x, 2.x, XL or XL's refiner as another kind of file.
+"""Convert a model of Stable Diffusion 1.x, 2.x, XL or XL's refiner to another kind of file.
 
 python tools/convert_checkpoint.py model.safetensors model_folder
 python tools/convert_checkpoint.py model_folder model.safetensors --save_precision fp16
 python tools/convert_checkpoint.py model.ckpt model.safetensors --vae vae.safetensors --ema use
 python tools/convert_checkpoint.py model.safetensors --dry_run
 
-The target's ending says what is written: .safetensors or .ckpt, and without an ending a diffusers folder. Weights pass
-through tensor by tensor, so the size of the model does not matter; without --save_precision they stay as they are, bit
-for bit. The target appears when all of it is written.
+The target's extension sets what is written: .safetensors or .ckpt, or a diffusers folder if there is none. Weights are
+converted one tensor at a time, so memory does not depend on the size of the model; without --save_precision they stay
+the same, bit for bit. The target appears only when it is complete.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
+from library.messages import counted, listed
+from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import PRECISIONS, explain_write_errors
 
 if TYPE_CHECKING:
@@ -32,14 +34,42 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 SAVE_AS = ("safetensors", "ckpt", "diffusers", "diffusers_safetensors")
+EMA_CHOICES = ("drop", "use", "keep")
 _DTYPES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
+class ConvertOptions:
+    """Command-line options."""
+
+    source: str = flag(None, "a .safetensors or .ckpt file, a diffusers folder, or a hub name in the local cache")
+    target: Path | None = flag(None, "the new file or folder")
+    save_model_as: SaveAs | None = flag(
+        None, "format to write, if not set by the extension; diffusers: with .bin files", choices=SAVE_AS
+    )
+    save_precision: str | None = flag(None, "precision of the weights. Not set: unchanged", choices=PRECISIONS)
+    vae: Path | None = flag(None, "replace the VAE (a file, a folder, or another model)")
+    ema: Ema = flag(
+        "drop", "EMA copies: leave them out, use them as the U-Net's weights, or keep both", choices=EMA_CHOICES
+    )
+    prediction_type: Prediction | None = flag(
+        None, "prediction type of the U-Net, written to the target", choices=("epsilon", "v")
+    )
+    zero_terminal_snr: bool | None = flag(
+        None, "mark the target as trained with zero terminal SNR; --no-zero_terminal_snr: as not. Not set: like source"
+    )
+    variant: str = flag("", "variant of a folder's files, such as fp16: diffusion_pytorch_model.fp16.*")
+    source_variant: str = flag("", "variant to read if the source folder has several")
+    overwrite: bool = flag(False, "replace an existing target once the new one is complete")
+    dry_run: bool = flag(False, "only describe the source: family, precision, prediction, anything unusual")
+    check_values: bool = flag(False, "describe the source, and read all tensors to find NaN and infinite values")
+
+
+@dataclass(frozen=True)
 class Request:
-    """What is to become of which model. `save_as` None: what the target's ending says; `source_variant` and `variant`
-    are of the files of folders read and written; `reference` is a folder that scheduler and tokenizer are taken from;
-    `metadata` goes into a .safetensors file beside what is known of the model; the rest is as in Conversion."""
+    """A conversion to run. `save_as` None: by the target's extension. `source_variant` and `variant`: of the files in
+    folders that are read and written. `reference`: a folder to take scheduler and tokenizers from. `metadata` is added
+    to a .safetensors file. The other fields are as in Conversion."""
 
     source: str
     target: Path | None
@@ -60,7 +90,7 @@ class Request:
 
 
 def read(request: Request) -> tuple[Header, Family]:
-    """Header and family of the source. Raises UserError; a file of no family is described first."""
+    """Return header and family of the source. Raises UserError; a file of an unknown family is described first."""
     from library.checkpoints.header import CheckpointError
     from library.convert.report import describe_unknown
     from library.families.registry import detect
@@ -82,36 +112,36 @@ def _header(name: str, variant: str = "") -> Header:
 
 
 def show(request: Request, *, check_values: bool) -> None:
-    """Say what the source is. Raises UserError for what is no model."""
+    """Describe the source. Raises UserError if it is not a model."""
     from library.checkpoints.metadata_text import describe_metadata
-    from library.convert.report import broken_tensors, describe, some
+    from library.convert.report import broken_tensors, describe
 
     header, family = read(request)
     with explain_write_errors():
         print("\n".join(describe(header, family)))
         if check_values:
             broken = broken_tensors(header)
-            what = f"NaN or infinite values in {len(broken)} tensors: {some(broken)}" if broken else "all finite"
-            print(f"values: {what}")
+            count = counted(len(broken), "tensor")
+            print("values: " + (f"NaN or infinite in {count}: {listed(broken)}" if broken else "all finite"))
         else:
-            print("values: not read; --check_values looks for NaN and infinite ones")
+            print("values: not read (--check_values finds NaN and infinite ones)")
         print("\n".join(describe_metadata(header).splitlines()[2:]).strip())
 
 
-def carry_out(request: Request) -> None:
-    """Convert. Raises UserError, leaving what was there."""
+def convert_model(request: Request) -> None:
+    """Convert the model. Raises UserError; an existing target is left unchanged then."""
     from library.convert.convert_checkpoint import Conversion, convert
-    from library.families.registry import noted
+    from library.families.registry import declared_prediction
     from library.runtime.imports import quiet_libraries
 
     target, save_as = _target(request)
     header, family = read(request)
     if header.path.resolve() == target.resolve():
         raise UserError([Mistake(f"{target} is the source", "choose another name")])
-    prediction = request.prediction or noted(header).prediction
+    prediction = request.prediction or declared_prediction(header).prediction
     quiet_libraries()
     with explain_write_errors():
-        wanted = Conversion(
+        conversion = Conversion(
             save_as,
             dtype=None if request.precision is None else _DTYPES[request.precision],
             vae=request.vae,
@@ -125,27 +155,27 @@ def carry_out(request: Request) -> None:
             steps=request.steps,
         )
         print(f"{header.path}: {family.title}", flush=True)
-        for note in convert(header, family, target, wanted):
+        for note in convert(header, family, target, conversion):
             print(note)
-    print(f"{target}: {save_as}, {request.precision or 'numbers as they were'}")
+    print(f"{target}: {save_as}, {request.precision or 'precision unchanged'}")
 
 
 def _target(request: Request) -> tuple[Path, SaveAs]:
-    """Where to write, and what. Raises UserError with every mistake."""
+    """Return the target and its format. Raises UserError with every mistake."""
     from library.convert.convert_checkpoint import FOLDERS, kind_of
 
     mistakes = Mistakes()
     target = request.target
     if target is None:
-        raise UserError([Mistake("no target", "give the new file or folder behind the source, or --dry_run")])
+        raise UserError([Mistake("no target", "give the new file or folder after the source, or add --dry_run")])
     save_as = request.save_as or kind_of(target, safetensors=request.safetensors)
     if save_as is None:
-        remedy = "end it in .safetensors or .ckpt, leave the ending out for a folder, or say --save_model_as"
-        mistakes.add(f"{target}: {target.suffix} says nothing of what to write", remedy)
+        remedy = "use .safetensors or .ckpt, no extension for a folder, or --save_model_as"
+        mistakes.add(f"{target}: unknown extension {target.suffix}", remedy)
     if request.variant and save_as not in (None, *FOLDERS):
-        mistakes.add(f"--variant {request.variant}: only the files of a folder have variants", "leave --variant out")
+        mistakes.add(f"--variant {request.variant}: only the files of a folder have variants", "remove --variant")
     if target.exists() and not request.overwrite:
-        mistakes.add(f"{target} exists", "choose another name, or --overwrite")
+        mistakes.add(f"{target} already exists", "choose another name, or add --overwrite")
     if request.vae is not None and not request.vae.exists():
         mistakes.add(f"--vae {request.vae}: no such file or folder", "check the path")
     mistakes.raise_if_any()
@@ -153,9 +183,10 @@ def _target(request: Request) -> tuple[Path, SaveAs]:
 
 
 def metadata_of(header: Header, family: Family, prediction: Prediction | None, title: str) -> dict[str, str]:
-    """The metadata of the same model in another file: what its file says, else modelspec with `title` and today.
+    """Return the metadata of the converted model: the source's own, otherwise modelspec with `title` and today's date.
 
-    `prediction` beats what it says. Where neither tells, nothing is said: a wrong word would be believed later.
+    `prediction` overrides the source's metadata. If it is None, no prediction type is written: a wrong value would be
+    trusted later.
     """
     from library.checkpoints.metadata import build_modelspec
     from library.training.saving.model_file import time_of_saving
@@ -180,58 +211,8 @@ def metadata_of(header: Header, family: Family, prediction: Prediction | None, t
     return spec | before
 
 
-def run(work: Callable[[], None]) -> int:
-    """Do it; mistakes go to the user. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    try:
-        work()
-    except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing half-written was left", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace | int:
-    """The options, or the exit code after --help or a mistake that argparse has told. Output is UTF-8 from here on."""
-    for stream in (sys.stdout, sys.stderr):  # names of files are in any script, also where the output is sent to a file
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        return parser.parse_args(words)
-    except SystemExit as end:
-        return int(end.code or 0)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("source", help="a .safetensors or .ckpt file, a diffusers folder, or a name in the hub's local cache")
-    add("target", type=Path, nargs="?", help="the new file or folder")
-    add("--save_model_as", choices=SAVE_AS, help="what to write, where the ending is not to say it; diffusers: .bin")
-    add("--save_precision", choices=PRECISIONS, help="numbers of the weights; not set: as they are")
-    add("--vae", type=Path, help="put this VAE in (a file, a folder, or another model)")
-    add("--ema", choices=("drop", "use", "keep"), default="drop",
-        help="EMA copies: leave them out (default), use them as the weights of the U-Net, or keep both")  # fmt: skip
-    add("--prediction_type", choices=("epsilon", "v"), help="what the U-Net predicts, written into the target")
-    add("--zero_terminal_snr", action=argparse.BooleanOptionalAction, default=None,
-        help="mark the target as trained to zero terminal SNR, or not; not set: as the source is marked")  # fmt: skip
-    add("--variant", default="", help="variant of a folder's files, such as fp16: diffusion_pytorch_model.fp16.*")
-    add("--source_variant", default="", help="variant to read of a source folder that has several")
-    add("--overwrite", action="store_true", help="replace a target that exists; it stands until the new one is whole")
-    add("--dry_run", action="store_true", help="only say what the source is: family, precision, prediction, oddities")
-    add("--check_values", action="store_true", help="with --dry_run: read all tensors, and name those with NaN values")
-    return parser
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Convert or describe one model. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
-    options = parse(_parser(), words)
-    if isinstance(options, int):
-        return options
+def work(options: ConvertOptions) -> None:
+    """Convert the model, or only describe it. Raises UserError."""
     request = Request(
         source=options.source,
         target=options.target,
@@ -246,11 +227,29 @@ def main(words: Sequence[str] | None = None) -> int:
         overwrite=options.overwrite,
     )
     if options.dry_run or options.check_values:
-        return run(lambda: show(request, check_values=options.check_values))
-    return run(lambda: carry_out(request))
+        show(request, check_values=options.check_values)
+    else:
+        convert_model(request)
+
+
+TOOL = Tool(
+    "Convert a model of Stable Diffusion 1.x, 2.x, XL or XL's refiner to another kind of file.\n"
+    "The extension of TARGET sets what is written: .safetensors, .ckpt, or none for a diffusers folder.",
+    "python tools/convert_checkpoint.py SOURCE TARGET [more flags]",
+    ConvertOptions,
+    work,
+    required={"source": "give the model: convert_checkpoint.py model.safetensors model_folder"},
+    positional=("source", "target"),
+    aliases={"--no-zero_terminal_snr": "--zero_terminal_snr=false"},
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Convert or describe one model. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    return run_tool(TOOL, words)
 
 
 if __name__ == "__main__":
-    # torch's threads would wait for work by counting, on the cores that read and write; read when torch is imported
+    # Idle torch threads must not spin on the cores that read and write. Takes effect when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     raise SystemExit(main())

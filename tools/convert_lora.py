@@ -1,24 +1,26 @@
-"""A LoRA as another program wants it: kohya's file, diffusers' file or PEFT's folders, each into each other.
+"""Convert a LoRA between kohya's file, diffusers' file and PEFT's folders.
 
 python tools/convert_lora.py dog.safetensors dog_diffusers
 python tools/convert_lora.py dog.safetensors dog_peft --to peft
 python tools/convert_lora.py dog_peft dog.safetensors
 
-Weights, alphas and DoRA's lengths stay as they are, bit for bit, there and back. What the other format has no place for
-is refused, and then nothing is written.
+Weights, alphas and DoRA magnitudes stay the same, bit for bit, in both directions. A file with layers that the target
+format cannot hold is refused, and nothing is written.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
-from library.options.mistakes import UserError
+from library.options.flag import flag
+from library.options.tool_command import Tool, run_tool
 from tools.lora_files import explain_write_errors
 
 if TYPE_CHECKING:
@@ -27,42 +29,47 @@ if TYPE_CHECKING:
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "peft")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Convert one LoRA. Returns the exit code: 0 done, 2 mistakes of the user."""
-    for stream in (sys.stdout, sys.stderr):  # names of files are in any script, also where the output is sent to a file
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="kohya's or diffusers' file, or the folder of diffusers or PEFT")
-    parser.add_argument("target", type=Path, help="the new file or folder, which must not be there yet")
-    parser.add_argument("--to", choices=FORMATS, help="what to write; not set: kohya's, and from kohya's diffusers'")
-    try:
-        options = parser.parse_args(words)
-    except SystemExit as end:  # --help, or a mistake that argparse has told
-        return int(end.code or 0)
-    try:
-        told = convert(options.source, options.target, options.to)
-    except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
-    print(told)
-    return 0
+@dataclass(frozen=True)
+class ConvertLoraOptions:
+    """Command-line options."""
+
+    source: Path = flag(None, "kohya's or diffusers' file, or the folder of diffusers or PEFT")
+    target: Path = flag(None, "the new file or folder, which must not exist")
+    to: Format | None = flag(
+        None, "format to write. Not set: kohya, or diffusers if the source is kohya", choices=FORMATS
+    )
 
 
-def convert(source: Path, target: Path, to: str | None) -> str:
-    """Convert a LoRA and say what was done. Raises UserError; then nothing is written."""
+def work(options: ConvertLoraOptions) -> None:
+    """Convert the LoRA and print a summary. Raises UserError; nothing is written then."""
     from library.families.registry import FAMILIES
     from networks.formats.read_write import read_lora, write_lora
 
-    with explain_write_errors(source):
-        lora, found = read_lora(source, *(family.adapters for family in FAMILIES))
-        wanted: Format = next((name for name in FORMATS if name == to), "diffusers" if found == "kohya" else "kohya")
-        place = write_lora(target, lora, wanted)
-    by_module: dict[str, int] = {}
-    for layer in lora.layers:
-        by_module[layer.place.part.module] = by_module.get(layer.place.part.module, 0) + 1
+    with explain_write_errors(options.source):
+        lora, found = read_lora(options.source, *(family.adapters for family in FAMILIES))
+        target_format: Format = options.to or ("diffusers" if found == "kohya" else "kohya")
+        path = write_lora(options.target, lora, target_format)
+    by_module = Counter(layer.place.part.module for layer in lora.layers)
     counts = ", ".join(f"{module} {number}" for module, number in by_module.items())
-    return f"{source} ({found}) -> {place} ({wanted}): layers of {counts}"
+    print(f"{options.source} ({found}) -> {path} ({target_format}): layers of {counts}")
+
+
+TOOL = Tool(
+    "Convert a LoRA between kohya's, diffusers' and PEFT's formats.",
+    "python tools/convert_lora.py SOURCE TARGET [--to FORMAT]",
+    ConvertLoraOptions,
+    work,
+    required={
+        "source": "give the LoRA to convert: convert_lora.py dog.safetensors dog_diffusers",
+        "target": "give the new file or folder after the source",
+    },
+    positional=("source", "target"),
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Convert one LoRA. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    return run_tool(TOOL, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LoRAs of lower ranks, cut out of a DyLoRA: NAME-0004.safetensors, NAME-0008.safetensors and so on.
+"""Extract LoRAs of lower ranks from a DyLoRA: NAME-0004.safetensors, NAME-0008.safetensors and so on.
 
 python networks/extract_lora_from_dylora.py --model dog.safetensors --save_to out/dog.safetensors --unit 4
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -20,21 +20,23 @@ from tools.lora_files import check_ending, layers_of, precision_of, read_files, 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What it is told, in kohya's spelling."""
+    """Command-line options, named as in sd-scripts."""
 
-    model: Path = flag(None, "the LoRA that networks.dylora trained")
-    save_to: Path = flag(None, "name of the new files; each gets its rank in four digits before the ending")
-    unit: int = flag(None, "the ranks of the new files are its multiples, below that of the DyLoRA", at_least=1)
-    keep_alpha: bool = flag(False, "leave alpha as it is, as sd-scripts does: the new files are stronger then")
+    model: Path = flag(None, "the DyLoRA")
+    save_to: Path = flag(None, "name of the new files; the rank is appended, as four digits")
+    unit: int = flag(
+        None, "step between the ranks of the new files, which stay below the rank of the DyLoRA", at_least=1
+    )
+    keep_alpha: bool = flag(False, "keep alpha unchanged as sd-scripts does, which makes the new LoRAs stronger")
 
 
 def check(options: SplitOptions, mistakes: Mistakes) -> None:
-    """What is wrong with options as a whole."""
+    """Add mistakes that concern more than one flag."""
     check_ending(options.save_to, mistakes)
 
 
 def work(options: SplitOptions) -> None:
-    """Read, cut, write one file a rank."""
+    """Read the DyLoRA and write one file per rank."""
     from networks.arithmetic.result_metadata import resized_metadata
     from networks.arithmetic.splitting import split
 
@@ -42,8 +44,8 @@ def work(options: SplitOptions) -> None:
     layers = layers_of([(options.model, file)])[0]
     largest = max(layer.rank for layer in layers.values())
     if options.unit >= largest:
-        what = f"--unit {options.unit} is no less than the rank of {options.model}, {largest}"
-        raise UserError([Mistake(what, f"give a smaller one, such as {max(1, largest // 4)}")])
+        what = f"--unit {options.unit} is not below the rank of {options.model}, which is {largest}"
+        raise UserError([Mistake(what, f"use a smaller value, such as {max(1, largest // 4)}")])
     for rank, part in split(layers, options.unit, keep_alpha=options.keep_alpha):
         path = options.save_to.with_name(f"{options.save_to.stem}-{rank:04d}{options.save_to.suffix}")
         metadata = resized_metadata(file.metadata, part, f"split from DyLoRA, rank {largest} to {rank}")
@@ -52,7 +54,7 @@ def work(options: SplitOptions) -> None:
 
 
 TOOL = Tool(
-    "Cut LoRAs of lower ranks out of a DyLoRA.",
+    "Extract LoRAs of lower ranks from a DyLoRA.",
     "python networks/extract_lora_from_dylora.py --model LORA --save_to FILE --unit 4",
     SplitOptions,
     work,
@@ -66,7 +68,7 @@ TOOL = Tool(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Split one file. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Split one file. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, words)
 
 

@@ -1,6 +1,6 @@
-"""What the tools for LoRA files have in common: files read and written, devices, and errors that name the file.
+"""Shared by the tools for LoRA files: reading and writing files, devices, and errors that name the file.
 
-No program: tools/merge_lora.py and its neighbours stand on it. No torch at module level.
+Not a program. No torch at module level.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
 
 @contextmanager
 def explain_write_errors(file: Path | None = None) -> Iterator[None]:
-    """Turn what files and adapters refuse into a message without a traceback; `file` goes before what names none."""
+    """Turn errors of checkpoints and adapters into user errors; `file` is named where the error names no file."""
     try:
         yield
     except AdapterError as error:
@@ -37,7 +37,7 @@ def explain_write_errors(file: Path | None = None) -> Iterator[None]:
 
 
 def together(*steps: Callable[[], Any]) -> list[Any]:
-    """What each step answers. Raises UserError with the mistakes of all of them, not of the first alone."""
+    """Return the result of each step. Raises UserError with the mistakes of all steps, not only of the first."""
     mistakes = Mistakes()
     answers = []
     for step in steps:
@@ -50,13 +50,13 @@ def together(*steps: Callable[[], Any]) -> list[Any]:
 
 
 def check_ending(path: Path | None, mistakes: Mistakes, endings: Sequence[str] = ENDINGS) -> None:
-    """A mistake unless --save_to ends as one of the kinds of files that are written."""
+    """Add a mistake unless --save_to has one of these extensions."""
     if path is not None and path.suffix not in endings:
-        mistakes.add(f"--save_to {path} has none of the endings {', '.join(endings)}", f"write {path}{endings[0]}")
+        mistakes.add(f"--save_to {path} does not end in {', '.join(endings)}", f"use {path}{endings[0]}")
 
 
 def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
-    """Adapter adapter_files. Raises UserError that names every one that cannot be read."""
+    """Read adapter files. Raises UserError that names every file that cannot be read."""
     from networks import adapter_files
 
     def read(path: Path) -> AdapterFile:
@@ -67,7 +67,7 @@ def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
 
 
 def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Factors]]:
-    """The layers of LoRA adapter_files. Raises UserError that names every file with other layers."""
+    """Return the layers of each LoRA file. Raises UserError that names every file with other kinds of layers."""
     from networks.arithmetic.factors import read_factors
 
     def layers(path: Path, file: AdapterFile) -> dict[str, Factors]:
@@ -78,7 +78,7 @@ def layers_of(files: Iterable[tuple[Path, AdapterFile]]) -> list[dict[str, Facto
 
 
 def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, metadata: Mapping[str, str]) -> None:
-    """Write a LoRA file, whole or not at all. Raises UserError."""
+    """Write a LoRA file atomically. Raises UserError."""
     from library.runtime.precision import torch_dtype
     from networks import adapter_files
     from networks.arithmetic.factors import file_tensors
@@ -88,21 +88,21 @@ def write_layers(path: Path, layers: Mapping[str, Factors], precision: str, meta
 
 
 def precision_of(file: AdapterFile) -> str:
-    """The precision that a file's factors have, by the options' names; float if they differ."""
+    """Return the precision of a file's factors as in PRECISIONS; float if they differ."""
     names = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
     found = {names.get(str(tensor.dtype), "float") for key, tensor in file.tensors.items() if ".lora_" in key}
     return found.pop() if len(found) == 1 else "float"
 
 
 def compute_device(name: str | None) -> str:
-    """The device that --device means: "cuda", "cuda:1", "mps" or "cpu"; not set: the CPU. Raises UserError.
+    """Return the device of --device: "cuda", "cuda:1", "mps" or "cpu"; not set: the CPU. Raises UserError.
 
-    What this machine lacks is replaced by the CPU, and told: front-ends send `cuda` wherever they are.
+    A device that this machine lacks is replaced by the CPU, with a note: front-ends always send `cuda`.
     """
     kind = (name or "cpu").partition(":")[0].lower()
     if kind not in ("cuda", "mps", "cpu"):
-        raise UserError([Mistake(f"--device {name} is no device", "leave it out, or give cuda, cuda:0, mps or cpu")])
+        raise UserError([Mistake(f"--device {name} is not a device", "remove it, or use cuda, cuda:0, mps or cpu")])
     if kind not in ("cpu", describe_machine().kind):
-        print(f"--device {name}: there is none here; the CPU is used instead")
+        print(f"--device {name} is not available: using the CPU")
         return "cpu"
     return name or "cpu"

@@ -1,4 +1,4 @@
-"""Which words a LoRA moves: each token of the vocabulary is encoded with and without it, and the two are compared.
+"""Show which words a LoRA affects: every token of the vocabulary is encoded with and without it.
 
 python networks/lora_interrogator.py --sd_model sd15.safetensors --model dog.safetensors
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.data.batch import TextInput
 from library.options.flag import flag
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InterrogateOptions:
-    """What it is told, in kohya's spelling."""
+    """Command-line options, named as in sd-scripts."""
 
     sd_model: str = flag(None, "the model: a file or a diffusers folder")
-    model: Path = flag(None, "the adapter, of any kind")
-    batch_size: int = flag(256, "tokens encoded at once", at_least=1)
-    clip_skip: int | None = flag(None, "take the k-th last layer of the text encoder", at_least=1, zero_is_off=True)
-    v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
-    count: int = flag(100, "words that are shown, those moved most first", at_least=1)
-    device: str | None = flag(None, "where it is computed, such as cuda. Not set: cpu")
+    model: Path = flag(None, "the adapter file, of any kind")
+    batch_size: int = flag(256, "tokens per batch", at_least=1)
+    clip_skip: int | None = flag(None, "use the k-th last layer of the text encoder", at_least=1, zero_is_off=True)
+    v2: bool = flag(False, "the model is Stable Diffusion 2.x; detected from the file, an error if it is not")
+    count: int = flag(100, "number of words to show, most affected first", at_least=1)
+    device: str | None = flag(None, "device to compute on, such as cuda. Not set: cpu")
 
 
 def work(options: InterrogateOptions) -> None:
-    """Encode the vocabulary twice and print the words that moved most."""
+    """Encode the vocabulary with and without the LoRA and print the most affected words."""
     from library.families.family import TextSettings
     from networks.network import from_tensors
 
@@ -51,8 +51,8 @@ def work(options: InterrogateOptions) -> None:
     parts = [part for part in opened.family.adapters if part.module != opened.family.backbone]
     tensors = {key: tensor for key, tensor in file.tensors.items() if "_unet_" not in key.partition(".")[0]}
     if not tensors:
-        what = f"{options.model} has no layers of the text encoder"
-        raise UserError([Mistake(what, "it was trained on the U-Net alone: no word is moved by it")])
+        what = f"{options.model} has no text encoder layers"
+        raise UserError([Mistake(what, "use a LoRA that was trained on the text encoder too")])
     check_clip_skip(options, opened.family)
     model = load(opened, only={part.module for part in parts})
     for encoder in model.text_encoders.values():
@@ -66,19 +66,19 @@ def work(options: InterrogateOptions) -> None:
     settings = TextSettings(clip_skip=options.clip_skip)
     moved = distances(model, network.to(device).eval(), sorted(ids), options.batch_size, settings)
     print(f"top {min(options.count, len(ids))} of {len(ids)}:")
-    for place, (distance, token) in enumerate(sorted(moved, key=lambda each: (-each[0], each[1]))[: options.count]):
-        print(f"[{place:3d}]: {token:5d} {ids[token]:<20s}: {distance:.5f}")
+    for rank, (distance, token) in enumerate(sorted(moved, key=lambda each: (-each[0], each[1]))[: options.count]):
+        print(f"[{rank:3d}]: {token:5d} {ids[token]:<20s}: {distance:.5f}")
 
 
 def check_clip_skip(options: InterrogateOptions, family: Family) -> None:
-    """Refuse --clip_skip where the family always takes the same layer. Raises UserError."""
+    """Raise UserError if --clip_skip is set for a family that always uses the same layer."""
     if options.clip_skip is not None and "clip_skip" not in family.capabilities:
         what = f"--clip_skip {options.clip_skip}, but {options.sd_model} is {family.title}"
-        raise UserError([Mistake(what, "leave it out: such models always take the layer before the last")])
+        raise UserError([Mistake(what, "remove it: these models always use the second to last layer")])
 
 
 def vocabulary(model: Model) -> dict[int, str]:
-    """Every token as it is read; the end of a word is a blank. Of several tokenizers the first: their words are one."""
+    """Return the text of every token id; a word ends with a space. All tokenizers of a model share one vocabulary."""
     from tokenizers import decoders
 
     reader = decoders.ByteLevel()
@@ -95,7 +95,7 @@ def vocabulary(model: Model) -> dict[int, str]:
 def distances(
     model: Model, network: Any, tokens: list[int], batch_size: int, settings: TextSettings
 ) -> list[tuple[float, int]]:
-    """(mean difference of the states, token), each token between the beginning and the end of a text."""
+    """Return (mean absolute difference of the hidden states, token id) for each token, encoded as begin, token, end."""
     import torch
 
     found: list[tuple[float, int]] = []
@@ -113,7 +113,7 @@ def distances(
 
 
 def states(model: Model, tokens: list[int], settings: TextSettings) -> Tensor:
-    """What the U-Net would get of each token (n, 3, width); of several text encoders side by side."""
+    """Return the hidden states of each token, (n, 3, width), as the U-Net receives them."""
     import torch
 
     device = next(iter(model.text_encoders.values())).device
@@ -126,7 +126,7 @@ def states(model: Model, tokens: list[int], settings: TextSettings) -> Tensor:
 
 
 TOOL = Tool(
-    "Show which words a LoRA moves.",
+    "Show which words a LoRA affects.",
     "python networks/lora_interrogator.py --sd_model MODEL --model LORA [more flags]",
     InterrogateOptions,
     work,
@@ -138,7 +138,7 @@ TOOL = Tool(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Compare. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Compare one LoRA. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, words)
 
 

@@ -1,4 +1,4 @@
-"""Models for the tools that need one: opened by their header, loaded by their family. No torch at module level."""
+"""Open and load models for the LoRA tools. No torch at module level."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family, Model
-from library.families.registry import FAMILIES, noted_prediction, open_model
+from library.families.registry import FAMILIES, declared_prediction, open_model
 from library.options.flag import Capability
 from library.options.mistakes import Mistakes
 from library.runtime.imports import quiet_libraries
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model of which only the header was read; `noted` is what its U-Net predicts, if the file or the user tells."""
+    """A model of which only the header was read. `prediction` None: neither the file nor the user declares it."""
 
     header: Header
     family: Family
-    noted: Prediction | None
+    prediction: Prediction | None
 
 
 def open_models(
     named: Mapping[str, str], *, v2: bool = False, sdxl: bool = False, v_parameterization: bool = False
 ) -> list[Opened]:
-    """The models that flags name, by flag. Raises UserError with every mistake: no model, other kinds than --v2 and
-    --sdxl say, kinds that differ."""
+    """Open the models given as {flag: name}. Raises UserError with every mistake: not a model, not of the kind that
+    --v2 or --sdxl claims, models of different kinds."""
     mistakes = Mistakes()
     opened: list[Opened] = []
     for flag, name in named.items():
@@ -43,55 +43,54 @@ def open_models(
         except CheckpointError as error:
             mistakes.add(f"--{flag}: {error}")
             continue
-        opened.append(Opened(header, family, "v" if v_parameterization else noted_prediction(header)))
+        opened.append(Opened(header, family, "v" if v_parameterization else declared_prediction(header).prediction))
         claims: tuple[tuple[str, bool, Capability], ...] = (("v2", v2, "v2"), ("sdxl", sdxl, "size_conditioning"))
-        for word, given, capability in claims:
-            if given and capability not in family.capabilities:
-                remedy = f"leave --{word} out, or give the model you mean"
-                mistakes.add(f"--{word}, but {name} is {family.title}", remedy)
+        for claim, is_set, capability in claims:
+            if is_set and capability not in family.capabilities:
+                mistakes.add(f"--{claim}, but {name} is {family.title}", f"remove --{claim}, or give another model")
     if any(each.family is not opened[0].family for each in opened):
         what = ", ".join(f"{each.header.path} is {each.family.title}" for each in opened)
-        mistakes.add(f"the models differ in kind: {what}", "give two models of one kind")
+        mistakes.add(f"the models differ in kind: {what}", "give two models of the same kind")
     mistakes.raise_if_any()
     return opened
 
 
 def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str] | None = None) -> Model:
-    """The model, or some of its modules, on the CPU; float32 unless told otherwise. Raises UserError."""
+    """Load the model, or only some of its modules, on the CPU; `dtype` None: float32. Raises UserError."""
     quiet_libraries()
     with explain_write_errors():
-        return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.noted)
+        return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.prediction)
 
 
 def adapted_modules(model: Model) -> dict[str, nn.Module]:
-    """The modules of a model that adapters sit in, by name."""
+    """Return the modules of a model that adapters apply to, by name."""
     names = {part.module for part in model.family.adapters}
     return {name: module for name, module in model.modules().items() if name in names}
 
 
 def lora_facts(base_version: str, prediction: Prediction | None = None) -> dict[str, str]:
-    """What modelspec says of a LoRA for a kind of model, by ss_base_model_version; nothing for an unknown one.
+    """Return the modelspec values of a LoRA, by the ss_base_model_version of its model; {} for an unknown version.
 
-    `prediction`: what the model is known to predict, where the version does not tell (SDXL's is the same for both).
+    `prediction`: the model's prediction type, if known; not every version implies it (SDXL's does not).
     """
-    from library.checkpoints.metadata import NAMES_OF
+    from library.checkpoints.metadata import IMPLEMENTATIONS
 
     family = next((each for each in FAMILIES if base_version in each.versions.values()), None)
     if family is None:
         return {}
-    told = [each for each, version in family.versions.items() if version == base_version]
-    known = prediction or (told[0] if len(told) == 1 else None)
+    implied = [each for each, version in family.versions.items() if version == base_version]
+    known = prediction or (implied[0] if len(implied) == 1 else None)
     width, height = family.preview[known or "epsilon"]
     facts = {
         "architecture": f"{family.architectures[known or 'epsilon']}/lora",
-        "implementation": NAMES_OF[family.adapter_names],
+        "implementation": IMPLEMENTATIONS[family.adapter_names],
         "resolution": f"{width}x{height}",
     }
     return facts | ({"prediction_type": known} if known else {})
 
 
-def coarsest(*models: Opened) -> torch.dtype:
-    """The coarsest format among the numbers of models' files; weights that are equal in it differ by rounding alone."""
+def lowest_precision(*models: Opened) -> torch.dtype:
+    """Return the lowest-precision dtype in the models' files; weights equal in it differ only by rounding."""
     from library.runtime.precision import torch_dtype
 
     found = {info.dtype for each in models for info in each.header.tensors.values()}
@@ -99,16 +98,16 @@ def coarsest(*models: Opened) -> torch.dtype:
 
 
 def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[str, str]:
-    """The metadata of a model that something was merged into: its own, with a title, a date and what it is made of.
+    """Return the metadata of a merged model: the source's own, with a new title, date and modelspec.merged_from.
 
-    Where the model does not tell what it predicts, they do not either: a wrong word would be believed later.
+    If the source does not declare its prediction type, neither does the result: a wrong value would be trusted later.
     """
     from library.checkpoints.metadata import build_modelspec
     from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import title_of, without_hashes
 
     family, source = opened.family, opened.header
-    prediction: Prediction = opened.noted or "epsilon"
+    prediction: Prediction = opened.prediction or "epsilon"
     before = without_hashes(source.metadata) if source.kind == "safetensors" else {}
     name = source.path.stem if source.path.is_file() else source.path.name
     spec = build_modelspec(
@@ -117,14 +116,14 @@ def merged_metadata(opened: Opened, title: str, merged: Sequence[str]) -> dict[s
         made_at=time_of_saving(),
         resolution=family.preview[prediction],
         prediction=prediction,
-        given={"merged_from": ", ".join([title_of(before, name), *merged])},
+        user_fields={"merged_from": ", ".join([title_of(before, name), *merged])},
     )
-    if opened.noted is None:
+    if opened.prediction is None:
         for key in ("prediction_type", "architecture", "resolution"):
             del spec[f"modelspec.{key}"]
         if len(names := set(family.architectures.values())) == 1:
             spec["modelspec.architecture"] = names.pop()
-    made = {"modelspec.title", "modelspec.date", "modelspec.merged_from"}
-    if opened.noted is not None:  # --v_parameterization beats what the source says
-        made |= {"modelspec.prediction_type", "modelspec.architecture"}
-    return spec | before | {key: spec[key] for key in made}
+    replaced = {"modelspec.title", "modelspec.date", "modelspec.merged_from"}
+    if opened.prediction is not None:  # --v_parameterization overrides what the source declares
+        replaced |= {"modelspec.prediction_type", "modelspec.architecture"}
+    return spec | before | {key: spec[key] for key in replaced}

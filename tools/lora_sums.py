@@ -1,6 +1,6 @@
-"""What merge_lora.py and svd_merge_lora.py have in common: several LoRAs, each with its ratio.
+"""Shared by merge_lora.py and svd_merge_lora.py: summing several LoRAs, each with its ratio.
 
-No program, and no torch at module level.
+Not a program. No torch at module level.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 REQUIRED = {
     "models": "give the LoRAs: --models a.safetensors b.safetensors",
-    "ratios": "give one number for each LoRA: --ratios 0.7 0.3",
+    "ratios": "give one number per LoRA: --ratios 0.7 0.3",
     "save_to": "give the new file: --save_to sum.safetensors",
 }
 
 
 @dataclass(frozen=True)
 class SumOptions:
-    """What both are told, in kohya's spelling."""
+    """Command-line options of both, named as in sd-scripts."""
 
     models: tuple[Path, ...] = flag((), "the LoRAs")
-    ratios: tuple[float, ...] = flag((), "what each is multiplied with; may be below 0")
+    ratios: tuple[float, ...] = flag((), "the factor of each LoRA; may be negative")
     save_to: Path = flag(None, "the new file: .safetensors, .ckpt, .pt or .pth")
-    save_precision: str | None = flag(None, "numbers of the new file. Not set: --precision", choices=PRECISIONS)
-    precision: str = flag("float", "it is computed in float always; stands in for --save_precision", choices=PRECISIONS)
-    no_metadata: bool = flag(False, "write only the metadata that loaders need")
-    lbws: tuple[str, ...] = flag((), "for each LoRA, ratios by block as a JSON list of 12, 17, 20 or 26 numbers")
+    save_precision: str | None = flag(None, "precision of the new file. Not set: --precision", choices=PRECISIONS)
+    precision: str = flag("float", "default of --save_precision; the sum is computed in float", choices=PRECISIONS)
+    no_metadata: bool = flag(False, "write only the metadata needed to load the file")
+    lbws: tuple[str, ...] = flag((), "per LoRA, ratios per block as a JSON list of 12, 17, 20 or 26 numbers")
 
     @property
     def dtype(self) -> str:
@@ -47,12 +47,12 @@ class SumOptions:
 
 
 def check_sum(options: SumOptions, mistakes: Mistakes) -> None:
-    """What is wrong with the LoRAs and their ratios."""
+    """Add mistakes in the LoRAs and their ratios."""
     count = len(options.models)
     for name, given in (("ratios", options.ratios), ("lbws", options.lbws)):
         if options.models and given and len(given) != count:
             what = f"--models has {count} files and --{name} {len(given)} values"
-            mistakes.add(what, "give one for each LoRA, in the same order")
+            mistakes.add(what, "give one per LoRA, in the same order")
     for text in options.lbws:
         try:
             read_block_weights(text)
@@ -61,7 +61,7 @@ def check_sum(options: SumOptions, mistakes: Mistakes) -> None:
 
 
 def ratios_by_layer(options: SumOptions) -> list[Callable[[str], float]]:
-    """For each LoRA, what a layer is multiplied with, by the layer's name."""
+    """Return for each LoRA a function from a layer's name to its factor."""
     weights = [read_block_weights(text) for text in options.lbws] or [{} for _ in options.models]
     return [partial(_ratio, ratio, by_block) for ratio, by_block in zip(options.ratios, weights, strict=True)]
 
@@ -71,7 +71,7 @@ def _ratio(ratio: float, by_block: Mapping[int, float], name: str) -> float:
 
 
 def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[WeightedFactors]]:
-    """The files and what of them is summed. Raises UserError with every file that cannot be."""
+    """Read the files and their layers with ratios. Raises UserError that names every unsuitable file."""
     from networks.arithmetic.combining import WeightedFactors
 
     files = read_files(options.models)
@@ -85,18 +85,18 @@ def read_sources(options: SumOptions) -> tuple[list[AdapterFile], list[WeightedF
 
 
 def check_bases(paths: Sequence[Path], files: Sequence[AdapterFile]) -> None:
-    """Refuse LoRAs of different kinds of models, where their metadata tell."""
+    """Raise UserError if the LoRAs were trained on different kinds of models, as far as their metadata say."""
     bases: dict[str, Path] = {}
     for path, file in zip(paths, files, strict=True):
         if base := file.metadata.get("ss_base_model_version"):
             bases.setdefault(base.removesuffix("_v"), path)
     if len(bases) > 1:
-        what = "; ".join(f"{path} is of {base}" for base, path in bases.items())
-        raise UserError([Mistake(f"the LoRAs are of different kinds of models: {what}", "sum LoRAs of one kind")])
+        what = "; ".join(f"{path} is for {base}" for base, path in bases.items())
+        raise UserError([Mistake(f"the LoRAs are for different kinds of models: {what}", "give LoRAs of one kind")])
 
 
 def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combined) -> None:
-    """Write the new LoRA and tell what it is. Raises UserError."""
+    """Write the new LoRA and print a summary. Raises UserError."""
     from library.training.saving.model_file import time_of_saving
     from networks.arithmetic.result_metadata import ResultInfo, merged_metadata, minimal_metadata, title_of
 
@@ -109,4 +109,4 @@ def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combi
     write_layers(options.save_to, combined.layers, options.dtype, metadata)
     print(f"{options.save_to}: {len(combined.layers)} layers, rank {dim}, {combined.kept:.2%} of the sum's norm")
     if options.precision != "float":
-        print(f"--precision {options.precision}: it was computed in float all the same")
+        print(f"--precision {options.precision}: the computation is always in float")

@@ -1,4 +1,4 @@
-"""Adapters merged into a model, or LoRAs into one LoRA.
+"""Merge adapters into a model, or several LoRAs into one LoRA.
 
 python networks/merge_lora.py --sd_model sd15.safetensors --models dog.safetensors --ratios 0.8 --save_to m.safetensors
 python networks/merge_lora.py --models dog.safetensors ink.safetensors --ratios 0.7 0.5 --save_to both.safetensors
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergeOptions(SumOptions):
-    """What it is told besides, in kohya's spelling."""
+    """Further command-line options, named as in sd-scripts."""
 
-    sd_model: str | None = flag(None, "the model to merge into, any kind of adapter. Not set: LoRAs into one LoRA")
-    v2: bool = flag(False, "the model is Stable Diffusion 2.x; the file itself tells, a contradiction is an error")
-    v_parameterization: bool = flag(False, "the model predicts v; a diffusers folder tells itself")
-    concat: bool = flag(False, "keep all of the sum: the new rank is the sum of the ranks. Not set: the largest rank")
-    shuffle: bool = flag(False, "put the ranks of the new LoRA in any order; what it does stays the same")
+    sd_model: str | None = flag(
+        None, "the model to merge adapters of any kind into. Not set: merge LoRAs into one LoRA"
+    )
+    v2: bool = flag(False, "the model is Stable Diffusion 2.x; detected from the file, an error if it is not")
+    v_parameterization: bool = flag(False, "the model uses v-prediction; diffusers folders declare it themselves")
+    concat: bool = flag(False, "keep the whole sum: the new rank is the sum of all ranks. Not set: the largest")
+    shuffle: bool = flag(False, "shuffle the ranks of the new LoRA; its effect stays the same")
 
 
 def check(options: MergeOptions, mistakes: Mistakes) -> None:
-    """What is wrong with options as a whole."""
+    """Add mistakes that concern more than one flag."""
     check_sum(options, mistakes)
     if options.sd_model is None:
         check_ending(options.save_to, mistakes)
@@ -48,11 +50,11 @@ def check(options: MergeOptions, mistakes: Mistakes) -> None:
         check_ending(options.save_to, mistakes, (".safetensors", ".ckpt"))
     for name in ("concat", "shuffle"):
         if getattr(options, name):
-            mistakes.add(f"--{name} with --sd_model: only a new LoRA has ranks", f"leave --{name} or --sd_model out")
+            mistakes.add(f"--{name} has no effect with --sd_model", f"remove --{name} or --sd_model")
 
 
 def work(options: MergeOptions) -> None:
-    """Merge into a model if one is named, else into one LoRA."""
+    """Merge into --sd_model if set, otherwise into one LoRA."""
     if options.sd_model is not None:
         merge_into_model(options, options.sd_model)
         return
@@ -65,11 +67,11 @@ def work(options: MergeOptions) -> None:
         combined.layers.update({name: shuffle_ranks(layer) for name, layer in combined.layers.items()})
     write_sum(options, files, combined)
     if combined.kept < 0.9999:
-        print("--concat keeps all of it, at a higher rank")
+        print("add --concat to keep the whole sum, at a higher rank")
 
 
 def merge_into_model(options: MergeOptions, name: str) -> None:
-    """W + ratio * ΔW for each adapter in turn, in float32, rounded once when it is saved."""
+    """Compute W + ratio * ΔW for each adapter in turn, in float32; rounded once when saved. Raises UserError."""
     from library.families.registry import save_model
     from library.runtime.precision import torch_dtype
     from networks.arithmetic.result_metadata import title_of
@@ -98,7 +100,7 @@ def merge_into_model(options: MergeOptions, name: str) -> None:
 
 
 def merge_file(model: Model, path: Path, file: AdapterFile, ratio: Callable[[str], float]) -> None:
-    """Merge one file; its layers by the ratio that each has, those of ratio 0 not at all. Raises UserError."""
+    """Merge one file, each layer with its own ratio; layers with ratio 0 are skipped. Raises UserError."""
     from networks.network import from_tensors
     from tools.lora_models import adapted_modules
 
@@ -114,7 +116,7 @@ def merge_file(model: Model, path: Path, file: AdapterFile, ratio: Callable[[str
 
 
 TOOL = Tool(
-    "Merge adapters into a model, or LoRAs into one LoRA.",
+    "Merge adapters into a model, or several LoRAs into one LoRA.",
     "python networks/merge_lora.py [--sd_model MODEL] --models A B --ratios 0.7 0.3 --save_to FILE [more flags]",
     MergeOptions,
     work,
@@ -124,7 +126,7 @@ TOOL = Tool(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Merge. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Merge. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, words)
 
 

@@ -1,4 +1,4 @@
-"""Whole models merged into one: a weighted sum, tensor by tensor.
+"""Merge models into one by a weighted sum, tensor by tensor.
 
 python tools/merge_models.py --models a.safetensors b.safetensors --ratios 0.7 0.3 --output both.safetensors
 """
@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
+from library.messages import counted
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool_command import Tool, run_tool
@@ -27,20 +28,22 @@ _DTYPES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
 
 @dataclass(frozen=True)
 class ModelSumOptions:
-    """What it is told, in kohya's spelling."""
+    """Command-line options, named as in sd-scripts."""
 
-    models: tuple[Path, ...] = flag((), "the models, .safetensors or .ckpt; the first gives names and what others lack")
-    ratios: tuple[float, ...] = flag((), "what each is multiplied with; may be below 0. Not set: equal shares of 1")
-    output: Path | None = flag(None, "the new file; .safetensors is put behind other names")
-    unet_only: bool = flag(False, "merge the U-Nets alone; text encoders and VAE are the first model's")
-    precision: str = flag("float", "it is computed in", choices=PRECISIONS)
-    saving_precision: str = flag("float", "numbers of the new file", choices=PRECISIONS)
-    device: str | None = flag(None, "where it is computed: cuda, cuda:1, mps, cpu. Not set: the CPU")
-    show_skipped: bool = flag(False, "name every tensor of the others that the first model lacks")
+    models: tuple[Path, ...] = flag(
+        (), "the models, .safetensors or .ckpt; tensors that others lack are taken from the first"
+    )
+    ratios: tuple[float, ...] = flag((), "the weight of each model; may be negative. Not set: equal weights")
+    output: Path | None = flag(None, "the new file; .safetensors is appended to other names")
+    unet_only: bool = flag(False, "merge only the U-Nets; text encoders and VAE are taken from the first model")
+    precision: str = flag("float", "precision of the computation", choices=PRECISIONS)
+    saving_precision: str = flag("float", "precision of the new file", choices=PRECISIONS)
+    device: str | None = flag(None, "device to compute on: cuda, cuda:1, mps or cpu. Not set: cpu")
+    show_skipped: bool = flag(False, "list every tensor that the first model lacks")
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The ratios, equal shares where none are given."""
+        """The ratios; equal weights if none are set."""
         return self.ratios or (1 / len(self.models),) * len(self.models)
 
     @property
@@ -53,22 +56,20 @@ class ModelSumOptions:
 
 
 def check(options: ModelSumOptions, mistakes: Mistakes) -> None:
-    """What is wrong with options as a whole."""
+    """Add mistakes that concern more than one flag."""
     models, ratios = options.models, options.ratios
     if len(models) == 1:
-        mistakes.add(f"--models {models[0]}: one model is no sum", "give two or more; convert_checkpoint.py copies one")
+        mistakes.add(f"--models {models[0]}: needs two models or more", "add a model; convert_checkpoint.py copies one")
     if ratios and models and len(ratios) != len(models):
         what = f"--models has {len(models)} files and --ratios {len(ratios)} values"
-        mistakes.add(what, "give one for each model, in the same order, or leave --ratios out for equal shares")
+        mistakes.add(what, "give one per model, in the same order, or remove --ratios for equal weights")
     if options.output is None:
         return
     if options.output.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        remedy = "write a .safetensors; tools/convert_checkpoint.py makes a .ckpt of it"
-        mistakes.add(f"--output {options.output}: a sum is written tensor by tensor, as .safetensors alone", remedy)
+        remedy = "write a .safetensors and convert it with tools/convert_checkpoint.py"
+        mistakes.add(f"--output {options.output}: merged models are written as .safetensors only", remedy)
     if any(_same(model, options.path) for model in models):
-        mistakes.add(
-            f"--output {options.path} is one of the models", "choose another name; the models are read to the end"
-        )
+        mistakes.add(f"--output {options.path} is one of the models", "choose another name")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -76,7 +77,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def work(options: ModelSumOptions) -> None:
-    """Compare the headers, then write the sum. Raises UserError."""
+    """Compare the headers, then write the weighted sum. Raises UserError."""
     from library.checkpoints.writer import write_safetensors
     from library.convert.merge_checkpoints import Arithmetic, check, merge
 
@@ -90,10 +91,10 @@ def work(options: ModelSumOptions) -> None:
         merged = merge(sources, arithmetic, unet_only=options.unet_only)
         for source in sources:
             print(f"{source.header.path}: ratio {source.ratio:g}")
-        for line in _told(merged, options):
+        for line in _notes(merged, options):
             print(line, flush=True)
         write_safetensors(options.path, merged.tensors, _metadata(sources, options))
-    print(f"{options.path}: {len(merged.tensors)} tensors")
+    print(f"{options.path}: {counted(len(merged.tensors), 'tensor')}")
 
 
 def _open(path: Path, ratio: float) -> MergeSource:
@@ -104,26 +105,26 @@ def _open(path: Path, ratio: float) -> MergeSource:
         return open_source(read_header(path.expanduser()), ratio)
 
 
-def _told(merged: Merged, options: ModelSumOptions) -> list[str]:
+def _notes(merged: Merged, options: ModelSumOptions) -> list[str]:
     lines = list(merged.notes)
     if merged.skipped:
-        more = "" if options.show_skipped else f", such as {merged.skipped[0]}; --show_skipped lists them"
-        lines.append(f"{len(merged.skipped)} tensors of the other models are left out, as the first lacks them{more}")
+        more = "" if options.show_skipped else f", such as {merged.skipped[0]} (--show_skipped lists them)"
+        lines.append(f"left out, as the first model lacks them: {counted(len(merged.skipped), 'tensor')}{more}")
         if options.show_skipped:
             lines += [f"  {name}" for name in merged.skipped]
     return lines
 
 
 def _metadata(sources: Sequence[MergeSource], options: ModelSumOptions) -> dict[str, str]:
-    """What the first model's file says, with a title, a date and the names of what was merged."""
+    """Return the first model's metadata, with a new title, date and modelspec.merged_from."""
     from networks.arithmetic.result_metadata import title_of, without_hashes
     from tools.lora_models import Opened, merged_metadata
 
     first, *others = sources
     names = [title_of(source.header.metadata, source.header.path.stem) for source in others]
-    noted = next((source.noted for source in sources if source.noted), None)
+    prediction = next((source.prediction for source in sources if source.prediction), None)
     if first.family is not None:
-        return merged_metadata(Opened(first.header, first.family, noted), options.path.stem, names)
+        return merged_metadata(Opened(first.header, first.family, prediction), options.path.stem, names)
     before = without_hashes(first.header.metadata) if first.header.kind == "safetensors" else {}
     own = title_of(before, first.header.path.stem)
     made = {"title": options.path.stem, "merged_from": ", ".join([own, *names]), "sai_model_spec": "1.0.1"}
@@ -131,7 +132,7 @@ def _metadata(sources: Sequence[MergeSource], options: ModelSumOptions) -> dict[
 
 
 TOOL = Tool(
-    "Merge whole models into one: a weighted sum.",
+    "Merge models into one by a weighted sum.",
     "python tools/merge_models.py --models A B [C] --ratios 0.7 0.3 --output FILE [more flags]",
     ModelSumOptions,
     work,
@@ -144,7 +145,7 @@ TOOL = Tool(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Merge. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Merge. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, words)
 
 

@@ -1,59 +1,75 @@
-"""What a model's or an adapter's file says about itself: its training, data, tags, network and hashes.
+"""Show the metadata of a model or adapter file: training, data, tags, network and hashes.
 
 python tools/show_metadata.py --model output/dog.safetensors
 python tools/show_metadata.py output/dog.safetensors --tags 0
 python tools/show_metadata.py output/dog.safetensors --json
 
-What is not set is left out; --json has everything, as it stands in the file.
+Values that are not set are left out; --json prints everything as it is in the file.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.metadata_text import describe_metadata
+from library.options.flag import flag
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.tool_command import Tool, run_tool
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Show one file. Returns the exit code: 0 done, 2 mistakes of the user."""
-    for stream in (sys.stdout, sys.stderr):  # names and tags in any script, also where they are sent into a file
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", help="the file: .safetensors, .ckpt, .pt, or a diffusers folder")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="the same, as sd-scripts calls it")
-    parser.add_argument("--json", action="store_true", help="everything as JSON, values as the texts in the file")
-    parser.add_argument("--tags", type=int, default=20, metavar="N", help="tags of each folder, 0 = all (default: 20)")
+@dataclass(frozen=True)
+class ShowOptions:
+    """Command-line options; --model is what sd-scripts calls the file."""
+
+    file: Path | None = flag(None, "the file: .safetensors, .ckpt, .pt, or a diffusers folder")
+    model: Path | None = flag(None, "the same under its name in sd-scripts")
+    json: bool = flag(False, "print everything as JSON, values as the strings in the file")
+    tags: int = flag(20, "number of tags shown per folder; 0 = all", at_least=0)
+
+
+def check(options: ShowOptions, mistakes: Mistakes) -> None:
+    """Add a mistake unless there is exactly one file."""
+    if (options.file is None) == (options.model is None):
+        mistakes.add("show_metadata.py needs one file", "give one: show_metadata.py dog.safetensors")
+
+
+def work(options: ShowOptions) -> None:
+    """Print the metadata of the file. Raises UserError."""
     try:
-        options = parser.parse_args(words)
-        if (options.file is None) == (options.model is None):
-            parser.error("give one file, such as: show_metadata.py dog.safetensors")
-        if options.tags < 0:
-            parser.error(f"--tags {options.tags}: give 0 or more")
-    except SystemExit as end:  # --help, or a mistake that argparse has told
-        return int(end.code or 0)
-    try:
-        header = read_header(options.file or options.model)
+        header = read_header(options.file or options.model or "")
     except CheckpointError as error:
-        print(f"\n- {error}", file=sys.stderr)
-        return 2
+        raise UserError([Mistake(str(error))]) from error
     try:
         if options.json:
             print(json.dumps(dict(header.metadata), indent=2, sort_keys=True, ensure_ascii=False), flush=True)
         else:
             print(describe_metadata(header, options.tags), flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-    return 0
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports an error at exit
+
+
+TOOL = Tool(
+    "Show the metadata of a model or adapter file.",
+    "python tools/show_metadata.py FILE [--json] [--tags N]",
+    ShowOptions,
+    work,
+    check=check,
+    positional=("file",),
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Show one file. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    return run_tool(TOOL, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LoRAs of any ranks added up to one LoRA of a rank of its own: the best one there is, by SVD.
+"""Merge LoRAs of any rank into one LoRA of a given rank, by SVD.
 
 python networks/svd_merge_lora.py --models dog.safetensors ink.safetensors --ratios 0.7 0.5 --new_rank 16 \
     --save_to both.safetensors
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SvdMergeOptions(SumOptions):
-    """What it is told besides, in kohya's spelling."""
+    """Further command-line options, named as in sd-scripts."""
 
     new_rank: int = flag(4, "rank of the new LoRA", at_least=1)
     new_conv_rank: int | None = flag(
         None, "the same for convolutions larger than 1x1. Not set: --new_rank", at_least=1, zero_is_off=True
     )
-    device: str | None = flag(None, "where it is computed, such as cuda. Not set: cpu")
-    clamp_quantile: float = flag(1.0, "cut outliers beyond this quantile; sd-scripts: 0.99, 1: not", above=0, at_most=1)
+    device: str | None = flag(None, "device to compute on, such as cuda. Not set: cpu")
+    clamp_quantile: float = flag(1.0, "clamp outliers to this quantile; 1 = off (sd-scripts: 0.99)", above=0, at_most=1)
 
 
 def check(options: SvdMergeOptions, mistakes: Mistakes) -> None:
-    """What is wrong with options as a whole."""
+    """Add mistakes that concern more than one flag."""
     check_sum(options, mistakes)
     check_ending(options.save_to, mistakes)
 
 
 def work(options: SvdMergeOptions) -> None:
-    """Read, add, approximate, write."""
+    """Read the LoRAs, sum them, reduce the rank and write the result."""
     from networks.arithmetic.combining import combine
 
     def rank(terms: Sequence[tuple[Factors, float]]) -> int:
@@ -57,7 +57,7 @@ def work(options: SvdMergeOptions) -> None:
 
 
 TOOL = Tool(
-    "Add LoRAs up to one LoRA of a rank of its own.",
+    "Merge LoRAs of any rank into one LoRA of a given rank.",
     "python networks/svd_merge_lora.py --models A B --ratios 0.7 0.3 --save_to FILE --new_rank 16 [more flags]",
     SvdMergeOptions,
     work,
@@ -67,7 +67,7 @@ TOOL = Tool(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Merge. Returns the exit code: 0 done, 2 mistakes of the user, 130 interrupted."""
+    """Merge. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
     return run_tool(TOOL, words)
 
 

@@ -1,4 +1,4 @@
-"""The hashes by which extensions of WebUIs know an adapter's file, as kohya's sd-scripts defines them."""
+"""The hashes by which WebUI extensions identify adapter files, as defined by sd-scripts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TRAINING = "ss_"
 def adapter_hashes(
     tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str], dtype: str | None = None
 ) -> dict[str, str]:
-    """sshs_model_hash and sshs_legacy_hash of what `write_safetensors(path, tensors, metadata, dtype)` writes.
+    """Return sshs_model_hash and sshs_legacy_hash of the file `write_safetensors(path, tensors, metadata, dtype)`.
 
-    The first is the SHA-256 of the tensors' bytes. The second is that of 64 KiB at 1 MiB of the file as it would be
-    with the ss_* metadata alone, so that a changed title leaves it as it is: 8 digits, those of nothing (e3b0c442) for
-    a smaller file. One pass over the tensors, of which one at a time is converted and copied to the CPU.
+    The first is the SHA-256 of the tensors' bytes. The second covers 64 KiB at 1 MiB of the file, as if written with
+    only the ss_* metadata, so that a new title does not change it: 8 digits, the hash of nothing (e3b0c442) for smaller
+    files. One pass over the tensors; one at a time is converted and copied to the CPU.
     """
     ordered = in_file_order(tensors, dtype)
     training = {name: value for name, value in metadata.items() if name.startswith(_TRAINING)}

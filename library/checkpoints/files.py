@@ -1,11 +1,11 @@
-"""Read model files: the header without torch, then tensors one by one, mapped into memory or read.
+"""Read model files: the header without torch, then tensors one by one, memory-mapped or read.
 
-    header = read_header(path)          # names, shapes, dtypes; a .ckpt is checked and nothing of it is run
+    header = read_header(path)          # names, shapes, dtypes; a .ckpt is checked, and no code in it is run
     reader = TensorReader(header)       # or open_tensors(path)
     reader.get("model.diffusion_model.out.2.weight")
 
 Formats: safetensors (8 bytes little-endian header length, JSON, data), torch's .ckpt/.pt/.bin, diffusers folders.
-Files are told apart by their first bytes, not by their names. Writing: writer.py.
+Formats are detected from the first bytes, not from names. Writing: writer.py.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
 
 
 def read_header(path: Path | str, variant: str = "") -> Header:
-    """Names, shapes and dtypes of a model file or diffusers folder, in milliseconds and without torch.
+    """Read names, shapes and dtypes of a model file or diffusers folder, in milliseconds and without torch.
 
-    `variant`: of a folder's files those of this one where there are any ("fp16"); "": the usual ones first.
+    `variant`: variant of a folder's files to prefer ("fp16"); "": those without a variant.
     Raises CheckpointError: no such file, not a model, truncated or damaged, a pickle that would run code.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def read_header(path: Path | str, variant: str = "") -> Header:
 
 
 def read_part_header(path: Path | str) -> Header:
-    """As read_header, for one part of a model: also a folder that holds only config.json and weights (a VAE)."""
+    """Read the header of one part of a model, which may be a folder with only config.json and weights (a VAE)."""
     path = Path(path)
     return read_part(path, _read_file) if path.is_dir() else without_outer_level(_read_file(path))
 
@@ -74,13 +74,13 @@ def _read_file(path: Path) -> Header:
             f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
         ) from error
     if not size:
-        raise CheckpointError(f"{path}: the file is empty. The download or copy failed: get it again.")
-    if start[8:9] == b"{":  # first: the length of a header may begin with the bytes that a pickle begins with
+        raise CheckpointError(f"{path}: the file is empty. Get it again.")
+    if start[8:9] == b"{":  # tested first: a header length may look like the start of a pickle
         return _read_safetensors(path, size)
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return read_pickle(path).header
-    why = "a git-lfs pointer, not the model: run `git lfs pull`" if start.startswith(b"version https://") else (
-        "neither .safetensors nor a torch file. Give a model file, or get it again if it should be one"
+    why = "a git-lfs pointer, not the model. Run `git lfs pull`" if start.startswith(b"version https://") else (
+        "neither a .safetensors nor a torch file. Give a model file; if it should be one, get it again"
     )  # fmt: skip
     raise CheckpointError(f"{path}: {why}.")
 
@@ -108,7 +108,7 @@ def _read_safetensors(path: Path, size: int) -> Header:
         raise _cut(path, size, needed)
     if not spans:
         raise CheckpointError(
-            f"{path}: holds no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
+            f"{path}: contains no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
         )
     return Header(
         path, "safetensors",
@@ -129,18 +129,15 @@ def _span(entry: Mapping[str, Any]) -> tuple[TensorInfo, int, int]:
 
 
 def _cut(path: Path, size: int, needed: int) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: the file is not whole ({size} of {needed} bytes). The download or copy was cut short: get it again."
-    )
+    return CheckpointError(f"{path}: the file is incomplete ({size} of {needed} bytes). Get it again.")
 
 
 class TensorReader:
-    """Tensors of a checkpoint by name, read when asked for. Files are mapped: what is not touched costs no memory.
+    """Reads tensors of a checkpoint by name. Files are memory-mapped, so that unused tensors need no memory.
 
-    `mapped=False` reads each tensor into memory of its own instead, which is faster on some network drives and on
-    Windows' drives seen from WSL; a .ckpt is then read whole. A mapped file must stay in place while tensors of it are
-    in use; `close()` lets go of it (tensors that were handed out keep their own hold), which Windows needs before the
-    file can be replaced.
+    `mapped=False` reads each tensor into memory instead, which is faster on some network drives and on Windows drives
+    under WSL; a .ckpt is then read whole. A mapped file must stay in place while its tensors are in use. `close()`
+    releases it (existing tensors stay valid); Windows requires that before the file can be replaced.
     """
 
     def __init__(self, header: Header, *, mapped: bool = True) -> None:
@@ -148,22 +145,22 @@ class TensorReader:
         self._mapped = mapped
         self._bytes: dict[Path, Tensor] = {}
         self._pickled: dict[Path, Mapping[str, Tensor]] = {}
-        self._lock = threading.Lock()  # tensors are loaded by several threads; a file is opened once
+        self._lock = threading.Lock()  # several threads load tensors; each file is opened once
 
     def names(self) -> Iterator[str]:
-        """The names of the header."""
+        """Return the names of all tensors."""
         return iter(self.header.tensors)
 
     def lazy(self, name: str) -> LazyTensor:
-        """The tensor, known by what it is and read when needed. Bytes of a pickle have no place of their own."""
+        """Return a tensor that is read when needed. It has a place only in .safetensors files."""
         from library.checkpoints.lazy import LazyTensor
 
         place = self.header.places.get(name)
-        there = place if place is not None and place.start is not None else None
-        return LazyTensor(self.header.tensors[name], partial(self.get, name), place=there)
+        has_place = place is not None and place.start is not None
+        return LazyTensor(self.header.tensors[name], partial(self.get, name), place=place if has_place else None)
 
     def get(self, name: str) -> Tensor:
-        """The tensor as it is in the file, (shape, dtype) as in the header. Writing to it never reaches the file."""
+        """Return a tensor with the shape and dtype of the header. Writing to it does not change the file."""
         place = self.header.places[name]
         if not self._mapped and place.start is not None:
             return _read(place.file, place.start, self.header.tensors[name])
@@ -172,16 +169,16 @@ class TensorReader:
                 return self._from_pickle(place)
             return self._from_bytes(place.file, place.start, self.header.tensors[name])
 
-    def let_go(self) -> None:
-        """Give the memory of what was read so far back; all of it can be read again."""
+    def release(self) -> None:
+        """Free the memory of what was read so far; it can be read again."""
         from library.checkpoints import pages
 
         with self._lock:
             for mapped in self._bytes.values():
-                pages.let_go(mapped)
+                pages.release(mapped)
 
     def close(self) -> None:
-        """Forget the mapped files."""
+        """Release the mapped files."""
         self._bytes.clear()
         self._pickled.clear()
 
@@ -192,13 +189,13 @@ class TensorReader:
 
         if file not in self._bytes:
             size = file.stat().st_size
-            storage = torch.UntypedStorage.from_file(str(file), False, size)  # noqa: FBT003 - by position only; private mapping: copied on write
+            storage = torch.UntypedStorage.from_file(str(file), False, size)  # noqa: FBT003 - positional only; a private mapping, copied on write
             self._bytes[file] = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         dtype = torch_dtype(info.dtype)
         if not info.count:
             return torch.empty(info.shape, dtype=dtype)
         raw = self._bytes[file][start : start + info.nbytes]
-        if start % ITEM_SIZES[info.dtype]:  # old writers did not pad the header
+        if start % ITEM_SIZES[info.dtype]:  # files of old writers are not aligned
             raw = raw.clone()
         return raw.view(dtype).view(info.shape)
 
@@ -209,7 +206,7 @@ class TensorReader:
 
 
 def _read(file: Path, start: int, info: TensorInfo) -> Tensor:
-    """One tensor of a safetensors file by reading it. Raises CheckpointError if the file has become shorter."""
+    """Read one tensor of a safetensors file. Raises CheckpointError if the file has become shorter."""
     import torch
 
     from library.checkpoints.lazy import torch_dtype
@@ -217,12 +214,12 @@ def _read(file: Path, start: int, info: TensorInfo) -> Tensor:
     tensor = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
     if not info.count:
         return tensor
-    room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    buffer = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     with file.open("rb", buffering=0) as stream:
         stream.seek(start)
         done = 0
-        while done < info.nbytes:  # a system reads some 2 GB at a time at most
-            count = stream.readinto(room[done:])
+        while done < info.nbytes:  # one call reads at most about 2 GB
+            count = stream.readinto(buffer[done:])
             if not count:
                 raise _cut(file, start + done, start + info.nbytes)
             done += count
@@ -230,7 +227,7 @@ def _read(file: Path, start: int, info: TensorInfo) -> Tensor:
 
 
 def _load_pickle(path: Path, *, mapped: bool) -> Mapping[str, Tensor]:
-    """torch.load(weights_only=True); the harmless globals found in the file are replaced by inert stand-ins."""
+    """Call torch.load(weights_only=True), with inert stand-ins for the harmless globals in the file."""
     import pickle
 
     import torch
@@ -249,25 +246,25 @@ def _load_pickle(path: Path, *, mapped: bool) -> Mapping[str, Tensor]:
 
 
 def open_tensors(path: Path | str) -> TensorReader:
-    """A lazy reader of a model file or diffusers folder. Raises CheckpointError as read_header does."""
+    """Open a model file or diffusers folder. Raises CheckpointError as read_header does."""
     return TensorReader(read_header(path))
 
 
 def sha256(path: Path | str) -> str:
-    """SHA-256 of a whole file, 64 hex digits (ss_new_sd_model_hash)."""
+    """Return the SHA-256 of a whole file, 64 hex digits (ss_new_sd_model_hash)."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def payload_sha256(path: Path | str) -> str:
-    """SHA-256 of a safetensors file's tensor bytes, without its header, 64 hex digits (sshs_model_hash)."""
+    """Return the SHA-256 of a safetensors file without its header, 64 hex digits (sshs_model_hash)."""
     with Path(path).open("rb") as stream:
         stream.seek(8 + int.from_bytes(stream.read(8), "little"))
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def legacy_hash(path: Path | str) -> str:
-    """First 8 hex digits of the SHA-256 of 64 KiB at 1 MiB (ss_sd_model_hash, and what WebUIs call the old hash)."""
+    """Return the first 8 hex digits of the SHA-256 of 64 KiB at 1 MiB (ss_sd_model_hash, WebUIs' old hash)."""
     with Path(path).open("rb") as stream:
         stream.seek(0x100000)
         return hashlib.sha256(stream.read(0x10000)).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Headers of diffusers folders: configs and the parts' weight files, single or sharded. No torch."""
+"""Read headers of diffusers folders: configs and weight files, single or sharded. No torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from library.checkpoints.header import CheckpointError, Header, Place, TensorInfo
 
 _ALWAYS = ("unet", "vae")
-_TEXT = ("text_encoder", "text_encoder_2")  # those that model_index.json names
-# As diffusers and transformers name them, best first. fp16 variants are taken where there is nothing else.
+_TEXT = ("text_encoder", "text_encoder_2")  # if listed in model_index.json
+# Names used by diffusers and transformers, best first. fp16 variants are used if there is nothing else.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 
@@ -19,23 +19,23 @@ ReadFile = Callable[[Path], Header]
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file; CheckpointError if it is none."""
+    """Read a JSON object from a file. Raises CheckpointError if it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Get the file again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object. Get the file again.")
+        raise CheckpointError(f"{path}: must contain a JSON object. Get the file again.")
     return value
 
 
 def weight_files(folder: Path, variant: str = "") -> list[Path]:
-    """The weight files of one part: one file, or the shards that its index names. Empty if there are none.
+    """Return the weight files of one part: one file, or the shards listed in its index; empty if there are none.
 
-    `variant`: those of this one ("fp16") where there are any, as diffusers' variant takes them.
+    `variant`: files of this variant ("fp16") are preferred, as in diffusers.
     """
-    wanted = (f".{variant}.safetensors", f".{variant}.bin") if variant else ()
-    for ending in (*wanted, *_ENDINGS):
+    preferred = (f".{variant}.safetensors", f".{variant}.bin") if variant else ()
+    for ending in (*preferred, *_ENDINGS):
         for stem in _STEMS:
             whole = folder / (stem + ending)
             if whole.is_file():
@@ -58,12 +58,12 @@ def _shards(index: Path) -> list[Path]:
     shards = [index.parent / Path(name).name for name in sorted(set(named.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise CheckpointError(f"{index}: names files that are not there: {', '.join(missing)}. Get the folder again.")
+        raise CheckpointError(f"{index}: lists missing files: {', '.join(missing)}. Get the folder again.")
     return shards
 
 
 def read_part(folder: Path, read_file: ReadFile, variant: str = "") -> Header:
-    """Union of the headers of one part's weight files; its config.json, if any, as configs["config"]."""
+    """Merge the headers of one part's weight files; its config.json, if any, becomes configs["config"]."""
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, Place] = {}
     for file in weight_files(folder, variant):
@@ -75,7 +75,7 @@ def read_part(folder: Path, read_file: ReadFile, variant: str = "") -> Header:
 
 
 def _parts(model_index: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders that must hold weights. A part that a pipeline could have and has not is [null, null]."""
+    """Return the folders that must contain weights. Missing optional parts are [null, null] in model_index.json."""
 
     def has(part: str) -> bool:
         entry = model_index.get(part)
@@ -85,12 +85,12 @@ def _parts(model_index: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_folder(folder: Path, read_file: ReadFile, variant: str = "") -> Header:
-    """Header of a diffusers folder; names are prefixed by their part. CheckpointError if it is not such a folder."""
+    """Read the header of a diffusers folder; names are prefixed by their part. Raises CheckpointError."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise CheckpointError(
-            f"{folder}: a folder without model_index.json, so not a diffusers model. "
-            "Give a .safetensors or .ckpt file, or the folder that holds model_index.json."
+            f"{folder}: not a diffusers model (no model_index.json). "
+            "Give a .safetensors or .ckpt file, or the folder that contains model_index.json."
         )
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, Place] = {}
@@ -104,8 +104,8 @@ def read_folder(folder: Path, read_file: ReadFile, variant: str = "") -> Header:
         if not header.tensors:
             kind = configs["model_index"].get("_class_name", "no pipeline")
             raise CheckpointError(
-                f"{folder}: no weights in {part}/ (its model_index.json says {kind}). Give a folder of Stable "
-                "Diffusion 1.x, 2.x, XL or XL's refiner; if it is one, it is not whole: get it again."
+                f"{folder}: no weights in {part}/ (model_index.json: {kind}). Give a folder of Stable Diffusion 1.x, "
+                "2.x, XL or XL's refiner; if it is one, it is incomplete: get it again."
             )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():

@@ -1,8 +1,8 @@
-"""Strict renames of tensors, there and back, from the rows of one table.
+"""Strict renaming of tensors in both directions, from the rows of one table.
 
-A row names a module (or a single parameter) in the diffusers layout and in the original one. `{i}` and the like are
+A row names a module (or a single parameter) in the diffusers and in the original layout. `{i}` and the like are
 counters; the original side may calculate with them: `{s*i+j+1}`. `expand` turns rows into rules for one model's sizes.
-A key without a rule is an error that lists it: nothing is ever dropped or guessed.
+Keys without a rule raise an error that lists them: nothing is dropped or guessed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Literal
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.lazy import LazyTensor, stacked
+from library.messages import counted, listed
 
 # module      both sides have `.weight` and, mostly, `.bias`
 # parameter   the names are whole keys
 # conv 1x1    a module whose weight is Linear (2-D) in diffusers and a 1x1 convolution (4-D) in original files
 # stacked     whole keys; query, key and value are one tensor in original files
-# transposed  whole keys; a bare matrix (in, out) in original files that is a Linear's weight (out, in) in diffusers
+# transposed  whole keys; a matrix (in, out) in original files, a Linear's weight (out, in) in diffusers
 Form = Literal["module", "parameter", "conv 1x1", "stacked", "transposed"]
 _STACKED = "{q,k,v}"
-_LISTED = 8  # as many keys as an error names
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a name in the diffusers layout, the same in the original layout."""
+    """One row of a table: a name in the diffusers layout and in the original layout."""
 
     diffusers: str
     original: str
@@ -36,13 +36,13 @@ class Row:
 
 
 def within(diffusers: str, original: str, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """The rows of a block, put under the names that the block has on either side."""
+    """Prefix the rows of a block with the block's name on either side."""
     return tuple(Row(f"{diffusers}.{row.diffusers}", f"{original}.{row.original}", row.form) for row in rows)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How far each counter of a table runs, and values that names are calculated with (one, or one per i)."""
+    """Upper bounds of a table's counters, and values used in names (one, or one per i)."""
 
     counters: Mapping[str, int]
     values: Mapping[str, int | Sequence[int]]
@@ -50,7 +50,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of an original file and what it is in diffusers: one tensor, or three where it is stacked."""
+    """One tensor of an original file and its name in diffusers, or three names if it is stacked."""
 
     diffusers: tuple[str, ...]
     original: str
@@ -58,7 +58,7 @@ class Rule:
 
 
 def _value(expression: str, known: Mapping[str, int]) -> int:
-    """A sum of products of counters and numbers, such as `s*i+j+1` or `t-i-1`."""
+    """Evaluate a sum of products of counters and numbers, such as `s*i+j+1` or `t-i-1`."""
     total = 0
     for sign, term in re.findall(r"([+-]?)([^+-]+)", expression):
         product = -1 if sign == "-" else 1
@@ -73,7 +73,7 @@ def _fill(template: str, known: Mapping[str, int]) -> str:
 
 
 def expand(rows: Iterable[Row], sizes: Sizes) -> tuple[Rule, ...]:
-    """All the rules that the rows mean for a model of these sizes. Not every one of them needs to occur in it."""
+    """Expand rows to rules for a model of these sizes. A model need not have all of them."""
     rules: list[Rule] = []
     for row in rows:
         letters = sorted(set(re.findall(r"\{([a-z])\}", row.diffusers)))
@@ -96,31 +96,29 @@ def _rules(diffusers: str, original: str, form: Form) -> list[Rule]:
     ]
 
 
-def _refuse_unknown(unknown: Sequence[str], where: str) -> None:
+def _check_known(unknown: Sequence[str], where: str) -> None:
     if unknown:
-        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         raise CheckpointError(
-            f"{where}: {len(unknown)} tensors have no place in this kind of model: "
-            f"{', '.join(sorted(unknown)[:_LISTED])}{more}. "
-            "It is a model of another kind, or of a later variant that this version does not know."
+            f"{where}: {counted(len(unknown), 'unknown tensor')}: {listed(sorted(unknown), 8)}. "
+            "The model is of another kind, or of a newer variant that is not supported."
         )
 
 
 def flat_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a 1x1 convolution's weight as a Linear weight; any other shape as it is."""
+    """Return the shape of a 1x1 convolution's weight as a Linear weight; any other shape unchanged."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def _transposed(tensor: LazyTensor, where: str) -> LazyTensor:
     if len(tensor.shape) != 2:
-        raise CheckpointError(f"{where}: is no matrix but has the shape {tensor.shape}. The file is damaged.")
+        raise CheckpointError(f"{where}: not a matrix, but of shape {tensor.shape}. The file is damaged.")
     return tensor.transposed()
 
 
 def to_diffusers(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where: str) -> dict[str, LazyTensor]:
-    """Rename from the original layout. `where` begins the message of a CheckpointError about keys without a rule."""
+    """Rename from the original layout. Raises CheckpointError, starting with `where`, for keys without a rule."""
     by_name = {rule.original: rule for rule in rules}
-    _refuse_unknown([name for name in tensors if name not in by_name], where)
+    _check_known([name for name in tensors if name not in by_name], where)
     renamed: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         rule = by_name[name]
@@ -137,15 +135,16 @@ def to_diffusers(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where
 
 
 def to_original(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], where: str) -> dict[str, LazyTensor]:
-    """Rename to the original layout: the inverse of to_diffusers. Raises CheckpointError as that does."""
+    """Rename to the original layout, the inverse of to_diffusers. Raises CheckpointError for keys without a rule."""
     known = [rule for rule in rules if rule.diffusers[0] in tensors]
-    reached = {name for rule in known for name in rule.diffusers}
-    _refuse_unknown([name for name in tensors if name not in reached], where)
+    covered = {name for rule in known for name in rule.diffusers}
+    _check_known([name for name in tensors if name not in covered], where)
     renamed: dict[str, LazyTensor] = {}
     for rule in known:
         parts = [tensors[name] for name in rule.diffusers if name in tensors]
         if len(parts) != len(rule.diffusers):
-            raise CheckpointError(f"{where}: {rule.diffusers[0]} is there without its fellows {rule.diffusers[1:]}.")
+            missing = [name for name in rule.diffusers if name not in tensors]
+            raise CheckpointError(f"{where}: {listed(missing)} missing beside {rule.diffusers[0]}. Get the file again.")
         tensor = stacked(parts) if rule.form == "stacked" else parts[0]
         if rule.form == "conv 1x1" and len(tensor.shape) == 2:
             tensor = tensor.reshape((*tensor.shape, 1, 1))

@@ -1,4 +1,4 @@
-"""Tensors that are known by shape and dtype and read when needed; and how to read many of them fast."""
+"""Tensors with known shape and dtype that are read when needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TORCH_NAMES = {
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """torch's dtype for a dtype name of the safetensors format ("F16" -> torch.float16)."""
+    """Return the torch dtype of a safetensors dtype name ("F16" -> torch.float16)."""
     import torch
 
     dtype = getattr(torch, _TORCH_NAMES[name])
@@ -30,17 +30,17 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a torch dtype (torch.float16 -> "F16"). Raises KeyError for one without."""
+    """Return the safetensors name of a torch dtype (torch.float16 -> "F16"). Raises KeyError if there is none."""
     return {torch_dtype(name): name for name in ITEM_SIZES}[dtype]
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """What a tensor is, and how to get it.
+    """A tensor that is read by `load`.
 
-    may_be_infinite: it is not refused for that when written. So are buffers of a source file that only pass through, of
-    which some are infinite by design (a causal mask; a schedule that ends in pure noise).
-    place: where its bytes lie as they are, so that they can be copied without a tensor in between (None: nowhere).
+    may_be_infinite: writing does not check for infinite values; for buffers copied from a source file, some of which
+    are infinite by design (a causal mask; a schedule that ends in pure noise).
+    place: location of its unchanged bytes in a file, so that they can be copied directly (None: not in a file).
     """
 
     info: TensorInfo
@@ -60,25 +60,25 @@ class LazyTensor:
 
     @staticmethod
     def of(tensor: Tensor | LazyTensor) -> LazyTensor:
-        """A tensor at hand as a lazy one (a lazy one as it is)."""
+        """Wrap a tensor; a lazy tensor is returned unchanged."""
         if isinstance(tensor, LazyTensor):
             return tensor
         return LazyTensor(TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape)), lambda: tensor.detach())
 
     def reshape(self, shape: tuple[int, ...]) -> LazyTensor:
-        """The same values in another shape."""
+        """Return the same values in another shape."""
         if shape == self.shape:
             return self
         load = self.load
         return replace(self, info=TensorInfo(self.dtype, shape), load=lambda: load().reshape(shape))
 
     def transposed(self) -> LazyTensor:
-        """A matrix with rows and columns changed over, (a, b) -> (b, a)."""
+        """Return the transpose of a matrix, (a, b) -> (b, a)."""
         a, b = self.shape
         return LazyTensor(TensorInfo(self.dtype, (b, a)), lambda: self.load().T.contiguous())
 
     def rows(self, start: int, end: int) -> LazyTensor:
-        """Rows start..end-1 of the first dimension."""
+        """Return rows start..end-1 of the first dimension."""
         info = TensorInfo(self.dtype, (end - start, *self.shape[1:]))
         place = self.place
         if place is not None and place.start is not None:
@@ -87,7 +87,7 @@ class LazyTensor:
         return LazyTensor(info, lambda: self.load()[start:end], place=place)
 
     def cast(self, dtype: str) -> LazyTensor:
-        """In another floating dtype; tensors of integers stay as they are."""
+        """Convert to another floating-point dtype; integer tensors are unchanged."""
         if dtype == self.dtype or not self.info.is_float:
             return self
         load = self.load
@@ -95,7 +95,7 @@ class LazyTensor:
 
 
 def stacked(parts: list[LazyTensor]) -> LazyTensor:
-    """Several tensors of the same width, one below the other (dimension 0)."""
+    """Concatenate tensors of the same width along dimension 0."""
 
     def load() -> Tensor:
         import torch

@@ -1,6 +1,6 @@
-"""modelspec.* metadata of a file: build and read.
+"""Build and read the modelspec.* metadata of a file.
 
-Source: Stability-AI/ModelSpec 1.0.1, with the values that users' tools expect of a Stable Diffusion trainer.
+Source: Stability-AI/ModelSpec 1.0.1, with the values that other tools expect for Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from library.checkpoints.header import CheckpointError
 _PREFIX = "modelspec."
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
-# modelspec.implementation by whose names the layers of the U-Net have
-NAMES_OF = {"diffusers": "diffusers", "original": _IMPLEMENTATION}
+# modelspec.implementation by the naming scheme of the U-Net's layers
+IMPLEMENTATIONS = {"diffusers": "diffusers", "original": _IMPLEMENTATION}
 
-# what an adapter's file needs so that others load and show it rightly: all that --no_metadata leaves of ss_*
+# the ss_* keys that other programs need to load an adapter; all that --no_metadata keeps
 ADAPTER_MINIMUM = (
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
 )  # fmt: skip
 
 
-def build_modelspec(  # noqa: PLR0913 - a key of the standard each
+def build_modelspec(  # noqa: PLR0913 - one argument per key of the standard
     *,
     architecture: str,
     title: str | None,
@@ -36,15 +36,15 @@ def build_modelspec(  # noqa: PLR0913 - a key of the standard each
     implementation_version: str | None = None,
     timestep_range: tuple[int, int] | None = None,
     encoder_layer: int | None = None,
-    given: Mapping[str, str | None] | None = None,
+    user_fields: Mapping[str, str | None] | None = None,
     untitled: str = "Checkpoint",
 ) -> dict[str, str]:
-    """The modelspec.* strings of a model file.
+    """Build the modelspec.* strings of a model file.
 
     architecture  such as "stable-diffusion-v1"; prediction "epsilon" or "v"; resolution (width, height)
-    title         None or "" becomes `untitled`@ and the time; made_at is local time
-    given         what the user set by metadata_*: author, description, license, tags, usage_hint, thumbnail, any other.
-                  A thumbnail that is a path becomes a data URL. Raises CheckpointError if that file cannot be read
+    title         None or "" becomes `untitled`@<time>; made_at is local time
+    user_fields   set by the user with metadata_*: author, description, license, tags, usage_hint, thumbnail or any
+                  other name. A thumbnail path becomes a data URL. Raises CheckpointError if that file cannot be read
     """
     stamp = made_at.replace(microsecond=0)
     spec = {
@@ -62,24 +62,24 @@ def build_modelspec(  # noqa: PLR0913 - a key of the standard each
         spec["timestep_range"] = f"{timestep_range[0]},{timestep_range[1]}"
     if encoder_layer is not None:
         spec["encoder_layer"] = str(encoder_layer)
-    for name, value in (given or {}).items():
+    for name, value in (user_fields or {}).items():
         if value and name != "title":
             spec[name] = thumbnail_url(value) if name == "thumbnail" else value
     return {_PREFIX + name: value for name, value in spec.items()}
 
 
 def read_modelspec(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The modelspec values of a header's metadata, their names without the prefix."""
+    """Return the modelspec values of a header's metadata, without the prefix in their names."""
     return {name.removeprefix(_PREFIX): value for name, value in metadata.items() if name.startswith(_PREFIX)}
 
 
 def thumbnail_url(value: str) -> str:
-    """An image file as a data URL; a value that is a data URL already stays. Raises CheckpointError."""
+    """Return an image file as a data URL; a data URL is returned unchanged. Raises CheckpointError."""
     if value.startswith("data:"):
         return value
     kind = mimetypes.guess_type(value)[0] or ""
     if not kind.startswith("image/"):
-        raise CheckpointError(f"metadata_thumbnail {value}: not an image by its name. Give a .png, .jpg or .webp file.")
+        raise CheckpointError(f"metadata_thumbnail {value}: not an image file. Use a .png, .jpg or .webp file.")
     try:
         content = Path(value).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The hashes by which WebUIs know a model. Reading gigabytes takes seconds, so it is done once for each file."""
+"""The hashes by which WebUIs identify a model. Reading gigabytes takes seconds, so each file is hashed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from library.checkpoints.files import legacy_hash, sha256
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json
 
-_COARSEST = 2_000_000_000  # ns: FAT tells times of change in steps of two seconds
+_COARSEST = 2_000_000_000  # ns: FAT stores modification times in steps of two seconds
 
 
 class Hashes(NamedTuple):
@@ -26,7 +26,7 @@ class Hashes(NamedTuple):
 
 
 def model_hashes(path: Path | str) -> Hashes:
-    """Of a model file, all of which is read. "IsADirectory" or "NOFILE" twice where there is no file to read."""
+    """Hash a whole model file. Returns "IsADirectory" or "NOFILE" twice if there is no file to read."""
     if Path(path).is_dir():
         return Hashes("IsADirectory", "IsADirectory")
     try:
@@ -36,9 +36,9 @@ def model_hashes(path: Path | str) -> Hashes:
 
 
 class ModelHashes:
-    """The hashes of a file as it is when this is made; they are computed when first asked for.
+    """The hashes of a file in its state at construction, computed on first use.
 
-    `memory`: a folder that keeps them from run to run, as long as the file has the same length and time of change.
+    `memory`: a folder that caches them between runs, while the file's size and modification time stay the same.
     """
 
     def __init__(self, path: Path, memory: Path | None = None) -> None:
@@ -51,14 +51,14 @@ class ModelHashes:
         self._begun = self._done = False
 
     def begin(self) -> None:
-        """Compute them in a thread beside other work, once; hashing leaves Python's lock free."""
+        """Compute the hashes in a background thread, once; hashing releases the GIL."""
         if self._begun:
             return
         self._begun = True
         threading.Thread(target=self.value, daemon=True).start()
 
     def value(self) -> Hashes | None:
-        """The hashes; None if the file has been replaced meanwhile, so that they would be those of another model."""
+        """Return the hashes; None if the file has been replaced meanwhile."""
         with self._lock:
             if not self._done:
                 self._found, self._done = self._recall() or self._compute(), True
@@ -68,9 +68,9 @@ class ModelHashes:
         found = model_hashes(self._path)
         if _stamp(self._path) != self._stamp:
             return None
-        settled = self._stamp is not None and time.time_ns() - self._stamp[1] > _COARSEST
-        if self._remembered is not None and settled:
-            with contextlib.suppress(CheckpointError, OSError):  # a folder that cannot be written costs seconds only
+        old_enough = self._stamp is not None and time.time_ns() - self._stamp[1] > _COARSEST
+        if self._remembered is not None and old_enough:
+            with contextlib.suppress(CheckpointError, OSError):  # without the cache it only takes longer
                 write_json(self._remembered, {"stamp": self._stamp, **found._asdict()})
         return found
 
@@ -87,7 +87,7 @@ class ModelHashes:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Length and time of change of a file; None for a folder or nothing."""
+    """Return size and modification time of a file; None for a folder or a missing file."""
     try:
         facts = path.stat()
     except OSError:

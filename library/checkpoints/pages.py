@@ -1,4 +1,4 @@
-"""Pages of mapped files that are in memory and no longer needed there."""
+"""Release pages of memory-mapped files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# of Linux' mman.h; see madvise(2)
+# Linux mman.h; see madvise(2)
 MADV_DONTNEED = 4
 
 
-def let_go(mapped: Tensor) -> bool:
-    """Take the pages of a privately mapped file, which nobody has written to, out of this process. True where it was
-    done (Linux).
+def release(mapped: Tensor) -> bool:
+    """Drop the pages of a privately mapped file, unless modified, from this process. Returns True if done (Linux only).
 
-    They stay in the system's cache and come back when they are read again; but meanwhile they count as this process's
-    memory, and a model of which each tensor was copied would be there twice.
+    They stay in the system's cache and are mapped again when read. Without this they count as memory of this process,
+    and a model whose tensors were all copied would count twice.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,8 +1,8 @@
-"""torch's zip form of a dict of tensors, written tensor by tensor: what torch.save does of a whole one in memory.
+"""Write torch's zip format tensor by tensor; torch.save needs all tensors in memory.
 
 Format: torch/serialization.py. An archive, nothing compressed: `<top>/data.pkl`, a pickle in which a storage is a
-persistent id, `<top>/data/<key>`, its bytes, and `<top>/version`. Data begin at multiples of 64 bytes, as torch puts
-them, so that they can be mapped.
+persistent id, `<top>/data/<key>`, its bytes, and `<top>/version`. Data start at multiples of 64 bytes, as in torch, so
+that they can be mapped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor in the pickle: what it is, and the key of its bytes."""
+    """A tensor in the pickle and the key of its bytes."""
 
     tensor: LazyTensor
     key: str
@@ -57,7 +57,7 @@ class _Pickler(pickle.Pickler):
         import torch
 
         info = obj.tensor.info
-        usual = _STORAGES.get(info.dtype)  # kinds of numbers that came later have no storage of their own
+        usual = _STORAGES.get(info.dtype)  # newer dtypes have no storage class
         kind = torch.UntypedStorage if usual is None else getattr(torch, usual)
         storage = _Storage(kind, obj.key, info.nbytes if usual is None else info.count)
         placed: tuple[Any, ...] = (storage, 0, info.shape, _strides(info.shape), False, OrderedDict())
@@ -81,10 +81,10 @@ def write_torch(
     contents: Iterable[memoryview],
     wrap: Callable[[dict[str, Any]], Any],
 ) -> None:
-    """Write what torch.load reads as `wrap` of the dict of tensors.
+    """Write a file from which torch.load returns `wrap(tensors)`.
 
-    `contents` are the bytes of the tensors, asked for one at a time in their order; `wrap` may put the dict into
-    another, beside plain values.
+    `contents`: the bytes of the tensors, consumed one at a time in order. `wrap` may put the dict into another one with
+    further plain values.
     """
     stored = {name: _Stored(tensor, str(key)) for key, (name, tensor) in enumerate(tensors.items())}
     content = io.BytesIO()
@@ -104,6 +104,6 @@ def _add(archive: zipfile.ZipFile, stream: BinaryIO, name: str, content: memoryv
     start = stream.tell() + _LOCAL_HEADER + len(entry.filename) + wide
     padding = -start % _ALIGNED
     padding += _ALIGNED if padding < 4 else 0
-    entry.extra = struct.pack("<2sH", b"FB", padding - 4) + b"Z" * (padding - 4)  # as torch fills up
+    entry.extra = struct.pack("<2sH", b"FB", padding - 4) + b"Z" * (padding - 4)  # padding as in torch
     with archive.open(entry, "w") as target:
         target.write(content)

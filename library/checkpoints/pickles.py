@@ -1,7 +1,7 @@
-"""What stands in a torch pickle (.ckpt, .pt, .bin), found out without torch and without running any of it.
+"""Read the header of a torch pickle (.ckpt, .pt, .bin) without torch and without running any of its code.
 
-A pickle is a program: it may import any name and call it. The unpickler here resolves every name to an inert stand-in,
-so the structure (names, dtypes, shapes) comes out and nothing is called. Names outside a short list make the file
+A pickle is a program: it may import any name and call it. This unpickler resolves every name to an inert stand-in, so
+that it finds the structure (names, dtypes, shapes) and calls nothing. Files with names outside a short list are
 refused. Format: torch/serialization.py; the zip form is an archive with `<top>/data.pkl` and `<top>/data/<key>`, the
 older form is five pickles in a row (magic number, protocol, system, object, storage keys) and the raw storages after
 them.
@@ -37,8 +37,8 @@ _DTYPES = {
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "numpy._core.multiarray": "numpy.core.multiarray"}
 _OLD_NAMES = {("__builtin__", "long"): "int", ("__builtin__", "unicode"): "str", ("__builtin__", "xrange"): "range"}
 
-# What trainers left in published files beside the weights: callbacks, configurations, counters. None of it is needed,
-# none of it is called; whole packages are named by a trailing dot.
+# Objects that trainers left in published files: callbacks, configurations, counters. None is needed, none is called;
+# a trailing dot stands for a whole package.
 _HARMLESS = (
     "pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.", "omegaconf.", "argparse.Namespace",
     "typing.Any", "typing.Dict", "typing.List", "collections.Counter", "datetime.",
@@ -50,7 +50,7 @@ _HARMLESS = (
 
 
 class Inert:
-    """Stands for any harmless object of a pickle. Takes whatever it is given and does nothing with it."""
+    """Stands for any harmless object of a pickle. Accepts anything and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         """Accept any arguments, keep none."""
@@ -73,7 +73,7 @@ class Inert:
 
 
 class InertDict:
-    """Stands for dict-like classes: what is put in goes to a plain dict, as torch's unpickler demands."""
+    """Stands for dict-like classes: returns a plain dict, as torch's unpickler requires."""
 
     def __new__(cls, *args: Any) -> Any:
         """A new empty dict."""
@@ -112,7 +112,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class InertTensor:
-    """A tensor of a pickle: what it is, and how many bytes of which storage it reaches into."""
+    """A tensor of a pickle, its storage, and the number of bytes it needs of it."""
 
     info: TensorInfo
     storage: str
@@ -163,7 +163,7 @@ def _modern(name: str) -> str:
 
 
 def stand_in(name: str) -> Any | None:
-    """What a global of a pickle is replaced by, or None where the file is to be refused."""
+    """Return the stand-in for a global of a pickle, or None if the file must be refused."""
     name = _modern(name)
     module, _, last = name.rpartition(".")
     if name in _STAND_INS:
@@ -178,17 +178,18 @@ def stand_in(name: str) -> Any | None:
 
 
 def torch_stand_ins(names: frozenset[str]) -> list[tuple[Callable[..., Any], str]]:
-    """(stand-in, "module.Name") of the names in a file, for torch.serialization.safe_globals.
+    """Return (stand-in, "module.Name") of the names in a file, for torch.serialization.safe_globals.
 
-    torch prefers its own where weights_only knows a name; what it rebuilds tensors with is not replaced.
+    torch's own objects take precedence where weights_only knows the name; functions that rebuild tensors are not
+    replaced.
     """
-    # by either age of the names: which of them torch looks up depends on its version
+    # under old and new names: which one torch looks up depends on its version
     found = {name: stand_in(name) for name in sorted(names | {_modern(name) for name in names})}
     return [(item, name) for name, item in found.items() if item in (Inert, InertDict, InertDtype, inert_scalar)]
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Reads the structure. Unknown globals become inert too and are noted, so that all of them can be named."""
+    """Reads the structure. Unknown globals become inert too and are collected for the error message."""
 
     def __init__(self, stream: BinaryIO | io.BytesIO) -> None:
         super().__init__(stream, encoding="latin1")
@@ -213,18 +214,18 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def _structure(path: Path, unpickler: _InertUnpickler) -> Any:
-    """The unpickled structure; refuses the file if it names anything outside the list."""
+    """Unpickle the structure. Raises CheckpointError if the file uses a name outside the list."""
     failure: Exception | None = None
     value: Any = None
     try:
         value = unpickler.load()
-    except Exception as error:  # noqa: BLE001 - a pickle can fail in any way; what it named is the better message
+    except Exception as error:  # noqa: BLE001 - a pickle can fail in any way; its refused names are the better message
         failure = error
     if unpickler.refused:
         names = ", ".join(sorted(set(unpickler.refused)))
         raise CheckpointError(
             f"{path}: refused, because loading it would run code or needs objects that are not weights: {names}. "
-            "Nothing of it was run. Use a .safetensors file of this model, or one from a source that you trust."
+            "No code was run. Use a .safetensors file of this model, or a file from a source that you trust."
         )
     if failure is not None:
         raise CheckpointError(
@@ -234,7 +235,7 @@ def _structure(path: Path, unpickler: _InertUnpickler) -> Any:
 
 
 def unwrap(value: Any) -> Mapping[Any, Any]:
-    """The dict that holds the tensors: `state_dict` levels are entered as often as there are any."""
+    """Return the dict of tensors, inside any number of `state_dict` levels."""
     while isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     return value if isinstance(value, Mapping) else {}
@@ -242,7 +243,7 @@ def unwrap(value: Any) -> Mapping[Any, Any]:
 
 @dataclass(frozen=True)
 class PickleContent:
-    """Header of a torch pickle, the globals it names, and whether torch can map it into memory (zip form)."""
+    """Header of a torch pickle, the globals it uses, and whether torch can memory-map it (zip form)."""
 
     header: Header
     globals: frozenset[str]
@@ -253,7 +254,7 @@ def _content(path: Path, value: Any, unpickler: _InertUnpickler, *, mappable: bo
     tensors = {str(name): item for name, item in unwrap(value).items() if isinstance(item, InertTensor)}
     if not tensors:
         raise CheckpointError(
-            f"{path}: holds no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
+            f"{path}: contains no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
         )
     numbers = {}
     if isinstance(value, Mapping):
@@ -267,23 +268,23 @@ def _content(path: Path, value: Any, unpickler: _InertUnpickler, *, mappable: bo
     for name, item in tensors.items():
         storage = unpickler.storages[item.storage]
         if item.reach > storage.count * ITEM_SIZES[storage.dtype] or item.reach < 0:
-            raise CheckpointError(f"{path}: tensor {name} reaches beyond its data. The file is damaged: get it again.")
+            raise CheckpointError(f"{path}: tensor {name} exceeds its data. The file is damaged: get it again.")
     return PickleContent(header, frozenset(unpickler.globals), mappable)
 
 
 def _truncated(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path}: the file is not whole ({why}). The download or copy was cut short: get it again.")
+    return CheckpointError(f"{path}: the file is incomplete ({why}). Get it again.")
 
 
 def read_zip(path: Path) -> PickleContent:
-    """Header of a torch zip file; checks that every storage is there in full."""
+    """Read the header of a torch zip file and check that every storage is complete."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = {info.filename: info for info in archive.infolist()}
             pickles = [name for name in records if name.endswith("/data.pkl") or name == "data.pkl"]
             if not pickles or any(name.endswith("/constants.pkl") for name in records):
                 raise CheckpointError(
-                    f"{path}: a zip archive, but not of model weights. Give a .safetensors or .ckpt file."
+                    f"{path}: a zip archive without model weights. Give a .safetensors or .ckpt file."
                 )
             top = pickles[0].removesuffix("data.pkl")
             unpickler = _InertUnpickler(io.BytesIO(archive.read(pickles[0])))
@@ -303,7 +304,7 @@ def read_zip(path: Path) -> PickleContent:
 
 
 def read_legacy(path: Path) -> PickleContent:
-    """Header of a torch file from before 1.6 (five pickles, then the storages); checks that it is whole."""
+    """Read the header of a file from before torch 1.6 (five pickles, then the storages) and check its size."""
     with path.open("rb") as stream:
         unpicklers = []
         values = []
@@ -312,7 +313,7 @@ def read_legacy(path: Path) -> PickleContent:
             values.append(_structure(path, unpickler))
             unpicklers.append(unpickler)
             if len(values) == 1 and values[0] != _LEGACY_MAGIC:
-                raise CheckpointError(f"{path}: a pickle, but not of torch. Give a .safetensors or .ckpt file.")
+                raise CheckpointError(f"{path}: a pickle that torch did not write. Give a .safetensors or .ckpt file.")
         position = stream.tell()
         content = _content(path, values[3], unpicklers[3], mappable=False)
         end = os.fstat(stream.fileno()).st_size
@@ -326,7 +327,7 @@ def read_legacy(path: Path) -> PickleContent:
 
 
 def read_pickle(path: Path) -> PickleContent:
-    """Header of a torch file of either form. Raises CheckpointError if it is damaged or names anything not harmless."""
+    """Read the header of a torch file of either form. Raises CheckpointError if it is damaged or unsafe."""
     with path.open("rb") as stream:
         start = stream.read(4)
     return read_zip(path) if start == b"PK\x03\x04" else read_legacy(path)

@@ -1,7 +1,7 @@
-"""What a checkpoint itself says of its U-Net's prediction and noise schedule, and the marks that say so in a file.
+"""Read and write how a checkpoint declares its prediction type and noise schedule.
 
-An original file may say it by empty tensors, `v_pred` and `ztsnr` (SDXL fine-tunes; ComfyUI, Forge and others go by
-them), or by modelspec.prediction_type in its metadata (Stability-AI/ModelSpec); a diffusers folder by its scheduler's
+Original files declare them with the empty tensors `v_pred` and `ztsnr` (SDXL fine-tunes; read by ComfyUI, Forge and
+others) or with modelspec.prediction_type in the metadata (Stability-AI/ModelSpec); diffusers folders in the scheduler's
 configuration. No torch at module level.
 """
 
@@ -24,36 +24,37 @@ _SPELLINGS: Mapping[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v": 
 
 
 @dataclass(frozen=True)
-class Noted:
-    """What a checkpoint says; None where it does not say. `where` names the places for the user ("": nowhere)."""
+class DeclaredPrediction:
+    """What a checkpoint declares; None if it declares nothing. `where` says where, for messages ("": nowhere)."""
 
     prediction: Literal["epsilon", "v"] | None = None
     zero_terminal_snr: bool | None = None
     where: str = ""
 
 
-def noted(header: Header) -> Noted:
-    """Read what a checkpoint says. The keys of a file outweigh its metadata: the programs that draw go by them."""
+def declared_prediction(header: Header) -> DeclaredPrediction:
+    """Read what a checkpoint declares. A file's keys override its metadata, as in inference programs."""
     if header.kind == "diffusers":
         scheduler = header.configs.get("scheduler", {})
         prediction = _SPELLINGS.get(str(scheduler.get("prediction_type")))
         rescaled = scheduler.get("rescale_betas_zero_snr")
         zero = rescaled if isinstance(rescaled, bool) else None
-        return Noted(prediction, zero, "" if prediction is None and zero is None else "its scheduler_config.json")
+        where = "" if prediction is None and zero is None else "its scheduler_config.json"
+        return DeclaredPrediction(prediction, zero, where)
     keys = [mark for mark in MARKS if mark in header.tensors]
     places = [f"its key{'s' if len(keys) > 1 else ''} {' and '.join(keys)}"] if keys else []
-    said = _SPELLINGS.get(header.metadata.get(_METADATA, ""))
+    prediction = _SPELLINGS.get(header.metadata.get(_METADATA, ""))
     if V_PRED in keys:
-        said = "v"
-    elif said is not None:
+        prediction = "v"
+    elif prediction is not None:
         places.append(f"{_METADATA} in its metadata")
-    return Noted(said, True if ZTSNR in keys else None, " and ".join(places))
+    return DeclaredPrediction(prediction, True if ZTSNR in keys else None, " and ".join(places))
 
 
 def marks(prediction: str, *, zero_terminal_snr: bool) -> dict[str, LazyTensor]:
-    """The empty tensors, (0,) float32, to write into an original file: `v_pred` for "v", `ztsnr` for a schedule that
-    ends in pure noise. Whatever marks the source had are to be left out (MARKS)."""
-    names = [name for name, meant in ((V_PRED, prediction == "v"), (ZTSNR, zero_terminal_snr)) if meant]
+    """Return the empty tensors, (0,) float32, to write into an original file: `v_pred` for "v", `ztsnr` for zero
+    terminal SNR. They replace any marks of the source file (MARKS)."""
+    names = [name for name, is_set in ((V_PRED, prediction == "v"), (ZTSNR, zero_terminal_snr)) if is_set]
     return {name: LazyTensor(TensorInfo("F32", (0,)), _empty) for name in names}
 
 

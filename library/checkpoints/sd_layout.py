@@ -1,9 +1,7 @@
-"""Stable Diffusion 1, 2, XL and XL's refiner: one original file <-> U-Net, VAE and text encoders as diffusers and
-transformers name them.
+"""Convert original files of Stable Diffusion 1, 2, XL and XL's refiner to diffusers' and transformers' names and back.
 
-Levels, blocks, attentions and depth are read from the names, so a miniature takes the path of the real model.
-Parts are called as diffusers calls their folders. Text encoder names have the `text_model.` level here, whatever the
-file has.
+Levels, blocks, attentions and depth are read from the names, so that miniature models work too. Parts are named like
+diffusers' folders. Text encoder names always have the `text_model.` level here.
 Counts of the real models: formats of CompVis/stable-diffusion and Stability-AI/stablediffusion (686 + 248 + 196 or 294
 keys), Stability-AI/generative-models (SDXL 1680 + 248 + 196 + 390, refiner 1220 + 248 + 390).
 """
@@ -21,6 +19,7 @@ from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.keymap import Row, Rule, Sizes, expand, flat_shape
 from library.checkpoints.lazy import LazyTensor, torch_dtype
 from library.checkpoints.tables import clip_hf, clip_open, unet_sd, vae_sd
+from library.messages import counted, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +28,7 @@ Side = str  # "original" or "diffusers"
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the highest number that the pattern finds; 0 if it finds none."""
+    """Return the highest number that the pattern finds, plus 1; 0 if it finds none."""
     return max((int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0)
 
 
@@ -73,17 +72,17 @@ _POSITION_IDS = r"(?:.*\.)?position_ids"
 
 
 def with_text_model(name: str) -> str:
-    """A text encoder's name with the `text_model.` level, which transformers 5 and some files leave out."""
+    """Add the `text_model.` level to a text encoder's name; transformers 5 and some files lack it."""
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
 
 
 def modern_text_name(name: str) -> str | None:
-    """A text encoder's diffusers name with the `text_model.` level; None for a buffer that is no weight."""
+    """Add the `text_model.` level to a text encoder's name; None for position ids, which are no weights."""
     return None if re.fullmatch(_POSITION_IDS, name) else with_text_model(name)
 
 
 def modern_vae_name(name: str) -> str:
-    """A diffusers VAE name with today's names of the attention layers (to_q, ...)."""
+    """Return a VAE tensor's name with diffusers' current attention names (to_q, ...)."""
     *path, module, leaf = name.split(".")
     if path and path[-1].isdigit() and "attentions" in path:
         module = vae_sd.OLD_DIFFUSERS.get(module, module)
@@ -94,12 +93,12 @@ def modern_vae_name(name: str) -> str:
 class Part:
     """A part of an original file.
 
-    name, prefix  its folder in a diffusers model; what its keys begin with in an original file
-    rows          its table; `variants` spells some of the same tensors as a few files do
-    kept          pattern of keys that no module takes but files keep
-    modern        a name of any diffusers or transformers version -> today's; None is left out
+    name, prefix  its folder in a diffusers model; the prefix of its keys in an original file
+    rows          its table; `variants`: other names of some tensors, used in a few files
+    kept          pattern of keys that belong to no module but are kept in files
+    modern        name of any diffusers or transformers version -> current name; None: left out
     bare          its original keys may lack the `text_model.` level
-    spare_layer   it has one layer more in the file than in the model (SD2 uses the penultimate one's output)
+    spare_layer   the file has one layer more than the model (SD2 uses the second to last layer's output)
     """
 
     name: str
@@ -113,9 +112,9 @@ class Part:
     spare_layer: bool = False
 
     def rules(self, names: Iterable[str], side: Side, known: Collection[str] = ()) -> tuple[Rule, ...]:
-        """The renames for a model with these names (of one layout, without prefix).
+        """Return the rules for a model with these names (of one layout, without prefix).
 
-        `known`: the full names of an original file, whose spelling is taken where there are two.
+        `known`: the full names of an original file, which decide between alternative names.
         """
         sizes = self.sizes(names, side)
         spelled = {
@@ -128,8 +127,8 @@ class Part:
 class Layout:
     """A kind of original file.
 
-    kept      pattern of keys outside the parts that every file of the kind may have; others are kept too, but noted
-    ignored   pattern of keys that are left out (counted in a note)
+    kept      pattern of usual keys outside the parts; other keys are kept too, with a note
+    ignored   pattern of keys that are left out, with a note
     """
 
     parts: tuple[Part, ...]
@@ -143,19 +142,19 @@ class Layout:
 
 
 def _clip_hf(prefix: str) -> Part:
-    """OpenAI's CLIP behind transformers' names."""
+    """OpenAI's CLIP, with transformers' names."""
     kept = rf"{_POSITION_IDS}|text_projection\.weight|logit_scale"
     return Part("text_encoder", prefix, clip_hf.ROWS, clip_sizes, kept, modern=modern_text_name, bare=True)
 
 
 def _open_clip(prefix: str) -> Part:
-    """OpenCLIP with the projection of its pooled state, as SDXL and its refiner use it."""
+    """OpenCLIP with a projection of the pooled state, as in SDXL and its refiner."""
     return Part(
         "text_encoder_2",
         prefix,
         clip_open.PROJECTED_ROWS,
         clip_sizes,
-        kept=rf"{_POSITION_IDS}|logit_scale|attn_mask",  # the position_ids are ComfyUI's
+        kept=rf"{_POSITION_IDS}|logit_scale|attn_mask",  # position_ids: written by ComfyUI
         variants=clip_open.LINEAR_PROJECTION,
         modern=modern_text_name,
     )
@@ -177,7 +176,7 @@ CLIP_OPEN = Part(
 _BUFFERS = (
     r"betas|(?:sqrt_|log_)?(?:one_minus_)?alphas_cumprod(?:_prev)?|sqrt_recip(?:m1)?_alphas_cumprod|posterior_\w+|logvar|log_var"
     r"|cond_stage_model\.logit_scale|lvlb_weights|scale_factor|denoiser\.(?:log_)?sigmas"
-    r"|v_pred|ztsnr"  # marks of what the U-Net predicts (prediction_marks.py)
+    r"|v_pred|ztsnr"  # marks of the prediction type (prediction_marks.py)
 )
 _LEFT_OUT = r"model_ema\..*|first_stage_model\.loss\..*|loss\..*"
 SD1 = Layout((UNET, VAE, _clip_hf("cond_stage_model.transformer.")), _BUFFERS, _LEFT_OUT)
@@ -197,7 +196,7 @@ REFINER = Layout((UNET_XL, VAE, _open_clip("conditioner.embedders.0.model.")), _
 
 @dataclass(frozen=True)
 class Split:
-    """A checkpoint taken apart.
+    """A checkpoint split into parts.
 
     parts: part -> diffusers name -> tensor; kept: original name -> tensor; notes: for the user.
     """
@@ -209,18 +208,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Joined:
-    """An original file put together: original name -> tensor, and notes for the user."""
+    """The tensors of an original file by name, and notes for the user."""
 
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
 
 
 def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] | None = None) -> Split:
-    """Take a checkpoint apart by names, all of it or some parts; no tensor is read before its load() is called.
+    """Split an original file or diffusers folder into parts, all or those named, with lazy tensors.
 
-    The reader may be of an original file or of a diffusers folder. Shapes are those of diffusers' modules, with one
-    exception: the U-Net's proj_in and proj_out stay 4-D or 2-D as the file has them. Raises CheckpointError if a wanted
-    part is missing or a key of a part has no rule.
+    Shapes are those of diffusers' modules, except that the U-Net's proj_in and proj_out stay 4-D or 2-D as in the file.
+    Raises CheckpointError if a part is missing or one of its keys has no rule.
     """
     lazy = {name: reader.lazy(name) for name in reader.header.tensors}
     wanted = set(layout.names if parts is None else parts)
@@ -240,21 +238,19 @@ def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] | No
             kept.update({part.prefix + name: tensor for name, tensor in extra.items()})
     notes = []
     if ignored:
-        notes.append(f"{len(ignored)} tensors of EMA copies or of VAE training are left out ({ignored[0]}, ...)")
+        notes.append(f"left out: {counted(len(ignored), 'tensor')} of EMA copies or VAE training ({ignored[0]}, ...)")
     if unknown := [name for name in lazy if not re.fullmatch(layout.kept, name)]:
-        notes.append(
-            f"{len(unknown)} tensors of the file have no use here and are kept as they are: {', '.join(unknown[:5])}"
-        )
+        notes.append(f"kept unchanged: {counted(len(unknown), 'tensor')} of no part of the model: {listed(unknown, 5)}")
     return Split(found, {**kept, **lazy}, tuple(notes))
 
 
 def _from_original(
     inner: dict[str, LazyTensor], part: Part, where: str
 ) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
-    """(diffusers name -> tensor, kept: name as in the file -> tensor) of one part."""
+    """Return (diffusers name -> tensor, kept: name in the file -> tensor) of one part."""
     if not inner:
         raise CheckpointError(
-            f"{where}: has no {part.name} (no key begins with {part.prefix}). Give a file of the whole model."
+            f"{where}: has no {part.name} (no key starts with {part.prefix}). Give a file of the whole model."
         )
     spare = ""
     if part.spare_layer:
@@ -272,17 +268,17 @@ def _from_original(
 
 
 def _from_folder(lazy: Mapping[str, LazyTensor], part: Part, header: Header) -> dict[str, LazyTensor]:
-    """One part of a diffusers folder, its names made today's and checked against the table."""
+    """Return one part of a diffusers folder, with current names, checked against the table."""
     prefix = f"{part.name}/"
     named = {name.removeprefix(prefix): tensor for name, tensor in lazy.items() if name.startswith(prefix)}
     return diffusers_names(named, part, f"{header.path}: {part.name}")
 
 
 def diffusers_names(named: Mapping[str, LazyTensor], part: Part, where: str) -> dict[str, LazyTensor]:
-    """A part in any diffusers naming, old or new -> today's names. Raises CheckpointError for keys without a rule."""
+    """Rename a part from any diffusers version to current names. Raises CheckpointError for keys without a rule."""
     named = _modern(named, part)
     rules = part.rules(named, "diffusers")
-    keymap.to_original(named, rules, where)  # only to refuse what has no rule
+    keymap.to_original(named, rules, where)  # only checks that every key has a rule
     flat = {rule.diffusers[0] for rule in rules if rule.form == "conv 1x1"}
     return {
         name: tensor.reshape(flat_shape(tensor.shape)) if name in flat else tensor for name, tensor in named.items()
@@ -290,7 +286,7 @@ def diffusers_names(named: Mapping[str, LazyTensor], part: Part, where: str) -> 
 
 
 def _modern(named: Mapping[str, LazyTensor], part: Part) -> dict[str, LazyTensor]:
-    return {name: tensor for given, tensor in named.items() if (name := part.modern(given)) is not None}
+    return {name: tensor for old_name, tensor in named.items() if (name := part.modern(old_name)) is not None}
 
 
 def to_original(
@@ -300,11 +296,11 @@ def to_original(
     like: Header | None = None,
     dtype: str | None = None,
 ) -> Joined:
-    """Put an original file together: the inverse of to_diffusers.
+    """Join parts to an original file, the inverse of to_diffusers.
 
-    like    header of the file that the model came from: its conventions are kept (4-D or 2-D projections, the
-    `text_model.` level, a projection as a Linear's weight)
-    dtype   "F32", "F16" or "BF16" for the floats of the parts; None leaves them. Kept tensors stay as they are
+    like    header of the model's source file, whose conventions are kept (4-D or 2-D projections, the `text_model.`
+    level, a projection as a Linear's weight)
+    dtype   "F32", "F16" or "BF16" for floating-point tensors of the parts; None: unchanged. Kept tensors are unchanged
     For SD2 from a diffusers folder the text encoder's last layer, text_projection and logit_scale are made up, with a
     note.
     """
@@ -330,20 +326,20 @@ def to_original(
 
 
 _MADE_NOTE = (
-    "{} tensors that a diffusers folder of SD2 does not have were made for the file: the text encoder's last layer "
-    "(a copy of the one before), text_projection (ones) and logit_scale (1). Nothing that draws images reads them"
+    "added {} tensors that SD2 files have and diffusers folders lack: the text encoder's last layer "
+    "(a copy of the one before), text_projection (ones) and logit_scale (1). Inference does not use them"
 )
 
 
 def _spelling(prefix: str, name: str, known: Mapping[str, TensorInfo]) -> str:
-    """The full name, without the `text_model.` level if the source file leaves it out."""
+    """Return the full name, without the `text_model.` level if the source file lacks it."""
     full = prefix + name
     short = prefix + name.removeprefix("text_model.")
     return short if short in known and full not in known else full
 
 
 def _conform(tensor: LazyTensor, info: TensorInfo | None) -> LazyTensor:
-    """A 1x1 convolution's weight as the source has it: 4-D or 2-D."""
+    """Reshape a 1x1 convolution's weight to 4-D or 2-D as in the source."""
     if info is None or info.shape == tensor.shape or flat_shape(info.shape) != flat_shape(tensor.shape):
         return tensor
     return tensor.reshape(info.shape)
@@ -352,7 +348,7 @@ def _conform(tensor: LazyTensor, info: TensorInfo | None) -> LazyTensor:
 def _spare_text_tensors(
     original: Mapping[str, LazyTensor], part: Part, kept: Mapping[str, object]
 ) -> dict[str, LazyTensor]:
-    """What SD2 files have beyond the layers in use, where the source did not bring it along."""
+    """Return the tensors of SD2 files beyond the layers in use, unless kept from the source."""
     last = part.sizes(original, "original").counters["n"] - 1
     before, spare = f"transformer.resblocks.{last}.", f"transformer.resblocks.{last + 1}."
     made = {spare + name.removeprefix(before): tensor for name, tensor in original.items() if name.startswith(before)}

@@ -1,8 +1,7 @@
-"""A VAE of its own (`--vae`): every form in which Stable Diffusion VAEs are published, as diffusers names it.
+"""Read a separate VAE (`--vae`) in any published form of Stable Diffusion VAEs, with diffusers' names.
 
-Forms: a file with original names, bare or behind `first_stage_model.` (a whole model serves too); a file with diffusers
-names, today's or those of before 0.15; a folder with config.json and weights; a diffusers model folder, of which vae/
-is taken.
+Forms: a file with original names, with or without `first_stage_model.` (also of a whole model); a file with diffusers
+names, current or from before 0.15; a folder with config.json and weights; a diffusers model folder with vae/.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from library.checkpoints.files import TensorReader, read_part_header
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.sd_layout import VAE, diffusers_names
+from library.messages import counted
 
 _MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
 class VaeFile:
-    """A VAE by diffusers names; `notes` for the user; `original`: it stood in the original layout."""
+    """A VAE with diffusers' names; `notes` for the user; `original`: the file has the original layout."""
 
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
@@ -30,24 +30,22 @@ class VaeFile:
 
 
 def read_vae(path: Path | str) -> VaeFile:
-    """Names and shapes of a VAE, its tensors lazy. Raises CheckpointError if it is none or has keys without a rule."""
+    """Read a VAE with lazy tensors. Raises CheckpointError if it is not a VAE or has keys without a rule."""
     path = Path(path)
     folder = path / "vae" if (path / "vae").is_dir() else path
     header = read_part_header(folder)
     reader = TensorReader(header)
     lazy = {name: reader.lazy(name) for name in header.tensors}
     if any(name.startswith(VAE.prefix) for name in lazy):
-        # of a whole model the rest is simply not asked for; only what lies under the prefix matters
+        # the rest of a whole model is ignored
         lazy = {name.removeprefix(VAE.prefix): tensor for name, tensor in lazy.items() if name.startswith(VAE.prefix)}
     modules = {name: tensor for name, tensor in lazy.items() if name.startswith(_MODULES)}
     if not modules:
         raise CheckpointError(
-            f"{path}: holds no VAE (no key begins with encoder. or decoder.). Give a VAE file or folder."
+            f"{path}: contains no VAE (no key starts with encoder. or decoder.). Give a VAE file or folder."
         )
     others = [name for name in lazy if name not in modules]
-    notes = (
-        (f"{path}: {len(others)} tensors that are not of the VAE are left out ({others[0]}, ...)",) if others else ()
-    )
+    notes = (f"{path}: left out {counted(len(others), 'tensor')} outside the VAE ({others[0]}, ...)",) if others else ()
     original = any(re.match(r"(?:encoder|decoder)\.(?:mid|down|up)\.", name) for name in modules)
     if original:
         return VaeFile(keymap.to_diffusers(modules, VAE.rules(modules, "original"), str(path)), notes, original=True)

@@ -1,7 +1,7 @@
-"""Write model files whole or not at all: to a temporary file beside the target, then os.replace.
+"""Write model files atomically: to a temporary file beside the target, then os.replace.
 
-The earlier file stands until the new one is complete on disk. Tensors are written one at a time, so saving a model in
-another precision takes the memory of its largest tensor, not of a second model. Layout: the safetensors format.
+An existing file is kept until the new one is complete on disk. Tensors are written one at a time, so that saving in
+another precision needs the memory of the largest tensor, not of a second model. Layout: the safetensors format.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-PIECE = 2**20  # bytes of a tensor that are copied at once: what a processor's cache holds
+PIECE = 2**20  # bytes of a tensor copied at once; fits a processor's cache
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary stream whose content becomes `path` when the block ends well; else `path` stays as it was and nothing is
-    left.
+    """Yield a binary stream whose content replaces `path` if the block succeeds; otherwise `path` is unchanged.
 
-    Missing parent folders are made. Raises CheckpointError if the disk is full or the place cannot be written.
+    Missing parent folders are created. Raises CheckpointError if the disk is full or the path is not writable.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -47,7 +46,7 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
     except OSError as error:
         ours = {str(place) for place in (path, temporary, *path.parents)}
         if error.filename is not None and str(error.filename) not in ours:
-            raise  # of another file, such as the source that tensors are read from
+            raise  # about another file, such as the source of the tensors
         raise CheckpointError(_unwritten(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
@@ -63,7 +62,7 @@ def _unwritten(path: Path, error: OSError) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last through a power cut; only possible (and only needed) on POSIX systems."""
+    """Make the rename durable; only possible (and only needed) on POSIX systems."""
     if os.name != "posix":
         return
     with contextlib.suppress(OSError):
@@ -75,13 +74,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file (UTF-8, line ends as given) whole or not at all."""
+    """Write a text file (UTF-8, line ends unchanged) atomically."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write a JSON file (indented, UTF-8) whole or not at all."""
+    """Write a JSON file (indented, UTF-8) atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -92,38 +91,38 @@ def write_safetensors(
     dtype: str | None = None,
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write a .safetensors file; `dtype` ("F32", "F16", "BF16") casts the floating tensors.
+    """Write a .safetensors file; `dtype` ("F32", "F16", "BF16") casts the floating-point tensors.
 
-    `check` is called when all is written; what it raises leaves what was there.
-    Raises CheckpointError, leaving what was there: a value that is not finite (names the tensor), a full disk.
+    `check` is called before the file replaces an existing one. If it raises, nothing is changed. Raises
+    CheckpointError, without changes, for NaN or infinite values (names the tensor) and for a full disk.
     """
     ordered = in_file_order(tensors, dtype)
     with replacing(path) as stream:
         stream.write(header_bytes(ordered, metadata or None))
-        for piece in one_ahead(_pieces(Path(path), ordered)):
+        for piece in prefetch(_pieces(Path(path), ordered)):
             stream.write(piece)
-            del piece  # or it would be there beside the next two
+            del piece  # otherwise three pieces would be in memory
         if check is not None:
             check()
 
 
-def one_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each gives, the next one in another thread while the caller writes this one: half of the time goes by in
-    reading and looking over, half in writing. Two results are in memory at a time."""
-    with ThreadPoolExecutor(1) as beside:
+def prefetch(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the results of the calls, running the next one in a thread while the caller uses the last one: reading and
+    checking takes as long as writing. Two results are in memory at a time."""
+    with ThreadPoolExecutor(1) as thread:
         waiting = iter(reads)
         first = next(waiting, None)
-        coming = None if first is None else beside.submit(first)
-        while coming is not None:
-            result = coming.result()
+        running = None if first is None else thread.submit(first)
+        while running is not None:
+            result = running.result()
             following = next(waiting, None)
-            coming = None if following is None else beside.submit(following)
+            running = None if following is None else thread.submit(following)
             yield result
 
 
 def _pieces(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[], memoryview]]:
-    """What reads the bytes of tensors in order, each looked over. Those that lie in a file as they are come by the
-    piece, into memory that is used again and again: fresh memory costs more than the copy."""
+    """Yield functions that read and check the bytes of tensors in order. Tensors with a place in a file are read in
+    pieces into reused buffers, as new memory costs more than the copy."""
     buffers = itertools.cycle((bytearray(PIECE), bytearray(PIECE)))
     for name, lazy in tensors.items():
         if lazy.place is None:
@@ -142,7 +141,7 @@ def _piece(path: Path, name: str, lazy: LazyTensor, start: int, buffer: bytearra
 
     place = lazy.place
     if place is None or place.start is None:
-        raise ValueError(f"{name} lies in no file")
+        raise ValueError(f"{name} is not in a file")
     piece = memoryview(buffer)[: min(PIECE, lazy.info.nbytes - start)]
     with place.file.open("rb", buffering=0) as source:
         source.seek(place.start + start)
@@ -150,16 +149,16 @@ def _piece(path: Path, name: str, lazy: LazyTensor, start: int, buffer: bytearra
         while done < len(piece):
             count = source.readinto(piece[done:])
             if not count:
-                raise CheckpointError(f"{place.file}: the file was cut while it was read. Get it again.")
+                raise CheckpointError(f"{place.file}: the file became shorter while it was read. Get it again.")
             done += count
     if not lazy.may_be_infinite:
-        refuse_nonfinite(path, name, torch.frombuffer(piece, dtype=torch_dtype(lazy.dtype)))
+        check_finite(path, name, torch.frombuffer(piece, dtype=torch_dtype(lazy.dtype)))
     return piece
 
 
 def in_file_order(tensors: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> dict[str, LazyTensor]:
-    """The tensors as they follow each other in a .safetensors file: wide dtypes first, then by name; cast as
-    `write_safetensors` casts them."""
+    """Return the tensors in the order of a .safetensors file: wide dtypes first, then by name; cast to `dtype` like
+    `write_safetensors`."""
     lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
     if dtype is not None:
         lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
@@ -169,8 +168,8 @@ def in_file_order(tensors: Mapping[str, Tensor | LazyTensor], dtype: str | None 
 
 
 def header_bytes(ordered: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None) -> bytes:
-    """What stands before the tensors of a .safetensors file, which are given in the file's order. Without metadata is
-    another thing than with an empty table of them, as in the safetensors library."""
+    """Return the header of a .safetensors file for tensors in file order. Metadata None and {} give different headers,
+    as in the safetensors library."""
     table: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, lazy in ordered.items():
@@ -183,17 +182,17 @@ def header_bytes(ordered: Mapping[str, LazyTensor], metadata: Mapping[str, str] 
 
 
 def _checked(path: Path, name: str, lazy: LazyTensor) -> Tensor:
-    """The tensor on the CPU in one piece, as announced and finite."""
+    """Load the tensor, contiguous on the CPU, and check that it is as declared and finite."""
     tensor = lazy.load().detach().to("cpu").contiguous()
     if tuple(tensor.shape) != lazy.shape or LazyTensor.of(tensor).dtype != lazy.dtype:
-        raise ValueError(f"{name}: announced as {lazy.info}, is {tensor.dtype} {tuple(tensor.shape)}")
+        raise ValueError(f"{name}: declared as {lazy.info}, is {tensor.dtype} {tuple(tensor.shape)}")
     if not lazy.may_be_infinite:
-        refuse_nonfinite(path, name, tensor)
+        check_finite(path, name, tensor)
     return tensor
 
 
-def refuse_nonfinite(path: Path, name: str, tensor: Tensor) -> None:
-    """Raise CheckpointError if a tensor to be written to `path` holds a NaN or an infinity."""
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError if a tensor to be written to `path` contains NaN or infinite values."""
     if LazyTensor.of(tensor).dtype not in FLOATS or not tensor.numel():
         return
     if tensor.element_size() == 1:
@@ -201,14 +200,14 @@ def refuse_nonfinite(path: Path, name: str, tensor: Tensor) -> None:
     low, high = tensor.aminmax()  # one pass, no copy; a NaN anywhere makes both NaN
     if not (low.isfinite() and high.isfinite()):
         raise CheckpointError(
-            f"{path}: not written, because {name} holds NaN or infinite values. Nothing was changed. "
-            "Training has failed (lower the learning rate, use bf16 or fp32), "
+            f"{path}: not written, because {name} contains NaN or infinite values. Nothing was changed. "
+            "Either training has diverged (lower the learning rate, use bf16 or fp32), "
             "or the values do not fit fp16 (save in bf16 or float)."
         )
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU as they stand in a .safetensors file; no copy."""
+    """Return the bytes of a contiguous CPU tensor as in a .safetensors file, without a copy."""
     import torch
 
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
@@ -223,13 +222,13 @@ def write_ckpt(
 ) -> None:
     """Write a .ckpt: {"state_dict": ..., **extra}, as torch.save does, but tensor by tensor.
 
-    `extra` are plain values such as epoch and global_step. The rest is as in write_safetensors.
+    `extra`: plain values such as epoch and global_step. Otherwise like write_safetensors.
     """
     _write_torch(path, state_dict, dtype, lambda tensors: {"state_dict": tensors, **(extra or {})}, check)
 
 
 def write_bin(path: Path | str, state_dict: Mapping[str, Tensor | LazyTensor], dtype: str | None = None) -> None:
-    """Write a .bin of a diffusers folder: the plain dict of tensors, as write_ckpt does."""
+    """Write a .bin of a diffusers folder: the plain dict of tensors. Otherwise like write_ckpt."""
     _write_torch(path, state_dict, dtype, lambda tensors: tensors, None)
 
 
@@ -244,7 +243,7 @@ def _write_torch(
     if dtype is not None:
         lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
     with replacing(path) as stream:
-        contents = one_ahead(partial(_bytes_of, Path(path), name, tensor) for name, tensor in lazy.items())
+        contents = prefetch(partial(_bytes_of, Path(path), name, tensor) for name, tensor in lazy.items())
         write_torch(stream, lazy, contents, wrap)
         if check is not None:
             check()

@@ -1,1 +1,1 @@
-"""Whole checkpoints converted, merged and described, tensor by tensor."""
+"""Convert, merge and describe checkpoints, tensor by tensor."""

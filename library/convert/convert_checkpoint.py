@@ -1,6 +1,6 @@
-"""A checkpoint as another kind of file: taken apart and put together tensor by tensor, with no model in memory.
+"""Convert a checkpoint to another kind of file, tensor by tensor, without a model in memory.
 
-What is written is what `sd_save` writes of a trained model, by the same tables. No torch at module level.
+Written by the code and tables that save trained models. No torch at module level.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, torch_dtype
-from library.checkpoints.prediction_marks import MARKS, marks, noted
+from library.checkpoints.prediction_marks import MARKS, declared_prediction, marks
 from library.convert import ema_copies
-from library.convert.report import some
-from library.families.sd.checkpoint_parts import Apart, take_apart
+from library.families.sd.checkpoint_parts import CheckpointParts, split_checkpoint
+from library.messages import listed
 from library.runtime.imports import frequent_thread_switches
 
 if TYPE_CHECKING:
@@ -26,18 +26,17 @@ if TYPE_CHECKING:
 
 Ema = Literal["drop", "use", "keep"]
 FOLDERS = ("diffusers", "diffusers_safetensors")
-_SCHEDULE = ("rescale_betas_zero_snr", "timestep_spacing")  # what a folder says of zero terminal SNR, and with it
+_SCHEDULE = ("rescale_betas_zero_snr", "timestep_spacing")  # a folder's settings for zero terminal SNR
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What becomes of a checkpoint.
+    """The settings of a conversion.
 
-    `dtype` of the weights ("F32", "F16", "BF16"; None: as they are); `vae` another VAE; `ema` what becomes of EMA
-    copies: left out, put in place of the weights, or kept (single files alone); `prediction` and `zero_terminal_snr`
-    what is said of the model (None: what it says itself); `variant` of a folder's files ("fp16"); `reference` a folder
-    whose scheduler and tokenizers are taken; `metadata` of a .safetensors file; `epoch` and `steps` are added to those
-    of a .ckpt.
+    `dtype`: of the weights ("F32", "F16", "BF16"; None: unchanged). `vae`: another VAE. `ema`: drop EMA copies, use
+    them as weights, or keep them (single files only). `prediction` and `zero_terminal_snr`: declared in the target
+    (None: as in the source). `variant`: of a folder's files ("fp16"). `reference`: a folder to take scheduler and
+    tokenizers from. `metadata`: of a .safetensors file. `epoch` and `steps`: added to those of a .ckpt.
     """
 
     save_as: SaveAs
@@ -53,142 +52,138 @@ class Conversion:
     steps: int = 0
 
 
-def convert(source: Header, family: Family, path: Path, wanted: Conversion) -> tuple[str, ...]:
-    """Write the checkpoint to `path` as another file or folder; returns what the user should be told.
+def convert(source: Header, family: Family, path: Path, conversion: Conversion) -> tuple[str, ...]:
+    """Write the checkpoint to `path` as another file or folder and return messages for the user.
 
-    Memory: one tensor, whatever the size of the model. Raises CheckpointError, leaving what was there.
+    Needs the memory of one tensor. Raises CheckpointError; an existing target is unchanged then.
     """
     from library.families.sd import save as sd_save
 
-    header = _prepared(source, wanted)
+    header = _prepared(source, conversion)
     reader = TensorReader(header)
-    apart = take_apart(family, family.variant, reader, wanted.vae, wanted.prediction)
-    zero = apart.zero_terminal_snr if wanted.zero_terminal_snr is None else wanted.zero_terminal_snr
-    kept = _kept(source, apart, wanted, zero=zero)
+    split = split_checkpoint(family, family.variant, reader, conversion.vae, conversion.prediction)
+    zero = split.zero_terminal_snr if conversion.zero_terminal_snr is None else conversion.zero_terminal_snr
+    kept = _kept(source, split, conversion, zero=zero)
     options = sd_save.SaveOptions(
-        wanted.save_as,
-        None if wanted.dtype is None else torch_dtype(wanted.dtype),
-        wanted.metadata,
-        steps=wanted.steps,
-        epoch=wanted.epoch,
-        variant=wanted.variant,
+        conversion.save_as,
+        None if conversion.dtype is None else torch_dtype(conversion.dtype),
+        conversion.metadata,
+        steps=conversion.steps,
+        epoch=conversion.epoch,
+        variant=conversion.variant,
     )
     with (
         frequent_thread_switches(),
-        ThreadPoolExecutor(1) as beside,
+        ThreadPoolExecutor(1) as thread,
     ):  # importing the packages takes as long as writing gigabytes
-        modules = Modules(beside.submit(_modules, str(source.path), family, apart))
+        modules = Modules(thread.submit(_modules, str(source.path), family, split))
         contents = sd_save.Contents(
-            parts=apart.parts,
+            parts=split.parts,
             modules=modules,
             kept=kept,
-            tokenizers=family.tokenizer(wanted.reference or header).by_encoder,
+            tokenizers=family.tokenizer(conversion.reference or header).by_encoder,
             source=header,
             process=family.process,
-            prediction=apart.prediction,
+            prediction=split.prediction,
             zero_terminal_snr=zero,
         )
         notes = sd_save.write(family.variant, contents, path, options, check=modules.wait)
     reader.close()
-    return (*apart.notes, *_told(source, wanted, kept, apart.prediction, zero=zero), *notes)
+    return (*split.notes, *_notes(source, conversion, kept, split.prediction, zero=zero), *notes)
 
 
 class Modules(Mapping[str, Any]):
-    """Modules of a model on the meta device, made in another thread; asked for one, it waits for them."""
+    """Modules of a model on the meta device, made in another thread; access waits for them."""
 
-    def __init__(self, made: Future[dict[str, Any]]) -> None:
-        self._made = made
+    def __init__(self, future: Future[dict[str, Any]]) -> None:
+        self._future = future
 
     def wait(self) -> None:
-        """Wait until they are made; raises what went wrong, such as tensors that are missing."""
-        self._made.result()
+        """Wait for the modules; raises the error of the thread, such as missing tensors."""
+        self._future.result()
 
     def __getitem__(self, part: str) -> Any:
-        return self._made.result()[part]
+        return self._future.result()[part]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._made.result())
+        return iter(self._future.result())
 
     def __len__(self) -> int:
-        return len(self._made.result())
+        return len(self._future.result())
 
 
-def _modules(where: str, family: Family, apart: Apart) -> dict[str, Any]:
-    """The modules without weights. Raises CheckpointError where the tensors are not those of the modules."""
+def _modules(where: str, family: Family, split: CheckpointParts) -> dict[str, Any]:
+    """Make the modules without weights. Raises CheckpointError if the tensors do not match them."""
     import torch
 
     from library.families.sd import load as sd_load
 
     sd_load.import_packages()
-    made = {}
+    modules = {}
     with torch.device("meta"):
         for part, make in sd_load.makers(family.variant).items():
-            made[part] = make(apart.configs[part])
-            sd_load.check_tensors(where, part, apart.parts[part], made[part].state_dict())
-    return made
+            modules[part] = make(split.configs[part])
+            sd_load.check_tensors(where, part, split.parts[part], modules[part].state_dict())
+    return modules
 
 
-def _prepared(source: Header, wanted: Conversion) -> Header:
-    """The source as it is to be taken apart: with its EMA copies in place of the weights, or without them; a folder
-    without what its scheduler says of a schedule that it is not to have."""
-    if wanted.ema == "use":
+def _prepared(source: Header, conversion: Conversion) -> Header:
+    """Return the source with the EMA copies handled and the scheduler replaced or without zero terminal SNR."""
+    if conversion.ema == "use":
         source = ema_copies.with_averages(source)
-    elif wanted.ema == "keep":
-        if wanted.save_as in FOLDERS:
+    elif conversion.ema == "keep":
+        if conversion.save_as in FOLDERS:
             raise CheckpointError(
-                "a diffusers folder has no place for EMA copies. Use them in place of the weights (--ema use), leave "
-                "them out (--ema drop), or write one file."
+                "a diffusers folder cannot contain EMA copies. Use them as weights (--ema use), leave them out "
+                "(--ema drop), or write a single file."
             )
         tensors = {name: info for name, info in source.tensors.items() if not name.startswith(ema_copies.PREFIX)}
         source = replace(source, tensors=tensors)
     scheduler = source.configs.get("scheduler")
-    if wanted.reference is not None:
-        scheduler = wanted.reference.configs.get("scheduler", scheduler)
-    if scheduler and wanted.zero_terminal_snr is False and scheduler.get("rescale_betas_zero_snr"):
+    if conversion.reference is not None:
+        scheduler = conversion.reference.configs.get("scheduler", scheduler)
+    if scheduler and conversion.zero_terminal_snr is False and scheduler.get("rescale_betas_zero_snr"):
         scheduler = {name: value for name, value in scheduler.items() if name not in _SCHEDULE}
     if scheduler is not None and scheduler != source.configs.get("scheduler"):
         source = replace(source, configs={**source.configs, "scheduler": scheduler})
     return source
 
 
-def _kept(source: Header, apart: Apart, wanted: Conversion, *, zero: bool) -> dict[str, LazyTensor]:
-    """What goes along beside the parts: what the file has, and EMA copies if they stay.
+def _kept(source: Header, split: CheckpointParts, conversion: Conversion, *, zero: bool) -> dict[str, LazyTensor]:
+    """Return the tensors written besides the parts: those of the file, and EMA copies if kept.
 
-    A prediction that is asked for is marked whatever the kind of file.
+    A prediction type set by the user is marked in every kind of file.
     """
-    kept = dict(apart.kept)
-    if wanted.prediction:
-        kept |= marks(apart.prediction, zero_terminal_snr=zero)
-    if wanted.ema == "keep":
+    kept = dict(split.kept)
+    if conversion.prediction:
+        kept |= marks(split.prediction, zero_terminal_snr=zero)
+    if conversion.ema == "keep":
         reader = TensorReader(source)
         for name in ema_copies.names(source):
             copy = reader.lazy(name)
-            kept[name] = copy if wanted.dtype is None or name in ema_copies.NUMBERS else copy.cast(wanted.dtype)
+            kept[name] = copy if conversion.dtype is None or name in ema_copies.NUMBERS else copy.cast(conversion.dtype)
     return kept
 
 
-def _told(
-    source: Header, wanted: Conversion, kept: Mapping[str, LazyTensor], prediction: Prediction, *, zero: bool
+def _notes(
+    source: Header, conversion: Conversion, kept: Mapping[str, LazyTensor], prediction: Prediction, *, zero: bool
 ) -> Iterator[str]:
-    said = noted(source)
-    if wanted.ema == "use":
-        yield "the U-Net is that of the EMA copies"
-    if wanted.prediction is None and said.prediction is None:
-        yield (
-            f"{source.path} does not say what its U-Net predicts: epsilon is assumed; "
-            "--prediction_type v for a model that predicts v"
-        )
-    elif wanted.prediction is not None and said.prediction not in (None, wanted.prediction):
-        yield f"{source.path} says {said.prediction} ({said.where}); written as {wanted.prediction}"
+    declared = declared_prediction(source)
+    if conversion.ema == "use":
+        yield "the EMA copies are used as the U-Net's weights"
+    if conversion.prediction is None and declared.prediction is None:
+        yield f"{source.path} does not declare its prediction type: epsilon is assumed; --prediction_type v sets v"
+    elif conversion.prediction is not None and declared.prediction not in (None, conversion.prediction):
+        yield f"{source.path} declares {declared.prediction} ({declared.where}); written as {conversion.prediction}"
     if zero and prediction == "epsilon":
-        yield "zero terminal SNR with epsilon: where all is noise, predicting it tells nothing; such models predict v"
+        yield "zero terminal SNR with epsilon: at pure noise it carries no information; such models should predict v"
     lost = sorted(set(kept) - set(MARKS))
-    if wanted.save_as in FOLDERS and lost:
-        yield f"without a place in a diffusers folder, and left out: {some(lost)}"
+    if conversion.save_as in FOLDERS and lost:
+        yield f"left out, as diffusers folders cannot contain them: {listed(lost)}"
 
 
 def kind_of(path: Path, *, safetensors: bool = True) -> SaveAs | None:
-    """What is written to a path: by its ending one file, without one a folder; None for any other ending."""
-    endings: dict[str, SaveAs] = {".safetensors": "safetensors", ".ckpt": "ckpt", ".pt": "ckpt", ".pth": "ckpt"}
-    endings[""] = "diffusers_safetensors" if safetensors else "diffusers"
-    return endings.get(path.suffix.lower())
+    """Return the format for a path: by its extension, or a folder if there is none; None for other extensions."""
+    formats: dict[str, SaveAs] = {".safetensors": "safetensors", ".ckpt": "ckpt", ".pt": "ckpt", ".pth": "ckpt"}
+    formats[""] = "diffusers_safetensors" if safetensors else "diffusers"
+    return formats.get(path.suffix.lower())

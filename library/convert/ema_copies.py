@@ -1,7 +1,7 @@
-"""The moving average of the U-Net's weights that some checkpoints carry besides the weights.
+"""EMA copies of the U-Net's weights in checkpoints.
 
-Source of the names: ldm/modules/ema.py of CompVis/stable-diffusion: a copy is called as its weight without the dots,
-behind `model_ema.`; there are two numbers more, decay and num_updates.
+Names are those of ldm/modules/ema.py in CompVis/stable-diffusion: `model_ema.` and the weight's name without dots; two
+further numbers, decay and num_updates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNET = "model.diffusion_model."
 
 
 def copies(header: Header) -> dict[str, str]:
-    """Weight of the U-Net -> its copy, of those that have one. Raises CheckpointError where two would share a copy."""
+    """Map U-Net weights to their EMA copies. Raises CheckpointError if two weights share a copy."""
     found: dict[str, str] = {}
     owners: dict[str, str] = {}
     for name in header.tensors:
@@ -26,7 +26,7 @@ def copies(header: Header) -> dict[str, str]:
             continue
         if copy in owners:
             raise CheckpointError(
-                f"{header.path}: {copy} may be the EMA copy of {owners[copy]} or of {name}. Convert without it."
+                f"{header.path}: {copy} may be the EMA copy of {owners[copy]} or of {name}. Use --ema drop."
             )
         owners[copy] = name
         found[name] = copy
@@ -34,34 +34,32 @@ def copies(header: Header) -> dict[str, str]:
 
 
 def names(header: Header) -> list[str]:
-    """All that begins with `model_ema.`, the two numbers included."""
+    """Return all names that start with `model_ema.`, including the two numbers."""
     return [name for name in header.tensors if name.startswith(PREFIX)]
 
 
 def with_averages(header: Header) -> Header:
-    """The checkpoint with the averaged weights in place of the plain ones, and without the copies.
+    """Return the checkpoint with the EMA copies as weights.
 
-    Raises CheckpointError: none there, not for every weight, another shape.
+    Raises CheckpointError if there are none, not one for every weight, or one with another shape.
     """
     found = copies(header)
     weights = [name for name, info in header.tensors.items() if name.startswith(_UNET) and info.is_float]
     if not found:
-        raise CheckpointError(
-            f"{header.path}: holds no EMA copies (no key begins with {PREFIX}). Convert without them."
-        )
+        raise CheckpointError(f"{header.path}: contains no EMA copies (no key starts with {PREFIX}). Use --ema drop.")
     missing = [name for name in weights if name not in found]
     if missing:
         raise CheckpointError(
-            f"{header.path}: has EMA copies of {len(found)} of its U-Net's {len(weights)} tensors; a mixture of "
-            f"both would be no model (there is none of {missing[0]}). Convert without them."
+            f"{header.path}: has EMA copies of only {len(found)} of its U-Net's {len(weights)} tensors (none of "
+            f"{missing[0]}). Use --ema drop."
         )
     tensors = {name: info for name, info in header.tensors.items() if not name.startswith(PREFIX)}
     places = {name: place for name, place in header.places.items() if not name.startswith(PREFIX)}
     for name, copy in found.items():
         if header.tensors[copy].shape != header.tensors[name].shape:
             raise CheckpointError(
-                f"{header.path}: {copy} has the shape {header.tensors[copy].shape}, and its weight has "
-                f"{header.tensors[name].shape}. The file is damaged."
+                f"{header.path}: {copy} has the shape {header.tensors[copy].shape}, but its weight "
+                f"{header.tensors[name].shape}. The file is damaged: use --ema drop."
             )
         tensors[name], places[name] = header.tensors[copy], header.places[copy]
     return replace(header, tensors=tensors, places=places)

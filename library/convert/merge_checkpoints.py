@@ -1,6 +1,6 @@
-"""Whole checkpoints merged into one: a weighted sum of their tensors by name, made while the new file is written.
+"""Merge checkpoints by a weighted sum of their tensors, computed while the new file is written.
 
-All that is compared beforehand stands in the headers. No torch at module level.
+Only headers are compared before. No torch at module level.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from library.checkpoints.lazy import LazyTensor, torch_dtype
 from library.checkpoints.prediction_marks import MARKS, ZTSNR
 from library.checkpoints.sd_layout import SD1, with_text_model
 from library.convert import ema_copies
-from library.families.registry import detect, noted_prediction
+from library.families.registry import declared_prediction, detect
+from library.messages import counted, listed
 from library.options.mistakes import Mistakes
 
 if TYPE_CHECKING:
@@ -28,32 +29,30 @@ if TYPE_CHECKING:
 
 _UNET = ("model.diffusion_model.", ema_copies.PREFIX)
 _TEXT = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-# not weights: they pass through, as half of a causal mask's infinity and half of a schedule mean nothing
+# no weights: copied from the first model, as sums of schedules or causal masks have no meaning
 _PASSED = re.compile(
     rf"{SD1.kept}|.*\.attn_mask|.*position_ids|{'|'.join(map(re.escape, ema_copies.NUMBERS))}|{'|'.join(MARKS)}"
 )
-_LISTED = 5
 
 
 @dataclass(frozen=True)
 class MergeSource:
-    """One of the models: its header, its ratio, its family (None: not one that is known), and what it says that its
-    U-Net predicts."""
+    """One of the models. `family` None: unsupported; `prediction` None: not declared."""
 
     header: Header
     ratio: float
     family: Family | None
-    noted: Prediction | None
+    prediction: Prediction | None
 
     @property
     def tensors(self) -> dict[str, tuple[str, TensorInfo]]:
-        """Its tensors by names that are the same for every spelling: (name in the file, what it is)."""
+        """Its tensors by a common name: (name in the file, shape and dtype)."""
         return {_common(name): (name, info) for name, info in self.header.tensors.items()}
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The tensors of the new file, made when they are read; `skipped`: those of other models that the first lacks."""
+    """The tensors of the new file, computed when read; `skipped`: tensors that the first model lacks."""
 
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
@@ -62,7 +61,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How it is computed: `dtype` and `device` of the sums, `saved` the dtype of the file ("F32", "F16", "BF16")."""
+    """`dtype` and `device` of the computation, `saved`: dtype of the file ("F32", "F16", "BF16")."""
 
     dtype: str = "F32"
     saved: str = "F32"
@@ -70,10 +69,10 @@ class Arithmetic:
 
 
 def open_source(header: Header, ratio: float) -> MergeSource:
-    """A model to merge. Raises CheckpointError for a folder, and for what is not a model."""
+    """Open a model to merge. Raises CheckpointError for a folder and for files that are not models."""
     if header.kind == "diffusers":
         raise CheckpointError(
-            f"{header.path}: a diffusers folder, and single files are merged. Make one of it first: "
+            f"{header.path}: diffusers folders cannot be merged. Convert it to a file: "
             f"python tools/convert_checkpoint.py {header.path} {header.path.name}.safetensors"
         )
     try:
@@ -81,23 +80,23 @@ def open_source(header: Header, ratio: float) -> MergeSource:
     except CheckpointError:
         if not any(name.startswith(_UNET[0]) for name in header.tensors):
             raise
-        family = None  # another model with a U-Net, such as one for inpainting: names and shapes must do
-    return MergeSource(header, ratio, family, noted_prediction(header))
+        family = None  # another model with a U-Net, such as one for inpainting: merged by names and shapes
+    return MergeSource(header, ratio, family, declared_prediction(header).prediction)
 
 
 def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
-    """Add what keeps the models from being merged: other families, other shapes, other predictions, nothing shared."""
+    """Add mistakes: different families, shapes or prediction types, or no weights in common."""
     first = sources[0]
-    kinds = {source.header.path: source.family.title if source.family else "unknown here" for source in sources}
+    kinds = {source.header.path: source.family.title if source.family else "unknown" for source in sources}
     if len(set(kinds.values())) > 1:
-        told = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
-        mistakes.add(f"the models differ in kind: {told}", "merge models of one kind")
+        details = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
+        mistakes.add(f"the models differ in kind: {details}", "merge models of the same kind")
         return
-    if len({source.noted for source in sources} - {None}) > 1:
-        told = ", ".join(f"{source.header.path}: {source.noted or 'does not say'}" for source in sources)
+    if len({source.prediction for source in sources} - {None}) > 1:
+        details = ", ".join(f"{source.header.path}: {source.prediction or 'not declared'}" for source in sources)
         mistakes.add(
-            f"the U-Nets predict different things, and a sum of them predicts neither ({told})",
-            "merge models that predict the same; where a file says the wrong thing, correct it with "
+            f"the models have different prediction types and cannot be merged ({details})",
+            "merge models with the same prediction type; correct a wrong declaration with "
             "tools/convert_checkpoint.py --prediction_type",
         )
     known = first.tensors
@@ -112,16 +111,17 @@ def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
         ]
         if wrong:
             mistakes.add(
-                f"{len(wrong)} tensors of {first.header.path} and {other.header.path} differ in shape: {_some(wrong)}",
-                "merge models of one kind",
+                f"{first.header.path} and {other.header.path} differ in shape in "
+                f"{counted(len(wrong), 'tensor')}: {listed(wrong, 5)}",
+                "merge models of the same kind",
             )
 
 
 def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, *, unet_only: bool = False) -> Merged:
-    """The sum of ratio times tensor, under the first model's names; with `unet_only` all else is the first model's.
+    """Sum ratio times tensor, under the first model's names; `unet_only`: all else is copied from the first model.
 
-    Where a model lacks a tensor, the first one stands in for it. Integers, schedules and masks are the first model's.
-    The sources must have passed `check`.
+    Tensors that a model lacks, integers, schedules and masks are taken from the first model. The sources must have
+    passed `check`.
     """
     first, *others = sources
     readers = {id(source): TensorReader(source.header) for source in sources}
@@ -129,7 +129,7 @@ def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, *, unet_only: 
     notes = _notes(sources, known)
     with_ema = all(_ema_names(tensors) == _ema_names(known[0]) for tensors in known)
     if not with_ema:
-        notes.append("the EMA copies are left out, as not every model has them: they would not fit the sum")
+        notes.append("the EMA copies are left out, as not every model has them")
     tensors: dict[str, LazyTensor] = {}
     for name, (own, info) in known[0].items():
         if not with_ema and name.startswith(ema_copies.PREFIX):
@@ -156,28 +156,27 @@ def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, *, unet_only: 
 
 
 def _notes(sources: Sequence[MergeSource], known: Sequence[Mapping[str, tuple[str, TensorInfo]]]) -> list[str]:
-    """What a user should know about the models before they are summed."""
+    """Return notes about the models for the user."""
     first = sources[0]
     notes = []
     total = sum(source.ratio for source in sources)
     if abs(total - 1) > 1e-6:
-        notes.append(f"the ratios add up to {total:g}: so much of a whole model's strength the result has")
+        notes.append(f"the ratios add up to {total:g}, not to 1: the weights are scaled by that")
     if first.family is None:
-        notes.append("models of a kind that is not known here: merged by names and shapes alone")
+        notes.append("unknown kind of model: merged by names and shapes only")
     for other, found in zip(sources[1:], known[1:], strict=True):
         missing = [name for name, (_, info) in known[0].items() if name not in found and _is_weight(name, info)]
         missing = [name for name in missing if not name.startswith(ema_copies.PREFIX)]
         if missing:
-            count = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''}"
-            what = f"{other.header.path} lacks {count}, for which {first.header.path} stands in"
-            notes.append(f"{what}: {_some(missing)}")
-    silent = [str(source.header.path) for source in sources if source.noted is None]
-    noted = next((source.noted for source in sources if source.noted), None)
-    if silent and noted:
-        notes.append(f"not said, and taken as {noted}, which the others say: what is predicted by {_some(silent)}")
+            what = f"{other.header.path} lacks {counted(len(missing), 'tensor')}, taken from {first.header.path}"
+            notes.append(f"{what}: {listed(missing, 5)}")
+    silent = [str(source.header.path) for source in sources if source.prediction is None]
+    prediction = next((source.prediction for source in sources if source.prediction), None)
+    if silent and prediction:
+        notes.append(f"prediction type not declared, {prediction} assumed like the others: {listed(silent, 5)}")
     with_zero_snr = [found for found in known if ZTSNR in found]
     if with_zero_snr and len(with_zero_snr) < len(sources):
-        notes.append("only some of the models are marked as trained to zero terminal SNR; the result is marked so")
+        notes.append("only some models are marked as trained with zero terminal SNR; the result is marked so")
     return notes
 
 
@@ -186,7 +185,7 @@ def _ema_names(tensors: Mapping[str, object]) -> set[str]:
 
 
 def _sum(parts: Sequence[tuple[LazyTensor, float]], arithmetic: Arithmetic) -> LazyTensor:
-    """Ratio times tensor, added up; one tensor of each model at a time."""
+    """Sum ratio times tensor, one tensor at a time in memory."""
 
     def load() -> Tensor:
         dtype = torch_dtype(arithmetic.dtype)
@@ -204,7 +203,7 @@ def _lazy(reader: TensorReader, name: str, info: TensorInfo) -> LazyTensor:
 
 
 def _common(name: str) -> str:
-    """A tensor's name with the `text_model.` level, which some files leave out."""
+    """Return a tensor's name with the `text_model.` level, which some files lack."""
     for prefix in _TEXT:
         if name.startswith(prefix):
             return prefix + with_text_model(name.removeprefix(prefix))
@@ -213,8 +212,3 @@ def _common(name: str) -> str:
 
 def _is_weight(name: str, info: TensorInfo) -> bool:
     return info.is_float and not _PASSED.fullmatch(name)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

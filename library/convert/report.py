@@ -1,33 +1,33 @@
-"""What a checkpoint is, in words: family, parts, precision, prediction, and what is unusual about it.
+"""Describe a checkpoint: family, parts, precision, prediction type, and anything unusual.
 
-From the header alone, in milliseconds and without torch; the values of the tensors only where they are asked for.
+From the header, in milliseconds and without torch; values are read only for broken_tensors.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
-from library.checkpoints.prediction_marks import noted
+from library.checkpoints.prediction_marks import declared_prediction
 from library.convert import ema_copies
-from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.variant import TITLES
+from library.messages import counted, listed
 
 if TYPE_CHECKING:
     from library.families.family import Family
 
 KINDS = {"safetensors": "one .safetensors file", "ckpt": "one .ckpt file", "diffusers": "a diffusers folder"}
-_LISTED = 3
 _NAME_WIDTH = 22
 
 
 def describe(header: Header, family: Family) -> list[str]:
-    """Lines for the user about a checkpoint of this family."""
+    """Return lines that describe a checkpoint of this family."""
     lines = [f"{header.path}: {family.title}, {KINDS[header.kind]}, {_size(header) / 1e9:.2f} GB"]
     for title, tensors in _groups(header, family):
         if tensors:
@@ -39,20 +39,21 @@ def describe(header: Header, family: Family) -> list[str]:
 
 
 def describe_unknown(header: Header) -> list[str]:
-    """Lines about a file of no family: what its tensors are called, and how they are stored."""
+    """Return lines that describe a file of an unknown family: names, sizes and dtypes of its tensors."""
     groups: dict[str, dict[str, TensorInfo]] = {}
     for name, info in header.tensors.items():
         groups.setdefault(name.partition(".")[0], {})[name] = info
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))[:12]
-    more = f" and {len(groups) - len(largest)} groups more" if len(groups) > len(largest) else ""
+    more = f", the largest of {len(groups)} groups" if len(groups) > len(largest) else ""
+    count = counted(len(header.tensors), "tensor")
     return [
-        f"{header.path}: {KINDS[header.kind]}, {_size(header) / 1e9:.2f} GB, {len(header.tensors)} tensors{more}",
+        f"{header.path}: {KINDS[header.kind]}, {_size(header) / 1e9:.2f} GB, {count}{more}",
         *(f"  {name[:40] + '.*':{_NAME_WIDTH}}{_tensors(tensors)}" for name, tensors in largest),
     ]
 
 
 def broken_tensors(header: Header) -> list[str]:
-    """The tensors with NaN or infinite values; everything is read for it. Masks and schedules are not counted."""
+    """Return the tensors with NaN or infinite values, except masks and schedules. Reads the whole checkpoint."""
     from library.checkpoints.loading import READ_AT_ONCE, is_finite
 
     reader, found, read = TensorReader(header), [], 0
@@ -63,16 +64,10 @@ def broken_tensors(header: Header) -> list[str]:
                 found.append(name)
         read += info.nbytes
         if read >= READ_AT_ONCE:
-            reader.let_go()
+            reader.release()
             read = 0
     reader.close()
     return found
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _size(header: Header) -> int:
@@ -81,13 +76,13 @@ def _size(header: Header) -> int:
 
 
 def _prefixes(header: Header, family: Family) -> dict[str, str]:
-    """Part -> what its tensors begin with in this checkpoint."""
+    """Map each part to the prefix of its tensors in this checkpoint."""
     layout = family.variant.layout
     return {part.name: f"{part.name}/" if header.kind == "diffusers" else part.prefix for part in layout.parts}
 
 
 def _groups(header: Header, family: Family) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
-    """(title, its tensors) of each part, of the EMA copies, and of all that is neither."""
+    """Yield (title, tensors) of each part, of the EMA copies, and of all other tensors."""
     left = dict(header.tensors)
     for part, prefix in _prefixes(header, family).items():
         yield TITLES[part], {name: left.pop(name) for name in list(left) if name.startswith(prefix)}
@@ -96,28 +91,29 @@ def _groups(header: Header, family: Family) -> Iterator[tuple[str, dict[str, Ten
 
 
 def _tensors(tensors: Mapping[str, TensorInfo]) -> str:
-    """`686 tensors, 859.5 M values, F16`; several dtypes with the number of tensors that have each."""
+    """Return `686 tensors, 859.5 M values, F16`; several dtypes with the number of tensors of each."""
     dtypes = Counter(info.dtype for info in tensors.values()).most_common()
     stored = dtypes[0][0] if len(dtypes) == 1 else ", ".join(f"{dtype} ({count})" for dtype, count in dtypes)
-    return f"{len(tensors)} tensors, {sum(info.count for info in tensors.values()) / 1e6:.1f} M values, {stored}"
+    millions = sum(info.count for info in tensors.values()) / 1e6
+    return f"{counted(len(tensors), 'tensor')}, {millions:.1f} M values, {stored}"
 
 
 def _prediction(header: Header) -> list[str]:
-    said = noted(header)
-    words = {True: "yes", False: "no", None: "nothing says so, taken as no"}
-    where = f"   (so says: {said.where})" if said.where else ""
-    prediction = said.prediction or "nothing says so, taken as epsilon (--prediction_type v sets it)"
-    return [f"prediction: {prediction}; zero terminal SNR: {words[said.zero_terminal_snr]}{where}"]
+    declared = declared_prediction(header)
+    words = {True: "yes", False: "no", None: "no (not declared)"}
+    where = f"   (declared by {declared.where})" if declared.where else ""
+    prediction = declared.prediction or "epsilon (not declared; --prediction_type v sets v)"
+    return [f"prediction: {prediction}; zero terminal SNR: {words[declared.zero_terminal_snr]}{where}"]
 
 
 def _unusual(header: Header, family: Family) -> Iterator[str]:
-    """One line for each thing that a usual file of the family has not."""
+    """Yield one line for each difference from a usual file of the family."""
     prefixes = _prefixes(header, family)
     yield from _levels(header)
     if header.kind != "diffusers":
         for part, prefix in prefixes.items():
             if not any(name.startswith(prefix) for name in header.tensors):
-                yield f"no {TITLES[part]} (no key begins with {prefix})"
+                yield f"no {TITLES[part]} (no key starts with {prefix})"
         yield from _spellings(header, family)
         yield from _ema(header)
         known = re.compile(rf"{family.variant.layout.kept}|{family.variant.layout.ignored}")
@@ -127,15 +123,15 @@ def _unusual(header: Header, family: Family) -> Iterator[str]:
             if not name.startswith(tuple(prefixes.values())) and not known.fullmatch(name)
         ]
         if unknown:
-            yield f"{len(unknown)} tensors of no use here, which are kept: {some(unknown)}"
+            yield f"{counted(len(unknown), 'tensor')} of no part of the model, kept unchanged: {listed(unknown)}"
         left_out = [name for name in header.tensors if re.search(r"(?:^|\.)loss\.", name)]
         if left_out:
-            yield f"{len(left_out)} tensors of training, which are left out: {some(left_out)}"
+            yield f"{counted(len(left_out), 'tensor')} of training, left out: {listed(left_out)}"
     for part, prefix in prefixes.items():
         kinds = {info.dtype for name, info in header.tensors.items() if name.startswith(prefix) and info.is_float}
         if len(kinds) > 1 or kinds & {"F64", "F8_E4M3", "F8_E5M2"}:
             yield f"{TITLES[part]}: stored as {', '.join(sorted(kinds))}"
-    yield from _refused(header, family)
+    yield from _load_errors(header, family)
 
 
 def _levels(header: Header) -> Iterator[str]:
@@ -145,29 +141,28 @@ def _levels(header: Header) -> Iterator[str]:
         if header.kind != "diffusers" and place.name != name
     }
     if level:
-        yield f"all names stand behind a level more: {', '.join(sorted(level))}"
+        yield f"all keys have an extra prefix: {', '.join(sorted(level))}"
 
 
 def _spellings(header: Header, family: Family) -> Iterator[str]:
     ids = [name for name, info in header.tensors.items() if name.endswith("position_ids") and info.is_float]
     if ids:
-        yield f"{ids[0]} holds {header.tensors[ids[0]].dtype} where integers belong"
+        yield f"{ids[0]} is {header.tensors[ids[0]].dtype} instead of integers"
     bare = [name for name in header.tensors if re.search(r"\.transformer\.embeddings\.", name)]
     if bare:
-        yield "the text encoder's names lack the level text_model."
+        yield "the text encoder's keys lack the text_model. level"
     ranks = {len(info.shape) for name, info in header.tensors.items() if name.endswith(".1.proj_in.weight")}
     usual = {2} if family.variant.linear else {4}
     if ranks and ranks != usual:
         yield f"the U-Net's projections have {' and '.join(map(str, sorted(ranks)))} dimensions, usually {usual.pop()}"
     if any(name.endswith(".text_projection.weight") for name in header.tensors):
-        yield "a text projection by the name and layout of transformers"
+        yield "text projection with the name and layout of transformers"
     if any(name in header.tensors for name in ("edm_mean", "edm_vpred.sigma_max")):
-        yield "marked as a model of another noise process (EDM), which is not known here"
+        yield "marked as a model with EDM noise, which is not supported"
 
 
 def _ema(header: Header) -> Iterator[str]:
-    all_of_it = ema_copies.names(header)
-    if not all_of_it:
+    if not ema_copies.names(header):
         return
     weights = sum(name.startswith("model.diffusion_model.") for name in header.tensors)
     try:
@@ -175,13 +170,13 @@ def _ema(header: Header) -> Iterator[str]:
     except CheckpointError as error:
         yield str(error)
         return
-    whole = "every one" if count == weights else f"{count} of {weights}"
-    yield f"EMA copies of {whole} of the U-Net's tensors (--ema use takes them in place of the weights)"
+    share = "all" if count == weights else f"{count} of {weights}"
+    yield f"EMA copies of {share} U-Net tensors (--ema use uses them as weights)"
 
 
-def _refused(header: Header, family: Family) -> Iterable[str]:
+def _load_errors(header: Header, family: Family) -> Iterable[str]:
     try:
-        take_apart(family, family.variant, TensorReader(header))
+        split_checkpoint(family, family.variant, TensorReader(header))
     except CheckpointError as error:
-        return [f"it cannot be used as it is: {error}"]
+        return [f"it cannot be loaded: {error}"]
     return []

@@ -1,1 +1,1 @@
-"""Model families (SD1, SD2): what they are called, how they are told apart, loaded, encoded, run and saved."""
+"""Model families: how they are recognised, loaded, encoded, run and saved."""

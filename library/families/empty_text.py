@@ -1,4 +1,4 @@
-"""What encoders give for texts without a word. No torch at module level."""
+"""Zero the text encoder outputs of empty texts. No torch at module level."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def zero_empty(outputs: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
-    """The outputs of these texts, a row for each, zero where the text is empty.
+    """Return the outputs with the rows of empty texts set to zero; outputs have one row per text.
 
-    So Stable Diffusion XL was trained with dropped captions (generative-models, the embedders' ucg_rate), and so
-    diffusers' pipelines draw without a negative prompt (force_zeros_for_empty_prompt).
+    SDXL was trained this way with dropped captions (generative-models, the embedders' ucg_rate), and diffusers'
+    pipelines do it without a negative prompt (force_zeros_for_empty_prompt).
     """
-    empty = [place for place, text in enumerate(texts) if not text.strip()]
+    empty = [row for row, text in enumerate(texts) if not text.strip()]
     if not empty:
         return dict(outputs)
     zeroed = {}

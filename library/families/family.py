@@ -1,4 +1,4 @@
-"""What a model family is: data and a few functions. To add one, write families/x.py and name it in registry.FAMILIES.
+"""A model family: data and a few functions. To add one, write families/x.py and list it in registry.FAMILIES.
 
 No torch at module level: plans are made before torch is loaded.
 """
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from library.objective.process import ForwardProcess, Prediction
 
 Conditioning = Mapping[str, "Tensor"]
-"""What a backbone is told beside latents and timesteps, by name, a row for each sample: "states" (B, L, width) of
-the text and, where the family has one, its "pooled" vector (B, width); "sizes" (B, 6) float32, height and width of
-the image's file, top and left of the crop, height and width of the crop; "score" (B,) float32, how beautiful it
-is. A family takes of it what it knows."""
+"""Inputs of a backbone besides latents and timesteps, by name, one row per sample: "states" (B, L, width), the text's
+hidden states; "pooled" (B, width), if the family has a pooled vector; "sizes" (B, 6) float32: height and width of the
+image file, top and left of the crop, height and width of the crop; "score" (B,) float32, the aesthetic score. A family
+uses those it knows."""
 
 SaveAs = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
-"""kohya's names (--save_model_as): one file, or a diffusers folder with torch's or with safetensors' files."""
+"""Values of --save_model_as: one file, or a diffusers folder with .bin or with .safetensors files."""
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The VAE's latents: `channels`, `stride` pixels a cell, and the `shift` and `scale` that bring them to about zero
-    mean and unit variance. VAEs and caches hold them as they are, the backbone is trained on scaled ones.
+    """The VAE's latents: `channels`, `stride` in pixels, and `shift` and `scale` to about zero mean and unit variance.
+    The VAE and latent caches use unscaled latents, the backbone scaled ones.
 
-    `cache_suffix` ends the names of the files that latents are cached in, as users' other tools know them. `fp16`: the
-    VAE's own numbers fit half precision (those of Stable Diffusion XL do not: huggingface.co/madebyollin).
+    `cache_suffix`: suffix of latent cache files, as in sd-scripts. `fp16`: the VAE's activations fit half precision
+    (those of Stable Diffusion XL do not: huggingface.co/madebyollin).
     """
 
     channels: int
@@ -48,35 +48,34 @@ class LatentSpace:
     shift: float = 0.0
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Latents as the backbone sees them: (z - shift) * scale   (diffusers' AutoencoderKL, scaling_factor and
+        """Scale latents for the backbone: (z - shift) * scale   (diffusers' AutoencoderKL, scaling_factor and
         shift_factor; arXiv 2112.10752, appendix G)."""
         return (latents - self.shift if self.shift else latents) * self.scale
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """The inverse of `scaled`: latents as the VAE decodes them."""
+        """Inverse of `scaled`: latents for the VAE's decoder."""
         return latents / self.scale + self.shift if self.shift else latents / self.scale
 
 
 @dataclass(frozen=True)
 class PartSizes:
-    """Numbers of parameters of a checkpoint's modules, by name (see Model.modules), and the bytes of what else it holds
-    and a save writes back."""
+    """Parameter counts of a checkpoint's modules, by name (see Model.modules), and the bytes of its other tensors,
+    which are saved unchanged."""
 
     parameters: Mapping[str, int]
     kept_bytes: int
 
     def total(self, names: Collection[str] | None = None) -> int:
-        """Parameters of all modules, or of those with these names."""
+        """Number of parameters of all modules, or of those named."""
         return sum(count for name, count in self.parameters.items() if names is None or name in names)
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How captions are read.
+    """How captions are encoded.
 
-    `clip_skip` k takes the states of the k-th last layer (None: as the model was trained). `kohya_projection`: the
-    pooled vector is projected by the matrix as sd-scripts reads it, transposed. `empty_is_zero`: a text without a word
-    is zeros in place of what the encoders give for it.
+    `clip_skip` k uses the hidden states of the k-th last layer (None: as the model was trained). `kohya_projection`:
+    use the transposed text projection, as sd-scripts does. `empty_is_zero`: empty texts are encoded as zeros.
     """
 
     clip_skip: int | None = None
@@ -91,14 +90,14 @@ class EncoderTokenizer(Protocol):
     """The tokenizer of one text encoder."""
 
     def save(self, folder: Path) -> None:
-        """Write the files of a diffusers folder's `tokenizer/`."""
+        """Write the files of a diffusers folder's `tokenizer/` to `folder`."""
 
 
 class Tokenizer(Tokenize, Protocol):
-    """Captions to what each text encoder reads of them: lengths, padding and masks are its own affair.
+    """Converts captions to text inputs of each text encoder, including length, padding and mask.
 
-    `name`: other tokens of a caption, another name. `limit`: how many tokens of a caption are read, without begin and
-    end. `by_encoder`: one tokenizer for each of the family's text encoders, by their names.
+    `name` differs if a caption's tokens differ. `limit`: maximum number of tokens of a caption, without begin and end.
+    `by_encoder`: one tokenizer per text encoder, by the encoder's name.
     """
 
     @property
@@ -111,25 +110,24 @@ class Tokenizer(Tokenize, Protocol):
     def by_encoder(self) -> Mapping[str, EncoderTokenizer]: ...
 
     def configured(self, *, max_tokens: int | None = None, padded: bool = True, weighted: bool = False) -> Tokenizer:
-        """One that reads at least `max_tokens` tokens where the encoders can (None: as many as they read at once),
-        pads to the longest of a batch only with `padded` off, and with `weighted` reads weights such as (x:1.3)."""
+        """Return a tokenizer that reads at least `max_tokens` tokens, if the encoders can (None: the length of one
+        pass); pads to the longest caption of a batch if not `padded`; parses weights such as (x:1.3) if `weighted`."""
 
     def count(self, caption: str) -> int:
-        """Tokens of a caption, without begin and end; with `weighted` without the marks of its weights."""
+        """Count the tokens of a caption, without begin and end and, if `weighted`, without the weights' syntax."""
 
     def counts(self, captions: Sequence[str]) -> list[int]:
-        """`count` of each caption, quicker than one by one."""
+        """Count the tokens of many captions, faster than one by one."""
 
 
 @dataclass(eq=False)
 class Model:
-    """A loaded model: modules in evaluation mode, and what of the source has no place in them.
+    """A loaded model: modules in evaluation mode, and the source's other tensors.
 
-    `kept` holds the source's other tensors under their original names (EMA copies, schedule tables, SD2's last layer),
-    in their own dtype; a save writes them back. `text_encoders` are by name, those of the family in its order.
-    `zero_terminal_snr`: it is (being) trained with such a schedule, which
-    a diffusers folder tells. `notes` says what a user should know about how it was loaded, `broken` which tensors hold
-    values that are not finite.
+    `kept`: tensors of the source that belong to no module, under their original names and in their own dtype (schedule
+    tables, SD2's last layer); they are saved unchanged. `text_encoders` by name, in the family's order.
+    `zero_terminal_snr`: the noise schedule ends in pure noise. `notes`: messages about loading. `broken`: names of
+    tensors with NaN or infinite values.
     """
 
     family: Family
@@ -145,25 +143,25 @@ class Model:
     broken: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, Any]:
-        """The modules that are loaded, by name: the backbone by its family's, vae and the text encoders."""
-        found = {self.family.backbone: self.backbone, "vae": self.vae, **self.text_encoders}
-        return {name: module for name, module in found.items() if module is not None}
+        """Return the loaded modules by name: the backbone under the family's name for it, vae, the text encoders."""
+        modules = {self.family.backbone: self.backbone, "vae": self.vae, **self.text_encoders}
+        return {name: module for name, module in modules.items() if module is not None}
 
 
 class Load(Protocol):
-    """Read a checkpoint of the family: of its modules those named in `only` (None: all), the others are None then.
+    """Load a checkpoint of the family, or only the modules named in `only`; the other modules are then None.
 
-    `matrices`: the dtype of all weights of two and more dimensions in the backbone and the text encoders, where it is
-    another than `dtype` (None). `mapped`: files are mapped into memory, else read. Raises CheckpointError.
+    `matrix_dtype`: the dtype of weights with two or more dimensions in the backbone and the text encoders; None: same
+    as `dtype`. `mapped`: files are memory-mapped, otherwise read. Raises CheckpointError.
     """
 
-    def __call__(  # noqa: PLR0913 - being redrawn
+    def __call__(  # noqa: PLR0913 - independent settings, passed by name; a record of them would only repeat the names
         self,
         source: Header,
         *,
         vae: Path | str | None = None,
         dtype: torch.dtype | None = None,
-        matrices: torch.dtype | None = None,
+        matrix_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         prediction: Prediction | None = None,
         tokenizer_cache_dir: Path | None = None,
@@ -173,10 +171,10 @@ class Load(Protocol):
 
 
 class Save(Protocol):
-    """Write a model, whole or not at all, and return what the user should be told (such as tensors made up).
+    """Write a model atomically and return messages for the user (such as tensors that had to be made up).
 
-    `dtype` None keeps each tensor's dtype. `steps` and `epoch` are added to
-    those of a .ckpt source. Raises CheckpointError, leaving what was there.
+    `dtype` None keeps each tensor's dtype. `steps` and `epoch` are added to those of a .ckpt source. Raises
+    CheckpointError; existing files are left unchanged then.
     """
 
     def __call__(
@@ -193,9 +191,8 @@ class Save(Protocol):
 
 
 class EncodeText(Protocol):
-    """Text inputs, by the names of the text encoders and on their device, to what `predict` takes of a text: "states"
-    (B, L, width), multiplied with the weights of captions that have such, and "pooled" (B, width) where the family has
-    it."""
+    """Encode text inputs, given by text encoder name and on its device, to conditioning: "states" (B, L, width),
+    multiplied by caption weights if there are any, and "pooled" (B, width) if the family has it."""
 
     def __call__(
         self,
@@ -206,53 +203,53 @@ class EncodeText(Protocol):
 
 
 class Predict(Protocol):
-    """The backbone's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,) under what it is told."""
+    """Run the backbone: noisy latents (B, C, h, w), timesteps (B,) and conditioning to its output (B, C, h, w)."""
 
     def __call__(self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
 
 class EncodeImages(Protocol):
-    """Pixels (B, 3, H, W) in [-1, 1] to unscaled latents (B, C, h, w) float32, each sample by its own CPU generator."""
+    """Encode pixels (B, 3, H, W) in [-1, 1] to unscaled latents (B, C, h, w) float32, with one CPU generator per
+    sample."""
 
     def __call__(self, vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor: ...
 
 
 class DecodeLatents(Protocol):
-    """Unscaled latents (B, C, h, w) to pixels (B, 3, H, W) float32 in about [-1, 1]."""
+    """Decode unscaled latents (B, C, h, w) to pixels (B, 3, H, W) float32 in about [-1, 1]."""
 
     def __call__(self, vae: Any, latents: Tensor) -> Tensor: ...
 
 
 class MakeTokenizer(Protocol):
-    """The family's tokenizer: the source folder's own, that of the cache folder, or the shipped one."""
+    """Return the family's tokenizer: the source folder's own, the one in the cache folder, or the built-in one."""
 
     def __call__(self, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer: ...
 
 
 class ReadSizes(Protocol):
-    """Parameters of each part, from the header alone. Raises CheckpointError when the header cannot be mapped."""
+    """Count the parameters of each module from the header. Raises CheckpointError if keys or sizes do not fit."""
 
     def __call__(self, source: Header, vae: Path | str | None = None) -> PartSizes: ...
 
 
 class Recognise(Protocol):
-    """Whether a header is of this family, by names and shapes."""
+    """Whether a checkpoint belongs to this family, by tensor names and shapes."""
 
     def __call__(self, header: Header) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family. Functions take what they need, so that a recipe may hand in wrapped modules.
+    """One model family. Its functions take modules as arguments, so that a recipe can pass wrapped ones.
 
-    `backbone`: the name of the network that denoises ("unet"), which logs, diffusers folders and adapters have for it,
-    and `backbone_title`: how messages call it.
-    `versions`: what adapters call it in ss_base_model_version, and `architectures`: modelspec.architecture, both by
-    prediction. `capabilities`: what flags may ask of it. `preview`: (W, H) of an image in pixels, by prediction.
-    `adapters`: where adapters sit, in the order that files and optimiser groups have them. `text_encoders`: their
-    names, in the same order. `refines`: its own range are the last, least noisy timesteps, so it draws no image from
-    noise alone. `block_of` tells the block of a parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: by whose
-    names adapters' files call the layers of the backbone. `variant` is the families' own.
+    `backbone`: name of the denoising network ("unet") in logs, diffusers folders and adapters; `backbone_title`: its
+    name in messages. `versions`: ss_base_model_version of adapters; `architectures`: modelspec.architecture; `preview`:
+    default (W, H) of an image in pixels; all three by prediction. `capabilities`: features that flags may require.
+    `adapters`: modules that adapters apply to, in the order of files and optimizer groups; `text_encoders`: names in
+    the same order. `refines`: a refiner, trained only on the last, least noisy timesteps. `block_of`: block of a
+    parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: naming scheme of backbone layers in adapter files.
+    `variant`: data private to the family.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The families that this program knows, and which of them a checkpoint belongs to. No torch at module level."""
+"""The supported model families; find a model, detect its family, load and save it. No torch at module level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
-from library.checkpoints.prediction_marks import Noted, noted
+from library.checkpoints.prediction_marks import DeclaredPrediction, declared_prediction
 from library.families import unsupported
 from library.families.family import Family, Model, SaveAs
 from library.families.sd.inference_yaml import write_inference_yaml
@@ -24,28 +24,23 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 __all__ = [
-    "FAMILIES", "CheckpointError", "Header", "Noted", "detect", "find_model", "load_model", "noted",
-    "noted_prediction", "open_model", "save_model", "write_inference_yaml",
+    "FAMILIES", "CheckpointError", "DeclaredPrediction", "Header", "declared_prediction", "detect", "find_model",
+    "load_model", "open_model", "save_model", "write_inference_yaml",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, REFINER)
 
 
 def detect(header: Header) -> Family:
-    """The family of a checkpoint, by names and shapes only. Raises CheckpointError that says what it looks like."""
+    """Detect the family of a checkpoint from tensor names and shapes. Raises CheckpointError that says what it is."""
     for family in FAMILIES:
         if family.recognise(header):
             return family
     raise CheckpointError(f"{header.path}: {unsupported.explain(header, [family.title for family in FAMILIES])}")
 
 
-def noted_prediction(header: Header) -> Prediction | None:
-    """What the checkpoint itself says its network predicts."""
-    return noted(header).prediction
-
-
 def open_model(name: str) -> tuple[Header, Family]:
-    """Header and family of the model that `name` means (see find_model). Raises CheckpointError."""
+    """Find a model by name (see find_model) and return its header and family. Raises CheckpointError."""
     header = read_header(find_model(name))
     return header, detect(header)
 
@@ -59,7 +54,7 @@ def load_model(
     prediction: Prediction | None = None,
     tokenizer_cache_dir: Path | None = None,
 ) -> Model:
-    """Load a checkpoint of any known family; see families.family.Load. Raises CheckpointError."""
+    """Load a checkpoint of any family; see families.family.Load. Raises CheckpointError."""
     return detect(source).load(
         source, vae=vae, dtype=dtype, device=device, prediction=prediction, tokenizer_cache_dir=tokenizer_cache_dir
     )
@@ -75,14 +70,14 @@ def save_model(
     steps: int = 0,
     epoch: int = 0,
 ) -> tuple[str, ...]:
-    """Write a model of any known family; see families.family.Save. Returns what the user should be told."""
+    """Save a model of any family; see families.family.Save. Returns messages for the user."""
     return model.family.save(model, path, save_as=save_as, dtype=dtype, metadata=metadata, steps=steps, epoch=epoch)
 
 
 def find_model(name: str) -> Path:
-    """The local path that a model name means: a file, a folder, or a hub id that is in Hugging Face's cache already.
+    """Return the local path of a model: a file, a folder, or a hub id that is in Hugging Face's cache already.
 
-    Nothing is ever downloaded. Raises CheckpointError for anything else.
+    Nothing is downloaded. Raises CheckpointError for anything else.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -92,15 +87,14 @@ def find_model(name: str) -> Path:
     snapshot = _cached_snapshot(name)
     if snapshot is None:
         raise CheckpointError(
-            f"{name}: no such file or folder. If it names a model on the Hugging Face hub: nothing is "
-            "downloaded here, and it is not in the local cache. Download it first and give the path of its .safetensors"
-            " or .ckpt file, or of its diffusers folder."
+            f"{name}: no such file or folder, and no model of this name in the local Hugging Face cache (nothing is "
+            "downloaded here). Download it, and give the path of its .safetensors or .ckpt file or diffusers folder."
         )
     return snapshot
 
 
 def hub_caches() -> tuple[Path, ...]:
-    """Where huggingface_hub keeps what it downloaded, as its environment variables say."""
+    """Return the cache folders of huggingface_hub, from its environment variables."""
     for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := os.environ.get(variable):
             return (Path(value).expanduser() / below,)
@@ -109,7 +103,7 @@ def hub_caches() -> tuple[Path, ...]:
 
 
 def _cached_snapshot(name: str) -> Path | None:
-    """A snapshot folder of a hub model: the one that `main` points to, else the newest."""
+    """Return a hub model's snapshot folder: the one of `main`, otherwise the newest."""
     for cache in hub_caches():
         model = cache / f"models--{name.replace('/', '--')}"
         main = model / "refs" / "main"

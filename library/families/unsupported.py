@@ -1,4 +1,4 @@
-"""What a checkpoint that is of no known family looks like, in words and with a way out."""
+"""Describe a checkpoint of an unsupported family, with a remedy."""
 
 from __future__ import annotations
 
@@ -6,47 +6,48 @@ from collections.abc import Callable, Sequence
 
 from library.checkpoints.header import Header
 from library.families.sd.variant import has_edm_noise
+from library.messages import listed
 
 _UNET = "model.diffusion_model."
 Test = Callable[[Header], bool]
 
 
 def starts(*prefixes: str) -> Test:
-    """Some tensor's name begins with one of these."""
+    """A tensor name starts with one of these."""
     return lambda header: any(name.startswith(prefixes) for name in header.tensors)
 
 
 def holds(*parts: str) -> Test:
-    """Some tensor's name has one of these in it."""
+    """A tensor name contains one of these."""
     return lambda header: any(part in name for name in header.tensors for part in parts)
 
 
 def pipeline(*words: str) -> Test:
-    """A diffusers folder whose pipeline class has one of these in its name."""
+    """A diffusers folder whose pipeline class name contains one of these words."""
     return lambda header: any(
         word in str(header.configs.get("model_index", {}).get("_class_name", "")) for word in words
     )
 
 
 def channels(count: int) -> Test:
-    """The U-Net takes this many channels."""
+    """The U-Net has this many input channels."""
     names = (_UNET + "input_blocks.0.0.weight", "unet/conv_in.weight")
     return lambda header: any(name in header.tensors and header.tensors[name].shape[1:2] == (count,) for name in names)
 
 
 def every(*tests: Test) -> Test:
-    """All of these hold."""
+    """All of these tests pass."""
     return lambda header: all(test(header) for test in tests)
 
 
-_OTHER_MODEL = ""  # the families that there are
-_OTHER_CHANNELS = "this version trains models of 4 channels"
-_ITS_MODEL = "give the model that it was made for"
+_OTHER_MODEL = ""  # stands for the list of supported families
+_OTHER_CHANNELS = "only models with 4 channels are supported"
+_ITS_MODEL = "give the model it was trained for"
 _NOT_WHOLE = (
     "give the whole model: U-Net, VAE and every text encoder in one .safetensors or .ckpt file, or a diffusers folder"
 )
 
-# The first row whose test holds names the file. What is only a part comes after what is a whole model.
+# The first row whose test passes describes the file. Parts of models come after whole models.
 KINDS: Sequence[tuple[Test, str, str]] = (
     (holds(".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w", ".oft_"),
      "a LoRA or another adapter, not a model", _ITS_MODEL),
@@ -57,11 +58,11 @@ KINDS: Sequence[tuple[Test, str, str]] = (
     (pipeline("Flux"), "Flux", _OTHER_MODEL),
     (pipeline("Kolors"), "Kolors", _OTHER_MODEL),
     (starts("control_model.", "controlnet_"), "a ControlNet", _OTHER_MODEL),
-    (has_edm_noise, "Playground v2.5, CosXL or another model with EDM's noise", _OTHER_MODEL),
-    (channels(9), "an inpainting model (its U-Net takes 9 channels)", _OTHER_CHANNELS),
-    (channels(5), "a depth model (its U-Net takes 5 channels)", _OTHER_CHANNELS),
-    (channels(8), "an instruction or upscaling model (its U-Net takes 8 channels)", _OTHER_CHANNELS),
-    (channels(7), "an upscaling model (its U-Net takes 7 channels)", _OTHER_CHANNELS),
+    (has_edm_noise, "Playground v2.5, CosXL or another model with EDM noise", _OTHER_MODEL),
+    (channels(9), "an inpainting model (9 channels)", _OTHER_CHANNELS),
+    (channels(5), "a depth model (5 channels)", _OTHER_CHANNELS),
+    (channels(8), "an instruction or upscaling model (8 channels)", _OTHER_CHANNELS),
+    (channels(7), "an upscaling model (7 channels)", _OTHER_CHANNELS),
     (every(starts(_UNET + "label_emb."), starts("cond_stage_model.", "embedder.")),
      "a model with image conditioning (unCLIP)", _OTHER_MODEL),
     (starts("unet/class_embedding."), "a model with image conditioning (unCLIP)", _OTHER_MODEL),
@@ -69,22 +70,21 @@ KINDS: Sequence[tuple[Test, str, str]] = (
     (every(starts(_UNET), starts("conditioner.")), "Stable Diffusion XL without its second text encoder", _NOT_WHOLE),
     (starts(_UNET + "label_emb."), "a U-Net of Stable Diffusion XL or its refiner without text encoders", _NOT_WHOLE),
     (starts(_UNET), "a U-Net without the text encoder of Stable Diffusion 1.x or 2.x", _NOT_WHOLE),
-    (starts("unet/add_embedding."), "a folder of Stable Diffusion XL whose text encoders are not those of its base or "
-     "its refiner", _NOT_WHOLE),
-    (starts("unet/"), "a folder whose text encoder is not that of its U-Net", _NOT_WHOLE),
+    (starts("unet/add_embedding."), "a folder of Stable Diffusion XL with other text encoders than those of its base "
+     "or refiner", _NOT_WHOLE),
+    (starts("unet/"), "a folder whose text encoder does not fit its U-Net", _NOT_WHOLE),
     (starts("input_blocks.", "down_blocks."), "a U-Net alone", _NOT_WHOLE),
     (starts("first_stage_model.", "encoder.conv_in.", "decoder.conv_in.", "encoder.down"), "a VAE alone",
-     "give a VAE by --vae, and the whole model here"),
+     "use it with --vae, and give a whole model here"),
     (starts("text_model.", "transformer.resblocks.", "cond_stage_model.", "conditioner.", "embeddings."),
      "a text encoder alone", _NOT_WHOLE),
 )  # fmt: skip
 
 
 def explain(header: Header, titles: Sequence[str]) -> str:
-    """One sentence: what the checkpoint looks like, and what to give instead. `titles`: of the families there are."""
-    known = f"this version trains {', '.join(titles[:-1])} and {titles[-1]}"
+    """Return one sentence: what the checkpoint looks like and what to give instead. `titles`: supported families."""
+    known = f"supported are {', '.join(titles[:-1])} and {titles[-1]}"
     for test, kind, remedy in KINDS:
         if test(header):
             return f"this looks like {kind}; {remedy or known}."
-    some = ", ".join(list(header.tensors)[:3])
-    return f"no model that this version knows (its tensors are called {some}, ...); {known}."
+    return f"unknown kind of model (with tensors {listed(header.tensors)}); {known}."

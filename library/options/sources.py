@@ -10,6 +10,7 @@ from pathlib import Path
 from library.options.mistakes import Mistakes
 
 COMMAND_LINE = "command line"
+LIST_KINDS = ("list", "numbers", "paths")  # of flags that take several words
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_command_line(
         kind = kind_of(name)
         if kind == "switch":
             yield RawOption(name, text if equals else True, COMMAND_LINE)
-        elif kind in ("list", "numbers", "paths") or kind is None:
+        elif kind in LIST_KINDS or kind is None:
             place += len(following)
             yield RawOption(name, [text] if equals else following, COMMAND_LINE)
         elif equals:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
-from library.options.sources import COMMAND_LINE, read_command_line
+from library.options.sources import COMMAND_LINE, LIST_KINDS, read_command_line
 
 Options = TypeVar("Options")
 SUGGESTION = 0.6  # similarity from which a flag is suggested for an unknown one
@@ -26,7 +27,8 @@ class Tool(Generic[Options]):
     """A small program: title and usage for --help, the dataclass of its flags, and the function that does the work.
 
     `required` are flags that must be set, each with its remedy; `check` adds mistakes about combinations of options;
-    `interrupted` is the message after Ctrl-C; `work` raises UserError for mistakes of the user.
+    `interrupted` is the message after Ctrl-C; `work` raises UserError for mistakes of the user. `positional`: flags
+    whose values may be given without the flag, in this order; `aliases`: other spellings of flags.
     """
 
     title: str
@@ -36,13 +38,15 @@ class Tool(Generic[Options]):
     required: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Options, Mistakes], None] = _no_check
     interrupted: str = "interrupted: no incomplete file was left"
+    positional: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
     """Run a tool and return its exit code: 0 done, 2 user error, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a console without Unicode must not fail on file names
+    for stream in (sys.stdout, sys.stderr):  # file names may be in any script, also where the output is redirected
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(encoding="utf-8", errors="replace")
     words = sys.argv[1:] if words is None else words
     if "--help" in words or "-h" in words:
         print(help_text(tool))
@@ -66,6 +70,7 @@ def tool_flags(options: type[Any]) -> Mapping[str, Flag]:
 def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     """Parse a tool's command line. Raises UserError with all its mistakes."""
     known = tool_flags(tool.options)
+    words = list(_add_flags(tool, words, known))
     mistakes = Mistakes()
     values: dict[str, Any] = {}
     for option in read_command_line(words, lambda name: known[name].kind if name in known else None, mistakes):
@@ -91,6 +96,22 @@ def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     return options
 
 
+def _add_flags(tool: Tool[Any], words: Sequence[str], known: Mapping[str, Flag]) -> Iterator[str]:
+    """The words with a flag before each positional value, and with aliases spelled out."""
+    unnamed = iter(tool.positional)
+    values = 0.0  # how many of the following words belong to the last flag
+    for word in (tool.aliases.get(word, word) for word in words):
+        if word.startswith("--"):
+            name, equals, _ = word[2:].partition("=")
+            kind = known[name].kind if name in known else None
+            values = 0 if equals or kind == "switch" else math.inf if kind in (None, *LIST_KINDS) else 1
+        elif values:
+            values -= 1
+        elif (name := next(unnamed, "")) != "":
+            yield f"--{name}"
+        yield word
+
+
 def _closest_name(name: str, known: Mapping[str, Flag]) -> str:
     from difflib import get_close_matches  # imported late: only needed for an unknown name
 
@@ -106,5 +127,6 @@ def help_text(tool: Tool[Any]) -> str:
         plain = flag.default in (None, False, "", ())
         default = choices + ("." if plain else f". Default: {flag.default}.")
         kind = "" if flag.kind == "switch" else f"[{flag.kind}] "
-        lines.append(f"  --{flag.name}".ljust(30) + kind + flag.help + default)
+        label = flag.name if flag.name in tool.positional else f"--{flag.name}"
+        lines.append(f"  {label}".ljust(30) + kind + flag.help + default)
     return "\n".join(lines)

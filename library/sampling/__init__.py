@@ -1,1 +1,1 @@
-"""Images from a model: prompts and their options, samplers by name, and the loop that draws."""
+"""Draw images with a model: prompts and their options, samplers, the sampling loop."""

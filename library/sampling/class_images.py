@@ -1,12 +1,12 @@
-"""A folder of class images, drawn by the base model and numbered: what it lacks is drawn, what stands there is kept.
+"""Fill a folder with class images of the base model: missing images are drawn, existing ones kept.
 
     reg/1_dog/
       class_00001.png     image i: prompt i modulo the prompts, seed --seed + i - 1 (or the prompt's own, counting up)
       class_00001.txt     its prompt, with --write_captions
-      class_images.jsonl  the record: a line for each image, all that it was made of
+      class_images.jsonl  the record: one line per image with all its settings
 
-The record is written before the first image, and each file whole or not at all. So whenever a call is stopped, the
-next one knows what stands there; one that would draw otherwise is refused. No torch at module level.
+The record is written before the first image, and every file is written atomically. After an interruption the next call
+knows what exists; a call with other settings is refused. No torch at module level.
 """
 
 from __future__ import annotations
@@ -23,52 +23,53 @@ from typing import Any
 from library.checkpoints.files import read_part_header, sha256
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.writer import write_text
+from library.messages import counted, listed
 from library.options.mistakes import Mistake, UserError
 from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, write_image
-from library.sampling.generate import any_seed
+from library.sampling.generate import random_seed
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
 
 RECORD = "class_images.jsonl"
 _IMAGE = re.compile(r"class_\d{5,}\.png")
-_HALF_WRITTEN = re.compile(rf"(class_\d{{5,}}\.\w+|{re.escape(RECORD)})\.\d+\.tmp")
-_NAMES = ("model", "vae")  # files may be renamed: their hashes are compared
+_PARTIAL = re.compile(rf"(class_\d{{5,}}\.\w+|{re.escape(RECORD)})\.\d+\.tmp")
+_NAMES = ("model", "vae")  # not compared, as files may be renamed; their hashes are
 
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A class folder as it is and as it shall be.
+    """A class folder and what is missing in it.
 
-    `images` and `record` (a line each) are of all images, from the first: those asked for, or those recorded if
-    they are more. `missing` are the places of images, `captions` of caption files, among those asked for.
+    `requests` and `record` (its lines) cover all images, the requested and the recorded ones. `recorded`: lines already
+    written. `missing` and `captions`: indices of images and caption files to write.
     """
 
     path: Path
     requests: Sequence[ImageRequest]
     record: Sequence[Entry]
-    recorded: int  # lines that the record has now
+    recorded: int
     missing: Sequence[int]
     captions: Sequence[int]
 
 
 def fill_folder(options: ClassImageOptions) -> None:
-    """Draw what the folder of --outdir lacks, and say so. Raises UserError: wrong options, images drawn otherwise."""
+    """Draw the missing images of --outdir. Raises UserError: wrong options, existing images with other settings."""
     drawing = decide(options)
     for note in drawing.notes:
         print(note)
-    folder = look_into(options, drawing)
+    folder = inspect_folder(options, drawing)
     print(describe(folder, options.count), flush=True)
     if options.dry_run:
-        print("dry run: no weight was loaded and nothing was written")
+        print("dry run: no weights were loaded and nothing was written")
         return
     if not folder.missing and not folder.captions:
         return
     make_folder(folder.path)
-    for left in _half_written(folder.path):
+    for leftover in _partial_files(folder.path):
         with contextlib.suppress(OSError):
-            left.unlink()
+            leftover.unlink()
     if len(folder.record) > folder.recorded:
         _write(folder.path / RECORD, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in folder.record))
     for place in folder.captions:
@@ -84,20 +85,20 @@ def _draw_missing(options: ClassImageOptions, drawing: Drawing, folder: ClassFol
         path = folder.path / file_name(folder.missing[done - 1])
         write_image(path, requests[done - 1], image)
         print(f"[{done}/{len(requests)}] {path}", flush=True)
-    print(f"{options.count} images in {folder.path}")
+    print(f"{counted(options.count, 'image')} in {folder.path}")
 
 
-def look_into(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
-    """What stands in the folder of --outdir and what it lacks; nothing is written. Raises UserError."""
+def inspect_folder(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
+    """Compare the folder of --outdir with the options; nothing is written. Raises UserError."""
     path = options.outdir or Path()
     names = _names(path)
     recorded = _read_record(path / RECORD) if RECORD in names else []
-    _refuse_unknown(path, names, recorded)
+    _check_unrecorded(path, names, recorded)
     seed = options.seed if options.seed is not None else _recorded_seed(recorded, drawing.prompts)
-    requests = numbered(drawing.prompts, any_seed() if seed is None else seed, max(options.count, len(recorded)))
+    requests = with_seeds(drawing.prompts, random_seed() if seed is None else seed, max(options.count, len(recorded)))
     shared = _shared_facts(options, drawing)
     record = [_entry(place, request) | shared for place, request in enumerate(requests)]
-    _refuse_other_settings(path, recorded, record)
+    _check_settings(path, recorded, record)
     missing = [place for place in range(options.count) if file_name(place) not in names]
     captions = []
     if options.write_captions:
@@ -106,12 +107,12 @@ def look_into(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
 
 
 def file_name(place: int) -> str:
-    """`class_00001.png` for the first image, place 0."""
+    """Return `class_00001.png` for the image at index 0."""
     return f"class_{place + 1:05d}.png"
 
 
-def numbered(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[ImageRequest]:
-    """The first `count` images, each with its seed: prompts in turn, so that a larger count only adds images."""
+def with_seeds(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[ImageRequest]:
+    """Return the first `count` images with their seeds, prompts in turn; a larger count only adds images."""
     requests = []
     for place in range(count):
         prompt, turn = prompts[place % len(prompts)], place // len(prompts)
@@ -120,17 +121,18 @@ def numbered(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[Ima
 
 
 def describe(folder: ClassFolder, count: int) -> str:
-    """What is there and what is missing, for the user."""
-    there = f"{folder.path}: {count - len(folder.missing)} of {count} images are there"
-    lines = [f"{there}, {len(folder.missing)} to draw" if folder.missing else f"{there}, nothing to draw"]
+    """Describe what exists and what is missing."""
+    existing = f"{folder.path}: {count - len(folder.missing)} of {count} images exist"
+    lines = [f"{existing}, {len(folder.missing)} to draw" if folder.missing else f"{existing}, nothing to draw"]
     kinds: dict[tuple[object, ...], int] = {}
     for place in folder.missing:
-        one = folder.requests[place]
-        kind = (one.prompt, f"{one.width}x{one.height}", one.sampler, f"{one.steps} steps", f"scale {one.scale:g}")
+        request = folder.requests[place]
+        size = f"{request.width}x{request.height}"
+        kind = (request.prompt, size, request.sampler, f"{request.steps} steps", f"scale {request.scale:g}")
         kinds[kind] = kinds.get(kind, 0) + 1
     lines += [f"  {number} x {', '.join(map(str, kind))}" for kind, number in kinds.items()]
     if folder.captions:
-        lines.append(f"  {len(folder.captions)} captions to write")
+        lines.append(f"  {counted(len(folder.captions), 'caption')} to write")
     return "\n".join(lines)
 
 
@@ -144,9 +146,9 @@ def _names(folder: Path) -> set[str]:
         raise UserError([Mistake(what, "choose another folder")]) from error
 
 
-def _half_written(folder: Path) -> list[Path]:
-    """What a process that was killed left of a file."""
-    return [path for path in folder.iterdir() if _HALF_WRITTEN.fullmatch(path.name)]
+def _partial_files(folder: Path) -> list[Path]:
+    """Temporary files left by a killed process."""
+    return [path for path in folder.iterdir() if _PARTIAL.fullmatch(path.name)]
 
 
 def _caption_path(folder: Path, place: int, options: ClassImageOptions) -> Path:
@@ -165,15 +167,15 @@ def _read_record(path: Path) -> list[Entry]:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if all(isinstance(entry["file"], str) and isinstance(entry["seed"], int) for entry in entries):
             return entries
-        reason = "a line names no file and seed"
+        reason = "a line has no file or no seed"
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error)
-    what = f"{path}, which tells what the images beside it were made of, cannot be read ({reason})"
-    raise UserError([Mistake(what, "choose another --outdir, or remove the folder to draw it anew")])
+    what = f"{path}, the record of the images beside it, cannot be read ({reason})"
+    raise UserError([Mistake(what, "choose another --outdir, or remove the folder to start again")])
 
 
 def _recorded_seed(recorded: Sequence[Entry], prompts: Sequence[ImageRequest]) -> int | None:
-    """The --seed of an earlier call: that of any image whose prompt has none of its own, less its place."""
+    """Return the --seed of an earlier call, from the first image whose prompt has no seed of its own."""
     for place, entry in enumerate(recorded):
         if prompts[place % len(prompts)].seed is None:
             seed: int = entry["seed"]
@@ -210,7 +212,7 @@ def _shared_facts(options: ClassImageOptions, drawing: Drawing) -> dict[str, Any
 
 
 def _content_hash(header: Header) -> str:
-    """SHA-256 of a model file; of a folder, of the hashes of its weight files under their names."""
+    """Return the SHA-256 of a model file; of a folder, of the names and hashes of its weight files."""
     files = sorted({place.file for place in header.places.values()})
     if files == [header.path]:
         return sha256(header.path)
@@ -218,22 +220,20 @@ def _content_hash(header: Header) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
 
 
-def _refuse_unknown(folder: Path, names: set[str], recorded: Sequence[Entry]) -> None:
+def _check_unrecorded(folder: Path, names: set[str], recorded: Sequence[Entry]) -> None:
     unknown = sorted(name for name in names - {entry["file"] for entry in recorded} if _IMAGE.fullmatch(name))
     if unknown:
-        what = f"--outdir {folder}: {RECORD} does not tell what {unknown[0]} was made of"
-        more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise UserError([Mistake(what + more, "choose another --outdir, or move these images away")])
+        what = f"--outdir {folder} contains images that are not in {RECORD}: {listed(unknown, 1)}"
+        raise UserError([Mistake(what, "choose another --outdir, or move these images away")])
 
 
-def _refuse_other_settings(folder: Path, recorded: Sequence[Entry], record: Sequence[Entry]) -> None:
-    """Raise UserError if this call would draw a recorded image otherwise; it names each setting once."""
+def _check_settings(folder: Path, recorded: Sequence[Entry], record: Sequence[Entry]) -> None:
+    """Raise UserError if a recorded image has other settings than this call; each setting is named once."""
     differences: dict[str, str] = {}
     for was, now in zip(recorded, record[: len(recorded)], strict=True):
         for key, value in now.items():
             if key not in _NAMES and was.get(key) != value:
-                told = f"  {key}: {was.get(key)!r} there, {value!r} now ({was['file']})"
-                differences.setdefault(key, told)
+                differences.setdefault(key, f"  {key}: {was.get(key)!r} there, {value!r} now ({was['file']})")
     if differences:
-        what = f"--outdir {folder} holds images that were drawn otherwise:\n" + "\n".join(differences.values())
-        raise UserError([Mistake(what, f"give the settings that {folder / RECORD} tells, or choose another --outdir")])
+        what = f"--outdir {folder} contains images with other settings:\n" + "\n".join(differences.values())
+        raise UserError([Mistake(what, f"use the settings in {folder / RECORD}, or choose another --outdir")])

@@ -1,4 +1,4 @@
-"""What every program that draws does: decide what needs no weight, load, draw, write. No torch at module level."""
+"""Shared by the programs that draw images: check options, load the model, draw, write. No torch at module level."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.writer import replacing
 from library.families.family import Family, Model, TextSettings
-from library.families.registry import CheckpointError, Header, find_model, noted_prediction, open_model
+from library.families.registry import CheckpointError, Header, declared_prediction, find_model, open_model
 from library.options.flag import Capability
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
-from library.sampling.init_images import Start, encode_start
+from library.sampling.init_images import InitImage, encode_init_image
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What draws what: the checkpoint, the prompts with their settings, the device."""
+    """Decided before weights are loaded: the checkpoint, the prompts with their settings, the device."""
 
     header: Header
     family: Family
@@ -40,18 +40,18 @@ class Drawing:
     device: str
 
     def vae_in_full(self, options: DrawingOptions) -> bool:
-        """Whether the VAE decodes in fp32 whatever the rest computes in."""
+        """Whether the VAE decodes in fp32, whatever the precision of the backbone."""
         return options.no_half_vae or (options.fp16 and not self.family.latent.fp16)
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the prompts."""
+        """Messages about the prompts."""
         return [note for prompt in self.prompts for note in prompt.notes]
 
 
-def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
-    """Read prompts and the checkpoint's header; `start` is what the images begin with. Raises UserError with every
-    mistake that can be found so."""
+def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
+    """Read the prompts and the checkpoint's header; `init`: the image to start from. Raises UserError with every
+    mistake."""
     mistakes = Mistakes()
     header, family, vae = None, None, None
     try:
@@ -62,13 +62,13 @@ def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
         mistakes.add(str(error))
     if family is not None:
         _check_model(options, family, mistakes)
-        if family.refines and start is None:
-            what = f"{options.ckpt} is {family.title}, which refines images and draws none from noise"
-            mistakes.add(what, "give gen_img.py the image to refine (--image_path), or a model that draws")
-    noted = None if header is None else noted_prediction(header)
-    prediction: Prediction = "v" if options.v_parameterization else noted or "epsilon"
+        if family.refines and init is None:
+            what = f"{options.ckpt} is {family.title}, which only refines images"
+            mistakes.add(what, "use gen_img.py with --image_path, or give a base model")
+    declared = None if header is None else declared_prediction(header).prediction
+    prediction: Prediction = "v" if options.v_parameterization else declared or "epsilon"
     size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
-    prompts = _prompts(options, mistakes, size if start is None else start.size)
+    prompts = _prompts(options, mistakes, size if init is None else init.size)
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:
         raise UserError(mistakes)
@@ -76,15 +76,15 @@ def decide(options: DrawingOptions, start: Start | None = None) -> Drawing:
 
 
 def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) -> None:
-    """Add what is asked of the model that its family cannot do."""
+    """Add mistakes for flags that do not fit the model's family."""
     is_it = f"{options.ckpt} is {family.title}"
     claims: tuple[tuple[str, bool, Capability], ...]
     claims = (("v2", options.v2, "v2"), ("sdxl", options.sdxl, "size_conditioning"))
-    for flag, said, capability in claims:
-        if said and capability not in family.capabilities:
-            mistakes.add(f"--{flag}, but {is_it}", f"leave --{flag} out, or give the model you mean")
+    for claim, is_set, capability in claims:
+        if is_set and capability not in family.capabilities:
+            mistakes.add(f"--{claim}, but {is_it}", f"remove --{claim}, or give another model")
     if options.clip_skip not in (None, 1, 2) and "clip_skip" not in family.capabilities:
-        mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which has its fixed layer", "leave it out")
+        mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which uses a fixed layer", "remove it")
 
 
 def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[ImageRequest]:
@@ -106,14 +106,14 @@ def _device(options: DrawingOptions, mistakes: Mistakes) -> str:
     found = describe_machine().kind
     device = options.device or found
     if device not in ("cpu", found):
-        mistakes.add(f"--device {device}, but there is none here", f"leave it out; {found} is then used")
+        mistakes.add(f"--device {device} is not available", f"remove it to use {found}")
     if options.fp16 and device == "cpu":
-        mistakes.add("--fp16 on a CPU", "leave it out, or use --bf16")
+        mistakes.add("--fp16 does not work on a CPU", "remove it, or use --bf16")
     return device
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of --outdir if it is missing. Raises UserError when nothing can be written there."""
+    """Create the folder of --outdir if missing. Raises UserError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -124,7 +124,7 @@ def make_folder(folder: Path) -> None:
 
 
 def load(options: DrawingOptions, drawing: Drawing) -> Model:
-    """The model on its device, in the precision asked for. Raises UserError."""
+    """Load the model to its device in the chosen precision. Raises UserError."""
     quiet_libraries()
     import torch
 
@@ -143,17 +143,17 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     if drawing.vae_in_full(options):
         model.vae.to(torch.float32)
     if options.clip_skip is not None and "clip_skip" in drawing.family.capabilities:
-        layers = min(len(each.encoder.layers) for each in model.text_encoders.values())
+        layers = min(len(encoder.encoder.layers) for encoder in model.text_encoders.values())
         if options.clip_skip > layers:
-            raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+            what = f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers"
+            raise UserError([Mistake(what, f"use {layers} or less")])
     return model
 
 
 def draw(
-    options: DrawingOptions, model: Model, requests: Sequence[ImageRequest], start: Start | None = None
+    options: DrawingOptions, model: Model, requests: Sequence[ImageRequest], init: InitImage | None = None
 ) -> Iterator[Image]:
-    """Draw images that have their seeds, in their order, --batch_size at once, from noise or from `start`. Raises
-    UserError."""
+    """Draw requests that have seeds, in order, --batch_size at once, from noise or from `init`. Raises UserError."""
     import torch
 
     from library.sampling.images import sample_batch
@@ -167,18 +167,18 @@ def draw(
                 model,
                 batch,
                 seeds,
-                starts=None if start is None else encode_start(model, start, batch),
-                strength=1.0 if start is None else start.share(model.family.refines),
+                init_latents=None if init is None else encode_init_image(model, init, batch),
+                strength=1.0 if init is None else init.strength_for(model.family),
                 settings=settings,
-                most_chunks=options.max_embeddings_multiples,
+                max_chunks=options.max_embeddings_multiples,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller images (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
-            raise UserError([Mistake("the memory is exhausted", remedy)]) from error
+            raise UserError([Mistake("out of memory", remedy)]) from error
 
 
 def write_image(path: Path, request: ImageRequest, image: Image) -> None:
-    """Write a PNG, whole or not at all, with what it was made of as text in it. Raises UserError."""
+    """Write a PNG atomically, with its settings as text chunks. Raises UserError."""
     try:
         with replacing(path) as stream:
             image.save(stream, "png", pnginfo=_facts(request))

@@ -1,4 +1,4 @@
-"""What gen_img.py does: every prompt of the command line or of a file, so many times. No torch at module level."""
+"""Draw the images of gen_img.py. No torch at module level."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.sampling.draw_command import decide, draw, load, make_folder, write_image
-from library.sampling.init_images import read_start
+from library.sampling.init_images import read_init_image
 from library.sampling.options import GenerateOptions
 from library.sampling.prompts import ImageRequest
 
@@ -17,30 +18,29 @@ LARGEST_DRAWN_SEED = 2**32 - 1
 
 
 def draw_prompts(options: GenerateOptions) -> None:
-    """Read the prompts, load the model, write each image as soon as it is drawn. Raises UserError."""
+    """Read the prompts, load the model and write each image as soon as it is drawn. Raises UserError."""
     if options.strength is not None and options.image_path is None:
-        what = "--strength tells how much of an image is drawn anew, and there is none"
-        raise UserError([Mistake(what, "add --image_path, or leave it out")])
-    start = None if options.image_path is None else read_start(options.image_path, options.strength)
-    drawing = decide(options, start)
+        raise UserError([Mistake("--strength requires --image_path", "add --image_path, or remove --strength")])
+    init = None if options.image_path is None else read_init_image(options.image_path, options.strength)
+    drawing = decide(options, init)
     if options.zero_terminal_snr and drawing.prediction != "v":
         what = "--zero_terminal_snr, but the model predicts noise"
-        raise UserError([Mistake(what, "leave it out, or add --v_parameterization if the model predicts v")])
+        raise UserError([Mistake(what, "remove it, or add --v_parameterization if the model uses v-prediction")])
     make_folder(options.outdir)
     for note in drawing.notes:
         print(note)
-    images = numbered(drawing.prompts, options)
+    images = with_seeds(drawing.prompts, options)
     model = load(options, drawing)
     model.zero_terminal_snr |= options.zero_terminal_snr
-    for index, image in enumerate(draw(options, model, images, start)):
+    for index, image in enumerate(draw(options, model, images, init)):
         path = options.outdir / file_name(datetime.now(), index, images[index].seed or 0)
         write_image(path, images[index], image)
         print(f"[{index + 1}/{len(images)}] {path}", flush=True)
-    print(f"{len(images)} images in {options.outdir}")
+    print(f"{counted(len(images), 'image')} in {options.outdir}")
 
 
-def numbered(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[ImageRequest]:
-    """Every image with its seed. A prompt's own seed (--d) or --seed counts up from image to image."""
+def with_seeds(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[ImageRequest]:
+    """Return a request with a seed for each image. A prompt's own seed (--d) or --seed counts up per image."""
     images: list[ImageRequest] = []
     for prompt in prompts:
         for copy in range(options.images_per_prompt):
@@ -49,13 +49,13 @@ def numbered(prompts: Sequence[ImageRequest], options: GenerateOptions) -> list[
             elif options.seed is not None:
                 seed = options.seed + len(images)
             else:
-                seed = any_seed()
+                seed = random_seed()
             images.append(replace(prompt, seed=seed))
     return images
 
 
-def any_seed() -> int:
-    """A seed from the system's own randomness."""
+def random_seed() -> int:
+    """Return a random seed from the operating system."""
     return random.SystemRandom().randint(0, LARGEST_DRAWN_SEED)
 
 

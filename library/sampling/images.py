@@ -1,14 +1,14 @@
-"""Drawing images: text states, noise from a seed, the sampler's steps with guidance, decoding.
+"""Draw images: encode prompts, start from seeded noise, run the sampler with guidance, decode.
 
-An image begins as noise, or as another one that is refined: noised to where the steps begin (Meng et al. 2021,
-arXiv 2108.01073). Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
+Image-to-image starts from a noised image (Meng et al. 2021, arXiv 2108.01073). Classifier-free guidance: Ho and
+Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,21 +19,22 @@ from torch import Tensor
 from library.families.empty_text import zero_empty
 from library.families.family import AS_TRAINED, Conditioning, Family, Model, TextSettings, Tokenizer
 from library.options.mistakes import Mistake, UserError
-from library.sampling.prompts import ImageRequest, alike
-from library.sampling.samplers import begin_below, make_scheduler
+from library.runtime.eval_mode import eval_mode
+from library.sampling.prompts import ImageRequest, group_requests
+from library.sampling.samplers import make_scheduler, start_below
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_CHUNKS = 3
-# what diffusers' pipelines tell a model of how beautiful the image is, with the prompt and with the negative one
+MAX_CHUNKS = 3
+# aesthetic scores of diffusers' pipelines, for the prompt and the negative prompt
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 
 Progress = Callable[[int, int], None]
-"""Called after each step with (steps done, steps in all)."""
+"""Called after each step with (steps done, number of steps)."""
 
 EncodePrompts = Callable[[Sequence[str], int], Mapping[str, Tensor]]
-"""Texts and how many tokens of them are read to what text encoders give: see library.families.family.EncodeText."""
+"""Encodes texts, up to a number of tokens; returns what library.families.family.EncodeText does."""
 
 
 def sample(
@@ -42,97 +43,96 @@ def sample(
     seed: int,
     *,
     settings: TextSettings = AS_TRAINED,
-    most_chunks: int = MOST_CHUNKS,
+    max_chunks: int = MAX_CHUNKS,
     progress: Progress | None = None,
 ) -> Image:
-    """Draw one image: a batch of one. See sample_batch."""
-    return sample_batch(model, [request], [seed], settings=settings, most_chunks=most_chunks, progress=progress)[0]
+    """Draw one image. See sample_batch."""
+    return sample_batch(model, [request], [seed], settings=settings, max_chunks=max_chunks, progress=progress)[0]
 
 
-def sample_batch(  # noqa: PLR0913 - being redrawn
+def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed by name
     model: Model,
     requests: Sequence[ImageRequest],
     seeds: Sequence[int],
     *,
-    starts: Sequence[Tensor] | None = None,
+    init_latents: Sequence[Tensor] | None = None,
     strength: float = 1.0,
     settings: TextSettings = AS_TRAINED,
-    most_chunks: int = MOST_CHUNKS,
+    max_chunks: int = MAX_CHUNKS,
     encode: EncodePrompts | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> list[Image]:
-    """Draw images with the modules as they are, on their devices and in their dtypes; in the order of the requests.
+    """Draw images in the order of the requests, on the modules' devices and in their dtypes.
 
-    Requests of one size, sampler, steps, scale and length of texts go through the backbone together; `progress` is
-    told of each such group anew. All noise of an image comes from a CPU generator of its own seed: but for the order of
-    floating-point sums, a seed means the same image on every device and in every batch, and nothing of the program's
-    own random state is touched. Prompts longer than what text encoders read at once take up to `most_chunks` times
-    that.
-    `starts`: latents (C, h, w) for each request, not scaled, of images that are refined in place of drawing from
-    noise: their sizes count, and only those steps are made that lie in the last share `strength` of the timesteps.
-    `encode` takes the place of the model's text encoders, which are then not needed; they and the backbone run under
-    `autocast`, and the backbone is given numbers of `dtype`, None being its own; sizes and scores are float32 always.
-    Raises UserError for an unknown sampler, for too few steps to refine anything and for an image that is no number in
-    places, ValueError when there are not as many seeds and starts as requests.
+    Requests with the same size, sampler, steps, scale and prompt length share a batch; `progress` starts again for
+    each. The noise of an image comes from a CPU generator seeded with its seed, so a seed gives the same image on every
+    device and in every batch, up to rounding; the global random state is not used. Prompts may take up to `max_chunks`
+    times the tokens of one text encoder pass.
+    `init_latents`: for image-to-image, unscaled latents (C, h, w) for each request, which also set the image size; only
+    the steps in the last share `strength` of the timesteps are run. `encode` replaces the model's text encoders.
+    Encoding and the backbone run under `autocast`, with backbone inputs in `dtype` (None: the backbone's own); sizes
+    and scores are always float32.
+    Raises UserError for an unknown sampler, for too few steps at this strength and for NaN or infinite pixels;
+    ValueError unless there are as many seeds and init latents as requests.
     """
-    for each in (seeds, seeds if starts is None else starts):
-        if len(requests) != len(each):
-            raise ValueError(f"{len(requests)} images need as many seeds, and starts if any, not {len(each)}")
-    if starts is not None:
-        requests = [sized(one, start, model.family) for one, start in zip(requests, starts, strict=True)]
+    for values in (seeds, seeds if init_latents is None else init_latents):
+        if len(requests) != len(values):
+            raise ValueError(f"{len(requests)} images need as many seeds and init latents, not {len(values)}")
+    if init_latents is not None:
+        pairs = zip(requests, init_latents, strict=True)
+        requests = [with_size_of(latents, request, model.family) for request, latents in pairs]
     encode = encode or partial(encode_prompts, model.family, model.tokenizer, model.text_encoders, settings)
     images: dict[int, Image] = {}
-    with torch.no_grad(), _evaluating(model):
-        for places in _groups(model, requests, most_chunks):
-            one_kind = [requests[place] for place in places]
+    with torch.no_grad(), eval_mode(model.modules().values()):
+        for places in _groups(model, requests, max_chunks):
+            group = [requests[place] for place in places]
             scheduler = make_scheduler(
-                one_kind[0].sampler, model.family.process, model.prediction, model.zero_terminal_snr
+                group[0].sampler, model.family.process, model.prediction, zero_terminal_snr=model.zero_terminal_snr
             )
             generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
             with autocast():
-                outputs = encode(_all_texts(one_kind), token_limit(model.tokenizer, one_kind[0], most_chunks))
-            conditioning = _conditioning(outputs, one_kind, model.backbone.device, dtype or model.backbone.dtype)
-            begin = None if starts is None else torch.stack([starts[place] for place in places])
-            latents, timesteps = _first(model, scheduler, one_kind[0], generators, begin, strength)
-            latents = _draw(
-                model, scheduler, timesteps, latents, conditioning, one_kind[0], generators, autocast, progress
-            )
-            for place, one in zip(places, torch.split(latents, 1), strict=True):  # decoding takes most: one by one
+                outputs = encode(_all_texts(group), token_limit(model.tokenizer, group[0], max_chunks))
+            conditioning = _conditioning(outputs, group, model.backbone.device, dtype or model.backbone.dtype)
+            init = None if init_latents is None else torch.stack([init_latents[place] for place in places])
+            latents, timesteps = _initial_latents(model, scheduler, group[0], generators, init, strength)
+            predict = _guided_prediction(model, conditioning, group[0].scale, autocast)
+            latents = _denoise(scheduler, timesteps, latents, predict, generators, progress)
+            for place, one in zip(places, torch.split(latents, 1), strict=True):  # decoding needs the most memory
                 pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
-                images[place] = to_image(_finite(pixels, requests[place]))
+                images[place] = to_image(_check_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]
 
 
-def sized(request: ImageRequest, start: Tensor, family: Family) -> ImageRequest:
-    """The request with the size of the image that it refines, whose latents are (C, h, w)."""
-    height, width = (side * family.latent.stride for side in start.shape[-2:])
+def with_size_of(latents: Tensor, request: ImageRequest, family: Family) -> ImageRequest:
+    """The request with the image size of latents (C, h, w)."""
+    height, width = (side * family.latent.stride for side in latents.shape[-2:])
     return replace(request, width=width, height=height)
 
 
-def _groups(model: Model, requests: Sequence[ImageRequest], most_chunks: int) -> Iterator[list[int]]:
-    """The places of the requests that share a batch: of equal settings, with as many tokens read of their texts."""
-    for places in alike(requests):
-        limits = [token_limit(model.tokenizer, requests[place], most_chunks) for place in places]
+def _groups(model: Model, requests: Sequence[ImageRequest], max_chunks: int) -> Iterator[list[int]]:
+    """Yield the indices of requests that share a batch: same settings, same number of text chunks."""
+    for places in group_requests(requests):
+        limits = [token_limit(model.tokenizer, requests[place], max_chunks) for place in places]
         for limit in dict.fromkeys(limits):
-            yield [place for place, own in zip(places, limits, strict=True) if own == limit]
+            yield [place for place, own_limit in zip(places, limits, strict=True) if own_limit == limit]
 
 
-def token_limit(tokenizer: Tokenizer, request: ImageRequest, most_chunks: int = MOST_CHUNKS) -> int:
-    """How many tokens are read of the texts of an image, at most `most_chunks` times what is read at once."""
+def token_limit(tokenizer: Tokenizer, request: ImageRequest, max_chunks: int = MAX_CHUNKS) -> int:
+    """Return how many tokens of an image's texts are read, at most `max_chunks` times those of one chunk."""
     at_once = tokenizer.configured(weighted=True)
     longest = max(at_once.count(text) for text in texts_of(request))
-    return tokenizer.configured(max_tokens=min(longest, at_once.limit * most_chunks), weighted=True).limit
+    return tokenizer.configured(max_tokens=min(longest, at_once.limit * max_chunks), weighted=True).limit
 
 
 def texts_of(request: ImageRequest) -> list[str]:
-    """The texts that an image needs the states of, the negative prompt first."""
+    """Return the texts to encode for an image, the negative prompt first."""
     return [request.negative_prompt, request.prompt] if guided(request) else [request.prompt]
 
 
 def _all_texts(requests: Sequence[ImageRequest]) -> list[str]:
-    """All without, then all with the prompt; only the latter where there is no guidance."""
+    """Return all negative prompts, then all prompts; only the prompts without guidance."""
     return [text for side in zip(*map(texts_of, requests), strict=True) for text in side]
 
 
@@ -144,22 +144,22 @@ def encode_prompts(
     texts: Sequence[str],
     max_tokens: int,
 ) -> dict[str, Tensor]:
-    """See EncodePrompts: by text encoders on their device. Weights such as (dog:1.3) count as in weighted captions."""
+    """Encode texts as EncodePrompts describes; weights such as (dog:1.3) work as in weighted captions."""
     text_inputs = tokenizer.configured(max_tokens=max_tokens, weighted=True)(texts)
-    there = {name: one.to(text_encoders[name].device) for name, one in text_inputs.items()}
-    outputs = family.encode_text(text_encoders, there, settings)
+    on_device = {name: text_input.to(text_encoders[name].device) for name, text_input in text_inputs.items()}
+    outputs = family.encode_text(text_encoders, on_device, settings)
     return zero_empty(outputs, texts) if settings.empty_is_zero else outputs
 
 
 def guided(request: ImageRequest) -> bool:
-    """Whether the image is drawn with guidance: a scale of 1 is the prompt alone."""
+    """Whether classifier-free guidance is used: at scale 1 only the prompt counts."""
     return request.scale > 1
 
 
 def _conditioning(
     outputs: Mapping[str, Tensor], requests: Sequence[ImageRequest], device: torch.device, dtype: torch.dtype
 ) -> Conditioning:
-    """What the model is told of images of one size, the rows without the prompt first: each shows a whole file."""
+    """Conditioning for images of one size, rows of the negative prompts first. Sizes describe uncropped images."""
     height, width = requests[0].height, requests[0].width
     scores = [NEGATIVE_SCORE, SCORE] if guided(requests[0]) else [SCORE]
     sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)
@@ -170,84 +170,79 @@ def _conditioning(
     }
 
 
-def _first(
+def _initial_latents(
     model: Model,
     scheduler: Any,
     request: ImageRequest,
     generators: Sequence[torch.Generator],
-    starts: Tensor | None,
+    init_latents: Tensor | None,
     strength: float,
 ) -> tuple[Tensor, Tensor]:
-    """Latents (B, C, h, w) float32 to begin with, noise or noised `starts`, and the timesteps to go through."""
+    """Return initial latents (B, C, h, w) float32, noise or noised `init_latents`, and the timesteps to run."""
     device, space = model.backbone.device, model.family.latent
     scheduler.set_timesteps(request.steps, device=device)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-    if starts is None:
+    if init_latents is None:
         return noise * scheduler.init_noise_sigma, scheduler.timesteps
-    timesteps = begin_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
-    return scheduler.add_noise(space.scaled(starts.to(noise)), noise, timesteps[:1]), timesteps
+    timesteps = start_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
+    return scheduler.add_noise(space.scaled(init_latents.to(noise)), noise, timesteps[:1]), timesteps
 
 
-def _draw(  # noqa: PLR0913 - being redrawn
-    model: Model,
+def _guided_prediction(
+    model: Model, conditioning: Conditioning, scale: float, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function from latents (B, C, h, w) and a timestep to the prediction, guided if the conditioning has rows
+    of negative prompts."""
+    states = conditioning["states"]
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        copies = len(states) // len(latents)
+        rows = latents.repeat(copies, 1, 1, 1).to(states.dtype)
+        with autocast():
+            output = model.family.predict(model.backbone, rows, timestep.expand(len(states)), conditioning).float()
+        if copies == 1:
+            return output
+        negative, positive = output.chunk(2)
+        return negative + scale * (positive - negative)
+
+    return predict
+
+
+def _denoise(
     scheduler: Any,
     timesteps: Tensor,
     latents: Tensor,
-    conditioning: Conditioning,
-    request: ImageRequest,
+    predict: Callable[[Tensor, Tensor], Tensor],
     generators: list[torch.Generator],
-    autocast: Callable[[], AbstractContextManager[Any]],
     progress: Progress | None,
 ) -> Tensor:
-    """Latents (B, C, h, w) float32, scaled as the backbone sees them; `request` tells what all of them share."""
-    takes = inspect.signature(scheduler.step).parameters
-    extra: dict[str, Any] = {"generator": generators} if "generator" in takes else {}
-    states = conditioning["states"]
-    copies = len(states) // len(generators)
+    """Run the sampler on latents (B, C, h, w), float32 and scaled as the backbone sees them."""
+    parameters = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if "generator" in parameters else {}
     for done, timestep in enumerate(timesteps, start=1):
-        if "order" in takes:  # diffusers counts on steps that were not made when it begins in the middle
-            extra["order"] = min(done, takes["order"].default)
-        seen = scheduler.scale_model_input(latents, timestep)
-        rows = seen.repeat(copies, 1, 1, 1).to(states.dtype)
-        with autocast():
-            output = model.family.predict(model.backbone, rows, timestep.expand(len(states)), conditioning).float()
-        if guided(request):
-            without, with_prompt = output.chunk(2)
-            output = without + request.scale * (with_prompt - without)
+        if "order" in parameters:  # diffusers assumes earlier steps even when it starts in the middle
+            extra["order"] = min(done, parameters["order"].default)
+        output = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
         if progress is not None:
             progress(done, len(timesteps))
     return latents
 
 
-@contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
-    """Switch dropout and gradient checkpointing off for a while, and back to what they were."""
-    whole = list(model.modules().values())
-    were = [(module, module.training) for part in whole for module in part.modules()]
-    try:
-        for part in whole:
-            part.eval()
-        yield
-    finally:
-        for module, training in were:
-            module.training = training
-
-
-def _finite(pixels: Tensor, request: ImageRequest) -> Tensor:
-    """The pixels, unless some are no numbers: such an image would be black there and not say why."""
+def _check_finite(pixels: Tensor, request: ImageRequest) -> Tensor:
+    """Return the pixels. Raises UserError for NaN or infinite values, which would only show as black."""
     if not pixels.isfinite().all():
-        what = f'the image of "{request.prompt}" holds values that are no numbers'
+        what = f'the image of "{request.prompt}" contains NaN or infinite values'
         remedy = (
-            "try bf16 or full precision instead of fp16, at least for the VAE (--no_half_vae); or the model is broken"
+            "use bf16 or float instead of fp16, at least for the VAE (--no_half_vae); otherwise the model is damaged"
         )
         raise UserError([Mistake(what, remedy)])
     return pixels
 
 
 def to_image(pixels: Tensor) -> Image:
-    """An image of 8 bits a channel from pixels (3, H, W) in about [-1, 1]; what lies outside is clipped."""
+    """Convert pixels (3, H, W) in about [-1, 1], clipped, to an 8-bit image."""
     from PIL import Image
 
     scaled = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()

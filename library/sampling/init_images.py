@@ -1,4 +1,4 @@
-"""Images that drawing begins with in place of noise: read, brought to size, encoded. No torch at module level."""
+"""Initial images for image-to-image: read, resize, encode. No torch at module level."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from library.families.family import Model
+    from library.families.family import Family, Model
 
 
 @dataclass(frozen=True)
-class Start:
-    """An image to refine, RGB and upright. `strength` is the share of the timesteps that it is refined in; None: of a
-    refiner its own, else kohya's."""
+class InitImage:
+    """An image to start from, RGB and upright. `strength`: denoising strength, the share of the timesteps that run;
+    None: the refiner's own for a refiner, otherwise that of sd-scripts."""
 
     image: Image
     strength: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height that the model can draw, as near to the image's as may be."""
+        """Width and height that the model can draw, closest to the image's."""
         width, height = (max(SMALLEST_SIDE, side - side % STRIDE) for side in self.image.size)
         return width, height
 
-    def share(self, refines: bool) -> float:
-        """The share of the timesteps, for a model that refines images or for one that draws them."""
-        return self.strength or (0.2 if refines else 0.8)
+    def strength_for(self, family: Family) -> float:
+        """The denoising strength for a model of this family."""
+        return self.strength or (0.2 if family.refines else 0.8)
 
 
-def read_start(path: Path, strength: float | None) -> Start:
+def read_init_image(path: Path, strength: float | None) -> InitImage:
     """Read an image. Raises UserError."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return Start(ImageOps.exif_transpose(image).convert("RGB"), strength)
+            return InitImage(ImageOps.exif_transpose(image).convert("RGB"), strength)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = f"--image_path {path} cannot be read ({error})"
-        raise UserError([Mistake(what, "give an image file")]) from error
+        raise UserError([Mistake(what, "give a valid image file")]) from error
 
 
-def encode_start(model: Model, start: Start, images: Sequence[ImageRequest]) -> list[Tensor]:
-    """Latents (C, h, w), not scaled, of the image for each request: scaled to cover its size and cropped at the
-    centre, encoded with the request's seed."""
+def encode_init_image(model: Model, init: InitImage, requests: Sequence[ImageRequest]) -> list[Tensor]:
+    """Return unscaled latents (C, h, w) of the image for each request: resized to cover the request's size, cropped at
+    the centre and encoded with the request's seed."""
     import numpy
     import torch
     from PIL import Image, ImageOps
 
     latents: list[Tensor] = []
-    for one in images:
-        fitted = ImageOps.fit(start.image, (one.width, one.height), Image.Resampling.LANCZOS)
+    for request in requests:
+        fitted = ImageOps.fit(init.image, (request.width, request.height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latents += model.family.encode_images(model.vae, pixels, [torch_generator("start", one.seed or 0)])
+        latents += model.family.encode_images(model.vae, pixels, [torch_generator("start", request.seed or 0)])
     return latents

@@ -1,9 +1,8 @@
-"""Prompts with their options, from a line of text or a prompt file, in kohya's spelling. No torch.
+"""Read prompts with options, from a line of text or a prompt file, in the format of sd-scripts. No torch.
 
     a photo of sks dog --n blurry --w 512 --h 768 --s 30 --l 7.5 --d 42 --ss euler_a
 
-Options are letters after a blank and `--`, in any case: n negative prompt, w and h sides, d seed, s steps, l scale of
-the guidance, ss sampler.
+Options: n negative prompt, w width, h height, d seed, s steps, l guidance scale, ss sampler; upper case works too.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to draw. `seed` None: any. `notes`: options of the prompt that have no effect, for the user."""
+    """One image to draw. `seed` None: random. `notes`: messages about options that have no effect."""
 
     prompt: str
     negative_prompt: str = ""
@@ -40,7 +39,7 @@ class ImageRequest:
 
 DEFAULTS = ImageRequest("")
 
-# letter -> (field, pattern of the value); what kohya's other models take is known by name
+# option -> (field, pattern of the value); options for other models of sd-scripts are ignored by name
 _OPTIONS: Mapping[str, tuple[str, str]] = {
     "n": ("negative_prompt", r".*"),
     "w": ("width", r"\d+"),
@@ -67,9 +66,9 @@ _INTEGERS = ("width", "height", "seed", "steps")
 
 
 def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
-    """A prompt with its options; what it leaves out is as in `defaults`. Never raises: what cannot be read is noted.
+    """Parse a prompt with its options; `defaults` fills in the rest. Never raises: ignored options are noted.
 
-    Sides are rounded down to multiples of 8 and are at least 64; steps are kept within 1 .. 1000.
+    Sides are rounded down to multiples of 8 and are at least 64; steps are clamped to 1 .. 1000.
     """
     text, *options = re.split(r"(?:^|\s)--(?=[A-Za-z]+(?:\s|$))", line.strip())
     values: dict[str, Any] = {"prompt": text.strip()}
@@ -80,13 +79,13 @@ def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
         if name and re.fullmatch(pattern, value.strip()):
             values[name] = _typed(name, value.strip())
         else:
-            why = "this model has no use for it" if letters.lower() in _OTHER_MODELS else "not understood"
+            why = "no effect on this model" if letters.lower() in _OTHER_MODELS else "not understood"
             notes.append(f"--{option.strip()} in a prompt is ignored: {why}")
-    return _sound(replace(defaults, **values, notes=tuple(notes)))
+    return _within_limits(replace(defaults, **values, notes=tuple(notes)))
 
 
 def _typed(name: str, value: Any) -> Any:
-    """The value of a field. Raises ValueError, TypeError or OverflowError; a seed below 0 means any."""
+    """Convert the value of a field; a negative seed means random. Raises ValueError, TypeError or OverflowError."""
     if name == "seed":
         seed = int(value)
         if seed > LARGEST_SEED:
@@ -101,7 +100,7 @@ def _typed(name: str, value: Any) -> Any:
     return float(value) if name == "scale" else str(value)
 
 
-def _sound(request: ImageRequest) -> ImageRequest:
+def _within_limits(request: ImageRequest) -> ImageRequest:
     def side(length: int) -> int:
         return max(SMALLEST_SIDE, length - length % STRIDE)
 
@@ -113,14 +112,15 @@ def _sound(request: ImageRequest) -> ImageRequest:
     )
 
 
-def alike(requests: Sequence[ImageRequest], at_once: int | None = None) -> list[list[int]]:
-    """The places of the requests that may be drawn together: of one size, sampler, steps and scale, at most `at_once`.
+def group_requests(requests: Sequence[ImageRequest], at_once: int | None = None) -> list[list[int]]:
+    """Return the indices of requests that may share a batch: same size, sampler, steps and scale, at most `at_once`.
 
-    Groups stand in the order of their first requests.
+    Groups are in the order of their first requests.
     """
     groups: dict[Any, list[int]] = {}
-    for place, one in enumerate(requests):
-        groups.setdefault((one.width, one.height, one.sampler, one.steps, one.scale), []).append(place)
+    for place, request in enumerate(requests):
+        settings = (request.width, request.height, request.sampler, request.steps, request.scale)
+        groups.setdefault(settings, []).append(place)
     return [
         places[start : start + (at_once or len(places))]
         for places in groups.values()
@@ -128,17 +128,16 @@ def alike(requests: Sequence[ImageRequest], at_once: int | None = None) -> list[
     ]
 
 
-def read_prompts(path: Path, defaults: ImageRequest = DEFAULTS, may_be_empty: bool = False) -> list[ImageRequest]:
-    """The prompts of a .txt, .toml or .json file, in UTF-8 (a BOM is fine).
+def read_prompts(path: Path, defaults: ImageRequest = DEFAULTS, *, may_be_empty: bool = False) -> list[ImageRequest]:
+    """Read the prompts of a .txt, .toml or .json file, in UTF-8 with or without a BOM.
 
-    .txt: a prompt a line; empty lines and those that begin with # are left out. .toml: a table `prompt` with shared
-    values and a list `prompt.subset`, whose own values win. .json: a list of lines or of objects.
-    Raises UserError for a file that cannot be read, holds no prompt (unless it `may_be_empty`), or an object that is
-    wrong.
+    .txt: one prompt per line; empty lines and lines that begin with # are skipped. .toml: a table `prompt` with shared
+    values and a list `prompt.subset`, which overrides them. .json: a list of lines or objects.
+    Raises UserError for a file that cannot be read, an invalid entry, or no prompt at all (unless `may_be_empty`).
     """
     readers = {".txt": _from_text, ".toml": _from_toml, ".json": _from_json}
     if path.suffix.lower() not in readers:
-        raise UserError([Mistake(f"prompt file {path}: unknown ending", "use a .txt, .toml or .json file")])
+        raise UserError([Mistake(f"prompt file {path}: unknown extension", "use a .txt, .toml or .json file")])
     try:
         text = path.read_text(encoding="utf-8-sig")
         requests = list(readers[path.suffix.lower()](text, defaults))
@@ -147,9 +146,9 @@ def read_prompts(path: Path, defaults: ImageRequest = DEFAULTS, may_be_empty: bo
     except UnicodeDecodeError as error:
         raise _wrong(path, f"is not in UTF-8 (byte {error.start})", "save it as UTF-8") from error
     except (ValueError, TypeError) as error:  # JSON and TOML errors are ValueErrors
-        raise _wrong(path, f"is wrong: {error}", "correct it there") from error
+        raise _wrong(path, f"is invalid: {error}", "correct the file") from error
     if not requests and not may_be_empty:
-        raise _wrong(path, "holds no prompt", "write one prompt a line")
+        raise _wrong(path, "contains no prompt", "write one prompt per line")
     return requests
 
 
@@ -166,7 +165,7 @@ def _from_text(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
 def _from_toml(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     table = tomllib.loads(text).get("prompt", {})
     if not isinstance(table, Mapping):
-        raise ValueError("it needs a table [prompt]")
+        raise ValueError("the table [prompt] is missing")
     shared = {key: value for key, value in table.items() if key != "subset"}
     subsets: Sequence[Any] = table.get("subset", [{}] if "prompt" in table else [])
     for subset in subsets:
@@ -176,22 +175,22 @@ def _from_toml(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
 def _from_json(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     entries = json.loads(text)
     if not isinstance(entries, list):
-        raise ValueError("it must hold a list")
+        raise ValueError("it must be a list")
     for entry in entries:
         yield parse_line(entry, defaults) if isinstance(entry, str) else _from_object(entry, defaults)
 
 
 def _from_object(entry: Any, defaults: ImageRequest) -> ImageRequest:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
-        raise ValueError(f'every entry needs a text "prompt", not {entry!r}')
+        raise ValueError(f'every entry needs a string "prompt", not {entry!r}')
     values, notes = {}, []
     for key, value in entry.items():
         if key in _KEYS and value is not None:
             try:
                 values[_KEYS[key]] = _typed(_KEYS[key], value)
             except (TypeError, ValueError, OverflowError):
-                raise ValueError(f"{key} = {value!r} is not a number that fits") from None
+                raise ValueError(f"{key} = {value!r} is not a valid number") from None
         elif key not in _KEYS:
-            why = "this model has no use for it" if key in _OTHER_KEYS else "not understood"
+            why = "no effect on this model" if key in _OTHER_KEYS else "not understood"
             notes.append(f"{key} in a prompt file is ignored: {why}")
-    return _sound(replace(defaults, **values, notes=tuple(notes)))
+    return _within_limits(replace(defaults, **values, notes=tuple(notes)))

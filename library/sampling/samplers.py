@@ -1,4 +1,4 @@
-"""Samplers by kohya's names: which of diffusers' schedulers each is, with what arguments. No torch at module level."""
+"""Samplers by their names in sd-scripts, as diffusers' schedulers with arguments. No torch at module level."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A class of diffusers and its arguments beside the forward process; `package`: what it needs installed.
+    """A scheduler class of diffusers and its arguments besides the forward process.
 
-    `zero_snr`: its arguments for a model trained with zero terminal SNR, as far as the class can. `corrected`: it takes
-    its first step twice, and asks for a prediction at the second timestep in between.
+    `package`: a package it needs. `zero_snr`: arguments for models trained with zero terminal SNR, as far as the class
+    supports it. `corrected`: the first step runs twice, with a prediction at the second timestep in between.
     """
 
     scheduler: str
@@ -28,9 +28,9 @@ class Sampler:
     corrected: bool = False
 
 
-# As in the scheduler of the published models: latents are not clipped, the last step goes to the process's own start.
+# As in the published models' schedulers: no clipping of latents, the last step ends at the process's first timestep.
 _LATENT = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-# Lin et al. 2023 (arXiv 2305.08891): sampling begins at the last timestep, and that is noise alone.
+# Lin et al. 2023 (arXiv 2305.08891): sampling starts at the last timestep, which is pure noise.
 _TRAILING = {"timestep_spacing": "trailing"}
 _ZERO_SNR = {**_TRAILING, "rescale_betas_zero_snr": True}
 _LMS = Sampler("LMSDiscreteScheduler", package="scipy", zero_snr=_TRAILING)
@@ -71,20 +71,22 @@ _PREDICTIONS: Mapping[Prediction, str] = {"epsilon": "epsilon", "v": "v_predicti
 
 
 def check_sampler(name: str) -> Mistake | None:
-    """What is wrong with a sampler's name on this machine, or None."""
+    """Return a mistake if the sampler is unknown or its package is missing, otherwise None."""
     sampler = SAMPLERS.get(name)
     if sampler is None:
-        return Mistake(f'there is no sampler "{name}"', f"use one of {', '.join(SAMPLERS)}")
+        return Mistake(f'unknown sampler "{name}"', f"use one of {', '.join(SAMPLERS)}")
     if sampler.package is not None and importlib.util.find_spec(sampler.package) is None:
         return Mistake(f'the sampler "{name}" needs the package {sampler.package}', f"pip install {sampler.package}")
     return None
 
 
-def make_scheduler(name: str, process: ForwardProcess, prediction: Prediction, zero_terminal_snr: bool = False) -> Any:
-    """A fresh scheduler of diffusers over a family's process. UserError for a wrong name.
+def make_scheduler(
+    name: str, process: ForwardProcess, prediction: Prediction, *, zero_terminal_snr: bool = False
+) -> Any:
+    """Make a diffusers scheduler for a family's forward process. Raises UserError for an unknown name.
 
-    `zero_terminal_snr`: over the process rescaled to end in noise alone, for v-prediction (from an output that means
-    noise nothing follows there), and as far as the sampler can.
+    `zero_terminal_snr`: rescale the process to end in pure noise, as far as the sampler supports it; only with
+    v-prediction, as a noise prediction carries no information there.
     """
     mistake = check_sampler(name)
     if mistake is not None:
@@ -100,21 +102,19 @@ def make_scheduler(name: str, process: ForwardProcess, prediction: Prediction, z
     )
 
 
-def begin_below(name: str, scheduler: Any, end: float) -> Any:
-    """The timesteps (steps,) that are left of the sampler `name` when it begins at its first timestep below `end`, as
-    for an image that is refined; the scheduler is told so. UserError if none lies there."""
+def start_below(name: str, scheduler: Any, end: float) -> Any:
+    """Start the sampler `name` at its first timestep below `end`, for image-to-image, and return its remaining
+    timesteps (steps,). Raises UserError if there are none."""
     timesteps = scheduler.timesteps
-    # a step of second order takes two places, the first of which it begins at
+    # a second-order step has two timesteps in the list and starts at the first
     start = next((place for place in range(0, len(timesteps), scheduler.order) if timesteps[place] < end), None)
     if start is None:
-        what = f'the sampler "{name}" with so few steps takes none below timestep {end:g}, where refining begins'
-        raise UserError(
-            [Mistake(what, f"give more steps: {int(scheduler.config.num_train_timesteps / end) + 1} or more")]
-        )
+        what = f'the sampler "{name}" has too few steps: none below timestep {end:g}, where image-to-image starts'
+        raise UserError([Mistake(what, f"use {int(scheduler.config.num_train_timesteps / end) + 1} or more steps")])
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     if not SAMPLERS[name].corrected:
         return timesteps[start:]
-    left = timesteps[start:].unique_consecutive()
-    # diffusers lists the second timestep twice only at the very beginning, and would be a step late from any other
-    return left[[0, *([1] if len(left) > 1 else []), *range(1, len(left))]]
+    remaining = timesteps[start:].unique_consecutive()
+    # diffusers repeats the second timestep only at the very beginning, and would lag one step from any other start
+    return remaining[[0, *([1] if len(remaining) > 1 else []), *range(1, len(remaining))]]

@@ -10,6 +10,8 @@ import numpy
 import torch
 from torch import nn
 
+from library.runtime.eval_mode import eval_mode
+
 
 @contextmanager
 def isolated_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
@@ -19,18 +21,12 @@ def isolated_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
     random states of Python, NumPy and torch on the CPU and on all CUDA devices. A run that computes aside in this block
     trains bit for bit as one that does not.
     """
-    whole = list(modules)
-    modes = [(module, module.training) for each in whole for module in each.modules()]
     states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
-        for each in whole:
-            each.eval()
-        with torch.no_grad():
+        with eval_mode(modules), torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.set_rng_state(states[2])

@@ -39,7 +39,7 @@ def load_model(
         base_model.header,
         vae=base_model.vae,
         dtype=torch.float32,
-        matrices=None if base == "fp32" else torch_dtype(base),
+        matrix_dtype=None if base == "fp32" else torch_dtype(base),
         device=loading_device(facts.options.memory, device),
         prediction=base_model.prediction,
         tokenizer_cache_dir=options.tokenizer_cache_dir,

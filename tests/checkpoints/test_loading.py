@@ -63,12 +63,12 @@ def test_what_was_copied_of_a_file_does_not_stay_in_memory(tmp_path: Path) -> No
     reader = open_tensors(tmp_path / "a.safetensors")
     before, most = mapped_memory(), [0]
 
-    def let_go() -> None:
+    def release() -> None:
         most.append(mapped_memory() - before)
-        reader.let_go()
+        reader.release()
 
     lazily = {name: LazyTensor(info, partial(reader.get, name)) for name, info in reader.header.tensors.items()}
-    loaded = load_tensors(lazily, torch.bfloat16, let_go=let_go)
+    loaded = load_tensors(lazily, torch.bfloat16, release=release)
     assert 100e6 < max(most) < 150e6 and mapped_memory() - before < 20e6
     assert all(loaded[name].equal(value.bfloat16()) for name, value in tensors.items())
     assert reader.get("47").equal(tensors["47"]), "it can be read again"

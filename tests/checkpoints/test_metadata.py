@@ -25,7 +25,7 @@ def test_the_keys_of_a_full_checkpoint() -> None:
         implementation_version="1.0",
         timestep_range=(0, 1000),
         encoder_layer=2,
-        given={"author": "me", "license": "", "tags": None, "title": "not this one", "trigger_phrase": "zwx"},
+        user_fields={"author": "me", "license": "", "tags": None, "title": "not this one", "trigger_phrase": "zwx"},
     )
     assert spec == {
         "modelspec.sai_model_spec": "1.0.1",
@@ -46,7 +46,7 @@ def test_the_keys_of_a_full_checkpoint() -> None:
 
 def minimal(**given: str) -> dict[str, str]:
     return build_modelspec(
-        architecture="a", title=None, made_at=NOON, resolution=(512, 512), prediction="epsilon", given=given
+        architecture="a", title=None, made_at=NOON, resolution=(512, 512), prediction="epsilon", user_fields=given
     )
 
 

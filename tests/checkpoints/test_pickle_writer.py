@@ -74,7 +74,7 @@ def test_one_tensor_is_read_at_a_time_and_a_failure_leaves_nothing(tmp_path: Pat
 
         return LazyTensor(TensorInfo("F32", (4,)), load)
 
-    with pytest.raises(CheckpointError, match="c holds NaN"):
+    with pytest.raises(CheckpointError, match="c contains NaN"):
         write_ckpt(path, {name: lazy(number) for number, name in enumerate("abcd")})
     assert read == [0, 1, 2] and list(tmp_path.iterdir()) == []
 

@@ -117,7 +117,7 @@ def test_parameters_count_as_tensors(tmp_path: Path) -> None:
 
 def test_a_file_without_tensors_and_a_foreign_zip(tmp_path: Path) -> None:
     torch.save({"optimizer": 1}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="holds no tensors"):
+    with pytest.raises(CheckpointError, match="contains no tensors"):
         read_header(tmp_path / "x.ckpt")
     import zipfile
 

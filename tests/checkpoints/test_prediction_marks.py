@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import Header, TensorInfo
-from library.checkpoints.prediction_marks import Noted, marks, noted
+from library.checkpoints.prediction_marks import DeclaredPrediction, declared_prediction, marks
 from library.checkpoints.writer import write_ckpt, write_safetensors
 
 EMPTY = TensorInfo("F32", (0,))
@@ -51,7 +51,7 @@ def a_folder(**scheduler: Any) -> Header:
     ],
 )  # fmt: skip
 def test_what_a_checkpoint_says(header: Header, prediction: str | None, zero: bool | None, where: str) -> None:
-    assert noted(header) == Noted(prediction, zero, where)  # type: ignore[arg-type]
+    assert declared_prediction(header) == DeclaredPrediction(prediction, zero, where)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -67,7 +67,7 @@ def test_marks_are_written_and_read(tmp_path: Path, ending: str, prediction: str
     content = load_file(path) if ending == "safetensors" else torch.load(path, weights_only=True)["state_dict"]
     expected = {name for name, meant in (("v_pred", prediction == "v"), ("ztsnr", zero)) if meant}
     assert {name for name, tensor in content.items() if not tensor.numel()} == expected
-    said = noted(read_header(path))
+    said = declared_prediction(read_header(path))
     assert (said.prediction == "v", bool(said.zero_terminal_snr)) == (prediction == "v", zero)
 
 

@@ -76,10 +76,10 @@ def test_every_form_gives_the_same_vae(tmp_path: Path, form: str) -> None:
 
 def test_no_vae_and_unknown_keys(tmp_path: Path) -> None:
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="holds no VAE"):
+    with pytest.raises(CheckpointError, match="contains no VAE"):
         read_vae(tmp_path / "a.safetensors")
     save_file(expected() | {"decoder.odd.weight": torch.zeros(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match=r"b\.safetensors: 1 tensors have no place.*decoder\.odd\.weight"):
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: 1 unknown tensor: decoder\.odd\.weight"):
         read_vae(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="no such file"):
         read_vae(tmp_path / "missing.pt")

@@ -83,7 +83,7 @@ def test_a_value_that_is_not_finite_is_refused(tmp_path: Path, bad: float, dtype
     path.parent.mkdir()
     path.write_text("earlier", encoding="utf-8")
     tensors = {"fine": torch.ones(3), "unet.sick.weight": torch.tensor([1.0, bad, 2.0], dtype=dtype)}
-    with pytest.raises(CheckpointError, match=r"m\.safetensors: not written, because unet\.sick\.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: not written, because unet\.sick\.weight contains NaN"):
         write(path, tensors)  # type: ignore[operator]
     assert path.read_text(encoding="utf-8") == "earlier"
     assert os.listdir(path.parent) == ["m.safetensors"]
@@ -223,6 +223,6 @@ def test_what_lies_in_a_file_is_copied_by_the_piece(tmp_path: Path, monkeypatch:
     bad = made["rows"].clone()
     bad[11, 8] = torch.nan
     save_file({"rows": bad}, tmp_path / "nan.safetensors")
-    with pytest.raises(CheckpointError, match="rows holds NaN"):
+    with pytest.raises(CheckpointError, match="rows contains NaN"):
         write_safetensors(tmp_path / "c.safetensors", {"rows": open_tensors(tmp_path / "nan.safetensors").lazy("rows")})
     assert not (tmp_path / "c.safetensors").exists()

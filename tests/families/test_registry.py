@@ -11,7 +11,7 @@ import pytest
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
-from library.families.registry import FAMILIES, detect, find_model, noted_prediction, open_model
+from library.families.registry import FAMILIES, declared_prediction, detect, find_model, open_model
 from tests import tiny
 
 
@@ -67,7 +67,7 @@ def test_a_file_without_its_vae_is_recognised(files, family):
         ("sdxl", "conditioner.embedders.1.", "without its second text encoder"),
         ("refiner", "conditioner.", "U-Net of Stable Diffusion XL or its refiner without text encoders"),
         ("sdxl", ("model.", "first_stage_model."), "a text encoder alone"),
-        ("sdxl folder", "text_encoder", "folder of Stable Diffusion XL whose text encoders"),
+        ("sdxl folder", "text_encoder", "folder of Stable Diffusion XL with other text encoders"),
         ("sd2 folder", "text_encoder", "folder whose text encoder"),
     ],
 )
@@ -131,12 +131,13 @@ def test_an_inpainting_model_is_not_taken_for_a_plain_one(files, family):
 
 @pytest.mark.parametrize(("said", "meant"), [("epsilon", "epsilon"), ("v_prediction", "v"), (None, None)])
 def test_a_folders_scheduler_tells_the_prediction(said, meant):
-    assert noted_prediction(header(kind="diffusers", configs={"scheduler": {"prediction_type": said}})) == meant
+    folder = header(kind="diffusers", configs={"scheduler": {"prediction_type": said}})
+    assert declared_prediction(folder).prediction == meant
 
 
 def test_modelspec_metadata_tells_the_prediction():
     found = Header(Path("x"), "safetensors", {}, {"modelspec.prediction_type": "v"})
-    assert noted_prediction(found) == "v"
+    assert declared_prediction(found).prediction == "v"
 
 
 @pytest.mark.parametrize("family", tiny.ALL)

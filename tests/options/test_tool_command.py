@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,28 @@ TOOL = Tool("Do it.", "python it.py", Options, work, {"models": "give --models a
 def test_words_become_options() -> None:
     found = parse_tool(TOOL, ["--models", "a b.pt", "ç.pt", "--ratios", "-0.5", "2", "--rank=8", "--loud"])
     assert found == Options((Path("a b.pt"), Path("ç.pt")), (-0.5, 2.0), 8, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--loud", "a.pt", "8", "-1.5", "2"],
+        ["--models", "a.pt", "--rank", "8", "--ratios", "-1.5", "2", "--loud"],
+        ["a.pt", "-l", "--rank=8", "--ratios", "-1.5", "2"],
+    ],
+)
+def test_positional_values_and_aliases(words: list[str]) -> None:
+    """A switch takes no word, so the word after it is positional; the last positional flag, a list, takes the rest."""
+    tool = replace(TOOL, positional=("models", "rank", "ratios"), aliases={"-l": "--loud"})
+    assert parse_tool(tool, words) == Options((Path("a.pt"),), (-1.5, 2.0), 8, True)
+
+
+def test_a_word_too_many_is_a_mistake() -> None:
+    tool = replace(TOOL, positional=("rank",))
+    with pytest.raises(UserError) as raised:
+        parse_tool(tool, ["8", "9", "--models", "a"])
+    assert '"9" (command line) belongs to no flag' in str(raised.value)
+    assert "  rank " in help_text(tool) and "  --rank" not in help_text(tool)
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

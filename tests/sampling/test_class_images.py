@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.class_images import RECORD, ClassFolder, fill_folder, look_into, numbered
+from library.sampling.class_images import RECORD, ClassFolder, fill_folder, inspect_folder, with_seeds
 from library.sampling.draw_command import decide
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
@@ -31,7 +31,7 @@ def chosen(model: Path, folder: Path, **changes) -> ClassImageOptions:
 
 
 def look(options: ClassImageOptions) -> ClassFolder:
-    return look_into(options, decide(options))
+    return inspect_folder(options, decide(options))
 
 
 def record(folder: Path, options: ClassImageOptions) -> None:
@@ -42,14 +42,14 @@ def record(folder: Path, options: ClassImageOptions) -> None:
 
 
 def test_prompts_are_taken_in_turn_and_seeds_count_up() -> None:
-    images = numbered([DOG, OWN_SEED, CAT], 40, 6)
+    images = with_seeds([DOG, OWN_SEED, CAT], 40, 6)
     assert [(image.prompt, image.seed) for image in images] == [
         ("a dog", 40), ("a bird", 500), ("a cat", 42), ("a dog", 43), ("a bird", 501), ("a cat", 45),
     ]  # fmt: skip
 
 
 def test_a_larger_count_only_adds_images() -> None:
-    assert numbered([DOG, CAT], 1, 9)[:5] == numbered([DOG, CAT], 1, 5)
+    assert with_seeds([DOG, CAT], 1, 9)[:5] == with_seeds([DOG, CAT], 1, 5)
 
 
 def test_only_what_is_missing_is_drawn(model, tmp_path) -> None:
@@ -65,14 +65,14 @@ def test_only_what_is_missing_is_drawn(model, tmp_path) -> None:
 def test_without_a_seed_the_recorded_ones_go_on(model, tmp_path) -> None:
     options = chosen(model, tmp_path, seed=None, prompt="a bird --d 3")
     record(tmp_path, options)
-    assert [image.seed for image in look(options).images] == [3, 4, 5, 6]
+    assert [image.seed for image in look(options).requests] == [3, 4, 5, 6]
 
     options = chosen(model, tmp_path / "other", seed=None)
-    first = look(options).images[0].seed
-    assert look(options).images[0].seed != first, "any seed: one in 2**32 that two are equal"
+    first = look(options).requests[0].seed
+    assert look(options).requests[0].seed != first, "any seed: one in 2**32 that two are equal"
     record(tmp_path / "other", options)
     seeds = [json.loads(line)["seed"] for line in (tmp_path / "other" / RECORD).read_text("utf-8").splitlines()]
-    assert [image.seed for image in look(replace(options, count=6)).images] == [seeds[0] + n for n in range(6)]
+    assert [image.seed for image in look(replace(options, count=6)).requests] == [seeds[0] + n for n in range(6)]
     assert seeds == [seeds[0] + n for n in range(4)]
 
 
@@ -149,7 +149,7 @@ def test_a_diffusers_folder_is_known_by_its_weights(tmp_path) -> None:
 def test_images_of_unknown_origin_are_not_taken_for_ours(model, tmp_path) -> None:
     (tmp_path / "class_00001.png").write_bytes(b"x")
     (tmp_path / "my own.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"does not tell what class_00001\.png"):
+    with pytest.raises(UserError, match=r"not in class_images\.jsonl: class_00001\.png"):
         look(chosen(model, tmp_path))
     (tmp_path / "class_00001.png").unlink()
     assert len(look(chosen(model, tmp_path)).missing) == 4

@@ -178,7 +178,7 @@ def test_the_refiner_refines_what_diffusers_refines(refiner: Any, refining: Any,
     """Ten steps, the last two of which lie below timestep 200; diffusers takes them by number."""
     start = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(1)) * 5
     request = replace(REQUEST, sampler=sampler, steps=10, width=512)
-    (ours,) = sample_batch(refiner, [request], [7], starts=[start], strength=0.2)
+    (ours,) = sample_batch(refiner, [request], [7], init_latents=[start], strength=0.2)
     refining.scheduler = make_scheduler(sampler, SDXL.process, "epsilon")
     theirs = refining(
         request.prompt,

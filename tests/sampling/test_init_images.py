@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from library.families.sd.refiner import REFINER
+from library.families.sd.sdxl import SDXL
 from library.options.mistakes import UserError
-from library.sampling.init_images import Start, encode_start, read_start
+from library.sampling.init_images import InitImage, encode_init_image, read_init_image
 from library.sampling.prompts import ImageRequest
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -24,7 +26,7 @@ def halves(width: int, height: int) -> Image.Image:
     return image
 
 
-def pixels_of(start: Start, width: int, height: int) -> torch.Tensor:
+def pixels_of(start: InitImage, width: int, height: int) -> torch.Tensor:
     """What the VAE is given, (3, H, W)."""
     given: list[torch.Tensor] = []
 
@@ -33,21 +35,21 @@ def pixels_of(start: Start, width: int, height: int) -> torch.Tensor:
         return torch.zeros(1, 4, 1, 1)
 
     model: Any = SimpleNamespace(vae=None, family=SimpleNamespace(encode_images=encode))
-    encode_start(model, start, [ImageRequest("a", width=width, height=height, seed=1)])
+    encode_init_image(model, start, [ImageRequest("a", width=width, height=height, seed=1)])
     return given[0][0]
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 64), (64, 128)])
 def test_it_covers_the_size_and_is_cut_at_the_centre(width: int, height: int) -> None:
-    pixels = pixels_of(Start(halves(200, 100)), width, height)
+    pixels = pixels_of(InitImage(halves(200, 100)), width, height)
     assert pixels.shape == (3, height, width)
     left, right = pixels[:, height // 2, width // 4].tolist(), pixels[:, height // 2, -(width // 4)].tolist()
     assert left == [1, -1, -1] and right == [-1, -1, 1]
 
 
 def test_its_own_size_is_one_that_can_be_drawn() -> None:
-    assert Start(halves(100, 72)).size == (96, 72)
-    assert Start(halves(20, 1000)).size == (64, 1000)
+    assert InitImage(halves(100, 72)).size == (96, 72)
+    assert InitImage(halves(20, 1000)).size == (64, 1000)
 
 
 def test_it_stands_upright(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_it_stands_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     halves(80, 64).save(tmp_path / "a.jpg", exif=exif, quality=100)
-    image = read_start(tmp_path / "a.jpg", None).image
+    image = read_init_image(tmp_path / "a.jpg", None).image
     assert image.size == (64, 80)
     red, _, blue = image.getpixel((32, 5))
     assert red > 200 > 50 > blue
@@ -65,10 +67,11 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not an image")
     for name in ("a.png", "gone.png"):
         with pytest.raises(UserError, match=f"--image_path .*{name} cannot be read"):
-            read_start(tmp_path / name, None)
+            read_init_image(tmp_path / name, None)
 
 
 def test_how_much_is_drawn_anew() -> None:
     image = halves(64, 64)
-    assert Start(image, 0.5).share(refines=True) == Start(image, 0.5).share(refines=False) == 0.5
-    assert (Start(image).share(refines=True), Start(image).share(refines=False)) == (0.2, 0.8)
+    for family, default in ((REFINER, 0.2), (SDXL, 0.8)):
+        assert InitImage(image, 0.5).strength_for(family) == 0.5
+        assert InitImage(image).strength_for(family) == default

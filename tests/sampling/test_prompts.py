@@ -7,7 +7,7 @@ import json
 import pytest
 
 from library.options.mistakes import UserError
-from library.sampling.prompts import ImageRequest, alike, parse_line, read_prompts
+from library.sampling.prompts import ImageRequest, group_requests, parse_line, read_prompts
 
 
 def test_a_bare_line_has_the_published_defaults():
@@ -82,15 +82,15 @@ def test_a_json_file_holds_lines_or_objects(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.yaml", b"a", "unknown ending"),
+        ("p.yaml", b"a", "unknown extension"),
         ("p.txt", b"\n# nothing\n", "no prompt"),
         ("p.txt", "Hündchen".encode("latin-1"), "UTF-8"),
-        ("p.json", b"{", "is wrong"),
+        ("p.json", b"{", "is invalid"),
         ("p.json", b'{"prompt": "a"}', "list"),
         ("p.json", b'[{"width": 3}]', "prompt"),
         ("p.json", b'[{"prompt": "a", "width": "wide"}]', "width"),
         ("p.toml", b'prompt = "a"', "table"),
-        ("p.toml", b"[prompt", "is wrong"),
+        ("p.toml", b"[prompt", "is invalid"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, name, content, words):
@@ -134,6 +134,6 @@ def test_numbers_that_do_not_fit_are_named(tmp_path, key, value):
 
 def test_what_can_be_drawn_together():
     a, b, c = ImageRequest("a"), ImageRequest("b", width=64), ImageRequest("c", seed=3)
-    assert alike([a, b, c, a]) == [[0, 2, 3], [1]]
-    assert alike([a, b, c, a], 2) == [[0, 2], [3], [1]]
-    assert alike([]) == []
+    assert group_requests([a, b, c, a]) == [[0, 2, 3], [1]]
+    assert group_requests([a, b, c, a], 2) == [[0, 2], [3], [1]]
+    assert group_requests([]) == []

@@ -19,7 +19,7 @@ from library.objective.process import VariancePreserving
 from library.options.mistakes import UserError
 from library.sampling.images import sample_batch
 from library.sampling.prompts import ImageRequest
-from library.sampling.samplers import SAMPLERS, begin_below, make_scheduler
+from library.sampling.samplers import SAMPLERS, make_scheduler, start_below
 from tests.sampling.test_samplers import AVAILABLE
 
 # diffusers' and numpy's remarks about their own future
@@ -78,7 +78,9 @@ class Knowing:
 
 def refine(model: Any, starts: list[Tensor], strength: float, **changes: Any) -> list[Any]:
     requests = [replace(REQUEST, **changes)] * len(starts)
-    return sample_batch(model, requests, list(range(len(starts))), starts=starts, strength=strength, encode=encode)
+    return sample_batch(
+        model, requests, list(range(len(starts))), init_latents=starts, strength=strength, encode=encode
+    )
 
 
 def encode(texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
@@ -146,7 +148,7 @@ def test_a_process_that_ends_in_noise_alone_leaves_nothing_of_the_start() -> Non
         model = Knowing(image(1), "v")
         model.zero_terminal_snr = True
         request = ImageRequest("a dog", width=64, height=72, steps=1, scale=1.0)
-        sample_batch(model, [request], [5], starts=None if start is None else [start], encode=encode)
+        sample_batch(model, [request], [5], init_latents=None if start is None else [start], encode=encode)
         ends.append(model.ends[0])
     assert torch.allclose(ends[0], ends[2], atol=1e-3) and torch.allclose(ends[1], ends[2], atol=1e-3)
 
@@ -160,7 +162,7 @@ def test_too_few_steps_are_told() -> None:
 
 def test_as_many_starts_as_requests() -> None:
     with pytest.raises(ValueError, match="2 images"):
-        sample_batch(Knowing(image(1)), [REQUEST, REQUEST], [1, 2], starts=[image(2)])
+        sample_batch(Knowing(image(1)), [REQUEST, REQUEST], [1, 2], init_latents=[image(2)])
 
 
 def test_the_corrected_first_step_asks_at_the_second_timestep_twice() -> None:
@@ -168,5 +170,5 @@ def test_the_corrected_first_step_asks_at_the_second_timestep_twice() -> None:
     scheduler.set_timesteps(10)
     assert scheduler.timesteps.tolist()[:4] == [901, 801, 801, 701]
     for end, expected in ((1000, [901, 801, 801, 701]), (850, [801, 701, 701, 601]), (100, [1])):
-        assert begin_below("pndm", scheduler, end).tolist()[:4] == expected
+        assert start_below("pndm", scheduler, end).tolist()[:4] == expected
     assert [name for name, each in SAMPLERS.items() if each.corrected] == ["pndm"]

@@ -62,7 +62,7 @@ def test_without_an_output_it_is_printed(dataset: Path, capsys: pytest.CaptureFi
 
 def test_nothing_is_overwritten(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(dataset, "--output", dataset) == 2
-    assert "is there already" in capsys.readouterr().err and dataset.read_text(encoding="utf-8") == DATASET
+    assert "already exists" in capsys.readouterr().err and dataset.read_text(encoding="utf-8") == DATASET
     assert run(dataset, "--output", tmp_path / "gone" / "new.json") == 2
     assert "cannot be written" in capsys.readouterr().err
 

@@ -80,8 +80,8 @@ def test_mistakes_have_a_way_out(file: Path, folder: Path, tmp_path: Path, capsy
     for words, told in (
         ((file, out, "--v1"), "--v1, but"),
         ((folder, out, "--v2"), "the file tells"),
-        ((folder, out, "--v1", "--v2", "--fp16", "--bf16", "--metadata", "open('x')"), "no dictionary"),
-        ((folder, tmp_path / "out.v1"), "end it in .safetensors"),
+        ((folder, out, "--v1", "--v2", "--fp16", "--bf16", "--metadata", "open('x')"), "not a dictionary"),
+        ((folder, tmp_path / "out.v1"), "use .safetensors or .ckpt"),
         ((folder, out, "--reference_model", tmp_path / "none"), "no such file"),
     ):
         assert convert(*words) == 2

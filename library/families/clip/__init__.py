@@ -1,1 +1,1 @@
-"""The CLIP text encoders: tokenizers, prompt weights, hidden states."""
+"""CLIP text encoders: tokenizers, prompt weights, hidden states."""

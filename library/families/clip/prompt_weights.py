@@ -1,8 +1,8 @@
-"""Weights in captions: (x) counts 1.1 times, (x:1.3) 1.3 times, [x] 1/1.1 times; nested ones multiply.
+"""Weights in captions: (x) has weight 1.1, (x:1.3) has 1.3, [x] has 1/1.1; nested weights multiply.
 
-Source: --weighted_captions of kohya's sd-scripts. A backslash before a bracket or another backslash makes it a plain
-one; brackets that are never closed close at the end, and a closing one without an opening one is text. Only round
-brackets take a number. No torch here: the plan counts the tokens of such captions.
+Source: --weighted_captions of sd-scripts. A backslash escapes a bracket or backslash; unclosed brackets close at the
+end of the caption, and an unmatched closing bracket is text. Only round brackets take a number. No torch: the plan
+counts the tokens of such captions.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Callable
 STEP = 1.1
 
 _TOKENS = re.compile(
-    r"\\[()\[\]\\]"  # a plain bracket or backslash
+    r"\\[()\[\]\\]"  # an escaped bracket or backslash
     r"|[(\[\])]"
-    r"|:[+-]?(?:\d+\.?\d*|\.\d+)\)"  # a weight, with the bracket that it closes
+    r"|:[+-]?(?:\d+\.?\d*|\.\d+)\)"  # a weight and the bracket it closes
     r"|[^\\()\[\]:]+|:|\\",
     re.ASCII,
 )
 
 
 def parse(caption: str) -> list[tuple[str, float]]:
-    """The caption in pieces of equal weight, without the marks; [("", 1.0)] for an empty one."""
+    """Split a caption into pieces of equal weight, without the syntax; [("", 1.0)] for an empty caption."""
     pieces: list[tuple[str, float]] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # where in `pieces` what stands open begins
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # indices in `pieces` at which open brackets begin
 
     def close(bracket: str, weight: float) -> None:
         for place in range(opened[bracket].pop(), len(pieces)):
@@ -49,7 +49,7 @@ def parse(caption: str) -> list[tuple[str, float]]:
 
 
 def _merged(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Neighbours of equal weight in one piece: words must not fall apart at a bracket that is only text."""
+    """Merge neighbours of equal weight: a bracket that is only text must not split a word."""
     merged: list[tuple[str, float]] = []
     for text, weight in pieces:
         if merged and merged[-1][1] == weight:
@@ -60,7 +60,7 @@ def _merged(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def encode(caption: str, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[float]]:
-    """Ids of a caption, uncut and without begin and end, and the weight of each. Pieces are tokenized one by one."""
+    """Return a caption's ids, uncut and without begin and end, and their weights. Pieces are tokenized separately."""
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse(caption):
@@ -71,6 +71,6 @@ def encode(caption: str, tokenize: Callable[[str], list[int]]) -> tuple[list[int
 
 
 def rows(weights: list[float], width: int, chunks: int = 1) -> list[list[float]]:
-    """Weights in rows of 1 + `width` + 1, as ids are chunked: begin, end and what fills a row up weigh 1."""
+    """Arrange weights in rows of 1 + `width` + 1, like the ids; begin, end and padding have weight 1."""
     filled = weights[: width * chunks] + [1.0] * (width * chunks - len(weights))
     return [[1.0, *filled[width * chunk : width * (chunk + 1)], 1.0] for chunk in range(chunks)]

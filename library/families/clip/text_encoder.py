@@ -1,4 +1,4 @@
-"""The CLIP text encoder: its configuration read from shapes, its module, and captions' ids to states for the U-Net."""
+"""The CLIP text encoder: its configuration from tensor shapes, its module, and encoding ids to hidden states."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from library.families.sd.variant import TextKind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HEAD_SIZE = 64  # of every published CLIP text encoder; the head count is not to be seen in the tensors
+HEAD_SIZE = 64  # of every published CLIP text encoder; shapes do not show the number of heads
 
 
 def text_config(shapes: Shapes, kind: TextKind) -> dict[str, Any]:
-    """The arguments of the configuration of a text encoder from its shapes under transformers' names. KeyError for a
+    """Return the configuration of a text encoder from its shapes under transformers' names. Raises KeyError for a
     missing tensor.
 
-    Its activation cannot be seen there: "quick_gelu" in OpenAI's weights, "gelu" in OpenCLIP's.
+    The activation is not visible in shapes: "quick_gelu" in OpenAI's weights, "gelu" in OpenCLIP's.
     """
     level = "text_model." if kind.projects else ""
     vocabulary, width = shapes[f"{level}embeddings.token_embedding.weight"]
@@ -38,16 +38,15 @@ def text_config(shapes: Shapes, kind: TextKind) -> dict[str, Any]:
         "projection_dim": shapes["text_projection.weight"][0] if kind.projects else width,
         "attention_dropout": 0.0,
         "bos_token_id": 0,
-        # 2 is transformers' mark for "the highest id ends the text", as published files have it; where that place is
-        # read, the id itself: one of a textual inversion is higher
+        # 2 means "the highest id ends the text" in transformers, as in published files. With a projection, which reads
+        # the state at the end, it must be the id itself: tokens of textual inversions are higher.
         "eos_token_id": EOS_ID if kind.projects else 2,
         "pad_token_id": 1,
     }
 
 
-def make_text_encoder(projects: bool, config: Mapping[str, Any]) -> nn.Module:
-    """transformers' CLIPTextModel, or with `projects` CLIPTextModelWithProjection; without weights if made on the meta
-    device."""
+def make_text_encoder(config: Mapping[str, Any], *, projects: bool) -> nn.Module:
+    """Make transformers' CLIPTextModel, or CLIPTextModelWithProjection if it `projects`."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     make = CLIPTextModelWithProjection if projects else CLIPTextModel
@@ -56,7 +55,7 @@ def make_text_encoder(projects: bool, config: Mapping[str, Any]) -> nn.Module:
 
 
 def restore_buffers(text_encoder: Any) -> None:
-    """Give a text encoder that was made on the meta device the one buffer that no file needs to hold."""
+    """Create the position ids of a text encoder made on the meta device; files need not contain them."""
     import torch
 
     embeddings = getattr(text_encoder, "text_model", text_encoder).embeddings
@@ -70,31 +69,30 @@ def encode_text(
     text_inputs: Mapping[str, TextInput],
     settings: TextSettings = AS_TRAINED,
 ) -> dict[str, Tensor]:
-    """The "states" for the U-Net: (B, 75n + 2, width) from ids (B, n, 77), or (B, L, width) from (B, 1, L).
+    """Encode ids to "states": (B, 75n + 2, width) from ids (B, n, 77), or (B, L, width) from (B, 1, L).
 
-    clip_skip k takes the k-th last layer instead of the last (None and 1 are equal), then the final norm. Chunks are
-    joined as kohya's trainer joins them: the beginning of the first, 75 states of each, the end of the last. For the
-    weights of captions see `weight_states`.
-    Raises ValueError when clip_skip is not in 1 .. number of layers.
+    clip_skip k uses the k-th last layer instead of the last (None is the same as 1), then the final norm. Chunks are
+    joined as in sd-scripts: begin of the first, 75 states of each, end of the last. Weights: see `weight_states`.
+    Raises ValueError if clip_skip is not in 1 .. number of layers.
     """
     text_encoder, text_input = text_encoders["text_encoder"], text_inputs["text_encoder"]
-    with layers_left_out(text_encoder, (settings.clip_skip or 1) - 1):
+    with without_last_layers(text_encoder, (settings.clip_skip or 1) - 1):
         states: Tensor = text_encoder(text_input.ids.flatten(0, 1)).last_hidden_state
     return {"states": _joined(states, text_input)}
 
 
 def penultimate(text_encoder: Any, text_input: TextInput) -> Tensor:
-    """The states before the last layer, without a final norm, (B, 75n + 2, width) from ids (B, n, 77)."""
-    with layers_left_out(text_encoder, 1, norm=False):
+    """Return the states before the last layer, without the final norm: (B, 75n + 2, width) from ids (B, n, 77)."""
+    with without_last_layers(text_encoder, 1, norm=False):
         states: Tensor = text_encoder(text_input.ids.flatten(0, 1)).last_hidden_state
     return _joined(states, text_input)
 
 
 def penultimate_and_pooled(text_encoder: Any, text_input: TextInput, settings: TextSettings) -> tuple[Tensor, Tensor]:
-    """As `penultimate`, of a CLIPTextModelWithProjection, and the pooled vector (B, projected width): the last layer's
-    state at the first end of the text, after the final norm, through the projection. Of several chunks the first one's.
+    """Return the states of `penultimate` for a CLIPTextModelWithProjection, and the pooled vector (B, projected width):
+    the last layer's state at the first end token, after the final norm and the projection; of the first chunk only.
 
-    With settings.kohya_projection the projection's matrix is taken transposed, as sd-scripts reads it from files.
+    With settings.kohya_projection the projection matrix is transposed, as sd-scripts reads it from files.
     """
     from torch.nn import functional
 
@@ -112,21 +110,21 @@ def penultimate_and_pooled(text_encoder: Any, text_input: TextInput, settings: T
 
 
 def _joined(states: Tensor, text_input: TextInput) -> Tensor:
-    """(B, 75n + 2, width) from the states (B * n, 77, width) of all chunks, times the weights if there are any."""
+    """Join the states (B * n, 77, width) of all chunks to (B, 75n + 2, width), times the weights if there are any."""
     joined = join_chunks(states.reshape(*text_input.ids.shape[:2], *states.shape[1:]))
     return joined if text_input.weights is None else weight_states(joined, text_input.weights)
 
 
 def weight_states(states: Tensor, weights: Tensor) -> Tensor:
-    """States (B, 75n + 2 or L, width) times the weights (B, n, 77) or (B, 1, L) of their tokens, in the states' dtype.
+    """Multiply states (B, 75n + 2 or L, width) by the weights (B, n, 77) or (B, 1, L) of their tokens.
 
-    As kohya's trainer does for --weighted_captions: the mean is not brought back to what it was.
+    As sd-scripts does for --weighted_captions: the mean is not restored afterwards.
     """
     return (states * join_chunks(weights.to(states.device)[..., None])).to(states.dtype)
 
 
 def join_chunks(states: Tensor) -> Tensor:
-    """(B, n, 77, width) to (B, 75n + 2, width)."""
+    """Join chunks (B, n, 77, width) to (B, 75n + 2, width)."""
     import torch
 
     batch, chunks, length, width = states.shape
@@ -137,13 +135,12 @@ def join_chunks(states: Tensor) -> Tensor:
 
 
 @contextmanager
-def layers_left_out(text_encoder: Any, count: int, *, norm: bool = True) -> Iterator[None]:
-    """Run a CLIPTextModel without its last `count` layers, and with `norm` off without the final norm: their results
-    would be thrown away.
+def without_last_layers(text_encoder: Any, count: int, *, norm: bool = True) -> Iterator[None]:
+    """Run a CLIPTextModel without its last `count` layers, and without the final norm if not `norm`.
 
-    The module itself is called, as wrappers (autocast, processes) need it; its list of layers is shorter meanwhile.
-    What comes out is taken from the end: transformers' list of states is made by hooks, which at the first call it
-    hangs on the layers that are there, for good.
+    The module itself is called, as wrappers (autocast, processes) require, with a shorter list of layers meanwhile.
+    hidden_states cannot be used: transformers collects them by hooks, which its first call attaches for good to the
+    layers present then.
     """
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Captions to what each CLIP text encoder of a model reads, by its own tokenizer. No torch at module level."""
+"""Tokenize captions for all CLIP text encoders of a model. No torch at module level."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from library.families.clip.tokenizer import CHUNK, ClipTokenizer
 
 @dataclass(frozen=True)
 class ClipTokenizers:
-    """The tokenizers of a model's text encoders, by the names of these: see families.family.Tokenizer.
+    """The tokenizers of a model's text encoders, by encoder name: see families.family.Tokenizer.
 
-    A caption longer than 75 tokens is read in up to `chunks` chunks of 75, which all encoders share. It counts as
-    long as the tokenizer finds it that finds most in it: the one that pads with "!" reads every "!" as a token.
+    A caption longer than 75 tokens is read in up to `chunks` chunks of 75, for all encoders alike. Its length is the
+    largest count of any tokenizer: the one that pads with "!" reads every "!" as a token of its own.
     """
 
     by_encoder: Mapping[str, ClipTokenizer]
@@ -25,45 +25,45 @@ class ClipTokenizers:
     def configured(
         self, *, max_tokens: int | None = None, padded: bool = True, weighted: bool = False
     ) -> ClipTokenizers:
-        """With as few chunks as hold `max_tokens`; one by default."""
+        """Return tokenizers with the fewest chunks that hold `max_tokens`; one by default."""
         chunks = max(1, -(-(max_tokens or 0) // CHUNK))
         return replace(self, chunks=chunks, padded=padded, weighted=weighted)
 
     @property
     def name(self) -> str:
-        """All that the tokens of a caption depend on."""
-        return " ".join([*(one.name for one in self.by_encoder.values()), str(self.weighted)])
+        """Everything that a caption's tokens depend on."""
+        return " ".join([*(tokenizer.name for tokenizer in self.by_encoder.values()), str(self.weighted)])
 
     @property
     def cache_key(self) -> str:
-        """The configuration, as names of text caches have it."""
+        """The configuration, as part of text cache names."""
         return f"{self.chunks} {self.padded} {self.weighted}"
 
     @property
     def limit(self) -> int:
-        """Tokens of a caption that are read, without begin and end."""
+        """Maximum number of tokens of a caption, without begin and end."""
         return CHUNK * self.chunks
 
     def count(self, caption: str) -> int:
-        """Tokens of a caption, without begin and end."""
-        return max(one.count(caption, self.weighted) for one in self.by_encoder.values())
+        """Count the tokens of a caption, without begin and end."""
+        return max(tokenizer.count(caption, weighted=self.weighted) for tokenizer in self.by_encoder.values())
 
     def counts(self, captions: Sequence[str]) -> list[int]:
-        """`count` of each caption, quicker than one by one."""
-        lengths = (one.counts(captions, self.weighted) for one in self.by_encoder.values())
-        return [max(each) for each in zip(*lengths, strict=True)]
+        """Count the tokens of many captions, faster than one by one."""
+        counts = (tokenizer.counts(captions, weighted=self.weighted) for tokenizer in self.by_encoder.values())
+        return [max(lengths) for lengths in zip(*counts, strict=True)]
 
     def __call__(self, texts: Sequence[str]) -> dict[str, TextInput]:
-        """Ids (B, chunks, 77), (B, 1, L) when not padded, and with `weighted` weights of their shape; no mask.
+        """Return ids (B, chunks, 77), or (B, 1, L) if not padded, and weights of the same shape if `weighted`; no mask.
 
-        Raises ValueError for several text encoders without padding: their states, side by side, could differ in length.
+        Raises ValueError for several text encoders without padding: their states could differ in length.
         """
         if not self.padded and len(self.by_encoder) > 1:
-            raise ValueError("captions for two text encoders are always filled up to 75 tokens")
-        return {name: self._input(one, texts) for name, one in self.by_encoder.items()}
+            raise ValueError("captions for two text encoders are always padded to 75 tokens")
+        return {name: self._input(tokenizer, texts) for name, tokenizer in self.by_encoder.items()}
 
     def _input(self, tokenizer: ClipTokenizer, texts: Sequence[str]) -> TextInput:
         if self.weighted:
-            ids, weights = tokenizer.weighted(texts, self.chunks, self.padded)
+            ids, weights = tokenizer.weighted(texts, self.chunks, padded=self.padded)
             return TextInput(ids, weights=weights)
-        return TextInput(tokenizer.tensor(texts, self.chunks, self.padded))
+        return TextInput(tokenizer.tensor(texts, self.chunks, padded=self.padded))

@@ -1,8 +1,8 @@
-"""CLIP's byte-pair tokenizer: captions to the token ids of SD1, SD2 and SDXL, from merges that ship with this program.
+"""CLIP's byte-pair tokenizer for SD1, SD2 and SDXL, from merges that ship with this program.
 
-Source of the algorithm: CLIP (Radford et al. 2021, arXiv 2103.00020, section 2.4); the ids equal those of
-transformers' CLIPTokenizer. Chunks of 77 are cut as kohya's trainer cuts them, so that captions longer than 75 tokens
-mean the same here as in users' other tools. Imports no torch: the plan counts tokens before torch is loaded.
+Algorithm: CLIP (Radford et al. 2021, arXiv 2103.00020, section 2.4); the ids equal those of transformers'
+CLIPTokenizer. Captions longer than 75 tokens are split into chunks of 77 as in sd-scripts. No torch: the plan counts
+tokens before torch is loaded.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
 CHUNK = 75  # tokens of text in one pass of the text encoder
-CONTEXT = CHUNK + 2  # with the beginning and the end token
-EOS_ID = 49407  # of CLIP's own vocabulary; what a textual inversion adds comes behind it
+CONTEXT = CHUNK + 2  # with begin and end token
+EOS_ID = 49407  # the last id of CLIP's vocabulary; textual inversions add higher ones
 MERGES_FILE = Path(__file__).parent / "data" / "clip_merges.txt"
 
 _WORDS = (
@@ -38,9 +38,9 @@ _WORDS = (
 
 
 class ClipTokenizer:
-    """Captions to CLIP token ids.
+    """Converts captions to CLIP token ids.
 
-    `pad_id` is the id that fills a row up: the end token for SD1 (49407), 0 for SD2.
+    `pad_id`: the padding id, the end token for SD1 (49407), 0 for SD2.
     """
 
     def __init__(self, pad_id: int, vocab: dict[str, int] | None = None, merges: Sequence[str] | None = None) -> None:
@@ -53,75 +53,75 @@ class ClipTokenizer:
 
     @property
     def name(self) -> str:
-        """Of the vocabulary and its merges: what gives other ids has another name."""
+        """Name derived from vocabulary and merges: tokenizers with different ids have different names."""
         digest = hashlib.blake2b("\n".join(self.merges).encode("utf-8", "surrogatepass"), digest_size=8)
         digest.update(f"{len(self.vocab)} {self.pad_text}".encode())
         return f"clip-{digest.hexdigest()}"
 
     def encode(self, caption: str) -> list[int]:
-        """The caption's ids, uncut, without the beginning and end tokens."""
+        """Return the caption's ids, uncut, without begin and end tokens."""
         ids: list[int] = self._engine.encode(caption, add_special_tokens=False).ids
         return ids
 
-    def count(self, caption: str, weighted: bool = False) -> int:
-        """How many tokens the caption has, without begin and end; `weighted`: without the marks of its weights."""
+    def count(self, caption: str, *, weighted: bool = False) -> int:
+        """Count the tokens of a caption, without begin and end and, if `weighted`, without the weights' syntax."""
         return len(prompt_weights.encode(caption, self.encode)[0] if weighted else self.encode(caption))
 
-    def counts(self, captions: Sequence[str], weighted: bool = False) -> list[int]:
-        """`count` of each caption, on all cores."""
+    def counts(self, captions: Sequence[str], *, weighted: bool = False) -> list[int]:
+        """Count the tokens of many captions, on all cores."""
         if weighted:
             return [self.count(caption, weighted=True) for caption in captions]
         lengths: list[int] = []
-        for start in range(0, len(captions), 1000):  # what is known of each token takes room
-            found = self._engine.encode_batch_fast(captions[start : start + 1000], add_special_tokens=False)
-            lengths += [len(one.ids) for one in found]
+        for start in range(0, len(captions), 1000):  # in batches, as encodings need much memory
+            encodings = self._engine.encode_batch_fast(captions[start : start + 1000], add_special_tokens=False)
+            lengths += [len(encoding.ids) for encoding in encodings]
         return lengths
 
-    def ids(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> list[list[list[int]]]:
-        """Ids as nested lists (B, chunks, 77); with `padded` off (B, 1, L), filled only to the longest of the batch.
+    def ids(self, captions: Sequence[str], chunks: int = 1, *, padded: bool = True) -> list[list[list[int]]]:
+        """Return ids as nested lists (B, chunks, 77), or (B, 1, L) padded to the longest caption if not `padded`.
 
-        Text past 75 tokens a chunk is cut. Raises ValueError for several chunks without padding, which has no meaning.
+        Captions are cut after 75 tokens per chunk. Raises ValueError for several chunks without padding.
         """
-        return self._rows([self.encode(caption)[: CHUNK * chunks] for caption in captions], chunks, padded)
+        return self._rows([self.encode(caption)[: CHUNK * chunks] for caption in captions], chunks, padded=padded)
 
-    def _rows(self, bodies: Sequence[list[int]], chunks: int, padded: bool) -> list[list[list[int]]]:
+    def _rows(self, bodies: Sequence[list[int]], chunks: int, *, padded: bool) -> list[list[list[int]]]:
         if padded:
             return [self._chunked(body, chunks) for body in bodies]
         if chunks != 1:
             raise ValueError("no_token_padding works with one chunk of 75 tokens; leave max_token_length unset")
         longest = max((len(body) for body in bodies), default=0)
         return [
-            [[self.bos_id, *body, self.eos_id] + [self.pad_id] * (longest - len(body))]  # one row a caption
+            [[self.bos_id, *body, self.eos_id] + [self.pad_id] * (longest - len(body))]  # one row per caption
             for body in bodies
         ]
 
-    def tensor(self, captions: Sequence[str], chunks: int = 1, padded: bool = True) -> torch.Tensor:
-        """`ids` as an int64 tensor."""
+    def tensor(self, captions: Sequence[str], chunks: int = 1, *, padded: bool = True) -> torch.Tensor:
+        """Return `ids` as an int64 tensor."""
         import torch
 
-        return torch.tensor(self.ids(captions, chunks, padded), dtype=torch.int64)
+        return torch.tensor(self.ids(captions, chunks, padded=padded), dtype=torch.int64)
 
     def weighted(
-        self, captions: Sequence[str], chunks: int = 1, padded: bool = True
+        self, captions: Sequence[str], chunks: int = 1, *, padded: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids int64 and weights float32, both shaped as `tensor`, of captions with weights such as (x:1.3)."""
+        """Return ids int64 and weights float32 of captions with weights such as (x:1.3), shaped like `tensor`."""
         import torch
 
         encoded = [prompt_weights.encode(caption, self.encode) for caption in captions]
-        ids = self._rows([body[: CHUNK * chunks] for body, _ in encoded], chunks, padded)
+        ids = self._rows([body[: CHUNK * chunks] for body, _ in encoded], chunks, padded=padded)
         width = len(ids[0][0]) - 2 if ids else CHUNK
         weights = [prompt_weights.rows(weights, width, chunks) for _, weights in encoded]
         return torch.tensor(ids, dtype=torch.int64), torch.tensor(weights, dtype=torch.float32)
 
     def _chunked(self, body: list[int], chunks: int) -> list[list[int]]:
-        """Rows of 77: beginning, 75 ids, last id. `body` is at most 75 * chunks ids."""
+        """Split at most 75 * chunks ids into rows of 77: begin, 75 ids, end or padding."""
         row = body + [self.eos_id] + [self.pad_id] * (CHUNK * chunks - len(body))
         rows = []
         for start in range(0, CHUNK * chunks, CHUNK):
             middle, last = row[start : start + CHUNK], row[-1]
             if self.pad_id != self.eos_id:
-                # The text encoder needs an end in every row. Told by position and not by id, since SD2's filling (0)
-                # is also the id of an exclamation mark.
+                # The text encoder needs an end token in every row. Found by position, not by id: SD2's padding (0) is
+                # also the id of an exclamation mark.
                 if len(body) >= start + CHUNK:
                     last = self.eos_id
                 if len(body) < start:
@@ -151,10 +151,10 @@ class ClipTokenizer:
         _write(folder / "special_tokens_map.json", json.dumps(special, indent=2))
 
     @classmethod
-    def from_folder(cls, folder: Path, pad_id: int, own_pad: bool = True) -> ClipTokenizer:
+    def from_folder(cls, folder: Path, pad_id: int, *, own_pad: bool = True) -> ClipTokenizer:
         """Read a diffusers folder's `tokenizer/` or a cached one: vocab.json + merges.txt, or tokenizer.json.
 
-        The folder's own pad token beats `pad_id`, except with `own_pad` off. Raises CheckpointError.
+        With `own_pad` the folder's pad token overrides `pad_id`. Raises CheckpointError.
         """
         try:
             vocab, merges = _read_vocabulary(folder)
@@ -163,15 +163,15 @@ class ClipTokenizer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"The tokenizer in {folder} cannot be read ({error}). Put CLIP's vocab.json and merges.txt there, or "
-                "remove the folder: the tokenizer that ships with this program is then used."
+                "remove the folder to use the built-in tokenizer."
             ) from error
 
 
 def cached_tokenizer(cache_dir: Path | None, model_id: str, pad_id: int) -> ClipTokenizer:
-    """The tokenizer of `--tokenizer_cache_dir`, if its sub-folder is there, else the shipped one.
+    """Return the tokenizer in a sub-folder of `--tokenizer_cache_dir`, or the built-in one if there is none.
 
-    The sub-folder is the model id with `_` for `/`. What fills rows up is the caller's: that of OpenCLIP's hub folder,
-    which kohya's trainer puts there for SDXL, says another thing than models are trained with. Raises CheckpointError.
+    The sub-folder is the model id with `_` for `/`. Its pad token is ignored: OpenCLIP's hub folder, which sd-scripts
+    puts there for SDXL, has another one than models are trained with. Raises CheckpointError.
     """
     folder = None if cache_dir is None else cache_dir / model_id.replace("/", "_")
     if folder is not None and folder.is_dir():
@@ -181,7 +181,7 @@ def cached_tokenizer(cache_dir: Path | None, model_id: str, pad_id: int) -> Clip
 
 @lru_cache
 def shipped_tokenizer(pad_id: int) -> ClipTokenizer:
-    """The tokenizer that ships with this program; the plan and the model share one."""
+    """Return the built-in tokenizer; the plan and the model share one."""
     return ClipTokenizer(pad_id)
 
 
@@ -193,14 +193,14 @@ def keep_tokenizer(tokenizer: EncoderTokenizer, cache_dir: Path, model_id: str) 
 
 
 def vocabulary(merges: Sequence[str]) -> dict[str, int]:
-    """CLIP's numbering: the bytes, the bytes that end a word, one token a merge in order, the two special tokens."""
+    """Return CLIP's vocabulary: bytes, bytes that end a word, one token per merge, the two special tokens."""
     letters = byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     return {token: index for index, token in enumerate([*tokens, BOS_TEXT, EOS_TEXT])}
 
 
 def byte_letters() -> list[str]:
-    """One printable letter a byte, in CLIP's order: the printable ones of Latin-1 first, as themselves."""
+    """Return one printable letter per byte, in CLIP's order: printable Latin-1 first, as themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
     return [chr(code) for code in (*printable, *range(256, 256 + others))]
@@ -208,12 +208,12 @@ def byte_letters() -> list[str]:
 
 @lru_cache(maxsize=1)
 def shipped_merges() -> tuple[str, ...]:
-    """The 48 894 merges of data/clip_merges.txt."""
+    """Return the 48,894 merges of data/clip_merges.txt."""
     return _merge_lines(MERGES_FILE)
 
 
 def _merge_lines(path: Path) -> tuple[str, ...]:
-    # Split at "\n" only: merges hold letters such as U+0085 that str.splitlines would take for an end of line.
+    # Split at "\n" only: merges contain letters such as U+0085 that str.splitlines takes for line ends.
     lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
     return tuple(line for line in lines if line and not line.startswith("#version"))
 
@@ -230,15 +230,15 @@ def _engine(vocab: dict[str, int], merges: Sequence[str], special: Sequence[str]
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    # SD2 fills up with "!" (id 0), so transformers, and with it every diffusers pipeline, reads any "!" of a caption as
-    # that token; so do we, or the model would see other ids in training than in use.
+    # SD2 pads with "!" (id 0), so transformers, and with it every diffusers pipeline, reads any "!" in a caption as
+    # that token. Training must use the same ids as inference.
     engine.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return engine
 
 
 def _read_vocabulary(folder: Path) -> tuple[dict[str, int], Sequence[str]]:
     if (folder / "added_tokens.json").is_file() and _read_json(folder / "added_tokens.json"):
-        raise ValueError("added_tokens.json adds tokens of its own, which this version does not read")
+        raise ValueError("added_tokens.json adds tokens, which is not supported")
     if (folder / "vocab.json").is_file():
         return _read_json(folder / "vocab.json"), _merge_lines(folder / "merges.txt")
     model = _read_json(folder / "tokenizer.json")["model"]

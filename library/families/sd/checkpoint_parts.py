@@ -1,5 +1,5 @@
-"""A Stable Diffusion checkpoint taken apart: its parts by the names of diffusers' and transformers' modules, unread,
-and what they are. Loading, converting and the plan begin with this. No torch at module level."""
+"""Split a Stable Diffusion checkpoint into its modules, with lazy tensors under diffusers' and transformers' names.
+Loading, converting and the plan start here. No torch at module level."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints import sd_layout
 from library.checkpoints.files import TensorReader
 from library.checkpoints.lazy import LazyTensor
-from library.checkpoints.prediction_marks import noted
+from library.checkpoints.prediction_marks import declared_prediction
 from library.checkpoints.vae_file import read_vae
 from library.families.sd.configs import Configs, read_configs
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Apart:
-    """`parts`: part -> name in the module -> tensor; `configs`: the arguments of each module; `kept`: what else the
-    file holds, by its names there; `prediction` and `zero_terminal_snr` as asked for, else as the checkpoint says."""
+class CheckpointParts:
+    """`parts`: part -> name in the module -> tensor. `configs`: the arguments of each module. `kept`: other tensors of
+    the file, under their names there. `prediction`: as chosen by the user, otherwise as the checkpoint declares."""
 
     parts: Mapping[str, Mapping[str, LazyTensor]]
     configs: Configs
@@ -34,35 +34,35 @@ class Apart:
     zero_terminal_snr: bool
 
 
-def take_apart(
+def split_checkpoint(
     family: Family,
     variant: Variant,
     reader: TensorReader,
     vae: Path | str | None = None,
     prediction: Prediction | None = None,
-) -> Apart:
-    """What a checkpoint holds; nothing of it is read. `vae`: the file or folder of another VAE.
+) -> CheckpointParts:
+    """Split a checkpoint without reading tensors. `vae`: the file or folder of another VAE.
 
-    CheckpointError: a missing part, a key without a place, sizes that do not fit.
+    Raises CheckpointError for a missing part, an unknown key or sizes that do not fit.
     """
     source = reader.header
-    wanted = tuple(part for part in variant.parts if part != "vae" or vae is None)
-    split = sd_layout.to_diffusers(reader, variant.layout, wanted)
+    own_parts = tuple(part for part in variant.parts if part != "vae" or vae is None)
+    split = sd_layout.to_diffusers(reader, variant.layout, own_parts)
     parts: dict[str, Mapping[str, LazyTensor]] = {**split.parts}
     notes = list(split.notes)
     if vae is not None:
-        alone = read_vae(vae)
-        parts["vae"] = alone.tensors
-        notes += [f"VAE from {vae}", *alone.notes]
+        vae_file = read_vae(vae)
+        parts["vae"] = vae_file.tensors
+        notes += [f"VAE from {vae}", *vae_file.notes]
     for text in variant.texts:
         parts[text.name] = {text.module_name(name): tensor for name, tensor in parts[text.name].items()}
-    said = noted(source)
-    meant: Prediction = prediction or said.prediction or "epsilon"
-    return Apart(
+    declared = declared_prediction(source)
+    chosen: Prediction = prediction or declared.prediction or "epsilon"
+    return CheckpointParts(
         parts=parts,
-        configs=read_configs(variant, family, source, parts, meant, foreign_vae=vae is not None),
+        configs=read_configs(variant, family, source, parts, chosen, foreign_vae=vae is not None),
         kept=split.kept,
         notes=tuple(notes),
-        prediction=meant,
-        zero_terminal_snr=bool(said.zero_terminal_snr),
+        prediction=chosen,
+        zero_terminal_snr=bool(declared.zero_terminal_snr),
     )

@@ -1,4 +1,4 @@
-"""The configurations of Stable Diffusion's modules, read from a header and checked. No torch: plans ask for it too."""
+"""Read and check the configurations of Stable Diffusion's modules from a header. No torch: the plan uses it too."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def read_configs(
     *,
     foreign_vae: bool = False,
 ) -> Configs:
-    """The arguments of the modules, read from the tensors; a diffusers folder's config.json files must agree.
+    """Return the arguments of each module from its tensor shapes; config.json files of a folder must agree.
 
-    `parts`: tensors by diffusers' and transformers' names. `foreign_vae`: the VAE is not the folder's own.
+    `parts`: tensors under diffusers' and transformers' names. `foreign_vae`: the VAE is not the folder's own.
     Raises CheckpointError.
     """
     try:
@@ -43,7 +43,9 @@ def read_configs(
             **{text.name: clip_text.text_config(_shapes(parts[text.name]), text) for text in variant.texts},
         }
     except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{source.path}: its sizes cannot be read ({error}). The file is not whole.") from error
+        raise CheckpointError(
+            f"{source.path}: its sizes cannot be read ({error}). The file is incomplete: get it again."
+        ) from error
     side = family.preview[prediction][0] // family.latent.stride
     written = source.configs.get("unet", {})
     configs["unet"]["sample_size"] = written.get("sample_size", side)
@@ -67,18 +69,18 @@ def _check_sizes(family: Family, variant: Variant, source: Header, configs: Mapp
     if vae_config["latent_channels"] != family.latent.channels or 2 ** (len(vae_config["block_out_channels"]) - 1) != (
         family.latent.stride
     ):
-        faults.append("its VAE has other latents")
+        faults.append("its VAE has latents of another size")
     if unet_config["cross_attention_dim"] != sum(widths):
         encoders = "text encoder gives" if len(widths) == 1 else "text encoders give"
         faults.append(
-            f"its U-Net takes text states of width {unet_config['cross_attention_dim']}, its {encoders} {sum(widths)}"
+            f"its U-Net needs hidden states of width {unet_config['cross_attention_dim']}, its {encoders} {sum(widths)}"
         )
     pooled = configs[variant.texts[-1].name]["projection_dim"] if variant.ids else 0
-    told = pooled + variant.ids * unet.ID_WIDTH
-    if variant.ids and unet_config["projection_class_embeddings_input_dim"] != told:
+    expected = pooled + variant.ids * unet.ID_WIDTH
+    if variant.ids and unet_config["projection_class_embeddings_input_dim"] != expected:
         faults.append(
-            f"its U-Net is told {unet_config['projection_class_embeddings_input_dim']} numbers beside the text, where "
-            f"{variant.ids} sizes and the pooled text make {told}"
+            f"its U-Net has {unet_config['projection_class_embeddings_input_dim']} additional inputs, where "
+            f"{variant.ids} sizes and the pooled text have {expected}"
         )
     step = variant.heads or variant.head_size or 1
     if any(width % step for width in unet_config["block_out_channels"]) or any(
@@ -89,7 +91,7 @@ def _check_sizes(family: Family, variant: Variant, source: Header, configs: Mapp
         raise CheckpointError(f"{source.path}: not a model of {family.title}: {'; '.join(faults)}.")
 
 
-# config.json entries that the tensors (and the rule for heads) decide as well
+# config.json entries that also follow from the tensors (and the rule for heads)
 _TEXT = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
 _COMPARED = {
     "unet": ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim",
@@ -100,19 +102,19 @@ _COMPARED = {
 
 
 def _compare(source: Header, part: str, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where a diffusers folder's config.json says other than its tensors."""
+    """Raise CheckpointError if a diffusers folder's config.json contradicts its tensors."""
     written = source.configs.get(part, {})
     levels = len(config.get("block_out_channels", ()))
     for key in _COMPARED.get(part, _TEXT):
         if written.get(key) is None:
             continue
-        said, read = written[key], config.get(key)
-        if key == "attention_head_dim":  # one number stands for as many equal ones
-            said, read = _per_level(said, levels), _per_level(config[key], levels)
-        if said != read:
+        declared, actual = written[key], config.get(key)
+        if key == "attention_head_dim":  # one number stands for all levels
+            declared, actual = _per_level(declared, levels), _per_level(config[key], levels)
+        if declared != actual:
             raise CheckpointError(
-                f"{source.path / part / 'config.json'}: says {key} = {written[key]}, but the weights beside it "
-                f"are of a model with {config.get(key)}. Get the folder again, or repair the file."
+                f"{source.path / part / 'config.json'}: has {key} = {written[key]}, but the weights have "
+                f"{config.get(key)}. Get the folder again, or correct the file."
             )
 
 

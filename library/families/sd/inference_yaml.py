@@ -1,6 +1,6 @@
-"""The .yaml beside an SD2 single file, without which WebUIs cannot tell its layout and its prediction.
+"""Write the .yaml file that WebUIs need beside an SD2 single file, for its layout and prediction type.
 
-The structure is that of Stability-AI/stablediffusion's v2-inference configurations (latent diffusion's own format).
+The structure is that of Stability-AI/stablediffusion's v2-inference configurations.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ model:
 
 
 def write_inference_yaml(model: Model, model_path: Path) -> Path | None:
-    """Write `<model>.yaml` beside a single file of SD2 and return its path; None for families whose files need none.
+    """Write `<model>.yaml` beside a single file of SD2 and return its path; None for families that need none.
 
     Raises CheckpointError if it cannot be written.
     """
@@ -87,7 +87,7 @@ def write_inference_yaml(model: Model, model_path: Path) -> Path | None:
 
 
 def inference_yaml(model: Model) -> str:
-    """The configuration's text, its numbers read from the modules."""
+    """Return the text of the configuration, with numbers read from the modules."""
     unet, vae = model.backbone.config, model.vae.config
     attends = [kind.startswith("CrossAttn") for kind in unet.down_block_types]
     process = model.family.process.scheduler_arguments()

@@ -1,5 +1,5 @@
-"""The layers that a U-Net and a text encoder of a Stable Diffusion model have, by path; and a U-Net's paths and blocks
-in the original naming, from the rows that files are loaded with. No torch."""
+"""Layer paths of Stable Diffusion's U-Nets and text encoders, and a U-Net's original paths and blocks, from the tables
+that files are loaded with. No torch."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ _MIDDLE = 3  # residual block, attention, residual block
 
 
 def text_layers(layers: int, level: str = "") -> tuple[str, ...]:
-    """Paths of a CLIP text encoder's layers in transformers' naming; `level`: what files have before them and the
-    module has not."""
+    """Return the paths of a CLIP text encoder's layers in transformers' naming, without `level`, a prefix that only
+    files have."""
     return tuple(name.removeprefix(level) for name in _modules(expand(clip_hf.ROWS, Sizes({"n": layers}, {}))))
 
 
 def _modules(rules: Iterable[Rule]) -> Mapping[str, str]:
-    """diffusers' path -> original path of the modules that rules are about."""
+    """Map diffusers' path to original path of the modules in the rules."""
     pairs = ((rule.diffusers[0].rpartition("."), rule.original.rpartition(".")[0]) for rule in rules)
     return {path: original for (path, _, leaf), original in pairs if leaf == "weight"}
 
 
 @dataclass(frozen=True)
 class UnetNames:
-    """Paths of a U-Net's layers in diffusers' naming and in the original one, there and back; and the blocks that they
-    lie in, as kohya counts those of SDXL.
+    """Maps paths of a U-Net's layers from diffusers' to the original naming, and to blocks, counted as in sd-scripts.
 
-    `rows`: the table that files are loaded by. `depths`: transformer blocks in an attention, level by level on the way
-    down (0: no attention); `middle`: in the middle. A level has two residual blocks on the way down and three up.
+    `rows`: the table that files are loaded with. `depths`: transformer blocks per attention for each down level (0: no
+    attention); `middle`: in the middle block. A level has two residual blocks down and three up.
     """
 
     rows: tuple[Row, ...]
@@ -45,12 +44,12 @@ class UnetNames:
 
     @property
     def levels(self) -> int:
-        """How many levels there are."""
+        """Number of levels."""
         return len(self.depths)
 
     @cached_property
     def _original(self) -> Mapping[str, str]:
-        """diffusers' path -> original path, of layers."""
+        """diffusers' path -> original path of all layers."""
         depth = max(self.middle, *self.depths)
         # an upsampler comes after the attention, where its level has one
         upsamplers = tuple(2 if depth else 1 for depth in reversed(self.depths))
@@ -59,13 +58,9 @@ class UnetNames:
 
     @cached_property
     def _containers(self) -> Mapping[str, str]:
-        """The same of the residual blocks, attentions and samplers around layers."""
+        """diffusers' path -> original path of residual blocks, attentions and samplers."""
         pairs = ((_CONTAINER.match(path), _PLACE.match(name)) for path, name in self._original.items())
         return {found[0][:-1]: place[0] for found, place in pairs if found and place}
-
-    @cached_property
-    def _diffusers(self) -> Mapping[str, str]:
-        return {name: path for path, name in self._original.items()}
 
     def _has(self, path: str) -> bool:
         found = _CONTAINER.match(path)
@@ -81,42 +76,36 @@ class UnetNames:
         return depth > (int(inner[1]) if inner else 0)
 
     def layers(self) -> tuple[str, ...]:
-        """All layers by their paths in diffusers' naming."""
+        """Return the paths of all layers in diffusers' naming."""
         return tuple(self._original)
 
     def to_file(self, path: str) -> str:
-        """The original path of a layer, or of the module of a block around it, by its path in diffusers' naming.
-        ValueError for what no such U-Net has."""
+        """Return the original path of a layer, residual block, attention or sampler from its path in diffusers. Raises
+        ValueError for any other path."""
         found = self._original.get(path) or self._containers.get(path)
         if found is None:
             raise ValueError(f"{path} is no layer of this U-Net")
         return found
 
-    def from_file(self, path: str) -> str:
-        """A layer's path in diffusers' naming by its original path. ValueError for what no such U-Net has."""
-        if path not in self._diffusers:
-            raise ValueError(f"{path} is no layer of this U-Net")
-        return self._diffusers[path]
-
     @property
     def blocks(self) -> int:
-        """How many blocks there are: embeddings, input, middle, output, what comes out (SDXL: 23)."""
+        """Number of blocks: embeddings, input, middle, output, output layers (SDXL: 23)."""
         return 1 + 3 * self.levels + _MIDDLE + 3 * self.levels + 1
 
     def block(self, path: str) -> int:
-        """The block of a layer by its original path: of SDXL 0 the embeddings, 1 + n input_blocks.n, 10 + n
-        middle_block.n, 13 + n output_blocks.n, 22 what comes out. ValueError outside of all blocks."""
+        """Return the block of a layer by its original path. SDXL: 0 embeddings, 1 + n input_blocks.n, 10 + n
+        middle_block.n, 13 + n output_blocks.n, 22 output layers. Raises ValueError outside all blocks."""
         if path.startswith(("time_embed.", "label_emb.")):
             return 0
         if path.startswith("out."):
             return self.blocks - 1
         found = _BLOCK.match(path)
         if found is None:
-            raise ValueError(f"{path} lies in no block")
+            raise ValueError(f"{path} is in no block")
         middle = 1 + 3 * self.levels
         first = {"input": 1, "middle": middle, "output": middle + _MIDDLE}[found[1]]
         return first + int(found[2])
 
     def block_of(self, path: str) -> int:
-        """The block of a parameter (or a layer) by its path in diffusers' naming. ValueError for what is none."""
+        """Return the block of a parameter or layer by its path in diffusers' naming. Raises ValueError otherwise."""
         return self.block(self.to_file(path if path in self._original else path.rpartition(".")[0]))

@@ -1,4 +1,4 @@
-"""Loading Stable Diffusion: modules made without weights on the meta device, then filled tensor by tensor."""
+"""Load Stable Diffusion: modules are made on the meta device, then filled tensor by tensor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from library.families.clip import text_encoder as clip_text
 from library.families.clip.tokenizer import keep_tokenizer
 from library.families.family import Family, Model
 from library.families.sd import unet, vae
-from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.variant import TITLES, Variant
+from library.messages import listed
 from library.objective.process import Prediction
 from library.runtime.imports import import_in_thread, large_imports
 
@@ -30,13 +31,12 @@ Tensors = Mapping[str, LazyTensor]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. `dtype` None is float32; `matrices` that of the matrices in U-Net and text encoders, None as the
-    rest; `prediction` None is what the source says, else epsilon; `only` some of the parts (see TITLES), None is
-    all; `mapped`: files are mapped into memory, else read."""
+    """How to load; see families.family.Load. `dtype` None: float32; `prediction` None: as the checkpoint declares,
+    otherwise epsilon; `only` None: all parts (see TITLES)."""
 
     vae: Path | str | None = None
     dtype: torch.dtype | None = None
-    matrices: torch.dtype | None = None
+    matrix_dtype: torch.dtype | None = None
     device: torch.device | str = "cpu"
     prediction: Prediction | None = None
     tokenizer_cache_dir: Path | None = None
@@ -45,27 +45,28 @@ class LoadOptions:
 
 
 def load(family: Family, variant: Variant, source: Header, options: LoadOptions) -> Model:
-    """The model of a checkpoint. CheckpointError: a missing part, a key without a place, sizes that do not fit."""
+    """Load a model. Raises CheckpointError for a missing part, an unknown key or sizes that do not fit."""
     reader = TensorReader(source, mapped=options.mapped)
-    apart = take_apart(family, variant, reader, options.vae, options.prediction)
+    split = split_checkpoint(family, variant, reader, options.vae, options.prediction)
     chosen = [part for part in variant.parts if options.only is None or part in options.only]
     modules: dict[str, Any] = dict.fromkeys(variant.parts)
-    formats = {part: (options.dtype or torch.float32, options.matrices if part != "vae" else None) for part in chosen}
-    with Filler(str(source.path), apart.parts, formats, options.device, reader.let_go) as filler:
+    dtype = options.dtype or torch.float32
+    formats = {part: (dtype, options.matrix_dtype if part != "vae" else None) for part in chosen}
+    with Filler(str(source.path), split.parts, formats, options.device, reader.release) as filler:
         import_packages()
-        modules.update({part: filler.fill(part, makers(variant)[part], apart.configs[part]) for part in chosen})
+        modules.update({part: filler.fill(part, makers(variant)[part], split.configs[part]) for part in chosen})
     model = Model(
         family=family,
         backbone=modules["unet"],
         vae=modules["vae"],
         text_encoders={text.name: modules[text.name] for text in variant.texts},
         tokenizer=family.tokenizer(source, options.tokenizer_cache_dir),
-        prediction=apart.prediction,
+        prediction=split.prediction,
         source=source,
-        zero_terminal_snr=apart.zero_terminal_snr,
-        # copies, so that the source file is let go of and may be written over
-        kept={name: tensor.load().clone() for name, tensor in apart.kept.items()},
-        notes=apart.notes,
+        zero_terminal_snr=split.zero_terminal_snr,
+        # copies, so that the source file is released and may be overwritten
+        kept={name: tensor.load().clone() for name, tensor in split.kept.items()},
+        notes=split.notes,
         broken=tuple(f"{part}.{name}" for part in chosen for name in filler.broken[part]),
     )
     for text_encoder in model.text_encoders.values():
@@ -79,16 +80,16 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
 
 
 def makers(variant: Variant) -> dict[str, Callable[[Mapping[str, Any]], nn.Module]]:
-    """What makes the module of each part from its configuration."""
-    texts = {text.name: partial(clip_text.make_text_encoder, text.projects) for text in variant.texts}
+    """Return a function for each part that makes its module from a configuration."""
+    texts = {text.name: partial(clip_text.make_text_encoder, projects=text.projects) for text in variant.texts}
     return {"unet": unet.make_unet, "vae": vae.make_vae, **texts}
 
 
 def import_packages() -> None:
-    """Import what the modules are made of.
+    """Import diffusers and transformers, without bitsandbytes.
 
-    bitsandbytes stays out, which diffusers takes along for quantised weights and which takes torch's compiler along: a
-    second that only 8-bit optimisers need.
+    diffusers imports bitsandbytes for quantised weights, which imports torch's compiler: a second that only 8-bit
+    optimizers need.
     """
     import_in_thread(_import_packages)
 
@@ -100,11 +101,10 @@ def _import_packages() -> None:
 
 
 class Filler:
-    """Makes modules on the meta device and gives them their tensors, each converted by itself: no second copy.
+    """Makes modules on the meta device and fills them with converted tensors, without a second copy in memory.
 
-    `formats`: of each part to fill the dtype, and that of its matrices (None: the same). The tensors are read in a
-    thread from the beginning on, since importing the packages and making the modules is Python's work, which leaves
-    the other cores idle.
+    `formats`: for each part its dtype and the dtype of its matrices (None: the same). A thread reads the tensors from
+    the start, while Python imports the packages and makes the modules.
     """
 
     def __init__(
@@ -113,25 +113,25 @@ class Filler:
         parts: Mapping[str, Tensors],
         formats: Mapping[str, tuple[torch.dtype, torch.dtype | None]],
         device: torch.device | str,
-        let_go: Callable[[], None] | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
         self.where, self.parts = where, parts
         self.broken: dict[str, list[str]] = {part: [] for part in formats}
         self._reader = ThreadPoolExecutor(1)
         self._states = {
-            part: self._reader.submit(load_tensors, parts[part], dtype, device, matrices, let_go, self.broken[part])
-            for part, (dtype, matrices) in formats.items()
+            part: self._reader.submit(load_tensors, parts[part], *dtypes, device, release, self.broken[part])
+            for part, dtypes in formats.items()
         }
 
     def __enter__(self) -> Filler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Read no further than the part at hand."""
+        """Stop reading after the current part."""
         self._reader.shutdown(cancel_futures=True)
 
     def fill(self, part: str, make: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any]) -> Any:
-        """The module in evaluation mode. Raises CheckpointError when names or shapes are not those of the module."""
+        """Return the filled module in evaluation mode. Raises CheckpointError if names or shapes do not match."""
         with torch.device("meta"):
             module = make(config)
         check_tensors(self.where, part, self.parts[part], module.state_dict())
@@ -140,17 +140,17 @@ class Filler:
 
 
 def check_tensors(where: str, part: str, tensors: Tensors, expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError unless a part's tensors have the names and shapes of its module's."""
+    """Raise CheckpointError unless the names and shapes of a part's tensors match its module."""
     title = TITLES[part]
     missing = [name for name in expected if name not in tensors]
-    spare = [name for name in tensors if name not in expected]
-    if missing or spare:
-        names = ", ".join((missing or spare)[:5])
-        what = "lacks" if missing else "has too many"
-        raise CheckpointError(f"{where}: its {title} {what} tensors: {names}. It is not whole or not of this kind.")
+    unexpected = [name for name in tensors if name not in expected]
+    if missing or unexpected:
+        what = "lacks tensors" if missing else "has unexpected tensors"
+        names = listed(missing or unexpected, 5)
+        raise CheckpointError(f"{where}: its {title} {what}: {names}. The file is incomplete or of another kind.")
     for name, tensor in expected.items():
         if tuple(tensor.shape) != tensors[name].shape:
             raise CheckpointError(
-                f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape}, where the rest "
-                f"of the file asks for {tuple(tensor.shape)}. The file is damaged or not of this kind."
+                f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape} instead of "
+                f"{tuple(tensor.shape)}. The file is damaged or of another kind."
             )

@@ -1,4 +1,4 @@
-"""A family of Stable Diffusion, made from what tells its kind apart. No torch at module level."""
+"""Make a family of Stable Diffusion from its variant. No torch at module level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from library.families.clip.text_inputs import ClipTokenizers
 from library.families.clip.tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
 from library.families.sd import vae
-from library.families.sd.checkpoint_parts import take_apart
+from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.variant import recognise
 from library.objective.process import VariancePreserving
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
-    """The family of a kind; `facts` are the fields of Family that are its own."""
+    """Return the family of a variant; `facts` are further fields of Family."""
 
     def sizes_of(source: Header, vae: Path | str | None = None) -> PartSizes:
         return sizes(family, variant, source, vae)
@@ -61,11 +61,11 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
 
 
 def sizes(family: Family, variant: Variant, source: Header, vae: Path | str | None = None) -> PartSizes:
-    """Parameters of each part, from headers only. CheckpointError for whatever in them would not load."""
-    apart = take_apart(family, variant, TensorReader(source), vae)
+    """Count the parameters of each part from headers. Raises CheckpointError if the checkpoint cannot be loaded."""
+    split = split_checkpoint(family, variant, TensorReader(source), vae)
     return PartSizes(
-        parameters={part: _count(apart.parts[part]) for part in variant.parts},
-        kept_bytes=sum(tensor.info.nbytes for tensor in apart.kept.values()),
+        parameters={part: _count(split.parts[part]) for part in variant.parts},
+        kept_bytes=sum(tensor.info.nbytes for tensor in split.kept.values()),
     )
 
 
@@ -74,7 +74,7 @@ def _count(tensors: Mapping[str, LazyTensor]) -> int:
 
 
 def tokenizer(variant: Variant, source: Header | None = None, tokenizer_cache_dir: Path | None = None) -> Tokenizer:
-    """A diffusers folder's own tokenizers, else those of --tokenizer_cache_dir, else the shipped one."""
+    """Return a diffusers folder's own tokenizers, those of --tokenizer_cache_dir, or the built-in one."""
     return ClipTokenizers({text.name: _tokenizer(text, source, tokenizer_cache_dir) for text in variant.texts})
 
 

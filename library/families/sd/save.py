@@ -1,4 +1,4 @@
-"""Saving Stable Diffusion: one original file, or a diffusers folder; whole or not at all."""
+"""Save Stable Diffusion as an original file or a diffusers folder, atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tensors = Mapping[str, Tensor | LazyTensor]
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """How to save. `dtype` None keeps each tensor's own; `steps` and `epoch` are added to those of a .ckpt source."""
+    """How to save. `dtype` None keeps each tensor's dtype; `steps` and `epoch` are added to those of a .ckpt source."""
 
     save_as: SaveAs
     dtype: torch.dtype | None = None
@@ -36,15 +36,15 @@ class SaveOptions:
     steps: int = 0
     epoch: int = 0
     variant: str = ""
-    """Of a diffusers folder's files: "fp16" for diffusion_pytorch_model.fp16.safetensors."""
+    """Variant of a diffusers folder's files: "fp16" for diffusion_pytorch_model.fp16.safetensors."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written: a model in memory, or one that passes through.
+    """The contents to write: of a model in memory, or of one converted tensor by tensor.
 
-    `parts`: part -> name in its module -> tensor; `modules` tell the parts' configurations, and may lie on the meta
-    device; `kept` are other tensors by their names in single files; `tokenizers` those of the text encoders by name.
+    `parts`: part -> name in its module -> tensor. `modules`: for the configurations; may be on the meta device. `kept`:
+    other tensors under their names in single files. `tokenizers`: by text encoder name.
     """
 
     parts: Mapping[str, Tensors]
@@ -58,7 +58,7 @@ class Contents:
 
 
 def save(variant: Variant, model: Model, path: Path, options: SaveOptions) -> tuple[str, ...]:
-    """Write the model to `path` and return what the user should be told. CheckpointError leaves all as it was."""
+    """Write a model to `path` and return messages for the user. Raises CheckpointError; nothing is changed then."""
     modules = model.modules()
     contents = Contents(
         parts={part: module.state_dict() for part, module in modules.items()},
@@ -80,8 +80,8 @@ def write(
     options: SaveOptions,
     check: Callable[[], None] | None = None,
 ) -> tuple[str, ...]:
-    """As `save`, for a model that need not be in memory. `check` is called when all is written; what it raises leaves
-    all as it was."""
+    """Write contents to `path`, like `save`. `check` is called before the new file replaces an old one; if it raises,
+    nothing is changed."""
     if options.save_as in ("diffusers", "diffusers_safetensors"):
         with replacing_folder(path) as folder:
             _write_folder(variant, contents, folder, options)
@@ -91,9 +91,9 @@ def write(
     dtype = None if options.dtype is None else dtype_name(options.dtype)
     parts = {part: _file_names(variant, part, tensors) for part, tensors in contents.parts.items()}
     kept = {name: tensor for name, tensor in contents.kept.items() if name not in MARKS}
-    # wherever nothing else would tell: a .ckpt has no metadata, and no metadata speak of the schedule
-    unsaid = contents.zero_terminal_snr or options.save_as == "ckpt"
-    if variant.marks_prediction or unsaid or len(kept) < len(contents.kept):
+    # a .ckpt has no metadata for the prediction, and metadata have no entry for the schedule
+    no_metadata = contents.zero_terminal_snr or options.save_as == "ckpt"
+    if variant.marks_prediction or no_metadata or len(kept) < len(contents.kept):
         kept |= marks(contents.prediction, zero_terminal_snr=contents.zero_terminal_snr)
     joined = sd_layout.to_original(parts, kept, variant.layout, like=contents.source, dtype=dtype)
     if options.save_as == "safetensors":
@@ -104,13 +104,13 @@ def write(
 
 
 def _file_names(variant: Variant, part: str, tensors: Tensors) -> Tensors:
-    """Names as files have them, from those of the module."""
+    """Rename tensors from the module's names to those in files."""
     text = next((text for text in variant.texts if text.name == part), None)
     return tensors if text is None else {text.file_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _counters(source: Header, options: SaveOptions) -> dict[str, int]:
-    """epoch and global_step of a .ckpt: those of its source and what was trained on top."""
+    """Return epoch and global_step of a .ckpt, added to those of its source."""
     before = source.metadata if source.kind == "ckpt" else {}
     return {
         "epoch": _whole(before.get("epoch")) + options.epoch,
@@ -140,7 +140,7 @@ def _write_folder(variant: Variant, contents: Contents, folder: Path, options: S
             write_safetensors(folder / part / f"{stem}.safetensors", named, {"format": "pt"}, dtype)
         else:
             write_bin(folder / part / f"{stem}.bin", named, dtype)
-    for part in contents.parts:  # after the weights, as modules may be in the making while those are written
+    for part in contents.parts:  # after the weights, as modules may still be made by another thread
         module = contents.modules[part]
         config = _text_config(module.config, texts[part]) if part in texts else json.loads(module.to_json_string())
         write_json(folder / part / "config.json", config)
@@ -163,12 +163,12 @@ def _text_config(config: Any, kind: TextKind) -> dict[str, Any]:
         "architectures": [kind.class_name],
         "model_type": "clip_text_model",
         **{key: getattr(config, key) for key in _TEXT_KEYS},
-        "eos_token_id": 2,  # as published: see clip_text.text_config
+        "eos_token_id": 2,  # as in published files: see clip_text.text_config
     }
 
 
 def _scheduler(contents: Contents) -> dict[str, Any]:
-    """The source folder's scheduler, or DDIM; with the prediction of the model."""
+    """Return the source folder's scheduler, or DDIM, with the model's prediction type."""
     process = {
         "_class_name": "DDIMScheduler",
         **contents.process.scheduler_arguments(),
@@ -177,7 +177,7 @@ def _scheduler(contents: Contents) -> dict[str, Any]:
         "steps_offset": 1,
     }
     prediction: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
-    # arXiv 2305.08891: such a model must be sampled from its last timestep on
+    # arXiv 2305.08891: sampling must start at the last timestep
     rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if contents.zero_terminal_snr else {}
     source = contents.source.configs.get("scheduler", process)
     return {**source, **rescaled, "prediction_type": prediction[contents.prediction]}
@@ -186,8 +186,8 @@ def _scheduler(contents: Contents) -> dict[str, Any]:
 def _model_index(variant: Variant, contents: Contents, scheduler: str) -> dict[str, Any]:
     import diffusers
 
-    said = contents.source.configs.get("model_index", {})
-    facts = {name: said.get(name, value) for name, value in variant.pipeline_facts.items()}
+    source = contents.source.configs.get("model_index", {})
+    facts = {name: source.get(name, value) for name, value in variant.pipeline_facts.items()}
     texts = {text.name: ["transformers", text.class_name] for text in variant.texts}
     tokenizers = {text.tokenizer_folder: ["transformers", "CLIPTokenizer"] for text in variant.texts}
     return {
@@ -206,12 +206,12 @@ def _model_index(variant: Variant, contents: Contents, scheduler: str) -> dict[s
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new folder that becomes `path` when the block ends well; else `path` stays as it was and nothing is left.
+    """Yield a temporary folder that replaces `path` if the block succeeds; otherwise `path` is left unchanged.
 
-    Raises CheckpointError when `path` is something else than a model folder: that is never removed.
+    Raises CheckpointError if `path` exists and is not a diffusers model: such a folder is never removed.
     """
     if path.exists() and not (path / "model_index.json").is_file() and (path.is_file() or any(path.iterdir())):
-        raise CheckpointError(f"{path}: exists and is no diffusers model; it is left as it is. Choose another name.")
+        raise CheckpointError(f"{path}: exists and is not a diffusers model. Choose another name.")
     part, old = (path.with_name(f"{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     try:
         part.mkdir(parents=True)
@@ -226,8 +226,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise CheckpointError(
-            f"{path}: could not be written ({error.strerror or error}). Nothing was changed. Check the path, its "
-            "permissions and the free space."
+            f"{path}: could not be written ({error.strerror or error}). Nothing was changed. Check the path, "
+            "permissions and free space."
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Stable Diffusion 1.x and 2.x: what they are, and where the two differ. No torch at module level.
+"""Stable Diffusion 1.x and 2.x. No torch at module level.
 
-Sources: CompVis/stable-diffusion (v1), Stability-AI/stablediffusion (v2); sizes are read from the tensors, so that a
-miniature takes the path of the real model.
+Sources: CompVis/stable-diffusion (v1), Stability-AI/stablediffusion (v2). Sizes are read from the tensors, so that
+miniature models work too.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Where adapters sit in Stable Diffusion 1 and 2, under the names that kohya-style files have (sd-scripts,
-networks/lora.py: diffusers' names for the U-Net, transformers' names before 5 for the text encoder). No torch."""
+"""Modules of Stable Diffusion 1 and 2 that adapters apply to, with the names of sd-scripts (networks/lora.py): those of
+diffusers for the U-Net, of transformers before 5 for the text encoder. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from library.checkpoints.adapter_names import AdapterPart
 from library.checkpoints.tables import unet_sd
 from library.families.sd.layer_names import UnetNames, text_layers
 
-TEXT_LEVEL = "text_model."  # files have it, transformers 5 has not
+TEXT_LEVEL = "text_model."  # in files, but not in transformers 5
 TEXT_CONTAINERS = frozenset({"CLIPAttention", "CLIPMLP"})
 UNET_CONTAINERS = frozenset({"Transformer2DModel"})
 CONV_CONTAINERS = frozenset({"ResnetBlock2D", "Downsample2D", "Upsample2D"})
@@ -19,12 +19,12 @@ _LEVEL = re.compile(r"(down|up)_blocks\.(\d)\.(\w+?)\.(\d)")
 
 
 def unet_block(path: str) -> int:
-    """The block of a layer of the U-Net by its path in diffusers' naming. ValueError outside of all blocks."""
+    """Return the block of a U-Net layer by its path in diffusers' naming. Raises ValueError outside all blocks."""
     if path.startswith("mid_block."):
         return 12
     found = _LEVEL.match(path)
     if found is None:
-        raise ValueError(f"{path} lies in no block")
+        raise ValueError(f"{path} is in no block")
     side, level, kind, index = found[1], int(found[2]), found[3], int(found[4])
     place = 3 * level + (2 if kind in ("downsamplers", "upsamplers") else index)
     return (1 if side == "down" else 13) + place
@@ -37,7 +37,7 @@ SD_ADAPTERS = (
         prefix="lora_te",
         containers=TEXT_CONTAINERS,
         level=TEXT_LEVEL,
-        layers=partial(text_layers, 24, TEXT_LEVEL),  # SD1 has 12, SD2 one less than its files
+        layers=partial(text_layers, 24, TEXT_LEVEL),  # SD1 has 12, SD2 23, one less than its files
     ),
     AdapterPart(
         module="unet",

@@ -1,5 +1,5 @@
-"""Where adapters sit in Stable Diffusion XL, under the names that kohya-style files have (sd-scripts networks/lora.py):
-the U-Net's layers as in the original file (input_blocks_4_1_…), text encoders as transformers before 5. No torch."""
+"""Modules of Stable Diffusion XL that adapters apply to, with the names of sd-scripts (networks/lora.py): U-Net layers
+as in original files (input_blocks_4_1_…), text encoders as in transformers before 5. No torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from library.checkpoints.tables import unet_sd
 from library.families.sd.layer_names import UnetNames, text_layers
 from library.families.sd.sd_adapters import CONV_CONTAINERS, TEXT_CONTAINERS, TEXT_LEVEL, UNET_CONTAINERS
 
-# its 23 blocks: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 what comes out
+# its 23 blocks: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 output layers
 NAMES = UnetNames(unet_sd.XL_ROWS, depths=(0, 2, 10), middle=10)
 _OPENCLIP_LAYERS = 32
 
 
 def unet_part(names: UnetNames) -> AdapterPart:
-    """A U-Net under its original names, as adapters see it."""
+    """Return the adapter part of a U-Net, named as in original files."""
     return AdapterPart(
         module="unet",
         group="unet",
@@ -31,7 +31,7 @@ def unet_part(names: UnetNames) -> AdapterPart:
 
 
 def openclip_part(group: str, prefix: str) -> AdapterPart:
-    """OpenCLIP's text encoder as adapters see it. transformers' class with a projection has the level of its names."""
+    """Return the adapter part of OpenCLIP's text encoder; CLIPTextModelWithProjection has the `text_model.` level."""
     return AdapterPart(
         module="text_encoder_2",
         group=group,

@@ -1,4 +1,4 @@
-"""The VAE of Stable Diffusion: its configuration read from shapes, its module, images to latents and back."""
+"""The VAE of Stable Diffusion: its configuration from tensor shapes, its module, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def vae_config(shapes: Shapes, scale: float) -> dict[str, Any]:
-    """AutoencoderKL's arguments from the shapes of a VAE under diffusers' names. KeyError for a missing tensor."""
+    """Return AutoencoderKL's arguments from shapes under diffusers' names. Raises KeyError for a missing tensor."""
     levels = range(count_blocks(shapes, "encoder.down_blocks."))
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
@@ -29,7 +29,7 @@ def vae_config(shapes: Shapes, scale: float) -> dict[str, Any]:
 
 
 def make_vae(config: Mapping[str, Any]) -> nn.Module:
-    """diffusers' AutoencoderKL, without weights if made on the meta device."""
+    """Make diffusers' AutoencoderKL."""
     from diffusers import AutoencoderKL
 
     make: Any = AutoencoderKL  # its decorators hide its type
@@ -38,10 +38,10 @@ def make_vae(config: Mapping[str, Any]) -> nn.Module:
 
 
 def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """A sample of the posterior of each image: (B, C, h, w) float32, not scaled, from pixels (B, 3, H, W) in [-1, 1].
+    """Sample the posterior of pixels (B, 3, H, W) in [-1, 1]: unscaled latents (B, C, h, w) float32.
 
-    Each sample's noise is drawn on the CPU from its own generator, so neither the batch nor the device changes it.
-    Runs in the dtype and on the device of the VAE. Raises ValueError when the number of generators is not B.
+    Each sample's noise is drawn on the CPU from its own generator, so it depends on neither batch nor device. Runs in
+    the dtype and on the device of the VAE. Raises ValueError unless there are B generators.
     """
     import torch
 
@@ -56,7 +56,7 @@ def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Images (B, 3, H, W) float32 in about [-1, 1] from latents that are not scaled (B, C, h, w)."""
+    """Decode unscaled latents (B, C, h, w) to pixels (B, 3, H, W) float32 in about [-1, 1]."""
     import torch
 
     with torch.no_grad():

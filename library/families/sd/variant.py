@@ -1,4 +1,4 @@
-"""What tells the kinds of Stable Diffusion apart: data that recognising, loading and saving read. No torch."""
+"""The variants of Stable Diffusion: data for recognising, loading and saving. No torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from library.checkpoints import sd_layout
 from library.checkpoints.header import Header
 
-# what users are told of parts
+# names of parts in messages
 TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
 @dataclass(frozen=True)
 class TextKind:
-    """A text encoder by its name in diffusers' folders (text_encoder, text_encoder_2).
+    """A text encoder, named as in diffusers folders (text_encoder, text_encoder_2).
 
-    `projects`: it has a projection behind its pooled vector (CLIPTextModelWithProjection), else it is a CLIPTextModel.
-    `pad_id` fills its ids up, where a folder's own tokenizer says nothing else.
+    `projects`: its pooled vector is projected (CLIPTextModelWithProjection), otherwise it is a CLIPTextModel.
+    `pad_id`: the padding id, unless a folder's tokenizer has its own.
     """
 
     name: str
@@ -29,33 +29,33 @@ class TextKind:
 
     @property
     def tokenizer_folder(self) -> str:
-        """The folder of its tokenizer in a diffusers folder."""
+        """Name of its tokenizer's folder in a diffusers folder."""
         return self.name.replace("text_encoder", "tokenizer")
 
     @property
     def class_name(self) -> str:
-        """Its class in transformers."""
+        """Name of its class in transformers."""
         return "CLIPTextModelWithProjection" if self.projects else "CLIPTextModel"
 
     def module_name(self, name: str) -> str:
-        """The name of a tensor in the module of transformers 5, from its name in files: CLIPTextModel has lost the
-        `text_model.` level."""
+        """Return a tensor's name in the module of transformers 5 from its name in files: CLIPTextModel no longer has
+        the `text_model.` level."""
         return name if self.projects else name.removeprefix("text_model.")
 
     def file_name(self, name: str) -> str:
-        """The inverse of `module_name`: what every reader takes."""
+        """Inverse of `module_name`."""
         return name if self.projects else f"text_model.{name}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Where the kinds of Stable Diffusion differ.
+    """The differences between the kinds of Stable Diffusion.
 
-    `marks`: a single file of the kind has one of these keys; `texts` its text encoders in order. `linear`: the U-Net's
-    projections in a diffusers folder are Linear and not 1x1 convolutions. Heads: `heads` at every level, else
-    width / `head_size`. `marks_prediction`: programs read from keys of its single files what the U-Net predicts. `ids`:
-    numbers that the U-Net is told beside the text (0: none). `pipeline` is the class of its diffusers folders, and
-    `pipeline_facts` what else stands in their model_index.json.
+    `marks`: keys of which a single file has one. `texts`: text encoders in order. `linear`: the U-Net's projections in
+    a diffusers folder are Linear instead of 1x1 convolutions. Heads: `heads` at every level, otherwise width /
+    `head_size`. `marks_prediction`: other programs read the prediction type from keys of single files. `ids`: number of
+    sizes and scores the U-Net is conditioned on (0: none). `pipeline`: pipeline class of diffusers folders;
+    `pipeline_facts`: further entries of model_index.json.
     """
 
     layout: sd_layout.Layout
@@ -73,7 +73,7 @@ class Variant:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """All parts of a model, in the order in which they are loaded."""
+        """All parts of a model, in loading order."""
         return ("unet", "vae", *(text.name for text in self.texts))
 
 
@@ -81,43 +81,43 @@ _UNET_IN, _FOLDER_UNET_IN = "model.diffusion_model.input_blocks.0.0.weight", "un
 
 
 def unet_channels(header: Header) -> int | None:
-    """The channels that a checkpoint's U-Net takes; None: it has none."""
+    """Number of input channels of a checkpoint's U-Net; None if it has no U-Net."""
     info = header.tensors.get(_FOLDER_UNET_IN if header.kind == "diffusers" else _UNET_IN)
     return info.shape[1] if info is not None and len(info.shape) == 4 else None
 
 
-def folder_kind(header: Header, variant: Variant) -> bool:
-    """Whether a diffusers folder holds the text encoders of this variant, and no others."""
+def has_text_encoders_of(header: Header, variant: Variant) -> bool:
+    """Whether a diffusers folder contains exactly the text encoders of this variant."""
     found = {name.partition("/")[0] for name in header.tensors if name.startswith("text_encoder")}
-    said = {name for name, value in header.configs.get("model_index", {}).items() if name.startswith("text_encoder")
+    declared = {name for name, value in header.configs.get("model_index", {}).items() if name.startswith("text_encoder")
             and isinstance(value, list) and value[:1] != [None]}  # fmt: skip
-    return found | said == {text.name for text in variant.texts}
+    return found | declared == {text.name for text in variant.texts}
 
 
 def recognise(variant: Variant, header: Header) -> bool:
-    """Whether a checkpoint is of this variant: a U-Net of its channels that is told as much, with its text encoders.
-    The VAE may be absent.
+    """Whether a checkpoint is of this variant: by the U-Net's channels and additional inputs, and the text encoders.
+    The VAE may be missing.
 
-    Models of the same layers whose noise is another are none: trained as this one they would be spoilt.
+    Models with the same layers but another noise process are excluded, as training would damage them.
     """
     names = header.tensors
     if unet_channels(header) != variant.channels or has_edm_noise(header):
         return False
     if header.kind != "diffusers":
-        told = any(name.startswith("model.diffusion_model.label_emb.") for name in names)
-        return told == bool(variant.ids) and any(mark in names for mark in variant.marks)
-    told = any(name.startswith("unet/add_embedding.") for name in names)
+        has_ids = any(name.startswith("model.diffusion_model.label_emb.") for name in names)
+        return has_ids == bool(variant.ids) and any(mark in names for mark in variant.marks)
+    has_ids = any(name.startswith("unet/add_embedding.") for name in names)
     ranks = {len(info.shape) for name, info in names.items() if name.endswith(".attentions.0.proj_in.weight")}
     return (
-        folder_kind(header, variant)
-        and told == bool(variant.ids)
+        has_text_encoders_of(header, variant)
+        and has_ids == bool(variant.ids)
         and ranks == {2 if variant.linear else 4}
         and not any(name.startswith("unet/class_embedding.") for name in names)
     )
 
 
 def has_edm_noise(header: Header) -> bool:
-    """Whether a model was trained with the noise of EDM (arXiv 2206.00364), as Playground v2.5 and CosXL were: by keys
-    of its file that programs go by (edm_mean, edm_vpred.sigma_max, …), or by its folder's scheduler."""
+    """Whether a model was trained with EDM noise (arXiv 2206.00364), like Playground v2.5 and CosXL: by keys of its
+    file (edm_mean, edm_vpred.sigma_max, …) or by its folder's scheduler."""
     scheduler = str(header.configs.get("scheduler", {}).get("_class_name", ""))
     return scheduler.startswith("EDM") or any(name.startswith("edm_") for name in header.tensors)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoints.metadata import ADAPTER_MINIMUM, NAMES_OF
+from library.checkpoints.metadata import ADAPTER_MINIMUM, IMPLEMENTATIONS
 from library.checkpoints.model_hashes import ModelHashes
 from library.data.scan.dataset_specs import cache_folder
 from library.options.render import metadata as flag_metadata
@@ -59,7 +59,7 @@ class AdapterMetadata:
             facts.base_model,
             largest_resolution(facts.images),
             architecture=f"{facts.base_model.family.architectures[facts.base_model.prediction]}/lora",
-            implementation=NAMES_OF[facts.base_model.family.adapter_names],
+            implementation=IMPLEMENTATIONS[facts.base_model.family.adapter_names],
             implementation_version=f"dreamfolder/{revision()}",
             untitled="LoRA",
         )

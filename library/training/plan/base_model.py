@@ -12,7 +12,7 @@ from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.vae_file import read_vae
 from library.families.family import Family, PartSizes, Tokenizer
-from library.families.registry import Noted, detect, find_model, noted
+from library.families.registry import DeclaredPrediction, declared_prediction, detect, find_model
 from library.objective.process import Prediction
 from library.options.groups.model import ModelOptions
 from library.options.groups.objective import ObjectiveOptions
@@ -65,13 +65,13 @@ def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list
         return None
     check_capabilities(family, all_options, mistakes)
     check_family_flags(options, family, notes)
-    marks = noted(header)
+    marks = declared_prediction(header)
     prediction, reason = decide_prediction(options, marks)
     objective = decide_objective(all_options.objective, family, marks, prediction, mistakes, notes)
     return BaseModel(header, family, prediction, reason, objective, vae, sizes, tokenizer)
 
 
-def decide_prediction(options: ModelOptions, marks: Noted) -> tuple[Prediction, str]:
+def decide_prediction(options: ModelOptions, marks: DeclaredPrediction) -> tuple[Prediction, str]:
     """The prediction type of the network and the reason for it.
 
     A v-prediction mark in the checkpoint always wins: training for epsilon would ruin the model, and front-ends write
@@ -90,7 +90,7 @@ def decide_prediction(options: ModelOptions, marks: Noted) -> tuple[Prediction, 
 def decide_objective(
     options: ObjectiveOptions,
     family: Family,
-    marks: Noted,
+    marks: DeclaredPrediction,
     prediction: Prediction,
     mistakes: Mistakes,
     notes: list[str],

@@ -123,7 +123,7 @@ def open_drawer(  # noqa: PLR0913 - model and prompts, and by name how they comp
                     drawn_with,
                     requests,
                     seeds,
-                    starts=None if starts is None else [starts(place) for place in places],
+                    init_latents=None if starts is None else [starts(place) for place in places],
                     strength=strength,
                     encode=prompts,
                     autocast=autocast,

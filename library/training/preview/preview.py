@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from library.checkpoints.writer import replacing
 from library.messages import counted
 from library.options.mistakes import UserError
-from library.sampling.generate import any_seed
-from library.sampling.prompts import ImageRequest, alike
+from library.sampling.generate import random_seed
+from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import check_sampler
 from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
@@ -83,7 +83,7 @@ class Preview:
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
             drawn: dict[str, Image] = {}
             with isolated_eval(self.modules), self.weights(), self.open_drawer() as draw:
-                for places in alike(requests, plan.batch_size):
+                for places in group_requests(requests, plan.batch_size):
                     with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
                         drawn |= self._draw_group(plan, mark, requests, places, draw)
             self.log_images(dict(sorted(drawn.items())), step)
@@ -93,7 +93,7 @@ class Preview:
     ) -> dict[str, Image]:
         """Draw and save the prompts at these places; returns the images by their names for trackers."""
         group = [requests[place] for place in places]
-        seeds = [any_seed() if request.seed is None else request.seed for request in group]
+        seeds = [random_seed() if request.seed is None else request.seed for request in group]
         images = draw(group, seeds, places)
         for place, request, seed, image in zip(places, group, seeds, images, strict=True):
             path = self._free_path(plan, mark, place, request.seed)

@@ -82,7 +82,7 @@ def modelspec(
         "prediction": base_model.prediction,
         "timestep_range": None if low is None and high is None else (low or 0, high or timesteps),
         "encoder_layer": clip_skip_of(options, base_model),
-        "given": given,
+        "user_fields": given,
     }
     return build_modelspec(**facts | others)
 

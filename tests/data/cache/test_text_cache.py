@@ -315,7 +315,7 @@ def test_no_gradients_are_kept() -> None:
 def test_the_states_of_a_clip_come_back_to_the_last_bit(tmp_path: Path, clip_skip: int | None, chunks: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        clip = make_text_encoder(False, tiny.text_config("sd1")).eval()
+        clip = make_text_encoder(tiny.text_config("sd1"), projects=False).eval()
     tokenizer = shipped_tokenizer(49407)
 
     def encode(texts: list[str]) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ def test_names_of_existing_text_caches_stay(both: ClipTokenizers) -> None:
 def test_a_caption_counts_as_where_it_is_longest(both: ClipTokenizers, weighted: bool) -> None:
     """ "!!!!" is one token (or two) of the one vocabulary; to the other each "!" is what it fills up with."""
     captions = ["", "a dog", "what!!!!", "(a dog:1.5)!!", "dog " * 300]
-    alone = [[one.count(caption, weighted) for caption in captions] for one in both.by_encoder.values()]
+    alone = [[one.count(caption, weighted=weighted) for caption in captions] for one in both.by_encoder.values()]
     assert alone[0] != alone[1]
     configured = both.configured(weighted=weighted)
     assert configured.counts(captions) == [max(pair) for pair in zip(*alone, strict=True)]

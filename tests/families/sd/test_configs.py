@@ -164,8 +164,11 @@ def test_a_folders_vae_config_says_nothing_of_another_vae(files, tmp_path) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"add_embedding.linear_1.weight": (256, 1408)}, "told 1408 numbers.* 6 sizes and the pooled text make 1664"),
-        ({".attn2.to_k.weight": (128, 96)}, "text states of width 96, its text encoders give 192"),
+        (
+            {"add_embedding.linear_1.weight": (256, 1408)},
+            "1408 additional inputs.* 6 sizes and the pooled text have 1664",
+        ),
+        ({".attn2.to_k.weight": (128, 96)}, "hidden states of width 96, its text encoders give 192"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_told_apart_from_damage(files, changes, words) -> None:

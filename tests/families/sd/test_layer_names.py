@@ -35,7 +35,6 @@ def test_names_are_the_original_ones_there_and_back(family: str) -> None:
     for path in real:
         original = unet_name(f"{path}.weight", FIRST_UPSAMPLER[family]).removesuffix(".weight")
         assert ours.to_file(path) == original
-        assert ours.from_file(original) == path
 
 
 def test_names_at_telling_places() -> None:
@@ -63,8 +62,6 @@ def test_names_at_telling_places() -> None:
 def test_what_sdxl_has_not_is_no_layer(path: str) -> None:
     with pytest.raises(ValueError, match="no layer"):
         names("sdxl").to_file(path)
-    with pytest.raises(ValueError, match="no layer"):
-        names("sdxl").from_file(path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

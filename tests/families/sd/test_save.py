@@ -167,6 +167,6 @@ def test_an_earlier_folder_stands_until_the_new_one_is_whole(files, tmp_path):
 def test_a_folder_of_something_else_is_never_replaced(files, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="no diffusers model"):
+    with pytest.raises(CheckpointError, match="not a diffusers model"):
         save_model(load(files["sd1"]), tmp_path / "photos", save_as="diffusers")
     assert (tmp_path / "photos" / "a.png").read_bytes() == b"x"

@@ -162,7 +162,7 @@ def test_a_file_that_is_read_and_not_mapped_is_the_same(files: Any, family: str)
 
 def test_matrices_may_have_a_dtype_of_their_own(files: Any) -> None:
     header = read_header(files["sdxl"])
-    model = detect(header).load(header, matrices=torch.bfloat16)
+    model = detect(header).load(header, matrix_dtype=torch.bfloat16)
     for name, module in model.modules().items():
         for parameter in module.parameters():
             assert parameter.dtype == (torch.bfloat16 if parameter.ndim > 1 and name != "vae" else torch.float32)

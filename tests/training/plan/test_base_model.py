@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from library.checkpoints.prediction_marks import Noted
+from library.checkpoints.prediction_marks import DeclaredPrediction
 from library.families.family import Family
 from library.families.sd.refiner import REFINER
 from library.families.sd.sd import SD1
@@ -39,9 +39,9 @@ def test_flags_that_front_ends_always_write_are_accepted(flags: str, refused: in
     assert len(mistakes) == refused
 
 
-SILENT = Noted(None, None, "")
-SAYS_V = Noted("v", True, "its keys v_pred and ztsnr")
-SAYS_EPSILON = Noted("epsilon", None, "modelspec.prediction_type")
+SILENT = DeclaredPrediction(None, None, "")
+SAYS_V = DeclaredPrediction("v", True, "its keys v_pred and ztsnr")
+SAYS_EPSILON = DeclaredPrediction("epsilon", None, "modelspec.prediction_type")
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,16 @@ SAYS_EPSILON = Noted("epsilon", None, "modelspec.prediction_type")
         (SAYS_EPSILON, "", "epsilon", "according to the checkpoint (modelspec.prediction_type)"),
     ],
 )
-def test_the_prediction_type_and_its_reason(marks: Noted, flags: str, prediction: str, reason: str) -> None:
+def test_the_prediction_type_and_its_reason(
+    marks: DeclaredPrediction, flags: str, prediction: str, reason: str
+) -> None:
     decided, why = decide_prediction(parse(flags.split()).options.model, marks)
     assert decided == prediction and reason in why
 
 
-def objective_of(family: Family, flags: str, marks: Noted = SILENT, prediction: str = "epsilon") -> ObjectiveOptions:
+def objective_of(
+    family: Family, flags: str, marks: DeclaredPrediction = SILENT, prediction: str = "epsilon"
+) -> ObjectiveOptions:
     mistakes, notes = Mistakes(), list[str]()
     options = parse(flags.split()).options.objective
     decided = decide_objective(options, family, marks, prediction, mistakes, notes)  # type: ignore[arg-type]
@@ -111,7 +115,7 @@ def test_the_noise_schedule_is_that_of_the_checkpoint() -> None:
     """arXiv 2305.08891: a model made for zero terminal SNR is trained with it, where it predicts v."""
     assert objective_of(SDXL, "", SAYS_V, "v").zero_terminal_snr
     assert not objective_of(SDXL, "", SILENT, "v").zero_terminal_snr
-    assert not objective_of(SDXL, "", Noted(None, True, "a key"), "epsilon").zero_terminal_snr
+    assert not objective_of(SDXL, "", DeclaredPrediction(None, True, "a key"), "epsilon").zero_terminal_snr
 
 
 @pytest.mark.parametrize(

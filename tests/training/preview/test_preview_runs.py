@@ -133,7 +133,7 @@ def test_a_refiner_refines_the_images_of_the_dataset(
             drawn.append(np.asarray(image).astype(int))
     (file,) = images[1].parent.glob(f"{images[1].name}*.safetensors")
     request, start = ImageRequest("a cat", "blurry", steps=10), load_file(file)["latents"]
-    (expected,) = sample_batch(load_model(read_header(model)), [request], [5], starts=[start], strength=0.2)
+    (expected,) = sample_batch(load_model(read_header(model)), [request], [5], init_latents=[start], strength=0.2)
     assert all(np.abs(each - np.asarray(expected).astype(int)).max() <= 1 for each in drawn)
 
 
