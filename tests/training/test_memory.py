@@ -308,7 +308,7 @@ def test_a_torch_with_another_method_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "args"), [("AdamW", ("eps=1e-4",)), ("AdamW8bit", ()), ("Adafactor", ())])
-def test_optimisers_that_full_fp16_allows_train_finitely_under_the_scaler(name: str, args: tuple[str, ...]) -> None:
+def test_optimizers_that_full_fp16_allows_train_finitely_under_the_scaler(name: str, args: tuple[str, ...]) -> None:
     """Gradients of 1e-4 and 0, which make torch's AdamW with its usual eps infinite."""
     from library.options.groups.optimizer import OptimizerOptions
     from library.training.optim.optimizers import choose_optimizer, make_optimizer
