@@ -370,7 +370,7 @@ class _Reader:
     def _prefix(self, entry: Entry, prompts: list[str]) -> str:
         if not entry.switch("prepend_instance_prompt"):
             if prompts:
-                self.notes.add("instance_prompt needs prepend_instance_prompt or only_instance_prompt", entry)
+                self.notes.add("instance_prompt is not used without prepend_ or only_instance_prompt", entry)
             return ""
         if len(prompts) != 1:
             entry.reject("prepend_instance_prompt", "needs one instance_prompt", "write one text as instance_prompt")
