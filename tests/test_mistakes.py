@@ -69,15 +69,15 @@ def blocks(outcome: Outcome) -> list[str]:
 
 def test_no_folder_with_repeats(world: World, refused: Refused, tmp_path: Path) -> None:
     inside = world.root / "train" / "2_sks dog"
-    refused("holds no folder", "3 images", f"--train_data_dir={world.root / 'train'}", train_data_dir=inside)
+    refused("contains no folder", "3 images", f"--train_data_dir={world.root / 'train'}", train_data_dir=inside)
     (tmp_path / "plain" / "dogs").mkdir(parents=True)
-    refused("--train_data_dir", "holds no folder", "10_sks dog", train_data_dir=tmp_path / "plain")
+    refused("--train_data_dir", "contains no folder", "10_sks dog", train_data_dir=tmp_path / "plain")
     refused("--train_data_dir", "there is no folder", "check the path", train_data_dir=tmp_path / "nowhere")
 
 
 def test_an_empty_folder(data: Path, refused: Refused) -> None:
     (data / "3_sks thing").mkdir()
-    refused("3_sks thing holds no image", "put images into it", train_data_dir=data)
+    refused("3_sks thing contains no image", "add images", train_data_dir=data)
 
 
 def test_a_folder_that_begins_with_a_date(data: Path, refused: Refused) -> None:
@@ -89,9 +89,9 @@ def test_a_folder_that_begins_with_a_date(data: Path, refused: Refused) -> None:
 
 def test_regularisation_without_an_image(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "reg" / "1_dog").mkdir(parents=True)
-    refused("regularisation folder", "1_dog holds no image", reg_data_dir=tmp_path / "reg")
+    refused("regularisation folder", "1_dog contains no image", reg_data_dir=tmp_path / "reg")
     (tmp_path / "reg" / "1_dog").rmdir()
-    refused("--reg_data_dir", "holds no folder", '"1_dog"', reg_data_dir=tmp_path / "reg")
+    refused("--reg_data_dir", "contains no folder", '"1_dog"', reg_data_dir=tmp_path / "reg")
     refused("--reg_data_dir: there is no folder", reg_data_dir=tmp_path / "none")
 
 
@@ -158,7 +158,7 @@ def test_an_image_that_turns_out_to_be_unreadable(
     outcome = run(world.arguments(out, train_data_dir=data, max_train_steps=8, **flags), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
-    assert f"image {noisy} cannot be decoded" in block and "take it out" in block
+    assert f"image {noisy} cannot be decoded" in block and "remove it" in block
     assert not list(out.glob("*")) and not list(data.rglob("*.npz"))
 
 

@@ -195,7 +195,7 @@ def test_resumed_in_the_middle_of_an_epoch(world: World, tmp_path: Path, capsys:
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
     # 3 training images with their mirror images, 3 of regularisation, 2 at two sizes
-    assert "0 read, 10 made" in whole.err and "10 read, 0 made" in rest.err
+    assert "0 read, 10 encoded" in whole.err and "10 read, 0 encoded" in rest.err
 
     for change in (("keep_tokens = 1", "keep_tokens = 2"), ("batch_size = 2", "batch_size = 3")):
         assert change[0] in toml(world)

@@ -136,7 +136,7 @@ def test_masks_in_the_cache_are_those_of_the_images(
         assert close(made, plain), name
         if name != "memory":
             again = train(world, capsys, tmp_path / f"{name} again", **flags, **cache)
-            assert "3 read, 0 made" in again.err and again.losses == made.losses
+            assert "3 read, 0 encoded" in again.err and again.losses == made.losses
 
 
 def test_transparency_is_the_mask_that_a_file_of_it_would_be(

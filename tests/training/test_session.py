@@ -145,7 +145,7 @@ def test_cached_latents_on_disk_are_read_again(
     flags = {"max_train_steps": 2, "cache_latents_to_disk": True, "flip_aug": True}
     first = run(world.arguments(tmp_path / "first", **flags), capsys)
     second = run(world.arguments(tmp_path / "second", **flags), capsys)
-    assert "0 read, 5 made" in first.err and "5 read, 0 made" in second.err
+    assert "0 read, 5 encoded" in first.err and "5 read, 0 encoded" in second.err
     assert first.losses == second.losses
     assert_equal_files(tmp_path / "first" / "dog.safetensors", tmp_path / "second" / "dog.safetensors")
 
