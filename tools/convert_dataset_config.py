@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
@@ -26,7 +27,9 @@ class ConvertDatasetOptions:
     """Command-line options."""
 
     file: Path = flag(None, "the file to convert: kohya's .toml or .json, or SimpleTuner's .json")
-    to: str | None = flag(None, "format to write. Not set: the other one", choices=("kohya", "simpletuner"))
+    to: Literal["kohya", "simpletuner"] | None = flag(
+        None, "format to write. Not set: the other one", choices=("kohya", "simpletuner")
+    )
     output: Path | None = flag(None, "the new file. Not set: print it")
 
 

@@ -261,8 +261,10 @@ def test_a_dry_run_says_what_a_file_is(tmp_path: Path, capsys: Output) -> None:
     for words in (
         "odd.safetensors: Stable Diffusion 1.x, one .safetensors file",
         "686 tensors", "F16 (", "F32 (", "prediction: v; zero terminal SNR: no (not declared)",
-        "modelspec.prediction_type in its metadata", "an extra prefix: state_dict.", "no VAE", "lack the text_model. level",
-        "position_ids is F32", "EMA copies of 1 of 686", "1 tensor of no part of the model, kept unchanged: somebody.else",
+        "modelspec.prediction_type in its metadata", "an extra prefix: state_dict.", "no VAE",
+        "lack the text_model. level",
+        "position_ids is F32", "EMA copies of 1 of 686",
+        "1 tensor of no part of the model, kept unchanged: somebody.else",
         "U-Net: stored as F16, F32", "values: not read", "Odd",
     ):  # fmt: skip
         assert words in told, words
@@ -292,7 +294,7 @@ def test_what_is_no_model_is_described_and_refused(tmp_path: Path, capsys: Outpu
     path = loras.write(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": torch.ones(2, 3)})
     assert convert(path, "--dry_run") == 2
     told = capsys.readouterr()
-    assert "1 tensors, 0.0 M values, F32" in told.out and "LoRA" in told.err
+    assert "1 tensor, 0.0 M values, F32" in told.out and "LoRA" in told.err
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------------
