@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
-from library.options.dataset_config.convert import Converted, Dialect, convert
+from library.options.dataset_config.convert import Converted, convert
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
 from library.options.tool_command import Tool, run_tool
@@ -26,7 +27,9 @@ class ConvertDatasetOptions:
     """Command-line options."""
 
     file: Path = flag(None, "the file to convert: kohya's .toml or .json, or SimpleTuner's .json")
-    to: Dialect | None = flag(None, "format to write. Not set: the other one", choices=("kohya", "simpletuner"))
+    to: Literal["kohya", "simpletuner"] | None = flag(
+        None, "format to write. Not set: the other one", choices=("kohya", "simpletuner")
+    )
     output: Path | None = flag(None, "the new file. Not set: print it")
 
 

@@ -78,9 +78,7 @@ def work(options: ConvertOptions) -> None:
 
 def _precisions(options: ConvertOptions) -> list[str]:
     """All precisions that are set, sorted."""
-    flags = {name for name in PRECISIONS if getattr(options, name)}
-    other = options.save_precision_as
-    return sorted(flags if other in (None, "no") else {*flags, other})
+    return [name for name in sorted(PRECISIONS) if getattr(options, name) or options.save_precision_as == name]
 
 
 def _metadata(text: str) -> dict[str, str] | None:

@@ -94,8 +94,8 @@ def _tensors(tensors: Mapping[str, TensorInfo]) -> str:
     """Return `686 tensors, 859.5 M values, F16`; several dtypes with the number of tensors of each."""
     dtypes = Counter(info.dtype for info in tensors.values()).most_common()
     stored = dtypes[0][0] if len(dtypes) == 1 else ", ".join(f"{dtype} ({count})" for dtype, count in dtypes)
-    millions = sum(info.count for info in tensors.values()) / 1e6
-    return f"{counted(len(tensors), 'tensor')}, {millions:.1f} M values, {stored}"
+    values = sum(info.count for info in tensors.values()) / 1e6
+    return f"{counted(len(tensors), 'tensor')}, {values:.1f} M values, {stored}"
 
 
 def _prediction(header: Header) -> list[str]:

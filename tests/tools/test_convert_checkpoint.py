@@ -294,7 +294,7 @@ def test_what_is_no_model_is_described_and_refused(tmp_path: Path, capsys: Outpu
     path = loras.write(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": torch.ones(2, 3)})
     assert convert(path, "--dry_run") == 2
     told = capsys.readouterr()
-    assert "1 tensors, 0.0 M values, F32" in told.out and "LoRA" in told.err
+    assert "1 tensor, 0.0 M values, F32" in told.out and "LoRA" in told.err
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------------
