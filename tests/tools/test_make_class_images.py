@@ -167,8 +167,8 @@ def test_help_mistakes_the_dry_run_and_a_full_folder_need_no_torch(model, tmp_pa
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert all(flag in done.stdout for flag in ("--ckpt", "--count", "--write_captions", "--batch_size"))
-    assert "1 of 1 images are there, nothing to draw" in done.stdout
-    assert "0 of 3 images are there, 3 to draw" in done.stdout and "3 x a house, 64x64, euler_a" in done.stdout
+    assert "1 of 1 images exist, nothing to draw" in done.stdout
+    assert "0 of 3 images exist, 3 to draw" in done.stdout and "3 x a house, 64x64, euler_a" in done.stdout
     assert not (tmp_path / "1_house").exists()
 
 
