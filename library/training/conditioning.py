@@ -84,6 +84,6 @@ def build_conditioner(facts: RunFacts, model: Model, trainable: Trainable, devic
             for name, module in model.text_encoders.items()
         },
         tokenize=facts.base_model.tokenizer,
-        settings=text_settings(facts),
+        settings=text_settings(facts.options, facts.base_model),
         device=device,
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from library.data.cache import latent_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
@@ -23,6 +23,8 @@ from library.training.validation.plan import validation_captions
 
 if TYPE_CHECKING:
     from library.families.family import Model
+    from library.options.groups.cache import CacheOptions
+    from library.runtime.precision import FloatName
     from library.training.plan.facts import RunFacts
     from library.training.plan.images import Images
     from library.training.trainable import Trainable
@@ -33,39 +35,55 @@ def image_reader(images: Images) -> ImageReader:
     return ImageReader(images.all_records, images.all_placements, images.scan.subsets, images.scan.datasets)
 
 
-def encode_latents(
-    facts: RunFacts,
-    model: Model,
-    vae: Any,
-    reader: ImageReader,
-    share: tuple[int, int] = (0, 1),
-    *,
-    progress: bool = True,
-) -> latent_cache.LatentCacheBuild:
-    """Encode all images with `vae`, or read their cached latents. `share`: (number of this process, number of
-    processes)."""
-    options, family = facts.options.cache, facts.base_model.family
-    to_disk = options.cache_latents_to_disk
-    exact = facts.precision.vae == "fp32"
-    return latent_cache.build_latent_cache(
-        reader.records,
-        reader.placements,
-        reader.for_cache,
-        partial(family.encode_images, vae),
-        vae=f"{weights_hash(vae, without=('decoder.', 'post_quant_conv.'))} {facts.precision.vae}" if to_disk else "",
-        suffix=family.latent.cache_suffix,
-        to_disk=to_disk,
-        flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],
-        source=reader.source,
-        batch_size=options.vae_batch_size,
-        cache_format="npz" if options.cache_format == "npz" else "safetensors",
-        encode_in_fp32=None if exact else partial(family.encode_images, model.vae),
-        skip_check=options.skip_cache_check,
-        channels=family.latent.channels,
-        stride=family.latent.stride,
-        share=share,
-        progress=progress,
-    )
+@dataclass(frozen=True)
+class LatentEncoder:
+    """Encodes images with the VAE of a model, or reads their cached latents.
+
+    `vae` computes, in `vae_format`: the model's own, or a copy in half precision; None: all latents are cached. Images
+    whose latents are not finite are encoded again by the model's own in fp32.
+    """
+
+    model: Model
+    vae: Any
+    vae_format: FloatName
+    options: CacheOptions
+
+    def encode(
+        self, reader: ImageReader, share: tuple[int, int] = (0, 1), *, progress: bool = True
+    ) -> latent_cache.LatentCacheBuild:
+        """Encode all images of a reader. `share`: (number of this process, number of processes)."""
+        options, family = self.options, self.model.family
+        to_disk = options.cache_latents_to_disk
+        name = weights_hash(self.vae, without=("decoder.", "post_quant_conv.")) if to_disk else ""
+        return latent_cache.build_latent_cache(
+            reader.records,
+            reader.placements,
+            reader.for_cache,
+            partial(family.encode_images, self.vae),
+            vae=f"{name} {self.vae_format}" if to_disk else "",
+            suffix=family.latent.cache_suffix,
+            to_disk=to_disk,
+            flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],
+            source=reader.source,
+            batch_size=options.vae_batch_size,
+            cache_format="npz" if options.cache_format == "npz" else "safetensors",
+            encode_in_fp32=None if self.vae_format == "fp32" else partial(family.encode_images, self.model.vae),
+            skip_check=options.skip_cache_check,
+            channels=family.latent.channels,
+            stride=family.latent.stride,
+            share=share,
+            progress=progress,
+        )
+
+    def encode_some(self, reader: ImageReader, numbers: Sequence[int], *, progress: bool = True) -> list[Tensor]:
+        """The latents (C, h, w), unscaled, of some records by their numbers, without mirror images."""
+        some = replace(
+            reader,
+            records=[replace(reader.records[number], held_out=True) for number in numbers],
+            placements=[reader.placements[number] for number in numbers],
+        )
+        store = self.encode(some, progress=progress).store
+        return [store.get(place, False).latents for place in range(len(numbers))]
 
 
 def encode_captions_ahead(
@@ -83,7 +101,7 @@ def encode_captions_ahead(
     """
     by_flag = facts.options.cache.cache_text_encoder_outputs
     frozen = trainable.active.isdisjoint(facts.base_model.family.text_encoders)
-    if not by_flag and not (frozen and _captions_are_few(facts, conditioner)):
+    if not by_flag and not (frozen and _captions_are_few(facts.images, conditioner)):
         return False
     texts, complete = captions_to_encode(facts, dataset)
     built = encode_captions(facts, texts, conditioner, progress=by_flag)
@@ -95,24 +113,24 @@ def encode_captions_ahead(
     return complete
 
 
-def _captions_are_few(facts: RunFacts, conditioner: Conditioner) -> bool:
+def _captions_are_few(images: Images, conditioner: Conditioner) -> bool:
     """Whether a few fixed captions are all that occur. The length of the run must not matter: a run that is extended
     would compute differently from a long one."""
-    if not conditioner.tokenize.padded or not _captions_are_fixed(facts):
+    if not conditioner.tokenize.padded or not _captions_are_fixed(images):
         return False
-    return len({record.caption for record in facts.images.records}) <= FEW_CAPTIONS
+    return len({record.caption for record in images.records}) <= FEW_CAPTIONS
 
 
-def _captions_are_fixed(facts: RunFacts) -> bool:
+def _captions_are_fixed(images: Images) -> bool:
     """Whether every image has the same caption in all epochs."""
-    settings = [subset.captions for subset in facts.images.scan.subsets]
+    settings = [subset.captions for subset in images.scan.subsets]
     return not any(vary_with_seed(caption) or caption.dropout_every_n_epochs for caption in settings)
 
 
 def captions_to_encode(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
     """The distinct captions that are encoded before training, and whether these are all."""
     limit = MOST_ON_DISK if facts.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
-    epochs = 1 if _captions_are_fixed(facts) else facts.duration.epochs
+    epochs = 1 if _captions_are_fixed(facts.images) else facts.duration.epochs
     requests = (request for epoch in range(1, epochs + 1) for request in facts.order.requests(epoch))
     texts, complete = texts_of(dataset.texts(requests), limit)
     # validation captions come last, so that the others are in the same batches with and without validation
@@ -161,12 +179,12 @@ def weights_hash(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def build_training_set(facts: RunFacts, model: Model, vae: Any, say: Callable[[str], None]) -> TrainingDataset:
-    """The dataset of a run. With --cache_latents, `vae` encodes all images now and the dataset returns latents."""
+def build_training_set(facts: RunFacts, encoder: LatentEncoder, say: Callable[[str], None]) -> TrainingDataset:
+    """The dataset of a run. With --cache_latents, all images are encoded now and the dataset returns latents."""
     dataset = build_dataset(facts)
-    if not facts.options.cache.cache_latents:
+    if not encoder.options.cache_latents:
         return dataset
-    built = encode_latents(facts, model, vae, dataset.images)
+    built = encoder.encode(dataset.images)
     say(str(built))
     return replace(dataset, latents=built.store)
 

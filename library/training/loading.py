@@ -16,11 +16,13 @@ from library.training.saving.model_file import check_finite_weights, clip_skip_o
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
-    from library.training.plan.facts import RunFacts
+    from library.options.train_options import TrainOptions
+    from library.training.plan.base_model import BaseModel
 
 
 def load_model(
-    facts: RunFacts,
+    options: TrainOptions,
+    base_model: BaseModel,
     device: torch.device,
     say: Callable[[str], None],
     *,
@@ -34,17 +36,16 @@ def load_model(
     with in float32. Raises UserError for weights that are not finite, and for a --clip_skip beyond the text encoder's
     layers.
     """
-    base_model, options = facts.base_model, facts.options.model
     model = base_model.family.load(
         base_model.header,
         vae=base_model.vae,
         dtype=torch.float32,
         matrix_dtype=None if base == "fp32" else torch_dtype(base),
-        device=loading_device(facts.options.memory, device),
+        device=loading_device(options.memory, device),
         prediction=base_model.prediction,
-        tokenizer_cache_dir=options.tokenizer_cache_dir,
+        tokenizer_cache_dir=options.model.tokenizer_cache_dir,
         only=only,
-        mapped=not options.disable_mmap_load_safetensors,
+        mapped=not options.model.disable_mmap_load_safetensors,
     )
     model.zero_terminal_snr = base_model.objective.zero_terminal_snr
     for note in model.notes:
@@ -54,17 +55,16 @@ def load_model(
             compute_in_fp32(module)
     check_finite_weights(model)
     encoders = [module for module in model.text_encoders.values() if module is not None]
-    if len(encoders) == len(model.text_encoders) and (options.clip_skip or 1) > 1:
-        check_clip_skip(model, text_settings(facts), encoders[0].device)
+    if len(encoders) == len(model.text_encoders) and (options.model.clip_skip or 1) > 1:
+        check_clip_skip(model, text_settings(options, base_model), encoders[0].device)
     return model
 
 
-def text_settings(facts: RunFacts) -> TextSettings:
+def text_settings(options: TrainOptions, base_model: BaseModel) -> TextSettings:
     """How captions are encoded. --clip_skip is None where it has no effect on the family."""
-    options = facts.options
     return TextSettings(
-        clip_skip=clip_skip_of(options, facts.base_model),
-        kohya_projection=options.model.text_projection == "kohya" and has_bare_text_projection(facts.base_model.header),
+        clip_skip=clip_skip_of(options, base_model),
+        kohya_projection=options.model.text_projection == "kohya" and has_bare_text_projection(base_model.header),
         empty_is_zero=options.caption.empty_caption == "zeros",
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
 from library.training.conditioning import build_conditioner
-from library.training.inputs import build_training_set, encode_captions_ahead
+from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
@@ -39,15 +40,16 @@ def train(plan: Plan, recipe: Recipe) -> None:
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
         # Load the model and choose what to train.
-        model = load_model(facts, run.device, run.say, base="fp32" if plan.adapter is None else precision.base)
+        base_format = "fp32" if plan.adapter is None else precision.base
+        model = load_model(options, facts.base_model, run.device, run.say, base=base_format)
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
         prepare(model, trainable, precision, options.memory)
 
         # Encode the images: all of them now, or batch by batch.
-        vae = encoding_vae(model.vae, precision, run.device)
-        dataset = build_training_set(facts, model, vae, run.say)
+        encoder = LatentEncoder(model, encoding_vae(model.vae, precision, run.device), precision.vae, options.cache)
+        dataset = build_training_set(facts, encoder, run.say)
         if options.cache.cache_latents:
-            vae = None
+            encoder = replace(encoder, vae=None)
             offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
@@ -80,12 +82,13 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        loss = build_training_loss(facts, model, wrapped, conditioner, vae)
+        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
-        validation = build_validation(facts, loss, loss.modules(trainable), dataset, run, weights)
-        drawer = build_drawer(facts, plan.preview, model, prompts, vae, dataset, run)
-        preview = build_preview(plan.preview, drawer, loss.modules(trainable), facts.duration, run, weights)
+        modules = loss.modules(trainable)
+        validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
+        drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),

@@ -16,7 +16,7 @@ from library.runtime.half_weights import compute_in_stored_dtype
 from library.runtime.precision import Precision, torch_dtype
 from library.training.conditioning import Conditioner
 from library.training.console import Console
-from library.training.inputs import build_dataset, captions_to_encode, encode_captions, encode_latents, image_reader
+from library.training.inputs import LatentEncoder, build_dataset, captions_to_encode, encode_captions, image_reader
 from library.training.loading import load_model, text_settings
 from library.training.memory import encoding_vae
 from library.training.precache.plan import CachePlan, WorkerGroup
@@ -64,10 +64,11 @@ def fill_latent_cache(
     facts: RunFacts, device: torch.device, say: Callable[[str], None], share: tuple[int, int], *, progress: bool
 ) -> LatentCacheBuild:
     """Encode the latents of all images to disk. Loads only the VAE."""
-    model = load_model(facts, device, say, only=("vae",))
+    model = load_model(facts.options, facts.base_model, device, say, only=("vae",))
     model.vae.requires_grad_(requires_grad=False)
     vae = encoding_vae(model.vae, facts.precision, device)
-    return encode_latents(facts, model, vae, image_reader(facts.images), share, progress=progress)
+    encoder = LatentEncoder(model, vae, facts.precision.vae, facts.options.cache)
+    return encoder.encode(image_reader(facts.images), share, progress=progress)
 
 
 def fill_caption_cache(
@@ -84,12 +85,12 @@ def fill_caption_cache(
         raise UserError([Mistake(what, "use the same --seed here and for the training")])
     family = facts.base_model.family
     base = facts.precision.base if facts.options.adapter.network_module else "fp32"  # as the training loads it
-    model = load_model(facts, device, say, only=family.text_encoders, base=base)
+    model = load_model(facts.options, facts.base_model, device, say, only=family.text_encoders, base=base)
     conditioner = Conditioner(
         family=family,
         text_encoders=text_encoders(model, facts.precision, device),
         tokenize=facts.base_model.tokenizer,
-        settings=text_settings(facts),
+        settings=text_settings(facts.options, facts.base_model),
         device=device,
     )
     return encode_captions(facts, texts, conditioner, share, progress=progress)

@@ -15,20 +15,18 @@ from library.families.family import AS_TRAINED, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.sampling.images import encode_prompts, sample_batch, texts_of, token_limit
 from library.sampling.prompts import ImageRequest
-from library.training.inputs import encode_latents
 from library.training.memory import release_memory, working_copy
 from library.training.preview.plan import PreviewPlan, read_requests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from library.data.cache.latent_cache import LatentStore
     from library.data.dataset import TrainingDataset
-    from library.data.reading import ImageReader
     from library.families.family import Family, Model, Tokenizer
+    from library.options.train_options import TrainOptions
     from library.runtime.precision import FloatName
     from library.training.conditioning import Conditioner
-    from library.training.plan.facts import RunFacts
+    from library.training.inputs import LatentEncoder
     from library.training.preview.preview import Draw
     from library.training.run import Run
 
@@ -136,47 +134,44 @@ def open_drawer(  # noqa: PLR0913 - model and prompts, and by name how they comp
 
 
 def build_drawer(
-    facts: RunFacts,
+    options: TrainOptions,
     preview: PreviewPlan | None,
     model: Model,
     prompts: PromptEncoder,
-    vae: Any,
     dataset: TrainingDataset,
+    encoder: LatentEncoder,
     run: Run,
 ) -> Callable[[], AbstractContextManager[Draw]]:
-    """`open_drawer` for a run. `vae`: the one that the run encodes images with, or None."""
+    """`open_drawer` for a run, with the VAE that the run encodes images with, if it still needs one."""
     return partial(
         open_drawer,
         model,
         prompts,
-        vae=vae,
-        vae_format=facts.precision.vae,
+        vae=encoder.vae,
+        vae_format=encoder.vae_format,
         device=run.device,
-        starts=start_latents(facts, preview, model, vae, dataset.images, dataset.latents),
-        strength=facts.options.objective.refiner_training_strength,
+        starts=start_latents(preview, dataset, encoder),
+        strength=options.objective.refiner_training_strength,
         autocast=run.accelerator.autocast,
-        release=partial(release_memory, facts.options.memory),
+        release=partial(release_memory, options.memory),
     )
 
 
 def start_latents(
-    facts: RunFacts, preview: PreviewPlan | None, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
+    preview: PreviewPlan | None, dataset: TrainingDataset, encoder: LatentEncoder
 ) -> Callable[[int], Tensor] | None:
     """A function from a prompt's place to the latents (C, h, w), unscaled, that it refines; None if images are drawn
-    from noise. Latents come from the cache, or are encoded by `vae` on first use and kept (256 KiB per image of
-    1024x1024)."""
+    from noise. Latents come from the cache, or are encoded on first use and kept (256 KiB per image of 1024x1024)."""
     if preview is None or not preview.refined:
         return None
     encoded: dict[int, Tensor] = {}
 
     def start(place: int) -> Tensor:
         number = preview.refined_image(place)
-        if store is not None:
-            return store.get(number, False).latents
+        if dataset.latents is not None:
+            return dataset.latents.get(number, False).latents
         if number not in encoded:
-            record = replace(reader.records[number], held_out=True)  # so that its mirror image is not encoded
-            alone = replace(reader, records=[record], placements=[reader.placements[number]])
-            encoded[number] = encode_latents(facts, model, vae, alone, progress=False).store.get(0, False).latents
+            (encoded[number],) = encoder.encode_some(dataset.images, [number], progress=False)
         return encoded[number]
 
     return start

@@ -20,22 +20,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from library.data.cache.latent_cache import LatentStore
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.families.family import Conditioning
 from library.messages import counted
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.seeds import python_random, torch_generator
-from library.training.inputs import encode_latents
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import TrainingLoss
 from library.training.validation.plan import (
@@ -47,8 +45,8 @@ from library.training.validation.plan import (
 )
 
 if TYPE_CHECKING:
-    from library.families.family import Model
-    from library.training.plan.facts import RunFacts
+    from library.training.inputs import LatentEncoder
+    from library.training.plan.duration import Duration
     from library.training.run import Run
     from library.training.saving.state import Progress
     from library.training.weight_averaging import Weights
@@ -202,33 +200,33 @@ class Validation:
         return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
 
 
-def build_validation(
-    facts: RunFacts,
+def build_validation(  # noqa: PLR0913 - what a validation is made of, each from another room
+    plan: ValidationPlan | None,
+    duration: Duration,
     loss: TrainingLoss,
-    modules: Sequence[nn.Module],
     dataset: TrainingDataset,
+    encoder: LatentEncoder,
+    modules: Sequence[nn.Module],
     run: Run,
     weights: Weights,
 ) -> Validation:
-    """The validation of a run. `loss`, `dataset` and `weights` are the training's.
-
-    Raises UserError for an image that cannot be read.
-    """
-    model, conditioner, reader = loss.model, loss.conditioning, dataset.images
+    """The validation of a run. `loss`, `dataset` and `weights` are the training's. Raises UserError for an image that
+    cannot be read."""
+    family = loss.model.family
     return Validation(
-        plan=facts.validation,
-        reader=reader,
+        plan=plan,
+        reader=dataset.images,
         objective=loss.objective,
-        predict=partial(model.family.predict, model.backbone),
-        conditioning=conditioner.from_texts,
+        predict=partial(family.predict, loss.model.backbone),
+        conditioning=loss.conditioning.from_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        latents=validation_latents(facts, model, loss.vae, reader, dataset.latents),
-        scaled=model.family.latent.scaled,
+        latents=validation_latents(plan, dataset, encoder),
+        scaled=family.latent.scaled,
         device=loss.device,
         modules=modules,
-        steps=facts.duration.steps,
-        steps_per_epoch=facts.duration.steps_per_epoch,
+        steps=duration.steps,
+        steps_per_epoch=duration.steps_per_epoch,
         log=run.log,
         say=run.say,
         autocast=run.accelerator.autocast,
@@ -237,26 +235,13 @@ def build_validation(
 
 
 def validation_latents(
-    facts: RunFacts, model: Model, vae: Any, reader: ImageReader, store: LatentStore | None
+    plan: ValidationPlan | None, dataset: TrainingDataset, encoder: LatentEncoder
 ) -> Callable[[int], Tensor]:
-    """A function from a record's index to its latents: from the cache, or encoded by `vae` now and kept in memory
-    (64 KiB per image of 512x512)."""
+    """A function from a record's index to its latents: from the cache, or encoded now and kept in memory (64 KiB per
+    image of 512x512)."""
+    store = dataset.latents
     if store is not None:
         return lambda number: store.get(number, False).latents
-    numbers = [] if facts.validation is None else facts.validation.numbers
-    alone = replace(
-        reader,
-        records=[
-            replace(reader.records[number], held_out=True) for number in numbers
-        ],  # so that mirror images are not encoded
-        placements=[reader.placements[number] for number in numbers],
-    )
-    encoded = encode_latents(facts, model, vae, alone).store if numbers else None
-    places = {number: place for place, number in enumerate(numbers)}
-
-    def latents(number: int) -> Tensor:
-        if encoded is None:
-            raise ValueError("no images are held out")
-        return encoded.get(places[number], False).latents
-
-    return latents
+    numbers = [] if plan is None else plan.numbers
+    encoded = encoder.encode_some(dataset.images, numbers) if numbers else []
+    return dict(zip(numbers, encoded, strict=True)).__getitem__
