@@ -46,7 +46,7 @@ def our_text(model: Path, work: Path) -> Tensors:
 
     header, family = open_model(str(model))
     loaded = family.load(header, only=family.text_encoders)
-    found = family.encode_text(loaded.text_encoders, loaded.tokenizer.tensor(PROMPTS))
+    found = family.encode_text(loaded.text_encoders, loaded.tokenizer(PROMPTS))
     zeroed = family.variant.pipeline_facts["force_zeros_for_empty_prompt"]
     negative = zero_empty(found, PROMPTS) if zeroed else found
     return {**found, **{f"{name} of no negative prompt": tensor[1:] for name, tensor in negative.items()}}

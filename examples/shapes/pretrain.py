@@ -122,7 +122,7 @@ class Pretraining:
         noise = torch.stack([torch.randn(images.mean.shape[1:], generator=each) for each in generators])
         latents = images.mean[rows] + images.deviation[rows] * noise
         texts = ["" if rng.random() < EMPTY_CAPTIONS else caption(images.scenes[row], rng) for row in rows]
-        given = self.model.family.encode_text(self.model.text_encoders, self.model.tokenizer.tensor(texts))
+        given = self.model.family.encode_text(self.model.text_encoders, self.model.tokenizer(texts))
 
         def predict(noisy: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
             return self.model.family.predict(self.model.backbone, noisy, timesteps, given)

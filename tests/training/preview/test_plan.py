@@ -104,8 +104,8 @@ def test_prompt_sizes_without_effect_are_noted(tmp_path: Path) -> None:
     [
         ("gone.txt", None, "cannot be read"),
         ("gone.TOML", None, "cannot be read"),
-        ("p.yaml", "a dog", "unknown ending"),
-        ("p.json", "[", "is wrong"),
+        ("p.yaml", "a dog", "unknown extension"),
+        ("p.json", "[", "is invalid"),
         ("p.txt", "a dog --ss euler_b", "euler_b"),
     ],
 )

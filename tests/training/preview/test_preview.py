@@ -142,7 +142,7 @@ def test_the_prompt_file_is_read_each_time_and_may_go(tmp_path: Path) -> None:
     previews.after_step(5)
     assert [(group[0][0].prompt, group[0][0].sampler) for group in recorder.asked] == [("a", "ddim"), ("b", "ddim")]
     said = "\n".join(recorder.said)
-    assert 'no sampler "euler_b"' in said and "not in UTF-8" in said and "is empty" in said
+    assert 'unknown sampler "euler_b"' in said and "not in UTF-8" in said and "is empty" in said
     assert "p.txt cannot be read" in said
     assert len(recorder.logged) == 2
 
