@@ -15,6 +15,7 @@ from pathlib import Path
 from reprlib import repr as brief
 
 from library.data.scan.listing import Directories, Directory, absolute, is_image, stamp_of, stem
+from library.data.scan.pairing import Spelling, composed, folded, whole
 from library.messages import counted
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
@@ -148,13 +149,14 @@ def _error(path: Path, what: str, remedy: str) -> UserError:
 
 @dataclass
 class Locator:
-    """Finds the images of a metadata file. Keys may lack the extension, and may use backslashes."""
+    """Finds the images of a metadata file. Keys may lack the extension, use backslashes, and differ from the name in
+    Unicode form and letter case."""
 
     directories: Directories
     root: str | None  # absolute path that relative keys are relative to
     extensions: Collection[str]
     _parents: dict[str, Directory | None] = field(default_factory=dict)
-    _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    _names: dict[tuple[str, Spelling], dict[str, list[str]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, directories: Directories, image_dir: Path | None, extensions: Collection[str]) -> Locator:
@@ -184,10 +186,13 @@ class Locator:
             if stamp is not None:
                 directory.images[base] = stamp
                 return Located(directory, base)
-        matches = self._by_stem(directory).get(base, [])
-        if len(matches) > 1:
-            return f"it may be {' or '.join(sorted(matches))}: add the extension"
-        return Located(directory, matches[0]) if matches else "it does not exist"
+        for same in (whole, composed, folded):
+            matches = self._by_name(directory, same).get(same(base), [])
+            if len(matches) > 1:
+                return f"it may be {' or '.join(sorted(matches))}: write its whole name"
+            if matches:
+                return Located(directory, matches[0])
+        return "it does not exist"
 
     def _parent(self, head: str) -> Directory | None:
         if head not in self._parents:
@@ -199,10 +204,12 @@ class Locator:
             self._parents[head] = directory
         return self._parents[head]
 
-    def _by_stem(self, directory: Directory) -> dict[str, list[str]]:
-        if directory.path not in self._stems:
-            stems: dict[str, list[str]] = {}
+    def _by_name(self, directory: Directory, same: Spelling) -> dict[str, list[str]]:
+        """Names of the images by their stem and by their whole name, as `same` spells them."""
+        if (directory.path, same) not in self._names:
+            names: dict[str, list[str]] = {}
             for name in directory.images:
-                stems.setdefault(stem(name), []).append(name)
-            self._stems[directory.path] = stems
-        return self._stems[directory.path]
+                for key in dict.fromkeys((same(stem(name)), same(name))):
+                    names.setdefault(key, []).append(name)
+            self._names[directory.path, same] = names
+        return self._names[directory.path, same]
