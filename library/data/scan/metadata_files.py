@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,11 @@ from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
 
 _MOST_MISTAKES = 20  # reported per file
+# names that other programs give to captions
+_FOREIGN = (
+    "text", "txt", "prompt", "prompts", "captions", "caption_text", "description", "descriptions", "label", "labels",
+    "tag", "tag_string", "annotation", "blip_caption", "title", "alt",
+)  # fmt: skip
 _MOST_SCORE = 10  # the aesthetic predictors that the refiner was trained with rate from 0 to 10
 
 
@@ -56,6 +62,7 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     mistakes: list[Mistake] = []
     captions: dict[str, str] = {}
     scores: dict[str, float] = {}
+    foreign: Counter[str] = Counter()
     twice = 0
     entries = _lines(path, text, mistakes) if ending == ".jsonl" else _object(path, text)
     for where, key, entry in entries:
@@ -69,6 +76,8 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
                 mistakes.append(Mistake(f"{where}: {name} of {key!r} is not text", "put it in quotes"))
         twice += key in captions
         captions[key] = join(caption or "", tags or "", settings)
+        if not captions[key]:
+            foreign.update(name for name, value in entry.items() if _is_foreign_caption(name, value))
         scores.pop(key, None)
         if (raw := entry.get("aesthetic_score")) is None:
             continue
@@ -77,11 +86,29 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
             mistakes.append(Mistake(what, "write for example 6.5, or remove it"))
         else:
             scores[key] = score
+    if foreign:
+        mistakes += _check_foreign(path, foreign, captions)
     if mistakes:
         more = len(mistakes) - _MOST_MISTAKES
         rest = [Mistake(f"{path}: {counted(more, 'more mistake')}")] if more > 0 else []
         raise UserError(mistakes[:_MOST_MISTAKES] + rest)
     return Metadata(captions, scores, twice)
+
+
+def _is_foreign_caption(name: str, value: object) -> bool:
+    """Whether a key that is not read holds a caption."""
+    known = name.lower() in (*_FOREIGN, "caption", "tags") and name not in ("caption", "tags")
+    return known and bool(_text(value, ","))
+
+
+def _check_foreign(path: Path, foreign: Counter[str], captions: Mapping[str, str]) -> list[Mistake]:
+    """A mistake if more entries have their caption under a name that is not read than under one that is."""
+    name, count = foreign.most_common(1)[0]
+    with_caption = sum(bool(caption) for caption in captions.values())
+    if count <= with_caption:
+        return []
+    what = f'metadata file {path}: {with_caption} of {counted(len(captions), "image")} with "caption" or "tags"'
+    return [Mistake(f'{what}, {count} with "{name}", which is not read', f'rename "{name}" to "caption" there')]
 
 
 def join(caption: str, tags: str, settings: CaptionSettings) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from library.data.scan.balance import balance
+from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
 from library.data.scan.gather import Gathered, ImageFile, caption_endings, check_masks, gather, title
 from library.data.scan.image_headers import Header, readable_extensions
@@ -134,6 +135,8 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress
     balanced = _balance(datasets, sides.trained, reg, findings)
     kept = sides.trained + balanced
     _note_contents(findings.notes, kept, [subset for _, subset in subsets])
+    if not findings.mistakes and (mistake := check_captions(kept, [subset for _, subset in subsets])) is not None:
+        findings.mistakes.append(mistake)
     if trouble:
         findings.notes.append(
             f"the index in {index} cannot be used ({trouble}): every start reads all image headers again"
