@@ -296,7 +296,8 @@ def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, findings: _Fi
     area = f"fewer than {subset.least_area} pixels" if subset.least_area else ""
     reason = " or ".join(filter(None, (edge, area)))
     if is_all:
-        what = f"{title(subset)}: all {counted(small, 'image')} have {reason} ({subset.origin})"
+        images = "the only image has" if small == 1 else f"all {small} images have"
+        what = f"{title(subset)}: {images} {reason} ({subset.origin})"
         findings.mistakes.append(Mistake(what, "lower the minimum size, or use larger images"))
     else:
         findings.notes.append(f"{title(subset)}: {counted(small, 'image')} with {reason} left out")
@@ -307,7 +308,8 @@ def _check_damaged(findings: _Findings, records: Sequence[ImageRecord]) -> None:
         return
     total = len(findings.bad) + len({(record.folder, record.name) for record in records})
     if len(findings.bad) > _MOST_DAMAGED * total:
-        what = f"{len(findings.bad)} of {total} images are damaged, more than {_MOST_DAMAGED:.0%}"
+        of_all = f"{len(findings.bad)} of {counted(total, 'image')} {'is' if total == 1 else 'are'} damaged"
+        what = f"{of_all}, more than {_MOST_DAMAGED:.0%}"
         findings.mistakes.append(Mistake(f"{what}:\n{_with_reasons(findings.bad)}", "repair or remove them"))
 
 

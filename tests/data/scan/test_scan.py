@@ -360,6 +360,15 @@ def test_small_images_are_left_out_counted_and_told(tmp_path: Path, least: dict[
     assert "all 3 images" in told(scan([dataset(subset(tmp_path / "x", least_edge=1000))]))
 
 
+def test_one_image_is_not_called_images(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "a.png", caption="a")
+    assert "x: the only image has a side below 1000 pixels" in told(
+        scan([dataset(subset(tmp_path / "x", least_edge=1000))])
+    )
+    (tmp_path / "x" / "a.png").write_bytes(b"")
+    assert "1 of 1 image is damaged" in told(scan([dataset(subset(tmp_path / "x"))]))
+
+
 def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg", "c.png"):
         save(tmp_path / "x" / name, caption="a")
