@@ -308,8 +308,8 @@ def _check_damaged(findings: _Findings, records: Sequence[ImageRecord]) -> None:
         return
     total = len(findings.bad) + len({(record.folder, record.name) for record in records})
     if len(findings.bad) > _MOST_DAMAGED * total:
-        of_all = f"{len(findings.bad)} of {counted(total, 'image')} {'is' if total == 1 else 'are'} damaged"
-        what = f"{of_all}, more than {_MOST_DAMAGED:.0%}"
+        are = "is" if total == 1 else "are"
+        what = f"{len(findings.bad)} of {counted(total, 'image')} {are} damaged, more than {_MOST_DAMAGED:.0%}"
         findings.mistakes.append(Mistake(f"{what}:\n{_with_reasons(findings.bad)}", "repair or remove them"))
 
 
