@@ -62,8 +62,8 @@ def split(
         own_seed = seed if dataset.validation_seed is None else dataset.validation_seed
         held_out = choose_held_out(names, dataset.validation_split, own_seed)
         if dataset.validation_split > 0 and not held_out:
-            images = "not the only image" if len(records) == 1 else f"none of the {len(records)} images"
-            result.notes.append(f"{_setting(dataset)} holds out {images} of {_title(subsets[number])}")
+            count = "the only image" if len(records) == 1 else f"any of the {len(records)} images"
+            result.notes.append(f"{_setting(dataset)} does not hold out {count} of {_title(subsets[number])}")
         for place, record in enumerate(records):
             if place in held_out:
                 result.held_out.append(replace(record, repeats=1, held_out=True))

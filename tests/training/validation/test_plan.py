@@ -153,7 +153,7 @@ def test_a_dataset_may_be_held_out_whole(world: World, tmp_path: Path) -> None:
     toml = tmp_path / "data.toml"
     toml.write_text(
         "[general]\nresolution = 64\n"
-        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '2_dog'}'\n"
+        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '2_dog'}'\nclass_tokens = 'dog'\n"
         "[[datasets]]\nvalidation_split = 1.0\n"
         f"[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '1_cat'}'\n",
         encoding="utf-8",
