@@ -147,8 +147,9 @@ def model_for(file: Path, world: World) -> Path:
 
 
 def dataset_file(file: Path, folder: Path) -> Path:
-    """The dataset file of LoRA_Easy_Training_Scripts, and the images that it names."""
-    tiny.write_images(folder / "train" / "20_sks dog", 2)
+    """The dataset file of LoRA_Easy_Training_Scripts, and the captioned images that it names."""
+    for image in tiny.write_images(folder / "train" / "20_sks dog", 2):
+        image.with_suffix(".txt").write_text("sks dog", encoding="utf-8")
     half = file.with_name(file.name.replace("_config", "_dataset"))
     written = folder / half.name
     written.write_text(half.read_text(encoding="utf-8").replace("@WORK@", folder.as_posix()), encoding="utf-8")
