@@ -1,4 +1,4 @@
-"""Read and write LoRA files and folders in the formats of kohya, diffusers and PEFT (networks/formats/convert_keys.py)."""
+"""Read and write LoRA files and folders in the formats of kohya, diffusers and PEFT (see convert_keys.py)."""
 
 from __future__ import annotations
 

@@ -131,4 +131,4 @@ def test_a_dry_run_with_a_dataset_file_of_a_bucket(
     outcome = run(world.arguments(tmp_path / "out", **flags), capsys)
     assert outcome.code == 0, outcome.err
     assert f"{tmp_path / 'cache' / 'remote'}" in outcome.out
-    assert 'sks dog: 3 images x 4 = 12 samples, training, 1 caption from files, 2 as "dog"' in outcome.out
+    assert 'sks dog: 3 images x 4 = 12 samples, training, 1 caption from files, 2 captioned "dog"' in outcome.out
