@@ -1,4 +1,7 @@
-"""Ctrl-C (SIGINT) and SIGTERM: both end a run with a message and exit code 130. Nothing is saved."""
+"""Ctrl-C (SIGINT) and SIGTERM: both end a run with a message and exit code 130. Nothing is saved.
+
+command.py catches the KeyboardInterrupt.
+"""
 
 from __future__ import annotations
 
