@@ -13,6 +13,7 @@ from unicodedata import category
 
 from library.checkpoints.header import Header
 from library.checkpoints.metadata import read_modelspec
+from library.messages import counted
 
 _NOT_SET = "None"
 _EMPTY = ("{}", "[]", "null")  # tables of nothing: no regularisation images, no buckets
@@ -159,7 +160,9 @@ def _tables(tags: int) -> Iterator[tuple[str, str, Callable[[Any], list[str] | N
 
 def _folders(content: Any) -> list[str] | None:
     try:
-        return [f"{name}: {facts['img_count']} images x {facts['n_repeats']}" for name, facts in content.items()]
+        return [
+            f"{name}: {counted(facts['img_count'], 'image')} x {facts['n_repeats']}" for name, facts in content.items()
+        ]
     except (AttributeError, KeyError, TypeError):
         return None
 
@@ -186,7 +189,7 @@ def _datasets(content: Any) -> list[str] | None:
             lines += [_INDENT + line for line in _buckets(dataset.get("bucket_info")) or []]
             for subset in dataset["subsets"]:
                 name = subset.get("metadata_file") or subset.get("image_dir")
-                lines.append(f"{_INDENT}{name}: {subset['img_count']} images x {subset['num_repeats']}")
+                lines.append(f"{_INDENT}{name}: {counted(subset['img_count'], 'image')} x {subset['num_repeats']}")
                 told = {
                     key: each for key, each in subset.items() if key not in _TOLD and each not in (None, False, "", 0)
                 }

@@ -61,17 +61,15 @@ def vary_with_seed(settings: CaptionSettings) -> bool:
     return drawn or settings.warmup_step > 0
 
 
-def tag_frequency(records: Iterable[ImageRecord], names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
-    """Count the tags in the captions of each folder: {folder name: {tag: count}}.
-
-    `names`: names of the subsets, instead of their folders' names.
+def tag_frequency(records: Iterable[ImageRecord], names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Count the tags in the captions of each folder: {name: {tag: count}}. `names`: names of the subsets.
 
     As in the metadata of sd-scripts: unprocessed captions, split at commas regardless of the separator, in lower case,
     each image once regardless of its repeats.
     """
     folders: dict[str, dict[str, int]] = {}
     for record in records:
-        counts = folders.setdefault(names[record.subset] if names else record.folder.name, {})
+        counts = folders.setdefault(names[record.subset], {})
         for tag in record.caption.replace("\n", ",").split(","):
             if tag := tag.strip().lower():
                 counts[tag] = counts.get(tag, 0) + 1

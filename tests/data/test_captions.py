@@ -7,7 +7,6 @@ import random
 from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -228,14 +227,13 @@ def test_the_longest_choice_is_measured_as_asked() -> None:
 
 
 def test_tags_are_counted_as_sd_scripts_counts_them() -> None:
-    one, two, other = Path("x/10_dog"), Path("y/10_dog"), Path("x/1_cat")
     records = [
-        SimpleNamespace(folder=one, caption="A dog, Red ball ,, a DOG", repeats=10),
-        SimpleNamespace(folder=two, caption="a dog; b", repeats=1),
-        SimpleNamespace(folder=other, caption="", repeats=1),
-        SimpleNamespace(folder=other, caption="a\nb, a", repeats=1),
+        SimpleNamespace(subset=0, caption="A dog, Red ball ,, a DOG", repeats=10),
+        SimpleNamespace(subset=1, caption="a dog; b", repeats=1),
+        SimpleNamespace(subset=2, caption="", repeats=1),
+        SimpleNamespace(subset=2, caption="a\nb, a", repeats=1),
     ]
-    assert tag_frequency(records) == {
+    assert tag_frequency(records, ("10_dog", "10_dog", "1_cat")) == {
         "10_dog": {"a dog": 2, "red ball": 1, "a dog; b": 1},
         "1_cat": {"a": 2, "b": 1},
     }

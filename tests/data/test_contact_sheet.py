@@ -352,6 +352,11 @@ def test_a_page_without_images_can_be_written(tmp_path: Path) -> None:
     assert not root.all("article") and "nothing was found" in root.text
 
 
+def test_a_section_of_the_plan_without_a_line_has_no_heading(tmp_path: Path) -> None:
+    root = written(tmp_path, sheet_image(), facts=[("model", "a"), ("validation", "")])
+    assert [element.text for element in root.all("dt")] == ["model"]
+
+
 def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "sheet.html").mkdir()
     with pytest.raises(CheckpointError, match="sheet.html"):

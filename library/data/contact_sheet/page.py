@@ -159,7 +159,9 @@ def _name(image: SheetImage) -> str:
 
 
 def _overview(page: Page, buckets: Mapping[Size, Sequence[int]]) -> str:
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts if value
+    )
     legend = '<p class="legend"><span class="train">training</span><span class="reg">regularisation</span></p>'
     legend = legend if any(image.is_reg for image in page.images) else ""
     columns = '<p class="columns">images<span>samples</span></p>'

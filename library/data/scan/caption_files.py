@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from library.data.scan.listing import stem as stem_of
+from library.data.scan.pairing import pair
 from library.options.mistakes import Mistake, UserError
 
 # face crops are named stem_cx_cy_w_h and share the caption of the stem
@@ -56,8 +58,36 @@ class CaptionFiles:
             return self._find(crop.group(1))
         return own
 
+    def pair(self, images: Iterable[str]) -> dict[str, str]:
+        """Image -> caption file, by file names: the file that `find` gives, else the one by the rule of `pairing`."""
+        found: dict[str, str] = {}
+        taken: set[str] = set()
+        waiting: list[str] = []
+        for image in images:
+            stem = stem_of(image)
+            if (own := self._find(stem)) is not None:
+                found[image] = own
+                taken.add(own)
+            elif (shared := self.find(stem)) is not None:
+                found[image] = shared
+            else:
+                waiting.append(image)
+        if not waiting:
+            return found
+        files = [each for by_stem in self._by_stem for each in sorted(by_stem.items())]
+        found |= pair(waiting, [each for each in files if each[1] not in taken])
+        originals = {image: original for image in waiting if image not in found and (original := _original(image))}
+        captions = pair(dict.fromkeys(originals.values()), files)
+        return found | {image: captions[name] for image, name in originals.items() if name in captions}
+
     def _find(self, stem: str) -> str | None:
         return next((by_stem[stem] for by_stem in self._by_stem if stem in by_stem), None)
+
+
+def _original(image: str) -> str | None:
+    """The file name that the original image of a face crop would have; None for other images."""
+    crop = _FACE_CROP.fullmatch(stem_of(image))
+    return None if crop is None else crop.group(1) + image[image.rfind(".") :]
 
 
 def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False) -> tuple[str, bool]:

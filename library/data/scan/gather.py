@@ -10,15 +10,21 @@ from typing import NamedTuple
 
 from library.data.scan.caption_files import CaptionFiles, normal_extension
 from library.data.scan.file_contents import Reading
-from library.data.scan.image_headers import OPTIONAL_EXTENSIONS
-from library.data.scan.listing import Directories, Directory, absolute, is_image, stem
+from library.data.scan.listing import Directories, Directory, absolute
 from library.data.scan.mask_files import find_masks
 from library.data.scan.metadata_files import Locator, read_metadata
+from library.data.scan.pairing import is_mask_label
+from library.data.scan.unused_files import (
+    CAPTION_EXTENSIONS,
+    Places,
+    note_captions,
+    note_folders,
+    note_formats,
+    note_mask_labels,
+)
 from library.messages import counted, listed
 from library.options.datasets import SubsetSpec
 from library.options.mistakes import Mistake, UserError
-
-CAPTION_EXTENSIONS = (".txt", ".caption")  # the usual extensions
 
 
 class ImageFile(NamedTuple):
@@ -116,11 +122,12 @@ def _list_from_folder(
     folder = _own_folder(subset.image_folder)
     below = _list_folders(subset.image_folder, "folder", subset, directories, result)
     from_files = subset.caption_source == "files"
+    labels: list[str] = []
     for prefix, directory in below:
-        captions = CaptionFiles(directory.texts, subset.caption_extensions) if from_files and directory.texts else None
-        for name in directory.images:
-            caption_file = captions.find(stem(name)) if captions else None
-            result.images.append(ImageFile(folder, prefix + name, directory, name, caption_file))
+        names = [name for name in directory.images if not is_mask_label(name)]
+        labels += [prefix + name for name in directory.images if is_mask_label(name)]
+        captions = CaptionFiles(directory.texts, subset.caption_extensions).pair(names) if from_files else {}
+        result.images += [ImageFile(folder, prefix + name, directory, name, captions.get(name)) for name in names]
         result.unusable += [(folder / (prefix + name), why) for name, why in directory.unusable_images.items()]
         if from_files:
             result.mistakes += [
@@ -128,26 +135,42 @@ def _list_from_folder(
                 for name, why in directory.unusable_texts.items()
             ]
     result.images.sort(key=lambda image: image.name)
-    _note_unused(subset, [directory for _, directory in below], extensions, result)
+    result.notes += note_folders(subset, below, extensions)
+    if not _has_masks_beside(subset):
+        result.notes += note_mask_labels(sorted(labels), subset.image_folder, _mask_flags(subset))
     if from_files and (mistake := _check_caption_extension(subset, result.images)) is not None:
         result.mistakes.append(mistake)
+    else:
+        _note_unused(subset, below, extensions, result)
 
 
-def _note_unused(
-    subset: SubsetSpec, directories: Sequence[Directory], extensions: Collection[str], result: Gathered
-) -> None:
-    folders = [name for directory in directories for name in directory.folders]
-    if folders and not subset.recursive:
-        result.notes.append(f"{subset.image_dir}: {counted(len(folders), 'sub-folder')} not read")
-    result.notes += [
-        f"{subset.image_dir}: {name} is a folder, not an image" for name in folders if is_image(name, extensions)
-    ]
-    for ending, package in OPTIONAL_EXTENSIONS.items():
-        if ending in extensions:
-            continue
-        if count := sum(name.lower().endswith(ending) for directory in directories for name in directory.others):
-            what = f"{subset.image_dir}: {counted(count, f'{ending} image')} not used; install {package} to read them"
-            result.notes.append(what)
+def _note_unused(subset: SubsetSpec, places: Places, extensions: Collection[str], result: Gathered) -> None:
+    """Note other formats, and caption files that are not used."""
+    images: dict[str, list[str]] = {}
+    used: dict[str, set[str]] = {}
+    for _, directory in places:
+        images[directory.path] = list(directory.unusable_images)
+    for image in result.images:
+        images[image.directory.path].append(image.base)
+        if image.caption_file is not None:
+            used.setdefault(image.directory.path, set()).add(image.caption_file)
+    place = subset.image_dir or subset.metadata_file
+    result.notes += note_formats(place, places, extensions)
+    result.notes += note_captions(place, subset, places, images, used)
+
+
+def _has_masks_beside(subset: SubsetSpec) -> bool:
+    """Whether the mask folder is the image folder, which has masks named like img0-masklabel.png."""
+    if subset.mask_folder is None or subset.image_folder is None:
+        return False
+    return absolute(subset.mask_folder) == absolute(subset.image_folder)
+
+
+def _mask_flags(subset: SubsetSpec) -> str:
+    """How to use the masks beside the images of a subset."""
+    if subset.origin.startswith("--"):
+        return f"--masked_loss --conditioning_data_dir={subset.image_dir}"
+    return f"--masked_loss, and the folder {subset.image_dir} as that of the masks ({subset.origin})"
 
 
 def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | None:
@@ -156,25 +179,26 @@ def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) ->
     if 2 * with_caption >= len(images):
         return None
     expected = [normal_extension(ending) for ending in subset.caption_extensions]
+    folders: dict[str, tuple[Directory, list[str]]] = {}
+    for image in images:
+        folders.setdefault(image.directory.path, (image.directory, []))[1].append(image.base)
     for ending in CAPTION_EXTENSIONS:
         if ending in (known.lower() for known in expected):
             continue
-        files: dict[str, CaptionFiles] = {}
-        other = 0
-        for image in images:
-            directory = image.directory
-            if directory.path not in files:
-                files[directory.path] = CaptionFiles(directory.names(), ending)
-            other += files[directory.path].find(stem(image.base)) is not None
+        other = sum(len(CaptionFiles(place.names(), ending).pair(names)) for place, names in folders.values())
         if other > with_caption:
             return Mistake(
-                f"{subset.image_dir}: {with_caption} of {len(images)} images have a {' or '.join(expected)} file, "
-                f"{other} have a {ending} file",
+                f"{subset.image_dir}: {with_caption} of {counted(len(images), 'image')} {_have(len(images))} a "
+                f"{' or '.join(expected)} file, {other} {_have(other)} a {ending} file",
                 f"set {setting(subset, 'caption_extension', ending)}; or, to train on "
                 f"{'the folder name' if subset.origin.startswith('--') else 'class_tokens'} instead, "
                 f"move the {ending} files elsewhere",
             )
     return None
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def _list_from_metadata(
@@ -194,6 +218,7 @@ def _list_from_metadata(
     own = None if image_dir is None else _own_folder(image_dir)
     folders: dict[str, tuple[Path, str]] = {}  # directory -> ImageFile.folder and the prefix of names in it
     seen: set[tuple[str, str]] = set()
+    labels: list[str] = []
     twice = metadata.twice
     for key, caption in metadata.captions.items():
         located = locator.find(key)
@@ -205,16 +230,24 @@ def _list_from_metadata(
             twice += 1
             continue
         seen.add((directory.path, base))
+        if is_mask_label(base):
+            labels.append(key)
+            continue
         if directory.path not in folders:
             folders[directory.path] = _relative(directory.path, root, own)
         folder, prefix = folders[directory.path]
         score = metadata.scores.get(key)
         result.images.append(ImageFile(folder, prefix + base, directory, base, None, caption, score))
     result.images.sort(key=lambda image: (str(image.folder), image.name))
+    result.notes += note_mask_labels(labels, file, _mask_flags(subset))
     if twice:
         result.notes.append(f"{file}: {counted(twice, 'image')} listed twice, used once")
     if root is not None and not result.unusable:
-        _note_unlisted(file, directories.get(root), seen, extensions, result)
+        _note_unlisted(file, directories.get(root), seen, result)
+    places = {directory: prefix for directory, (_, prefix) in folders.items()}
+    if root is not None and not places:
+        places[root] = ""
+    _note_unused(subset, [(prefix, directories.get(path)) for path, prefix in places.items()], extensions, result)
 
 
 def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]:
@@ -226,10 +259,9 @@ def _relative(path: str, root: str | None, own: Path | None) -> tuple[Path, str]
     return Path(path), ""
 
 
-def _note_unlisted(
-    file: Path, directory: Directory, seen: set[tuple[str, str]], extensions: Collection[str], result: Gathered
-) -> None:
-    unlisted = sum((directory.path, name) not in seen for name in directory.images)
+def _note_unlisted(file: Path, directory: Directory, seen: set[tuple[str, str]], result: Gathered) -> None:
+    names = (name for name in directory.images if not is_mask_label(name))
+    unlisted = sum((directory.path, name) not in seen for name in names)
     if unlisted:
         result.notes.append(f"{directory.path}: {counted(unlisted, 'image')} not listed in {file.name}, not used")
 
@@ -241,6 +273,8 @@ def _match_masks(
     if not below:
         return
     places = {prefix + name: (directory, name) for prefix, directory in below for name in directory.images}
+    if _has_masks_beside(subset) and any(map(is_mask_label, places)):  # an image is not its own mask
+        places = {name: place for name, place in places.items() if is_mask_label(name)}
     result.masks, result.unused_masks = find_masks((image.name for image in result.images), places)
     result.mask_places = {name: places[name] for name in result.masks.values()}
     missing = sum(image.name not in result.masks for image in result.images)

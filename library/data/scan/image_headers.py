@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from PIL import Image as PilImage
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-OPTIONAL_EXTENSIONS = {".avif": "pillow (11.3 or newer)", ".jxl": "pillow-jxl-plugin"}  # package that reads it
-_PLUGINS = ("pillow_avif", "pillow_jxl")
+OPTIONAL_EXTENSIONS = {
+    ".avif": "pillow (11.3 or newer)",
+    ".jxl": "pillow-jxl-plugin",
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
+}
+"""Image extensions that only some installations read, and the package that reads them."""
+
+_PLUGINS = ("pillow_avif", "pillow_jxl", "pillow_heif.HeifImagePlugin")
+# Pillow only identifies them, draws them by another program, or reads one of several layers or sizes
+_NOT_IMAGES = ("BUFR", "CUR", "EPS", "GRIB", "HDF5", "ICNS", "ICO", "MPEG", "PSD", "WMF")
 _TAIL = 1 << 16
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
@@ -44,10 +51,14 @@ def readable_extensions() -> frozenset[str]:
     from PIL import Image
 
     for plugin in _PLUGINS:
-        if importlib.util.find_spec(plugin) is not None:
+        if importlib.util.find_spec(plugin.partition(".")[0]) is not None:
             importlib.import_module(plugin)
-    known = Image.registered_extensions()
-    return frozenset(EXTENSIONS) | {ending for ending in OPTIONAL_EXTENSIONS if ending in known}
+    known = Image.registered_extensions()  # those that Pillow only writes are not in Image.OPEN
+    return frozenset(
+        ending
+        for ending, name in known.items()
+        if (name in Image.OPEN or name == "MPO") and name not in _NOT_IMAGES  # the JPEG reader opens MPO
+    )
 
 
 def missing_package(path: Path) -> str | None:
@@ -70,6 +81,8 @@ def read_header(path: Path) -> Header:
             with Image.open(file) as image:
                 if not _is_complete(image, file, length):
                     raise BadImage("the file is truncated")
+                if image.mode == "F":
+                    raise BadImage("its pixels are floating-point numbers; save it with 8 or 16 bits per channel")
                 width, height = image.size
                 if _orientation(image, file, length) in _TRANSPOSED:
                     width, height = height, width

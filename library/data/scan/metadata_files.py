@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as brief
 
 from library.data.scan.listing import Directories, Directory, absolute, is_image, stamp_of, stem
+from library.data.scan.pairing import Spelling, composed, folded, whole
 from library.messages import counted
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
 
 _MOST_MISTAKES = 20  # reported per file
+# names that other programs give to captions
+_FOREIGN = (
+    "text", "txt", "prompt", "prompts", "captions", "caption_text", "description", "descriptions", "label", "labels",
+    "tag", "tag_string", "annotation", "blip_caption", "title", "alt",
+)  # fmt: skip
 _MOST_SCORE = 10  # the aesthetic predictors that the refiner was trained with rate from 0 to 10
 
 
@@ -55,6 +62,7 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     mistakes: list[Mistake] = []
     captions: dict[str, str] = {}
     scores: dict[str, float] = {}
+    foreign: Counter[str] = Counter()
     twice = 0
     entries = _lines(path, text, mistakes) if ending == ".jsonl" else _object(path, text)
     for where, key, entry in entries:
@@ -68,6 +76,8 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
                 mistakes.append(Mistake(f"{where}: {name} of {key!r} is not text", "put it in quotes"))
         twice += key in captions
         captions[key] = join(caption or "", tags or "", settings)
+        if not captions[key]:
+            foreign.update(name for name, value in entry.items() if _is_foreign_caption(name, value))
         scores.pop(key, None)
         if (raw := entry.get("aesthetic_score")) is None:
             continue
@@ -76,11 +86,29 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
             mistakes.append(Mistake(what, "write for example 6.5, or remove it"))
         else:
             scores[key] = score
+    if foreign:
+        mistakes += _check_foreign(path, foreign, captions)
     if mistakes:
         more = len(mistakes) - _MOST_MISTAKES
         rest = [Mistake(f"{path}: {counted(more, 'more mistake')}")] if more > 0 else []
         raise UserError(mistakes[:_MOST_MISTAKES] + rest)
     return Metadata(captions, scores, twice)
+
+
+def _is_foreign_caption(name: str, value: object) -> bool:
+    """Whether a key that is not read holds a caption."""
+    known = name.lower() in (*_FOREIGN, "caption", "tags") and name not in ("caption", "tags")
+    return known and bool(_text(value, ","))
+
+
+def _check_foreign(path: Path, foreign: Counter[str], captions: Mapping[str, str]) -> list[Mistake]:
+    """A mistake if more entries have their caption under a name that is not read than under one that is."""
+    name, count = foreign.most_common(1)[0]
+    with_caption = sum(bool(caption) for caption in captions.values())
+    if count <= with_caption:
+        return []
+    what = f'metadata file {path}: {with_caption} of {counted(len(captions), "image")} with "caption" or "tags"'
+    return [Mistake(f'{what}, {count} with "{name}", which is not read', f'rename "{name}" to "caption" there')]
 
 
 def join(caption: str, tags: str, settings: CaptionSettings) -> str:
@@ -148,13 +176,14 @@ def _error(path: Path, what: str, remedy: str) -> UserError:
 
 @dataclass
 class Locator:
-    """Finds the images of a metadata file. Keys may lack the extension, and may use backslashes."""
+    """Finds the images of a metadata file. Keys may lack the extension, use backslashes, and differ from the name in
+    Unicode form and letter case."""
 
     directories: Directories
     root: str | None  # absolute path that relative keys are relative to
     extensions: Collection[str]
     _parents: dict[str, Directory | None] = field(default_factory=dict)
-    _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    _names: dict[tuple[str, Spelling], dict[str, list[str]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, directories: Directories, image_dir: Path | None, extensions: Collection[str]) -> Locator:
@@ -184,10 +213,13 @@ class Locator:
             if stamp is not None:
                 directory.images[base] = stamp
                 return Located(directory, base)
-        matches = self._by_stem(directory).get(base, [])
-        if len(matches) > 1:
-            return f"it may be {' or '.join(sorted(matches))}: add the extension"
-        return Located(directory, matches[0]) if matches else "it does not exist"
+        for same in (whole, composed, folded):
+            matches = self._by_name(directory, same).get(same(base), [])
+            if len(matches) > 1:
+                return f"it may be {' or '.join(sorted(matches))}: write its whole name"
+            if matches:
+                return Located(directory, matches[0])
+        return "it does not exist"
 
     def _parent(self, head: str) -> Directory | None:
         if head not in self._parents:
@@ -199,10 +231,12 @@ class Locator:
             self._parents[head] = directory
         return self._parents[head]
 
-    def _by_stem(self, directory: Directory) -> dict[str, list[str]]:
-        if directory.path not in self._stems:
-            stems: dict[str, list[str]] = {}
+    def _by_name(self, directory: Directory, same: Spelling) -> dict[str, list[str]]:
+        """Names of the images by their stem and by their whole name, as `same` spells them."""
+        if (directory.path, same) not in self._names:
+            names: dict[str, list[str]] = {}
             for name in directory.images:
-                stems.setdefault(stem(name), []).append(name)
-            self._stems[directory.path] = stems
-        return self._stems[directory.path]
+                for key in dict.fromkeys((same(stem(name)), same(name))):
+                    names.setdefault(key, []).append(name)
+            self._names[directory.path, same] = names
+        return self._names[directory.path, same]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from library.data.scan.balance import balance
+from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
 from library.data.scan.gather import Gathered, ImageFile, caption_endings, check_masks, gather, title
 from library.data.scan.image_headers import Header, readable_extensions
@@ -134,6 +135,8 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress
     balanced = _balance(datasets, sides.trained, reg, findings)
     kept = sides.trained + balanced
     _note_contents(findings.notes, kept, [subset for _, subset in subsets])
+    if not findings.mistakes and (mistake := check_captions(kept, [subset for _, subset in subsets])) is not None:
+        findings.mistakes.append(mistake)
     if trouble:
         findings.notes.append(
             f"the index in {index} cannot be used ({trouble}): every start reads all image headers again"
@@ -293,7 +296,8 @@ def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, findings: _Fi
     area = f"fewer than {subset.least_area} pixels" if subset.least_area else ""
     reason = " or ".join(filter(None, (edge, area)))
     if is_all:
-        what = f"{title(subset)}: all {counted(small, 'image')} have {reason} ({subset.origin})"
+        images = "the only image has" if small == 1 else f"all {small} images have"
+        what = f"{title(subset)}: {images} {reason} ({subset.origin})"
         findings.mistakes.append(Mistake(what, "lower the minimum size, or use larger images"))
     else:
         findings.notes.append(f"{title(subset)}: {counted(small, 'image')} with {reason} left out")
@@ -304,7 +308,8 @@ def _check_damaged(findings: _Findings, records: Sequence[ImageRecord]) -> None:
         return
     total = len(findings.bad) + len({(record.folder, record.name) for record in records})
     if len(findings.bad) > _MOST_DAMAGED * total:
-        what = f"{len(findings.bad)} of {total} images are damaged, more than {_MOST_DAMAGED:.0%}"
+        are = "is" if total == 1 else "are"
+        what = f"{len(findings.bad)} of {counted(total, 'image')} {are} damaged, more than {_MOST_DAMAGED:.0%}"
         findings.mistakes.append(Mistake(f"{what}:\n{_with_reasons(findings.bad)}", "repair or remove them"))
 
 

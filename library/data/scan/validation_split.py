@@ -62,9 +62,8 @@ def split(
         own_seed = seed if dataset.validation_seed is None else dataset.validation_seed
         held_out = choose_held_out(names, dataset.validation_split, own_seed)
         if dataset.validation_split > 0 and not held_out:
-            result.notes.append(
-                f"{_setting(dataset)} holds out none of the {len(records)} images of {_title(subsets[number])}"
-            )
+            images = "not the only image" if len(records) == 1 else f"none of the {len(records)} images"
+            result.notes.append(f"{_setting(dataset)} holds out {images} of {_title(subsets[number])}")
         for place, record in enumerate(records):
             if place in held_out:
                 result.held_out.append(replace(record, repeats=1, held_out=True))
@@ -142,7 +141,8 @@ def _check_split(
             result.mistakes.append(Mistake(what, "set it below 1, or remove the regularisation images of that dataset"))
     if not result.held_out:
         most = max(len(records) for records in by_subset.values() if datasets[records[0].dataset] in splitting)
-        remedy = f"set at least {math.ceil(100 / most) / 100:g}, to hold out 1 of {most} images of the largest folder"
+        share = f"set at least {math.ceil(100 / most) / 100:g}"
+        remedy = f"{share}, to hold out 1 of {counted(most, 'image')} of the largest folder"
         result.mistakes.append(Mistake(f"{settings} holds out no image", f"{remedy}; or remove it"))
     elif len(copies) == len(result.held_out):
         what = f"{settings}: every held-out image is also trained on, as the same file or a copy"

@@ -103,10 +103,13 @@ def _samples(subset_count: SubsetCount) -> str:
 def _caption_source(subset_count: SubsetCount) -> str:
     subset = subset_count.subset
     without = subset_count.images - subset_count.own_captions
-    fallback = f'captioned "{subset.class_tokens}"' if subset.class_tokens else "with an empty caption"
+    if subset.caption_source == "file_name":
+        return ", captions from file names"
+    tokens = '" or "'.join((subset.class_tokens or "").split("\n"))
+    fallback = f'captioned "{tokens}"' if subset.class_tokens else "with an empty caption"
     if subset.caption_source == "class_tokens" or not subset_count.own_captions:
         return f", all {fallback}"
-    source = {"files": "files", "metadata": "the metadata file", "file_name": "file names"}[subset.caption_source]
+    source = {"files": "files", "metadata": "the metadata file"}[subset.caption_source]
     if not without:
         return f", captions from {source}"
     return f", {counted(subset_count.own_captions, 'caption')} from {source}, {without} {fallback}"
@@ -140,7 +143,9 @@ def _caption_settings(settings: CaptionSettings) -> Iterator[str]:
         yield f"token warm-up: {counted(settings.warmup_min, 'tag')} at first, all tags after {length}"
     if settings.dropout_rate:
         yield f"caption dropout: {settings.dropout_rate:.0%} of the samples have an empty caption"
-    if settings.dropout_every_n_epochs:
+    if settings.dropout_every_n_epochs == 1:
+        yield "caption dropout: empty captions in every epoch"
+    elif settings.dropout_every_n_epochs:
         yield f"caption dropout: empty captions in every epoch divisible by {settings.dropout_every_n_epochs}"
 
 
@@ -158,7 +163,7 @@ def _buckets(images: Images, batches: int) -> Iterator[str]:
         name = f"{dataset.origin}: " if len(datasets) > 1 else ""
         counts = sorted((bucket, count) for (number, bucket), count in samples.items() if number == index)
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
-        yield f"{name}{sizes}, in batches of up to {dataset.batch_size}"
+        yield f"{name}{sizes}, in batches of up to {dataset.batch_size}" if sizes else f"{name}only held-out images"
     yield f"{batches} {'batch' if batches == 1 else 'batches'} per epoch; partial batches are weighted by their size"
 
 

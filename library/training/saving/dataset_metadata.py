@@ -24,18 +24,19 @@ Json = dict[str, Any]
 
 def dataset_metadata(options: TrainOptions, images: Images) -> dict[str, str]:
     """The metadata with JSON values. A dataset file has other keys than folders."""
-    names = [_name(count.subset) for count in images.subsets]
+    names = _unique_names([count.subset for count in images.subsets])
+    tag_names = _names_by_place([count.subset for count in images.subsets], names)
     if described_by_file(options):
         metadata: Json = {
-            "ss_datasets": _datasets(images, names),
-            "ss_dataset_dirs": _numbered_folders(images.subsets, names),
-            "ss_tag_frequency": _merged_tags(images, names),
+            "ss_datasets": _datasets(images, tag_names),
+            "ss_dataset_dirs": _folders(images.subsets, names, is_reg=False),
+            "ss_tag_frequency": _merged_tags(images, tag_names),
         }
     else:
         metadata = {
             "ss_dataset_dirs": _folders(images.subsets, names, is_reg=False),
             "ss_reg_dataset_dirs": _folders(images.subsets, names, is_reg=True),
-            "ss_tag_frequency": tag_frequency(images.scan.records, names),
+            "ss_tag_frequency": tag_frequency(images.scan.records, tag_names),
             "ss_bucket_info": _bucket_info(images, 0),
         }
     return {key: json.dumps(value) for key, value in metadata.items()}
@@ -53,7 +54,34 @@ def largest_resolution(images: Images) -> Size:
 
 def _name(subset: SubsetSpec) -> str:
     """The name of the metadata file of a subset, else of its folder."""
-    return Path(os.path.abspath(subset.metadata_file or subset.image_dir or "")).name
+    return Path(_place(subset)).name
+
+
+def _place(subset: SubsetSpec) -> str:
+    return os.path.abspath(subset.metadata_file or subset.image_dir or "")
+
+
+def _training_first(subsets: Sequence[SubsetSpec]) -> list[int]:
+    return sorted(range(len(subsets)), key=lambda number: subsets[number].is_reg)
+
+
+def _unique_names(subsets: Sequence[SubsetSpec]) -> list[str]:
+    """A name for each subset; a second one with the same name is "name (2)", regularisation after training."""
+    names: dict[int, str] = {}
+    for number in _training_first(subsets):
+        free, count = _name(subsets[number]), 2
+        while free in names.values():
+            free, count = f"{_name(subsets[number])} ({count})", count + 1
+        names[number] = free
+    return [names[number] for number in range(len(subsets))]
+
+
+def _names_by_place(subsets: Sequence[SubsetSpec], names: Sequence[str]) -> list[str]:
+    """The name for each subset that a folder of several datasets shares: its first one."""
+    first: dict[str, str] = {}
+    for number in _training_first(subsets):
+        first.setdefault(_place(subsets[number]), names[number])
+    return [first[_place(subset)] for subset in subsets]
 
 
 def _folders(subsets: Sequence[SubsetCount], names: Sequence[str], *, is_reg: bool) -> Json:
@@ -62,19 +90,6 @@ def _folders(subsets: Sequence[SubsetCount], names: Sequence[str], *, is_reg: bo
         for name, count in zip(names, subsets, strict=True)
         if count.subset.is_reg == is_reg
     }
-
-
-def _numbered_folders(subsets: Sequence[SubsetCount], names: Sequence[str]) -> Json:
-    """Training folders; a second folder with the same name is "name (2)"."""
-    folders: Json = {}
-    for name, count in zip(names, subsets, strict=True):
-        if count.subset.is_reg:
-            continue
-        free, number = name, 2
-        while free in folders:
-            free, number = f"{name} ({number})", number + 1
-        folders[free] = {"n_repeats": count.subset.repeats, "img_count": count.images - count.held_out}
-    return folders
 
 
 def _merged_tags(images: Images, names: Sequence[str]) -> Json:
@@ -110,7 +125,7 @@ def _bucket_info(images: Images, number: int) -> Json | None:
 
 
 def _datasets(images: Images, names: Sequence[str]) -> list[Json]:
-    counts = iter(zip(images.subsets, names, strict=True))
+    counts = iter(images.subsets)
     return [
         _dataset(images, number, dataset, [next(counts) for _ in dataset.subsets], names)
         for number, dataset in enumerate(images.scan.datasets)
@@ -118,11 +133,7 @@ def _datasets(images: Images, names: Sequence[str]) -> list[Json]:
 
 
 def _dataset(
-    images: Images,
-    number: int,
-    dataset: DatasetSpec,
-    subsets: Sequence[tuple[SubsetCount, str]],
-    names: Sequence[str],
+    images: Images, number: int, dataset: DatasetSpec, subsets: Sequence[SubsetCount], names: Sequence[str]
 ) -> Json:
     by_folder = any(subset.metadata_file is None for subset in dataset.subsets)
     buckets = dataset.buckets
@@ -130,8 +141,8 @@ def _dataset(
     return {
         "is_dreambooth": by_folder,
         "batch_size_per_device": dataset.batch_size,
-        "num_train_images": sum(count.samples for count, _ in subsets if not count.subset.is_reg),
-        "num_reg_images": sum(count.samples for count, _ in subsets if count.subset.is_reg),
+        "num_train_images": sum(count.samples for count in subsets if not count.subset.is_reg),
+        "num_reg_images": sum(count.samples for count in subsets if count.subset.is_reg),
         "resolution": list(buckets.resolution),
         "enable_bucket": buckets.enabled,
         "min_bucket_reso": buckets.smallest if buckets.enabled else None,
@@ -139,11 +150,11 @@ def _dataset(
         "tag_frequency": _tags_of(images, names, number),
         "bucket_info": _bucket_info(images, number),
         "resize_interpolation": scalings.pop() if len(scalings) == 1 else None,
-        "subsets": [_subset(count, name, by_folder=by_folder) for count, name in subsets],
+        "subsets": [_subset(count, by_folder=by_folder) for count in subsets],
     }
 
 
-def _subset(count: SubsetCount, name: str, *, by_folder: bool) -> Json:
+def _subset(count: SubsetCount, *, by_folder: bool) -> Json:
     subset, captions, images = count.subset, count.subset.captions, count.subset.images
     metadata: Json = {
         "img_count": count.images - count.held_out,
@@ -164,4 +175,4 @@ def _subset(count: SubsetCount, name: str, *, by_folder: bool) -> Json:
         metadata["image_dir"] = Path(os.path.abspath(subset.image_dir)).name
     if by_folder:
         return metadata | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
-    return metadata | {"metadata_file": name}
+    return metadata | {"metadata_file": _name(subset)}

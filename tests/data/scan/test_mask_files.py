@@ -14,10 +14,22 @@ def test_a_mask_has_its_images_name_with_any_ending() -> None:
     assert spare == ()
 
 
-def test_folders_and_letters_of_names_count() -> None:
-    found, spare = find_masks(["sub/a.png", "B.png", "c.d.png"], ["a.png", "b.png", "c.png", "other/a.png"])
+def test_folders_of_names_count() -> None:
+    found, spare = find_masks(["sub/a.png", "c.d.png"], ["a.png", "c.png", "other/a.png"])
     assert found == {}
-    assert spare == ("a.png", "b.png", "c.png", "other/a.png")
+    assert spare == ("a.png", "c.png", "other/a.png")
+
+
+def test_letter_case_and_double_endings_of_names_do_not_matter() -> None:
+    names = ["B.png", "sub/c.PNG", "d.jpg", "e.png"]
+    found, spare = find_masks(names, ["b.png", "Sub/C.webp", "d.jpg.png", "e-masklabel.png", "E.x.png"])
+    assert found == dict(zip(names, ("b.png", "Sub/C.webp", "d.jpg.png", "e-masklabel.png"), strict=True))
+    assert spare == ("E.x.png",)
+
+
+def test_a_mask_of_one_image_is_not_given_to_another_by_its_letter_case() -> None:
+    assert find_masks(["a.png", "A.png"], ["a.png"])[0] == {"a.png": "a.png"}
+    assert find_masks(["a.png", "A.png"], ["A.PNG", "a.png"])[0] == {"a.png": "a.png", "A.png": "A.PNG"}
 
 
 def test_of_two_masks_the_one_with_the_same_ending_counts() -> None:

@@ -40,10 +40,10 @@ def captions(found: Scan) -> dict[str, str]:
 
 
 def test_folders_and_images_are_sorted_and_repeats_and_classes_read(tmp_path: Path) -> None:
-    save(tmp_path / "3_sks_two dog" / "b.png", caption="")
-    save(tmp_path / "3_sks_two dog" / "A.JPG", caption="")
-    save(tmp_path / "10_sks dog" / "c.WebP", caption="")
-    save(tmp_path / "7" / "d.Bmp", caption="")
+    save(tmp_path / "3_sks_two dog" / "b.png", caption="a")
+    save(tmp_path / "3_sks_two dog" / "A.JPG", caption="a")
+    save(tmp_path / "10_sks dog" / "c.WebP", caption="a")
+    save(tmp_path / "7" / "d.Bmp", caption="a")
     found = run(tmp_path)
     assert [(s.image_dir.name, s.repeats, s.class_tokens) for s in found.subsets if s.image_dir] == [
         ("10_sks dog", 10, "sks dog"), ("3_sks_two dog", 3, "sks_two dog"), ("7", 7, ""),
@@ -55,14 +55,14 @@ def test_folders_and_images_are_sorted_and_repeats_and_classes_read(tmp_path: Pa
 
 
 def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:
-    save(tmp_path / "1_a" / "a.png", caption="")
+    save(tmp_path / "1_a" / "a.png", caption="a")
     (tmp_path / "2_b").mkdir()
     (tmp_path / "2_b" / "notes.md").write_text("x", encoding="utf-8")
     assert "2_b contains no image" in told(run(tmp_path))
 
 
 def test_a_regularisation_folder_without_a_image_is_a_mistake(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "1_a" / "a.png", caption="")
+    save(tmp_path / "train" / "1_a" / "a.png", caption="a")
     (tmp_path / "reg" / "1_dog").mkdir(parents=True)
     assert "regularisation folder" in told(run(tmp_path / "train", tmp_path / "reg"))
 
@@ -151,8 +151,8 @@ def test_a_cut_off_image_is_named_and_left_out(tmp_path: Path, name: str, keep: 
     if name.endswith(".avif") and ".avif" not in Image.registered_extensions():
         pytest.skip("this Pillow reads no AVIF")
     for index in range(10):
-        save(tmp_path / "1_x" / f"{index}.png", (8, 8), caption="")
-    save(tmp_path / "1_x" / name, (64, 64), caption="")
+        save(tmp_path / "1_x" / f"{index}.png", (8, 8), caption="a")
+    save(tmp_path / "1_x" / name, (64, 64), caption="a")
     assert len(run(tmp_path).records) == 11
     cut(tmp_path / "1_x" / name, keep)
     found = run(tmp_path)
@@ -163,7 +163,7 @@ def test_a_cut_off_image_is_named_and_left_out(tmp_path: Path, name: str, keep: 
 def test_a_jpeg_that_ends_in_its_thumbnail_is_cut_off(tmp_path: Path) -> None:
     thumbnail = tmp_path / "small.jpg"
     noise((16, 16)).save(thumbnail)
-    path = save(tmp_path / "1_x" / "a.jpg", (64, 64), caption="")
+    path = save(tmp_path / "1_x" / "a.jpg", (64, 64), caption="a")
     data = path.read_bytes()
     extra = thumbnail.read_bytes()  # in a comment segment before the scan, with its own end mark
     whole = data[:2] + b"\xff\xfe" + (len(extra) + 2).to_bytes(2, "big") + extra + data[2:]
@@ -174,14 +174,14 @@ def test_a_jpeg_that_ends_in_its_thumbnail_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_film_behind_a_jpeg_does_no_harm(tmp_path: Path) -> None:
-    path = save(tmp_path / "1_x" / "a.jpg", (64, 64), caption="")
+    path = save(tmp_path / "1_x" / "a.jpg", (64, 64), caption="a")
     path.write_bytes(path.read_bytes() + bytes(100_000))
     assert not run(tmp_path).bad_images
 
 
 def test_more_than_a_tenth_damaged_stops(tmp_path: Path) -> None:
     for index in range(8):
-        save(tmp_path / "1_x" / f"{index}.png", (8, 8), caption="")
+        save(tmp_path / "1_x" / f"{index}.png", (8, 8), caption="a")
     (tmp_path / "1_x" / "bad.png").write_bytes(b"no image at all")
     found = run(tmp_path)
     assert "1 of 9 images are damaged" in told(found) and "bad.png" in told(found)
@@ -192,7 +192,7 @@ def test_more_than_a_tenth_damaged_stops(tmp_path: Path) -> None:
 def test_sizes_are_upright(tmp_path: Path, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(tmp_path / "1_x" / name, (40, 24), caption="", exif=exif)
+    path = save(tmp_path / "1_x" / name, (40, 24), caption="a", exif=exif)
     if name == "a.png":  # the standard allows it behind the pixels too: move it there
         data = path.read_bytes()
         start = data.index(b"eXIf") - 4
@@ -212,7 +212,7 @@ def test_one_stem_twice_and_transparency_are_two_images_and_a_note(tmp_path: Pat
 
 
 def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
-    save(tmp_path / "1_x" / "a.png", caption="")
+    save(tmp_path / "1_x" / "a.png", caption="a")
     (tmp_path / "1_x" / "._a.png").write_bytes(b"a resource fork")
     save(tmp_path / "1_x" / "sub" / "b.png")
     found = run(tmp_path)
@@ -222,7 +222,7 @@ def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
 
 def test_balance_in_the_scan_is_told(tmp_path: Path) -> None:
     for name in "ab":
-        save(tmp_path / "train" / "2_sks dog" / f"{name}.png", caption="")
+        save(tmp_path / "train" / "2_sks dog" / f"{name}.png", caption="a")
     for index in range(6):
         save(tmp_path / "reg" / "1_dog" / f"{index}.png")
     found = run(tmp_path / "train", tmp_path / "reg")
@@ -233,7 +233,7 @@ def test_balance_in_the_scan_is_told(tmp_path: Path) -> None:
 
 
 def test_a_scan_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
-    save(tmp_path / "1_x" / "a.png", caption="")
+    save(tmp_path / "1_x" / "a.png", caption="a")
     program = f"""
 import sys
 from pathlib import Path
@@ -279,7 +279,7 @@ def test_one_image_at_several_resolutions_has_one_key_and_is_told_once(tmp_path:
 
 
 def test_a_folder_given_twice_in_one_dataset_counts_once(tmp_path: Path) -> None:
-    save(tmp_path / "x" / "a.png", caption="")
+    save(tmp_path / "x" / "a.png", caption="a")
     found = scan([dataset(subset(tmp_path / "x"), subset(tmp_path / "y" / ".." / "x", origin="data.toml, line 9"))])
     (tmp_path / "y").mkdir()
     found = scan([dataset(subset(tmp_path / "x"), subset(tmp_path / "y" / ".." / "x", origin="data.toml, line 9"))])
@@ -352,7 +352,7 @@ def test_captions_in_another_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("least", "names"), [({"least_edge": 33}, "bc"), ({"least_area": 64 * 64}, "c")])
 def test_small_images_are_left_out_counted_and_told(tmp_path: Path, least: dict[str, int], names: str) -> None:
     for name, size in {"a": (100, 32), "b": (33, 33), "c": (64, 64)}.items():
-        save(tmp_path / "x" / f"{name}.png", size, caption="")
+        save(tmp_path / "x" / f"{name}.png", size, caption="a")
     found = scan([dataset(subset(tmp_path / "x", **least))])
     assert [record.name for record in found.records] == [f"{name}.png" for name in names]
     assert found.left_out_small == 3 - len(names) and not found.mistakes
@@ -360,9 +360,18 @@ def test_small_images_are_left_out_counted_and_told(tmp_path: Path, least: dict[
     assert "all 3 images" in told(scan([dataset(subset(tmp_path / "x", least_edge=1000))]))
 
 
+def test_one_image_is_not_called_images(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "a.png", caption="a")
+    assert "x: the only image has a side below 1000 pixels" in told(
+        scan([dataset(subset(tmp_path / "x", least_edge=1000))])
+    )
+    (tmp_path / "x" / "a.png").write_bytes(b"")
+    assert "1 of 1 image is damaged" in told(scan([dataset(subset(tmp_path / "x"))]))
+
+
 def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg", "c.png"):
-        save(tmp_path / "x" / name, caption="")
+        save(tmp_path / "x" / name, caption="a")
     for name in ("a.png", "b.webp", "d.png"):
         save(tmp_path / "masks" / name)
     found = scan([dataset(subset(tmp_path / "x", mask_dir=tmp_path / "masks"))])
@@ -385,7 +394,7 @@ def test_a_folder_s_images_have_its_score(tmp_path: Path) -> None:
 def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path) -> None:
     """Some of them may have no masks, such as regularisation images; a file that names the folder means it."""
     for name in ("x/a.png", "y/b.png", "reg/c.png", "masks/a.png", "masks/b.png", "masks/d.png"):
-        save(tmp_path / name, caption="" if "masks" not in name else None)
+        save(tmp_path / name, caption="a" if "masks" not in name else None)
     masks = tmp_path / "masks"
     parts = [
         subset(tmp_path / name, mask_dir=masks, is_reg=name == "reg", origin="--train_data_dir")
@@ -404,7 +413,7 @@ def test_one_folder_of_masks_for_all_folders_of_the_command_line(tmp_path: Path)
 
 def test_masks_that_cannot_be_used_are_named_before_the_training(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
-        save(tmp_path / "x" / name, caption="")  # 64 x 48
+        save(tmp_path / "x" / name, caption="a")  # 64 x 48
     save(tmp_path / "masks" / "a.png", size=(48, 64))
     save(tmp_path / "masks" / "b.png", size=(32, 24))
     (tmp_path / "masks" / "c.png").write_bytes(b"")
@@ -446,7 +455,7 @@ def test_names_in_any_script(tmp_path: Path, stem: str) -> None:
 
 def ten(folder: Path) -> None:
     for index in range(10):
-        save(folder / f"{index}.png", (8, 8), caption="")
+        save(folder / f"{index}.png", (8, 8), caption="a")
 
 
 def left_out(found: Scan) -> dict[str, str]:
@@ -486,7 +495,7 @@ def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     ten(tmp_path / "1_x")
-    save(tmp_path / "1_x" / "mine.png", caption="").chmod(0)
+    save(tmp_path / "1_x" / "mine.png", caption="a").chmod(0)
     assert "ermission" in left_out(run(tmp_path))["mine.png"]
 
 
@@ -502,7 +511,7 @@ def test_a_image_bomb_is_not_decoded(tmp_path: Path) -> None:
 
 def test_files_that_vanish_while_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ten(tmp_path / "1_x")
-    save(tmp_path / "1_x" / "gone.png", caption="")
+    save(tmp_path / "1_x" / "gone.png", caption="a")
     listed = listing.list_directory
 
     def then_remove(*words: Any) -> listing.Directory:

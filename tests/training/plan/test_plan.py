@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,37 @@ def test_the_vae_of_sdxl_never_computes_in_fp16(card: tuple[int, int], flags: st
     assert avoid_fp16_vae(asked, SDXL.latent, machine, notes).vae == vae
     assert bool(notes) == (asked.vae != vae)
     assert avoid_fp16_vae(asked, SD1.latent, machine, notes) == asked
+
+
+def test_captions_of_file_names_are_called_so(world: World, tmp_path: Path) -> None:
+    entry = {"id": "dog", "type": "local", "instance_data_dir": str(world.root / "train" / "2_sks dog"),
+             "caption_strategy": "filename", "resolution": 64, "resolution_type": "pixel", "crop": True,
+             "crop_style": "center"}  # fmt: skip
+    file = tmp_path / "backend.json"
+    file.write_text(json.dumps([entry]), encoding="utf-8")
+    flags = {"data_backend_config": file, "train_data_dir": None, "resolution": None, "caption_extension": None}
+    text = describe(plan_of(world, tmp_path / "out", **flags))
+    assert "3 images x 1 = 3 samples, training, captions from file names" in text and "empty caption" not in text
+
+
+def test_a_dataset_that_is_only_validated_on_has_no_empty_line_of_buckets(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text(
+        f"""[general]
+resolution = 64
+caption_extension = ".txt"
+[[datasets]]
+[[datasets.subsets]]
+image_dir = '{world.root / "train" / "2_sks dog"}'
+class_tokens = "dog"
+[[datasets]]
+validation_split = 1.0
+[[datasets.subsets]]
+image_dir = '{world.root / "train" / "1_zwx cat"}'
+class_tokens = "cat"
+""",
+        encoding="utf-8",
+    )
+    flags = {"dataset_config": file, "train_data_dir": None, "resolution": None, "caption_extension": None}
+    text = describe(plan_of(world, tmp_path / "out", **flags))
+    assert "data.toml, line 8: only held-out images\n" in text and ": , in batches" not in text

@@ -191,3 +191,36 @@ def test_held_out_images_are_not_counted(world: World, tmp_path: Path) -> None:
     assert found["ss_dataset_dirs"]["2_sks dog"] == {"n_repeats": 2, "img_count": 2}
     assert sum(found["ss_tag_frequency"]["2_sks dog"].values()) in (2, 5)
     assert found["ss_bucket_info"]["buckets"]["0"]["count"] == 2 * 2 + 2
+
+
+def test_two_folders_of_one_name_have_their_own_tags(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "world")
+    (world.root / "reg" / "1_dog").rename(world.root / "reg" / "2_sks dog")
+    found = read(plan_of(world, tmp_path / "out", reg_data_dir=world.root / "reg"))
+    assert list(found["ss_dataset_dirs"]) == ["1_zwx cat", "2_sks dog"]
+    assert found["ss_reg_dataset_dirs"] == {"2_sks dog (2)": {"n_repeats": 2, "img_count": 3}}
+    assert found["ss_tag_frequency"] == {
+        "2_sks dog": {"a photo of sks dog": 1, "grass": 1, "sky": 1, "sun": 1, "sks dog": 2},
+        "1_zwx cat": {"zwx cat": 2},
+        "2_sks dog (2)": {"sks dog": 3},
+    }
+
+
+def test_two_folders_of_one_name_in_a_file_of_datasets(tmp_path: Path) -> None:
+    """Each has its tags; one folder in two datasets is counted once, with the first."""
+    parts = []
+    for name, count, tokens in (("a", 1, "cat"), ("b", 2, "dog")):
+        tiny.write_images(tmp_path / name / "10_x", count)
+        parts.append(f"[[datasets.subsets]]\nimage_dir = '{tmp_path / name / '10_x'}'\nclass_tokens = '{tokens}'\n")
+    file = tmp_path / "data.toml"
+    file.write_text(f"[[datasets]]\n{parts[0]}{parts[1]}[[datasets]]\nresolution = 128\n{parts[1]}", encoding="utf-8")
+    world = make_world(tmp_path / "world")
+    found = read(plan_of(world, tmp_path / "out", dataset_config=file, train_data_dir=None))
+    assert {name: facts["img_count"] for name, facts in found["ss_dataset_dirs"].items()} == {
+        "10_x": 1, "10_x (2)": 2, "10_x (3)": 2,
+    }  # fmt: skip
+    assert found["ss_tag_frequency"] == {"10_x": {"cat": 1}, "10_x (2)": {"dog": 2}}
+    assert [each["tag_frequency"] for each in found["ss_datasets"]] == [
+        {"10_x": {"cat": 1}, "10_x (2)": {"dog": 2}}, {"10_x (2)": {"dog": 2}},
+    ]  # fmt: skip
+    assert [subset["image_dir"] for each in found["ss_datasets"] for subset in each["subsets"]] == ["10_x"] * 3
