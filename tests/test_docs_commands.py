@@ -176,3 +176,19 @@ def test_every_file_of_a_page_is_used_by_its_commands(page: str) -> None:
         if block.language in FILES:
             assert block.file and block.file in commands, block.text
         assert block.language == "sh" or not re.search(r"^(python|accelerate) ", block.text, re.MULTILINE), block.text
+
+
+def test_commands_in_sentences_name_programs_and_flags_that_exist() -> None:
+    """`python benchmarks/step.py --steps 5`: these are not run, most of them take minutes."""
+    pages = [path for path in ROOT.rglob("*.md") if not path.relative_to(ROOT).parts[0].startswith(".")]
+    inline = [
+        command for page in pages for command in re.findall(r"`python ([^`]+)`", page.read_text(encoding="utf-8"))
+    ]
+    assert len(inline) > 10
+    for command in inline:
+        first, *words = shlex.split(command)
+        program = ROOT / (words[0].replace(".", "/") + ".py" if first == "-m" else first)
+        assert program.is_file(), command
+        if not hasattr(importlib.import_module(".".join(program.relative_to(ROOT).with_suffix("").parts)), "RECIPE"):
+            source = program.read_text(encoding="utf-8")
+            assert all(f'"{word}"' in source for word in words if word.startswith("--")), command
