@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from library.messages import listed
 from networks import dora
 from networks.adapted_layer import AdaptedLayer

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from library.messages import counted
 from networks import adapter_files, dora
 from networks.adapted_layer import AdaptedLayer

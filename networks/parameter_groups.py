@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError
 from networks.settings import NetworkSettings

@@ -1,4 +1,4 @@
-"""Find the layers of a model that get adapters, by class names (library.checkpoints.adapter_names)."""
+"""Find the layers of a model that get adapters, by class names (library.checkpoints.adapter_key_names)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from networks.adapter import Kind, Layer
 
 Base = nn.Linear | nn.Conv2d

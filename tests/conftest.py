@@ -101,8 +101,8 @@ _QUICK = (
 )  # fmt: skip
 # The slowest files run first, or one core would be left with them at the end.
 _LONG = (
-    "tests/examples/", "tests/sampling/", "tests/test_command.py", "tests/test_mistakes.py", "tests/tools/",
-    "tests/training/",
+    "tests/examples/", "tests/sampling/", "tests/test_command.py", "tests/test_docs_commands.py",
+    "tests/test_mistakes.py", "tests/tools/", "tests/training/",
 )  # fmt: skip
 
 

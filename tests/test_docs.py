@@ -13,6 +13,7 @@ import torch
 
 import gen_img
 import train_db
+from library.families import unsupported
 from library.options import parse, render
 from library.options.dataset_config.convert import BUILT_IN
 from library.options.dataset_config.keys import KEYS
@@ -147,6 +148,7 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     for line in lines:
         _, script, *words = shlex.split(line)
+        script = script.replace("networks/", "tools/")  # kohya's names for tools
         if script in TOOLS:
             parse_tool(TOOLS[script], words)
             continue
@@ -240,6 +242,28 @@ def test_messages_are_those_of_the_program() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "library").rglob("*.py")))
     messages = [row[0].strip("`") for rows in tables("docs/mistakes.md") for row in rows[1:]]
     assert messages and not [message for message in messages if message not in sources]
+
+
+def not_supported() -> str:
+    """The README's section of this name."""
+    return text("README.md").partition("## Not supported yet\n")[2].partition("\n## ")[0]
+
+
+def test_every_flag_without_support_is_listed() -> None:
+    """But for those that mean nothing without another one, and those whose every value is neutral."""
+    listed = set(re.findall(r"`--(\w+)`", not_supported()))
+    heads = {
+        row.name for row in FUTURE_FLAGS.values() if not row.only_with and not (row.kind == "switch" and row.neutral)
+    }
+    assert heads <= listed <= set(FUTURE_FLAGS), heads ^ listed
+
+
+def test_every_kind_of_model_without_support_is_listed() -> None:
+    """Those that are recognised as whole models of another kind: their messages name the supported ones instead."""
+    kinds = [what for _, what, remedy in unsupported.KINDS if not remedy or "channels" in remedy]
+    small = {"a", "an", "another", "channels", "model", "or", "with"}
+    words = {word for kind in kinds for word in re.findall(r"[a-z]\w*", kind.lower())} - small
+    assert len(kinds) > 5 and not {word for word in words if word not in not_supported().lower()}
 
 
 def test_the_description_of_a_file_is_what_the_tool_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

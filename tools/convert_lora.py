@@ -24,7 +24,7 @@ from library.options.tool_command import Tool, run_tool
 from tools.lora_files import explain_write_errors
 
 if TYPE_CHECKING:
-    from networks.formats.key_names import Format
+    from networks.formats.convert_keys import Format
 
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "peft")
 

@@ -1,4 +1,5 @@
-"""A model family: data and a few functions. To add one, write families/x.py and list it in registry.FAMILIES.
+"""A model family: data and a few functions. To add one, write a file (sd/sdxl.py is an example) and add it to
+registry.FAMILIES.
 
 No torch at module level: plans are made before torch is loaded.
 """
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from library.checkpoints.adapter_names import AdapterPart
+    from library.checkpoints.adapter_key_names import AdapterPart
     from library.checkpoints.header import Header
     from library.objective.process import ForwardProcess, Prediction
 

@@ -1,4 +1,7 @@
-"""The supported model families; find a model, detect its family, load and save it. No torch at module level."""
+"""The supported model families; find a model, detect its family, load and save it. No torch at module level.
+
+To add a family, write a file of its own (see family.py for what it consists of) and add it to FAMILIES.
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,8 @@ class Objective(Generic[Conditioning]):
         draws: Draws,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The plain denoising loss of each sample: (B,) float32. See `noisy` and `compare`.
+        """The plain denoising loss of each sample: (B,) float32, for validation and for programs without terms of their
+        own; a training calls `noisy`, `target` and `compare` itself (library/training/training_loss.py).
 
         `conditioning` is passed to `predict`. Deterministic: nothing is drawn here.
         """

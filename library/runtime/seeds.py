@@ -1,8 +1,8 @@
 """Random generators keyed by what is drawn, independent of processes and order.
 
 Every draw of a run has a key with its purpose and position, e.g. (seed, "crop", epoch, image key, repeat index) for an
-image's crop, or (seed, "noise", global sample index) for the noise of the loss. Equal keys give equal draws in every
-process, worker, order and resumed run.
+image's crop (library/data/dataset.py), or (seed, "noise", global sample index) for the noise of the loss. Equal keys
+give equal draws in every process, worker, order and resumed run.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
 from library.runtime.imports import large_imports, quiet_libraries
-from library.training.signals import termination_as_interrupt
+from library.training.signals import report_interrupt, termination_as_interrupt
 
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
@@ -44,8 +44,7 @@ def run_program(work: Callable[[], None], interrupted: str) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-        return 130
+        return report_interrupt(interrupted)
     except BrokenPipeError:
         # the reader of the output is gone (head, a closed terminal): the interpreter's last flush must not fail too
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

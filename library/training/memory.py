@@ -1,4 +1,8 @@
-"""Memory and precision of a model: number formats, attention kernels, gradient checkpointing, fp16 gradients."""
+"""Memory and precision of a model: number formats, attention kernels, gradient checkpointing, fp16 gradients.
+
+The flags are in options/groups/memory.py, the formats that a machine supports in runtime/precision.py, and the bytes
+that the plan counts in training/plan/costs.py.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,21 @@
-"""SIGTERM ends a run like Ctrl-C."""
+"""Ctrl-C (SIGINT) and SIGTERM: both end a run with a message and exit code 130. Nothing is saved.
+
+command.py catches the KeyboardInterrupt.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def report_interrupt(message: str) -> int:
+    """Print the message of an interrupted program and return its exit code, 128 + SIGINT."""
+    print(f"\n{message}", file=sys.stderr)
+    return 130
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Compute the loss terms of a batch: encode, add noise, predict, compare with the target."""
+"""Compute the loss terms of a batch: encode, add noise, predict, compare with the target.
+
+Another input (a rollout, by the process' `step`) or another target takes the place of one of these calls.
+"""
 
 from __future__ import annotations
 

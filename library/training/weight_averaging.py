@@ -1,4 +1,7 @@
-"""Averaged weights: what is saved, drawn with and validated when it differs from the weights in training."""
+"""Averaged weights: what is saved, drawn with and validated when it differs from the weights in training.
+
+A moving average (EMA) belongs here too; its state is one more entry of the mapping in session.py that resumes.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from networks.adapter import AdapterError
 from networks.arithmetic.factors import Factors
 from networks.arithmetic.svd import decompose

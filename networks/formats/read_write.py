@@ -1,4 +1,4 @@
-"""Read and write LoRA files and folders in the formats of kohya, diffusers and PEFT (networks/formats/key_names.py)."""
+"""Read and write LoRA files and folders in the formats of kohya, diffusers and PEFT (see convert_keys.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.folders import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json, write_safetensors
@@ -16,7 +16,7 @@ from library.messages import listed
 from networks import adapter_files
 from networks.adapter import AdapterError
 from networks.formats import peft_config
-from networks.formats.key_names import (
+from networks.formats.convert_keys import (
     BASE,
     Format,
     Lora,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from networks.adapter import AdapterError
 from networks.third_party.modules import (
     call_if_there,

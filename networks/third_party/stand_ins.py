@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 
 # Class in diffusers -> class in kohya's U-Net.
 KOHYA_CLASSES: Mapping[str, str] = {"Attention": "CrossAttention"}

@@ -39,7 +39,7 @@ def test_the_gradients_of_the_product() -> None:
 @pytest.mark.parametrize("dim", [2, 4])
 def test_rank_dropout_drops_outputs(shape: str, dim: int) -> None:
     module, adapter = made(shape, dim, rank_dropout=0.5)
-    assert adapter.train().through(layers.example(module), module.weight, module.bias, 1.0) is None
+    assert adapter.train().fused_forward(layers.example(module), module.weight, module.bias, 1.0) is None
     x = layers.example(module)
     whole = layers.changed(module, x, adapter.delta(module.weight)) - module(x)
     assert torch.allclose(adapter.eval().bypass(x), whole, rtol=1e-10, atol=1e-10)
@@ -68,7 +68,7 @@ def test_of_a_small_dim_it_is_computed_as_a_lora_of_rank_dim_squared(shape: str)
     ):
         assert torch.allclose(ours, plain, rtol=1e-9, atol=1e-9)
     if shape == "linear":
-        fused = adapter.through(x, module.weight, module.bias, 0.5)
+        fused = adapter.fused_forward(x, module.weight, module.bias, 0.5)
         half = layers.changed(module, x, adapter.delta(module.weight) * 0.5)
         assert torch.allclose(fused, half, rtol=1e-10, atol=1e-10)
 
@@ -77,7 +77,7 @@ def test_of_a_large_dim_there_is_no_second_way() -> None:
     """W + ΔW is cheaper then."""
     module, adapter = made("linear", dim=4)
     assert not hasattr(adapter, "bypass")
-    assert adapter.through(layers.example(module), module.weight, module.bias, 1.0) is None
+    assert adapter.fused_forward(layers.example(module), module.weight, module.bias, 1.0) is None
 
 
 def test_a_core_alone_is_refused() -> None:

@@ -205,7 +205,7 @@ def test_a_file_goes_on_in_training() -> None:
     tensors = models.create(model, dim=2, alpha=1.5).tensors(torch.bfloat16)
     settings, _ = read_settings("networks.lora_fa", dim=8, dropout=0.3, arguments=["module_dropout=0.1"])
     net = network.from_tensors(model, SD_ADAPTERS, tensors, settings=settings, train={"unet"})
-    assert net.counts == {"unet": 192} and net.describe()[-1] == "left out: 18 layers of what is not trained"
+    assert net.counts == {"unet": 192} and net.describe()[-1] == "skipped: 18 layers that are not trained"
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
     layer = net.layers[0]
     assert (layer.adapter.scale, layer.adapter.dropout, layer.module_dropout) == (0.75, 0.3, 0.1)
@@ -220,7 +220,7 @@ def broken(tensors: dict[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], str
         "unknown tensor": (tensors | {f"{name}.extra": torch.zeros(1)}, f"{name}.extra"),
         "shape": (tensors | {f"{name}.lora_up.weight": torch.zeros(3, 4)}, "3 x 4"),
         "ranks": (tensors | {f"{name}.lora_down.weight": torch.zeros(5, 64)}, "5 ranks"),
-        "nothing": ({}, "nothing"),
+        "nothing": ({}, "no layers for the trained modules"),
     }
 
 

@@ -123,7 +123,7 @@ def test_other_settings_are_refused_and_nothing_is_touched(model, tmp_path, caps
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--prompt", "x", "--images_per_prompt", "3"], ["--images_per_prompt", "no flag"]),
+        (["--prompt", "x", "--images_per_prompt", "3"], ["--images_per_prompt", "not a flag"]),
         (["--prompt", "x", "--count", "0"], ["--count"]),
         (["--W", "100"], ["--W 100", "--prompt"]),
         (["--from_file", "gone.txt"], ["gone.txt"]),

@@ -151,7 +151,7 @@ def test_npz_of_kohyas_scripts_are_read(world: World, capsys: pytest.CaptureFixt
             crop_ltrb=np.array([0, 0, 64, 64]),
         )
     read = train(world, capsys, **flags)
-    assert counts(read) == (3, 0, 0) and "3 read from another program's .npz" in read.err
+    assert counts(read) == (3, 0, 0) and "3 .npz files of another program used" in read.err
     assert read.losses == pytest.approx(made_by_us.losses, rel=1e-5)
     # of another size of images nothing fits any more: made, and theirs is left as it is
     before = {path: path.read_bytes() for path in world.root.glob("square/*/*.npz")}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.tables import unet_sd
 from library.families.sd.layer_names import UnetNames, text_layers
 

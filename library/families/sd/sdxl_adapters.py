@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.tables import unet_sd
 from library.families.sd.layer_names import UnetNames, text_layers
 from library.families.sd.sd_adapters import CONV_CONTAINERS, TEXT_CONTAINERS, TEXT_LEVEL, UNET_CONTAINERS

@@ -23,7 +23,7 @@ from networks.network import Network
 from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 
 if TYPE_CHECKING:
-    from library.checkpoints.adapter_names import AdapterPart
+    from library.checkpoints.adapter_key_names import AdapterPart
     from library.families.family import Family, Model
     from library.options.groups.adapter import AdapterOptions
     from library.options.groups.saving import SaveModelAs, SavingOptions

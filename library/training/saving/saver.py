@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @dataclass
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
-    `write_state(folder, progress)`. A model is saved with the weights of `weights.shown()`, a state with the weights in
-    training."""
+    `write_state(folder, progress)`. A model is saved with the averages of `weights.averaged()`, a state with the
+    weights in training."""
 
     outputs: Outputs
     epochs: int

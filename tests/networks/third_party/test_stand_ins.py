@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from networks.third_party.stand_ins import stand_ins
 
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from library.checkpoints.adapter_names import AdapterPart
+from library.checkpoints.adapter_key_names import AdapterPart
 from library.messages import counted, listed
 from networks.adapter import AdapterError
 from networks.formats import peft_config

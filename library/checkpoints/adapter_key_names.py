@@ -1,7 +1,8 @@
 """The layers of a model that adapters apply to, and their names in adapter files. Data of a family; no torch.
 
 Names are those of sd-scripts: prefix, `_`, the layer's path with underscores for dots. Classes are given by name, so
-that nothing has to be imported.
+that nothing has to be imported. The tensor names after them (lora_down.weight, alpha) are in each kind of networks/;
+other formats are converted by networks/formats/convert_keys.py.
 """
 
 from __future__ import annotations

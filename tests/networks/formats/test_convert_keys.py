@@ -17,7 +17,7 @@ from library.checkpoints.header import CheckpointError
 from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import adapter_files
 from networks.adapter import AdapterError
-from networks.formats.key_names import Format, known_places
+from networks.formats.convert_keys import Format, known_places
 from networks.formats.read_write import read_lora, write_lora
 from tests import tiny
 
