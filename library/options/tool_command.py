@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
+from library.options.packages import check_packages
 from library.options.sources import COMMAND_LINE, LIST_KINDS, read_command_line
 
 Options = TypeVar("Options")
@@ -52,7 +53,11 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
         print(help_text(tool))
         return 0
     try:
-        tool.work(parse_tool(tool, words))
+        try:
+            tool.work(parse_tool(tool, words))
+        except ImportError:  # a tool needs some of the packages only, so they are checked when one is missed
+            check_packages()
+            raise
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

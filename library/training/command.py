@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, UserError
+from library.options.packages import check_packages
 from library.options.parse import parse
 from library.options.render import write_config
 from library.runtime.imports import large_imports, quiet_libraries
@@ -59,6 +61,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
             raise UserError(parsed.mistakes)
         print(f"options written to {write_config(parsed.options)}")
         return
+    parsed = replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
     from library.training.plan.plan import decide  # slow to import, and not needed for --help and --output_config
     from library.training.plan.text import describe, sections
 
