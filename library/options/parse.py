@@ -64,8 +64,9 @@ class Parsed:
     """The options, where each value comes from, and what to report.
 
     `origins` gives for every flag "command line", the file's name or "default". `set_by_user` holds the flags that the
-    user set. `program_values` holds the values of the program's own flags (Program.flags). A flag with a mistake has
-    its default (the resolution 512,512), so that the images are checked too before all mistakes are reported.
+    user set. `program_values` holds the values of the program's own flags (Program.flags). `given` holds those of
+    them whose values differ from the program's defaults. A flag with a mistake has its default (the resolution
+    512,512), so that the images are checked too before all mistakes are reported.
     """
 
     options: TrainOptions
@@ -74,6 +75,7 @@ class Parsed:
     notes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     program_values: Mapping[str, object] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
 
 def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> Parsed:
@@ -111,6 +113,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         tuple(notes),
         tuple(mistakes),
         {name: effective.values[name] for name in program.flags},
+        frozenset(name for name in effective.set_by_user if effective.values[name] != known[name].default),
     )
 
 
