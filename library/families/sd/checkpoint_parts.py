@@ -54,8 +54,8 @@ def split_checkpoint(
     split = sd_layout.to_diffusers(reader, variant.layout, own_parts)
     parts: dict[str, Mapping[str, LazyTensor]] = {**split.parts}
     notes = list(split.notes)
-    if vae is not None:
-        vae_file = read_vae(vae)
+    vae_file = None if vae is None else read_vae(vae)
+    if vae_file is not None:
         parts["vae"] = vae_file.tensors
         notes += [f"VAE from {vae}", *vae_file.notes]
     for text in variant.texts:
@@ -63,7 +63,7 @@ def split_checkpoint(
     chosen: Prediction = prediction or declared.prediction or "epsilon"
     return CheckpointParts(
         parts=parts,
-        configs=read_configs(variant, family, source, parts, chosen, foreign_vae=vae is not None),
+        configs=read_configs(variant, family, source, parts, chosen, foreign_vae=vae_file),
         kept=split.kept,
         notes=tuple(notes),
         prediction=chosen,
