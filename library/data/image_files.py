@@ -53,8 +53,10 @@ def too_large(size: tuple[int, int], most_memory: float) -> str | None:
     needed = size[0] * size[1] * _BYTES_PER_PIXEL / _GIB
     if needed <= most_memory:
         return None
-    needs = f"its {size[0]}x{size[1]} pixels need {needed:.2f} GiB of memory"
-    return f"{needs}, more than --max_image_memory {most_memory:g}: make it smaller, or raise the limit"
+    what = (
+        f"its {size[0]}x{size[1]} pixels need {needed:.2f} GiB of memory, more than --max_image_memory {most_memory:g}"
+    )
+    return f"{what}: make it smaller, or raise the limit"
 
 
 @cache
