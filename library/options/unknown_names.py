@@ -23,8 +23,7 @@ def check_unknown_names(
 
     On the command line each is a mistake. A key of a file is one unless it is off or a front-end's own; `allow`
     (--allow_unknown_keys) turns it into a note, unless it is surely a misspelt flag. `known`: the names of this
-    program's flags; `given`: all options by name. A file of another kind, whose tables hold no option at all, is a
-    mistake of its own.
+    program's flags; `given`: all options by name.
     """
     mistakes, notes = list[Mistake](), list[str]()
     rest: dict[str, list[RawOption]] = {}
@@ -38,10 +37,7 @@ def check_unknown_names(
                 mistakes.append(Mistake(f"{_show(entry)} ({entry.origin}) is not a flag", f"did you mean {nearest}?"))
             else:
                 rest.setdefault(entry.origin, []).append(entry)
-    of_options = {entry.origin for name, entry in given.items() if name in known}
     for origin, entries in rest.items():
-        if origin not in of_options and any(entry.holds_tables for entry in entries):
-            continue
         on = [] if allow else [entry for entry in entries if not _is_off(entry.raw)]
         mistakes += _unknown_keys(origin, on, known)
         off = [entry.name for entry in entries if entry not in on]
