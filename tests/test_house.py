@@ -73,7 +73,7 @@ MAY_USE_THEM = ("library.training", "train_")
 PACKAGES = {
     "library.options": {"tomli_w"},  # only to write --output_config
     "library.checkpoints": {"torch", "safetensors"},
-    "library.runtime": {"torch"},
+    "library.runtime": {"torch", "tqdm"},
     "library.objective": {"torch"},
     "networks": {"torch"},
     "set_up": set(),

@@ -107,11 +107,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
             max_grad_norm=options.optimizer.max_grad_norm,
         )
         with run.console.progress_bar(facts.duration.steps, progress.step):
-            preview.before_training(progress)
+            with run.console.pause():
+                preview.before_training(progress)
             run.say("running training / 学習開始")
             scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
             with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
                 progress = loop.train(progress)
-            if run.processes.is_writer:
-                saver.finish(progress)
-                left_out.report()
+        if run.processes.is_writer:
+            saver.finish(progress)
+            left_out.report()

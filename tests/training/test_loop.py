@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +72,24 @@ class FixedOrder:
             yield BatchRequest(epoch, 0, SIZE, (SAMPLES[place],), place, len(self.places), last)
 
 
+class FakeConsole:
+    """Counts steps, and says whether the clock of the steps stands still."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.steps = 0
+
+    def count_step(self, average_loss: float) -> None:
+        assert not self.is_paused
+        self.steps += 1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        self.is_paused = True
+        yield
+        self.is_paused = False
+
+
 def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
     """A run that records logged values and prints nothing."""
     return SimpleNamespace(
@@ -79,7 +97,7 @@ def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Proces
         processes=processes or Processes(),
         log=lambda values, step: logged.append(values),
         say=lambda text: None,
-        console=SimpleNamespace(count_step=lambda average_loss: None),
+        console=FakeConsole(),
     )
 
 
@@ -244,7 +262,7 @@ class Toy:
         torch.nn.init.ones_(self.layer.weight)
         self.optimizer = torch.optim.SGD([self.layer.weight], lr=0.1, momentum=0.9)
         self.logged: list[dict[str, float]] = []
-        self.called: list[int] = []
+        self.called: list[tuple[int, bool]] = []
         self.seen: list[int] = []
 
     def run(self) -> None:
@@ -272,7 +290,7 @@ class Toy:
             left_out=left_out_of(run),
             losses=self._losses,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
-            due=(lambda progress, epoch_ended: self.called.append(progress.step),),
+            due=(lambda progress, epoch_ended: self.called.append((progress.step, run.console.is_paused)),),
             duration=Duration(self.steps, 1, order.steps_per_epoch, 0, ""),
             max_grad_norm=0.0,
         )
@@ -316,6 +334,13 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_optimizer() -> No
     assert len(toy.logged) == 1
 
 
+def test_saving_drawing_and_validating_are_no_time_of_a_step() -> None:
+    toy = Toy(lambda weight, number: (Term("denoising", weight),))
+    toy.run()
+    assert {paused for _, paused in toy.called} == {True}
+    assert {step for step, _ in toy.called} == {1, 2}
+
+
 def test_a_single_term_is_logged_as_the_loss_and_several_each_by_its_name() -> None:
     """4 samples of 1 and 0.5 times the weight: (2 / 2) * 1.5 in the first step."""
     one, two = (
@@ -342,7 +367,7 @@ def test_a_window_in_which_nothing_was_read_counts_as_a_step_and_changes_nothing
     momentum, expected = (one.optimizer.state_dict()["state"][0]["momentum_buffer"] for one in (toy, three))
     assert torch.equal(momentum, expected)
     assert toy.progress.step == 4 and toy.schedule.last_epoch == 3
-    assert toy.called == [1, 2, 3, 4, 4]  # also at the end of the epoch
+    assert [step for step, _ in toy.called] == [1, 2, 3, 4, 4]  # also at the end of the epoch
     assert [values["loss"] for values in toy.logged if "loss" in values] == [
         values["loss"] for values in three.logged if "loss" in values
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from library.data.scan.image_headers import BadImage, Header, read_header
 from library.data.scan.index import Index, Text
 from library.data.scan.listing import Directory
 from library.options.mistakes import UserError
+from library.runtime.progress import ProgressBar
 
 _CHUNK = 64  # files that a thread reads at a time
 _STORE_EVERY = 4096  # files between writes to the index, so that an interrupted scan keeps its progress
@@ -101,7 +101,8 @@ def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progres
     unstored = 0
     pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "scan")
     try:
-        with _bar(sum(len(chunk.names) for chunk in chunks), progress=progress) as advance:
+        total = sum(len(chunk.names) for chunk in chunks)
+        with ProgressBar("scanning images", total, unit=" files", delay=1, shown=progress) as bar:
             while True:
                 while len(running) < _QUEUED and (chunk := next(waiting, None)) is not None:
                     running[pool.submit(_read_chunk, chunk)] = chunk
@@ -112,7 +113,7 @@ def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progres
                     _add_results(chunk, future.result(), contents)
                     done.append(chunk)
                     unstored += len(chunk.names)
-                    advance(len(chunk.names))
+                    bar.update(len(chunk.names))
                 if unstored >= _STORE_EVERY:
                     _store(done, contents, index)
                     done, unstored = [], 0
@@ -172,14 +173,3 @@ def _store(chunks: Collection[_Chunk], contents: Contents, index: Index) -> None
             texts = contents.captions[path, reading]
             rows = [(n, directory.texts[n], t) for n in names if isinstance(t := texts[n], tuple)]
             index.store_captions(path, reading.name, rows)
-
-
-@contextmanager
-def _bar(total: int, *, progress: bool) -> Iterator[Callable[[int], object]]:
-    if not progress:
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="scanning images", unit=" files", delay=1) as bar:
-        yield bar.update

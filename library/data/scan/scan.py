@@ -14,11 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from library.data.image_files import readable_extensions
 from library.data.scan.balance import balance
 from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
 from library.data.scan.gather import Gathered, ImageFile, caption_endings, check_masks, gather, title
-from library.data.scan.image_headers import Header, readable_extensions
+from library.data.scan.image_headers import Header
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories, stem
 from library.data.scan.mask_files import same_aspect_ratio

@@ -194,7 +194,7 @@ def _check_arguments(row: ScheduleRow, options: OptimizerOptions, given: Mapping
     """Mistakes in the values of --lr_scheduler_args."""
     mistakes = []
     if row.name == "piecewise_constant" and "step_rules" in given:
-        mistakes += _check_step_rules(given["step_rules"])
+        mistakes += _check_step_rules(str(given["step_rules"]))
     if row.name == "polynomial":
         end = given.get("lr_end", 1e-7)
         if isinstance(end, int | float) and not options.learning_rate > end:
@@ -203,13 +203,17 @@ def _check_arguments(row: ScheduleRow, options: OptimizerOptions, given: Mapping
     return mistakes
 
 
-def _check_step_rules(rules: Any) -> list[Mistake]:
-    """`1:10,0.1:20,0.01`: factor 1 before step 10, 0.1 before step 20, then 0.01."""
+def rule_steps(rules: str) -> list[int]:
+    """The steps of `1:10,0.1:20,0.01`: factor 1 before step 10, 0.1 before step 20, then 0.01. Raises ValueError."""
+    *pieces, last = rules.split(",")
+    float(last)
+    return [(float(factor), int(step))[1] for factor, step in (piece.split(":") for piece in pieces)]
+
+
+def _check_step_rules(rules: str) -> list[Mistake]:
     remedy = "use for example step_rules=1:10,0.1:20,0.01 (factor:end step, ..., final factor)"
-    *pieces, last = str(rules).split(",")
     try:
-        float(last)
-        steps = [(float(factor), int(step))[1] for factor, step in (piece.split(":") for piece in pieces)]
+        steps = rule_steps(rules)
     except ValueError:
         return [Mistake(f"--lr_scheduler_args step_rules={rules} cannot be read", remedy)]
     if steps != sorted(set(steps)):

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from library.data import images
-from library.data.scan.image_headers import BadImage, missing_package, read_header, readable_extensions
+from library.data.image_files import missing_package, readable_extensions
+from library.data.scan.image_headers import BadImage, read_header
 from tests.data.image_files import noise
 
 WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
