@@ -49,8 +49,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.objective.process",
     ),
     "library.sampling": (
-        "library.sampling", "library.families", "library.objective.process", "library.checkpoints", "library.options",
-        "library.runtime",
+        "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
+        "library.data.image_files", "library.checkpoints", "library.options", "library.runtime",
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
