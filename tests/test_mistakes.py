@@ -137,7 +137,7 @@ def test_damaged_images_are_named_and_left_out_up_to_a_tenth(
     cut, empty = data / "2_sks dog" / "image_01.png", data / "2_sks dog" / "new.jpg"
     cut.write_bytes(cut.read_bytes()[:60])
     empty.write_bytes(b"")
-    refused("2 of 6 images are damaged", str(cut), str(empty), "zero bytes", "repair", train_data_dir=data)
+    refused("2 of 6 images cannot be used", str(cut), str(empty), "zero bytes", "repair", train_data_dir=data)
     tiny.write_images(data / "1_many", 16, size=(64, 64), seed=4)
     outcome = run(world.arguments(refused.out, train_data_dir=data, dry_run=True), capsys)
     assert outcome.code == 0 and not refused.out.exists()

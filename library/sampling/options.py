@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from library.options.flag import flag
 from library.options.groups.caption import CaptionOptions
+from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistakes
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, check_sampler
@@ -62,6 +63,11 @@ class GenerateOptions(DrawingOptions):
         "with --image_path: denoising strength, the share of the timesteps that run. Not set: 0.8, refiner 0.2",
         above=0,
         at_most=1,
+    )
+    max_image_memory: float = flag(
+        DatasetOptions.max_image_memory,
+        "with --image_path: memory in GiB that the decoded image may need, at 4 bytes per pixel",
+        above=0,
     )
 
 

@@ -3,6 +3,7 @@
     a photo of sks dog --n blurry --w 512 --h 768 --s 30 --l 7.5 --d 42 --ss euler_a
 
 Options: n negative prompt, w width, h height, d seed, s steps, l guidance scale, ss sampler; upper case works too.
+What only looks like an option (--7, -w 640) stays in the text, with a note.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ss": ("sampler", r"\S+"),
 }
 _OTHER_MODELS = ("g", "cn", "ctr", "rcfg", "fs")
+_DASH = "[-\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"  # word processors turn -- into one of these
+_WITH_NUMBER, _WITH_TEXT = "(?:w|h|d|s|l|g|rcfg|fs)", "(?:n|ss|cn|ctr)"
+_NUMBER = r"\s*[=:]?\s*\.?\d[\d.]*"
+_LIKE_AN_OPTION = re.compile(
+    rf"(?<!\S)--+[^\s-]\S*"  # --7, --w640, --w=640
+    rf"|(?<!\S){_DASH}+\s?{_WITH_NUMBER}{_NUMBER}"  # -w 640, \u2014w 640, -- w 640
+    rf"|(?<!\S){_DASH}+{_WITH_TEXT}(?=\s)\s+\S+"  # -n blurry
+    rf"|(?<=\S)(?:--+|[\u2013\u2014]){_WITH_NUMBER}{_NUMBER}",  # dog--w 640
+    re.IGNORECASE,
+)
 # key of an object in a .toml or .json file -> field
 _KEYS: Mapping[str, str] = {
     "prompt": "prompt",
@@ -66,7 +77,8 @@ _INTEGERS = ("width", "height", "seed", "steps")
 
 
 def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
-    """Parse a prompt with its options; `defaults` fills in the rest. Never raises: ignored options are noted.
+    """Parse a prompt with its options; `defaults` fills in the rest. Never raises: ignored options are noted, and so is
+    text that looks like an option.
 
     Sides are rounded down to multiples of 8 and are at least 64; steps are clamped to 1 .. 1000.
     """
@@ -81,7 +93,16 @@ def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
         else:
             why = "no effect on this model" if letters.lower() in _OTHER_MODELS else "not understood"
             notes.append(f"--{option.strip()} in a prompt is ignored: {why}")
-    return _within_limits(replace(defaults, **values, notes=tuple(notes)))
+    request = replace(defaults, **values)
+    notes += _like_options(request, "options follow a space and two dashes, such as --w 640 or --n blurry")
+    return _within_limits(replace(request, notes=tuple(notes)))
+
+
+def _like_options(request: ImageRequest, remedy: str) -> Iterator[str]:
+    """A note on each piece of the texts that looks like an option."""
+    for text in (request.prompt, request.negative_prompt):
+        for found in _LIKE_AN_OPTION.findall(text):
+            yield f'"{found}" in a prompt stays in the text, as it is no option: {remedy}'
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -193,4 +214,6 @@ def _from_object(entry: Any, defaults: ImageRequest) -> ImageRequest:
         elif key not in _KEYS:
             why = "no effect on this model" if key in _OTHER_KEYS else "not understood"
             notes.append(f"{key} in a prompt file is ignored: {why}")
-    return _within_limits(replace(defaults, **values, notes=tuple(notes)))
+    request = replace(defaults, **values)
+    notes += _like_options(request, "here options are keys of their own, such as width or negative_prompt")
+    return _within_limits(replace(request, notes=tuple(notes)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+from library.runtime.progress import ProgressBar
 
 if TYPE_CHECKING:
     from library.options.groups.run import RunOptions
@@ -28,27 +28,35 @@ class Console:
         _LOGGER.handlers = [handler]
         _LOGGER.setLevel(options.console_log_level or "INFO")
         _LOGGER.propagate = False
-        self._bar: tqdm[None] | None = None
+        self._bar: ProgressBar | None = None
 
     def say(self, text: str) -> None:
         """Write a log line, without breaking the progress bar."""
         if self._bar is None:
             _LOGGER.info(text)
         else:
-            with self._bar.external_write_mode():
+            with self._bar.making_room():
                 _LOGGER.info(text)
 
     @contextmanager
     def progress_bar(self, steps: int, done: int) -> Iterator[None]:
         """Show a progress bar of `steps` optimizer steps; it starts at `done`."""
-        with tqdm(total=steps, initial=done, desc="steps", smoothing=0) as self._bar:
+        with ProgressBar("steps", steps, done) as self._bar:
             try:
                 yield
             finally:
                 self._bar = None
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens in here (drawing, validation, saving) is no part of the time per step."""
+        if self._bar is None:
+            yield
+        else:
+            with self._bar.pause():
+                yield
+
     def count_step(self, average_loss: float) -> None:
         """Advance the bar by one optimizer step and show the epoch's mean loss, as avr_loss like kohya's scripts."""
         if self._bar is not None:
-            self._bar.update(1)
-            self._bar.set_postfix(avr_loss=average_loss)
+            self._bar.update(1, avr_loss=average_loss)

@@ -107,8 +107,9 @@ class Loop:
             yield from self.order.requests(later, 0, rank, world)
 
     def _call_due(self, progress: Progress, *, epoch_ended: bool) -> None:
-        for call in self.due if self.run.processes.is_writer else ():
-            call(progress, epoch_ended=epoch_ended)
+        with self.run.console.pause():
+            for call in self.due if self.run.processes.is_writer else ():
+                call(progress, epoch_ended=epoch_ended)
 
     def _begin_epoch(self, progress: Progress) -> None:
         self.trainable.epoch_begins()

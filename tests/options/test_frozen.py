@@ -234,6 +234,7 @@ OUR_OWN = (
     *("cache_format", "multires_noise_scaling", "timestep_bias_strategy", "timestep_bias_multiplier"),
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
+    "max_image_memory",
     *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
 )
 

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +67,24 @@ class FixedOrder:
             start += size
 
 
+class FakeConsole:
+    """Counts steps, and says whether the clock of the steps stands still."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.steps = 0
+
+    def count_step(self, average_loss: float) -> None:
+        assert not self.is_paused
+        self.steps += 1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        self.is_paused = True
+        yield
+        self.is_paused = False
+
+
 def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Processes | None = None) -> Any:
     """A run that records logged values and prints nothing."""
     return SimpleNamespace(
@@ -74,7 +92,7 @@ def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Proces
         processes=processes or Processes(),
         log=lambda values, step: logged.append(values),
         say=lambda text: None,
-        console=SimpleNamespace(count_step=lambda average_loss: None),
+        console=FakeConsole(),
     )
 
 
@@ -210,7 +228,7 @@ class Toy:
         torch.nn.init.ones_(self.layer.weight)
         self.optimizer = torch.optim.SGD([self.layer.weight], lr=0.1, momentum=0.9)
         self.logged: list[dict[str, float]] = []
-        self.called: list[int] = []
+        self.called: list[tuple[int, bool]] = []
         self.seen: list[int] = []
 
     def run(self) -> None:
@@ -223,12 +241,12 @@ class Toy:
             accumulation=self.accumulation,
             seed=0,
         )
+        accelerator = SimpleNamespace(
+            autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False
+        )
+        run = fake_run(accelerator, self.logged, self.processes)
         loop = Loop(
-            run=fake_run(
-                SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False),
-                self.logged,
-                self.processes,
-            ),
+            run=run,
             trainable=Trainable(parts, frozenset()),
             optimizer=self.optimizer,
             schedule=torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0),
@@ -236,7 +254,7 @@ class Toy:
             order=order,
             losses=self._losses,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
-            due=(lambda progress, epoch_ended: self.called.append(progress.step),),
+            due=(lambda progress, epoch_ended: self.called.append((progress.step, run.console.is_paused)),),
             duration=Duration(self.steps, 1, order.steps_per_epoch, 0, ""),
             max_grad_norm=0.0,
         )
@@ -272,6 +290,13 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_optimizer() -> No
     assert after["param_groups"] == state["param_groups"]
     assert torch.equal(after["state"][0]["momentum_buffer"], state["state"][0]["momentum_buffer"])
     assert len(toy.logged) == 1
+
+
+def test_saving_drawing_and_validating_are_no_time_of_a_step() -> None:
+    toy = Toy(lambda weight, number: (Term("denoising", weight),))
+    toy.run()
+    assert {paused for _, paused in toy.called} == {True}
+    assert {step for step, _ in toy.called} == {1, 2}
 
 
 def test_a_single_term_is_logged_as_the_loss_and_several_each_by_its_name() -> None:

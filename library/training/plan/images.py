@@ -96,7 +96,7 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
     if not described.datasets:
         return None
     index = cache_folder(data) / "index"
-    scanned = scan(described.datasets, index=index, progress=True, seed=seed)
+    scanned = scan(described.datasets, index, progress=True, seed=seed, most_memory=data.max_image_memory)
     mistakes.extend(scanned.mistakes)
     if not scanned.records:
         return None

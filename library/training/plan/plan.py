@@ -23,6 +23,7 @@ from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, count_adapter_costs, count_costs, readable_bytes
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, identity_of
+from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths
@@ -88,12 +89,14 @@ def decide(parsed: Parsed) -> Plan:
     check_continuation(resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     mistakes.raise_if_any()
+    preview = decide_preview(facts)
+    notes.extend(notes_on_never_reached(facts, optimization, preview, start))
     return Plan(
         facts=facts,
         adapter=adapter,
         optimization=optimization,
         outputs=outputs,
-        preview=decide_preview(facts),
+        preview=preview,
         trackers=trackers,
         costs=costs,
         workers=decide_workers(facts, notes),

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.families.family import Conditioning
 from library.messages import counted
 from library.objective.objective import Draws, Objective, Predict
+from library.runtime.progress import ProgressBar
 from library.runtime.seeds import python_random, torch_generator
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import TrainingLoss
@@ -160,14 +160,14 @@ class Validation:
         names = [draw_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
         held_out, trained = zip(*plan.pairs, strict=True)
         with (
-            tqdm(desc="validation", total=plan.passes, leave=False, delay=2) as bar,
+            ProgressBar("validation", plan.passes, leave=False, delay=2) as bar,
             isolated_eval(self.modules),
             self.weights(),
             self.autocast(),
         ):
             return Losses(self._losses(held_out, names, bar), self._losses(trained, names, bar))
 
-    def _losses(self, numbers: Sequence[int], names: Sequence[str], bar: tqdm) -> Tensor:
+    def _losses(self, numbers: Sequence[int], names: Sequence[str], bar: ProgressBar) -> Tensor:
         """(records, K) losses of records, with the timesteps and noise of `names`."""
         reader = self.reader
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
