@@ -35,6 +35,7 @@ COMMON: tuple[Argument, ...] = (
     Argument("loraplus_unet_lr_ratio", number(least=0), "LoRA+ ratio for the U-Net"),
     Argument("loraplus_text_encoder_lr_ratio", number(least=0), "LoRA+ ratio for the text encoders"),
     Argument("use_dora", switch, "DoRA: train magnitude and direction of the weights separately", False),
+    Argument("wd_on_output", switch, "DoRA's magnitudes per output, as in PEFT, instead of per input", False),
     Argument("use_rslora", switch, "rsLoRA: divide alpha by the square root of the rank", False),
 )
 # Number of U-Net blocks -> (down blocks = up blocks, middle blocks, blocks at either end). SDXL and its refiner count
@@ -70,6 +71,7 @@ class NetworkSettings:
     loraplus_unet_lr_ratio: float | None = None
     loraplus_text_encoder_lr_ratio: float | None = None
     use_dora: bool = False
+    wd_on_output: bool = False  # DoRA's magnitudes are per output; else per input
     use_rslora: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)  # arguments that only this kind has
 
@@ -102,7 +104,7 @@ class NetworkSettings:
 
 def known_arguments(kind: Kind) -> tuple[Argument, ...]:
     """The keys that --network_args accepts for a kind: the common ones that it supports, and its own."""
-    unsupported = kind.unsupported | (frozenset() if kind.decomposes else {"use_dora"})
+    unsupported = kind.unsupported | (frozenset() if kind.decomposes else {"use_dora", "wd_on_output"})
     if not kind.convolutions:
         unsupported |= {item.name for item in COMMON if item.name.startswith("conv_")}
     if not kind.lora_plus:
@@ -144,7 +146,7 @@ def read_settings(
     lists = _check_block_lists(values, blocks, mistakes)
     common = {
         name: values[name]
-        for name in ("rank_dropout", "module_dropout", "use_dora", "use_rslora", *_LORAPLUS)
+        for name in ("rank_dropout", "module_dropout", "use_dora", "wd_on_output", "use_rslora", *_LORAPLUS)
         if name in values
     }
     settings = NetworkSettings(
@@ -261,6 +263,10 @@ def _check_combinations(settings: NetworkSettings, values: Mapping[str, Any]) ->
                 "--network_args block_lr_zero_threshold has no effect without block weights",
                 "add down_lr_weight, mid_lr_weight or up_lr_weight",
             )
+        )
+    if settings.wd_on_output and not settings.use_dora:
+        mistakes.append(
+            ("--network_args wd_on_output=True without use_dora", "add use_dora=True, or remove wd_on_output")
         )
     if any(ratio == 0 for ratio in (settings.loraplus_unet_lr_ratio, settings.loraplus_text_encoder_lr_ratio)):
         mistakes.append(("--network_args: with a LoRA+ ratio of 0 lora_up is not trained", "use a ratio of 4 to 16"))
