@@ -21,6 +21,7 @@ _ARGUMENTS: Mapping[str, tuple[str, str]] = MappingProxyType(
                 "loraplus_lr_ratio", "loraplus_text_encoder_lr_ratio", "loraplus_unet_lr_ratio", "mid_lr_weight",
                 "module_dropout", "preset", "rank_dropout", "train_norm", "train_on_input",
                 "unbalanced_factorization", "unit", "up_lr_weight", "use_dora", "use_rslora", "use_tucker",
+                "wd_on_output",
             )
         },
         "dylora_unit": ("network_args", "unit"),
