@@ -49,8 +49,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.objective.process",
     ),
     "library.sampling": (
-        "library.sampling", "library.families", "library.objective.process", "library.checkpoints", "library.options",
-        "library.runtime",
+        "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
+        "library.data.image_files", "library.checkpoints", "library.options", "library.runtime",
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
@@ -73,7 +73,7 @@ MAY_USE_THEM = ("library.training", "train_")
 PACKAGES = {
     "library.options": {"tomli_w"},  # only to write --output_config
     "library.checkpoints": {"torch", "safetensors"},
-    "library.runtime": {"torch"},
+    "library.runtime": {"torch", "tqdm"},
     "library.objective": {"torch"},
     "networks": {"torch"},
     "set_up": set(),

@@ -137,7 +137,7 @@ def test_damaged_images_are_named_and_left_out_up_to_a_tenth(
     cut, empty = data / "2_sks dog" / "image_01.png", data / "2_sks dog" / "new.jpg"
     cut.write_bytes(cut.read_bytes()[:60])
     empty.write_bytes(b"")
-    refused("2 of 6 images are damaged", str(cut), str(empty), "zero bytes", "repair", train_data_dir=data)
+    refused("2 of 6 images cannot be used", str(cut), str(empty), "zero bytes", "repair", train_data_dir=data)
     tiny.write_images(data / "1_many", 16, size=(64, 64), seed=4)
     outcome = run(world.arguments(refused.out, train_data_dir=data, dry_run=True), capsys)
     assert outcome.code == 0 and not refused.out.exists()
@@ -214,7 +214,9 @@ def test_a_truncated_checkpoint(world: World, refused: Refused, tmp_path: Path, 
 def test_a_model_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     refused("no such file", "Check the path", pretrained_model_name_or_path=tmp_path / "model.safetensors")
     refused(
-        "nothing is downloaded", "Download it, and give the path", pretrained_model_name_or_path="someone/some-model"
+        "nothing is downloaded",
+        "hf download someone/some-model --local-dir some-model",
+        pretrained_model_name_or_path="someone/some-model",
     )
     refused("model_index.json", pretrained_model_name_or_path=tmp_path)
     refused("--pretrained_model_name_or_path", "home", pretrained_model_name_or_path="~nobody-here/model.ckpt")
@@ -391,7 +393,7 @@ def test_a_tracker_whose_package_is_not_installed(refused: Refused, not_installe
 def test_the_settings_of_trackers(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "trackers.toml"
     flags = {"logging_dir": tmp_path / "log", "log_tracker_config": file}
-    refused("--log_tracker_config", "No such file", **flags)
+    refused("--log_tracker_config", "no such file", **flags)
     file.write_text("[tensorbord]\n", encoding="utf-8")
     refused("--log_tracker_config", "tensorbord", "[wandb]", **flags)
     file.write_text("[tensorboard]\nno_such_setting = 1\n", encoding="utf-8")

@@ -1,27 +1,23 @@
 """Read an image file into the pixels of a sample: resize, crop, flip and colour augmentation as in kohya's sd-scripts.
 
-Decodes with PIL (OpenCV drops transparency and cannot open non-ASCII names on Windows). A Geometry is decided once per
-sample and applied to the image and its mask alike. Arrays are uint8 (H, W, 3) RGB until the last step. All randomness
-comes from the generators passed in.
+A Geometry is decided once per sample and applied to the image and its mask alike. Arrays are uint8 (H, W, 3) RGB until
+the last step. All randomness comes from the generators passed in.
 """
 
 from __future__ import annotations
 
 import random
 import re
-import struct
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from library.data.buckets import Placement
-from library.data.scan.image_headers import missing_package, orientation, readable_extensions
+from library.data.decoding import WHITE, Colour, decode, to_rgb
 from library.options.datasets import ImageSettings, Size
 from library.options.mistakes import Mistake, UserError
 
@@ -30,18 +26,6 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-Colour = tuple[int, int, int]  # RGB
-
-_WHITE = (255, 255, 255)
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _BY_PIL = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _BY_OPENCV = {
     "nearest": cv2.INTER_NEAREST,
@@ -70,12 +54,12 @@ class Geometry:
     interpolation: str | None = None
 
 
-def load(path: Path, expected: Size | None = None, background: Colour = _WHITE) -> Pixels:
+def load(path: Path, expected: Size | None = None, background: Colour = WHITE) -> Pixels:
     """Decode an image to upright RGB; the first frame of an animation; transparency on `background`.
 
     `expected` is the size at the scan. Raises UserError naming the file if it cannot be decoded or has another size.
     """
-    pixels = decode(path, lambda image: to_rgb(image, background))
+    pixels = np.asarray(decode(path, lambda image: to_rgb(image, background)))
     size = (pixels.shape[1], pixels.shape[0])
     if expected is not None and size != expected:
         raise size_changed(path, size, expected)
@@ -86,67 +70,6 @@ def size_changed(path: Path, size: Size, expected: Size) -> UserError:
     """The error for an image whose size has changed since the scan."""
     what = f"image {path} is {size[0]}x{size[1]} and was {expected[0]}x{expected[1]} when the folder was read"
     return UserError([Mistake(what, "start again, and do not change images during a run")])
-
-
-def decode(path: Path, read: Callable[[Image.Image], Pixels], kind: str = "image") -> Pixels:
-    """Open an image upright and apply `read`. Raises UserError, which calls the file a `kind`, if that fails."""
-    readable_extensions()  # registers Pillow's plugins in a worker process
-    try:
-        with Image.open(path) as image:
-            _scale_transparent_value(image)
-            if image.format == "PNG":
-                _check_sums(path)
-            image.load()
-            turn = _UPRIGHT.get(orientation(image))
-            return read(image if turn is None else image.transpose(turn))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        remedy = "repair it, or remove it from the folder"
-        if isinstance(error, UnidentifiedImageError) and (package := missing_package(path)) is not None:
-            remedy = f"install {package} to read it, or remove the {kind} from the folder"
-        raise UserError([Mistake(f"{kind} {path} cannot be decoded ({error})", remedy)]) from error
-
-
-def _check_sums(path: Path) -> None:
-    """Raise SyntaxError for a PNG whose pixel data do not match their checksums, which Pillow does not check."""
-    with path.open("rb") as file:
-        file.seek(8)  # the signature; then chunks of length, name, data, checksum (PNG, section 5.3)
-        while len(head := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", head)
-            data, stored = file.read(length), file.read(4)
-            if name == b"IDAT" and zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big") != stored:
-                raise SyntaxError("its data do not match their checksum")
-            if name == b"IEND":
-                return
-
-
-def _scale_transparent_value(image: Image.Image) -> None:
-    """Convert a PNG's transparent value to 8 bits: PIL compares it unscaled with pixels that it has converted."""
-    value, tiles = image.info.get("transparency"), getattr(image, "tile", [])
-    stored = tiles[0][3] if image.format == "PNG" and tiles else ""
-    if isinstance(value, int) and stored in ("L;2", "L;4"):
-        image.info["transparency"] = value * (85 if stored == "L;2" else 17)
-    elif isinstance(value, tuple) and stored == "RGB;16B":
-        image.info["transparency"] = tuple(part >> 8 for part in value)
-
-
-def to_rgb(image: Image.Image, background: Colour) -> Pixels:
-    """Convert a decoded image of any mode to RGB (H, W, 3), with transparency on `background`."""
-    if image.mode.startswith("I"):
-        return _grey_16_to_rgb(image, background)
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
-
-
-def _grey_16_to_rgb(image: Image.Image, background: Colour) -> Pixels:
-    """Scale 16-bit grey to 8 bits: PIL would clip values above 255."""
-    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-    pixels = np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
-    transparent = image.info.get("transparency")  # of a 16-bit grey PNG: one value
-    if isinstance(transparent, int):
-        pixels[wide == transparent] = background
-    return pixels
 
 
 def resize(pixels: Pixels, size: Size, interpolation: str | None = None) -> Pixels:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from library.data import images
+from library.data.decoding import decode, opacity, to_rgb
 from library.data.images import Geometry
 from library.data.scan.mask_files import same_aspect_ratio
 from library.options.datasets import Size
@@ -34,7 +34,7 @@ def load(path: Path, expected: Size) -> Mask:
     A mask of another size with the same aspect ratio is scaled. Raises UserError naming the file for another aspect
     ratio, and for a file that cannot be decoded.
     """
-    mask = images.decode(path, lambda image: images.to_rgb(image, _BLACK)[:, :, 0], "mask")
+    mask = np.asarray(decode(path, lambda image: to_rgb(image, _BLACK), "mask"))[:, :, 0]
     size = (mask.shape[1], mask.shape[0])
     if not same_aspect_ratio(size, expected):
         what = f"mask {path} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}"
@@ -45,19 +45,11 @@ def load(path: Path, expected: Size) -> Mask:
 
 def from_transparency(path: Path, expected: Size | None = None) -> Mask:
     """Use the opacity of an image as its mask, 255 = opaque. Raises UserError like images.load."""
-    mask = images.decode(path, _opacity)
+    mask = np.asarray(decode(path, opacity))
     size = (mask.shape[1], mask.shape[0])
     if expected is not None and size != expected:
         raise images.size_changed(path, size, expected)
     return mask
-
-
-def _opacity(image: Image.Image) -> Mask:
-    if not image.has_transparency_data:
-        return np.full((image.height, image.width), 255, np.uint8)
-    if image.mode.startswith("I"):  # 16-bit grey with one transparent value, which PIL does not convert
-        return np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8)
-    return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
 def apply(mask: Mask, geometry: Geometry) -> Mask:

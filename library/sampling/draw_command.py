@@ -45,8 +45,8 @@ class Drawing:
 
     @property
     def notes(self) -> list[str]:
-        """Messages about the prompts."""
-        return [note for prompt in self.prompts for note in prompt.notes]
+        """Messages about the prompts, each once."""
+        return list(dict.fromkeys(note for prompt in self.prompts for note in prompt.notes))
 
 
 def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:

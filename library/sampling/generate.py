@@ -21,7 +21,9 @@ def draw_prompts(options: GenerateOptions) -> None:
     """Read the prompts, load the model and write each image as soon as it is drawn. Raises UserError."""
     if options.strength is not None and options.image_path is None:
         raise UserError([Mistake("--strength requires --image_path", "add --image_path, or remove --strength")])
-    init = None if options.image_path is None else read_init_image(options.image_path, options.strength)
+    init = None
+    if options.image_path is not None:
+        init = read_init_image(options.image_path, options.strength, options.max_image_memory)
     drawing = decide(options, init)
     if options.zero_terminal_snr and drawing.prediction != "v":
         what = "--zero_terminal_snr, but the model predicts noise"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.data.decoding import read, to_rgb
+from library.data.image_files import BadImage
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import torch_generator
 from library.sampling.prompts import SMALLEST_SIDE, STRIDE, ImageRequest
@@ -37,14 +39,11 @@ class InitImage:
         return self.strength or (0.2 if family.refines else 0.8)
 
 
-def read_init_image(path: Path, strength: float | None) -> InitImage:
-    """Read an image. Raises UserError."""
-    from PIL import Image, ImageOps
-
+def read_init_image(path: Path, strength: float | None, most_memory: float) -> InitImage:
+    """Read an image as training does. `most_memory`: GiB that it may need. Raises UserError."""
     try:
-        with Image.open(path) as image:
-            return InitImage(ImageOps.exif_transpose(image).convert("RGB"), strength)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return InitImage(read(path, to_rgb, most_memory), strength)
+    except BadImage as error:
         what = f"--image_path {path} cannot be read ({error})"
         raise UserError([Mistake(what, "give a valid image file")]) from error
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from library.options.flag import flag
 from library.options.groups.caption import CaptionOptions
+from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistakes
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, check_sampler
@@ -33,7 +34,11 @@ class DrawingOptions:
     scale: float = flag(7.5, "default guidance scale; 1 = no guidance")
     sampler: str = flag("ddim", "default sampler", choices=tuple(SAMPLERS))
     seed: int | None = flag(
-        None, "seed of the first image, counting up for the others. Not set: random", at_least=0, at_most=LARGEST_SEED
+        None,
+        "seed of the first image, counting up for the others. Not set: random",
+        at_least=0,
+        at_most=LARGEST_SEED,
+        too_low="leave --seed out for a new one each time",
     )
     batch_size: int = flag(1, "images drawn at once, if their settings are the same", at_least=1)
     vae: str | None = flag(None, "VAE (file or folder) to use instead of the model's own")
@@ -62,6 +67,11 @@ class GenerateOptions(DrawingOptions):
         "with --image_path: denoising strength, the share of the timesteps that run. Not set: 0.8, refiner 0.2",
         above=0,
         at_most=1,
+    )
+    max_image_memory: float = flag(
+        DatasetOptions.max_image_memory,
+        "with --image_path: memory in GiB that the decoded image may need, at 4 bytes per pixel",
+        above=0,
     )
 
 

@@ -3,6 +3,7 @@
     a photo of sks dog --n blurry --w 512 --h 768 --s 30 --l 7.5 --d 42 --ss euler_a
 
 Options: n negative prompt, w width, h height, d seed, s steps, l guidance scale, ss sampler; upper case works too.
+What only looks like an option (--7, -w 640) stays in the text, with a note.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from library.options.mistakes import Mistake, UserError
+from library.options.text_files import PROMPTS, other_kind, read_text
 
 STRIDE, SMALLEST_SIDE, MOST_STEPS = 8, 64, 1000
 LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
@@ -50,6 +52,16 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ss": ("sampler", r"\S+"),
 }
 _OTHER_MODELS = ("g", "cn", "ctr", "rcfg", "fs")
+_DASH = "[-\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"  # word processors turn -- into one of these
+_WITH_NUMBER, _WITH_TEXT = "(?:w|h|d|s|l|g|rcfg|fs)", "(?:n|ss|cn|ctr)"
+_NUMBER = r"\s*[=:]?\s*\.?\d[\d.]*"
+_LIKE_AN_OPTION = re.compile(
+    rf"(?<!\S)--+[^\s-]\S*"  # --7, --w640, --w=640
+    rf"|(?<!\S){_DASH}+\s?{_WITH_NUMBER}{_NUMBER}"  # -w 640, \u2014w 640, -- w 640
+    rf"|(?<!\S){_DASH}+{_WITH_TEXT}(?=\s)\s+\S+"  # -n blurry
+    rf"|(?<=\S)(?:--+|[\u2013\u2014]){_WITH_NUMBER}{_NUMBER}",  # dog--w 640
+    re.IGNORECASE,
+)
 # key of an object in a .toml or .json file -> field
 _KEYS: Mapping[str, str] = {
     "prompt": "prompt",
@@ -66,7 +78,8 @@ _INTEGERS = ("width", "height", "seed", "steps")
 
 
 def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
-    """Parse a prompt with its options; `defaults` fills in the rest. Never raises: ignored options are noted.
+    """Parse a prompt with its options; `defaults` fills in the rest. Never raises: ignored options are noted, and so is
+    text that looks like an option.
 
     Sides are rounded down to multiples of 8 and are at least 64; steps are clamped to 1 .. 1000.
     """
@@ -81,7 +94,16 @@ def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
         else:
             why = "no effect on this model" if letters.lower() in _OTHER_MODELS else "not understood"
             notes.append(f"--{option.strip()} in a prompt is ignored: {why}")
-    return _within_limits(replace(defaults, **values, notes=tuple(notes)))
+    request = replace(defaults, **values)
+    notes += _like_options(request, "options follow a space and two dashes, such as --w 640 or --n blurry")
+    return _within_limits(replace(request, notes=tuple(notes)))
+
+
+def _like_options(request: ImageRequest, remedy: str) -> Iterator[str]:
+    """A note on each piece of the texts that looks like an option."""
+    for text in (request.prompt, request.negative_prompt):
+        for found in _LIKE_AN_OPTION.findall(text):
+            yield f'"{found}" in a prompt stays in the text, as it is no option: {remedy}'
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -136,15 +158,16 @@ def read_prompts(path: Path, defaults: ImageRequest = DEFAULTS, *, may_be_empty:
     Raises UserError for a file that cannot be read, an invalid entry, or no prompt at all (unless `may_be_empty`).
     """
     readers = {".txt": _from_text, ".toml": _from_toml, ".json": _from_json}
-    if path.suffix.lower() not in readers:
-        raise UserError([Mistake(f"prompt file {path}: unknown extension", "use a .txt, .toml or .json file")])
+    named, ending = f"prompt file {path}", path.suffix.lower()
+    text = read_text(path, named)
+    if isinstance(text, Mistake):
+        raise UserError([text])
+    if ending not in readers:
+        raise UserError([Mistake(f"{named}: unknown extension", "use a .txt, .toml or .json file")])
+    if ending != ".txt" and (other := other_kind(named, text, PROMPTS)) is not None:
+        raise UserError([other])
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        requests = list(readers[path.suffix.lower()](text, defaults))
-    except OSError as error:
-        raise _wrong(path, f"cannot be read ({error.strerror or error})", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise _wrong(path, f"is not in UTF-8 (byte {error.start})", "save it as UTF-8") from error
+        requests = list(readers[ending](text, defaults))
     except (ValueError, TypeError) as error:  # JSON and TOML errors are ValueErrors
         raise _wrong(path, f"is invalid: {error}", "correct the file") from error
     if not requests and not may_be_empty:
@@ -193,4 +216,6 @@ def _from_object(entry: Any, defaults: ImageRequest) -> ImageRequest:
         elif key not in _KEYS:
             why = "no effect on this model" if key in _OTHER_KEYS else "not understood"
             notes.append(f"{key} in a prompt file is ignored: {why}")
-    return _within_limits(replace(defaults, **values, notes=tuple(notes)))
+    request = replace(defaults, **values)
+    notes += _like_options(request, "here options are keys of their own, such as width or negative_prompt")
+    return _within_limits(replace(request, notes=tuple(notes)))

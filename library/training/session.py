@@ -11,11 +11,12 @@ from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
 from library.training.conditioning import build_conditioner
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
+from library.training.left_out import LeftOut
 from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
-from library.training.optim.schedules import make_schedule
+from library.training.optim.schedules import make_schedule, try_out
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.run import open_run
@@ -39,7 +40,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
         preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
-        # Load the model and choose what to train.
+        # Load the model and choose what to train, if the optimizer accepts its arguments.
+        rates = plan.optimization.learning_rates
+        try_out(plan.optimization.optimizer, plan.optimization.schedule, max((*rates.modules.values(), *rates.blocks)))
         base_format = "fp32" if plan.adapter is None else precision.base
         model = load_model(options, facts.base_model, run.device, run.say, base=base_format)
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
@@ -75,9 +78,10 @@ def train(plan: Plan, recipe: Recipe) -> None:
         weights = Weights(optimizer)
 
         # Resume: load everything that a training state holds.
+        random = RandomStates()
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
-            "schedule": schedule, "scaler": run.accelerator.scaler, "random": RandomStates(),
+            "schedule": schedule, "scaler": run.accelerator.scaler, "random": random,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
@@ -86,6 +90,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         save = partial(save_state, state=state, identity=plan.identity)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
         modules = loss.modules(trainable)
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
@@ -96,6 +101,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             schedule=schedule,
             weights=weights,
             order=facts.order,
+            left_out=left_out,
             losses=loss,
             batches=loader.batches,
             due=(saver.save_due, preview.due, validation.due),
@@ -103,10 +109,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
             max_grad_norm=options.optimizer.max_grad_norm,
         )
         with run.console.progress_bar(facts.duration.steps, progress.step):
-            preview.before_training(progress)
+            with run.console.pause():
+                preview.before_training(progress)
             run.say("running training / 学習開始")
             scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
-            with explain_dead_workers(), closing(loader), fp16_gradients(scaler):
+            with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
                 progress = loop.train(progress)
-            if run.processes.is_writer:
-                saver.finish(progress)
+        if run.processes.is_writer:
+            saver.finish(progress)
+            left_out.report()

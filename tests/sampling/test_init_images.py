@@ -57,7 +57,7 @@ def test_it_stands_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     halves(80, 64).save(tmp_path / "a.jpg", exif=exif, quality=100)
-    image = read_init_image(tmp_path / "a.jpg", None).image
+    image = read_init_image(tmp_path / "a.jpg", None, 2.0).image
     assert image.size == (64, 80)
     red, _, blue = image.getpixel((32, 5))
     assert red > 200 > 50 > blue
@@ -67,7 +67,21 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not an image")
     for name in ("a.png", "gone.png"):
         with pytest.raises(UserError, match=f"--image_path .*{name} cannot be read"):
-            read_init_image(tmp_path / name, None)
+            read_init_image(tmp_path / name, None, 2.0)
+
+
+def test_an_image_above_the_limit_is_refused_by_its_flag(tmp_path: Path) -> None:
+    """80 x 64 pixels of 4 bytes are 20 KiB."""
+    halves(80, 64).save(tmp_path / "a.png")
+    assert read_init_image(tmp_path / "a.png", None, 20 / 1024**2).size == (80, 64)
+    with pytest.raises(UserError, match=r"80x64 pixels need .* GiB of memory, more than --max_image_memory"):
+        read_init_image(tmp_path / "a.png", None, 19 / 1024**2)
+
+
+def test_its_transparency_is_white_as_in_training(tmp_path: Path) -> None:
+    """Not the colour that is stored below it."""
+    Image.new("RGBA", (64, 64), (*BLUE, 0)).save(tmp_path / "a.png")
+    assert read_init_image(tmp_path / "a.png", None, 2.0).image.getpixel((5, 5)) == (255, 255, 255)
 
 
 def test_how_much_is_drawn_anew() -> None:

@@ -48,6 +48,46 @@ def test_what_has_no_effect_is_told(option):
     assert len(request.notes) == 1 and option in request.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("a dog --7", "--7"),
+        ("a dog -w 640", "-w 640"),
+        ("a dog \u2014w 640", "\u2014w 640"),
+        ("a dog \u2013H 640", "\u2013H 640"),
+        ("a dog -n blurry --s 7", "-n blurry"),
+        ("a dog --w640", "--w640"),
+        ("a dog --w=640", "--w=640"),
+        ("a dog -- w 640", "-- w 640"),
+        ("a dog--w 640", "--w 640"),
+        ("a dog -l 7.5", "-l 7.5"),
+        ("a dog --n blurry -l .5", "-l .5"),
+    ],
+)
+def test_text_that_looks_like_an_option_is_noted_and_stays(line, found):
+    request = parse_line(line)
+    (note,) = request.notes
+    assert note.startswith(f'"{found}" in a prompt stays in the text')
+    assert found in request.prompt + request.negative_prompt
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a well--known dog", "a dog -- at home", "a dog - at home", "2-d, :-d 3", "-1, a-s 30", "dog \u2014running"],
+)
+def test_dashes_in_prose_are_no_options(line):
+    assert parse_line(line).notes == () and parse_line(line).prompt == line
+
+
+def test_options_in_the_text_of_an_object_are_noted(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"prompt": "a dog --w 640", "negative_prompt": "bad -h 64"}]), encoding="utf-8")
+    (request,) = read_prompts(path)
+    assert request == ImageRequest("a dog --w 640", "bad -h 64")
+    assert ['"--w"' in request.notes[0], '"-h 64"' in request.notes[1]] == [True, True]
+    assert all("keys of their own" in note for note in request.notes)
+
+
 def test_defaults_are_the_callers():
     defaults = ImageRequest("", width=768, steps=10)
     assert parse_line("x --h 64", defaults) == ImageRequest("x", width=768, height=64, steps=10)

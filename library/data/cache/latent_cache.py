@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from library.data import images, masks
 from library.data.buckets import Placement
@@ -50,6 +49,7 @@ from library.data.cache.latent_files import Array, Fingerprint
 from library.data.scan.scan import ImageRecord
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
+from library.runtime.progress import ProgressBar
 
 _CHUNK = 256  # entries that a thread checks at a time
 _WRITING = 8  # most files in the write queue
@@ -219,7 +219,7 @@ def _look_up_all(files: CacheFiles, entries: Sequence[CacheEntry], *, progress: 
     chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
     with (
         ThreadPoolExecutor(THREADS) as pool,
-        tqdm(desc="checking cached latents", total=len(entries), disable=not progress) as bar,
+        ProgressBar("checking cached latents", len(entries), shown=progress) as bar,
     ):
         for found in pool.map(lambda chunk: [files.find(entry) for entry in chunk], chunks):
             lookups += found

@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
 from library.data.cache.latent_entries import CacheEntry
 from library.data.cache.latent_files import FileHash, stamp
 from library.data.cache.work_sharing import processing_order
 from library.options.mistakes import Mistake, UserError
+from library.runtime.progress import ProgressBar
 from library.runtime.seeds import torch_generator
 
 # pixels (B, 3, H, W) float32 in [-1, 1], one generator per image -> latents (B, C, h, w), unscaled posterior samples
@@ -131,7 +131,7 @@ def encode_all(
     processing_order.
     """
     batches = _batches(entries, max(1, batch_size))
-    with tqdm(desc="encoding latents", total=len(entries), disable=not progress or not entries) as bar:
+    with ProgressBar("encoding latents", len(entries), shown=progress) as bar:
         for number, images in _decoded_ahead(processing_order(batches, share), prepare, encoder.mistakes):
             if images:
                 yield from encoder.encode_batch(images)

@@ -25,15 +25,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, TensorInfo
 from library.checkpoints.lazy import torch_dtype
 from library.checkpoints.writer import write_safetensors
 from library.data.cache.work_sharing import processing_order
+from library.data.retries import read_one
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
+from library.runtime.progress import ProgressBar
 
 Outputs = dict[str, Tensor]
 """Outputs of the text encoders by name: {"states": (B, L, width)} for a single CLIP, more names for several."""
@@ -87,8 +88,10 @@ class DiskTexts:
         return len(self.texts)
 
     def get(self, texts: Sequence[str]) -> Outputs:
-        """As MemoryTexts.get. Raises UserError for an entry that was removed or damaged after the cache was built."""
-        return _stacked([{place.output: _read_or_raise(place) for place in self.texts[text]} for text in texts])
+        """As MemoryTexts.get. Raises Unreadable for an entry that was removed or damaged after the cache was built."""
+        return read_one(
+            lambda: _stacked([{place.output: _read_or_raise(place) for place in self.texts[text]} for text in texts])
+        )
 
 
 TextStore = MemoryTexts | DiskTexts
@@ -159,7 +162,7 @@ def build_text_cache(
     size = max(1, batch_size)
     distinct = list(dict.fromkeys(texts))
     if folder is None:
-        with tqdm(desc="encoding captions", total=len(distinct), disable=not progress or not distinct) as bar:
+        with ProgressBar("encoding captions", len(distinct), shown=progress) as bar:
             in_memory = dict(_encoded(distinct, encode, size, bar))
         return TextCacheBuild(MemoryTexts(in_memory), 0, len(in_memory))
     folder = folder / _digest(str(_VERSION), encoder)
@@ -170,7 +173,7 @@ def build_text_cache(
     pending = [text for text in distinct if keys[text] not in found]
     encoded = 0
     shards = _parts(pending, -(-_SHARD // size) * size)
-    with tqdm(desc="encoding captions", total=len(pending), disable=not progress or not pending) as bar:
+    with ProgressBar("encoding captions", len(pending), shown=progress) as bar:
         for shard in processing_order(shards, share):
             found.update(_read_new_shards(folder, known, needed))
             left = [text for text in shard if keys[text] not in found]
@@ -186,7 +189,7 @@ def build_text_cache(
     return TextCacheBuild(store, len(distinct) - encoded, encoded, damaged)
 
 
-def _encoded(texts: Sequence[str], encode: Encode, size: int, bar: tqdm) -> Iterator[tuple[str, Outputs]]:
+def _encoded(texts: Sequence[str], encode: Encode, size: int, bar: ProgressBar) -> Iterator[tuple[str, Outputs]]:
     for batch in _parts(texts, size):
         yield from zip(batch, _rows(batch, encode, size), strict=True)
         bar.update(len(batch))
@@ -276,7 +279,7 @@ def _read_folder(folder: Path, keys: set[str], *, progress: bool) -> tuple[dict[
     damaged = 0
     with ThreadPoolExecutor(_THREADS) as pool:
         shards = pool.map(lambda file: _read_shard(file, keys), files)
-        bar = tqdm(shards, "checking captions", len(files), disable=not progress or not files)
+        bar = ProgressBar("checking captions", len(files), shown=progress).over(shards)
         for file, stamp, entries in zip(files, stamps, bar, strict=True):
             if entries is None:
                 damaged += 1

@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from library.checkpoints.writer import write_text
 from library.data.contact_sheet.cards import card, shown_size
 from library.data.contact_sheet.charts import bucket_rows, caption_chart, repeats_chart, shape
@@ -19,6 +17,7 @@ from library.data.contact_sheet.findings import Finding, by_bucket, classify, fi
 from library.data.contact_sheet.markup import count, escape, number
 from library.data.contact_sheet.records import Page, SheetImage, Size
 from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make_thumbnail
+from library.runtime.progress import ProgressBar
 
 MOST_SHOWN = 2000
 """The most images with a card; of more, an evenly spaced selection. 2,000 make a file of about 15 MB."""
@@ -46,7 +45,8 @@ def _open(
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling release the GIL
     try:
         thumbnails = pool.map(make, (images[index] for index in indexes))
-        return dict(zip(indexes, tqdm(thumbnails, "contact sheet", len(indexes), disable=not progress), strict=True))
+        bar = ProgressBar("contact sheet", len(indexes), shown=progress)
+        return dict(zip(indexes, bar.over(thumbnails), strict=True))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C waits only for the images being decoded
 

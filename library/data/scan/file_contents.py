@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from library.data.image_files import BadImage, too_large
 from library.data.scan.caption_files import read_caption
-from library.data.scan.image_headers import BadImage, Header, read_header
+from library.data.scan.image_headers import Header, read_header
 from library.data.scan.index import Index, Text
 from library.data.scan.listing import Directory
 from library.options.mistakes import UserError
+from library.runtime.progress import ProgressBar
 
 _CHUNK = 64  # files that a thread reads at a time
 _STORE_EVERY = 4096  # files between writes to the index, so that an interrupted scan keeps its progress
@@ -54,9 +56,10 @@ class Contents:
 
 
 class ReadRequests:
-    """The files whose contents a scan needs, each once."""
+    """The files whose contents a scan needs, each once. `most_memory`: GiB that a decoded image may need."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_memory: float) -> None:
+        self._most_memory = most_memory
         self._images: dict[str, tuple[Directory, dict[str, None]]] = {}
         self._captions: dict[tuple[str, Reading], tuple[Directory, dict[str, None]]] = {}
 
@@ -74,7 +77,10 @@ class ReadRequests:
         contents = Contents()
         chunks: list[_Chunk] = []
         for path, (directory, names) in self._images.items():
-            known: dict[str, Header | str] = {**index.headers(path, directory.images)}
+            known: dict[str, Header | str] = {
+                name: too_large(header.size, self._most_memory) or header
+                for name, header in index.headers(path, directory.images).items()
+            }
             contents.headers[path] = known
             chunks += _chunks(directory, [name for name in names if name not in known], None)
         for (path, reading), (directory, names) in self._captions.items():
@@ -83,7 +89,7 @@ class ReadRequests:
             }
             contents.captions[path, reading] = texts
             chunks += _chunks(directory, [name for name in names if name not in texts], reading)
-        _read_all(chunks, contents, index, progress=progress)
+        _read_all(chunks, contents, index, partial(_read_image, most_memory=self._most_memory), progress=progress)
         return contents
 
 
@@ -92,7 +98,14 @@ def _chunks(directory: Directory, names: list[str], reading: Reading | None) -> 
         yield _Chunk(directory, names[start : start + _CHUNK], reading)
 
 
-def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progress: bool) -> None:
+def _read_all(
+    chunks: list[_Chunk],
+    contents: Contents,
+    index: Index,
+    read_image: Callable[[Path], Header | str],
+    *,
+    progress: bool,
+) -> None:
     if not chunks:
         return
     waiting = iter(chunks)
@@ -101,10 +114,11 @@ def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progres
     unstored = 0
     pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "scan")
     try:
-        with _bar(sum(len(chunk.names) for chunk in chunks), progress=progress) as advance:
+        total = sum(len(chunk.names) for chunk in chunks)
+        with ProgressBar("scanning images", total, unit=" files", delay=1, shown=progress) as bar:
             while True:
                 while len(running) < _QUEUED and (chunk := next(waiting, None)) is not None:
-                    running[pool.submit(_read_chunk, chunk)] = chunk
+                    running[pool.submit(_read_chunk, chunk, read_image)] = chunk
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -112,7 +126,7 @@ def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progres
                     _add_results(chunk, future.result(), contents)
                     done.append(chunk)
                     unstored += len(chunk.names)
-                    advance(len(chunk.names))
+                    bar.update(len(chunk.names))
                 if unstored >= _STORE_EVERY:
                     _store(done, contents, index)
                     done, unstored = [], 0
@@ -121,16 +135,16 @@ def _read_all(chunks: list[_Chunk], contents: Contents, index: Index, *, progres
         _store(done, contents, index)
 
 
-def _read_chunk(chunk: _Chunk) -> list[Header | str | Text | UserError]:
+def _read_chunk(chunk: _Chunk, read_image: Callable[[Path], Header | str]) -> list[Header | str | Text | UserError]:
     read: Callable[[Path], Header | str | Text | UserError] = (
-        _read_image if chunk.reading is None else _reader(chunk.reading)
+        read_image if chunk.reading is None else _reader(chunk.reading)
     )
     return [read(Path(chunk.directory.path, name)) for name in chunk.names]
 
 
-def _read_image(path: Path) -> Header | str:
+def _read_image(path: Path, most_memory: float) -> Header | str:
     try:
-        return read_header(path)
+        return read_header(path, most_memory)
     except BadImage as error:
         if not os.path.lexists(path):
             return "it was deleted while the folder was being read"
@@ -172,14 +186,3 @@ def _store(chunks: Collection[_Chunk], contents: Contents, index: Index) -> None
             texts = contents.captions[path, reading]
             rows = [(n, directory.texts[n], t) for n in names if isinstance(t := texts[n], tuple)]
             index.store_captions(path, reading.name, rows)
-
-
-@contextmanager
-def _bar(total: int, *, progress: bool) -> Iterator[Callable[[int], object]]:
-    if not progress:
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="scanning images", unit=" files", delay=1) as bar:
-        yield bar.update

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from library.data.scan.image_headers import readable_extensions
+from library.data.image_files import readable_extensions
 from library.data.scan.listing import is_image
 from library.messages import counted
 from library.options.datasets import DatasetSpec, ParsedDatasets, SubsetSpec

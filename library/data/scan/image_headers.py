@@ -1,40 +1,27 @@
 """Read the size of an image and check that its file is complete, without decoding it.
 
 A truncated file is recognised by its end (PNG: IEND, JPEG: EOI after the scan, WebP and AVIF: the sizes in their boxes,
-BMP: the pixel rows). If that is inconclusive, the image is decoded once. PIL is imported on use.
+BMP: the pixel rows). If the end is missing, the image is decoded once: what can be decoded is not damaged. PIL is
+imported on use.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from library.data.image_files import BadImage, check_sums, missing_package, orientation, prepare_pillow, too_large
+from library.options.groups.dataset import DatasetOptions
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
 
-OPTIONAL_EXTENSIONS = {
-    ".avif": "pillow (11.3 or newer)",
-    ".jxl": "pillow-jxl-plugin",
-    **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
-}
-"""Image extensions that only some installations read, and the package that reads them."""
-
-_PLUGINS = ("pillow_avif", "pillow_jxl", "pillow_heif.HeifImagePlugin")
-# Pillow only identifies them, draws them by another program, or reads one of several layers or sizes
-_NOT_IMAGES = ("BUFR", "CUR", "EPS", "GRIB", "HDF5", "ICNS", "ICO", "MPEG", "PSD", "WMF")
 _TAIL = 1 << 16
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
+_IEND = b"IEND\xae\x42\x60\x82"  # the last chunk of a PNG: its name and checksum
 _METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may contain EXIF
-
-
-class BadImage(Exception):
-    """The image cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -45,33 +32,12 @@ class Header:
     transparent: bool
 
 
-@cache
-def readable_extensions() -> frozenset[str]:
-    """Lower-case extensions of the images that can be read here. Registers Pillow's plugins in this process."""
-    from PIL import Image
-
-    for plugin in _PLUGINS:
-        if importlib.util.find_spec(plugin.partition(".")[0]) is not None:
-            importlib.import_module(plugin)
-    known = Image.registered_extensions()  # those that Pillow only writes are not in Image.OPEN
-    return frozenset(
-        ending
-        for ending, name in known.items()
-        if (name in Image.OPEN or name == "MPO") and name not in _NOT_IMAGES  # the JPEG reader opens MPO
-    )
-
-
-def missing_package(path: Path) -> str | None:
-    """The package to install to read this image; None if no package is missing."""
-    ending = path.suffix.lower()
-    return OPTIONAL_EXTENSIONS.get(ending) if ending not in readable_extensions() else None
-
-
-def read_header(path: Path) -> Header:
-    """Read an image's header. Raises BadImage for an empty, truncated or unreadable file or an unknown format."""
+def read_header(path: Path, most_memory: float = DatasetOptions.max_image_memory) -> Header:
+    """Read an image's header. Raises BadImage for an empty, truncated or unreadable file, an unknown format, and an
+    image that needs more than `most_memory` GiB when decoded."""
     from PIL import Image, UnidentifiedImageError
 
-    readable_extensions()
+    prepare_pillow()
     try:
         with path.open("rb") as file:
             length = file.seek(0, 2)
@@ -79,16 +45,16 @@ def read_header(path: Path) -> Header:
                 raise BadImage("the file is empty (zero bytes)")
             file.seek(0)
             with Image.open(file) as image:
-                if not _is_complete(image, file, length):
-                    raise BadImage("the file is truncated")
+                if (reason := too_large(image.size, most_memory)) is not None:
+                    raise BadImage(reason)
+                end = _png_end(file, length) if image.format == "PNG" else None
+                _check_complete(image, file, length, end)
                 if image.mode == "F":
                     raise BadImage("its pixels are floating-point numbers; save it with 8 or 16 bits per channel")
                 width, height = image.size
-                if _orientation(image, file, length) in _TRANSPOSED:
+                if _orientation(image, file, end) in _TRANSPOSED:
                     width, height = height, width
                 return Header((width, height), bool(image.has_transparency_data))
-    except Image.DecompressionBombError as error:
-        raise BadImage("it has more pixels than Pillow decodes") from error
     except UnidentifiedImageError as error:
         package = missing_package(path)
         raise BadImage(f"install {package} to read it" if package else "unknown image format") from error
@@ -96,43 +62,35 @@ def read_header(path: Path) -> Header:
         raise BadImage(f"cannot be read ({error})") from error
 
 
-def _orientation(image: PilImage.Image, file: BinaryIO, length: int) -> int:
+def _orientation(image: PilImage.Image, file: BinaryIO, png_end: int | None) -> int:
     """The EXIF orientation, 1 if there is none. A PNG may store it after its pixels, where Pillow finds it only by
     decoding, so a PNG is decoded if it has such a chunk."""
-    if image.format == "PNG" and any(name in _tail(file, length) for name in _METADATA_CHUNKS):
+    if png_end is not None and any(name in _tail(file, png_end) for name in _METADATA_CHUNKS):
         image.load()
     return orientation(image)
 
 
-def orientation(image: PilImage.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if it is missing or damaged, as in image viewers."""
-    from PIL import Image
-
-    try:
-        value = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile.getexif would decode the image
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _is_complete(image: PilImage.Image, file: BinaryIO, length: int) -> bool:
+def _check_complete(image: PilImage.Image, file: BinaryIO, length: int, png_end: int | None) -> None:
+    """Raise BadImage for a truncated or damaged image. Decodes it if its end does not show that it is complete."""
     position = file.tell()
-    complete = _check_end(image, file, length, position)
-    file.seek(position)
-    if complete is None:
+    complete = png_end is not None or _check_end(image, file, length, position)
+    if not complete:
         try:
+            if image.format == "PNG":
+                check_sums(file)
+            file.seek(position)
             image.load()
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise BadImage(f"cannot be decoded ({error})") from error
-        return True
-    return complete
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+            reason = f"cannot be decoded ({error})" if complete is None else "the file is truncated"
+            raise BadImage(reason) from error
+    file.seek(position)
 
 
 def _check_end(image: PilImage.Image, file: BinaryIO, length: int, position: int) -> bool | None:
-    """True: complete, False: truncated, None: inconclusive. `position` is where Pillow stopped reading."""
+    """True: complete, False: probably truncated, None: inconclusive. `position` is where Pillow stopped reading."""
     match image.format:
         case "PNG":
-            return b"IEND\xae\x42\x60\x82" in _tail(file, length)
+            return False
         case "JPEG" | "MPO":
             # an EOI before `position` ends the thumbnail; without a later one, a video may follow the image
             end = _tail(file, length).rfind(b"\xff\xd9")
@@ -147,6 +105,24 @@ def _check_end(image: PilImage.Image, file: BinaryIO, length: int, position: int
             return _boxes_are_complete(file, length)
         case _:
             return None
+
+
+def _png_end(file: BinaryIO, length: int) -> int | None:
+    """Where a PNG ends: at the end of the file, or earlier if many other bytes follow. None if IEND is missing."""
+    if _IEND in _tail(file, length):
+        return length
+    before = file.tell()
+    position: int = 8
+    try:
+        while position + 12 <= length:  # chunks of length, name, data, checksum (PNG, section 5.3)
+            file.seek(position)
+            size, name = struct.unpack(">I4s", file.read(8))
+            position += 12 + int(size)
+            if name == b"IEND":
+                return position
+        return None
+    finally:
+        file.seek(before)
 
 
 def _tail(file: BinaryIO, length: int) -> bytes:

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
+from library.runtime.progress import ProgressBar
 
 _JOURNAL = "fetched.jsonl"
 # Names that file systems give a file's hash and date: a changed file differs in one of them.
@@ -252,13 +251,7 @@ def _download_all(
     """Download files, several at a time, and add each to the journal as soon as it is complete."""
     done = {}
     total = sum(remote.size or 0 for remote in to_download.values())
-    bar = tqdm(
-        desc=f"downloading {counted(len(to_download), 'file')}",
-        total=total,
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-    )
+    bar = ProgressBar(f"downloading {counted(len(to_download), 'file')}", total, unit="B", shown=progress)
     with _checking_writes(mirror.journal):
         mirror.journal.parent.mkdir(parents=True, exist_ok=True)
         journal = mirror.journal.open("a", encoding="utf-8", newline="\n")

@@ -14,20 +14,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from library.data.image_files import readable_extensions
 from library.data.scan.balance import balance
 from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
 from library.data.scan.gather import Gathered, ImageFile, caption_endings, check_masks, gather, title
-from library.data.scan.image_headers import Header, readable_extensions
+from library.data.scan.image_headers import Header
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories, stem
 from library.data.scan.mask_files import same_aspect_ratio
 from library.data.scan.validation_split import split
 from library.messages import counted, listed
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
+from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistake, UserError
 
-_MOST_DAMAGED = 0.1  # share of damaged images above which a run stops
+_MOST_BAD = 0.1  # share of unusable images above which a run stops
 _LISTED = 20  # files named in a mistake
 _WHITE = (255, 255, 255)
 
@@ -104,11 +106,19 @@ class _Findings:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress: bool = False, seed: int = 0) -> Scan:
+def scan(
+    datasets: Sequence[DatasetSpec],
+    index: Path | None = None,
+    *,
+    progress: bool = False,
+    seed: int = 0,
+    most_memory: float = DatasetOptions.max_image_memory,
+) -> Scan:
     """List the images, captions and masks of the datasets. Collects mistakes instead of raising them.
 
     `index`: folder of the index kept between scans, None for no index. `progress` shows a bar if the scan takes longer
-    than a second. `seed` selects the held-out images of datasets without their own validation_seed.
+    than a second. `seed` selects the held-out images of datasets without their own validation_seed. `most_memory`: GiB
+    that a decoded image may need.
     """
     findings = _Findings()
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
@@ -121,14 +131,14 @@ def scan(datasets: Sequence[DatasetSpec], index: Path | None = None, *, progress
             for number, (_, subset) in enumerate(subsets)
         ]
         check_masks([subset for _, subset in subsets], gathered)
-        contents = _read(gathered, stored, progress=progress)
+        contents = _read(gathered, stored, most_memory, progress=progress)
         trouble = stored.trouble
     train: list[ImageRecord] = []
     reg: list[ImageRecord] = []
     for number, (place, subset) in enumerate(subsets):
         records = _build_records(number, place, subset, gathered[number], contents, findings)
         (reg if subset.is_reg else train).extend(records)
-    _check_damaged(findings, train + reg)
+    _check_bad(findings, train + reg)
     sides = split(train, reg, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
     findings.notes += sides.notes
     findings.mistakes += sides.mistakes
@@ -188,9 +198,9 @@ def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
     return lambda record: of_subset(record.subset)[record.folder, record.name]
 
 
-def _read(gathered: Iterable[Gathered], index: Index, *, progress: bool) -> Contents:
+def _read(gathered: Iterable[Gathered], index: Index, most_memory: float, *, progress: bool) -> Contents:
     """Read the headers of all images and masks, and all caption files."""
-    requests = ReadRequests()
+    requests = ReadRequests(most_memory)
     for subset_files in gathered:
         for images in _by_directory(subset_files.images).values():
             directory = images[0].directory
@@ -303,13 +313,12 @@ def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, findings: _Fi
         findings.notes.append(f"{title(subset)}: {counted(small, 'image')} with {reason} left out")
 
 
-def _check_damaged(findings: _Findings, records: Sequence[ImageRecord]) -> None:
+def _check_bad(findings: _Findings, records: Sequence[ImageRecord]) -> None:
     if not findings.bad:
         return
     total = len(findings.bad) + len({(record.folder, record.name) for record in records})
-    if len(findings.bad) > _MOST_DAMAGED * total:
-        are = "is" if total == 1 else "are"
-        what = f"{len(findings.bad)} of {counted(total, 'image')} {are} damaged, more than {_MOST_DAMAGED:.0%}"
+    if len(findings.bad) > _MOST_BAD * total:
+        what = f"{len(findings.bad)} of {counted(total, 'image')} cannot be used, more than {_MOST_BAD:.0%}"
         findings.mistakes.append(Mistake(f"{what}:\n{_with_reasons(findings.bad)}", "repair or remove them"))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from library.data.image_files import OPTIONAL_EXTENSIONS
 from library.data.scan.caption_files import normal_extension
-from library.data.scan.image_headers import OPTIONAL_EXTENSIONS
 from library.data.scan.listing import Directory, is_image, stem
 from library.data.scan.pairing import folded
 from library.messages import counted

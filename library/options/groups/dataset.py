@@ -111,6 +111,13 @@ class DatasetOptions:
         choices=INTERPOLATIONS,
         metadata="ss_resize_interpolation",
     )
+    max_image_memory: float = flag(
+        2.0,
+        "Memory in GiB that a decoded image may need, at 4 bytes per pixel; larger images are left out. 2 = 536"
+        " megapixels.",
+        above=0,
+        may_change_on_resume=True,
+    )
     alpha_color: str = flag("#ffffff", "Background colour of transparent images, as #rrggbb.")
     color_aug: bool = flag(
         False,

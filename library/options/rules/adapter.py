@@ -1,4 +1,4 @@
-"""Rules between flags of adapters, preview images and validation."""
+"""Rules between flags of adapters and preview images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from library.options.rules.rule_kinds import (
 )
 
 _SAMPLING = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
-_DATASET_FILES = ("dataset_config", "data_backend_config")
 
 REQUIRED = (
     Required(
@@ -92,10 +91,6 @@ NO_EFFECT = (
     *(
         NoEffect(name, on("resume"), "the training state decides where the run starts (resume)")
         for name in ("initial_epoch", "initial_step")
-    ),
-    *(
-        NoEffect(name, off("validation_split", *_DATASET_FILES), "no images are held out (validation_split is not set)")
-        for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
     ),
     NoEffect(
         "wandb_api_key",

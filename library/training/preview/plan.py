@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -117,7 +117,7 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes, *, refines: bool = 
     """
     plan = plan_preview(options)
     if plan is None:
-        return ()
+        return tuple(_undrawn(options.preview.sample_prompts))
     notes: list[str] = []
     try:
         requests = read_requests(plan)
@@ -143,6 +143,13 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes, *, refines: bool = 
                 "fix the folder, or remove --sample_prompts",
             )
     return (*notes, *dict.fromkeys(note for request in requests for note in request.notes))
+
+
+def _undrawn(prompts: Path | None) -> Iterator[str]:
+    """A note on prompts of a run that draws none; a front-end's file that is empty or missing asks for nothing."""
+    if prompts is not None and (_is_prompt(prompts) or (prompts.is_file() and prompts.stat().st_size)):
+        remedy = "add --sample_every_n_epochs, --sample_every_n_steps or --sample_at_first"
+        yield f"--sample_prompts {prompts} has no effect, as nothing says when to draw images: {remedy}"
 
 
 def read_requests(plan: PreviewPlan) -> Sequence[ImageRequest]:

@@ -184,7 +184,7 @@ def test_more_than_a_tenth_damaged_stops(tmp_path: Path) -> None:
         save(tmp_path / "1_x" / f"{index}.png", (8, 8), caption="a")
     (tmp_path / "1_x" / "bad.png").write_bytes(b"no image at all")
     found = run(tmp_path)
-    assert "1 of 9 images are damaged" in told(found) and "bad.png" in told(found)
+    assert "1 of 9 images cannot be used" in told(found) and "bad.png" in told(found)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -274,7 +274,7 @@ def test_one_image_at_several_resolutions_has_one_key_and_is_told_once(tmp_path:
     (tmp_path / "x" / "b.png").write_bytes(b"")
     found = scan([dataset(subset(tmp_path / "x"), resolution=(side, side)) for side in (64, 128, 256)])
     assert [record.key for record in found.records] == ["train/x/a.png"] * 3
-    assert len(found.bad_images) == 1 and "1 of 2 images are damaged" in told(found)
+    assert len(found.bad_images) == 1 and "1 of 2 images cannot be used" in told(found)
     assert sum("1 image with an empty caption file" in note for note in found.notes) == 1
 
 
@@ -366,7 +366,7 @@ def test_one_image_is_not_called_images(tmp_path: Path) -> None:
         scan([dataset(subset(tmp_path / "x", least_edge=1000))])
     )
     (tmp_path / "x" / "a.png").write_bytes(b"")
-    assert "1 of 1 image is damaged" in told(scan([dataset(subset(tmp_path / "x"))]))
+    assert "1 of 1 image cannot be used" in told(scan([dataset(subset(tmp_path / "x"))]))
 
 
 def test_masks_are_paired_and_the_rest_is_told(tmp_path: Path) -> None:
@@ -499,14 +499,33 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     assert "ermission" in left_out(run(tmp_path))["mine.png"]
 
 
-def test_a_image_bomb_is_not_decoded(tmp_path: Path) -> None:
-    ten(tmp_path / "1_x")
-    whole = save(tmp_path / "bomb.png", (1, 1)).read_bytes()
+def bomb(path: Path, size: tuple[int, int]) -> None:
+    """A PNG of a few bytes that claims to have `size`."""
+    whole = save(path, (1, 1)).read_bytes()
     start = whole.index(b"IHDR")
-    head = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + whole[start + 12 : start + 17]
-    check = zlib.crc32(head).to_bytes(4, "big")
-    (tmp_path / "1_x" / "bomb.png").write_bytes(whole[:start] + head + check + whole[start + 21 :])
-    assert "more pixels" in left_out(run(tmp_path))["bomb.png"]
+    head = b"IHDR" + size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big") + whole[start + 12 : start + 17]
+    path.write_bytes(whole[:start] + head + zlib.crc32(head).to_bytes(4, "big") + whole[start + 21 :])
+
+
+def test_an_image_bomb_is_not_decoded(tmp_path: Path) -> None:
+    """30000 x 30000 pixels of 4 bytes are 3.35 x 2^30 bytes."""
+    ten(tmp_path / "1_x")
+    bomb(tmp_path / "1_x" / "bomb.png", (30_000, 30_000))
+    why = left_out(run(tmp_path))["bomb.png"]
+    assert "30000x30000" in why and "3.35 GiB" in why and "--max_image_memory 2" in why
+
+
+def test_the_limit_of_memory_can_be_raised_and_lowered(tmp_path: Path) -> None:
+    """What an earlier scan remembers does not escape it. 512 x 512 pixels of 4 bytes are 1/1024 of 2^30 bytes."""
+    ten(tmp_path / "x")
+    save(tmp_path / "x" / "large.png", (512, 513), caption="a")
+    bomb(tmp_path / "x" / "bomb.png", (30_000, 30_000))
+    spec = dataset(subset(tmp_path / "x"))
+    assert not scan([spec], tmp_path / "index", most_memory=3.5).bad_images
+    for index in (None, tmp_path / "index"):
+        found = {path.name: why for path, why in scan([spec], index, most_memory=1 / 1024).bad_images}
+        assert found.keys() == {"bomb.png", "large.png"} and "512x513" in found["large.png"]
+    assert [path.name for path, _ in scan([spec], tmp_path / "index").bad_images] == ["bomb.png"]
 
 
 def test_files_that_vanish_while_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from library.data import images
-from library.data.scan.image_headers import BadImage, read_header, readable_extensions
+from library.data.image_files import BadImage, readable_extensions
+from library.data.scan.image_headers import read_header
 from library.data.scan.scan import Scan, scan
 from tests.data.image_files import dataset, noise, save, subset
 
