@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from library.options.flag import Flag
+from library.options.key_value_pairs import BadPair, split_pairs
 
 ON = ("true", "1", "yes", "on")
 OFF = ("false", "0", "no", "off")
@@ -45,14 +46,12 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
         return UNSET, ""
     if isinstance(raw, list) and not raw:
         return UNSET, ""
-    value = _READERS[flag.kind](raw)
+    value = _pairs(raw) if flag.pairs else _READERS[flag.kind](raw)
     if flag.zero_is_off and value == 0:
         return UNSET, ""
     for read_as in flag.read_as:
         if value == read_as.written:
             return (UNSET if read_as.value is None else read_as.value), read_as.why
-    if flag.pairs:
-        _check_pairs(value)
     _check_choice(flag, value)
     _check_range(flag, value)
     return value, ""
@@ -165,6 +164,14 @@ def _list(raw: object) -> tuple[str, ...]:
     raise BadValue("is not a list of texts", 'write a list such as ["key=value", "key2=value2"]')
 
 
+def _pairs(raw: object) -> tuple[str, ...]:
+    """A list of key=value, or a text that holds one or several."""
+    try:
+        return split_pairs([raw] if isinstance(raw, str) else _list(raw))
+    except BadPair as bad:
+        raise BadValue(bad.fault, bad.remedy) from bad
+
+
 def _numbers(raw: object) -> tuple[float, ...]:
     """One number, or several as a list or separated by spaces or commas."""
     remedy = "write a number such as 1e-4, or a list of numbers"
@@ -222,15 +229,6 @@ _READERS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "from,to": _range,
     }
 )
-
-
-def _check_pairs(members: tuple[str, ...]) -> None:
-    for member in members:
-        key, equals, _ = member.partition("=")
-        if not equals or not key.strip():
-            raise BadValue(
-                f"contains {format_value(member)}, which is not key=value", "write each argument as key=value"
-            )
 
 
 def _check_choice(flag: Flag, value: object) -> None:

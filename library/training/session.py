@@ -15,7 +15,7 @@ from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
-from library.training.optim.schedules import make_schedule
+from library.training.optim.schedules import make_schedule, try_out
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.run import open_run
@@ -39,7 +39,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
         preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
-        # Load the model and choose what to train.
+        # Load the model and choose what to train, if the optimizer accepts its arguments.
+        rates = plan.optimization.learning_rates
+        try_out(plan.optimization.optimizer, plan.optimization.schedule, max((*rates.modules.values(), *rates.blocks)))
         base_format = "fp32" if plan.adapter is None else precision.base
         model = load_model(options, facts.base_model, run.device, run.say, base=base_format)
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)

@@ -16,13 +16,8 @@ from torch import nn
 
 from library.checkpoints.adapter_key_names import AdapterPart
 from networks.adapter import AdapterError
-from networks.third_party.modules import (
-    call_if_there,
-    check_arguments,
-    import_network_module,
-    read_arguments,
-    wrap_errors,
-)
+from networks.third_party.arguments import check_arguments, read_module_arguments
+from networks.third_party.modules import call_if_there, import_network_module, read_arguments, wrap_errors
 from networks.third_party.network import ThirdPartyNetwork
 from networks.third_party.stand_ins import Model, is_text, stand_ins
 
@@ -53,7 +48,10 @@ def create_third_party(  # noqa: PLR0913 - kohya's create_network takes these
     """
     module = import_network_module(name)
     network_args: dict[str, Any] = {**read_arguments(arguments)}
-    notes = check_arguments(module, network_args)
+    source = getattr(module, "__file__", None)
+    mistakes, notes = check_arguments(name, read_module_arguments(Path(source) if source else None), network_args)
+    if mistakes:
+        raise AdapterError(*mistakes[0])
     alpha = 1 if alpha is None else int(alpha) if float(alpha).is_integer() else alpha
     if weights is None:
         network_args = {"dropout": dropout} | network_args  # as kohya passes it, None too

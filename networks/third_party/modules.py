@@ -6,10 +6,7 @@ as a wrong --network_args is the usual cause. No torch at module level.
 
 from __future__ import annotations
 
-import ast
-import difflib
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,66 +68,6 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, str]:
             raise AdapterError(f"--network_args {argument!r} is not of the form key=value", "write key=value")
         read[key.strip()] = value.strip()
     return read
-
-
-def check_arguments(module: ModuleType, arguments: Mapping[str, str]) -> tuple[str, ...]:
-    """Notes for arguments that do not occur in the module's source. AdapterError for a misspelt one."""
-    known = _names_in_source(module)
-    notes = []
-    for key in arguments:
-        if known is None or key in known:
-            continue
-        near = difflib.get_close_matches(key, _arguments_of(module), n=1, cutoff=0.85)
-        if near:
-            what = f"--network_args {key}={arguments[key]}: {module.__name__} does not use {key}"
-            raise AdapterError(what, f"did you mean {near[0]}?")
-        notes.append(f"--network_args {key}={arguments[key]} has no effect: {module.__name__} does not use it")
-    return tuple(notes)
-
-
-def _parse_source(module: ModuleType) -> ast.Module | None:
-    try:
-        return ast.parse(inspect.getsource(module))
-    except (OSError, TypeError, SyntaxError):
-        return None
-
-
-def _names_in_source(module: ModuleType) -> set[str] | None:
-    """Every string and parameter name in the source; None if the module passes its arguments on to other code."""
-    tree = _parse_source(module)
-    if tree is None:
-        return None
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.add(node.value)
-        elif isinstance(node, ast.arg):
-            names.add(node.arg)
-        elif isinstance(node, ast.FunctionDef) and node.name == "create_network" and _passes_kwargs_on(node):
-            return None
-    return names
-
-
-def _passes_kwargs_on(function: ast.FunctionDef) -> bool:
-    """Whether a function passes its **kwargs to another one, by ** or as a value."""
-    rest = function.args.kwarg
-    if rest is None:
-        return False
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-    values = [value for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords))]
-    return any(isinstance(value, ast.Name) and value.id == rest.arg for value in values)
-
-
-def _arguments_of(module: ModuleType) -> list[str]:
-    """The arguments that `create_network` itself reads, to find misspelt ones."""
-    tree = _parse_source(module)
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)] if tree else []
-    names = []
-    for function in (node for node in functions if node.name == "create_network"):
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-                names.append(str(node.args[0].value))
-    return names
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from pathlib import Path
 from library.families.family import Family
 from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
+from library.training.optim.constructors import source_file
 from networks import registry
 from networks.settings import NetworkSettings, read_settings
+from networks.third_party.arguments import check_arguments, read_module_arguments
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
     kind = registry.find_kind(options.network_module)
     settings = None
     if kind is None:
-        _check_module(options.network_module, mistakes)
+        _check_module(options.network_module, _argument_texts(options.network_args), mistakes)
     else:
         settings, problems = read_settings(
             options.network_module,
@@ -87,17 +89,32 @@ def _check_files(options: AdapterOptions, mistakes: Mistakes) -> None:
                 mistakes.add(f"--{flag} {path}: there is no such file", "check the path")
 
 
-def _check_module(name: str, mistakes: Mistakes) -> None:
-    """Check that a third-party module exists; its content is only checked when it is imported."""
+def _check_module(name: str, arguments: dict[str, str], mistakes: Mistakes) -> None:
+    """Check from its source that a third-party module exists and knows its arguments; importing it comes later."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
+    file = _find_source(name)
+    if file is not None:
+        for what, remedy in check_arguments(name, read_module_arguments(file), arguments)[0]:
+            mistakes.add(what, remedy)
+    elif not _may_be_compiled(name):
         near = difflib.get_close_matches(name, [kind.module for kind in registry.KINDS], n=1)
         remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists all modules"
         if name.startswith("lycoris."):
             remedy = "pip install lycoris-lora==4.1.3"
         mistakes.add(f"--network_module {name}: there is no such module", remedy)
+
+
+def _find_source(name: str) -> Path | None:
+    try:
+        return source_file(name)
+    except (ImportError, ValueError):
+        return None
+
+
+def _may_be_compiled(name: str) -> bool:
+    """Whether a module without a source exists."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

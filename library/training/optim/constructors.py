@@ -10,22 +10,24 @@ import ast
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from library.options.mistakes import Mistake
+from library.training.optim.argument_types import Accepts, accepts
 
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
 
 @dataclass(frozen=True)
 class LookUp:
-    """What the source of a dotted path says. `arguments`: names that the constructor accepts, without the first; None
-    if unknown (**kwargs, inherited). `problem`: empty if the class exists, or if only importing it could tell."""
+    """What the source of a dotted path says. `arguments`: what the constructor accepts, by name, without the first;
+    None if unknown (**kwargs, inherited). `problem`: empty if the class exists, or if only importing it could tell."""
 
-    arguments: frozenset[str] | None = None
+    arguments: Mapping[str, Accepts] | None = None
     problem: str = ""
     missing_package: str = ""
 
@@ -42,7 +44,7 @@ def look_up(path: str) -> LookUp:
         spec = None
     if spec is None:
         return LookUp(problem=f"the package {package} is not installed", missing_package=package)
-    file = _source_file(module)
+    file = source_file(module)
     if file is None:
         is_compiled = spec.origin and not spec.origin.endswith(".py")
         return LookUp() if is_compiled else LookUp(problem=f"there is no module {module}")
@@ -55,41 +57,52 @@ def load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def read_arguments(flag: str, pairs: Iterable[str]) -> tuple[dict[str, Any], list[Mistake]]:
-    """Parse `key=value` texts as keyword arguments; return them with the mistakes.
+def read_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """Parse `key=value` texts (options.key_value_pairs) as keyword arguments.
 
     Values are Python literals ("betas=0.9,0.99" is a tuple, "weight_decay=0.1" a float); true, false and none may be
     written in any case; anything else is a string.
     """
-    arguments: dict[str, Any] = {}
-    mistakes = []
-    for pair in pairs:
-        key, sign, text = (part.strip() for part in pair.partition("="))
-        if not sign or not key.isidentifier():
-            mistakes.append(Mistake(f"--{flag} {pair!r} is not key=value", "use for example weight_decay=0.01"))
-        elif key in arguments:
-            mistakes.append(Mistake(f"--{flag} sets {key} twice", "set it once"))
-        else:
-            arguments[key] = _literal(text)
-    return arguments, mistakes
+    return {key.strip(): _literal(text.strip()) for key, _, text in (pair.partition("=") for pair in pairs)}
 
 
-def check_argument_names(
-    flag: str, owner: str, arguments: Mapping[str, Any], accepted: frozenset[str] | None
+def check_arguments(
+    flag: str,
+    owner: str,
+    arguments: Mapping[str, Any],
+    accepted: Mapping[str, Accepts] | None,
+    ours: Collection[str] = (),
 ) -> list[Mistake]:
-    """A mistake for each argument that `owner` does not accept, with the closest accepted name.
+    """A mistake for each argument that `owner` does not accept, by its name or its value.
 
-    `accepted` None: unknown, nothing is checked.
+    `accepted` None: unknown, nothing is checked. `ours`: arguments that this program sets itself.
     """
     if accepted is None:
         return []
+    free = {name: accepts for name, accepts in accepted.items() if name not in ours}
     mistakes = []
-    for key in arguments:
-        if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, 1, 0.6)
-            remedy = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(accepted))}"
+    for key, value in arguments.items():
+        if key not in free:
+            near = difflib.get_close_matches(key, free, 1, 0.6)
+            listed = f"use one of {', '.join(sorted(free))}" if free else "remove it"
+            remedy = f"did you mean {near[0]}?" if near else listed
             mistakes.append(Mistake(f"--{flag} {key}: {owner} has no such argument", remedy))
+        elif fault := free[key].fault(value):
+            remedy = f"use for example {key}={free[key].example}" if free[key].example else f"set {key} to such a value"
+            mistakes.append(Mistake(f"--{flag} {key}={value} {fault}", remedy))
     return mistakes
+
+
+def check_required(
+    flag: str, owner: str, arguments: Mapping[str, Any], accepted: Mapping[str, Accepts] | None
+) -> list[Mistake]:
+    """A mistake if an argument without a default is missing. `accepted` None: unknown, nothing is checked."""
+    accepted = accepted or {}
+    missing = [name for name, accepts in accepted.items() if accepts.required and name not in arguments]
+    if not missing or any(name not in accepted for name in arguments):  # a misspelt one may be the missing one
+        return []
+    remedy = f"add --{flag} {' '.join(f'{name}=...' for name in missing)}"
+    return [Mistake(f"{owner} needs {', '.join(missing)}, which --{flag} does not set", remedy)]
 
 
 def _literal(text: str) -> Any:
@@ -101,7 +114,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _source_file(module: str) -> Path | None:
+def source_file(module: str) -> Path | None:
     """The source file of a module, searched from its top-level package (find_spec would import the parents)."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
@@ -128,7 +141,7 @@ def _look_up_in_file(file: Path, module: str, name: str, depth: int) -> LookUp:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return LookUp(_constructor_arguments(node))
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return LookUp(_argument_names(node.args, skip=1))
+            return LookUp(_arguments(node.args, skip=1))
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 dynamic = dynamic or alias.name == "*"
@@ -148,22 +161,25 @@ def _look_up_import(file: Path, module: str, node: ast.ImportFrom, name: str, de
         target = ".".join([*base, node.module] if node.module else base)
     else:
         target = node.module or ""
-    source = _source_file(target) if target else None
+    source = source_file(target) if target else None
     if source is None or depth > 4:
         return LookUp()
     return _look_up_in_file(source, target, name, depth + 1)
 
 
-def _constructor_arguments(node: ast.ClassDef) -> frozenset[str] | None:
+def _constructor_arguments(node: ast.ClassDef) -> Mapping[str, Accepts] | None:
     for member in node.body:
         if isinstance(member, ast.FunctionDef) and member.name == "__init__":
-            return _argument_names(member.args, skip=2)
+            return _arguments(member.args, skip=2)
     return None
 
 
-def _argument_names(arguments: ast.arguments, skip: int) -> frozenset[str] | None:
-    """Names that can be passed by keyword, after the first `skip` (self, and the argument that we pass ourselves)."""
+def _arguments(arguments: ast.arguments, skip: int) -> Mapping[str, Accepts] | None:
+    """What can be passed by keyword, after the first `skip` (self, and the argument that we pass ourselves)."""
     if arguments.kwarg is not None:
         return None
     positional = [*arguments.posonlyargs, *arguments.args]
-    return frozenset(argument.arg for argument in [*positional[skip:], *arguments.kwonlyargs])
+    no_default: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    by_place = list(zip(positional, [*no_default, *arguments.defaults], strict=True))[skip:]
+    by_keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {argument.arg: accepts(argument.annotation, default) for argument, default in [*by_place, *by_keyword]}

@@ -9,7 +9,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from library.options.mistakes import Mistake, UserError
-from library.training.optim.constructors import check_argument_names, load, look_up, read_arguments
+from library.training.optim.argument_types import Accepts
+from library.training.optim.constructors import check_arguments, check_required, load, look_up, read_arguments
 from library.training.optim.optimizer_table import OPTIMIZERS, OptimizerRow
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def choose_optimizer(options: OptimizerOptions, *, full_fp16: bool = False) -> O
     """Choose the optimizer by the options alone. User errors are returned as `mistakes`, not raised."""
     row, accepted, unknown = _find_row(_optimizer_name(options))
     mistakes = list(unknown)
-    arguments, malformed = read_arguments("optimizer_args", options.optimizer_args)
-    mistakes += malformed
+    arguments = read_arguments(options.optimizer_args)
     if "lr" in arguments:
         mistakes.append(Mistake(f"--optimizer_args lr={arguments.pop('lr')}", "use --learning_rate"))
-    mistakes += check_argument_names("optimizer_args", row.name, arguments, accepted)
+    mistakes += check_arguments("optimizer_args", row.name, arguments, accepted, ours=("lr",))
+    mistakes += check_required("optimizer_args", row.name, {"lr": None, **row.defaults, **arguments}, accepted)
     choice = OptimizerChoice(row, {**row.defaults, **arguments})
     notes: list[str] = []
     if is_adafactor(row):
@@ -84,7 +85,7 @@ def _optimizer_name(options: OptimizerOptions) -> str:
     return options.optimizer_type or older
 
 
-def _find_row(name: str) -> tuple[OptimizerRow, frozenset[str] | None, list[Mistake]]:
+def _find_row(name: str) -> tuple[OptimizerRow, Mapping[str, Accepts] | None, list[Mistake]]:
     """The row for a short name in any case, a class of torch.optim or a dotted path; the arguments that the class
     accepts (None: unknown); mistakes in the name."""
     by_name = {row.name.lower(): row for row in OPTIMIZERS}

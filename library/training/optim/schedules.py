@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from library.options.mistakes import Mistake, UserError
 from library.options.train_options import FLAGS
-from library.training.optim.constructors import check_argument_names, load, look_up, read_arguments
+from library.training.optim.constructors import check_arguments, check_required, load, look_up, read_arguments
+from library.training.optim.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -106,7 +109,7 @@ def choose_schedule(options: OptimizerOptions, total_steps: int, optimizer: Opti
 
     Flags that a schedule requires are checked by the rules of the options, not here.
     """
-    given, mistakes = read_arguments("lr_scheduler_args", options.lr_scheduler_args)
+    given, mistakes = read_arguments(options.lr_scheduler_args), list[Mistake]()
     warmup, decay = count_steps(options.lr_warmup_steps, total_steps), count_steps(options.lr_decay_steps, total_steps)
     if options.lr_scheduler_type and not optimizer.relative_step and not optimizer.row.schedule_free:
         return _choose_class(options, given, warmup, mistakes)
@@ -128,8 +131,7 @@ def choose_schedule(options: OptimizerOptions, total_steps: int, optimizer: Opti
     if row.name == "cosine_with_min_lr" and options.lr_scheduler_min_lr_ratio is None and given:
         from_options.pop("min_lr_rate")  # lr_scheduler_args may set it: min_lr, min_lr_rate
     accepted = look_up(row.path).arguments
-    free = None if accepted is None else accepted - set(from_options) - {"last_epoch"}
-    mistakes += check_argument_names("lr_scheduler_args", row.name, given, free)
+    mistakes += check_arguments("lr_scheduler_args", row.name, given, accepted, ours=(*from_options, "last_epoch"))
     mistakes += _check_lengths(row, options, warmup, decay, total_steps)
     mistakes += _check_arguments(row, options, given)
     notes += _unused_options(row, options, warmup, decay)
@@ -261,7 +263,8 @@ def _choose_class(
     if warmup:
         what = f"--lr_warmup_steps {options.lr_warmup_steps} has no effect with --lr_scheduler_type"
         mistakes = [*mistakes, Mistake(what, "use --lr_warmup_steps 0")]
-    mistakes = [*mistakes, *check_argument_names("lr_scheduler_args", name, given, found.arguments)]
+    mistakes = [*mistakes, *check_arguments("lr_scheduler_args", name, given, found.arguments)]
+    mistakes += check_required("lr_scheduler_args", name, given, found.arguments)
     return ScheduleChoice(ScheduleRow(name, path), dict(given), mistakes=tuple(mistakes))
 
 
@@ -276,3 +279,13 @@ def make_schedule(choice: ScheduleChoice, optimizer: Optimizer) -> LRScheduler:
         what = f"cannot build the learning rate schedule {choice.name} with {dict(choice.arguments)}: {error}"
         raise UserError((Mistake(what, "check --lr_scheduler_args"),)) from error
     return schedule
+
+
+def try_out(optimizer: OptimizerChoice, schedule: ScheduleChoice, learning_rate: float) -> None:
+    """Build both over one parameter, so that arguments that only their code can refuse are refused before weights are
+    loaded. Raises UserError."""
+    import torch
+
+    with redirect_stdout(StringIO()):  # some optimizers greet
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        make_schedule(schedule, make_optimizer(optimizer, [{"params": [parameter], "lr": learning_rate}]))

@@ -263,6 +263,12 @@ MISTAKES = [
     ({"network_module": "networks.nothing"}, "networks.nothing"),
     ({"network_module": None}, "--network_module is not set"),
     ({"network_args": ["conv_dimm=4"]}, "conv_dim"),
+    ({"network_args": ["conv_dim=4 oops"]}, '"oops" is not key=value'),
+    ({"network_module": "lycoris.kohya", "network_args": ["algo=lorra"]}, "no such algo"),
+    ({"network_module": "lycoris.kohya", "network_args": ["conv_dimm=4"]}, "did you mean conv_dim?"),
+    ({"network_module": "lycoris.nowhere"}, "there is no such module"),
+    ({"optimizer_args": ["weight_decay=-1"]}, "Invalid weight_decay value: -1"),
+    ({"lr_scheduler_type": "MultiStepLR", "lr_scheduler_args": ["milestones=5"]}, "milestones"),
     ({"network_weights": "nowhere.safetensors"}, "nowhere.safetensors"),
     ({"network_train_unet_only": True, "network_train_text_encoder_only": True}, "nothing would be left to train"),
     ({"save_model_as": "diffusers"}, "an adapter is one file"),
@@ -280,6 +286,23 @@ def test_mistakes_are_reported_before_weights_are_loaded(
     outcome = run(world.arguments(tmp_path / "out", **{**COMMON, **flags}), capsys, train_network.RECIPE)
     assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("joint", [" ", ",", ", "])
+def test_several_arguments_in_one_text(
+    joint: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {
+        "optimizer_type": "Adafactor",
+        "optimizer_args": [joint.join(["scale_parameter=False", "relative_step=False", "warmup_init=False"])],
+        "network_args": [joint.join(["conv_dim=4", "conv_alpha=1"])],
+        "lr_scheduler": "cosine_with_min_lr",
+        "lr_scheduler_args": [joint.join(["min_lr=1e-5"])],
+        "dry_run": True,
+    }
+    plan = train(world, tmp_path, capsys, **flags).out
+    assert "Adafactor (relative_step=False scale_parameter=False warmup_init=False)" in plan
+    assert "(conv_dim=4 conv_alpha=1)" in plan and "Adafactor sets its own learning rate" not in plan
 
 
 def test_parameters_of_a_third_party_network_go_by_name_in_its_order() -> None:

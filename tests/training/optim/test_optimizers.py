@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -184,21 +185,57 @@ def test_arguments_are_read_as_python_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "says"),
+    ("name", "pair", "says"),
     [
-        ("weight_decay", "key=value"),
-        ("=0.1", "key=value"),
-        ("weight_decy=0.1", "weight_decay"),
-        ("lr=1", "learning_rate"),
+        ("AdamW", "weight_decy=0.1", "weight_decay"),
+        ("AdamW", "lr=1", "learning_rate"),
+        ("AdamW", "weight_decay=low", "is not a number"),
+        ("AdamW", "weight_decay=True", "is not a number"),
+        ("AdamW", "weight_decay=None", "is not a number"),
+        ("AdamW", "betas=0.9", "is not a list of 2 numbers"),
+        ("AdamW", "betas=0.9,0.99,0.999", "is not a list of 2 numbers"),
+        ("AdamW", "betas=0.9,high", "betas=0.9,0.999"),
+        ("AdamW", "foreach=sometimes", "is not True or False or None"),
+        ("Adafactor", "relative_step=Flase", "is not True or False"),
+        ("Adafactor", "relative_step=False scale_parameter=False", "is not True or False"),
+        ("DAdaptAdan", "betas=0.9,0.99", "betas=0.98,0.92,0.99"),
+        ("Prodigy", "growth_rate=fast", "is not a number"),
+        ("AdamWScheduleFree", "warmup_steps=0.1", "is not a whole number"),
     ],
 )
-def test_wrong_arguments_have_remedies(pair: str, says: str) -> None:
-    (mistake,) = choose_optimizer(options("AdamW", pair)).mistakes
-    assert "optimizer_args" in mistake.what and says in str(mistake)
+def test_wrong_arguments_have_remedies(name: str, pair: str, says: str) -> None:
+    (mistake,) = choose_optimizer(options(name, pair)).mistakes
+    assert "optimizer_args" in mistake.what and says in str(mistake) and mistake.remedy
 
 
-def test_an_argument_given_twice_is_a_mistake() -> None:
-    assert choose_optimizer(options("AdamW", "eps=1", "eps=2")).mistakes
+@pytest.mark.parametrize(
+    ("name", "pair", "value"),
+    [
+        ("AdamW", "weight_decay=0", 0),
+        ("AdamW", "betas=(0.9, 0.99)", (0.9, 0.99)),
+        ("AdamW", "betas=[0.9, 0.99]", [0.9, 0.99]),
+        ("AdamW", "foreach=None", None),
+        ("Adafactor", "relative_step=0", 0),
+        ("Adafactor", "beta1=0.9", 0.9),
+        ("Prodigy", "beta3=0.9", 0.9),
+        ("Prodigy", "growth_rate=inf", math.inf),
+        ("AdamWScheduleFree", "warmup_steps=10.0", 10.0),
+    ],
+)
+def test_values_of_the_right_type(name: str, pair: str, value: object) -> None:
+    choice = choose_optimizer(options(name, pair))
+    assert not choice.mistakes and choice.arguments[pair.partition("=")[0]] == value
+
+
+def test_a_class_without_a_required_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_optimizer.py").write_text(
+        "class Own:\n    def __init__(self, params, lr, rho, *, sharp: 'Optional[bool]' = None): ...\n", "utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (mistake,) = choose_optimizer(options("own_optimizer.Own", "sharp=True")).mistakes
+    assert "own_optimizer.Own needs rho" in mistake.what and "--optimizer_args rho=" in mistake.remedy
+    (mistake,) = choose_optimizer(options("own_optimizer.Own", "rho=1", "sharp=maybe")).mistakes
+    assert "sharp=maybe is not True or False or None" in mistake.what
 
 
 @pytest.mark.parametrize("row", OPTIMIZERS, ids=lambda row: row.name)

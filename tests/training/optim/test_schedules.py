@@ -150,7 +150,10 @@ def test_a_fraction_above_1_is_refused() -> None:
         (options("piecewise_constant", lr_scheduler_args=("step_rules=1:10,0.1",)), "no warm-up"),
         (options("polynomial", lr_scheduler_args=("lr_end=0.5",)), "falls to 0.5"),
         (options("cosine", lr_scheduler_args=("powr=2",)), "powr"),
-        (options("cosine", lr_scheduler_args=("num_cycles",)), "key=value"),
+        (options("polynomial", lr_scheduler_args=("lr_end=low",)), "is not a number"),
+        (options("warmup_stable_decay", lr_decay_steps=5, lr_scheduler_args=("decay_type=1",)), "is not a text"),
+        (options("constant", 0, lr_scheduler_type="StepLR"), "needs step_size"),
+        (options("constant", 0, lr_scheduler_type="StepLR", lr_scheduler_args=("step_size=2.5",)), "a whole number"),
         (options("cosin"), "did you mean cosine?"),
         (options("constant", 10, lr_scheduler_type="StepLR", lr_scheduler_args=("step_size=3",)), "has no effect with"),
         (options("constant", 0, lr_scheduler_type="no_such_package.Some"), "not installed"),
@@ -201,7 +204,7 @@ def test_any_class_can_be_named() -> None:
 
 
 def test_a_class_that_refuses_its_arguments_is_a_user_error() -> None:
-    asked = options("constant", 0, lr_scheduler_type="MultiStepLR")
+    asked = options("constant", 0, lr_scheduler_type="MultiStepLR", lr_scheduler_args=("milestones=5",))
     choice = chosen(asked)
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = make_optimizer(choose_optimizer(asked), [{"params": [parameter], "lr": RATE}])
