@@ -40,6 +40,7 @@ def open_models(
     for flag, name in named.items():
         try:
             header, family = open_model(name)
+            family.sizes(header)
         except CheckpointError as error:
             mistakes.add(f"--{flag}: {error}")
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from library.checkpoints import keymap
 from library.checkpoints.files import TensorReader, read_part_header
-from library.checkpoints.header import CheckpointError
+from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.sd_layout import VAE, diffusers_names
 from library.messages import counted
@@ -22,11 +22,13 @@ _MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 @dataclass(frozen=True)
 class VaeFile:
-    """A VAE with diffusers' names; `notes` for the user; `original`: the file has the original layout."""
+    """A VAE with diffusers' names; `notes` for the user; `original`: the file has the original layout. `header`: of the
+    whole file, or of the folder with its config.json."""
 
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
     original: bool
+    header: Header
 
 
 def read_vae(path: Path | str) -> VaeFile:
@@ -48,5 +50,6 @@ def read_vae(path: Path | str) -> VaeFile:
     notes = (f"{path}: left out {counted(len(others), 'tensor')} outside the VAE ({others[0]}, ...)",) if others else ()
     original = any(re.match(r"(?:encoder|decoder)\.(?:mid|down|up)\.", name) for name in modules)
     if original:
-        return VaeFile(keymap.to_diffusers(modules, VAE.rules(modules, "original"), str(path)), notes, original=True)
-    return VaeFile(diffusers_names(modules, VAE, str(path)), notes, original=False)
+        renamed = keymap.to_diffusers(modules, VAE.rules(modules, "original"), str(path))
+        return VaeFile(renamed, notes, original=True, header=header)
+    return VaeFile(diffusers_names(modules, VAE, str(path)), notes, original=False, header=header)

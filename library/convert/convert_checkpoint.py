@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, torch_dtype
-from library.checkpoints.prediction_marks import MARKS, declared_prediction, marks
+from library.checkpoints.prediction_marks import MARKS, declared_prediction, declaring, marks, other_schedule
 from library.convert import ema_copies
 from library.families.sd.checkpoint_parts import CheckpointParts, split_checkpoint
 from library.messages import listed
@@ -59,7 +59,7 @@ def convert(source: Header, family: Family, path: Path, conversion: Conversion) 
     """
     from library.families.sd import save as sd_save
 
-    header = _prepared(source, conversion)
+    header = _prepared(source, family, conversion)
     reader = TensorReader(header)
     split = split_checkpoint(family, family.variant, reader, conversion.vae, conversion.prediction)
     zero = split.zero_terminal_snr if conversion.zero_terminal_snr is None else conversion.zero_terminal_snr
@@ -127,7 +127,7 @@ def _modules(where: str, family: Family, split: CheckpointParts) -> dict[str, An
     return modules
 
 
-def _prepared(source: Header, conversion: Conversion) -> Header:
+def _prepared(source: Header, family: Family, conversion: Conversion) -> Header:
     """Return the source with the EMA copies handled and the scheduler replaced or without zero terminal SNR."""
     if conversion.ema == "use":
         source = ema_copies.with_averages(source)
@@ -139,6 +139,10 @@ def _prepared(source: Header, conversion: Conversion) -> Header:
             )
         tensors = {name: info for name, info in source.tensors.items() if not name.startswith(ema_copies.PREFIX)}
         source = replace(source, tensors=tensors)
+    if conversion.prediction is not None and (
+        declared_prediction(source).unknown or other_schedule(source, family.process.scheduler_arguments())
+    ):
+        source = declaring(source, conversion.prediction)  # the user corrects the file
     scheduler = source.configs.get("scheduler")
     if conversion.reference is not None:
         scheduler = conversion.reference.configs.get("scheduler", scheduler)
@@ -173,8 +177,9 @@ def _notes(
         yield "the EMA copies are used as the U-Net's weights"
     if conversion.prediction is None and declared.prediction is None:
         yield f"{source.path} does not declare its prediction type: epsilon is assumed; --prediction_type v sets v"
-    elif conversion.prediction is not None and declared.prediction not in (None, conversion.prediction):
-        yield f"{source.path} declares {declared.prediction} ({declared.where}); written as {conversion.prediction}"
+    said = listed(declared.unknown) or declared.prediction
+    if conversion.prediction is not None and said not in (None, conversion.prediction):
+        yield f"{source.path} declares {said} ({declared.where}); written as {conversion.prediction}"
     if zero and prediction == "epsilon":
         yield "zero terminal SNR with epsilon: at pure noise it carries no information; such models should predict v"
     lost = sorted(set(kept) - set(MARKS))

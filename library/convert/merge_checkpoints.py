@@ -37,12 +37,14 @@ _PASSED = re.compile(
 
 @dataclass(frozen=True)
 class MergeSource:
-    """One of the models. `family` None: unsupported; `prediction` None: not declared."""
+    """One of the models. `family` None: unsupported; `prediction` None: not declared. `noise`: what it declares, as
+    text; models of another noise process than the family's can be merged with each other."""
 
     header: Header
     ratio: float
     family: Family | None
     prediction: Prediction | None
+    noise: str = ""
 
     @property
     def tensors(self) -> dict[str, tuple[str, TensorInfo]]:
@@ -81,7 +83,10 @@ def open_source(header: Header, ratio: float) -> MergeSource:
         if not any(name.startswith(_UNET[0]) for name in header.tensors):
             raise
         family = None  # another model with a U-Net, such as one for inpainting: merged by names and shapes
-    return MergeSource(header, ratio, family, declared_prediction(header).prediction)
+    declared = declared_prediction(header)
+    return MergeSource(
+        header, ratio, family, declared.prediction, ", ".join(declared.unknown) or declared.prediction or ""
+    )
 
 
 def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
@@ -92,8 +97,8 @@ def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
         details = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
         mistakes.add(f"the models differ in kind: {details}", "merge models of the same kind")
         return
-    if len({source.prediction for source in sources} - {None}) > 1:
-        details = ", ".join(f"{source.header.path}: {source.prediction or 'not declared'}" for source in sources)
+    if len({source.noise for source in sources} - {""}) > 1:
+        details = ", ".join(f"{source.header.path}: {source.noise or 'not declared'}" for source in sources)
         mistakes.add(
             f"the models have different prediction types and cannot be merged ({details})",
             "merge models with the same prediction type; correct a wrong declaration with "
@@ -170,10 +175,10 @@ def _notes(sources: Sequence[MergeSource], known: Sequence[Mapping[str, tuple[st
         if missing:
             what = f"{other.header.path} lacks {counted(len(missing), 'tensor')}, taken from {first.header.path}"
             notes.append(f"{what}: {listed(missing, 5)}")
-    silent = [str(source.header.path) for source in sources if source.prediction is None]
-    prediction = next((source.prediction for source in sources if source.prediction), None)
-    if silent and prediction:
-        notes.append(f"prediction type not declared, {prediction} assumed like the others: {listed(silent, 5)}")
+    silent = [str(source.header.path) for source in sources if not source.noise]
+    noise = next((source.noise for source in sources if source.noise), "")
+    if silent and noise:
+        notes.append(f"prediction type not declared, {noise} assumed like the others: {listed(silent, 5)}")
     with_zero_snr = [found for found in known if ZTSNR in found]
     if with_zero_snr and len(with_zero_snr) < len(sources):
         notes.append("only some models are marked as trained with zero terminal SNR; the result is marked so")

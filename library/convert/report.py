@@ -102,7 +102,8 @@ def _prediction(header: Header) -> list[str]:
     declared = declared_prediction(header)
     words = {True: "yes", False: "no", None: "no (not declared)"}
     where = f"   (declared by {declared.where})" if declared.where else ""
-    prediction = declared.prediction or "epsilon (not declared; --prediction_type v sets v)"
+    unknown = f"not supported: {listed(declared.unknown)}" if declared.unknown else ""
+    prediction = unknown or declared.prediction or "epsilon (not declared; --prediction_type v sets v)"
     return [f"prediction: {prediction}; zero terminal SNR: {words[declared.zero_terminal_snr]}{where}"]
 
 

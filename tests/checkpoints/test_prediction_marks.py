@@ -41,17 +41,58 @@ def a_folder(**scheduler: Any) -> Header:
          "its key ztsnr and modelspec.prediction_type in its metadata"),
         # programs that draw look at the key alone
         (a_file(("v_pred",), {"modelspec.prediction_type": "epsilon"}), "v", None, "its key v_pred"),
-        (a_file((), {"modelspec.prediction_type": "flow"}), None, None, ""),
+        (a_file((), {"modelspec.prediction_type": "v_prediction"}), "v", None,
+         "modelspec.prediction_type in its metadata"),
+        (a_file((), {"modelspec.prediction_type": "V-Prediction"}), "v", None,
+         "modelspec.prediction_type in its metadata"),
+        (a_file((), {"modelspec.prediction_type": "None"}), None, None, ""),
+        (a_file((), {"modelspec.prediction_type": ""}), None, None, ""),
         (a_folder(), None, None, ""),
         (a_folder(prediction_type="epsilon"), "epsilon", None, "its scheduler_config.json"),
         (a_folder(prediction_type="v_prediction", rescale_betas_zero_snr=True), "v", True, "its scheduler_config.json"),
         (a_folder(prediction_type="epsilon", rescale_betas_zero_snr=False), "epsilon", False,
          "its scheduler_config.json"),
-        (a_folder(prediction_type=["v"], rescale_betas_zero_snr="yes"), None, None, ""),
+        (a_folder(prediction_type=None, rescale_betas_zero_snr=None), None, None, ""),
     ],
 )  # fmt: skip
 def test_what_a_checkpoint_says(header: Header, prediction: str | None, zero: bool | None, where: str) -> None:
     assert declared_prediction(header) == DeclaredPrediction(prediction, zero, where)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("header", "where", "quotes"),
+    [
+        (a_file((), {"modelspec.prediction_type": "flow"}), "its metadata", ("modelspec.prediction_type = flow",)),
+        (a_folder(prediction_type="sample"), "its scheduler_config.json", ("prediction_type = sample",)),
+        (a_folder(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0), "its scheduler_config.json",
+         ("_class_name = FlowMatchEulerDiscreteScheduler",)),
+        (a_folder(_class_name="UniPCMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True),
+         "its scheduler_config.json", ("prediction_type = flow_prediction", "use_flow_sigmas = true")),
+        (a_folder(prediction_type=["v"], rescale_betas_zero_snr="yes"), "its scheduler_config.json",
+         ('prediction_type = ["v"]', "rescale_betas_zero_snr = yes")),
+    ],
+)  # fmt: skip
+def test_what_is_said_and_not_understood_is_quoted(header: Header, where: str, quotes: tuple[str, ...]) -> None:
+    assert declared_prediction(header) == DeclaredPrediction(None, None, where, quotes)
+
+
+@pytest.mark.parametrize(
+    ("line", "prediction", "quotes"),
+    [
+        ('    parameterization: "v"', "v", ()),  # Stability-AI/stablediffusion, v2-inference-v.yaml
+        ("    parameterization: eps", "epsilon", ()),
+        ("    parameterization: x0", None, ("parameterization = x0",)),
+        ("    linear_start: 0.00085", None, ()),
+    ],
+)
+def test_the_yaml_beside_a_file_speaks_where_the_file_does_not(
+    tmp_path: Path, line: str, prediction: str | None, quotes: tuple[str, ...]
+) -> None:
+    (tmp_path / "768.yaml").write_text(f"model:\n  params:\n{line}\n", encoding="utf-8")
+    said = declared_prediction(Header(tmp_path / "768.ckpt", "ckpt", {}))
+    assert (said.prediction, said.unknown) == (prediction, quotes)
+    marked = Header(tmp_path / "768.ckpt", "ckpt", {"v_pred": EMPTY})
+    assert declared_prediction(marked) == DeclaredPrediction("v", None, "its key v_pred")
 
 
 @pytest.mark.parametrize("zero", [False, True])

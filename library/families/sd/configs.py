@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoints.header import CheckpointError, Header
@@ -11,8 +12,10 @@ from library.families.clip import text_encoder as clip_text
 from library.families.family import Family
 from library.families.sd import unet, vae
 from library.families.sd.shapes import Shapes
+from library.families.sd.vae_kind import check_kind
 
 if TYPE_CHECKING:
+    from library.checkpoints.vae_file import VaeFile
     from library.families.sd.variant import Variant
     from library.objective.process import Prediction
 
@@ -27,11 +30,12 @@ def read_configs(
     parts: Mapping[str, Tensors],
     prediction: Prediction,
     *,
-    foreign_vae: bool = False,
+    foreign_vae: VaeFile | None = None,
 ) -> Configs:
     """Return the arguments of each module from its tensor shapes; config.json files of a folder must agree.
 
-    `parts`: tensors under diffusers' and transformers' names. `foreign_vae`: the VAE is not the folder's own.
+    `parts`: tensors under diffusers' and transformers' names. `foreign_vae`: another VAE than the
+    checkpoint's own.
     Raises CheckpointError.
     """
     try:
@@ -53,8 +57,13 @@ def read_configs(
     configs["vae"]["sample_size"] = source.configs.get("vae", {}).get("sample_size", side * family.latent.stride)
     _check_sizes(family, variant, source, configs)
     for part, config in configs.items():
-        if not (part == "vae" and foreign_vae):
-            _compare(source, part, config)
+        if part == "vae" and foreign_vae is not None:
+            check_kind(foreign_vae, family)
+            _compare(
+                foreign_vae.header.path / "config.json", part, foreign_vae.header.configs.get("config", {}), config
+            )
+        else:
+            _compare(source.path / part / "config.json", part, source.configs.get(part, {}), config)
     return configs
 
 
@@ -99,11 +108,24 @@ _COMPARED = {
              "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
     "vae": ("latent_channels", "block_out_channels", "layers_per_block", "scaling_factor"),
 }  # fmt: skip
+# entries that no tensor shows; the modules are made with these values, as in all published models
+_ASSUMED: Mapping[str, Mapping[str, Any]] = {
+    "unet": {
+        "act_fn": "silu", "norm_eps": 1e-5, "norm_num_groups": 32, "flip_sin_to_cos": True, "freq_shift": 0,
+        "center_input_sample": False, "dual_cross_attention": False, "only_cross_attention": False,
+        "resnet_time_scale_shift": "default", "time_embedding_type": "positional", "mid_block_scale_factor": 1,
+    },
+    "vae": {
+        "act_fn": "silu", "norm_eps": 1e-6, "norm_num_groups": 32, "shift_factor": 0, "latents_mean": 0,
+        "latents_std": 1, "mid_block_add_attention": True,
+    },
+    "text": {"layer_norm_eps": 1e-5},
+}  # fmt: skip
 
 
-def _compare(source: Header, part: str, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if a diffusers folder's config.json contradicts its tensors."""
-    written = source.configs.get(part, {})
+def _compare(file: Path, part: str, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the config.json of a part, `written`, contradicts its tensors, or says of it what the
+    modules do not do."""
     levels = len(config.get("block_out_channels", ()))
     for key in _COMPARED.get(part, _TEXT):
         if written.get(key) is None:
@@ -112,11 +134,19 @@ def _compare(source: Header, part: str, config: Mapping[str, Any]) -> None:
         if key == "attention_head_dim":  # one number stands for all levels
             declared, actual = _per_level(declared, levels), _per_level(config[key], levels)
         if declared != actual:
+            owner = "a VAE for this model has" if key == "scaling_factor" else "the weights have"
             raise CheckpointError(
-                f"{source.path / part / 'config.json'}: has {key} = {written[key]}, but the weights have "
-                f"{config.get(key)}. Get the folder again, or correct the file."
+                f"{file}: has {key} = {written[key]}, but {owner} {config.get(key)}. Get the folder again, or correct "
+                "the file."
+            )
+    for key, value in _ASSUMED.get(part, _ASSUMED["text"]).items():
+        said = written.get(key)
+        if said is not None and any(each != value for each in (said if isinstance(said, list) else [said])):
+            raise CheckpointError(
+                f"{file}: has {key} = {said}, but only models with {key} = {value} are supported. Give another model; "
+                "if the entry is wrong, correct the file."
             )
 
 
-def _per_level(value: int | Sequence[int], levels: int) -> list[int]:
-    return [value] * levels if isinstance(value, int) else list(value)
+def _per_level(value: Any, levels: int) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value] * levels

@@ -179,8 +179,12 @@ def _scheduler(contents: Contents) -> dict[str, Any]:
     prediction: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
     # arXiv 2305.08891: sampling must start at the last timestep
     rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if contents.zero_terminal_snr else {}
-    source = contents.source.configs.get("scheduler", process)
-    return {**source, **rescaled, "prediction_type": prediction[contents.prediction]}
+    source = contents.source.configs.get("scheduler", {})
+    return {
+        **(source if "_class_name" in source else process),
+        **rescaled,
+        "prediction_type": prediction[contents.prediction],
+    }
 
 
 def _model_index(variant: Variant, contents: Contents, scheduler: str) -> dict[str, Any]:

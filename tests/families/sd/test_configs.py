@@ -129,6 +129,16 @@ def changed(header: Header, part: str, **entries: Any) -> Header:
         ("sd1", "unet", "attention_head_dim", 4),
         ("sd1", "unet", "cross_attention_dim", 768),
         ("sd1", "vae", "scaling_factor", 0.13025),
+        ("sd1", "vae", "shift_factor", 0.1159),
+        ("sd1", "vae", "latents_mean", [0.1, 0, 0, 0]),
+        ("sd1", "vae", "latents_std", [8.4, 7.2, 5.5, 8.8]),
+        ("sd1", "vae", "act_fn", "gelu"),
+        ("sd1", "vae", "norm_num_groups", 16),
+        ("sd1", "vae", "norm_eps", 0.1),
+        ("sd1", "unet", "act_fn", "gelu"),
+        ("sd1", "unet", "norm_eps", 0.1),
+        ("sd1", "unet", "freq_shift", 1),
+        ("sd1", "text_encoder", "layer_norm_eps", 0.1),
         ("sd1", "text_encoder", "num_hidden_layers", 12),
         ("sdxl", "unet", "attention_head_dim", 8),
         ("sdxl", "unet", "addition_time_embed_dim", 128),
@@ -145,6 +155,18 @@ def test_a_folder_whose_config_contradicts_its_weights_is_refused(files, family,
         load_model(wrong)
     with pytest.raises(CheckpointError, match=re.escape(str(told.value))):
         detect(wrong).sizes(wrong)  # known before a weight is loaded
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
+def test_every_config_that_diffusers_writes_is_taken(files, family) -> None:
+    """With all entries, as of its current version and as of the version that published the models."""
+    header = read_header(files[f"{family} folder"])
+    whole = changed(
+        changed(header, "vae", shift_factor=None, latents_mean=None, latents_std=None), "unet", freq_shift=0
+    )
+    assert detect(whole).sizes(whole)
+    neutral = changed(header, "vae", shift_factor=0.0, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    assert detect(neutral).sizes(neutral)
 
 
 @pytest.mark.parametrize(
