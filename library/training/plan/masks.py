@@ -81,8 +81,8 @@ def _notes(options: MaskOptions, masks: Sequence[MaskSource], values: Mapping[Ma
     yield f"{counted(len(masks), 'image')} with a mask: {share}"
     ignored = [mask.path for mask, each in values.items() if _largest_weight(options, each) == 0]
     colour = "white, with --mask_invert," if options.mask_invert else "black"
-    effect = "so that only --mask_floor counts" if options.mask_floor else "so that nothing of the image counts"
-    yield from _named(ignored, f"{colour} everywhere, {effect}")
+    effect = "only --mask_floor counts" if options.mask_floor else "nothing of the image counts"
+    yield from _named(ignored, f"{colour} everywhere, so that {effect}")
     dark = [mask.path for mask, each in values.items() if each.most == 1]
     yield from _named(dark, "with no value above 1 of 255, almost black; save white as 255")
     coloured = [mask.path for mask, each in values.items() if each.coloured]
