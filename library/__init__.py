@@ -1,0 +1,3 @@
+from library.wrong_python import explain_wrong_python
+
+explain_wrong_python()
