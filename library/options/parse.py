@@ -64,9 +64,10 @@ class Parsed:
     """The options, where each value comes from, and what to report.
 
     `origins` gives for every flag "command line", the file's name or "default". `set_by_user` holds the flags that the
-    user set. `program_values` holds the values of the program's own flags (Program.flags). A flag with a mistake has
-    its default (the resolution 512,512), so that the images are checked too before all mistakes are reported. Without
-    `is_complete` the options of a file are missing: no other mistake would be true, so report these alone.
+    user set. `program_values` holds the values of the program's own flags (Program.flags). `given` holds those of
+    them whose values differ from the program's defaults. A flag with a mistake has its default (the resolution
+    512,512), so that the images are checked too before all mistakes are reported. Without `is_complete` the options of
+    a file are missing: no other mistake would be true, so report these alone.
     """
 
     options: TrainOptions
@@ -75,6 +76,7 @@ class Parsed:
     notes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     program_values: Mapping[str, object] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     is_complete: bool = True
 
     def check_complete(self) -> None:
@@ -125,6 +127,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         tuple(notes),
         tuple(mistakes),
         {name: effective.values[name] for name in program.flags},
+        frozenset(name for name in effective.set_by_user if effective.values[name] != known[name].default),
         is_complete,
     )
 

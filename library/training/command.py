@@ -13,6 +13,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
 from library.runtime.imports import large_imports, quiet_libraries
+from library.runtime.terminal import columns_of
 from library.training.signals import report_interrupt, termination_as_interrupt
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
     from library.training.plan.text import describe, sections
 
     plan = decide(parsed)
-    print(describe(plan), flush=True)
+    print(describe(plan, columns_of(sys.stdout)), flush=True)
     if plan.facts.options.dataset.debug_dataset:
         from library.training.debug_dataset import show_dataset
 
