@@ -43,5 +43,9 @@ def counted(count: int, noun: str) -> str:
 
 def pip_install(requirement: str) -> str:
     """The command that installs a package for the Python that is running: "/usr/bin/python3 -m pip install scipy"."""
-    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
-    return f"{python} -m pip install {requirement}"
+    return f"{quoted(sys.executable)} -m pip install {requirement}"
+
+
+def quoted(path: object) -> str:
+    """A path as a word of a command: in quotes if it contains a space."""
+    return f'"{path}"' if " " in str(path) else str(path)
