@@ -37,6 +37,7 @@ FOR_ALL = ("library.messages",)
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.messages": (),
     **dict.fromkeys(SHIMS, ("library", "networks.third_party")),
+    "library.wrong_python": (),
     "library.options": ("library.options",),
     "library.checkpoints": ("library.checkpoints",),
     "library.runtime": ("library.runtime", "library.options"),
