@@ -391,7 +391,7 @@ def test_a_tracker_whose_package_is_not_installed(refused: Refused, not_installe
 def test_the_settings_of_trackers(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "trackers.toml"
     flags = {"logging_dir": tmp_path / "log", "log_tracker_config": file}
-    refused("--log_tracker_config", "No such file", **flags)
+    refused("--log_tracker_config", "no such file", **flags)
     file.write_text("[tensorbord]\n", encoding="utf-8")
     refused("--log_tracker_config", "tensorbord", "[wandb]", **flags)
     file.write_text("[tensorboard]\nno_such_setting = 1\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from library.options import frontend_keys, future_flags, render
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, Script
 from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
-from library.options.mistakes import Mistake, Mistakes
+from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.rules.apply_rules import DEFAULT, Settings, apply_rules
 from library.options.rules.program_flags import drop_foreign_flags
 from library.options.sources import COMMAND_LINE, RawOption, find_config_file, read_command_line, read_config_file
@@ -65,7 +65,8 @@ class Parsed:
 
     `origins` gives for every flag "command line", the file's name or "default". `set_by_user` holds the flags that the
     user set. `program_values` holds the values of the program's own flags (Program.flags). A flag with a mistake has
-    its default (the resolution 512,512), so that the images are checked too before all mistakes are reported.
+    its default (the resolution 512,512), so that the images are checked too before all mistakes are reported. Without
+    `is_complete` the options of a file are missing: no other mistake would be true, so report these alone.
     """
 
     options: TrainOptions
@@ -74,6 +75,12 @@ class Parsed:
     notes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     program_values: Mapping[str, object] = field(default_factory=dict)
+    is_complete: bool = True
+
+    def check_complete(self) -> None:
+        """Raise UserError unless `is_complete`."""
+        if not self.is_complete:
+            raise UserError(self.mistakes)
 
 
 def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> Parsed:
@@ -89,7 +96,12 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     mistakes, notes = Mistakes(), list[str]()
     on_command_line = _canonical(read_command_line(words, partial(_kind_of, known), mistakes))
     writes_config = _is_on(on_command_line, "output_config")
-    in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, mistakes, notes))
+    in_file, is_complete = [], True
+    try:
+        in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, mistakes, notes))
+    except UserError as error:
+        mistakes.extend(error.mistakes)
+        is_complete = False
     notes += _repeated(on_command_line)
     merged = {
         entry.name: entry for entry in [*in_file, *on_command_line]
@@ -98,7 +110,9 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     settings = drop_foreign_flags(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
     later_values = _later_flags(merged)
     mistakes.extend(_check_unknown_names(merged, known, notes))
-    effective = apply_rules(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
+    effective = settings
+    if is_complete:
+        effective = apply_rules(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
     refused, ignored = future_flags.check_future_flags(later_values, effective.values)
     mistakes.extend(effective.mistakes)
     mistakes.extend(refused)
@@ -111,6 +125,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         tuple(notes),
         tuple(mistakes),
         {name: effective.values[name] for name in program.flags},
+        is_complete,
     )
 
 
@@ -148,22 +163,20 @@ def _is_on(entries: list[RawOption], name: str) -> bool:
 def _from_file(
     on_command_line: list[RawOption], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
 ) -> Iterator[RawOption]:
-    """Yield the options of the --config_file, if there is one."""
+    """Yield the options of the --config_file, if there is one. Raises UserError for a file that cannot be used."""
     named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
     if not named.strip():
         return
     path = find_config_file(Path(os.path.expanduser(named)))
     if path is None:
-        mistakes.add(
-            f"--config_file {named} ({COMMAND_LINE}): there is no such file", "check the path; .toml may be omitted"
-        )
-        return
+        what, remedy = "there is no such file", "check the path; .toml may be omitted"
+        if os.path.isdir(os.path.expanduser(named)):
+            what, remedy = "this is a folder, not a file", "name the file in it"
+        raise UserError([Mistake(f"--config_file {named} ({COMMAND_LINE}): {what}", remedy)])
     entries = list(read_config_file(path, mistakes))
     if any(map(_holds_tables, entries)) and not any(_kind_of(known, entry.name) for entry in entries):
-        mistakes.add(
-            f"--config_file {named} ({COMMAND_LINE}) contains no option of this program",
-            "name a file of training options, not a front-end's project or a dataset file",
-        )
+        what = f"--config_file {named} ({COMMAND_LINE}) contains no option of this program"
+        raise UserError([Mistake(what, "name a file of training options, not a front-end's project or a dataset file")])
     for entry in entries:
         if entry.name not in known or not known[entry.name].only_on_command_line:
             yield entry

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.options.mistakes import Mistakes
+from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.text_files import OPTIONS, other_kind, read_text
 
 COMMAND_LINE = "command line"
 LIST_KINDS = ("list", "numbers", "paths")  # of flags that take several words
@@ -82,24 +83,22 @@ def find_config_file(named: Path) -> Path | None:
 def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
     """Yield the options of a TOML file. Tables are flattened one level and their names ignored, as in sd-scripts.
 
-    A file that cannot be read, is not UTF-8 (a BOM is fine) or not TOML is one mistake, with its line if known.
+    Raises UserError, with one mistake, for a file that cannot be read, is not TOML or is of another kind.
     """
+    named = f"--config_file {path}"
+    text = read_text(path, named)
+    if isinstance(text, Mistake):
+        raise UserError([text])
     try:
-        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        mistakes.add(
-            f"--config_file {path} cannot be read: {error.strerror or error}", "check its path and permissions"
-        )
-        return
-    except UnicodeDecodeError as error:
-        mistakes.add(f"--config_file {path} is not in UTF-8 (byte {error.start})", "save the file as UTF-8")
-        return
+        tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        mistakes.add(
-            f"--config_file {path} is not valid TOML: {error}",
+        invalid = Mistake(
+            f"{named} is not valid TOML: {error}",
             "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
-        return
+        raise UserError([other_kind(named, text, OPTIONS) or invalid]) from None
+    if (other := other_kind(named, tree, OPTIONS)) is not None:
+        raise UserError([other])
     seen: dict[str, object] = {}
     for name, value in _flattened(tree):
         if name in seen and seen[name] != value:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from library.options.mistakes import Mistake, UserError
+from library.options.text_files import PROMPTS, other_kind, read_text
 
 STRIDE, SMALLEST_SIDE, MOST_STEPS = 8, 64, 1000
 LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
@@ -157,15 +158,16 @@ def read_prompts(path: Path, defaults: ImageRequest = DEFAULTS, *, may_be_empty:
     Raises UserError for a file that cannot be read, an invalid entry, or no prompt at all (unless `may_be_empty`).
     """
     readers = {".txt": _from_text, ".toml": _from_toml, ".json": _from_json}
-    if path.suffix.lower() not in readers:
-        raise UserError([Mistake(f"prompt file {path}: unknown extension", "use a .txt, .toml or .json file")])
+    named, ending = f"prompt file {path}", path.suffix.lower()
+    text = read_text(path, named)
+    if isinstance(text, Mistake):
+        raise UserError([text])
+    if ending not in readers:
+        raise UserError([Mistake(f"{named}: unknown extension", "use a .txt, .toml or .json file")])
+    if ending != ".txt" and (other := other_kind(named, text, PROMPTS)) is not None:
+        raise UserError([other])
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        requests = list(readers[path.suffix.lower()](text, defaults))
-    except OSError as error:
-        raise _wrong(path, f"cannot be read ({error.strerror or error})", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise _wrong(path, f"is not in UTF-8 (byte {error.start})", "save it as UTF-8") from error
+        requests = list(readers[ending](text, defaults))
     except (ValueError, TypeError) as error:  # JSON and TOML errors are ValueErrors
         raise _wrong(path, f"is invalid: {error}", "correct the file") from error
     if not requests and not may_be_empty:

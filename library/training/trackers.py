@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from library.options.flag import Flag
 from library.options.groups.run import RunOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.text_files import FileKind, other_kind, read_text
 from library.options.train_options import FLAGS, TrainOptions, values_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
     "all": ("tensorboard", "wandb"),
 }
+
+
+_SETTINGS = FileKind("a file of settings of trackers", "pass it as --log_tracker_config")
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,22 @@ def _read_settings(path: Path | None, mistakes: Mistakes) -> Mapping[str, Mappin
     """Read --log_tracker_config: a TOML file with a table per tracker."""
     if path is None:
         return {}
-    remedy = "use a TOML file with a table per tracker, such as [wandb]"
+    named, remedy = f"--log_tracker_config {path}", "use a TOML file with a table per tracker, such as [wandb]"
+    text = read_text(path, named)
+    if isinstance(text, Mistake):
+        mistakes.extend([text])
+        return {}
+    if (other := other_kind(named, text, _SETTINGS)) is not None:
+        mistakes.extend([other])
+        return {}
     try:
-        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        mistakes.add(f"--log_tracker_config {path} cannot be read: {getattr(error, 'strerror', None) or error}", remedy)
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        mistakes.add(f"{named} is not valid TOML: {error}", remedy)
         return {}
     unknown = [name for name, table in tables.items() if name not in _NAMES["all"] or not isinstance(table, dict)]
     if unknown:
-        mistakes.add(f"--log_tracker_config {path}: {', '.join(unknown)} is not the table of a tracker", remedy)
+        mistakes.add(f"{named}: {', '.join(unknown)} is not the table of a tracker", remedy)
         return {}
     return tables
 

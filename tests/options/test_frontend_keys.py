@@ -261,4 +261,5 @@ def test_the_dataset_files_of_lora_easy_training_scripts(kind: str, subsets: int
 
 def test_a_project_that_users_share_is_no_file_of_options() -> None:
     parsed = parse_written("lets_gui_saved_project", ADAPTERS)
-    assert any("a front-end's project" in mistake.remedy for mistake in parsed.mistakes)
+    (mistake,) = parsed.mistakes
+    assert "a front-end's project" in mistake.what

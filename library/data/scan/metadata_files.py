@@ -20,6 +20,7 @@ from library.data.scan.pairing import Spelling, composed, folded, whole
 from library.messages import counted
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
+from library.options.text_files import METADATA, other_kind, read_text
 
 _MOST_MISTAKES = 20  # reported per file
 # names that other programs give to captions
@@ -50,15 +51,13 @@ class Located:
 
 def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     """Read a metadata file. Raises UserError with all mistakes in it."""
-    ending = path.suffix.lower()
+    named, ending = f"metadata file {path}", path.suffix.lower()
+    text = read_text(path, named)
+    if isinstance(text, Mistake):
+        raise UserError([text])
     if ending not in (".json", ".jsonl"):
-        raise _error(path, "is neither .json nor .jsonl", "rename it to the extension of its format")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise _error(path, f"cannot be read ({error.strerror or error})", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise _error(path, f"is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from error
+        wrong = Mistake(f"{named} is neither .json nor .jsonl", "rename it to the extension of its format")
+        raise UserError([other_kind(named, text, METADATA) or wrong])
     mistakes: list[Mistake] = []
     captions: dict[str, str] = {}
     scores: dict[str, float] = {}
@@ -89,6 +88,8 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     if foreign:
         mistakes += _check_foreign(path, foreign, captions)
     if mistakes:
+        if not any(captions.values()) and (other := other_kind(named, text, METADATA)) is not None:
+            raise UserError([other])
         more = len(mistakes) - _MOST_MISTAKES
         rest = [Mistake(f"{path}: {counted(more, 'more mistake')}")] if more > 0 else []
         raise UserError(mistakes[:_MOST_MISTAKES] + rest)
@@ -127,6 +128,8 @@ def _object(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
     except (ValueError, RecursionError) as error:
         raise _error(path, f"is not valid JSON ({error})", "correct it there") from error
     if not isinstance(content, dict):
+        if (other := other_kind(f"metadata file {path}", content, METADATA)) is not None:
+            raise UserError([other])
         raise _error(path, "is not an object of images", 'write {"image.png": {"caption": "..."}, ...}')
     for key, entry in content.items():
         yield str(path), key, entry

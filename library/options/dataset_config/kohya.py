@@ -19,6 +19,7 @@ from library.options.dataset_config.source import ConfigFile, read_source
 from library.options.dataset_config.tables import Layer, describe_key, nearest, read_table
 from library.options.datasets import BucketSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake, Mistakes
+from library.options.text_files import DATASETS
 
 FLAG = "dataset_config"
 
@@ -33,7 +34,7 @@ def read_kohya(path: Path, defaults: DatasetSpec, *, masked_loss: bool = False) 
     Its resolution is sizes.NOT_GIVEN if not set; messages show its origin. A faulty value is replaced by the default,
     so that the images can be checked before all mistakes are reported.
     """
-    source = read_source(path, FLAG)
+    source = read_source(path, FLAG, DATASETS)
     if isinstance(source, Mistake):
         return ParsedDatasets(mistakes=(source,))
     reading = _Reading(source, defaults, masked_loss)
@@ -57,8 +58,7 @@ class _Reading:
             self.mistakes.add(f"{address[-1]} is set twice in one table ({self.source.name}, line {line})", "keep one")
         tree = self.source.tree
         if not isinstance(tree, dict):
-            remedy = "write an object with general and datasets; for SimpleTuner's file use --data_backend_config"
-            self.mistakes.add(f"{self.source.name} contains no table", remedy)
+            self.mistakes.add(f"{self.source.name} contains no table", "write an object with general and datasets")
             return []
         for name, raw in tree.items():
             if name not in ("general", "datasets"):

@@ -30,6 +30,7 @@ from library.options.dataset_config.simpletuner_keys import (
 from library.options.dataset_config.source import read_source
 from library.options.datasets import BucketSettings, CaptionSettings, DatasetSpec, ParsedDatasets, SubsetSpec
 from library.options.mistakes import Mistake, Mistakes
+from library.options.text_files import BACKENDS
 
 FLAG = "data_backend_config"
 
@@ -74,15 +75,13 @@ def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
 
 def _entries(path: Path, mistakes: Mistakes) -> list[Entry]:
     """The entries of the file; none if the file as a whole is invalid."""
-    source = read_source(path, FLAG)
+    source = read_source(path, FLAG, BACKENDS)
     if isinstance(source, Mistake):
         mistakes.extend([source])
         return []
     tree = source.tree
     if not isinstance(tree, list) or not all(isinstance(entry, dict) for entry in tree):
         remedy = "write [ {...}, {...} ], as in SimpleTuner's multidatabackend.json"
-        if isinstance(tree, dict) and tree.keys() & {"general", "datasets"}:
-            remedy = "this is a kohya dataset file: use --dataset_config"
         mistakes.add(f"--{FLAG} {path} is not a list of entries", remedy)
         return []
     for address, line in source.places.duplicates:

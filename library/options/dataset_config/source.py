@@ -10,6 +10,7 @@ from pathlib import Path
 
 from library.options.dataset_config.locate import Address, Places, in_json, in_toml
 from library.options.mistakes import Mistake
+from library.options.text_files import FileKind, other_kind, read_text
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,23 @@ class ConfigFile:
         return f"{self.name}, line {self.places.line(address)}"
 
 
-def read_source(path: Path, flag: str) -> ConfigFile | Mistake:
+def read_source(path: Path, flag: str, wanted: FileKind | None = None) -> ConfigFile | Mistake:
     """Read the file that `flag` names: TOML or JSON by its extension, UTF-8 with or without a byte order mark.
 
-    Returns a mistake if the file cannot be read, for example because of a syntax error.
+    Returns a mistake if the file cannot be read, for example because of a syntax error, or is not of the `wanted` kind.
     """
     named = f"--{flag} {path}"
+    text = read_text(path, named)
+    if isinstance(text, Mistake):
+        return text
+    source = _parse(path, named, text)
+    return source if wanted is None else other_kind(named, text, wanted) or source
+
+
+def _parse(path: Path, named: str, text: str) -> ConfigFile | Mistake:
     ending = path.suffix.lower()
     if ending not in (".toml", ".json"):
         return Mistake(f"{named} is neither a .toml nor a .json file", "rename it to match its format")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return Mistake(f"{named}: there is no such file", "check the path")
-    except OSError as error:
-        return Mistake(f"{named} cannot be read: {error.strerror or error}", "check its path and permissions")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        return Mistake(f"{named} is not in UTF-8 (line {line}, byte {error.start})", "save the file as UTF-8")
     try:
         return _toml(path.name, text) if ending == ".toml" else _json(named, path.name, text)
     except tomllib.TOMLDecodeError as error:

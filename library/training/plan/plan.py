@@ -55,6 +55,7 @@ class Plan:
 
 def decide(parsed: Parsed) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
+    parsed.check_complete()
     options, mistakes, notes = parsed.options, Mistakes(), list(parsed.notes)
     mistakes.extend(parsed.mistakes)
     check_single_process(mistakes)

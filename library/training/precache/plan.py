@@ -54,6 +54,7 @@ class CachePlan:
 
 def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
     """Make the plan from training options. Raises UserError with all mistakes at once."""
+    parsed.check_complete()
     options, mistakes, notes = parsed.options, Mistakes(), [*parsed.notes, *_flag_notes(parsed)]
     mistakes.extend(parsed.mistakes)
     if options.run.output_config:

@@ -166,7 +166,7 @@ def test_files_that_are_missing_empty_or_in_another_encoding(tmp_path: Path) -> 
     assert "cannot be read" in told(run(tmp_path / "none.json", tmp_path))
     assert "lists no image" in told(run(write(tmp_path / "empty.json", {}), tmp_path))
     (tmp_path / "m.json").write_bytes('{"a": {"caption": "grün"}}'.encode("latin-1"))
-    assert "not valid UTF-8" in told(run(tmp_path / "m.json", tmp_path))
+    assert "not in UTF-8" in told(run(tmp_path / "m.json", tmp_path))
     (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf{}")
     assert "lists no image" in told(run(tmp_path / "m.json", tmp_path))
     assert "there is no folder" in told(run(write(tmp_path / "m.json", {"a": {}}), tmp_path / "none"))

@@ -302,7 +302,7 @@ def test_an_unreadable_file_is_one_mistake(tmp_path: Path, name: str, content: b
 def test_a_file_that_is_not_there_or_is_a_folder(tmp_path: Path) -> None:
     assert "there is no such file" in only(read_kohya(tmp_path / "x.toml", DEFAULTS)).what
     (tmp_path / "y.toml").mkdir()
-    assert "cannot be read" in only(read_kohya(tmp_path / "y.toml", DEFAULTS)).what
+    assert "is a folder" in only(read_kohya(tmp_path / "y.toml", DEFAULTS)).what
 
 
 def test_any_json_gives_mistakes_and_no_traceback(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""Read a text file that the user names, and recognise one of another kind by its content.
+
+Every reader of options, datasets, metadata and prompts uses both, so that a file at the wrong flag is one mistake.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.options.mistakes import Mistake
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file: its name in messages, and what to do with it."""
+
+    title: str
+    remedy: str
+
+
+OPTIONS = FileKind("a file of training options", "pass it as --config_file")
+PROJECT = FileKind(
+    "a front-end's project",
+    "pass the TOML file of options that the front-end writes when it trains (kohya_ss: config_....toml in the output "
+    "folder) as --config_file",
+)
+DATASETS = FileKind("a dataset file", "pass it as --dataset_config")
+BACKENDS = FileKind("a data backend file of SimpleTuner", "pass it as --data_backend_config")
+METADATA = FileKind("a metadata file of images and captions", "pass it as --in_json")
+PROMPTS = FileKind("a file of prompts", "pass it as --sample_prompts")
+
+# Options of which every training needs some, and no dataset file has any.
+_OF_TRAINING = frozenset(
+    "pretrained_model_name_or_path train_data_dir dataset_config output_dir output_name learning_rate unet_lr "
+    "network_module optimizer_type lr_scheduler max_train_steps max_train_epochs mixed_precision".split()
+)
+_OF_METADATA = frozenset({"caption", "tags", "image_size", "train_resolution"})
+_OF_BACKENDS = frozenset({"instance_data_dir", "dataset_type", "cache_dir_vae"})
+_BINARY_HEAD = 4096
+
+
+def read_text(path: Path, named: str) -> str | Mistake:
+    """The text of a file in UTF-8, with or without a byte order mark. `named`: flag and path, for the mistake about a
+    file that is missing, a folder, not readable, or not text."""
+    if path.is_dir():
+        return Mistake(f"{named} is a folder, not a file", "name the file in it")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Mistake(f"{named} cannot be read: there is no such file", "check the path")
+    except OSError as error:
+        return Mistake(f"{named} cannot be read: {error.strerror or error}", "check its path and permissions")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if b"\0" in content[:_BINARY_HEAD] and not utf_16:
+            return Mistake(f"{named} is not a text file", "check the path")
+        line = content.count(b"\n", 0, error.start) + 1
+        return Mistake(f"{named} is not in UTF-8 (line {line}, byte {error.start})", "save the file as UTF-8")
+
+
+def other_kind(named: str, content: object, wanted: FileKind) -> Mistake | None:
+    """The mistake about a file that is known and not of the `wanted` kind. `content`: the text, or what TOML or JSON
+    have made of it."""
+    found = recognise_text(content) if isinstance(content, str) else recognise(content)
+    if found is None or found is wanted:
+        return None
+    return Mistake(f"{named} is {found.title}, not {wanted.title}", found.remedy)
+
+
+def recognise_text(text: str) -> FileKind | None:
+    """The kind of a text in JSON or TOML; None if it is in neither or unknown."""
+    try:
+        kind = recognise(json.loads(text))
+        return PROJECT if kind is OPTIONS else kind  # options are written in TOML
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return recognise(tomllib.loads(text))
+    except (ValueError, RecursionError):
+        pass
+    first, _, rest = text.partition("\n")
+    return METADATA if rest and first.startswith("{") and '"image_path"' in first else None
+
+
+def recognise(tree: object) -> FileKind | None:
+    """The kind of a parsed file; None if unknown."""
+    if isinstance(tree, list):
+        return _recognise_list(tree)
+    if not isinstance(tree, dict):
+        return None
+    tables = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
+    if any(name.endswith("_args") and "args" in table for name, table in tables.items()):
+        return PROJECT  # of LoRA_Easy_Training_Scripts
+    if isinstance(tree.get("datasets"), list):
+        return DATASETS
+    if tree.keys() == {"prompt"}:
+        return PROMPTS
+    if tables and tables.keys() == tree.keys() and any(_OF_METADATA & table.keys() for table in tables.values()):
+        return METADATA
+    names = {*tree, *(name for table in tables.values() for name in table)}
+    if names & _OF_TRAINING:
+        return OPTIONS
+    return DATASETS if tables.keys() == {"general"} else None
+
+
+def _recognise_list(members: list[object]) -> FileKind | None:
+    tables = [member for member in members if isinstance(member, Mapping)]
+    if any(_OF_BACKENDS & table.keys() for table in tables):
+        return BACKENDS
+    is_prompts = any("prompt" in table for table in tables) or any(isinstance(member, str) for member in members)
+    return PROMPTS if is_prompts else None
