@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from library.checkpoints.header import CheckpointError
+from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
@@ -57,6 +58,7 @@ def make_adapter(
         adapter_network.attach()
         for line in adapter_network.describe():
             say(line)
+        say(f"each saved file has {readable_bytes(file_size(adapter_network, facts.options.saving))}")
         metadata = AdapterMetadata(facts, optimization, adapter)
         trainable = trainable_network(adapter_network, model.family, optimization.learning_rates, adapter)
         if isinstance(adapter_network, ThirdPartyNetwork):
@@ -116,6 +118,16 @@ def make_network(
     if adapter.weights is not None:
         own.load(adapter_files.read(adapter.weights).tensors)
     return own
+
+
+def file_size(adapter_network: AnyNetwork, saving: SavingOptions) -> int:
+    """Bytes of the tensors of a saved file."""
+    if isinstance(adapter_network, Network):
+        tensors = adapter_network.tensors(None)
+    else:
+        tensors = adapter_network.module.state_dict()
+    width = torch_dtype(saving.save_precision).itemsize if saving.save_precision else None
+    return sum(tensor.numel() * (width or tensor.element_size()) for tensor in tensors.values())
 
 
 def _generator(seed: int) -> torch.Generator:

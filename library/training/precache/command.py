@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,6 +23,7 @@ from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
+from library.runtime.terminal import columns_of
 from library.training.command import explain_out_of_memory, run_program
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
 
@@ -73,7 +75,7 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
     plan = decide_caching(_parsed(words, tool), tool.kind)
     is_first = plan.worker_group.number == 0
     position = f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
-    print(describe_caching(plan) if is_first else position, flush=True)
+    print(describe_caching(plan, columns_of(sys.stdout)) if is_first else position, flush=True)
     if plan.facts.options.run.dry_run:
         print("dry run: no weights were loaded and nothing was encoded")
         return
