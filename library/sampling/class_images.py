@@ -125,13 +125,13 @@ def with_seeds(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[I
 
 def describe(folder: ClassFolder, count: int) -> str:
     """Describe what exists and what is missing."""
-    existing = f"{folder.path}: {count - len(folder.missing)} of {count} images exist"
+    existing = f"{folder.path}: {count - len(folder.missing)} of {counted(count, 'image')} exist"
     lines = [f"{existing}, {len(folder.missing)} to draw" if folder.missing else f"{existing}, nothing to draw"]
     kinds: dict[tuple[object, ...], int] = {}
     for place in folder.missing:
         request = folder.requests[place]
         size = f"{request.width}x{request.height}"
-        kind = (request.prompt, size, request.sampler, f"{request.steps} steps", f"scale {request.scale:g}")
+        kind = (request.prompt, size, request.sampler, counted(request.steps, "step"), f"scale {request.scale:g}")
         kinds[kind] = kinds.get(kind, 0) + 1
     lines += [f"  {number} x {', '.join(map(str, kind))}" for kind, number in kinds.items()]
     if folder.captions:
