@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, UserError
+from library.options.packages import check_packages
 from library.options.parse import parse
 from library.options.render import write_config
 from library.options.tool_command import quiet_broken_pipe
@@ -57,6 +59,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
             raise UserError(parsed.mistakes)
         print(f"options written to {write_config(parsed.options)}")
         return
+    parsed = replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
     from library.training.plan.plan import decide  # slow to import, and not needed for --help and --output_config
     from library.training.plan.text import describe, sections
 
