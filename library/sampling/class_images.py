@@ -125,7 +125,7 @@ def with_seeds(prompts: Sequence[ImageRequest], seed: int, count: int) -> list[I
 
 def describe(folder: ClassFolder, count: int) -> str:
     """Describe what exists and what is missing."""
-    existing = f"{folder.path}: {count - len(folder.missing)} of {counted(count, 'image')} exist"
+    existing = f"{folder.path}: {count - len(folder.missing)} of {count} images exist"
     lines = [f"{existing}, {len(folder.missing)} to draw" if folder.missing else f"{existing}, nothing to draw"]
     kinds: dict[tuple[object, ...], int] = {}
     for place in folder.missing:

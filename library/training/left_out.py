@@ -69,7 +69,7 @@ class LeftOut:
             share = f"{len(self.paths)} of {counted(self.images, 'image')}"
             raise self._unreadable(f"{share} could not be read, more than {MOST_IMAGES:.0%}")
         if longest >= IN_A_ROW:
-            raise self._unreadable(f"{counted(longest, 'sample')} in a row could not be read")
+            raise self._unreadable(f"{longest} samples in a row could not be read")
         return window_samples - len(found)
 
     def report(self) -> None:
