@@ -232,7 +232,7 @@ def test_the_tables_of_optimisers_and_schedules_are_those_of_the_program() -> No
         [
             row.name,
             f"`{row.path}`",
-            row.install.removeprefix("pip install ") or "-",
+            row.package.partition("==")[0] or "-",
             number(4 * row.state_tensors + row.state_bytes),
             " ".join(f"{name}={value}" for name, value in row.defaults.items()) or "-",
         ]

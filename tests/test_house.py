@@ -33,6 +33,7 @@ FOR_ALL = ("library.messages",)
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.messages": (),
+    "library.wrong_python": (),
     "library.options": ("library.options",),
     "library.checkpoints": ("library.checkpoints",),
     "library.runtime": ("library.runtime", "library.options"),

@@ -22,6 +22,7 @@ from library.training.preview.preview import build_preview
 from library.training.run import open_run
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
+from library.training.signals import explain_interrupt
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation
@@ -108,13 +109,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
         )
-        with run.console.progress_bar(facts.duration.steps, progress.step):
-            with run.console.pause():
-                preview.before_training(progress)
-            run.say("running training / 学習開始")
-            scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
-            with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
-                progress = loop.train(progress)
-        if run.processes.is_writer:
-            saver.finish(progress)
-            left_out.report()
+        with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
+            with run.console.progress_bar(facts.duration.steps, progress.step):
+                with run.console.pause():
+                    preview.before_training(progress)
+                run.say("running training / 学習開始")
+                scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
+                with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
+                    progress = loop.train(progress)
+            if run.processes.is_writer:
+                saver.finish(progress)
+                left_out.report()

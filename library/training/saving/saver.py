@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
+from library.messages import quoted
 from library.options.mistakes import Mistake, UserError
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
@@ -31,6 +32,8 @@ class Saver:
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     weights: Weights
+    _last_model: Path | None = field(default=None, init=False)
+    _last_state: Path | None = field(default=None, init=False)
 
     def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
@@ -66,12 +69,26 @@ class Saver:
         self.say(f"saving checkpoint: {path}")
         with self.weights.averaged(), explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
+        self._last_model = path
         self.say("model saved.")
 
     def _save_state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
         with explain_write_errors(folder):
             self.write_state(folder, progress)
+        self._last_state = folder
+
+    def explain_interrupt(self, step: int, resumed: Path | None) -> str:
+        """What has been saved when a run is interrupted after `step` steps, and how to continue. `resumed`: the state
+        that this run was resumed from."""
+        saved = "no model was saved" if self._last_model is None else f"the last saved model is {self._last_model}"
+        what = f"interrupted after step {step}: {saved}"
+        remedy = "no state was saved to continue from; --save_state saves one with every model"
+        if self._last_state is not None:
+            remedy = f"continue from the last saved state with --resume {quoted(self._last_state)}"
+        elif resumed is not None:
+            remedy = f"no state was saved since; start from the same one again with --resume {quoted(resumed)}"
+        return str(Mistake(what, remedy))
 
     def _remove_expired(self, event: SaveEvent) -> None:
         if event.expired_model is not None:
