@@ -410,7 +410,9 @@ def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pyte
     saved = refused.out.with_name("saved")
     assert run(world.arguments(saved, max_train_steps=1, save_state=True), capsys).code == 0
     state = saved / "dog-state"
-    refused("1 steps are done", "--max_train_steps", resume=state, max_train_steps=1)
+    refused(
+        "it was saved after step 1, and this run has 1 step\n", "--max_train_steps", resume=state, max_train_steps=1
+    )
     refused("--optimizer_type was AdamW", "is SGD now", resume=state, max_train_steps=2, optimizer_type="SGD")
     for file in sorted(state.iterdir()):
         content = file.read_bytes()
