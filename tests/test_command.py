@@ -97,7 +97,7 @@ def test_plain_python_with_a_config_file(world: World, tmp_path: Path) -> None:
     config.write_bytes(codecs.BOM_UTF8 + "\r\n".join(lines).encode("utf-8"))  # as an editor on Windows leaves it
     done = python(str(ROOT / "train_db.py"), "--config_file", "my run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["last.safetensors"]
+    assert left(tmp_path / "out") == ["last-loss.png", "last.safetensors"]
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
@@ -201,7 +201,8 @@ def test_kohya_ss_defaults_train_and_leave_what_it_expects(
 
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-state", "db_sd15.safetensors", "sample",
+        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-loss.png", "db_sd15-state",
+        "db_sd15.safetensors", "sample",
     ]  # fmt: skip
     assert [re.sub(r"\d{14}", "TIME", path.name) for path in sorted((out / "sample").iterdir())] == [
         "db_sd15_e000001_00_TIME_1.png", "db_sd15_e000002_00_TIME_1.png",
@@ -300,7 +301,7 @@ def test_names_in_any_script(world: World, tmp_path: Path, capsys: pytest.Captur
     outcome = run(world.arguments(root / "out", max_train_steps=1, save_every_n_steps=1, **flags), capsys)
     assert outcome.code == 0, outcome.err
     name = flags["output_name"]
-    expected = sorted([f"{name}-step00000001.safetensors", f"{name}.safetensors"])
+    expected = sorted([f"{name}-step00000001.safetensors", f"{name}.safetensors", f"{name}-loss.png"])
     assert sorted(file.name for file in (root / "out").iterdir()) == expected
     assert "une photo d'été, 犬 🐶" in outcome.out
 
@@ -359,8 +360,8 @@ def test_steps_are_kept_by_a_range_of_steps(world: World, tmp_path: Path, capsys
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=5, **flags), capsys)
     assert outcome.code == 0
     assert left(tmp_path / "out") == [
-        "dog-state", "dog-step00000003.safetensors", "dog-step00000004.safetensors", "dog-step00000005.safetensors",
-        "dog.safetensors",
+        "dog-loss.png", "dog-state", "dog-step00000003.safetensors", "dog-step00000004.safetensors",
+        "dog-step00000005.safetensors", "dog.safetensors",
     ]  # fmt: skip
 
 

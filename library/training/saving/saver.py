@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
     `write_state(folder, progress)`. A model is saved with the averages of `weights.averaged()`, a state with the
-    weights in training."""
+    weights in training. `after_save` is called after each save. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
@@ -31,6 +31,8 @@ class Saver:
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     weights: Weights
+    after_save: Callable[[], None] = lambda: None
+    written: list[Path] = field(default_factory=list, init=False)
 
     def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
@@ -47,6 +49,7 @@ class Saver:
             resumed = next_epoch(progress) if epoch_ended else progress
             self._save_state(self.outputs.directory / f"{stem}-state", resumed)
         self._remove_expired(event)
+        self.after_save()
 
     def finish(self, progress: Progress) -> None:
         """Save the final model and state."""
@@ -54,17 +57,20 @@ class Saver:
             self._save_model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._save_state(self.outputs.final_state_folder(), progress)
+        self.after_save()
 
     def _save_model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
         with explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
+        self.written.append(path)
         self.say("model saved.")
 
     def _save_state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
         with explain_write_errors(folder):
             self.write_state(folder, progress)
+        self.written.append(folder)
 
     def _remove_expired(self, event: SaveEvent) -> None:
         if event.expired_model is not None:
