@@ -46,7 +46,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
-FOREIGN = {"base", "help", "name", "num_processes", "processes", "quick", "durations", "dist"}
+FOREIGN = {
+    "base",
+    "help",
+    "name",
+    "num_cpu_threads_per_process",
+    "num_processes",
+    "processes",
+    "quick",
+    "durations",
+    "dist",
+}
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
     **{

@@ -214,7 +214,9 @@ def test_a_truncated_checkpoint(world: World, refused: Refused, tmp_path: Path, 
 def test_a_model_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     refused("no such file", "Check the path", pretrained_model_name_or_path=tmp_path / "model.safetensors")
     refused(
-        "nothing is downloaded", "Download it, and give the path", pretrained_model_name_or_path="someone/some-model"
+        "nothing is downloaded",
+        "hf download someone/some-model --local-dir some-model",
+        pretrained_model_name_or_path="someone/some-model",
     )
     refused("model_index.json", pretrained_model_name_or_path=tmp_path)
     refused("--pretrained_model_name_or_path", "home", pretrained_model_name_or_path="~nobody-here/model.ckpt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from library.options.mistakes import Mistake, UserError
 from library.options.parse import parse
 from library.options.render import write_config
+from library.options.tool_command import quiet_broken_pipe
 from library.runtime.imports import large_imports, quiet_libraries
 from library.runtime.terminal import columns_of
 from library.training.signals import report_interrupt, termination_as_interrupt
@@ -39,17 +39,13 @@ def run_program(work: Callable[[], None], interrupted: str) -> int:
     make_output_safe()
     quiet_libraries()
     try:
-        with termination_as_interrupt():
+        with termination_as_interrupt(), quiet_broken_pipe():
             work()
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return report_interrupt(interrupted)
-    except BrokenPipeError:
-        # the reader of the output is gone (head, a closed terminal): the interpreter's last flush must not fail too
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        return 1
     return 0
 
 

@@ -13,6 +13,7 @@ from library.runtime.allocator import preallocate_heap
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
+from library.training.left_out import LeftOut
 from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
@@ -81,9 +82,10 @@ def train(plan: Plan, recipe: Recipe) -> None:
         weights = Weights(optimizer)
 
         # Resume: load everything that a training state holds.
+        random = RandomStates()
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
-            "schedule": schedule, "scaler": run.accelerator.scaler, "random": RandomStates(),
+            "schedule": schedule, "scaler": run.accelerator.scaler, "random": random,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
@@ -93,6 +95,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
         modules = loss.modules(trainable)
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
@@ -103,6 +106,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             schedule=schedule,
             weights=weights,
             order=facts.order,
+            left_out=left_out,
             losses=loss,
             batches=loader.batches,
             due=(saver.save_due, preview.due, validation.due),
@@ -116,10 +120,11 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 preview.before_training(progress)
             run.say("running training / 学習開始")
             scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
-            with explain_dead_workers(), closing(loader), fp16_gradients(scaler):
+            with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
                 progress = loop.train(progress)
         if run.processes.is_writer:
             saver.finish(progress)
+            left_out.report()
             files = (*saver.written, plan.curve, plan.preview.folder if plan.preview else None)
             took = time.monotonic() - began
             for line in describe_end(progress.step - before, took, run.device, files):

@@ -141,7 +141,8 @@ def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place
         if magnitude is not None and tuple(magnitude.shape) != _magnitude_shape(slots):
             raise AdapterError(
                 f"{place.name}.dora_scale is {tuple(magnitude.shape)}: magnitudes of inputs, not of outputs",
-                "convert another file: diffusers and PEFT do not support it (LyCORIS: wd_on_output=False)",
+                "diffusers and PEFT do not support it: train with --network_args wd_on_output=True for them, or merge "
+                "it into a model with tools/merge_lora.py",
             )
         magnitude = None if magnitude is None else magnitude.reshape(-1)
         layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, form))

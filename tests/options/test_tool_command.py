@@ -123,3 +123,17 @@ for name in sys.argv[1:]:
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("usage: ") == len(SCRIPTS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of Windows do not break")
+@pytest.mark.parametrize(
+    "script",
+    ["train_db.py", "train_network.py", "gen_img.py", "tools/cache_latents.py", "networks/merge_lora.py",
+     "tools/convert_checkpoint.py"],
+)  # fmt: skip
+def test_help_that_nobody_reads_ends_without_a_traceback(script: str) -> None:
+    command = [sys.executable, str(ROOT / script), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.close()  # before the program writes: head has gone
+        assert (program.stderr.read(), program.wait()) == (b"", 1)

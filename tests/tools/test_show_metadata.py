@@ -202,4 +202,4 @@ def test_a_reader_may_stop_reading(tmp_path: Path) -> None:
         assert program.stdout is not None and program.stderr is not None
         assert program.stdout.readline().strip() == str(file).encode()
         program.stdout.close()
-        assert (program.stderr.read(), program.wait()) == (b"", 0)
+        assert (program.stderr.read(), program.wait()) == (b"", 1)

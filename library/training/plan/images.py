@@ -67,6 +67,11 @@ class Images:
         """The placements of `all_records`."""
         return self.table.placements + self.held_out.placements
 
+    @property
+    def number_of_files(self) -> int:
+        """The number of different training images: several datasets may contain one image."""
+        return len({record.path for record in self.records})
+
     def order(self, accumulation: int, seed: int) -> EpochOrder:
         """The order of the batches of every epoch."""
         return EpochOrder(

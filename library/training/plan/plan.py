@@ -70,7 +70,7 @@ def decide(parsed: Parsed) -> Plan:
     family = None if facts is None else facts.base_model.family
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
-    adapter = decide_adapter(options.adapter, family, mistakes)
+    adapter = decide_adapter(options.adapter, family, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
     trackers = decide_trackers(options.run, mistakes)

@@ -52,9 +52,8 @@ class LossCurve:
     losses: array[float] = field(default_factory=lambda: array("f"))
 
     def add(self, step: int, loss: float) -> None:
-        """Add the loss of an optimizer step, counted from 1."""
-        if self.first + len(self.losses) != step:
-            raise ValueError(f"step {step} does not follow step {self.first + len(self.losses) - 1}")
+        """Add the loss of an optimizer step, counted from 1. Steps without a loss in between are gaps (NaN)."""
+        self.losses.extend([math.nan] * (step - self.first - len(self.losses)))
         self.losses.append(loss)
 
     def draw(self) -> None:
@@ -131,7 +130,8 @@ def draw(losses: Sequence[float], first: int = 1):  # type: ignore[no-untyped-de
 
     image = Image.new("RGB", SIZE, PAPER)
     pen = ImageDraw.Draw(image)
-    low, high = min(losses), max(losses)
+    finite = {step: loss for step, loss in enumerate(losses, first) if math.isfinite(loss)}
+    low, high = min(finite.values()), max(finite.values())
     margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
     low, high = max(0.0, low - margin) if low >= 0 else low - margin, high + margin
     last = first + len(losses) - 1
@@ -149,8 +149,9 @@ def draw(losses: Sequence[float], first: int = 1):  # type: ignore[no-untyped-de
         pen.line((x, TOP, x, BOTTOM), GRID)
         pen.text((x, BOTTOM + 8), f"{step:.0f}", INK, anchor="mt")
     width = max(1, len(losses) // 20)
-    _line(pen, [place(first + number, loss) for number, loss in enumerate(losses)], STEPS, 1)
-    _line(pen, [place(first + number, loss) for number, loss in enumerate(running_mean(losses, width))], MEAN, 3)
+    means = running_mean(list(finite.values()), width)
+    _line(pen, [place(step, loss) for step, loss in finite.items()], STEPS, 1)
+    _line(pen, [place(step, mean) for step, mean in zip(finite, means, strict=True)], MEAN, 3)
     title = "loss of each step" + (f", and the mean of {width} steps up to it" if width > 1 else "")
     pen.text((LEFT, TOP - 14), title, INK, anchor="ls")
     pen.text((RIGHT, BOTTOM + 34), "step", INK, anchor="rm")

@@ -43,25 +43,33 @@ class Saver:
         if event is None:
             return
         stem = self.outputs.stem(event)
-        with self.weights.averaged():
-            self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
             self._save_state(self.outputs.directory / f"{stem}-state", resumed)
         self._remove_expired(event)
         self.after_save()
 
+    def save_now(self, progress: Progress) -> Path:
+        """Save model and state under the names of a save by steps, also without --save_state. Returns the folder of the
+        state."""
+        stem = self.outputs.step_stem(progress.step)
+        self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        folder = self.outputs.directory / f"{stem}-state"
+        self._save_state(folder, progress)
+        self.after_save()
+        return folder
+
     def finish(self, progress: Progress) -> None:
         """Save the final model and state."""
-        with self.weights.averaged():
-            self._save_model(self.outputs.final_model(), progress)
+        self._save_model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._save_state(self.outputs.final_state_folder(), progress)
         self.after_save()
 
     def _save_model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
-        with explain_write_errors(path):
+        with self.weights.averaged(), explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
         self.written.append(path)
         self.say("model saved.")
