@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 
@@ -38,3 +39,13 @@ def readable_time(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """A number with its noun: "1 image", "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def pip_install(requirement: str) -> str:
+    """The command that installs a package for the Python that is running: "/usr/bin/python3 -m pip install scipy"."""
+    return f"{quoted(sys.executable)} -m pip install {requirement}"
+
+
+def quoted(path: object) -> str:
+    """A path as a word of a command: in quotes if it contains a space."""
+    return f'"{path}"' if " " in str(path) else str(path)

@@ -42,7 +42,7 @@ COMMON: tuple[Argument, ...] = (
 # by the original names, where embeddings and the output layer are blocks too. 25 blocks (diffusers' names): 12, 1, 0.
 _BLOCK_COUNTS: Mapping[int, tuple[int, int, int]] = MappingProxyType({23: (9, 3, 1), 29: (12, 3, 1)})
 # Arguments of sd-scripts' networks.loha and networks.lokr (its docs/loha_lokr.md) that these kinds do not have.
-_ONLY_IN_SD_SCRIPTS = frozenset(
+ONLY_IN_SD_SCRIPTS = frozenset(
     {"exclude_patterns", "include_patterns", "network_reg_dims", "network_reg_lrs", "train_llm_adapter"}
 )
 _HARMLESS = frozenset({"verbose"})  # what it prints there, show_metadata.py and check_lora_weights.py print
@@ -179,7 +179,7 @@ def _read_arguments(kind: Kind, arguments: Sequence[str], mistakes: list[Mistake
         argument = known.get(name)
         if not equals:
             mistakes.append((f"--network_args {pair!r} has no =", "write key=value, such as conv_dim=8"))
-        elif argument is None and (name in _HARMLESS or (name in _ONLY_IN_SD_SCRIPTS and text.lower() in _OFF)):
+        elif argument is None and (name in _HARMLESS or (name in ONLY_IN_SD_SCRIPTS and text.lower() in _OFF)):
             continue
         elif argument is None:
             mistakes.append((f"--network_args {pair}: {_describe_unknown(kind, name)}", _suggest_name(known, name)))
@@ -192,7 +192,7 @@ def _read_arguments(kind: Kind, arguments: Sequence[str], mistakes: list[Mistake
 
 
 def _describe_unknown(kind: Kind, name: str) -> str:
-    if name in _ONLY_IN_SD_SCRIPTS:
+    if name in ONLY_IN_SD_SCRIPTS:
         return f"{name} is not supported in this version, and ignoring it would change the trained weights"
     if any(item.name == name for item in COMMON):
         return f"{kind.module} does not support {name}"
@@ -203,7 +203,7 @@ def _describe_unknown(kind: Kind, name: str) -> str:
 
 
 def _suggest_name(known: Mapping[str, Argument], name: str) -> str:
-    if name in _ONLY_IN_SD_SCRIPTS:
+    if name in ONLY_IN_SD_SCRIPTS:
         return "remove it"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from library.training import command
 from library.training.plan import writable_paths
 from library.training.saving.saver import Saver
 from library.training.saving.state import Progress
@@ -476,9 +475,33 @@ def test_an_interrupt_ends_a_run_without_half_files(
     after_step(2, interrupt, monkeypatch)
     flags = {"max_train_steps": 5, "save_every_n_steps": 1, "max_data_loader_n_workers": 2}
     outcome = run(world.arguments(tmp_path / "out", **flags), capsys)
-    assert outcome.code == 130 and "Traceback" not in outcome.err and command.INTERRUPTED in outcome.err
+    assert outcome.code == 130 and "Traceback" not in outcome.err
+    saved = tmp_path / "out" / "dog-step00000001.safetensors"
+    assert f"interrupted after step 2: the last saved model is {saved}" in outcome.err
+    assert "no state was saved to continue from; --save_state" in outcome.err
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"dog-loss.png", "dog-step00000001.safetensors"}
     assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_names_the_state_to_continue_from(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "my out"
+    flags = {"max_train_steps": 5, "save_every_n_steps": 2, "save_state": True}
+    with pytest.MonkeyPatch.context() as patch:
+        after_step(3, interrupt, patch)
+        outcome = run(world.arguments(out, **flags), capsys)
+    state = out / "dog-step00000002-state"
+    assert outcome.code == 130
+    assert f"interrupted after step 3: the last saved model is {out / 'dog-step00000002.safetensors'}" in outcome.err
+    assert f'-> continue from the last saved state with --resume "{state}"' in outcome.err
+    after_step(3, interrupt, monkeypatch)
+    resumed = run(world.arguments(out, **{**flags, "save_every_n_steps": None}, resume=state), capsys)
+    assert "interrupted after step 3: no model was saved" in resumed.err
+    assert f'no state was saved since; start from the same one again with --resume "{state}"' in resumed.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")
@@ -488,7 +511,8 @@ def test_a_termination_does_what_an_interrupt_does(
     before = signal.getsignal(signal.SIGTERM)
     after_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=50), capsys)
-    assert outcome.code == 130 and command.INTERRUPTED in outcome.err and len(outcome.losses) < 5
+    assert outcome.code == 130 and "interrupted after step 1: no model was saved" in outcome.err
+    assert len(outcome.losses) < 5
     assert signal.getsignal(signal.SIGTERM) is before and not list((tmp_path / "out").glob("*"))
 
 

@@ -25,6 +25,7 @@ from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
+from library.training.signals import explain_interrupt
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation
@@ -115,18 +116,19 @@ def train(plan: Plan, recipe: Recipe) -> None:
             record=curve.add,
         )
         before = progress.step
-        with run.console.progress_bar(facts.duration.steps, progress.step):
-            with run.console.pause():
-                preview.before_training(progress)
-            run.say("running training / 学習開始")
-            scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
-            with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
-                progress = loop.train(progress)
-        if run.processes.is_writer:
-            saver.finish(progress)
-            left_out.report()
-            files = (*saver.written, plan.curve, plan.preview.folder if plan.preview else None)
-            took = time.monotonic() - began
-            for line in describe_end(progress.step - before, took, run.device, files):
-                run.say(line)
-            run.say(next_step(facts, plan.adapter, plan.outputs.final_model()))
+        with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
+            with run.console.progress_bar(facts.duration.steps, progress.step):
+                with run.console.pause():
+                    preview.before_training(progress)
+                run.say("running training / 学習開始")
+                scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
+                with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
+                    progress = loop.train(progress)
+            if run.processes.is_writer:
+                saver.finish(progress)
+                left_out.report()
+                files = (*saver.written, plan.curve, plan.preview.folder if plan.preview else None)
+                took = time.monotonic() - began
+                for line in describe_end(progress.step - before, took, run.device, files):
+                    run.say(line)
+                run.say(next_step(facts, plan.adapter, plan.outputs.final_model()))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from library.data.colour_profiles import ProfileUse, profile_use
 from library.data.image_files import BadImage, check_sums, missing_package, orientation, prepare_pillow, too_large
 from library.options.groups.dataset import DatasetOptions
 
@@ -26,10 +27,11 @@ _METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may c
 
 @dataclass(frozen=True)
 class Header:
-    """Upright size (EXIF orientation applied), and whether the image may have transparency."""
+    """Upright size (EXIF orientation applied), whether the image may have transparency, and its colour profile."""
 
     size: tuple[int, int]  # width, height
     transparent: bool
+    profile: ProfileUse = ""
 
 
 def read_header(path: Path, most_memory: float = DatasetOptions.max_image_memory) -> Header:
@@ -54,7 +56,7 @@ def read_header(path: Path, most_memory: float = DatasetOptions.max_image_memory
                 width, height = image.size
                 if _orientation(image, file, end) in _TRANSPOSED:
                     width, height = height, width
-                return Header((width, height), bool(image.has_transparency_data))
+                return Header((width, height), bool(image.has_transparency_data), profile_use(image))
     except UnidentifiedImageError as error:
         package = missing_package(path)
         raise BadImage(f"install {package} to read it" if package else "unknown image format") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError
 from library.families.family import Family
+from library.messages import pip_install
 from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
 from library.training.optim.constructors import source_file
@@ -126,7 +127,7 @@ def _check_module(name: str, arguments: dict[str, str], mistakes: Mistakes) -> N
         near = difflib.get_close_matches(name, [kind.module for kind in registry.KINDS], n=1)
         remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists all modules"
         if name.startswith("lycoris."):
-            remedy = "pip install lycoris-lora==4.1.3"
+            remedy = pip_install("lycoris-lora==4.1.3")
         mistakes.add(f"--network_module {name}: there is no such module", remedy)
 
 

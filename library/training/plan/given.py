@@ -39,8 +39,8 @@ def _biased(values: Values) -> bool:
 
 # Flag -> whether another line of the plan says its value. All others are listed by name as soon as they are set.
 SAID: Mapping[str, Callable[[Values], bool]] = {
-    # what a run does rather than how, and where its options come from
-    **dict.fromkeys(("dry_run", "output_config", "config_file", "debug_dataset"), _always),
+    # what a run does, rather than how
+    **dict.fromkeys(("dry_run", "output_config", "debug_dataset", "config_file"), _always),
     # model
     **dict.fromkeys(("pretrained_model_name_or_path", "vae", "v2", "v_parameterization", "max_token_length"), _always),
     # data and buckets

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
+from library.options.packages import check_packages
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
 from library.runtime.terminal import columns_of
@@ -91,7 +92,9 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
 
 
 def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
-    return parse([*words, f"--{FLAG[tool.kind]}"], Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help))
+    program = Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help)
+    parsed = parse([*words, f"--{FLAG[tool.kind]}"], program)
+    return replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
 
 
 def _fill(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:

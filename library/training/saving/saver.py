@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
+from library.messages import quoted
 from library.options.mistakes import Mistake, UserError
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
@@ -33,6 +34,8 @@ class Saver:
     weights: Weights
     after_save: Callable[[], None] = lambda: None
     written: list[Path] = field(default_factory=list, init=False)
+    _last_model: Path | None = field(default=None, init=False)
+    _last_state: Path | None = field(default=None, init=False)
 
     def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
@@ -72,6 +75,7 @@ class Saver:
         with self.weights.averaged(), explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
         self.written.append(path)
+        self._last_model = path
         self.say("model saved.")
 
     def _save_state(self, folder: Path, progress: Progress) -> None:
@@ -79,6 +83,19 @@ class Saver:
         with explain_write_errors(folder):
             self.write_state(folder, progress)
         self.written.append(folder)
+        self._last_state = folder
+
+    def explain_interrupt(self, step: int, resumed: Path | None) -> str:
+        """What has been saved when a run is interrupted after `step` steps, and how to continue. `resumed`: the state
+        that this run was resumed from."""
+        saved = "no model was saved" if self._last_model is None else f"the last saved model is {self._last_model}"
+        what = f"interrupted after step {step}: {saved}"
+        remedy = "no state was saved to continue from; --save_state saves one with every model"
+        if self._last_state is not None:
+            remedy = f"continue from the last saved state with --resume {quoted(self._last_state)}"
+        elif resumed is not None:
+            remedy = f"no state was saved since; start from the same one again with --resume {quoted(resumed)}"
+        return str(Mistake(what, remedy))
 
     def _remove_expired(self, event: SaveEvent) -> None:
         if event.expired_model is not None:

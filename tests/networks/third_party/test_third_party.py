@@ -473,4 +473,4 @@ def test_lycoris_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(AdapterError, match="lycoris is not installed") as told:
         create_third_party("lycoris.kohya", {}, SD_ADAPTERS, dim=4, alpha=1)
-    assert told.value.remedy == "pip install lycoris-lora==4.1.3"
+    assert told.value.remedy.endswith(" -m pip install lycoris-lora==4.1.3")

@@ -113,7 +113,7 @@ COMPANIONS: dict[str, dict[str, object]] = {
 }
 # Said with files and models that this test has not, or in what the program does.
 NOT_HERE = {
-    "dry_run", "output_config", "config_file", "debug_dataset", "pretrained_model_name_or_path", "vae", "v2",
+    "dry_run", "output_config", "debug_dataset", "config_file", "pretrained_model_name_or_path", "vae", "v2",
     "v_parameterization",
     "train_data_dir", "reg_data_dir", "dataset_repeats", "network_weights", "base_weights", "base_weights_multiplier",
     "block_lr", "learning_rate_te1", "learning_rate_te2", "resume", "sample_prompts", "sample_every_n_steps",
