@@ -224,7 +224,7 @@ _ROWS = (
     Key("bucket_no_upscale", _switch, "buckets.no_upscale", _DATASET),
     Key("min_bucket_reso", _whole(64), "buckets.smallest", _DATASET),
     Key("max_bucket_reso", _whole(64), "buckets.largest", _DATASET),
-    Key("bucket_reso_steps", _whole(8), "buckets.step", _DATASET),
+    Key("bucket_reso_steps", _whole(1), "buckets.step", _DATASET),
     Key("validation_split", _number(0, 1), "dataset.validation_split", _DATASET),
     Key("validation_seed", _whole(0), "dataset.validation_seed", _DATASET),
     Key("network_multiplier", _number(-math.inf), None, _DATASET),
