@@ -15,7 +15,7 @@ from typing import Any, Generic, TextIO, TypeVar
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
-from library.options.packages import explain_missing_packages
+from library.options.report import report_mistakes
 from library.options.sources import COMMAND_LINE, LIST_KINDS, read_command_line
 
 Options = TypeVar("Options")
@@ -53,14 +53,13 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     words = sys.argv[1:] if words is None else words
     try:
-        with quiet_broken_pipe(), explain_missing_packages():
+        with quiet_broken_pipe():
             if "--help" in words or "-h" in words:
                 print(help_text(tool))
             else:
                 tool.work(parse_tool(tool, words))
     except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+        return report_mistakes(error)
     except KeyboardInterrupt:
         print(f"\n{tool.interrupted}", file=sys.stderr)
         return 130
