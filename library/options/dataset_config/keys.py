@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from library.options.convert_values import BadValue, is_remote
+from library.options.groups.caption import NO_FILES
 
 Level = Literal["general", "dataset", "subset"]
 Kind = Literal["DreamBooth", "fine-tuning"]
@@ -121,7 +122,12 @@ def same_place(place: Path | str | None) -> str:
 
 
 def _extensions(raw: object) -> tuple[str, ...]:
-    """One extension or (ours) several separated by commas: the first existing one is used. A missing dot is added."""
+    """One extension or (ours) several separated by commas: the first existing one is used. A missing dot is added.
+
+    An empty text means that no caption file is read, as in sd-scripts.
+    """
+    if raw == "":
+        return (NO_FILES,)
     extensions = [extension.strip() for extension in _text(raw).split(",")]
     if not all(extension.strip(".") for extension in extensions):
         raise BadValue("is not a file extension", 'write for example ".txt", or several as ".txt,.caption"')

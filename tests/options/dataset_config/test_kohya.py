@@ -68,6 +68,7 @@ CASES: list[tuple[str, Any, str, Any]] = [
     ("caption_dropout_rate", 0.1, "subset.captions.dropout_rate", 0.1),
     ("caption_tag_dropout_rate", 1, "subset.captions.tag_dropout_rate", 1.0),
     ("caption_dropout_every_n_epochs", 4, "subset.captions.dropout_every_n_epochs", 4),
+    ("caption_extension", "", "subset.caption_extensions", (".none",)),
     ("caption_extension", "txt", "subset.caption_extensions", (".txt",)),
     ("caption_extension", ".txt, caption", "subset.caption_extensions", (".txt", ".caption")),
     ("class_tokens", "sks dog", "subset.class_tokens", "sks dog"),

@@ -116,7 +116,7 @@ IN_SUBSETS = [
     ("aesthetic_score", "-0.5; 10.5; 11", "not a number from 0 to 10"),
     ("caption_prefix class_tokens caption_extension background caption_encoding", "1; []; true", "not a text"),
     ("caption_separator caption_encoding", "''", "is empty"),
-    ("caption_extension", "''; '.'; '.txt,'; ' , '", "not a file extension"),
+    ("caption_extension", "'.'; '.txt,'; ' , '", "not a file extension"),
     ("background", "'white'; '#fff'; '#12345g'; '#1234567'; 'ffffff'", "not a colour"),
     ("caption_encoding", "'utf9'; 'base64'; 'rot13'", "not an encoding"),
     ("resize_interpolation", "'sinc'; 3; ''; []", "not one of its values"),

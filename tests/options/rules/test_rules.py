@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from library.options.parse import Parsed, parse
+from library.options.parse import ADAPTERS, Parsed, parse
 from library.options.rules import general as rules
 from library.options.train_options import FLAGS
 
@@ -116,6 +116,9 @@ def test_accepted_without_a_mistake(flags: str) -> None:
         ("--enable_bucket --min_bucket_reso 100 --max_bucket_reso 1000", "min_bucket_reso", 64, True),
         ("--enable_bucket --min_bucket_reso 100 --max_bucket_reso 1000", "max_bucket_reso", 1024, True),
         ("--min_bucket_reso 100", "min_bucket_reso", 100, False),
+        ("--masked_loss", "masked_loss", False, True),
+        ("--masked_loss --conditioning_data_dir m", "masked_loss", True, False),
+        ("--masked_loss --alpha_mask", "masked_loss", True, False),
         *((f"--enable_bucket --bucket_reso_steps {steps}", "bucket_reso_steps", 8, True) for steps in (1, 2, 4, 7)),
         ("--enable_bucket --bucket_reso_steps 12", "bucket_reso_steps", 16, True),
         ("--enable_bucket --bucket_no_upscale --bucket_reso_steps 1", "bucket_reso_steps", 8, True),
@@ -136,6 +139,17 @@ def test_effective_values_and_their_notes(flags: str, target: str, value: object
     assert getattr(group, target) == value
     notes = [note for note in parsed.notes if "more than once" not in note]
     assert any(target in note or str(value) in note for note in notes) == told
+
+
+def test_ranks_of_no_file_are_those_of_network_dim() -> None:
+    parsed = parse([*NEEDED, *"--network_module networks.lora --network_dim 4 --dim_from_weights".split()], ADAPTERS)
+    assert parsed.mistakes == () and not parsed.options.adapter.dim_from_weights
+    (note,) = parsed.notes
+    assert note.startswith("dim_from_weights has no effect: there is no adapter file")
+    parsed = parse(
+        [*NEEDED, *"--network_module networks.lora --network_weights a --dim_from_weights".split()], ADAPTERS
+    )
+    assert parsed.options.adapter.dim_from_weights and parsed.notes == ()
 
 
 def test_an_implied_value_comes_from_where_its_cause_came_from() -> None:
