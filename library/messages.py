@@ -36,9 +36,9 @@ def readable_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: float, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 image", "2 images"; `plural` for one that takes more than an s: "3 batches"."""
+    return f"{count:.15g} {noun}" if count == 1 else f"{count:.15g} {plural or f'{noun}s'}"
 
 
 def pip_install(requirement: str) -> str:

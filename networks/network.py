@@ -173,7 +173,7 @@ class Network(nn.Module):
         parts = ", ".join(f"{name} {count}" for name, count in self.counts.items())
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         variants = [name for name in ("use_dora", "wd_on_output", "use_rslora") if getattr(self.settings, name)]
-        lines = [f"{kinds}: {len(self.layers)} layers ({parts}), {trained:,} trainable parameters"]
+        lines = [f"{kinds}: {counted(len(self.layers), 'layer')} ({parts}), {trained:,} trainable parameters"]
         lines += [f"with {', '.join(variants)}"] if variants else []
         return lines + ([f"skipped: {counted(self.left_out, 'layer')} that are not trained"] if self.left_out else [])
 

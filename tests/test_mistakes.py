@@ -144,21 +144,37 @@ def test_damaged_images_are_named_and_left_out_up_to_a_tenth(
     assert "2_sks dog: 2 images x 2 = 4 samples" in outcome.out
 
 
-@pytest.mark.parametrize("flags", [{}, {"cache_latents": True}, {"max_data_loader_n_workers": 2}])
-def test_an_image_that_turns_out_to_be_unreadable(
-    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, object]
+def become_unreadable(path: Path) -> None:
+    """Damage the pixels alone: begin and end are whole, so the plan trusts the file."""
+    Image.effect_noise((80, 64), 90).convert("RGB").save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    path.write_bytes(content)
+
+
+def test_an_image_that_cannot_be_cached(
+    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noisy = data / "2_sks dog" / "image_01.png"
-    Image.effect_noise((80, 64), 90).convert("RGB").save(noisy)
-    content = bytearray(noisy.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)  # begin and end are whole: the plan trusts it
-    noisy.write_bytes(content)
+    become_unreadable(noisy)
     out = tmp_path / "out"
-    outcome = run(world.arguments(out, train_data_dir=data, max_train_steps=8, **flags), capsys)
+    outcome = run(world.arguments(out, train_data_dir=data, max_train_steps=8, cache_latents=True), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert f"image {noisy} cannot be decoded" in block and "remove it" in block
     assert not list(out.glob("*")) and not list(data.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_turns_out_to_be_unreadable_is_left_out(
+    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    noisy = data / "2_sks dog" / "image_01.png"
+    become_unreadable(noisy)
+    flags = {"max_train_steps": 8, "max_data_loader_n_workers": workers}
+    outcome = run(world.arguments(tmp_path / "out", train_data_dir=data, **flags), capsys)
+    assert outcome.code == 0 and "Traceback" not in outcome.err
+    assert f"sample left out: image {noisy} cannot be decoded" in outcome.err
 
 
 # --- models ---
@@ -410,7 +426,9 @@ def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pyte
     saved = refused.out.with_name("saved")
     assert run(world.arguments(saved, max_train_steps=1, save_state=True), capsys).code == 0
     state = saved / "dog-state"
-    refused("1 steps are done", "--max_train_steps", resume=state, max_train_steps=1)
+    refused(
+        "it was saved after step 1, and this run has 1 step\n", "--max_train_steps", resume=state, max_train_steps=1
+    )
     refused("--optimizer_type was AdamW", "is SGD now", resume=state, max_train_steps=2, optimizer_type="SGD")
     for file in sorted(state.iterdir()):
         content = file.read_bytes()

@@ -24,7 +24,8 @@ from library.options.tool_command import Tool, run_tool
 from tools.lora_files import explain_write_errors
 
 if TYPE_CHECKING:
-    from networks.formats.convert_keys import Format
+    from library.families.family import Family
+    from networks.formats.convert_keys import Format, LoraLayer
 
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "peft")
 
@@ -48,10 +49,38 @@ def work(options: ConvertLoraOptions) -> None:
     with explain_write_errors(options.source):
         lora, found = read_lora(options.source, *(family.adapters for family in FAMILIES))
         target_format: Format = options.to or ("diffusers" if found == "kohya" else "kohya")
+        if target_format == "kohya":
+            lora.metadata = base_model_facts(lora.layers, FAMILIES) | lora.metadata
         path = write_lora(options.target, lora, target_format)
     by_module = Counter(layer.place.part.module for layer in lora.layers)
     counts = ", ".join(f"{module} {number}" for module, number in by_module.items())
     print(f"{options.source} ({found}) -> {path} ({target_format}): layers of {counts}")
+
+
+def base_model_facts(layers: Sequence[LoraLayer], families: Sequence[Family]) -> dict[str, str]:
+    """Return what kohya's files say of the base model, as far as the layers show it: A1111 takes an SDXL LoRA without
+    ss_base_model_version for one of SD1. What the model predicts is not known, so SD2's version is not either."""
+    parts = {layer.place.part for layer in layers}
+    known = [family for family in families if parts <= set(family.adapters)]
+    if len(known) > 1:  # SD1 and SD2 have layers of the same names
+        known = [family for family in known if ("v2" in family.capabilities) == _is_of_v2(layers)]
+    if len(known) != 1:
+        return {}
+    (family,) = known
+    if "v2" in family.capabilities:
+        return {"ss_v2": "True"}
+    return {"ss_v2": "False", "ss_base_model_version": family.versions["epsilon"]}
+
+
+def _is_of_v2(layers: Sequence[LoraLayer]) -> bool | None:
+    """Whether a LoRA is for SD2 rather than SD1: by the width of the text, or the projections of the U-Net, which are
+    Linear there and convolutions in SD1. None: its layers do not show it."""
+    for layer in layers:
+        if layer.place.bare.endswith(("attn2.to_k", "attn2.to_v", ".q_proj")) and layer.down.shape[1] in (768, 1024):
+            return bool(layer.down.shape[1] == 1024)
+        if layer.place.bare.endswith((".proj_in", ".proj_out")):
+            return layer.down.dim() == 2
+    return None
 
 
 TOOL = Tool(

@@ -34,7 +34,7 @@ def open_models(
     named: Mapping[str, str], *, v2: bool = False, sdxl: bool = False, v_parameterization: bool = False
 ) -> list[Opened]:
     """Open the models given as {flag: name}. Raises UserError with every mistake: not a model, not of the kind that
-    --v2 or --sdxl claims, models of different kinds."""
+    --v2 or --sdxl claims, models of different kinds or prediction types."""
     mistakes = Mistakes()
     opened: list[Opened] = []
     for flag, name in named.items():
@@ -52,6 +52,14 @@ def open_models(
     if any(each.family is not opened[0].family for each in opened):
         what = ", ".join(f"{each.header.path} is {each.family.title}" for each in opened)
         mistakes.add(f"the models differ in kind: {what}", "give two models of the same kind")
+    declared = {str(each.header.path): declared_prediction(each.header).prediction for each in opened}
+    if len({*declared.values()} - {None}) > 1:
+        what = ", ".join(f"{path}: {prediction or 'not declared'}" for path, prediction in declared.items())
+        mistakes.add(
+            f"the models have different prediction types, so their difference is no LoRA for either ({what})",
+            "give models with the same prediction type; correct a wrong declaration with tools/convert_checkpoint.py "
+            "--prediction_type",
+        )
     mistakes.raise_if_any()
     return opened
 

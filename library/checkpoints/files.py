@@ -30,6 +30,7 @@ from library.checkpoints.header import (
     without_outer_level,
 )
 from library.checkpoints.pickles import read_pickle, torch_stand_ins, unwrap
+from library.checkpoints.quantized import with_scales_applied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,14 +53,15 @@ def read_header(path: Path | str, variant: str = "") -> Header:
     """
     path = Path(path)
     if path.is_dir():
-        return read_folder(path, _read_file, variant)
-    return without_outer_level(_read_file(path))
+        return with_scales_applied(read_folder(path, _read_file, variant))
+    return with_scales_applied(without_outer_level(_read_file(path)))
 
 
 def read_part_header(path: Path | str) -> Header:
     """Read the header of one part of a model, which may be a folder with only config.json and weights (a VAE)."""
     path = Path(path)
-    return read_part(path, _read_file) if path.is_dir() else without_outer_level(_read_file(path))
+    header = read_part(path, _read_file) if path.is_dir() else without_outer_level(_read_file(path))
+    return with_scales_applied(header)
 
 
 def _read_file(path: Path) -> Header:
@@ -156,18 +158,26 @@ class TensorReader:
         from library.checkpoints.lazy import LazyTensor
 
         place = self.header.places.get(name)
-        has_place = place is not None and place.start is not None
+        has_place = place is not None and place.start is not None and name not in self.header.scaled
         return LazyTensor(self.header.tensors[name], partial(self.get, name), place=place if has_place else None)
 
     def get(self, name: str) -> Tensor:
         """Return a tensor with the shape and dtype of the header. Writing to it does not change the file."""
-        place = self.header.places[name]
+        scaled = self.header.scaled.get(name)
+        if scaled is None:
+            return self._stored(self.header.places[name], self.header.tensors[name])
+        weight = self._stored(scaled.place, scaled.info).float()
+        scale = self._stored(scaled.scale_place, scaled.scale_info).float()
+        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+    def _stored(self, place: Place, info: TensorInfo) -> Tensor:
+        """Return a tensor as it is stored."""
         if not self._mapped and place.start is not None:
-            return _read(place.file, place.start, self.header.tensors[name])
+            return _read(place.file, place.start, info)
         with self._lock:
             if place.start is None:
                 return self._from_pickle(place)
-            return self._from_bytes(place.file, place.start, self.header.tensors[name])
+            return self._from_bytes(place.file, place.start, info)
 
     def release(self) -> None:
         """Free the memory of what was read so far; it can be read again."""

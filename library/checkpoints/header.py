@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from library.checkpoints.quantized import Scaled
 
 # Bytes per element, by dtype name of the safetensors format. The reverse of this order is the order of tensors in
 # files of the safetensors library (widest first).
@@ -62,6 +65,7 @@ class Header:
     metadata  the strings of a safetensors header; of a .ckpt its plain numbers, such as epoch and global_step
     configs   of a diffusers folder: "model_index", "unet", ... -> content of the JSON file
     places    name -> Place, for the reader
+    scaled    name -> Scaled, of weights that are multiplied by a scale when they are read (quantized.py)
     """
 
     path: Path
@@ -70,6 +74,7 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
+    scaled: Mapping[str, Scaled] = field(default_factory=dict)
 
 
 # Keys of a Stable Diffusion file start with one of these. If they only occur after another prefix, the file was saved

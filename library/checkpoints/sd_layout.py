@@ -18,6 +18,7 @@ from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.keymap import Row, Rule, Sizes, expand, flat_shape
 from library.checkpoints.lazy import LazyTensor, torch_dtype
+from library.checkpoints.position_ids import faults, mended
 from library.checkpoints.tables import clip_hf, clip_open, unet_sd, vae_sd
 from library.messages import counted, listed
 
@@ -89,6 +90,17 @@ def modern_vae_name(name: str) -> str:
     return ".".join([*path, module, leaf])
 
 
+def original_vae_name(name: str) -> str:
+    """Return a VAE tensor's name of an original file with the original attention names (q, ...): some converters left
+    those of diffusers."""
+    *path, module, leaf = name.split(".")
+    if path[-1:] != ["attn_1"] and path[-2:] == ["attn_1", "to_out"]:
+        path, module = path[:-1], "to_out.0"
+    if path[-1:] == ["attn_1"]:
+        module = vae_sd.ORIGINAL_ATTENTION.get(vae_sd.OLD_DIFFUSERS.get(module, module), module)
+    return ".".join([*path, module, leaf])
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of an original file.
@@ -97,7 +109,7 @@ class Part:
     rows          its table; `variants`: other names of some tensors, used in a few files
     kept          pattern of keys that belong to no module but are kept in files
     modern        name of any diffusers or transformers version -> current name; None: left out
-    bare          its original keys may lack the `text_model.` level
+    original      name in any original file -> the table's name (the `text_model.` level, the VAE's attention)
     spare_layer   the file has one layer more than the model (SD2 uses the second to last layer's output)
     """
 
@@ -108,7 +120,7 @@ class Part:
     kept: str = r"(?!)"
     variants: tuple[Row, ...] = ()
     modern: Callable[[str], str | None] = str
-    bare: bool = False
+    original: Callable[[str], str] = str
     spare_layer: bool = False
 
     def rules(self, names: Iterable[str], side: Side, known: Collection[str] = ()) -> tuple[Rule, ...]:
@@ -144,7 +156,9 @@ class Layout:
 def _clip_hf(prefix: str) -> Part:
     """OpenAI's CLIP, with transformers' names."""
     kept = rf"{_POSITION_IDS}|text_projection\.weight|logit_scale"
-    return Part("text_encoder", prefix, clip_hf.ROWS, clip_sizes, kept, modern=modern_text_name, bare=True)
+    return Part(
+        "text_encoder", prefix, clip_hf.ROWS, clip_sizes, kept, modern=modern_text_name, original=with_text_model
+    )
 
 
 def _open_clip(prefix: str) -> Part:
@@ -162,7 +176,7 @@ def _open_clip(prefix: str) -> Part:
 
 UNET = Part("unet", "model.diffusion_model.", unet_sd.ROWS, unet_sizes)
 UNET_XL = replace(UNET, rows=unet_sd.XL_ROWS)
-VAE = Part("vae", "first_stage_model.", vae_sd.ROWS, vae_sizes, modern=modern_vae_name)
+VAE = Part("vae", "first_stage_model.", vae_sd.ROWS, vae_sizes, modern=modern_vae_name, original=original_vae_name)
 CLIP_OPEN = Part(
     "text_encoder",
     "cond_stage_model.model.",
@@ -235,8 +249,8 @@ def to_diffusers(reader: TensorReader, layout: Layout, parts: Iterable[str] | No
         inner = {name.removeprefix(part.prefix): lazy.pop(name) for name in list(lazy) if name.startswith(part.prefix)}
         if part.name in wanted:
             found[part.name], extra = _from_original(inner, part, str(reader.header.path))
-            kept.update({part.prefix + name: tensor for name, tensor in extra.items()})
-    notes = []
+            kept.update({part.prefix + name: mended(name, tensor) for name, tensor in extra.items()})
+    notes = [f"{fault}: mended in files that are written" for fault in faults(reader.header)]
     if ignored:
         notes.append(f"left out: {counted(len(ignored), 'tensor')} of EMA copies or VAE training ({ignored[0]}, ...)")
     if unknown := [name for name in lazy if not re.fullmatch(layout.kept, name)]:
@@ -261,8 +275,7 @@ def _from_original(
         if re.fullmatch(part.kept, name) or (spare and name.startswith(spare))
     }
     named = {name: tensor for name, tensor in inner.items() if name not in extra}
-    if part.bare:
-        named = {with_text_model(name): tensor for name, tensor in named.items()}
+    named = {part.original(name): tensor for name, tensor in named.items()}
     rules = part.rules(named, "original", [part.prefix + name for name in named])
     return keymap.to_diffusers(named, rules, f"{where}: {part.name}"), extra
 

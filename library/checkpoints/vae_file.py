@@ -14,6 +14,7 @@ from library.checkpoints import keymap
 from library.checkpoints.files import TensorReader, read_part_header
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
+from library.checkpoints.quantized import refuse as refuse_quantized
 from library.checkpoints.sd_layout import VAE, diffusers_names
 from library.messages import counted
 
@@ -36,6 +37,7 @@ def read_vae(path: Path | str) -> VaeFile:
     path = Path(path)
     folder = path / "vae" if (path / "vae").is_dir() else path
     header = read_part_header(folder)
+    refuse_quantized(header)
     reader = TensorReader(header)
     lazy = {name: reader.lazy(name) for name in header.tensors}
     if any(name.startswith(VAE.prefix) for name in lazy):
@@ -50,6 +52,7 @@ def read_vae(path: Path | str) -> VaeFile:
     notes = (f"{path}: left out {counted(len(others), 'tensor')} outside the VAE ({others[0]}, ...)",) if others else ()
     original = any(re.match(r"(?:encoder|decoder)\.(?:mid|down|up)\.", name) for name in modules)
     if original:
+        modules = {VAE.original(name): tensor for name, tensor in modules.items()}
         renamed = keymap.to_diffusers(modules, VAE.rules(modules, "original"), str(path))
         return VaeFile(renamed, notes, original=True, header=header)
     return VaeFile(diffusers_names(modules, VAE, str(path)), notes, original=False, header=header)

@@ -62,4 +62,5 @@ def with_averages(header: Header) -> Header:
                 f"{header.tensors[name].shape}. The file is damaged: use --ema drop."
             )
         tensors[name], places[name] = header.tensors[copy], header.places[copy]
-    return replace(header, tensors=tensors, places=places)
+    scaled = {name: stored for name, stored in header.scaled.items() if name in tensors and name not in found}
+    return replace(header, tensors=tensors, places=places, scaled=scaled)

@@ -14,7 +14,9 @@ from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.keymap import flat_shape
 from library.checkpoints.lazy import LazyTensor, torch_dtype
+from library.checkpoints.position_ids import mended
 from library.checkpoints.prediction_marks import MARKS, ZTSNR
+from library.checkpoints.quantized import refuse as refuse_quantized
 from library.checkpoints.sd_layout import SD1, with_text_model
 from library.convert import ema_copies
 from library.families.registry import declared_prediction, detect
@@ -77,6 +79,7 @@ def open_source(header: Header, ratio: float) -> MergeSource:
             f"{header.path}: diffusers folders cannot be merged. Convert it to a file: "
             f"python tools/convert_checkpoint.py {header.path} {header.path.name}.safetensors"
         )
+    refuse_quantized(header)
     try:
         family = detect(header)
     except CheckpointError:
@@ -142,7 +145,9 @@ def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, *, unet_only: 
         lazy = _lazy(readers[id(first)], own, info)
         if not _is_weight(name, info) or (unet_only and not name.startswith(_UNET)):
             tensors[own] = (
-                lazy.cast(arithmetic.saved) if _is_weight(name, info) else replace(lazy, may_be_infinite=True)
+                lazy.cast(arithmetic.saved)
+                if _is_weight(name, info)
+                else replace(mended(name, lazy), may_be_infinite=True)
             )
             continue
         parts = [(lazy, first.ratio)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header, TensorInfo
+from library.checkpoints.position_ids import faults
 from library.checkpoints.prediction_marks import declared_prediction
 from library.convert import ema_copies
 from library.families.sd.checkpoint_parts import split_checkpoint
@@ -132,6 +133,8 @@ def _unusual(header: Header, family: Family) -> Iterator[str]:
         kinds = {info.dtype for name, info in header.tensors.items() if name.startswith(prefix) and info.is_float}
         if len(kinds) > 1 or kinds & {"F64", "F8_E4M3", "F8_E5M2"}:
             yield f"{TITLES[part]}: stored as {', '.join(sorted(kinds))}"
+    if header.scaled:
+        yield f"fp8 with scales: {counted(len(header.scaled), 'weight')}, read and converted as float32"
     yield from _load_errors(header, family)
 
 
@@ -146,9 +149,7 @@ def _levels(header: Header) -> Iterator[str]:
 
 
 def _spellings(header: Header, family: Family) -> Iterator[str]:
-    ids = [name for name, info in header.tensors.items() if name.endswith("position_ids") and info.is_float]
-    if ids:
-        yield f"{ids[0]} is {header.tensors[ids[0]].dtype} instead of integers"
+    yield from faults(header)
     bare = [name for name in header.tensors if re.search(r"\.transformer\.embeddings\.", name)]
     if bare:
         yield "the text encoder's keys lack the text_model. level"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.prediction_marks import DeclaredPrediction, declared_prediction
+from library.checkpoints.quantized import refuse as refuse_quantized
 from library.families import unsupported
 from library.families.family import Family, Model, SaveAs
 from library.families.sd.inference_yaml import write_inference_yaml
@@ -36,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, REFINER)
 
 def detect(header: Header) -> Family:
     """Detect the family of a checkpoint from tensor names and shapes. Raises CheckpointError that says what it is."""
+    refuse_quantized(header)
     for family in FAMILIES:
         if family.recognise(header):
             return family

@@ -35,6 +35,11 @@ def channels(count: int) -> Test:
     return lambda header: any(name in header.tensors and header.tensors[name].shape[1:2] == (count,) for name in names)
 
 
+def lacks(prefix: str) -> Test:
+    """No tensor name starts with this."""
+    return lambda header: not any(name.startswith(prefix) for name in header.tensors)
+
+
 def every(*tests: Test) -> Test:
     """All of these tests pass."""
     return lambda header: all(test(header) for test in tests)
@@ -67,6 +72,7 @@ KINDS: Sequence[tuple[Test, str, str]] = (
      "a model with image conditioning (unCLIP)", _OTHER_MODEL),
     (starts("unet/class_embedding."), "a model with image conditioning (unCLIP)", _OTHER_MODEL),
     (starts("emb_params", "string_to_param", "clip_l", "clip_g"), "a textual inversion, not a model", _ITS_MODEL),
+    (every(starts("model_ema.", "ema."), lacks(_UNET)), "the EMA copies of a U-Net without the model", _NOT_WHOLE),
     (every(starts(_UNET), starts("conditioner.")), "Stable Diffusion XL without its second text encoder", _NOT_WHOLE),
     (starts(_UNET + "label_emb."), "a U-Net of Stable Diffusion XL or its refiner without text encoders", _NOT_WHOLE),
     (starts(_UNET), "a U-Net without the text encoder of Stable Diffusion 1.x or 2.x", _NOT_WHOLE),

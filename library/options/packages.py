@@ -7,7 +7,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -83,16 +82,6 @@ def check_packages(
     if newer:
         return (f"packages newer than this program was tried with: {', '.join(newer)}",)
     return ()
-
-
-@contextmanager
-def explain_missing_packages() -> Iterator[None]:
-    """Check the packages if one cannot be imported: a tool needs some of them only, so nothing is checked before."""
-    try:
-        yield
-    except ImportError:
-        check_packages()
-        raise
 
 
 def _is_older(version: str, other: str) -> bool:

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
-from library.options.packages import explain_missing_packages
 from library.options.sources import COMMAND_LINE, LIST_KINDS, read_command_line
 
 Options = TypeVar("Options")
@@ -53,7 +52,7 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     words = sys.argv[1:] if words is None else words
     try:
-        with quiet_broken_pipe(), explain_missing_packages():
+        with quiet_broken_pipe():
             if "--help" in words or "-h" in words:
                 print(help_text(tool))
             else:
@@ -75,11 +74,19 @@ def quiet_broken_pipe() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # Windows has no errno of its own for it
-        if not isinstance(error, BrokenPipeError) and (error.errno != errno.EINVAL or error.filename is not None):
+        # Windows has no errno of its own for it: then the output cannot be flushed either
+        if not isinstance(error, BrokenPipeError) and (error.errno != errno.EINVAL or not _is_broken(sys.stdout)):
             raise
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # the interpreter's last flush must not fail too
         raise SystemExit(1) from None
+
+
+def _is_broken(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def tool_flags(options: type[Any]) -> Mapping[str, Flag]:

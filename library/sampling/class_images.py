@@ -132,8 +132,8 @@ def describe(folder: ClassFolder, count: int) -> str:
     for place in folder.missing:
         request = folder.requests[place]
         size = f"{request.width}x{request.height}"
-        kind = (request.prompt, size, request.sampler, f"{request.steps} steps", f"scale {request.scale:g}",
-                *request.adapters)  # fmt: skip
+        settings = (size, request.sampler, counted(request.steps, "step"), f"scale {request.scale:g}")
+        kind = (request.prompt, *settings, *request.adapters)
         kinds[kind] = kinds.get(kind, 0) + 1
     lines += [f"  {number} x {', '.join(map(str, kind))}" for kind, number in kinds.items()]
     if folder.captions:

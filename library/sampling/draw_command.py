@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from library.families.family import Family, Model, TextSettings
 from library.families.registry import CheckpointError, Header, declared_prediction, find_model, open_model
+from library.messages import counted
 from library.options.flag import Capability
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
@@ -148,7 +149,7 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     if options.clip_skip is not None and "clip_skip" in drawing.family.capabilities:
         layers = min(len(encoder.encoder.layers) for encoder in model.text_encoders.values())
         if options.clip_skip > layers:
-            what = f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers"
+            what = f"--clip_skip {options.clip_skip}, but the text encoder has {counted(layers, 'layer')}"
             raise UserError([Mistake(what, f"use {layers} or less")])
     return model
 

@@ -227,7 +227,7 @@ def to_peft(
         without = [layer.place.name for layer in layers if layer.magnitude is None]
         if without and len(without) < len(layers):
             names = listed(without, _MOST_LISTED)
-            what = f"{len(without)} of {len(layers)} layers of {module} have no dora_scale: {names}"
+            what = f"no dora_scale in {len(without)} of {counted(len(layers), 'layer')} of {module}: {names}"
             raise AdapterError(
                 what, "convert another file: in diffusers and PEFT all layers of a module have DoRA, or none"
             )

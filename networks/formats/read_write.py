@@ -12,7 +12,7 @@ from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.folders import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json, write_safetensors
-from library.messages import listed
+from library.messages import counted, listed
 from networks import adapter_files
 from networks.adapter import AdapterError
 from networks.formats import peft_config
@@ -149,7 +149,7 @@ def _read_folders(
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
         file = adapter_files.read(weights)
         if wrong := [key for key in file.tensors if not key.startswith(BASE)]:
-            what = f"{weights}: {len(wrong)} keys are not in PEFT's format: {listed(wrong, 8)}"
+            what = f"{weights}: {counted(len(wrong), 'key')} in another format than PEFT's: {listed(wrong, 8)}"
             raise AdapterError(what, "get the file again")
         named = {key.removeprefix(BASE): tensor for key, tensor in file.tensors.items()}
         module = _module_of(folder, named, known)

@@ -14,8 +14,6 @@ import pytest
 
 from library.options.mistakes import Mistake, UserError
 from library.options.packages import Range, check_packages, read_ranges
-from library.options.tool_command import run_tool
-from tests.options.test_tool_command import TOOL
 
 ROOT = Path(__file__).resolve().parents[2]
 RANGES = (Range("transformers", "4.54", "6"), Range("torch", "2.6", None))
@@ -57,20 +55,6 @@ def test_opencv_is_needed_under_any_name(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", {}.get)
     with pytest.raises(UserError, match="no OpenCV\n.*opencv-python-headless"):
         check({"transformers": "5"})
-
-
-def test_a_tool_that_misses_a_package_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def work(options: object) -> None:
-        raise ModuleNotFoundError("No module named 'cv2'")
-
-    tool = type(TOOL)(TOOL.title, TOOL.usage, TOOL.options, work)
-    with pytest.raises(ModuleNotFoundError):  # another package: a bug, as nothing is missing
-        run_tool(tool, [])
-    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
-    assert run_tool(tool, []) == 2
-    assert "no OpenCV" in capsys.readouterr().err
 
 
 def test_the_pins_are_in_the_ranges() -> None:

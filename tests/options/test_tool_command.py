@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -137,3 +139,22 @@ def test_help_that_nobody_reads_ends_without_a_traceback(script: str) -> None:
         assert program.stdout is not None and program.stderr is not None
         program.stdout.close()  # before the program writes: head has gone
         assert (program.stderr.read(), program.wait()) == (b"", 1)
+
+
+class Closed(io.StringIO):
+    """Standard output of Windows whose reader is gone."""
+
+    def flush(self) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_only_a_broken_output_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: Options) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        run_tool(replace(TOOL, work=fail), ["--models", "a"])
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(SystemExit) as end:
+        run_tool(replace(TOOL, work=fail), ["--models", "a"])
+    assert end.value.code == 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from library.checkpoints.files import read_header
 from tools import convert_lora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,3 +78,40 @@ def test_help_needs_no_torch() -> None:
     program += "; assert t.main(['--help']) == 0 and not {'torch', 'diffusers', 'safetensors'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
+
+
+SDXL = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+
+
+@pytest.mark.parametrize(
+    ("name", "down", "facts"),
+    [
+        # sd-scripts' library/train_util.py: get_sai_model_spec's and the trainers' names of base models
+        (SDXL, (2, 640), {"ss_v2": "False", "ss_base_model_version": "sdxl_base_v1-0"}),
+        (NAME, (2, 1280, 1, 1), {"ss_v2": "False", "ss_base_model_version": "sd_v1"}),
+        (NAME, (2, 1280), {"ss_v2": "True"}),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (2, 768),
+         {"ss_v2": "False", "ss_base_model_version": "sd_v1"}),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (2, 1024), {"ss_v2": "True"}),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k", (2, 1280), {}),
+    ],
+)  # fmt: skip
+def test_a_file_from_diffusers_says_what_model_it_is_for(
+    tmp_path: Path, name: str, down: tuple[int, ...], facts: dict[str, str]
+) -> None:
+    """A1111 asks ss_base_model_version for SDXL and ss_v2 for SD2, and takes any other file for SD1's."""
+    up = (320, 2, *([1, 1] if len(down) == 4 else []))
+    tensors = {f"{name}.lora_down.weight": torch.ones(down), f"{name}.lora_up.weight": torch.ones(up)}
+    save_file(tensors | {f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
+    assert run(tmp_path / "kohya.safetensors", tmp_path / "diffusers.safetensors", "--to", "diffusers") == 0
+    assert run(tmp_path / "diffusers.safetensors", tmp_path / "back.safetensors") == 0
+    written = read_header(tmp_path / "back.safetensors").metadata
+    assert {key: value for key, value in written.items() if key in ("ss_v2", "ss_base_model_version")} == facts
+
+
+def test_what_a_file_says_of_its_model_is_kept(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.lora_down.weight": torch.ones(2, 8), f"{NAME}.lora_up.weight": torch.ones(8, 2)}
+    said = {"ss_base_model_version": "sd_v2_v", "ss_v2": "True"}
+    save_file(tensors | {f"{NAME}.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors", said)
+    assert run(tmp_path / "kohya.safetensors", tmp_path / "again.safetensors", "--to", "kohya") == 0
+    assert read_header(tmp_path / "again.safetensors").metadata.items() >= said.items()

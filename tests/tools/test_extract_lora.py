@@ -161,3 +161,21 @@ def test_mistakes_of_splitting(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert split("--model", whole, "--save_to", tmp_path / "x.safetensors", "--unit", 8) == 2
     assert "--unit 8 is not below the rank" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_a_v_model_and_an_epsilon_model_have_no_lora_between_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Like merging them: the difference would be mostly that of the two predictions."""
+    says = {"epsilon": {"modelspec.prediction_type": "epsilon"}, "v": {"modelspec.prediction_type": "v"}}
+    eps, v = (
+        tiny.write_single_file(tmp_path / f"{name}.safetensors", "sd1", seed, metadata=spec)
+        for seed, (name, spec) in enumerate(says.items())
+    )
+    assert extract("--model_org", eps, "--model_tuned", v, "--save_to", tmp_path / "x.safetensors") == 2
+    told = capsys.readouterr().err
+    assert (
+        "different prediction types" in told
+        and "--prediction_type" in told
+        and not (tmp_path / "x.safetensors").exists()
+    )

@@ -47,5 +47,8 @@ ROWS: tuple[Row, ...] = (
     Row("post_quant_conv", "post_quant_conv"),
 )
 
+# The attention's modules, diffusers' names -> original names.
+ORIGINAL_ATTENTION = {row.diffusers: row.original for row in _ATTENTION}
+
 # Names that diffusers used for the attention before version 0.15, and still stand in published VAE files.
 OLD_DIFFUSERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -1,4 +1,4 @@
-"""Notes about the images that are trained on: empty captions, transparency, colour profiles."""
+"""Notes about the images that are trained on: empty captions, transparency, colour profiles, frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED = 5  # files named in a note
 
 def note_images(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]) -> list[str]:
     """All notes. `subsets` are those of the scan."""
-    return [*_captions(records), *_transparency(records, subsets), *_profiles(records)]
+    return [*_captions(records), *_transparency(records, subsets), *_profiles(records), *_frames(records)]
 
 
 def _captions(records: Sequence[ImageRecord]) -> Iterator[str]:
@@ -53,3 +53,10 @@ def _profiles(records: Sequence[ImageRecord]) -> Iterator[str]:
     if unusable:
         what = f"{counted(len(unusable), 'image')} with a colour profile that is damaged or for other pixels"
         yield f"{what}, taken as sRGB: {listed(unusable, _NAMED)}"
+
+
+def _frames(records: Sequence[ImageRecord]) -> Iterator[str]:
+    animated = list(dict.fromkeys(record.path for record in records if record.animated))
+    if animated:
+        used = "of which only the first is used"
+        yield f"{counted(len(animated), 'image')} with several frames or pages, {used}: {listed(animated, _NAMED)}"

@@ -23,14 +23,14 @@ Text = tuple[str, bool]  # a caption, and whether unused lines follow
 Result = TypeVar("Result")
 
 FILE_NAME = "pictures.sqlite"
-VERSION = 4
+VERSION = 5
 _TIMEOUT = 20.0  # seconds to wait for another run to finish writing
 _COARSEST = 2_000_000_000  # ns: FAT stores mtimes in steps of two seconds
 _CREATE = (
     "CREATE TABLE folders (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE)",
     "CREATE TABLE headers (folder INTEGER NOT NULL, name TEXT NOT NULL, length INTEGER NOT NULL, "
     "changed INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, transparent INTEGER NOT NULL, "
-    "profile TEXT NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID",
+    "profile TEXT NOT NULL, animated INTEGER NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID",
     "CREATE TABLE masks (folder INTEGER NOT NULL, transparency INTEGER NOT NULL, name TEXT NOT NULL, "
     "length INTEGER NOT NULL, changed INTEGER NOT NULL, mean REAL NOT NULL, least INTEGER NOT NULL, "
     "most INTEGER NOT NULL, coloured INTEGER NOT NULL, PRIMARY KEY (folder, name, transparency)) WITHOUT ROWID",
@@ -66,7 +66,7 @@ class Index:
         self._database: sqlite3.Connection | None = None
         self._read_only = False
         self._unambiguous_before = time.time_ns() - _COARSEST
-        self._shared: dict[tuple[int, int, int, str], Header] = {}
+        self._shared: dict[tuple[int, int, int, str, int], Header] = {}
 
     def __enter__(self) -> Index:
         if self._path is not None:
@@ -87,18 +87,18 @@ class Index:
         known: dict[str, Header] = {}
         deleted: list[str] = []
         query = (
-            "SELECT name, length, changed, width, height, transparent, profile FROM headers "
+            "SELECT name, length, changed, width, height, transparent, profile, animated FROM headers "
             "WHERE folder = (SELECT id FROM folders WHERE path = ?)"
         )
-        for name, length, changed, width, height, transparent, profile in self._query(query, (folder,)):
+        for name, length, changed, width, height, transparent, profile, animated in self._query(query, (folder,)):
             stamp = stamps.get(name)
             if stamp is None:
                 deleted.append(name)
             elif stamp[0] == length and stamp[1] == changed:
-                key = (width, height, transparent, profile)
+                key = (width, height, transparent, profile, animated)
                 header = self._shared.get(key)
                 if header is None:
-                    header = self._shared[key] = Header((width, height), bool(transparent), profile)
+                    header = self._shared[key] = Header((width, height), bool(transparent), profile, bool(animated))
                 known[name] = header
         self._delete("headers", folder, deleted)
         return known
@@ -140,11 +140,11 @@ class Index:
     def store_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:
         """Store headers of images."""
         rows = [
-            (name, *stamp, *header.size, header.transparent, header.profile)
+            (name, *stamp, *header.size, header.transparent, header.profile, header.animated)
             for name, stamp, header in found
             if stamp[1] < self._unambiguous_before
         ]
-        self._write(folder, f"INSERT OR REPLACE INTO headers VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._write(folder, f"INSERT OR REPLACE INTO headers VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def store_masks(self, folder: str, transparency: bool, found: Iterable[tuple[str, Stamp, MaskValues]]) -> None:  # noqa: FBT001
         """Store values of masks."""

@@ -57,6 +57,7 @@ class ImageRecord:
     held_out: bool = False  # only validated on
     score: float | None = None  # aesthetic score, 0 to 10, from metadata or subset; None: the run's
     profile: ProfileUse = ""  # what becomes of its colour profile
+    animated: bool = False  # other frames or pages of the file are not used
 
     @property
     def path(self) -> Path:
@@ -262,6 +263,7 @@ def _build_records(
                 image.folder, image.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
                 header.transparent, mask, score=subset.score if image.score is None else image.score,
                 profile=header.profile,
+                animated=header.animated,
             )
         )  # fmt: skip
     if later_lines:

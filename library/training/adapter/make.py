@@ -18,7 +18,7 @@ from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
 from library.training.trainable import Group, LossTags, Part, Trainable, named_parameters
-from networks import adapter_files, network
+from networks import adapter_files, network, registry
 from networks.adapter import AdapterError
 from networks.network import Network
 from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
@@ -59,7 +59,8 @@ def make_adapter(
         for line in adapter_network.describe():
             say(line)
         say(f"each saved file has {readable_bytes(file_size(adapter_network, facts.options.saving))}")
-        metadata = AdapterMetadata(facts, optimization, adapter)
+        written = replace(adapter, module=module_of_file(adapter_network, adapter.module))
+        metadata = AdapterMetadata(facts, optimization, written)
         trainable = trainable_network(adapter_network, model.family, optimization.learning_rates, adapter)
         if isinstance(adapter_network, ThirdPartyNetwork):
             adapter_network.start()
@@ -128,6 +129,17 @@ def file_size(adapter_network: AnyNetwork, saving: SavingOptions) -> int:
         tensors = adapter_network.module.state_dict()
     width = torch_dtype(saving.save_precision).itemsize if saving.save_precision else None
     return sum(tensor.numel() * (width or tensor.element_size()) for tensor in tensors.values())
+
+
+def module_of_file(adapter_network: AnyNetwork, chosen: str) -> str:
+    """The network module for the metadata: that of the layers where --dim_from_weights has read another kind than that
+    of the `chosen` module."""
+    if not isinstance(adapter_network, Network):
+        return chosen
+    kinds = list(dict.fromkeys(layer.kind for layer in adapter_network.layers))
+    named = registry.find_kind(chosen)
+    own = named is None or not kinds or any(kind.name in (named.name, named.file_kind) for kind in kinds)
+    return chosen if own else kinds[0].module
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -36,9 +36,9 @@ def check_masks(options: MaskOptions, scan: Scan, index: Path | None, mistakes: 
     # regularisation images alone train no subject
     subjects = [source for _, source, is_reg in images if not is_reg] or [source for _, source, _ in images]
     if reason := _why_nothing_counts(options, subjects, values):
-        remedy = "remove --mask_invert" if options.mask_invert else "set --mask_invert if black is to count"
+        remedy = "remove --mask_invert" if options.mask_invert else "set --mask_invert to train what they mask out"
         mistakes.add(
-            f"nothing would be trained: {reason}", f"correct the masks: white counts, black does not; or {remedy}"
+            f"nothing would be trained: {reason}", f"correct the masks, in which white or opaque counts; or {remedy}"
         )
         return ()
     return tuple(_notes(options, masks, values)) if masks else ()

@@ -161,7 +161,7 @@ def _caption_settings(settings: CaptionSettings) -> Iterator[str]:
         yield f"tag dropout: each tag is dropped with a probability of {settings.tag_dropout_rate:.0%}{kept}"
     if settings.warmup_step:
         steps = settings.warmup_step
-        length = f"{steps:g} steps" if steps >= 1 else f"{steps:.0%} of the run"
+        length = counted(steps, "step") if steps >= 1 else f"{steps:.0%} of the run"
         yield f"token warm-up: {counted(settings.warmup_min, 'tag')} at first, all tags after {length}"
     if settings.dropout_rate:
         yield f"caption dropout: {settings.dropout_rate:.0%} of the samples have an empty caption"
@@ -187,7 +187,7 @@ def _buckets(images: Images, options: TrainOptions, batches: int) -> Iterator[st
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
         what = f"{sizes}, in batches of up to {dataset.batch_size}" if sizes else "only held-out images"
         yield f"{name}{what}{dataset_settings(dataset, options)}"
-    yield f"{batches} {'batch' if batches == 1 else 'batches'} per epoch; partial batches are weighted by their size"
+    yield f"{counted(batches, 'batch', 'batches')} per epoch; partial batches are weighted by their size"
 
 
 def _training(plan: Plan) -> Iterator[str]:

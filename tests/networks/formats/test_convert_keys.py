@@ -229,7 +229,7 @@ def test_dora_in_some_layers_only_is_refused(to: Format, tmp_path: Path) -> None
     tensors = lora((TO_Q, FF), dora=True)
     del tensors[f"{FF}.dora_scale"]
     source = kohya_file(tmp_path / "a.safetensors", tensors)
-    with pytest.raises(AdapterError, match=f"1 of 2 layers of unet have no dora_scale: {FF}"):
+    with pytest.raises(AdapterError, match=f"no dora_scale in 1 of 2 layers of unet: {FF}"):
         converted(source, tmp_path / "there", to)
     assert list(tmp_path.iterdir()) == [source]
 

@@ -117,7 +117,10 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     plan = plan_of(world, tmp_path, **resumed)
     assert plan.resume is not None and plan.resume.progress.step == 2
     assert str(plan.facts.seed) == plan.resume.identity["seed"]
-    assert any("2 steps are done" in what for what in mistakes_of(world, tmp_path, **{**resumed, "max_train_steps": 2}))
+    assert any(
+        "it was saved after step 2, and this run has 2 steps" in what
+        for what in mistakes_of(world, tmp_path, **{**resumed, "max_train_steps": 2})
+    )
     found = mistakes_of(world, tmp_path, **{**resumed, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
     assert len(found) == 3 and all(str(state) in what for what in found)
     (data_mistake,) = mistakes_of(world, tmp_path, **{**resumed, "reg_data_dir": world.root / "reg"})
