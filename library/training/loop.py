@@ -54,7 +54,7 @@ class Loop:
     `losses(batch)` returns the terms of the loss, each a float32 tensor (B,), timestep weights included. All batches of
     a run have the same terms; samples without one of them have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `due` are called in this order, on the writing process only.
+    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only.
     """
 
     run: Run
@@ -69,6 +69,7 @@ class Loop:
     due: Sequence[DueCall]
     duration: Duration
     max_grad_norm: float
+    record: Callable[[int, float], None] = lambda step, loss: None
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
@@ -181,6 +182,7 @@ class Loop:
         if self.run.processes.is_writer:
             values = {**self._logged_losses(loss, terms, progress), **self._learning_rates(), **measured}
             self.run.log(values, progress.step)
+            self.record(progress.step, loss)
 
     def _count_step(self, progress: Progress) -> None:
         """Count a step, and freeze the parts that stop here."""
@@ -220,6 +222,7 @@ class Loop:
         """Log the mean loss; after a complete epoch also call what is due, and begin the next one."""
         if progress.epoch_losses and self.run.processes.is_writer:
             self.run.log({self.trainable.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
+            self.run.say(epoch_loss(progress, self.duration.steps_per_epoch))
         if progress.window < self.duration.steps_per_epoch:
             return
         self._call_due(progress, epoch_ended=True)
@@ -229,6 +232,17 @@ class Loop:
         progress.epoch_losses = []
         if progress.step < self.duration.steps:
             self._begin_epoch(progress)
+
+
+def epoch_loss(progress: Progress, steps_per_epoch: int) -> str:
+    """The mean loss of an epoch, also of an incomplete one, and that of the epoch before."""
+    count = len(progress.epoch_losses)
+    text = f"loss of epoch {progress.epoch}: {_mean(progress.epoch_losses):.4f}"
+    if count < steps_per_epoch:
+        text += f" (over {count} of {steps_per_epoch} steps)"
+    if progress.last_epoch_losses:
+        text += f", epoch {progress.epoch - 1}: {_mean(progress.last_epoch_losses):.4f}"
+    return text
 
 
 def non_finite_error(window: Window, progress: Progress, processes: Processes) -> UserError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from library.messages import readable_bytes
 from library.objective import check_options
@@ -29,6 +30,7 @@ from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
+from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
 from library.training.saving.state import Identity, Progress, SavedState
@@ -43,6 +45,7 @@ class Plan:
     adapter: AdapterPlan | None
     optimization: Optimization
     outputs: Outputs
+    curve: Path | None
     preview: PreviewPlan | None
     trackers: Trackers
     costs: Costs
@@ -98,6 +101,7 @@ def decide(parsed: Parsed) -> Plan:
         adapter=adapter,
         optimization=optimization,
         outputs=outputs,
+        curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
         trackers=trackers,
         costs=costs,

@@ -322,6 +322,7 @@ def _files(plan: Plan) -> Iterator[str]:
         yield f"at most {counted(plan.costs.models, 'model')} at once, with the final one"
     if outputs.states or outputs.final_state:
         yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
+    yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
     `write_state(folder, progress)`. A model is saved with the averages of `weights.averaged()`, a state with the
-    weights in training."""
+    weights in training. `after_save` is called after each save. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
@@ -32,6 +32,8 @@ class Saver:
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     weights: Weights
+    after_save: Callable[[], None] = lambda: None
+    written: list[Path] = field(default_factory=list, init=False)
     _last_model: Path | None = field(default=None, init=False)
     _last_state: Path | None = field(default=None, init=False)
 
@@ -49,6 +51,7 @@ class Saver:
             resumed = next_epoch(progress) if epoch_ended else progress
             self._save_state(self.outputs.directory / f"{stem}-state", resumed)
         self._remove_expired(event)
+        self.after_save()
 
     def save_now(self, progress: Progress) -> Path:
         """Save model and state under the names of a save by steps, also without --save_state. Returns the folder of the
@@ -57,6 +60,7 @@ class Saver:
         self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
         folder = self.outputs.directory / f"{stem}-state"
         self._save_state(folder, progress)
+        self.after_save()
         return folder
 
     def finish(self, progress: Progress) -> None:
@@ -64,11 +68,13 @@ class Saver:
         self._save_model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._save_state(self.outputs.final_state_folder(), progress)
+        self.after_save()
 
     def _save_model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
         with self.weights.averaged(), explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
+        self.written.append(path)
         self._last_model = path
         self.say("model saved.")
 
@@ -76,6 +82,7 @@ class Saver:
         self.say(f"saving state: {folder}")
         with explain_write_errors(folder):
             self.write_state(folder, progress)
+        self.written.append(folder)
         self._last_state = folder
 
     def explain_interrupt(self, step: int, resumed: Path | None) -> str:
