@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import boft, layer_tensors
+from networks import boft, layer_tensors, oft_rotations
 from networks.adapter import AdapterError, Layer, LayerSettings
 
 _ATTENTION = re.compile(r"_attn\d*_to_(q|k|v|out_0)$")  # kohya's class CrossAttention
@@ -67,23 +67,29 @@ class Oft(nn.Module):
         tensors = {"rescale" if key == "factors" else key: value for key, value in self.state_dict().items()}
         if not self.limit:
             return tensors
-        blocks = self.oft_blocks.detach()
-        exact = blocks if blocks.dtype is torch.float64 else blocks.float()
-        half = (self._skew(exact) / 2).to(blocks.dtype)  # of which Q is the difference from its transpose
-        return tensors | {"alpha": torch.zeros_like(self.alpha), "oft_blocks": half}
-
-    def _skew(self, blocks: Tensor) -> Tensor:
-        """Q, with the constraint."""
-        skew = blocks - blocks.mT
-        return skew * (self.limit / torch.linalg.vector_norm(skew).clamp(min=self.limit)) if self.limit else skew
+        blocks = without_constraint(self.oft_blocks.detach(), float(self.alpha))
+        return tensors | {"alpha": torch.zeros_like(self.alpha), "oft_blocks": blocks}
 
     def _rotation_change(self, like: Tensor) -> Tensor:
         """R - I of every block. With R = (I + Q)⁻¹ (I - Q), kohya's and LyCORIS' transform of W, this is
         -2 (I + Q)⁻¹ Q: one solve, and a small Q is not rounded off against I."""
-        skew = self._skew(self.oft_blocks.to(like))
+        skew = _skew(self.oft_blocks.to(like), self.limit)
         one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         change: Tensor = torch.linalg.solve(one + skew, -2 * skew)
         return change
+
+
+def without_constraint(blocks: Tensor, alpha: float) -> Tensor:
+    """Blocks with the rotations that a file's blocks have under the constraint alpha."""
+    exact = blocks if blocks.dtype is torch.float64 else blocks.float()
+    skew = _skew(exact, alpha * blocks.shape[0] * blocks.shape[1])
+    return (skew / 2).to(blocks.dtype)  # of which Q is the difference from its transpose
+
+
+def _skew(blocks: Tensor, limit: float) -> Tensor:
+    """Q, with ‖Q‖ at most `limit` (0: not limited)."""
+    skew = blocks - blocks.mT
+    return skew * (limit / torch.linalg.vector_norm(skew).clamp(min=limit)) if limit else skew
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
@@ -105,9 +111,11 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
     return Oft(torch.zeros(settings.dim, size, size), settings.alpha)
 
 
-def load(layer: Layer, tensors: dict[str, Tensor], constraint: float = 0.0) -> Oft | boft.Boft:
+def load(layer: Layer, tensors: dict[str, Tensor], constraint: float = 0.0) -> Any:
     """Load a layer's tensors; blocks with a fourth axis are BOFT. `constraint`: of the run that trains them on, if the
     file has none. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    if tensors.keys() & {oft_rotations.OUTPUTS, oft_rotations.INPUTS}:
+        return oft_rotations.load(layer, tensors)
     if "oft_blocks" in tensors and tensors["oft_blocks"].ndim == 4:
         return boft.load(layer, tensors)
     (blocks,) = layer_tensors.take(layer, tensors, "oft_blocks")

@@ -92,7 +92,7 @@ KINDS: tuple[Kind, ...] = (
         "oft",
         "networks.oft",
         "OFT: rotates blocks of the outputs",
-        key_suffixes=frozenset({"oft_blocks"}),
+        key_suffixes=frozenset({"oft_blocks", "oft_diag", "oft_R.weight"}),
         arguments=(
             Argument("enable_all_linear", switch, "all linear layers of the transformers, not only attention", False),
             Argument("enable_conv", switch, "also the residual blocks and their convolutions", False),

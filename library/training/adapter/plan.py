@@ -84,6 +84,7 @@ def _follow_saved_dora(settings: NetworkSettings, weights: Path | None, notes: l
     except CheckpointError:
         return settings  # a missing file is a mistake of its own, a damaged one of whoever loads it
     by_output = {info.shape[:1] != (1,) for name, info in tensors.items() if name.endswith(".dora_scale")}
+    by_output |= {True for name in tensors if ".lora_magnitude_vector" in name}  # PEFT's
     if by_output != {not settings.wd_on_output}:
         return settings
     notes.append(f"DoRA: magnitudes per {'input' if settings.wd_on_output else 'output'}, as in {weights}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,25 @@ def test_the_plan_says_what_cannot_be_loaded(world: World, tmp_path: Path, capsy
     assert "ComfyUI and A1111 draw other images with this DoRA" in plan(**BY_OUTPUT)
     for flags in ({}, DORA, OFT, {"network_module": "networks.lokr"}):
         assert "load the result" not in (said := plan(**flags)) and "other images" not in said
+
+
+def test_files_of_other_programs_are_trained_on(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ComfyUI's names of a U-Net: the same file comes back under kohya's."""
+    train(world, tmp_path / "first", capsys, max_train_steps=1)
+    tensors = load_file(tmp_path / "first" / "dog.safetensors")
+    native = re.compile(r"lora_unet_mid_block_attentions_0_(proj_in|proj_out|transformer_blocks_0_.+)\.(\w+.*)")
+    theirs = {}
+    for key, value in tensors.items():
+        if match := native.fullmatch(key):
+            layer = match[1].replace("_0_", ".0.", 1) if match[1].startswith("t") else match[1]
+            theirs[f"diffusion_model.middle_block.1.{layer}.{match[2]}"] = value
+        else:
+            theirs[key] = value
+    assert len(theirs.keys() - tensors.keys()) == 3 * 12
+    save_file(theirs, tmp_path / "native.safetensors")
+    flags: dict[str, Any] = {"learning_rate": 1e-20, "max_train_steps": 1}
+    train(world, tmp_path / "again", capsys, **flags, network_weights=tmp_path / "native.safetensors")
+    again = load_file(tmp_path / "again" / "dog.safetensors")
+    assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
