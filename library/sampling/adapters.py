@@ -7,7 +7,7 @@ the weights back.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -22,6 +22,7 @@ from library.sampling.lora_tags import AdapterUse, LoraTag, split_tags
 from library.sampling.options import DrawingOptions
 from library.sampling.prompts import ImageRequest
 from networks.adapter import AdapterError
+from networks.formats.layer_names import layers_in, split, table_of
 from networks.registry import detect_kind, find_kind
 
 if TYPE_CHECKING:
@@ -115,14 +116,11 @@ def _check_file(use: AdapterUse, family: Family | None, mistakes: Mistakes) -> N
         return
     if use.module is not None and (kind := find_kind(use.module)) is None:
         return  # a third-party module knows its files itself
-    layers = {name.partition(".")[0] for name in names}
-    known = {part.name(path) for part in family.adapters for path in part.layers()} if family else layers
-    if not layers & known:
-        title = "a supported model" if family is None else family.title
-        mistakes.add(f"{use.path} has no adapters for {title} (its keys: {listed(names)})", "give another file")
+    if family is not None and not any(table_of(family.adapters).find(layer) for layer in layers_in(names)):
+        mistakes.add(f"{use.path} has no adapters for {family.title} (its keys: {listed(names)})", "give another file")
     elif use.module is not None and kind is not None:
         try:
-            found = detect_kind(names)
+            found = detect_kind([f"layer.{split(name)[1]}" for name in names])
         except AdapterError:
             return  # several kinds: each layer is read as what it is
         if found.name != (kind.file_kind or kind.name):
@@ -144,14 +142,15 @@ def import_modules(prompts: Sequence[ImageRequest]) -> None:
 
 class AdapterMerger:
     """Merges adapters into the weights of a model. `restores`: other ones can follow; it then keeps copies of the
-    weights that it changes, on the CPU."""
+    weights that it changes, on the CPU. `say` prints what was assumed of a file of another program."""
 
-    def __init__(self, model: Model, *, restores: bool) -> None:
+    def __init__(self, model: Model, say: Callable[[str], None], *, restores: bool) -> None:
         self._modules: dict[str, nn.Module] = {part.module: model.modules()[part.module] for part in
                                                model.family.adapters}  # fmt: skip
-        self._model, self._restores = model, restores
+        self._model, self._say, self._restores = model, say, restores
         self._current: tuple[AdapterUse, ...] = ()
         self._kept: dict[nn.Parameter, Tensor] = {}
+        self._told: set[Path] = set()
 
     def use(self, adapters: tuple[AdapterUse, ...]) -> None:
         """Merge these adapters in place of those before. Raises UserError for a file that does not fit."""
@@ -169,7 +168,8 @@ class AdapterMerger:
         self._current = adapters
 
     def _merge(self, use: AdapterUse) -> None:
-        from networks import adapter_files, network
+        from networks import network
+        from networks.formats.read_write import read_adapter
         from networks.third_party.create import merge_third_party
 
         parts, backbone = self._model.family.adapters, self._model.family.backbone
@@ -178,7 +178,12 @@ class AdapterMerger:
             if use.multiplier:
                 merge_third_party(use.module, use.path, self._modules, parts, ratio=use.multiplier)
             return
-        adapter = network.from_tensors(self._modules, parts, adapter_files.read(use.path).tensors)
+        file = read_adapter(use.path, parts)
+        if use.path not in self._told:
+            self._told.add(use.path)
+            for note in file.notes:
+                self._say(f"{use.path}: {note}")
+        adapter = network.from_tensors(self._modules, parts, file.tensors)
         self._keep([parameter for layer in adapter.layers for parameter in layer.module.parameters()])
         adapter.to(self._model.backbone.device)
         adapter.merge(use.text_multiplier, {backbone: use.multiplier})

@@ -176,7 +176,12 @@ def draw(
     from library.sampling.images import sample_batch
 
     settings = TextSettings(clip_skip=options.clip_skip)
-    merger = AdapterMerger(model, restores=len({request.adapters for request in requests}) > 1)
+
+    def say(line: str) -> None:
+        with bar.making_room():
+            print(line, flush=True)
+
+    merger = AdapterMerger(model, say, restores=len({request.adapters for request in requests}) > 1)
     for batch in _batches(requests, options.batch_size):
         merger.use(batch[0].adapters)
         seeds = [request.seed or 0 for request in batch]

@@ -183,6 +183,25 @@ def test_class_images_remember_the_adapters(model: Path, folder: Path, tmp_path:
     assert loras.told(make_class_images.main, given[:-1] + ["--dry_run"]) == 2
 
 
+def test_files_of_other_programs_are_drawn_with(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same LoRA under diffusers' names, which hold no alpha: it is the rank, as in diffusers."""
+    path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    name = f"lora_unet_{path.replace('.', '_')}"
+    content = {key: value for key, value in loras.tensors("sd1", 4, 4.0, 1).items() if key.startswith(name)}
+    foreign = {
+        f"unet.{path}.lora_A.weight": content[f"{name}.lora_down.weight"],
+        f"unet.{path}.lora_B.weight": content[f"{name}.lora_up.weight"],
+    }
+    ours = loras.write(tmp_path / "ours.safetensors", content)
+    theirs = loras.write(tmp_path / "theirs.safetensors", foreign)
+    (expected,) = drawn(model, tmp_path / "a", "--network_weights", ours)
+    (found,) = drawn(model, tmp_path / "b", "--network_weights", theirs)
+    assert "1 layer without alpha" in capsys.readouterr().out
+    assert np.array_equal(found, expected)
+
+
 def test_two_multipliers_change_the_text_encoder_and_the_unet(folder: Path) -> None:
     """merge(te, {"unet": u}) is as two merges, of the layers of each."""
     from networks import adapter_files, network
