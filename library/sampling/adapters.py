@@ -23,7 +23,7 @@ from library.sampling.options import DrawingOptions
 from library.sampling.prompts import ImageRequest
 from networks.adapter import AdapterError
 from networks.formats.layer_names import layers_in, split, table_of
-from networks.registry import detect_kind, find_kind
+from networks.registry import KINDS, detect_kind, find_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -116,11 +116,13 @@ def _check_file(use: AdapterUse, family: Family | None, mistakes: Mistakes) -> N
         return
     if use.module is not None and (kind := find_kind(use.module)) is None:
         return  # a third-party module knows its files itself
-    if family is not None and not any(table_of(family.adapters).find(layer) for layer in layers_in(names)):
+    roles = {split(name)[1] for name in names}
+    is_adapter = any(kind.key_suffixes & roles for kind in KINDS)
+    if family is not None and not (is_adapter and any(map(table_of(family.adapters).find, layers_in(names)))):
         mistakes.add(f"{use.path} has no adapters for {family.title} (its keys: {listed(names)})", "give another file")
     elif use.module is not None and kind is not None:
         try:
-            found = detect_kind([f"layer.{split(name)[1]}" for name in names])
+            found = detect_kind([f"layer.{role}" for role in roles])
         except AdapterError:
             return  # several kinds: each layer is read as what it is
         if found.name != (kind.file_kind or kind.name):
