@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
-        "library.data.image_files", "library.checkpoints", "library.options", "library.runtime",
+        "library.data.image_files", "library.checkpoints", "library.options", "library.runtime", "networks",
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
