@@ -18,7 +18,14 @@ from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.rules.apply_rules import DEFAULT, Settings, apply_rules
 from library.options.rules.program_flags import drop_foreign_flags
-from library.options.sources import COMMAND_LINE, RawOption, find_config_file, read_command_line, read_config_file
+from library.options.sources import (
+    COMMAND_LINE,
+    RawOption,
+    find_config_file,
+    read_command_line,
+    read_config_file,
+    with_toml,
+)
 from library.options.train_options import FLAGS, TrainOptions, build
 from library.options.unknown_names import check_unknown_names
 
@@ -256,4 +263,4 @@ def _with_toml(named: object) -> object:
     """The --config_file to read or write, with its extension."""
     if not isinstance(named, Path):
         return named
-    return find_config_file(named) or (named if named.suffix == ".toml" else named.with_name(f"{named.name}.toml"))
+    return find_config_file(named) or with_toml(named)

@@ -56,7 +56,7 @@ def decide_adapter(
             alpha=options.network_alpha,
             dropout=options.network_dropout,
             arguments=options.network_args,
-            blocks=max((part.blocks for part in family.adapters), default=0) if family else 0,
+            blocks=max((part.blocks for part in family.adapters), default=0) if family else None,
         )
         for what, remedy in problems:
             mistakes.add(what, remedy)

@@ -28,7 +28,7 @@ from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
-from library.training.plan.writable_paths import check_final_model, check_writable_paths
+from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
@@ -171,7 +171,8 @@ def check_outputs(
     """Check that the files of the run can be written, fit on the disk and can carry their metadata."""
     check_final_model(outputs, mistakes)
     check_metadata(options, base_model, mistakes)
-    check_disk(costs, mistakes)
+    if write_problem(outputs.directory) is None:  # else the mistake has been added
+        check_disk(costs, mistakes)
 
 
 def check_disk(costs: Costs, mistakes: Mistakes) -> None:

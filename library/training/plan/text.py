@@ -185,9 +185,15 @@ def _buckets(images: Images, options: TrainOptions, batches: int) -> Iterator[st
         name = f"{dataset.origin}: " if len(datasets) > 1 else ""
         counts = sorted((bucket, count) for (number, bucket), count in samples.items() if number == index)
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
-        what = f"{sizes}, in batches of up to {dataset.batch_size}" if sizes else "only held-out images"
+        what = f"{sizes}, {_batches_of(dataset.batch_size)}" if sizes else "only held-out images"
         yield f"{name}{what}{dataset_settings(dataset, options)}"
-    yield f"{counted(batches, 'batch', 'batches')} per epoch; partial batches are weighted by their size"
+    partial = any(dataset.batch_size > 1 for dataset in datasets)
+    weighted = "; partial batches are weighted by their size" if partial else ""
+    yield f"{counted(batches, 'batch', 'batches')} per epoch{weighted}"
+
+
+def _batches_of(size: int) -> str:
+    return f"in batches of up to {size}" if size > 1 else "in batches of 1"
 
 
 def _training(plan: Plan) -> Iterator[str]:
