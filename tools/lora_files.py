@@ -55,13 +55,13 @@ def check_ending(path: Path | None, mistakes: Mistakes, endings: Sequence[str] =
         mistakes.add(f"--save_to {path} does not end in {', '.join(endings)}", f"use {path}{endings[0]}")
 
 
-def read_files(paths: Iterable[Path]) -> list[AdapterFile]:
-    """Read adapter files. Raises UserError that names every file that cannot be read."""
+def read_files(paths: Iterable[Path], *, damaged: bool = False) -> list[AdapterFile]:
+    """Read adapter files, `damaged` ones too if set. Raises UserError that names every file that cannot be read."""
     from networks import adapter_files
 
     def read(path: Path) -> AdapterFile:
         with explain_write_errors():
-            return adapter_files.read(path)
+            return adapter_files.read(path, damaged=damaged)
 
     return together(*(partial(read, path) for path in paths))
 

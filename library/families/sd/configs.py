@@ -10,9 +10,11 @@ from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
 from library.families.clip import text_encoder as clip_text
 from library.families.family import Family
-from library.families.sd import unet, vae
+from library.families.sd import expected_tensors, unet, vae
 from library.families.sd.shapes import Shapes
 from library.families.sd.vae_kind import check_kind
+from library.families.sd.variant import TITLES
+from library.messages import listed
 
 if TYPE_CHECKING:
     from library.checkpoints.vae_file import VaeFile
@@ -64,7 +66,53 @@ def read_configs(
             )
         else:
             _compare(source.path / part / "config.json", part, source.configs.get(part, {}), config)
+    _check_parts(variant, source, parts, configs, foreign_vae)
     return configs
+
+
+def _check_parts(
+    variant: Variant, source: Header, parts: Mapping[str, Tensors], configs: Configs, foreign_vae: VaeFile | None
+) -> None:
+    """Raise CheckpointError if the tensors of a part are not those of a module of its configuration."""
+    expected = {
+        "unet": expected_tensors.unet_tensors(configs["unet"]),
+        "vae": expected_tensors.vae_tensors(configs["vae"]),
+        **{
+            text.name: {
+                text.module_name(name): shape
+                for name, shape in expected_tensors.text_tensors(configs[text.name], projects=text.projects).items()
+            }
+            for text in variant.texts
+        },
+    }
+    for part, tensors in parts.items():
+        where = foreign_vae.header.path if part == "vae" and foreign_vae is not None else source.path
+        check_tensors(str(where), part, tensors, expected[part])
+
+
+def check_tensors(where: str, part: str, tensors: Tensors, expected: Shapes) -> None:
+    """Raise CheckpointError unless the names and shapes of a part's tensors match its module."""
+    title = TITLES[part]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    if missing or unexpected:
+        what = "lacks tensors" if missing else "has unexpected tensors"
+        names = listed(missing or unexpected, 5)
+        blocks = {name.partition(".transformer_blocks.")[0] for name in missing if ".transformer_blocks." in name}
+        distilled = any(f"{block}.proj_in.weight" in tensors for block in blocks) or any(
+            not any(name.startswith(f"{block}.") for name in tensors) for block in blocks
+        )
+        kind = "a model from which layers were taken (such as SSD-1B and Segmind Vega), which is not supported"
+        raise CheckpointError(
+            f"{where}: its {title} {what}: {names}. The file is incomplete or of another kind"
+            f"{f', or {kind}' if distilled else ''}."
+        )
+    for name, shape in expected.items():
+        if shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape} instead of {shape}. The "
+                "file is damaged or of another kind."
+            )
 
 
 def _shapes(tensors: Tensors) -> Shapes:
