@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_FACTORS = (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora_mid.weight")
+
+
 @dataclass(frozen=True)
 class AdapterFile:
     """The contents of an adapter file: tensors by key, on the CPU and independent of the file, and its metadata."""
@@ -44,7 +47,7 @@ def read(path: Path | str, *, damaged: bool = False) -> AdapterFile:
 
 def faults(tensors: Mapping[str, Tensor]) -> list[str]:
     """Each tensor that no adapter can have, with the reason: NaN or infinite values, no values (rank 0), integers as
-    weights, an alpha that is not one number."""
+    weights, an alpha that is not one number, factors of a LoRA that are no matrices."""
     found = []
     for name, tensor in tensors.items():
         if not tensor.numel():
@@ -55,6 +58,8 @@ def faults(tensors: Mapping[str, Tensor]) -> list[str]:
             found.append(f"{name} (stored as {str(tensor.dtype).removeprefix('torch.')})")
         elif tensor.is_floating_point() and not is_finite(tensor.float()):
             found.append(f"{name} (NaN or infinite values)")
+        elif name.endswith(_FACTORS) and tensor.dim() < 2:
+            found.append(f"{name} (not a matrix, but of shape {tuple(tensor.shape)})")
     return found
 
 

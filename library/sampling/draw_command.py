@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from library.checkpoints.writer import replacing
 from library.families.family import Family, Model, TextSettings
 from library.families.registry import CheckpointError, Header, declared_prediction, find_model, open_model
+from library.messages import counted, listed
 from library.options.flag import Capability
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
@@ -140,6 +141,10 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
         )
     except CheckpointError as error:
         raise UserError([Mistake(str(error))]) from error
+    if model.broken:
+        what = f"{options.ckpt}: NaN or infinite values in {counted(len(model.broken), 'tensor')}: {listed(model.broken)}"
+        remedy = "get the model again" + (", or use --bf16 instead of --fp16" if options.fp16 else "")
+        raise UserError([Mistake(what, remedy)])
     if drawing.vae_in_full(options):
         model.vae.to(torch.float32)
     if options.clip_skip is not None and "clip_skip" in drawing.family.capabilities:

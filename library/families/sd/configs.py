@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,9 @@ def read_configs(
         ) from error
     side = family.preview[prediction][0] // family.latent.stride
     written = source.configs.get("unet", {})
-    configs["unet"]["sample_size"] = written.get("sample_size", side)
-    configs["unet"]["upcast_attention"] = written.get("upcast_attention", variant.upcast_attention)
-    configs["vae"]["sample_size"] = source.configs.get("vae", {}).get("sample_size", side * family.latent.stride)
+    configs["unet"]["sample_size"] = _said(written, "sample_size", side)
+    configs["unet"]["upcast_attention"] = _said(written, "upcast_attention", variant.upcast_attention)
+    configs["vae"]["sample_size"] = _said(source.configs.get("vae", {}), "sample_size", side * family.latent.stride)
     _check_sizes(family, variant, source, configs)
     for part, config in configs.items():
         if part == "vae" and foreign_vae is not None:
@@ -90,6 +91,15 @@ def _check_parts(
         check_tensors(str(where), part, tensors, expected[part])
 
 
+_DISTILLED = ", or a model from which layers were taken, such as SSD-1B and Segmind Vega, which is not supported"
+
+
+def _lacks_blocks(missing: Sequence[str], tensors: Tensors) -> bool:
+    """Whether all tensors of a transformer block are missing."""
+    blocks = {found[0] for name in missing if (found := re.match(r".*\.transformer_blocks\.\d+\.", name))}
+    return any(not any(name.startswith(block) for name in tensors) for block in blocks)
+
+
 def check_tensors(where: str, part: str, tensors: Tensors, expected: Shapes) -> None:
     """Raise CheckpointError unless the names and shapes of a part's tensors match its module."""
     title = TITLES[part]
@@ -98,14 +108,9 @@ def check_tensors(where: str, part: str, tensors: Tensors, expected: Shapes) -> 
     if missing or unexpected:
         what = "lacks tensors" if missing else "has unexpected tensors"
         names = listed(missing or unexpected, 5)
-        blocks = {name.partition(".transformer_blocks.")[0] for name in missing if ".transformer_blocks." in name}
-        distilled = any(f"{block}.proj_in.weight" in tensors for block in blocks) or any(
-            not any(name.startswith(f"{block}.") for name in tensors) for block in blocks
-        )
-        kind = "a model from which layers were taken (such as SSD-1B and Segmind Vega), which is not supported"
         raise CheckpointError(
             f"{where}: its {title} {what}: {names}. The file is incomplete or of another kind"
-            f"{f', or {kind}' if distilled else ''}."
+            f"{_DISTILLED if _lacks_blocks(missing, tensors) else ''}."
         )
     for name, shape in expected.items():
         if shape != tensors[name].shape:
@@ -113,6 +118,12 @@ def check_tensors(where: str, part: str, tensors: Tensors, expected: Shapes) -> 
                 f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape} instead of {shape}. The "
                 "file is damaged or of another kind."
             )
+
+
+def _said(written: Mapping[str, Any], key: str, usual: int) -> int:
+    """Return an entry of a config.json that changes nothing, if it is of the usual type."""
+    value = written.get(key)
+    return value if type(value) is type(usual) else usual
 
 
 def _shapes(tensors: Tensors) -> Shapes:
