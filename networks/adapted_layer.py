@@ -20,13 +20,18 @@ class AdaptedLayer:
     """Replaces the `forward` of a layer between `attach` and `detach`. Not a torch module, so that the base's module
     tree does not change."""
 
-    def __init__(self, target: Target, name: str, adapter: Any, kind: Kind, module_dropout: float = 0.0) -> None:
-        self.target, self.name, self.adapter, self.kind = target, name, adapter, kind
+    def __init__(self, target: Target, adapter: Any, kind: Kind, module_dropout: float = 0.0) -> None:
+        self.target, self.adapter, self.kind = target, adapter, kind
         self.module: Base | Norm = target.module
         self.module_dropout = module_dropout
         self.multiplier = 1.0
         self._before: Forward | None = None  # an earlier replacement of the layer's `forward`
         self._base: Forward | None = None  # None: not attached
+
+    @property
+    def name(self) -> str:
+        """The layer's name in files."""
+        return self.target.layer.name
 
     @property
     def is_decomposed(self) -> bool:
@@ -58,8 +63,7 @@ class AdaptedLayer:
             return base(x, *more)
         if not self.is_decomposed:
             return self._forward_added(base, x)
-        by_output = dora.is_by_output(self.adapter.dora_scale, self.target.layer.shape)
-        if by_output and self._is_plain and hasattr(self.adapter, "bypass"):
+        if self.multiplier == 1 and self._is_plain and hasattr(self.adapter, "bypass"):
             return self._forward_scaled(base, x)
         return self._forward_merged(base, x)
 
@@ -95,7 +99,11 @@ class AdaptedLayer:
         return torch.add(out, delta, alpha=self.multiplier).to(out.dtype)
 
     def _forward_scaled(self, base: Forward, x: Tensor) -> Tensor:
-        """DoRA per output without forming W': scale the output, without its bias, by the factor."""
+        """DoRA at multiplier 1 without forming W': the factors scale the input of W + ΔW, or its output without the
+        bias. In float32: bfloat16 rounds a factor near 1 away."""
+        factor = dora.factor(self.adapter, self.module.weight)
+        if not dora.is_by_output(factor, self.target.layer.shape):
+            return self._forward_added(base, (x * _along(factor, x)).to(x.dtype))
         bias = self.module.bias
         out = self._fused_forward(x, None)
         if out is not None:
@@ -105,9 +113,8 @@ class AdaptedLayer:
             dtype = out.dtype
             if self._before is not None and bias is not None:
                 out = out - _along(bias, out)
-            out = torch.add(out, self.adapter.bypass(x), alpha=self.multiplier)
-        # in float32: bfloat16 rounds a factor near 1 away
-        factor = _along(dora.factor(self.adapter, self.module.weight, self.multiplier), out)
+            out = out + self.adapter.bypass(x)
+        factor = _along(factor, out)
         scaled = out * factor if bias is None else torch.addcmul(_along(bias, out).to(factor.dtype), out, factor)
         return scaled.to(dtype)
 
@@ -156,5 +163,5 @@ class AdaptedLayer:
 
 
 def _along(values: Tensor, out: Tensor) -> Tensor:
-    """Values per output, shaped to broadcast to a layer's output: channels last, or second for images."""
+    """Values per channel, shaped to broadcast to a layer's input or output: channels last, or second for images."""
     return values.view(-1, 1, 1) if out.ndim == 4 else values.flatten()

@@ -105,13 +105,14 @@ class Kind:
     """A kind of adapter: one row of the registry.
 
     key_suffixes       endings of file keys; any one of them identifies the kind
-    prefix             replaces `lora` at the start of layer names in files
+    other_prefix       what stands for `lora` at the start of layer names in other programs' files ("": nothing else)
     convolutions       whether it supports 3x3 convolutions
     parts              the modules of a model that it can adapt (None: all)
     file_kind          the kind whose file format it shares ("": its own). A LoRA-FA file is read as a LoRA; such a kind
                        has no key suffixes
     lora_plus          the parameters that LoRA+ trains at the higher learning rate
     unsupported        common arguments (settings.COMMON) that this kind rejects
+    readers            the programs that load its files and apply them as this one does (networks/readers.py)
     complete_settings  checks the settings and may fill in missing ones (dataclasses.replace); raises AdapterError
     """
 
@@ -120,7 +121,7 @@ class Kind:
     title: str
     key_suffixes: frozenset[str]
     arguments: tuple[Argument, ...] = ()
-    prefix: str = "lora"
+    other_prefix: str = ""
     convolutions: bool = True
     decomposes: bool = True  # whether it supports DoRA (use_dora)
     parts: frozenset[str] | None = None
@@ -128,4 +129,5 @@ class Kind:
     file_kind: str = ""
     lora_plus: frozenset[str] = frozenset()
     unsupported: frozenset[str] = frozenset()
+    readers: frozenset[str] = frozenset({"ComfyUI", "A1111"})
     complete_settings: Callable[[NetworkSettings], NetworkSettings] | None = None

@@ -23,10 +23,12 @@ _FACTORS = (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.w
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """The contents of an adapter file: tensors by key, on the CPU and independent of the file, and its metadata."""
+    """The contents of an adapter file: tensors by key, on the CPU and independent of the file, and its metadata.
+    `notes`: what the user should know of how another program's file was read (networks/formats/layer_names.py)."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read(path: Path | str, *, damaged: bool = False) -> AdapterFile:

@@ -15,7 +15,7 @@ from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Kind
 from networks.registry import KINDS, detect_kind, load_kind
 from networks.settings import NetworkSettings
-from networks.targets import Target, all_targets, file_name, names_in_files
+from networks.targets import Target, all_targets, names_in_files
 
 _MOST_LISTED = 12
 
@@ -41,14 +41,17 @@ def load_layers(
     layers: list[AdaptedLayer] = []
     problems: list[str] = []
     for target in all_targets(model, parts):
-        for name in sorted(names_in_files(target, KINDS) & remaining.keys()):
-            own = remaining.pop(name)
+        names = sorted(names_in_files(target, KINDS) & remaining.keys())
+        found = [remaining.pop(name) for name in names]
+        if len(names) > 1:
+            problems.append(f"{' and '.join(names)} are the same layer")
+        elif names:
             try:
-                layers.append(_load_layer(target, name, own, settings))
+                layers.append(_load_layer(target, names[0], found[0], settings))
             except AdapterError as error:
                 problems.append(str(error))
                 continue
-            problems += [f"{name}.{role} is not a tensor of {layers[-1].kind.name}" for role in own]
+            problems += [f"{names[0]}.{role} is not a tensor of {layers[-1].kind.name}" for role in found[0]]
     problems += [f"{name} is not a layer of this model" for name in sorted(remaining)]
     return layers, problems
 
@@ -66,18 +69,17 @@ def _load_layer(
         kind = settings.kind
     scale = tensors.pop(dora.KEY, None)
     load = load_kind(kind).load
-    # arguments of the kind that loading needs too (DyLoRA's unit)
-    own = {} if settings is None else {k: v for k, v in settings.own.items() if k in inspect.signature(load).parameters}
-    adapter: Any = load(target.layer, tensors, **own)
+    # what loading needs of the settings (DyLoRA's unit, OFT's constraint)
+    known = {} if settings is None else {**settings.own, "constraint": settings.alpha or float(settings.dim)}
+    wanted = inspect.signature(load).parameters
+    adapter: Any = load(target.layer, tensors, **{key: value for key, value in known.items() if key in wanted})
     if scale is not None:
         adapter.register_parameter(dora.KEY, nn.Parameter(dora.reshape_scale(target.layer, scale)))
     if settings is not None:
         for drop in ("dropout", "rank_dropout"):
             if hasattr(adapter, drop):
                 setattr(adapter, drop, getattr(settings, drop))
-    if name not in {file_name(target, other) for other in KINDS}:
-        name = file_name(target, kind)
-    return AdaptedLayer(target, name, adapter, kind, settings.module_dropout if settings else 0.0)
+    return AdaptedLayer(target, adapter, kind, settings.module_dropout if settings else 0.0)
 
 
 def raise_problems(problems: Sequence[str], what: str) -> None:

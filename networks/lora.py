@@ -130,16 +130,24 @@ class Lora(nn.Module):
             return None
         return lora_linear(x, weight, bias, *self.factors(), self.scale * multiplier, cast)
 
-    def merged_norms(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """‖W + ΔW‖ of each output in `dtype`, without forming ΔW: |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b."""
+    def merged_norms(self, weight: Tensor, dtype: torch.dtype, *, by_output: bool) -> Tensor | None:
+        """‖W + ΔW‖ of each output (out, 1, …) or input (1, in, …) in `dtype`, without forming ΔW. With ΔW = s B A:
+        |w + sbA|² = |w|² + 2s b(Aw) + s² b(AAᵀ)b of a row, |w + sBa|² = |w|² + 2s (wᵀB)a + s² aᵀ(BᵀB)a of a column."""
         if self.lora_mid is not None:
             return None
         base = weight.to(dtype).flatten(1)
         down, up = (factor.to(dtype).flatten(1) for factor in self.factors())
         up = up * self.scale
-        mixed = torch.addmm(base @ down.T, up, down @ down.T, beta=2)
-        squares: Tensor = torch.linalg.vector_norm(base, dim=1).square() + (up * mixed).sum(1)
-        return squares.clamp(min=0).sqrt().view(-1, *([1] * (weight.ndim - 1)))
+        if by_output:
+            mixed = torch.addmm(base @ down.T, up, down @ down.T, beta=2)
+            squares = torch.linalg.vector_norm(base, dim=1).square() + (up * mixed).sum(1)
+        else:
+            mixed = torch.addmm(up.T @ base, up.T @ up, down, beta=2)
+            squares = torch.linalg.vector_norm(base, dim=0).square() + (down * mixed).sum(0)
+            squares = squares.view(weight.shape[1], -1).sum(1)  # over the kernel
+        ones = [1] * (weight.ndim - 2)
+        lengths: Tensor = squares.clamp(min=0).sqrt()
+        return lengths.view(-1, 1, *ones) if by_output else lengths.view(1, -1, *ones)
 
     @torch.no_grad()
     def norm(self) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from networks.loading import copy_weights, load_layers, main_kind, raise_problem
 from networks.parameter_groups import Group, parameter_groups
 from networks.registry import load_kind
 from networks.settings import NetworkSettings, scaled_alpha
-from networks.targets import file_name, find_targets
+from networks.targets import find_targets
 
 __all__ = ["Group", "Network", "NormReport", "create", "from_tensors"]
 
@@ -50,6 +51,12 @@ class Network(nn.Module):
         self.left_out = 0
         for layer in self.layers:
             self.add_module(layer.name, layer.adapter)
+
+    def _load_from_state_dict(self, state: dict[str, Any], *given: Any) -> None:
+        prefix = self.settings.kind.other_prefix  # under which earlier versions saved their training states
+        for key in [key for key in state if prefix and key.startswith(f"{prefix}_")]:
+            state[f"lora{key.removeprefix(prefix)}"] = state.pop(key)
+        super()._load_from_state_dict(state, *given)
 
     @property
     def multiplier(self) -> float:
@@ -160,8 +167,8 @@ class Network(nn.Module):
         kinds = ", ".join(dict.fromkeys(layer.kind.title for layer in self.layers)) or "no adapters"
         parts = ", ".join(f"{name} {count}" for name, count in self.counts.items())
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        variants = [name for name in ("use_dora", "use_rslora") if getattr(self.settings, name)]
-        lines = [f"{kinds}: {len(self.layers)} layers ({parts}), {trained:,} trainable parameters"]
+        variants = [name for name in ("use_dora", "wd_on_output", "use_rslora") if getattr(self.settings, name)]
+        lines = [f"{kinds}: {counted(len(self.layers), 'layer')} ({parts}), {trained:,} trainable parameters"]
         lines += [f"with {', '.join(variants)}"] if variants else []
         return lines + ([f"skipped: {counted(self.left_out, 'layer')} that are not trained"] if self.left_out else [])
 
@@ -206,8 +213,7 @@ def create(
             dim, alpha = settings.rank(conv=target.is_kernel, block=target.block)
             if dim == 0:
                 continue
-            name = file_name(target, kind)
-            torch.default_generator.manual_seed(_seed(seed, name))
+            torch.default_generator.manual_seed(_seed(seed, target.layer.name))
             layer_settings = LayerSettings(
                 dim, scaled_alpha(settings, dim, alpha), settings.dropout, settings.rank_dropout, settings.own
             )
@@ -215,8 +221,9 @@ def create(
             if adapter is None:
                 continue
             if settings.use_dora:
-                adapter.register_parameter(dora.KEY, nn.Parameter(dora.magnitude(target.module.weight)))
-            layers.append(AdaptedLayer(target, name, adapter, kind, settings.module_dropout))
+                scale = dora.magnitude(target.module.weight, by_output=settings.wd_on_output)
+                adapter.register_parameter(dora.KEY, nn.Parameter(scale))
+            layers.append(AdaptedLayer(target, adapter, kind, settings.module_dropout))
     if not layers:
         raise AdapterError(
             f"{kind.module} finds no layer to adapt in {', '.join(sorted(modules)) or 'the trained modules'}",

@@ -1,9 +1,10 @@
 """OFT: rotate the output channels in blocks of equal size, which keeps all angles between neurons (arXiv 2306.07280,
 equations 2 to 5: W' = R W, R block-diagonal, each block the Cayley transform of a skew-symmetric matrix).
 
-In files (kohya): names begin with `oft_unet`; `oft_blocks` (blocks, size, size), of which the skew-symmetric part Q is
-used, and `alpha`, the constraint: ‖Q‖ over all blocks is limited to alpha · out. LyCORIS' diag-oft is the same under
-names with `lora_unet`, with alpha 0 for no constraint, and optionally `rescale` (out, 1, …), factors for the outputs.
+In files (LyCORIS' diag-oft): `oft_blocks` (blocks, size, size), of which the skew-symmetric part Q is used; `alpha`,
+the constraint: ‖Q‖ over all blocks is limited to alpha · out (0: not limited); optionally `rescale` (out, 1, …),
+factors for the outputs. Written with the constraint applied and an alpha of 0: programs differ in what they take alpha
+for. Files of sd-scripts are the same under names with `oft_unet` instead of `lora_unet`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import boft, layer_tensors
+from networks import boft, layer_tensors, oft_rotations
 from networks.adapter import AdapterError, Layer, LayerSettings
 
 _ATTENTION = re.compile(r"_attn\d*_to_(q|k|v|out_0)$")  # kohya's class CrossAttention
@@ -38,8 +39,10 @@ class Oft(nn.Module):
     def _set_limit(self) -> None:
         self.limit = float(self.alpha) * self.oft_blocks.shape[0] * self.oft_blocks.shape[1]
 
-    def _load_from_state_dict(self, *given: Any) -> None:
-        super()._load_from_state_dict(*given)
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *given: Any) -> None:
+        if not state.get(f"{prefix}alpha", 1):  # of a file, which holds no constraint: the run's own stays
+            state[f"{prefix}alpha"] = self.alpha
+        super()._load_from_state_dict(state, prefix, *given)
         self._set_limit()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Oft:  # noqa: FBT001, FBT002 - torch's
@@ -60,19 +63,33 @@ class Oft(nn.Module):
         return delta.to(weight.dtype)
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors under their names in files."""
-        return {"rescale" if key == "factors" else key: value for key, value in self.state_dict().items()}
+        """The tensors under their names in files, with the constraint applied to the blocks."""
+        tensors = {"rescale" if key == "factors" else key: value for key, value in self.state_dict().items()}
+        if not self.limit:
+            return tensors
+        blocks = without_constraint(self.oft_blocks.detach(), float(self.alpha))
+        return tensors | {"alpha": torch.zeros_like(self.alpha), "oft_blocks": blocks}
 
     def _rotation_change(self, like: Tensor) -> Tensor:
         """R - I of every block. With R = (I + Q)⁻¹ (I - Q), kohya's and LyCORIS' transform of W, this is
         -2 (I + Q)⁻¹ Q: one solve, and a small Q is not rounded off against I."""
-        blocks = self.oft_blocks.to(like)
-        skew = blocks - blocks.mT
-        if self.limit:
-            skew = skew * (self.limit / torch.linalg.vector_norm(skew).clamp(min=self.limit))
-        one = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+        skew = _skew(self.oft_blocks.to(like), self.limit)
+        one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         change: Tensor = torch.linalg.solve(one + skew, -2 * skew)
         return change
+
+
+def without_constraint(blocks: Tensor, alpha: float) -> Tensor:
+    """Blocks with the rotations that a file's blocks have under the constraint alpha."""
+    exact = blocks if blocks.dtype is torch.float64 else blocks.float()
+    skew = _skew(exact, alpha * blocks.shape[0] * blocks.shape[1])
+    return (skew / 2).to(blocks.dtype)  # of which Q is the difference from its transpose
+
+
+def _skew(blocks: Tensor, limit: float) -> Tensor:
+    """Q, with ‖Q‖ at most `limit` (0: not limited)."""
+    skew = blocks - blocks.mT
+    return skew * (limit / torch.linalg.vector_norm(skew).clamp(min=limit)) if limit else skew
 
 
 def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
@@ -94,9 +111,11 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
     return Oft(torch.zeros(settings.dim, size, size), settings.alpha)
 
 
-def load(layer: Layer, tensors: dict[str, Tensor]) -> Oft | boft.Boft:
-    """Load a layer's tensors; blocks with a fourth axis are BOFT. AdapterError for missing tensors and for shapes that
-    do not fit the layer."""
+def load(layer: Layer, tensors: dict[str, Tensor], constraint: float = 0.0) -> Any:
+    """Load a layer's tensors; blocks with a fourth axis are BOFT. `constraint`: of the run that trains them on, if the
+    file has none. AdapterError for missing tensors and for shapes that do not fit the layer."""
+    if tensors.keys() & {oft_rotations.OUTPUTS, oft_rotations.INPUTS}:
+        return oft_rotations.load(layer, tensors)
     if "oft_blocks" in tensors and tensors["oft_blocks"].ndim == 4:
         return boft.load(layer, tensors)
     (blocks,) = layer_tensors.take(layer, tensors, "oft_blocks")
@@ -107,4 +126,4 @@ def load(layer: Layer, tensors: dict[str, Tensor]) -> Oft | boft.Boft:
     rescale = tensors.pop("rescale", None)
     if rescale is not None:
         layer_tensors.check_shape(layer, "rescale", rescale, (layer.shape[0], *(1 for _ in layer.shape[1:])))
-    return Oft(blocks, layer_tensors.take_alpha(tensors, 0), rescale)
+    return Oft(blocks, layer_tensors.take_alpha(tensors, 0) or constraint, rescale)

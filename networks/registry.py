@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LORA_MARKS = frozenset({"lora_down.weight", "lora_up.weight", "lora_mid.weight"})
 _UP = frozenset({"lora_up"})
+_ALL_READERS = frozenset({"ComfyUI", "A1111", "diffusers"})
 _TUCKER = Argument("use_tucker", switch, "Tucker decomposition of 3x3 convolution kernels", False)
 _CONV = frozenset({"conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas"})
 
@@ -64,8 +65,16 @@ KINDS: tuple[Kind, ...] = (
             ),
         ),
         lora_plus=_UP,
+        readers=_ALL_READERS,
     ),
-    Kind("lora_fa", "networks.lora_fa", "LoRA-FA: lora_down is frozen", frozenset(), file_kind="lora"),
+    Kind(
+        "lora_fa",
+        "networks.lora_fa",
+        "LoRA-FA: lora_down is frozen",
+        key_suffixes=frozenset(),
+        file_kind="lora",
+        readers=_ALL_READERS,
+    ),
     Kind(
         "dylora",
         "networks.dylora",
@@ -76,18 +85,19 @@ KINDS: tuple[Kind, ...] = (
         file_kind="lora",
         lora_plus=_UP,
         unsupported=frozenset({"rank_dropout", "conv_block_dims"}),
+        readers=_ALL_READERS,
         complete_settings=_complete_dylora,
     ),
     Kind(
         "oft",
         "networks.oft",
         "OFT: rotates blocks of the outputs",
-        key_suffixes=frozenset({"oft_blocks"}),
+        key_suffixes=frozenset({"oft_blocks", "oft_diag", "oft_R.weight"}),
         arguments=(
             Argument("enable_all_linear", switch, "all linear layers of the transformers, not only attention", False),
             Argument("enable_conv", switch, "also the residual blocks and their convolutions", False),
         ),
-        prefix="oft",
+        other_prefix="oft",
         decomposes=False,
         rescales=False,
         parts=frozenset({"unet"}),
@@ -137,6 +147,7 @@ KINDS: tuple[Kind, ...] = (
         convolutions=False,
         decomposes=False,
         unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
+        readers=frozenset({"A1111"}),
     ),
     Kind(
         "full",

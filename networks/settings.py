@@ -35,11 +35,18 @@ COMMON: tuple[Argument, ...] = (
     Argument("loraplus_unet_lr_ratio", number(least=0), "LoRA+ ratio for the U-Net"),
     Argument("loraplus_text_encoder_lr_ratio", number(least=0), "LoRA+ ratio for the text encoders"),
     Argument("use_dora", switch, "DoRA: train magnitude and direction of the weights separately", False),
+    Argument("wd_on_output", switch, "DoRA's magnitudes per output, as in PEFT, instead of per input", False),
     Argument("use_rslora", switch, "rsLoRA: divide alpha by the square root of the rank", False),
 )
 # Number of U-Net blocks -> (down blocks = up blocks, middle blocks, blocks at either end). SDXL and its refiner count
 # by the original names, where embeddings and the output layer are blocks too. 25 blocks (diffusers' names): 12, 1, 0.
 _BLOCK_COUNTS: Mapping[int, tuple[int, int, int]] = MappingProxyType({23: (9, 3, 1), 29: (12, 3, 1)})
+# Arguments of sd-scripts' networks.loha and networks.lokr (its docs/loha_lokr.md) that these kinds do not have.
+ONLY_IN_SD_SCRIPTS = frozenset(
+    {"exclude_patterns", "include_patterns", "network_reg_dims", "network_reg_lrs", "train_llm_adapter"}
+)
+_HARMLESS = frozenset({"verbose"})  # what it prints there, show_metadata.py and check_lora_weights.py print
+_OFF = ("", "none", "false", "0", "[]")
 _LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -64,6 +71,7 @@ class NetworkSettings:
     loraplus_unet_lr_ratio: float | None = None
     loraplus_text_encoder_lr_ratio: float | None = None
     use_dora: bool = False
+    wd_on_output: bool = False  # DoRA's magnitudes are per output; else per input
     use_rslora: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)  # arguments that only this kind has
 
@@ -96,7 +104,7 @@ class NetworkSettings:
 
 def known_arguments(kind: Kind) -> tuple[Argument, ...]:
     """The keys that --network_args accepts for a kind: the common ones that it supports, and its own."""
-    unsupported = kind.unsupported | (frozenset() if kind.decomposes else {"use_dora"})
+    unsupported = kind.unsupported | (frozenset() if kind.decomposes else {"use_dora", "wd_on_output"})
     if not kind.convolutions:
         unsupported |= {item.name for item in COMMON if item.name.startswith("conv_")}
     if not kind.lora_plus:
@@ -138,7 +146,7 @@ def read_settings(
     lists = _check_block_lists(values, blocks, mistakes)
     common = {
         name: values[name]
-        for name in ("rank_dropout", "module_dropout", "use_dora", "use_rslora", *_LORAPLUS)
+        for name in ("rank_dropout", "module_dropout", "use_dora", "wd_on_output", "use_rslora", *_LORAPLUS)
         if name in values
     }
     settings = NetworkSettings(
@@ -171,6 +179,8 @@ def _read_arguments(kind: Kind, arguments: Sequence[str], mistakes: list[Mistake
         argument = known.get(name)
         if not equals:
             mistakes.append((f"--network_args {pair!r} has no =", "write key=value, such as conv_dim=8"))
+        elif argument is None and (name in _HARMLESS or (name in ONLY_IN_SD_SCRIPTS and text.lower() in _OFF)):
+            continue
         elif argument is None:
             mistakes.append((f"--network_args {pair}: {_describe_unknown(kind, name)}", _suggest_name(known, name)))
         elif text and text.lower() != "none":
@@ -182,6 +192,8 @@ def _read_arguments(kind: Kind, arguments: Sequence[str], mistakes: list[Mistake
 
 
 def _describe_unknown(kind: Kind, name: str) -> str:
+    if name in ONLY_IN_SD_SCRIPTS:
+        return f"{name} is not supported in this version, and ignoring it would change the trained weights"
     if any(item.name == name for item in COMMON):
         return f"{kind.module} does not support {name}"
     others = [other.module for other in KINDS if any(item.name == name for item in other.arguments)]
@@ -191,6 +203,8 @@ def _describe_unknown(kind: Kind, name: str) -> str:
 
 
 def _suggest_name(known: Mapping[str, Argument], name: str) -> str:
+    if name in ONLY_IN_SD_SCRIPTS:
+        return "remove it"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:
         return f"did you mean {near[0]}?"
@@ -249,6 +263,10 @@ def _check_combinations(settings: NetworkSettings, values: Mapping[str, Any]) ->
                 "--network_args block_lr_zero_threshold has no effect without block weights",
                 "add down_lr_weight, mid_lr_weight or up_lr_weight",
             )
+        )
+    if settings.wd_on_output and not settings.use_dora:
+        mistakes.append(
+            ("--network_args wd_on_output=True without use_dora", "add use_dora=True, or remove wd_on_output")
         )
     if any(ratio == 0 for ratio in (settings.loraplus_unet_lr_ratio, settings.loraplus_text_encoder_lr_ratio)):
         mistakes.append(("--network_args: with a LoRA+ ratio of 0 lora_up is not trained", "use a ratio of 4 to 16"))

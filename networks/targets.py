@@ -94,13 +94,9 @@ def layer_of(name: str, module: Base | Norm) -> Layer:
     )
 
 
-def file_name(target: Target, kind: Kind) -> str:
-    """The layer's name in files of a kind: `oft_unet_…` for OFT, `lora_unet_…` for others."""
-    return kind.prefix + target.layer.name.removeprefix("lora")
-
-
 def names_in_files(target: Target, kinds: Sequence[Kind]) -> set[str]:
     """All names of a layer in files. Files written with the module names of transformers 5 lack a level
     (`lora_te_encoder_…`)."""
-    names = {file_name(target, kind) for kind in kinds} | {target.layer.name}
-    return names | {f"{target.part.prefix}_{target.path.replace('.', '_')}"}
+    names = {target.layer.name, f"{target.part.prefix}_{target.path.replace('.', '_')}"}
+    prefixes = {kind.other_prefix for kind in kinds} - {""}
+    return names | {prefix + name.removeprefix("lora") for prefix in prefixes for name in names}

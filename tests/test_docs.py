@@ -26,6 +26,7 @@ from library.sampling.options import ClassImageOptions, DrawingOptions, Generate
 from library.training import command
 from library.training.optim.optimizer_table import OPTIMIZERS
 from library.training.optim.schedules import SCHEDULES
+from networks.settings import ONLY_IN_SD_SCRIPTS
 from tests import tiny
 from tools import (
     convert_checkpoint,
@@ -46,7 +47,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 
 # Flags of other programs that the pages name, and the options that stand in a prompt.
-FOREIGN = {"base", "help", "name", "num_processes", "processes", "quick", "durations", "dist"}
+FOREIGN = {
+    "base",
+    "help",
+    "name",
+    "num_cpu_threads_per_process",
+    "num_processes",
+    "processes",
+    "quick",
+    "durations",
+    "dist",
+}
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
     **{
@@ -221,7 +232,7 @@ def test_the_tables_of_optimisers_and_schedules_are_those_of_the_program() -> No
         [
             row.name,
             f"`{row.path}`",
-            row.install.removeprefix("pip install ") or "-",
+            row.package.partition("==")[0] or "-",
             number(4 * row.state_tensors + row.state_bytes),
             " ".join(f"{name}={value}" for name, value in row.defaults.items()) or "-",
         ]
@@ -256,6 +267,12 @@ def test_every_flag_without_support_is_listed() -> None:
         row.name for row in FUTURE_FLAGS.values() if not row.only_with and not (row.kind == "switch" and row.neutral)
     }
     assert heads <= listed <= set(FUTURE_FLAGS), heads ^ listed
+
+
+def test_every_argument_of_networks_without_support_is_listed() -> None:
+    """But for that of a model that is not supported either."""
+    listed = set(re.findall(r"`(\w+)`", not_supported()))
+    assert ONLY_IN_SD_SCRIPTS - {"train_llm_adapter"} <= listed
 
 
 def test_every_kind_of_model_without_support_is_listed() -> None:

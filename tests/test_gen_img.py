@@ -40,6 +40,17 @@ def test_images_from_the_command_line(model, tmp_path):
         assert (image.text["prompt"], image.text["negative-prompt"], image.text["seed"]) == ("a dog", "bad", "7")
 
 
+def test_a_bar_shows_the_steps_of_all_images(model, tmp_path, capsys):
+    """2 images of 2 steps and one of 3; in a file the bar is a whole line at the end."""
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a dog\na cat\na cow --s 3\n", encoding="utf-8")
+    assert run(model, tmp_path / "out", "--from_file", str(prompts), "--batch_size", "2") == 0
+    shown = capsys.readouterr()
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("drawing")]
+    assert "100%" in line and " 7/7 [" in line
+    assert [line[:5] for line in shown.out.splitlines()[:3]] == ["[1/3]", "[2/3]", "[3/3]"]
+
+
 def test_prompts_from_a_file_in_a_diffusers_folder_with_another_vae(tmp_path):
     folder = tiny.write_diffusers(tmp_path / "sd2", "sd2", prediction="v_prediction")
     prompts = tmp_path / "p.txt"

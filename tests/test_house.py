@@ -27,12 +27,17 @@ CALLED_SO = (
 # Programs under names of sd-scripts: a few lines each that choose options for a recipe.
 LIKE = {"sdxl_train": ("train_db",), "fine_tune": ("train_db",), "sdxl_train_network": ("train_network",)}
 
+# Names of sd-scripts that front-ends import: re-exports, in place of rooms.
+SHIMS = ("library.train_util", "library.utils", "library.model_util", "library.sdxl_model_util")
+
 # What every room may import.
 FOR_ALL = ("library.messages",)
 
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.messages": (),
+    **dict.fromkeys(SHIMS, ("library", "networks.third_party")),
+    "library.wrong_python": (),
     "library.options": ("library.options",),
     "library.checkpoints": ("library.checkpoints",),
     "library.runtime": ("library.runtime", "library.options"),
@@ -82,6 +87,7 @@ PACKAGES = {
 # Importing these costs no torch: --help, mistakes and the plan are instant.
 INSTANT = (
     "library/options*",
+    "library/*util*.py",
     "library/checkpoints/files.py",
     "library/checkpoints/header.py",
     "library/data/scan*",
@@ -212,7 +218,12 @@ for name in {names!r}:
 
 def test_rooms_have_names_that_say_something() -> None:
     empty = {"utils", "util", "common", "helpers", "helper", "misc"}
-    assert not [path for path in sources() if empty & set(module(path).split("."))]
+    assert not [path for path in sources() if empty & set(module(path).split(".")) and module(path) not in SHIMS]
+
+
+def test_no_room_imports_what_is_there_for_front_ends() -> None:
+    outside = [path for path in sources() if module(path) not in SHIMS]
+    assert not [path for path in outside for _, name in imports(path) if any(below(name, shim) for shim in SHIMS)]
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from library.training import command
 from library.training.plan import writable_paths
 from library.training.saving.saver import Saver
 from library.training.saving.state import Progress
@@ -145,21 +144,37 @@ def test_damaged_images_are_named_and_left_out_up_to_a_tenth(
     assert "2_sks dog: 2 images x 2 = 4 samples" in outcome.out
 
 
-@pytest.mark.parametrize("flags", [{}, {"cache_latents": True}, {"max_data_loader_n_workers": 2}])
-def test_an_image_that_turns_out_to_be_unreadable(
-    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, object]
+def become_unreadable(path: Path) -> None:
+    """Damage the pixels alone: begin and end are whole, so the plan trusts the file."""
+    Image.effect_noise((80, 64), 90).convert("RGB").save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    path.write_bytes(content)
+
+
+def test_an_image_that_cannot_be_cached(
+    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noisy = data / "2_sks dog" / "image_01.png"
-    Image.effect_noise((80, 64), 90).convert("RGB").save(noisy)
-    content = bytearray(noisy.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)  # begin and end are whole: the plan trusts it
-    noisy.write_bytes(content)
+    become_unreadable(noisy)
     out = tmp_path / "out"
-    outcome = run(world.arguments(out, train_data_dir=data, max_train_steps=8, **flags), capsys)
+    outcome = run(world.arguments(out, train_data_dir=data, max_train_steps=8, cache_latents=True), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert f"image {noisy} cannot be decoded" in block and "remove it" in block
     assert not list(out.glob("*")) and not list(data.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_turns_out_to_be_unreadable_is_left_out(
+    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    noisy = data / "2_sks dog" / "image_01.png"
+    become_unreadable(noisy)
+    flags = {"max_train_steps": 8, "max_data_loader_n_workers": workers}
+    outcome = run(world.arguments(tmp_path / "out", train_data_dir=data, **flags), capsys)
+    assert outcome.code == 0 and "Traceback" not in outcome.err
+    assert f"sample left out: image {noisy} cannot be decoded" in outcome.err
 
 
 # --- models ---
@@ -214,7 +229,9 @@ def test_a_truncated_checkpoint(world: World, refused: Refused, tmp_path: Path, 
 def test_a_model_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     refused("no such file", "Check the path", pretrained_model_name_or_path=tmp_path / "model.safetensors")
     refused(
-        "nothing is downloaded", "Download it, and give the path", pretrained_model_name_or_path="someone/some-model"
+        "nothing is downloaded",
+        "hf download someone/some-model --local-dir some-model",
+        pretrained_model_name_or_path="someone/some-model",
     )
     refused("model_index.json", pretrained_model_name_or_path=tmp_path)
     refused("--pretrained_model_name_or_path", "home", pretrained_model_name_or_path="~nobody-here/model.ckpt")
@@ -409,7 +426,9 @@ def test_a_damaged_state_is_refused(world: World, refused: Refused, capsys: pyte
     saved = refused.out.with_name("saved")
     assert run(world.arguments(saved, max_train_steps=1, save_state=True), capsys).code == 0
     state = saved / "dog-state"
-    refused("1 steps are done", "--max_train_steps", resume=state, max_train_steps=1)
+    refused(
+        "it was saved after step 1, and this run has 1 step\n", "--max_train_steps", resume=state, max_train_steps=1
+    )
     refused("--optimizer_type was AdamW", "is SGD now", resume=state, max_train_steps=2, optimizer_type="SGD")
     for file in sorted(state.iterdir()):
         content = file.read_bytes()
@@ -474,9 +493,33 @@ def test_an_interrupt_ends_a_run_without_half_files(
     after_step(2, interrupt, monkeypatch)
     flags = {"max_train_steps": 5, "save_every_n_steps": 1, "max_data_loader_n_workers": 2}
     outcome = run(world.arguments(tmp_path / "out", **flags), capsys)
-    assert outcome.code == 130 and "Traceback" not in outcome.err and command.INTERRUPTED in outcome.err
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["dog-step00000001.safetensors"]
+    assert outcome.code == 130 and "Traceback" not in outcome.err
+    saved = tmp_path / "out" / "dog-step00000001.safetensors"
+    assert f"interrupted after step 2: the last saved model is {saved}" in outcome.err
+    assert "no state was saved to continue from; --save_state" in outcome.err
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"dog-loss.png", "dog-step00000001.safetensors"}
     assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_names_the_state_to_continue_from(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "my out"
+    flags = {"max_train_steps": 5, "save_every_n_steps": 2, "save_state": True}
+    with pytest.MonkeyPatch.context() as patch:
+        after_step(3, interrupt, patch)
+        outcome = run(world.arguments(out, **flags), capsys)
+    state = out / "dog-step00000002-state"
+    assert outcome.code == 130
+    assert f"interrupted after step 3: the last saved model is {out / 'dog-step00000002.safetensors'}" in outcome.err
+    assert f'-> continue from the last saved state with --resume "{state}"' in outcome.err
+    after_step(3, interrupt, monkeypatch)
+    resumed = run(world.arguments(out, **{**flags, "save_every_n_steps": None}, resume=state), capsys)
+    assert "interrupted after step 3: no model was saved" in resumed.err
+    assert f'no state was saved since; start from the same one again with --resume "{state}"' in resumed.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")
@@ -486,7 +529,8 @@ def test_a_termination_does_what_an_interrupt_does(
     before = signal.getsignal(signal.SIGTERM)
     after_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=50), capsys)
-    assert outcome.code == 130 and command.INTERRUPTED in outcome.err and len(outcome.losses) < 5
+    assert outcome.code == 130 and "interrupted after step 1: no model was saved" in outcome.err
+    assert len(outcome.losses) < 5
     assert signal.getsignal(signal.SIGTERM) is before and not list((tmp_path / "out").glob("*"))
 
 

@@ -55,8 +55,33 @@ def check_ending(path: Path | None, mistakes: Mistakes, endings: Sequence[str] =
         mistakes.add(f"--save_to {path} does not end in {', '.join(endings)}", f"use {path}{endings[0]}")
 
 
-def read_files(paths: Iterable[Path], *, damaged: bool = False) -> list[AdapterFile]:
-    """Read adapter files, `damaged` ones too if set. Raises UserError that names every file that cannot be read."""
+def read_files(paths: Sequence[Path]) -> list[AdapterFile]:
+    """Read adapter files of any program, under kohya's names, and print notes on them. Names that are layers of several
+    families are taken for those of the family that the other files fit. Raises UserError that names every file that
+    cannot be read."""
+    from library.families.registry import FAMILIES
+    from networks.formats.layer_names import best_table, in_kohyas_names, layers_in, table_of
+    from networks.formats.read_write import peft_config_beside
+
+    files = read_as_they_are(paths)
+    tables = [table_of(family.adapters) for family in FAMILIES]
+    everything = layers_in(key for file in files for key in file.tensors)
+
+    def rename(path: Path, file: AdapterFile) -> AdapterFile:
+        with explain_write_errors(path):
+            table = best_table(tables, layers_in(file.tensors), everything)
+            return in_kohyas_names(file, table, peft_config_beside(path))
+
+    renamed = together(*(partial(rename, path, file) for path, file in zip(paths, files, strict=True)))
+    for path, file in zip(paths, renamed, strict=True):
+        for note in file.notes:
+            print(f"{path}: {note}")
+    return renamed
+
+
+def read_as_they_are(paths: Iterable[Path], *, damaged: bool = False) -> list[AdapterFile]:
+    """Read adapter files under their own names, `damaged` ones too if set. Raises UserError that names every file that
+    cannot be read."""
     from networks import adapter_files
 
     def read(path: Path) -> AdapterFile:

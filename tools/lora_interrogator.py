@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
 from library.data.batch import TextInput
+from library.messages import counted
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
 from library.options.tool_command import Tool, run_tool
@@ -59,7 +60,9 @@ def work(options: InterrogateOptions) -> None:
         encoder.to(device)
         layers = encoder.config.num_hidden_layers
         if options.clip_skip is not None and options.clip_skip > layers:
-            raise UserError([Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers")])
+            raise UserError(
+                [Mistake(f"--clip_skip {options.clip_skip}, but the text encoder has {counted(layers, 'layer')}")]
+            )
     with explain_write_errors(options.model):
         network = from_tensors(adapted_modules(model), parts, tensors)
     ids = vocabulary(model)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.messages import counted
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
 from networks.arithmetic.block_weights import block_weight, read_block_weights
@@ -51,7 +52,7 @@ def check_sum(options: SumOptions, mistakes: Mistakes) -> None:
     count = len(options.models)
     for name, given in (("ratios", options.ratios), ("lbws", options.lbws)):
         if options.models and given and len(given) != count:
-            what = f"--models has {count} files and --{name} {len(given)} values"
+            what = f"--models has {counted(count, 'file')} and --{name} {counted(len(given), 'value')}"
             mistakes.add(what, "give one per LoRA, in the same order")
     for text in options.lbws:
         try:
@@ -107,6 +108,7 @@ def write_sum(options: SumOptions, files: Sequence[AdapterFile], combined: Combi
     dim = metadata["ss_network_dim"]
     metadata = minimal_metadata(metadata) if options.no_metadata else metadata
     write_layers(options.save_to, combined.layers, options.dtype, metadata)
-    print(f"{options.save_to}: {len(combined.layers)} layers, rank {dim}, {combined.kept:.2%} of the sum's norm")
+    layers = counted(len(combined.layers), "layer")
+    print(f"{options.save_to}: {layers}, rank {dim}, {combined.kept:.2%} of the sum's norm")
     if options.precision != "float":
         print(f"--precision {options.precision}: the computation is always in float")

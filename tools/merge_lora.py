@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
+from library.messages import counted
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool_command import Tool, run_tool
@@ -112,7 +113,7 @@ def merge_file(model: Model, path: Path, file: AdapterFile, ratio: Callable[[str
             network = from_tensors(adapted_modules(model), model.family.adapters, tensors)
             if share != 0:
                 network.merge(share)
-        print(f"{path}: {len({key.partition('.')[0] for key in tensors})} layers, ratio {share:g}")
+        print(f"{path}: {counted(len({key.partition('.')[0] for key in tensors}), 'layer')}, ratio {share:g}")
 
 
 TOOL = Tool(

@@ -61,7 +61,7 @@ def check(options: ModelSumOptions, mistakes: Mistakes) -> None:
     if len(models) == 1:
         mistakes.add(f"--models {models[0]}: needs two models or more", "add a model; convert_checkpoint.py copies one")
     if ratios and models and len(ratios) != len(models):
-        what = f"--models has {len(models)} files and --ratios {len(ratios)} values"
+        what = f"--models has {counted(len(models), 'file')} and --ratios {counted(len(ratios), 'value')}"
         mistakes.add(what, "give one per model, in the same order, or remove --ratios for equal weights")
     if options.output is None:
         return

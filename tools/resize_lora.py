@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started by path sees only its own folder
 
+from library.messages import counted
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.options.tool_command import Tool, run_tool
@@ -106,7 +107,7 @@ def print_summary(options: ResizeOptions, before: Mapping[str, Factors], resized
     smaller = sum(each.layer.rank < before[name].rank for name, each in resized.items())
     ranks = sorted({each.layer.rank for each in resized.values()})
     rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    print(f"{options.save_to}: rank {rank}; {smaller} of {len(resized)} layers have a lower rank than before")
+    print(f"{options.save_to}: rank {rank}; lower rank than before in {smaller} of {counted(len(resized), 'layer')}")
     print(f"Average Frobenius norm retention: {sum(shares) / len(shares):.2%}, least {min(shares):.2%}")
     if not smaller:
         print("no layer had a higher rank: the weights are unchanged")

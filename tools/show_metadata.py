@@ -10,7 +10,6 @@ Values that are not set are left out; --json prints everything as it is in the f
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,13 +47,10 @@ def work(options: ShowOptions) -> None:
         header = read_header(options.file or options.model or "")
     except CheckpointError as error:
         raise UserError([Mistake(str(error))]) from error
-    try:
-        if options.json:
-            print(json.dumps(dict(header.metadata), indent=2, sort_keys=True, ensure_ascii=False), flush=True)
-        else:
-            print(describe_metadata(header, options.tags), flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports an error at exit
+    if options.json:
+        print(json.dumps(dict(header.metadata), indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        print(describe_metadata(header, options.tags))
 
 
 TOOL = Tool(

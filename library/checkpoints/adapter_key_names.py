@@ -19,7 +19,8 @@ class AdapterPart:
     text_encoder1); `prefix`: of its layers' names in files. All Linear and 1x1 Conv2d layers inside modules of the
     classes `containers` are adapted; with a rank for convolutions also those in `conv_containers`: 3x3 with that rank,
     the others with the usual one. `rename` maps a layer's path to its path in files (both with dots; raises ValueError
-    for other paths); `level` is a prefix that only files have. `layers` lists the paths of all layers in any model of
+    for other paths), `original` to that in the model's own single files, which some programs use instead; `level` is a
+    prefix that only adapter files have. `layers` lists the paths of all layers in any model of
     the family. `block` returns the block of a path in a file, 0 to `blocks` - 1 (--network_args block_dims=…); None:
     not divided into blocks.
     """
@@ -30,6 +31,7 @@ class AdapterPart:
     containers: frozenset[str]
     conv_containers: frozenset[str] = frozenset()
     rename: Callable[[str], str] = str
+    original: Callable[[str], str] = str
     level: str = ""
     layers: Callable[[], Iterable[str]] = tuple
     block: Callable[[str], int] | None = None

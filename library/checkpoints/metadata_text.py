@@ -64,7 +64,7 @@ _HASHES = ("sd_model_hash", "new_sd_model_hash", "vae_hash", "new_vae_hash")
 def describe_metadata(header: Header, tags: int = 20) -> str:
     """All that the metadata says, but for what is not set. `tags`: the most frequent ones of each folder; 0 = all."""
     kinds = ", ".join(sorted({info.dtype for info in header.tensors.values()}))
-    lines = [str(header.path), f"{len(header.tensors)} tensors, {kinds}"]
+    lines = [str(header.path), f"{counted(len(header.tensors), 'tensor')}, {kinds}"]
     if not header.metadata:
         return "\n".join([*lines, "no metadata"])
     left = dict(header.metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,14 @@ class Tokenize(Protocol):
     def __call__(self, texts: Sequence[str]) -> Mapping[str, TextInput]: ...
 
 
+class Unread(NamedTuple):
+    """A sample whose image, mask or cached latents could not be read. In the batch it is grey and has weight 0."""
+
+    position: int  # of the sample in the whole run
+    path: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch of B samples of one bucket (width W, height H). Exactly one of pixels and latents is set."""
@@ -56,10 +64,11 @@ class Batch:
     # (B, 6) float32: original height and width, crop top and left, target height and width; see size_conditioning
     sizes: torch.Tensor
     score: torch.Tensor  # (B,) float32: aesthetic score, 0 to 10
-    weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, else 1
+    weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, 0 if it is unread, else 1
     sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
     paths: tuple[str, ...]
     captions: tuple[str, ...]  # as tokenized: after dropout and shuffling
+    unread: tuple[Unread, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -14,29 +14,36 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from library.data import captions, images, masks
-from library.data.batch import Batch, Tokenize
+from library.data import captions, images, masks, retries
+from library.data.batch import Batch, Tokenize, Unread
 from library.data.cache.latent_cache import LatentStore
 from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import ImageReader
+from library.data.retries import Unreadable
+from library.data.scan.scan import ImageRecord
 from library.options.datasets import Size
 from library.options.groups.dataset import CropConditioning
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
+
+ImageAndMask = tuple[torch.Tensor, torch.Tensor | None]
+"""Pixels or latents of a sample, and its mask at latent size."""
 
 
 @dataclass(frozen=True)
 class TrainingDataset(Dataset[Batch]):
     """Builds the batch of a request. Picklable, so that workers can be spawned.
 
-    `steps` is the length of the run in optimizer steps, `stride` the image pixels per latent, `missing_mask` the mask
-    value of images without a mask, `score` the aesthetic score of images without one.
+    `steps` is the length of the run in optimizer steps, `stride` the image pixels per latent, `channels` those of
+    latents, `missing_mask` the mask value of images without a mask, `score` the aesthetic score of images without one.
+    A file that cannot be read is tried again after each of `retry_delays`, in seconds.
     """
 
     images: ImageReader
@@ -44,11 +51,13 @@ class TrainingDataset(Dataset[Batch]):
     seed: int
     steps: int
     stride: int = 8
+    channels: int = 4
     missing_mask: float = 1.0
     prior_loss_weight: float = 1.0
     latents: LatentStore | None = None  # None: batches hold pixels
     crop_conditioning: CropConditioning = "exact"
     score: float = 7.0
+    retry_delays: tuple[float, ...] = retries.DELAYS
 
     def __post_init__(self) -> None:
         if self.latents is None:
@@ -59,14 +68,11 @@ class TrainingDataset(Dataset[Batch]):
             raise ValueError("random crops and colours have no effect on cached latents")
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        """Raises UserError for an image, mask or latent cache that cannot be read."""
+        """The batch of a request. A sample whose image, mask or latent cache cannot be read is in `unread`."""
         records = [self.images.records[index] for index, _ in request.samples]
         texts = tuple(self.caption(request.epoch, request.step, *sample) for sample in request.samples)
         geometries = [self.geometry(request.epoch, *sample) for sample in request.samples]
-        images_and_masks = [
-            self._image(request.epoch, *sample, geometry)
-            for sample, geometry in zip(request.samples, geometries, strict=True)
-        ]
+        images_and_masks, unread = self._images(request, geometries)
         stacked = torch.stack([image for image, _ in images_and_masks])
         sizes, score = self.sizes_and_scores([index for index, _ in request.samples], geometries)
         return Batch(
@@ -78,10 +84,13 @@ class TrainingDataset(Dataset[Batch]):
             text_inputs=self.tokenize(texts),
             sizes=sizes,
             score=score,
-            weights=torch.tensor([self.prior_loss_weight if record.is_reg else 1.0 for record in records]),
+            weights=torch.tensor(
+                [0.0 if place in unread else self._weight(record) for place, record in enumerate(records)]
+            ),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
             paths=tuple(str(record.path) for record in records),
             captions=texts,
+            unread=tuple(unread.values()),
         )
 
     def caption(self, epoch: int, step: int, index: int, repeat: int) -> str:
@@ -116,9 +125,39 @@ class TrainingDataset(Dataset[Batch]):
         scores = [self.images.score(index, self.score) for index in indices]
         return torch.tensor(sizes, dtype=torch.float32), torch.tensor(scores, dtype=torch.float32)
 
-    def _image(
-        self, epoch: int, index: int, repeat: int, geometry: Geometry
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _images(
+        self, request: BatchRequest, geometries: Sequence[Geometry]
+    ) -> tuple[list[ImageAndMask], dict[int, Unread]]:
+        """Image and mask of each sample, and those that could not be read by their place in the batch."""
+        reads = [
+            partial(self._image, request.epoch, *sample, geometry)
+            for sample, geometry in zip(request.samples, geometries, strict=True)
+        ]
+        results = retries.read_all(reads, self.retry_delays)
+        unread = {
+            place: Unread(
+                request.first_sample + place,
+                str(self.images.records[request.samples[place][0]].path),
+                "; ".join(mistake.what for mistake in result.mistakes),
+            )
+            for place, result in enumerate(results)
+            if isinstance(result, Unreadable)
+        }
+        grey = self._grey(request.bucket)
+        return [grey if isinstance(result, Unreadable) else result for result in results], unread
+
+    def _weight(self, record: ImageRecord) -> float:
+        return self.prior_loss_weight if record.is_reg else 1.0
+
+    def _grey(self, bucket: Size) -> ImageAndMask:
+        """What stands in for an image that could not be read. With it the batch keeps its shape, so that the random
+        draws of other samples, and the backward passes of other processes, stay as they are."""
+        width, height = bucket
+        if self.latents is None:
+            return torch.zeros(3, height, width), None
+        return torch.zeros(self.channels, height // self.stride, width // self.stride), None
+
+    def _image(self, epoch: int, index: int, repeat: int, geometry: Geometry) -> ImageAndMask:
         if self.latents is not None:
             cached = self.latents.get(index, geometry.flipped)
             return cached.latents, cached.mask
@@ -147,9 +186,9 @@ class BatchLoader:
     def __init__(self, dataset: TrainingDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
         self._dataset = dataset
         self._requests = _Requests()
-        self._running: Iterator[Batch | _Failure] | None = None
-        self._loader: DataLoader[Batch | _Failure] = DataLoader(
-            _CatchingErrors(dataset),
+        self._running: Iterator[Batch] | None = None
+        self._loader: DataLoader[Batch] = DataLoader(
+            dataset,
             sampler=self._requests,
             batch_size=None,
             collate_fn=_identity,
@@ -163,7 +202,7 @@ class BatchLoader:
     def batches(self, requests: Iterable[BatchRequest]) -> Iterator[tuple[BatchRequest, Batch]]:
         """Yield each request with its batch, in order; takes requests as workers become free. One iteration at a time.
 
-        Raises UserError if a request does, or if a worker process dies.
+        Raises UserError if a worker process dies.
         """
         if not self._loader.num_workers:
             yield from self._in_thread(requests)
@@ -182,8 +221,6 @@ class BatchLoader:
                 raise _dead_worker(error) from None
             if batch is None:
                 return
-            if isinstance(batch, _Failure):
-                raise UserError(batch.mistakes)
             yield self._requests.next_done(), batch
 
     def _in_thread(self, requests: Iterable[BatchRequest]) -> Iterator[tuple[BatchRequest, Batch]]:
@@ -241,24 +278,6 @@ def _dead_worker(error: Exception) -> UserError:
     what = f"a process that prepares images died ({reason})"
     remedy = "lower --max_data_loader_n_workers, or set it to 0: memory or shared memory may be exhausted"
     return UserError([Mistake(what, remedy)])
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A UserError sent from a worker, because torch would wrap a raised one in a traceback."""
-
-    mistakes: tuple[Mistake, ...]
-
-
-@dataclass(frozen=True)
-class _CatchingErrors(Dataset["Batch | _Failure"]):
-    dataset: TrainingDataset
-
-    def __getitem__(self, request: BatchRequest) -> Batch | _Failure:
-        try:
-            return self.dataset[request]
-        except UserError as error:
-            return _Failure(error.mistakes)
 
 
 class _Requests:

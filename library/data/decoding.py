@@ -1,4 +1,4 @@
-"""Decode an image file: upright, in RGB on a background, or as a mask by its brightness or its opacity.
+"""Decode an image file: upright, in sRGB on a background, or as a mask by its brightness or its opacity.
 
 Decodes with PIL: OpenCV drops transparency and cannot open non-ASCII names on Windows.
 """
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from library.data.colour_profiles import to_srgb
 from library.data.image_files import BadImage, check_sums, missing_package, orientation, prepare_pillow, too_large
 from library.options.mistakes import Mistake, UserError
 
@@ -20,6 +21,7 @@ Colour = tuple[int, int, int]  # RGB
 Result = TypeVar("Result")
 
 WHITE = (255, 255, 255)
+_BLACK = (0, 0, 0)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,12 +64,17 @@ def read(path: Path, convert: Callable[[Image.Image], Result], most_memory: floa
 
 
 def to_rgb(image: Image.Image, background: Colour = WHITE) -> Image.Image:
-    """Convert a decoded image of any mode to RGB, with transparency on `background`."""
+    """Convert a decoded image of any mode to sRGB by its colour profile, with transparency on `background`."""
+    return _opaque(to_srgb(_eight_bits(image)), background)
+
+
+def luminance(image: Image.Image) -> Image.Image:
+    """Convert a decoded mask of any mode to L: its luminance (ITU-R BT.601), 0 where it is transparent.
+
+    Its colour profile is ignored, because its values are weights.
+    """
     image = _eight_bits(image)
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")  # the largest images are not copied needlessly
+    return image if image.mode == "L" and not image.has_transparency_data else _opaque(image, _BLACK).convert("L")
 
 
 def opacity(image: Image.Image) -> Image.Image:
@@ -76,6 +83,14 @@ def opacity(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return Image.new("L", image.size, 255)
     return image.convert("RGBA").getchannel("A")
+
+
+def _opaque(image: Image.Image, background: Colour) -> Image.Image:
+    """RGB with transparency on `background`."""
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")  # the largest images are not copied needlessly
 
 
 def _scale_transparent_value(image: Image.Image) -> None:
@@ -96,6 +111,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
     wide = np.asarray(image).astype(np.int64).clip(0, 65535)
     grey = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    grey.info["icc_profile"] = image.info.get("icc_profile")
     transparent = image.info.get("transparency")  # of a 16-bit grey PNG: one value
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(wide == transparent, 0, 255).astype(np.uint8)))

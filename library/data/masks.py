@@ -1,7 +1,7 @@
 """Loss masks: from a mask file or the image's transparency.
 
-A mask is uint8 (H, W), 255 = full loss, with the same scaling, crop and flip as its image. Of a mask file the red
-channel is used, as in kohya's sd-scripts and SimpleTuner; its transparent areas are masked out.
+A mask is uint8 (H, W), 255 = full loss, with the same scaling, crop and flip as its image. A mask file counts by its
+luminance; its transparent areas are masked out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from library.data import images
-from library.data.decoding import decode, opacity, to_rgb
+from library.data.decoding import decode, luminance, opacity
 from library.data.images import Geometry
 from library.data.scan.mask_files import same_aspect_ratio
 from library.options.datasets import Size
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.uint8]
 
-_BLACK = (0, 0, 0)
-
 
 def load(path: Path, expected: Size) -> Mask:
     """Load the mask of an image of size `expected` (upright).
@@ -34,7 +32,7 @@ def load(path: Path, expected: Size) -> Mask:
     A mask of another size with the same aspect ratio is scaled. Raises UserError naming the file for another aspect
     ratio, and for a file that cannot be decoded.
     """
-    mask = np.asarray(decode(path, lambda image: to_rgb(image, _BLACK), "mask"))[:, :, 0]
+    mask = np.asarray(decode(path, luminance, "mask"))
     size = (mask.shape[1], mask.shape[0])
     if not same_aspect_ratio(size, expected):
         what = f"mask {path} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}"

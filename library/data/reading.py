@@ -13,6 +13,7 @@ from library.data import images, masks
 from library.data.buckets import Placement
 from library.data.cache.latent_entries import LatentSource
 from library.data.images import Geometry
+from library.data.scan.mask_values import mask_source
 from library.data.scan.scan import ImageRecord
 from library.data.size_conditioning import Sizes, sizes_of
 from library.options.datasets import DatasetSpec, ImageSettings, SubsetSpec
@@ -65,10 +66,11 @@ class ImageReader:
         """Everything that cached latents of a record depend on besides its bytes and the VAE."""
         record = self.records[index]
         subset = self.subsets[record.subset]
-        folder = subset.mask_folder
-        mask = None if record.mask is None or folder is None else folder / record.mask
-        alpha = subset.alpha_mask and record.transparent and mask is None
-        return LatentSource(self.geometry(index), subset.images.background, mask, alpha)
+        mask = mask_source(record, subset)
+        file = None if mask is None or mask.transparency else mask.path
+        return LatentSource(
+            self.geometry(index), subset.images.background, file, mask is not None and mask.transparency
+        )
 
     def pixels(self, index: int, geometry: Geometry) -> Pixels:
         """uint8 (H, W, 3). Raises UserError for an image that cannot be decoded."""
@@ -77,15 +79,13 @@ class ImageReader:
         return images.apply(images.load(record.path, record.size, background), geometry)
 
     def mask(self, index: int, geometry: Geometry) -> Mask | None:
-        """uint8 (H, W); None for an unmasked image. A mask file overrides transparency."""
+        """uint8 (H, W); None for an unmasked image."""
         record = self.records[index]
-        subset = self.subsets[record.subset]
-        folder = subset.mask_folder
-        if record.mask is not None and folder is not None:
-            return masks.apply(masks.load(folder / record.mask, record.size), geometry)
-        if subset.alpha_mask and record.transparent:
-            return masks.apply(masks.from_transparency(record.path, record.size), geometry)
-        return None
+        source = mask_source(record, self.subsets[record.subset])
+        if source is None:
+            return None
+        load = masks.from_transparency if source.transparency else masks.load
+        return masks.apply(load(source.path, record.size), geometry)
 
     def for_cache(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Pixels (3, H, W) float32 in [-1, 1] and mask (H, W) float32 in [0, 1] for the cache, not augmented."""

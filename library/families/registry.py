@@ -93,7 +93,8 @@ def find_model(name: str) -> Path:
     if snapshot is None:
         raise CheckpointError(
             f"{name}: no such file or folder, and no model of this name in the local Hugging Face cache (nothing is "
-            "downloaded here). Download it, and give the path of its .safetensors or .ckpt file or diffusers folder."
+            f"downloaded here). Download it once, for example: hf download {name} --local-dir {name.split('/')[1]} . "
+            "Then give that folder, or the path of a .safetensors or .ckpt file."
         )
     return snapshot
 

@@ -244,7 +244,8 @@ def _check_range(flag: Flag, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if flag.at_least is not None and value < flag.at_least:
-        raise BadValue(f"is below {flag.at_least:g}", f"write a number of at least {flag.at_least:g}")
+        remedy = flag.too_low or f"write a number of at least {flag.at_least:g}"
+        raise BadValue(f"is below {flag.at_least:g}", remedy)
     if flag.at_most is not None and value > flag.at_most:
         raise BadValue(f"is above {flag.at_most:g}", f"write a number of at most {flag.at_most:g}")
     if flag.above is not None and value <= flag.above:

@@ -69,6 +69,7 @@ class Flag:
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
+    too_low: str = ""  # what to do about a value below at_least, where another number is not the answer
     zero_is_off: bool = False  # 0 means not set: the default is used
     pairs: bool = False  # a list of key=value
     aliases: tuple[str, ...] = ()
@@ -98,6 +99,7 @@ def flag(  # noqa: PLR0913 - each argument is a fact of the flag
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    too_low: str = "",
     zero_is_off: bool = False,
     pairs: bool = False,
     aliases: tuple[str, ...] = (),
@@ -121,6 +123,7 @@ def flag(  # noqa: PLR0913 - each argument is a fact of the flag
         "at_most": at_most,
         "above": above,
         "below": below,
+        "too_low": too_low,
         "zero_is_off": zero_is_off,
         "pairs": pairs,
         "aliases": aliases,

@@ -87,8 +87,73 @@ _FAST_AND_SMALL = (
     _switch("torch_compile", OTHER),
 )
 
+# Of sd-scripts 0.10 and 0.11.
+_NEWER = (
+    _switch("compile", OTHER),
+    FutureFlag("compile_backend", "text", "inductor", OTHER, only_with=("compile",)),
+    FutureFlag("compile_cache_size_limit", "integer", None, OTHER, only_with=("compile",)),
+    FutureFlag("compile_dynamic", "text", None, OTHER, only_with=("compile",)),
+    _switch("compile_fullgraph", OTHER, only_with=("compile",)),
+    FutureFlag("compile_mode", "text", "default", OTHER, only_with=("compile",)),
+    _switch("cuda_allow_tf32", OTHER),
+    _switch("cuda_cudnn_benchmark", OTHER),
+    FutureFlag("show_timesteps", "text", None, OTHER),
+    FutureFlag("show_timesteps_offset", "number", None, OTHER, only_with=("show_timesteps",)),
+    FutureFlag("show_timesteps_resolution", "text", None, OTHER, only_with=("show_timesteps",)),
+    FutureFlag("skip_image_resolution", "width,height"),
+    _switch("train_inpainting"),
+    # LECO
+    FutureFlag("leco_denoise_guidance_scale", "number", 3.0, only_with=("prompts_file",)),
+    FutureFlag("max_denoising_steps", "integer", 40, only_with=("prompts_file",)),
+    FutureFlag("prompts_file", "path"),
+)
+
+# Of sd-scripts' programs for other models and for textual inversion.
+_OTHER_PROGRAMS = (
+    FutureFlag("ae", "path"),
+    _switch("apply_lg_attn_mask", only_with=("clip_g",)),
+    _switch("apply_t5_attn_mask", only_with=("t5xxl",)),
+    FutureFlag("blocks_to_swap", "integer", None, OTHER, neutral=(0,)),
+    FutureFlag("clip_g", "path"),
+    FutureFlag("clip_g_dropout_rate", "number", 0.0, only_with=("clip_g",)),
+    FutureFlag("clip_l", "path"),
+    FutureFlag("clip_l_dropout_rate", "number", 0.0, only_with=("clip_l",)),
+    FutureFlag("controlnet_model_name_or_path", "path"),
+    FutureFlag("discrete_flow_shift", "number", 3.0, only_with=("t5xxl", "timestep_sampling")),
+    FutureFlag("double_blocks_to_swap", "integer", None, OTHER, neutral=(0,)),
+    _switch("enable_scaled_pos_embed", only_with=("t5xxl",)),
+    FutureFlag("guidance_scale", "number", 3.5, only_with=("t5xxl",)),
+    FutureFlag("init_word", "text", only_with=("token_string",)),
+    FutureFlag("logit_mean", "number", 0.0, only_with=("weighting_scheme=logit_normal",)),
+    FutureFlag("logit_std", "number", 1.0, only_with=("weighting_scheme=logit_normal",)),
+    FutureFlag("mode_scale", "number", 1.29, only_with=("weighting_scheme=mode",)),
+    FutureFlag("model_prediction_type", "text", "sigma_scaled", only_with=("t5xxl",)),
+    FutureFlag("model_type", "text", "flux"),
+    FutureFlag("num_vectors_per_token", "integer", 1, only_with=("token_string",)),
+    FutureFlag("pos_emb_random_crop_rate", "number", 0.0, only_with=("enable_scaled_pos_embed",)),
+    _switch("qwen_image_vae_2d", OTHER),
+    _switch("save_clip", OTHER, only_with=("clip_l",)),
+    _switch("save_t5xxl", OTHER, only_with=("t5xxl",)),
+    FutureFlag("sigmoid_scale", "number", 1.0, only_with=("timestep_sampling",)),
+    FutureFlag("single_blocks_to_swap", "integer", None, OTHER, neutral=(0,)),
+    _switch("split_mode", OTHER, only_with=("t5xxl",)),
+    FutureFlag("t5_dropout_rate", "number", 0.0, only_with=("t5xxl",)),
+    FutureFlag("t5xxl", "path"),
+    FutureFlag("t5xxl_device", "text", None, OTHER, only_with=("t5xxl",)),
+    FutureFlag("t5xxl_dtype", "text", only_with=("t5xxl",)),
+    FutureFlag("t5xxl_max_token_length", "integer", only_with=("t5xxl",)),
+    FutureFlag("text_encoder_batch_size", "integer", None, OTHER, neutral=(0,)),
+    FutureFlag("timestep_sampling", "text", "sigma"),
+    FutureFlag("token_string", "text"),
+    FutureFlag("training_shift", "number", 1.0, only_with=("t5xxl", "weighting_scheme")),
+    _switch("use_object_template", only_with=("token_string",)),
+    _switch("use_style_template", only_with=("token_string",)),
+    FutureFlag("weighting_scheme", "text", "uniform", neutral=("none",)),
+    FutureFlag("weights", "path", only_with=("token_string",)),
+)
+
 FUTURE_FLAGS: Mapping[str, FutureFlag] = MappingProxyType(
-    {row.name: row for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL) for row in rows}
+    {row.name: row for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL, _NEWER, _OTHER_PROGRAMS) for row in rows}
 )
 
 SECRET = frozenset({"huggingface_token"})  # never shown in a message

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
-from library.options import frontend_keys, future_flags, render
+from library.options import future_flags, render
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, Script
 from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
@@ -20,9 +20,7 @@ from library.options.rules.apply_rules import DEFAULT, Settings, apply_rules
 from library.options.rules.program_flags import drop_foreign_flags
 from library.options.sources import COMMAND_LINE, RawOption, find_config_file, read_command_line, read_config_file
 from library.options.train_options import FLAGS, TrainOptions, build
-
-NEAR_MISS = 0.9  # similarity from which a key of a file counts as a misspelt flag
-SUGGESTION = 0.6  # similarity from which a flag is suggested for an unknown one on the command line
+from library.options.unknown_names import check_unknown_names
 
 _ALIASES: Mapping[str, str] = MappingProxyType({alias: flag.name for flag in FLAGS.values() for alias in flag.aliases})
 
@@ -64,9 +62,10 @@ class Parsed:
     """The options, where each value comes from, and what to report.
 
     `origins` gives for every flag "command line", the file's name or "default". `set_by_user` holds the flags that the
-    user set. `program_values` holds the values of the program's own flags (Program.flags). A flag with a mistake has
-    its default (the resolution 512,512), so that the images are checked too before all mistakes are reported. Without
-    `is_complete` the options of a file are missing: no other mistake would be true, so report these alone.
+    user set. `program_values` holds the values of the program's own flags (Program.flags). `given` holds those of
+    them whose values differ from the program's defaults. A flag with a mistake has its default (the resolution
+    512,512), so that the images are checked too before all mistakes are reported. Without `is_complete` the options of
+    a file are missing: no other mistake would be true, so report these alone.
     """
 
     options: TrainOptions
@@ -75,6 +74,7 @@ class Parsed:
     notes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     program_values: Mapping[str, object] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     is_complete: bool = True
 
     def check_complete(self) -> None:
@@ -109,7 +109,12 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
 
     settings = drop_foreign_flags(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
     later_values = _later_flags(merged)
-    mistakes.extend(_check_unknown_names(merged, known, notes))
+    unknown = [entry for entry in merged.values() if entry.name not in known and entry.name not in FUTURE_FLAGS]
+    misnamed, ignored_keys = check_unknown_names(
+        unknown, [*known, *_ALIASES], merged, allow=settings.values["allow_unknown_keys"] is True
+    )
+    mistakes.extend(misnamed)
+    notes += ignored_keys
     effective = settings
     if is_complete:
         effective = apply_rules(settings, complete=not writes_config, unneeded=program.unneeded, script=program.script)
@@ -125,12 +130,13 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         tuple(notes),
         tuple(mistakes),
         {name: effective.values[name] for name in program.flags},
+        frozenset(name for name in effective.set_by_user if effective.values[name] != known[name].default),
         is_complete,
     )
 
 
 def _print_help(program: Program) -> NoReturn:
-    print(program.help())
+    print(program.help(), flush=True)
     raise SystemExit(0)
 
 
@@ -174,7 +180,7 @@ def _from_file(
             what, remedy = "this is a folder, not a file", "name the file in it"
         raise UserError([Mistake(f"--config_file {named} ({COMMAND_LINE}): {what}", remedy)])
     entries = list(read_config_file(path, mistakes))
-    if any(map(_holds_tables, entries)) and not any(_kind_of(known, entry.name) for entry in entries):
+    if any(entry.holds_tables for entry in entries) and not any(_kind_of(known, entry.name) for entry in entries):
         what = f"--config_file {named} ({COMMAND_LINE}) contains no option of this program"
         raise UserError([Mistake(what, "name a file of training options, not a front-end's project or a dataset file")])
     for entry in entries:
@@ -182,11 +188,6 @@ def _from_file(
             yield entry
         elif entry.raw not in ("", False):
             notes.append(f"{entry.name} in {entry.origin} is ignored: it works only on the command line")
-
-
-def _holds_tables(entry: RawOption) -> bool:
-    members = entry.raw if isinstance(entry.raw, list) else [entry.raw]
-    return any(isinstance(member, dict) for member in members)
 
 
 def _repeated(entries: list[RawOption]) -> Iterator[str]:
@@ -241,38 +242,6 @@ def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
         if value is not UNSET:
             future_flags_set[name] = FutureFlagValue(FUTURE_FLAGS[name], value, entry.origin)
     return future_flags_set
-
-
-def _check_unknown_names(
-    merged: Mapping[str, RawOption], own: Mapping[str, Flag], notes: list[str]
-) -> Iterator[Mistake]:
-    """Unknown names: mistakes on the command line; in files mistakes if nearly a flag, else one note per file."""
-    unknown: dict[str, list[str]] = {}
-    for name, entry in merged.items():
-        if name in own or name in FUTURE_FLAGS:
-            continue
-        if entry.origin == COMMAND_LINE:
-            nearest = _closest_name(name, own, SUGGESTION)
-            remedy = f"did you mean --{nearest}?" if nearest else "--help lists all flags"
-            yield Mistake(f"--{name} ({COMMAND_LINE}) is not a flag of this program", remedy)
-            continue
-        if frontend_keys.is_silent(name, entry.raw):
-            continue
-        nearest = None if frontend_keys.is_known(name) else _closest_name(name, own, NEAR_MISS)
-        if nearest:
-            yield Mistake(
-                f"{name} = {format_value(entry.raw)} ({entry.origin}) is not a flag", f"did you mean {nearest}?"
-            )
-        else:
-            unknown.setdefault(entry.origin, []).append(name)
-    notes += [f"unknown keys in {origin}, ignored: {', '.join(names)}" for origin, names in unknown.items()]
-
-
-def _closest_name(name: str, own: Iterable[str], cutoff: float) -> str | None:
-    from difflib import get_close_matches  # imported late: only needed for an unknown name
-
-    known = [*own, *_ALIASES, *FUTURE_FLAGS]
-    return next(iter(get_close_matches(name.replace("-", "_"), known, n=1, cutoff=cutoff)), None)
 
 
 def _bad(entry: RawOption, bad: BadValue) -> str:

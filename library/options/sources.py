@@ -22,6 +22,12 @@ class RawOption:
     raw: object
     origin: str
 
+    @property
+    def holds_tables(self) -> bool:
+        """Whether the value is a table or a list of tables, which no flag has."""
+        members = self.raw if isinstance(self.raw, list) else [self.raw]
+        return any(isinstance(member, dict) for member in members)
+
 
 def read_command_line(
     argv: Sequence[str], kind_of: Callable[[str], str | None], mistakes: Mistakes

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
@@ -43,16 +46,17 @@ class Tool(Generic[Options]):
 
 
 def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
-    """Run a tool and return its exit code: 0 done, 2 user error, 130 interrupted."""
+    """Run a tool and return its exit code: 0 done, 1 nobody reads its output, 2 user error, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):  # file names may be in any script, also where the output is redirected
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     words = sys.argv[1:] if words is None else words
-    if "--help" in words or "-h" in words:
-        print(help_text(tool))
-        return 0
     try:
-        tool.work(parse_tool(tool, words))
+        with quiet_broken_pipe():
+            if "--help" in words or "-h" in words:
+                print(help_text(tool))
+            else:
+                tool.work(parse_tool(tool, words))
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -60,6 +64,29 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
         print(f"\n{tool.interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def quiet_broken_pipe() -> Iterator[None]:
+    """End the program with exit code 1 and without a traceback if the reader of its output is gone: `... | head -1`, a
+    closed terminal."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Windows has no errno of its own for it: then the output cannot be flushed either
+        if not isinstance(error, BrokenPipeError) and (error.errno != errno.EINVAL or not _is_broken(sys.stdout)):
+            raise
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # the interpreter's last flush must not fail too
+        raise SystemExit(1) from None
+
+
+def _is_broken(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def tool_flags(options: type[Any]) -> Mapping[str, Flag]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from library.messages import pip_install
 from library.options.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def _attention(options: MemoryOptions, machine: Machine, replaced: list[_Replace
         replaced.append(_Replacement("--xformers", "--sdpa", "it needs a CUDA GPU, and none was found"))
         return "sdpa"
     if not machine.has_xformers:
-        replaced.append(_Replacement("--xformers", "--sdpa", "the package is not installed (pip install xformers)"))
+        replaced.append(
+            _Replacement("--xformers", "--sdpa", f"the package is not installed ({pip_install('xformers')})")
+        )
         return "sdpa"
     return "xformers"
 

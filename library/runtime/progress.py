@@ -6,13 +6,14 @@ The text is tqdm's, which front-ends read: `steps:  10%|█         | 2/20 [00:0
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self, TextIO, TypeVar
+
+from library.runtime.terminal import columns_of
 
 Item = TypeVar("Item")
 
@@ -140,11 +141,7 @@ class ProgressBar:
 
     def _columns(self) -> int:
         """Columns of the terminal but the last: writing there moves the cursor to the next line on Windows."""
-        try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns
-        except (OSError, ValueError):
-            columns = 0
-        return (columns or 80) - 1
+        return (columns_of(self._stream) or 80) - 1
 
     def _write(self, text: str) -> None:
         if self._shown:

@@ -25,10 +25,11 @@ from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.writer import write_text
 from library.messages import counted, listed
 from library.options.mistakes import Mistake, UserError
-from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, write_image
+from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, open_bar
 from library.sampling.generate import random_seed
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
+from library.sampling.write_image import write_image
 
 RECORD = "class_images.jsonl"
 _IMAGE = re.compile(r"class_\d{5,}\.png")
@@ -81,10 +82,12 @@ def fill_folder(options: ClassImageOptions) -> None:
 def _draw_missing(options: ClassImageOptions, drawing: Drawing, folder: ClassFolder) -> None:
     requests = [folder.requests[place] for place in folder.missing]
     model = load(options, drawing)
-    for done, image in enumerate(draw(options, model, requests), start=1):
-        path = folder.path / file_name(folder.missing[done - 1])
-        write_image(path, requests[done - 1], image)
-        print(f"[{done}/{len(requests)}] {path}", flush=True)
+    with open_bar(model, requests) as bar:
+        for done, image in enumerate(draw(options, model, requests, bar=bar), start=1):
+            path = folder.path / file_name(folder.missing[done - 1])
+            write_image(path, requests[done - 1], image)
+            with bar.making_room():
+                print(f"[{done}/{len(requests)}] {path}", flush=True)
     print(f"{counted(options.count, 'image')} in {folder.path}")
 
 
@@ -128,7 +131,7 @@ def describe(folder: ClassFolder, count: int) -> str:
     for place in folder.missing:
         request = folder.requests[place]
         size = f"{request.width}x{request.height}"
-        kind = (request.prompt, size, request.sampler, f"{request.steps} steps", f"scale {request.scale:g}")
+        kind = (request.prompt, size, request.sampler, counted(request.steps, "step"), f"scale {request.scale:g}")
         kinds[kind] = kinds.get(kind, 0) + 1
     lines += [f"  {number} x {', '.join(map(str, kind))}" for kind, number in kinds.items()]
     if folder.captions:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoints.writer import replacing
 from library.families.family import Family, Model, TextSettings
 from library.families.registry import CheckpointError, Header, declared_prediction, find_model, open_model
-from library.messages import counted, listed
+from library.messages import counted
 from library.options.flag import Capability
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
+from library.runtime.progress import ProgressBar
 from library.sampling.init_images import InitImage, encode_init_image
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
@@ -24,7 +24,6 @@ from library.sampling.samplers import check_sampler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.PngImagePlugin import PngInfo
 
     from library.objective.process import Prediction
 
@@ -141,22 +140,31 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
         )
     except CheckpointError as error:
         raise UserError([Mistake(str(error))]) from error
-    if model.broken:
-        what = f"{options.ckpt}: NaN or infinite values in {counted(len(model.broken), 'tensor')}: {listed(model.broken)}"
-        remedy = "get the model again" + (", or use --bf16 instead of --fp16" if options.fp16 else "")
-        raise UserError([Mistake(what, remedy)])
     if drawing.vae_in_full(options):
         model.vae.to(torch.float32)
     if options.clip_skip is not None and "clip_skip" in drawing.family.capabilities:
         layers = min(len(encoder.encoder.layers) for encoder in model.text_encoders.values())
         if options.clip_skip > layers:
-            what = f"--clip_skip {options.clip_skip}, but the text encoder has {layers} layers"
+            what = f"--clip_skip {options.clip_skip}, but the text encoder has {counted(layers, 'layer')}"
             raise UserError([Mistake(what, f"use {layers} or less")])
     return model
 
 
+def open_bar(model: Model, requests: Sequence[ImageRequest], init: InitImage | None = None) -> ProgressBar:
+    """The progress bar of drawing these requests, in steps of images. Raises UserError: too few steps for `init`."""
+    from library.sampling.images import count_steps
+
+    strength = None if init is None else init.strength_for(model.family)
+    return ProgressBar("drawing", count_steps(model, requests, strength), unit="step")
+
+
 def draw(
-    options: DrawingOptions, model: Model, requests: Sequence[ImageRequest], init: InitImage | None = None
+    options: DrawingOptions,
+    model: Model,
+    requests: Sequence[ImageRequest],
+    init: InitImage | None = None,
+    *,
+    bar: ProgressBar,
 ) -> Iterator[Image]:
     """Draw requests that have seeds, in order, --batch_size at once, from noise or from `init`. Raises UserError."""
     import torch
@@ -176,28 +184,8 @@ def draw(
                 strength=1.0 if init is None else init.strength_for(model.family),
                 settings=settings,
                 max_chunks=options.max_embeddings_multiples,
+                progress=bar.update,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller images (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
             raise UserError([Mistake("out of memory", remedy)]) from error
-
-
-def write_image(path: Path, request: ImageRequest, image: Image) -> None:
-    """Write a PNG atomically, with its settings as text chunks. Raises UserError."""
-    try:
-        with replacing(path) as stream:
-            image.save(stream, "png", pnginfo=_facts(request))
-    except CheckpointError as error:
-        raise UserError([Mistake(str(error))]) from error
-
-
-def _facts(request: ImageRequest) -> PngInfo:
-    from PIL.PngImagePlugin import PngInfo
-
-    facts = PngInfo()
-    facts.add_itxt("prompt", request.prompt)
-    facts.add_itxt("negative-prompt", request.negative_prompt)
-    for key, value in (("seed", request.seed), ("sampler", request.sampler), ("steps", request.steps)):
-        facts.add_text(key, str(value))
-    facts.add_text("scale", str(request.scale))
-    return facts

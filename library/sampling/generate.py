@@ -9,10 +9,11 @@ from datetime import datetime
 
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
-from library.sampling.draw_command import decide, draw, load, make_folder, write_image
+from library.sampling.draw_command import decide, draw, load, make_folder, open_bar
 from library.sampling.init_images import read_init_image
 from library.sampling.options import GenerateOptions
 from library.sampling.prompts import ImageRequest
+from library.sampling.write_image import write_image
 
 LARGEST_DRAWN_SEED = 2**32 - 1
 
@@ -34,10 +35,12 @@ def draw_prompts(options: GenerateOptions) -> None:
     images = with_seeds(drawing.prompts, options)
     model = load(options, drawing)
     model.zero_terminal_snr |= options.zero_terminal_snr
-    for index, image in enumerate(draw(options, model, images, init)):
-        path = options.outdir / file_name(datetime.now(), index, images[index].seed or 0)
-        write_image(path, images[index], image)
-        print(f"[{index + 1}/{len(images)}] {path}", flush=True)
+    with open_bar(model, images, init) as bar:
+        for index, image in enumerate(draw(options, model, images, init, bar=bar)):
+            path = options.outdir / file_name(datetime.now(), index, images[index].seed or 0)
+            write_image(path, images[index], image)
+            with bar.making_room():
+                print(f"[{index + 1}/{len(images)}] {path}", flush=True)
     print(f"{counted(len(images), 'image')} in {options.outdir}")
 
 

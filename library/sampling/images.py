@@ -30,8 +30,8 @@ MAX_CHUNKS = 3
 # aesthetic scores of diffusers' pipelines, for the prompt and the negative prompt
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 
-Progress = Callable[[int, int], None]
-"""Called after each step with (steps done, number of steps)."""
+Progress = Callable[[int], object]
+"""Called after each step with the number of images that took it; see count_steps."""
 
 EncodePrompts = Callable[[Sequence[str], int], Mapping[str, Tensor]]
 """Encodes texts, up to a number of tokens; returns what library.families.family.EncodeText does."""
@@ -66,10 +66,10 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
 ) -> list[Image]:
     """Draw images in the order of the requests, on the modules' devices and in their dtypes.
 
-    Requests with the same size, sampler, steps, scale and prompt length share a batch; `progress` starts again for
-    each. The noise of an image comes from a CPU generator seeded with its seed, so a seed gives the same image on every
-    device and in every batch, up to rounding; the global random state is not used. Prompts may take up to `max_chunks`
-    times the tokens of one text encoder pass.
+    Requests with the same size, sampler, steps, scale and prompt length share a batch. The noise of an image comes from
+    a CPU generator seeded with its seed, so a seed gives the same image on every device and in every batch, up to
+    rounding; the global random state is not used. Prompts may take up to `max_chunks` times the tokens of one text
+    encoder pass.
     `init_latents`: for image-to-image, unscaled latents (C, h, w) for each request, which also set the image size; only
     the steps in the last share `strength` of the timesteps are run. `encode` replaces the model's text encoders.
     Encoding and the backbone run under `autocast`, with backbone inputs in `dtype` (None: the backbone's own); sizes
@@ -103,6 +103,26 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
                 pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_check_finite(pixels, requests[place]))
     return [images[place] for place in range(len(requests))]
+
+
+def count_steps(model: Model, requests: Sequence[ImageRequest], strength: float | None = None) -> int:
+    """Steps that `progress` of sample_batch is told of, over all images. `strength` None: from noise."""
+    counts: dict[tuple[str, int], int] = {}
+    for request in requests:
+        key = (request.sampler, request.steps)
+        if key not in counts:
+            scheduler = make_scheduler(request.sampler, model.family.process, model.prediction)
+            counts[key] = len(_timesteps(model, scheduler, request, strength))
+    return sum(counts[request.sampler, request.steps] for request in requests)
+
+
+def _timesteps(model: Model, scheduler: Any, request: ImageRequest, strength: float | None) -> Tensor:
+    """Set the steps of the scheduler and return the timesteps (steps,) to run; `strength` None: all."""
+    scheduler.set_timesteps(request.steps, device=model.backbone.device)
+    timesteps: Tensor = scheduler.timesteps
+    if strength is not None:
+        timesteps = start_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
+    return timesteps
 
 
 def with_size_of(latents: Tensor, request: ImageRequest, family: Family) -> ImageRequest:
@@ -180,12 +200,11 @@ def _initial_latents(
 ) -> tuple[Tensor, Tensor]:
     """Return initial latents (B, C, h, w) float32, noise or noised `init_latents`, and the timesteps to run."""
     device, space = model.backbone.device, model.family.latent
-    scheduler.set_timesteps(request.steps, device=device)
+    timesteps = _timesteps(model, scheduler, request, None if init_latents is None else strength)
     shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
     if init_latents is None:
-        return noise * scheduler.init_noise_sigma, scheduler.timesteps
-    timesteps = start_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
+        return noise * scheduler.init_noise_sigma, timesteps
     return scheduler.add_noise(space.scaled(init_latents.to(noise)), noise, timesteps[:1]), timesteps
 
 
@@ -226,7 +245,7 @@ def _denoise(
         output = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
         if progress is not None:
-            progress(done, len(timesteps))
+            progress(len(latents))
     return latents
 
 

@@ -34,7 +34,11 @@ class DrawingOptions:
     scale: float = flag(7.5, "default guidance scale; 1 = no guidance")
     sampler: str = flag("ddim", "default sampler", choices=tuple(SAMPLERS))
     seed: int | None = flag(
-        None, "seed of the first image, counting up for the others. Not set: random", at_least=0, at_most=LARGEST_SEED
+        None,
+        "seed of the first image, counting up for the others. Not set: random",
+        at_least=0,
+        at_most=LARGEST_SEED,
+        too_low="leave --seed out for a new one each time",
     )
     batch_size: int = flag(1, "images drawn at once, if their settings are the same", at_least=1)
     vae: str | None = flag(None, "VAE (file or folder) to use instead of the model's own")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from library.messages import pip_install
 from library.options.mistakes import Mistake, UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def check_sampler(name: str) -> Mistake | None:
     if sampler is None:
         return Mistake(f'unknown sampler "{name}"', f"use one of {', '.join(SAMPLERS)}")
     if sampler.package is not None and importlib.util.find_spec(sampler.package) is None:
-        return Mistake(f'the sampler "{name}" needs the package {sampler.package}', f"pip install {sampler.package}")
+        return Mistake(f'the sampler "{name}" needs the package {sampler.package}', pip_install(sampler.package))
     return None
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, UserError
+from library.options.packages import check_packages
 from library.options.parse import parse
 from library.options.render import write_config
+from library.options.tool_command import quiet_broken_pipe
 from library.runtime.imports import large_imports, quiet_libraries
+from library.runtime.terminal import columns_of
 from library.training.signals import report_interrupt, termination_as_interrupt
 
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
 
-INTERRUPTED = "interrupted: all saved files are complete; --resume continues from the last state of --save_state"
+INTERRUPTED = "interrupted before training began: no model was saved"
 LESS_MEMORY = (
     "save memory, most effective first: --gradient_checkpointing, a smaller --train_batch_size with "
     "--gradient_accumulation_steps, --optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, "
@@ -34,21 +37,18 @@ def run_recipe(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
 
 
 def run_program(work: Callable[[], None], interrupted: str) -> int:
-    """Run `work` and return the exit code of the program. `interrupted` is printed after Ctrl-C or SIGTERM."""
+    """Run `work` and return the exit code of the program. `interrupted` is printed after Ctrl-C or SIGTERM
+    that say nothing themselves."""
     make_output_safe()
     quiet_libraries()
     try:
-        with termination_as_interrupt():
+        with termination_as_interrupt(), quiet_broken_pipe():
             work()
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return report_interrupt(interrupted)
-    except BrokenPipeError:
-        # the reader of the output is gone (head, a closed terminal): the interpreter's last flush must not fail too
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        return 1
+    except KeyboardInterrupt as interrupt:
+        return report_interrupt(str(interrupt) or interrupted)
     return 0
 
 
@@ -59,11 +59,12 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
             raise UserError(parsed.mistakes)
         print(f"options written to {write_config(parsed.options)}")
         return
+    parsed = replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
     from library.training.plan.plan import decide  # slow to import, and not needed for --help and --output_config
     from library.training.plan.text import describe, sections
 
     plan = decide(parsed)
-    print(describe(plan), flush=True)
+    print(describe(plan, columns_of(sys.stdout)), flush=True)
     if plan.facts.options.dataset.debug_dataset:
         from library.training.debug_dataset import show_dataset
 

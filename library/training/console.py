@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from library.messages import readable_time
 from library.runtime.progress import ProgressBar
 
 if TYPE_CHECKING:
     from library.options.groups.run import RunOptions
 
 _LOGGER = logging.getLogger("dreamfolder")
+
+MEASURED = 10  # steps after which the length of the run is estimated
 
 
 class Console:
@@ -29,6 +33,7 @@ class Console:
         _LOGGER.setLevel(options.console_log_level or "INFO")
         _LOGGER.propagate = False
         self._bar: ProgressBar | None = None
+        self._step_ends: list[float] = []
 
     def say(self, text: str) -> None:
         """Write a log line, without breaking the progress bar."""
@@ -57,6 +62,24 @@ class Console:
                 yield
 
     def count_step(self, average_loss: float) -> None:
-        """Advance the bar by one optimizer step and show the epoch's mean loss, as avr_loss like kohya's scripts."""
-        if self._bar is not None:
-            self._bar.update(1, avr_loss=average_loss)
+        """Advance the bar by one optimizer step and show the epoch's mean loss, as avr_loss like kohya's scripts. After
+        ten steps, say once how long the run will take."""
+        bar = self._bar
+        if bar is None:
+            return
+        bar.update(1, avr_loss=average_loss)
+        if len(self._step_ends) < MEASURED:
+            self._step_ends.append(bar.elapsed)
+            if len(self._step_ends) == MEASURED and bar.done < bar.total:
+                self.say(remaining_time(self._step_ends, bar.total - bar.done, datetime.now()))
+
+
+def remaining_time(step_ends: Sequence[float], steps: int, now: datetime) -> str:
+    """How long `steps` more steps take, judged by the seconds at which the first ones ended. The first step is not
+    counted: it compiles kernels and fills caches."""
+    per_step = (step_ends[-1] - step_ends[0]) / (len(step_ends) - 1)
+    end = now + timedelta(seconds=per_step * steps)
+    when = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%Y-%m-%d %H:%M}"
+    takes = "the remaining step takes" if steps == 1 else f"the remaining {steps} steps take"
+    total = readable_time(per_step * steps)
+    return f"{readable_time(per_step)} per step: {takes} {total}, until {when}, without drawing, validation and saving"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from library.data import retries
 from library.data.cache import latent_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
 from library.data.captions import vary_with_seed
@@ -197,8 +198,10 @@ def build_dataset(facts: RunFacts) -> TrainingDataset:
         seed=facts.seed,
         steps=facts.duration.steps,
         stride=facts.base_model.family.latent.stride,
+        channels=facts.base_model.family.latent.channels,
         missing_mask=MaskSettings.from_options(facts.options.mask).missing,
         prior_loss_weight=facts.options.objective.prior_loss_weight,
         crop_conditioning=facts.options.dataset.crop_conditioning,
         score=facts.options.dataset.data_aesthetic_score,
+        retry_delays=retries.DELAYS,
     )

@@ -13,14 +13,15 @@ from library.data.order import BatchRequest, EpochOrder
 from library.messages import listed
 from library.objective.loss import Term, sum_terms, window_share
 from library.options.mistakes import Mistake, UserError
-from library.training.optim.clipping import clip_gradients
+from library.training.optim.clipping import clip_gradients, scale_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
 from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
-    from library.data.batch import Batch
+    from library.data.batch import Batch, Unread
     from library.runtime.processes import Processes
+    from library.training.left_out import LeftOut
     from library.training.plan.duration import Duration
     from library.training.run import Run
 
@@ -36,11 +37,14 @@ class DueCall(Protocol):
 @dataclass
 class Window:
     """The batches of one optimizer step: `shares` of the step's loss, one per batch, the same for each term where there
-    are several, and the paths and losses of all samples, for the message about a loss that is not finite."""
+    are several, the paths and losses of all samples, for the message about a loss that is not finite, and the samples
+    that could not be read. `size` is the number of samples on all ranks."""
 
     shares: list[torch.Tensor] = field(default_factory=list)
     terms: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     samples: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
+    size: int = 0
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Loop:
     `losses(batch)` returns the terms of the loss, each a float32 tensor (B,), timestep weights included. All batches of
     a run have the same terms; samples without one of them have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `due` are called in this order, on the writing process only.
+    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only.
     """
 
     run: Run
@@ -59,14 +63,17 @@ class Loop:
     schedule: Any
     weights: Weights
     order: EpochOrder
+    left_out: LeftOut
     losses: Callable[[Batch], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     due: Sequence[DueCall]
     duration: Duration
     max_grad_norm: float
+    record: Callable[[int, float], None] = lambda step, loss: None
 
     def train(self, progress: Progress) -> Progress:
-        """Train from `progress` to the last step. Raises UserError for a loss that is not finite."""
+        """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
+        many files cannot be read."""
         # Start where the run, or the run that is resumed, stopped.
         freeze_finished(self.trainable.parts, progress.step)
         if progress.step >= self.duration.steps:
@@ -77,7 +84,7 @@ class Loop:
             self._begin_epoch(progress)
 
         # Train on all batches up to the end of the run: workers load the next epoch while this one ends.
-        window = Window()
+        window = self._begin_window(progress)
         for request, batch in self.batches(self._requests(progress.epoch, progress.window)):
             if request.epoch > progress.epoch:
                 raise RuntimeError(f"a batch of epoch {request.epoch} came in epoch {progress.epoch}")
@@ -90,13 +97,13 @@ class Loop:
             # Step, then save, draw and validate if due.
             self._step(window, progress)
             self._call_due(progress, epoch_ended=False)
-            window = Window()
 
             # End the epoch, or the run.
             if progress.window == self.duration.steps_per_epoch or progress.step >= self.duration.steps:
                 self._end_epoch(progress)
             if progress.step >= self.duration.steps:
                 break
+            window = self._begin_window(progress)
         return progress
 
     def _requests(self, epoch: int, window: int) -> Iterator[BatchRequest]:
@@ -115,6 +122,10 @@ class Loop:
         self.trainable.epoch_begins()
         self.run.say(f"epoch {progress.epoch}/{self.duration.epochs}")
 
+    def _begin_window(self, progress: Progress) -> Window:
+        self.left_out.window_begins(progress)
+        return Window()
+
     def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
         """Add the gradients of a batch, weighted by its share of the step's samples."""
         self.trainable.step_begins()
@@ -132,14 +143,25 @@ class Loop:
             window.terms.setdefault(term.name, []).append(part)
         if request.is_counted:
             window.samples.append((batch.paths, losses.detach()))
+            window.unread += batch.unread
+        window.size = request.window_samples
 
     def _step(self, window: Window, progress: Progress) -> None:
         """Take one optimizer step with the gradients of a window, and log it."""
-        # Check the loss first. All ranks see the same value, so all of them stop, with weights and optimizer unchanged.
-        loss = self._sum_over_ranks(window.shares)
+        # Leave out the samples that could not be read: what is left is divided by its own number.
+        read = self.left_out.count(window.unread, window.size, progress.step + 1)
+        if not read:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._count_step(progress)
+            return
+        factor = window.size / read
+
+        # Check the loss. All ranks see the same value, so all of them stop, with weights and optimizer unchanged.
+        loss = self._sum_over_ranks(window.shares) * factor
         if not math.isfinite(loss):
             raise non_finite_error(window, progress, self.run.processes)
-        terms = {name: self._sum_over_ranks(shares) for name, shares in window.terms.items()}
+        terms = {name: self._sum_over_ranks(shares) * factor for name, shares in window.terms.items()}
+        scale_gradients(trainable_parameters(self.trainable.parts), factor)
 
         # Clip the gradient norm.
         if self.max_grad_norm > 0:
@@ -154,17 +176,20 @@ class Loop:
             self.weights.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-        # Count the step, and freeze the parts that stop here.
-        progress.step += 1
-        progress.window += 1
+        # Count the step, and log it.
         progress.epoch_losses.append(loss)
-        for part in freeze_finished(self.trainable.parts, progress.step):
-            self.run.say(f"step {progress.step}: training of {part.name} stops")
-
-        # Log.
+        self._count_step(progress)
         if self.run.processes.is_writer:
             values = {**self._logged_losses(loss, terms, progress), **self._learning_rates(), **measured}
             self.run.log(values, progress.step)
+            self.record(progress.step, loss)
+
+    def _count_step(self, progress: Progress) -> None:
+        """Count a step, and freeze the parts that stop here."""
+        progress.step += 1
+        progress.window += 1
+        for part in freeze_finished(self.trainable.parts, progress.step):
+            self.run.say(f"step {progress.step}: training of {part.name} stops")
         self.run.console.count_step(_mean(progress.epoch_losses))
 
     def _sum_over_ranks(self, shares: Sequence[torch.Tensor]) -> float:
@@ -197,6 +222,7 @@ class Loop:
         """Log the mean loss; after a complete epoch also call what is due, and begin the next one."""
         if progress.epoch_losses and self.run.processes.is_writer:
             self.run.log({self.trainable.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
+            self.run.say(epoch_loss(progress, self.duration.steps_per_epoch))
         if progress.window < self.duration.steps_per_epoch:
             return
         self._call_due(progress, epoch_ended=True)
@@ -206,6 +232,17 @@ class Loop:
         progress.epoch_losses = []
         if progress.step < self.duration.steps:
             self._begin_epoch(progress)
+
+
+def epoch_loss(progress: Progress, steps_per_epoch: int) -> str:
+    """The mean loss of an epoch, also of an incomplete one, and that of the epoch before."""
+    count = len(progress.epoch_losses)
+    text = f"loss of epoch {progress.epoch}: {_mean(progress.epoch_losses):.4f}"
+    if count < steps_per_epoch:
+        text += f" (over {count} of {steps_per_epoch} steps)"
+    if progress.last_epoch_losses:
+        text += f", epoch {progress.epoch - 1}: {_mean(progress.last_epoch_losses):.4f}"
+    return text
 
 
 def non_finite_error(window: Window, progress: Progress, processes: Processes) -> UserError:
@@ -228,4 +265,5 @@ def non_finite_error(window: Window, progress: Progress, processes: Processes) -
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    """The mean; NaN of no values."""
+    return math.fsum(values) / len(values) if values else math.nan

@@ -118,6 +118,7 @@ def checkpoint_activations(module: nn.Module) -> None:
     for name, arguments in (
         ("enable_gradient_checkpointing", {}),  # diffusers, non-reentrant by default
         ("activation_checkpointing_enable", {"activation_checkpointing_kwargs": {"use_reentrant": False}}),
+        ("gradient_checkpointing_enable", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
     ):
         switch: Callable[..., None] | None = getattr(module, name, None)
         if switch is not None:

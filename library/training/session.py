@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
 from library.training.conditioning import build_conditioner
+from library.training.ending import describe_end, next_step
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
+from library.training.left_out import LeftOut
 from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
@@ -19,8 +22,10 @@ from library.training.optim.schedules import make_schedule, try_out
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.run import open_run
+from library.training.saving.loss_curve import begin_curve
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
+from library.training.signals import explain_interrupt
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 def train(plan: Plan, recipe: Recipe) -> None:
     """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
+    began = time.monotonic()
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
@@ -77,17 +83,20 @@ def train(plan: Plan, recipe: Recipe) -> None:
         weights = Weights(optimizer)
 
         # Resume: load everything that a training state holds.
+        random = RandomStates()
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
-            "schedule": schedule, "scaler": run.accelerator.scaler, "random": RandomStates(),
+            "schedule": schedule, "scaler": run.accelerator.scaler, "random": random,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
         loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
         save = partial(save_state, state=state, identity=plan.identity)
-        saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights)
+        curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
+        saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
         modules = loss.modules(trainable)
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
@@ -98,18 +107,28 @@ def train(plan: Plan, recipe: Recipe) -> None:
             schedule=schedule,
             weights=weights,
             order=facts.order,
+            left_out=left_out,
             losses=loss,
             batches=loader.batches,
             due=(saver.save_due, preview.due, validation.due),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
+            record=curve.add,
         )
-        with run.console.progress_bar(facts.duration.steps, progress.step):
-            with run.console.pause():
-                preview.before_training(progress)
-            run.say("running training / 学習開始")
-            scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
-            with explain_dead_workers(), closing(loader), fp16_gradients(scaler):
-                progress = loop.train(progress)
-        if run.processes.is_writer:
-            saver.finish(progress)
+        before = progress.step
+        with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
+            with run.console.progress_bar(facts.duration.steps, progress.step):
+                with run.console.pause():
+                    preview.before_training(progress)
+                run.say("running training / 学習開始")
+                scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
+                with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
+                    progress = loop.train(progress)
+            if run.processes.is_writer:
+                saver.finish(progress)
+                left_out.report()
+                files = (*saver.written, plan.curve, plan.preview.folder if plan.preview else None)
+                took = time.monotonic() - began
+                for line in describe_end(progress.step - before, took, run.device, files):
+                    run.say(line)
+                run.say(next_step(facts, plan.adapter, plan.outputs.final_model()))

@@ -1,6 +1,6 @@
 """Ctrl-C (SIGINT) and SIGTERM: both end a run with a message and exit code 130. Nothing is saved.
 
-command.py catches the KeyboardInterrupt.
+command.py catches the KeyboardInterrupt; during training its text says what has been saved before.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -16,6 +16,15 @@ def report_interrupt(message: str) -> int:
     """Print the message of an interrupted program and return its exit code, 128 + SIGINT."""
     print(f"\n{message}", file=sys.stderr)
     return 130
+
+
+@contextmanager
+def explain_interrupt(explanation: Callable[[], str]) -> Iterator[None]:
+    """Raise a KeyboardInterrupt again with the explanation as its text."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(explanation()) from interrupt
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.messages import pip_install
 from library.options.flag import Flag
 from library.options.groups.run import RunOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -45,7 +46,7 @@ def decide_trackers(options: RunOptions, mistakes: Mistakes) -> Trackers:
     for name in names:
         if importlib.util.find_spec(name) is None:
             what = f"--log_with {options.log_with or name}: the package {name} is not installed"
-            mistakes.add(what, f"pip install {name}")
+            mistakes.add(what, pip_install(name))
     settings = _read_settings(options.log_tracker_config, mistakes) if names else {}
     return Trackers(names, options.logging_dir, settings)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from library.messages import listed
+from library.messages import counted, listed
 from networks import registry
 from networks.adapter import AdapterError
 from networks.loading import by_layer
@@ -71,10 +71,11 @@ def read_factors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Factors
 
     A core (`lora_mid`, LyCORIS' use_tucker) is multiplied into `down`, with the same ΔW.
     """
-    if any(mark in key for key in tensors for mark in _FOREIGN):
+    unknown = [key for key in tensors if any(mark in key for mark in _FOREIGN)]
+    if unknown:  # all others have kohya's names by now
         raise AdapterError(
-            f"{where}: has the keys of diffusers or PEFT",
-            "convert it first: python tools/convert_lora.py --help",
+            f"{where}: {counted(len(unknown), 'key')} of no layer of a supported model: {listed(unknown, 3)}",
+            "use a LoRA of Stable Diffusion",
         )
     layers = by_layer(tensors)
     wrong = [f"{name} ({why})" for name, parts in layers.items() if (why := _describe_other_kind(parts))]

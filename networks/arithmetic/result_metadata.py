@@ -63,6 +63,8 @@ def resized_metadata(
     # as in sd-scripts, with a trailing blank if there was no comment
     kept["ss_training_comment"] = f"{comment}; {before}"
     overrides = {"ss_network_dim": DYNAMIC, "ss_network_alpha": DYNAMIC} if dynamic else {}
+    if "ss_network_module" in kept:
+        overrides["ss_network_module"] = MODULE  # also of DyLoRA and LyCORIS the result is a LoRA
     return kept | ranks(layers, read_arguments(metadata)) | overrides
 
 

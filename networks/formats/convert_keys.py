@@ -7,25 +7,26 @@ diffusers  one file: `unet.mid_block.attentions.0.proj_in.lora_A.weight`, `.lora
 PEFT       a folder for each module of the model: adapter_model.safetensors with `base_model.model.` before each name,
            adapter_config.json with the alphas
 
-Names are looked up in a table of the family's layers, never guessed from underscores. The family is the one that knows
-most of the names. Keys that the other format cannot hold are an error that lists all of them.
+Files of other programs are first brought under kohya's names (layer_names.py). Keys that the other format cannot hold
+are an error that lists all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from library.checkpoints.adapter_key_names import AdapterPart
 from library.messages import counted, listed
 from networks.adapter import AdapterError
 from networks.formats import peft_config
+from networks.formats.layer_names import LayerTable, Place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Format = Literal["kohya", "diffusers", "peft"]
+Found = Literal["kohya", "diffusers", "peft", "other"]  # other: under names of another program
 BASE = "base_model.model."
 _MOST_LISTED = 8
 _KOHYA = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha", "dora_scale": "magnitude"}
@@ -38,20 +39,6 @@ _PEFT = {
 }  # fmt: skip
 _PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 _MODULES = ("unet", "text_encoder", "text_encoder_2")  # the first part of keys in diffusers' files
-
-
-@dataclass(frozen=True)
-class Place:
-    """A layer of the model: its part (`unet`), its path in the module, with dots, and its name in kohya's files."""
-
-    part: AdapterPart
-    bare: str
-    name: str
-
-    @property
-    def path(self) -> str:
-        """The path with the level that transformers 5 dropped, as in diffusers' files. PEFT compares endings."""
-        return self.part.level + self.bare
 
 
 @dataclass
@@ -73,58 +60,24 @@ class LoraLayer:
 
 @dataclass
 class Lora:
-    """A LoRA independent of the format. `metadata`: that of a kohya file."""
+    """A LoRA independent of the format. `metadata`: that of a kohya file; `notes`: what to know of how it was read."""
 
     layers: list[LoraLayer]
     metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def known_places(parts: Iterable[AdapterPart]) -> tuple[Place, ...]:
-    """All layers of a family with these parts."""
-    return tuple(Place(part, path, part.name(path)) for part in parts for path in part.layers())
-
-
-def best_match(candidates: Sequence[Sequence[Place]], layers: Collection[str]) -> Sequence[Place]:
-    """The layers of the family that knows most of a file's layers; the first one of equals.
-
-    `layers`: names as in kohya's files, or paths after the module (`unet.mid_block.…`).
-    """
-
-    def count_known(places: Sequence[Place]) -> int:
-        names = {name for place in places for name in (*_kohya_names(place), *_module_paths(place))}
-        return sum(layer in names for layer in layers)
-
-    return max(candidates, key=count_known)
-
-
-def _kohya_names(place: Place) -> tuple[str, str]:
-    """The name in kohya's files, and the one after the path in the module: text encoders without the level, U-Nets in
-    diffusers' naming where kohya uses the original one."""
-    return place.name, f"{place.part.prefix}_{place.bare.replace('.', '_')}"
-
-
-def _module_paths(place: Place) -> tuple[str, str]:
-    return f"{place.part.module}.{place.path}", f"{place.part.module}.{place.bare}"
-
-
-def format_of(keys: Iterable[str]) -> Format | None:
-    """The format of a file's keys; None if unknown."""
-    for key in keys:
-        if key.startswith("lora_"):
-            return "kohya"
-        if key.startswith(BASE):
-            return "peft"
-        if key.partition(".")[0] in _MODULES:
-            return "diffusers"
-    return None
+def is_diffusers(keys: Collection[str]) -> bool:
+    """Whether all keys are in diffusers' current format."""
+    return all(key.partition(".")[0] in _MODULES and split(key)[1] is not None for key in keys)
 
 
 # --- kohya -----------------------------------------------------------------------------------------------------------
 
 
-def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], places: Iterable[Place]) -> Lora:
+def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], table: LayerTable) -> Lora:
     """Convert from kohya's format. AdapterError lists every key that is not of a LoRA of this family."""
-    by_name = {name: place for place in places for name in _kohya_names(place)}
+    by_name = {place.name: place for place in table.places}
     found, wrong = _LayerTensors(), []
     for key, tensor in tensors.items():
         name, _, leaf = key.partition(".")
@@ -141,7 +94,8 @@ def from_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place
         if magnitude is not None and tuple(magnitude.shape) != _magnitude_shape(slots):
             raise AdapterError(
                 f"{place.name}.dora_scale is {tuple(magnitude.shape)}: magnitudes of inputs, not of outputs",
-                "convert another file: diffusers and PEFT do not support it (LyCORIS: wd_on_output=False)",
+                "diffusers and PEFT do not support it: train with --network_args wd_on_output=True for them, or merge "
+                "it into a model with tools/merge_lora.py",
             )
         magnitude = None if magnitude is None else magnitude.reshape(-1)
         layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, form))
@@ -171,19 +125,18 @@ def from_peft(
     tensors: Mapping[str, Mapping[str, Tensor]],
     configs: Mapping[str, Mapping[str, Any]],
     metadata: Mapping[str, str],
-    places: Iterable[Place],
+    table: LayerTable,
 ) -> Lora:
     """Convert from PEFT's names without prefixes, by module of the model, with PEFT's configuration of each.
 
     A module without a configuration has alpha = rank, as in diffusers. AdapterError lists every key that is not of a
     LoRA of this family.
     """
-    by_path = {path: place for place in places for path in _module_paths(place)}
     found, wrong = _LayerTensors(), []
     for module, of_module in tensors.items():
         for key, tensor in of_module.items():
             path, leaf = split(key)
-            place = by_path.get(f"{module}.{path}")
+            place = table.find(f"{module}.{path}")
             if place is None or leaf is None:
                 wrong.append(f"{module}.{key}")
             else:
@@ -226,7 +179,7 @@ def to_peft(
         without = [layer.place.name for layer in layers if layer.magnitude is None]
         if without and len(without) < len(layers):
             names = listed(without, _MOST_LISTED)
-            what = f"{len(without)} of {len(layers)} layers of {module} have no dora_scale: {names}"
+            what = f"no dora_scale in {len(without)} of {counted(len(layers), 'layer')} of {module}: {names}"
             raise AdapterError(
                 what, "convert another file: in diffusers and PEFT all layers of a module have DoRA, or none"
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from library.messages import pip_install
 from networks.adapter import AdapterError
 
 # Package -> requirement to install when it is missing.
@@ -47,15 +48,15 @@ def _missing_module(name: str, error: ModuleNotFoundError) -> AdapterError:
     if missing == head:
         package = PACKAGES.get(head)
         if package:
-            return AdapterError(f"--network_module {name}: {head} is not installed", f"pip install {package}")
+            return AdapterError(f"--network_module {name}: {head} is not installed", pip_install(package))
         remedy = f"check the name; put a file of your own, {head}.py, into the current folder or on PYTHONPATH"
         return AdapterError(f"--network_module {name}: there is no module {head}", remedy)
     if (name + ".").startswith(missing + "."):
         package = PACKAGES.get(head)
-        remedy = f"check the name, or: pip install {package}" if package else "check the name"
+        remedy = f"check the name, or: {pip_install(package)}" if package else "check the name"
         return AdapterError(f"--network_module {name}: {head} has no module {missing}", remedy)
     return AdapterError(
-        f"--network_module {name} needs the package {missing}, which is not installed", f"pip install {missing}"
+        f"--network_module {name} needs the package {missing}, which is not installed", pip_install(missing)
     )
 
 

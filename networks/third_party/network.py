@@ -19,6 +19,7 @@ from library.checkpoints.header import CheckpointError
 from library.messages import counted, listed
 from networks import adapter_files
 from networks.adapter import AdapterError
+from networks.formats.read_write import read_adapter
 from networks.third_party.modules import call_if_there, wrap_errors
 from networks.third_party.stand_ins import Model, is_text
 
@@ -216,9 +217,14 @@ class ThirdPartyNetwork:
         return NormReport(int(scaled), float(mean), float(largest))
 
     def load(self, path: Path) -> None:
-        """Load a file (--network_weights) into the attached network. AdapterError that lists keys that do not fit."""
-        in_file = set(adapter_files.read(path).tensors)
-        own = set(self.network.state_dict())
+        """Load a file (--network_weights) into the attached network; the layers may be named as another program names
+        them. AdapterError that lists keys that do not fit."""
+        own = self.network.state_dict().keys()
+        if adapter_files.read(path).tensors.keys() == own:
+            self._load_weights(path)
+            return
+        named = read_adapter(path, self.model.parts)
+        in_file = named.tensors.keys()
         wrong = [("unknown", sorted(in_file - own)), ("missing", sorted(own - in_file))]
         if any(keys for _, keys in wrong):
             what = "; ".join(
@@ -228,6 +234,11 @@ class ThirdPartyNetwork:
                 f"--network_weights {path} does not fit this network of {self.name}: {what}",
                 "use the --network_args that it was trained with, or --dim_from_weights",
             )
+        with tempfile.TemporaryDirectory() as folder:
+            adapter_files.write(Path(folder) / "network.safetensors", named.tensors, named.metadata)
+            self._load_weights(Path(folder) / "network.safetensors")
+
+    def _load_weights(self, path: Path) -> None:
         with wrap_errors(f"load_weights of {self.name}"), torch.no_grad():
             self.network.load_weights(str(path))
 

@@ -19,12 +19,19 @@ from library.options.mistakes import UserError
 from tests.data.image_files import noise
 
 
-def test_a_mask_counts_by_its_red_channel(tmp_path: Path) -> None:
-    image = Image.new("RGB", (3, 1))
-    image.putdata([(255, 0, 9), (128, 255, 255), (0, 77, 0)])
-    image.save(tmp_path / "a.png")
-    mask = masks.load(tmp_path / "a.png", (3, 1))
-    assert mask.dtype == np.uint8 and mask.tolist() == [[255, 128, 0]]
+def test_a_mask_counts_by_its_luminance(tmp_path: Path) -> None:
+    """ITU-R BT.601: 0.299 red + 0.587 green + 0.114 blue."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 128, 0), (200, 200, 200), (255, 255, 255)]
+    expected = [[76, 150, 29, 75, 200, 255]]
+    image = Image.new("RGB", (6, 1))
+    image.putdata(colours)
+    palette = Image.new("P", (6, 1))
+    palette.putpalette([part for colour in colours for part in colour])
+    palette.putdata(range(6))
+    for kind in (image, palette):
+        kind.save(tmp_path / "a.png")
+        mask = masks.load(tmp_path / "a.png", (6, 1))
+        assert mask.dtype == np.uint8 and mask.tolist() == expected, kind.mode
 
 
 def test_masks_of_every_mode(tmp_path: Path) -> None:
@@ -42,7 +49,7 @@ def test_masks_of_every_mode(tmp_path: Path) -> None:
 def test_what_is_transparent_in_a_mask_does_not_count(tmp_path: Path) -> None:
     cut_out = np.array([[[255, 255, 255, 0], [255, 255, 255, 255], [255, 0, 0, 128]]], np.uint8)
     Image.fromarray(cut_out).save(tmp_path / "a.png")
-    assert masks.load(tmp_path / "a.png", (3, 1))[0].tolist() == pytest.approx([0, 255, 128], abs=1)
+    assert masks.load(tmp_path / "a.png", (3, 1))[0].tolist() == pytest.approx([0, 255, 0.299 * 128], abs=1)
 
 
 def test_a_mask_is_turned_upright(tmp_path: Path) -> None:

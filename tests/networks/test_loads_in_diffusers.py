@@ -129,7 +129,7 @@ def test_files_in_half_precision(dtype: torch.dtype, tmp_path: Path, warnings: l
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("arguments", [CONV, (*CONV, "use_dora=True")], ids=["lora", "dora"])
+@pytest.mark.parametrize("arguments", [CONV, (*CONV, "use_dora=True", "wd_on_output=True")], ids=["lora", "dora"])
 def test_converted_files_load_too(family: str, arguments: tuple[str, ...], tmp_path: Path, warnings: list[str]) -> None:
     """In diffusers' own format, where DoRA has a place: of kohya's files diffusers leaves its lengths out."""
     ours = train(family, tmp_path, arguments)
@@ -167,7 +167,7 @@ def test_blocks_with_alphas_of_their_own_need_diffusers_own_format(tmp_path: Pat
 def test_peft_reads_the_folders_and_its_own_come_back(tmp_path: Path) -> None:
     from peft import PeftModel
 
-    ours = train("sd1", tmp_path, (*CONV, "use_dora=True"))
+    ours = train("sd1", tmp_path, (*CONV, "use_dora=True", "wd_on_output=True"))
     lora, _ = read_lora(ours.path, SD_ADAPTERS)
     write_lora(tmp_path / "peft", lora, "peft")
     made = tiny.diffusers_modules("sd1")

@@ -32,7 +32,7 @@ def create(module: Any, dim: int = 3, alpha: float = 2.0, **more: Any) -> lora.L
 
 def attached(module: Any, adapter: Any) -> AdaptedLayer:
     target = Target(module, SD_ADAPTERS[1], "mid_block", module, layers.layer(module))
-    layer = AdaptedLayer(target, layers.NAME, adapter, kind_by_name("lora"))
+    layer = AdaptedLayer(target, adapter, kind_by_name("lora"))
     layer.attach()
     return layer
 

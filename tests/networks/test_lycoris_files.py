@@ -127,9 +127,9 @@ def test_it_reads_ours(name: str, options: dict[str, Any], shape: str) -> None:
     # where they have another number of inputs than of outputs.
     [
         ("loha", ["conv_dim=2"]),
-        ("loha", ["conv_dim=2", "use_dora=True"]),
+        ("loha", ["conv_dim=2", "use_dora=True", "wd_on_output=True"]),  # the form of LyCORIS' own
         ("lokr", ["conv_dim=50"]),
-        ("lokr", ["conv_dim=50", "use_dora=True"]),
+        ("lokr", ["conv_dim=50", "use_dora=True", "wd_on_output=True"]),
     ],
 )
 @torch.no_grad()

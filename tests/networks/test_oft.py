@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from networks import oft
 from networks.adapter import AdapterError, LayerSettings
@@ -101,3 +104,54 @@ def test_a_boft_that_does_not_fit_is_refused() -> None:
         with pytest.raises(AdapterError, match="attn1_to_k"):
             oft.load(layers.layer(module), {"oft_blocks": torch.zeros(shape)})
     assert not oft.load(layers.layer(module), {"oft_blocks": torch.zeros(2, 4, 10, 10)}).delta(module.weight).any()
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv1", "conv3"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_pefts_oft_turns_the_inputs(shape: str, *, shared: bool) -> None:
+    """OFTv2: what PEFT merges into the weight, from the tensor that it saves."""
+    from peft import OFTConfig, inject_adapter_in_model
+
+    module = layers.base(shape, torch.float32)
+    before = module.weight.clone()
+    model = nn.ModuleDict({"layer": copy.deepcopy(module)})
+    size = {"linear": 4, "conv1": 4}.get(shape, 36)
+    inject_adapter_in_model(OFTConfig(oft_block_size=size, r=0, target_modules=["layer"], block_share=shared), model)
+    theirs: Any = model["layer"]
+    rotation = theirs.oft_R["default"].weight
+    torch.manual_seed(0)
+    with torch.no_grad():
+        rotation.normal_(std=0.05)
+    tensors = {"oft_R.weight": rotation.detach().clone()}
+    ours = oft.load(layers.layer(module), tensors)
+    assert not tensors and ours.file_tensors().keys() == {"oft_R.weight"}
+    theirs.merge()
+    expected = theirs.base_layer.weight.detach() - before
+    assert float(expected.norm()) > 0.01
+    found = ours.requires_grad_(requires_grad=False).delta(before)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv3"])
+def test_rotations_of_earlier_lycoris(shape: str) -> None:
+    """oft_diag holds R itself (A1111's network_oft.py, is_R): rows become Rᵀ times what they were, then the factors."""
+    module = layers.base(shape)
+    weight, out = module.weight, module.weight.shape[0]
+    rotations = torch.linalg.qr(torch.randn(out // 4, 4, 4, dtype=torch.float64))[0]
+    factors = torch.rand(out, dtype=torch.float64)
+    tensors = {"oft_diag": rotations, "rescale": factors.reshape(-1, 4, 1)}
+    ours = oft.load(layers.layer(module), dict(tensors)).requires_grad_(requires_grad=False)
+    whole = torch.block_diag(*rotations)
+    expected = ((whole.T @ weight.flatten(1)) * factors[:, None]).reshape(weight.shape)
+    assert torch.allclose(weight + ours.delta(weight), expected, rtol=1e-10, atol=1e-12)
+    for wrong in (rotations[:3], rotations[..., :2]):
+        with pytest.raises(AdapterError, match="oft_diag"):
+            oft.load(layers.layer(module), {"oft_diag": wrong})
+
+
+def test_blocks_without_the_constraint_turn_as_before() -> None:
+    weight, adapter = made(alpha=1e-3)
+    blocks = oft.without_constraint(adapter.oft_blocks.detach(), float(adapter.alpha))
+    assert torch.allclose(oft.Oft(blocks, 0.0).delta(weight), adapter.delta(weight), rtol=1e-10, atol=1e-12)
+    tensors = adapter.file_tensors()
+    assert float(tensors["alpha"]) == 0 and torch.equal(tensors["oft_blocks"], blocks)

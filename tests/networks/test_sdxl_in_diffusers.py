@@ -99,7 +99,7 @@ def test_every_key_of_our_file_for_sdxl_is_used(tmp_path: Path, warnings: list[s
 @pytest.mark.parametrize("family", tiny.SDXL_FAMILIES)
 def test_converted_files_load_too(family: str, tmp_path: Path, warnings: list[str]) -> None:
     """In diffusers' own format, where DoRA has a place, and where the refiner's text encoder has its own name."""
-    path, network, expected = train(family, tmp_path, "conv_dim=2", "conv_alpha=1", "use_dora=True")
+    path, network, expected = train(family, tmp_path, "conv_dim=2", "use_dora=True", "wd_on_output=True")
     lora, _ = read_lora(path, *models.PARTS.values())
     write_lora(tmp_path / "diffusers", lora, "diffusers")
     pipe = pipeline(family)

@@ -93,6 +93,15 @@ def test_all_mistakes_are_reported_together() -> None:
         assert all(word in text for word in words), text
 
 
+def test_arguments_of_newer_modules_of_sd_scripts() -> None:
+    """Names of its docs/loha_lokr.md: refused when on, accepted when off or without effect on the weights."""
+    names = ("exclude_patterns", "include_patterns", "network_reg_dims", "network_reg_lrs", "train_llm_adapter")
+    assert not mistakes("verbose=True", *(f"{name}=" for name in names), "train_llm_adapter=False")
+    for name in names:
+        (text,) = mistakes(f"{name}=x")
+        assert f"{name} is not supported in this version" in text and "would change the trained weights" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -71,6 +71,13 @@ def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
         ("fp8_base", "true", "true"),
         ("resume_from_huggingface", "true", "true"),
         ("fp8_base_unet", "true", "true"),
+        ("train_inpainting", "true", "true"),
+        ("skip_image_resolution", "512", "[512, 512]"),
+        ("prompts_file", '"leco.toml"', "leco.toml"),
+        ("token_string", '"sks"', '"sks"'),
+        ("t5xxl", '"t5.safetensors"', "t5.safetensors"),
+        ("timestep_sampling", '"sigmoid"', '"sigmoid"'),
+        ("weighting_scheme", '"logit_normal"', '"logit_normal"'),
     ],
 )
 def test_flags_that_would_change_the_weights_are_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
@@ -89,6 +96,19 @@ def test_harmless_flags_are_listed_in_one_note(tmp_path: Path) -> None:
     for name in ("ddp_timeout", "torch_compile", "dynamo_backend", "huggingface_repo_id", "huggingface_token"):
         assert name in note
     assert "gui.toml" in note and "secret-key" not in note
+
+
+def test_what_kohya_ss_sends_for_newer_versions(tmp_path: Path) -> None:
+    """Its page for torch.compile and timesteps: fields with defaults are silent until the feature is on."""
+    fields = 'compile_mode = "default"\ncompile_backend = "inductor"\ncompile_dynamic = "auto"\n'
+    fields += 'compile_cache_size_limit = 32\nshow_timesteps_resolution = "1024,1024"\nblocks_to_swap = 0\n'
+    parsed = parse_file(tmp_path, fields)
+    assert parsed.mistakes == () and parsed.notes == ()
+    parsed = parse_file(tmp_path, f'{fields}compile = true\nshow_timesteps = "image"\ncuda_allow_tf32 = true\n')
+    assert parsed.mistakes == ()
+    (note,) = parsed.notes
+    for name in ("compile ", "compile_dynamic", "show_timesteps ", "show_timesteps_resolution", "cuda_allow_tf32"):
+        assert name in note
 
 
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:

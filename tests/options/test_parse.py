@@ -189,7 +189,7 @@ def test_keys_of_files(tmp_path: Path) -> None:
     path = config(
         tmp_path, 'epoch = 4\nnoise_offset_type = "Original"\nmy_key = 1\nyour_key = 2\ncache_latent = true\n'
     )
-    parsed = parse([*NEEDED, "--config_file", path])
+    parsed = parse([*NEEDED, "--config_file", path, "--allow_unknown_keys"])
     (mistake,) = parsed.mistakes
     assert "cache_latent " in mistake.what and "cache_latents" in mistake.remedy
     (note,) = parsed.notes
@@ -197,11 +197,12 @@ def test_keys_of_files(tmp_path: Path) -> None:
     assert "epoch" not in note and "noise_offset_type" not in note
 
 
-def test_front_end_keys_of_another_kind_of_training_are_noted_when_on(tmp_path: Path) -> None:
-    silent = good("--config_file", config(tmp_path, "seed = 1\ntrain_inpainting = false\n"))
-    assert silent.notes == ()
-    told = good("--config_file", config(tmp_path, "seed = 1\ntrain_inpainting = true\n"))
-    assert len(told.notes) == 1 and "train_inpainting" in told.notes[0]
+def test_front_end_keys_of_another_kind_of_training_are_refused_when_on(tmp_path: Path) -> None:
+    for name in ("train_inpainting", "train_t5xxl"):
+        silent = good("--config_file", config(tmp_path, f"seed = 1\n{name} = false\n"))
+        assert silent.notes == ()
+        (what,) = whats(parse([*NEEDED, "--config_file", config(tmp_path, f"seed = 1\n{name} = true\n")]))
+        assert f"{name} = true" in what
 
 
 def test_front_end_keys_are_unknown_on_the_command_line() -> None:

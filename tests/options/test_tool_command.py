@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -123,3 +125,36 @@ for name in sys.argv[1:]:
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("usage: ") == len(SCRIPTS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of Windows do not break")
+@pytest.mark.parametrize(
+    "script",
+    ["train_db.py", "train_network.py", "gen_img.py", "tools/cache_latents.py", "networks/merge_lora.py",
+     "tools/convert_checkpoint.py"],
+)  # fmt: skip
+def test_help_that_nobody_reads_ends_without_a_traceback(script: str) -> None:
+    command = [sys.executable, str(ROOT / script), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.close()  # before the program writes: head has gone
+        assert (program.stderr.read(), program.wait()) == (b"", 1)
+
+
+class Closed(io.StringIO):
+    """Standard output of Windows whose reader is gone."""
+
+    def flush(self) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_only_a_broken_output_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: Options) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        run_tool(replace(TOOL, work=fail), ["--models", "a"])
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(SystemExit) as end:
+        run_tool(replace(TOOL, work=fail), ["--models", "a"])
+    assert end.value.code == 1

@@ -13,9 +13,9 @@ from library.checkpoints.files import read_header
 from library.families.family import TextSettings
 from library.families.registry import load_model
 from library.options.mistakes import UserError
-from library.sampling.images import sample, sample_batch
+from library.sampling.images import count_steps, sample, sample_batch
 from library.sampling.prompts import ImageRequest
-from library.sampling.samplers import SAMPLERS, make_scheduler
+from library.sampling.samplers import SAMPLERS, check_sampler, make_scheduler
 from tests import tiny
 
 # diffusers' and numpy's remarks about their own future
@@ -179,10 +179,24 @@ def test_a_image_that_is_no_number_in_places_is_refused(sd1):
         weight[0] = before
 
 
-def test_progress_is_told(sd1):
+def test_progress_is_told_in_steps_of_images(sd1):
+    """4 steps of two images at once, and 2 steps of one; Heun takes each step twice, but the last."""
     told = []
-    sample(sd1, REQUEST, 1, progress=lambda done, steps: told.append((done, steps)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    requests = [REQUEST, changed(REQUEST, prompt="a dog"), changed(REQUEST, sampler="heun", steps=2)]
+    sample_batch(sd1, requests, [1, 2, 3], progress=told.append)
+    assert told == [2, 2, 2, 2, 1, 1, 1]
+    assert count_steps(sd1, requests) == 11
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if check_sampler(name) is None])
+def test_the_counted_steps_are_those_that_are_taken(sampler, sd1):
+    told = []
+    request = changed(REQUEST, sampler=sampler, steps=5)
+    sample_batch(sd1, [request], [1], progress=told.append)
+    assert sum(told) == count_steps(sd1, [request])
+    refined, latents = [], torch.zeros(4, 8, 8)
+    sample_batch(sd1, [request], [1], init_latents=[latents], strength=0.5, progress=refined.append)
+    assert sum(refined) == count_steps(sd1, [request], 0.5) < sum(told)
 
 
 def test_an_unknown_sampler_is_refused(sd1):

@@ -80,6 +80,43 @@ def test_help_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_other_kinds_get_kohyas_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An OFT of sd-scripts, whose constraint is 1e-3 · 8 = 0.008, is written as WebUIs read it; a LoHa is renamed."""
+    torch.manual_seed(0)
+    blocks = torch.randn(2, 4, 4)
+    skew = blocks - blocks.mT
+    save_file(
+        {"oft_unet_mid_block_attentions_0_proj_in.oft_blocks": blocks,
+         "oft_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(1e-3)},
+        tmp_path / "oft.safetensors",
+    )  # fmt: skip
+    assert run(tmp_path / "oft.safetensors", tmp_path / "a.safetensors") == 0
+    assert "(kohya): 1 layer" in capsys.readouterr().out
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == {f"{NAME}.oft_blocks", f"{NAME}.alpha"} and float(found[f"{NAME}.alpha"]) == 0
+    turned = found[f"{NAME}.oft_blocks"] - found[f"{NAME}.oft_blocks"].mT
+    assert torch.allclose(turned, skew * 0.008 / skew.norm(), rtol=1e-5)
+
+    loha = {f"hada_w{half}_{side}": torch.ones(2, 2) for half in "12" for side in "ab"}
+    save_file(
+        {f"diffusion_model.middle_block.1.proj_in.{key}": value for key, value in loha.items()},
+        tmp_path / "loha.safetensors",
+    )
+    assert run(tmp_path / "loha.safetensors", tmp_path / "b.safetensors") == 0
+    assert load_file(tmp_path / "b.safetensors").keys() == {f"{NAME}.{key}" for key in loha}
+
+
+def test_remedies_do_not_go_in_a_circle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is in kohya's names already is not to be converted, and nobody sends such a file here."""
+    loha = {f"hada_w{half}_{side}": torch.ones(2, 2) for half in "12" for side in "ab"}
+    save_file({f"{NAME}.{key}": value for key, value in loha.items()}, tmp_path / "loha.safetensors")
+    for words in ((), ("--to", "kohya")):
+        assert run(tmp_path / "loha.safetensors", tmp_path / "x", *words) == 2
+        assert "it has kohya's names already (LoHa" in capsys.readouterr().err
+    assert run(tmp_path / "loha.safetensors", tmp_path / "x", "--to", "diffusers") == 2
+    assert "convert only LoRA and DoRA" in capsys.readouterr().err
+
+
 SDXL = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
 
 

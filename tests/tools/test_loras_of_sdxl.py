@@ -189,3 +189,33 @@ def test_words_are_read_by_every_text_encoder(world: tuple[str, Path], monkeypat
             modules.text_encoders[module].get_submodule(path).weight += change.float()
         expected = dict(zip(few, (states() - plain).abs().mean((1, 2)).tolist(), strict=True))
     assert found == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_layer_is_one_layer_however_it_is_spelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sum of an SDXL LoRA under original names, of one under diffusers' names, and of one of ComfyUI."""
+    modules = tiny.diffusers_modules("sdxl")
+    first, second, third = (content("sdxl", modules, seed) for seed in (1, 2, 3))
+    in_diffusers = {name: f"lora_unet_{path.replace('.', '_')}" for name, (path, _) in UNET["sdxl"].items()}
+    native = {name: f"diffusion_model.{path}" for name, (_, path) in UNET["sdxl"].items()}
+    files = {"a": first, "b": renamed(second, in_diffusers), "c": renamed(third, native)}
+    for name, tensors in files.items():
+        loras.write(tmp_path / f"{name}.safetensors", tensors, "sdxl")
+    for tool in (merge_lora, svd_merge_lora):
+        words = ["--models", *(tmp_path / f"{name}.safetensors" for name in files), "--ratios", "0.5", "1", "2"]
+        more = ["--concat"] if tool is merge_lora else ["--new_rank", "12"]
+        assert tool.main([str(word) for word in (*words, "--save_to", tmp_path / "sum.safetensors", *more)]) == 0
+        merged, _ = loras.read(tmp_path / "sum.safetensors")
+        assert {key.partition(".")[0] for key in merged} == layers("sdxl").keys()
+        for name in layers("sdxl"):
+            expected = 0.5 * delta(first, name) + delta(second, name) + 2 * delta(third, name)
+            assert relative(delta(merged, name), expected) < 1e-5
+    capsys.readouterr()
+
+
+def renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors with other names for some layers."""
+    found = {}
+    for key, value in tensors.items():
+        layer, _, tensor = key.partition(".")
+        found[f"{names.get(layer, layer)}.{tensor}"] = value
+    return found

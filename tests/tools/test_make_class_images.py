@@ -179,3 +179,11 @@ def test_it_starts_by_path_from_anywhere_and_as_a_module(tmp_path, by_path) -> N
         [sys.executable, *start, "--help"], cwd=folder, capture_output=True, text=True, encoding="utf-8"
     )
     assert done.returncode == 0 and "--write_captions" in done.stdout, done.stderr
+
+
+def test_a_bar_shows_the_steps_of_the_missing_images(model, tmp_path, capsys) -> None:
+    out = tmp_path / "1_cat"
+    for count, steps in ((1, 2), (3, 4)):
+        assert make(model, out, "--prompt", "a cat", "--seed", "1", "--count", str(count)) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("drawing")]
+        assert f" {steps}/{steps} [" in line

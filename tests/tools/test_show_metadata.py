@@ -70,7 +70,7 @@ def section(text: str, heading: str) -> list[list[str]]:
 def test_a_file_as_people_read_it(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, file)
     assert text == shown(capsys, "--model", file)
-    assert text.startswith(f"{file}\n1 tensors, F16\n")
+    assert text.startswith(f"{file}\n1 tensor, F16\n")
     assert section(text, "Title and kind")[0] == ["title", "Sks"]
     training = section(text, "Training")
     assert training[:2] == [["training_comment", "first", "line"], ["second", "line"]]
@@ -202,4 +202,4 @@ def test_a_reader_may_stop_reading(tmp_path: Path) -> None:
         assert program.stdout is not None and program.stderr is not None
         assert program.stdout.readline().strip() == str(file).encode()
         program.stdout.close()
-        assert (program.stderr.read(), program.wait()) == (b"", 0)
+        assert (program.stderr.read(), program.wait()) == (b"", 1)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed.nn.functional
 
 from library.checkpoints.files import read_header
-from library.data.batch import Batch
+from library.data.batch import Batch, Unread
 from library.data.buckets import build_bucket_table
 from library.data.dataset import TrainingDataset
 from library.data.order import BatchRequest, EpochOrder
@@ -37,9 +37,10 @@ from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
 from library.runtime.processes import Processes
 from library.training.conditioning import Conditioner
+from library.training.left_out import LeftOut
 from library.training.loop import Loop
 from library.training.plan.duration import Duration
-from library.training.saving.state import Progress
+from library.training.saving.state import Progress, RandomStates
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
 from library.training.weight_averaging import Weights
@@ -54,9 +55,10 @@ TOKENIZER = ClipTokenizers({"text_encoder": ClipTokenizer(49407)})
 
 @dataclass
 class FixedOrder:
-    """One epoch of one window: the seven samples, in batches of `sizes`."""
+    """One epoch of one window: the seven samples, in batches of `sizes`, or those at `places` one by one."""
 
-    sizes: Sequence[int]
+    sizes: Sequence[int] = ()
+    places: Sequence[int] = ()
     steps_per_epoch: int = 1
 
     def requests(self, epoch: int, skip_windows: int = 0, rank: int = 0, world: int = 1) -> Iterator[BatchRequest]:
@@ -65,6 +67,9 @@ class FixedOrder:
             last = start + size == len(SAMPLES)
             yield BatchRequest(epoch, 0, SIZE, SAMPLES[start : start + size], start, len(SAMPLES), last)
             start += size
+        for place in self.places:
+            last = place == self.places[-1]
+            yield BatchRequest(epoch, 0, SIZE, (SAMPLES[place],), place, len(self.places), last)
 
 
 class FakeConsole:
@@ -96,6 +101,11 @@ def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Proces
     )
 
 
+def left_out_of(run: Any, images: int = 100) -> LeftOut:
+    """Counts, and saves nothing."""
+    return LeftOut(images, run.processes, run.say, lambda progress: Path("state"), RandomStates())
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> TrainingDataset:
     folder = tmp_path_factory.mktemp("images")
@@ -121,7 +131,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_step(
-    sizes: Sequence[int], dataset: TrainingDataset, model_file: Path, spoil: bool = False
+    order: Sequence[int] | FixedOrder, dataset: TrainingDataset, model_file: Path, spoil: bool = False
 ) -> tuple[Any, float]:
     """Model and loss after one step of plain gradient descent, clipped, on the samples split into micro-batches."""
     from accelerate import Accelerator
@@ -137,22 +147,24 @@ def one_step(
     )
     losses = losses_of(model, objective)
     seen: list[dict[str, float]] = []
+    run = fake_run(accelerator, seen)
 
     def spoiled(batch: Batch) -> tuple[Term, ...]:
         (term,) = losses(batch)
         return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
     loop = Loop(
-        run=fake_run(accelerator, seen),
+        run=run,
         trainable=Trainable(parts, frozenset({"unet", "text_encoder"})),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         weights=Weights(optimizer),
-        order=FixedOrder(sizes),  # type: ignore[arg-type]
+        order=order if isinstance(order, FixedOrder) else FixedOrder(order),  # type: ignore[arg-type]
+        left_out=left_out_of(run),
         losses=spoiled,
         batches=lambda requests: ((request, dataset[request]) for request in requests),
         due=(),
-        duration=Duration(1, 1, 1, len(sizes), ""),
+        duration=Duration(1, 1, 1, len(SAMPLES), ""),
         max_grad_norm=0.1,
     )
     loop.train(Progress())
@@ -176,6 +188,27 @@ def test_a_step_does_not_depend_on_how_its_samples_are_split(dataset: TrainingDa
             assert step > 1e-3
             # float32 sums in another order; dividing each micro-batch by its own size is off by more than a tenth
             assert (other - one).norm() / step < 2e-5, (sizes, module)
+
+
+def test_a_step_with_samples_that_cannot_be_read_is_one_of_the_others(
+    dataset: TrainingDataset, model_file: Path, tmp_path: Path
+) -> None:
+    """Two of seven are gone, regularisation images, one of them a whole batch. The reference is a window that never had
+    them."""
+    records = list(dataset.images.records)
+    for gone in (2, 5):
+        records[gone] = replace(records[gone], folder=tmp_path)
+    partly = replace(dataset, images=replace(dataset.images, records=tuple(records)), retry_delays=())
+    before = load_model(read_header(model_file))
+    expected, expected_loss = one_step(FixedOrder(places=[0, 1, 3, 4, 6]), dataset, model_file)
+    found, loss = one_step([2, 1, 2, 2], partly, model_file)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for module in ("unet", "text_encoder"):
+        start, one, other = (flat(model.modules()[module]) for model in (before, expected, found))
+        step = (one - start).norm()
+        assert step > 1e-3
+        # float32 sums in another order
+        assert (other - one).norm() / step < 2e-5, module
 
 
 def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: TrainingDataset, model_file: Path) -> None:
@@ -222,6 +255,7 @@ class Toy:
     accumulation: int = 2
     steps: int = 2
     processes: Processes = Processes()
+    unread: tuple[int, ...] = ()  # records that cannot be read
 
     def __post_init__(self) -> None:
         self.layer = torch.nn.Linear(1, 1, bias=False)
@@ -245,24 +279,32 @@ class Toy:
             autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False
         )
         run = fake_run(accelerator, self.logged, self.processes)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
         loop = Loop(
             run=run,
             trainable=Trainable(parts, frozenset()),
             optimizer=self.optimizer,
-            schedule=torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0),
+            schedule=self.schedule,
             weights=Weights(self.optimizer),
             order=order,
+            left_out=left_out_of(run),
             losses=self._losses,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
             due=(lambda progress, epoch_ended: self.called.append((progress.step, run.console.is_paused)),),
             duration=Duration(self.steps, 1, order.steps_per_epoch, 0, ""),
             max_grad_norm=0.0,
         )
-        loop.train(Progress())
+        self.progress = loop.train(Progress())
 
     def _batch(self, request: BatchRequest) -> Any:
-        (sample,) = request.samples
-        return SimpleNamespace(number=sample[0], weights=torch.ones(1), paths=(f"image_{sample[0]}.png",))
+        ((number, _),) = request.samples
+        path, is_unread = f"image_{number}.png", number in self.unread
+        return SimpleNamespace(
+            number=number,
+            weights=torch.tensor([0.0 if is_unread else 1.0]),
+            paths=(path,),
+            unread=(Unread(request.first_sample, path, "it is gone"),) if is_unread else (),
+        )
 
     def _losses(self, batch: Any) -> tuple[Term, ...]:
         self.seen.append(batch.number)
@@ -312,14 +354,39 @@ def test_a_single_term_is_logged_as_the_loss_and_several_each_by_its_name() -> N
     assert torch.equal(one.layer.weight, two.layer.weight)
 
 
-def _as_rank(rank: int, folder: Path, spoiled: bool) -> None:
+def test_a_window_in_which_nothing_was_read_counts_as_a_step_and_changes_nothing() -> None:
+    """Four windows of one sample, of which one is gone: weight and momentum as after three steps of gradient 1."""
+    toy, three = (
+        Toy(lambda weight, number: (Term("denoising", weight),), records=count, accumulation=1, steps=count)
+        for count in (4, 3)
+    )
+    toy.unread = (2,)
+    toy.run()
+    three.run()
+    assert torch.equal(toy.layer.weight, three.layer.weight)
+    momentum, expected = (one.optimizer.state_dict()["state"][0]["momentum_buffer"] for one in (toy, three))
+    assert torch.equal(momentum, expected)
+    assert toy.progress.step == 4 and toy.schedule.last_epoch == 3
+    assert [step for step, _ in toy.called] == [1, 2, 3, 4, 4]  # also at the end of the epoch
+    assert [values["loss"] for values in toy.logged if "loss" in values] == [
+        values["loss"] for values in three.logged if "loss" in values
+    ]
+
+
+def test_a_run_whose_first_window_cannot_be_read_goes_on() -> None:
+    toy = Toy(lambda weight, number: (Term("denoising", weight),), records=2, accumulation=1, steps=2, unread=(0, 1))
+    toy.run()
+    assert toy.progress.step == 2 and not toy.logged and toy.layer.weight.item() == 1.0
+
+
+def _as_rank(rank: int, folder: Path, spoiled: bool, unread: tuple[int, ...] = ()) -> None:
     """One of two processes: what it logged, which records it computed and how it ended, as a file."""
     processes = join(rank, 2, folder)
 
     def terms(weight: torch.Tensor, number: int) -> tuple[Term, ...]:
         return (Term("denoising", weight * (torch.nan if spoiled and number == 2 else number + 1.0)),)
 
-    toy = Toy(terms, records=3, accumulation=3, steps=1, processes=processes)
+    toy = Toy(terms, records=3, accumulation=3, steps=1, processes=processes, unread=unread)
     error = ""
     try:
         toy.run()
@@ -332,8 +399,8 @@ def _as_rank(rank: int, folder: Path, spoiled: bool) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def two_ranks(folder: Path, spoiled: bool) -> list[dict[str, Any]]:
-    torch.multiprocessing.spawn(_as_rank, (folder, spoiled), nprocs=2)
+def two_ranks(folder: Path, spoiled: bool, unread: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    torch.multiprocessing.spawn(_as_rank, (folder, spoiled, unread), nprocs=2)
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 
@@ -347,6 +414,14 @@ def test_two_processes_report_one_loss_and_the_first_one_writes(tmp_path: Path) 
     # gradients stay each rank's own here: together they are those of the loss
     moved = [1.0 - rank["weight"] for rank in (first, second)]
     assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)
+
+
+def test_all_processes_divide_by_the_samples_that_any_of_them_read(tmp_path: Path) -> None:
+    """The sample of 2 is gone on one rank: (1 + 3) / 2, and each rank has its part of that gradient."""
+    first, second = two_ranks(tmp_path, spoiled=False, unread=(1,))
+    assert first["logged"][0]["loss"] == pytest.approx((1 + 3) / 2)
+    moved = [1.0 - rank["weight"] for rank in (first, second)]
+    assert sum(moved) == pytest.approx(0.1 * (1 + 3) / 2, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_message(tmp_path: Path) -> None:

@@ -89,11 +89,14 @@ def test_masks_without_effect_change_nothing(world: World, tmp_path: Path, capsy
     assert not close(train(world, capsys, tmp_path / "half", flip_aug=True, **masked(world, "half")), plain, 1e-2)
 
 
-def test_black_masks_train_nothing(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {"optimizer_args": ["weight_decay=0"], "mask_normalise": "sample"}
-    outcome = train(world, capsys, tmp_path, **masked(world, "black"), **flags)
-    assert outcome.losses == {1: 0.0, 2: 0.0}
-    assert_equal_files(world.model, tmp_path / "dog.safetensors")
+def test_black_masks_are_refused_before_the_model_is_loaded(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = masked(world, "black")
+    outcome = run(world.arguments(tmp_path, **flags, max_train_steps=1, dry_run=True), capsys)
+    assert outcome.code == 2 and "nothing would be trained: the masks of all 3 images are black" in outcome.err
+    outcome = run(world.arguments(tmp_path, **flags, max_train_steps=1, mask_floor=0.1, dry_run=True), capsys)
+    assert outcome.code == 0 and "3 images with a mask: 0% of the area counts on average (0% to 0%)" in outcome.out
 
 
 def test_an_even_mask_weights_and_a_normalised_one_does_not(

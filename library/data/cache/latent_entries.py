@@ -1,7 +1,7 @@
 """List the cache entries that a run needs, name their files, and check whether an existing file is up to date.
 
 A file written by this trainer is up to date if its fingerprint has the same settings (VAE, scaling and crop, background
-of transparency, source of the mask) and the same hashes of image and mask.
+of transparency, conversion to sRGB, source of the mask) and the same hashes of image and mask.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class CacheEntry:
     size: tuple[int, int]
     geometry: Geometry
     transparent: bool
+    converted: bool  # to sRGB, by its colour profile
     settings: str
     flip: bool  # whether any of its records needs the mirror image
 
@@ -86,7 +87,7 @@ def list_entries(
         chosen = source(index)
         image, mask = str(record.path), None if chosen.mask is None else str(chosen.mask)
         alpha = chosen.alpha_mask and mask is None
-        settings = _settings(record, chosen, vae, "file" if mask else "alpha" if alpha else "none")
+        settings = _settings(record, chosen, vae, "luminance" if mask else "alpha" if alpha else "none")
         settings = settings_of.setdefault(settings, settings)
         key = (image, mask, settings)
         flips[key] = flips.get(key, False) or flip[index]
@@ -94,6 +95,7 @@ def list_entries(
             entries[key] = CacheEntry(
                 number=len(entries), record=index, image=image, mask=mask, alpha_mask=alpha, size=record.size,
                 geometry=geometries.setdefault(chosen.geometry, chosen.geometry), transparent=record.transparent,
+                converted=record.profile == "converted",
                 settings=settings, flip=False,
             )  # fmt: skip
         of_record.append(entries[key].number)
@@ -106,7 +108,18 @@ def _settings(record: ImageRecord, source: LatentSource, vae: str, mask: str) ->
     geometry = source.geometry
     interpolation = geometry.interpolation if geometry.resized != record.size else None
     background = source.background if record.transparent else None
-    parts = (_VERSION, vae, geometry.bucket, geometry.resized, geometry.offset, interpolation, background, mask)
+    profile = ("sRGB",) if record.profile == "converted" else ()
+    parts = (
+        _VERSION,
+        vae,
+        geometry.bucket,
+        geometry.resized,
+        geometry.offset,
+        interpolation,
+        background,
+        mask,
+        *profile,
+    )
     return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -220,14 +233,15 @@ class CacheFiles:
     def _fits_third_party(self, file: str, found: Entry, entry: CacheEntry) -> bool:
         """Whether sd-scripts, or a program with its rules, would create this file from the current image.
 
-        sd-scripts encodes the hidden colours of transparent areas, which is harmless only if transparency is the mask.
+        sd-scripts ignores colour profiles. It encodes the hidden colours of transparent areas, which is harmless only
+        if transparency is the mask.
         A file name shared by several entries is ambiguous.
         """
         arrays, geometry = found.arrays, entry.geometry
         shapes = {name: array.shape for name, array in arrays.items()}
         bucket = (geometry.bucket[1], geometry.bucket[0])
         centre = images.centre_offset(Placement(geometry.bucket, geometry.resized))
-        if entry.mask or self._npz_name_is_shared(entry) or geometry.offset != centre:
+        if entry.mask or entry.converted or self._npz_name_is_shared(entry) or geometry.offset != centre:
             return False
         if geometry.interpolation is not None and geometry.resized != entry.size:
             return False

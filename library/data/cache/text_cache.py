@@ -31,6 +31,7 @@ from library.checkpoints.header import CheckpointError, TensorInfo
 from library.checkpoints.lazy import torch_dtype
 from library.checkpoints.writer import write_safetensors
 from library.data.cache.work_sharing import processing_order
+from library.data.retries import read_one
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
@@ -87,8 +88,10 @@ class DiskTexts:
         return len(self.texts)
 
     def get(self, texts: Sequence[str]) -> Outputs:
-        """As MemoryTexts.get. Raises UserError for an entry that was removed or damaged after the cache was built."""
-        return _stacked([{place.output: _read_or_raise(place) for place in self.texts[text]} for text in texts])
+        """As MemoryTexts.get. Raises Unreadable for an entry that was removed or damaged after the cache was built."""
+        return read_one(
+            lambda: _stacked([{place.output: _read_or_raise(place) for place in self.texts[text]} for text in texts])
+        )
 
 
 TextStore = MemoryTexts | DiskTexts

@@ -1,1 +1,1 @@
-"""From folders and dataset files to image records. Reads file names and headers, and decodes no image."""
+"""From folders and dataset files to image records. Reads file names and headers, and decodes masks alone."""

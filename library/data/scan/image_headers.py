@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from library.data.colour_profiles import ProfileUse, profile_use
 from library.data.image_files import BadImage, check_sums, missing_package, orientation, prepare_pillow, too_large
 from library.options.groups.dataset import DatasetOptions
 
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
 _TAIL = 1 << 16
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _IEND = b"IEND\xae\x42\x60\x82"  # the last chunk of a PNG: its name and checksum
+_WITH_FRAMES = ("GIF", "WEBP", "PNG", "AVIF", "JXL", "TIFF")
 _METADATA_CHUNKS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # PNG chunks that may contain EXIF
 
 
 @dataclass(frozen=True)
 class Header:
-    """Upright size (EXIF orientation applied), and whether the image may have transparency."""
+    """Upright size (EXIF orientation applied), whether the image may have transparency, its colour profile, and whether
+    other frames or pages follow the first, which is the one that is used."""
 
     size: tuple[int, int]  # width, height
     transparent: bool
+    profile: ProfileUse = ""
+    animated: bool = False
 
 
 def read_header(path: Path, most_memory: float = DatasetOptions.max_image_memory) -> Header:
@@ -54,7 +59,8 @@ def read_header(path: Path, most_memory: float = DatasetOptions.max_image_memory
                 width, height = image.size
                 if _orientation(image, file, end) in _TRANSPOSED:
                     width, height = height, width
-                return Header((width, height), bool(image.has_transparency_data))
+                transparent, profile = bool(image.has_transparency_data), profile_use(image)
+                return Header((width, height), transparent, profile, _has_frames(image))
     except UnidentifiedImageError as error:
         package = missing_package(path)
         raise BadImage(f"install {package} to read it" if package else "unknown image format") from error
@@ -68,6 +74,11 @@ def _orientation(image: PilImage.Image, file: BinaryIO, png_end: int | None) -> 
     if png_end is not None and any(name in _tail(file, png_end) for name in _METADATA_CHUNKS):
         image.load()
     return orientation(image)
+
+
+def _has_frames(image: PilImage.Image) -> bool:
+    """Whether other frames or pages follow; the second picture of a phone's JPEG and layers are none."""
+    return image.format in _WITH_FRAMES and bool(getattr(image, "is_animated", False))
 
 
 def _check_complete(image: PilImage.Image, file: BinaryIO, length: int, png_end: int | None) -> None:

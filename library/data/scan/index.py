@@ -1,4 +1,4 @@
-"""An index of image sizes, captions and their lengths in one SQLite file, so that later runs need not read them again.
+"""An index of image sizes, masks, captions and their lengths in one SQLite file, so that later runs need not read them.
 
 An entry is valid while its file has the same length and mtime. All datasets of a cache folder share one index, so
 images used at several resolutions or in several runs are read once. It uses SQLite's default journal: the write-ahead
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from library.data.scan.image_headers import Header
 
@@ -23,14 +23,17 @@ Text = tuple[str, bool]  # a caption, and whether unused lines follow
 Result = TypeVar("Result")
 
 FILE_NAME = "pictures.sqlite"
-VERSION = 2
+VERSION = 5
 _TIMEOUT = 20.0  # seconds to wait for another run to finish writing
 _COARSEST = 2_000_000_000  # ns: FAT stores mtimes in steps of two seconds
 _CREATE = (
     "CREATE TABLE folders (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE)",
     "CREATE TABLE headers (folder INTEGER NOT NULL, name TEXT NOT NULL, length INTEGER NOT NULL, "
     "changed INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, transparent INTEGER NOT NULL, "
-    "PRIMARY KEY (folder, name)) WITHOUT ROWID",
+    "profile TEXT NOT NULL, animated INTEGER NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID",
+    "CREATE TABLE masks (folder INTEGER NOT NULL, transparency INTEGER NOT NULL, name TEXT NOT NULL, "
+    "length INTEGER NOT NULL, changed INTEGER NOT NULL, mean REAL NOT NULL, least INTEGER NOT NULL, "
+    "most INTEGER NOT NULL, coloured INTEGER NOT NULL, PRIMARY KEY (folder, name, transparency)) WITHOUT ROWID",
     "CREATE TABLE captions (folder INTEGER NOT NULL, reading TEXT NOT NULL, name TEXT NOT NULL, "
     "length INTEGER NOT NULL, changed INTEGER NOT NULL, text TEXT NOT NULL, more INTEGER NOT NULL, "
     "PRIMARY KEY (folder, name, reading)) WITHOUT ROWID",
@@ -39,6 +42,15 @@ _CREATE = (
     f"PRAGMA user_version = {VERSION}",
 )
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA"}
+
+
+class MaskValues(NamedTuple):
+    """The values of a mask, 0 to 255: their mean as a share of 255, the least and the most. `coloured`: not grey."""
+
+    mean: float
+    least: int
+    most: int
+    coloured: bool = False
 
 
 class Index:
@@ -54,7 +66,7 @@ class Index:
         self._database: sqlite3.Connection | None = None
         self._read_only = False
         self._unambiguous_before = time.time_ns() - _COARSEST
-        self._shared: dict[tuple[int, int, int], Header] = {}
+        self._shared: dict[tuple[int, int, int, str, int], Header] = {}
 
     def __enter__(self) -> Index:
         if self._path is not None:
@@ -75,21 +87,33 @@ class Index:
         known: dict[str, Header] = {}
         deleted: list[str] = []
         query = (
-            "SELECT name, length, changed, width, height, transparent FROM headers "
+            "SELECT name, length, changed, width, height, transparent, profile, animated FROM headers "
             "WHERE folder = (SELECT id FROM folders WHERE path = ?)"
         )
-        for name, length, changed, width, height, transparent in self._query(query, (folder,)):
+        for name, length, changed, width, height, transparent, profile, animated in self._query(query, (folder,)):
             stamp = stamps.get(name)
             if stamp is None:
                 deleted.append(name)
             elif stamp[0] == length and stamp[1] == changed:
-                key = (width, height, transparent)
+                key = (width, height, transparent, profile, animated)
                 header = self._shared.get(key)
                 if header is None:
-                    header = self._shared[key] = Header((width, height), bool(transparent))
+                    header = self._shared[key] = Header((width, height), bool(transparent), profile, bool(animated))
                 known[name] = header
         self._delete("headers", folder, deleted)
         return known
+
+    def masks(self, folder: str, transparency: bool, stamps: Mapping[str, Stamp]) -> dict[str, MaskValues]:  # noqa: FBT001
+        """The same for masks in a folder: mask files, or images whose transparency is their mask. Deletes no entry."""
+        query = (
+            "SELECT name, length, changed, mean, least, most, coloured FROM masks "
+            "WHERE folder = (SELECT id FROM folders WHERE path = ?) AND transparency = ?"
+        )
+        return {
+            name: MaskValues(mean, least, most, bool(coloured))
+            for name, length, changed, mean, least, most, coloured in self._query(query, (folder, transparency))
+            if stamps.get(name) == (length, changed)
+        }
 
     def captions(
         self, folder: str, reading: str, stamps: Mapping[str, Stamp], others: Collection[str] = ()
@@ -116,11 +140,20 @@ class Index:
     def store_headers(self, folder: str, found: Iterable[tuple[str, Stamp, Header]]) -> None:
         """Store headers of images."""
         rows = [
-            (name, *stamp, *header.size, header.transparent)
+            (name, *stamp, *header.size, header.transparent, header.profile, header.animated)
             for name, stamp, header in found
             if stamp[1] < self._unambiguous_before
         ]
-        self._write(folder, f"INSERT OR REPLACE INTO headers VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?)", rows)
+        self._write(folder, f"INSERT OR REPLACE INTO headers VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def store_masks(self, folder: str, transparency: bool, found: Iterable[tuple[str, Stamp, MaskValues]]) -> None:  # noqa: FBT001
+        """Store values of masks."""
+        rows = [
+            (transparency, name, *stamp, *values)
+            for name, stamp, values in found
+            if stamp[1] < self._unambiguous_before
+        ]
+        self._write(folder, f"INSERT OR REPLACE INTO masks VALUES ({_FOLDER_ID}, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def store_captions(self, folder: str, reading: str, found: Iterable[tuple[str, Stamp, Text]]) -> None:
         """Store caption texts."""
@@ -225,7 +258,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if _version(database) != VERSION:
             with _transaction(database):
                 if _version(database) != VERSION:  # another run may have been faster
-                    for table in ("folders", "headers", "captions", "lengths"):
+                    for table in ("folders", "headers", "masks", "captions", "lengths"):
                         database.execute(f"DROP TABLE IF EXISTS {table}")
                     for statement in _CREATE:
                         database.execute(statement)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
-from library.messages import counted
+from library.messages import counted, pip_install
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
 
@@ -186,7 +186,7 @@ def _open_file_system(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
     except ImportError as error:
         what = f"{_without_secrets(url)} needs the package fsspec, which is not installed"
-        raise UserError([Mistake(what, "pip install fsspec, or copy the data to a local folder")]) from error
+        raise UserError([Mistake(what, f"{pip_install('fsspec')}, or copy the data to a local folder")]) from error
     try:
         # a cached instance would reuse listings and credentials
         system, root = url_to_fs(url, skip_instance_cache=True)
@@ -204,7 +204,7 @@ def _missing_package(url: str, error: ImportError) -> Mistake:
         return Mistake(f"{_without_secrets(url)} cannot be read: {error}", "install that package")
     pinned = f"{package}=={fsspec.__version__}" if package in _SAME_VERSION else package
     what = f"{_without_secrets(url)} needs the package {package}, which is not installed"
-    return Mistake(what, f"pip install {pinned}, or copy the data to a local folder")
+    return Mistake(what, f"{pip_install(pinned)}, or copy the data to a local folder")
 
 
 def _protocols(system: Any) -> tuple[str, ...]:

@@ -14,24 +14,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from library.data.colour_profiles import ProfileUse
 from library.data.image_files import readable_extensions
 from library.data.scan.balance import balance
 from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
 from library.data.scan.gather import Gathered, ImageFile, caption_endings, check_masks, gather, title
 from library.data.scan.image_headers import Header
+from library.data.scan.image_notes import note_images
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories, stem
 from library.data.scan.mask_files import same_aspect_ratio
 from library.data.scan.validation_split import split
-from library.messages import counted, listed
+from library.messages import counted
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
 from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistake, UserError
 
 _MOST_BAD = 0.1  # share of unusable images above which a run stops
 _LISTED = 20  # files named in a mistake
-_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class ImageRecord:
     mask: str | None = None  # path relative to the subset's mask_dir
     held_out: bool = False  # only validated on
     score: float | None = None  # aesthetic score, 0 to 10, from metadata or subset; None: the run's
+    profile: ProfileUse = ""  # what becomes of its colour profile
+    animated: bool = False  # other frames or pages of the file are not used
 
     @property
     def path(self) -> Path:
@@ -144,7 +147,7 @@ def scan(
     findings.mistakes += sides.mistakes
     balanced = _balance(datasets, sides.trained, reg, findings)
     kept = sides.trained + balanced
-    _note_contents(findings.notes, kept, [subset for _, subset in subsets])
+    findings.notes += note_images(kept, [subset for _, subset in subsets])
     if not findings.mistakes and (mistake := check_captions(kept, [subset for _, subset in subsets])) is not None:
         findings.mistakes.append(mistake)
     if trouble:
@@ -259,6 +262,8 @@ def _build_records(
             ImageRecord(
                 image.folder, image.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
                 header.transparent, mask, score=subset.score if image.score is None else image.score,
+                profile=header.profile,
+                animated=header.animated,
             )
         )  # fmt: skip
     if later_lines:
@@ -353,26 +358,3 @@ def _balance_note(name: str, reg: list[ImageRecord], kept: list[ImageRecord], ta
     elif after > before:
         text += f"; repeated to {after}"
     return f"{text}; ratio {after / target:.2f} : 1"
-
-
-def _note_contents(notes: list[str], records: list[ImageRecord], subsets: Sequence[SubsetSpec]) -> None:
-    empty = list(dict.fromkeys(record.path for record in records if not record.caption and record.from_file))
-    if empty:
-        notes.append(
-            f"{counted(len(empty), 'image')} with an empty caption file, so an empty caption: {listed(empty, 5)}"
-        )
-    uncaptioned = len({record.path for record in records if not record.caption and not record.from_file})
-    if uncaptioned:
-        notes.append(f"{counted(uncaptioned, 'image')} without a caption file or class tokens, so an empty caption")
-    filled: dict[tuple[int, int, int], set[Path]] = {}
-    masked: set[Path] = set()
-    for record in records:
-        if record.transparent:
-            subset = subsets[record.subset]
-            by_alpha = subset.alpha_mask and record.mask is None
-            (masked if by_alpha else filled.setdefault(subset.images.background, set())).add(record.path)
-    for colour, paths in filled.items():
-        name = "white" if colour == _WHITE else f"the colour {colour}"
-        notes.append(f"{counted(len(paths), 'image')} with transparency, filled with {name}")
-    if masked:
-        notes.append(f"{counted(len(masked), 'image')} with transparency, used as mask")

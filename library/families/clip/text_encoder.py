@@ -46,11 +46,33 @@ def text_config(shapes: Shapes, kind: TextKind) -> dict[str, Any]:
 
 
 def make_text_encoder(config: Mapping[str, Any], *, projects: bool) -> nn.Module:
-    """Make transformers' CLIPTextModel, or CLIPTextModelWithProjection if it `projects`."""
+    """Make transformers' CLIPTextModel, or CLIPTextModelWithProjection if it `projects`.
+
+    Its layers have the names of transformers 5.6 and later with any release, so that weights, adapted layers and
+    training states have one set of names: see `without_text_model`.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     make = CLIPTextModelWithProjection if projects else CLIPTextModel
     module: nn.Module = make(CLIPTextConfig(**config))
+    return module if projects else without_text_model(module)
+
+
+def without_text_model(module: nn.Module) -> nn.Module:
+    """Move the layers of a CLIPTextModel out of its `text_model`, where releases before 5.6 have them.
+
+    `text_model` computes the same as the module around it, from its own children and attributes. So these are moved,
+    and the module gets its `forward`. For the module's other methods, `text_model` is the module itself.
+    """
+    inner = module._modules.get("text_model")
+    if inner is None:
+        return module
+    module._modules = inner._modules
+    for name, value in vars(inner).items():
+        vars(module).setdefault(name, value)
+    old = type(module)
+    methods = {"forward": type(inner).forward, "text_model": property(lambda self: self)}
+    module.__class__ = type(old.__name__, (old,), methods)
     return module
 
 

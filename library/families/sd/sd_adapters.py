@@ -30,6 +30,8 @@ def unet_block(path: str) -> int:
     return (1 if side == "down" else 13) + place
 
 
+_NAMES = UnetNames(unet_sd.ROWS, depths=(1, 1, 1, 0), middle=1)
+
 SD_ADAPTERS = (
     AdapterPart(
         module="text_encoder",
@@ -45,7 +47,8 @@ SD_ADAPTERS = (
         prefix="lora_unet",
         containers=UNET_CONTAINERS,
         conv_containers=CONV_CONTAINERS,
-        layers=UnetNames(unet_sd.ROWS, depths=(1, 1, 1, 0), middle=1).layers,
+        original=_NAMES.to_file,
+        layers=_NAMES.layers,
         block=unet_block,
         blocks=BLOCKS,
     ),

@@ -275,6 +275,7 @@ WRITE_INSTEAD: Mapping[str, str] = MappingProxyType(
         "train_data_dir": "image_dir",
         "reg_data_dir": "image_dir with is_reg = true",
         "mask_dir": "conditioning_data_dir",
+        "multires_training": "resolutions = [512, 768, 1024]",
     }
 )
 """Names from the command line and elsewhere that are too different from the right key to be matched."""

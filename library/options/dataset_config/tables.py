@@ -91,9 +91,14 @@ def _remedy(name: str, level: Level, kind: Kind | None) -> str:
     """What to write instead of an unknown key."""
     from difflib import get_close_matches  # imported late: only needed for an unknown key
 
+    from library.options.future_flags import FUTURE_FLAGS  # imported late: these load all options
+    from library.options.train_options import FLAGS
+
     if name in WRITE_INSTEAD:
         return f"write {WRITE_INSTEAD[name]}"
-    if _is_flag(name):
+    if name in FUTURE_FLAGS:
+        return "remove it; this version does not support it"
+    if name in FLAGS:
         return _COMMAND_LINE_ONLY
     here = [key.name for key in KEYS.values() if level in key.levels and (kind is None or kind in key.kinds)]
     plain = name.replace("-", "_").lower()
@@ -101,10 +106,3 @@ def _remedy(name: str, level: Level, kind: Kind | None) -> str:
         for found in get_close_matches(plain, candidates, n=1, cutoff=0.6):
             return f"did you mean {found}?" + ("" if found in here else f" It belongs to {_home(KEYS[found])}")
     return f"the keys of {_NAMES[level]} are {', '.join(here)}"
-
-
-def _is_flag(name: str) -> bool:
-    from library.options.future_flags import FUTURE_FLAGS  # imported late: these load all options
-    from library.options.train_options import FLAGS
-
-    return name in FLAGS or name in FUTURE_FLAGS

@@ -27,10 +27,14 @@ class RunOptions:
     strict: bool = flag(
         False, "Stop if this machine lacks something the options need, instead of replacing it by an equivalent."
     )
+    allow_unknown_keys: bool = flag(
+        False, "Train although config_file holds keys that this program does not know; they are listed in a note."
+    )
     seed: int | None = flag(
         None,
         "Random seed: the same seed gives the same run; not set = a new one each time.",
         at_least=0,
+        too_low="leave --seed out for a new one each time; the plan and the saved file show it",
         metadata="ss_seed",
     )
     max_train_steps: int = flag(

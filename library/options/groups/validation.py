@@ -23,7 +23,11 @@ class ValidationOptions:
         metadata="ss_validation_split",
     )
     validation_seed: int | None = flag(
-        None, "Seed for choosing the held-out images; not set = seed.", at_least=0, metadata="ss_validation_seed"
+        None,
+        "Seed for choosing the held-out images; not set = seed.",
+        at_least=0,
+        too_low="leave --validation_seed out to use --seed",
+        metadata="ss_validation_seed",
     )
     validate_every_n_steps: int | None = flag(
         None,

@@ -13,16 +13,20 @@ import torch
 from torch import nn
 
 from library.checkpoints.header import CheckpointError
+from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
 from library.training.trainable import Group, LossTags, Part, Trainable, named_parameters
-from networks import adapter_files, network
+from networks import network, registry
 from networks.adapter import AdapterError
+from networks.formats.read_write import read_adapter
 from networks.network import Network
 from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from library.checkpoints.adapter_key_names import AdapterPart
     from library.families.family import Family, Model
     from library.options.groups.adapter import AdapterOptions
@@ -50,14 +54,16 @@ def make_adapter(
     modules: dict[str, nn.Module] = {part.module: all_modules[part.module] for part in model.family.adapters}
     for path, multiplier in adapter.base:
         with as_user_errors(f"--base_weights {path}"):
-            merge(path, multiplier, modules, model.family.adapters, adapter)
+            merge(path, multiplier, modules, model.family.adapters, adapter, say)
             say(f"merged into the base model: {path}, multiplier {multiplier:g}")
     with as_user_errors(f"--network_module {adapter.module}"):
-        adapter_network = make_network(modules, model.family.adapters, adapter, options, facts.seed)
+        adapter_network = make_network(modules, model.family.adapters, adapter, options, facts.seed, say)
         adapter_network.attach()
         for line in adapter_network.describe():
             say(line)
-        metadata = AdapterMetadata(facts, optimization, adapter)
+        say(f"each saved file has {readable_bytes(file_size(adapter_network, facts.options.saving))}")
+        written = replace(adapter, module=module_of_file(adapter_network, adapter.module))
+        metadata = AdapterMetadata(facts, optimization, written)
         trainable = trainable_network(adapter_network, model.family, optimization.learning_rates, adapter)
         if isinstance(adapter_network, ThirdPartyNetwork):
             adapter_network.start()
@@ -74,7 +80,12 @@ def make_adapter(
 
 
 def merge(
-    path: Path, multiplier: float, modules: dict[str, nn.Module], parts: Sequence[AdapterPart], adapter: AdapterPlan
+    path: Path,
+    multiplier: float,
+    modules: dict[str, nn.Module],
+    parts: Sequence[AdapterPart],
+    adapter: AdapterPlan,
+    say: Say,
 ) -> None:
     """Merge the file of an adapter into the weights of the model. Raises AdapterError.
 
@@ -83,7 +94,15 @@ def merge(
     if adapter.settings is None:
         merge_third_party(adapter.module, path, modules, parts, ratio=multiplier)
     else:
-        network.from_tensors(modules, parts, adapter_files.read(path).tensors).merge(multiplier)
+        network.from_tensors(modules, parts, _read(path, parts, say)).merge(multiplier)
+
+
+def _read(path: Path, parts: Sequence[AdapterPart], say: Say) -> dict[str, Tensor]:
+    """The tensors of an adapter file of any program, under kohya's names."""
+    file = read_adapter(path, parts)
+    for note in file.notes:
+        say(f"{path}: {note}")
+    return file.tensors
 
 
 def make_network(
@@ -92,6 +111,7 @@ def make_network(
     adapter: AdapterPlan,
     options: AdapterOptions,
     seed: int,
+    say: Say,
 ) -> AnyNetwork:
     """Create a new network, or load that of --network_weights. Raises AdapterError."""
     if adapter.settings is None:
@@ -110,12 +130,33 @@ def make_network(
             foreign.load(adapter.weights)
         return foreign
     if adapter.weights is not None and options.dim_from_weights:
-        tensors = adapter_files.read(adapter.weights).tensors
+        tensors = _read(adapter.weights, parts, say)
         return network.from_tensors(modules, parts, tensors, settings=adapter.settings, train=adapter.trained_modules)
     own = network.create(modules, parts, adapter.settings, train=adapter.trained_modules, generator=_generator(seed))
     if adapter.weights is not None:
-        own.load(adapter_files.read(adapter.weights).tensors)
+        own.load(_read(adapter.weights, parts, say))
     return own
+
+
+def file_size(adapter_network: AnyNetwork, saving: SavingOptions) -> int:
+    """Bytes of the tensors of a saved file."""
+    if isinstance(adapter_network, Network):
+        tensors = adapter_network.tensors(None)
+    else:
+        tensors = adapter_network.module.state_dict()
+    width = torch_dtype(saving.save_precision).itemsize if saving.save_precision else None
+    return sum(tensor.numel() * (width or tensor.element_size()) for tensor in tensors.values())
+
+
+def module_of_file(adapter_network: AnyNetwork, chosen: str) -> str:
+    """The network module for the metadata: that of the layers where --dim_from_weights has read another kind than that
+    of the `chosen` module."""
+    if not isinstance(adapter_network, Network):
+        return chosen
+    kinds = list(dict.fromkeys(layer.kind for layer in adapter_network.layers))
+    named = registry.find_kind(chosen)
+    own = named is None or not kinds or any(kind.name in (named.name, named.file_kind) for kind in kinds)
+    return chosen if own else kinds[0].module
 
 
 def _generator(seed: int) -> torch.Generator:

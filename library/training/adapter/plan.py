@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from library.checkpoints.files import read_header
+from library.checkpoints.header import CheckpointError
 from library.families.family import Family
+from library.messages import pip_install
 from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
 from library.training.optim.constructors import source_file
+from library.training.saving.state import SavedState
 from networks import registry
+from networks.readers import note_on_readers
 from networks.settings import NetworkSettings, read_settings
 from networks.third_party.arguments import check_arguments, read_module_arguments
 
@@ -31,7 +36,9 @@ class AdapterPlan:
     base: tuple[tuple[Path, float], ...]
 
 
-def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mistakes) -> AdapterPlan | None:
+def decide_adapter(
+    options: AdapterOptions, family: Family | None, resume: SavedState | None, mistakes: Mistakes, notes: list[str]
+) -> AdapterPlan | None:
     """The adapter of the run; None if all weights are trained."""
     if options.network_module is None:
         return None
@@ -53,6 +60,9 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
             mistakes.add(what, remedy)
         if options.scale_weight_norms and not kind.rescales:
             mistakes.add(f"--scale_weight_norms: {kind.module} does not support it", "remove --scale_weight_norms")
+        settings = _follow_saved_dora(settings, options.network_weights if resume is None else resume.weights, notes)
+        note = note_on_readers(settings)
+        notes.extend([note] if note else [])
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
     return AdapterPlan(
         module=options.network_module,
@@ -62,6 +72,23 @@ def decide_adapter(options: AdapterOptions, family: Family | None, mistakes: Mis
         weights=options.network_weights,
         base=tuple(zip(options.base_weights, multipliers, strict=False)),
     )
+
+
+def _follow_saved_dora(settings: NetworkSettings, weights: Path | None, notes: list[str]) -> NetworkSettings:
+    """The settings with DoRA's magnitudes per output or per input, as in the weights that the run goes on from: earlier
+    versions had them per output."""
+    if not settings.use_dora or weights is None:
+        return settings
+    try:
+        tensors = read_header(weights).tensors
+    except CheckpointError:
+        return settings  # a missing file is a mistake of its own, a damaged one of whoever loads it
+    by_output = {info.shape[:1] != (1,) for name, info in tensors.items() if name.endswith(".dora_scale")}
+    by_output |= {True for name in tensors if ".lora_magnitude_vector" in name}  # PEFT's
+    if by_output != {not settings.wd_on_output}:
+        return settings
+    notes.append(f"DoRA: magnitudes per {'input' if settings.wd_on_output else 'output'}, as in {weights}")
+    return replace(settings, wd_on_output=not settings.wd_on_output)
 
 
 def _argument_texts(arguments: tuple[str, ...]) -> dict[str, str]:
@@ -101,7 +128,7 @@ def _check_module(name: str, arguments: dict[str, str], mistakes: Mistakes) -> N
         near = difflib.get_close_matches(name, [kind.module for kind in registry.KINDS], n=1)
         remedy = f"did you mean {near[0]}?" if near else "check the name; docs/adapters.md lists all modules"
         if name.startswith("lycoris."):
-            remedy = "pip install lycoris-lora==4.1.3"
+            remedy = pip_install("lycoris-lora==4.1.3")
         mistakes.add(f"--network_module {name}: there is no such module", remedy)
 
 

@@ -1,4 +1,4 @@
-"""Gradient clipping by the global norm."""
+"""Gradient clipping by the global norm, and scaling."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
     if norm.device.type == "cpu" and float(norm) + 1e-6 <= limit:
         return
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients by `factor`. A factor of 1 is skipped, since it would read and write every gradient."""
+    if factor == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

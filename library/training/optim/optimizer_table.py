@@ -12,16 +12,17 @@ from typing import Any
 class OptimizerRow:
     """One optimizer.
 
-    `path`: the class at its place of definition, which goes into the metadata. `install`: the command that installs an
-    optional package. `defaults`: arguments that belong to the short name; users may override them. The state of a
-    parameter takes `state_tensors` numbers in the format of the weights plus `state_bytes` bytes. `fp32_state`: state
-    and arithmetic stay precise with fp16 weights. `learning_rate_free`: the optimizer estimates the learning rate, and
-    the given rate is a factor of about 1. `schedule_free`: it averages weights instead of lowering the learning rate.
+    `path`: the class at its place of definition, which goes into the metadata. `package`: the optional package that
+    it needs, with its version. `defaults`: arguments that belong to the short name; users may override them. The
+    state of a parameter takes `state_tensors` numbers in the format of the weights plus `state_bytes` bytes.
+    `fp32_state`: state and arithmetic stay precise with fp16 weights. `learning_rate_free`: the optimizer estimates
+    the learning rate, and the given rate is a factor of about 1. `schedule_free`: it averages weights instead of
+    lowering the learning rate.
     """
 
     name: str
     path: str
-    install: str = ""
+    package: str = ""
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     state_tensors: float = 0.0
     state_bytes: float = 0.0
@@ -39,7 +40,7 @@ def _bitsandbytes(name: str, path: str, state_bytes: float, defaults: Mapping[st
     return OptimizerRow(
         name,
         f"bitsandbytes.optim.{path}",
-        "pip install bitsandbytes",
+        "bitsandbytes==0.50.2",
         defaults or MappingProxyType({}),
         state_bytes=state_bytes,
         fp32_state=True,
@@ -48,13 +49,13 @@ def _bitsandbytes(name: str, path: str, state_bytes: float, defaults: Mapping[st
 
 def _d_adaptation(name: str, path: str, state_tensors: float) -> OptimizerRow:
     return OptimizerRow(
-        name, f"dadaptation.{path}", "pip install dadaptation", state_tensors=state_tensors, learning_rate_free=True
+        name, f"dadaptation.{path}", "dadaptation==3.2", state_tensors=state_tensors, learning_rate_free=True
     )
 
 
 def _schedule_free(name: str, path: str, state_tensors: float) -> OptimizerRow:
     return OptimizerRow(
-        name, f"schedulefree.{path}", "pip install schedulefree", state_tensors=state_tensors, schedule_free=True
+        name, f"schedulefree.{path}", "schedulefree==1.4.1", state_tensors=state_tensors, schedule_free=True
     )
 
 
@@ -64,7 +65,7 @@ OPTIMIZERS: tuple[OptimizerRow, ...] = (
     _bitsandbytes("PagedAdamW", "adamw.PagedAdamW", 8),
     _bitsandbytes("PagedAdamW8bit", "adamw.PagedAdamW8bit", 2 * _BYTE),
     _bitsandbytes("PagedAdamW32bit", "adamw.PagedAdamW32bit", 8),
-    OptimizerRow("Lion", "lion_pytorch.lion_pytorch.Lion", "pip install lion-pytorch", state_tensors=1),
+    OptimizerRow("Lion", "lion_pytorch.lion_pytorch.Lion", "lion-pytorch==0.2.5", state_tensors=1),
     _bitsandbytes("Lion8bit", "lion.Lion8bit", _BYTE),
     _bitsandbytes("PagedLion8bit", "lion.PagedLion8bit", _BYTE),
     OptimizerRow("SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1),
@@ -79,7 +80,7 @@ OPTIMIZERS: tuple[OptimizerRow, ...] = (
     _d_adaptation("DAdaptLion", "dadapt_lion.DAdaptLion", 2),
     _d_adaptation("DAdaptSGD", "dadapt_sgd.DAdaptSGD", 3),
     OptimizerRow(
-        "Prodigy", "prodigyopt.prodigy.Prodigy", "pip install prodigyopt", state_tensors=4, learning_rate_free=True
+        "Prodigy", "prodigyopt.prodigy.Prodigy", "prodigyopt==1.1.2", state_tensors=4, learning_rate_free=True
     ),
     # factored second moments over the last two dimensions: for SD's U-Net with its 3 x 3 kernels 2.1 bytes a parameter
     OptimizerRow(

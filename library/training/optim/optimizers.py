@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from library.messages import pip_install
 from library.options.mistakes import Mistake, UserError
 from library.training.optim.argument_types import Accepts
 from library.training.optim.constructors import check_arguments, check_required, load, look_up, read_arguments
@@ -98,7 +99,8 @@ def _find_row(name: str) -> tuple[OptimizerRow, Mapping[str, Accepts] | None, li
     found = look_up(row.path)
     mistakes = []
     if found.missing_package:
-        remedy = row.install or f"install the package that provides {found.missing_package}"
+        provider = f"install the package that provides {found.missing_package}"
+        remedy = pip_install(row.package) if row.package else provider
         mistakes.append(Mistake(f"--optimizer_type {name}: {found.problem}", remedy))
     elif row.path.endswith(".LBFGS"):
         mistakes.append(Mistake(f"--optimizer_type {name} needs several losses per step", "use another optimizer"))

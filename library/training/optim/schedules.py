@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.options.train_options import FLAGS
 from library.training.optim.constructors import check_arguments, check_required, load, look_up, read_arguments
@@ -152,7 +153,7 @@ def _find_row(
         note = f"{optimizer.name} needs no schedule: --lr_scheduler {name} has no effect, {used} is used"
         return rows[used], [note] if name not in {"constant", used} else []
     if name == "constant" and warmup:
-        note = f"--lr_scheduler constant with a warm-up of {warmup} steps: constant_with_warmup is used"
+        note = f"--lr_scheduler constant with a warm-up of {counted(warmup, 'step')}: constant_with_warmup is used"
         return rows["constant_with_warmup"], [note]
     if name not in rows:
         near = difflib.get_close_matches(name, rows, 1, 0.6)

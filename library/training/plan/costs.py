@@ -28,20 +28,26 @@ class BytesPerParameter:
 @dataclass(frozen=True)
 class Costs:
     """Bytes. `training` is weights + gradients + optimizer state; activations, which depend on the batch, come on
-    top."""
+    top. `models` and `states` are the most that are on the disk at once."""
 
     weights: int
     gradients: int
     optimizer: int
     model_file: int
     state_folder: int
-    disk: int
+    models: int
+    states: int
     free: int | None
 
     @property
     def training(self) -> int:
         """Memory that does not depend on the batch."""
         return self.weights + self.gradients + self.optimizer
+
+    @property
+    def disk(self) -> int:
+        """Disk space when most files are there at once."""
+        return self.models * self.model_file + self.states * self.state_folder
 
 
 def count_costs(
@@ -69,19 +75,20 @@ def count_costs(
         optimizer=optimizer,
         model_file=model_file,
         state_folder=state_folder,
-        disk=models * model_file + states * state_folder,
+        models=models,
+        states=states,
         free=free_bytes(folder),
     )
 
 
-def count_adapter_costs(sizes: PartSizes, base_bytes: int, folder: Path) -> Costs:
+def count_adapter_costs(sizes: PartSizes, base_bytes: int, peak_files: tuple[int, int], folder: Path) -> Costs:
     """Memory of the frozen base model under an adapter, `base_bytes` per parameter.
 
     The adapter is small in comparison; its memory is reported after it is created.
     """
     vae = sizes.total(("vae",))
     weights = (sizes.total() - vae) * base_bytes + vae * 4
-    return Costs(weights, 0, 0, 0, 0, 0, free_bytes(folder))
+    return Costs(weights, 0, 0, 0, 0, *peak_files, free_bytes(folder))
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -99,11 +106,3 @@ def nearest_existing(folder: Path) -> Path:
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder
-
-
-def readable_bytes(count: float) -> str:
-    """`2.1 GB`, `34 MB`, `0.5 kB`: decimal units, as file managers show them."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"

@@ -23,9 +23,11 @@ from library.training.validation.plan import ValidationPlan, decide_validation
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The options of the user, and what follows from them with this machine, base model and data."""
+    """The options of the user, and what follows from them with this machine, base model and data. `given`: names of the
+    options that differ from the program's defaults."""
 
     options: TrainOptions
+    given: frozenset[str]
     machine: Machine
     precision: Precision
     base_model: BaseModel
@@ -52,6 +54,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     order = images.order(options.memory.gradient_accumulation_steps, seed)
     return RunFacts(
         options=options,
+        given=parsed.given,
         machine=machine,
         precision=avoid_fp16_vae(precision, base_model.family.latent, machine, notes),
         base_model=base_model,

@@ -17,6 +17,7 @@ from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions
 from library.runtime.garbage import gc_paused
+from library.training.plan.masks import check_masks
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Images:
     held_out: buckets.BucketTable
     subsets: tuple[SubsetCount, ...]
     captions: Captions
-    notes: tuple[str, ...]  # about the dataset file
+    notes: tuple[str, ...]  # about the dataset file and the masks
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
@@ -66,6 +67,11 @@ class Images:
     def all_placements(self) -> tuple[buckets.Placement, ...]:
         """The placements of `all_records`."""
         return self.table.placements + self.held_out.placements
+
+    @property
+    def number_of_files(self) -> int:
+        """The number of different training images: several datasets may contain one image."""
+        return len({record.path for record in self.records})
 
     def order(self, accumulation: int, seed: int) -> EpochOrder:
         """The order of the batches of every epoch."""
@@ -106,7 +112,8 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
     mistakes.extend(bucket_mistakes)
     if described.mistakes or scanned.mistakes or bucket_mistakes:
         return None
-    notes = (*described.notes, *unused_face_crops(described.datasets))
+    mask_notes = check_masks(options.mask, scanned, index, mistakes)
+    notes = (*described.notes, *unused_face_crops(described.datasets), *mask_notes)
     lengths = Captions(0, 0, "", ()) if tokenizer is None else count_captions(scanned, tokenizer, index)
     return Images(scanned, table, held_out, count_subsets(scanned), lengths, notes)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from library.messages import readable_bytes
 from library.objective import check_options
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
@@ -20,7 +22,7 @@ from library.training.optim.learning_rates import Optimization, decide_learning_
 from library.training.optim.optimizers import choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
-from library.training.plan.costs import BytesPerParameter, Costs, count_adapter_costs, count_costs, readable_bytes
+from library.training.plan.costs import BytesPerParameter, Costs, count_adapter_costs, count_costs
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
@@ -28,6 +30,7 @@ from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
+from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
 from library.training.saving.state import Identity, Progress, SavedState
@@ -42,6 +45,7 @@ class Plan:
     adapter: AdapterPlan | None
     optimization: Optimization
     outputs: Outputs
+    curve: Path | None
     preview: PreviewPlan | None
     trackers: Trackers
     costs: Costs
@@ -66,7 +70,7 @@ def decide(parsed: Parsed) -> Plan:
     family = None if facts is None else facts.base_model.family
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
-    adapter = decide_adapter(options.adapter, family, mistakes)
+    adapter = decide_adapter(options.adapter, family, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
     trackers = decide_trackers(options.run, mistakes)
@@ -97,6 +101,7 @@ def decide(parsed: Parsed) -> Plan:
         adapter=adapter,
         optimization=optimization,
         outputs=outputs,
+        curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
         trackers=trackers,
         costs=costs,
@@ -141,8 +146,9 @@ def decide_workers(facts: RunFacts, notes: list[str]) -> int:
 def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs) -> Costs:
     """Memory and disk of the run."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
+    peak_files = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     if adapter is not None:
-        return count_adapter_costs(sizes, BYTES[precision.base], outputs.directory)
+        return count_adapter_costs(sizes, BYTES[precision.base], peak_files, outputs.directory)
     trained = BYTES[precision.trained]
     save_precision = facts.options.saving.save_precision
     return count_costs(
@@ -154,7 +160,7 @@ def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPl
             saved=None if save_precision is None else BYTES[save_precision],
             optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
         ),
-        count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch),
+        peak_files,
         outputs.directory,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from library.messages import counted
 from library.options.mistakes import Mistakes, UserError
 from library.options.train_options import FLAGS
 from library.training.plan.identity import DATA, SETTINGS
@@ -46,7 +47,8 @@ def check_continuation(
             )
     if saved.progress.step >= steps:
         mistakes.add(
-            f"--resume {saved.folder}: {saved.progress.step} steps are done and this run has {steps}",
+            f"--resume {saved.folder}: it was saved after step {saved.progress.step}, and this run has "
+            f"{counted(steps, 'step')}",
             "raise --max_train_steps or --max_train_epochs (both count from the first step of the first run)",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from library.messages import counted
 from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
 from library.training.plan.duration import Duration
@@ -28,11 +29,11 @@ def decide_start(
     done = (epoch - 1) * per_epoch + window
     if done >= duration.steps:
         mistakes.add(
-            f"--{flag} {getattr(options, flag)}: {done} of {duration.steps} steps would count as done",
+            f"--{flag} {getattr(options, flag)}: {done} of {counted(duration.steps, 'step')} would count as done",
             "use a smaller value, or train for longer",
         )
     notes.append(
-        f"--{flag}: {done} steps count as done; weights and learning rate schedule start from the beginning "
+        f"--{flag}: the run begins after step {done}; weights and learning rate schedule start from the beginning "
         "(use --resume to continue a run exactly)"
     )
     return Progress(step=done, epoch=epoch, window=window)

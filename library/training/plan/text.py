@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from library.messages import counted
+from library.messages import counted, readable_bytes, shortened
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
+from library.options.train_options import TrainOptions
 from library.training.adapter.plan import AdapterPlan
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
-from library.training.plan.costs import Costs, readable_bytes
+from library.training.plan.costs import Costs
 from library.training.plan.facts import RunFacts
+from library.training.plan.given import dataset_settings, given_options, subset_settings
 from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
 from library.training.preview.plan import PreviewPlan
@@ -25,17 +28,33 @@ Section = Iterable[str]
 """The lines of one section."""
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Plan, columns: int | None = None) -> str:
     """The whole plan, a few lines per section."""
-    return as_text("Dreamfolder: the plan of this run", sections(plan).items())
+    return as_text("Dreamfolder: the plan of this run", sections(plan).items(), columns)
 
 
-def as_text(heading: str, titled_sections: Iterable[tuple[str, Section]]) -> str:
-    """A heading, then the sections with their titles in a column on the left."""
+def as_text(heading: str, titled_sections: Iterable[tuple[str, Section]], columns: int | None = None) -> str:
+    """A heading, then the sections with their titles in a column on the left.
+
+    Lines are broken between words to fit into `columns`, the width of the terminal; None: whole lines.
+    """
     lines = [heading]
     for title, section in titled_sections:
-        lines += [f"  {title if index == 0 else '':<{WIDTH}}{line}" for index, line in enumerate(section)]
+        for index, line in enumerate(section):
+            start = f"  {title if index == 0 else '':<{WIDTH}}"
+            lines += [start + line] if columns is None else _broken(start, line, columns)
     return "\n".join(lines)
+
+
+def _broken(start: str, line: str, columns: int) -> list[str]:
+    return textwrap.wrap(
+        line,
+        columns,
+        initial_indent=start,
+        subsequent_indent=" " * (len(start) + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def sections(plan: Plan) -> dict[str, Section]:
@@ -48,6 +67,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "machine": _machine(plan.facts, plan.workers),
         "memory": _costs(plan.costs, is_adapter=plan.adapter is not None),
         "files": _files(plan),
+        "options": _options(plan),
         "notes": plan.notes,
     }
 
@@ -56,9 +76,9 @@ def facts_sections(facts: RunFacts) -> dict[str, Section]:
     """The sections that training and precaching share."""
     return {
         "model": _model(facts.base_model),
-        "data": _data(facts.images),
+        "data": _data(facts.images, facts.options),
         "captions": _captions(facts.images),
-        "buckets": _buckets(facts.images, facts.duration.batches_per_epoch),
+        "buckets": _buckets(facts.images, facts.options, facts.duration.batches_per_epoch),
     }
 
 
@@ -69,10 +89,11 @@ def _model(base_model: BaseModel) -> Iterator[str]:
         yield f"VAE from {base_model.vae}"
 
 
-def _data(images: Images) -> Iterator[str]:
+def _data(images: Images, options: TrainOptions) -> Iterator[str]:
     # a subset that is trained at several resolutions is listed once
-    for line, times in Counter(map(_subset, images.subsets)).items():
-        yield line if times == 1 else f"{line}, at each of {times} resolutions"
+    subsets = Counter((_subset(count), subset_settings(count.subset, options)) for count in images.subsets)
+    for (line, settings), times in subsets.items():
+        yield line + (f", at each of {times} resolutions" if times > 1 else "") + settings
     scan = images.scan
     yield from images.notes
     yield from scan.notes
@@ -117,7 +138,7 @@ def _caption_source(subset_count: SubsetCount) -> str:
 
 def _captions(images: Images) -> Iterator[str]:
     lengths = images.captions
-    yield f'longest: {lengths.longest} of {lengths.limit} tokens, "{_abbreviate(lengths.longest_text)}"'
+    yield f'longest: {lengths.longest} of {lengths.limit} tokens, "{shortened(lengths.longest_text)}"'
     if lengths.cut:
         yield (
             f"{counted(len(lengths.cut), 'caption')} truncated to {lengths.limit} tokens, first {lengths.cut[0]} "
@@ -136,10 +157,11 @@ def _caption_settings(settings: CaptionSettings) -> Iterator[str]:
     if settings.shuffle:
         yield f"tags shuffled{_kept_tags(settings)}"
     if settings.tag_dropout_rate:
-        yield f"tag dropout: each tag is dropped with a probability of {settings.tag_dropout_rate:.0%}"
+        kept = "" if settings.shuffle else _kept_tags(settings)
+        yield f"tag dropout: each tag is dropped with a probability of {settings.tag_dropout_rate:.0%}{kept}"
     if settings.warmup_step:
         steps = settings.warmup_step
-        length = f"{steps:g} steps" if steps >= 1 else f"{steps:.0%} of the run"
+        length = counted(steps, "step") if steps >= 1 else f"{steps:.0%} of the run"
         yield f"token warm-up: {counted(settings.warmup_min, 'tag')} at first, all tags after {length}"
     if settings.dropout_rate:
         yield f"caption dropout: {settings.dropout_rate:.0%} of the samples have an empty caption"
@@ -157,14 +179,15 @@ def _kept_tags(settings: CaptionSettings) -> str:
     return ""
 
 
-def _buckets(images: Images, batches: int) -> Iterator[str]:
+def _buckets(images: Images, options: TrainOptions, batches: int) -> Iterator[str]:
     datasets, samples = images.scan.datasets, images.table.samples
     for index, dataset in enumerate(datasets):
         name = f"{dataset.origin}: " if len(datasets) > 1 else ""
         counts = sorted((bucket, count) for (number, bucket), count in samples.items() if number == index)
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
-        yield f"{name}{sizes}, in batches of up to {dataset.batch_size}" if sizes else f"{name}only held-out images"
-    yield f"{batches} {'batch' if batches == 1 else 'batches'} per epoch; partial batches are weighted by their size"
+        what = f"{sizes}, in batches of up to {dataset.batch_size}" if sizes else "only held-out images"
+        yield f"{name}{what}{dataset_settings(dataset, options)}"
+    yield f"{counted(batches, 'batch', 'batches')} per epoch; partial batches are weighted by their size"
 
 
 def _training(plan: Plan) -> Iterator[str]:
@@ -280,10 +303,12 @@ def _costs(costs: Costs, *, is_adapter: bool) -> Iterator[str]:
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
     )
     if is_adapter:
-        yield "adapter memory is reported after it is created"
+        yield "memory and file size of the adapter are reported after it is created"
         return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
-    yield f"disk: up to {readable_bytes(costs.disk)}{free} ({readable_bytes(costs.model_file)} per model)"
+    states = f" and {counted(costs.states, 'state')} of {readable_bytes(costs.state_folder)}" if costs.states else ""
+    models = f"{counted(costs.models, 'model')} of {readable_bytes(costs.model_file)}"
+    yield f"disk: up to {readable_bytes(costs.disk)}{free}: {models}{states}"
 
 
 def _files(plan: Plan) -> Iterator[str]:
@@ -293,8 +318,11 @@ def _files(plan: Plan) -> Iterator[str]:
     if events:
         names = [outputs.stem(event) + outputs.extension for event in events]
         yield f"{len(events)} during training: {_first_and_last(names)}"
+    if plan.costs.models <= len(events):  # older ones are removed on the way
+        yield f"at most {counted(plan.costs.models, 'model')} at once, with the final one"
     if outputs.states or outputs.final_state:
         yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
+    yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"
@@ -305,5 +333,9 @@ def _first_and_last(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names) if len(names) <= most else f"{names[0]}, {names[1]} ... {names[-1]}"
 
 
-def _abbreviate(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _options(plan: Plan) -> Iterator[str]:
+    """The options that were given and stand nowhere else."""
+    said = {"network_dim", "network_alpha"} if plan.adapter is not None and plan.adapter.settings is not None else set()
+    if plan.facts.images.scan.reg_samples:
+        said.add("prior_loss_weight")
+    return given_options(plan.facts.options, plan.facts.given, said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING
 
 from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
+from library.options.packages import check_packages
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
+from library.runtime.terminal import columns_of
 from library.training.command import explain_out_of_memory, run_program
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
 
@@ -73,7 +76,7 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
     plan = decide_caching(_parsed(words, tool), tool.kind)
     is_first = plan.worker_group.number == 0
     position = f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
-    print(describe_caching(plan) if is_first else position, flush=True)
+    print(describe_caching(plan, columns_of(sys.stdout)) if is_first else position, flush=True)
     if plan.facts.options.run.dry_run:
         print("dry run: no weights were loaded and nothing was encoded")
         return
@@ -89,7 +92,9 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
 
 
 def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
-    return parse([*words, f"--{FLAG[tool.kind]}"], Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help))
+    program = Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help)
+    parsed = parse([*words, f"--{FLAG[tool.kind]}"], program)
+    return replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
 
 
 def _fill(plan: CachePlan, group: WorkerGroup, *, progress: bool) -> LatentCacheBuild | TextCacheBuild:

@@ -15,6 +15,7 @@ from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
 from library.training.plan.facts import RunFacts, decide_facts, decide_seed
+from library.training.plan.given import given_options
 from library.training.plan.images import Images
 from library.training.plan.resume import decide_resume
 from library.training.plan.text import as_text, facts_sections
@@ -124,15 +125,24 @@ def _check_seed(options: TrainOptions, kind: Kind, images: Images, mistakes: Mis
     )
 
 
-def describe_caching(plan: CachePlan) -> str:
+# what the lines about the cache say, besides the flag that the tool sets itself
+SAID = ("cache_latents", "cache_text_encoder_outputs", "cache_format", "vae_batch_size")
+
+
+def describe_caching(plan: CachePlan, columns: int | None = None) -> str:
     """The plan as text: the relevant sections of the training's plan, and the cache."""
     sections = facts_sections(plan.facts)
     data = ["data", "buckets"] if plan.kind == "latents" else ["data", "captions"]
     chosen = [(title, sections[title]) for title in ("model", *data)]
     return as_text(
         f"Dreamfolder: caching the {plan.kind} of this training",
-        (*chosen, ("cache", _cache(plan)), ("notes", plan.notes)),
+        (*chosen, ("cache", _cache(plan)), ("options", _options(plan)), ("notes", plan.notes)),
+        columns,
     )
+
+
+def _options(plan: CachePlan) -> Iterator[str]:
+    return given_options(plan.facts.options, plan.facts.given, (*SAID, FLAG[plan.kind]))
 
 
 def _cache(plan: CachePlan) -> Iterator[str]:

@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoints.writer import replacing
 from library.messages import counted
 from library.options.mistakes import UserError
 from library.sampling.generate import random_seed
 from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import check_sampler
+from library.sampling.write_image import write_image
 from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
 
@@ -97,8 +97,7 @@ class Preview:
         images = draw(group, seeds, places)
         for place, request, seed, image in zip(places, group, seeds, images, strict=True):
             path = self._free_path(plan, mark, place, request.seed)
-            with replacing(path) as stream:
-                image.save(stream, "png")
+            write_image(path, replace(request, seed=seed), image)
             self.say(f"{path}" + (f" (seed {seed})" if request.seed is None else ""))
         return {f"sample/{place:02d}": image for place, image in zip(places, images, strict=True)}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
+from library.messages import quoted
 from library.options.mistakes import Mistake, UserError
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
     `write_state(folder, progress)`. A model is saved with the averages of `weights.averaged()`, a state with the
-    weights in training."""
+    weights in training. `after_save` is called after each save. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
@@ -31,6 +32,10 @@ class Saver:
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     weights: Weights
+    after_save: Callable[[], None] = lambda: None
+    written: list[Path] = field(default_factory=list, init=False)
+    _last_model: Path | None = field(default=None, init=False)
+    _last_state: Path | None = field(default=None, init=False)
 
     def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
@@ -41,30 +46,56 @@ class Saver:
         if event is None:
             return
         stem = self.outputs.stem(event)
-        with self.weights.averaged():
-            self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
             self._save_state(self.outputs.directory / f"{stem}-state", resumed)
         self._remove_expired(event)
+        self.after_save()
+
+    def save_now(self, progress: Progress) -> Path:
+        """Save model and state under the names of a save by steps, also without --save_state. Returns the folder of the
+        state."""
+        stem = self.outputs.step_stem(progress.step)
+        self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        folder = self.outputs.directory / f"{stem}-state"
+        self._save_state(folder, progress)
+        self.after_save()
+        return folder
 
     def finish(self, progress: Progress) -> None:
         """Save the final model and state."""
-        with self.weights.averaged():
-            self._save_model(self.outputs.final_model(), progress)
+        self._save_model(self.outputs.final_model(), progress)
         if self.outputs.final_state:
             self._save_state(self.outputs.final_state_folder(), progress)
+        self.after_save()
 
     def _save_model(self, path: Path, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
-        with explain_write_errors(path):
+        with self.weights.averaged(), explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
+        self.written.append(path)
+        self._last_model = path
         self.say("model saved.")
 
     def _save_state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
         with explain_write_errors(folder):
             self.write_state(folder, progress)
+        self.written.append(folder)
+        self._last_state = folder
+
+    def explain_interrupt(self, step: int, resumed: Path | None) -> str:
+        """What has been saved when a run is interrupted after `step` steps, and how to continue. `resumed`: the state
+        that this run was resumed from."""
+        saved = "no model was saved" if self._last_model is None else f"the last saved model is {self._last_model}"
+        what = f"interrupted after step {step}: {saved}"
+        remedy = "no state was saved to continue from; --save_state saves one with every model"
+        if self._last_state is not None:
+            remedy = f"continue from the last saved state with --resume {quoted(self._last_state)}"
+        elif resumed is not None:
+            remedy = f"no state was saved since; start from the same one again with --resume {quoted(resumed)}"
+        return str(Mistake(what, remedy))
 
     def _remove_expired(self, event: SaveEvent) -> None:
         if event.expired_model is not None:

@@ -70,6 +70,11 @@ class SavedState:
     progress: Progress
     identity: Identity
 
+    @property
+    def weights(self) -> Path:
+        """The file with the weights of the first trained module: the backbone, or the adapter."""
+        return self.folder / "model.safetensors"
+
 
 def read_state(folder: Path) -> SavedState:
     """Read train_state.json of a state folder, without torch. Raises UserError if the folder is not a complete state of

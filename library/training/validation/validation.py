@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
+from library.data.retries import Unreadable, read_one
 from library.families.family import Conditioning
 from library.messages import counted
 from library.objective.objective import Draws, Objective, Predict
@@ -134,9 +135,14 @@ class Validation:
             self._validate(self.plan, "epoch", epoch, step)
 
     def _validate(self, plan: ValidationPlan, kind: str, at: int, step: int) -> None:
-        """Log the losses under the names of `kind` (step, epoch). If both are due after one step, compute them once."""
+        """Log the losses under the names of `kind` (step, epoch). If both are due after one step, compute them once. If
+        a file cannot be read, only this validation is lost."""
         if self._last is None or self._last[0] != step:
-            self._last = step, self.measure(plan)
+            try:
+                self._last = step, self.measure(plan)
+            except Unreadable as error:
+                self.say(f"step {step}: no validation loss: {error.mistakes[0].what}")
+                return
             self.say(f"step {step}: {self._last[1]}")
         self.log(dict(self._logged(kind, self._last[1])), at)
 
@@ -241,7 +247,7 @@ def validation_latents(
     image of 512x512)."""
     store = dataset.latents
     if store is not None:
-        return lambda number: store.get(number, False).latents
+        return lambda number: read_one(lambda: store.get(number, False).latents)
     numbers = [] if plan is None else plan.numbers
     encoded = encoder.encode_some(dataset.images, numbers) if numbers else []
     return dict(zip(numbers, encoded, strict=True)).__getitem__

@@ -20,8 +20,9 @@ from library.data import images
 from library.data.buckets import Placement
 from library.data.cache import latent_files
 from library.data.cache.latent_cache import LatentCacheBuild, build_latent_cache
-from library.data.cache.latent_entries import LatentSource
+from library.data.cache.latent_entries import LatentSource, list_entries
 from library.data.cache.latent_files import FINGERPRINT
+from library.data.colour_profiles import ProfileUse
 from library.data.images import Geometry
 from library.data.scan.scan import ImageRecord
 from library.options.mistakes import UserError
@@ -215,6 +216,19 @@ def test_a_changed_image_or_mask_makes_exactly_its_entry_anew(tmp_path: Path, fo
     os.utime(records[1].path, (1, 1))  # touched, not changed
     assert counts(filled(data, form=form)) == (4, 0, 0)
     assert same(filled(data, form=form), filled(data, to_disk=False), 4)
+
+
+def test_only_an_image_that_is_converted_to_srgb_has_another_key() -> None:
+    """The key is that of caches that were written before images were converted."""
+
+    def key(profile: ProfileUse) -> str:
+        image = replace(record(Path("/x/a.png"), (80, 48)), profile=profile)
+        source = LatentSource(Geometry((107, 64), (21, 0), (64, 64)))
+        (entry,), _ = list_entries([image], lambda _: source, [False], "vae")
+        return entry.settings
+
+    assert key("") == key("unusable") == "21e967ba1963bfa10cf8d0116d8d07ac"
+    assert key("converted") != key("")
 
 
 @FORMATS
@@ -427,6 +441,7 @@ def test_files_of_other_programs_that_may_be_of_something_else_are_not_read(tmp_
     ):
         assert filled(one, means, **options, vae=str(options)[:12]).third_party == 0, options
     assert filled([replace(one[0], transparent=True)], vae="transparent").third_party == 0
+    assert filled([replace(one[0], profile="converted")], vae="profile").third_party == 0
     masked = Data([replace(one[0], transparent=True)], [LatentSource(geometry, alpha_mask=True)])
     foreign(path, plain, 0, alpha_mask=np.full((64, 64), 0.5, np.float32))
     found = filled(masked, vae="masked")

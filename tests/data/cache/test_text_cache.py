@@ -16,7 +16,7 @@ from torch import Tensor
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_safetensors
-from library.data import captions
+from library.data import captions, retries
 from library.data.batch import TextInput
 from library.data.cache import text_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, missing, outputs, texts_of
@@ -220,7 +220,8 @@ def test_what_is_damaged_is_made_anew(tmp_path: Path, spoil: Any) -> None:
     assert counts(filled(tmp_path, [*TEXTS, "a cat"])) == (7, 0, 0)
 
 
-def test_damage_during_the_run_is_no_wrong_value(tmp_path: Path) -> None:
+def test_damage_during_the_run_is_no_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "DELAYS", ())
     found = filled(tmp_path)
     (file,) = shards(tmp_path)
     raw = file.read_bytes()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from library.data.batch import TextInput
-from library.families.clip.text_encoder import encode_text, join_chunks
+from library.families.clip.text_encoder import encode_text, join_chunks, without_text_model
 from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import TextSettings
 from tests import tiny
@@ -79,3 +79,35 @@ def test_unused_layers_get_no_gradient(tokenizer):
     states_of(encoder, tokenizer.tensor(["a"]), 2).sum().backward()
     used = [layer.mlp.fc1.weight.grad is not None for layer in encoder.encoder.layers]
     assert used == [True, True, False]
+
+
+def test_the_layers_have_one_set_of_names_with_older_transformers(encoder, tokenizer):
+    """Before 5.6 CLIPTextModel is a module around `text_model`, which computes the same."""
+    current = type(encoder)
+
+    class Older(current):
+        def __init__(self, config):
+            super().__init__(config)
+            for name in list(self._modules):
+                delattr(self, name)
+            self.text_model = current(config)
+            self.text_model.known_inside = True
+
+        def forward(self, *values, **named):
+            return self.text_model(*values, **named)
+
+        def get_input_embeddings(self):
+            return self.text_model.embeddings.token_embedding
+
+    older = Older(encoder.config)
+    assert all(name.startswith("text_model.") for name in older.state_dict())
+    older = without_text_model(older)
+    assert older.state_dict().keys() == encoder.state_dict().keys()
+    assert older.known_inside
+    older.load_state_dict(encoder.state_dict())
+    ids = tokenizer.tensor(CAPTIONS)
+    with torch.no_grad():
+        assert torch.equal(states_of(older.eval(), ids, 2), states_of(encoder, ids, 2))
+    older.activation_checkpointing_enable()
+    assert older.device.type == "cpu" and older.get_input_embeddings() is older.embeddings.token_embedding
+    assert without_text_model(encoder) is encoder

@@ -54,6 +54,7 @@ def test_a_resized_file_keeps_what_still_holds() -> None:
     assert found["ss_training_comment"] == "dimension is resized from 8 to 4; first try"
     assert (found["ss_network_dim"], found["ss_network_alpha"], found["ss_seed"]) == ("4", "2.0", "1")
     assert json.loads(found["ss_network_args"]) == {"dropout": None, "conv_dim": "2", "conv_alpha": "1.0"}
+    assert found["ss_network_module"] == "networks.lora"  # the source was a DyLoRA
     assert not {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"} & found.keys()
 
 

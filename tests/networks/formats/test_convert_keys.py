@@ -17,7 +17,8 @@ from library.checkpoints.header import CheckpointError
 from library.families.sd.sd_adapters import SD_ADAPTERS
 from networks import adapter_files
 from networks.adapter import AdapterError
-from networks.formats.convert_keys import Format, known_places
+from networks.formats.convert_keys import Format
+from networks.formats.layer_names import known_places
 from networks.formats.read_write import read_lora, write_lora
 from tests import tiny
 
@@ -229,7 +230,7 @@ def test_dora_in_some_layers_only_is_refused(to: Format, tmp_path: Path) -> None
     tensors = lora((TO_Q, FF), dora=True)
     del tensors[f"{FF}.dora_scale"]
     source = kohya_file(tmp_path / "a.safetensors", tensors)
-    with pytest.raises(AdapterError, match=f"1 of 2 layers of unet have no dora_scale: {FF}"):
+    with pytest.raises(AdapterError, match=f"no dora_scale in 1 of 2 layers of unet: {FF}"):
         converted(source, tmp_path / "there", to)
     assert list(tmp_path.iterdir()) == [source]
 
@@ -238,8 +239,8 @@ def test_dora_in_some_layers_only_is_refused(to: Format, tmp_path: Path) -> None
     ("name", "content", "said"),
     [
         ("unet.conv_in.lora_A.bias", {}, "unet.conv_in.lora_A.bias"),
-        ("something.else", {}, "not a LoRA in the format of kohya, diffusers or PEFT"),
-        ("base_model.model.conv_in.lora_A.weight", {}, "no adapter_config.json beside it"),
+        ("something.else", {}, "has no layers of a supported model"),
+        ("base_model.model.conv_in.lora_A.weight", {}, "incomplete, 1 factor missing: unet.conv_in: up"),
         ("unet.conv_in.lora_A.weight", {"lora_adapter_metadata": "{"}, "not a JSON object"),
     ],
 )

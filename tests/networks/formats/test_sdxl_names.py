@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from networks import adapter_files
-from networks.formats.convert_keys import Format, known_places
+from networks.formats.convert_keys import Format
+from networks.formats.layer_names import known_places
 from networks.formats.read_write import read_lora, write_lora
 from tests.networks import models
 

@@ -172,6 +172,20 @@ def test_lycoris_trains_is_written_and_read(
         again.detach()
 
 
+def test_a_file_under_another_programs_names_is_loaded(sd1: Base, tmp_path: Path) -> None:
+    """SimpleTuner's, which LyCORIS' wrapper writes."""
+    network = lycoris_network(sd1, "algo=lokr")
+    network.write(tmp_path / "a.safetensors", None, {})
+    network.detach()
+    tensors = {key: value + 0.1 for key, value in load_file(tmp_path / "a.safetensors").items()}
+    save_file({key.replace("lora_unet_", "lycoris_"): value for key, value in tensors.items()},
+              tmp_path / "b.safetensors")  # fmt: skip
+    again = lycoris_network(sd1, "algo=lokr")
+    again.load(tmp_path / "b.safetensors")
+    again.detach()
+    assert all(torch.equal(value, tensors[key]) for key, value in again.tensors().items())
+
+
 def test_counts_of_lycoris_default_preset(bases: dict[str, Base]) -> None:
     """Preset `full` is 278 layers as with a rank for convolutions, conv_in, conv_out and two of the time embedding."""
     network = lycoris_network(bases["sd1"], "algo=lora")
@@ -473,4 +487,4 @@ def test_lycoris_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(AdapterError, match="lycoris is not installed") as told:
         create_third_party("lycoris.kohya", {}, SD_ADAPTERS, dim=4, alpha=1)
-    assert told.value.remedy == "pip install lycoris-lora==4.1.3"
+    assert told.value.remedy.endswith(" -m pip install lycoris-lora==4.1.3")

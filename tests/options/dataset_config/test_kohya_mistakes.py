@@ -214,6 +214,8 @@ def test_a_wrong_resolution_is_not_reported_as_missing(tmp_path: Path) -> None:
         ("train_data_dir", "write image_dir"),
         ("max_token_length", "command line"),
         ("cache_latents", "command line"),
+        ("skip_image_resolution", "this version does not support it"),
+        ("multires_training", "write resolutions = [512, 768, 1024]"),
         ("xyzzy", "the keys of a subset are "),
     ],
 )

@@ -120,6 +120,19 @@ def test_initial_weights_from_a_file(world: World, tmp_path: Path, capsys: pytes
     assert wrong.code == 2 and "Traceback" not in wrong.err and "lora_down" in wrong.err
 
 
+@pytest.mark.parametrize("module", ["networks.oft", "networks.loha"])
+def test_a_file_of_another_kind_is_named_by_what_it_holds(
+    module: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """networks.lora with --dim_from_weights goes on with whatever kind the file is of."""
+    train(world, tmp_path / "first", capsys, network_module=module, max_train_steps=1)
+    more = {"network_weights": tmp_path / "first" / "dog.safetensors", "dim_from_weights": True, "network_dim": None}
+    train(world, tmp_path / "on", capsys, **more, network_module="networks.lora", max_train_steps=1)
+    with safe_open(tmp_path / "on" / "dog.safetensors", "pt") as opened:
+        assert opened.metadata()["ss_network_module"] == module
+        assert set(opened.keys()) == set(tensors(tmp_path / "first"))
+
+
 def test_base_weights_are_merged_into_the_base_model(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,10 @@ def test_a_resumed_run_must_be_the_same(world: World, tmp_path: Path, capsys: py
     plan = plan_of(world, tmp_path, **resumed)
     assert plan.resume is not None and plan.resume.progress.step == 2
     assert str(plan.facts.seed) == plan.resume.identity["seed"]
-    assert any("2 steps are done" in what for what in mistakes_of(world, tmp_path, **{**resumed, "max_train_steps": 2}))
+    assert any(
+        "it was saved after step 2, and this run has 2 steps" in what
+        for what in mistakes_of(world, tmp_path, **{**resumed, "max_train_steps": 2})
+    )
     found = mistakes_of(world, tmp_path, **{**resumed, "seed": 77, "train_batch_size": 2, "learning_rate": 5e-4})
     assert len(found) == 3 and all(str(state) in what for what in found)
     (data_mistake,) = mistakes_of(world, tmp_path, **{**resumed, "reg_data_dir": world.root / "reg"})
@@ -173,6 +176,19 @@ def test_the_vae_of_sdxl_never_computes_in_fp16(card: tuple[int, int], flags: st
     assert avoid_fp16_vae(asked, SDXL.latent, machine, notes).vae == vae
     assert bool(notes) == (asked.vae != vae)
     assert avoid_fp16_vae(asked, SD1.latent, machine, notes) == asked
+
+
+def test_files_that_are_removed_again_are_not_counted(world: World, tmp_path: Path) -> None:
+    """Saves after 2, 4 … 20 steps; those of the last 4 steps are kept: before the one at 10 - 4 - 2 = 4 is removed, the
+    ones at 4, 6, 8 and 10 are there. At the end those at 16, 18 and 20 remain, and the final one comes."""
+    flags = {"save_every_n_steps": 2, "save_last_n_steps": 4, "max_train_steps": 20, "save_state": True}
+    plan = plan_of(world, tmp_path, **flags)
+    model, state = (f"{size / 1e6:.1f} MB" for size in (plan.costs.model_file, plan.costs.state_folder))
+    text = describe(plan)
+    assert "10 during training: dog-step00000002.safetensors" in text
+    assert "at most 4 models at once, with the final one" in text
+    assert f": 4 models of {model} and 4 states of {state}" in text
+    assert "at once" not in describe(plan_of(world, tmp_path, save_every_n_steps=2, max_train_steps=20))
 
 
 def test_captions_of_file_names_are_called_so(world: World, tmp_path: Path) -> None:

@@ -88,9 +88,11 @@ def test_files_and_trackers_get_the_images(tmp_path: Path) -> None:
     previews.after_step(30)
     assert names(tmp_path) == ["dog_000030_00_20260131235958_5.png", "dog_000030_01_20260131235958.png"]
     with Image.open(tmp_path / "sample" / names(tmp_path)[1]) as image:
-        assert image.size == (72, 64) and not getattr(image, "text", {})
+        size, text = image.size, image.text
     assert recorder.logged == [(["sample/00", "sample/01"], 30)]
     drawn = recorder.asked[1][0][1]
+    settings = {"sampler": "ddim", "steps": "30", "scale": "7.5"}
+    assert size == (72, 64) and text == {"prompt": "b", "negative-prompt": "", "seed": str(drawn), **settings}
     assert f"(seed {drawn})" in recorder.said[-1] and 0 <= drawn < 2**32
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from library.options.mistakes import UserError
-from library.sampling.draw_command import write_image
 from library.sampling.prompts import ImageRequest
+from library.sampling.write_image import write_image
 
 REQUEST = ImageRequest("a dog", seed=1)
 

@@ -1,0 +1,134 @@
+"""Read how much of an image each mask counts. This decodes the masks, once per file: the index remembers the result.
+
+Imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from library.data.image_files import BadImage
+from library.data.scan.index import Index, MaskValues, Stamp
+from library.data.scan.scan import ImageRecord
+from library.options.datasets import SubsetSpec
+from library.runtime.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_BLOCK = 512  # masks between writes to the index
+_COLOURED = 16  # least difference of two channels: a grey JPEG may have small ones
+
+
+class MaskSource(NamedTuple):
+    """Where a mask comes from: a mask file, or the transparency of an image."""
+
+    path: Path
+    transparency: bool
+
+
+def mask_source(record: ImageRecord, subset: SubsetSpec) -> MaskSource | None:
+    """The mask of a record of this subset; None if it has none. A mask file overrides transparency."""
+    folder = subset.mask_folder
+    if record.mask is not None and folder is not None:
+        return MaskSource(folder / record.mask, transparency=False)
+    return MaskSource(record.path, transparency=True) if subset.alpha_mask and record.transparent else None
+
+
+def read_masks(
+    sources: Iterable[MaskSource], index: Path | None, *, progress: bool = False
+) -> dict[MaskSource, MaskValues | str]:
+    """The values of each mask, or why it cannot be read. `index`: folder of the index kept between scans."""
+    found: dict[MaskSource, MaskValues | str] = {}
+    with Index(index) as stored:
+        stamps = {source: stamp for source in dict.fromkeys(sources) if (stamp := _stamp(source.path)) is not None}
+        for folder, group in _by_folder(stamps).items():
+            known = stored.masks(*folder, {source.path.name: stamps[source] for source in group})
+            found |= {source: known[source.path.name] for source in group if source.path.name in known}
+        new = [source for source in dict.fromkeys(sources) if source not in found]
+        pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "masks")
+        try:
+            with ProgressBar("reading masks", len(new), unit=" files", delay=1, shown=progress) as bar:
+                for start in range(0, len(new), _BLOCK):
+                    block = new[start : start + _BLOCK]
+                    for source, values in zip(block, pool.map(_read, block), strict=True):
+                        found[source] = values
+                        bar.update()
+                    _store(stored, block, found, stamps)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # reported when it is read
+    return status.st_size, status.st_mtime_ns
+
+
+def _by_folder(sources: Iterable[MaskSource]) -> dict[tuple[str, bool], list[MaskSource]]:
+    """(absolute path of the folder, transparency) -> masks."""
+    groups: dict[tuple[str, bool], list[MaskSource]] = {}
+    for source in sources:
+        groups.setdefault((os.path.abspath(source.path.parent), source.transparency), []).append(source)
+    return groups
+
+
+def _store(
+    index: Index,
+    block: Iterable[MaskSource],
+    found: Mapping[MaskSource, MaskValues | str],
+    stamps: Mapping[MaskSource, Stamp],
+) -> None:
+    for folder, group in _by_folder(source for source in block if source in stamps).items():
+        index.store_masks(
+            *folder,
+            [
+                (source.path.name, stamps[source], values)
+                for source in group
+                if isinstance(values := found[source], MaskValues)
+            ],
+        )
+
+
+def _read(source: MaskSource) -> MaskValues | str:
+    from library.data import decoding
+
+    try:
+        return decoding.read(source.path, _opacity_values if source.transparency else _luminance_values)
+    except BadImage as error:
+        return str(error)
+
+
+def _opacity_values(image: Image) -> MaskValues:
+    from library.data.decoding import opacity
+
+    return _values(opacity(image), coloured=False)
+
+
+def _luminance_values(image: Image) -> MaskValues:
+    from library.data.decoding import luminance
+
+    return _values(luminance(image), coloured=_is_coloured(image))
+
+
+def _values(mask: Image, *, coloured: bool) -> MaskValues:
+    counts = mask.histogram()
+    present = [value for value, count in enumerate(counts) if count]
+    mean = sum(value * count for value, count in enumerate(counts)) / (255 * sum(counts))
+    return MaskValues(mean, present[0], present[-1], coloured)
+
+
+def _is_coloured(image: Image) -> bool:
+    if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+        return False
+    from PIL import ImageChops
+
+    red, green, blue = image.convert("RGB").split()
+    return any(any(ImageChops.difference(red, other).histogram()[_COLOURED:]) for other in (green, blue))

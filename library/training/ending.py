@@ -1,0 +1,95 @@
+"""What a run says at its end: how long it took, what it wrote, and what to do with that."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.messages import counted, readable_bytes, readable_time
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.training.adapter.plan import AdapterPlan
+    from library.training.plan.facts import RunFacts
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_NAMED = 12  # files and folders at the end of a run, the last ones
+
+
+def describe_end(steps: int, seconds: float, device: torch.device, written: Iterable[Path | None]) -> Iterator[str]:
+    """Lines for the log: the run in numbers, then the files and folders that are there, with their sizes."""
+    peak = " and ".join(peak_memory(device))
+    took = f"done: {counted(steps, 'step')} in {readable_time(seconds)} with loading and saving"
+    yield f"{took}, at most {peak}" if peak else took
+    yield "written:"
+    there = [path for path in dict.fromkeys(written) if path is not None and path.exists()]
+    if len(there) > MOST_NAMED:
+        yield f"  {len(there) - MOST_NAMED} earlier ones"
+    for path in there[-MOST_NAMED:]:
+        yield f"  {path} ({readable_bytes(size_of(path))})"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def peak_memory(device: torch.device) -> Iterator[str]:
+    """The largest amounts of memory that this process had: "686.5 MB of memory", and for a GPU its own."""
+    if sys.platform == "win32":
+        import psutil
+
+        yield f"{readable_bytes(psutil.Process().memory_info().peak_wset)} of memory"
+    else:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # getrusage(2): kilobytes, on macOS bytes
+        yield f"{readable_bytes(most * (1 if sys.platform == 'darwin' else 1024))} of memory"
+    if device.type == "cuda":
+        import torch
+
+        yield f"{readable_bytes(torch.cuda.max_memory_allocated(device))} of GPU memory"
+
+
+def next_step(facts: RunFacts, adapter: AdapterPlan | None, saved: Path) -> str:
+    """What to do with the saved file, with a command that works as it is printed."""
+    model = facts.options.model
+    kind = ["--v_parameterization"] if model.v_parameterization else []
+    if adapter is None:
+        kind += ["--zero_terminal_snr"] if facts.options.objective.zero_terminal_snr else []
+        kind += ["--clip_skip", str(model.clip_skip)] if model.clip_skip else []
+        record = facts.images.records[0]
+        kind += ["--image_path", str(record.path)] if facts.base_model.family.refines else []
+        return f"next: {command('gen_img.py', '--ckpt', str(saved), '--prompt', prompt_of(record.caption), *kind)}"
+    copy = f"next: copy {saved} to the LoRA folder of your web UI"
+    if adapter.settings is None:
+        return copy
+    merged = saved.with_name(f"{saved.stem}-merged.safetensors")
+    words = ("--sd_model", str(facts.base_model.header.path), "--models", str(saved), "--ratios", "1")
+    return f"{copy}, or merge it: {command('networks/merge_lora.py', *words, '--save_to', str(merged), *kind)}"
+
+
+def prompt_of(caption: str) -> str:
+    """The beginning of a caption as a prompt."""
+    text = textwrap.shorten(caption, 120, placeholder="").strip(" ,")
+    return text if text and not text.startswith("-") else "a photo"
+
+
+def command(program: str, *words: str) -> str:
+    """A command line for the shell, with the running Python, from the current folder."""
+    line = [_from_here(Path(sys.executable)), _from_here(ROOT / program), *words]
+    return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
