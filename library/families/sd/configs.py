@@ -94,8 +94,10 @@ def _check_parts(
 _DISTILLED = ", or a model from which layers were taken, such as SSD-1B and Segmind Vega, which is not supported"
 
 
-def _lacks_blocks(missing: Sequence[str], tensors: Tensors) -> bool:
-    """Whether all tensors of a transformer block are missing."""
+def _varies_in_depth(missing: Sequence[str], unexpected: Sequence[str], tensors: Tensors) -> bool:
+    """Whether a whole transformer block is missing, or more than on the way down, by which the others are judged."""
+    if any(".transformer_blocks." in name for name in unexpected):
+        return True
     blocks = {found[0] for name in missing if (found := re.match(r".*\.transformer_blocks\.\d+\.", name))}
     return any(not any(name.startswith(block) for name in tensors) for block in blocks)
 
@@ -110,7 +112,7 @@ def check_tensors(where: str, part: str, tensors: Tensors, expected: Shapes) -> 
         names = listed(missing or unexpected, 5)
         raise CheckpointError(
             f"{where}: its {title} {what}: {names}. The file is incomplete or of another kind"
-            f"{_DISTILLED if _lacks_blocks(missing, tensors) else ''}."
+            f"{_DISTILLED if _varies_in_depth(missing, unexpected, tensors) else ''}."
         )
     for name, shape in expected.items():
         if shape != tensors[name].shape:
