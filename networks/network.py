@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,13 +91,17 @@ class Network(nn.Module):
         self.is_attached = False
 
     @torch.no_grad()
-    def merge(self, ratio: float = 1.0) -> None:
+    def merge(self, ratio: float = 1.0, by_module: Mapping[str, float] = MappingProxyType({})) -> None:
         """Detach, and add ratio · ΔW to the base's weights permanently; a DoRA replaces them by W'. Computed in float32
-        (float64 for float64), rounded once. AdapterError if a file changes the bias of a layer without one."""
+        (float64 for float64), rounded once. `by_module`: the ratios of modules that have another ("unet").
+        AdapterError if a file changes the bias of a layer without one."""
         self.detach()
         multiplier = self.multiplier
-        self.set_multiplier(ratio)
-        for layer in self.layers if ratio else ():
+        for layer in self.layers:
+            share = by_module.get(layer.target.part.module, ratio)
+            if not share:
+                continue
+            layer.multiplier = float(share)
             weight = layer.module.weight
             work = torch.promote_types(weight.dtype, torch.float32)
             weight.copy_(weight.to(work) + layer.weight_delta(work).to(weight.device))
@@ -104,7 +109,7 @@ class Network(nn.Module):
             if bias_delta is not None:
                 if layer.module.bias is None:
                     raise AdapterError(f"{layer.name} changes a bias, but the model's layer has none")
-                layer.module.bias.add_(bias_delta.to(layer.module.bias.device), alpha=ratio)
+                layer.module.bias.add_(bias_delta.to(layer.module.bias.device), alpha=share)
         self.set_multiplier(multiplier)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -53,6 +53,7 @@ FOREIGN = {
     "name",
     "num_cpu_threads_per_process",
     "num_processes",
+    "quiet",
     "processes",
     "quick",
     "durations",

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from library.training.command import run_recipe
 from tests import tiny
+from tests.tools import loras
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
@@ -126,6 +127,7 @@ def furnish(root: Path, belongings: Path, page: str) -> None:
         (root / "lora.toml").write_text(written["lora.toml"], encoding="utf-8")
         (root / "output").mkdir()
         shutil.copy(model, root / "output" / "dog.safetensors")
+        loras.write(root / "output" / "dog_lora.safetensors", loras.tensors("sd1", 4, 2.0, 1))
     if page == "docs/checkpoints.md":
         for name in ("model", "a", "b"):
             shutil.copy(model, root / f"{name}.safetensors")

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
-        "library.data.image_files", "library.checkpoints", "library.options", "library.runtime",
+        "library.data.image_files", "library.checkpoints", "library.options", "library.runtime", "networks",
     ),
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
@@ -76,7 +76,7 @@ MAY_USE_THEM = ("library.training", "train_")
 
 # Rooms that other programs build on, and the packages they stand on besides the standard library.
 PACKAGES = {
-    "library.options": {"tomli_w"},  # only to write --output_config
+    "library.options": {"tomli_w", "psutil"},  # to write --output_config; to find accelerate's launcher, which has it
     "library.checkpoints": {"torch", "safetensors"},
     "library.runtime": {"torch", "tqdm"},
     "library.objective": {"torch"},

@@ -15,6 +15,7 @@ from typing import Any, Generic, TextIO, TypeVar
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, flags_of
 from library.options.mistakes import Mistakes, UserError
+from library.options.report import report_mistakes
 from library.options.sources import COMMAND_LINE, LIST_KINDS, read_command_line
 
 Options = TypeVar("Options")
@@ -58,8 +59,7 @@ def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
             else:
                 tool.work(parse_tool(tool, words))
     except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+        return report_mistakes(error)
     except KeyboardInterrupt:
         print(f"\n{tool.interrupted}", file=sys.stderr)
         return 130

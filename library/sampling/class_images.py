@@ -34,7 +34,7 @@ from library.sampling.write_image import write_image
 RECORD = "class_images.jsonl"
 _IMAGE = re.compile(r"class_\d{5,}\.png")
 _PARTIAL = re.compile(rf"(class_\d{{5,}}\.\w+|{re.escape(RECORD)})\.\d+\.tmp")
-_NAMES = ("model", "vae")  # not compared, as files may be renamed; their hashes are
+_NAMES = ("model", "vae", "networks")  # not compared, as files may be renamed; their hashes are
 
 Entry = Mapping[str, Any]
 
@@ -100,7 +100,8 @@ def inspect_folder(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
     seed = options.seed if options.seed is not None else _recorded_seed(recorded, drawing.prompts)
     requests = with_seeds(drawing.prompts, random_seed() if seed is None else seed, max(options.count, len(recorded)))
     shared = _shared_facts(options, drawing)
-    record = [_entry(place, request) | shared for place, request in enumerate(requests)]
+    hashes = {use.path: sha256(use.path) for prompt in drawing.prompts for use in prompt.adapters}
+    record = [_entry(place, request, hashes) | shared for place, request in enumerate(requests)]
     _check_settings(path, recorded, record)
     missing = [place for place in range(options.count) if file_name(place) not in names]
     captions = []
@@ -131,7 +132,8 @@ def describe(folder: ClassFolder, count: int) -> str:
     for place in folder.missing:
         request = folder.requests[place]
         size = f"{request.width}x{request.height}"
-        kind = (request.prompt, size, request.sampler, counted(request.steps, "step"), f"scale {request.scale:g}")
+        settings = (size, request.sampler, counted(request.steps, "step"), f"scale {request.scale:g}")
+        kind = (request.prompt, *settings, *request.adapters)
         kinds[kind] = kinds.get(kind, 0) + 1
     lines += [f"  {number} x {', '.join(map(str, kind))}" for kind, number in kinds.items()]
     if folder.captions:
@@ -186,7 +188,9 @@ def _recorded_seed(recorded: Sequence[Entry], prompts: Sequence[ImageRequest]) -
     return None
 
 
-def _entry(place: int, request: ImageRequest) -> dict[str, Any]:
+def _entry(place: int, request: ImageRequest, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """The line of an image. `hashes`: of the adapter files."""
+    uses = request.adapters
     return {
         "file": file_name(place),
         "prompt": request.prompt,
@@ -197,6 +201,8 @@ def _entry(place: int, request: ImageRequest) -> dict[str, Any]:
         "sampler": request.sampler,
         "steps": request.steps,
         "scale": request.scale,
+        "networks": [use.path.name for use in uses] or None,
+        "networks_sha256": [[hashes[use.path], use.multiplier, use.text_multiplier] for use in uses] or None,
     }
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
 from library.runtime.imports import quiet_libraries
 from library.runtime.progress import ProgressBar
+from library.sampling.adapters import AdapterMerger, import_modules, with_adapters
 from library.sampling.init_images import InitImage, encode_init_image
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
@@ -45,8 +47,9 @@ class Drawing:
 
     @property
     def notes(self) -> list[str]:
-        """Messages about the prompts, each once."""
-        return list(dict.fromkeys(note for prompt in self.prompts for note in prompt.notes))
+        """Messages about the prompts and their adapters, each once."""
+        adapters = [f"with {', '.join(map(str, prompt.adapters))}" for prompt in self.prompts if prompt.adapters]
+        return list(dict.fromkeys([*adapters, *(note for prompt in self.prompts for note in prompt.notes)]))
 
 
 def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
@@ -68,7 +71,7 @@ def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
     declared = None if header is None else declared_prediction(header).prediction
     prediction: Prediction = "v" if options.v_parameterization else declared or "epsilon"
     size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
-    prompts = _prompts(options, mistakes, size if init is None else init.size)
+    prompts = with_adapters(options, family, _prompts(options, mistakes, size if init is None else init.size), mistakes)
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:
         raise UserError(mistakes)
@@ -128,6 +131,7 @@ def load(options: DrawingOptions, drawing: Drawing) -> Model:
     quiet_libraries()
     import torch
 
+    import_modules(drawing.prompts)
     dtype = torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else torch.float32
     try:
         model = drawing.family.load(
@@ -172,8 +176,14 @@ def draw(
     from library.sampling.images import sample_batch
 
     settings = TextSettings(clip_skip=options.clip_skip)
-    for place in range(0, len(requests), options.batch_size):
-        batch = requests[place : place + options.batch_size]
+
+    def say(line: str) -> None:
+        with bar.making_room():
+            print(line, flush=True)
+
+    merger = AdapterMerger(model, say, restores=len({request.adapters for request in requests}) > 1)
+    for batch in _batches(requests, options.batch_size):
+        merger.use(batch[0].adapters)
         seeds = [request.seed or 0 for request in batch]
         try:
             yield from sample_batch(
@@ -189,3 +199,11 @@ def draw(
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "draw smaller images (--W, --H) or fewer at once (--batch_size), or use --fp16 or --bf16"
             raise UserError([Mistake("out of memory", remedy)]) from error
+
+
+def _batches(requests: Sequence[ImageRequest], size: int) -> Iterator[list[ImageRequest]]:
+    """The requests in order, up to `size` at once, with the same adapters."""
+    for _, same in groupby(requests, lambda request: request.adapters):
+        group = list(same)
+        for place in range(0, len(group), size):
+            yield group[place : place + size]

@@ -42,6 +42,12 @@ class DrawingOptions:
     )
     batch_size: int = flag(1, "images drawn at once, if their settings are the same", at_least=1)
     vae: str | None = flag(None, "VAE (file or folder) to use instead of the model's own")
+    network_weights: tuple[Path, ...] = flag((), "adapter files to draw with: LoRA and its relatives, of any kind")
+    network_mul: tuple[float, ...] = flag((), "multiplier of each file of --network_weights. Not set: 1")
+    network_module: tuple[str, ...] = flag(
+        (), "network module of each file of --network_weights; only needed for third-party modules"
+    )
+    network_dir: Path | None = flag(None, "folder of adapter files that prompts name: <lora:name:0.8>")
     v2: bool = flag(False, "the model is Stable Diffusion 2.x; detected from the file, an error if it is not")
     sdxl: bool = flag(False, "the model is Stable Diffusion XL; detected from the file, an error if it is not")
     v_parameterization: bool = flag(False, "the model uses v-prediction; diffusers folders declare it themselves")

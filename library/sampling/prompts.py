@@ -19,6 +19,7 @@ from typing import Any
 
 from library.options.mistakes import Mistake, UserError
 from library.options.text_files import PROMPTS, other_kind, read_text
+from library.sampling.lora_tags import AdapterUse
 
 STRIDE, SMALLEST_SIDE, MOST_STEPS = 8, 64, 1000
 LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
@@ -26,7 +27,8 @@ LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to draw. `seed` None: random. `notes`: messages about options that have no effect."""
+    """One image to draw. `seed` None: random. `adapters`: merged into the model for this image, in this order.
+    `notes`: messages about options that have no effect."""
 
     prompt: str
     negative_prompt: str = ""
@@ -36,6 +38,7 @@ class ImageRequest:
     steps: int = 30
     scale: float = 7.5
     sampler: str = "ddim"
+    adapters: tuple[AdapterUse, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 

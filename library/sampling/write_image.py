@@ -33,4 +33,6 @@ def _facts(request: ImageRequest) -> PngInfo:
     for key, value in (("seed", request.seed), ("sampler", request.sampler), ("steps", request.steps)):
         facts.add_text(key, str(value))
     facts.add_text("scale", str(request.scale))
+    if request.adapters:
+        facts.add_itxt("networks", ", ".join(map(str, request.adapters)))
     return facts

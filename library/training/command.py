@@ -13,6 +13,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.packages import check_packages
 from library.options.parse import parse
 from library.options.render import write_config
+from library.options.report import report_mistakes
 from library.options.tool_command import quiet_broken_pipe
 from library.runtime.imports import large_imports, quiet_libraries
 from library.runtime.terminal import columns_of
@@ -45,8 +46,7 @@ def run_program(work: Callable[[], None], interrupted: str) -> int:
         with termination_as_interrupt(), quiet_broken_pipe():
             work()
     except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+        return report_mistakes(error)
     except KeyboardInterrupt as interrupt:
         return report_interrupt(str(interrupt) or interrupted)
     return 0

@@ -62,20 +62,24 @@ def peak_memory(device: torch.device) -> Iterator[str]:
 
 def next_step(facts: RunFacts, adapter: AdapterPlan | None, saved: Path) -> str:
     """What to do with the saved file, with a command that works as it is printed."""
-    model = facts.options.model
-    kind = ["--v_parameterization"] if model.v_parameterization else []
-    if adapter is None:
-        kind += ["--zero_terminal_snr"] if facts.options.objective.zero_terminal_snr else []
-        kind += ["--clip_skip", str(model.clip_skip)] if model.clip_skip else []
-        record = facts.images.records[0]
-        kind += ["--image_path", str(record.path)] if facts.base_model.family.refines else []
-        return f"next: {command('gen_img.py', '--ckpt', str(saved), '--prompt', prompt_of(record.caption), *kind)}"
-    copy = f"next: copy {saved} to the LoRA folder of your web UI"
-    if adapter.settings is None:
-        return copy
-    merged = saved.with_name(f"{saved.stem}-merged.safetensors")
-    words = ("--sd_model", str(facts.base_model.header.path), "--models", str(saved), "--ratios", "1")
-    return f"{copy}, or merge it: {command('networks/merge_lora.py', *words, '--save_to', str(merged), *kind)}"
+    words = ["--ckpt", str(saved)] if adapter is None else _with_adapter(facts, adapter, saved)
+    record = facts.images.records[0]
+    words += ["--prompt", prompt_of(record.caption)]
+    words += ["--v_parameterization"] if facts.options.model.v_parameterization else []
+    words += ["--zero_terminal_snr"] if facts.options.objective.zero_terminal_snr else []
+    words += ["--clip_skip", str(facts.options.model.clip_skip)] if facts.options.model.clip_skip else []
+    words += ["--image_path", str(record.path)] if facts.base_model.family.refines else []
+    return f"next: {command('gen_img.py', *words)}"
+
+
+def _with_adapter(facts: RunFacts, adapter: AdapterPlan, saved: Path) -> list[str]:
+    """The flags that draw with the base model, the adapters that the run merged into it, and the trained one."""
+    base = [str(path) for path, _ in adapter.base]
+    words = ["--ckpt", str(facts.base_model.header.path)]
+    words += ["--vae", str(facts.base_model.vae)] if facts.base_model.vae is not None else []
+    words += ["--network_weights", *base, str(saved)]
+    words += ["--network_mul", *(f"{multiplier:g}" for _, multiplier in adapter.base), "1"] if base else []
+    return words + (["--network_module", *[adapter.module] * (len(base) + 1)] if adapter.settings is None else [])
 
 
 def prompt_of(caption: str) -> str:

@@ -106,22 +106,32 @@ def _from_here(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def test_an_adapter_is_merged_by_the_command_that_is_printed(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_adapter_is_drawn_with_by_the_command_that_is_printed(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"max_train_steps": 1, "train_batch_size": 8, "network_module": "networks.lora", "use_safetensors": None}
     outcome = run(world.arguments(tmp_path / "out", **flags), capsys, train_network.RECIPE)
     assert outcome.code == 0, outcome.err
-    size = (tmp_path / "out" / "dog.safetensors").stat().st_size
+    saved = tmp_path / "out" / "dog.safetensors"
     (each,) = [line for line in said(outcome.err) if line.startswith("each saved file has ")]
-    assert float(each.split()[4]) * 1e3 == pytest.approx(size, rel=0.15)  # the header is not counted
-    line = said(outcome.err)[-1]
-    assert line.startswith(f"next: copy {tmp_path / 'out' / 'dog.safetensors'} to the LoRA folder of your web UI, or ")
-    words = shlex.split(line.partition("or merge it: ")[2])
-    from tools import merge_lora
+    assert float(each.split()[4]) * 1e3 == pytest.approx(saved.stat().st_size, rel=0.15)  # the header is not counted
+    words = shlex.split(said(outcome.err)[-1].removeprefix("next: "))
+    assert words[1].endswith("gen_img.py")
+    assert words[2:] == ["--ckpt", str(world.model), "--network_weights", str(saved), "--prompt", words[-1]]
 
-    assert words[1].endswith("networks/merge_lora.py") and merge_lora.main(words[2:]) == 0
-    assert (tmp_path / "out" / "dog-merged.safetensors").is_file()
+    again = run(
+        world.arguments(tmp_path / "two", base_weights=[saved], base_weights_multiplier=[0.5], **flags),
+        capsys,
+        train_network.RECIPE,
+    )
+    words = shlex.split(said(again.err)[-1].removeprefix("next: "))
+    second = tmp_path / "two" / "dog.safetensors"
+    assert words[4:9] == ["--network_weights", str(saved), str(second), "--network_mul", "0.5"]
+    import gen_img
+
+    monkeypatch.chdir(tmp_path)
+    assert gen_img.main([*words[2:], "--steps=1", "--H=64", "--W=64"]) == 0
+    assert len(list((tmp_path / "outputs").glob("*.png"))) == 1
 
 
 def test_commands_are_quoted_for_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

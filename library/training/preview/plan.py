@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.options.mistakes import Mistake, Mistakes, UserError
+from library.sampling.lora_tags import TAG
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
 from library.training.plan.writable_paths import write_problem
@@ -132,6 +133,8 @@ def check_prompts(options: TrainOptions, mistakes: Mistakes, *, refines: bool = 
         (request.width, request.height) != (plan.defaults.width, plan.defaults.height) for request in requests
     ):
         notes.append("--sample_prompts: --w and --h have no effect: this model refines images of the dataset")
+    if tags := [found for request in requests for found in TAG.findall(request.prompt)]:
+        notes.append(f"--sample_prompts: <lora:{tags[0]}> stays in the text: previews draw the model in training alone")
     unknown = filter(None, (check_sampler(request.sampler) for request in requests))
     mistakes.extend(Mistake(f"--sample_prompts: {mistake.what}", mistake.remedy) for mistake in unknown)
     if options.saving.output_dir is not None:

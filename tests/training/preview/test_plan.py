@@ -172,3 +172,10 @@ def test_a_folder_in_the_way_is_found_before_the_first_step(tmp_path: Path) -> N
 def test_the_plan_needs_no_torch() -> None:
     program = "import sys, library.training.preview.plan; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_tags_for_adapters_are_told_to_be_text(tmp_path: Path) -> None:
+    """Elsewhere they draw with a file of --network_dir, which a run does not have."""
+    (tmp_path / "p.txt").write_text("a dog <lora:snow:0.8>\na cat\n", encoding="utf-8")
+    (note,) = check_prompts(options(tmp_path / "p.txt", sample_at_first=True), Mistakes())
+    assert "<lora:snow:0.8> stays in the text" in note

@@ -93,6 +93,16 @@ def test_values_of_another_run_or_with_a_gap_are_not_continued(tmp_path: Path) -
     assert begin_curve(path, IDENTITY, 3, pytest.fail).first == 4
 
 
+def test_steps_whose_samples_could_not_be_read_are_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "dog-loss.png"
+    curve = begin_curve(path, IDENTITY, 0, pytest.fail)
+    for step, loss in ((1, 0.5), (4, 0.25), (5, 0.75)):
+        curve.add(step, loss)
+    curve.draw()
+    again = begin_curve(path, IDENTITY, 5, pytest.fail)
+    assert [str(loss) for loss in again.losses] == ["0.5", "nan", "nan", "0.25", "0.75"]
+
+
 def test_a_curve_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     said: list[str] = []
