@@ -131,8 +131,8 @@ def read_settings(
     module     --network_module, one of this project's (KeyError where registry.find_kind does not know it)
     dim        --network_dim (None: 4); alpha --network_alpha (0 or None: the dim); dropout --network_dropout
     arguments  --network_args as "key=value"; a key with an empty value counts as not set
-    blocks     number of U-Net blocks (25 for SD1/2, 23 for SDXL), for lists by block; 0: not divided into blocks, None: unknown,
-               so that these lists are not checked
+    blocks     number of U-Net blocks (25 for SD1/2, 23 for SDXL), for lists by block; 0: not divided into blocks,
+               None: unknown, so that these lists are not checked
     """
     kind = find_kind(module)
     if kind is None:
