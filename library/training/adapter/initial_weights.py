@@ -136,7 +136,8 @@ class InitialWeights:
                 what = f"{self._named} has adapters for the {title}, which is not trained"
                 mistakes.add(what, f"remove {other} and learning rates of 0{OR_FROM_FILE}")
             elif extra and all(_in_convolutions(in_file[name], part) for name in extra):
-                ranks = {rank for name in extra if (rank := rank_in_file(found[name][1]))}
+                kernels = [name for name in extra if (self._shape(in_file[name]) or ())[2:] not in ((), (1, 1))]
+                ranks = {rank for name in kernels if (rank := rank_in_file(found[name][1]))}
                 what = f"{self._named} has adapters on 3x3 convolutions ({_ranks(ranks)})"
                 mistakes.add(what, f"add conv_dim={max(ranks, default=4)} to --network_args{OR_FROM_FILE}")
             elif missing and not any(_in_convolutions(place, part) for place in in_file.values()) and not extra:

@@ -67,10 +67,11 @@ def decide(parsed: Parsed) -> Plan:
     # Independent decisions first, so that one run reports as many mistakes as possible.
     resume = decide_resume(options.saving.resume, mistakes)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
-    family = None if facts is None else facts.base_model.family
+    base = None if facts is None else facts.base_model
+    family = None if base is None else base.family
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
-    adapter = decide_adapter(options.adapter, facts and facts.base_model, resume, mistakes, notes)
+    adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
     trackers = decide_trackers(options.run, mistakes)

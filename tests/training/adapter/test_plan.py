@@ -56,7 +56,7 @@ def file(path: Path, *arguments: str, module: str = "networks.lora", dim: int = 
         ({"network_args": ["use_dora=True", "init=pissa", "use_rslora=True", "loraplus_lr_ratio=4"]},
          ["with DoRA (magnitudes per input), rsLoRA, PiSSA, LoRA+", "(scale 1.41)"]),
         ({"network_train_unet_only": True}, ["text encoder not trained"]),
-        ({"network_module": "networks.oft", "network_dim": 4}, ["text encoder not trained: networks.oft does not reach"]),
+        ({"network_module": "networks.oft", "network_dim": 4}, ["text encoder not trained: networks.oft does not"]),
     ],
 )  # fmt: skip
 def test_the_plan_says_what_is_on_and_what_is_reached(
