@@ -46,8 +46,6 @@ class BucketManager:
     def select_bucket(self, image_width: int, image_height: int) -> tuple[Size, Size, float]:
         """The bucket of an image, the size that it is scaled to, and the difference of their aspect ratios."""
         placement = assign_bucket((image_width, image_height), self._settings, self.resos)
-        if placement is None:  # thinner than a step: no run trains it
-            return (0, 0), (image_width, image_height), 0.0
         width, height = placement.bucket
         return placement.bucket, placement.resized, width / height - image_width / image_height
 

@@ -29,6 +29,7 @@ from library.training.optim.schedules import SCHEDULES
 from networks.settings import ONLY_IN_SD_SCRIPTS
 from tests import tiny
 from tools import (
+    clean_captions_and_tags,
     convert_checkpoint,
     convert_dataset_config,
     convert_diffusers20_original_sd,
@@ -36,8 +37,11 @@ from tools import (
     extract_lora_from_dylora,
     extract_lora_from_models,
     make_class_images,
+    merge_captions_to_metadata,
+    merge_dd_tags_to_metadata,
     merge_lora,
     merge_models,
+    prepare_buckets_latents,
     resize_lora,
     show_metadata,
     svd_merge_lora,
@@ -64,6 +68,7 @@ TOOLS: dict[str, Any] = {
     **{
         f"tools/{tool.__name__.rpartition('.')[2]}.py": tool.TOOL
         for tool in (
+            clean_captions_and_tags,
             convert_checkpoint,
             convert_dataset_config,
             convert_diffusers20_original_sd,
@@ -71,8 +76,11 @@ TOOLS: dict[str, Any] = {
             extract_lora_from_dylora,
             extract_lora_from_models,
             make_class_images,
+            merge_captions_to_metadata,
+            merge_dd_tags_to_metadata,
             merge_lora,
             merge_models,
+            prepare_buckets_latents,
             resize_lora,
             show_metadata,
             svd_merge_lora,
@@ -144,7 +152,7 @@ def test_every_flag_is_one(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_of_the_project_that_is_named_exists(page: str) -> None:
-    named = re.findall(r"`((?:library|tests|examples|docs|networks|tools|benchmarks)/[\w/.]*)", text(page))
+    named = re.findall(r"`((?:library|tests|examples|docs|networks|finetune|tools|benchmarks)/[\w/.]*)", text(page))
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
@@ -160,7 +168,7 @@ def test_commands_can_be_typed_as_they_stand(page: str) -> None:
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     for line in lines:
         _, script, *words = shlex.split(line)
-        script = script.replace("networks/", "tools/")  # kohya's names for tools
+        script = script.replace("networks/", "tools/").replace("finetune/", "tools/")  # kohya's names for tools
         if script in TOOLS:
             parse_tool(TOOLS[script], words)
             continue

@@ -33,7 +33,11 @@ TRAINING = (
     "--resolution 64 --min_bucket_reso 64 --max_train_epochs 0 --max_data_loader_n_workers 0 --max_train_steps {}"
 )
 DRAWING = "--W 64 --H 64 --steps 2"
-SHORT = {"gen_img.py": DRAWING, "tools/make_class_images.py": f"{DRAWING} --count 2"}
+SHORT = {
+    "gen_img.py": DRAWING,
+    "tools/make_class_images.py": f"{DRAWING} --count 2",
+    "finetune/prepare_buckets_latents.py": "--max_resolution 64,64 --min_bucket_reso 64",
+}
 WITHOUT_WEIGHTS = {"--dry_run", "--debug_dataset"}
 # What stands for a number of steps, for several processes (tests/tools) and for a cloud (tests/data/scan).
 INSTEAD = {
@@ -43,7 +47,10 @@ INSTEAD = {
     "s3:": "memory:",
 }
 # What a command must have printed, besides ending well.
-PRINTS = {"train_db.py --config_file dog.toml --cache_latents_to_disk": ("latents: 10 read, 0", "captions: 2 read, 0")}
+PRINTS = {
+    "train_db.py --config_file dog.toml --cache_latents_to_disk": ("latents: 10 read, 0", "captions: 2 read, 0"),
+    "fine_tune.py --config_file dog.toml --train_data_dir photos": ("latents: 2 read, 0",),
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,10 @@ def belongings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images(root / folder, "one.png", "two.png")
     images(root / "masks", "garden.png", *DOG)
     images(root / "images", "garden.jpg", "sofa.png")
+    images(root / "photos", "one.png", "two.png")
+    for name in ("one", "two"):
+        (root / "photos" / f"{name}.caption").write_text("a young woman", encoding="utf-8")
+        (root / "photos" / f"{name}.txt").write_text("1girl, white_shirt, rating:safe", encoding="utf-8")
     images(root, "dog.png")
     for name, prompt in (("prompts", "a photo of sks dog"), ("cats", "a cat")):
         lines = [f"{prompt}{where} --w 64 --h 64 --s 1\n" for where in ("", " on a sofa")]

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Programs under the names that users and front-ends of sd-scripts call: a few lines each, for tools/.
 CALLED_SO = (
-    "check_lora_weights", "extract_lora_from_dylora", "extract_lora_from_models", "lora_interrogator", "merge_lora",
-    "resize_lora", "sdxl_merge_lora", "svd_merge_lora",
+    "networks.check_lora_weights", "networks.extract_lora_from_dylora", "networks.extract_lora_from_models",
+    "networks.lora_interrogator", "networks.merge_lora", "networks.resize_lora", "networks.sdxl_merge_lora",
+    "networks.svd_merge_lora", "finetune",
 )  # fmt: skip
 
 # Programs under names of sd-scripts: a few lines each that choose options for a recipe.
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.runtime": ("library.runtime", "library.options"),
     "library.objective": ("library.objective", "library.options", "library.checkpoints", "library.runtime"),
     "library.data": ("library.data", "library.options", "library.checkpoints", "library.runtime"),
-    **{f"networks.{name}": ("tools",) for name in CALLED_SO},
+    **dict.fromkeys(CALLED_SO, ("tools",)),
     "networks": ("networks", "library.checkpoints"),
     "library.families": (
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
@@ -107,6 +108,7 @@ INSTANT = (
     "fine_tune.py",
     "gen_img.py",
     "tools/*.py",
+    "finetune/*.py",
 )
 SLOW = {"torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors"}
 
@@ -121,7 +123,7 @@ WIRING = ("library/training/session.py", "library/training/loop.py")
 def sources() -> list[str]:
     """Every Python file of the project but the tests, as paths with '/' from the root."""
     paths = [*ROOT.glob("*.py")]
-    for folder in ("library", "networks", "tools", "examples", "benchmarks"):
+    for folder in ("library", "networks", "finetune", "tools", "examples", "benchmarks"):
         paths += (ROOT / folder).rglob("*.py")
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
@@ -393,7 +395,7 @@ def test_nothing_at_module_level_changes_while_running() -> None:
 def test_strict_types_in_all_rooms_and_programs() -> None:
     settings = tomllib.loads(text("pyproject.toml"))["tool"]["mypy"]
     programs = {path.name for path in ROOT.glob("*.py")}
-    assert settings["strict"] and set(settings["files"]) == {"library", "networks", "tools"} | programs
+    assert settings["strict"] and set(settings["files"]) == {"library", "networks", "finetune", "tools"} | programs
 
 
 def test_every_shell_script_has_its_batch_file() -> None:

@@ -97,16 +97,7 @@ def test_regularisation_without_an_image(refused: Refused, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ({"resolution": 100}, ("100", "not divisible by 8", "--resolution 96,96")),
-        ({"resolution": "64,100"}, ("64,100", "not divisible by 8")),
-        (
-            {"resolution": 72, "enable_bucket": True, "min_bucket_reso": 64},
-            ("not divisible by 64", "bucket_reso_steps"),
-        ),
-        (
-            {"resolution": 64, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 12},
-            ("bucket_reso_steps",),
-        ),
+        ({"resolution": 72, "enable_bucket": True}, ("72,72", "is smaller than --min_bucket_reso = 256")),
         ({"resolution": 8}, ("below 64",)),
         ({"resolution": -64}, ("is not a resolution",)),
     ],
@@ -403,6 +394,25 @@ def test_a_tracker_whose_package_is_not_installed(refused: Refused, not_installe
     not_installed.append("wandb")
     refused("--log_with wandb", "pip install wandb", log_with="wandb")
     refused("--log_with all", "pip install wandb", log_with="all", logging_dir=tmp_path / "log")
+    preset = tmp_path / "preset.toml"
+    preset.write_text('log_with = "wandb"\n', encoding="utf-8")
+    refused("--log_with wandb", "pip install wandb", config_file=preset, strict=True)
+
+
+@pytest.mark.parametrize("log_with", ["wandb", "all"])
+def test_a_file_that_asks_for_a_tracker_that_is_not_installed_is_logged_for_tensorboard(
+    world: World, not_installed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], log_with: str
+) -> None:
+    not_installed.append("wandb")
+    preset = tmp_path / "preset.toml"
+    preset.write_text(f'log_with = "{log_with}"\n', encoding="utf-8")
+    flags = {"config_file": preset, "dry_run": True}
+    outcome = run(world.arguments(tmp_path / "out", logging_dir=tmp_path / "log", **flags), capsys)
+    said = f'--log_with = "{log_with}" (preset.toml): the package wandb is not installed, so the run is logged for'
+    assert outcome.code == 0 and said in outcome.out and f"logs for tensorboard: {tmp_path / 'log'}" in outcome.out
+    if log_with == "wandb":
+        outcome = run(world.arguments(tmp_path / "out", **flags), capsys)
+        assert outcome.code == 0 and "not installed, so nothing is logged" in outcome.out
 
 
 def test_the_settings_of_trackers(refused: Refused, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class CheckOptions:
 
 def work(options: CheckOptions) -> None:
     """Read the file and print one line per tensor."""
-    tensors = read_as_they_are([options.file])[0].tensors
+    tensors = read_as_they_are([options.file], damaged=True)[0].tensors
     factors = [key for key in tensors if ".lora_down." in key or ".lora_up." in key]
     shown = list(tensors) if options.show_all_keys or not factors else factors
     print(f"number of layers: {len({key.partition('.')[0] for key in tensors})}")

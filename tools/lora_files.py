@@ -79,13 +79,14 @@ def read_files(paths: Sequence[Path]) -> list[AdapterFile]:
     return renamed
 
 
-def read_as_they_are(paths: Iterable[Path]) -> list[AdapterFile]:
-    """Read adapter files under their own names. Raises UserError that names every file that cannot be read."""
+def read_as_they_are(paths: Iterable[Path], *, damaged: bool = False) -> list[AdapterFile]:
+    """Read adapter files under their own names, `damaged` ones too if set. Raises UserError that names every file that
+    cannot be read."""
     from networks import adapter_files
 
     def read(path: Path) -> AdapterFile:
         with explain_write_errors():
-            return adapter_files.read(path)
+            return adapter_files.read(path, damaged=damaged)
 
     return together(*(partial(read, path) for path in paths))
 

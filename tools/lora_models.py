@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family, Model
 from library.families.registry import FAMILIES, declared_prediction, open_model
+from library.messages import counted, listed
 from library.options.flag import Capability
-from library.options.mistakes import Mistakes
+from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.imports import quiet_libraries
 from tools.lora_files import explain_write_errors
 
@@ -65,10 +66,15 @@ def open_models(
 
 
 def load(opened: Opened, dtype: torch.dtype | None = None, only: Collection[str] | None = None) -> Model:
-    """Load the model, or only some of its modules, on the CPU; `dtype` None: float32. Raises UserError."""
+    """Load the model, or only some of its modules, on the CPU; `dtype` None: float32. Raises UserError, also for NaN or
+    infinite weights."""
     quiet_libraries()
     with explain_write_errors():
-        return opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.prediction)
+        model = opened.family.load(opened.header, dtype=dtype, only=only, prediction=opened.prediction)
+    if model.broken:
+        what = f"{opened.header.path}: NaN or infinite values in {counted(len(model.broken), 'tensor')}"
+        raise UserError([Mistake(f"{what}: {listed(model.broken)}", "get the model again")])
+    return model
 
 
 def adapted_modules(model: Model) -> dict[str, nn.Module]:

@@ -97,7 +97,7 @@ def _read_safetensors(path: Path, size: int) -> Header:
         table = json.loads(raw)
         metadata = {str(k): str(v) for k, v in table.pop("__metadata__", {}).items()}
         spans = {name: _span(entry) for name, entry in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}). Get the file again.") from error
     base = 8 + length
     for name, (info, start, end) in spans.items():

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from library.checkpoints.header import CheckpointError, Header, Place, TensorInfo
+from library.checkpoints.header import FLOATS, CheckpointError, Header, Place, TensorInfo
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (".scale_weight", ".weight_scale")
@@ -96,6 +96,6 @@ def kind_of(tensors: Mapping[str, TensorInfo]) -> str | None:
             if found := re.fullmatch(pattern, name):
                 return f"{kind.format(*found.groups())}: {name}"
     for name, info in tensors.items():
-        if name.endswith((".weight", ".bias")) and info.count and info.dtype[0] in "IUB" and info.dtype != "BF16":
-            return f"integers: {name} is {info.dtype}"
+        if name.endswith((".weight", ".bias")) and info.count and info.dtype not in FLOATS:
+            return f"no floating-point numbers: {name} is {info.dtype}"
     return None

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Side = str  # "original" or "diffusers"
+_MOST = 100  # blocks or layers of a part; OpenCLIP's bigG has 32
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """Return the highest number that the pattern finds, plus 1; 0 if it finds none."""
-    return max((int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0)
+    """Return the highest number that the pattern finds, plus 1; 0 if it finds none. Numbers of no model are passed
+    over: their tensors have no rule."""
+    numbers = (int(found[1]) for name in names if (found := re.match(pattern, name)))
+    return max((number + 1 for number in numbers if number < _MOST), default=0)
 
 
 def unet_sizes(names: Iterable[str], side: Side) -> Sizes:

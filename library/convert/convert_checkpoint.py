@@ -17,6 +17,7 @@ from library.checkpoints.lazy import LazyTensor, torch_dtype
 from library.checkpoints.prediction_marks import MARKS, declared_prediction, declaring, marks, other_schedule
 from library.convert import ema_copies
 from library.families.sd.checkpoint_parts import CheckpointParts, split_checkpoint
+from library.families.sd.configs import check_tensors
 from library.messages import listed
 from library.runtime.imports import frequent_thread_switches
 
@@ -123,7 +124,7 @@ def _modules(where: str, family: Family, split: CheckpointParts) -> dict[str, An
     with torch.device("meta"):
         for part, make in sd_load.makers(family.variant).items():
             modules[part] = make(split.configs[part])
-            sd_load.check_tensors(where, part, split.parts[part], modules[part].state_dict())
+            check_tensors(where, part, split.parts[part], sd_load.shapes_of(modules[part]))
     return modules
 
 

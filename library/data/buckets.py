@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from library.data.scan.scan import ImageRecord
+from library.messages import counted
 from library.options.datasets import BucketSettings, DatasetSpec, Size
-from library.options.mistakes import Mistake
+from library.options.rules.bucket_sizes import LATENT_STRIDE
 
 Place = tuple[int, Size]  # dataset index, bucket
 
@@ -27,13 +28,13 @@ class Placement:
 @dataclass(frozen=True)
 class BucketTable:
     """The placement of every record. Counts are per dataset and bucket, sorted by (dataset, (width, height)); `samples`
-    are images x repeats."""
+    are images x repeats. `notes` tell of images that are narrower than the steps of their bucket."""
 
     placements: tuple[Placement, ...]  # per record
     images: Mapping[Place, int]
     samples: Mapping[Place, int]
     enlarged: int  # upscaled images
-    mistakes: tuple[Mistake, ...]
+    notes: tuple[str, ...]
 
 
 def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> list[Size]:
@@ -58,8 +59,8 @@ def bucket_list(settings: BucketSettings) -> list[Size]:
     return make_buckets(settings.resolution, settings.smallest, settings.largest, settings.step)
 
 
-def assign_bucket(size: Size, settings: BucketSettings, buckets: Sequence[Size]) -> Placement | None:
-    """Bucket and resized size of an image; None if a side of its bucket would be 0. `buckets`: see bucket_list."""
+def assign_bucket(size: Size, settings: BucketSettings, buckets: Sequence[Size]) -> Placement:
+    """Bucket and resized size of an image. `buckets`: see bucket_list."""
     if not settings.enabled:
         return _scale(size, settings.resolution, settings)
     if settings.rule != "kohya":
@@ -114,7 +115,9 @@ def _cover(size: Size, bucket: Size) -> Placement:
     return Placement(bucket, resized)
 
 
-def _without_upscaling(size: Size, resolution: Size, step: int) -> Placement | None:
+def _without_upscaling(size: Size, resolution: Size, step: int) -> Placement:
+    """A bucket as large as the image, or of the resolution's area. An image narrower than a step is measured in
+    latents (where sd-scripts divides by zero), and enlarged if it is narrower than one."""
     width, height = size
     area = resolution[0] * resolution[1]
     resized = size
@@ -132,7 +135,11 @@ def _without_upscaling(size: Size, resolution: Size, step: int) -> Placement | N
         else:
             resized = (int(by_height * aspect + 0.5), by_height)
     bucket = (resized[0] // step * step, resized[1] // step * step)
-    return Placement(bucket, resized) if min(bucket) > 0 else None
+    if min(bucket) > 0:
+        return Placement(bucket, resized)
+    if step > LATENT_STRIDE:
+        return _without_upscaling(size, resolution, LATENT_STRIDE)
+    return _cover(size, (max(bucket[0], LATENT_STRIDE), max(bucket[1], LATENT_STRIDE)))
 
 
 def _round_to(length: float, step: int) -> int:
@@ -143,36 +150,33 @@ def build_bucket_table(records: Sequence[ImageRecord], datasets: Sequence[Datase
     """Assign every record to a bucket of its dataset, `datasets[record.dataset]`. Keeps the images of buckets smaller
     than a batch."""
     lists = [bucket_list(dataset.buckets) for dataset in datasets]
-    known: dict[Place, Placement | None] = {}  # by the image's size
+    known: dict[Place, Placement] = {}  # by the image's size
     placements: list[Placement] = []
     images: dict[Place, int] = {}
     samples: dict[Place, int] = {}
-    mistakes: list[Mistake] = []
+    narrow: dict[int, list[ImageRecord]] = {}  # by dataset
     enlarged = 0
     for record in records:
+        settings = datasets[record.dataset].buckets
         dataset_and_size = (record.dataset, record.size)
         if dataset_and_size not in known:
-            known[dataset_and_size] = assign_bucket(
-                record.size, datasets[record.dataset].buckets, lists[record.dataset]
-            )
+            known[dataset_and_size] = assign_bucket(record.size, settings, lists[record.dataset])
         placement = known[dataset_and_size]
-        if placement is None:
-            mistakes.append(_too_thin(record, datasets[record.dataset]))
-            continue
         placements.append(placement)
         place = (record.dataset, placement.bucket)
         images[place] = images.get(place, 0) + 1
         samples[place] = samples.get(place, 0) + record.repeats
         enlarged += placement.resized[0] > record.size[0] or placement.resized[1] > record.size[1]
-    return BucketTable(
-        tuple(placements), dict(sorted(images.items())), dict(sorted(samples.items())), enlarged, tuple(mistakes)
-    )
+        if settings.enabled and settings.no_upscale and min(placement.bucket) < settings.step:
+            narrow.setdefault(record.dataset, []).append(record)
+    notes = tuple(_narrow(found, datasets[dataset]) for dataset, found in narrow.items())
+    return BucketTable(tuple(placements), dict(sorted(images.items())), dict(sorted(samples.items())), enlarged, notes)
 
 
-def _too_thin(record: ImageRecord, dataset: DatasetSpec) -> Mistake:
-    width, height = record.size
-    return Mistake(
-        f"{record.path} ({width}x{height}): with bucket_no_upscale, a side is shorter than "
-        f"bucket_reso_steps = {dataset.buckets.step} ({dataset.origin})",
-        "remove the image, lower bucket_reso_steps, or remove bucket_no_upscale",
+def _narrow(records: Sequence[ImageRecord], dataset: DatasetSpec) -> str:
+    (width, height), verb = records[0].size, "is" if len(records) == 1 else "are"
+    return (
+        f"{counted(len(records), 'image')} {verb} narrower than bucket_reso_steps = {dataset.buckets.step} "
+        f"({dataset.origin}), for example {records[0].path} ({width}x{height}): the sides of their buckets are "
+        f"multiples of {LATENT_STRIDE}"
     )

@@ -144,16 +144,19 @@ def _note_surprises(options: ObjectiveOptions, prediction: str, timesteps: int) 
         yield "--multires_noise_discount = 0: pyramid noise has no effect"
     if options.multires_noise_iterations and options.multires_noise_scaling == "batch":
         yield "--multires_noise_scaling batch: the noise of a sample depends on the other samples of its batch"
-    weighting = next((name for name in WEIGHTINGS if getattr(options, name)), None)
-    if weighting is not None and options.loss_type in ("huber", "smooth_l1"):
+    weightings = [name for name in WEIGHTINGS if getattr(options, name)]
+    if len(weightings) > 1:
+        yield (f"--{' with --'.join(weightings)}: their weights multiply, as in sd-scripts; usually one of them is set")
+    if weightings and options.loss_type in ("huber", "smooth_l1"):
         yield (
-            f"--loss_type {options.loss_type} with --{weighting}: the weighting is derived for the squared error; "
+            f"--loss_type {options.loss_type} with --{weightings[0]}: the weighting is derived for the squared error; "
             "large errors at noisy timesteps are reduced twice"
         )
-    bounded = weighting == "debiased_estimation_loss" and options.debiased_v_weight != "equivalent"
-    if prediction == "v" and options.zero_terminal_snr and weighting and not bounded and not options.snr_floor:
+    if options.debiased_v_weight != "equivalent":  # this weight is not 0 without signal
+        weightings = [name for name in weightings if name != "debiased_estimation_loss"]
+    if prediction == "v" and options.zero_terminal_snr and weightings and not options.snr_floor:
         yield (
-            f"--zero_terminal_snr with --{weighting}: the last timestep has weight 0 and is not trained; set "
+            f"--zero_terminal_snr with --{weightings[0]}: the last timestep has weight 0 and is not trained; set "
             "--snr_floor 0.05 to train it"
         )
     if prediction == "epsilon" and options.v_pred_like_loss:

@@ -26,17 +26,17 @@ def _error(options: ObjectiveOptions) -> Iterator[str]:
 
 
 def _weight(options: ObjectiveOptions, prediction: str) -> Iterator[str]:
-    weight = ""
+    weights = []
     if options.min_snr_gamma:
-        weight = f"min-SNR weighting with gamma {options.min_snr_gamma:g}"
-    elif options.debiased_estimation_loss:
-        weight = "debiased weighting" + (f" ({options.debiased_v_weight})" if prediction == "v" else "")
-    elif options.scale_v_pred_loss_like_noise_pred:
-        weight = "weighted like noise prediction"
-    elif options.v_pred_like_loss:
-        weight = f"plus {options.v_pred_like_loss:g} times the v-prediction loss"
-    if weight:
-        yield weight + (f", SNR at least {options.snr_floor:g}" if options.snr_floor else "")
+        weights.append(f"min-SNR weighting with gamma {options.min_snr_gamma:g}")
+    if options.debiased_estimation_loss:
+        weights.append("debiased weighting" + (f" ({options.debiased_v_weight})" if prediction == "v" else ""))
+    if options.scale_v_pred_loss_like_noise_pred:
+        weights.append("weighted like noise prediction")
+    if options.v_pred_like_loss:
+        weights.append(f"plus {options.v_pred_like_loss:g} times the v-prediction loss")
+    if weights:
+        yield " times ".join(weights) + (f", SNR at least {options.snr_floor:g}" if options.snr_floor else "")
     if options.zero_terminal_snr:
         yield "zero terminal SNR"
 

@@ -20,7 +20,7 @@ from library.objective.noise import WHITE, NoiseShaping, draw_white
 from library.objective.process import ForwardProcess, HasSnr, Prediction, require_snr, resolve_process
 from library.objective.random_streams import Streams
 from library.objective.timesteps import TimestepBias, draw_timesteps
-from library.objective.weighting import UNWEIGHTED, Weighting
+from library.objective.weighting import Weighting
 
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
@@ -47,9 +47,9 @@ class Objective(Generic[Conditioning]):
     """Denoising at random timesteps, for a forward process and a prediction type.
 
     Timesteps are in [low, high); `bias` draws some of them more often. `noise` shapes the noise, `element` is the
-    element-wise loss, `weighting` the timestep weighting, `mask` how masks are used. Raises ValueError for noise
-    prediction with zero terminal SNR, where the last timestep teaches nothing, and if the weighting or the loss needs
-    an SNR that the process does not have.
+    element-wise loss, `weightings` are the timestep weightings, which multiply, `mask` is how masks are used. Raises
+    ValueError for noise prediction with zero terminal SNR, where the last timestep teaches nothing, and if a weighting
+    or the loss needs an SNR that the process does not have.
     """
 
     process: ForwardProcess
@@ -59,12 +59,12 @@ class Objective(Generic[Conditioning]):
     bias: TimestepBias | None = None
     noise: NoiseShaping = WHITE
     element: ElementLoss = SQUARED
-    weighting: Weighting = UNWEIGHTED
+    weightings: tuple[Weighting, ...] = ()
     mask: MaskSettings = UNCHANGED_MASKS
 
     def __post_init__(self) -> None:
-        if self.weighting.needs_snr:
-            require_snr(self.process, f"the weighting {self.weighting.kind}")
+        for weighting in self.weightings:
+            require_snr(self.process, f"the weighting {weighting.kind}")
         if self.element.needs_snr:
             require_snr(self.process, f"the loss {self.element.kind} with the threshold schedule snr")
         if self.prediction == "epsilon" and isinstance(self.process, HasSnr):
@@ -93,7 +93,7 @@ class Objective(Generic[Conditioning]):
             bias=TimestepBias.from_options(options, low, high),
             noise=NoiseShaping.from_options(options),
             element=ElementLoss.from_options(options),
-            weighting=Weighting.from_options(options),
+            weightings=Weighting.from_options(options),
             mask=mask,
         )
 
@@ -163,7 +163,8 @@ class Objective(Generic[Conditioning]):
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
         """w(t), the timestep weight: (B,) float32 on `device`. Without a weighting no SNR is needed."""
-        if not self.weighting.needs_snr:
-            return torch.ones(timesteps.shape, dtype=torch.float32, device=device)
-        snr = require_snr(self.process, f"the weighting {self.weighting.kind}").snr(timesteps, device)
-        return self.weighting(snr, self.prediction)
+        product = torch.ones(timesteps.shape, dtype=torch.float32, device=device)
+        for weighting in self.weightings:
+            snr = require_snr(self.process, f"the weighting {weighting.kind}").snr(timesteps, device)
+            product *= weighting(snr, self.prediction)
+        return product

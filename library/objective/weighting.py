@@ -14,7 +14,8 @@ for v-prediction:
                 (kohya's v_pred_like_loss)
 
 As in sd-scripts S is limited to 1000, except for min_snr and "equivalent"; this only affects timestep 0. With a floor f
-the weight is W(max(S, f)): with a zero terminal SNR most weights would be 0 at the last timestep.
+the weight is W(max(S, f)): with a zero terminal SNR most weights would be 0 at the last timestep. Several weightings
+multiply, as in sd-scripts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from library.objective.process import Prediction
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
 
-Kind = Literal["none", "min_snr", "debiased", "noise_like", "v_like"]
+Kind = Literal["min_snr", "debiased", "noise_like", "v_like"]
 Reading = Literal["equivalent", "amplification", "kohya"]
 
 _LARGEST_SNR = 1000.0
@@ -38,17 +39,17 @@ _LARGEST_SNR = 1000.0
 
 @dataclass(frozen=True)
 class Weighting:
-    """A timestep weighting. `strength` is gamma of min_snr or lambda of v_like; `reading` selects the formula of
+    """One timestep weighting. `strength` is gamma of min_snr or lambda of v_like; `reading` selects the formula of
     debiased for v; `floor` is f above, 0 for none."""
 
-    kind: Kind = "none"
+    kind: Kind
     strength: float = 0.0
     reading: Reading = "equivalent"
     floor: float = 0.0
 
     @classmethod
-    def from_options(cls, options: ObjectiveOptions) -> Weighting:
-        """The weighting of the options. Raises ValueError for more than one, which the rules between flags reject."""
+    def from_options(cls, options: ObjectiveOptions) -> tuple[Weighting, ...]:
+        """The weightings of the options, which multiply."""
         enabled: list[tuple[Kind, float]] = []
         if options.min_snr_gamma:
             enabled.append(("min_snr", options.min_snr_gamma))
@@ -58,17 +59,9 @@ class Weighting:
             enabled.append(("noise_like", 0.0))
         if options.v_pred_like_loss:
             enabled.append(("v_like", options.v_pred_like_loss))
-        if len(enabled) > 1:
-            raise ValueError(f"only one timestep weighting, not {' and '.join(kind for kind, _ in enabled)}")
-        kind, strength = enabled[0] if enabled else ("none", 0.0)
         readings: dict[str, Reading] = {"amplification": "amplification", "kohya": "kohya"}
         reading = readings.get(options.debiased_v_weight, "equivalent")
-        return cls(kind, strength, reading, options.snr_floor)
-
-    @property
-    def needs_snr(self) -> bool:
-        """Whether the process must have an SNR."""
-        return self.kind != "none"
+        return tuple(cls(kind, strength, reading, options.snr_floor) for kind, strength in enabled)
 
     def __call__(self, snr: Tensor, prediction: Prediction) -> Tensor:
         """The loss weight of each sample: (B,) float32, from S (B,) float32.
@@ -79,8 +72,6 @@ class Weighting:
             raise ValueError(f'the prediction must be "epsilon" or "v", not {prediction!r}')
         if (self.kind, prediction) in (("noise_like", "epsilon"), ("v_like", "v")):
             raise ValueError(f"the weighting {self.kind} is not defined for {prediction} prediction")
-        if self.kind == "none":
-            return torch.ones_like(snr)
         s = snr if self._unlimited(prediction) else snr.clamp(max=_LARGEST_SNR)
         weight = self._of_x0(s.clamp(min=self.floor), prediction)
         return weight / s if prediction == "epsilon" else weight / (s + 1.0)
@@ -100,6 +91,3 @@ class Weighting:
         if prediction == "epsilon" or self.reading == "equivalent":
             return s.sqrt()
         return (s + 1.0).sqrt() if self.reading == "amplification" else torch.ones_like(s)
-
-
-UNWEIGHTED = Weighting()

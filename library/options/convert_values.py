@@ -43,7 +43,8 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
     Raises BadValue.
     """
     if isinstance(raw, str) and raw.strip() == "":
-        return UNSET, ""
+        empty = next((read_as for read_as in flag.read_as if read_as.written == ""), None)
+        return (UNSET, "") if empty is None else (empty.value, empty.why)
     if isinstance(raw, list) and not raw:
         return UNSET, ""
     value = _pairs(raw) if flag.pairs else _READERS[flag.kind](raw)

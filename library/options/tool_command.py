@@ -127,7 +127,7 @@ def _add_flags(tool: Tool[Any], words: Sequence[str], known: Mapping[str, Flag])
     """The words with a flag before each positional value, and with aliases spelled out."""
     unnamed = iter(tool.positional)
     values = 0.0  # how many of the following words belong to the last flag
-    for word in (tool.aliases.get(word, word) for word in words):
+    for word in (_without_alias(word, tool.aliases) for word in words):
         if word.startswith("--"):
             name, equals, _ = word[2:].partition("=")
             kind = known[name].kind if name in known else None
@@ -137,6 +137,12 @@ def _add_flags(tool: Tool[Any], words: Sequence[str], known: Mapping[str, Flag])
         elif (name := next(unnamed, "")) != "":
             yield f"--{name}"
         yield word
+
+
+def _without_alias(word: str, aliases: Mapping[str, str]) -> str:
+    """A word with its flag spelled out: --flag or --flag=value."""
+    name, equals, value = word.partition("=")
+    return f"{aliases.get(name, name)}{equals}{value}"
 
 
 def _closest_name(name: str, known: Mapping[str, Flag]) -> str:

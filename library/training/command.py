@@ -37,7 +37,7 @@ def run_recipe(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
     return run_program(partial(_run, recipe, words), INTERRUPTED)
 
 
-def run_program(work: Callable[[], None], interrupted: str) -> int:
+def run_program(work: Callable[[], object], interrupted: str) -> int:
     """Run `work` and return the exit code of the program. `interrupted` is printed after Ctrl-C or SIGTERM
     that say nothing themselves."""
     make_output_safe()

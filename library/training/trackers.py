@@ -14,6 +14,8 @@ from library.messages import pip_install
 from library.options.flag import Flag
 from library.options.groups.run import RunOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
+from library.options.rules.apply_rules import DEFAULT
+from library.options.sources import COMMAND_LINE
 from library.options.text_files import FileKind, other_kind, read_text
 from library.options.train_options import FLAGS, TrainOptions, values_of
 
@@ -40,9 +42,22 @@ class Trackers:
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
-def decide_trackers(options: RunOptions, mistakes: Mistakes) -> Trackers:
-    """Without --log_with, a --logging_dir means tensorboard. wandb needs no folder."""
-    names = _NAMES[options.log_with or ("tensorboard" if options.logging_dir else "")]
+def decide_trackers(options: RunOptions, origin: str, mistakes: Mistakes, notes: list[str]) -> Trackers:
+    """Without --log_with, a --logging_dir means tensorboard. wandb needs no folder.
+
+    `origin` is that of --log_with. If a file asks for wandb, which is not installed, tensorboard is used and a note
+    added, unless --strict is set: presets of front-ends hold it.
+    """
+    by_folder = "tensorboard" if options.logging_dir else ""
+    names = _NAMES[options.log_with or by_folder]
+    from_file = origin not in (COMMAND_LINE, DEFAULT)
+    if "wandb" in names and from_file and not options.strict and importlib.util.find_spec("wandb") is None:
+        names = _NAMES[by_folder]
+        instead = "the run is logged for tensorboard" if names else "nothing is logged"
+        notes.append(
+            f'--log_with = "{options.log_with}" ({origin}): the package wandb is not installed, so {instead}; to '
+            f"install it: {pip_install('wandb')}"
+        )
     for name in names:
         if importlib.util.find_spec(name) is None:
             what = f"--log_with {options.log_with or name}: the package {name} is not installed"

@@ -108,6 +108,11 @@ def _describe_other_kind(parts: Mapping[str, Tensor]) -> str:
 def _factors(name: str, parts: Mapping[str, Tensor], where: str) -> Factors:
     down, up = parts[DOWN], parts[UP]
     if MID in parts:  # (r, r, kh, kw) between a 1x1 down and up
+        if parts[MID].shape[:2] != (down.shape[0], down.shape[0]) or parts[MID].ndim != 4:
+            what = (
+                f"{where}: the core of {name} does not fit its factors: {tuple(parts[MID].shape)}, {tuple(down.shape)}"
+            )
+            raise AdapterError(what, "get the file again: it is damaged")
         core = torch.einsum("rskl,si->rikl", parts[MID].float(), down.flatten(1).float())
         down = core.to(down.dtype)
     ranks = (down.shape[0], up.shape[1] if up.ndim > 1 else 0)

@@ -121,7 +121,7 @@ def integers(tensors: dict[str, torch.Tensor]) -> None:
         (comfy_int8, "a format of ComfyUI"),
         (nvfp4, "nvfp4"),
         (int8_bnb, "int8 of bitsandbytes"),
-        (integers, "integers: .* is I8"),
+        (integers, "no floating-point numbers: .* is I8"),
     ],
 )
 def test_what_is_quantised_otherwise_is_named(

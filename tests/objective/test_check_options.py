@@ -120,6 +120,7 @@ def test_flags_with_no_effect_or_a_surprising_one_are_noted(prediction, chosen, 
         {"debiased_estimation_loss": True},
         {"debiased_estimation_loss": True, "debiased_v_weight": "amplification"},
         {"debiased_estimation_loss": True, "debiased_v_weight": "kohya"},
+        {"debiased_estimation_loss": True, "debiased_v_weight": "kohya", "min_snr_gamma": 5.0},
         {},
     ],
 )
@@ -128,8 +129,15 @@ def test_an_untrained_last_timestep_is_noted(chosen, floor) -> None:
     import torch
 
     told = notes("v", zero_terminal_snr=True, snr_floor=floor, **chosen)
-    weight = Weighting.from_options(ObjectiveOptions(snr_floor=floor, **chosen))(torch.zeros(1), "v").item()
-    assert bool([note for note in told if "--snr_floor" in note]) is (weight == 0.0)
+    weightings = Weighting.from_options(ObjectiveOptions(snr_floor=floor, **chosen))
+    weights = [weighting(torch.zeros(1), "v").item() for weighting in weightings]
+    assert bool([note for note in told if "--snr_floor" in note]) is (0.0 in weights)
+
+
+def test_several_weightings_multiply_and_are_noted() -> None:
+    (note,) = notes("epsilon", min_snr_gamma=5.0, debiased_estimation_loss=True)
+    assert note.startswith("--min_snr_gamma with --debiased_estimation_loss: their weights multiply")
+    assert notes("epsilon", min_snr_gamma=5.0) == notes("epsilon", debiased_estimation_loss=True) == []
 
 
 def test_all_mistakes_are_reported_together() -> None:

@@ -15,6 +15,8 @@ def test_the_plain_loss_is_not_described() -> None:
 
 
 def test_every_option_is_described_with_its_numbers() -> None:
+    product = described(min_snr_gamma=5.0, debiased_estimation_loss=True)
+    assert product == ("min-SNR weighting with gamma 5 times debiased weighting",)
     assert described(min_snr_gamma=5.0, snr_floor=0.05) == ("min-SNR weighting with gamma 5, SNR at least 0.05",)
     assert described("v", debiased_estimation_loss=True) == ("debiased weighting (equivalent)",)
     assert described(debiased_estimation_loss=True) == ("debiased weighting",)

@@ -138,7 +138,7 @@ def test_a_sample_does_not_feel_the_masks_of_its_batch() -> None:
 def test_masks_go_with_min_snr(prediction) -> None:
     """The weight by timestep is a factor of the masked loss."""
     settings = MaskSettings(floor=0.1, normalise="sample")
-    rule = Objective(PROCESS, prediction, 0, 1000, weighting=Weighting("min_snr", 5.0), mask=settings)
+    rule = Objective(PROCESS, prediction, 0, 1000, weightings=(Weighting("min_snr", 5.0),), mask=settings)
     latents, _ = pair(3)
     draws = rule.draw(SHAPE, [torch.Generator().manual_seed(seed) for seed in range(5)])
     losses = rule.loss(lambda noisy, t, extra: 0.3 * noisy, latents, None, draws, soft_mask())

@@ -22,8 +22,8 @@ WEIGHTS = torch.tensor([1.0, 0.5, 1.0, 0.0, 0.5, 1.0, 2.0])
 
 
 def objective(prediction: str = "epsilon", gamma: float | None = 5.0, offset: float = 0.0) -> Objective[torch.Tensor]:
-    weighting = Weighting("min_snr", gamma) if gamma else Weighting()
-    return Objective(PROCESS, prediction, 0, 1000, noise=NoiseShaping(offset), weighting=weighting)  # type: ignore[arg-type]
+    weightings = (Weighting("min_snr", gamma),) if gamma else ()
+    return Objective(PROCESS, prediction, 0, 1000, noise=NoiseShaping(offset), weightings=weightings)  # type: ignore[arg-type]
 
 
 def everything(prediction: str = "epsilon") -> Objective[torch.Tensor]:
@@ -175,7 +175,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
 def test_objective_of_options_reads_zero_as_off() -> None:
     on: Objective[None] = Objective.from_options(ObjectiveOptions(min_snr_gamma=5.0, noise_offset=0.1), PROCESS, "v")
-    assert (on.weighting, on.noise) == (Weighting("min_snr", 5.0), NoiseShaping(0.1))
+    assert (on.weightings, on.noise) == ((Weighting("min_snr", 5.0),), NoiseShaping(0.1))
     assert (on.low, on.high, on.prediction) == (0, 1000, "v")
     for options in (
         ObjectiveOptions(),

@@ -101,6 +101,15 @@ def test_the_last_of_a_repeated_flag_is_used_with_a_note(spelling: str) -> None:
     assert any("--seed" in note for note in parsed.notes)
 
 
+@pytest.mark.parametrize("written", ["", "none", "  "])
+def test_an_empty_caption_extension_means_that_no_file_is_read(tmp_path: Path, written: str) -> None:
+    """As in sd-scripts, where an image's caption file is then its path without its ending."""
+    path = config(tmp_path, f'caption_extension = "{written}"\n')
+    parsed = good("--config_file", path)
+    assert parsed.options.caption.caption_extension == ".none"
+    assert any("no caption file is read" in note for note in parsed.notes) == (written != "none")
+
+
 def test_the_misspelt_caption_extension_counts_and_a_missing_dot_is_added(tmp_path: Path) -> None:
     path = config(tmp_path, 'caption_extension = ".a"\ncaption_extention = "b"\n')
     assert good("--config_file", path).options.caption.caption_extension == ".b"

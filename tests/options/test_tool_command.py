@@ -16,8 +16,15 @@ from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.tool_command import Tool, help_text, parse_tool, run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("merge_lora", "sdxl_merge_lora", "svd_merge_lora", "resize_lora", "extract_lora_from_models",
-           "extract_lora_from_dylora", "check_lora_weights", "lora_interrogator")  # fmt: skip
+SCRIPTS = (
+    *(f"networks/{name}.py" for name in (
+        "merge_lora", "sdxl_merge_lora", "svd_merge_lora", "resize_lora", "extract_lora_from_models",
+        "extract_lora_from_dylora", "check_lora_weights", "lora_interrogator",
+    )),
+    *(f"finetune/{name}.py" for name in (
+        "merge_captions_to_metadata", "merge_dd_tags_to_metadata", "clean_captions_and_tags", "prepare_buckets_latents",
+    )),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,12 @@ def test_words_become_options() -> None:
         ["--loud", "a.pt", "8", "-1.5", "2"],
         ["--models", "a.pt", "--rank", "8", "--ratios", "-1.5", "2", "--loud"],
         ["a.pt", "-l", "--rank=8", "--ratios", "-1.5", "2"],
+        ["a.pt", "-l=true", "--order=8", "--ratios", "-1.5", "2"],
     ],
 )
 def test_positional_values_and_aliases(words: list[str]) -> None:
     """A switch takes no word, so the word after it is positional; the last positional flag, a list, takes the rest."""
-    tool = replace(TOOL, positional=("models", "rank", "ratios"), aliases={"-l": "--loud"})
+    tool = replace(TOOL, positional=("models", "rank", "ratios"), aliases={"-l": "--loud", "--order": "--rank"})
     assert parse_tool(tool, words) == Options((Path("a.pt"),), (-1.5, 2.0), 8, True)
 
 
@@ -110,7 +118,7 @@ import runpy, sys
 for name in sys.argv[1:]:
     sys.argv = [name, "--help"]
     try:
-        runpy.run_path(f"networks/{name}.py", run_name="__main__")
+        runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
         assert end.code == 0, name
     assert not {"torch", "numpy", "safetensors", "diffusers"} & set(sys.modules), name

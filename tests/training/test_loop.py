@@ -143,7 +143,7 @@ def one_step(
     accelerator = Accelerator(cpu=True)
     *_, prepared = accelerator.prepare(model.backbone, encoder, optimizer)
     objective: Objective[Conditioning] = Objective(
-        model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
+        model.family.process, "epsilon", 0, 1000, weightings=(Weighting("min_snr", 5.0),)
     )
     losses = losses_of(model, objective)
     seen: list[dict[str, float]] = []
@@ -215,7 +215,7 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
     """Written out sample by sample: (1/Z) sum of c_i w(t_i) l_i, with c = 0.3 for regularisation images."""
     model = load_model(read_header(model_file))
     objective: Objective[Conditioning] = Objective(
-        model.family.process, "epsilon", 0, 1000, weighting=Weighting("min_snr", 5.0)
+        model.family.process, "epsilon", 0, 1000, weightings=(Weighting("min_snr", 5.0),)
     )
     losses = losses_of(model, objective)
     total = 0.0

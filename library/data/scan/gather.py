@@ -39,6 +39,14 @@ class ImageFile(NamedTuple):
     score: float | None = None  # aesthetic score from a metadata file
 
 
+class OtherCaptions(NamedTuple):
+    """More images of a subset have a caption file with a usual ending than with its own."""
+
+    ending: str
+    files: int
+    mistake: Mistake
+
+
 @dataclass(slots=True)
 class Gathered:
     """The files of one subset."""
@@ -51,6 +59,7 @@ class Gathered:
     unusable: list[tuple[Path, str]] = field(default_factory=list)  # unreadable images, and why
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
+    other_captions: OtherCaptions | None = None
 
 
 def caption_endings(subsets: Sequence[SubsetSpec]) -> set[str]:
@@ -138,9 +147,9 @@ def _list_from_folder(
     result.notes += note_folders(subset, below, extensions)
     if not _has_masks_beside(subset):
         result.notes += note_mask_labels(sorted(labels), subset.image_folder, _mask_flags(subset))
-    if from_files and (mistake := _check_caption_extension(subset, result.images)) is not None:
-        result.mistakes.append(mistake)
-    else:
+    if from_files:
+        result.other_captions = _find_other_captions(subset, result.images)
+    if result.other_captions is None:
         _note_unused(subset, below, extensions, result)
 
 
@@ -173,8 +182,8 @@ def _mask_flags(subset: SubsetSpec) -> str:
     return f"--masked_loss, and the folder {subset.image_dir} as that of the masks ({subset.origin})"
 
 
-def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) -> Mistake | None:
-    """A mistake if most captions have another extension: only the class tokens would be trained."""
+def _find_other_captions(subset: SubsetSpec, images: Sequence[ImageFile]) -> OtherCaptions | None:
+    """The captions of most images if they have another extension: only the class tokens would be trained."""
     with_caption = sum(image.caption_file is not None for image in images)
     if 2 * with_caption >= len(images):
         return None
@@ -187,14 +196,41 @@ def _check_caption_extension(subset: SubsetSpec, images: Sequence[ImageFile]) ->
             continue
         other = sum(len(CaptionFiles(place.names(), ending).pair(names)) for place, names in folders.values())
         if other > with_caption:
-            return Mistake(
+            mistake = Mistake(
                 f"{subset.image_dir}: {with_caption} of {counted(len(images), 'image')} {_have(len(images))} a "
                 f"{' or '.join(expected)} file, {other} {_have(other)} a {ending} file",
                 f"set {setting(subset, 'caption_extension', ending)}; or, to train on "
                 f"{'the folder name' if subset.origin.startswith('--') else 'class_tokens'} instead, "
                 f"move the {ending} files elsewhere",
             )
+            return OtherCaptions(ending, other, mistake)
     return None
+
+
+def check_caption_endings(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> None:
+    """Report captions with another extension: a mistake, or a note if the extension switches caption files off.
+
+    It does so if it is not a usual one and no image of the run has such a file. kohya_ss has no other way to do it, and
+    saved presets hold ".none-use-foldername" or ".txt2".
+    """
+    in_use: set[tuple[str, ...]] = set()
+    for subset, result in zip(subsets, gathered, strict=True):
+        if any(image.caption_file is not None for image in result.images):
+            in_use.add(subset.caption_extensions)
+    for subset, result in zip(subsets, gathered, strict=True):
+        other = result.other_captions
+        if other is None:
+            continue
+        expected = {normal_extension(ending).lower() for ending in subset.caption_extensions}
+        if subset.caption_extensions in in_use or not expected.isdisjoint(CAPTION_EXTENSIONS):
+            result.mistakes.append(other.mistake)
+            continue
+        tokens = f'"{subset.class_tokens}"' if subset.class_tokens else "the empty text"
+        result.notes.append(
+            f"{subset.image_dir}: no image has a {' or '.join(sorted(expected))} file: no caption file is read, and "
+            f"{tokens} is the caption of all ({counted(other.files, f'{other.ending} file')} not used; to use them "
+            f"set {setting(subset, 'caption_extension', other.ending)})"
+        )
 
 
 def _have(count: int) -> str:

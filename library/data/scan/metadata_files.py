@@ -63,7 +63,7 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     scores: dict[str, float] = {}
     foreign: Counter[str] = Counter()
     twice = 0
-    entries = _lines(path, text, mistakes) if ending == ".jsonl" else _object(path, text)
+    entries = _lines(path, text, mistakes) if ending == ".jsonl" else entries_of(path, text)
     for where, key, entry in entries:
         if not isinstance(entry, dict):
             mistakes.append(Mistake(f"{where}: {key!r} is not an object", 'write {"caption": "...", "tags": "..."}'))
@@ -122,7 +122,8 @@ def join(caption: str, tags: str, settings: CaptionSettings) -> str:
     return "\n".join(f"{line}{settings.separator}{tags}" if tags else line for line in lines) if lines else tags
 
 
-def _object(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
+def entries_of(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
+    """The entries of a .json file with this text, each with the file's name and its key. Raises UserError."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -180,10 +181,11 @@ def _error(path: Path, what: str, remedy: str) -> UserError:
 @dataclass
 class Locator:
     """Finds the images of a metadata file. Keys may lack the extension, use backslashes, and differ from the name in
-    Unicode form and letter case."""
+    Unicode form and letter case. A relative key with a folder that is not below `root` is relative to the current
+    folder: sd-scripts' merge_captions_to_metadata.py writes it so for a relative folder with --full_path."""
 
     directories: Directories
-    root: str | None  # absolute path that relative keys are relative to
+    root: str | None  # absolute path that relative keys are relative to first
     extensions: Collection[str]
     _parents: dict[str, Directory | None] = field(default_factory=dict)
     _names: dict[tuple[str, Spelling], dict[str, list[str]]] = field(default_factory=dict)
@@ -196,9 +198,13 @@ class Locator:
     def find(self, key: str) -> Located | str:
         """Find the image of a key; if there is none, return the reason."""
         found = self._find(key)
-        if isinstance(found, str) and "\\" in key and os.sep == "/":
-            again = self._find(key.replace("\\", "/"))
-            return found if isinstance(again, str) else again
+        if not isinstance(found, str):
+            return found
+        keys = [key, key.replace("\\", "/")] if "\\" in key and os.sep == "/" else [key]
+        from_here = [os.path.abspath(name) for name in keys if os.path.dirname(name)]
+        for other in (*keys[1:], *from_here):
+            if not isinstance(again := self._find(other), str):
+                return again
         return found
 
     def _find(self, key: str) -> Located | str:

@@ -19,7 +19,15 @@ from library.data.image_files import readable_extensions
 from library.data.scan.balance import balance
 from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
-from library.data.scan.gather import Gathered, ImageFile, caption_endings, check_masks, gather, title
+from library.data.scan.gather import (
+    Gathered,
+    ImageFile,
+    caption_endings,
+    check_caption_endings,
+    check_masks,
+    gather,
+    title,
+)
 from library.data.scan.image_headers import Header
 from library.data.scan.image_notes import note_images
 from library.data.scan.index import Index
@@ -134,6 +142,7 @@ def scan(
             for number, (_, subset) in enumerate(subsets)
         ]
         check_masks([subset for _, subset in subsets], gathered)
+        check_caption_endings([subset for _, subset in subsets], gathered)
         contents = _read(gathered, stored, most_memory, progress=progress)
         trouble = stored.trouble
     train: list[ImageRecord] = []

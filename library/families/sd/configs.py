@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor
 from library.families.clip import text_encoder as clip_text
 from library.families.family import Family
-from library.families.sd import unet, vae
+from library.families.sd import expected_tensors, unet, vae
 from library.families.sd.shapes import Shapes
 from library.families.sd.vae_kind import check_kind
+from library.families.sd.variant import TITLES
+from library.messages import listed
 
 if TYPE_CHECKING:
     from library.checkpoints.vae_file import VaeFile
@@ -52,9 +55,9 @@ def read_configs(
         ) from error
     side = family.preview[prediction][0] // family.latent.stride
     written = source.configs.get("unet", {})
-    configs["unet"]["sample_size"] = written.get("sample_size", side)
-    configs["unet"]["upcast_attention"] = written.get("upcast_attention", variant.upcast_attention)
-    configs["vae"]["sample_size"] = source.configs.get("vae", {}).get("sample_size", side * family.latent.stride)
+    configs["unet"]["sample_size"] = _said(written, "sample_size", side)
+    configs["unet"]["upcast_attention"] = _said(written, "upcast_attention", variant.upcast_attention)
+    configs["vae"]["sample_size"] = _said(source.configs.get("vae", {}), "sample_size", side * family.latent.stride)
     _check_sizes(family, variant, source, configs)
     for part, config in configs.items():
         if part == "vae" and foreign_vae is not None:
@@ -64,7 +67,65 @@ def read_configs(
             )
         else:
             _compare(source.path / part / "config.json", part, source.configs.get(part, {}), config)
+    _check_parts(variant, source, parts, configs, foreign_vae)
     return configs
+
+
+def _check_parts(
+    variant: Variant, source: Header, parts: Mapping[str, Tensors], configs: Configs, foreign_vae: VaeFile | None
+) -> None:
+    """Raise CheckpointError if the tensors of a part are not those of a module of its configuration."""
+    expected = {
+        "unet": expected_tensors.unet_tensors(configs["unet"]),
+        "vae": expected_tensors.vae_tensors(configs["vae"]),
+        **{
+            text.name: {
+                text.module_name(name): shape
+                for name, shape in expected_tensors.text_tensors(configs[text.name], projects=text.projects).items()
+            }
+            for text in variant.texts
+        },
+    }
+    for part, tensors in parts.items():
+        where = foreign_vae.header.path if part == "vae" and foreign_vae is not None else source.path
+        check_tensors(str(where), part, tensors, expected[part])
+
+
+_DISTILLED = ", or a model from which layers were taken, such as SSD-1B and Segmind Vega, which is not supported"
+
+
+def _varies_in_depth(missing: Sequence[str], unexpected: Sequence[str], tensors: Tensors) -> bool:
+    """Whether a whole transformer block is missing, or more than on the way down, by which the others are judged."""
+    if any(".transformer_blocks." in name for name in unexpected):
+        return True
+    blocks = {found[0] for name in missing if (found := re.match(r".*\.transformer_blocks\.\d+\.", name))}
+    return any(not any(name.startswith(block) for name in tensors) for block in blocks)
+
+
+def check_tensors(where: str, part: str, tensors: Tensors, expected: Shapes) -> None:
+    """Raise CheckpointError unless the names and shapes of a part's tensors match its module."""
+    title = TITLES[part]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    if missing or unexpected:
+        what = "lacks tensors" if missing else "has unexpected tensors"
+        names = listed(missing or unexpected, 5)
+        raise CheckpointError(
+            f"{where}: its {title} {what}: {names}. The file is incomplete or of another kind"
+            f"{_DISTILLED if _varies_in_depth(missing, unexpected, tensors) else ''}."
+        )
+    for name, shape in expected.items():
+        if shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape} instead of {shape}. The "
+                "file is damaged or of another kind."
+            )
+
+
+def _said(written: Mapping[str, Any], key: str, usual: int) -> int:
+    """Return an entry of a config.json that changes nothing, if it is of the usual type."""
+    value = written.get(key)
+    return value if type(value) is type(usual) else usual
 
 
 def _shapes(tensors: Tensors) -> Shapes:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from library.checkpoints.files import TensorReader
-from library.checkpoints.header import CheckpointError, Header
+from library.checkpoints.header import Header
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.loading import load_tensors
 from library.families.clip import text_encoder as clip_text
@@ -21,8 +21,8 @@ from library.families.clip.tokenizer import keep_tokenizer
 from library.families.family import Family, Model
 from library.families.sd import unet, vae
 from library.families.sd.checkpoint_parts import split_checkpoint
-from library.families.sd.variant import TITLES, Variant
-from library.messages import listed
+from library.families.sd.configs import check_tensors
+from library.families.sd.variant import Variant
 from library.objective.process import Prediction
 from library.runtime.imports import import_in_thread, large_imports
 
@@ -100,6 +100,11 @@ def _import_packages() -> None:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401
 
 
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a module's tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
 class Filler:
     """Makes modules on the meta device and fills them with converted tensors, without a second copy in memory.
 
@@ -134,23 +139,6 @@ class Filler:
         """Return the filled module in evaluation mode. Raises CheckpointError if names or shapes do not match."""
         with torch.device("meta"):
             module = make(config)
-        check_tensors(self.where, part, self.parts[part], module.state_dict())
+        check_tensors(self.where, part, self.parts[part], shapes_of(module))
         module.load_state_dict(self._states.pop(part).result(), assign=True)
         return module.eval()
-
-
-def check_tensors(where: str, part: str, tensors: Tensors, expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError unless the names and shapes of a part's tensors match its module."""
-    title = TITLES[part]
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    if missing or unexpected:
-        what = "lacks tensors" if missing else "has unexpected tensors"
-        names = listed(missing or unexpected, 5)
-        raise CheckpointError(f"{where}: its {title} {what}: {names}. The file is incomplete or of another kind.")
-    for name, tensor in expected.items():
-        if tuple(tensor.shape) != tensors[name].shape:
-            raise CheckpointError(
-                f"{where}: tensor {name} of its {title} has the shape {tensors[name].shape} instead of "
-                f"{tuple(tensor.shape)}. The file is damaged or of another kind."
-            )

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from library.options.convert_values import BadValue, is_remote
+from library.options.groups.caption import NO_FILES
 
 Level = Literal["general", "dataset", "subset"]
 Kind = Literal["DreamBooth", "fine-tuning"]
@@ -121,7 +122,12 @@ def same_place(place: Path | str | None) -> str:
 
 
 def _extensions(raw: object) -> tuple[str, ...]:
-    """One extension or (ours) several separated by commas: the first existing one is used. A missing dot is added."""
+    """One extension or (ours) several separated by commas: the first existing one is used. A missing dot is added.
+
+    An empty text means that no caption file is read, as in sd-scripts.
+    """
+    if raw == "":
+        return (NO_FILES,)
     extensions = [extension.strip() for extension in _text(raw).split(",")]
     if not all(extension.strip(".") for extension in extensions):
         raise BadValue("is not a file extension", 'write for example ".txt", or several as ".txt,.caption"')
@@ -224,7 +230,7 @@ _ROWS = (
     Key("bucket_no_upscale", _switch, "buckets.no_upscale", _DATASET),
     Key("min_bucket_reso", _whole(64), "buckets.smallest", _DATASET),
     Key("max_bucket_reso", _whole(64), "buckets.largest", _DATASET),
-    Key("bucket_reso_steps", _whole(8), "buckets.step", _DATASET),
+    Key("bucket_reso_steps", _whole(1), "buckets.step", _DATASET),
     Key("validation_split", _number(0, 1), "dataset.validation_split", _DATASET),
     Key("validation_seed", _whole(0), "dataset.validation_seed", _DATASET),
     Key("network_multiplier", _number(-math.inf), None, _DATASET),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from library.options.dataset_config.source import ConfigFile
 from library.options.dataset_config.tables import Layer, Setting, describe_key, nearest
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.mistakes import Mistakes
-from library.options.rules.apply_rules import LATENT_STRIDE, SMALLEST_SIDE
+from library.options.rules.bucket_sizes import usable_sizes
 
 NOT_GIVEN: Size = (0, 0)
 """Resolution of the defaults if the user set none."""
@@ -81,6 +80,11 @@ class BucketLimits:
         self._layers, self._default_origin, self._source = layers, default_origin, source
 
     def _describe(self, name: str, value: Any) -> str:
+        if name == "resolution":
+            return self._size(value)
+        return self._setting(name, value)
+
+    def _setting(self, name: str, value: Any) -> str:
         found = nearest(name, self._layers)
         if found is None:
             return f"{name} = {value} ({self._default_origin})"
@@ -91,55 +95,10 @@ class BucketLimits:
         several = nearest("resolutions", self._layers)
         if several is not None and size in several.value:
             return f"{value} of resolutions ({self._source.origin(several.at)})"
-        return self._describe("resolution", value)
+        return self._setting("resolution", value)
 
     def check(self, buckets: BucketSettings, mistakes: Mistakes, notes: list[str]) -> BucketSettings:
-        """Check the settings; return them with limits widened to multiples of the step (kohya's rule, with a note)."""
+        """Check the settings; return those that training can use, with a note for each that changed."""
         if any(layer.faulty & _LIMITS for layer in self._layers):
             return buckets
-        step = buckets.step if buckets.enabled else LATENT_STRIDE
-        if step % LATENT_STRIDE:
-            what = f"{self._describe('bucket_reso_steps', step)} is not a multiple of {LATENT_STRIDE}"
-            mistakes.add(what, "use 64, 32, 16 or 8")
-            return buckets
-        self._check_resolution(buckets, step, mistakes)
-        if not buckets.enabled or buckets.no_upscale:  # buckets are then as large as their images
-            return buckets
-        self._check_limits(buckets, mistakes)
-        widened = replace(
-            buckets,
-            smallest=max(step, buckets.smallest // step * step),
-            largest=-(-buckets.largest // step) * step,
-        )
-        for name, before, after in (
-            ("min_bucket_reso", buckets.smallest, widened.smallest),
-            ("max_bucket_reso", buckets.largest, widened.largest),
-        ):
-            if before != after:
-                multiple = f"a multiple of {self._describe('bucket_reso_steps', step)}"
-                notes.append(f"{self._describe(name, before)} becomes {after}, {multiple}")
-        return widened
-
-    def _check_resolution(self, buckets: BucketSettings, step: int, mistakes: Mistakes) -> None:
-        sides = buckets.resolution
-        if any(side % step for side in sides):
-            by = self._describe("bucket_reso_steps", step) if buckets.enabled else str(step)
-            close = [max(SMALLEST_SIDE, round(side / step) * step) for side in sides]
-            example = str(close[0]) if close[0] == close[1] else str(close)
-            mistakes.add(f"{self._size(sides)} is not divisible by {by}", f"use for example {example}")
-        elif min(sides) < SMALLEST_SIDE:
-            mistakes.add(f"{self._size(sides)} is below {SMALLEST_SIDE} pixels", f"use at least {SMALLEST_SIDE}")
-
-    def _check_limits(self, buckets: BucketSettings, mistakes: Mistakes) -> None:
-        least, most = buckets.smallest, buckets.largest
-        shortest, longest = min(buckets.resolution), max(buckets.resolution)
-        if least > most:
-            what = f"{self._describe('min_bucket_reso', least)} is more than {self._describe('max_bucket_reso', most)}"
-            mistakes.add(what, "swap the two values")
-            return
-        if shortest < least:
-            what = f"{self._size(buckets.resolution)} is smaller than {self._describe('min_bucket_reso', least)}"
-            mistakes.add(f"{what}, the shortest side of a bucket", f"set min_bucket_reso to at most {shortest}")
-        if longest > most:
-            what = f"{self._size(buckets.resolution)} is larger than {self._describe('max_bucket_reso', most)}"
-            mistakes.add(f"{what}, the longest side of a bucket", f"set max_bucket_reso to at least {longest}")
+        return usable_sizes(buckets, self._describe, mistakes, notes)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from library.options.flag import flag
+from library.options.flag import ReadAs, flag
+
+NO_FILES = ".none"
+"""A caption extension that no file has: the folder's name is the caption."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class CaptionOptions:
     caption_extension: str = flag(
         ".caption",
         "File extension of captions; a missing dot is added. Of several, separated by commas, the first that "
-        "exists is used.",
+        "exists is used. One that no image has, such as none, means the folder's name.",
+        read_as=(ReadAs("", NO_FILES, "no caption file is read"),),
         aliases=("caption_extention",),
         may_change_on_resume=True,
     )

@@ -103,7 +103,9 @@ class DatasetOptions:
         1024, "Longest side of a bucket in pixels.", at_least=64, metadata="ss_max_bucket_reso", per_dataset=True
     )
     bucket_reso_steps: int = flag(
-        64, "Bucket sides are multiples of this number of pixels, itself a multiple of 8.", at_least=8
+        64,
+        "Bucket sides are multiples of this number of pixels, which is rounded up to a multiple of 8.",
+        at_least=1,
     )
     resize_interpolation: str | None = flag(
         None,

@@ -10,6 +10,7 @@ from library.options.rules.rule_kinds import (
     Overrides,
     Required,
     Requires,
+    both,
     is_one_of,
     off,
     on,
@@ -27,13 +28,6 @@ REQUIRED = (
 )
 
 REQUIRES = (
-    Requires(
-        ("dim_from_weights", "network_weights"),
-        on("dim_from_weights"),
-        on("network_weights"),
-        "there is no adapter file to take ranks from",
-        "add --network_weights with an adapter file",
-    ),
     Requires(
         ("base_weights_multiplier", "base_weights"),
         on("base_weights_multiplier"),
@@ -70,6 +64,13 @@ EXCLUDES = (
 
 IMPLIES = (
     Implies(
+        "dim_from_weights",
+        both(on("dim_from_weights"), off("network_weights")),
+        "dim_from_weights",
+        False,
+        "dim_from_weights has no effect: there is no adapter file to take ranks from (network_weights is not set)",
+    ),
+    Implies(
         "cache_text_encoder_outputs",
         on("cache_text_encoder_outputs", "network_module"),
         "network_train_unet_only",
@@ -86,7 +87,11 @@ OVERRIDES = (
 NO_EFFECT = (
     NoEffect("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
     NoEffect("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
-    NoEffect("network_dim", on("dim_from_weights"), "ranks are taken from network_weights (dim_from_weights)"),
+    NoEffect(
+        "network_dim",
+        on("dim_from_weights", "network_weights"),
+        "ranks are taken from network_weights (dim_from_weights)",
+    ),
     NoEffect("skip_until_initial_step", off("initial_step"), "initial_step is not set"),
     *(
         NoEffect(name, on("resume"), "the training state decides where the run starts (resume)")

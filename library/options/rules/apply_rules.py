@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from library.options.convert_values import format_value
+from library.options.datasets import BucketSettings
 from library.options.flag import Script
-from library.options.mistakes import Mistake
+from library.options.mistakes import Mistake, Mistakes
+from library.options.rules.bucket_sizes import usable_sizes, whole_steps
 from library.options.rules.general import DATASET_FILES, EXCLUDES, IMPLIES, NO_EFFECT, OVERRIDES, REQUIRED, REQUIRES
 from library.options.rules.rule_kinds import Implies, Overrides
 from library.options.train_options import FLAGS
 
-LATENT_STRIDE = 8  # pixels per latent; image sides are multiples of it
-SMALLEST_SIDE = 64
 DEFAULT = "default"  # origin of a value that the user did not set
 _SIZES = ("resolution", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso")
 _PLACEHOLDER = (512, 512)  # for a missing or wrong resolution; fits the defaults of the other sizes
@@ -57,7 +57,7 @@ def apply_rules(
         mistakes.append(mistake)
         settings = _at_default(settings, broken_flag)
     notes = tuple(_without_effect(settings))
-    wrong_sizes = list(_check_sizes(settings))
+    settings, wrong_sizes = _use_sizes(settings)
     from_file = any(settings.values[name] for name in DATASET_FILES)
     if complete and (wrong_sizes or (settings.values["resolution"] is None and not from_file)):
         settings = _reset_sizes(settings)
@@ -65,7 +65,6 @@ def apply_rules(
         settings = _override(settings, overrides)
     for implies in IMPLIES:
         settings = _imply(settings, implies)
-    settings = _round_bucket_limits(settings)
     all_mistakes = (*settings.mistakes, *mistakes, *wrong_sizes)
     return replace(settings, notes=(*settings.notes, *notes), mistakes=all_mistakes)
 
@@ -134,81 +133,41 @@ def _imply(settings: Settings, row: Implies) -> Settings:
     return replace(settings, values=values, origins=origins, notes=notes)
 
 
+def _use_sizes(settings: Settings) -> tuple[Settings, tuple[Mistake, ...]]:
+    """Replace sizes by those that training can use, and check them. Dataset files check their own sizes."""
+    values = settings.values
+    sides = values["resolution"]
+    by_area = bool(values["enable_bucket"] or values["data_backend_config"])
+    if settings.faulty & (set(_SIZES) if by_area else {"resolution"}) or values["dataset_config"]:
+        return settings, ()
+    mistakes, notes = Mistakes(), list[str]()
+    sizes = BucketSettings(
+        (sides[0], sides[1]) if isinstance(sides, tuple) else _PLACEHOLDER,
+        enabled=by_area,
+        no_upscale=bool(values["bucket_no_upscale"]),
+        smallest=_number(settings, "min_bucket_reso"),
+        largest=_number(settings, "max_bucket_reso"),
+        step=_number(settings, "bucket_reso_steps"),
+    )
+
+    def describe(name: str, value: object) -> str:
+        return replace(settings, values={**values, name: value}).describe(name)
+
+    if values["data_backend_config"]:
+        sizes = whole_steps(sizes, describe, notes)
+    elif sides is not None:
+        sizes = usable_sizes(sizes, describe, mistakes, notes)
+    usable = {
+        "resolution": sides and sizes.resolution,
+        "bucket_reso_steps": sizes.step,
+        "min_bucket_reso": sizes.smallest,
+        "max_bucket_reso": sizes.largest,
+    }
+    return replace(settings, values={**values, **usable}, notes=(*settings.notes, *notes)), tuple(mistakes)
+
+
 def _number(settings: Settings, name: str) -> int:
     value = settings.values[name]
     if not isinstance(value, int):
         raise TypeError(f"{name} is not an integer flag")
     return value
-
-
-def _check_sizes(settings: Settings) -> Iterator[Mistake]:
-    """Check that sides are multiples of the latent stride (or bucket steps) and within the bucket limits."""
-    sides = settings.values["resolution"]
-    buckets = bool(settings.values["enable_bucket"])
-    if settings.faulty & (set(_SIZES) if buckets else {"resolution"}):
-        return
-    steps = _number(settings, "bucket_reso_steps") if buckets else LATENT_STRIDE
-    if steps % LATENT_STRIDE:
-        yield Mistake(
-            f"{settings.describe('bucket_reso_steps')} is not a multiple of {LATENT_STRIDE}", "use 64, 32, 16 or 8"
-        )
-        return
-    if isinstance(sides, tuple):
-        yield from _check_resolution(settings, sides, steps, buckets=buckets)
-    if not _has_bucket_limits(settings):
-        return
-    least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
-    if least > most:
-        yield Mistake(
-            f"{settings.describe('min_bucket_reso')} is more than {settings.describe('max_bucket_reso')}",
-            "swap the two values",
-        )
-    elif isinstance(sides, tuple):
-        yield from _check_limits(settings, sides, least, most)
-
-
-def _has_bucket_limits(settings: Settings) -> bool:
-    """Without upscaling, a bucket is as large as its images and the limits have no meaning."""
-    return bool(settings.values["enable_bucket"]) and not settings.values["bucket_no_upscale"]
-
-
-def _check_resolution(settings: Settings, sides: tuple[int, ...], steps: int, *, buckets: bool) -> Iterator[Mistake]:
-    if any(side % steps for side in sides):
-        nearest = ",".join(str(max(SMALLEST_SIDE, round(side / steps) * steps)) for side in sides)
-        by = f"{steps} ({settings.describe('bucket_reso_steps')})" if buckets else str(steps)
-        yield Mistake(
-            f"{settings.describe('resolution')} is not divisible by {by}", f"use for example --resolution {nearest}"
-        )
-    elif min(sides) < SMALLEST_SIDE:
-        yield Mistake(
-            f"{settings.describe('resolution')} is below {SMALLEST_SIDE} pixels", f"use at least {SMALLEST_SIDE}"
-        )
-
-
-def _check_limits(settings: Settings, sides: tuple[int, ...], least: int, most: int) -> Iterator[Mistake]:
-    if min(sides) < least:
-        yield Mistake(
-            f"{settings.describe('resolution')} is smaller than {settings.describe('min_bucket_reso')}, "
-            "the shortest side of a bucket",
-            f"set --min_bucket_reso to at most {min(sides)}",
-        )
-    if max(sides) > most:
-        yield Mistake(
-            f"{settings.describe('resolution')} is larger than {settings.describe('max_bucket_reso')}, "
-            "the longest side of a bucket",
-            f"set --max_bucket_reso to at least {max(sides)}",
-        )
-
-
-def _round_bucket_limits(settings: Settings) -> Settings:
-    """Widen bucket limits to multiples of the steps: the minimum down, the maximum up."""
-    steps = _number(settings, "bucket_reso_steps")
-    if not _has_bucket_limits(settings) or steps % LATENT_STRIDE:
-        return settings
-    least, most = _number(settings, "min_bucket_reso"), _number(settings, "max_bucket_reso")
-    widened = {"min_bucket_reso": max(steps, least // steps * steps), "max_bucket_reso": -(-most // steps) * steps}
-    for name, value in widened.items():
-        if value != settings.values[name]:
-            note = f"{settings.describe(name)} becomes {value}, a multiple of {settings.describe('bucket_reso_steps')}"
-            settings = replace(settings, values={**settings.values, name: value}, notes=(*settings.notes, note))
-    return settings

@@ -18,18 +18,15 @@ from library.options.rules.rule_kinds import (
     Overrides,
     Required,
     Requires,
+    both,
     is_one_of,
     off,
     on,
 )
 
 
-def _both(first: Condition, second: Condition) -> Condition:
-    return lambda values: first(values) and second(values)
-
-
 def _scheduler(*names: str) -> Condition:
-    return _both(off("lr_scheduler_type"), is_one_of("lr_scheduler", *names))
+    return both(off("lr_scheduler_type"), is_one_of("lr_scheduler", *names))
 
 
 def _has_argument(name: str, *keys: str) -> Condition:
@@ -137,13 +134,6 @@ REQUIRES = (
         "remove one of the two",
     ),
     Requires(
-        ("masked_loss", "conditioning_data_dir"),
-        on("masked_loss"),
-        lambda values: any(values[name] for name in ("conditioning_data_dir", "alpha_mask", *DATASET_FILES)),
-        "there are no masks",
-        "add --conditioning_data_dir with the folder of masks, or --alpha_mask to use transparency",
-    ),
-    Requires(
         ("num_repeats", "class_tokens"),
         lambda values: values["num_repeats"] != 1,
         on("class_tokens"),
@@ -207,7 +197,6 @@ EXCLUDES = (
         "remove one of the two",
     ),
     *adapter_rules.EXCLUDES,
-    *objective_rules.EXCLUDES,
 )
 
 # Order matters: a row sees the changes of the rows before it.
@@ -245,33 +234,40 @@ IMPLIES = (
     Implies("diffusers_xformers", on("diffusers_xformers"), "xformers", True, "diffusers_xformers means xformers"),
     Implies(
         "lr_warmup_steps",
-        _both(_scheduler("constant"), on("lr_warmup_steps")),
+        both(_scheduler("constant"), on("lr_warmup_steps")),
         "lr_scheduler",
         "constant_with_warmup",
         "lr_scheduler constant with a warm-up means constant_with_warmup",
     ),
     Implies(
         "lr_scheduler",
-        _both(_scheduler("adafactor"), on("lr_warmup_steps")),
+        both(_scheduler("adafactor"), on("lr_warmup_steps")),
         "lr_warmup_steps",
         0,
         "lr_scheduler adafactor reports the optimizer's own learning rates; lr_warmup_steps has no effect",
     ),
     Implies(
         "use_safetensors",
-        _both(on("use_safetensors"), is_one_of("save_model_as", "ckpt")),
+        both(on("use_safetensors"), is_one_of("save_model_as", "ckpt")),
         "save_model_as",
         "safetensors",
         "use_safetensors turns save_model_as ckpt into safetensors",
     ),
     Implies(
         "use_safetensors",
-        _both(on("use_safetensors"), is_one_of("save_model_as", "diffusers")),
+        both(on("use_safetensors"), is_one_of("save_model_as", "diffusers")),
         "save_model_as",
         "diffusers_safetensors",
         "use_safetensors turns save_model_as diffusers into diffusers_safetensors",
     ),
-    Implies("logging_dir", _both(on("logging_dir"), off("log_with")), "log_with", "tensorboard"),
+    Implies("logging_dir", both(on("logging_dir"), off("log_with")), "log_with", "tensorboard"),
+    Implies(
+        "masked_loss",
+        both(on("masked_loss"), off("conditioning_data_dir", "alpha_mask", *DATASET_FILES)),
+        "masked_loss",
+        False,
+        "masked_loss has no effect: there are no masks (set conditioning_data_dir, or alpha_mask for transparency)",
+    ),
     *adapter_rules.IMPLIES,
 )
 
@@ -293,7 +289,7 @@ OVERRIDES = (
     *adapter_rules.OVERRIDES,
 )
 
-_OWN_REPEATS = _both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
+_OWN_REPEATS = both(off("in_json", "dataset_config"), lambda values: values["dataset_repeats"] != 1)
 _NO_EPOCH_SAVES = off("save_every_n_epochs", "save_n_epoch_ratio")
 
 NO_EFFECT = (
@@ -313,12 +309,12 @@ NO_EFFECT = (
     ),
     NoEffect(
         "save_last_n_epochs_state",
-        _both(off("save_state"), on("save_every_n_epochs")),
+        both(off("save_state"), on("save_every_n_epochs")),
         "no training states are saved (save_state is not set)",
     ),
     NoEffect(
         "save_last_n_steps_state",
-        _both(off("save_state"), on("save_every_n_steps")),
+        both(off("save_state"), on("save_every_n_steps")),
         "no training states are saved (save_state is not set)",
     ),
     *(

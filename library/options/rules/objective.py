@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
-from library.options.rules.rule_kinds import Excludes, NoEffect, off
+from library.options.rules.rule_kinds import NoEffect, off
 
 WEIGHTINGS = ("min_snr_gamma", "debiased_estimation_loss", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss")
-
-EXCLUDES = tuple(
-    Excludes((first,), second, "both set the timestep weight and cannot be combined", "keep one of the two")
-    for first, second in combinations(WEIGHTINGS, 2)
-)
 
 NO_EFFECT = (
     *(

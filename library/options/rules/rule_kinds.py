@@ -87,6 +87,11 @@ def off(*names: str) -> Condition:
     return lambda values: not any(bool(values[name]) for name in names)
 
 
+def both(first: Condition, second: Condition) -> Condition:
+    """Condition: the two hold."""
+    return lambda values: first(values) and second(values)
+
+
 def is_one_of(name: str, *choices: object) -> Condition:
     """Condition: the flag has one of these values (texts in any case)."""
     return lambda values: _lower(values[name]) in {_lower(value) for value in choices}

@@ -20,7 +20,7 @@ from library.training.plan.base_model import BaseModel
 from library.training.saving.state import SavedState
 from networks import registry
 from networks.planned import PlannedLayer, plan_layers
-from networks.readers import note_on_readers
+from networks.readers import LYCORIS, note_on_lycoris, note_on_readers
 from networks.settings import NetworkSettings, read_settings
 from networks.third_party.arguments import check_arguments, read_module_arguments
 
@@ -73,6 +73,8 @@ def decide_adapter(
     settings = None
     if kind is None:
         _check_module(options.network_module, _argument_texts(options.network_args), mistakes)
+        is_lycoris = options.network_module == LYCORIS
+        note = note_on_lycoris(_argument_texts(options.network_args)) if is_lycoris else None
     else:
         settings, problems = read_settings(
             options.network_module,
@@ -88,7 +90,9 @@ def decide_adapter(
             mistakes.add(f"--scale_weight_norms: {kind.module} does not support it", "remove --scale_weight_norms")
         settings = _follow_saved_dora(settings, options.network_weights if resume is None else resume.weights, notes)
         scale = None if options.dim_from_weights else note_on_scale(settings)
-        notes.extend(note for note in (note_on_readers(settings), scale) if note)
+        notes.extend([scale] if scale else [])
+        note = note_on_readers(settings)
+    notes.extend([note] if note else [])
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
     asked = _trained_modules(options, family) if family else frozenset()
     plan = AdapterPlan(

@@ -51,7 +51,7 @@ class Images:
     held_out: buckets.BucketTable
     subsets: tuple[SubsetCount, ...]
     captions: Captions
-    notes: tuple[str, ...]  # about the dataset file and the masks
+    notes: tuple[str, ...]  # about the dataset file, the buckets and the masks
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
@@ -108,12 +108,10 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
         return None
     table = buckets.build_bucket_table(scanned.records, scanned.datasets)
     held_out = buckets.build_bucket_table(scanned.held_out, scanned.datasets)
-    bucket_mistakes = (*table.mistakes, *held_out.mistakes)
-    mistakes.extend(bucket_mistakes)
-    if described.mistakes or scanned.mistakes or bucket_mistakes:
+    if described.mistakes or scanned.mistakes:
         return None
     mask_notes = check_masks(options.mask, scanned, index, mistakes)
-    notes = (*described.notes, *unused_face_crops(described.datasets), *mask_notes)
+    notes = (*described.notes, *table.notes, *held_out.notes, *unused_face_crops(described.datasets), *mask_notes)
     lengths = Captions(0, 0, "", ()) if tokenizer is None else count_captions(scanned, tokenizer, index)
     return Images(scanned, table, held_out, count_subsets(scanned), lengths, notes)
 

@@ -74,7 +74,7 @@ def decide(parsed: Parsed) -> Plan:
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
-    trackers = decide_trackers(options.run, mistakes)
+    trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
     if facts is None:
         mistakes.raise_if_any()
         raise AssertionError("the base model or the images are missing and no mistake says why")

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
@@ -69,17 +68,18 @@ class Tool:
 
 def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
     """Fill the cache. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
-    return run_program(partial(_run, tool, list(arguments)), INTERRUPTED)
+    return run_program(lambda: plan_and_fill(tool, arguments), INTERRUPTED)
 
 
-def _run(tool: Tool, words: Sequence[str]) -> None:
+def plan_and_fill(tool: Tool, words: Sequence[str]) -> CachePlan:
+    """Print the plan and, unless it is a dry run, fill the cache. Returns the plan. Raises UserError."""
     plan = decide_caching(_parsed(words, tool), tool.kind)
     is_first = plan.worker_group.number == 0
     position = f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
     print(describe_caching(plan, columns_of(sys.stdout)) if is_first else position, flush=True)
     if plan.facts.options.run.dry_run:
         print("dry run: no weights were loaded and nothing was encoded")
-        return
+        return plan
     group = replace(plan.worker_group, count=plan.processes) if plan.processes > 1 else plan.worker_group
     with worker_processes(tool, words, plan) as workers:
         filled = _fill(plan, group, progress=is_first)
@@ -89,6 +89,7 @@ def _run(tool: Tool, words: Sequence[str]) -> None:
             print(f"process {number} of {plan.processes}: {worker.result()}")
     if not workers:
         print(filled)
+    return plan
 
 
 def _parsed(words: Sequence[str], tool: Tool) -> Parsed:

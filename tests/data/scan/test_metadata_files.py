@@ -64,6 +64,20 @@ def test_absolute_paths(tmp_path: Path, with_folder: bool) -> None:
     ]
 
 
+def test_keys_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sd-scripts writes them with --full_path for a relative folder. A bare name is always one of the folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("x/a.png", "y/b.png", "c.png"):
+        save(tmp_path / name)
+    keys = ("x/a.png", "y\\b", *(f"x/{index}.png" for index in range(20)), "c")
+    for key in keys[2:-1]:
+        save(tmp_path / key)
+    found = run(write(tmp_path / "m.json", {key: {"caption": key} for key in keys}), Path("x"))
+    captions = {record.path.name: record.caption for record in found.records}
+    assert captions["a.png"] == "x/a.png" and captions["b.png"] == "y\\b" and len(captions) == 22
+    assert [path.name for path, _ in found.bad_images] == ["c"]
+
+
 def test_keys_without_ending_and_with_backslashes(tmp_path: Path) -> None:
     for name in ("a.png", "sub/b.v2.jpg", "sub/c.png", "twice.png", "twice.jpg"):
         save(tmp_path / "x" / name)

@@ -132,6 +132,21 @@ def test_captions_under_another_ending_are_a_mistake(tmp_path: Path, asked: str,
     assert not run(tmp_path, caption_extensions=(there,)).mistakes
 
 
+@pytest.mark.parametrize("asked", [".none-use-foldername", ".txt2", ".txt-no file", ".none"])
+def test_an_ending_that_no_image_has_switches_captions_off(tmp_path: Path, asked: str) -> None:
+    """Values of kohya_ss's presets, whose users have no other way to train on the folder's name."""
+    for name in "abc":
+        save(tmp_path / "1_sks dog" / f"{name}.png", caption="words")
+    found = run(tmp_path, caption_extensions=(asked,))
+    assert not found.mistakes and set(captions(found).values()) == {"sks dog"}
+    (note,) = found.notes
+    assert f'no image has a {asked} file: no caption file is read, and "sks dog" is the caption of all' in note
+    assert "3 .txt files not used" in note and "--caption_extension=.txt" in note
+    save(tmp_path / "1_cat" / "d.png")  # an image that has such a file: it is the ending of captions
+    (tmp_path / "1_cat" / f"d{asked}").write_text("words", encoding="utf-8")
+    assert "--caption_extension=.txt" in told(run(tmp_path, caption_extensions=(asked,)))
+
+
 def test_few_missing_captions_are_no_mistake(tmp_path: Path) -> None:
     for name in "abc":
         save(tmp_path / "1_x" / f"{name}.png", caption="words")

@@ -68,6 +68,7 @@ CASES: list[tuple[str, Any, str, Any]] = [
     ("caption_dropout_rate", 0.1, "subset.captions.dropout_rate", 0.1),
     ("caption_tag_dropout_rate", 1, "subset.captions.tag_dropout_rate", 1.0),
     ("caption_dropout_every_n_epochs", 4, "subset.captions.dropout_every_n_epochs", 4),
+    ("caption_extension", "", "subset.caption_extensions", (".none",)),
     ("caption_extension", "txt", "subset.caption_extensions", (".txt",)),
     ("caption_extension", ".txt, caption", "subset.caption_extensions", (".txt", ".caption")),
     ("class_tokens", "sks dog", "subset.class_tokens", "sks dog"),
@@ -316,6 +317,27 @@ def test_bucket_limits_are_widened_to_the_step_with_a_note(tmp_path: Path) -> No
     assert (buckets.smallest, buckets.largest) == (256, 1024)
     assert len(found.notes) == 2
     assert all("bucket_reso_steps = 64 (command line)" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("general", "step", "resolution", "note"),
+    [
+        ("enable_bucket = true\nbucket_reso_steps = 1\nresolution = 512", 8, (512, 512),
+         "bucket_reso_steps = 1 (data.toml, line 3) becomes 8, a multiple of 8"),
+        ("bucket_reso_steps = 1\nresolution = 512", 1, (512, 512), ""),
+        ("resolution = [512, 650]", 64, (512, 648),
+         "resolution = [512, 650] (data.toml, line 2) becomes 512x648: sides are multiples of 8"),
+        ("enable_bucket = true\nresolution = 600", 64, (600, 600),
+         "resolution = 600 (data.toml, line 3): only its area counts; the sides of a bucket are multiples of 64"),
+    ],
+)  # fmt: skip
+def test_sizes_that_training_cannot_have_become_the_nearest(
+    tmp_path: Path, general: str, step: int, resolution: tuple[int, int], note: str
+) -> None:
+    found = read(tmp_path, f"[general]\n{general}\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n")
+    buckets = one(found).buckets
+    assert (buckets.step, buckets.resolution) == (step, resolution)
+    assert found.notes == ((note,) if note else ())
 
 
 def test_a_subset_with_no_repeats_is_skipped_with_a_note(tmp_path: Path) -> None:

@@ -119,8 +119,11 @@ def test_the_plan_says_what_cannot_be_loaded(world: World, tmp_path: Path, capsy
 
     assert "A1111 can load the result, ComfyUI and diffusers cannot" in plan(network_module="networks.ia3")
     assert "ComfyUI and A1111 draw other images with this DoRA" in plan(**BY_OUTPUT)
-    for flags in ({}, DORA, OFT, {"network_module": "networks.lokr"}):
-        assert "load the result" not in (said := plan(**flags)) and "other images" not in said
+    lycoris = {"network_module": "lycoris.kohya", "network_args": ["algo=lora", "dora_wd=True"]}
+    assert "wd_on_output=False is the form that they read" in plan(**lycoris)
+    fits = {**lycoris, "network_args": ["algo=lora", "dora_wd=True", "wd_on_output=False"]}
+    for flags in ({}, DORA, OFT, fits, {"network_module": "networks.lokr"}):
+        assert "load the result" not in (said := plan(**flags)) and "other images" not in said, flags
 
 
 def test_files_of_other_programs_are_trained_on(

@@ -286,7 +286,6 @@ MISTAKES = [
     ({"network_train_unet_only": True, "network_train_text_encoder_only": True}, "nothing would be left to train"),
     ({"save_model_as": "diffusers"}, "an adapter is one file"),
     ({"learning_rate_te": 1e-5}, "train_db.py"),
-    ({"dim_from_weights": True}, "network_weights"),
     ({"initial_step": 4}, "4 of 4 steps would count as done"),
     ({"network_module": "networks.oft", "scale_weight_norms": 1}, "networks.oft does not support it"),
 ]

@@ -1,0 +1,13 @@
+"""kohya's name for tools/clean_captions_and_tags.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, a script finds its own folder only
+
+from tools.clean_captions_and_tags import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
