@@ -80,6 +80,11 @@ class NetworkSettings:
         """Whether 3x3 convolutions get adapters."""
         return self.conv_dim is not None or self.conv_block_dims is not None
 
+    @property
+    def scale(self) -> float:
+        """The factor alpha / rank of ΔW, for rsLoRA alpha / √rank."""
+        return scaled_alpha(self, self.dim, self.alpha or self.dim) / self.dim
+
     def rank(self, *, conv: bool, block: int | None) -> tuple[int, float]:
         """(dim, alpha) of a layer; dim 0 means no adapter, alpha is never 0.
 
@@ -279,3 +284,21 @@ def scaled_alpha(settings: NetworkSettings, dim: int, alpha: float) -> float:
     """The alpha to store. Files know only alpha / dim, so rsLoRA's alpha / sqrt(dim) is stored as alpha * sqrt(dim)
     (arXiv 2312.03732)."""
     return alpha * math.sqrt(dim) if settings.use_rslora else alpha
+
+
+def variants(settings: NetworkSettings) -> list[str]:
+    """What is on besides the plain kind: convolutions (LoCon), DoRA, rsLoRA, PiSSA, LoRA+."""
+    found = []
+    if settings.conv_dim is not None:
+        found.append(
+            f"rank {settings.conv_dim}, alpha {settings.conv_alpha or settings.conv_dim:g} on 3x3 convolutions"
+        )
+    elif settings.conv_block_dims is not None:
+        found.append("ranks by block on 3x3 convolutions")
+    if settings.use_dora:
+        found.append(f"DoRA (magnitudes per {'output' if settings.wd_on_output else 'input'})")
+    found += ["rsLoRA"] if settings.use_rslora else []
+    found += ["PiSSA"] if settings.own.get("init") == "pissa" else []
+    ratios = (settings.loraplus_lr_ratio, settings.loraplus_unet_lr_ratio, settings.loraplus_text_encoder_lr_ratio)
+    found += ["LoRA+"] if any(ratios) else []
+    return found

@@ -11,7 +11,7 @@ from library.messages import counted, readable_bytes, shortened
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.options.train_options import TrainOptions
-from library.training.adapter.plan import AdapterPlan
+from library.training.adapter import describe as describe_adapter
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import Costs
@@ -65,7 +65,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "images": _preview(plan.preview),
         "validation": _validation(plan.facts),
         "machine": _machine(plan.facts, plan.workers),
-        "memory": _costs(plan.costs, is_adapter=plan.adapter is not None),
+        "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
         "files": _files(plan),
         "options": _options(plan),
         "notes": plan.notes,
@@ -198,23 +198,17 @@ def _batches_of(size: int) -> str:
 
 def _training(plan: Plan) -> Iterator[str]:
     facts, optimization = plan.facts, plan.optimization
-    if plan.adapter is not None:
-        yield from _adapter(plan.adapter)
-    yield from _learning_rates(facts.base_model, optimization.learning_rates, is_adapter=plan.adapter is not None)
+    adapter, rates = plan.adapter, optimization.learning_rates
+    if adapter is not None:
+        yield from describe_adapter.lines(adapter)
+    if adapter is not None and adapter.layers is not None:
+        yield from describe_adapter.reached(adapter, facts.base_model.family, rates.modules)
+    else:
+        yield from _learning_rates(facts.base_model, rates, is_adapter=adapter is not None)
     optimizer, schedule = optimization.optimizer, optimization.schedule
     warmup = f", warm-up of {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else ""
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     yield _loss(facts)
-
-
-def _adapter(adapter: AdapterPlan) -> Iterator[str]:
-    settings = adapter.settings
-    size = f", rank {settings.dim}, alpha {settings.alpha or settings.dim:g}" if settings is not None else ""
-    yield f"adapter: {adapter.module}{size}{_arguments(adapter.arguments)}"
-    if adapter.weights is not None:
-        yield f"initial weights from {adapter.weights}"
-    for path, multiplier in adapter.base:
-        yield f"merged into the base model: {path}, multiplier {multiplier:g}"
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -224,12 +218,8 @@ def _arguments(arguments: Mapping[str, object]) -> str:
 
 def _learning_rates(base_model: BaseModel, rates: LearningRates, *, is_adapter: bool) -> Iterator[str]:
     family, sizes = base_model.family, base_model.sizes.parameters
-    count = len(family.text_encoders)
-    titles = {family.backbone: family.backbone_title}
-    for number, name in enumerate(family.text_encoders, 1):
-        titles[name] = "text encoder" if count == 1 else f"text encoder {number}"
     label = "learning rate of the adapter" if is_adapter else "learning rate"
-    for name, title in titles.items():
+    for name, title in family.module_titles.items():
         size = f"{sizes[name] / 1e6:.1f} M parameters"
         if name == family.backbone and rates.blocks:
             yield f"{title} ({size}), {label} {_block_rates(rates.blocks)}"
@@ -303,12 +293,12 @@ def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
     )
 
 
-def _costs(costs: Costs, *, is_adapter: bool) -> Iterator[str]:
+def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
     yield (
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
     )
-    if is_adapter:
+    if is_unknown:
         yield "memory and file size of the adapter are reported after it is created"
         return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
