@@ -249,7 +249,7 @@ def test_a_model_with_a_nan_is_refused_before_the_first_step(
 def test_flags_that_the_model_does_not_use(refused: Refused) -> None:
     refused("--v2", "Stable Diffusion 1", "remove it", v2=True)
     refused("--write_inference_yaml", "remove it", write_inference_yaml=True)
-    refused("--clip_skip", "99", "3 layers", clip_skip=99)
+    refused("--clip_skip 4, but the text encoder has 3 layers", "use 3 or less", clip_skip=4, dry_run=True)
 
 
 # --- output ---

@@ -71,6 +71,11 @@ class PartSizes:
         """Number of parameters of all modules, or of those named."""
         return sum(count for name, count in self.parameters.items() if names is None or name in names)
 
+    def layers(self, module: str) -> int:
+        """Number of layers of a text encoder."""
+        behind = (name.partition("encoder.layers.")[2] for name in self.shapes[module])
+        return len({name.partition(".")[0] for name in behind if name})
+
 
 @dataclass(frozen=True)
 class TextSettings:
