@@ -123,7 +123,8 @@ def test_transparency_as_mask(tmp_path: Path) -> None:
         image.save(tmp_path / "x" / f"{number}.png")
     part = subset(tmp_path / "x", alpha_mask=True, class_tokens="a")
     ((mistake,), _) = check(part)
-    assert "nothing would be trained: all 3 images are fully transparent" in mistake and "remove --alpha_mask" in mistake
+    assert "nothing would be trained: all 3 images are fully transparent" in mistake
+    assert "remove --alpha_mask" in mistake
     assert check(part, mask_invert=True) == (
         [], ["3 images with a mask: 100% of the area counts"],
     )  # fmt: skip
