@@ -22,7 +22,7 @@ def explain_wrong_python() -> None:
         return
     if sys.version_info < OLDEST:
         version = ".".join(map(str, sys.version_info[:2]))
-        _stop(f"has version {version}, but Dreamfolder needs {'.'.join(map(str, OLDEST))} or newer")
+        _stop(_describe(f"has version {version}, but Dreamfolder needs {'.'.join(map(str, OLDEST))} or newer"))
     sys.excepthook = _explain_missing_package
 
 
@@ -30,12 +30,21 @@ def _explain_missing_package(kind: type[BaseException], error: BaseException, tr
     package = (getattr(error, "name", None) or "").partition(".")[0]
     is_ours = any(os.path.exists(os.path.join(ROOT, package + ending)) for ending in ("", ".py"))
     if isinstance(error, ModuleNotFoundError) and not is_ours:
-        _stop(f"has no package {package}")
+        _stop(missing_package(package))
     sys.__excepthook__(kind, error, traceback)
 
 
-def _stop(what: str) -> None:
-    sys.stderr.write(f"\n- this Python, {sys.executable}, {what}\n    -> {_remedy()}\n")
+def missing_package(package: str) -> tuple[str, str]:
+    """What is wrong if the running Python lacks a package, and what to do."""
+    return _describe(f"has no package {package}")
+
+
+def _describe(what: str) -> tuple[str, str]:
+    return f"this Python, {sys.executable}, {what}", _remedy()
+
+
+def _stop(mistake: tuple[str, str]) -> None:
+    sys.stderr.write(f"\n- {mistake[0]}\n    -> {mistake[1]}\n")
     raise SystemExit(2)
 
 

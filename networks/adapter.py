@@ -112,6 +112,9 @@ class Kind:
                        has no key suffixes
     lora_plus          the parameters that LoRA+ trains at the higher learning rate
     unsupported        common arguments (settings.COMMON) that this kind rejects
+    shapes             the shapes of a layer's tensors in files (networks/shapes.py); None: it is not trained
+    frozen             tensors that are not trained
+    is_scaled          whether ΔW is multiplied by alpha / rank
     readers            the programs that load its files and apply them as this one does (networks/readers.py)
     complete_settings  checks the settings and may fill in missing ones (dataclasses.replace); raises AdapterError
     """
@@ -130,4 +133,7 @@ class Kind:
     lora_plus: frozenset[str] = frozenset()
     unsupported: frozenset[str] = frozenset()
     readers: frozenset[str] = frozenset({"ComfyUI", "A1111"})
+    shapes: Callable[[Layer, LayerSettings], dict[str, tuple[int, ...]] | None] | None = None
+    frozen: frozenset[str] = frozenset()
+    is_scaled: bool = True
     complete_settings: Callable[[NetworkSettings], NetworkSettings] | None = None

@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
-
-# The paper scales keys, values and the input of the second layer of feed-forward networks. As in LyCORIS' preset "ia3",
-# by the names in files.
-_KEYS_AND_VALUES = ("_to_k", "_to_v", "_k_proj", "_v_proj")
-_SECOND_LAYERS = ("_ff_net_2", "_mlp_fc2")
+from networks.shapes import ia3_on_input, ia3_shape
 
 
 class Ia3(nn.Module):
@@ -51,21 +47,14 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Ia3 | None:
     """Create factors of 1; None for a layer that the paper does not scale, unless enable_all is set. `dim` and `alpha`
     are not used. `settings.own`: enable_all; train_on_input (None: the input for the second layers of feed-forward
     networks, the output for all others)."""
-    if not (settings.own.get("enable_all") or layer.name.endswith(_KEYS_AND_VALUES + _SECOND_LAYERS)):
-        return None
-    on_input = settings.own.get("train_on_input")
+    on_input = ia3_on_input(layer, settings)
     if on_input is None:
-        on_input = layer.name.endswith(_SECOND_LAYERS)
-    return Ia3(torch.zeros(_shape(layer, on_input=on_input)), torch.tensor(int(on_input)))
+        return None
+    return Ia3(torch.zeros(ia3_shape(layer, on_input=on_input)), torch.tensor(int(on_input)))
 
 
 def load(layer: Layer, tensors: dict[str, Tensor]) -> Ia3:
     """Load a layer's tensors. AdapterError for missing tensors and for shapes that do not fit the layer."""
     weight, on_input = layer_tensors.take(layer, tensors, "weight", "on_input", axes=0)
-    layer_tensors.check_shape(layer, "weight", weight, _shape(layer, on_input=bool(on_input)))
+    layer_tensors.check_shape(layer, "weight", weight, ia3_shape(layer, on_input=bool(on_input)))
     return Ia3(weight, on_input.reshape(()))
-
-
-def _shape(layer: Layer, *, on_input: bool) -> tuple[int, ...]:
-    channels = layer.shape[1] * layer.groups if on_input else layer.shape[0]
-    return (1, channels, 1, 1) if layer.is_conv else (channels,)

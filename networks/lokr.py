@@ -18,19 +18,7 @@ from torch.nn import functional
 
 from networks import layer_tensors
 from networks.adapter import Layer, LayerSettings
-
-
-def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
-    """Two numbers, the smaller first, whose product is `dimension`: LyCORIS' rule, which defines the shapes in files.
-
-    `factor` and its cofactor if it divides `dimension`; else the most equal pair whose smaller number is at most
-    `factor` (-1: no bound).
-    """
-    if factor > 0 and dimension % factor == 0:
-        return min(factor, dimension // factor), max(factor, dimension // factor)
-    bound = dimension if factor < 0 else factor
-    smaller = max((n for n in range(1, math.isqrt(dimension) + 1) if dimension % n == 0 and n <= bound), default=1)
-    return smaller, dimension // smaller
+from networks.shapes import factorization
 
 
 class LoKr(nn.Module):

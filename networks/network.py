@@ -25,7 +25,7 @@ from networks.adapter import AdapterError, LayerSettings
 from networks.loading import copy_weights, load_layers, main_kind, raise_problems
 from networks.parameter_groups import Group, parameter_groups
 from networks.registry import load_kind
-from networks.settings import NetworkSettings, scaled_alpha
+from networks.settings import NetworkSettings, scaled_alpha, variants
 from networks.targets import find_targets
 
 __all__ = ["Group", "Network", "NormReport", "create", "from_tensors"]
@@ -172,9 +172,11 @@ class Network(nn.Module):
         kinds = ", ".join(dict.fromkeys(layer.kind.title for layer in self.layers)) or "no adapters"
         parts = ", ".join(f"{name} {count}" for name, count in self.counts.items())
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        variants = [name for name in ("use_dora", "wd_on_output", "use_rslora") if getattr(self.settings, name)]
+        on = variants(self.settings)
+        if not self.settings.use_dora and any(layer.is_decomposed for layer in self.layers):
+            on.append("DoRA")
         lines = [f"{kinds}: {counted(len(self.layers), 'layer')} ({parts}), {trained:,} trainable parameters"]
-        lines += [f"with {', '.join(variants)}"] if variants else []
+        lines += [f"with {', '.join(on)}"] if on else []
         return lines + ([f"skipped: {counted(self.left_out, 'layer')} that are not trained"] if self.left_out else [])
 
 

@@ -9,7 +9,6 @@ for. Files of sd-scripts are the same under names with `oft_unet` instead of `lo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 
 from networks import boft, layer_tensors, oft_rotations
 from networks.adapter import AdapterError, Layer, LayerSettings
-
-_ATTENTION = re.compile(r"_attn\d*_to_(q|k|v|out_0)$")  # kohya's class CrossAttention
-_TRANSFORMER = re.compile(r"_(proj_in|proj_out|transformer_blocks_\d+_\w+)$")  # Transformer2DModel
+from networks.shapes import oft_selects
 
 
 class Oft(nn.Module):
@@ -98,9 +95,7 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
     `settings.own`: enable_all_linear (all linear layers of the transformers, not only attention) and enable_conv (also
     the residual blocks). None for a layer that is not selected. AdapterError if the outputs cannot be divided.
     """
-    attention = bool(_ATTENTION.search(layer.name))
-    switch = "enable_all_linear" if _TRANSFORMER.search(layer.name) else "enable_conv"
-    if not (attention or settings.own.get(switch)):
+    if not oft_selects(layer, settings):
         return None
     size, remainder = divmod(layer.shape[0], settings.dim)
     if remainder or not size:

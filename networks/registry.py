@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from networks import shapes
 from networks.adapter import AdapterError, Argument, Kind
 from networks.argument_values import choice, switch, whole
 
@@ -54,7 +55,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "lora",
         "networks.lora",
-        "LoRA (LoCon on convolutions, DoRA)",
+        "LoRA",
         key_suffixes=_LORA_MARKS,
         arguments=(
             Argument(
@@ -66,6 +67,7 @@ KINDS: tuple[Kind, ...] = (
         ),
         lora_plus=_UP,
         readers=_ALL_READERS,
+        shapes=shapes.lora,
     ),
     Kind(
         "lora_fa",
@@ -74,6 +76,8 @@ KINDS: tuple[Kind, ...] = (
         key_suffixes=frozenset(),
         file_kind="lora",
         readers=_ALL_READERS,
+        shapes=shapes.lora,
+        frozen=frozenset({"lora_down.weight"}),
     ),
     Kind(
         "dylora",
@@ -87,6 +91,7 @@ KINDS: tuple[Kind, ...] = (
         unsupported=frozenset({"rank_dropout", "conv_block_dims"}),
         readers=_ALL_READERS,
         complete_settings=_complete_dylora,
+        shapes=shapes.lora,
     ),
     Kind(
         "oft",
@@ -103,6 +108,8 @@ KINDS: tuple[Kind, ...] = (
         parts=frozenset({"unet"}),
         unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora"},
         complete_settings=_complete_oft,
+        shapes=shapes.oft,
+        is_scaled=False,
     ),
     Kind(
         "loha",
@@ -112,6 +119,7 @@ KINDS: tuple[Kind, ...] = (
         arguments=(_TUCKER,),
         lora_plus=frozenset({"hada_w2_a"}),
         unsupported=frozenset({"dropout"}),
+        shapes=shapes.loha,
     ),
     Kind(
         "lokr",
@@ -129,6 +137,7 @@ KINDS: tuple[Kind, ...] = (
         ),
         lora_plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
         unsupported=frozenset({"dropout"}),
+        shapes=shapes.lokr,
     ),
     Kind(
         "ia3",
@@ -148,6 +157,8 @@ KINDS: tuple[Kind, ...] = (
         decomposes=False,
         unsupported=_CONV | {"dropout", "rank_dropout", "use_rslora", "block_alphas"},
         readers=frozenset({"A1111"}),
+        shapes=shapes.ia3,
+        is_scaled=False,
     ),
     Kind(
         "full",

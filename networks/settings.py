@@ -80,6 +80,11 @@ class NetworkSettings:
         """Whether 3x3 convolutions get adapters."""
         return self.conv_dim is not None or self.conv_block_dims is not None
 
+    @property
+    def scale(self) -> float:
+        """The factor alpha / rank of ΔW, for rsLoRA alpha / √rank."""
+        return scaled_alpha(self, self.dim, self.alpha or self.dim) / self.dim
+
     def rank(self, *, conv: bool, block: int | None) -> tuple[int, float]:
         """(dim, alpha) of a layer; dim 0 means no adapter, alpha is never 0.
 
@@ -114,6 +119,8 @@ def known_arguments(kind: Kind) -> tuple[Argument, ...]:
 
 Mistake = tuple[str, str]
 
+_BLOCK_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
+
 
 def read_settings(
     module: str,
@@ -122,14 +129,15 @@ def read_settings(
     alpha: float | None = None,
     dropout: float | None = None,
     arguments: Sequence[str] = (),
-    blocks: int = 25,
+    blocks: int | None = 25,
 ) -> tuple[NetworkSettings, tuple[Mistake, ...]]:
     """The settings, and every user error in them as (what is wrong, remedy).
 
     module     --network_module, one of this project's (KeyError where registry.find_kind does not know it)
     dim        --network_dim (None: 4); alpha --network_alpha (0 or None: the dim); dropout --network_dropout
     arguments  --network_args as "key=value"; a key with an empty value counts as not set
-    blocks     number of U-Net blocks (25 for SD1/2, 23 for SDXL), for lists by block; 0: not divided into blocks
+    blocks     number of U-Net blocks (25 for SD1/2, 23 for SDXL), for lists by block; 0: not divided into blocks,
+               None: unknown, so that these lists are not checked
     """
     kind = find_kind(module)
     if kind is None:
@@ -213,13 +221,13 @@ def _suggest_name(known: Mapping[str, Argument], name: str) -> str:
     return f"remove it; valid arguments are {', '.join(known)}"
 
 
-def _check_block_lists(values: Mapping[str, Any], blocks: int, mistakes: list[Mistake]) -> dict[str, Any]:
+def _check_block_lists(values: Mapping[str, Any], blocks: int | None, mistakes: list[Mistake]) -> dict[str, Any]:
     """The lists by block that have the right length."""
     lists: dict[str, Any] = {}
     for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
         if name not in values:
             continue
-        if len(values[name]) == blocks:
+        if blocks is None or len(values[name]) == blocks:
             lists[name] = values[name]
         else:
             what = f"--network_args {name} has {len(values[name])} items, but this model has {blocks} blocks"
@@ -227,10 +235,9 @@ def _check_block_lists(values: Mapping[str, Any], blocks: int, mistakes: list[Mi
     return lists
 
 
-def _block_weights(values: Mapping[str, Any], blocks: int, mistakes: list[Mistake]) -> tuple[float, ...] | None:
+def _block_weights(values: Mapping[str, Any], blocks: int | None, mistakes: list[Mistake]) -> tuple[float, ...] | None:
     """Learning rate factors by block from down_, mid_ and up_lr_weight; 1 where none is set."""
-    names = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-    if not any(name in values for name in names):
+    if blocks is None or not any(name in values for name in _BLOCK_WEIGHTS):
         return None
     if not blocks:
         mistakes.append(
@@ -240,7 +247,7 @@ def _block_weights(values: Mapping[str, Any], blocks: int, mistakes: list[Mistak
     sides, middle, ends = _BLOCK_COUNTS.get(blocks, ((blocks - 1) // 2, 1, 0))
     threshold = values.get("block_lr_zero_threshold", 0.0)
     factors: list[float] = []
-    for name, count in zip(names, (sides, middle, sides), strict=True):
+    for name, count in zip(_BLOCK_WEIGHTS, (sides, middle, sides), strict=True):
         factors_of: Callable[[int], tuple[float, ...]] = values.get(name, lambda count: (1.0,) * count)
         factors += [factor if factor > threshold else 0.0 for factor in factors_of(count)]
     if not any(factors):
@@ -257,7 +264,7 @@ def _check_combinations(settings: NetworkSettings, values: Mapping[str, Any]) ->
         mistakes.append(("--network_args conv_alpha without conv_dim", "add conv_dim, or remove conv_alpha"))
     if settings.conv_block_alphas is not None and not settings.convolutions:
         mistakes.append(("--network_args conv_block_alphas without conv_block_dims", "add conv_block_dims or conv_dim"))
-    if "block_lr_zero_threshold" in values and settings.block_weights is None:
+    if "block_lr_zero_threshold" in values and not any(name in values for name in _BLOCK_WEIGHTS):
         mistakes.append(
             (
                 "--network_args block_lr_zero_threshold has no effect without block weights",
@@ -277,3 +284,21 @@ def scaled_alpha(settings: NetworkSettings, dim: int, alpha: float) -> float:
     """The alpha to store. Files know only alpha / dim, so rsLoRA's alpha / sqrt(dim) is stored as alpha * sqrt(dim)
     (arXiv 2312.03732)."""
     return alpha * math.sqrt(dim) if settings.use_rslora else alpha
+
+
+def variants(settings: NetworkSettings) -> list[str]:
+    """What is on besides the plain kind: convolutions (LoCon), DoRA, rsLoRA, PiSSA, LoRA+."""
+    found = []
+    if settings.conv_dim is not None:
+        found.append(
+            f"rank {settings.conv_dim}, alpha {settings.conv_alpha or settings.conv_dim:g} on 3x3 convolutions"
+        )
+    elif settings.conv_block_dims is not None:
+        found.append("ranks by block on 3x3 convolutions")
+    if settings.use_dora:
+        found.append(f"DoRA (magnitudes per {'output' if settings.wd_on_output else 'input'})")
+    found += ["rsLoRA"] if settings.use_rslora else []
+    found += ["PiSSA"] if settings.own.get("init") == "pissa" else []
+    ratios = (settings.loraplus_lr_ratio, settings.loraplus_unet_lr_ratio, settings.loraplus_text_encoder_lr_ratio)
+    found += ["LoRA+"] if any(ratios) else []
+    return found

@@ -32,7 +32,7 @@ LIKE = {"sdxl_train": ("train_db",), "fine_tune": ("train_db",), "sdxl_train_net
 SHIMS = ("library.train_util", "library.utils", "library.model_util", "library.sdxl_model_util")
 
 # What every room may import.
-FOR_ALL = ("library.messages",)
+FOR_ALL = ("library.messages", "library.wrong_python")
 
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

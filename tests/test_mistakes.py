@@ -72,6 +72,8 @@ def test_no_folder_with_repeats(world: World, refused: Refused, tmp_path: Path) 
     (tmp_path / "plain" / "dogs").mkdir(parents=True)
     refused("--train_data_dir", "contains no folder", "10_sks dog", train_data_dir=tmp_path / "plain")
     refused("--train_data_dir", "there is no folder", "check the path", train_data_dir=tmp_path / "nowhere")
+    (tmp_path / "dog.zip").touch()
+    refused("--train_data_dir", "dog.zip is a file, not a folder", train_data_dir=tmp_path / "dog.zip")
 
 
 def test_an_empty_folder(data: Path, refused: Refused) -> None:
@@ -247,7 +249,7 @@ def test_a_model_with_a_nan_is_refused_before_the_first_step(
 def test_flags_that_the_model_does_not_use(refused: Refused) -> None:
     refused("--v2", "Stable Diffusion 1", "remove it", v2=True)
     refused("--write_inference_yaml", "remove it", write_inference_yaml=True)
-    refused("--clip_skip", "99", "3 layers", clip_skip=99)
+    refused("--clip_skip 4, but the text encoder has 3 layers", "use 3 or less", clip_skip=4, dry_run=True)
 
 
 # --- output ---
@@ -355,6 +357,15 @@ def test_a_disk_that_fills_up_while_a_state_is_saved(
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err and "No space left" in block
     assert [file.name for file in (small_disk / "out").iterdir()] == ["dog.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_has_no_second_mistake_about_its_room(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("library.training.plan.costs.free_bytes", lambda folder: 0)
+    (tmp_path / "file").touch()
+    refused("--output_dir", "is a file, not a folder", output_dir=tmp_path / "file")
+    refused("the output files need", "0.0 kB free", output_dir=tmp_path / "out")
 
 
 def test_a_thumbnail_that_is_not_there(refused: Refused, tmp_path: Path) -> None:

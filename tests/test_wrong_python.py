@@ -13,7 +13,16 @@ import pytest
 from library.messages import pip_install
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("library", "networks", "tools", "train_db.py", "gen_img.py", "sdxl_train.py", "train_network.py")
+NEEDED = (
+    "library",
+    "networks",
+    "tools",
+    "pyproject.toml",
+    "gen_img.py",
+    "train_db.py",
+    "sdxl_train.py",
+    "train_network.py",
+)
 
 
 @pytest.fixture(scope="module")

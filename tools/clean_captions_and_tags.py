@@ -70,6 +70,11 @@ TOOL = Tool(
 
 def main(words: Sequence[str] | None = None) -> int:
     """Clean one file. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    words = list(sys.argv[1:] if words is None else words)
+    names = [word for word in words if not word.startswith("--")]
+    if len(names) == 3:  # as sd-scripts was first called
+        print(f"{names[0]} is not used: all texts of the metadata file are cleaned")
+        words.remove(names[0])
     return run_tool(TOOL, words)
 
 

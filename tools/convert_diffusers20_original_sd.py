@@ -41,7 +41,8 @@ class ConvertOptions:
     metadata: str | None = flag(None, """metadata for a .safetensors, as '{"name": "value"}'""")
     variant: str | None = flag(None, "variant of a diffusers folder to read, such as fp16")
     reference_model: str | None = flag(
-        None, "a local diffusers folder to take scheduler and tokenizers from; nothing is downloaded"
+        None,
+        "a local diffusers folder to take scheduler and tokenizers from; without it they are made here",
     )
     use_safetensors: bool = flag(False, "write folders with .safetensors files. Not set: .bin")
 
@@ -65,7 +66,7 @@ def work(options: ConvertOptions) -> None:
         safetensors=options.use_safetensors,
         precision=next(iter(_precisions(options)), None),
         source_variant=options.variant or "",
-        reference=options.reference_model,
+        reference=_local_reference(options.reference_model),
         metadata=_metadata(options.metadata or "{}") or {},
         epoch=options.epoch,
         steps=options.global_step,
@@ -79,6 +80,22 @@ def work(options: ConvertOptions) -> None:
 def _precisions(options: ConvertOptions) -> list[str]:
     """All precisions that are set, sorted."""
     return [name for name in sorted(PRECISIONS) if getattr(options, name) or options.save_precision_as == name]
+
+
+def _local_reference(name: str | None) -> str | None:
+    """The reference if it is on this machine. kohya_ss always sends a hub name, for what is made here anyway."""
+    from library.families.registry import CheckpointError, NotDownloaded, find_model
+
+    if name is None:
+        return None
+    try:
+        find_model(name)
+    except NotDownloaded:
+        print(f"--reference_model {name} is not on this machine and not needed: scheduler and tokenizers are made here")
+        return None
+    except CheckpointError:
+        pass  # the conversion reports it
+    return name
 
 
 def _metadata(text: str) -> dict[str, str] | None:

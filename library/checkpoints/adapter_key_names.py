@@ -17,7 +17,8 @@ class AdapterPart:
 
     `module`: its name in the model (unet, text_encoder); `group`: name of its learning rate in logs (unet,
     text_encoder1); `prefix`: of its layers' names in files. All Linear and 1x1 Conv2d layers inside modules of the
-    classes `containers` are adapted; with a rank for convolutions also those in `conv_containers`: 3x3 with that rank,
+    classes `containers` are adapted; `segments` are the names of such modules in paths, `conv_segments` those of
+    `conv_containers`; with a rank for convolutions also those in `conv_containers`: 3x3 with that rank,
     the others with the usual one. `rename` maps a layer's path to its path in files (both with dots; raises ValueError
     for other paths), `original` to that in the model's own single files, which some programs use instead; `level` is a
     prefix that only adapter files have. `layers` lists the paths of all layers in any model of
@@ -30,6 +31,8 @@ class AdapterPart:
     prefix: str
     containers: frozenset[str]
     conv_containers: frozenset[str] = frozenset()
+    segments: frozenset[str] = frozenset()
+    conv_segments: frozenset[str] = frozenset()
     rename: Callable[[str], str] = str
     original: Callable[[str], str] = str
     level: str = ""

@@ -61,14 +61,20 @@ class LatentSpace:
 @dataclass(frozen=True)
 class PartSizes:
     """Parameter counts of a checkpoint's modules, by name (see Model.modules), and the bytes of its other tensors,
-    which are saved unchanged."""
+    which are saved unchanged. `shapes`: module -> name of a tensor in it -> shape."""
 
     parameters: Mapping[str, int]
     kept_bytes: int
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def total(self, names: Collection[str] | None = None) -> int:
         """Number of parameters of all modules, or of those named."""
         return sum(count for name, count in self.parameters.items() if names is None or name in names)
+
+    def layers(self, module: str) -> int:
+        """Number of layers of a text encoder."""
+        behind = (name.partition("encoder.layers.")[2] for name in self.shapes[module])
+        return len({name.partition(".")[0] for name in behind if name})
 
 
 @dataclass(frozen=True)
@@ -279,3 +285,11 @@ class Family:
     blocks: int = 0
     adapter_names: Literal["diffusers", "original"] = "diffusers"
     variant: Any = None
+
+    @property
+    def module_titles(self) -> dict[str, str]:
+        """The names of backbone and text encoders in messages: {"unet": "U-Net", "text_encoder": "text encoder"}."""
+        count = len(self.text_encoders)
+        texts = {name: f"text encoder {number}" if count > 1 else "text encoder"
+                 for number, name in enumerate(self.text_encoders, 1)}  # fmt: skip
+        return {self.backbone: self.backbone_title, **texts}

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 __all__ = [
-    "FAMILIES", "CheckpointError", "DeclaredPrediction", "Header", "declared_prediction", "detect", "find_model",
-    "load_model", "open_model", "save_model", "write_inference_yaml",
+    "FAMILIES", "CheckpointError", "DeclaredPrediction", "Header", "NotDownloaded", "declared_prediction", "detect",
+    "find_model", "load_model", "open_model", "save_model", "write_inference_yaml",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, REFINER)
+
+
+class NotDownloaded(CheckpointError):
+    """A name like that of a model on the hub, which is not on this machine."""
 
 
 def detect(header: Header) -> Family:
@@ -82,7 +86,7 @@ def save_model(
 def find_model(name: str) -> Path:
     """Return the local path of a model: a file, a folder, or a hub id that is in Hugging Face's cache already.
 
-    Nothing is downloaded. Raises CheckpointError for anything else.
+    Nothing is downloaded. Raises CheckpointError for anything else, NotDownloaded if it may be another hub id.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -91,7 +95,7 @@ def find_model(name: str) -> Path:
         raise CheckpointError(f"{name}: no such file or folder. Check the path.")
     snapshot = _cached_snapshot(name)
     if snapshot is None:
-        raise CheckpointError(
+        raise NotDownloaded(
             f"{name}: no such file or folder, and no model of this name in the local Hugging Face cache (nothing is "
             f"downloaded here). Download it once, for example: hf download {name} --local-dir {name.split('/')[1]} . "
             "Then give that folder, or the path of a .safetensors or .ckpt file."

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
+
+from library.options.sources import RawOption
 
 # Front-end -> keys.
 _KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -43,7 +46,24 @@ _KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 # Ignored silently only when off: on, it trains another text encoder.
 _SILENT_WHEN_OFF = frozenset({"train_t5xxl"})
 
+_ADAPTER_FILES = (".safetensors", ".pt", ".ckpt")
 _KNOWN = frozenset(key for keys in _KEYS.values() for key in keys)
+
+
+def adapter_file_of_ranks(options: Mapping[str, RawOption]) -> Mapping[str, RawOption]:
+    """LoRA_Easy_Training_Scripts writes the path of the adapter's file as dim_from_weights, which is a switch.
+
+    It is then on, and the file is that of network_weights unless another one is named.
+    """
+    ranks, weights = options.get("dim_from_weights"), options.get("network_weights")
+    if ranks is None or not str(ranks.raw).lower().endswith(_ADAPTER_FILES):
+        return options
+    named = ranks if weights is None or not weights.raw else weights
+    return {
+        **options,
+        "dim_from_weights": replace(ranks, raw=True),
+        "network_weights": replace(named, name="network_weights"),
+    }
 
 
 def is_silent(key: str, value: object) -> bool:

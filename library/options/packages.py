@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from library.options.mistakes import Mistake, UserError
+from library.wrong_python import missing_package
 
 ROOT = Path(__file__).resolve().parents[2]
 _RANGE = re.compile(r"([a-z0-9-]+)>=([\d.]+)(?:,<([\d.]+))?")
@@ -56,13 +57,16 @@ def check_packages(
     """Return a note if packages are newer than any release this program was tried with.
 
     Raises UserError, with `mistakes` before it, if packages are missing or older than their range: releases before it
-    lack what the program calls. Newer ones usually work, so they are not refused.
+    lack what the program calls. Newer ones usually work, so they are not refused. A Python without PyTorch is taken for
+    the wrong one.
     """
     wrong: list[str] = []
     newer: list[str] = []
     install: list[str] = []
     for range_ in read_ranges() if ranges is None else ranges:
         version = version_of(range_.package)
+        if version is None and range_.package == "torch":
+            raise UserError((*mistakes, Mistake(*missing_package("torch"))))
         if version is None:
             wrong.append(f"no {range_.package}")
         elif _is_older(version, range_.lowest):

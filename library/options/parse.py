@@ -14,11 +14,19 @@ from typing import NoReturn
 from library.options import future_flags, render
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, Script
+from library.options.frontend_keys import adapter_file_of_ranks
 from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.rules.apply_rules import DEFAULT, Settings, apply_rules
 from library.options.rules.program_flags import drop_foreign_flags
-from library.options.sources import COMMAND_LINE, RawOption, find_config_file, read_command_line, read_config_file
+from library.options.sources import (
+    COMMAND_LINE,
+    RawOption,
+    find_config_file,
+    read_command_line,
+    read_config_file,
+    with_toml,
+)
 from library.options.train_options import FLAGS, TrainOptions, build
 from library.options.unknown_names import check_unknown_names
 
@@ -103,9 +111,9 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         mistakes.extend(error.mistakes)
         is_complete = False
     notes += _repeated(on_command_line)
-    merged = {
-        entry.name: entry for entry in [*in_file, *on_command_line]
-    }  # the command line comes last and overrides the file
+    merged = adapter_file_of_ranks(
+        {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and overrides
+    )
 
     settings = drop_foreign_flags(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
     later_values = _later_flags(merged)
@@ -256,4 +264,4 @@ def _with_toml(named: object) -> object:
     """The --config_file to read or write, with its extension."""
     if not isinstance(named, Path):
         return named
-    return find_config_file(named) or (named if named.suffix == ".toml" else named.with_name(f"{named.name}.toml"))
+    return find_config_file(named) or with_toml(named)

@@ -82,8 +82,12 @@ def _stray_word_remedy(words: list[str], place: int, kind_of: Callable[[str], st
 
 def find_config_file(named: Path) -> Path | None:
     """The file named by --config_file, with or without .toml; None if there is none."""
-    candidates = [named] if named.suffix == ".toml" else [named.with_name(named.name + ".toml"), named]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((candidate for candidate in (with_toml(named), named) if candidate.is_file()), None)
+
+
+def with_toml(named: Path) -> Path:
+    """The path with the extension .toml. A path without a name (`/`, `.`) stays as it is."""
+    return named if named.suffix == ".toml" or not named.name else named.with_name(f"{named.name}.toml")
 
 
 def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:

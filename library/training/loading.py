@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from library.families.family import Model, TextSettings
-from library.options.mistakes import Mistake, UserError
 from library.runtime.half_weights import compute_in_fp32
 from library.runtime.precision import FloatName, torch_dtype
 from library.training.memory import loading_device
@@ -33,8 +32,7 @@ def load_model(
     unused content of the checkpoint are passed to `say`.
 
     `base` in half precision: the weight matrices of backbone and text encoders are stored in that format and computed
-    with in float32. Raises UserError for weights that are not finite, and for a --clip_skip beyond the text encoder's
-    layers.
+    with in float32. Raises UserError for weights that are not finite.
     """
     model = base_model.family.load(
         base_model.header,
@@ -54,9 +52,6 @@ def load_model(
         if name != "vae" and base != "fp32":
             compute_in_fp32(module)
     check_finite_weights(model)
-    encoders = [module for module in model.text_encoders.values() if module is not None]
-    if len(encoders) == len(model.text_encoders) and (options.model.clip_skip or 1) > 1:
-        check_clip_skip(model, text_settings(options, base_model), encoders[0].device)
     return model
 
 
@@ -73,13 +68,3 @@ def has_bare_text_projection(header: Header) -> bool:
     """Whether a checkpoint stores the text projection as OpenCLIP's plain matrix. sd-scripts loads that matrix as the
     weight of a Linear, so transposed. Diffusers folders and some files store the Linear's weight itself."""
     return any(name.endswith(".text_projection") for name in header.tensors)
-
-
-def check_clip_skip(model: Model, settings: TextSettings, device: torch.device) -> None:
-    """Raises UserError for a --clip_skip beyond the text encoder's layers, by encoding an empty caption."""
-    empty = {name: text_input.to(device) for name, text_input in model.tokenizer([""]).items()}
-    try:
-        with torch.no_grad():
-            model.family.encode_text(model.text_encoders, empty, settings)
-    except ValueError as error:
-        raise UserError((Mistake(f"--clip_skip: {error}", "use a smaller value, or remove the flag"),)) from error

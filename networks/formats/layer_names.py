@@ -133,12 +133,15 @@ def table_of(parts: Iterable[AdapterPart]) -> LayerTable:
 
 def best_table(candidates: Sequence[LayerTable], layers: Collection[str], others: Collection[str] = ()) -> LayerTable:
     """The table that knows most of a file's layers; of equals the one that knows most of the `others`, those of the
-    files that are used together with it, then the first."""
+    files that are used together with it, then the one whose names in kohya's files they are, then the first."""
 
     def known(table: LayerTable, names: Collection[str]) -> int:
         return sum(table.find(name) is not None for name in names)
 
-    return max(candidates, key=lambda table: (known(table, layers), known(table, others) if others else 0))
+    def own(table: LayerTable) -> int:
+        return len({place.name for place in table.places}.intersection(layers))
+
+    return max(candidates, key=lambda table: (known(table, layers), known(table, others), own(table)))
 
 
 def split(key: str) -> tuple[str, str]:

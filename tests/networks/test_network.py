@@ -355,4 +355,4 @@ def test_on_a_half_base_that_computes_in_full(variant: str) -> None:
 
 def test_what_it_says_of_itself() -> None:
     lines = models.create(models.full_size("sd1"), "use_dora=1", dim=8).describe()
-    assert "264 layers (text_encoder1 72, unet 192)" in lines[0] and "use_dora" in lines[1]
+    assert "264 layers (text_encoder1 72, unet 192)" in lines[0] and "DoRA" in lines[1]

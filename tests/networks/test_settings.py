@@ -32,6 +32,12 @@ def test_defaults_are_kohyas() -> None:
     assert read("conv_dim=8", alpha=1).rank(conv=True, block=1) == (8, 1)
 
 
+def test_lists_by_block_are_not_judged_without_a_model() -> None:
+    lists = ("down_lr_weight=1,0.5", "block_lr_zero_threshold=0.1", "block_dims=4,4")
+    assert mistakes(*lists, blocks=None) == []
+    assert len(mistakes(*lists, blocks=0)) == 2
+
+
 @pytest.mark.parametrize("alpha", [0, None])
 def test_a_missing_alpha_is_the_rank(alpha: float | None) -> None:
     assert read(dim=16, alpha=alpha).rank(conv=False, block=None) == (16, 16)

@@ -259,6 +259,20 @@ def test_the_dataset_files_of_lora_easy_training_scripts(kind: str, subsets: int
         assert dataset.subsets[0].images.flip and dataset.subsets[1].is_reg
 
 
+def test_lora_easy_training_scripts_name_the_file_as_dim_from_weights(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    written = "network_module = 'networks.lora'\npretrained_model_name_or_path = 'm'\noutput_dir = 'o'\n"
+    dataset = FILES / "lets_default_dataset.toml"
+    for weights, expected in (("", "a.safetensors"), ("network_weights = 'b.pt'\n", "b.pt")):
+        path.write_text(f"{written}dim_from_weights = 'a.safetensors'\n{weights}", encoding="utf-8")
+        parsed = parse(["--config_file", str(path), f"--dataset_config={dataset}"], ADAPTERS)
+        assert parsed.mistakes == ()
+        assert parsed.options.adapter.dim_from_weights and parsed.options.adapter.network_weights == Path(expected)
+    path.write_text(f"{written}dim_from_weights = 'maybe'\n", encoding="utf-8")
+    (mistake,) = parse(["--config_file", str(path), f"--dataset_config={dataset}"], ADAPTERS).mistakes
+    assert "is neither true nor false" in mistake.what
+
+
 def test_a_project_that_users_share_is_no_file_of_options() -> None:
     parsed = parse_written("lets_gui_saved_project", ADAPTERS)
     (mistake,) = parsed.mistakes

@@ -172,6 +172,12 @@ def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
     assert "none" in what and "no such file" in what
 
 
+@pytest.mark.parametrize("named", ["/", ".", ".."])
+def test_a_path_without_a_name_is_a_folder(named: str) -> None:
+    (what,) = whats(parse([*NEEDED, "--config_file", named]))
+    assert "this is a folder, not a file" in what
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

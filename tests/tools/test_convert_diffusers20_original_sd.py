@@ -75,6 +75,21 @@ def test_scheduler_and_tokenizer_of_a_reference(file: Path, tmp_path: Path) -> N
     assert index["scheduler"] == ["diffusers", "PNDMScheduler"]
 
 
+def test_a_reference_that_is_not_here_is_not_needed(
+    file: Path, folder: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kohya_ss always sends the name of a hub's model."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    name = "runwayml/stable-diffusion-v1-5"
+    for source, out in ((file, tmp_path / "out"), (folder, tmp_path / "out.safetensors")):
+        assert convert(source, out, "--reference_model", name) == 0
+        assert f"--reference_model {name} is not on this machine and not needed" in capsys.readouterr().out
+    assert convert(file, tmp_path / "plain") == 0
+    for part in ("scheduler", "tokenizer"):
+        made = {path.name: path.read_bytes() for path in (tmp_path / "out" / part).iterdir()}
+        assert made == {path.name: path.read_bytes() for path in (tmp_path / "plain" / part).iterdir()}
+
+
 def test_mistakes_have_a_way_out(file: Path, folder: Path, tmp_path: Path, capsys: Output) -> None:
     out = tmp_path / "out.safetensors"
     for words, told in (

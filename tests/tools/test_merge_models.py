@@ -162,7 +162,7 @@ def test_mistakes_of_the_command_line_are_told_together(
 ) -> None:
     assert merge("--models", *two, "--ratios", 1, "--output", tmp_path / "sum.ckpt", "--precision", "int8") == 2
     told = capsys.readouterr().err
-    assert "1 values" in told and "written as .safetensors only" in told and "int8" in told
+    assert "1 value" in told and "written as .safetensors only" in told and "int8" in told
     assert merge("--models", *two, "--output", two[0]) == 2
     assert "one of the models" in capsys.readouterr().err
     assert merge("--models", two[0], "--output", tmp_path / "x") == 2

@@ -36,7 +36,7 @@ def check_captions(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]
         if places := [subset.origin for subset in used if _empties(subset.captions, key)]:
             cause = f"{key} = {value} ({', '.join(dict.fromkeys(places))})"
             return Mistake(f"{cause}: {what}", f"{remedy}; {_DELIBERATE}")
-    return Mistake(what, f"{_remedy(used[0])}; {_DELIBERATE}")
+    return Mistake(what, f"{_remedy(trained[0], used[0])}; {_DELIBERATE}")
 
 
 def _is_empty(caption: str, settings: CaptionSettings) -> bool:
@@ -55,8 +55,8 @@ def _empties(settings: CaptionSettings, key: str) -> bool:
     return settings.tag_dropout_rate >= 1
 
 
-def _remedy(subset: SubsetSpec) -> str:
-    """Where to write captions."""
+def _remedy(record: ImageRecord, subset: SubsetSpec) -> str:
+    """Where to write captions, told by one of the images and its subset."""
     if subset.caption_source == "metadata":
         return f'write "caption" or "tags" for each image in {subset.metadata_file}'
     if subset.caption_source == "file_name":
@@ -65,4 +65,7 @@ def _remedy(subset: SubsetSpec) -> str:
     tokens = (
         "name the folder like 10_sks dog" if subset.origin.startswith("--") else f"set class_tokens ({subset.origin})"
     )
+    if record.from_file:  # an empty file: class tokens are for images without one
+        tokens = "train on the class tokens" if subset.class_tokens else tokens
+        return f"write each caption into its {ending} file, or delete the empty files and {tokens}"
     return f"write each caption into a {ending} file with the name of its image, or {tokens}"

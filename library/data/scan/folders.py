@@ -142,6 +142,8 @@ def _read_folders(
 def _no_folder(flag: str, folder: Path) -> Mistake:
     if folder.is_dir():
         return Mistake(f"{flag}: {folder} cannot be read", "check its permissions")
+    if folder.is_file():
+        return Mistake(f"{flag}: {folder} is a file, not a folder", "name the folder")
     return Mistake(f"{flag}: there is no folder {folder}", "check the path")
 
 

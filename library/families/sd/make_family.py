@@ -66,6 +66,7 @@ def sizes(family: Family, variant: Variant, source: Header, vae: Path | str | No
     return PartSizes(
         parameters={part: _count(split.parts[part]) for part in variant.parts},
         kept_bytes=sum(tensor.info.nbytes for tensor in split.kept.values()),
+        shapes={part: {name: tensor.shape for name, tensor in split.parts[part].items()} for part in variant.parts},
     )
 
 

@@ -14,6 +14,10 @@ TEXT_LEVEL = "text_model."  # in files, but not in transformers 5
 TEXT_CONTAINERS = frozenset({"CLIPAttention", "CLIPMLP"})
 UNET_CONTAINERS = frozenset({"Transformer2DModel"})
 CONV_CONTAINERS = frozenset({"ResnetBlock2D", "Downsample2D", "Upsample2D"})
+# the same by the names of such modules in paths
+TEXT_SEGMENTS = frozenset({"self_attn", "mlp"})
+UNET_SEGMENTS = frozenset({"attentions"})
+CONV_SEGMENTS = frozenset({"resnets", "downsamplers", "upsamplers"})
 BLOCKS = 25  # 0 unused, 1 to 11 down, 12 middle, 13 to 24 up
 _LEVEL = re.compile(r"(down|up)_blocks\.(\d)\.(\w+?)\.(\d)")
 
@@ -38,6 +42,7 @@ SD_ADAPTERS = (
         group="text_encoder1",
         prefix="lora_te",
         containers=TEXT_CONTAINERS,
+        segments=TEXT_SEGMENTS,
         level=TEXT_LEVEL,
         layers=partial(text_layers, 24, TEXT_LEVEL),  # SD1 has 12, SD2 23, one less than its files
     ),
@@ -47,6 +52,8 @@ SD_ADAPTERS = (
         prefix="lora_unet",
         containers=UNET_CONTAINERS,
         conv_containers=CONV_CONTAINERS,
+        segments=UNET_SEGMENTS,
+        conv_segments=CONV_SEGMENTS,
         original=_NAMES.to_file,
         layers=_NAMES.layers,
         block=unet_block,

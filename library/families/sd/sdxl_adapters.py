@@ -8,7 +8,15 @@ from functools import partial
 from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.tables import unet_sd
 from library.families.sd.layer_names import UnetNames, text_layers
-from library.families.sd.sd_adapters import CONV_CONTAINERS, TEXT_CONTAINERS, TEXT_LEVEL, UNET_CONTAINERS
+from library.families.sd.sd_adapters import (
+    CONV_CONTAINERS,
+    CONV_SEGMENTS,
+    TEXT_CONTAINERS,
+    TEXT_LEVEL,
+    TEXT_SEGMENTS,
+    UNET_CONTAINERS,
+    UNET_SEGMENTS,
+)
 
 # its 23 blocks: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 output layers
 NAMES = UnetNames(unet_sd.XL_ROWS, depths=(0, 2, 10), middle=10)
@@ -23,6 +31,8 @@ def unet_part(names: UnetNames) -> AdapterPart:
         prefix="lora_unet",
         containers=UNET_CONTAINERS,
         conv_containers=CONV_CONTAINERS,
+        segments=UNET_SEGMENTS,
+        conv_segments=CONV_SEGMENTS,
         rename=names.to_file,
         layers=names.layers,
         block=names.block,
@@ -37,6 +47,7 @@ def openclip_part(group: str, prefix: str) -> AdapterPart:
         group=group,
         prefix=prefix,
         containers=TEXT_CONTAINERS,
+        segments=TEXT_SEGMENTS,
         layers=partial(text_layers, _OPENCLIP_LAYERS),
     )
 
@@ -47,6 +58,7 @@ SDXL_ADAPTERS = (
         group="text_encoder1",
         prefix="lora_te1",
         containers=TEXT_CONTAINERS,
+        segments=TEXT_SEGMENTS,
         level=TEXT_LEVEL,
         layers=partial(text_layers, 12, TEXT_LEVEL),
     ),

@@ -14,19 +14,26 @@ from library.families.family import Family
 from library.messages import pip_install
 from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
+from library.training.adapter.initial_weights import InitialWeights
 from library.training.optim.constructors import source_file
+from library.training.plan.base_model import BaseModel
 from library.training.saving.state import SavedState
 from networks import registry
+from networks.planned import PlannedLayer, plan_layers
 from networks.readers import LYCORIS, note_on_lycoris, note_on_readers
 from networks.settings import NetworkSettings, read_settings
 from networks.third_party.arguments import check_arguments, read_module_arguments
+
+LEAST_SCALE = 1 / 8  # with alpha = rank / 8; weaker adapters learn slowly
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
     """`module`: the network module. `settings` None: a third-party module, which reads `arguments` itself.
     `trained_modules`: the backbone and text encoders that the adapter is attached to. `weights`: the file with its
-    initial weights. `base`: (file, multiplier) of adapters to merge into the base model."""
+    initial weights, and with `from_file` its layers and ranks. `base`: (file, multiplier) of adapters to merge into the
+    base model. `layers`: those that get an adapter; None if only the third-party module knows. `out_of_reach`: modules
+    that would be trained, but get no adapter."""
 
     module: str
     settings: NetworkSettings | None
@@ -34,12 +41,31 @@ class AdapterPlan:
     trained_modules: frozenset[str]
     weights: Path | None
     base: tuple[tuple[Path, float], ...]
+    from_file: bool = False
+    layers: tuple[PlannedLayer, ...] | None = None
+    out_of_reach: frozenset[str] = frozenset()
+
+    @property
+    def trained_parameters(self) -> int | None:
+        """Number of trained parameters; None if it is not known before the network is made."""
+        if self.layers is None or self.settings is None:
+            return None
+        return sum(one.trained(self.settings) for one in self.layers)
+
+    @property
+    def saved_values(self) -> int | None:
+        """Number of values in a saved file; those of init=pissa have twice the rank."""
+        if self.layers is None or self.settings is None:
+            return None
+        twice = 2 if self.settings.own.get("init") == "pissa" and not self.from_file else 1
+        return twice * sum(one.saved for one in self.layers)
 
 
 def decide_adapter(
-    options: AdapterOptions, family: Family | None, resume: SavedState | None, mistakes: Mistakes, notes: list[str]
+    options: AdapterOptions, base: BaseModel | None, resume: SavedState | None, mistakes: Mistakes, notes: list[str]
 ) -> AdapterPlan | None:
     """The adapter of the run; None if all weights are trained."""
+    family = None if base is None else base.family
     if options.network_module is None:
         return None
     _check_files(options, mistakes)
@@ -56,23 +82,72 @@ def decide_adapter(
             alpha=options.network_alpha,
             dropout=options.network_dropout,
             arguments=options.network_args,
-            blocks=max((part.blocks for part in family.adapters), default=0) if family else 0,
+            blocks=max((part.blocks for part in family.adapters), default=0) if family else None,
         )
         for what, remedy in problems:
             mistakes.add(what, remedy)
         if options.scale_weight_norms and not kind.rescales:
             mistakes.add(f"--scale_weight_norms: {kind.module} does not support it", "remove --scale_weight_norms")
         settings = _follow_saved_dora(settings, options.network_weights if resume is None else resume.weights, notes)
+        scale = None if options.dim_from_weights else note_on_scale(settings)
+        notes.extend([scale] if scale else [])
         note = note_on_readers(settings)
     notes.extend([note] if note else [])
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
-    return AdapterPlan(
+    asked = _trained_modules(options, family) if family else frozenset()
+    plan = AdapterPlan(
         module=options.network_module,
         settings=settings,
         arguments=_argument_texts(options.network_args),
-        trained_modules=_trained_modules(options, family) if family else frozenset(),
+        trained_modules=asked,
         weights=options.network_weights,
         base=tuple(zip(options.base_weights, multipliers, strict=False)),
+        from_file=options.dim_from_weights and options.network_weights is not None,
+    )
+    return plan if base is None or settings is None else _with_layers(plan, settings, base, mistakes)
+
+
+def _with_layers(plan: AdapterPlan, settings: NetworkSettings, base: BaseModel, mistakes: Mistakes) -> AdapterPlan:
+    """The plan with its layers, which are checked against the file of --network_weights."""
+    family, model = base.family, base.sizes.shapes
+    if plan.weights is not None and plan.weights.is_file():
+        initial = InitialWeights(plan.weights, family, model, settings)
+        found = initial.read(mistakes)
+        if plan.from_file:
+            layers = () if found is None else initial.planned(found, plan.trained_modules, mistakes)
+            return _reaching(plan, layers)
+    else:
+        found = None
+    layers = plan_layers(family.adapters, model, settings, plan.trained_modules)
+    if found is not None:
+        initial.compare(found, layers, mistakes)
+    if plan.trained_modules and not layers:
+        trained = ", ".join(family.module_titles[name] for name in sorted(plan.trained_modules))
+        mistakes.add(
+            f"--network_module {plan.module} finds no layer to adapt in what is trained ({trained})",
+            "train another module (--network_train_unet_only), use another kind, or check block_dims and *_lr_weight",
+        )
+    return _reaching(plan, layers)
+
+
+def _reaching(plan: AdapterPlan, layers: tuple[PlannedLayer, ...]) -> AdapterPlan:
+    """The plan with these layers; modules without a layer are not trained."""
+    reached = {one.part.module for one in layers}
+    return replace(
+        plan,
+        layers=layers,
+        trained_modules=plan.trained_modules & reached,
+        out_of_reach=plan.trained_modules - reached,
+    )
+
+
+def note_on_scale(settings: NetworkSettings) -> str | None:
+    """A note where alpha makes the adapter weak, as the default of 1 does at higher ranks."""
+    if not settings.kind.is_scaled or settings.scale >= LEAST_SCALE:
+        return None
+    return (
+        f"alpha {settings.alpha:g} with rank {settings.dim} scales the adapter by {settings.scale:.3g}, so it learns "
+        f"slowly: usual are --network_alpha {settings.dim / 2:g} or {settings.dim} (0: the rank)"
     )
 
 

@@ -9,7 +9,7 @@ from library.families.family import Family
 from library.messages import counted
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.mistakes import Mistakes
-from library.options.train_options import TrainOptions
+from library.options.train_options import FLAGS, TrainOptions
 from library.training.adapter.plan import AdapterPlan
 from library.training.optim.optimizers import OptimizerChoice
 from library.training.optim.schedules import ScheduleChoice
@@ -52,6 +52,8 @@ def decide_learning_rates(
     else:
         rates = adapter_rates(options, family, adapter)
         check_text_encoder_rates(options.adapter.text_encoder_lr, family, notes)
+        if not (optimizer.relative_step or optimizer.row.learning_rate_free):
+            note_whole_model_rate(rates.modules, family, notes)
     if not any((*rates.modules.values(), *rates.blocks)) and not optimizer.relative_step:
         mistakes.add("--learning_rate 0: nothing would be trained", "use a learning rate above 0")
     return rates
@@ -100,6 +102,17 @@ def check_text_encoder_rates(rates: tuple[float, ...], family: Family, notes: li
         notes.append(
             f"--text_encoder_lr: {family.title} has {counted(count, 'text encoder')}, so "
             f"{', '.join(f'{rate:g}' for rate in unused)} has no effect"
+        )
+
+
+def note_whole_model_rate(rates: Mapping[str, float], family: Family, notes: list[str]) -> None:
+    """Note where an adapter is trained with the default rate, which is one for all weights of a model."""
+    default = FLAGS["learning_rate"].default
+    slow = [family.module_titles[name] for name, rate in rates.items() if rate == default]
+    if slow:
+        notes.append(
+            f"learning rate {default:g} of the adapter ({', '.join(slow)}) is the default for whole models; adapters "
+            "usually need about 1e-4: --learning_rate 1e-4"
         )
 
 

@@ -7,6 +7,7 @@ are shares of all optimizer steps of the run. The formulas are those of transfor
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -274,8 +275,12 @@ def make_schedule(choice: ScheduleChoice, optimizer: Optimizer) -> LRScheduler:
 
     Raises UserError if its function refuses the arguments.
     """
+    from torch.optim.lr_scheduler import LRScheduler
+
     try:
         schedule: LRScheduler = load(choice.row.path)(optimizer, **choice.arguments)
+        if isinstance(schedule, LRScheduler) and not hasattr(schedule, "_step_count"):
+            schedule._step_count = 1  # a class that never calls LRScheduler.__init__, which counts the first step
     except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
         what = f"cannot build the learning rate schedule {choice.name} with {dict(choice.arguments)}: {error}"
         raise UserError((Mistake(what, "check --lr_scheduler_args"),)) from error
@@ -283,10 +288,18 @@ def make_schedule(choice: ScheduleChoice, optimizer: Optimizer) -> LRScheduler:
 
 
 def try_out(optimizer: OptimizerChoice, schedule: ScheduleChoice, learning_rate: float) -> None:
-    """Build both over one parameter, so that arguments that only their code can refuse are refused before weights are
-    loaded. Raises UserError."""
+    """Build both over one parameter and step the schedule, so that what only their code can refuse is refused before
+    weights are loaded. Raises UserError."""
     import torch
 
-    with redirect_stdout(StringIO()):  # some optimizers greet
+    with redirect_stdout(StringIO()), warnings.catch_warnings(action="ignore"):  # some optimizers greet
         parameter = torch.nn.Parameter(torch.zeros(1))
-        make_schedule(schedule, make_optimizer(optimizer, [{"params": [parameter], "lr": learning_rate}]))
+        made = make_schedule(schedule, make_optimizer(optimizer, [{"params": [parameter], "lr": learning_rate}]))
+        try:
+            made.step()
+            made.load_state_dict(made.state_dict())
+            list(made.get_last_lr())
+        except Exception as error:  # whatever the code of a class named by the user raises
+            what = f"the learning rate schedule {schedule.name} cannot be used: {type(error).__name__}: {error}"
+            remedy = "choose another --lr_scheduler or --lr_scheduler_type, which is a class like those of torch.optim"
+            raise UserError((Mistake(what, remedy),)) from error

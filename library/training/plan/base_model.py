@@ -13,6 +13,7 @@ from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.vae_file import read_vae
 from library.families.family import Family, PartSizes, Tokenizer
 from library.families.registry import DeclaredPrediction, declared_prediction, detect, find_model
+from library.messages import counted
 from library.objective.process import Prediction
 from library.options.groups.model import ModelOptions
 from library.options.groups.objective import ObjectiveOptions
@@ -65,6 +66,7 @@ def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list
         return None
     check_capabilities(family, all_options, mistakes)
     check_family_flags(options, family, notes)
+    check_clip_skip(options, family, sizes, mistakes)
     marks = declared_prediction(header)
     prediction, reason = decide_prediction(options, marks)
     objective = decide_objective(all_options.objective, family, marks, prediction, mistakes, notes)
@@ -161,6 +163,16 @@ def check_capabilities(family: Family, options: TrainOptions, mistakes: Mistakes
         is_on = value != flag.default and value not in flag.neutral
         if flag.needs is not None and flag.needs not in family.capabilities and is_on:
             mistakes.add(f"--{name} has no meaning for {family.title}", "remove it, or use a model that supports it")
+
+
+def check_clip_skip(options: ModelOptions, family: Family, sizes: PartSizes, mistakes: Mistakes) -> None:
+    """Refuse a --clip_skip beyond the layers of the text encoder."""
+    if "clip_skip" not in family.capabilities or options.clip_skip is None:
+        return
+    layers = min(sizes.layers(name) for name in family.text_encoders)
+    if options.clip_skip > layers:
+        what = f"--clip_skip {options.clip_skip}, but the text encoder has {counted(layers, 'layer')}"
+        mistakes.add(what, f"use {layers} or less")
 
 
 def check_family_flags(options: ModelOptions, family: Family, notes: list[str]) -> None:

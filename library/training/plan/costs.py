@@ -85,14 +85,33 @@ def count_costs(
     )
 
 
-def count_adapter_costs(sizes: PartSizes, base_bytes: int, peak_files: tuple[int, int], folder: Path) -> Costs:
-    """Memory of the frozen base model under an adapter, `base_bytes` per parameter.
-
-    The adapter is small in comparison; its memory is reported after it is created.
-    """
+def count_adapter_costs(
+    sizes: PartSizes,
+    trained: int,
+    saved: int,
+    per_parameter: BytesPerParameter,
+    peak_files: tuple[int, int],
+    folder: Path,
+) -> Costs:
+    """Memory of the frozen base model, `per_parameter.frozen_copy` bytes per parameter, and of its adapter, and the
+    peak disk space of its files. `trained`: the adapter's trained parameters; `saved`: values in its file; both 0 where
+    they are not known yet."""
     vae = sizes.total(("vae",))
-    weights = (sizes.total() - vae) * base_bytes + vae * 4
-    return Costs(weights, 0, 0, 0, 0, 0, *peak_files, free_bytes(folder))
+    base = (sizes.total() - vae) * per_parameter.frozen_copy + vae * 4
+    optimizer = round(trained * per_parameter.optimizer_state)
+    average = trained * per_parameter.average
+    models, states = peak_files
+    return Costs(
+        weights=base + saved * per_parameter.trained,
+        gradients=trained * per_parameter.trained,
+        optimizer=optimizer,
+        average=average,
+        model_file=saved * (per_parameter.saved or per_parameter.trained),
+        state_folder=saved * per_parameter.trained + optimizer + average,
+        models=models,
+        states=states,
+        free=free_bytes(folder),
+    )
 
 
 def free_bytes(folder: Path) -> int | None:

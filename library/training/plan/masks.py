@@ -74,8 +74,9 @@ def _notes(options: MaskOptions, masks: Sequence[MaskSource], values: Mapping[Ma
     means = [values[mask].mean for mask in masks]
     shares = [1 - mean for mean in means] if options.mask_invert else means
     share = f"{_percent(sum(shares) / len(shares))} of the area counts"
-    if len(shares) > 1:
-        share += f" on average ({_percent(min(shares))} to {_percent(max(shares))})"
+    least, most = _percent(min(shares)), _percent(max(shares))
+    if least != most:
+        share += f" on average ({least} to {most})"
     if options.mask_floor:
         share += f", the rest at least {_percent(options.mask_floor)} (--mask_floor)"
     yield f"{counted(len(masks), 'image')} with a mask: {share}"

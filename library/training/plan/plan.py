@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.messages import readable_bytes
@@ -29,7 +29,7 @@ from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
-from library.training.plan.writable_paths import check_final_model, check_writable_paths
+from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
@@ -69,10 +69,11 @@ def decide(parsed: Parsed) -> Plan:
     # Independent decisions first, so that one run reports as many mistakes as possible.
     resume = decide_resume(options.saving.resume, mistakes)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
-    family = None if facts is None else facts.base_model.family
+    base = None if facts is None else facts.base_model
+    family = None if base is None else base.family
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
-    adapter = decide_adapter(options.adapter, family, resume, mistakes, notes)
+    adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
@@ -93,7 +94,9 @@ def decide(parsed: Parsed) -> Plan:
     costs = decide_costs(facts, optimization, adapter, outputs, ema)
     check_outputs(options, base_model, outputs, costs, mistakes)
     identity = identity_of(facts)
-    check_continuation(resume, identity, duration.steps, mistakes, dataset_file(options.dataset))
+    check_continuation(
+        resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
+    )
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     mistakes.raise_if_any()
     preview = decide_preview(facts)
@@ -152,23 +155,20 @@ def decide_costs(
     """Memory and disk of the run."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
     peak_files = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
-    if adapter is not None:
-        return count_adapter_costs(sizes, BYTES[precision.base], peak_files, outputs.directory)
     trained = BYTES[precision.trained]
     save_precision = facts.options.saving.save_precision
-    return count_costs(
-        sizes,
-        optimization.learning_rates.modules,
-        BytesPerParameter(
-            trained=trained,
-            frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
-            saved=None if save_precision is None else BYTES[save_precision],
-            optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
-            average=0 if ema is None else BYTES["fp32"],
-        ),
-        peak_files,
-        outputs.directory,
+    per_parameter = BytesPerParameter(
+        trained=trained,
+        frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
+        saved=None if save_precision is None else BYTES[save_precision],
+        optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
+        average=0 if ema is None else BYTES["fp32"],
     )
+    if adapter is not None:
+        per_parameter = replace(per_parameter, frozen_copy=BYTES[precision.base])
+        values = adapter.trained_parameters or 0, adapter.saved_values or 0
+        return count_adapter_costs(sizes, *values, per_parameter, peak_files, outputs.directory)
+    return count_costs(sizes, optimization.learning_rates.modules, per_parameter, peak_files, outputs.directory)
 
 
 def check_outputs(
@@ -177,7 +177,8 @@ def check_outputs(
     """Check that the files of the run can be written, fit on the disk and can carry their metadata."""
     check_final_model(outputs, mistakes)
     check_metadata(options, base_model, mistakes)
-    check_disk(costs, mistakes)
+    if write_problem(outputs.directory) is None:  # else the mistake has been added
+        check_disk(costs, mistakes)
 
 
 def check_disk(costs: Costs, mistakes: Mistakes) -> None:

@@ -23,7 +23,13 @@ def decide_resume(folder: Path | None, mistakes: Mistakes) -> SavedState | None:
 
 
 def check_continuation(
-    saved: SavedState | None, identity: Identity, steps: int, mistakes: Mistakes, dataset_file: str = ""
+    saved: SavedState | None,
+    identity: Identity,
+    steps: int,
+    mistakes: Mistakes,
+    dataset_file: str = "",
+    *,
+    is_adapter: bool = False,
 ) -> None:
     """Refuse to resume if the result would differ from that of the uninterrupted run, or if no steps are left.
 
@@ -31,6 +37,8 @@ def check_continuation(
     """
     if saved is None:
         return
+    flag = "network_weights" if is_adapter else "pretrained_model_name_or_path"
+    from_here = f"the saved {'adapter' if is_adapter else 'model'} as --{flag}"
     for fact in sorted(saved.identity.keys() | identity.keys()):
         before, now = saved.identity.get(fact, _default(fact)), identity.get(fact, _default(fact))
         if before != now:
@@ -42,8 +50,8 @@ def check_continuation(
                 change += "have changed since the state was saved"
             mistakes.add(
                 f"--resume {saved.folder}: {change}",
-                "restore the earlier setting; to start a new run from the trained weights, pass the saved model as "
-                "--pretrained_model_name_or_path and remove --resume",
+                f"restore the earlier setting; to start a new run from the trained weights, pass {from_here} and "
+                "remove --resume",
             )
     if saved.progress.step >= steps:
         mistakes.add(

@@ -11,7 +11,7 @@ from library.messages import counted, readable_bytes, shortened
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.options.train_options import TrainOptions
-from library.training.adapter.plan import AdapterPlan
+from library.training.adapter import describe as describe_adapter
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import Costs
@@ -65,7 +65,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "images": _preview(plan.preview),
         "validation": _validation(plan.facts, 1 if plan.ema is None else len(plan.ema.shown)),
         "machine": _machine(plan.facts, plan.workers),
-        "memory": _costs(plan.costs, is_adapter=plan.adapter is not None),
+        "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
         "files": _files(plan),
         "options": _options(plan),
         "notes": plan.notes,
@@ -185,32 +185,32 @@ def _buckets(images: Images, options: TrainOptions, batches: int) -> Iterator[st
         name = f"{dataset.origin}: " if len(datasets) > 1 else ""
         counts = sorted((bucket, count) for (number, bucket), count in samples.items() if number == index)
         sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in counts)
-        what = f"{sizes}, in batches of up to {dataset.batch_size}" if sizes else "only held-out images"
+        what = f"{sizes}, {_batches_of(dataset.batch_size)}" if sizes else "only held-out images"
         yield f"{name}{what}{dataset_settings(dataset, options)}"
-    yield f"{counted(batches, 'batch', 'batches')} per epoch; partial batches are weighted by their size"
+    partial = any(dataset.batch_size > 1 for dataset in datasets)
+    weighted = "; partial batches are weighted by their size" if partial else ""
+    yield f"{counted(batches, 'batch', 'batches')} per epoch{weighted}"
+
+
+def _batches_of(size: int) -> str:
+    return f"in batches of up to {size}" if size > 1 else "in batches of 1"
 
 
 def _training(plan: Plan) -> Iterator[str]:
     facts, optimization = plan.facts, plan.optimization
-    if plan.adapter is not None:
-        yield from _adapter(plan.adapter)
-    yield from _learning_rates(facts.base_model, optimization.learning_rates, is_adapter=plan.adapter is not None)
+    adapter, rates = plan.adapter, optimization.learning_rates
+    if adapter is not None:
+        yield from describe_adapter.lines(adapter)
+    if adapter is not None and adapter.layers is not None:
+        yield from describe_adapter.reached(adapter, facts.base_model.family, rates.modules)
+    else:
+        yield from _learning_rates(facts.base_model, rates, is_adapter=adapter is not None)
     optimizer, schedule = optimization.optimizer, optimization.schedule
     warmup = f", warm-up of {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else ""
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     if plan.ema is not None:
         yield plan.ema.describe(facts.duration.steps)
     yield _loss(facts)
-
-
-def _adapter(adapter: AdapterPlan) -> Iterator[str]:
-    settings = adapter.settings
-    size = f", rank {settings.dim}, alpha {settings.alpha or settings.dim:g}" if settings is not None else ""
-    yield f"adapter: {adapter.module}{size}{_arguments(adapter.arguments)}"
-    if adapter.weights is not None:
-        yield f"initial weights from {adapter.weights}"
-    for path, multiplier in adapter.base:
-        yield f"merged into the base model: {path}, multiplier {multiplier:g}"
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -220,12 +220,8 @@ def _arguments(arguments: Mapping[str, object]) -> str:
 
 def _learning_rates(base_model: BaseModel, rates: LearningRates, *, is_adapter: bool) -> Iterator[str]:
     family, sizes = base_model.family, base_model.sizes.parameters
-    count = len(family.text_encoders)
-    titles = {family.backbone: family.backbone_title}
-    for number, name in enumerate(family.text_encoders, 1):
-        titles[name] = "text encoder" if count == 1 else f"text encoder {number}"
     label = "learning rate of the adapter" if is_adapter else "learning rate"
-    for name, title in titles.items():
+    for name, title in family.module_titles.items():
         size = f"{sizes[name] / 1e6:.1f} M parameters"
         if name == family.backbone and rates.blocks:
             yield f"{title} ({size}), {label} {_block_rates(rates.blocks)}"
@@ -283,9 +279,9 @@ def _validation(facts: RunFacts, versions: int) -> Iterator[str]:
         return
     intervals = ((validation.every_n_steps, "step"), (validation.every_n_epochs, "epoch"))
     moments = [f"every {unit}" if every == 1 else f"every {every} {unit}s" for every, unit in intervals if every]
-    count = len(validation.pairs)
+    count, partners = len(validation.pairs), len({trained for _, trained in validation.pairs})
     yield (
-        f"{count} held-out and {counted(count, 'training image')}, each at {TIMESTEPS} timesteps, after "
+        f"{count} held-out and {counted(partners, 'training image')}, each at {TIMESTEPS} timesteps, after "
         f"{' and '.join(moments)}"
     )
     share = versions * validation.share_of_training(facts.duration, facts.order.samples_per_epoch)
@@ -300,13 +296,13 @@ def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
     )
 
 
-def _costs(costs: Costs, *, is_adapter: bool) -> Iterator[str]:
+def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
     yield (
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
         + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
     )
-    if is_adapter:
+    if is_unknown:
         yield "memory and file size of the adapter are reported after it is created"
         return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"

@@ -62,6 +62,7 @@ def test_no_caption_at_all_is_a_mistake_with_the_ways_out(tmp_path: Path, captio
     said = told(scan([dataset(subset(tmp_path / "x"))]))
     assert "2 training images, all with an empty caption in every epoch" in said
     assert ".txt file" in said and "set class_tokens (data.toml, line 1)" in said and "--caption_dropout_rate 1" in said
+    assert ("delete the empty files" in said) == (caption is not None)
 
 
 @pytest.mark.parametrize(

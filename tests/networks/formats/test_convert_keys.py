@@ -214,7 +214,7 @@ def test_alphas_as_peft_understands_them(config: dict[str, Any], alpha: float, t
     ],
 )
 def test_keys_that_cannot_be_converted_are_listed(more: dict[str, int], said: str, tmp_path: Path) -> None:
-    tensors = lora((TO_Q,)) | {key: torch.ones(()) for key in more}
+    tensors = lora((TO_Q,)) | {key: torch.ones(() if key.endswith("alpha") else (2, 2)) for key in more}
     with pytest.raises(AdapterError, match=said):
         read_lora(kohya_file(tmp_path / "a.safetensors", tensors), SD_ADAPTERS)
 
@@ -245,7 +245,7 @@ def test_dora_in_some_layers_only_is_refused(to: Format, tmp_path: Path) -> None
     ],
 )
 def test_other_files_are_refused(name: str, content: dict[str, str], said: str, tmp_path: Path) -> None:
-    save_file({name: torch.ones(1)}, tmp_path / "a.safetensors", metadata=content)
+    save_file({name: torch.ones(2, 2)}, tmp_path / "a.safetensors", metadata=content)
     with pytest.raises(AdapterError, match=said):
         read_lora(tmp_path / "a.safetensors", SD_ADAPTERS)
 

@@ -165,6 +165,13 @@ def test_layers_of_several_families_are_those_of_the_other_files() -> None:
     assert alone is not None and alone.name == name
 
 
+def test_original_names_are_those_of_the_refiner_before_sd1s() -> None:
+    """Both have these two layers; only the refiner's files in kohya's format name them so."""
+    names = {"lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_unet_middle_block_0_in_layers_2"}
+    place = best_table(TABLES, names).find("lora_te_text_model_encoder_layers_0_mlp_fc1")
+    assert place is not None and place.part.module == "text_encoder_2"
+
+
 def test_what_is_no_layer_keeps_its_name_and_embeddings_are_left_out() -> None:
     tensors = {
         "lora_unet_nowhere.alpha": torch.ones(()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ import torch
 from library.options.groups.optimizer import LR_SCHEDULERS, OptimizerOptions
 from library.options.mistakes import UserError
 from library.training.optim.optimizers import ExactState, choose_optimizer, make_optimizer
-from library.training.optim.schedules import SCHEDULES, ScheduleChoice, choose_schedule, count_steps, make_schedule
+from library.training.optim.schedules import (
+    SCHEDULES,
+    ScheduleChoice,
+    choose_schedule,
+    count_steps,
+    make_schedule,
+    try_out,
+)
 
 TOTAL, WARMUP, RATE = 50, 10, 0.01
 
@@ -201,6 +209,61 @@ def test_any_class_can_be_named() -> None:
         expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * n / 50)) for n in range(51)]
         assert rates == pytest.approx(expected, abs=1e-9)
         assert chosen(asked).name == name
+
+
+@pytest.fixture
+def own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of schedules as users write them: without LRScheduler.__init__, and without some of its methods."""
+    (tmp_path / "own_schedules.py").write_text(
+        """
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class Halving(LRScheduler):
+    def __init__(self, optimizer, last_epoch=0):
+        self.optimizer, self.last_epoch = optimizer, last_epoch
+        self.rates = self._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    def get_lr(self):
+        return [rate * 0.5**self.last_epoch for rate in self.rates]
+
+
+class FirstStepByItself(Halving):
+    def __init__(self, optimizer):
+        super().__init__(optimizer, -1)
+        self._initial_step()
+
+
+class OnlySteps:
+    def __init__(self, optimizer):
+        pass
+
+    def step(self):
+        pass
+
+
+class FailsLater(Halving):
+    def get_lr(self):
+        return self.no_such_thing
+""",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_schedules"
+
+
+@pytest.mark.parametrize("name", ["Halving", "FirstStepByItself"])
+def test_a_class_that_does_not_call_torchs_own_start_works(own_classes: str, name: str) -> None:
+    """torch's step() reads an attribute that its __init__ sets; the restarts of LETS do not call it."""
+    rates = run(options("constant", 0, lr_scheduler_type=f"{own_classes}.{name}"), 4)
+    assert rates == [1.0, 0.5, 0.25, 0.125, 0.0625]
+
+
+@pytest.mark.parametrize(("name", "why"), [("OnlySteps", "state_dict"), ("FailsLater", "no_such_thing")])
+def test_a_class_that_fails_at_its_first_step_is_refused_before(own_classes: str, name: str, why: str) -> None:
+    asked = options("constant", 0, lr_scheduler_type=f"{own_classes}.{name}")
+    with pytest.raises(UserError, match=f"{name} cannot be used: AttributeError: .*{why}"):
+        try_out(choose_optimizer(asked), chosen(asked), RATE)
 
 
 def test_a_class_that_refuses_its_arguments_is_a_user_error() -> None:

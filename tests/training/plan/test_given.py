@@ -172,7 +172,7 @@ keep_tokens = 2
     (of_cat,) = [line for line in lines if "1_zwx cat: " in line]
     assert of_dog.endswith(', 2 captioned "dog", flip_aug, background #00ff00')
     assert of_cat.endswith(', all captioned "cat", keep_tokens 2, caption_separator ;')
-    assert any("in batches of up to 1, enable_bucket, min_bucket_reso 64" in line for line in lines)
+    assert any("in batches of 1, enable_bucket, min_bucket_reso 64" in line for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["latents", "captions"])

@@ -44,6 +44,16 @@ def test_a_state_from_before_an_option_existed_resumes_at_its_default(world: Wor
         assert [part in mistake.what for part, mistake in zip(refused, mistakes, strict=True)] == [True] * len(refused)
 
 
+def test_the_way_on_is_that_of_the_program(tmp_path: Path) -> None:
+    """A new run starts from a model as its base, from an adapter as its initial weights."""
+    saved = SavedState(tmp_path, Progress(step=1), {"seed": "1"})
+    for is_adapter, flag in ((False, "--pretrained_model_name_or_path"), (True, "--network_weights")):
+        mistakes = Mistakes()
+        check_continuation(saved, {"seed": "2"}, 10, mistakes, is_adapter=is_adapter)
+        (mistake,) = mistakes
+        assert f"as {flag} and remove --resume" in mistake.remedy
+
+
 def test_the_prediction_type_is_part_of_the_identity(world: World, tmp_path: Path) -> None:
     plain = decide(parse(world.arguments(tmp_path / "out"))).identity
     marked = tiny.write_single_file(tmp_path / "v.safetensors", "sd1", metadata={"modelspec.prediction_type": "v"})
