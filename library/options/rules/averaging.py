@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from library.options.groups.averaging import AveragingOptions
 from library.options.rules.rule_kinds import Condition, Excludes, NoEffect, both, is_one_of, off
 
-_DEFAULTS = vars(AveragingOptions())
+_DEFAULTS: Mapping[str, object] = vars(AveragingOptions())
 
 
 def _is_set(name: str) -> Condition:
