@@ -108,9 +108,9 @@ class Pretraining:
         self.average = copy.deepcopy(self.trained).requires_grad_(requires_grad=False).eval()
         self.optimizers = Optimizers(self.trained, muon_rate=0.01, adam_rate=2e-3, steps=steps)
         process = model.family.process
-        weighting = Weighting("min_snr", 5.0)
+        weightings = (Weighting("min_snr", 5.0),)
         self.objective: Objective[Conditioning] = Objective(
-            process, "epsilon", 0, process.timesteps, weighting=weighting
+            process, "epsilon", 0, process.timesteps, weightings=weightings
         )
 
     def step(self, images: Images) -> float:

@@ -276,9 +276,9 @@ def _validation(facts: RunFacts) -> Iterator[str]:
         return
     intervals = ((validation.every_n_steps, "step"), (validation.every_n_epochs, "epoch"))
     moments = [f"every {unit}" if every == 1 else f"every {every} {unit}s" for every, unit in intervals if every]
-    count = len(validation.pairs)
+    count, partners = len(validation.pairs), len({trained for _, trained in validation.pairs})
     yield (
-        f"{count} held-out and {counted(count, 'training image')}, each at {TIMESTEPS} timesteps, after "
+        f"{count} held-out and {counted(partners, 'training image')}, each at {TIMESTEPS} timesteps, after "
         f"{' and '.join(moments)}"
     )
     share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch)

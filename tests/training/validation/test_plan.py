@@ -138,6 +138,13 @@ def test_the_plan_names_the_held_out_images(world: World, tmp_path: Path) -> Non
     assert plan.facts.order.samples_per_epoch == 12 * 2 + 6
 
 
+def test_a_training_image_that_is_paired_several_times_is_counted_once(world: World, tmp_path: Path) -> None:
+    """Of 16 + 8 images, 12 + 6 are held out, so that only 6 are trained on."""
+    flags = {"train_data_dir": world.root / "many", "validation_split": 0.75, "max_train_steps": 2}
+    text = describe(decide(parse(world.arguments(tmp_path, **flags))))
+    assert "18 held-out and 6 training images, each at" in text
+
+
 def test_the_cost_counts_forward_passes(world: World, tmp_path: Path) -> None:
     """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
