@@ -13,7 +13,8 @@ from library.messages import listed
 from networks import dora
 from networks.adapted_layer import AdaptedLayer
 from networks.adapter import AdapterError, Kind
-from networks.registry import KINDS, detect_kind, load_kind
+from networks.readers import LYCORIS
+from networks.registry import KINDS, detect_kind, find_kind, load_kind
 from networks.settings import NetworkSettings
 from networks.targets import Target, all_targets, names_in_files
 
@@ -27,6 +28,19 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         name, _, role = key.partition(".")
         layers.setdefault(name, {})[role] = tensor
     return layers
+
+
+def is_read_here(module: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether this project's kinds read a file of this network module: of its own modules, and of LyCORIS where every
+    layer is of a known kind. LyCORIS 4.1.3 merges a LoHa with alpha / dim squared, unlike it was trained."""
+    if find_kind(module) is not None:
+        return True
+    try:
+        return module == LYCORIS and all(
+            detect_kind([f"layer.{role}" for role in roles]) for roles in by_layer(tensors).values()
+        )
+    except AdapterError:
+        return False
 
 
 def load_layers(

@@ -172,15 +172,16 @@ class AdapterMerger:
     def _merge(self, use: AdapterUse) -> None:
         from networks import network
         from networks.formats.read_write import read_adapter
+        from networks.loading import is_read_here
         from networks.third_party.create import merge_third_party
 
         parts, backbone = self._model.family.adapters, self._model.family.backbone
-        if use.module is not None and find_kind(use.module) is None:
+        file = read_adapter(use.path, parts)
+        if use.module is not None and not is_read_here(use.module, file.tensors):
             self._keep([parameter for module in self._modules.values() for parameter in module.parameters()])
             if use.multiplier:
                 merge_third_party(use.module, use.path, self._modules, parts, ratio=use.multiplier)
             return
-        file = read_adapter(use.path, parts)
         if use.path not in self._told:
             self._told.add(use.path)
             for note in file.notes:

@@ -202,6 +202,36 @@ def test_files_of_other_programs_are_drawn_with(
     assert np.array_equal(found, expected)
 
 
+def test_a_file_of_lycoris_is_drawn_as_it_was_trained(tmp_path: Path) -> None:
+    """Its own merge_to scales a LoHa by alpha / dim twice; the outside value is its forward pass while it trains."""
+    pytest.importorskip("lycoris")
+    from types import SimpleNamespace
+
+    from library.families.registry import FAMILIES
+    from library.sampling.adapters import AdapterMerger
+    from networks.third_party.create import create_third_party
+
+    path = tmp_path / "loha.safetensors"
+    models.trained(models.create(models.tiny(), module="networks.loha", dim=4, alpha=2), 0.1).write(path, None, {})
+    trained, merged = models.tiny(), models.tiny()
+    arguments = ["algo=loha", "preset=attn-mlp"]
+    theirs = create_third_party("lycoris.kohya", trained, models.PARTS["sd1"], dim=4, alpha=2, arguments=arguments)
+    own = theirs.network.state_dict().keys()
+    kept = {key: value for key, value in loras.read(path)[0].items() if key in own}
+    theirs.load(
+        loras.write(path, kept | {key: torch.zeros_like(theirs.network.state_dict()[key]) for key in own - kept.keys()})
+    )
+    theirs.module.eval()
+    model = SimpleNamespace(modules=lambda: merged, family=FAMILIES[0], backbone=merged["unet"])
+    use = AdapterUse(path, module="lycoris.kohya")
+    AdapterMerger(model, print, restores=False).use((use,))  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected, found = models.outputs(trained)[0], models.outputs(merged)[0]
+        base = models.outputs(models.tiny())[0]
+    assert float((expected - base).norm()) > 0.01
+    assert float((found - expected).norm()) < 1e-2 * float((expected - base).norm())
+
+
 def test_two_multipliers_change_the_text_encoder_and_the_unet(folder: Path) -> None:
     """merge(te, {"unet": u}) is as two merges, of the layers of each."""
     from networks import adapter_files, network

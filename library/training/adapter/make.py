@@ -21,6 +21,7 @@ from library.training.trainable import Group, LossTags, Part, Trainable, named_p
 from networks import network, registry
 from networks.adapter import AdapterError
 from networks.formats.read_write import read_adapter
+from networks.loading import is_read_here
 from networks.network import Network
 from networks.third_party.create import ThirdPartyNetwork, create_third_party, merge_third_party
 
@@ -89,12 +90,13 @@ def merge(
 ) -> None:
     """Merge the file of an adapter into the weights of the model. Raises AdapterError.
 
-    A third-party network module merges its own files.
+    A third-party network module merges its own files, unless they are of kinds that this project reads.
     """
-    if adapter.settings is None:
-        merge_third_party(adapter.module, path, modules, parts, ratio=multiplier)
+    tensors = _read(path, parts, say)
+    if is_read_here(adapter.module, tensors):
+        network.from_tensors(modules, parts, tensors).merge(multiplier)
     else:
-        network.from_tensors(modules, parts, _read(path, parts, say)).merge(multiplier)
+        merge_third_party(adapter.module, path, modules, parts, ratio=multiplier)
 
 
 def _read(path: Path, parts: Sequence[AdapterPart], say: Say) -> dict[str, Tensor]:
