@@ -23,6 +23,7 @@ TITLES = {
     "objective": "Loss",
     "optimizer": "Optimizer and learning rates",
     "adapter": "Adapter",
+    "averaging": "Average of the weights",
     "memory": "Precision, memory and speed",
     "saving": "Saved files",
     "preview": "Preview images",

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from library.options.flag import Flag, flags_of
 from library.options.groups.adapter import AdapterOptions
+from library.options.groups.averaging import AveragingOptions
 from library.options.groups.cache import CacheOptions
 from library.options.groups.caption import CaptionOptions
 from library.options.groups.dataset import DatasetOptions
@@ -36,6 +37,7 @@ class TrainOptions:
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    averaging: AveragingOptions = field(default_factory=AveragingOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)

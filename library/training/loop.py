@@ -13,10 +13,10 @@ from library.data.order import BatchRequest, EpochOrder
 from library.messages import listed
 from library.objective.loss import Term, sum_terms, window_share
 from library.options.mistakes import Mistake, UserError
+from library.training.averaging.weights import Weights
 from library.training.optim.clipping import clip_gradients, scale_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
-from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
     from library.data.batch import Batch, Unread

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
+from library.training.averaging.weights import build_weights
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
@@ -29,7 +30,6 @@ from library.training.signals import explain_interrupt
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation
-from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
     from library.training.plan.plan import Plan
@@ -42,7 +42,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
     began = time.monotonic()
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
-        preallocate_heap(plan.costs.weights + plan.costs.optimizer if facts.machine.is_cpu else 0),
+        preallocate_heap(plan.costs.weights + plan.costs.optimizer + plan.costs.average if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
@@ -80,13 +80,13 @@ def train(plan: Plan, recipe: Recipe) -> None:
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
-        weights = Weights(optimizer)
+        weights = build_weights(optimizer, plan.ema, run.device, run.say)
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
-            "schedule": schedule, "scaler": run.accelerator.scaler, "random": random,
+            "schedule": schedule, "scaler": run.accelerator.scaler, "random": random, "ema": weights.ema,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
@@ -131,4 +131,4 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 took = time.monotonic() - began
                 for line in describe_end(progress.step - before, took, run.device, files):
                     run.say(line)
-                run.say(next_step(facts, plan.adapter, plan.outputs.final_model()))
+                run.say(next_step(facts, plan.adapter, plan.outputs.models(plan.outputs.final_stem())[0]))

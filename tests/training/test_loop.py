@@ -36,6 +36,7 @@ from library.objective.weighting import Weighting
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
 from library.runtime.processes import Processes
+from library.training.averaging.weights import Weights
 from library.training.conditioning import Conditioner
 from library.training.left_out import LeftOut
 from library.training.loop import Loop
@@ -43,7 +44,6 @@ from library.training.plan.duration import Duration
 from library.training.saving.state import Progress, RandomStates
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
-from library.training.weight_averaging import Weights
 from tests import tiny
 from tests.runtime.test_processes import join
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from library.options.rules import adapter as adapter_rules
+from library.options.rules import averaging as averaging_rules
 from library.options.rules import objective as objective_rules
 from library.options.rules import text_encoders as text_encoder_rules
 from library.options.rules.rule_kinds import (
@@ -197,6 +198,7 @@ EXCLUDES = (
         "remove one of the two",
     ),
     *adapter_rules.EXCLUDES,
+    *averaging_rules.EXCLUDES,
 )
 
 # Order matters: a row sees the changes of the rows before it.
@@ -345,5 +347,6 @@ NO_EFFECT = (
     ),
     *text_encoder_rules.NO_EFFECT,
     *adapter_rules.NO_EFFECT,
+    *averaging_rules.NO_EFFECT,
     *objective_rules.NO_EFFECT,
 )

@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 class BytesPerParameter:
     """How weights are kept. `trained`: trained weights. `frozen_copy`: the copy of frozen weights that computes (0:
     none); the exact weights take 4 more. `saved`: weights in a saved model (None: as they are kept).
-    `optimizer_state`: state for each trained parameter."""
+    `optimizer_state` and `average`: state of the optimizer, and a moving average, for each trained parameter."""
 
     trained: int
     frozen_copy: int
     saved: int | None
     optimizer_state: float
+    average: int = 0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes. `training` is weights + gradients + optimizer state; activations, which depend on the batch, come on
-    top. `models` and `states` are the most that are on the disk at once."""
+    """Bytes. `training` is weights + gradients + optimizer state + moving average; activations, which depend on the
+    batch, come on top. `models` and `states` are the most that are on the disk at once."""
 
     weights: int
     gradients: int
     optimizer: int
+    average: int
     model_file: int
     state_folder: int
     models: int
@@ -42,7 +44,7 @@ class Costs:
     @property
     def training(self) -> int:
         """Memory that does not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.average
 
     @property
     def disk(self) -> int:
@@ -67,12 +69,14 @@ def count_costs(
     optimizer = round(trained_parameters * per_parameter.optimizer_state)
     saved = exact if per_parameter.saved is None else sizes.total() * per_parameter.saved
     model_file = saved + sizes.kept_bytes
-    state_folder = trained_parameters * per_parameter.trained + optimizer
+    average = trained_parameters * per_parameter.average
+    state_folder = trained_parameters * per_parameter.trained + optimizer + average
     models, states = peak_files
     return Costs(
         weights=exact + frozen_parameters * per_parameter.frozen_copy,
         gradients=trained_parameters * per_parameter.trained,
         optimizer=optimizer,
+        average=average,
         model_file=model_file,
         state_folder=state_folder,
         models=models,
@@ -95,13 +99,15 @@ def count_adapter_costs(
     vae = sizes.total(("vae",))
     base = (sizes.total() - vae) * per_parameter.frozen_copy + vae * 4
     optimizer = round(trained * per_parameter.optimizer_state)
+    average = trained * per_parameter.average
     models, states = peak_files
     return Costs(
         weights=base + saved * per_parameter.trained,
         gradients=trained * per_parameter.trained,
         optimizer=optimizer,
+        average=average,
         model_file=saved * (per_parameter.saved or per_parameter.trained),
-        state_folder=saved * per_parameter.trained + optimizer,
+        state_folder=saved * per_parameter.trained + optimizer + average,
         models=models,
         states=states,
         free=free_bytes(folder),

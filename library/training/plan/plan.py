@@ -18,6 +18,7 @@ from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
+from library.training.averaging.plan import EmaPlan, decide_ema
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import choose_optimizer
 from library.training.optim.schedules import choose_schedule
@@ -44,6 +45,7 @@ class Plan:
     facts: RunFacts
     adapter: AdapterPlan | None
     optimization: Optimization
+    ema: EmaPlan | None
     outputs: Outputs
     curve: Path | None
     preview: PreviewPlan | None
@@ -86,10 +88,10 @@ def decide(parsed: Parsed) -> Plan:
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
     optimization = Optimization(rates, optimizer, schedule)
-    outputs = decide_outputs(
-        options.saving, "adapter" if adapter else base_model.header.kind, duration.epochs, mistakes
-    )
-    costs = decide_costs(facts, optimization, adapter, outputs)
+    ema = decide_ema(options.averaging, duration.steps, optimizer, mistakes)
+    source = "adapter" if adapter else base_model.header.kind
+    outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, ema.saved if ema else ("",))
+    costs = decide_costs(facts, optimization, adapter, outputs, ema)
     check_outputs(options, base_model, outputs, costs, mistakes)
     identity = identity_of(facts)
     check_continuation(
@@ -103,6 +105,7 @@ def decide(parsed: Parsed) -> Plan:
         facts=facts,
         adapter=adapter,
         optimization=optimization,
+        ema=ema,
         outputs=outputs,
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
@@ -146,7 +149,9 @@ def decide_workers(facts: RunFacts, notes: list[str]) -> int:
     return useful
 
 
-def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs) -> Costs:
+def decide_costs(
+    facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs, ema: EmaPlan | None
+) -> Costs:
     """Memory and disk of the run."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
     peak_files = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
@@ -157,6 +162,7 @@ def decide_costs(facts: RunFacts, optimization: Optimization, adapter: AdapterPl
         frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         saved=None if save_precision is None else BYTES[save_precision],
         optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
+        average=0 if ema is None else BYTES["fp32"],
     )
     if adapter is not None:
         per_parameter = replace(per_parameter, frozen_copy=BYTES[precision.base])

@@ -63,7 +63,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "training": _training(plan),
         "length": _length(plan),
         "images": _preview(plan.preview),
-        "validation": _validation(plan.facts),
+        "validation": _validation(plan.facts, 1 if plan.ema is None else len(plan.ema.shown)),
         "machine": _machine(plan.facts, plan.workers),
         "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
         "files": _files(plan),
@@ -208,6 +208,8 @@ def _training(plan: Plan) -> Iterator[str]:
     optimizer, schedule = optimization.optimizer, optimization.schedule
     warmup = f", warm-up of {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else ""
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
+    if plan.ema is not None:
+        yield plan.ema.describe(facts.duration.steps)
     yield _loss(facts)
 
 
@@ -270,7 +272,8 @@ def _preview(preview: PreviewPlan | None) -> Iterator[str]:
         yield str(preview)
 
 
-def _validation(facts: RunFacts) -> Iterator[str]:
+def _validation(facts: RunFacts, versions: int) -> Iterator[str]:
+    """`versions`: how many versions of the weights are validated."""
     validation = facts.validation
     if validation is None:
         return
@@ -281,7 +284,7 @@ def _validation(facts: RunFacts) -> Iterator[str]:
         f"{count} held-out and {counted(partners, 'training image')}, each at {TIMESTEPS} timesteps, after "
         f"{' and '.join(moments)}"
     )
-    share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch)
+    share = versions * validation.share_of_training(facts.duration, facts.order.samples_per_epoch)
     yield f"adds about {share:.0%} to the training time (use --max_validation_steps to lower it)"
 
 
@@ -297,6 +300,7 @@ def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
     yield (
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
+        + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
     )
     if is_unknown:
         yield "memory and file size of the adapter are reported after it is created"
@@ -309,12 +313,12 @@ def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
 
 def _files(plan: Plan) -> Iterator[str]:
     outputs, duration = plan.outputs, plan.facts.duration
-    yield f"{outputs.final_model()}"
+    yield from map(str, outputs.models(outputs.final_stem()))
     events = list(outputs.events(duration.steps, duration.epochs, duration.steps_per_epoch))
     if events:
-        names = [outputs.stem(event) + outputs.extension for event in events]
-        yield f"{len(events)} during training: {_first_and_last(names)}"
-    if plan.costs.models <= len(events):  # older ones are removed on the way
+        names = [path.name for event in events for path in outputs.models(outputs.stem(event))]
+        yield f"{len(names)} during training: {_first_and_last(names)}"
+    if plan.costs.models <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
         yield f"at most {counted(plan.costs.models, 'model')} at once, with the final one"
     if outputs.states or outputs.final_state:
         yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")

@@ -49,8 +49,12 @@ def file_name_problem(name: str, *, on_windows: bool) -> str | None:
 
 
 def check_final_model(outputs: Outputs, mistakes: Mistakes) -> None:
-    """Check that the final model does not replace a folder, or a file, or a folder that is not a model."""
-    path = outputs.final_model()
+    """Check that no final model replaces a folder, or a file, or a folder that is not a model."""
+    for path in outputs.models(outputs.final_stem()):
+        _check_model(path, outputs, mistakes)
+
+
+def _check_model(path: Path, outputs: Outputs, mistakes: Mistakes) -> None:
     is_folder, is_file = os.path.isdir(path), os.path.isfile(path)  # as methods of Path they raise for a long name
     remedy = "use another --output_name, or move it away"
     if outputs.extension and is_folder:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FOLDER = "sample"
 ENDINGS = (".txt", ".toml", ".json")
 BEFORE_TRAINING = "e000000"
-_LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000.png"
+_LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000_ema.png"
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ class PreviewPlan:
         how = "refining images of the dataset" if self.refined else "drawn"
         return f"{source}, {how} {' and '.join(moments)}, in {self.folder}"
 
-    def path(self, mark: str, index: int, time: datetime, seed: int | None) -> Path:
-        """The image file, `[NAME_]MARK_00_20260131235959[_SEED].png`. `mark`: e000012 after an epoch, 000012 after a
-        step; `index`: place of the prompt in its file; `seed`: that of the prompt, if it sets one."""
+    def path(self, mark: str, index: int, time: datetime, seed: int | None, version: str = "") -> Path:
+        """The image file, `[NAME_]MARK_00_20260131235959[_SEED][VERSION].png`. `mark`: e000012 after an epoch, 000012
+        after a step; `index`: place of the prompt in its file; `seed`: that of the prompt, if it sets one; `version`:
+        suffix of the weights that it is drawn with."""
         name = f"{self.name}_" if self.name else ""
         suffix = "" if seed is None else f"_{seed}"
-        return self.folder / f"{name}{mark}_{index:02d}_{time:%Y%m%d%H%M%S}{suffix}.png"
+        return self.folder / f"{name}{mark}_{index:02d}_{time:%Y%m%d%H%M%S}{suffix}{version}.png"
 
 
 def _ordinal(count: int, thing: str) -> str:

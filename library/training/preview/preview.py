@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,23 +22,32 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from library.training.averaging.weights import Versions, Weights
     from library.training.plan.duration import Duration
     from library.training.run import Run
     from library.training.saving.state import Progress
-    from library.training.weight_averaging import Weights
 
 Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Image"]]
 """(requests, seeds, places among the prompts) to images; the requests agree in size, sampler, steps and scale."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that are drawn together: their places among all, what they ask for, and their seeds."""
+
+    places: Sequence[int]
+    requests: Sequence[ImageRequest]
+    seeds: Sequence[int]
 
 
 @dataclass
 class Preview:
     """Draws the sample images of a run. `plan` None: never draws.
 
-    `open_drawer()` is open while images are drawn; within `weights()` the model holds the weights that a saved file
-    would hold; `modules` are all modules of the forward pass, adapters included; `log_images(images by name, step)`
-    sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due` whether the last epoch is
-    incomplete. Errors are logged, and training continues.
+    `open_drawer()` is open while images are drawn; `versions` of the weights are drawn with one after the other, with
+    the same seeds, to files with their suffix; `modules` are all modules of the forward pass, adapters included;
+    `log_images(images by name, step)` sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due`
+    whether the last epoch is incomplete. Errors are logged, and training continues.
     """
 
     plan: PreviewPlan | None
@@ -46,7 +55,7 @@ class Preview:
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
     log_images: Callable[[Mapping[str, Image], int], None]
-    weights: Callable[[], AbstractContextManager[None]] = nullcontext
+    versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int | None = None
     steps_per_epoch: int = 0
     now: Callable[[], datetime] = datetime.now
@@ -81,30 +90,29 @@ class Preview:
                 self.say(f"no sample images: {plan.prompts} is empty")
                 return
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
+            seeds = [random_seed() if request.seed is None else request.seed for request in requests]
             drawn: dict[str, Image] = {}
-            with isolated_eval(self.modules), self.weights(), self.open_drawer() as draw:
-                for places in group_requests(requests, plan.batch_size):
-                    with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
-                        drawn |= self._draw_group(plan, mark, requests, places, draw)
+            for suffix, held in self.versions.items():
+                with isolated_eval(self.modules), held(), self.open_drawer() as draw:
+                    for places in group_requests(requests, plan.batch_size):
+                        with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
+                            group = Group(places, [requests[place] for place in places], [seeds[p] for p in places])
+                            drawn |= self._draw_group(plan, mark, suffix, group, draw)
             self.log_images(dict(sorted(drawn.items())), step)
 
-    def _draw_group(
-        self, plan: PreviewPlan, mark: str, requests: Sequence[ImageRequest], places: Sequence[int], draw: Draw
-    ) -> dict[str, Image]:
-        """Draw and save the prompts at these places; returns the images by their names for trackers."""
-        group = [requests[place] for place in places]
-        seeds = [random_seed() if request.seed is None else request.seed for request in group]
-        images = draw(group, seeds, places)
-        for place, request, seed, image in zip(places, group, seeds, images, strict=True):
-            path = self._free_path(plan, mark, place, request.seed)
+    def _draw_group(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw) -> dict[str, Image]:
+        """Draw and save a group of prompts; returns the images by their names for trackers."""
+        images = draw(group.requests, group.seeds, group.places)
+        for place, request, seed, image in zip(group.places, group.requests, group.seeds, images, strict=True):
+            path = self._free_path(plan, mark, place, request.seed, suffix)
             write_image(path, replace(request, seed=seed), image)
             self.say(f"{path}" + (f" (seed {seed})" if request.seed is None else ""))
-        return {f"sample/{place:02d}": image for place, image in zip(places, images, strict=True)}
+        return {f"sample/{place:02d}{suffix}": image for place, image in zip(group.places, images, strict=True)}
 
-    def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None) -> Path:
+    def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None, suffix: str) -> Path:
         """A path that does not exist yet: two runs of one name may reach the same step in the same second."""
         time = self.now()
-        while (path := plan.path(mark, place, time, seed)).exists():
+        while (path := plan.path(mark, place, time, seed, suffix)).exists():
             time += timedelta(seconds=1)
         return path
 
@@ -135,14 +143,14 @@ def build_preview(
     run: Run,
     weights: Weights,
 ) -> Preview:
-    """The sample images of a run, drawn with the weights that a saved file would hold."""
+    """The sample images of a run, drawn with the versions of the weights that are shown."""
     return Preview(
         plan=plan,
         open_drawer=open_drawer,
         modules=modules,
         say=run.say,
         log_images=run.log_images,
-        weights=weights.averaged,
+        versions=weights.shown(),
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
     )

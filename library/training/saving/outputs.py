@@ -30,7 +30,8 @@ class SaveEvent:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Names and times of everything that a run writes into `directory`."""
+    """Names and times of everything that a run writes into `directory`. `suffixes`: the versions of the weights that
+    are saved (see averaging/weights.py), each in a model of its own."""
 
     directory: Path
     name: str | None
@@ -43,19 +44,28 @@ class Outputs:
     keep_step_states: int | None
     states: bool
     final_state: bool
+    suffixes: tuple[str, ...] = ("",)
 
     @property
     def extension(self) -> str:
         """`.ckpt`, `.pt` or `.safetensors`; empty for diffusers folders."""
         return "" if self.save_as.startswith("diffusers") else f".{self.save_as}"
 
-    def final_model(self) -> Path:
-        """The final model: `NAME.ext`, or `last.ext` without --output_name."""
-        return self.directory / ((self.name or "last") + self.extension)
+    def model(self, stem: str, suffix: str) -> Path:
+        """The model of a save by its stem, in one version: `STEM.ext`, `STEM_ema.ext`."""
+        return self.directory / (stem + suffix + self.extension)
+
+    def models(self, stem: str) -> list[Path]:
+        """The models of a save by its stem, one for each version of the weights."""
+        return [self.model(stem, suffix) for suffix in self.suffixes]
+
+    def final_stem(self) -> str:
+        """The stem of the last models: `NAME`, or `last` without --output_name."""
+        return self.name or "last"
 
     def final_state_folder(self) -> Path:
         """The final training state: `NAME-state`, or `last-state`."""
-        return self.directory / ((self.name or "last") + "-state")
+        return self.directory / f"{self.final_stem()}-state"
 
     def epoch_stem(self, epoch: int) -> str:
         """`NAME-000012`, or `epoch-000012`."""
@@ -112,9 +122,11 @@ class Outputs:
         return self.step_stem(old) if old > 0 else None
 
 
-def decide_outputs(options: SavingOptions, source_kind: str, epochs: int, mistakes: Mistakes) -> Outputs:
+def decide_outputs(
+    options: SavingOptions, source_kind: str, epochs: int, mistakes: Mistakes, suffixes: tuple[str, ...] = ("",)
+) -> Outputs:
     """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
-    `diffusers`), or `adapter` for a run that trains one.
+    `diffusers`), or `adapter` for a run that trains one. `suffixes`: see Outputs.
 
     Without --save_model_as, a base model in a file is saved as a file (`.ckpt` unless --use_safetensors), a diffusers
     folder as a folder, and an adapter as a `.safetensors` file.
@@ -146,6 +158,7 @@ def decide_outputs(options: SavingOptions, source_kind: str, epochs: int, mistak
         keep_step_states=options.save_last_n_steps_state or options.save_last_n_steps,
         states=options.save_state,
         final_state=options.save_state or options.save_state_on_train_end,
+        suffixes=suffixes,
     )
 
 
@@ -165,4 +178,5 @@ def count_peak_files(outputs: Outputs, steps: int, epochs: int, steps_per_epoch:
             states.add(outputs.stem(event))
             most_states = max(most_states, len(states))
             states.discard(event.expired_state or "")
-    return max(most_models, len(models) + 1), max(most_states, len(states) + int(outputs.final_state))
+    most_models = max(most_models, len(models) + 1) * len(outputs.suffixes)
+    return most_models, max(most_states, len(states) + int(outputs.final_state))

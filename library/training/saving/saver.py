@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from library.checkpoints.header import CheckpointError
 from library.messages import quoted
 from library.options.mistakes import Mistake, UserError
+from library.training.averaging.weights import Weights
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
-from library.training.weight_averaging import Weights
 
 if TYPE_CHECKING:
     from library.options.groups.saving import SaveModelAs
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @dataclass
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
-    `write_state(folder, progress)`. A model is saved with the averages of `weights.averaged()`, a state with the
-    weights in training. `after_save` is called after each save. `written`: models and states that are there."""
+    `write_state(folder, progress)`. Models are saved in the versions of `outputs.suffixes`, a state with the weights
+    in training. `after_save` is called after each save. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
@@ -46,7 +46,7 @@ class Saver:
         if event is None:
             return
         stem = self.outputs.stem(event)
-        self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        self._save_models(stem, progress)
         if self.outputs.states:
             resumed = next_epoch(progress) if epoch_ended else progress
             self._save_state(self.outputs.directory / f"{stem}-state", resumed)
@@ -57,7 +57,7 @@ class Saver:
         """Save model and state under the names of a save by steps, also without --save_state. Returns the folder of the
         state."""
         stem = self.outputs.step_stem(progress.step)
-        self._save_model(self.outputs.directory / (stem + self.outputs.extension), progress)
+        self._save_models(stem, progress)
         folder = self.outputs.directory / f"{stem}-state"
         self._save_state(folder, progress)
         self.after_save()
@@ -65,14 +65,18 @@ class Saver:
 
     def finish(self, progress: Progress) -> None:
         """Save the final model and state."""
-        self._save_model(self.outputs.final_model(), progress)
+        self._save_models(self.outputs.final_stem(), progress)
         if self.outputs.final_state:
             self._save_state(self.outputs.final_state_folder(), progress)
         self.after_save()
 
-    def _save_model(self, path: Path, progress: Progress) -> None:
+    def _save_models(self, stem: str, progress: Progress) -> None:
+        for suffix in self.outputs.suffixes:
+            self._save_model(self.outputs.model(stem, suffix), suffix, progress)
+
+    def _save_model(self, path: Path, suffix: str, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
-        with self.weights.averaged(), explain_write_errors(path):
+        with self.weights.holding(suffix), explain_write_errors(path):
             self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
         self.written.append(path)
         self._last_model = path
@@ -99,7 +103,8 @@ class Saver:
 
     def _remove_expired(self, event: SaveEvent) -> None:
         if event.expired_model is not None:
-            self._remove(self.outputs.directory / (event.expired_model + self.outputs.extension))
+            for path in self.outputs.models(event.expired_model):
+                self._remove(path)
         if event.expired_state is not None and self.outputs.states:
             self._remove(self.outputs.directory / f"{event.expired_state}-state")
 

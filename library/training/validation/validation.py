@@ -46,11 +46,11 @@ from library.training.validation.plan import (
 )
 
 if TYPE_CHECKING:
+    from library.training.averaging.weights import Versions, Weights
     from library.training.inputs import LatentEncoder
     from library.training.plan.duration import Duration
     from library.training.run import Run
     from library.training.saving.state import Progress
-    from library.training.weight_averaging import Weights
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Validation:
     `predict` and `objective` are the training's; of `objective` only process, prediction and timestep range are used.
     `conditioning(texts, sizes, scores)` encodes captions, which all have one length if `padded`.
     `sizes_and_scores(numbers)` and `latents(number)`, (C, h, w) float32 unscaled, are those of the reader's records;
-    `scaled` scales latents for the backbone. `modules` are all modules of the forward pass, adapters included; within
-    `weights()` the model holds the weights that a saved file would hold.
+    `scaled` scales latents for the backbone. `modules` are all modules of the forward pass, adapters included.
+    `versions` of the weights are measured one after the other, and logged with their suffix.
     """
 
     plan: ValidationPlan | None
@@ -114,8 +114,8 @@ class Validation:
     log: Callable[[dict[str, float], int], None]
     say: Callable[[str], None]
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-    weights: Callable[[], AbstractContextManager[None]] = nullcontext
-    _last: tuple[int, Losses] | None = field(default=None, init=False)
+    versions: Versions = field(default_factory=lambda: {"": nullcontext})
+    _last: tuple[int, dict[str, Losses]] | None = field(default=None, init=False)
 
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Validate if due: see loop.DueCall. An incomplete last epoch counts as an epoch."""
@@ -139,20 +139,25 @@ class Validation:
         a file cannot be read, only this validation is lost."""
         if self._last is None or self._last[0] != step:
             try:
-                self._last = step, self.measure(plan)
+                self._last = step, {suffix: self.measure(plan, held) for suffix, held in self.versions.items()}
             except Unreadable as error:
                 self.say(f"step {step}: no validation loss: {error.mistakes[0].what}")
                 return
-            self.say(f"step {step}: {self._last[1]}")
-        self.log(dict(self._logged(kind, self._last[1])), at)
+            for suffix, losses in self._last[1].items():
+                self.say(f"step {step}{' with the EMA' if suffix else ''}: {losses}")
+        for suffix, losses in self._last[1].items():
+            self.log(dict(self._logged(kind, losses, suffix)), at)
 
-    def _logged(self, kind: str, losses: Losses) -> Mapping[str, float]:
+    def _logged(self, kind: str, losses: Losses, suffix: str) -> Mapping[str, float]:
         """Log names and values: the first two names are sd-scripts', the others are averages by timestep range."""
         parts = zip(self._parts(), losses.held_out.mean(0).tolist(), strict=True)
         return {
-            f"loss/validation/{kind}_average": losses.average,
-            f"loss/validation/{kind}_divergence": losses.divergence,
-            **{f"loss/validation/{kind}_average_t{low:03d}_{high - 1:03d}": value for (low, high), value in parts},
+            f"loss/validation/{kind}_average{suffix}": losses.average,
+            f"loss/validation/{kind}_divergence{suffix}": losses.divergence,
+            **{
+                f"loss/validation/{kind}_average_t{low:03d}_{high - 1:03d}{suffix}": value
+                for (low, high), value in parts
+            },
         }
 
     def _parts(self) -> list[tuple[int, int]]:
@@ -161,14 +166,15 @@ class Validation:
         edges = [low + width * part // TIMESTEPS for part in range(TIMESTEPS + 1)]
         return list(zip(edges, edges[1:], strict=False))
 
-    def measure(self, plan: ValidationPlan) -> Losses:
-        """Compute the losses now, without any effect on the training."""
+    def measure(self, plan: ValidationPlan, held: Callable[[], AbstractContextManager[None]] = nullcontext) -> Losses:
+        """Compute the losses now, of the version of the weights that the model holds within `held()`, without any
+        effect on the training."""
         names = [draw_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
         held_out, trained = zip(*plan.pairs, strict=True)
         with (
             ProgressBar("validation", plan.passes, leave=False, delay=2) as bar,
             isolated_eval(self.modules),
-            self.weights(),
+            held(),
             self.autocast(),
         ):
             return Losses(self._losses(held_out, names, bar), self._losses(trained, names, bar))
@@ -236,7 +242,7 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         log=run.log,
         say=run.say,
         autocast=run.accelerator.autocast,
-        weights=weights.averaged,
+        versions=weights.shown(),
     )
 
 

@@ -29,7 +29,7 @@ def names(files: Outputs, steps: int, epochs: int, per_epoch: int) -> list[str]:
 )
 def test_names(name: str | None, final: str, epoch: str, step: str, state: str) -> None:
     files = outputs(output_name=name, save_model_as="safetensors")
-    assert files.final_model() == Path("out") / final
+    assert files.models(files.final_stem()) == [Path("out") / final]
     assert files.final_state_folder() == Path("out") / state
     assert (files.epoch_stem(3), files.step_stem(40)) == (epoch, step)
 

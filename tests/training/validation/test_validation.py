@@ -76,13 +76,13 @@ class Toy:
             padded=self.padded,
             latents=self.latents,
             scaled=lambda latents: 0.5 * latents,
+            versions={"": self.weights},
             device=torch.device("cpu"),
             modules=[self.module],
             steps=10,
             steps_per_epoch=4,
             log=lambda values, step: self.logged.append((values, step)),
             say=self.said.append,
-            weights=self.weights,
         )
         return replace(validation, **values)
 
@@ -94,7 +94,7 @@ class Toy:
 
     def measure(self) -> Losses:
         assert self.plan is not None
-        return self.make().measure(self.plan)
+        return self.make().measure(self.plan, self.weights)
 
 
 def objective(**values: Any) -> Objective[Conditioning]:

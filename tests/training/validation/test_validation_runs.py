@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Losses]:
     found: list[Losses] = []
     measure = Validation.measure
 
-    def recording(self: Validation, plan: ValidationPlan) -> Losses:
-        found.append(measure(self, plan))
+    def recording(self: Validation, plan: ValidationPlan, held: Any) -> Losses:
+        found.append(measure(self, plan, held))
         return found[-1]
 
     monkeypatch.setattr(Validation, "measure", recording)

@@ -1,0 +1,34 @@
+"""Rules between flags of the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from library.options.groups.averaging import AveragingOptions
+from library.options.rules.rule_kinds import Condition, Excludes, NoEffect, both, is_one_of, off
+
+_DEFAULTS: Mapping[str, object] = vars(AveragingOptions())
+
+
+def _is_set(name: str) -> Condition:
+    def holds(values: Mapping[str, object]) -> bool:
+        return values[name] != _DEFAULTS[name]
+
+    return holds
+
+
+EXCLUDES = (Excludes(("ema_decay",), "ema_horizon", "a horizon is turned into a decay", "keep one of the two"),)
+
+NO_EFFECT = (
+    *(
+        NoEffect(name, both(off("use_ema"), _is_set(name)), "use_ema is not set")
+        for name in _DEFAULTS
+        if name != "use_ema"
+    ),
+    NoEffect(
+        "use_ema",
+        both(is_one_of("ema_save", "none"), is_one_of("ema_validation", "none")),
+        "the average is neither saved (ema_save none) nor looked at (ema_validation none)",
+        " except in training states",
+    ),
+)

@@ -1,0 +1,115 @@
+"""Plan the moving average of the weights: its decay at every step, where it is kept, and what it is used for. No torch.
+
+    shadow <- d_n shadow + (1 - d_n) weights                                        after step n of the average
+
+    d_n = 0                                      for n <= w, the warm-up: the average is a copy of the weights
+    d_n = min(d, (1 + m) / (10 + m)) ** k        for n > w, with m = n - w; k: the interval of updates
+
+Without the rising term the weights of the first step would keep a share of d^n: with d = 0.9999 nine tenths after 1000
+steps. With it the mean age is about a tenth of the steps so far, until d is reached.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from library.messages import counted
+from library.options.groups.averaging import AveragingOptions
+from library.options.mistakes import Mistakes
+from library.training.optim.optimizers import OptimizerChoice
+from library.training.optim.schedules import count_steps
+
+SUFFIX = "_ema"
+"""Ends the names of everything that is made from the average."""
+
+DEFAULT_HORIZON = 0.1
+"""Mean age of the averaged weights as a share of the run."""
+
+_SAVED = {"both": ("", SUFFIX), "only": (SUFFIX,), "none": ("",)}
+_SHOWN = {"comparison": ("", SUFFIX), "ema_only": (SUFFIX,), "none": ("",)}
+
+
+@dataclass(frozen=True)
+class EmaPlan:
+    """`decay` is that of one step; `interval` and `warmup_steps` are optimizer steps; `on_cpu`: the average is kept in
+    CPU memory. `saved` and `shown`: suffixes of the versions of the weights (see weights.py) that are saved, and that
+    images are drawn with and the validation loss is computed of."""
+
+    decay: float
+    interval: int
+    warmup_steps: int
+    on_cpu: bool
+    saved: tuple[str, ...]
+    shown: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Where the average is kept, for messages."""
+        return "in CPU memory" if self.on_cpu else "on the accelerator"
+
+    def decay_at(self, step: int) -> float:
+        """The factor of the average in the update after `step` optimizer steps: d_n above."""
+        since = step - self.warmup_steps
+        return 0.0 if since <= 0 else float(min(self.decay, (1 + since) / (10 + since)) ** self.interval)
+
+    def describe(self, steps: int) -> str:
+        """A line of the plan of a run of this many steps."""
+        age = self.decay / (1 - self.decay)
+        parts = [f"EMA of the trained weights: decay {self.decay:.6g}, mean age {age:.4g} steps"]
+        # (1 + m) / (10 + m) >= d
+        rise = self.warmup_steps + math.ceil((10 * self.decay - 1) / (1 - self.decay) - 1e-6)
+        if rise > steps:
+            last = steps - self.warmup_steps
+            parts.append(f"which this run does not reach (at its end {(1 + last) / (10 + last):.4g})")
+        elif rise > self.warmup_steps + 1:
+            parts.append(f"reached after step {rise}")
+        if self.warmup_steps:
+            parts.append(f"a copy of the weights for {counted(self.warmup_steps, 'step')}")
+        if self.interval > 1:
+            parts.append(f"updated every {self.interval} steps")
+        parts.append(f"kept {self.place}")
+        saved = {"": "the weights in training", SUFFIX: "the average"}
+        parts.append(f"saved: {' and '.join(saved[suffix] for suffix in self.saved)}")
+        return ", ".join(parts)
+
+
+def decide_ema(options: AveragingOptions, steps: int, optimizer: OptimizerChoice, mistakes: Mistakes) -> EmaPlan | None:
+    """The plan of a run of this many optimizer steps, or None without --use_ema."""
+    if not options.use_ema:
+        return None
+    if optimizer.row.schedule_free:
+        mistakes.add(
+            f"--use_ema with {optimizer.name}: this optimizer averages the weights itself, and saves that average",
+            "remove --use_ema, or use another optimizer such as AdamW",
+        )
+    if options.ema_update_interval > steps:
+        mistakes.add(
+            f"--ema_update_interval {options.ema_update_interval}: the run has {counted(steps, 'step')}, so the "
+            "average would never leave the weights that the run begins with",
+            "use a smaller interval",
+        )
+    warmup = count_steps(options.ema_warmup_steps, steps)
+    if warmup >= steps:
+        mistakes.add(
+            f"--ema_warmup_steps {options.ema_warmup_steps:g}: the run has {counted(steps, 'step')}, so nothing would "
+            "be averaged",
+            "use a smaller number, or a share of the run such as 0.1",
+        )
+    return EmaPlan(
+        decay=_decay_of(options, steps),
+        interval=options.ema_update_interval,
+        warmup_steps=warmup,
+        on_cpu=options.ema_device == "cpu",
+        saved=_SAVED[options.ema_save],
+        shown=_SHOWN[options.ema_validation],
+    )
+
+
+def _decay_of(options: AveragingOptions, steps: int) -> float:
+    """--ema_decay, or that of the horizon H: the mean age d / (1 - d) of a running average is H for d = H / (H + 1)."""
+    if options.ema_decay is not None:
+        return options.ema_decay
+    asked = DEFAULT_HORIZON if options.ema_horizon is None else options.ema_horizon
+    horizon = asked * steps if isinstance(asked, float) and asked <= 1 else asked
+    return horizon / (horizon + 1)

@@ -1,0 +1,95 @@
+"""The versions of the trained weights, and how the model holds one of them while it is saved, drawn with or validated.
+
+A version is named by the suffix of its files: "" is the one that every run has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library.messages import readable_bytes
+from library.options.mistakes import Mistake, UserError
+from library.training.averaging.ema import Ema, restored
+from library.training.averaging.plan import SUFFIX, EmaPlan
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Versions = Mapping[str, Callable[[], AbstractContextManager[None]]]
+"""By suffix: while the context is open, the model holds that version."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights in training, and what is saved, drawn with and validated beside or in place of them.
+
+    The version "" is the average of a schedule-free optimizer (arXiv 2405.15682), for others the weights in training;
+    "_ema" is their moving average. `optimizer` is the unwrapped one, not accelerate's.
+    """
+
+    optimizer: Optimizer
+    ema: Ema | None = None
+
+    def update(self) -> None:
+        """Called after each optimizer step. A schedule-free optimizer averages in its step."""
+        if self.ema is not None:
+            self.ema.update()
+
+    def shown(self) -> Versions:
+        """The versions that images are drawn with and that are validated."""
+        suffixes = ("",) if self.ema is None else self.ema.plan.shown
+        return {suffix: partial(self.holding, suffix) for suffix in suffixes}
+
+    @contextmanager
+    def holding(self, suffix: str) -> Iterator[None]:
+        """While this is open, the model holds the version whose files end in `suffix`.
+
+        Afterwards the weights in training are put back bit for bit. So saving does not affect the run.
+        """
+        averaging: Any = self.optimizer
+        if suffix == SUFFIX and self.ema is not None:
+            with self.ema.holding():
+                yield
+        elif averages_itself(averaging):
+            # the optimizer's own formula for the way back rounds: a copy does not
+            with restored(trained_parameters(self.optimizer)):
+                averaging.eval()
+                try:
+                    yield
+                finally:
+                    averaging.train()
+        else:
+            yield
+
+
+def averages_itself(optimizer: Any) -> bool:
+    """Whether this is a schedule-free optimizer: its `eval` and `train` exchange the weights."""
+    return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
+
+
+def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimizer, in its order. Those whose training has stopped are among them."""
+    return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+
+
+def build_weights(
+    optimizer: Optimizer, plan: EmaPlan | None, device: torch.device, say: Callable[[str], None]
+) -> Weights:
+    """The versions of a run, before its first step. Raises UserError for an optimizer that averages by itself, which
+    the plan cannot know of one given by its class."""
+    if plan is None:
+        return Weights(optimizer)
+    if averages_itself(optimizer):
+        what = f"--use_ema: the optimizer {type(optimizer).__name__} averages the weights itself"
+        raise UserError((Mistake(what, "remove --use_ema, or use another optimizer such as AdamW"),))
+    ema = Ema(trained_parameters(optimizer), plan, torch.device("cpu") if plan.on_cpu else device)
+    say(f"EMA of the trained weights: {readable_bytes(ema.size)} {plan.place}")
+    return Weights(optimizer, ema)
