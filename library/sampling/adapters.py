@@ -109,6 +109,9 @@ def _find(tag: LoraTag, folder: Mapping[str, list[Path]] | None, mistakes: Mista
 
 def _check_file(use: AdapterUse, family: Family | None, mistakes: Mistakes) -> None:
     """Check, by its header, that the file is an adapter of the module that was given, and for the model."""
+    if use.path.is_dir():
+        mistakes.add(f"{use.path} is a folder, not an adapter file", "give the .safetensors file in it")
+        return
     try:
         names = read_header(use.path).tensors
     except CheckpointError as error:
