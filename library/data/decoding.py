@@ -60,7 +60,9 @@ def read(path: Path, convert: Callable[[Image.Image], Result], most_memory: floa
             turn = _UPRIGHT.get(orientation(image))
             return convert(image if turn is None else image.transpose(turn))
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise BadImage(str(error)) from error
+        # of the operating system's errors without the path, which the message has
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise BadImage(reason or str(error)) from error
 
 
 def to_rgb(image: Image.Image, background: Colour = WHITE) -> Image.Image:

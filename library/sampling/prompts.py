@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from library.messages import listed
 from library.options.mistakes import Mistake, UserError
 from library.options.text_files import PROMPTS, other_kind, read_text
 from library.sampling.lora_tags import AdapterUse
@@ -103,10 +104,11 @@ def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
 
 
 def _like_options(request: ImageRequest, remedy: str) -> Iterator[str]:
-    """A note on each piece of the texts that looks like an option."""
-    for text in (request.prompt, request.negative_prompt):
-        for found in _LIKE_AN_OPTION.findall(text):
-            yield f'"{found}" in a prompt stays in the text, as it is no option: {remedy}'
+    """A note on the pieces of the texts that look like options, if there are any."""
+    found = _LIKE_AN_OPTION.findall(request.prompt) + _LIKE_AN_OPTION.findall(request.negative_prompt)
+    if found:
+        pieces = listed((f'"{piece}"' for piece in found), 10)
+        yield f"{pieces} in a prompt: kept as text; {remedy}"
 
 
 def _typed(name: str, value: Any) -> Any:

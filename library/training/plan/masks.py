@@ -36,10 +36,11 @@ def check_masks(options: MaskOptions, scan: Scan, index: Path | None, mistakes: 
     # regularisation images alone train no subject
     subjects = [source for _, source, is_reg in images if not is_reg] or [source for _, source, _ in images]
     if reason := _why_nothing_counts(options, subjects, values):
-        remedy = "remove --mask_invert" if options.mask_invert else "set --mask_invert to train what they mask out"
-        mistakes.add(
-            f"nothing would be trained: {reason}", f"correct the masks, in which white or opaque counts; or {remedy}"
-        )
+        remedies = ["correct the masks, in which white or opaque counts"]
+        remedies.append("remove --mask_invert" if options.mask_invert else "set --mask_invert to train what they hide")
+        if any(source is not None and source.transparency for source in subjects):
+            remedies.append("remove --alpha_mask")
+        mistakes.add(f"nothing would be trained: {reason}", "; or ".join(remedies))
         return ()
     return tuple(_notes(options, masks, values)) if masks else ()
 

@@ -124,6 +124,7 @@ def test_transparency_as_mask(tmp_path: Path) -> None:
     part = subset(tmp_path / "x", alpha_mask=True, class_tokens="a")
     ((mistake,), _) = check(part)
     assert "nothing would be trained: all 3 images are fully transparent" in mistake
+    assert "remove --alpha_mask" in mistake
     assert check(part, mask_invert=True) == (
         [], ["3 images with a mask: 100% of the area counts"],
     )  # fmt: skip
