@@ -286,13 +286,13 @@ def scaled_alpha(settings: NetworkSettings, dim: int, alpha: float) -> float:
     return alpha * math.sqrt(dim) if settings.use_rslora else alpha
 
 
-def variants(settings: NetworkSettings) -> list[str]:
-    """What is on besides the plain kind: convolutions (LoCon), DoRA, rsLoRA, PiSSA, LoRA+."""
+def variants(settings: NetworkSettings, *, alphas: bool = True) -> list[str]:
+    """What is on besides the plain kind: convolutions (LoCon), DoRA, rsLoRA, PiSSA, LoRA+. `alphas` False: a file
+    has them."""
     found = []
     if settings.conv_dim is not None:
-        found.append(
-            f"rank {settings.conv_dim}, alpha {settings.conv_alpha or settings.conv_dim:g} on 3x3 convolutions"
-        )
+        alpha = f", alpha {settings.conv_alpha or settings.conv_dim:g}" if alphas else ""
+        found.append(f"rank {settings.conv_dim}{alpha} on 3x3 convolutions")
     elif settings.conv_block_dims is not None:
         found.append("ranks by block on 3x3 convolutions")
     if settings.use_dora:

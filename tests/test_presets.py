@@ -42,7 +42,7 @@ TOLD = {
         "--min_snr_gamma with --debiased_estimation_loss: their weights multiply",
         "min-SNR weighting with gamma 10 times debiased weighting",
     ],
-    "lora_sd15_images_below_a_step": ["5 images are narrower than bucket_reso_steps = 128", "80x64: 6"],
+    "lora_sd15_images_below_a_step": ["5 images are narrower than bucket_reso_steps = 128 (the options)", "80x64: 6"],
     "lora_sd15_dim_from_weights_without_weights": ["dim_from_weights has no effect", "rank 8"],
     "lora_sd15_masked_loss_without_masks": ["masked_loss has no effect: there are no masks"],
     "lora_sd15_wandb": ["the package wandb is not installed, so the run is logged for tensorboard"],

@@ -51,7 +51,7 @@ def work(options: CleanOptions) -> None:
             changed += entry[kind] != old
             if options.debug and entry[kind] != old:
                 print(f"{key}\n  from: {old}\n  to:   {entry[kind]}")
-        print(f"{kind}: {changed} of {counted(len(entries), 'image')} cleaned, {missing} without")
+        print(f"{kind}: {changed} of {counted(len(entries), 'image')} cleaned, {missing} have none")
     if mistakes:
         raise UserError(mistakes)
     write_entries(options.out_json, entries)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError
 from library.families.family import Family, Model
-from library.messages import listed
+from library.messages import counted, listed
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.sampling.lora_tags import AdapterUse, LoraTag, split_tags
 from library.sampling.options import DrawingOptions
@@ -49,8 +49,8 @@ def _given(options: DrawingOptions, mistakes: Mistakes) -> tuple[AdapterUse, ...
     count = len(options.network_weights)
     for flag, values in (("network_module", options.network_module), ("network_mul", options.network_mul)):
         if len(values) > count:
-            what = f"--{flag} has {len(values)} values, --network_weights {count}"
-            mistakes.add(what, "give a file for each, or remove what is too much")
+            what = f"--{flag} has {counted(len(values), 'value')}, but --network_weights {counted(count, 'file')}"
+            mistakes.add(what, f"give one file for each value of --{flag}, or remove the values that have none")
     rows = zip_longest(options.network_weights, options.network_mul[:count], options.network_module[:count])
     return tuple(
         AdapterUse(path, factor, factor, module)
@@ -109,6 +109,9 @@ def _find(tag: LoraTag, folder: Mapping[str, list[Path]] | None, mistakes: Mista
 
 def _check_file(use: AdapterUse, family: Family | None, mistakes: Mistakes) -> None:
     """Check, by its header, that the file is an adapter of the module that was given, and for the model."""
+    if use.path.is_dir():
+        mistakes.add(f"{use.path} is a folder, not an adapter file", "give the .safetensors file in it")
+        return
     try:
         names = read_header(use.path).tensors
     except CheckpointError as error:

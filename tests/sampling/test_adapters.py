@@ -129,8 +129,9 @@ def test_tags_are_those_of_a1111() -> None:
     ("words", "said"),
     [
         (["--network_weights", "gone.safetensors"], ["gone.safetensors: no such file"]),
-        (["--network_mul", "1"], ["--network_mul has 1 values, --network_weights 0"]),
-        (["--network_module", "networks.lora"], ["--network_module has 1 values"]),
+        (["--network_weights", "{folder}"], ["is a folder, not an adapter file"]),
+        (["--network_mul", "1"], ["--network_mul has 1 value, but --network_weights 0 files"]),
+        (["--network_module", "networks.lora"], ["--network_module has 1 value, but"]),
         (["--network_weights", "{model}"], ["sd1.safetensors has no adapters for Stable Diffusion 1.x"]),
         (["--network_weights", "{folder}/oft.safetensors", "--network_module", "networks.lora"], ["is OFT"]),
         (["--network_dir", "nowhere"], ["--network_dir nowhere"]),

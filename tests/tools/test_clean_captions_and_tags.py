@@ -19,7 +19,7 @@ def test_what_has_texts_is_cleaned_and_the_rest_is_kept(
     Path("in.json").write_text(json.dumps(entries), encoding="utf-8")
     assert clean_captions_and_tags.main([*first, "in.json", "out.json", "--debug"]) == 0
     out = capsys.readouterr().out
-    assert "from: a lady\n  to:   a girl" in out and "caption: 1 of 3 images cleaned, 2 without" in out
+    assert "from: a lady\n  to:   a girl" in out and "caption: 1 of 3 images cleaned, 2 have none" in out
     assert Path("out.json").read_text(encoding="utf-8").split() == (
         '{ "\\u00e4": { "caption": "a girl", "train_resolution": [ 64, 64 ] }, '
         '"b.png": { "tags": "white shirt" }, "c": {} }'.split()

@@ -135,7 +135,7 @@ def from_flags(
         step=data.bucket_reso_steps,
     )
     return DatasetSpec(
-        origin="the command line",
+        origin="the options",
         buckets=buckets,
         subsets=(subset,),
         batch_size=data.train_batch_size,

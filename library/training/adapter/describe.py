@@ -16,11 +16,12 @@ def lines(adapter: AdapterPlan) -> Iterator[str]:
     settings = adapter.settings
     arguments = f" ({' '.join(f'{name}={value}' for name, value in adapter.arguments.items())})"
     yield f"adapter: {adapter.module}{_size(adapter)}{arguments if adapter.arguments else ''}"
-    if settings is not None and (on := variants(settings)):
+    if settings is not None and (on := variants(settings, alphas=adapter.weights is None)):
         yield f"with {', '.join(on)}"
     if adapter.weights is not None:
-        ranks = ", with its ranks and alphas" if adapter.from_file else ""
-        yield f"initial weights from {adapter.weights}{ranks}"
+        scaled = settings is not None and settings.kind.is_scaled
+        brought = ", with its ranks and alphas" if adapter.from_file else ", with its alphas" if scaled else ""
+        yield f"initial weights from {adapter.weights}{brought}"
     for path, multiplier in adapter.base:
         yield f"merged into the base model: {path}, multiplier {multiplier:g}"
 
@@ -31,6 +32,8 @@ def _size(adapter: AdapterPlan) -> str:
         return ""
     if not settings.kind.is_scaled:
         return f", dim {settings.dim}, alpha {settings.alpha or settings.dim:g}"
+    if adapter.weights is not None:
+        return f", rank {settings.dim}"
     alpha = settings.alpha or settings.dim
     return f", rank {settings.dim}, alpha {alpha:g} (scale {settings.scale:.3g})"
 

@@ -25,23 +25,27 @@ InFile = Mapping[str, tuple[Place, Shapes]]
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The file, the family of the base model and the shapes of its weights, and the settings of the network."""
+    """The file, the family of the base model and the shapes of its weights, and the settings of the network.
+
+    `flag` names the file in messages: read() is for files of --base_weights too.
+    """
 
     path: Path
     family: Family
     model: ModuleShapes
     settings: NetworkSettings
+    flag: str = "network_weights"
 
     @property
     def _named(self) -> str:
-        return f"--network_weights {self.path}"
+        return f"--{self.flag} {self.path}"
 
     def read(self, mistakes: Mistakes) -> InFile | None:
         """What the file holds; None, with mistakes added, if it holds no adapter for the model."""
         try:
             header = read_header(self.path)
         except CheckpointError as error:
-            mistakes.add(f"--network_weights: {error}")
+            mistakes.add(f"--{self.flag}: {error}")
             return None
         found, unknown = layers_of_file(
             {name: info.shape for name, info in header.tensors.items()}, self.family.adapters
@@ -57,7 +61,7 @@ class InitialWeights:
         wrong = [line for place, tensors in found.values() for line in self._other_sizes(place, tensors)]
         if wrong:
             mistakes.add(
-                f"{self._named} is for a model of other sizes: {listed(wrong, 1)}",
+                f"{self._named} is for a model of other sizes, in {counted(len(wrong), 'layer')}: {wrong[0]}",
                 "give an adapter that was trained on this kind of model",
             )
             return None

@@ -89,7 +89,7 @@ def decide_adapter(
         if options.scale_weight_norms and not kind.rescales:
             mistakes.add(f"--scale_weight_norms: {kind.module} does not support it", "remove --scale_weight_norms")
         settings = _follow_saved_dora(settings, options.network_weights if resume is None else resume.weights, notes)
-        scale = None if options.dim_from_weights else note_on_scale(settings)
+        scale = None if options.network_weights is not None else note_on_scale(settings)  # a file brings its alphas
         notes.extend([scale] if scale else [])
         note = note_on_readers(settings)
     notes.extend([note] if note else [])
@@ -110,6 +110,9 @@ def decide_adapter(
 def _with_layers(plan: AdapterPlan, settings: NetworkSettings, base: BaseModel, mistakes: Mistakes) -> AdapterPlan:
     """The plan with its layers, which are checked against the file of --network_weights."""
     family, model = base.family, base.sizes.shapes
+    for path, _ in plan.base:
+        if path.is_file():
+            InitialWeights(path, family, model, settings, flag="base_weights").read(mistakes)
     if plan.weights is not None and plan.weights.is_file():
         initial = InitialWeights(plan.weights, family, model, settings)
         found = initial.read(mistakes)

@@ -54,7 +54,8 @@ def decide_learning_rates(
         check_text_encoder_rates(options.adapter.text_encoder_lr, family, notes)
         if not (optimizer.relative_step or optimizer.row.learning_rate_free):
             note_whole_model_rate(rates.modules, family, notes)
-    if not any((*rates.modules.values(), *rates.blocks)) and not optimizer.relative_step:
+    reaches_nothing = adapter is not None and adapter.layers == ()  # told already, and not for its learning rate
+    if not any((*rates.modules.values(), *rates.blocks)) and not optimizer.relative_step and not reaches_nothing:
         mistakes.add("--learning_rate 0: nothing would be trained", "use a learning rate above 0")
     return rates
 

@@ -122,6 +122,31 @@ def test_a_file_for_another_width_is_refused_before_weights_are_loaded(world: Wo
     assert any("is for a model of other sizes" in what for what, _ in found), found
 
 
+def test_a_file_brings_its_alphas(world: World, tmp_path: Path) -> None:
+    """As in sd-scripts, where alpha is a buffer of the module, which loading the file sets."""
+    start = file(tmp_path / "a.safetensors", "conv_dim=2", dim=8)
+    plan = plan_of(world, tmp_path, network_weights=start, network_alpha=0.5, network_args=["conv_dim=2"])
+    text = describe(plan)
+    for said in ("lora, rank 8 (conv_dim=2)\n", "with rank 2 on 3x3 convolutions\n", "safetensors, with its alphas"):
+        assert said in text, text
+    assert "alpha 0.5" not in text and "scale" not in text
+
+
+def test_files_that_are_merged_into_the_base_model_are_checked_by_their_headers(world: World, tmp_path: Path) -> None:
+    fits = file(tmp_path / "oft.safetensors", module="networks.oft")
+    two = loras.write(tmp_path / "two.safetensors", loras.tensors("sd2", 8, 1.0, 1), "sd2")
+    found = mistakes_of(world, tmp_path, base_weights=[fits, two, world.model])
+    assert all("oft.safetensors" not in what for what, _ in found)
+    for said in (f"{two} is for a model of other sizes", f"{world.model} has no adapters"):
+        assert any(f"--base_weights {said}" in what for what, _ in found), found
+
+
+def test_a_kind_that_reaches_nothing_is_one_mistake(world: World, tmp_path: Path) -> None:
+    """The rest is not the fault of a learning rate."""
+    ((what, _),) = mistakes_of(world, tmp_path, network_module="networks.oft", network_train_text_encoder_only=True)
+    assert "networks.oft finds no layer to adapt in what is trained (text encoder)" in what
+
+
 def test_a_file_gives_its_own_layers(world: World, tmp_path: Path) -> None:
     unet = file(tmp_path / "unet.safetensors", "conv_dim=2", train={"unet"})
     plan = plan_of(world, tmp_path, network_weights=unet, dim_from_weights=True, network_dim=None)
