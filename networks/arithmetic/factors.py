@@ -81,7 +81,7 @@ def read_factors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Factors
     wrong = [f"{name} ({why})" for name, parts in layers.items() if (why := _describe_other_kind(parts))]
     if wrong:
         raise AdapterError(
-            f"{where}: {len(wrong)} of its {len(layers)} layers are not LoRA: {listed(wrong, 5, separator='; ')}",
+            f"{where} has layers that are not LoRA, {len(wrong)} of {len(layers)}: {listed(wrong, 5, separator='; ')}",
             "use a LoRA or LoCon file; merge_lora.py --sd_model merges other kinds into a model",
         )
     if not layers:
