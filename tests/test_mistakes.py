@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from library.data import retries
 from library.training.plan import writable_paths
 from library.training.saving.saver import Saver
 from library.training.saving.state import Progress
@@ -160,8 +161,14 @@ def test_an_image_that_cannot_be_cached(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_turns_out_to_be_unreadable_is_left_out(
-    world: World, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+    world: World,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(retries, "DELAYS", (0.0,))
     noisy = data / "2_sks dog" / "image_01.png"
     become_unreadable(noisy)
     flags = {"max_train_steps": 8, "max_data_loader_n_workers": workers}

@@ -186,7 +186,9 @@ def test_openclip_names_are_those_of_open_clip(family: str) -> None:
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_there_and_back_is_bit_equal(tmp_path: Path, family: str, source: Tensors, ending: str) -> None:
-    source = {name: tensor.half() if tensor.ndim else tensor for name, tensor in source.items()}
+    source = {
+        name: tensor.half() if tensor.ndim and tensor.is_floating_point() else tensor for name, tensor in source.items()
+    }
     source |= {"denoiser.sigmas": torch.rand(10), "edm_mean": torch.rand(4)}
     if ending == "ckpt":
         torch.save({"state_dict": source}, tmp_path / "a.ckpt")
@@ -326,7 +328,8 @@ def test_diffusers_reads_the_same_from_a_file(tmp_path: Path, family: str, sourc
 
 
 def test_headers_of_both_kinds_need_no_weights(tmp_path: Path, family: str, source: Tensors) -> None:
-    """Names are mapped from the header alone: the plan and a dry run read no tensor."""
+    """Names are mapped from the header alone: the plan and a dry run read no tensor but position_ids, to check them."""
+    source = {name: tensor for name, tensor in source.items() if not name.endswith("position_ids")}
     save_file(source, tmp_path / "a.safetensors")
     header = read_header(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").unlink()

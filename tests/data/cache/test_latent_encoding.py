@@ -19,7 +19,7 @@ BUCKETS = [(16, 8), (8, 8), (16, 8), (8, 16), (8, 8), (16, 8), (8, 8)]
 
 def wanted(number: int, bucket: tuple[int, int] = (8, 8)) -> CacheEntry:
     return CacheEntry(
-        number, number, f"{number}.png", None, False, bucket, Geometry(bucket, (0, 0), bucket), False, "", True
+        number, number, f"{number}.png", None, False, bucket, Geometry(bucket, (0, 0), bucket), False, False, "", True
     )
 
 
