@@ -211,6 +211,7 @@ def _training(plan: Plan) -> Iterator[str]:
     if plan.ema is not None:
         yield plan.ema.describe(facts.duration.steps)
     yield _loss(facts)
+    yield from facts.preservation.describe()
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -338,4 +339,6 @@ def _options(plan: Plan) -> Iterator[str]:
     said = {"network_dim", "network_alpha"} if plan.adapter is not None and plan.adapter.settings is not None else set()
     if plan.facts.images.scan.reg_samples:
         said.add("prior_loss_weight")
+    if not plan.facts.preservation.is_usual:
+        said |= {"preservation", "preservation_identifier", "preservation_class"}
     return given_options(plan.facts.options, plan.facts.given, said)
