@@ -39,19 +39,23 @@ class Preservation:
         """What the anchors of the optimizer step after `step` finished steps need of a batch, before the forward pass
         of the model in training. The base is called at most once, for the rows that are compared with it."""
         anchors = self.plan.at(step)
-        shares = {anchor: share_of(anchor.name, batch, self.plan.class_prompts, self.masks)
-                  for anchor in anchors if anchor.needs_base}  # fmt: skip
+        begun = Anchored(inputs, anchors, batch.is_reg if self.plan.has_reg else None)
+        shares = {
+            anchor: share_of(anchor.name, batch, self.plan.class_prompts, self.masks)
+            for anchor in anchors
+            if anchor.needs_base
+        }
+        if not shares or self.base is None:
+            return begun
         inputs, captions, rows = self._with_further_rows(batch, inputs, shares)
         compared = sorted({row for own in rows.values() for row in own})
-        outputs = None if self.base is None or not compared else self.base(inputs, captions, compared)
-        return Anchored(
+        return replace(
+            begun,
             inputs=inputs,
-            anchors=anchors,
-            is_reg=batch.is_reg if self.plan.has_reg else None,
             shares=shares,
             rows=rows,
             base={row: place for place, row in enumerate(compared)},
-            base_outputs=outputs,
+            base_outputs=self.base(inputs, captions, compared) if compared else None,
         )
 
     def _with_further_rows(
@@ -91,10 +95,10 @@ class Anchored:
     inputs: Inputs
     anchors: Sequence[Anchor]
     is_reg: Tensor | None
-    shares: Mapping[Anchor, Share]
-    rows: Mapping[Anchor, Sequence[int]]
-    base: Mapping[int, int]
-    base_outputs: Tensor | None
+    shares: Mapping[Anchor, Share] = field(default_factory=dict)
+    rows: Mapping[Anchor, Sequence[int]] = field(default_factory=dict)
+    base: Mapping[int, int] = field(default_factory=dict)
+    base_outputs: Tensor | None = None
 
     def terms(self, denoising: Tensor, output: Tensor, objective: Objective[Any]) -> tuple[Term, ...]:
         """The terms of the loss, from the denoising losses (B,) of the samples and the output (N, C, h, w) of all
