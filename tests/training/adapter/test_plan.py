@@ -133,7 +133,8 @@ def test_a_file_that_is_not_the_network_is_a_mistake_with_the_way_out(world: Wor
          "has adapters for the text encoder, which is not trained", "remove --network_train_unet_only"),
         ({"network_weights": world.model}, "is a whole model (Stable Diffusion 1.x), not an adapter",
          "pass it as --pretrained_model_name_or_path and remove --network_weights"),
-        ({"network_weights": other}, "has no adapters for Stable Diffusion 1.x (its keys: embedding)", "give an adapter"),
+        ({"network_weights": other}, "has no adapters for Stable Diffusion 1.x (its keys: embedding)",
+         "give an adapter"),
         ({"network_weights": plain, "network_args": ["init=pissa"], "network_dim": 4},
          "init=pissa starts from the base model", "remove init=pissa"),
     ]  # fmt: skip
