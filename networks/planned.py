@@ -45,7 +45,8 @@ class PlannedLayer:
 def plan_layers(
     parts: Sequence[AdapterPart], model: ModuleShapes, settings: NetworkSettings, train: Collection[str]
 ) -> tuple[PlannedLayer, ...]:
-    """The layers that network.create makes of a model with these shapes; `train`: the modules to adapt."""
+    """The layers that network.create makes of a model with these shapes; `train`: the modules to adapt. AdapterError
+    for settings that do not fit a layer."""
     found = []
     for part in parts:
         if part.module not in train or (settings.kind.parts is not None and part.module not in settings.kind.parts):
@@ -136,9 +137,12 @@ def kind_of(tensors: Collection[str]) -> Kind | None:
 
 
 def with_rank(planned: PlannedLayer, settings: NetworkSettings, rank: int) -> Shapes:
-    """The shapes of a planned layer with another rank."""
+    """The shapes of a planned layer with another rank; none if it cannot have that rank."""
     made = settings.kind.shapes
-    tensors = None if made is None else made(planned.layer, LayerSettings(rank, 1.0, own=settings.own))
+    try:
+        tensors = None if made is None else made(planned.layer, LayerSettings(rank, 1.0, own=settings.own))
+    except AdapterError:
+        return {}
     return tensors or {}
 
 

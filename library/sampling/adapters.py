@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError
 from library.families.family import Family, Model
+from library.families.registry import whole_model
 from library.messages import counted, listed
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.sampling.lora_tags import AdapterUse, LoraTag, split_tags
@@ -118,18 +119,20 @@ def _check_file(use: AdapterUse, family: Family | None, model: ModuleShapes | No
         mistakes.add(f"{use.path} is a folder, not an adapter file", "give the .safetensors file in it")
         return
     try:
-        tensors = {name: info.shape for name, info in read_header(use.path).tensors.items()}
+        header = read_header(use.path)
     except CheckpointError as error:
         mistakes.add(str(error))
         return
     kind = None if use.module is None else find_kind(use.module)
     if use.module is not None and kind is None:
         return  # a third-party module knows its files itself
-    fault = None
+    tensors, fault = {name: info.shape for name, info in header.tensors.items()}, None
     if family is not None and model is not None:
         fault = why_not_for(tensors, family.adapters, model, family.title)
     found = kind_of({split(name)[1] for name in tensors})  # None: several kinds, and each layer is read as what it is
-    if fault is not None:
+    if fault is not None and (whole := whole_model(header)) is not None:
+        mistakes.add(f"{use.path} is a whole model ({whole.title}), not an adapter", "to draw with it, use --ckpt")
+    elif fault is not None:
         mistakes.add(f"{use.path} {fault}", "give an adapter that was trained on this kind of model")
     elif kind is not None and found is not None and found.name != (kind.file_kind or kind.name):
         mistakes.add(f"--network_module {use.module}: {use.path} is {found.title}", "remove --network_module")

@@ -144,7 +144,7 @@ def test_tags_are_those_of_a1111() -> None:
         (["--network_weights", "{folder}"], ["is a folder, not an adapter file"]),
         (["--network_mul", "1"], ["--network_mul has 1 value, but --network_weights 0 files"]),
         (["--network_module", "networks.lora"], ["--network_module has 1 value, but"]),
-        (["--network_weights", "{model}"], ["sd1.safetensors has no adapters for Stable Diffusion 1.x"]),
+        (["--network_weights", "{model}"], ["sd1.safetensors is a whole model (Stable Diffusion 1.x)", "use --ckpt"]),
         (["--network_weights", "{folder}/oft.safetensors", "--network_module", "networks.lora"], ["is OFT"]),
         (["--network_weights", "{others}/sd2.safetensors"], ["sd2.safetensors is for a model of other sizes"]),
         (["--network_weights", "{others}/sdxl.safetensors"], ["layers that Stable Diffusion 1.x does not have"]),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.files import read_header
-from library.checkpoints.header import CheckpointError
+from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family
+from library.families.registry import whole_model
 from library.messages import listed
 from library.options.mistakes import Mistakes
 from networks.adapter import Layer
@@ -59,9 +60,17 @@ class InitialWeights:
         parts = self.family.adapters
         fault = why_not_for(tensors, parts, self.model, self.family.title)
         if fault is not None:
-            mistakes.add(f"{self._named} {fault}", "give an adapter that was trained on this kind of model")
+            self._refuse(header, fault, mistakes)
             return None
         return layers_of_file(tensors, parts)[0]
+
+    def _refuse(self, header: Header, fault: str, mistakes: Mistakes) -> None:
+        model = whole_model(header)
+        if model is None:
+            mistakes.add(f"{self._named} {fault}", "give an adapter that was trained on this kind of model")
+        else:
+            what = f"{self._named} is a whole model ({model.title}), not an adapter"
+            mistakes.add(what, f"to train on it, pass it as --pretrained_model_name_or_path and remove --{self.flag}")
 
     def planned(self, found: InFile, trained: Iterable[str], mistakes: Mistakes) -> tuple[PlannedLayer, ...]:
         """The layers with --dim_from_weights: those of the file that are in trained modules, as they are in it."""
