@@ -19,7 +19,7 @@ VAES: Mapping[str, VaeKind] = {
     "1b909373b28f2137098b0fd9dbc6f97f8410854f31f84ddc9fa04b077b0ace2c": "sdxl",  # fp16 fix, diffusers
     "1598f3d24932bcfe6634e8b618ea1e30ab1d57f5aad13a6d2de446d2199f2341": "sdxl",  # of SDXL, diffusers
     "bcb60880a46b63dea58e9bc591abe15f8350bde47b405f9c38f4be70c6161e68": "sdxl",  # of SDXL, diffusers, fp16
-    "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75": "sd",  # vae-ft-mse-840000-ema-pruned.safetensors
+    "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75": "sd",  # vae-ft-mse-840000-ema-pruned
     "c6a580b13a5bc05a5e16e4dbb80608ff2ec251a162311590c1f34c013d7f3dab": "sd",  # vae-ft-mse-840000-ema-pruned.ckpt
     "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815": "sd",  # sd-vae-ft-mse, diffusers
     "0b204ad0cae549e0a7e298d803d57e36363760dec71c63109c1da3e1147ec520": "sd",  # vae-ft-ema-560000-ema-pruned.ckpt
