@@ -18,7 +18,7 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
     A run has no gradients at these moments, so its peak of memory stays where it was.
     """
-    copies = [parameter.detach().cpu().clone() for parameter in parameters]
+    copies = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
     try:
         yield
     finally:
