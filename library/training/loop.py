@@ -51,8 +51,9 @@ class Window:
 class Loop:
     """Everything that the loop uses.
 
-    `losses(batch)` returns the terms of the loss, each a float32 tensor (B,), timestep weights included. All batches of
-    a run have the same terms; samples without one of them have zeros there.
+    `losses(batch, step)` returns the terms of the loss, each a float32 tensor (B,), timestep weights included; `step`
+    is the number of finished optimizer steps. All batches of a step have the same terms; samples without one of them
+    have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
     `due` are called in this order, and `record(step, loss)` after each step, on the writing process only.
     """
@@ -64,7 +65,7 @@ class Loop:
     weights: Weights
     order: EpochOrder
     left_out: LeftOut
-    losses: Callable[[Batch], Sequence[Term]]
+    losses: Callable[[Batch, int], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     due: Sequence[DueCall]
     duration: Duration
@@ -90,7 +91,7 @@ class Loop:
                 raise RuntimeError(f"a batch of epoch {request.epoch} came in epoch {progress.epoch}")
 
             # Accumulate gradients until the window is complete.
-            self._backward(request, batch, window)
+            self._backward(request, batch, window, progress.step)
             if not request.last_of_window:
                 continue
 
@@ -126,11 +127,11 @@ class Loop:
         self.left_out.window_begins(progress)
         return Window()
 
-    def _backward(self, request: BatchRequest, batch: Batch, window: Window) -> None:
+    def _backward(self, request: BatchRequest, batch: Batch, window: Window, step: int) -> None:
         """Add the gradients of a batch, weighted by its share of the step's samples."""
         self.trainable.step_begins()
         with self.run.accelerator.autocast():
-            terms = self.losses(batch)
+            terms = self.losses(batch, step)
             losses = sum_terms(terms)
         weights = batch.weights.to(losses.device)
         if not request.is_counted:

@@ -1,6 +1,7 @@
-"""Compute the loss terms of a batch: encode, add noise, predict, compare with the target.
+"""Compute the loss terms of a batch: encode, choose the input and its target, predict, compare.
 
-Another input (a rollout, by the process' `step`) or another target takes the place of one of these calls.
+`start` chooses the input: another way to get there (a rollout by the model itself) replaces that one method. Rows for
+other purposes than denoising join the one forward pass as further rows of `Inputs`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,19 @@ if TYPE_CHECKING:
     from library.training.trainable import Trainable
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the backbone receives, N rows: `noisy` (N, C, h, w) float32 and `conditioning` on its device, `timesteps`
+    (N,) int64 on the CPU."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+
+
 @dataclass
 class TrainingLoss:
-    """Called with a batch, returns the terms of its loss. There is one: denoising.
+    """Called with a batch and the number of finished steps, returns the terms of its loss. There is one: denoising.
 
     `vae` is the one to encode with: the model's own, or a copy in half precision; None: batches contain latents.
     """
@@ -39,16 +50,26 @@ class TrainingLoss:
     seed: int
     device: torch.device
 
-    def __call__(self, batch: Batch) -> tuple[Term, ...]:
-        """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight."""
-        family = self.model.family
-        latents = family.latent.scaled(self.latents(batch))
+    def __call__(self, batch: Batch, step: int) -> tuple[Term, ...]:
+        """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight. `step`: the number of
+        finished optimizer steps."""
+        latents = self.model.family.latent.scaled(self.latents(batch))
         conditioning = self.conditioning(batch)
+        inputs, target = self.start(batch, latents, conditioning)
+        output = self.predict(inputs)
+        return (Term("denoising", self.objective.compare(output, target, inputs.timesteps, batch.mask)),)
+
+    def start(self, batch: Batch, latents: Tensor, conditioning: Conditioning) -> tuple[Inputs, Tensor]:
+        """The input of the backbone for each sample, and the target of its output, (B, C, h, w) float32. `latents` are
+        scaled."""
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
         noisy = self.objective.noisy(latents, draws)
-        output = family.predict(self.model.backbone, noisy, draws.timesteps.to(self.device), conditioning)
-        target = self.objective.target(latents, draws)
-        return (Term("denoising", self.objective.compare(output, target, draws.timesteps, batch.mask)),)
+        return Inputs(noisy, draws.timesteps, conditioning), self.objective.target(latents, draws)
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        """The backbone's output, (N, C, h, w)."""
+        timesteps = inputs.timesteps.to(self.device)
+        return self.model.family.predict(self.model.backbone, inputs.noisy, timesteps, inputs.conditioning)
 
     def modules(self, trainable: Trainable) -> list[nn.Module]:
         """All modules of the forward pass, adapters included."""

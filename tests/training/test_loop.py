@@ -149,8 +149,8 @@ def one_step(
     seen: list[dict[str, float]] = []
     run = fake_run(accelerator, seen)
 
-    def spoiled(batch: Batch) -> tuple[Term, ...]:
-        (term,) = losses(batch)
+    def spoiled(batch: Batch, step: int) -> tuple[Term, ...]:
+        (term,) = losses(batch, step)
         return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
     loop = Loop(
@@ -306,7 +306,7 @@ class Toy:
             unread=(Unread(request.first_sample, path, "it is gone"),) if is_unread else (),
         )
 
-    def _losses(self, batch: Any) -> tuple[Term, ...]:
+    def _losses(self, batch: Any, step: int) -> tuple[Term, ...]:
         self.seen.append(batch.number)
         return self.terms(self.layer.weight.view(1), batch.number)
 

@@ -24,7 +24,7 @@ def losses_with(options: ObjectiveOptions, latents: torch.Tensor, indices: list[
     empty = torch.zeros(len(latents))
     batch: Any = SimpleNamespace(latents=latents, mask=None, sample_index=torch.tensor(indices), pixels=None)
     objective: Objective[torch.Tensor] = Objective.from_options(options, PROCESS, "epsilon")
-    (term,) = TrainingLoss(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch)
+    (term,) = TrainingLoss(model, lambda batch: empty, None, objective, 7, torch.device("cpu"))(batch, 0)
     assert term.name == "denoising"
     return term.losses
 
