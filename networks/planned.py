@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from library.checkpoints.adapter_key_names import AdapterPart
 from networks import shapes
-from networks.adapter import Layer, LayerSettings
+from networks.adapter import AdapterError, Layer, LayerSettings
 from networks.formats.layer_names import Place, split, table_of
 from networks.settings import NetworkSettings
 from networks.shapes import Shapes
@@ -41,7 +41,8 @@ class PlannedLayer:
 def plan_layers(
     parts: Sequence[AdapterPart], model: ModuleShapes, settings: NetworkSettings, train: Collection[str]
 ) -> tuple[PlannedLayer, ...]:
-    """The layers that network.create makes of a model with these shapes; `train`: the modules to adapt."""
+    """The layers that network.create makes of a model with these shapes; `train`: the modules to adapt. AdapterError
+    for settings that do not fit a layer."""
     found = []
     for part in parts:
         if part.module not in train or (settings.kind.parts is not None and part.module not in settings.kind.parts):
@@ -98,9 +99,12 @@ def layers_of_file(
 
 
 def with_rank(planned: PlannedLayer, settings: NetworkSettings, rank: int) -> Shapes:
-    """The shapes of a planned layer with another rank."""
+    """The shapes of a planned layer with another rank; none if it cannot have that rank."""
     made = settings.kind.shapes
-    tensors = None if made is None else made(planned.layer, LayerSettings(rank, 1.0, own=settings.own))
+    try:
+        tensors = None if made is None else made(planned.layer, LayerSettings(rank, 1.0, own=settings.own))
+    except AdapterError:
+        return {}
     return tensors or {}
 
 

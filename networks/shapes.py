@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from networks.adapter import Layer, LayerSettings
+from networks.adapter import AdapterError, Layer, LayerSettings
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,10 +77,15 @@ def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
 
 
 def oft(layer: Layer, settings: LayerSettings) -> Shapes | None:
-    """An OFT; blocks that do not divide the outputs are a mistake of `create`."""
+    """An OFT of `dim` blocks. AdapterError if the outputs cannot be divided into them."""
     if not oft_selects(layer, settings):
         return None
-    size = layer.shape[0] // settings.dim
+    size, remainder = divmod(layer.shape[0], settings.dim)
+    if remainder or not size:
+        remedy = f"set --network_dim (OFT's number of blocks) to a divisor of {layer.shape[0]}, such as 4 or 8"
+        raise AdapterError(
+            f"{layer.name}: {layer.shape[0]} outputs cannot be divided into {settings.dim} blocks", remedy
+        )
     return {"alpha": (), "oft_blocks": (settings.dim, size, size)}
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.files import read_header
-from library.checkpoints.header import CheckpointError
+from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family
+from library.families.registry import detect
 from library.messages import counted, listed
 from library.options.mistakes import Mistakes
 from networks.adapter import AdapterError, Kind, Layer
@@ -52,8 +53,7 @@ class InitialWeights:
         )
         title = self.family.title
         if not any(_kind(tensors) for _, tensors in found.values()):
-            what = f"{self._named} has no adapters for {title} (its keys: {listed(header.tensors)})"
-            mistakes.add(what, "give an adapter that was trained on this kind of model")
+            self._explain_no_adapters(header, mistakes)
             return None
         if unknown:
             what = f"{self._named}: {counted(len(unknown), 'layer')} of the file are not in {title}: {listed(unknown)}"
@@ -66,6 +66,16 @@ class InitialWeights:
             )
             return None
         return found
+
+    def _explain_no_adapters(self, header: Header, mistakes: Mistakes) -> None:
+        try:
+            model = detect(header)
+        except CheckpointError:
+            what = f"{self._named} has no adapters for {self.family.title} (its keys: {listed(header.tensors)})"
+            mistakes.add(what, "give an adapter that was trained on this kind of model")
+        else:
+            what = f"{self._named} is a whole model ({model.title}), not an adapter"
+            mistakes.add(what, f"to train on it, pass it as --pretrained_model_name_or_path and remove --{self.flag}")
 
     def planned(self, found: InFile, trained: Iterable[str], mistakes: Mistakes) -> tuple[PlannedLayer, ...]:
         """The layers with --dim_from_weights: those of the file that are in trained modules, as they are in it."""
