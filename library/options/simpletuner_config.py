@@ -157,19 +157,21 @@ class _Reader:
             self.mistakes.add(f"{self._show(key)} has no counterpart here", f"{remedy}; or train without it: {ALLOW}")
 
     def _kind_of_training(self) -> Iterator[RawOption]:
-        """model_type decides the program there; a LoRA of PEFT and of this program differ in their layers."""
-        kind, lora = self._take("model_type"), self._take("lora_type")
-        config = self._take("lycoris_config")
-        script = self.target.script
-        if kind is not None and kind not in _SCRIPTS:
+        """model_type decides the program there."""
+        kind, script = self._take("model_type"), self.target.script
+        right = _SCRIPTS.get(kind)
+        if kind is not None and right is None:
             self._refuse("model_type", kind, 'write "lora" or "full"')
-        elif kind is not None and script not in (None, _SCRIPTS[kind]):
-            right = _SCRIPTS[kind]
-            self.mistakes.add(
-                f"{self._show('model_type')} trains {TRAINS[right]}; this program trains {TRAINS[script]}",
-                f"run {right}",
-            )
-        if kind == "full" or (kind is None and lora is None) or "network_module" in {*self.target.given, *self.values}:
+        elif right is not None and script not in (None, right):
+            what = f"{self._show('model_type')} trains {TRAINS[right]}; this program trains {TRAINS[script]}"
+            self.mistakes.add(what, f"run {right}")
+        yield from self._adapter(kind, needed=kind != "full" and right in (None, script))
+
+    def _adapter(self, kind: object, *, needed: bool) -> Iterator[RawOption]:
+        """The module of the adapter; that of PEFT has fewer layers than the one here."""
+        lora, config = self._take("lora_type"), self._take("lycoris_config")
+        named = "network_module" in self.target.given or "network_module" in self.values
+        if not needed or named or kind is lora is None:
             return
         if lora == "lycoris":
             of = f" from {config}" if config else ""
@@ -179,11 +181,12 @@ class _Reader:
             )
             self._refuse("lora_type", lora, remedy)
         elif lora in (None, "standard"):
+            key = "model_type" if lora is None else "lora_type"
             self.notes.append(
-                f"{self._show('model_type' if lora is None else 'lora_type')} is read as network_module networks.lora, "
-                "which trains all layers of the transformer blocks; SimpleTuner's trains those of the attention"
+                f"{self._show(key)} is read as network_module networks.lora, which trains all layers of the "
+                "transformer blocks; SimpleTuner trains those of the attention"
             )
-            yield self._option("network_module", "model_type", "networks.lora")
+            yield self._option("network_module", key, "networks.lora")
         else:
             self._refuse("lora_type", lora, 'write "standard", or a network_module')
 

@@ -30,6 +30,7 @@ PROJECT = FileKind(
     "folder) as --config_file",
 )
 SIMPLETUNER = FileKind("SimpleTuner's config.json", "pass it as --config_file")
+MODEL = FileKind("the config.json of a model", "to train the model, pass its folder as --pretrained_model_name_or_path")
 DATASETS = FileKind("a dataset file", "pass it as --dataset_config")
 BACKENDS = FileKind("a data backend file of SimpleTuner", "pass it as --data_backend_config")
 METADATA = FileKind("a metadata file of images and captions", "pass it as --in_json")
@@ -43,6 +44,7 @@ _OF_TRAINING = frozenset(
 _OF_SIMPLETUNER = frozenset(
     "model_family data_backend_config base_model_precision use_ema scheduled_sampling_max_step_offset".split()
 )
+_OF_MODEL = frozenset({"_class_name", "_diffusers_version", "transformers_version"})
 _OF_KOHYA_SS = frozenset("LoRA_type max_resolution model_list additional_parameters".split())
 _OF_METADATA = frozenset({"caption", "tags", "image_size", "train_resolution"})
 _OF_BACKENDS = frozenset({"instance_data_dir", "dataset_type", "cache_dir_vae"})
@@ -122,6 +124,8 @@ def _recognise_json(tree: object) -> FileKind | None:
     names = {name.strip().lstrip("-") for name in tree}
     if names & _OF_KOHYA_SS:
         return PROJECT
+    if names & _OF_MODEL:
+        return MODEL
     is_flat = not any(isinstance(value, Mapping) for value in tree.values())
     if names & _OF_SIMPLETUNER or (is_flat and names & _OF_TRAINING):
         return SIMPLETUNER

@@ -62,7 +62,8 @@ def parse_json(named: str, name: str, text: str) -> ConfigFile | Mistake:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         return Mistake(
-            f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})", _json_remedy(text)
+            f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})",
+            _json_remedy(text, error),
         )
     except RecursionError:
         return _too_deep(named)
@@ -75,13 +76,16 @@ def parse_json(named: str, name: str, text: str) -> ConfigFile | Mistake:
     return ConfigFile(name, tree, in_json(text))
 
 
-def _json_remedy(text: str) -> str:
-    if re.search(r"^\s*(#|//|/\*)|[,{\[]\s*(#|//|/\*)", text, re.MULTILINE):
+def _json_remedy(text: str, error: json.JSONDecodeError) -> str:
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if after.startswith(("#", "//", "/*")):
         return "remove the comments, which JSON does not have"
-    if re.search(r",\s*[}\]]", text):
+    if re.match(r",\s*[}\]]", after) or (after.startswith(("}", "]")) and before.endswith(",")):  # Python 3.13 or older
         return "remove the comma before the closing bracket"
+    if after.startswith(("True", "False", "None")):
+        return "write true, false or null in small letters"
     return "fix that line; in JSON a Windows path needs two backslashes or one slash (C:/train)"
 
 
 def _too_deep(named: str) -> Mistake:
-    return Mistake(f"{named} nests lists or tables too deeply", "a dataset file needs no more than five levels")
+    return Mistake(f"{named} nests lists or tables too deeply", "five levels are enough for every file")
