@@ -143,8 +143,7 @@ class TrainingDataset(Dataset[Batch]):
             for place, result in enumerate(results)
             if isinstance(result, Unreadable)
         }
-        grey = self._grey(request.bucket)
-        return [grey if isinstance(result, Unreadable) else result for result in results], unread
+        return [self._grey(request.bucket) if isinstance(result, Unreadable) else result for result in results], unread
 
     def _weight(self, record: ImageRecord) -> float:
         return self.prior_loss_weight if record.is_reg else 1.0
