@@ -32,6 +32,7 @@ from library.options.datasets import Size
 from library.options.groups.dataset import CropConditioning
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
+from library.runtime.signals import starting_processes
 
 ImageAndMask = tuple[torch.Tensor, torch.Tensor | None]
 """Pixels or latents of a sample, and its mask at latent size."""
@@ -207,7 +208,7 @@ class BatchLoader:
             yield from self._in_thread(requests)
             return
         self._requests.start(requests)
-        with explain_dead_workers():
+        with explain_dead_workers(), starting_processes():
             batches = self._running = iter(self._loader)
         while True:
             try:

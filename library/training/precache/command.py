@@ -24,6 +24,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.packages import check_packages
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
+from library.runtime.signals import starting_processes
 from library.runtime.terminal import columns_of
 from library.training.command import explain_out_of_memory, run_program
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
@@ -143,13 +144,14 @@ def worker_processes(tool: Tool, words: Sequence[str], plan: CachePlan) -> Itera
     words = [*words, f"--seed={plan.facts.seed}"]
     started = []
     try:
-        for number in range(1, plan.processes):
-            receiver, sender = context.Pipe(duplex=False)
-            group = WorkerGroup(number, plan.processes, number)
-            process = context.Process(target=run_worker, args=(tool, words, group, sender), daemon=True)
-            process.start()
-            sender.close()
-            started.append(WorkerProcess(process, receiver))
+        with starting_processes():
+            for number in range(1, plan.processes):
+                receiver, sender = context.Pipe(duplex=False)
+                group = WorkerGroup(number, plan.processes, number)
+                process = context.Process(target=run_worker, args=(tool, words, group, sender), daemon=True)
+                process.start()
+                sender.close()
+                started.append(WorkerProcess(process, receiver))
         yield started
     finally:
         for helper in started:
