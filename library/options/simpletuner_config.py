@@ -116,7 +116,7 @@ class _Reader:
             value = row.reads.get(value, raw) if isinstance(value, str | int) else raw
             if value is not None:
                 yield self._option(row.flag, key, value)
-        elif value is not False and value not in (*_OFF_WORDS, *row.neutral) and not self._is_end_of_ramp(key, value):
+        elif value is not False and value not in (*_OFF_WORDS, *row.neutral):
             self._refuse(key, raw, row.remedy, row.instead)
 
     def _has_effect(self, condition: str) -> bool:
@@ -126,11 +126,6 @@ class _Reader:
         if required:
             return value in (None, required)
         return not condition or (value is not None and value not in _OFF)
-
-    def _is_end_of_ramp(self, key: str, value: object) -> bool:
-        """The ramp here ends at the probability; SimpleTuner names the end apart."""
-        probability = _plain(self.values.get("scheduled_sampling_probability"))
-        return key == "scheduled_sampling_prob_end" and value == probability
 
     def _option(self, flag: str, key: str, value: object) -> RawOption:
         return RawOption(flag, value, self.name if flag == key else f"{self.name}: {key}")
@@ -165,6 +160,7 @@ class _Reader:
         elif right is not None and script not in (None, right):
             what = f"{self._show('model_type')} trains {TRAINS[right]}; this program trains {TRAINS[script]}"
             self.mistakes.add(what, f"run {right}")
+            self.rest = {key: raw for key, raw in self.rest.items() if not key.startswith("lora_")}
         yield from self._adapter(kind, needed=kind != "full" and right in (None, script))
 
     def _adapter(self, kind: object, *, needed: bool) -> Iterator[RawOption]:

@@ -222,7 +222,7 @@ def test_whole_models_have_their_own_flags(tmp_path: Path) -> None:
     parsed = of(tmp_path, tree, program=DREAMBOOTH)
     assert values(parsed, "train_text_encoder", "learning_rate_te") == [True, 1e-6]
     assert not told(parsed) and any("ignored: lora_rank" in note for note in parsed.notes)
-    (answer,) = told(of(tmp_path, {"model_type": "lora"}, program=DREAMBOOTH))
+    (answer,) = told(of(tmp_path, {"model_type": "lora", "lora_rank": 4}, program=DREAMBOOTH))
     assert answer.endswith("run train_network.py")
 
 
@@ -245,6 +245,7 @@ def test_latest_is_a_mistake_only_where_there_is_a_state(tmp_path: Path) -> None
         ('{"seed": 1,\n}', "remove the comma before the closing bracket"),
         ('{"use_ema": True}', "in small letters"),
         ('{"output_dir": "C:\\models"}', "two backslashes or one slash"),
+        ('{"output_dir": "C:\\train"}', "single backslashes: C:\\train"),  # valid, with a tab
         ("[1, 2]", "is JSON, but not one object"),
         ("3", "is JSON, but not one object"),
         ("[" * 100_000, "too deeply"),
