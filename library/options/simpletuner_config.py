@@ -131,8 +131,12 @@ class _Reader:
         return RawOption(flag, value, self.name if flag == key else f"{self.name}: {key}")
 
     def _take(self, key: str) -> object:
-        """The plain value of a key, which is then read; None if it is not set."""
-        return _plain(self.rest.pop(key, None))
+        """The plain value of a key, which is then read; None if it is not set, or not one value."""
+        raw = self.rest.pop(key, None)
+        if isinstance(raw, dict | list):
+            self.mistakes.add(f"{self._show(key)} is not one value", "write one text, number, true or false")
+            return None
+        return _plain(raw)
 
     def _ignore(self, key: str, raw: object) -> None:
         if _plain(raw) not in _OFF:
@@ -263,14 +267,15 @@ class _Reader:
         """A checkpoint there is the model and what a resumed run needs; the limit counts checkpoints."""
         newer, older = self._take("checkpoint_step_interval"), self._take("checkpointing_steps")
         every, limit = older if newer is None else newer, self._take("checkpoints_total_limit")
+        by_epochs = "checkpoint_epoch_interval" in self.rest
         key = "checkpointing_steps" if newer is None else "checkpoint_step_interval"
         if every not in (None, 0):
             yield self._option("save_every_n_steps", key, every)
-        if every not in (None, 0) or "checkpoint_epoch_interval" in self.rest:
-            yield self._option("save_state", key, value=True)
+        if every not in (None, 0) or by_epochs:
+            yield self._option("save_state", "checkpoint_epoch_interval" if every is None else key, value=True)
         if isinstance(every, int) and isinstance(limit, int) and every > 0 and limit > 0:
             yield self._option("save_last_n_steps", "checkpoints_total_limit", max(1, every * (limit - 1)))
-        if limit is not None and "checkpoint_epoch_interval" in self.rest:
+        if limit is not None and by_epochs:
             yield self._option("save_last_n_epochs", "checkpoints_total_limit", limit)
 
     def _resume(self) -> Iterator[RawOption]:
