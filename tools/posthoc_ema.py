@@ -86,14 +86,16 @@ def _write(
 ) -> int:
     """Write the average, and return the number of its tensors."""
     from library.checkpoints.writer import write_safetensors
-    from library.training.averaging.snapshot_files import rebuild, snapshot_metadata
+    from library.convert.merge_checkpoints import weighted_sum
+    from library.training.averaging.snapshot_files import snapshot_metadata
     from library.training.saving.model_file import time_of_saving
     from networks import adapter_files
     from networks.arithmetic.result_metadata import without_hashes
 
     earlier = [snapshot for snapshot in snapshots if snapshot.profile.step <= wanted.step]
     like = earlier[-1] if earlier else snapshots[0]
-    tensors = rebuild(snapshots, combination, like, _DTYPES[precision] if precision else None)
+    headers = [snapshot.header for snapshot in snapshots]
+    tensors = weighted_sum(headers, combination.shares, like.header, _DTYPES[precision] if precision else None)
     before = dict(like.header.metadata)
     metadata = without_hashes(before) | snapshot_metadata(wanted, combination.error)
     metadata["modelspec.date"] = time_of_saving().replace(microsecond=0).isoformat()

@@ -194,6 +194,27 @@ def _ema_names(tensors: Mapping[str, object]) -> set[str]:
     return {name for name in tensors if name.startswith(ema_copies.PREFIX)}
 
 
+def weighted_sum(
+    headers: Sequence[Header], shares: Sequence[float], like: Header, saved: str | None = None
+) -> dict[str, LazyTensor]:
+    """Sum share times tensor over files with the same tensors, models or adapters, in float64. What is no weight is
+    copied from `like`, one of them. `saved` ("F16"): dtype of all but single numbers, such as alphas; None: as it is.
+
+    With shares that add up to 1, weights that are the same in all files come out exactly.
+    """
+    readers = [TensorReader(header) for header in headers]
+    own = readers[headers.index(like)]
+    tensors: dict[str, LazyTensor] = {}
+    for name, info in like.tensors.items():
+        if is_weight(name, info):
+            dtype = info.dtype if saved is None or not info.shape else saved
+            parts = [(reader.lazy(name), share) for reader, share in zip(readers, shares, strict=True)]
+            tensors[name] = _sum(parts, Arithmetic("F64", dtype))
+        else:
+            tensors[name] = replace(own.lazy(name), may_be_infinite=True)
+    return tensors
+
+
 def _sum(parts: Sequence[tuple[LazyTensor, float]], arithmetic: Arithmetic) -> LazyTensor:
     """Sum ratio times tensor, one tensor at a time in memory."""
 

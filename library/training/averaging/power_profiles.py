@@ -1,4 +1,5 @@
-"""The profiles of power-function averages, and how averages that were kept are combined into another one. No torch.
+"""The profiles of power-function averages, and how averages that were kept are combined into another one. No torch,
+and NumPy only where it is used.
 
     p(tau) = (g + 1) tau^g / t^(g + 1)   for 0 <= tau <= t: the share of step tau in the average at step t
     width  = standard deviation of p / t = sqrt((g + 1) / ((g + 2)^2 (g + 3)))
@@ -15,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 WIDTHS = (0.05, 0.1)
 """The averages that a run keeps: those of the paper, from which all widths around and above are rebuilt."""
@@ -64,6 +63,8 @@ def combine(kept: Sequence[Profile], wanted: Profile) -> Combination:
     The shares add up to 1, as another sum would scale the weights: by a Lagrange multiplier, which is nearer than
     dividing the shares of the free solution by their sum.
     """
+    import numpy as np  # only runs with this flag need it
+
     steps = np.array([one.step for one in kept], dtype=float)
     powers = np.array([exponent(one.width) for one in kept])
     target = float(wanted.step), exponent(wanted.width)
@@ -81,6 +82,8 @@ def combine(kept: Sequence[Profile], wanted: Profile) -> Combination:
 
 def _product(step_a: Any, power_a: Any, step_b: Any, power_b: Any) -> Any:
     """The integral of the product of two profiles, over the steps that both have."""
+    import numpy as np
+
     power = np.where(np.less(step_a, step_b), power_b, power_a)
     near = np.minimum(step_a, step_b) / np.maximum(step_a, step_b)
     height = (power_a + 1) * (power_b + 1) / ((power_a + power_b + 1) * np.maximum(step_a, step_b))

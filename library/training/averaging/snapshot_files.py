@@ -1,4 +1,4 @@
-"""Snapshots of the averages of post-hoc EMA: their names and metadata, and another average made of them. No torch.
+"""Snapshots of the averages of post-hoc EMA: their names, and what they say of themselves. No torch.
 
 A snapshot is a model or an adapter like any other that the run saves. Its name has the step and the relative width.
 """
@@ -6,18 +6,12 @@ A snapshot is a model or an adapter like any other that the run saves. Its name 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from library.checkpoints.files import TensorReader, read_header
-from library.checkpoints.header import CheckpointError, Header, TensorInfo
-from library.checkpoints.lazy import LazyTensor, torch_dtype
-from library.training.averaging.power_profiles import Combination, Profile
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from library.checkpoints.files import read_header
+from library.checkpoints.header import CheckpointError, Header
+from library.training.averaging.power_profiles import Profile
 
 _NAME = re.compile(r"step(\d{8,})-0\.\d+\.safetensors")
 _WIDTH, _STEPS, _ERROR = "ss_posthoc_ema_sigma_rel", "ss_posthoc_ema_steps", "ss_posthoc_ema_error"
@@ -59,7 +53,7 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
     snapshots = [_read(path) for path in paths]
     first = snapshots[0].header
     for snapshot in snapshots[1:]:
-        if _shapes(snapshot.header) != _shapes(first):
+        if snapshot.header.tensors != first.tensors:
             raise CheckpointError(
                 f"{snapshot.header.path} and {first.path} have different tensors: they are of two runs. Move those of "
                 "one of them to another folder."
@@ -73,47 +67,3 @@ def _read(path: Path) -> Snapshot:
         return Snapshot(header, Profile(float(header.metadata[_WIDTH]), int(header.metadata[_STEPS])))
     except (KeyError, ValueError):
         raise CheckpointError(f"{path}: its metadata do not say which average it holds. Remove it.") from None
-
-
-def _shapes(header: Header) -> dict[str, TensorInfo]:
-    return dict(header.tensors)
-
-
-def rebuild(
-    snapshots: Sequence[Snapshot], combination: Combination, like: Snapshot, dtype: str | None = None
-) -> dict[str, LazyTensor]:
-    """The sum of share times tensor over all snapshots, in float64, computed when it is read. What is no weight is
-    copied from `like`. `dtype` ("F16") casts all but single numbers, such as alphas; None keeps each tensor's."""
-    readers = [TensorReader(snapshot.header) for snapshot in snapshots]
-    own = readers[snapshots.index(like)]
-    return dict(_tensors(readers, combination.shares, own, like.header.tensors, dtype))
-
-
-def _tensors(
-    readers: Sequence[TensorReader],
-    shares: Sequence[float],
-    own: TensorReader,
-    tensors: Mapping[str, TensorInfo],
-    dtype: str | None,
-) -> Iterator[tuple[str, LazyTensor]]:
-    from library.convert.merge_checkpoints import is_weight
-
-    for name, info in tensors.items():
-        if is_weight(name, info):
-            parts = [(reader.lazy(name), share) for reader, share in zip(readers, shares, strict=True)]
-            saved = info.dtype if dtype is None or not info.shape else dtype
-            yield name, _sum(parts, TensorInfo(saved, info.shape))
-        else:
-            yield name, replace(own.lazy(name), may_be_infinite=True)
-
-
-def _sum(parts: Sequence[tuple[LazyTensor, float]], info: TensorInfo) -> LazyTensor:
-    def load() -> Tensor:
-        import torch
-
-        total = torch.zeros(info.shape, dtype=torch.float64)
-        for tensor, share in parts:
-            total.add_(tensor.load().to(torch.float64), alpha=share)
-        return total.to(torch_dtype(info.dtype))  # weights that never changed come out exactly: the shares add up to 1
-
-    return LazyTensor(info, load)

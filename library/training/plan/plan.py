@@ -90,9 +90,7 @@ def decide(parsed: Parsed) -> Plan:
     optimization = Optimization(rates, optimizer, schedule)
     averages = decide_averages(options.averaging, duration.steps, optimizer, mistakes)
     source = "adapter" if adapter else base_model.header.kind
-    outputs = decide_outputs(
-        options.saving, source, duration.epochs, mistakes, averages.saved, snapshots=averages.posthoc is not None
-    )
+    outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
     check_outputs(options, base_model, outputs, costs, mistakes)
     identity = identity_of(facts)

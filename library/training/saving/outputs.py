@@ -13,6 +13,7 @@ from pathlib import Path
 
 from library.options.groups.saving import SaveModelAs, SavingOptions
 from library.options.mistakes import Mistakes
+from library.training.averaging.plan import AveragesPlan
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,11 @@ def decide_outputs(
     source_kind: str,
     epochs: int,
     mistakes: Mistakes,
-    suffixes: tuple[str, ...] = ("",),
-    *,
-    snapshots: bool = False,
+    averages: AveragesPlan = AveragesPlan(),  # noqa: B008 - frozen
 ) -> Outputs:
     """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
-    `diffusers`), or `adapter` for a run that trains one. `suffixes`, `snapshots`: see Outputs.
+    `diffusers`), or `adapter` for a run that trains one. `averages`: decides what is
+    saved besides the weights in training.
 
     Without --save_model_as, a base model in a file is saved as a file (`.ckpt` unless --use_safetensors), a diffusers
     folder as a folder, and an adapter as a `.safetensors` file.
@@ -170,8 +170,8 @@ def decide_outputs(
         keep_step_states=options.save_last_n_steps_state or options.save_last_n_steps,
         states=options.save_state,
         final_state=options.save_state or options.save_state_on_train_end,
-        suffixes=suffixes,
-        snapshots=snapshots,
+        suffixes=averages.saved,
+        snapshots=averages.posthoc is not None,
     )
 
 

@@ -74,17 +74,16 @@ def test_an_adapter_resumed_and_any_width_of_it(world: World, tmp_path: Path, ca
     files = [tmp_path / "whole" / f"dog-step{step:08d}.safetensors" for step in range(1, 9)]
     snapshot = average(files[:6], 0.1)
     assert error(load_file(folder / names[5]), snapshot, list(snapshot)) < 1e-6
-    for width, step in ((0.12, 8), (0.08, 7)):
+    for width, step in ((0.12, 8), (0.08, 6)):
         words = [str(folder), f"--sigma_rel={width}", f"--step={step}", f"--save_to={tmp_path / 'made.safetensors'}"]
         assert posthoc_ema.main(words) == 0
         assert "reconstruction error of the profile" in capsys.readouterr().out
         made, direct = load_file(tmp_path / "made.safetensors"), average(files[:step], width)
-        assert error(made, direct, list(direct)) < min(
-            1e-3, error(load_file(files[step - 1]), direct, list(direct)) / 20
-        )
+        missed = error(made, direct, list(direct))
+        assert missed < 1e-3 and missed < error(load_file(files[step - 1]), direct, list(direct)) / 5
     said, last = metadata(tmp_path / "made.safetensors"), metadata(tmp_path / "whole" / "dog.safetensors")
     assert said.keys() - last.keys() == {f"ss_posthoc_ema_{name}" for name in ("sigma_rel", "steps", "error")}
-    assert said["ss_posthoc_ema_sigma_rel"] == "0.08" and said["ss_posthoc_ema_steps"] == said["ss_steps"] == "7"
+    assert said["ss_posthoc_ema_sigma_rel"] == "0.08" and said["ss_posthoc_ema_steps"] == said["ss_steps"] == "6"
     assert said["ss_network_dim"] == "2" and said["sshs_model_hash"] != last["sshs_model_hash"]
     resumed = run(
         world.arguments(
