@@ -211,7 +211,7 @@ def _training(plan: Plan) -> Iterator[str]:
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     yield from plan.averages.describe(facts.duration.steps)
     yield _loss(facts)
-    yield from facts.preservation.describe()
+    yield from facts.preservation.describe(plan.base)
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -307,6 +307,7 @@ def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
         + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
+        + (f", base {readable_bytes(costs.base)}" if costs.base else "")
     )
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
     files = costs.files
@@ -348,5 +349,5 @@ def _options(plan: Plan) -> Iterator[str]:
     if plan.facts.images.scan.reg_samples:
         said.add("prior_loss_weight")
     if not plan.facts.preservation.is_usual:
-        said |= {"preservation", "preservation_identifier", "preservation_class"}
+        said |= {"preservation", "preservation_identifier", "preservation_class", "preservation_base"}
     return given_options(plan.facts.options, plan.facts.given, said)
