@@ -55,7 +55,8 @@ class Loop:
     is the number of finished optimizer steps. All batches of a step have the same terms; samples without one of them
     have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only.
+    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
+    returns further values of a step to log; all processes call it.
     """
 
     run: Run
@@ -71,6 +72,7 @@ class Loop:
     duration: Duration
     max_grad_norm: float
     record: Callable[[int, float], None] = lambda step, loss: None
+    measured: Callable[[], Mapping[str, float]] = dict
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
@@ -171,7 +173,7 @@ class Loop:
 
         # Update weights, learning rates and averaged weights.
         self.optimizer.step()
-        measured = self.trainable.step_ended()
+        measured = {**self.measured(), **self.trainable.step_ended()}
         if not self.run.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             self.weights.update()
