@@ -69,5 +69,6 @@ def quiet_libraries() -> None:
         ("TF_CPP_MIN_LOG_LEVEL", "2"),
     ):
         os.environ.setdefault(variable, level)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for package in ("bitsandbytes", "torchao"):
+        logging.getLogger(package).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
+from library.runtime.signals import explain_interrupt
 from library.training.averaging.weights import build_weights
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
@@ -27,7 +28,6 @@ from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
 from library.training.saving.saver import Saver
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
-from library.training.signals import explain_interrupt
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation

@@ -28,6 +28,8 @@ from library.runtime.imports import import_in_thread, large_imports
 
 Tensors = Mapping[str, LazyTensor]
 
+QUANTISERS = ("bitsandbytes", "optimum", "torchao")
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -86,16 +88,15 @@ def makers(variant: Variant) -> dict[str, Callable[[Mapping[str, Any]], nn.Modul
 
 
 def import_packages() -> None:
-    """Import diffusers and transformers, without bitsandbytes.
+    """Import diffusers and transformers, without the packages for quantised weights that diffusers would import.
 
-    diffusers imports bitsandbytes for quantised weights, which imports torch's compiler: a second that only 8-bit
-    optimizers need.
+    They take seconds (bitsandbytes alone one, for torch's compiler), and only some runs need one of them.
     """
     import_in_thread(_import_packages)
 
 
 def _import_packages() -> None:
-    with large_imports(without=("bitsandbytes",)):
+    with large_imports(without=QUANTISERS):
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401
 

@@ -53,6 +53,15 @@ class EmaPlan:
         since = step - self.warmup_steps
         return 0.0 if since <= 0 else float(min(self.decay, (1 + since) / (10 + since)) ** self.interval)
 
+    def metadata(self) -> dict[str, str]:
+        """What a file with the average says of it, in the style of kohya's keys."""
+        return {
+            "ss_ema_of": "weights",
+            "ss_ema_decay": str(self.decay),
+            "ss_ema_update_interval": str(self.interval),
+            "ss_ema_warmup_steps": str(self.warmup_steps),
+        }
+
     def describe(self, steps: int) -> str:
         """A line of the plan of a run of this many steps."""
         age = self.decay / (1 - self.decay)

@@ -16,8 +16,9 @@ import torch
 
 from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
-from library.training.averaging.ema import Ema, restored
+from library.training.averaging.ema import Ema
 from library.training.averaging.plan import SUFFIX, EmaPlan
+from library.training.averaging.weight_average import WeightAverage, restored
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +48,10 @@ class Weights:
         """The versions that images are drawn with and that are validated."""
         suffixes = ("",) if self.ema is None else self.ema.plan.shown
         return {suffix: partial(self.holding, suffix) for suffix in suffixes}
+
+    def metadata(self, suffix: str) -> dict[str, str]:
+        """What a file of this version says of it."""
+        return self.ema.metadata() if suffix == SUFFIX and self.ema is not None else {}
 
     @contextmanager
     def holding(self, suffix: str) -> Iterator[None]:
@@ -90,6 +95,7 @@ def build_weights(
     if averages_itself(optimizer):
         what = f"--use_ema: the optimizer {type(optimizer).__name__} averages the weights itself"
         raise UserError((Mistake(what, "remove --use_ema, or use another optimizer such as AdamW"),))
-    ema = Ema(trained_parameters(optimizer), plan, torch.device("cpu") if plan.on_cpu else device)
-    say(f"EMA of the trained weights: {readable_bytes(ema.size)} {plan.place}")
+    average = WeightAverage(trained_parameters(optimizer), torch.device("cpu") if plan.on_cpu else device)
+    say(f"EMA of the trained weights: {readable_bytes(average.size)} {plan.place}")
+    ema = Ema(average, plan)
     return Weights(optimizer, ema)

@@ -65,23 +65,17 @@ def count_costs(
     """
     trained_parameters = sizes.total(trained)
     frozen_parameters = sizes.total() - trained_parameters
-    exact = trained_parameters * per_parameter.trained + frozen_parameters * 4
-    optimizer = round(trained_parameters * per_parameter.optimizer_state)
+    kept = trained_parameters * per_parameter.trained
+    exact = kept + frozen_parameters * 4
     saved = exact if per_parameter.saved is None else sizes.total() * per_parameter.saved
-    model_file = saved + sizes.kept_bytes
-    average = trained_parameters * per_parameter.average
-    state_folder = trained_parameters * per_parameter.trained + optimizer + average
-    models, states = peak_files
-    return Costs(
+    return _costs(
+        trained_parameters,
+        per_parameter,
         weights=exact + frozen_parameters * per_parameter.frozen_copy,
-        gradients=trained_parameters * per_parameter.trained,
-        optimizer=optimizer,
-        average=average,
-        model_file=model_file,
-        state_folder=state_folder,
-        models=models,
-        states=states,
-        free=free_bytes(folder),
+        kept=kept,
+        model_file=saved + sizes.kept_bytes,
+        peak_files=peak_files,
+        folder=folder,
     )
 
 
@@ -97,17 +91,39 @@ def count_adapter_costs(
     peak disk space of its files. `trained`: the adapter's trained parameters; `saved`: values in its file; both 0 where
     they are not known yet."""
     vae = sizes.total(("vae",))
-    base = (sizes.total() - vae) * per_parameter.frozen_copy + vae * 4
+    kept = saved * per_parameter.trained
+    return _costs(
+        trained,
+        per_parameter,
+        weights=(sizes.total() - vae) * per_parameter.frozen_copy + vae * 4 + kept,
+        kept=kept,
+        model_file=saved * (per_parameter.saved or per_parameter.trained),
+        peak_files=peak_files,
+        folder=folder,
+    )
+
+
+def _costs(
+    trained: int,
+    per_parameter: BytesPerParameter,
+    *,
+    weights: int,
+    kept: int,
+    model_file: int,
+    peak_files: tuple[int, int],
+    folder: Path,
+) -> Costs:
+    """What `trained` parameters cost, whatever they are part of. `kept`: bytes of weights in a training state."""
     optimizer = round(trained * per_parameter.optimizer_state)
     average = trained * per_parameter.average
     models, states = peak_files
     return Costs(
-        weights=base + saved * per_parameter.trained,
+        weights=weights,
         gradients=trained * per_parameter.trained,
         optimizer=optimizer,
         average=average,
-        model_file=saved * (per_parameter.saved or per_parameter.trained),
-        state_folder=saved * per_parameter.trained + optimizer + average,
+        model_file=model_file,
+        state_folder=kept + optimizer + average,
         models=models,
         states=states,
         free=free_bytes(folder),

@@ -306,14 +306,16 @@ def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
 
 
 def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
+    """`is_unknown`: what is trained is known only after it is made."""
+    if is_unknown:
+        yield f"{readable_bytes(costs.weights)} for the weights of the base model"
+        yield "parameters and file size of the adapter are reported after it is created"
+        return
     yield (
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
         + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
     )
-    if is_unknown:
-        yield "memory and file size of the adapter are reported after it is created"
-        return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
     states = f" and {counted(costs.states, 'state')} of {readable_bytes(costs.state_folder)}" if costs.states else ""
     models = f"{counted(costs.models, 'model')} of {readable_bytes(costs.model_file)}"
