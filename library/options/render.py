@@ -22,6 +22,7 @@ TITLES = {
     "cache": "Caches",
     "objective": "Loss",
     "rollout": "Rollout (scheduled sampling)",
+    "preservation": "Preservation",
     "optimizer": "Optimizer and learning rates",
     "adapter": "Adapter",
     "averaging": "Average of the weights",

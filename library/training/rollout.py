@@ -6,7 +6,7 @@ library/objective/rollout.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -67,39 +67,42 @@ class Rollout:
         if not len(rolled):
             return draws, draws
         process, noise = self.objective.process, draws.noise.to(latents.device)
-        clean, own_noise, timesteps = latents[rolled], noise[rolled], draws.timesteps[rolled]
+        begin = draws.timesteps + lengths * self.settings.stride
+        inputs = Inputs(process.add_noise(latents, noise, begin), begin, conditioning).rows(rolled.tolist())
         with isolated_eval(self.modules):
-            x = self._descend(clean, own_noise, timesteps, lengths[rolled], _rows(conditioning, rolled))
-        x_t = process.add_noise(clean, own_noise, timesteps)
-        drift = (x - x_t).flatten(1).norm(dim=1) / x_t.flatten(1).norm(dim=1)
-        self._drift = self._drift.to(drift.device) + torch.stack([drift.sum(), drift.new_tensor(len(drift))])
-        rows = rolled.to(noise.device)
+            x = self._descend(inputs, lengths[rolled])
+        clean, timesteps, places = latents[rolled], draws.timesteps[rolled], rolled.to(latents.device)
+        self._count_drift(x, process.add_noise(clean, noise[rolled], timesteps))
+        arrived = noise.index_copy(0, places, process.implied_noise(clean, x, timesteps))
         perturbation = None if draws.perturbation is None else draws.perturbation.index_fill(0, rolled, 0.0)
-        arrived = noise.index_copy(0, rows, process.implied_noise(clean, x, timesteps))
         seen = replace(draws, noise=arrived, perturbation=perturbation)
         return seen, seen if self.settings.corrected else draws
 
-    def _descend(
-        self, clean: Tensor, noise: Tensor, timesteps: Tensor, lengths: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        """x' (N, C, h, w): each row goes from `lengths` strides above its timestep down to it. Rows that are as many
-        steps from their timesteps share a forward pass."""
-        process, stride = self.objective.process, self.settings.stride
-        x = process.add_noise(clean, noise, timesteps + lengths * stride)
-        ends = list(zip(timesteps.tolist(), lengths.tolist(), strict=True))
-        # each row has its own timesteps, and so its own scheduler
-        paths = [range(t + length * stride, t - 1, -stride) for t, length in ends]
-        schedulers = [] if self.scheduler is None else [set_path(self.scheduler(), path) for path in paths]
+    def _descend(self, inputs: Inputs, lengths: Tensor) -> Tensor:
+        """x' (N, C, h, w): each row goes down from its timestep in `lengths` (N,) steps. Rows with as many steps left
+        share a forward pass."""
+        x, stride = inputs.noisy, self.settings.stride
+        ends = inputs.timesteps - lengths * stride
+        schedulers = []  # one for each row, as each has its own timesteps; none for DDIM
+        for begin, end in zip(inputs.timesteps.tolist(), ends.tolist(), strict=True):
+            if self.scheduler is not None:
+                schedulers.append(set_path(self.scheduler(), range(begin, end - 1, -stride)))
         for left in range(int(lengths.max()), 0, -1):
-            rows = (lengths >= left).nonzero()[:, 0]
-            now, here = timesteps[rows] + left * stride, x[rows]
-            output = self.predict(Inputs(here, now, _rows(conditioning, rows))).float()
+            places = (lengths >= left).nonzero()[:, 0].tolist()
+            here = Inputs(x, ends + left * stride, inputs.conditioning).rows(places)
+            output = self.predict(here).float()
             if not schedulers:
-                x[rows] = process.step(here, output, now, now - stride, self.objective.prediction)
-            for place, row in enumerate(rows.tolist() if schedulers else ()):
-                step = schedulers[row].step(output[place], int(now[place]), here[place], return_dict=False)
-                x[row] = step[0]
+                x[places] = self.objective.process.step(
+                    here.noisy, output, here.timesteps, here.timesteps - stride, self.objective.prediction
+                )
+            for row, place in enumerate(places if schedulers else ()):
+                timestep = int(here.timesteps[row])
+                (x[place],) = schedulers[place].step(output[row], timestep, here.noisy[row], return_dict=False)
         return x
+
+    def _count_drift(self, x: Tensor, x_t: Tensor) -> None:
+        drift = (x - x_t).flatten(1).norm(dim=1) / x_t.flatten(1).norm(dim=1)
+        self._drift = self._drift.to(drift.device) + torch.stack([drift.sum(), drift.new_tensor(len(drift))])
 
     def measured(self) -> dict[str, float]:
         """The drift |x' - x_t| / |x_t|, the mean of all samples that were rolled since the last call on all ranks, if
@@ -107,11 +110,6 @@ class Rollout:
         total, count = self.processes.sum(self._drift).tolist()
         self._drift = torch.zeros_like(self._drift)
         return {"rollout/drift": total / count} if count else {}
-
-
-def _rows(conditioning: Conditioning, rows: Tensor) -> Mapping[str, Tensor]:
-    """The conditioning of some samples."""
-    return {name: tensor[rows.to(tensor.device)] for name, tensor in conditioning.items()}
 
 
 def build_rollout(

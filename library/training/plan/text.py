@@ -220,6 +220,7 @@ def _training(plan: Plan) -> Iterator[str]:
             f"adds about {passes:.2g} forward passes per sample ({plan.rollout.longest} for the longest rollout), "
             f"{passes / PASSES_OF_A_SAMPLE:.0%} of the training time"
         )
+    yield from facts.preservation.describe()
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -355,4 +356,6 @@ def _options(plan: Plan) -> Iterator[str]:
     said = {"network_dim", "network_alpha"} if plan.adapter is not None and plan.adapter.settings is not None else set()
     if plan.facts.images.scan.reg_samples:
         said.add("prior_loss_weight")
+    if not plan.facts.preservation.is_usual:
+        said |= {"preservation", "preservation_identifier", "preservation_class"}
     return given_options(plan.facts.options, plan.facts.given, said)
