@@ -21,6 +21,7 @@ from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
+from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.run import open_run
@@ -93,7 +94,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
+        preservation = build_preservation(facts, model, trainable, conditioner)
+        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae, preservation)
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)

@@ -211,6 +211,7 @@ def _training(plan: Plan) -> Iterator[str]:
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     yield from plan.averages.describe(facts.duration.steps)
     yield _loss(facts)
+    yield from facts.preservation.describe()
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -346,4 +347,6 @@ def _options(plan: Plan) -> Iterator[str]:
     said = {"network_dim", "network_alpha"} if plan.adapter is not None and plan.adapter.settings is not None else set()
     if plan.facts.images.scan.reg_samples:
         said.add("prior_loss_weight")
+    if not plan.facts.preservation.is_usual:
+        said |= {"preservation", "preservation_identifier", "preservation_class"}
     return given_options(plan.facts.options, plan.facts.given, said)
