@@ -161,6 +161,15 @@ class Objective(Generic[Conditioning]):
         rho = self.element.at(self.process, timesteps, output.device)
         return per_sample_loss(output, target, mask, self.mask, rho) * self.weight(timesteps, output.device)
 
+    def distance(self, output: Tensor, other: Tensor, timesteps: Tensor, where: Tensor | None = None) -> Tensor:
+        """The mean squared difference from another model's output, times the timestep weight: (B,) float32.
+
+        Always squared, since outputs of a model have no outliers. `where` (B,1,h,w) weights the squares before the
+        mean; `output` and `other` as those of `compare`.
+        """
+        where = None if where is None else where.to(output.device)
+        return per_sample_loss(output, other, where) * self.weight(timesteps, output.device)
+
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
         """w(t), the timestep weight: (B,) float32 on `device`. Without a weighting no SNR is needed."""
         product = torch.ones(timesteps.shape, dtype=torch.float32, device=device)

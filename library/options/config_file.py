@@ -43,7 +43,7 @@ def _json_options(
     path: Path, named: str, text: str, target: Target, mistakes: Mistakes, notes: list[str]
 ) -> Iterator[RawOption]:
     source = parse_json(named, path.name, text)
-    other = other_kind(named, text, SIMPLETUNER)
+    other = other_kind(named, text, OPTIONS, SIMPLETUNER)
     if other is not None:
         raise UserError([other])
     if isinstance(source, Mistake):

@@ -21,6 +21,7 @@ TITLES = {
     "mask": "Masks",
     "cache": "Caches",
     "objective": "Loss",
+    "preservation": "Preservation",
     "optimizer": "Optimizer and learning rates",
     "adapter": "Adapter",
     "averaging": "Average of the weights",

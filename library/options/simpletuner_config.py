@@ -116,7 +116,7 @@ class _Reader:
             value = row.reads.get(value, raw) if isinstance(value, str | int) else raw
             if value is not None:
                 yield self._option(row.flag, key, value)
-        elif value is not False and value not in (*_OFF_WORDS, *row.neutral) and not self._is_end_of_ramp(key, value):
+        elif value is not False and value not in (*_OFF_WORDS, *row.neutral):
             self._refuse(key, raw, row.remedy, row.instead)
 
     def _has_effect(self, condition: str) -> bool:
@@ -127,17 +127,16 @@ class _Reader:
             return value in (None, required)
         return not condition or (value is not None and value not in _OFF)
 
-    def _is_end_of_ramp(self, key: str, value: object) -> bool:
-        """The ramp here ends at the probability; SimpleTuner names the end apart."""
-        probability = _plain(self.values.get("scheduled_sampling_probability"))
-        return key == "scheduled_sampling_prob_end" and value == probability
-
     def _option(self, flag: str, key: str, value: object) -> RawOption:
         return RawOption(flag, value, self.name if flag == key else f"{self.name}: {key}")
 
     def _take(self, key: str) -> object:
-        """The plain value of a key, which is then read; None if it is not set."""
-        return _plain(self.rest.pop(key, None))
+        """The plain value of a key, which is then read; None if it is not set, or not one value."""
+        raw = self.rest.pop(key, None)
+        if isinstance(raw, dict | list):
+            self.mistakes.add(f"{self._show(key)} is not one value", "write one text, number, true or false")
+            return None
+        return _plain(raw)
 
     def _ignore(self, key: str, raw: object) -> None:
         if _plain(raw) not in _OFF:
@@ -165,6 +164,7 @@ class _Reader:
         elif right is not None and script not in (None, right):
             what = f"{self._show('model_type')} trains {TRAINS[right]}; this program trains {TRAINS[script]}"
             self.mistakes.add(what, f"run {right}")
+            self.rest = {key: raw for key, raw in self.rest.items() if not key.startswith("lora_")}
         yield from self._adapter(kind, needed=kind != "full" and right in (None, script))
 
     def _adapter(self, kind: object, *, needed: bool) -> Iterator[RawOption]:
@@ -267,14 +267,15 @@ class _Reader:
         """A checkpoint there is the model and what a resumed run needs; the limit counts checkpoints."""
         newer, older = self._take("checkpoint_step_interval"), self._take("checkpointing_steps")
         every, limit = older if newer is None else newer, self._take("checkpoints_total_limit")
+        by_epochs = "checkpoint_epoch_interval" in self.rest
         key = "checkpointing_steps" if newer is None else "checkpoint_step_interval"
         if every not in (None, 0):
             yield self._option("save_every_n_steps", key, every)
-        if every not in (None, 0) or "checkpoint_epoch_interval" in self.rest:
-            yield self._option("save_state", key, value=True)
+        if every not in (None, 0) or by_epochs:
+            yield self._option("save_state", "checkpoint_epoch_interval" if every is None else key, value=True)
         if isinstance(every, int) and isinstance(limit, int) and every > 0 and limit > 0:
             yield self._option("save_last_n_steps", "checkpoints_total_limit", max(1, every * (limit - 1)))
-        if limit is not None and "checkpoint_epoch_interval" in self.rest:
+        if limit is not None and by_epochs:
             yield self._option("save_last_n_epochs", "checkpoints_total_limit", limit)
 
     def _resume(self) -> Iterator[RawOption]:

@@ -46,10 +46,17 @@ _FLAGS: Mapping[str, Key] = MappingProxyType(
                 "mixed_precision", "output_dir", "pretrained_model_name_or_path", "refiner_training_invert_schedule",
                 "refiner_training_strength", "timestep_bias_begin", "timestep_bias_end", "timestep_bias_multiplier",
                 "timestep_bias_portion", "timestep_bias_strategy", "train_batch_size", "use_ema", "vae_batch_size",
-                "base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision",
-                "text_encoder_3_precision", "scheduled_sampling_max_step_offset", "scheduled_sampling_probability",
+                "scheduled_sampling_max_step_offset", "scheduled_sampling_prob_end", "scheduled_sampling_prob_start",
+                "scheduled_sampling_probability",
                 "scheduled_sampling_ramp_shape", "scheduled_sampling_ramp_steps", "scheduled_sampling_sampler",
                 "scheduled_sampling_start_step", "scheduled_sampling_strategy",
+            )
+        },
+        **{
+            name: Key(name, {"no_change": None})  # also written for whole models, which are not quantised
+            for name in (
+                "base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision",
+                "text_encoder_3_precision",
             )
         },
         "aspect_bucket_alignment": Key("bucket_reso_steps"),
@@ -134,12 +141,6 @@ _REFUSED: Mapping[str, Key] = MappingProxyType(
             instead=("noise_offset",),
         ),
         "scheduled_sampling_order": _refused(_NOT_HERE, 2, only_with="scheduled_sampling_max_step_offset"),
-        "scheduled_sampling_prob_end": _refused(
-            "set scheduled_sampling_probability, which the ramp ends at", only_with="scheduled_sampling_ramp_steps"
-        ),
-        "scheduled_sampling_prob_start": _refused(
-            "remove it: the ramp begins at 0", 0, only_with="scheduled_sampling_ramp_steps"
-        ),
         "scheduled_sampling_reflexflow": _refused(_NOT_HERE, only_with="scheduled_sampling_max_step_offset"),
         "sla_config": _refused(_NOT_HERE),
         "tread_config": _refused(_NOT_HERE),

@@ -72,11 +72,11 @@ def read_text(path: Path, named: str) -> str | Mistake:
         return Mistake(f"{named} is not in UTF-8 (line {line}, byte {error.start})", "save the file as UTF-8")
 
 
-def other_kind(named: str, content: object, wanted: FileKind) -> Mistake | None:
-    """The mistake about a file that is known and not of the `wanted` kind. `content`: the text, or what TOML or JSON
-    have made of it."""
+def other_kind(named: str, content: object, wanted: FileKind, *also: FileKind) -> Mistake | None:
+    """The mistake about a file that is known and neither of the `wanted` kind nor of those that are read `also`.
+    `content`: the text, or what TOML or JSON have made of it."""
     found = recognise_text(content) if isinstance(content, str) else recognise(content)
-    if found is None or found is wanted:
+    if found is None or found in (wanted, *also):
         return None
     return Mistake(f"{named} is {found.title}, not {wanted.title}", found.remedy)
 

@@ -19,6 +19,7 @@ from library.options.groups.memory import MemoryOptions
 from library.options.groups.model import ModelOptions
 from library.options.groups.objective import ObjectiveOptions
 from library.options.groups.optimizer import OptimizerOptions
+from library.options.groups.preservation import PreservationOptions
 from library.options.groups.preview import PreviewOptions
 from library.options.groups.run import RunOptions
 from library.options.groups.saving import SavingOptions
@@ -36,6 +37,7 @@ class TrainOptions:
     cache: CacheOptions = field(default_factory=CacheOptions)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    preservation: PreservationOptions = field(default_factory=PreservationOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     averaging: AveragingOptions = field(default_factory=AveragingOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)

@@ -21,11 +21,13 @@ from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
+from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
 from library.training.saving.saver import Saver
+from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
@@ -80,21 +82,24 @@ def train(plan: Plan, recipe: Recipe) -> None:
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
-        weights = build_weights(optimizer, plan.ema, run.device, run.say)
+        weights = build_weights(optimizer, plan.averages, run.device, run.say)
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
             "schedule": schedule, "scaler": run.accelerator.scaler, "random": random, "ema": weights.ema,
+            "posthoc_ema": weights.posthoc,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
+        preservation = build_preservation(facts, model, trainable, conditioner)
+        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae, preservation)
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
+        snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
@@ -110,7 +115,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             left_out=left_out,
             losses=loss,
             batches=loader.batches,
-            due=(saver.save_due, preview.due, validation.due),
+            due=(snapshots.due, saver.save_due, preview.due, validation.due),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
@@ -127,7 +132,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
-                files = (*saver.written, plan.curve, plan.preview.folder if plan.preview else None)
+                files = (
+                    *saver.written,
+                    plan.outputs.snapshot_folder,
+                    plan.curve,
+                    plan.preview.folder if plan.preview else None,
+                )
                 took = time.monotonic() - began
                 for line in describe_end(progress.step - before, took, run.device, files):
                     run.say(line)

@@ -6,8 +6,8 @@ other purposes than denoising join the one forward pass as further rows of `Inpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from library.objective.loss import Term
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.seeds import torch_generator
+from library.training.preservation.preservation import Preservation
 
 if TYPE_CHECKING:
     from library.families.family import Conditioning, Model
@@ -35,10 +36,16 @@ class Inputs:
     timesteps: Tensor
     conditioning: Conditioning
 
+    def rows(self, places: Sequence[int]) -> Inputs:
+        """Some rows, in this order; a row may occur several times."""
+        chosen = {name: values[[*places]] for name, values in self.conditioning.items()}
+        return Inputs(self.noisy[[*places]], self.timesteps[[*places]], chosen)
+
 
 @dataclass
 class TrainingLoss:
-    """Called with a batch and the number of finished steps, returns the terms of its loss. There is one: denoising.
+    """Called with a batch and the number of finished steps, returns the terms of its loss: denoising, and those of the
+    anchors.
 
     `vae` is the one to encode with: the model's own, or a copy in half precision; None: batches contain latents.
     """
@@ -49,6 +56,7 @@ class TrainingLoss:
     objective: Objective[Conditioning]
     seed: int
     device: torch.device
+    preservation: Preservation = field(default_factory=Preservation)
 
     def __call__(self, batch: Batch, step: int) -> tuple[Term, ...]:
         """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight. `step`: the number of
@@ -56,8 +64,10 @@ class TrainingLoss:
         latents = self.model.family.latent.scaled(self.latents(batch))
         conditioning = self.conditioning(batch)
         inputs, target = self.start(batch, latents, conditioning)
-        output = self.predict(inputs)
-        return (Term("denoising", self.objective.compare(output, target, inputs.timesteps, batch.mask)),)
+        anchored = self.preservation.begin(batch, inputs, step)
+        output = self.predict(anchored.inputs)
+        denoising = self.objective.compare(output[: len(target)], target, inputs.timesteps, batch.mask)
+        return anchored.terms(denoising, output, self.objective)
 
     def start(self, batch: Batch, latents: Tensor, conditioning: Conditioning) -> tuple[Inputs, Tensor]:
         """The input of the backbone for each sample, and the target of its output, (B, C, h, w) float32. `latents` are
@@ -90,7 +100,12 @@ class TrainingLoss:
 
 
 def build_training_loss(
-    facts: RunFacts, model: Model, wrapped: Mapping[Any, Any], conditioner: Conditioner, vae: Any
+    facts: RunFacts,
+    model: Model,
+    wrapped: Mapping[Any, Any],
+    conditioner: Conditioner,
+    vae: Any,
+    preservation: Preservation,
 ) -> TrainingLoss:
     """The loss of a run, computed with `wrapped` modules (see trainable.wrap). `vae`: see TrainingLoss."""
     base_model = facts.base_model
@@ -109,4 +124,5 @@ def build_training_loss(
         ),
         seed=facts.seed,
         device=conditioner.device,
+        preservation=preservation,
     )

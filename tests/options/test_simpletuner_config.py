@@ -189,6 +189,8 @@ def test_as_many_checkpoints_are_kept(limit: int, tmp_path: Path) -> None:
         ({"nobody_knows": 1}, "sets what this program does not know"),
         ({"lora_rank": "x"}, "--network_dim = \"x\" (config.json: lora_rank) is not a number"),
         ({"train_batch_size": {"a": 1}}, "is not a number"),
+        ({"optimizer": ["AdamW"]}, "optimizer = [\"AdamW\"] (config.json) is not one value"),
+        ({"model_type": {"a": 1}}, "is not one value"),
         ({"tree": {"a": 1}}, "tree (config.json) is an object, but the file is flat"),
         ({"seed": 1, "--seed": 2}, "seed is set twice in config.json"),
         ('{"seed": 1, "seed": 1}', "seed is set twice (config.json, line 1)"),
@@ -222,7 +224,7 @@ def test_whole_models_have_their_own_flags(tmp_path: Path) -> None:
     parsed = of(tmp_path, tree, program=DREAMBOOTH)
     assert values(parsed, "train_text_encoder", "learning_rate_te") == [True, 1e-6]
     assert not told(parsed) and any("ignored: lora_rank" in note for note in parsed.notes)
-    (answer,) = told(of(tmp_path, {"model_type": "lora"}, program=DREAMBOOTH))
+    (answer,) = told(of(tmp_path, {"model_type": "lora", "lora_rank": 4}, program=DREAMBOOTH))
     assert answer.endswith("run train_network.py")
 
 
@@ -245,6 +247,7 @@ def test_latest_is_a_mistake_only_where_there_is_a_state(tmp_path: Path) -> None
         ('{"seed": 1,\n}', "remove the comma before the closing bracket"),
         ('{"use_ema": True}', "in small letters"),
         ('{"output_dir": "C:\\models"}', "two backslashes or one slash"),
+        ('{"output_dir": "C:\\train"}', "single backslashes: C:\\train"),  # valid, with a tab
         ("[1, 2]", "is JSON, but not one object"),
         ("3", "is JSON, but not one object"),
         ("[" * 100_000, "too deeply"),
@@ -258,6 +261,33 @@ def test_what_is_no_flat_json_is_one_mistake(text: str, words: str, tmp_path: Pa
 
 def test_json_under_another_name_is_read_too(tmp_path: Path) -> None:
     assert values(of(tmp_path, {"seed": 4}, name="config.toml"), "seed") == [4]
+
+
+# What SimpleTuner's guide for DreamBooth adds to config.json.
+GUIDE = {
+    "base_model_precision": "int8-quanto",
+    "text_encoder_1_precision": "nf4-bnb",
+    "scheduled_sampling_max_step_offset": 10,
+    "scheduled_sampling_probability": 1.0,
+    "scheduled_sampling_ramp_steps": 1000,
+    "scheduled_sampling_sampler": "unipc",
+    "use_ema": True,
+    "data_aesthetic_score": 5.6,
+}
+
+
+@pytest.mark.parametrize("key", GUIDE)
+def test_the_keys_of_the_guide_reach_their_flags(key: str, tmp_path: Path) -> None:
+    if key not in FLAGS:
+        pytest.skip("this flag is of a later version")
+    parsed = of(tmp_path, {**GUIDE, "validation_preview": True, "validation_preview_steps": 1})
+    assert values(parsed, key) == [GUIDE[key]] and parsed.origins[key] == "config.json"
+    assert any("ignored: validation_preview, validation_preview_steps" in note for note in parsed.notes)
+
+
+def test_no_change_is_not_set_for_whole_models_too(tmp_path: Path) -> None:
+    tree = {"base_model_precision": "no_change", "text_encoder_1_precision": "no_change"}
+    assert not told(of(tmp_path, tree, program=DREAMBOOTH))
 
 
 def test_every_key_leads_to_a_flag_that_exists() -> None:

@@ -12,6 +12,8 @@ from library.options.dataset_config.locate import Address, Places, in_json, in_t
 from library.options.mistakes import Mistake
 from library.options.text_files import FileKind, other_kind, read_text
 
+_BACKSLASHES = "in JSON a Windows path needs two backslashes or one slash (C:/train)"
+
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -67,6 +69,9 @@ def parse_json(named: str, name: str, text: str) -> ConfigFile | Mistake:
         )
     except RecursionError:
         return _too_deep(named)
+    path = re.search(r'"[A-Za-z]:\\(?![\\/"])[^"]*', text)
+    if path:  # \t and the like are valid, but no path has them
+        return Mistake(f"{named} has a Windows path with single backslashes: {path.group()[1:]}", _BACKSLASHES)
     half = re.search("[\ud800-\udfff]", json.dumps(tree, ensure_ascii=False))
     if half:
         return Mistake(
@@ -84,7 +89,7 @@ def _json_remedy(text: str, error: json.JSONDecodeError) -> str:
         return "remove the comma before the closing bracket"
     if after.startswith(("True", "False", "None")):
         return "write true, false or null in small letters"
-    return "fix that line; in JSON a Windows path needs two backslashes or one slash (C:/train)"
+    return f"fix that line; {_BACKSLASHES}"
 
 
 def _too_deep(named: str) -> Mistake:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from library.training.averaging.ema import Ema
-from library.training.averaging.plan import EmaPlan
+from library.training.averaging.plan import AveragesPlan, EmaPlan
 from library.training.averaging.weight_average import WeightAverage
 from library.training.averaging.weights import Weights, build_weights
 
@@ -99,7 +99,7 @@ def test_a_state_of_other_weights_is_refused() -> None:
 
 def test_the_model_holds_the_average_only_while_it_is_shown() -> None:
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
-    weights = build_weights(torch.optim.SGD([weight]), plan(0.5), CPU, lambda line: None)
+    weights = build_weights(torch.optim.SGD([weight]), AveragesPlan(plan(0.5)), CPU, lambda line: None)
     weight.data.fill_(2)
     weights.update()
     assert list(weights.shown()) == ["_ema"]
