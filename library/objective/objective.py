@@ -32,7 +32,7 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of a batch, all on the CPU: `timesteps` (B,) int64 and `noise` (B,C,h,w) float32.
+    """The random draws of a batch: `timesteps` (B,) int64 on the CPU, `noise` (B,C,h,w) float32 on any device.
 
     `perturbation`, if any, has the shape of the noise and is added to it in the model's input only.
     """

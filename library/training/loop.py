@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,7 +57,8 @@ class Loop:
     is the number of finished optimizer steps. All batches of a step have the same terms; samples without one of them
     have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only.
+    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
+    returns further values of a step to log; all processes call it.
     """
 
     run: Run
@@ -73,6 +74,7 @@ class Loop:
     duration: Duration
     max_grad_norm: float
     record: Callable[[int, float], None] = lambda step, loss: None
+    measured: Callable[[], Mapping[str, float]] = dict
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
@@ -179,7 +181,7 @@ class Loop:
 
         # Update weights, learning rates and averaged weights.
         self.optimizer.step()
-        measured = self.trainable.step_ended()
+        measured = {**self.measured(), **self.trainable.step_ended()}
         if not self.run.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             self.weights.update()

@@ -16,6 +16,7 @@ from library.training.adapter import describe as describe_adapter
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import Costs
+from library.training.plan.duration import PASSES_OF_A_SAMPLE
 from library.training.plan.facts import RunFacts
 from library.training.plan.given import dataset_settings, given_options, subset_settings
 from library.training.plan.images import Images, SubsetCount
@@ -211,6 +212,14 @@ def _training(plan: Plan) -> Iterator[str]:
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     yield from plan.averages.describe(facts.duration.steps)
     yield _loss(facts)
+    if plan.rollout is not None:
+        steps = facts.duration.steps
+        passes = plan.rollout.passes_per_sample(steps)
+        yield plan.rollout.describe(steps)
+        yield (
+            f"adds about {passes:.2g} forward passes per sample ({plan.rollout.longest} for the longest rollout), "
+            f"{passes / PASSES_OF_A_SAMPLE:.0%} of the training time"
+        )
     yield from facts.preservation.describe()
 
 
