@@ -293,7 +293,7 @@ OUR_OWN = (
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
     *("max_image_memory", "allow_unknown_keys"),
-    *("use_ema", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
+    *("use_ema", "ema_of", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("ema_device", "ema_save", "ema_validation", "posthoc_ema_snapshots"),
     *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
 )
@@ -431,7 +431,7 @@ def test_flags_that_must_not_change_on_resume() -> None:
         max_grad_norm train_text_encoder stop_text_encoder_training lr_scheduler lr_scheduler_args lr_scheduler_type
         lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale
         lr_scheduler_min_lr_ratio
-        use_ema ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
+        use_ema ema_of ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
         gradient_accumulation_steps no_half_vae base_precision
         """.split()
     )
