@@ -341,6 +341,28 @@ def test_saving_drawing_and_validating_are_no_time_of_a_step() -> None:
     assert {step for step, _ in toy.called} == {1, 2}
 
 
+def test_the_drift_of_a_term_is_the_mean_of_its_members() -> None:
+    """Without the weight of the term. In the first step the weight is 1, and two batches are those of records 0 to 3;
+    records 0 and 1 are members, and what could not be read is none."""
+
+    def terms(weight: torch.Tensor, number: int) -> tuple[Term, ...]:
+        member = torch.tensor([number < 2])
+        losses = torch.where(member, weight * (number + 1.0), 0.0)
+        return (Term("denoising", weight), Term("anchor", losses, 0.5, member))
+
+    toy = Toy(terms, accumulation=4, steps=1)
+    toy.run()
+    # the mean of 1 and 2; the shares of the loss are divided by all 4 samples
+    assert toy.logged[0]["drift/anchor"] == 1.5 and toy.logged[0]["loss/anchor"] == 0.5 * 3 / 4
+    assert toy.logged[0]["loss"] == 1 + 0.5 * 3 / 4
+    toy = Toy(terms, accumulation=4, steps=1, unread=(1,))
+    toy.run()
+    assert toy.logged[0]["drift/anchor"] == 1.0
+    toy = Toy(lambda weight, number: terms(weight, 2), accumulation=4, steps=1)
+    toy.run()
+    assert "drift/anchor" not in toy.logged[0] and toy.logged[0]["loss/anchor"] == 0.0
+
+
 def test_a_single_term_is_logged_as_the_loss_and_several_each_by_its_name() -> None:
     """4 samples of 1 and 0.5 times the weight: (2 / 2) * 1.5 in the first step."""
     one, two = (

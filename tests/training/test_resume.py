@@ -25,6 +25,10 @@ CASES = {
     },
     "text encoder already stopped": {"stop_text_encoder_training": 2, "caption_dropout_rate": 0.3, "noise_offset": 0.1},
     "bf16 weights": {"mixed_precision": "bf16", "full_bf16": True, "min_snr_gamma": 5},
+    "rollout": {
+        "scheduled_sampling_max_step_offset": 2, "scheduled_sampling_stride": "inference",
+        "scheduled_sampling_probability": 0.8, "scheduled_sampling_ramp_steps": 5, "ip_noise_gamma": 0.1,
+    },
     "schedule-free": {"optimizer_type": "AdamWScheduleFree"},
 }  # fmt: skip
 

@@ -180,6 +180,7 @@ def trainable_network(
         whole_model=False,
         products=tuple(adapter_network.products()) if isinstance(adapter_network, Network) else (),
         tags=TAGS,
+        switched_off=adapter_network.switched_off,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from library.messages import readable_bytes
 from library.objective import check_options
+from library.objective.rollout import RolloutSettings
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
@@ -44,6 +45,7 @@ class Plan:
 
     facts: RunFacts
     adapter: AdapterPlan | None
+    rollout: RolloutSettings | None
     optimization: Optimization
     averages: AveragesPlan
     outputs: Outputs
@@ -70,12 +72,11 @@ def decide(parsed: Parsed) -> Plan:
     resume = decide_resume(options.saving.resume, mistakes)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
     base = None if facts is None else facts.base_model
-    family = None if base is None else base.family
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
-    notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
+    notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
     if facts is None:
         mistakes.raise_if_any()
@@ -83,7 +84,7 @@ def decide(parsed: Parsed) -> Plan:
 
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
-    notes.extend(check_objective(base_model, mistakes))
+    rollout = decide_loss(options, base_model, mistakes, notes)
     schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
@@ -104,6 +105,7 @@ def decide(parsed: Parsed) -> Plan:
     return Plan(
         facts=facts,
         adapter=adapter,
+        rollout=rollout,
         optimization=optimization,
         averages=averages,
         outputs=outputs,
@@ -127,14 +129,20 @@ def decide_preview(facts: RunFacts) -> PreviewPlan | None:
     return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
 
 
-def check_objective(base_model: BaseModel, mistakes: Mistakes) -> tuple[str, ...]:
-    """Collect the mistakes in the options of the loss, and return the notes about them."""
-    family = base_model.family
-    wrong, notes = check_options.check(
-        base_model.objective, base_model.prediction, family.process.timesteps, has_snr="snr" in family.capabilities
-    )
-    mistakes.extend(wrong)
-    return notes
+def decide_loss(
+    options: TrainOptions, base_model: BaseModel, mistakes: Mistakes, notes: list[str]
+) -> RolloutSettings | None:
+    """Check the options of the loss, and decide how samples are rolled: None if none is."""
+    family, objective = base_model.family, base_model.objective
+    timesteps = family.process.timesteps
+    rollout = RolloutSettings.from_options(options.rollout, timesteps)
+    for wrong, remarks in (
+        check_options.check(objective, base_model.prediction, timesteps, has_snr="snr" in family.capabilities),
+        check_options.check_rollout(rollout, objective, timesteps),
+    ):
+        mistakes.extend(wrong)
+        notes.extend(remarks)
+    return rollout
 
 
 def decide_workers(facts: RunFacts, notes: list[str]) -> int:
