@@ -23,7 +23,6 @@ class AveragingOptions:
         "matrices, from which factors of its rank are made by their singular values.",
         choices=get_args(EmaOf),
         script="train_network.py",
-        neutral_elsewhere=("weights",),
     )
     ema_decay: float | None = flag(
         None,
