@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from library.options.tool_command import Tool, run_tool
-from library.sampling.options import INTERRUPTED, GenerateOptions, check
+from library.sampling.options import INTERRUPTED, REMEDIES, GenerateOptions, check
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -31,6 +31,7 @@ TOOL = Tool(
     draw,
     check=check,
     interrupted=INTERRUPTED,
+    remedies=REMEDIES,
 )
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class Kind:
     shapes             the shapes of a layer's tensors in files (networks/shapes.py); None: it is not trained
     frozen             tensors that are not trained
     is_scaled          whether ΔW is multiplied by alpha / rank
+    has_dim            whether --network_dim and --network_alpha mean anything
     readers            the programs that load its files and apply them as this one does (networks/readers.py)
     complete_settings  checks the settings and may fill in missing ones (dataclasses.replace); raises AdapterError
     """
@@ -136,4 +137,5 @@ class Kind:
     shapes: Callable[[Layer, LayerSettings], dict[str, tuple[int, ...]] | None] | None = None
     frozen: frozenset[str] = frozenset()
     is_scaled: bool = True
+    has_dim: bool = True
     complete_settings: Callable[[NetworkSettings], NetworkSettings] | None = None

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from networks import layer_tensors
+from networks import layer_tensors, shapes
 from networks.adapter import Layer, LayerSettings
-from networks.shapes import factorization
 
 
 class LoKr(nn.Module):
@@ -141,27 +140,14 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> LoKr:
     `settings.own`: factor (-1: as equal as possible), decompose_both (w1 of low rank too), full_matrix (w2 whole at any
     dim), unbalanced_factorization (w1 gets the larger factor of the outputs), use_tucker.
     """
-    own, dim = settings.own, settings.dim
-    factor, whole = int(own.get("factor", -1)), bool(own.get("full_matrix"))
-    a, b = factorization(layer.shape[0], factor)
-    c, d = factorization(layer.shape[1], factor)
-    if own.get("unbalanced_factorization"):
-        a, b = b, a
-    kernel = layer.shape[2:]
-    if own.get("decompose_both") and dim < max(a, c) / 2 and not whole:
-        tensors = {"lokr_w1_a": _random(a, dim), "lokr_w1_b": _random(dim, c)}
-    else:
-        tensors = {"lokr_w1": _random(a, c)}
-    if whole or dim >= max(b, d) / 2:
-        tensors["lokr_w2"] = torch.zeros(b, d, *kernel)
-    elif own.get("use_tucker") and layer.kernel != (1, 1):
-        tensors["lokr_t2"] = _random(dim, dim, *kernel)
-        tensors |= {"lokr_w2_a": _random(dim, b), "lokr_w2_b": torch.zeros(dim, d)}
-    else:
-        tensors |= {"lokr_w2_a": _random(b, dim), "lokr_w2_b": torch.zeros(dim, d * math.prod(kernel))}
+    made = shapes.lokr(layer, settings)
+    last = "lokr_w2" if "lokr_w2" in made else "lokr_w2_b"
+    tensors = {
+        name: torch.zeros(shape) if name == last else _random(*shape) for name, shape in made.items() if name != "alpha"
+    }
     # If no matrix is of low rank, alpha is unused and dim has no limit (users write 100000 for "full rank"): limited,
     # as it would be infinite in half precision.
-    alpha = settings.alpha if _dim(tensors) else float(min(dim, max(layer.shape)))
+    alpha = settings.alpha if _dim(tensors) else float(min(settings.dim, max(layer.shape)))
     adapter = LoKr(layer, tensors, alpha)
     adapter.rank_dropout = settings.rank_dropout
     return adapter

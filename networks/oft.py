@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import boft, layer_tensors, oft_rotations
-from networks.adapter import AdapterError, Layer, LayerSettings
-from networks.shapes import oft_selects
+from networks import boft, layer_tensors, oft_rotations, shapes
+from networks.adapter import Layer, LayerSettings
 
 
 class Oft(nn.Module):
@@ -95,15 +94,8 @@ def create(layer: Layer, settings: LayerSettings, weight: Tensor) -> Oft | None:
     `settings.own`: enable_all_linear (all linear layers of the transformers, not only attention) and enable_conv (also
     the residual blocks). None for a layer that is not selected. AdapterError if the outputs cannot be divided.
     """
-    if not oft_selects(layer, settings):
-        return None
-    size, remainder = divmod(layer.shape[0], settings.dim)
-    if remainder or not size:
-        remedy = f"set --network_dim (OFT's number of blocks) to a divisor of {layer.shape[0]}, such as 4 or 8"
-        raise AdapterError(
-            f"{layer.name}: {layer.shape[0]} outputs cannot be divided into {settings.dim} blocks", remedy
-        )
-    return Oft(torch.zeros(settings.dim, size, size), settings.alpha)
+    planned = shapes.oft(layer, settings)
+    return None if planned is None else Oft(torch.zeros(planned["oft_blocks"]), settings.alpha)
 
 
 def load(layer: Layer, tensors: dict[str, Tensor], constraint: float = 0.0) -> Any:

@@ -8,14 +8,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from library.checkpoints.adapter_key_names import AdapterPart
+from library.messages import counted, listed
 from networks import shapes
-from networks.adapter import Layer, LayerSettings
-from networks.formats.layer_names import Place, split, table_of
+from networks.adapter import AdapterError, Kind, Layer, LayerSettings
+from networks.formats.layer_names import Place, is_bundled, split, table_of
+from networks.registry import detect_kind
 from networks.settings import NetworkSettings
 from networks.shapes import Shapes
 
 ModuleShapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Module of the model -> name of a tensor in it -> shape."""
+InFile = Mapping[str, tuple[Place, Shapes]]
+"""Name of a layer -> its place in the model, and the shapes of its tensors by name."""
 _NOT_TRAINED = frozenset({"alpha", "on_input"})
 
 
@@ -41,7 +45,8 @@ class PlannedLayer:
 def plan_layers(
     parts: Sequence[AdapterPart], model: ModuleShapes, settings: NetworkSettings, train: Collection[str]
 ) -> tuple[PlannedLayer, ...]:
-    """The layers that network.create makes of a model with these shapes; `train`: the modules to adapt."""
+    """The layers that network.create makes of a model with these shapes; `train`: the modules to adapt. AdapterError
+    for settings that do not fit a layer."""
     found = []
     for part in parts:
         if part.module not in train or (settings.kind.parts is not None and part.module not in settings.kind.parts):
@@ -81,13 +86,15 @@ def _block(part: AdapterPart, path: str) -> int | None:
         return None
 
 
-def layers_of_file(
-    tensors: Mapping[str, tuple[int, ...]], parts: Sequence[AdapterPart]
-) -> tuple[dict[str, tuple[Place, Shapes]], list[str]]:
-    """What a file of any program holds, from the shapes in its header: {name of the layer: (its place, shapes)}, and
-    the layers that are not in a model with these parts."""
-    table, found, unknown = table_of(parts), {}, {}  # type: ignore[var-annotated]
+def layers_of_file(tensors: Shapes, parts: Sequence[AdapterPart]) -> tuple[InFile, list[str]]:
+    """What a file of any program holds, from the shapes in its header, and the layers that are not in a model with
+    these parts."""
+    table = table_of(parts)
+    found: dict[str, tuple[Place, Shapes]] = {}
+    unknown: dict[str, None] = {}
     for key, shape in tensors.items():
+        if is_bundled(key):
+            continue
         name, role = split(key)
         place = table.find(name)
         if place is None:
@@ -97,10 +104,45 @@ def layers_of_file(
     return found, list(unknown)
 
 
+def weight_shape(place: Place, model: ModuleShapes) -> tuple[int, ...] | None:
+    """The shape of a layer's weight in a model."""
+    tensors = model.get(place.part.module, {})
+    return tensors.get(f"{place.bare}.weight") or tensors.get(f"{place.path}.weight")
+
+
+def why_not_for(tensors: Shapes, parts: Sequence[AdapterPart], model: ModuleShapes, title: str) -> str | None:
+    """What shows that a file is no adapter for a model with these parts and shapes, to be written after its name; None:
+    nothing does. `title`: the kind of model."""
+    found, unknown = layers_of_file(tensors, parts)
+    if not any(kind_of(of_layer) for _, of_layer in found.values()):
+        return f"has no adapters for {title} (its keys: {listed(tensors)})"
+    if unknown:
+        return f"has {counted(len(unknown), 'layer')} that {title} does not have: {listed(unknown)}"
+    wrong = []
+    for place, of_layer in found.values():
+        shape, size = weight_shape(place, model), shapes.weight_size(of_layer)
+        here = None if not shape else (shape[0], math.prod(shape[1:]))
+        if here is not None and any(each not in (None, own) for each, own in zip(size, here, strict=True)):
+            sizes = " x ".join("?" if each is None else str(each) for each in size)
+            wrong.append(f"{place.name} is for a weight of {sizes}, here it is {here[0]} x {here[1]}")
+    return f"is for a model of other sizes, in {counted(len(wrong), 'layer')}: {wrong[0]}" if wrong else None
+
+
+def kind_of(tensors: Collection[str]) -> Kind | None:
+    """The kind of a layer's tensors; None: not known, or of several."""
+    try:
+        return detect_kind([f"layer.{role}" for role in tensors])
+    except AdapterError:
+        return None
+
+
 def with_rank(planned: PlannedLayer, settings: NetworkSettings, rank: int) -> Shapes:
-    """The shapes of a planned layer with another rank."""
+    """The shapes of a planned layer with another rank; none if it cannot have that rank."""
     made = settings.kind.shapes
-    tensors = None if made is None else made(planned.layer, LayerSettings(rank, 1.0, own=settings.own))
+    try:
+        tensors = None if made is None else made(planned.layer, LayerSettings(rank, 1.0, own=settings.own))
+    except AdapterError:
+        return {}
     return tensors or {}
 
 

@@ -26,8 +26,8 @@ def note_on_readers(settings: NetworkSettings) -> str | None:
     """What to know before training, if a WebUI cannot use the result; else None."""
     if settings.use_dora and settings.wd_on_output:
         return (
-            "--network_args wd_on_output=True: ComfyUI and A1111 draw other images with this DoRA; diffusers and PEFT "
-            "read it after tools/convert_lora.py (without wd_on_output it is the other way round)"
+            "DoRA with magnitudes per output (wd_on_output=True): ComfyUI and A1111 draw other images with it, "
+            "diffusers and PEFT read it after tools/convert_lora.py; with magnitudes per input it is the reverse"
         )
     can = [name for name in PROGRAMS if name in readers(settings)]
     cannot = [name for name in PROGRAMS if name not in can]

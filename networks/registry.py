@@ -159,6 +159,7 @@ KINDS: tuple[Kind, ...] = (
         readers=frozenset({"A1111"}),
         shapes=shapes.ia3,
         is_scaled=False,
+        has_dim=False,
     ),
     Kind(
         "full",

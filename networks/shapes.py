@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
-from networks.adapter import Layer, LayerSettings
+from networks.adapter import AdapterError, Layer, LayerSettings
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,10 +78,15 @@ def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
 
 
 def oft(layer: Layer, settings: LayerSettings) -> Shapes | None:
-    """An OFT; blocks that do not divide the outputs are a mistake of `create`."""
+    """An OFT of `dim` blocks. AdapterError if the outputs cannot be divided into them."""
     if not oft_selects(layer, settings):
         return None
-    size = layer.shape[0] // settings.dim
+    size, remainder = divmod(layer.shape[0], settings.dim)
+    if remainder or not size:
+        remedy = f"set --network_dim (OFT's number of blocks) to a divisor of {layer.shape[0]}, such as 4 or 8"
+        raise AdapterError(
+            f"{layer.name}: {layer.shape[0]} outputs cannot be divided into {settings.dim} blocks", remedy
+        )
     return {"alpha": (), "oft_blocks": (settings.dim, size, size)}
 
 
@@ -114,3 +120,58 @@ def dora_scale(layer: Layer, *, by_output: bool) -> tuple[int, ...]:
     """The shape of DoRA's magnitudes."""
     ones = (1,) * (len(layer.shape) - 2)
     return (layer.shape[0], 1, *ones) if by_output else (1, layer.shape[1], *ones)
+
+
+def weight_size(tensors: Shapes) -> tuple[int | None, int | None]:
+    """(outputs, inputs) of the weight that a layer's tensors in a file are for, inputs times the kernel's size; None
+    where these tensors do not show it, or lack one another."""
+    try:
+        return next((read(tensors) for mark, read in _WEIGHT_SIZES.items() if mark in tensors), (None, None))
+    except (KeyError, IndexError):
+        return None, None
+
+
+def _of_lora(tensors: Shapes) -> tuple[int, int]:
+    down = tensors["lora_down.weight"]
+    return tensors["lora_up.weight"][0], down[1] * math.prod((*down[2:], *tensors.get("lora_mid.weight", ())[2:]))
+
+
+def _of_halves(a: tuple[int, ...], b: tuple[int, ...], core: tuple[int, ...] | None) -> tuple[int, int]:
+    """Of a product of low rank: a b, or with a Tucker core, whose kernel stands in it."""
+    return (a[0], b[1]) if core is None else (a[1], b[1] * math.prod(core[2:]))
+
+
+def _of_loha(tensors: Shapes) -> tuple[int, int]:
+    return _of_halves(tensors["hada_w1_a"], tensors["hada_w1_b"], tensors.get("hada_t1"))
+
+
+def _of_lokr(tensors: Shapes) -> tuple[int, int]:
+    outputs = inputs = 1
+    for half in ("lokr_w1", "lokr_w2"):
+        if half in tensors:
+            rows, columns = tensors[half][0], math.prod(tensors[half][1:])
+        else:
+            core = tensors.get("lokr_t2") if half == "lokr_w2" else None
+            rows, columns = _of_halves(tensors[f"{half}_a"], tensors[f"{half}_b"], core)
+        outputs, inputs = outputs * rows, inputs * columns
+    return outputs, inputs
+
+
+def _of_difference(tensors: Shapes) -> tuple[int, int]:
+    shape = tensors["diff"]
+    return shape[0], math.prod(shape[1:])
+
+
+def _of_blocks(name: str) -> Callable[[Shapes], tuple[int, None]]:
+    return lambda tensors: (math.prod(tensors[name][-3:-1]), None)  # a fourth axis is BOFT's
+
+
+_WEIGHT_SIZES: dict[str, Callable[[Shapes], tuple[int | None, int | None]]] = {
+    "lora_down.weight": _of_lora,
+    "hada_w1_a": _of_loha,
+    "lokr_w1": _of_lokr,
+    "lokr_w1_a": _of_lokr,
+    "diff": _of_difference,
+    "oft_blocks": _of_blocks("oft_blocks"),
+    "oft_diag": _of_blocks("oft_diag"),
+}

@@ -41,6 +41,7 @@ from tools import (
     merge_dd_tags_to_metadata,
     merge_lora,
     merge_models,
+    posthoc_ema,
     prepare_buckets_latents,
     resize_lora,
     show_metadata,
@@ -80,6 +81,7 @@ TOOLS: dict[str, Any] = {
             merge_dd_tags_to_metadata,
             merge_lora,
             merge_models,
+            posthoc_ema,
             prepare_buckets_latents,
             resize_lora,
             show_metadata,
@@ -259,7 +261,8 @@ def test_the_tables_of_optimisers_and_schedules_are_those_of_the_program() -> No
 
 
 def test_messages_are_those_of_the_program() -> None:
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "library").rglob("*.py")))
+    files = [path for folder in ("library", "networks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in files)
     messages = [row[0].strip("`") for rows in tables("docs/mistakes.md") for row in rows[1:]]
     assert messages and not [message for message in messages if message not in sources]
 

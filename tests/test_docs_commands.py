@@ -42,6 +42,7 @@ WITHOUT_WEIGHTS = {"--dry_run", "--debug_dataset"}
 # What stands for a number of steps, for several processes (tests/tools) and for a cloud (tests/data/scan).
 INSTEAD = {
     "n_steps 500": "n_steps 1",
+    "posthoc_ema_snapshots 10": "posthoc_ema_snapshots 1",
     "step00000500": "step00000001",
     "--processes 2": "--processes 1",
     "s3:": "memory:",

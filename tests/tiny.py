@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,11 @@ def diffusers_modules(family: str, seed: int = 0) -> TinyModules:
 
 def original_state_dict(family: str, seed: int = 0, *, text_model_level: bool = True) -> Tensors:
     """The miniature's tensors under the names of the original single files (float32)."""
+    return {name: value.clone() for name, value in _original_tensors(family, seed, text_model_level).items()}
+
+
+@lru_cache(maxsize=12)  # of 20 to 100 MB
+def _original_tensors(family: str, seed: int, text_model_level: bool) -> Tensors:
     modules = diffusers_modules(family, seed)
     upsampler = 2 if family == "sdxl" else 1  # SDXL's deepest level has attention
     tensors = {

@@ -8,10 +8,9 @@ with the names and arrays of sd-scripts. Run it again to encode what is missing 
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started
 from library.messages import counted
 from library.options.flag import flag
 from library.options.mistakes import Mistake, Mistakes, UserError
-from library.options.tool_command import Tool, run_tool
+from library.options.tool_command import Tool, run_tool, tool_flags
 
 if TYPE_CHECKING:
     from library.training.plan.images import Images
@@ -59,6 +58,7 @@ _NAMES = {
     "resolution": "max_resolution",
 }
 _SAME = ("train_data_dir", "in_json", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "mixed_precision")
+_DEFAULTS = {"enable_bucket": True, "cache_format": "npz", "resolution": (512, 512)}  # in place of the training's
 
 
 def check(options: BucketsOptions, mistakes: Mistakes) -> None:
@@ -68,10 +68,12 @@ def check(options: BucketsOptions, mistakes: Mistakes) -> None:
 
 
 def training_flags(options: BucketsOptions) -> Iterator[str]:
-    """The flags of the training that reads these latents."""
-    yield from ("--enable_bucket", "--cache_format=npz")
+    """The flags of the training that reads these latents, but for those at their defaults."""
+    flags = tool_flags(BucketsOptions)
     for name in (*_NAMES, *_SAME):
-        yield f"--{name}={getattr(options, _NAMES.get(name, name))}"
+        own = _NAMES.get(name, name)
+        if getattr(options, own) != flags[own].default:
+            yield f"--{name}={getattr(options, own)}"
     if options.bucket_no_upscale:
         yield "--bucket_no_upscale"
     if options.flip_aug:
@@ -87,18 +89,13 @@ def work(options: BucketsOptions) -> None:
     from tools.cache_latents import TOOL as LATENTS
 
     quiet_libraries()
+    tool = replace(LATENTS, defaults=_DEFAULTS, names=_NAMES)
     try:
-        plan = plan_and_fill(LATENTS, list(training_flags(options)))
+        plan = plan_and_fill(tool, list(training_flags(options)))
     except UserError as error:
-        raise UserError(map(_in_own_words, error.mistakes)) from error
+        texts = ((tool.in_own_words(mistake.what), tool.in_own_words(mistake.remedy)) for mistake in error.mistakes)
+        raise UserError(Mistake(*text) for text in texts) from error
     write_sizes(options, plan.facts.images)
-
-
-def _in_own_words(mistake: Mistake) -> Mistake:
-    """A mistake with the flags of this program in place of the training's."""
-    pattern = re.compile(rf"--({'|'.join(_NAMES)})\b")
-    what, remedy = (pattern.sub(lambda name: f"--{_NAMES[name[1]]}", text) for text in (mistake.what, mistake.remedy))
-    return Mistake(what, remedy)
 
 
 def write_sizes(options: BucketsOptions, images: Images) -> None:

@@ -33,6 +33,10 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Optimiser": (
         "optimizer", "learning_rate", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "max_grad_norm",
     ),
+    "Average of the weights": (
+        "ema_of", "ema_decay", "ema_update_interval", "ema_warmup_steps", "ema_steps",
+        "posthoc_ema_sigma_rel", "posthoc_ema_steps", "posthoc_ema_error",
+    ),
     "Network": (
         "network_module", "network_dim", "network_alpha", "network_dropout", "network_args", "scale_weight_norms",
     ),

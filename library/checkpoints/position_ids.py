@@ -37,7 +37,7 @@ def faults(header: Header) -> Iterator[str]:
         if not is_position_ids(name) or header.kind == "diffusers":
             continue
         if info.dtype != "I64":
-            yield f"{name} is {info.dtype} instead of integers"
+            yield f"{name} is {info.dtype} instead of I64"
         elif wrong := [str(index) for index, entry in enumerate(_entries(header, name)) if index != entry]:
             yield f"{name} is wrong at {', '.join(wrong[:5])}"
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 V_PRED, ZTSNR = "v_pred", "ztsnr"
 MARKS = (V_PRED, ZTSNR)
 _METADATA = "modelspec.prediction_type"
+_RESCALED = "rescale_betas_zero_snr"
 _SPELLINGS: Mapping[str, Literal["epsilon", "v"]] = {
     "epsilon": "epsilon", "eps": "epsilon", "v": "v", "v_prediction": "v", "v_pred": "v", "vpred": "v",
 }  # fmt: skip
@@ -54,10 +55,10 @@ def declared_prediction(header: Header) -> DeclaredPrediction:
 def _of_folder(header: Header) -> DeclaredPrediction:
     scheduler = header.configs.get("scheduler", {})
     prediction, unknown = _read("prediction_type", scheduler.get("prediction_type"))
-    rescaled = scheduler.get("rescale_betas_zero_snr")
+    rescaled = scheduler.get(_RESCALED)
     zero = rescaled if isinstance(rescaled, bool) else None
     if zero is None and rescaled is not None:
-        unknown += (_quote("rescale_betas_zero_snr", rescaled),)
+        unknown += (_quote(_RESCALED, rescaled),)
     name = str(scheduler.get("_class_name", ""))
     if name.startswith(_OTHER_SCHEDULERS):
         unknown = (_quote("_class_name", name), *unknown)
@@ -102,9 +103,12 @@ def _read(name: str, said: Any) -> tuple[Literal["epsilon", "v"] | None, tuple[s
 
 
 def declaring(header: Header, prediction: str) -> Header:
-    """Return the header of a checkpoint without what it declares, of a file with this prediction type instead."""
-    configs = {name: config for name, config in header.configs.items() if name != "scheduler"}
-    return replace(header, configs=configs, metadata={**header.metadata, _METADATA: prediction})
+    """Return the header of a checkpoint that declares this prediction type, of a folder without its scheduler. What it
+    says of zero terminal SNR stays."""
+    scheduler = header.configs.get("scheduler", {})
+    said = {name: value for name, value in scheduler.items() if name == _RESCALED and isinstance(value, bool)}
+    metadata = {**header.metadata, _METADATA: prediction}
+    return replace(header, configs={**header.configs, "scheduler": said}, metadata=metadata)
 
 
 def other_schedule(header: Header, arguments: Mapping[str, Any]) -> list[str]:

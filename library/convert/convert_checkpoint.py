@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, torch_dtype
-from library.checkpoints.prediction_marks import MARKS, declared_prediction, declaring, marks, other_schedule
+from library.checkpoints.prediction_marks import MARKS, declared_prediction, declaring, marks
 from library.convert import ema_copies
-from library.families.sd.checkpoint_parts import CheckpointParts, split_checkpoint
+from library.families.sd.checkpoint_parts import CheckpointParts, other_noise, split_checkpoint
 from library.families.sd.configs import check_tensors
-from library.messages import listed
+from library.messages import counted, listed
 from library.runtime.imports import frequent_thread_switches
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def convert(source: Header, family: Family, path: Path, conversion: Conversion) 
         )
         notes = sd_save.write(family.variant, contents, path, options, check=modules.wait)
     reader.close()
-    return (*split.notes, *_notes(source, conversion, kept, split.prediction, zero=zero), *notes)
+    return (*split.notes, *_notes(source, family, conversion, kept, split.prediction, zero=zero), *notes)
 
 
 class Modules(Mapping[str, Any]):
@@ -140,9 +140,7 @@ def _prepared(source: Header, family: Family, conversion: Conversion) -> Header:
             )
         tensors = {name: info for name, info in source.tensors.items() if not name.startswith(ema_copies.PREFIX)}
         source = replace(source, tensors=tensors)
-    if conversion.prediction is not None and (
-        declared_prediction(source).unknown or other_schedule(source, family.process.scheduler_arguments())
-    ):
+    if conversion.prediction is not None and other_noise(family, source):
         source = declaring(source, conversion.prediction)  # the user corrects the file
     scheduler = source.configs.get("scheduler")
     if conversion.reference is not None:
@@ -171,16 +169,26 @@ def _kept(source: Header, split: CheckpointParts, conversion: Conversion, *, zer
 
 
 def _notes(
-    source: Header, conversion: Conversion, kept: Mapping[str, LazyTensor], prediction: Prediction, *, zero: bool
+    source: Header,
+    family: Family,
+    conversion: Conversion,
+    kept: Mapping[str, LazyTensor],
+    prediction: Prediction,
+    *,
+    zero: bool,
 ) -> Iterator[str]:
     declared = declared_prediction(source)
     if conversion.ema == "use":
         yield "the EMA copies are used as the U-Net's weights"
     if conversion.prediction is None and declared.prediction is None:
         yield f"{source.path} does not declare its prediction type: epsilon is assumed; --prediction_type v sets v"
-    said = listed(declared.unknown) or declared.prediction
+    said = listed(other_noise(family, source)) or declared.prediction
     if conversion.prediction is not None and said not in (None, conversion.prediction):
-        yield f"{source.path} declares {said} ({declared.where}); written as {conversion.prediction}"
+        where = declared.where or "its scheduler_config.json"
+        yield f"{source.path} declares {said} ({where}); written as {conversion.prediction}"
+    if source.scaled and conversion.dtype is None:
+        scaled = f"{counted(len(source.scaled), 'weight')} in fp8 with scales"
+        yield f"{scaled} are written as float32; fp16 takes half the space"
     if zero and prediction == "epsilon":
         yield "zero terminal SNR with epsilon: at pure noise it carries no information; such models should predict v"
     lost = sorted(set(kept) - set(MARKS))

@@ -109,7 +109,7 @@ def check(sources: Sequence[MergeSource], mistakes: Mistakes) -> None:
         )
     known = first.tensors
     for other in sources[1:]:
-        shared = {name: pair for name, pair in other.tensors.items() if name in known and _is_weight(name, pair[1])}
+        shared = {name: pair for name, pair in other.tensors.items() if name in known and is_weight(name, pair[1])}
         if not shared:
             mistakes.add(f"{other.header.path} and {first.header.path} have no weights of the same name")
         wrong = [
@@ -143,10 +143,10 @@ def merge(sources: Sequence[MergeSource], arithmetic: Arithmetic, *, unet_only: 
         if not with_ema and name.startswith(ema_copies.PREFIX):
             continue
         lazy = _lazy(readers[id(first)], own, info)
-        if not _is_weight(name, info) or (unet_only and not name.startswith(_UNET)):
+        if not is_weight(name, info) or (unet_only and not name.startswith(_UNET)):
             tensors[own] = (
                 lazy.cast(arithmetic.saved)
-                if _is_weight(name, info)
+                if is_weight(name, info)
                 else replace(mended(name, lazy), may_be_infinite=True)
             )
             continue
@@ -175,7 +175,7 @@ def _notes(sources: Sequence[MergeSource], known: Sequence[Mapping[str, tuple[st
     if first.family is None:
         notes.append("unknown kind of model: merged by names and shapes only")
     for other, found in zip(sources[1:], known[1:], strict=True):
-        missing = [name for name, (_, info) in known[0].items() if name not in found and _is_weight(name, info)]
+        missing = [name for name, (_, info) in known[0].items() if name not in found and is_weight(name, info)]
         missing = [name for name in missing if not name.startswith(ema_copies.PREFIX)]
         if missing:
             what = f"{other.header.path} lacks {counted(len(missing), 'tensor')}, taken from {first.header.path}"
@@ -192,6 +192,27 @@ def _notes(sources: Sequence[MergeSource], known: Sequence[Mapping[str, tuple[st
 
 def _ema_names(tensors: Mapping[str, object]) -> set[str]:
     return {name for name in tensors if name.startswith(ema_copies.PREFIX)}
+
+
+def weighted_sum(
+    headers: Sequence[Header], shares: Sequence[float], like: Header, saved: str | None = None
+) -> dict[str, LazyTensor]:
+    """Sum share times tensor over files with the same tensors, models or adapters, in float64. What is no weight is
+    copied from `like`, one of them. `saved` ("F16"): dtype of all but single numbers, such as alphas; None: as it is.
+
+    With shares that add up to 1, weights that are the same in all files come out exactly.
+    """
+    readers = [TensorReader(header) for header in headers]
+    own = readers[headers.index(like)]
+    tensors: dict[str, LazyTensor] = {}
+    for name, info in like.tensors.items():
+        if is_weight(name, info):
+            dtype = info.dtype if saved is None or not info.shape else saved
+            parts = [(reader.lazy(name), share) for reader, share in zip(readers, shares, strict=True)]
+            tensors[name] = _sum(parts, Arithmetic("F64", dtype))
+        else:
+            tensors[name] = replace(own.lazy(name), may_be_infinite=True)
+    return tensors
 
 
 def _sum(parts: Sequence[tuple[LazyTensor, float]], arithmetic: Arithmetic) -> LazyTensor:
@@ -220,5 +241,6 @@ def _common(name: str) -> str:
     return name
 
 
-def _is_weight(name: str, info: TensorInfo) -> bool:
+def is_weight(name: str, info: TensorInfo) -> bool:
+    """Whether a tensor is a weight: not an integer, a schedule or a mask, of which a sum means nothing."""
     return info.is_float and not _PASSED.fullmatch(name)

@@ -16,7 +16,7 @@ from library.checkpoints.header import CheckpointError, Header, TensorInfo
 from library.checkpoints.position_ids import faults
 from library.checkpoints.prediction_marks import declared_prediction
 from library.convert import ema_copies
-from library.families.sd.checkpoint_parts import split_checkpoint
+from library.families.sd.checkpoint_parts import other_noise, split_checkpoint
 from library.families.sd.variant import TITLES
 from library.messages import counted, listed
 
@@ -33,7 +33,7 @@ def describe(header: Header, family: Family) -> list[str]:
     for title, tensors in _groups(header, family):
         if tensors:
             lines.append(f"  {title:{_NAME_WIDTH}}{_tensors(tensors)}")
-    lines += _prediction(header)
+    lines += _prediction(header, family)
     unusual = [*_unusual(header, family)]
     lines += ["unusual:", *(f"  {line}" for line in unusual)] if unusual else ["nothing unusual"]
     return lines
@@ -99,11 +99,12 @@ def _tensors(tensors: Mapping[str, TensorInfo]) -> str:
     return f"{counted(len(tensors), 'tensor')}, {values:.1f} M values, {stored}"
 
 
-def _prediction(header: Header) -> list[str]:
+def _prediction(header: Header, family: Family) -> list[str]:
     declared = declared_prediction(header)
     words = {True: "yes", False: "no", None: "no (not declared)"}
     where = f"   (declared by {declared.where})" if declared.where else ""
-    unknown = f"not supported: {listed(declared.unknown)}" if declared.unknown else ""
+    noise = other_noise(family, header)
+    unknown = f"not supported: {listed(noise)}" if noise else ""
     prediction = unknown or declared.prediction or "epsilon (not declared; --prediction_type v sets v)"
     return [f"prediction: {prediction}; zero terminal SNR: {words[declared.zero_terminal_snr]}{where}"]
 

@@ -32,6 +32,7 @@ from library.options.datasets import Size
 from library.options.groups.dataset import CropConditioning
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import python_random
+from library.runtime.signals import starting_processes
 
 ImageAndMask = tuple[torch.Tensor, torch.Tensor | None]
 """Pixels or latents of a sample, and its mask at latent size."""
@@ -143,8 +144,7 @@ class TrainingDataset(Dataset[Batch]):
             for place, result in enumerate(results)
             if isinstance(result, Unreadable)
         }
-        grey = self._grey(request.bucket)
-        return [grey if isinstance(result, Unreadable) else result for result in results], unread
+        return [self._grey(request.bucket) if isinstance(result, Unreadable) else result for result in results], unread
 
     def _weight(self, record: ImageRecord) -> float:
         return self.prior_loss_weight if record.is_reg else 1.0
@@ -208,7 +208,7 @@ class BatchLoader:
             yield from self._in_thread(requests)
             return
         self._requests.start(requests)
-        with explain_dead_workers():
+        with explain_dead_workers(), starting_processes():
             batches = self._running = iter(self._loader)
         while True:
             try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAMILIES", "CheckpointError", "DeclaredPrediction", "Header", "NotDownloaded", "declared_prediction", "detect",
-    "find_model", "load_model", "open_model", "save_model", "write_inference_yaml",
+    "find_model", "load_model", "open_model", "save_model", "whole_model", "write_inference_yaml",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, REFINER)
@@ -46,6 +46,14 @@ def detect(header: Header) -> Family:
         if family.recognise(header):
             return family
     raise CheckpointError(f"{header.path}: {unsupported.explain(header, [family.title for family in FAMILIES])}")
+
+
+def whole_model(header: Header) -> Family | None:
+    """The family of a whole model; None if the file is something else, such as an adapter."""
+    try:
+        return detect(header)
+    except CheckpointError:
+        return None
 
 
 def open_model(name: str) -> tuple[Header, Family]:

@@ -38,8 +38,8 @@ def split_pairs(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _split(text: str) -> list[str]:
-    words = [word for word in _pieces(text, " \t\r\n;") if word.strip(",")]
-    if not _PAIR.match(words[0]):
+    words = [word.lstrip(",") for word in _pieces(text, " \t\r\n;") if word.strip(",")]
+    if not words or not _PAIR.match(words[0]):
         raise BadPair(f'contains "{text}", which is not key=value', "write each argument as key=value")
     if not all(map(_PAIR.match, words)):
         _check_one_value(text, words)

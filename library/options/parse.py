@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 from library.options import future_flags, render
+from library.options.config_file import find_config_file, read_config_file, with_toml
 from library.options.convert_values import UNSET, BadValue, convert, format_value
 from library.options.flag import Flag, Script
 from library.options.frontend_keys import adapter_file_of_ranks
@@ -19,14 +20,8 @@ from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.rules.apply_rules import DEFAULT, Settings, apply_rules
 from library.options.rules.program_flags import drop_foreign_flags
-from library.options.sources import (
-    COMMAND_LINE,
-    RawOption,
-    find_config_file,
-    read_command_line,
-    read_config_file,
-    with_toml,
-)
+from library.options.simpletuner_config import Target
+from library.options.sources import COMMAND_LINE, RawOption, read_command_line
 from library.options.train_options import FLAGS, TrainOptions, build
 from library.options.unknown_names import check_unknown_names
 
@@ -106,7 +101,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     writes_config = _is_on(on_command_line, "output_config")
     in_file, is_complete = [], True
     try:
-        in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, mistakes, notes))
+        in_file = [] if writes_config else _canonical(_from_file(on_command_line, known, program, mistakes, notes))
     except UserError as error:
         mistakes.extend(error.mistakes)
         is_complete = False
@@ -175,7 +170,11 @@ def _is_on(entries: list[RawOption], name: str) -> bool:
 
 
 def _from_file(
-    on_command_line: list[RawOption], known: Mapping[str, Flag], mistakes: Mistakes, notes: list[str]
+    on_command_line: list[RawOption],
+    known: Mapping[str, Flag],
+    program: Program,
+    mistakes: Mistakes,
+    notes: list[str],
 ) -> Iterator[RawOption]:
     """Yield the options of the --config_file, if there is one. Raises UserError for a file that cannot be used."""
     named = next((str(entry.raw) for entry in reversed(on_command_line) if entry.name == "config_file"), "")
@@ -183,11 +182,13 @@ def _from_file(
         return
     path = find_config_file(Path(os.path.expanduser(named)))
     if path is None:
-        what, remedy = "there is no such file", "check the path; .toml may be omitted"
+        what, remedy = "there is no such file", "check the path; .toml and .json may be omitted"
         if os.path.isdir(os.path.expanduser(named)):
             what, remedy = "this is a folder, not a file", "name the file in it"
         raise UserError([Mistake(f"--config_file {named} ({COMMAND_LINE}): {what}", remedy)])
-    entries = list(read_config_file(path, mistakes))
+    given = frozenset(entry.name for entry in on_command_line)
+    target = Target(program.script, given, {*known, *_ALIASES}, _is_on(on_command_line, "allow_unknown_keys"))
+    entries = list(read_config_file(path, target, mistakes, notes))
     if any(entry.holds_tables for entry in entries) and not any(_kind_of(known, entry.name) for entry in entries):
         what = f"--config_file {named} ({COMMAND_LINE}) contains no option of this program"
         raise UserError([Mistake(what, "name a file of training options, not a front-end's project or a dataset file")])

@@ -1,14 +1,11 @@
-"""Read raw options, not yet converted, from the command line and from a TOML file."""
+"""Read raw options, not yet converted, from the command line."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from library.options.mistakes import Mistake, Mistakes, UserError
-from library.options.text_files import OPTIONS, other_kind, read_text
+from library.options.mistakes import Mistakes
 
 COMMAND_LINE = "command line"
 LIST_KINDS = ("list", "numbers", "paths")  # of flags that take several words
@@ -78,51 +75,3 @@ def _stray_word_remedy(words: list[str], place: int, kind_of: Callable[[str], st
     if _is_flag(before) and kind_of(before[2:]) == "switch":
         return f"{before} is a switch: write it alone, or {before}=true / {before}=false"
     return "put paths and texts with spaces in quotes; flags start with --"
-
-
-def find_config_file(named: Path) -> Path | None:
-    """The file named by --config_file, with or without .toml; None if there is none."""
-    return next((candidate for candidate in (with_toml(named), named) if candidate.is_file()), None)
-
-
-def with_toml(named: Path) -> Path:
-    """The path with the extension .toml. A path without a name (`/`, `.`) stays as it is."""
-    return named if named.suffix == ".toml" or not named.name else named.with_name(f"{named.name}.toml")
-
-
-def read_config_file(path: Path, mistakes: Mistakes) -> Iterator[RawOption]:
-    """Yield the options of a TOML file. Tables are flattened one level and their names ignored, as in sd-scripts.
-
-    Raises UserError, with one mistake, for a file that cannot be read, is not TOML or is of another kind.
-    """
-    named = f"--config_file {path}"
-    text = read_text(path, named)
-    if isinstance(text, Mistake):
-        raise UserError([text])
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        invalid = Mistake(
-            f"{named} is not valid TOML: {error}",
-            "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
-        )
-        raise UserError([other_kind(named, text, OPTIONS) or invalid]) from None
-    if (other := other_kind(named, tree, OPTIONS)) is not None:
-        raise UserError([other])
-    seen: dict[str, object] = {}
-    for name, value in _flattened(tree):
-        if name in seen and seen[name] != value:
-            mistakes.add(f"{name} is set twice in {path.name}, to {seen[name]!r} and to {value!r}", "keep one of them")
-            continue
-        seen[name] = value
-        yield RawOption(name, value, path.name)
-
-
-def _flattened(tree: dict[str, object]) -> Iterator[tuple[str, object]]:
-    """Names and values, with first-level tables flattened; a nested table keeps its dotted name, which no flag has."""
-    for name, value in tree.items():
-        if not isinstance(value, dict):
-            yield name, value
-            continue
-        for inner, entry in value.items():
-            yield (f"{name}.{inner}" if isinstance(entry, dict) else inner), entry

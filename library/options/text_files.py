@@ -29,6 +29,8 @@ PROJECT = FileKind(
     "pass the TOML file of options that the front-end writes when it trains (kohya_ss: config_....toml in the output "
     "folder) as --config_file",
 )
+SIMPLETUNER = FileKind("SimpleTuner's config.json", "pass it as --config_file")
+MODEL = FileKind("the config.json of a model", "to train the model, pass its folder as --pretrained_model_name_or_path")
 DATASETS = FileKind("a dataset file", "pass it as --dataset_config")
 BACKENDS = FileKind("a data backend file of SimpleTuner", "pass it as --data_backend_config")
 METADATA = FileKind("a metadata file of images and captions", "pass it as --in_json")
@@ -39,6 +41,11 @@ _OF_TRAINING = frozenset(
     "pretrained_model_name_or_path train_data_dir dataset_config output_dir output_name learning_rate unet_lr "
     "network_module optimizer_type lr_scheduler max_train_steps max_train_epochs mixed_precision".split()
 )
+_OF_SIMPLETUNER = frozenset(
+    "model_family data_backend_config base_model_precision use_ema scheduled_sampling_max_step_offset".split()
+)
+_OF_MODEL = frozenset({"_class_name", "_diffusers_version", "transformers_version"})
+_OF_KOHYA_SS = frozenset("LoRA_type max_resolution model_list additional_parameters".split())
 _OF_METADATA = frozenset({"caption", "tags", "image_size", "train_resolution"})
 _OF_BACKENDS = frozenset({"instance_data_dir", "dataset_type", "cache_dir_vae"})
 _BINARY_HEAD = 4096
@@ -65,11 +72,11 @@ def read_text(path: Path, named: str) -> str | Mistake:
         return Mistake(f"{named} is not in UTF-8 (line {line}, byte {error.start})", "save the file as UTF-8")
 
 
-def other_kind(named: str, content: object, wanted: FileKind) -> Mistake | None:
-    """The mistake about a file that is known and not of the `wanted` kind. `content`: the text, or what TOML or JSON
-    have made of it."""
+def other_kind(named: str, content: object, wanted: FileKind, *also: FileKind) -> Mistake | None:
+    """The mistake about a file that is known and neither of the `wanted` kind nor of those that are read `also`.
+    `content`: the text, or what TOML or JSON have made of it."""
     found = recognise_text(content) if isinstance(content, str) else recognise(content)
-    if found is None or found is wanted:
+    if found is None or found in (wanted, *also):
         return None
     return Mistake(f"{named} is {found.title}, not {wanted.title}", found.remedy)
 
@@ -77,8 +84,7 @@ def other_kind(named: str, content: object, wanted: FileKind) -> Mistake | None:
 def recognise_text(text: str) -> FileKind | None:
     """The kind of a text in JSON or TOML; None if it is in neither or unknown."""
     try:
-        kind = recognise(json.loads(text))
-        return PROJECT if kind is OPTIONS else kind  # options are written in TOML
+        return _recognise_json(json.loads(text))
     except (ValueError, RecursionError):
         pass
     try:
@@ -108,6 +114,22 @@ def recognise(tree: object) -> FileKind | None:
     if names & _OF_TRAINING:
         return OPTIONS
     return DATASETS if tables.keys() == {"general"} else None
+
+
+def _recognise_json(tree: object) -> FileKind | None:
+    """Options in JSON are SimpleTuner's, which are flat, or those of a front-end's project."""
+    kind = recognise(tree)
+    if not isinstance(tree, dict) or kind not in (None, OPTIONS):
+        return kind
+    names = {name.strip().lstrip("-") for name in tree}
+    if names & _OF_KOHYA_SS:
+        return PROJECT
+    if names & _OF_MODEL:
+        return MODEL
+    is_flat = not any(isinstance(value, Mapping) for value in tree.values())
+    if names & _OF_SIMPLETUNER or (is_flat and names & _OF_TRAINING):
+        return SIMPLETUNER
+    return PROJECT if kind is OPTIONS else None
 
 
 def _recognise_list(members: list[object]) -> FileKind | None:

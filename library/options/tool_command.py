@@ -32,7 +32,8 @@ class Tool(Generic[Options]):
 
     `required` are flags that must be set, each with its remedy; `check` adds mistakes about combinations of options;
     `interrupted` is the message after Ctrl-C; `work` raises UserError for mistakes of the user. `positional`: flags
-    whose values may be given without the flag, in this order; `aliases`: other spellings of flags.
+    whose values may be given without the flag, in this order; `aliases`: other spellings of flags; `remedies`: what to
+    do instead of a flag that the program of this name in sd-scripts has, and this one has not.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Tool(Generic[Options]):
     interrupted: str = "interrupted: no incomplete file was left"
     positional: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_tool(tool: Tool[Options], words: Sequence[str] | None = None) -> int:
@@ -102,9 +104,8 @@ def parse_tool(tool: Tool[Options], words: Sequence[str]) -> Options:
     values: dict[str, Any] = {}
     for option in read_command_line(words, lambda name: known[name].kind if name in known else None, mistakes):
         if option.name not in known:
-            mistakes.add(
-                f"--{option.name} ({COMMAND_LINE}) is not a flag of this program", _closest_name(option.name, known)
-            )
+            remedy = tool.remedies.get(option.name) or _closest_name(option.name, known)
+            mistakes.add(f"--{option.name} ({COMMAND_LINE}) is not a flag of this program", remedy)
             continue
         try:
             value, _ = convert(known[option.name], option.raw)

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError
 from library.families.family import Family, Model
+from library.families.registry import whole_model
 from library.messages import counted, listed
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.sampling.lora_tags import AdapterUse, LoraTag, split_tags
 from library.sampling.options import DrawingOptions
 from library.sampling.prompts import ImageRequest
 from networks.adapter import AdapterError
-from networks.formats.layer_names import layers_in, split, table_of
-from networks.registry import KINDS, detect_kind, find_kind
+from networks.formats.layer_names import split
+from networks.planned import ModuleShapes, kind_of, why_not_for
+from networks.registry import find_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,15 +34,19 @@ ENDINGS = (".safetensors", ".pt", ".ckpt")
 
 
 def with_adapters(
-    options: DrawingOptions, family: Family | None, prompts: Sequence[ImageRequest], mistakes: Mistakes
+    options: DrawingOptions,
+    family: Family | None,
+    model: ModuleShapes | None,
+    prompts: Sequence[ImageRequest],
+    mistakes: Mistakes,
 ) -> list[ImageRequest]:
     """The prompts without tags, each with the adapters that it is drawn with. Adds mistakes: files that are missing,
-    cannot be read or do not fit the model, tags that name no file."""
+    cannot be read or do not fit the model, of which `model` has the shapes; tags that name no file."""
     always = _given(options, mistakes)
     folder = _in_folder(options.network_dir, mistakes)
     found = [_with_tags(prompt, always, folder, mistakes) for prompt in prompts]
     for use in dict.fromkeys(replace(use, multiplier=1, text_multiplier=1) for one in found for use in one.adapters):
-        _check_file(use, family, mistakes)
+        _check_file(use, family, model, mistakes)
     return found
 
 
@@ -107,29 +113,29 @@ def _find(tag: LoraTag, folder: Mapping[str, list[Path]] | None, mistakes: Mista
     return paths[0] if len(paths) == 1 else None
 
 
-def _check_file(use: AdapterUse, family: Family | None, mistakes: Mistakes) -> None:
+def _check_file(use: AdapterUse, family: Family | None, model: ModuleShapes | None, mistakes: Mistakes) -> None:
     """Check, by its header, that the file is an adapter of the module that was given, and for the model."""
     if use.path.is_dir():
         mistakes.add(f"{use.path} is a folder, not an adapter file", "give the .safetensors file in it")
         return
     try:
-        names = read_header(use.path).tensors
+        header = read_header(use.path)
     except CheckpointError as error:
         mistakes.add(str(error))
         return
-    if use.module is not None and (kind := find_kind(use.module)) is None:
+    kind = None if use.module is None else find_kind(use.module)
+    if use.module is not None and kind is None:
         return  # a third-party module knows its files itself
-    roles = {split(name)[1] for name in names}
-    is_adapter = any(kind.key_suffixes & roles for kind in KINDS)
-    if family is not None and not (is_adapter and any(map(table_of(family.adapters).find, layers_in(names)))):
-        mistakes.add(f"{use.path} has no adapters for {family.title} (its keys: {listed(names)})", "give another file")
-    elif use.module is not None and kind is not None:
-        try:
-            found = detect_kind([f"layer.{role}" for role in roles])
-        except AdapterError:
-            return  # several kinds: each layer is read as what it is
-        if found.name != (kind.file_kind or kind.name):
-            mistakes.add(f"--network_module {use.module}: {use.path} is {found.title}", "remove --network_module")
+    tensors, fault = {name: info.shape for name, info in header.tensors.items()}, None
+    if family is not None and model is not None:
+        fault = why_not_for(tensors, family.adapters, model, family.title)
+    found = kind_of({split(name)[1] for name in tensors})  # None: several kinds, and each layer is read as what it is
+    if fault is not None and (whole := whole_model(header)) is not None:
+        mistakes.add(f"{use.path} is a whole model ({whole.title}), not an adapter", "to draw with it, use --ckpt")
+    elif fault is not None:
+        mistakes.add(f"{use.path} {fault}", "give an adapter that was trained on this kind of model")
+    elif kind is not None and found is not None and found.name != (kind.file_kind or kind.name):
+        mistakes.add(f"--network_module {use.module}: {use.path} is {found.title}", "remove --network_module")
 
 
 def import_modules(prompts: Sequence[ImageRequest]) -> None:

@@ -56,11 +56,11 @@ def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
     """Read the prompts and the checkpoint's header; `init`: the image to start from. Raises UserError with every
     mistake."""
     mistakes = Mistakes()
-    header, family, vae = None, None, None
+    header, family, vae, shapes = None, None, None, None
     try:
         header, family = open_model(options.ckpt or "")
         vae = find_model(options.vae) if options.vae else None
-        family.sizes(header, vae)
+        shapes = family.sizes(header, vae).shapes
     except CheckpointError as error:
         mistakes.add(str(error))
     if family is not None:
@@ -71,7 +71,8 @@ def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
     declared = None if header is None else declared_prediction(header).prediction
     prediction: Prediction = "v" if options.v_parameterization else declared or "epsilon"
     size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
-    prompts = with_adapters(options, family, _prompts(options, mistakes, size if init is None else init.size), mistakes)
+    prompts = _prompts(options, mistakes, size if init is None else init.size)
+    prompts = with_adapters(options, family, shapes, prompts, mistakes)
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:
         raise UserError(mistakes)

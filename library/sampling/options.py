@@ -16,6 +16,23 @@ from library.sampling.samplers import SAMPLERS, check_sampler
 
 INTERRUPTED = "interrupted: images drawn so far are kept"
 LARGEST_SEED = 10**18  # leaves room to count up to torch's limit
+_ALWAYS_MERGED = "for sd-scripts compatibility: has no effect, as adapters are always merged"
+_SPEED = "remove it: it changes only speed and memory"
+_CONTROL_NET = "remove it: ControlNet is not supported"
+# flags of sd-scripts' gen_img.py that ours does not have -> what to do instead
+REMEDIES: Mapping[str, str] = {
+    "network_args": "remove it: the file says all that is needed",
+    "network_show_meta": "remove it; tools/show_metadata.py prints the metadata of a file",
+    "network_regional_mask_max_color_codes": "remove it: an adapter applies to the whole image",
+    "v1": "remove it: the family is detected from the file",
+    "n_iter": "use --images_per_prompt",
+    "from_module": "write the prompts into a file: --from_file",
+    "mask_path": "remove it: inpainting is not supported",
+    "negative_scale": "remove it: --scale applies to both prompts",
+    **dict.fromkeys(("guide_image_path", "control_net_models", "control_net_lllite_models"), _CONTROL_NET),
+    **dict.fromkeys(("xformers", "sdpa", "diffusers_xformers", "opt_channels_last"), _SPEED),
+    **dict.fromkeys(("vae_batch_size", "vae_slices"), _SPEED),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,9 @@ class GenerateOptions(DrawingOptions):
 
     outdir: Path = flag(Path("outputs"), "folder for the images, created if missing")
     images_per_prompt: int = flag(1, "number of images per prompt", at_least=1)
+    network_merge: bool = flag(False, _ALWAYS_MERGED)
+    network_merge_n_models: int | None = flag(None, _ALWAYS_MERGED, at_least=0)
+    network_pre_calc: bool = flag(False, _ALWAYS_MERGED)
     zero_terminal_snr: bool = flag(False, "the model uses v-prediction and was trained with --zero_terminal_snr")
     image_path: Path | None = flag(None, "image to start from (image-to-image), which sets the default size")
     strength: float | None = flag(

@@ -16,8 +16,8 @@ from library.options.render import write_config
 from library.options.report import report_mistakes
 from library.options.tool_command import quiet_broken_pipe
 from library.runtime.imports import large_imports, quiet_libraries
+from library.runtime.signals import report_interrupt, termination_as_interrupt
 from library.runtime.terminal import columns_of
-from library.training.signals import report_interrupt, termination_as_interrupt
 
 if TYPE_CHECKING:
     from library.training.recipe import Recipe

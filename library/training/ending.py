@@ -25,9 +25,8 @@ MOST_NAMED = 12  # files and folders at the end of a run, the last ones
 
 def describe_end(steps: int, seconds: float, device: torch.device, written: Iterable[Path | None]) -> Iterator[str]:
     """Lines for the log: the run in numbers, then the files and folders that are there, with their sizes."""
-    peak = " and ".join(peak_memory(device))
-    took = f"done: {counted(steps, 'step')} in {readable_time(seconds)} with loading and saving"
-    yield f"{took}, at most {peak}" if peak else took
+    took = f"{counted(steps, 'step')} in {readable_time(seconds)} with loading and saving"
+    yield f"done: {took}, at most {' and '.join(peak_memory(device))}"
     yield "written:"
     there = [path for path in dict.fromkeys(written) if path is not None and path.exists()]
     if len(there) > MOST_NAMED:

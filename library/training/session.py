@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
+from library.runtime.signals import explain_interrupt
 from library.training.averaging.weights import build_weights
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
@@ -26,8 +27,8 @@ from library.training.quantised.probe import with_probe
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
 from library.training.saving.saver import Saver
+from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
-from library.training.signals import explain_interrupt
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.validation import build_validation
@@ -83,13 +84,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
-        weights = build_weights(optimizer, plan.ema, run.device, run.say)
+        weights = build_weights(optimizer, plan.averages, run.device, run.say)
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
         state: RunState = {
             **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
             "schedule": schedule, "scaler": run.accelerator.scaler, "random": random, "ema": weights.ema,
+            "posthoc_ema": weights.posthoc,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
@@ -98,6 +100,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
+        snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
@@ -113,7 +116,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             left_out=left_out,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
-            due=(saver.save_due, preview.due, validation.due),
+            due=(snapshots.due, saver.save_due, preview.due, validation.due),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
@@ -130,7 +133,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
-                files = (*saver.written, plan.curve, plan.preview.folder if plan.preview else None)
+                files = (
+                    *saver.written,
+                    plan.outputs.snapshot_folder,
+                    plan.curve,
+                    plan.preview.folder if plan.preview else None,
+                )
                 took = time.monotonic() - began
                 for line in describe_end(progress.step - before, took, run.device, files):
                     run.say(line)

@@ -93,7 +93,21 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _no_writer(path: Path, save_as: SaveModelAs, step: int, epoch: int) -> None:
+@dataclass(frozen=True)
+class SavedAt:
+    """When a file is saved: after `step` optimizer steps, in `epoch`. `about`: more metadata, of an average of the
+    weights."""
+
+    step: int
+    epoch: int
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+WriteModel = Callable[[Path, "SaveModelAs", SavedAt], None]
+"""Saves what is trained, with the weights that the model holds now."""
+
+
+def _no_writer(path: Path, save_as: SaveModelAs, at: SavedAt) -> None:
     raise NotImplementedError("the recipe sets no `write`")
 
 
@@ -105,15 +119,15 @@ def _no_values() -> dict[str, float]:
 class Trainable:
     """What a recipe trains.
 
-    `active`: the modules of the model that gradients pass through (unet, text_encoder). `write(path, save_as, step,
-    epoch)` saves the result. `whole_model`: frozen modules are saved too, so they keep their exact weights.
+    `active`: the modules of the model that gradients pass through (unet, text_encoder). `write` saves the result.
+    `whole_model`: frozen modules are saved too, so they keep their exact weights.
     `step_begins` is called before each batch, `epoch_begins` before each epoch, `step_ended` after each optimizer step;
     it returns values to log.
     """
 
     parts: tuple[Part, ...]
     active: frozenset[str]
-    write: Callable[[Path, SaveModelAs, int, int], None] = _no_writer
+    write: WriteModel = _no_writer
     whole_model: bool = True
     tags: LossTags = field(default_factory=LossTags)
     step_begins: Callable[[], None] = _nothing

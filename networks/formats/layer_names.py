@@ -156,9 +156,14 @@ def split(key: str) -> tuple[str, str]:
     return layer, tensor
 
 
+def is_bundled(key: str) -> bool:
+    """Whether a key is of an embedding that OneTrainer put into an adapter's file."""
+    return key.startswith(_BUNDLED)
+
+
 def layers_in(tensors: Iterable[str]) -> set[str]:
     """The spellings of a file's layers."""
-    return {split(key)[0] for key in tensors if not key.startswith(_BUNDLED)}
+    return {split(key)[0] for key in tensors if not is_bundled(key)}
 
 
 def in_kohyas_names(file: AdapterFile, table: LayerTable, config: Mapping[str, Any] | None = None) -> AdapterFile:
@@ -172,7 +177,7 @@ def in_kohyas_names(file: AdapterFile, table: LayerTable, config: Mapping[str, A
     spelled: dict[str, str] = {}
     foreign: dict[str, Place] = {}  # layers of LoRA that are not named as in kohya's files
     for key, value in file.tensors.items():
-        if key.startswith(_BUNDLED):
+        if is_bundled(key):
             continue
         layer, tensor = split(key)
         place = table.find(layer)
@@ -193,7 +198,7 @@ def in_kohyas_names(file: AdapterFile, table: LayerTable, config: Mapping[str, A
         assumed += own is None
         tensors[f"{name}.{ALPHA}"] = _alpha(peft_config.alpha_of(own, (place.path, place.bare), rank))
     notes = []
-    if bundled := [key for key in file.tensors if key.startswith(_BUNDLED)]:
+    if bundled := [key for key in file.tensors if is_bundled(key)]:
         notes.append(f"left out: {counted(len(bundled), 'tensor')} of bundled embeddings ({listed(bundled, 2)})")
     if assumed:
         notes.append(f"{counted(assumed, 'layer')} without alpha: taken as the rank, as ComfyUI and diffusers do")

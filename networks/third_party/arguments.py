@@ -16,12 +16,18 @@ Mistake = tuple[str, str]
 """(what is wrong, remedy)"""
 
 _OFF = ("", "0", "0.0", "false", "none")
+# what DoRA is called elsewhere -> in LyCORIS
+_OF_DORA = {
+    "use_dora": "dora_wd",
+    "weight_decompose": "dora_wd",
+    "decompose": "dora_wd (DoRA) or decompose_both (LoKr)",
+}
 
 
 @dataclass(frozen=True)
 class ModuleArguments:
-    """`names`: every argument that the module may know (None: it passes its arguments on to other code). `own`: those
-    that `create_network` reads. `types`: the function that converts the text of one ("int", "float" or "bool").
+    """`names`: every argument that the module knows (None: it passes its arguments on to other code). `own`: those of
+    them that are not outdated. `types`: the function that converts the text of one ("int", "float" or "bool").
     `choices`: the values that one can have."""
 
     names: frozenset[str] | None = None
@@ -39,12 +45,10 @@ def read_module_arguments(file: Path | None) -> ModuleArguments:
     if not functions:
         return ModuleArguments()
     own, types, is_complete = _read_function(functions[-1])
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     if file.parent.name == "lycoris" and file.name == "kohya.py":
         older, choices = _lycoris(file.parent)
-        return ModuleArguments(frozenset(names | older), own, types, choices)
-    return ModuleArguments(frozenset(names) if is_complete else None, own, types)
+        return ModuleArguments(frozenset({*own, *older}), own, types, choices)
+    return ModuleArguments(frozenset(own) if is_complete else None, own, types)
 
 
 def check_arguments(
@@ -58,11 +62,7 @@ def check_arguments(
             if text.lower() in _OFF:
                 notes.append(f"{what} has no effect: {module} does not use it")
             else:
-                near = difflib.get_close_matches(key, taken.own, n=1, cutoff=0.75)
-                remedy = (
-                    f"did you mean {near[0]}?" if near else f"remove it; {module} reads {', '.join(sorted(taken.own))}"
-                )
-                mistakes.append((f"{what}: {module} does not use {key}", remedy))
+                mistakes.append((f"{what}: {module} does not use {key}", _suggest(key, module, taken.own)))
         elif key in taken.choices and text and not _is_choice(text, taken.choices[key]):
             path = ", or give the path of a preset file" if key == "preset" else ""
             mistakes.append((f"{what}: {module} has no such {key}", f"use {', '.join(taken.choices[key])}{path}"))
@@ -70,6 +70,12 @@ def check_arguments(
             kind = {"int": "a whole number", "float": "a number"}.get(taken.types[key], "True or False")
             mistakes.append((f"{what} is not {kind}", f"{module} takes {kind} for {key}"))
     return mistakes, tuple(notes)
+
+
+def _suggest(key: str, module: str, own: Sequence[str]) -> str:
+    near = _OF_DORA.get(key) if "dora_wd" in own else None
+    near = near or next(iter(difflib.get_close_matches(key, own, n=1, cutoff=0.75)), None)
+    return f"did you mean {near}?" if near else f"remove it; {module} reads {', '.join(sorted(own))}"
 
 
 def _is_choice(text: str, choices: Sequence[str]) -> bool:

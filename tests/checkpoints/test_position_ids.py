@@ -25,7 +25,8 @@ def with_entry(index: int, value: int) -> torch.Tensor:
 
 
 WRONG = [  # as merging tools left them: rounded in fp16, and one off after the weighted sum
-    (RIGHT.half(), "position_ids is F16"),
+    (RIGHT.half(), "position_ids is F16 instead of I64"),
+    (RIGHT.int(), "position_ids is I32 instead of I64"),
     (with_entry(41, 40), "position_ids is wrong at 41"),
     (with_entry(0, -1), "position_ids is wrong at 0"),
 ]

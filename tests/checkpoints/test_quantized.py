@@ -67,6 +67,9 @@ def test_a_converted_file_holds_plain_weights(tmp_path: Path, capsys: pytest.Cap
     meant = write_scaled(tmp_path / "scaled.safetensors", "new")
     words = [str(tmp_path / "scaled.safetensors"), str(tmp_path / "plain.safetensors"), "--save_precision", "fp16"]
     assert convert_checkpoint.main(words) == 0
+    assert "written as float32" not in capsys.readouterr().out
+    assert convert_checkpoint.main([words[0], str(tmp_path / "large.safetensors")]) == 0
+    assert f"{len(meant)} weights in fp8 with scales are written as float32" in capsys.readouterr().out
     assert convert_checkpoint.main([words[0], "--dry_run"]) == 0
     assert f"fp8 with scales: {len(meant)} weights" in capsys.readouterr().out
     plain = load_file(tmp_path / "plain.safetensors")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import torch
 
@@ -234,6 +238,50 @@ def test_workers_change_nothing_and_live_on(tmp_path: Path) -> None:
     deadly = request_of(4, (64, 64), ((len(SIZES), 0),))
     with pytest.raises(UserError, match="died .* exited unexpectedly.*\n.*--max_data_loader_n_workers"):
         list(workers.batches([deadly]))
+
+
+def ctrl_c() -> None:
+    """What a terminal does: SIGINT to this worker and to the process that starts it."""
+    os.kill(os.getppid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+
+class CtrlC:
+    """Becomes a Ctrl-C where it is read."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return ctrl_c, ()
+
+
+@dataclass
+class InterruptsTheStart:
+    """Tokenizes nothing. A worker that reads it presses Ctrl-C, before it has got the rest of its arguments: more than
+    a pipe holds, so the other process is still writing."""
+
+    pressed: CtrlC | None = None
+    rest: bytes = b""
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, TextInput]:
+        raise AssertionError(texts)
+
+    def __reduce__(self) -> tuple[type[InterruptsTheStart], tuple[CtrlC, bytes]]:
+        return InterruptsTheStart, (CtrlC(), bytes(2**20))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends processes of Windows")
+def test_an_interrupt_while_workers_start_leaves_none_behind_and_prints_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = replace(dataset(tmp_path), tokenize=InterruptsTheStart())
+    loader = BatchLoader(data, workers=2)
+    with pytest.raises(KeyboardInterrupt), closing(loader):
+        next(loader.batches(order(data).requests(1)))
+    for process in psutil.Process().children():
+        if "spawn_main" in " ".join(process.cmdline()):  # a worker that is still printing why it ends
+            process.wait()
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
 
 
 def test_other_errors_of_torch_pass_the_explanation() -> None:

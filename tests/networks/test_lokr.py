@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from networks import lokr
+from networks import lokr, shapes
 from networks.adapter import AdapterError, LayerSettings
 from networks.settings import read_settings
 from tests.networks import layers
@@ -30,14 +30,14 @@ def made(shape: str, dim: int = 2, rank_dropout: float = 0.0, **own: Any) -> tup
     ],
 )  # fmt: skip
 def test_how_numbers_are_divided(number: int, factor: int, expected: tuple[int, int]) -> None:
-    assert lokr.factorization(number, factor) == expected
+    assert shapes.factorization(number, factor) == expected
 
 
 def test_numbers_are_divided_as_lycoris_does() -> None:
     theirs = pytest.importorskip("lycoris.functional.general").factorization
     for number in (*range(1, 200), 320, 640, 768, 960, 1024, 1280, 1920, 2560, 3072, 5120, 10240):
         for factor in (-1, 0, 1, 2, 3, 4, 6, 8, 16, 64, 5000):
-            assert lokr.factorization(number, factor) == theirs(number, factor), (number, factor)
+            assert shapes.factorization(number, factor) == theirs(number, factor), (number, factor)
 
 
 @pytest.mark.parametrize("shape", layers.SHAPES)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from library.families.registry import open_model
-from networks import network
-from networks.planned import layers_of_file, plan_layers, rank_in_file
+from networks import network, shapes
+from networks.planned import layers_of_file, plan_layers, rank_in_file, why_not_for
 from networks.settings import read_settings
 from tests import tiny
 from tests.networks import models
@@ -65,13 +65,53 @@ def test_names_in_paths_select_the_layers_that_classes_do(family: str, convoluti
     assert len(planned) == counts[family][convolutions]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("ia3")])
+def test_the_size_of_a_weight_is_read_from_every_kind(kind: str, tmp_path: Path) -> None:
+    """A file is for the model that it was made of, and for none of other sizes. (IA)³'s factors do not say which side
+    of a weight they scale."""
+    header, family = open_model(str(tiny.write_single_file(tmp_path / "sd1.safetensors", "sd1")))
+    module, arguments = KINDS[kind]
+    settings, _ = read_settings(module, dim=4, alpha=1, arguments=arguments)
+    model = family.sizes(header).shapes
+    planned = plan_layers(family.adapters, model, settings, {"unet", "text_encoder"})
+    tensors = {f"{one.layer.name}.{name}": shape for one in planned for name, shape in one.tensors.items()}
+    assert why_not_for(tensors, family.adapters, model, family.title) is None
+    other = {name: {key: (shape[0] + 8, *shape[1:]) for key, shape in shapes.items() if shape}
+             for name, shapes in model.items()}  # fmt: skip
+    said = why_not_for(tensors, family.adapters, other, family.title)
+    assert said is not None and f"is for a model of other sizes, in {len(planned)} layer" in said
+    if kind.startswith("oft"):
+        return  # rotates the outputs, whatever the inputs
+    other = {name: {key: (shape[0], *(2 * length for length in shape[1:])) for key, shape in shapes.items() if shape}
+             for name, shapes in model.items()}  # fmt: skip
+    said = why_not_for(tensors, family.adapters, other, family.title)
+    assert said is not None and f"in {len(planned)} layer" in said
+
+
+@pytest.mark.parametrize(
+    ("tensors", "size"),
+    [  # the shapes of LyCORIS 3.4 and kohya for a 3x3 convolution of 32 -> 64 channels
+        ({"lora_down.weight": (4, 32, 3, 3), "lora_up.weight": (64, 4, 1, 1)}, (64, 288)),
+        ({"lora_down.weight": (4, 32, 1, 1), "lora_mid.weight": (4, 4, 3, 3), "lora_up.weight": (64, 4, 1, 1)},
+         (64, 288)),
+        ({"diff": (64, 32, 3, 3)}, (64, 288)),
+        ({"oft_blocks": (3, 8, 8, 8)}, (64, None)),  # BOFT: three factors of eight blocks
+        ({"lora_down.weight": (4, 32, 3, 3)}, (None, None)),
+        ({"weight": (32,), "on_input": ()}, (None, None)),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_weight(tensors: dict[str, tuple[int, ...]], size: tuple[int | None, int | None]) -> None:
+    assert shapes.weight_size(tensors) == size
+
+
 def test_what_a_file_holds_is_read_from_its_header() -> None:
-    shapes = {
+    tensors = {
         "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 1280, 1, 1),
         "unet.mid_block.attentions.0.proj_out.lora_A.weight": (8, 1280, 1, 1),
         "lora_unet_nowhere.lora_up.weight": (3, 2),
+        "bundle_emb.dog.string_to_param.*": (2, 768),  # OneTrainer's, of no layer
     }
-    found, unknown = layers_of_file(shapes, models.PARTS["sd1"])
+    found, unknown = layers_of_file(tensors, models.PARTS["sd1"])
     assert unknown == ["lora_unet_nowhere"]
     ranks = {name: rank_in_file(tensors) for name, (_, tensors) in found.items()}
     assert ranks == {

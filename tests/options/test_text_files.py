@@ -41,6 +41,8 @@ MORE = (
     ("--sample_prompts", "prompts.json", '[{"prompt": "a dog", "width": 64}]'),
     ("--dataset_config", "data.json", '{"general": {}, "datasets": [{"subsets": [{"image_dir": "x"}]}]}'),
     ("--config_file", "sections.toml", '[general]\noutput_dir = "o"\n[train]\nlearning_rate = 1e-4'),
+    ("--config_file", "config.json", '{"--model_family": "sdxl", "--learning_rate": "1e-4", "--output_dir": "o"}'),
+    ("--config_file", "part.json", '{"scheduled_sampling_max_step_offset": 10}'),
     ("--in_json", "meta.jsonl", '{"image_path": "a.png", "caption": "a"}\n{"image_path": "b.png", "caption": "b"}\n'),
 )
 KOHYA_SS = json.dumps({"LoRA_type": "Standard", "output_dir": "o", "learning_rate": 1e-4, "max_resolution": "512,512"})
@@ -85,6 +87,14 @@ def test_a_front_ends_project_is_called_so(reader: str, tmp_path: Path) -> None:
     (tmp_path / "dog.json").write_text(KOHYA_SS, encoding="utf-8")
     (mistake,) = READERS[reader](tmp_path / "dog.json")
     assert "dog.json is a front-end's project, not " in mistake.what and "--config_file" in mistake.remedy
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("mark", ['"_class_name": "UNet2DConditionModel"', '"transformers_version": "4.54.0"'])
+def test_the_file_of_a_model_with_the_same_name_is_called_so(reader: str, mark: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{{mark}, "attention_head_dim": [5, 10]}}', encoding="utf-8")
+    (mistake,) = READERS[reader](tmp_path / "config.json")
+    assert "is the config.json of a model, not " in mistake.what and "its folder" in mistake.remedy
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -93,6 +93,11 @@ def test_all_mistakes_are_reported_at_once() -> None:
         assert word in told
 
 
+def test_a_remedy_of_a_flag_that_is_not_here_stands_before_a_similar_flag() -> None:
+    with pytest.raises(UserError, match=r"--ranks .*is not a flag of this program(?s:.*)-> use one --rank$"):
+        parse_tool(replace(TOOL, required={}, remedies={"ranks": "use one --rank"}), ["--ranks", "4"])
+
+
 def test_a_wrong_value_is_not_reported_as_missing() -> None:
     with pytest.raises(UserError) as raised:
         parse_tool(Tool("", "", Options, work, {"ratios": "give some"}), ["--ratios", "viel"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 
 import gen_img
 from library.options.mistakes import UserError
+from library.options.tool_command import tool_flags
 from library.sampling.draw_command import decide
 from library.sampling.lora_tags import AdapterUse, split_tags
-from library.sampling.options import GenerateOptions
+from library.sampling.options import REMEDIES, GenerateOptions
 from tests import tiny
 from tests.networks import models
 from tests.tools import loras
@@ -50,6 +52,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters for other families, beside the folder of a whole model."""
+    others = tiny.write_diffusers(tmp_path_factory.mktemp("others") / "sd1", "sd1")
+    for family in ("sd2", "sdxl"):
+        models.create(models.small(family), family=family).write(others / f"{family}.safetensors", None, {})
+    return others
+
+
 def drawn(model: Path, out: Path, *words: object, prompt: str = "a dog", code: int = 0) -> list[np.ndarray]:
     given = ["--ckpt", model, "--outdir", out, "--steps", "2", "--W", "64", "--H", "64", "--seed", "1"]
     assert gen_img.main([*map(str, given), "--prompt", prompt, *map(str, words)]) == code
@@ -80,7 +91,8 @@ def test_several_are_merged_in_their_order(model: Path, folder: Path, tmp_path: 
     assert loras.told(merge_lora.main, words) == 0
     (expected,) = drawn(merged, tmp_path / "m")
     given = ["--network_module", "networks.lora", "--network_weights", *files, "--network_mul", 0.5]
-    (found,) = drawn(model, tmp_path / "a", *given)
+    without_effect = ["--network_merge", "--network_pre_calc", "--network_merge_n_models", 1]  # of sd-scripts
+    (found,) = drawn(model, tmp_path / "a", *given, *without_effect)
     assert np.abs(found - expected).max() <= 1
 
 
@@ -132,8 +144,11 @@ def test_tags_are_those_of_a1111() -> None:
         (["--network_weights", "{folder}"], ["is a folder, not an adapter file"]),
         (["--network_mul", "1"], ["--network_mul has 1 value, but --network_weights 0 files"]),
         (["--network_module", "networks.lora"], ["--network_module has 1 value, but"]),
-        (["--network_weights", "{model}"], ["sd1.safetensors has no adapters for Stable Diffusion 1.x"]),
+        (["--network_weights", "{model}"], ["sd1.safetensors is a whole model (Stable Diffusion 1.x)", "use --ckpt"]),
         (["--network_weights", "{folder}/oft.safetensors", "--network_module", "networks.lora"], ["is OFT"]),
+        (["--network_weights", "{others}/sd2.safetensors"], ["sd2.safetensors is for a model of other sizes"]),
+        (["--network_weights", "{others}/sdxl.safetensors"], ["layers that Stable Diffusion 1.x does not have"]),
+        (["--network_weights", "{others}/unet/diffusion_pytorch_model.safetensors"], ["model.safetensors has no adap"]),
         (["--network_dir", "nowhere"], ["--network_dir nowhere"]),
         (["--prompt", "a <lora:dog:1>"], ["<lora:dog:1>, but there is no --network_dir"]),
         (["--network_dir", "{folder}", "--prompt", "a <lora:dorra:1>"], ["<lora:dorra:1>", "did you mean dora?"]),
@@ -146,15 +161,46 @@ def test_mistakes_before_the_model_is_loaded(
     said: list[str],
     model: Path,
     folder: Path,
+    others: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("library.families.sd.load.load", None)
-    filled = [word.format(folder=folder, model=model) for word in words]
+    filled = [word.format(folder=folder, model=model, others=others) for word in words]
     prompt = [] if "--prompt" in words else ["--prompt", "a dog"]
     assert gen_img.main(["--ckpt", str(model), *prompt, *filled]) == 2
     error = capsys.readouterr().err
     assert all(part in error for part in said), error
+
+
+def test_embeddings_beside_an_adapter_are_no_mistake(model: Path, tmp_path: Path) -> None:
+    """OneTrainer writes them into its files; they are left out, with a note."""
+    tensors = loras.tensors("sd1", 4, 4.0, 1) | {"bundle_emb.dog.string_to_param.*": torch.ones(2, 768)}
+    path = loras.write(tmp_path / "bundled.safetensors", tensors)
+    drawing = decide(GenerateOptions(ckpt=str(model), prompt="a dog", network_weights=(path,)))
+    assert drawing.prompts[0].adapters == (AdapterUse(path),)
+
+
+@pytest.mark.parametrize(
+    ("flag", "remedy"),
+    [
+        ("network_args", "the file says all"),  # before: did you mean --network_dir?
+        ("network_show_meta", "show_metadata.py"),  # --network_weights?
+        ("from_module", "--from_file"),
+        ("mask_path", "inpainting is not supported"),  # --image_path?
+        ("vae_batch_size", "only speed and memory"),  # --batch_size?
+    ],
+)
+def test_flags_of_sd_scripts_are_answered(flag: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gen_img.main(["--ckpt", "a", "--prompt", "a", f"--{flag}", "x"]) == 2
+    said = capsys.readouterr().err
+    assert f"--{flag} (command line) is not a flag" in said and remedy in said and "did you mean" not in said
+
+
+def test_remedies_name_flags_that_exist() -> None:
+    known = tool_flags(GenerateOptions)
+    assert not REMEDIES.keys() & known.keys()
+    assert {name for text in REMEDIES.values() for name in re.findall(r"--(\w+)", text)} <= known.keys()
 
 
 def test_a_tag_in_the_negative_prompt_is_told(model: Path, folder: Path) -> None:

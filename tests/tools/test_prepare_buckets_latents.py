@@ -11,6 +11,9 @@ import pytest
 import tomli_w
 
 import fine_tune
+from library.options.convert_values import convert
+from library.options.tool_command import tool_flags
+from library.options.train_options import FLAGS
 from tests.data.image_files import save
 from tests.training.running import World, make_world, run
 from tools import (
@@ -125,6 +128,32 @@ def test_mistakes_are_told_in_the_words_of_this_program(
     told = capsys.readouterr().err
     assert "--max_resolution" in told and "--model_name_or_path" in told and "meta_cap.json" in told
     assert "--resolution" not in told and "--pretrained" not in told
+    words = words[:4]
+    words[3] = str(world.model)
+    assert prepare_buckets_latents.main([*words, "--max_resolution=66", "--max_bucket_reso=1000"]) == 2
+    told = capsys.readouterr().err
+    assert '--max_resolution = "66,66" (command line) is smaller than --min_bucket_reso = 256 (default)' in told
     assert prepare_buckets_latents.main([str(folder), "a.json", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "is a folder" in told and "give the model fourth" in told
+
+
+def test_the_plan_names_no_flag_that_nobody_gave(
+    world: World, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meta_cap.json").write_text(json.dumps({"b": {"caption": "b"}}), encoding="utf-8")
+    words = [*in_form(folder, world)[:4], "--max_resolution=130", "--min_bucket_reso=64"]
+    assert prepare_buckets_latents.main(words) == 0
+    told = capsys.readouterr().out
+    assert '--max_resolution = "130,130" (command line): only its area counts' in told
+    assert not [name for name in ("--resolution", "cache_latents ", "enable_bucket", "max_bucket_reso") if name in told]
+
+
+def test_the_defaults_are_those_of_the_training() -> None:
+    """Those flags are not passed on."""
+    tool = prepare_buckets_latents
+    training = {name: flag.default for name, flag in FLAGS.items()} | tool._DEFAULTS
+    for name in (*tool._NAMES, *tool._SAME):
+        own = tool_flags(tool.BucketsOptions)[tool._NAMES.get(name, name)]
+        if own.name not in tool.TOOL.positional:
+            assert convert(FLAGS[name], own.default)[0] == training[name], name

@@ -33,6 +33,10 @@ def describe(options: TrainOptions) -> ParsedDatasets:
     mistakes = Mistakes()
     _check(options, mistakes)
     template = from_flags(options.dataset, options.caption, options.mask, options.validation)
+    masks = template.subsets[0].mask_dir
+    if isinstance(masks, Path) and not masks.is_dir():
+        mistakes.extend([folders.no_folder("--conditioning_data_dir", masks)])
+        template = replace(template, subsets=(replace(template.subsets[0], mask_dir=None),))  # so that it is told once
     try:
         found = _with_local_copies(_read_datasets(options, template), options.dataset)
     except UserError as error:
@@ -192,6 +196,3 @@ def _check(options: TrainOptions, mistakes: Mistakes) -> None:
     encoding = check_encoding(options.caption.caption_encoding)
     if encoding is not None:
         mistakes.extend([encoding])
-    masks = options.mask.conditioning_data_dir
-    if isinstance(masks, Path) and options.mask.masked_loss and not masks.is_dir():
-        mistakes.add(f"--conditioning_data_dir: there is no folder {masks}", "check the path")

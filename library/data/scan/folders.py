@@ -47,7 +47,7 @@ def plain_folder(
     mistakes: list[Mistake] = []
     template_subset = template.subsets[0]
     if not folder.is_dir():
-        mistakes.append(_no_folder("--train_data_dir", folder))
+        mistakes.append(no_folder("--train_data_dir", folder))
     elif (named := _folder_with_repeats(folder)) and not _count_images(folder):
         what = f'--class_tokens "{class_tokens}": {folder} contains folders with repeats, like {named}, but no images'
         mistakes.append(
@@ -114,7 +114,7 @@ def _read_folders(
     try:
         folders = sorted((entry for entry in base.iterdir() if entry.is_dir()), key=lambda path: path.name)
     except OSError:
-        mistakes.append(_no_folder(flag, base))
+        mistakes.append(no_folder(flag, base))
         return
     found: list[SubsetSpec] = []
     dates: list[Mistake] = []
@@ -139,7 +139,8 @@ def _read_folders(
     mistakes += dates
 
 
-def _no_folder(flag: str, folder: Path) -> Mistake:
+def no_folder(flag: str, folder: Path) -> Mistake:
+    """The mistake about a folder that cannot be listed. `flag`: who names it, such as --train_data_dir."""
     if folder.is_dir():
         return Mistake(f"{flag}: {folder} cannot be read", "check its permissions")
     if folder.is_file():

@@ -246,8 +246,7 @@ def _list_from_metadata(
         result.mistakes.extend(error.mistakes)
         return
     image_dir = subset.image_folder
-    if image_dir is not None and not image_dir.is_dir():
-        result.mistakes.append(Mistake(f"there is no folder {image_dir} ({subset.origin})", "check the path"))
+    if image_dir is not None and not _list_folders(image_dir, "folder", subset, directories, result):
         return
     locator = Locator.of(directories, image_dir, extensions)
     root = None if image_dir is None else absolute(image_dir)

@@ -18,16 +18,28 @@ _NAMED = 5  # files named in a note
 
 def note_images(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]) -> list[str]:
     """All notes. `subsets` are those of the scan."""
-    return [*_captions(records), *_transparency(records, subsets), *_profiles(records), *_frames(records)]
+    return [*_captions(records, subsets), *_transparency(records, subsets), *_profiles(records), *_frames(records)]
 
 
-def _captions(records: Sequence[ImageRecord]) -> Iterator[str]:
+def _captions(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]) -> Iterator[str]:
     empty = list(dict.fromkeys(record.path for record in records if not record.caption and record.from_file))
     if empty:
         yield f"{counted(len(empty), 'image')} with an empty caption file, so an empty caption: {listed(empty, _NAMED)}"
-    uncaptioned = len({record.path for record in records if not record.caption and not record.from_file})
-    if uncaptioned:
-        yield f"{counted(uncaptioned, 'image')} without a caption file or class tokens, so an empty caption"
+    lacking: dict[str, set[Path]] = {}
+    for record in records:
+        if not record.caption and not record.from_file:
+            lacking.setdefault(_lacks(subsets[record.subset]), set()).add(record.path)
+    for what, paths in lacking.items():
+        yield f"{counted(len(paths), 'image')} without {what}, so an empty caption"
+
+
+def _lacks(subset: SubsetSpec) -> str:
+    """What would give an image of this subset a caption."""
+    if subset.caption_source == "metadata":
+        return f"a caption or tags in {subset.metadata_file}"
+    if subset.caption_source == "file_name":
+        return "words in its file name"
+    return "class tokens" if subset.caption_source == "class_tokens" else "a caption file or class tokens"
 
 
 def _transparency(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]) -> Iterator[str]:

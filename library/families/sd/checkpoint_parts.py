@@ -15,7 +15,7 @@ from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.prediction_marks import DeclaredPrediction, declared_prediction, other_schedule
 from library.checkpoints.vae_file import read_vae
 from library.families.sd.configs import Configs, read_configs
-from library.messages import listed
+from library.messages import listed, quoted
 
 if TYPE_CHECKING:
     from library.families.family import Family
@@ -74,11 +74,17 @@ def split_checkpoint(
 def _check_noise_process(family: Family, source: Header, declared: DeclaredPrediction) -> None:
     """Raise CheckpointError if a checkpoint declares another noise process than the family's: training, drawing and
     saving as epsilon would ruin the model, or what its file says."""
-    said = [*declared.unknown, *other_schedule(source, family.process.scheduler_arguments())]
+    said = other_noise(family, source)
     if said:
         where = declared.where or "its scheduler_config.json"
         raise CheckpointError(
             f"{source.path}: says {listed(said)} ({where}). Supported are epsilon and v with the noise schedule that "
             f"{family.title} was made with. Give such a model; if the file says it wrongly, correct it: python "
-            f"tools/convert_checkpoint.py {source.path} TARGET --prediction_type epsilon (or v)"
+            f"tools/convert_checkpoint.py {quoted(source.path)} TARGET --prediction_type epsilon (or v)"
         )
+
+
+def other_noise(family: Family, source: Header) -> list[str]:
+    """Return quotes of what a checkpoint declares of its noise process that is not the family's."""
+    schedule = other_schedule(source, family.process.scheduler_arguments())
+    return [*declared_prediction(source).unknown, *schedule]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoints.files import sha256
@@ -43,7 +45,18 @@ def vae_kind(header: Header) -> tuple[VaeKind | None, str]:
     if architecture.startswith(("stable-diffusion-xl", "stable-diffusion-v")):
         return "sdxl" if architecture.startswith("stable-diffusion-xl") else "sd", f"{_ARCHITECTURE} in its metadata"
     files = {place.file for place in header.places.values()}
-    for file in files if len(files) == 1 else ():
-        if SMALLEST <= file.stat().st_size <= LARGEST and (kind := VAES.get(sha256(file))) is not None:
-            return kind, "its SHA-256"
-    return None, ""
+    kind = _published(files.pop()) if len(files) == 1 else None
+    return kind, "its SHA-256" if kind else ""
+
+
+def _published(file: Path) -> VaeKind | None:
+    facts = file.stat()
+    if not SMALLEST <= facts.st_size <= LARGEST:
+        return None
+    return VAES.get(_hash(file, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _hash(file: Path, size: int, changed: int) -> str:
+    """The SHA-256 of a file in this state: the plan asks for it, and loading again, and it takes up to a second."""
+    return sha256(file)

@@ -12,6 +12,8 @@ from library.options.dataset_config.locate import Address, Places, in_json, in_t
 from library.options.mistakes import Mistake
 from library.options.text_files import FileKind, other_kind, read_text
 
+_BACKSLASHES = "in JSON a Windows path needs two backslashes or one slash (C:/train)"
+
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -41,30 +43,35 @@ def read_source(path: Path, flag: str, wanted: FileKind | None = None) -> Config
 
 def _parse(path: Path, named: str, text: str) -> ConfigFile | Mistake:
     ending = path.suffix.lower()
-    if ending not in (".toml", ".json"):
+    if ending == ".json":
+        return parse_json(named, path.name, text)
+    if ending != ".toml":
         return Mistake(f"{named} is neither a .toml nor a .json file", "rename it to match its format")
     try:
-        return _toml(path.name, text) if ending == ".toml" else _json(named, path.name, text)
+        return ConfigFile(path.name, tomllib.loads(text), in_toml(text))
     except tomllib.TOMLDecodeError as error:
         return Mistake(
             f"{named} is not valid TOML: {error}",
             "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
+    except RecursionError:
+        return _too_deep(named)
+
+
+def parse_json(named: str, name: str, text: str) -> ConfigFile | Mistake:
+    """Parse a JSON text. `named`: flag and path, for the mistake about a text that is not JSON; `name`: of the file."""
+    try:
+        tree = json.loads(text)
     except json.JSONDecodeError as error:
         return Mistake(
             f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})",
-            "fix that line; in JSON a Windows path needs two backslashes or one slash (C:/train)",
+            _json_remedy(text, error),
         )
     except RecursionError:
-        return Mistake(f"{named} nests lists or tables too deeply", "a dataset file needs no more than five levels")
-
-
-def _toml(name: str, text: str) -> ConfigFile:
-    return ConfigFile(name, tomllib.loads(text), in_toml(text))
-
-
-def _json(named: str, name: str, text: str) -> ConfigFile | Mistake:
-    tree = json.loads(text)
+        return _too_deep(named)
+    path = re.search(r'"[A-Za-z]:\\(?![\\/"])[^"]*', text)
+    if path:  # \t and the like are valid, but no path has them
+        return Mistake(f"{named} has a Windows path with single backslashes: {path.group()[1:]}", _BACKSLASHES)
     half = re.search("[\ud800-\udfff]", json.dumps(tree, ensure_ascii=False))
     if half:
         return Mistake(
@@ -72,3 +79,18 @@ def _json(named: str, name: str, text: str) -> ConfigFile | Mistake:
             "write the character itself",
         )
     return ConfigFile(name, tree, in_json(text))
+
+
+def _json_remedy(text: str, error: json.JSONDecodeError) -> str:
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if after.startswith(("#", "//", "/*")):
+        return "remove the comments, which JSON does not have"
+    if re.match(r",\s*[}\]]", after) or (after.startswith(("}", "]")) and before.endswith(",")):  # Python 3.13 or older
+        return "remove the comma before the closing bracket"
+    if after.startswith(("True", "False", "None")):
+        return "write true, false or null in small letters"
+    return f"fix that line; {_BACKSLASHES}"
+
+
+def _too_deep(named: str) -> Mistake:
+    return Mistake(f"{named} nests lists or tables too deeply", "five levels are enough for every file")

@@ -1,4 +1,4 @@
-"""Options of the moving average of the weights (EMA)."""
+"""Options of the averages of the weights (EMA)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class AveragingOptions:
         above=0,
     )
     ema_update_interval: int = flag(
-        1, "Update the average every n steps, with the decay of n steps: decay to the power of n.", at_least=1
+        1,
+        "Update the averages every n steps, with the decay of n steps: ema_decay to the power of n.",
+        at_least=1,
     )
     ema_warmup_steps: int | float = flag(
         0,
@@ -39,7 +41,7 @@ class AveragingOptions:
     )
     ema_device: str = flag(
         "cpu",
-        "Where the average is kept: in CPU memory, or with the model on the accelerator, which is faster.",
+        "Where the averages are kept: in CPU memory, or with the model on the accelerator, which is faster.",
         choices=("cpu", "accelerator"),
         may_change_on_resume=True,
     )
@@ -56,4 +58,12 @@ class AveragingOptions:
         "ema_only = the average, comparison = both.",
         choices=get_args(EmaValidation),
         may_change_on_resume=True,
+    )
+    posthoc_ema_snapshots: int | None = flag(
+        None,
+        "Post-hoc EMA: keep two averages of relative width 0.05 and 0.1, and save both this many times, evenly over "
+        "the run and last at its end, into the folder NAME-posthoc_ema. tools/posthoc_ema.py makes an average of any "
+        "width out of them. 0 = off.",
+        at_least=1,
+        zero_is_off=True,
     )

@@ -17,7 +17,8 @@ class RunOptions:
 
     config_file: Path | None = flag(
         None,
-        "TOML file with options; .toml may be omitted. The command line overrides it.",
+        "File with options: TOML, or SimpleTuner's config.json; .toml and .json may be omitted. The command line "
+        "overrides it.",
         only_on_command_line=True,
     )
     output_config: bool = flag(

@@ -1,4 +1,4 @@
-"""Rules between flags of the moving average of the weights."""
+"""Rules between flags of the averages of the weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from library.options.groups.averaging import AveragingOptions
 from library.options.rules.rule_kinds import Condition, Excludes, NoEffect, both, is_one_of, off
 
 _DEFAULTS: Mapping[str, object] = vars(AveragingOptions())
+_OF_BOTH = ("ema_update_interval", "ema_device")
 
 
 def _is_set(name: str) -> Condition:
@@ -23,7 +24,15 @@ NO_EFFECT = (
     *(
         NoEffect(name, both(off("use_ema"), _is_set(name)), "use_ema is not set")
         for name in _DEFAULTS
-        if name != "use_ema"
+        if name not in ("use_ema", "posthoc_ema_snapshots", *_OF_BOTH)
+    ),
+    *(
+        NoEffect(
+            name,
+            both(both(off("use_ema"), off("posthoc_ema_snapshots")), _is_set(name)),
+            "neither use_ema nor posthoc_ema_snapshots is set",
+        )
+        for name in _OF_BOTH
     ),
     NoEffect(
         "use_ema",

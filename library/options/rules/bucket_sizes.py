@@ -37,7 +37,9 @@ def usable_sizes(buckets: BucketSettings, describe: Describe, mistakes: Mistakes
         notes.append(f"{describe('resolution', buckets.resolution)}: only its area counts; {sides}")
     if buckets.no_upscale:  # a bucket is then as large as its images, and the limits have no meaning
         return buckets
-    return _check_limits(_widen_limits(buckets, describe, notes), describe, mistakes)
+    widened = _widen_limits(buckets, describe, notes)
+    _check_limits(buckets, widened, describe, mistakes)
+    return widened
 
 
 def whole_steps(buckets: BucketSettings, describe: Describe, notes: list[str]) -> BucketSettings:
@@ -70,18 +72,20 @@ def _widen_limits(buckets: BucketSettings, describe: Describe, notes: list[str])
     return replace(buckets, smallest=smallest, largest=largest)
 
 
-def _check_limits(buckets: BucketSettings, describe: Describe, mistakes: Mistakes) -> BucketSettings:
-    least, most = describe("min_bucket_reso", buckets.smallest), describe("max_bucket_reso", buckets.largest)
-    resolution = describe("resolution", buckets.resolution)
-    shortest, longest = min(buckets.resolution), max(buckets.resolution)
-    if buckets.smallest > buckets.largest:
+def _check_limits(given: BucketSettings, widened: BucketSettings, describe: Describe, mistakes: Mistakes) -> None:
+    """Check the widened limits. Mistakes name the limits as they were given."""
+    least, most = describe("min_bucket_reso", given.smallest), describe("max_bucket_reso", given.largest)
+    resolution = describe("resolution", given.resolution)
+    shortest, longest = min(given.resolution), max(given.resolution)
+    if widened.smallest > widened.largest:
         mistakes.add(f"{least} is more than {most}", "swap the two values")
-        return buckets
-    if shortest < buckets.smallest:
+        return
+    if shortest < widened.smallest:
+        if widened.smallest > given.smallest:
+            least = describe("bucket_reso_steps", given.step)
         what = f"{resolution} is smaller than {least}, the shortest side of a bucket"
-        too_large = "bucket_reso_steps" if buckets.smallest == buckets.step else "min_bucket_reso"
+        too_large = "bucket_reso_steps" if widened.smallest == widened.step else "min_bucket_reso"
         mistakes.add(what, f"set {too_large} to at most {shortest}")
-    if longest > buckets.largest:
+    if longest > widened.largest:
         what = f"{resolution} is larger than {most}, the longest side of a bucket"
         mistakes.add(what, f"set max_bucket_reso to at least {longest}")
-    return buckets

@@ -28,7 +28,7 @@ def lines(adapter: AdapterPlan) -> Iterator[str]:
 
 def _size(adapter: AdapterPlan) -> str:
     settings = adapter.settings
-    if settings is None or adapter.from_file:
+    if settings is None or adapter.from_file or not settings.kind.has_dim:
         return ""
     if not settings.kind.is_scaled:
         return f", dim {settings.dim}, alpha {settings.alpha or settings.dim:g}"

@@ -8,19 +8,28 @@ from pathlib import Path
 
 from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.files import read_header
-from library.checkpoints.header import CheckpointError
+from library.checkpoints.header import CheckpointError, Header
 from library.families.family import Family
-from library.messages import counted, listed
+from library.families.registry import whole_model
+from library.messages import listed
 from library.options.mistakes import Mistakes
-from networks.adapter import AdapterError, Kind, Layer
+from networks.adapter import Layer
 from networks.formats.layer_names import Place
-from networks.planned import ModuleShapes, PlannedLayer, layers_of_file, rank_in_file, with_rank
-from networks.registry import detect_kind
+from networks.planned import (
+    InFile,
+    ModuleShapes,
+    PlannedLayer,
+    kind_of,
+    layers_of_file,
+    rank_in_file,
+    weight_shape,
+    why_not_for,
+    with_rank,
+)
 from networks.settings import NetworkSettings
 from networks.shapes import Shapes
 
 OR_FROM_FILE = ", or --dim_from_weights"
-InFile = Mapping[str, tuple[Place, Shapes]]
 
 
 @dataclass(frozen=True)
@@ -47,31 +56,27 @@ class InitialWeights:
         except CheckpointError as error:
             mistakes.add(f"--{self.flag}: {error}")
             return None
-        found, unknown = layers_of_file(
-            {name: info.shape for name, info in header.tensors.items()}, self.family.adapters
-        )
-        title = self.family.title
-        if not any(_kind(tensors) for _, tensors in found.values()):
-            what = f"{self._named} has no adapters for {title} (its keys: {listed(header.tensors)})"
-            mistakes.add(what, "give an adapter that was trained on this kind of model")
+        tensors = {name: info.shape for name, info in header.tensors.items()}
+        parts = self.family.adapters
+        fault = why_not_for(tensors, parts, self.model, self.family.title)
+        if fault is not None:
+            self._refuse(header, fault, mistakes)
             return None
-        if unknown:
-            what = f"{self._named}: {counted(len(unknown), 'layer')} of the file are not in {title}: {listed(unknown)}"
-            mistakes.add(what, "give an adapter that was trained on this kind of model")
-        wrong = [line for place, tensors in found.values() for line in self._other_sizes(place, tensors)]
-        if wrong:
-            mistakes.add(
-                f"{self._named} is for a model of other sizes, in {counted(len(wrong), 'layer')}: {wrong[0]}",
-                "give an adapter that was trained on this kind of model",
-            )
-            return None
-        return found
+        return layers_of_file(tensors, parts)[0]
+
+    def _refuse(self, header: Header, fault: str, mistakes: Mistakes) -> None:
+        model = whole_model(header)
+        if model is None:
+            mistakes.add(f"{self._named} {fault}", "give an adapter that was trained on this kind of model")
+        else:
+            what = f"{self._named} is a whole model ({model.title}), not an adapter"
+            mistakes.add(what, f"to train on it, pass it as --pretrained_model_name_or_path and remove --{self.flag}")
 
     def planned(self, found: InFile, trained: Iterable[str], mistakes: Mistakes) -> tuple[PlannedLayer, ...]:
         """The layers with --dim_from_weights: those of the file that are in trained modules, as they are in it."""
         modules = set(trained)
         layers = tuple(
-            PlannedLayer(place.part, Layer(name, self._shape(place) or ()), tensors)
+            PlannedLayer(place.part, Layer(name, weight_shape(place, self.model) or ()), tensors)
             for name, (place, tensors) in found.items()
             if place.part.module in modules
         )
@@ -109,7 +114,7 @@ class InitialWeights:
 
     def _other_kind(self, found: InFile, mistakes: Mistakes) -> bool:
         """Whether the file is of another kind or form than the network, added as a mistake."""
-        kinds = {kind for _, tensors in found.values() if (kind := _kind(tensors)) is not None}
+        kinds = {kind for _, tensors in found.values() if (kind := kind_of(tensors)) is not None}
         own, settings = self.settings.kind, self.settings
         if {kind.name for kind in kinds} != {own.file_kind or own.name}:
             modules = [kind.module for kind in sorted(kinds, key=lambda kind: kind.name) if kind.shapes is not None]
@@ -140,7 +145,8 @@ class InitialWeights:
                 what = f"{self._named} has adapters for the {title}, which is not trained"
                 mistakes.add(what, f"remove {other} and learning rates of 0{OR_FROM_FILE}")
             elif extra and all(_in_convolutions(in_file[name], part) for name in extra):
-                kernels = [name for name in extra if (self._shape(in_file[name]) or ())[2:] not in ((), (1, 1))]
+                shapes = {name: weight_shape(in_file[name], self.model) or () for name in extra}
+                kernels = [name for name, shape in shapes.items() if shape[2:] not in ((), (1, 1))]
                 ranks = {rank for name in kernels if (rank := rank_in_file(found[name][1]))}
                 what = f"{self._named} has adapters on 3x3 convolutions ({_ranks(ranks)})"
                 mistakes.add(what, f"add conv_dim={max(ranks, default=4)} to --network_args{OR_FROM_FILE}")
@@ -163,27 +169,8 @@ class InitialWeights:
                 remedy if len(kernels) == 1 else "--dim_from_weights",
             )
 
-    def _shape(self, place: Place) -> tuple[int, ...] | None:
-        """The shape of a layer's weight in the base model."""
-        tensors = self.model.get(place.part.module, {})
-        return tensors.get(f"{place.bare}.weight") or tensors.get(f"{place.path}.weight")
-
-    def _other_sizes(self, place: Place, tensors: Shapes) -> list[str]:
-        """What shows that the file is for weights of other sizes; of a LoRA's factors only."""
-        shape, down, up = self._shape(place), tensors.get("lora_down.weight"), tensors.get("lora_up.weight")
-        if not shape or not down or not up or len(down) < 2 or (down[1], up[0]) == (shape[1], shape[0]):
-            return []
-        return [f"{place.name} is for a weight of {up[0]} x {down[1]}, here it is {shape[0]} x {shape[1]}"]
-
     def _title(self, module: str) -> str:
         return self.family.module_titles[module]
-
-
-def _kind(tensors: Shapes) -> Kind | None:
-    try:
-        return detect_kind([f"layer.{role}" for role in tensors])
-    except AdapterError:
-        return None
 
 
 def _in_convolutions(place: Place, part: AdapterPart) -> bool:

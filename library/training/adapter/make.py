@@ -18,7 +18,7 @@ from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
 from library.training.quantised.packer import quantise
-from library.training.trainable import Group, LossTags, Part, Trainable, named_parameters
+from library.training.trainable import Group, LossTags, Part, SavedAt, Trainable, named_parameters
 from networks import network, registry
 from networks.adapter import AdapterError
 from networks.formats.read_write import read_adapter
@@ -225,14 +225,13 @@ def write_adapter(
     metadata: AdapterMetadata,
     path: Path,
     save_as: SaveModelAs,
-    step: int,
-    epoch: int,
+    at: SavedAt,
 ) -> None:
-    """Write the adapter after `step` optimizer steps, completely or not at all. Raises CheckpointError, OSError."""
+    """Write the adapter, completely or not at all. Raises CheckpointError, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     precision = saving.save_precision
     try:
-        adapter_network.write(path, torch_dtype(precision) if precision else None, metadata.at(step))
+        adapter_network.write(path, torch_dtype(precision) if precision else None, metadata.at(at.step, at.about))
     except AdapterError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from library.checkpoints.metadata import ADAPTER_MINIMUM, IMPLEMENTATIONS
@@ -74,11 +76,11 @@ class AdapterMetadata:
             for hashes in self._hashes.values():
                 hashes.begin()
 
-    def at(self, step: int) -> dict[str, str]:
+    def at(self, step: int, about: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """Metadata of a file that is written now, after `step` optimizer steps. ss_epoch counts finished epochs; at the
-        end of the run also an incomplete last one."""
+        end of the run also an incomplete last one. `about`: of an average, with --no_metadata too."""
         facts, now = self._facts, time_of_saving()
-        spec = self._spec | {"modelspec.date": now.replace(microsecond=0).isoformat()}
+        spec = self._spec | dict(about) | {"modelspec.date": now.replace(microsecond=0).isoformat()}
         if facts.options.adapter.no_metadata:
             return _as_utf8({key: self._shared[key] for key in ADAPTER_MINIMUM if key in self._shared} | spec)
         is_final = step >= facts.duration.steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from library.families.family import Family
 from library.messages import pip_install
 from library.options.groups.adapter import AdapterOptions
 from library.options.mistakes import Mistakes
+from library.options.train_options import FLAGS
 from library.training.adapter.initial_weights import InitialWeights
 from library.training.optim.constructors import source_file
 from library.training.plan.base_model import BaseModel
 from library.training.saving.state import SavedState
 from networks import registry
+from networks.adapter import AdapterError, Kind
 from networks.planned import PlannedLayer, plan_layers
 from networks.readers import LYCORIS, note_on_lycoris, note_on_readers
 from networks.settings import NetworkSettings, read_settings
@@ -91,6 +94,7 @@ def decide_adapter(
         settings = _follow_saved_dora(settings, options.network_weights if resume is None else resume.weights, notes)
         scale = None if options.network_weights is not None else note_on_scale(settings)  # a file brings its alphas
         notes.extend([scale] if scale else [])
+        notes.extend(_without_effect(kind, options))
         note = note_on_readers(settings)
     notes.extend([note] if note else [])
     multipliers = (*options.base_weights_multiplier, *(1.0,) * len(options.base_weights))
@@ -121,7 +125,11 @@ def _with_layers(plan: AdapterPlan, settings: NetworkSettings, base: BaseModel, 
             return _reaching(plan, layers)
     else:
         found = None
-    layers = plan_layers(family.adapters, model, settings, plan.trained_modules)
+    try:
+        layers = plan_layers(family.adapters, model, settings, plan.trained_modules)
+    except AdapterError as error:
+        mistakes.add(f"--network_module {plan.module}: {error}", error.remedy)
+        return _reaching(plan, ())
     if found is not None:
         initial.compare(found, layers, mistakes)
     if plan.trained_modules and not layers:
@@ -152,6 +160,14 @@ def note_on_scale(settings: NetworkSettings) -> str | None:
         f"alpha {settings.alpha:g} with rank {settings.dim} scales the adapter by {settings.scale:.3g}, so it learns "
         f"slowly: usual are --network_alpha {settings.dim / 2:g} or {settings.dim} (0: the rank)"
     )
+
+
+def _without_effect(kind: Kind, options: AdapterOptions) -> Iterator[str]:
+    """Notes on a dim and an alpha of a kind that has none."""
+    given = {"network_dim": options.network_dim, "network_alpha": options.network_alpha}
+    for name, value in given.items():
+        if not kind.has_dim and value is not None and value != FLAGS[name].default:
+            yield f"--{name} {value:g} has no effect: {kind.module} has neither rank nor alpha"
 
 
 def _follow_saved_dora(settings: NetworkSettings, weights: Path | None, notes: list[str]) -> NetworkSettings:

@@ -1,1 +1,1 @@
-"""Averages of the weights: what a moving average is, and which files, images and validation losses use it."""
+"""Averages of the weights: what they are, and which files, images and validation losses use them."""

@@ -1,4 +1,5 @@
-"""Plan the moving average of the weights: its decay at every step, where it is kept, and what it is used for. No torch.
+"""Plan the averages of the weights: the decay of the moving one at every step, where they are kept, and what they are
+used for. No torch.
 
     shadow <- d_n shadow + (1 - d_n) weights                                        after step n of the average
 
@@ -12,11 +13,14 @@ steps. With it the mean age is about a tenth of the steps so far, until d is rea
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from library.messages import counted
 from library.options.groups.averaging import AveragingOptions
 from library.options.mistakes import Mistakes
+from library.training.averaging.posthoc_plan import PosthocPlan, decide_posthoc
+from library.training.averaging.power_profiles import WIDTHS
 from library.training.optim.optimizers import OptimizerChoice
 from library.training.optim.schedules import count_steps
 
@@ -53,6 +57,15 @@ class EmaPlan:
         since = step - self.warmup_steps
         return 0.0 if since <= 0 else float(min(self.decay, (1 + since) / (10 + since)) ** self.interval)
 
+    def metadata(self) -> dict[str, str]:
+        """What a file with the average says of it, in the style of kohya's keys."""
+        return {
+            "ss_ema_of": "weights",
+            "ss_ema_decay": str(self.decay),
+            "ss_ema_update_interval": str(self.interval),
+            "ss_ema_warmup_steps": str(self.warmup_steps),
+        }
+
     def describe(self, steps: int) -> str:
         """A line of the plan of a run of this many steps."""
         age = self.decay / (1 - self.decay)
@@ -72,6 +85,44 @@ class EmaPlan:
         saved = {"": "the weights in training", SUFFIX: "the average"}
         parts.append(f"saved: {' and '.join(saved[suffix] for suffix in self.saved)}")
         return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class AveragesPlan:
+    """The averages that a run keeps besides the weights in training."""
+
+    ema: EmaPlan | None = None
+    posthoc: PosthocPlan | None = None
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Suffixes of the versions of the weights that are saved."""
+        return ("",) if self.ema is None else self.ema.saved
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Suffixes of the versions that images are drawn with and the validation loss is computed of."""
+        return ("",) if self.ema is None else self.ema.shown
+
+    @property
+    def count(self) -> int:
+        """How many averages are kept, each of all trained weights."""
+        return (self.ema is not None) + (0 if self.posthoc is None else len(WIDTHS))
+
+    def describe(self, steps: int) -> Iterator[str]:
+        """Lines of the plan of a run of this many steps."""
+        if self.ema is not None:
+            yield self.ema.describe(steps)
+        if self.posthoc is not None:
+            yield self.posthoc.describe()
+
+
+def decide_averages(
+    options: AveragingOptions, steps: int, optimizer: OptimizerChoice, mistakes: Mistakes
+) -> AveragesPlan:
+    """The averages of a run of this many optimizer steps."""
+    ema = decide_ema(options, steps, optimizer, mistakes)
+    return AveragesPlan(ema, decide_posthoc(options, steps, optimizer, mistakes))
 
 
 def decide_ema(options: AveragingOptions, steps: int, optimizer: OptimizerChoice, mistakes: Mistakes) -> EmaPlan | None:

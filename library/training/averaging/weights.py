@@ -16,8 +16,11 @@ import torch
 
 from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
-from library.training.averaging.ema import Ema, restored
-from library.training.averaging.plan import SUFFIX, EmaPlan
+from library.training.averaging.ema import Ema
+from library.training.averaging.plan import SUFFIX, AveragesPlan
+from library.training.averaging.posthoc import PosthocEma
+from library.training.averaging.power_profiles import WIDTHS
+from library.training.averaging.weight_average import WeightAverage, restored
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,21 +35,28 @@ class Weights:
     """The weights in training, and what is saved, drawn with and validated beside or in place of them.
 
     The version "" is the average of a schedule-free optimizer (arXiv 2405.15682), for others the weights in training;
-    "_ema" is their moving average. `optimizer` is the unwrapped one, not accelerate's.
+    "_ema" is their moving average. `posthoc` is only saved, as snapshots. `optimizer` is the unwrapped one, not
+    accelerate's.
     """
 
     optimizer: Optimizer
     ema: Ema | None = None
+    posthoc: PosthocEma | None = None
 
     def update(self) -> None:
         """Called after each optimizer step. A schedule-free optimizer averages in its step."""
-        if self.ema is not None:
-            self.ema.update()
+        for average in (self.ema, self.posthoc):
+            if average is not None:
+                average.update()
 
     def shown(self) -> Versions:
         """The versions that images are drawn with and that are validated."""
         suffixes = ("",) if self.ema is None else self.ema.plan.shown
         return {suffix: partial(self.holding, suffix) for suffix in suffixes}
+
+    def metadata(self, suffix: str) -> dict[str, str]:
+        """What a file of this version says of it."""
+        return self.ema.metadata() if suffix == SUFFIX and self.ema is not None else {}
 
     @contextmanager
     def holding(self, suffix: str) -> Iterator[None]:
@@ -81,15 +91,28 @@ def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def build_weights(
-    optimizer: Optimizer, plan: EmaPlan | None, device: torch.device, say: Callable[[str], None]
+    optimizer: Optimizer, plan: AveragesPlan, device: torch.device, say: Callable[[str], None]
 ) -> Weights:
     """The versions of a run, before its first step. Raises UserError for an optimizer that averages by itself, which
     the plan cannot know of one given by its class."""
-    if plan is None:
-        return Weights(optimizer)
+    ema = posthoc = None
+    if plan.ema is not None:
+        _refuse_second_average(optimizer, "use_ema")
+        ema = Ema(_average(optimizer, on_cpu=plan.ema.on_cpu, device=device), plan.ema)
+        say(f"EMA of the trained weights: {readable_bytes(ema.average.size)} {plan.ema.place}")
+    if plan.posthoc is not None:
+        _refuse_second_average(optimizer, "posthoc_ema_snapshots")
+        averages = {width: _average(optimizer, on_cpu=plan.posthoc.on_cpu, device=device) for width in WIDTHS}
+        posthoc = PosthocEma(averages, plan.posthoc)
+        say(f"post-hoc EMA: {readable_bytes(posthoc.size)} {plan.posthoc.place}")
+    return Weights(optimizer, ema, posthoc)
+
+
+def _average(optimizer: Optimizer, *, on_cpu: bool, device: torch.device) -> WeightAverage:
+    return WeightAverage(trained_parameters(optimizer), torch.device("cpu") if on_cpu else device)
+
+
+def _refuse_second_average(optimizer: Optimizer, flag: str) -> None:
     if averages_itself(optimizer):
-        what = f"--use_ema: the optimizer {type(optimizer).__name__} averages the weights itself"
-        raise UserError((Mistake(what, "remove --use_ema, or use another optimizer such as AdamW"),))
-    ema = Ema(trained_parameters(optimizer), plan, torch.device("cpu") if plan.on_cpu else device)
-    say(f"EMA of the trained weights: {readable_bytes(ema.size)} {plan.place}")
-    return Weights(optimizer, ema)
+        what = f"--{flag}: the optimizer {type(optimizer).__name__} averages the weights itself"
+        raise UserError((Mistake(what, f"remove --{flag}, or use another optimizer such as AdamW"),))

@@ -98,7 +98,7 @@ def _from_annotation(annotation: ast.expr) -> Accepts:
             types.add(type(None))
         elif name in _NAMES:
             types.add(_NAMES[name])
-        elif isinstance(alternative, ast.Subscript) and _name(alternative.value) in ("Literal",):
+        elif isinstance(alternative, ast.Subscript) and _name(alternative.value) == "Literal":
             types |= {type(value.value) for value in _members(alternative) if isinstance(value, ast.Constant)}
         elif isinstance(alternative, ast.Subscript) and _NAMES.get(_name(alternative.value)) is tuple:
             types.add(tuple)

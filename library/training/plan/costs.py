@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class BytesPerParameter:
     """How weights are kept. `trained`: trained weights. `frozen_copy`: the copy of frozen weights that computes (0:
     none); the exact weights take 4 more. `saved`: weights in a saved model (None: as they are kept).
-    `optimizer_state` and `average`: state of the optimizer, and a moving average, for each trained parameter."""
+    `optimizer_state` and `average`: state of the optimizer, and averages, for each trained parameter."""
 
     trained: int
     frozen_copy: int
@@ -27,9 +27,18 @@ class BytesPerParameter:
 
 
 @dataclass(frozen=True)
+class PeakFiles:
+    """The most models, training states, and snapshots of averages that are on the disk at once."""
+
+    models: int
+    states: int
+    snapshots: int
+
+
+@dataclass(frozen=True)
 class Costs:
-    """Bytes. `training` is weights + gradients + optimizer state + moving average; activations, which depend on the
-    batch, come on top. `models` and `states` are the most that are on the disk at once."""
+    """Bytes. `training` is weights + gradients + optimizer state + averages; activations, which depend on the batch,
+    come on top. A snapshot is as large as a model."""
 
     weights: int
     gradients: int
@@ -37,8 +46,7 @@ class Costs:
     average: int
     model_file: int
     state_folder: int
-    models: int
-    states: int
+    files: PeakFiles
     free: int | None
 
     @property
@@ -49,39 +57,34 @@ class Costs:
     @property
     def disk(self) -> int:
         """Disk space when most files are there at once."""
-        return self.models * self.model_file + self.states * self.state_folder
+        models = self.files.models + self.files.snapshots
+        return models * self.model_file + self.files.states * self.state_folder
 
 
 def count_costs(
     sizes: PartSizes,
     trained: Collection[str],
     per_parameter: BytesPerParameter,
-    peak_files: tuple[int, int],
+    peak_files: PeakFiles,
     folder: Path,
 ) -> Costs:
     """Memory of a run, and the peak disk space of its outputs in `folder`, which need not exist yet.
 
-    `trained`: names of the trained modules. `peak_files`: models and training states on the disk at once.
+    `trained`: names of the trained modules. `peak_files`: those on the disk at once.
     """
     trained_parameters = sizes.total(trained)
     frozen_parameters = sizes.total() - trained_parameters
-    exact = trained_parameters * per_parameter.trained + frozen_parameters * 4
-    optimizer = round(trained_parameters * per_parameter.optimizer_state)
+    kept = trained_parameters * per_parameter.trained
+    exact = kept + frozen_parameters * 4
     saved = exact if per_parameter.saved is None else sizes.total() * per_parameter.saved
-    model_file = saved + sizes.kept_bytes
-    average = trained_parameters * per_parameter.average
-    state_folder = trained_parameters * per_parameter.trained + optimizer + average
-    models, states = peak_files
-    return Costs(
+    return _costs(
+        trained_parameters,
+        per_parameter,
         weights=exact + frozen_parameters * per_parameter.frozen_copy,
-        gradients=trained_parameters * per_parameter.trained,
-        optimizer=optimizer,
-        average=average,
-        model_file=model_file,
-        state_folder=state_folder,
-        models=models,
-        states=states,
-        free=free_bytes(folder),
+        kept=kept,
+        model_file=saved + sizes.kept_bytes,
+        peak_files=peak_files,
+        folder=folder,
     )
 
 
@@ -90,26 +93,46 @@ def count_adapter_costs(
     trained: int,
     saved: int,
     per_parameter: BytesPerParameter,
-    peak_files: tuple[int, int],
+    peak_files: PeakFiles,
     folder: Path,
 ) -> Costs:
     """Memory of the frozen base model, `per_parameter.frozen_copy` bytes per parameter, and of its adapter, and the
     peak disk space of its files. `trained`: the adapter's trained parameters; `saved`: values in its file; both 0 where
     they are not known yet."""
     vae = sizes.total(("vae",))
-    base = (sizes.total() - vae) * per_parameter.frozen_copy + vae * 4
+    kept = saved * per_parameter.trained
+    return _costs(
+        trained,
+        per_parameter,
+        weights=(sizes.total() - vae) * per_parameter.frozen_copy + vae * 4 + kept,
+        kept=kept,
+        model_file=saved * (per_parameter.saved or per_parameter.trained),
+        peak_files=peak_files,
+        folder=folder,
+    )
+
+
+def _costs(
+    trained: int,
+    per_parameter: BytesPerParameter,
+    *,
+    weights: int,
+    kept: int,
+    model_file: int,
+    peak_files: PeakFiles,
+    folder: Path,
+) -> Costs:
+    """What `trained` parameters cost, whatever they are part of. `kept`: bytes of weights in a training state."""
     optimizer = round(trained * per_parameter.optimizer_state)
     average = trained * per_parameter.average
-    models, states = peak_files
     return Costs(
-        weights=base + saved * per_parameter.trained,
+        weights=weights,
         gradients=trained * per_parameter.trained,
         optimizer=optimizer,
         average=average,
-        model_file=saved * (per_parameter.saved or per_parameter.trained),
-        state_folder=saved * per_parameter.trained + optimizer + average,
-        models=models,
-        states=states,
+        model_file=model_file,
+        state_folder=kept + optimizer + average,
+        files=peak_files,
         free=free_bytes(folder),
     )
 

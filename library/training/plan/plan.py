@@ -18,12 +18,12 @@ from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
-from library.training.averaging.plan import EmaPlan, decide_ema
+from library.training.averaging.plan import AveragesPlan, decide_averages
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
-from library.training.plan.costs import BytesPerParameter, Costs, count_adapter_costs, count_costs
+from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
@@ -45,7 +45,7 @@ class Plan:
     facts: RunFacts
     adapter: AdapterPlan | None
     optimization: Optimization
-    ema: EmaPlan | None
+    averages: AveragesPlan
     outputs: Outputs
     curve: Path | None
     preview: PreviewPlan | None
@@ -88,10 +88,10 @@ def decide(parsed: Parsed) -> Plan:
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
     optimization = Optimization(rates, optimizer, schedule)
-    ema = decide_ema(options.averaging, duration.steps, optimizer, mistakes)
+    averages = decide_averages(options.averaging, duration.steps, optimizer, mistakes)
     source = "adapter" if adapter else base_model.header.kind
-    outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, ema.saved if ema else ("",))
-    costs = decide_costs(facts, optimization, adapter, outputs, ema)
+    outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
+    costs = decide_costs(facts, optimization, adapter, outputs, averages)
     check_outputs(options, base_model, outputs, costs, mistakes)
     identity = identity_of(facts)
     check_continuation(
@@ -105,7 +105,7 @@ def decide(parsed: Parsed) -> Plan:
         facts=facts,
         adapter=adapter,
         optimization=optimization,
-        ema=ema,
+        averages=averages,
         outputs=outputs,
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
@@ -150,11 +150,12 @@ def decide_workers(facts: RunFacts, notes: list[str]) -> int:
 
 
 def decide_costs(
-    facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs, ema: EmaPlan | None
+    facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs, averages: AveragesPlan
 ) -> Costs:
     """Memory and disk of the run."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
-    peak_files = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
+    models, states = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
+    peak_files = PeakFiles(models, states, 0 if averages.posthoc is None else averages.posthoc.files)
     trained = BYTES[precision.trained]
     save_precision = facts.options.saving.save_precision
     per_parameter = BytesPerParameter(
@@ -162,7 +163,7 @@ def decide_costs(
         frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         saved=None if save_precision is None else BYTES[save_precision],
         optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
-        average=0 if ema is None else BYTES["fp32"],
+        average=averages.count * BYTES["fp32"],
     )
     if adapter is not None:
         per_parameter = replace(per_parameter, frozen_copy=BYTES[precision.base])

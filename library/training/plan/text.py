@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,7 +65,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "training": _training(plan),
         "length": _length(plan),
         "images": _preview(plan.preview),
-        "validation": _validation(plan.facts, 1 if plan.ema is None else len(plan.ema.shown)),
+        "validation": _validation(plan.facts, len(plan.averages.shown)),
         "machine": _machine(plan.facts, plan.workers),
         "base model": _quantisation(plan.facts),
         "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
@@ -210,8 +211,7 @@ def _training(plan: Plan) -> Iterator[str]:
     optimizer, schedule = optimization.optimizer, optimization.schedule
     warmup = f", warm-up of {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else ""
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
-    if plan.ema is not None:
-        yield plan.ema.describe(facts.duration.steps)
+    yield from plan.averages.describe(facts.duration.steps)
     yield _loss(facts)
 
 
@@ -304,18 +304,22 @@ def _quantisation(facts: RunFacts) -> Iterator[str]:
 
 
 def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
+    """`is_unknown`: what is trained is known only after it is made."""
+    if is_unknown:
+        yield f"{readable_bytes(costs.weights)} for the weights of the base model"
+        yield "parameters and file size of the adapter are reported after it is created"
+        return
     yield (
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
         + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
     )
-    if is_unknown:
-        yield "memory and file size of the adapter are reported after it is created"
-        return
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
-    states = f" and {counted(costs.states, 'state')} of {readable_bytes(costs.state_folder)}" if costs.states else ""
-    models = f"{counted(costs.models, 'model')} of {readable_bytes(costs.model_file)}"
-    yield f"disk: up to {readable_bytes(costs.disk)}{free}: {models}{states}"
+    files = costs.files
+    snapshots = f", {counted(files.snapshots, 'snapshot')} as large" if files.snapshots else ""
+    states = f" and {counted(files.states, 'state')} of {readable_bytes(costs.state_folder)}" if files.states else ""
+    models = f"{counted(files.models, 'model')} of {readable_bytes(costs.model_file)}"
+    yield f"disk: up to {readable_bytes(costs.disk)}{free}: {models}{snapshots}{states}"
 
 
 def _files(plan: Plan) -> Iterator[str]:
@@ -325,10 +329,14 @@ def _files(plan: Plan) -> Iterator[str]:
     if events:
         names = [path.name for event in events for path in outputs.models(outputs.stem(event))]
         yield f"{len(names)} during training: {_first_and_last(names)}"
-    if plan.costs.models <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
-        yield f"at most {counted(plan.costs.models, 'model')} at once, with the final one"
+    if plan.costs.files.models <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
+        yield f"at most {counted(plan.costs.files.models, 'model')} at once, with the final one"
     if outputs.states or outputs.final_state:
         yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
+    snapshots = outputs.snapshot_folder
+    if snapshots is not None:
+        replaced = ", in place of those of an earlier run" if os.path.isdir(snapshots) and plan.resume is None else ""
+        yield f"{counted(plan.costs.files.snapshots, 'snapshot')}: {snapshots}{replaced}"
     yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"

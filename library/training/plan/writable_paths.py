@@ -49,9 +49,14 @@ def file_name_problem(name: str, *, on_windows: bool) -> str | None:
 
 
 def check_final_model(outputs: Outputs, mistakes: Mistakes) -> None:
-    """Check that no final model replaces a folder, or a file, or a folder that is not a model."""
+    """Check that no final model replaces a folder, or a file, or a folder that is not a model, and that snapshots of
+    averages have a folder."""
     for path in outputs.models(outputs.final_stem()):
         _check_model(path, outputs, mistakes)
+    folder = outputs.snapshot_folder
+    if folder is not None and os.path.isfile(folder):
+        remedy = "use another --output_name, or move it away"
+        mistakes.add(f"--posthoc_ema_snapshots cannot use the folder {folder}: there is a file with that name", remedy)
 
 
 def _check_model(path: Path, outputs: Outputs, mistakes: Mistakes) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.packages import check_packages
 from library.options.parse import Parsed, Program, parse
 from library.runtime.imports import large_imports
+from library.runtime.signals import starting_processes
 from library.runtime.terminal import columns_of
 from library.training.command import explain_out_of_memory, run_program
 from library.training.precache.plan import FLAG, CachePlan, Kind, WorkerGroup, decide_caching, describe_caching
@@ -49,11 +51,17 @@ UNNEEDED = frozenset({"output_dir"})
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that fills one kind of cache, with its --help text."""
+    """A program that fills one kind of cache, with its --help text.
+
+    `defaults` replaces defaults of the training's flags; `names` has flags of the training that the program calls
+    otherwise.
+    """
 
     kind: Kind
     title: str
     usage: str
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def help(self) -> str:
         """The --help text."""
@@ -65,6 +73,10 @@ class Tool:
         lines += [f"Flags that only training needs may be left out; --{FLAG[self.kind]} is implied."]
         return "\n".join(lines)
 
+    def in_own_words(self, text: str) -> str:
+        """A text with the flags of this program in place of the training's."""
+        return re.sub(r"--(\w+)", lambda flag: f"--{self.names.get(flag[1], flag[1])}", text)
+
 
 def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
     """Fill the cache. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
@@ -74,6 +86,7 @@ def run_tool(tool: Tool, arguments: Sequence[str]) -> int:
 def plan_and_fill(tool: Tool, words: Sequence[str]) -> CachePlan:
     """Print the plan and, unless it is a dry run, fill the cache. Returns the plan. Raises UserError."""
     plan = decide_caching(_parsed(words, tool), tool.kind)
+    plan = replace(plan, notes=tuple(map(tool.in_own_words, plan.notes)))
     is_first = plan.worker_group.number == 0
     position = f"process {plan.worker_group.number + 1} of {plan.worker_group.count}"
     print(describe_caching(plan, columns_of(sys.stdout)) if is_first else position, flush=True)
@@ -93,8 +106,9 @@ def plan_and_fill(tool: Tool, words: Sequence[str]) -> CachePlan:
 
 
 def _parsed(words: Sequence[str], tool: Tool) -> Parsed:
-    program = Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help)
-    parsed = parse([*words, f"--{FLAG[tool.kind]}"], program)
+    program = Program(flags=OWN_FLAGS, unneeded=UNNEEDED, help=tool.help, defaults=tool.defaults)
+    on_disk = FLAG[tool.kind]
+    parsed = parse([*words, f"--{on_disk.removesuffix('_to_disk')}", f"--{on_disk}"], program)
     return replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
 
 
@@ -130,13 +144,14 @@ def worker_processes(tool: Tool, words: Sequence[str], plan: CachePlan) -> Itera
     words = [*words, f"--seed={plan.facts.seed}"]
     started = []
     try:
-        for number in range(1, plan.processes):
-            receiver, sender = context.Pipe(duplex=False)
-            group = WorkerGroup(number, plan.processes, number)
-            process = context.Process(target=run_worker, args=(tool, words, group, sender), daemon=True)
-            process.start()
-            sender.close()
-            started.append(WorkerProcess(process, receiver))
+        with starting_processes():
+            for number in range(1, plan.processes):
+                receiver, sender = context.Pipe(duplex=False)
+                group = WorkerGroup(number, plan.processes, number)
+                process = context.Process(target=run_worker, args=(tool, words, group, sender), daemon=True)
+                process.start()
+                sender.close()
+                started.append(WorkerProcess(process, receiver))
         yield started
     finally:
         for helper in started:

@@ -16,6 +16,7 @@ from library.checkpoints.writer import replacing
 from library.training.saving.state import Identity, fingerprint
 
 if TYPE_CHECKING:
+    from PIL import Image as PilImage
     from PIL.ImageDraw import ImageDraw
     from PIL.PngImagePlugin import PngInfo
 
@@ -58,7 +59,7 @@ class LossCurve:
 
     def draw(self) -> None:
         """Write the file. A curve that cannot be written is no reason to end a run."""
-        if self.path is None or not self.losses:
+        if self.path is None or not any(map(math.isfinite, self.losses)):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,11 +95,11 @@ def begin_curve(path: Path | None, identity: Identity, finished: int, say: Calla
 
 def _read(path: Path, run: str) -> tuple[int, array[float]] | None:
     """First step and losses of a file; None if it is of another run, or no file of ours."""
-    from PIL import Image
+    from PIL import Image as PilImage
 
     losses = array("f")
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with PilImage.open(path, formats=("PNG",)) as image:
             texts: dict[str, str] = image.text  # type: ignore[attr-defined]
             for name in sorted(texts):
                 if name.startswith("losses "):
@@ -106,13 +107,7 @@ def _read(path: Path, run: str) -> tuple[int, array[float]] | None:
             if texts["run"] != run:
                 return None
             return int(texts["first step"]), _little_endian(losses)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        SyntaxError,
-        AttributeError,
-    ):  # Pillow raises SyntaxError for damaged files
+    except (OSError, ValueError, LookupError, AttributeError, SyntaxError):  # the last is Pillow's for damaged files
         return None
 
 
@@ -124,11 +119,12 @@ def _little_endian(values: array[float]) -> array[float]:
     return swapped
 
 
-def draw(losses: Sequence[float], first: int = 1):  # type: ignore[no-untyped-def]
-    """The image of a curve: every step, and the mean of the steps around."""
-    from PIL import Image, ImageDraw
+def draw(losses: Sequence[float], first: int = 1) -> PilImage.Image:
+    """The image of a curve: every step that has a loss (one at least), and the mean of the steps up to it."""
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
 
-    image = Image.new("RGB", SIZE, PAPER)
+    image = PilImage.new("RGB", SIZE, PAPER)
     pen = ImageDraw.Draw(image)
     finite = {step: loss for step, loss in enumerate(losses, first) if math.isfinite(loss)}
     low, high = min(finite.values()), max(finite.values())

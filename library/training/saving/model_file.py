@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from library.options.train_options import TrainOptions
     from library.training.plan.base_model import BaseModel
     from library.training.plan.facts import RunFacts
+    from library.training.trainable import SavedAt
 
 
 def write_model(
-    facts: RunFacts, model: Model, say: Callable[[str], None], path: Path, save_as: SaveModelAs, step: int, epoch: int
+    facts: RunFacts, model: Model, say: Callable[[str], None], path: Path, save_as: SaveModelAs, at: SavedAt
 ) -> None:
-    """Write the model after `step` optimizer steps, completely or not at all. Raises CheckpointError, OSError."""
+    """Write the model, completely or not at all. Raises CheckpointError, OSError."""
     if save_as == "pt":
         raise ValueError("only adapters are saved as pt")
     saving = facts.options.saving
@@ -38,9 +39,9 @@ def write_model(
         path,
         save_as=save_as,
         dtype=torch_dtype(saving.save_precision) if saving.save_precision else None,
-        metadata=file_metadata(facts.options, facts.base_model, largest_resolution(facts.images)),
-        steps=step,
-        epoch=epoch,
+        metadata={**file_metadata(facts.options, facts.base_model, largest_resolution(facts.images)), **at.about},
+        steps=at.step,
+        epoch=at.epoch,
     )
     for note in notes:
         say(note)

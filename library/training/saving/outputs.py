@@ -13,6 +13,7 @@ from pathlib import Path
 
 from library.options.groups.saving import SaveModelAs, SavingOptions
 from library.options.mistakes import Mistakes
+from library.training.averaging.plan import AveragesPlan
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SaveEvent:
 @dataclass(frozen=True)
 class Outputs:
     """Names and times of everything that a run writes into `directory`. `suffixes`: the versions of the weights that
-    are saved (see averaging/weights.py), each in a model of its own."""
+    are saved (see averaging/weights.py), each in a model of its own. `snapshots`: of post-hoc EMA, in a folder."""
 
     directory: Path
     name: str | None
@@ -45,11 +46,17 @@ class Outputs:
     states: bool
     final_state: bool
     suffixes: tuple[str, ...] = ("",)
+    snapshots: bool = False
 
     @property
     def extension(self) -> str:
         """`.ckpt`, `.pt` or `.safetensors`; empty for diffusers folders."""
         return "" if self.save_as.startswith("diffusers") else f".{self.save_as}"
+
+    @property
+    def snapshot_folder(self) -> Path | None:
+        """The folder of --posthoc_ema_snapshots: `NAME-posthoc_ema`, or `last-posthoc_ema`."""
+        return self.directory / f"{self.final_stem()}-posthoc_ema" if self.snapshots else None
 
     def model(self, stem: str, suffix: str) -> Path:
         """The model of a save by its stem, in one version: `STEM.ext`, `STEM_ema.ext`."""
@@ -123,10 +130,15 @@ class Outputs:
 
 
 def decide_outputs(
-    options: SavingOptions, source_kind: str, epochs: int, mistakes: Mistakes, suffixes: tuple[str, ...] = ("",)
+    options: SavingOptions,
+    source_kind: str,
+    epochs: int,
+    mistakes: Mistakes,
+    averages: AveragesPlan = AveragesPlan(),  # noqa: B008 - frozen
 ) -> Outputs:
     """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
-    `diffusers`), or `adapter` for a run that trains one. `suffixes`: see Outputs.
+    `diffusers`), or `adapter` for a run that trains one. `averages`: decides what is
+    saved besides the weights in training.
 
     Without --save_model_as, a base model in a file is saved as a file (`.ckpt` unless --use_safetensors), a diffusers
     folder as a folder, and an adapter as a `.safetensors` file.
@@ -158,7 +170,8 @@ def decide_outputs(
         keep_step_states=options.save_last_n_steps_state or options.save_last_n_steps,
         states=options.save_state,
         final_state=options.save_state or options.save_state_on_train_end,
-        suffixes=suffixes,
+        suffixes=averages.saved,
+        snapshots=averages.posthoc is not None,
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
 from library.messages import quoted
@@ -15,20 +14,18 @@ from library.options.mistakes import Mistake, UserError
 from library.training.averaging.weights import Weights
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
-
-if TYPE_CHECKING:
-    from library.options.groups.saving import SaveModelAs
+from library.training.trainable import SavedAt, WriteModel
 
 
 @dataclass
 class Saver:
-    """Saves at the times and under the names of `outputs`, by `write_model(path, save_as, step, epoch)` and
-    `write_state(folder, progress)`. Models are saved in the versions of `outputs.suffixes`, a state with the weights
-    in training. `after_save` is called after each save. `written`: models and states that are there."""
+    """Saves at the times and under the names of `outputs`, by `write_model` and `write_state(folder, progress)`. Models
+    are saved in the versions of `outputs.suffixes`, a state with the weights in training. `after_save` is called after
+    each save. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
-    write_model: Callable[[Path, SaveModelAs, int, int], None]
+    write_model: WriteModel
     write_state: Callable[[Path, Progress], None]
     say: Callable[[str], None]
     weights: Weights
@@ -77,7 +74,8 @@ class Saver:
     def _save_model(self, path: Path, suffix: str, progress: Progress) -> None:
         self.say(f"saving checkpoint: {path}")
         with self.weights.holding(suffix), explain_write_errors(path):
-            self.write_model(path, self.outputs.save_as, progress.step, progress.epoch)
+            at = SavedAt(progress.step, progress.epoch, self.weights.metadata(suffix))
+            self.write_model(path, self.outputs.save_as, at)
         self.written.append(path)
         self._last_model = path
         self.say("model saved.")

@@ -109,8 +109,12 @@ def test_masks_are_read_only_where_they_are_asked_for(tmp_path: Path) -> None:
     flags = ("--train_data_dir", tmp_path, "--resolution", 64, "--conditioning_data_dir", tmp_path / "masks")
     (without,) = describe(options(*flags)).datasets
     assert without.subsets[0].mask_dir is None
-    told = describe(options(*flags, "--masked_loss")).mistakes
-    assert ["no folder" in mistake.what for mistake in told] == [True]
+    found = describe(options(*flags, "--masked_loss"))
+    assert ["no folder" in mistake.what for mistake in found.mistakes] == [True]
+    assert not scan(found.datasets).mistakes  # told once
+    (tmp_path / "masks").touch()
+    (mistake,) = describe(options(*flags, "--masked_loss")).mistakes
+    assert mistake.what == f"--conditioning_data_dir: {tmp_path / 'masks'} is a file, not a folder"
 
 
 def test_every_faulty_value_is_told(tmp_path: Path) -> None:

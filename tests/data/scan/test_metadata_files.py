@@ -135,7 +135,7 @@ def test_a_image_without_words_has_the_class_or_nothing(tmp_path: Path) -> None:
     file = write(tmp_path / "m.json", {"a.png": {}})
     assert [(r.caption, r.from_file) for r in run(file, tmp_path / "x", class_tokens="dog").records] == [("dog", False)]
     empty = run(file, tmp_path / "x")
-    assert "1 image without a caption file or class tokens" in "\n".join(empty.notes)
+    assert f"1 image without a caption or tags in {tmp_path / 'm.json'}, so an empty caption" in "\n".join(empty.notes)
 
 
 @pytest.mark.parametrize(
@@ -184,3 +184,4 @@ def test_files_that_are_missing_empty_or_in_another_encoding(tmp_path: Path) -> 
     (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf{}")
     assert "lists no image" in told(run(tmp_path / "m.json", tmp_path))
     assert "there is no folder" in told(run(write(tmp_path / "m.json", {"a": {}}), tmp_path / "none"))
+    assert "m.json is a file (" in told(run(write(tmp_path / "m.json", {"a": {}}), tmp_path / "m.json"))

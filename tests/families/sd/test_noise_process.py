@@ -97,6 +97,25 @@ def test_a_file_that_says_it_wrongly_is_corrected_by_converting_it(
     assert made.items() >= PUBLISHED.items() and made["prediction_type"] == "v_prediction"
 
 
+def test_a_corrected_schedule_is_told_and_zero_terminal_snr_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.write_diffusers(tmp_path / "other betas", "sd1")
+    path = folder / "scheduler" / "scheduler_config.json"
+    said = {"_class_name": "DDIMScheduler", **PUBLISHED, "beta_schedule": "linear"}
+    path.write_text(
+        json.dumps(said | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}), encoding="utf-8"
+    )
+    assert convert_checkpoint.main([str(folder), "--dry_run"]) == 0
+    assert "prediction: not supported: beta_schedule = linear" in capsys.readouterr().out
+    assert convert_checkpoint.main([str(folder), str(tmp_path / "v")]) == 2
+    assert f'convert_checkpoint.py "{folder}" TARGET' in capsys.readouterr().err  # the path has a space
+    assert convert_checkpoint.main([str(folder), str(tmp_path / "v"), "--prediction_type", "v"]) == 0
+    assert "declares beta_schedule = linear (its scheduler_config.json); written as v" in capsys.readouterr().out
+    made = json.loads((tmp_path / "v" / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    assert made.items() >= (PUBLISHED | {"rescale_betas_zero_snr": True}).items()
+
+
 def test_flow_models_are_merged_with_each_other_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Sums of weights ask for no noise process; a model of another one is in another space."""
     flow, more = flow_file(tmp_path / "a.safetensors"), flow_file(tmp_path / "b.safetensors", 1)

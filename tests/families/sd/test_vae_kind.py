@@ -79,6 +79,23 @@ def test_published_files_are_known_by_their_hash(
     assert accepted(files, "sdxl", path)
 
 
+def test_a_file_is_hashed_once_in_a_run(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan and loading both ask for the hash; a file that has changed is hashed again."""
+    path = tiny.write_vae_file(tmp_path / "vae.safetensors")
+    hashed: list[Path] = []
+    monkeypatch.setattr(vae_kind, "SMALLEST", 1)
+    monkeypatch.setattr(vae_kind, "sha256", lambda file: hashed.append(file) or "0" * 64)
+    header = read_header(files["sd1"])
+    detect(header).sizes(header, path)
+    detect(header).load(header, vae=path)
+    assert hashed == [path]
+    save_file(load_file(path), path, {"a": "longer header"})
+    detect(header).sizes(header, path)
+    assert hashed == [path, path]
+
+
 @pytest.mark.parametrize(
     ("entry", "value"),
     [

@@ -82,6 +82,10 @@ def test_a_file_that_cannot_be_read_is_left_to_its_import(tmp_path: Path) -> Non
         ("conv_dim", "four", "is not a whole number"),
         ("conv_dimm", "4", "did you mean conv_dim?"),
         ("anchor", "0.3", "does not use anchor"),
+        ("weight_decompose", "True", "did you mean dora_wd?"),  # that of LycorisNetworkKohya, never read from here
+        ("use_dora", "True", "did you mean dora_wd?"),
+        ("decompose", "True", "did you mean dora_wd (DoRA) or decompose_both (LoKr)?"),
+        ("conv_lora_dim", "4", "does not use conv_lora_dim"),
         ("use_tucker", "Flase", "is not True or False"),
         ("dora_wd", "0", "is not True or False"),  # LyCORIS reads every word but "false" as true
     ],

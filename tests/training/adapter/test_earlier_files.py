@@ -118,7 +118,7 @@ def test_the_plan_says_what_cannot_be_loaded(world: World, tmp_path: Path, capsy
         return outcome.out
 
     assert "A1111 can load the result, ComfyUI and diffusers cannot" in plan(network_module="networks.ia3")
-    assert "ComfyUI and A1111 draw other images with this DoRA" in plan(**BY_OUTPUT)
+    assert "per output (wd_on_output=True): ComfyUI and A1111 draw other images with it" in plan(**BY_OUTPUT)
     lycoris = {"network_module": "lycoris.kohya", "network_args": ["algo=lora", "dora_wd=True"]}
     assert "wd_on_output=False is the form that they read" in plan(**lycoris)
     fits = {**lycoris, "network_args": ["algo=lora", "dora_wd=True", "wd_on_output=False"]}

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import train_network
 from library.options.mistakes import UserError
@@ -56,7 +58,12 @@ def file(path: Path, *arguments: str, module: str = "networks.lora", dim: int = 
         ({"network_args": ["use_dora=True", "init=pissa", "use_rslora=True", "loraplus_lr_ratio=4"]},
          ["with DoRA (magnitudes per input), rsLoRA, PiSSA, LoRA+", "(scale 1.41)"]),
         ({"network_train_unet_only": True}, ["text encoder not trained"]),
-        ({"network_module": "networks.oft", "network_dim": 4}, ["text encoder not trained: networks.oft does not"]),
+        ({"network_module": "networks.oft", "network_dim": 4, "network_alpha": 1e-3},
+         ["networks.oft, dim 4, alpha 0.001\n", "text encoder not trained: networks.oft does not"]),
+        ({"network_module": "networks.ia3"},
+         ["adapter: networks.ia3\n", "--network_dim 8 has no effect", "--network_alpha 4 has no effect"]),
+        ({"network_module": "lycoris.kohya"},
+         [" for the weights of the base model\n", "parameters and file size of the adapter are reported after it"]),
     ],
 )  # fmt: skip
 def test_the_plan_says_what_is_on_and_what_is_reached(
@@ -81,13 +88,34 @@ def test_memory_and_disk_are_those_of_the_network_that_is_made(world: World, tmp
     assert "MB" in [line for line in describe(plan).splitlines() if "disk: up to" in line][0]
 
 
+def test_what_is_not_known_of_a_third_party_module_is_not_given_as_0(world: World, tmp_path: Path) -> None:
+    text = describe(plan_of(world, tmp_path, network_module="lycoris.kohya", use_ema=True))
+    assert "gradients" not in text and "0.0 kB" not in text
+
+
+def test_outputs_that_oft_cannot_divide_are_a_mistake_of_the_plan(world: World, tmp_path: Path) -> None:
+    """The widths of the miniature's attention layers are 64 and 32: 3 divides neither."""
+    ((what, remedy),) = mistakes_of(world, tmp_path, network_module="networks.oft", network_dim=3)
+    assert what.startswith("--network_module networks.oft: lora_unet_") and "cannot be divided into 3 blocks" in what
+    assert "--network_dim" in remedy and "such as 4 or 8" in remedy
+
+
+def test_notes_name_no_argument_that_was_not_given(world: World, tmp_path: Path) -> None:
+    """A DoRA of an earlier version is per output without being asked to."""
+    start = file(tmp_path / "a.safetensors", "use_dora=True", "wd_on_output=True", dim=8)
+    notes = plan_of(world, tmp_path, network_weights=start, network_args=["use_dora=True"]).notes
+    assert any("DoRA with magnitudes per output" in note for note in notes)
+    assert not any("--network_args wd_on_output" in note for note in notes)
+
+
 def test_a_file_that_is_not_the_network_is_a_mistake_with_the_way_out(world: World, tmp_path: Path) -> None:
     plain = file(tmp_path / "plain.safetensors")
     kernels = file(tmp_path / "kernels.safetensors", "conv_dim=2")
     dora = file(tmp_path / "dora.safetensors", "use_dora=True")
     loha = file(tmp_path / "loha.safetensors", module="networks.loha")
     unet = file(tmp_path / "unet.safetensors", train={"unet"})
-    sdxl = tmp_path / "sdxl.safetensors"
+    sdxl, other = tmp_path / "sdxl.safetensors", tmp_path / "other.safetensors"
+    save_file({"embedding": torch.zeros(2, 4)}, other)
     models.create(models.small("sdxl"), family="sdxl").write(sdxl, None, {})
     cases: list[tuple[dict[str, object], str, str]] = [
         ({"network_weights": plain}, "the file has rank 4, this run has 8", "--network_dim 4, or --dim_from_weights"),
@@ -103,7 +131,10 @@ def test_a_file_that_is_not_the_network_is_a_mistake_with_the_way_out(world: Wor
         ({"network_weights": unet, "network_dim": 4}, "no adapters for the text encoder", "--network_train_unet_only"),
         ({"network_weights": plain, "network_dim": 4, "network_train_unet_only": True},
          "has adapters for the text encoder, which is not trained", "remove --network_train_unet_only"),
-        ({"network_weights": world.model}, "has no adapters for Stable Diffusion 1.x", "give an adapter"),
+        ({"network_weights": world.model}, "is a whole model (Stable Diffusion 1.x), not an adapter",
+         "pass it as --pretrained_model_name_or_path and remove --network_weights"),
+        ({"network_weights": other}, "has no adapters for Stable Diffusion 1.x (its keys: embedding)",
+         "give an adapter"),
         ({"network_weights": plain, "network_args": ["init=pissa"], "network_dim": 4},
          "init=pissa starts from the base model", "remove init=pissa"),
     ]  # fmt: skip
@@ -137,7 +168,7 @@ def test_files_that_are_merged_into_the_base_model_are_checked_by_their_headers(
     two = loras.write(tmp_path / "two.safetensors", loras.tensors("sd2", 8, 1.0, 1), "sd2")
     found = mistakes_of(world, tmp_path, base_weights=[fits, two, world.model])
     assert all("oft.safetensors" not in what for what, _ in found)
-    for said in (f"{two} is for a model of other sizes", f"{world.model} has no adapters"):
+    for said in (f"{two} is for a model of other sizes", f"{world.model} is a whole model"):
         assert any(f"--base_weights {said}" in what for what, _ in found), found
 
 

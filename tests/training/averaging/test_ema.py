@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from library.training.averaging.ema import Ema
-from library.training.averaging.plan import EmaPlan
+from library.training.averaging.plan import AveragesPlan, EmaPlan
+from library.training.averaging.weight_average import WeightAverage
 from library.training.averaging.weights import Weights, build_weights
 
 CPU = torch.device("cpu")
@@ -16,6 +17,10 @@ CPU = torch.device("cpu")
 
 def plan(decay: float = 0.9, interval: int = 1, warmup: int = 0) -> EmaPlan:
     return EmaPlan(decay, interval, warmup, on_cpu=True, saved=("", "_ema"), shown=("_ema",))
+
+
+def ema_of(weight: nn.Parameter, planned: EmaPlan) -> Ema:
+    return Ema(WeightAverage([weight], CPU), planned)
 
 
 def steps_of(count: int) -> np.ndarray:
@@ -41,9 +46,9 @@ def test_the_average_is_the_recursion_of_its_formula(decay: float, interval: int
         factor = min(decay, (1 + since) / (10 + since)) ** interval if since > 0 else 0.0
         expected = factor * expected + (1 - factor) * walk[step]
     weight = nn.Parameter(torch.from_numpy(walk[0].copy()))
-    ema = Ema([weight], plan(decay, interval, warmup), CPU)
+    ema = ema_of(weight, plan(decay, interval, warmup))
     averaged(walk, ema, weight)
-    np.testing.assert_allclose(ema.shadows[0].numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(ema.average.shadows[0].numpy(), expected, rtol=1e-5)
 
 
 def test_an_interval_keeps_the_horizon() -> None:
@@ -51,49 +56,50 @@ def test_an_interval_keeps_the_horizon() -> None:
     left = {}
     for interval in (1, 5):
         weight = nn.Parameter(torch.zeros(1))
-        ema = Ema([weight], plan(0.98, interval), CPU)
+        ema = ema_of(weight, plan(0.98, interval))
         ema.steps = 1000  # the rising term is above 0.98
         weight.data.fill_(1)
         for _ in range(50):
             ema.update()
-        left[interval] = 1 - float(ema.shadows[0])
+        left[interval] = 1 - float(ema.average.shadows[0])
     assert left[1] == pytest.approx(0.98**50, rel=1e-4) and left[5] == pytest.approx(left[1], rel=1e-4)
 
 
 def test_bf16_weights_do_not_stall_it() -> None:
     """2000 steps of 0.999 toward 1.0078125, the next number after 1 in bf16: a bf16 average would stay at 1."""
     weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
-    ema = Ema([weight], plan(0.999), CPU)
+    ema = ema_of(weight, plan(0.999))
     ema.steps = 10_000
     weight.data.fill_(1.0078125)
     for _ in range(2000):
         ema.update()
-    assert ema.shadows[0].dtype == torch.float32
-    assert float(ema.shadows[0]) == pytest.approx(1 + 0.0078125 * (1 - 0.999**2000), abs=1e-5)
+    assert ema.average.shadows[0].dtype == torch.float32
+    assert float(ema.average.shadows[0]) == pytest.approx(1 + 0.0078125 * (1 - 0.999**2000), abs=1e-5)
 
 
 def test_a_restored_average_goes_on_bit_for_bit() -> None:
     walk = steps_of(20)
     weight = nn.Parameter(torch.from_numpy(walk[0].copy()))
-    ema = Ema([weight], plan(interval=3), CPU)
+    ema = ema_of(weight, plan(interval=3))
     averaged(walk[:12], ema, weight)
     state = {"steps": ema.steps, "shadows": [shadow.clone() for shadow in ema.state_dict()["shadows"]]}
     averaged(walk, ema, weight, 12)
-    other = Ema([nn.Parameter(torch.zeros(3))], plan(interval=3), CPU)
+    start = nn.Parameter(torch.zeros(3))
+    other = ema_of(start, plan(interval=3))
     other.load_state_dict(state)
-    averaged(walk, other, other.parameters[0], 12)
-    assert torch.equal(ema.shadows[0], other.shadows[0])
+    averaged(walk, other, start, 12)
+    assert torch.equal(ema.average.shadows[0], other.average.shadows[0])
 
 
 def test_a_state_of_other_weights_is_refused() -> None:
-    ema = Ema([nn.Parameter(torch.zeros(3))], plan(), CPU)
+    ema = ema_of(nn.Parameter(torch.zeros(3)), plan())
     with pytest.raises(ValueError, match="other shapes"):
         ema.load_state_dict({"steps": 1, "shadows": [torch.zeros(1)]})
 
 
 def test_the_model_holds_the_average_only_while_it_is_shown() -> None:
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
-    weights = build_weights(torch.optim.SGD([weight]), plan(0.5), CPU, lambda line: None)
+    weights = build_weights(torch.optim.SGD([weight]), AveragesPlan(plan(0.5)), CPU, lambda line: None)
     weight.data.fill_(2)
     weights.update()
     assert list(weights.shown()) == ["_ema"]

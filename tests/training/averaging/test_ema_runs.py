@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_network
@@ -14,6 +15,11 @@ from tests.training.running import World, assert_equal_files, make_world, run
 Output = pytest.CaptureFixture[str]
 LORA = {"network_module": "networks.lora", "network_dim": 2, "network_train_unet_only": True}
 EMA = {"use_ema": True, "ema_decay": 0.8, "ema_update_interval": 2, "ema_warmup_steps": 1}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,14 @@ def test_a_model_with_its_average_resumed_and_alone(world: World, tmp_path: Path
     assert rest.code == 0, rest.err
     assert_equal_files(tmp_path / "whole" / "dog_ema.safetensors", tmp_path / "rest" / "dog_ema.safetensors")
     assert not (tmp_path / "rest" / "dog.safetensors").exists()
+
+    said = metadata(tmp_path / "rest" / "dog_ema.safetensors")
+    assert {key: value for key, value in said.items() if key.startswith("ss_")} == {
+        "ss_ema_of": "weights", "ss_ema_decay": "0.8", "ss_ema_update_interval": "2", "ss_ema_warmup_steps": "1",
+        "ss_ema_steps": "5",
+    }  # fmt: skip
+    assert said["modelspec.title"] == "dog"
+    assert not any("ema" in key for key in metadata(tmp_path / "whole" / "dog.safetensors"))
 
     at = {step: load_file(tmp_path / "whole" / f"dog-step{step:08d}.safetensors") for step in (2, 4)}
     ema = load_file(tmp_path / "whole" / "dog_ema.safetensors")
@@ -72,11 +86,15 @@ def test_files_previews_and_validation_of_an_adapter(world: World, tmp_path: Pat
     assert len(images) == 2 and sum(name.endswith("_ema") for name in images) == 1
     assert both.err.count(": validation loss") == 2 and "step 4 with the EMA: validation loss" in both.err
     assert "EMA of the trained weights: decay 0.285714, mean age 0.4 steps" in both.out
-    short = {**LORA, "use_ema": True, "max_train_steps": 1, "ema_validation": "none"}
+    steps = [metadata(path)["ss_ema_steps"] for path in sorted((tmp_path / "both").glob("*_ema.safetensors"))]
+    assert steps == ["3", "4", "4"]
+    assert not any("ss_ema" in key for key in metadata(tmp_path / "both" / "dog.safetensors"))
+    short = {**LORA, "use_ema": True, "max_train_steps": 1, "ema_validation": "none", "no_metadata": True}
     for what, expected in (("only", "dog_ema.safetensors"), ("none", "dog.safetensors")):
         outcome = run(world.arguments(tmp_path / what, **short, ema_save=what), capsys, train_network.RECIPE)
         assert outcome.code == 0, outcome.err
         assert [path.name for path in (tmp_path / what).glob("*.safetensors")] == [expected]
+        assert ("ss_ema_steps" in metadata(tmp_path / what / expected)) == (what == "only")
 
 
 def test_bf16_weights_resume_with_their_average(world: World, tmp_path: Path, capsys: Output) -> None:

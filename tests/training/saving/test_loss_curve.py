@@ -103,6 +103,19 @@ def test_steps_whose_samples_could_not_be_read_are_gaps(tmp_path: Path) -> None:
     assert [str(loss) for loss in again.losses] == ["0.5", "nan", "nan", "0.25", "0.75"]
 
 
+def test_a_run_that_has_read_nothing_yet_draws_nothing(tmp_path: Path) -> None:
+    """Resumed after a step whose samples could not be read, and ended before one that could."""
+    path = tmp_path / "dog-loss.png"
+    curve = begin_curve(path, IDENTITY, 0, pytest.fail)
+    curve.add(2, 0.5)
+    curve.draw()
+    drawn = path.read_bytes()
+    resumed = begin_curve(path, IDENTITY, 1, pytest.fail)
+    assert [str(loss) for loss in resumed.losses] == ["nan"]
+    resumed.draw()
+    assert path.read_bytes() == drawn
+
+
 def test_a_curve_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     said: list[str] = []
