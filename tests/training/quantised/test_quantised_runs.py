@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train_network
+from library.checkpoints.header import CheckpointError
 from library.families.family import Model
 from library.runtime.packed_weight import PackedWeight
 from library.training import session
+from library.training.saving.model_file import write_model
+from library.training.trainable import SavedAt
 from tests.training.running import Outcome, World, assert_equal_files, make_world, run
 
 LORA = {"network_module": "networks.lora", "network_dim": 2, "network_alpha": 2, "max_train_steps": 2}
@@ -63,6 +66,16 @@ def test_the_loss_changes_by_the_rounding(
     kept = [one for module in (models[1].backbone, models[1].vae) for one in module.parameters()]
     assert not any(one.requires_grad for one in kept)
     assert sum(isinstance(one, PackedWeight) for one in kept) > 100
+
+
+def test_a_quantised_model_is_never_saved(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], models: list[Model]
+) -> None:
+    train(world, tmp_path / "out", capsys, max_train_steps=1, base_model_precision="int8")
+    facts: Any = None  # it is refused before anything is asked
+    with pytest.raises(CheckpointError, match="a quantised model cannot be saved"):
+        write_model(facts, models[0], print, tmp_path / "model.safetensors", "safetensors", SavedAt(1, 1))
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_resumed_is_uninterrupted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
