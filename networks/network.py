@@ -8,7 +8,8 @@ network.write(path, None, metadata)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -68,6 +69,16 @@ class Network(nn.Module):
         """Set the multiplier of all layers; at 0 the output is the base model's, bit for bit."""
         for layer in self.layers:
             layer.multiplier = float(multiplier)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """While this is open, the output of the model is the base model's, bit for bit."""
+        before = self.multiplier
+        self.set_multiplier(0.0)
+        try:
+            yield
+        finally:
+            self.set_multiplier(before)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -1,42 +1,68 @@
-"""Compare DreamBooth, LoRA, LoKr and DoRA on the same subject: quality, preservation and cost.
+"""Train the same subject in several ways and compare: quality, preservation and cost.
 
-    python -m examples.shapes.compare [--seed 1] [--only LoRA DoRA] [--draw sheet.png]
+    python -m examples.shapes.compare [adapters] [--seeds 1 2 3] [--only LoRA DoRA] [--draw sheet.png]
+    python -m examples.shapes.compare --only LoRA --add "rank 4: lora --network_dim 4"
 
-Each is trained in a process of its own, one after the other, with class images and the settings of dreambooth.toml or
-lora.toml. Prints a table:
+Each way is trained in a process of its own, one after the other, with class images and the settings of dreambooth.toml
+or lora.toml. Prints a line for every way and seed, then the worst of each way over its seeds:
 
 - subject and moved: see examples/shapes/evaluate.py;
+- broken: the share of the images of both in which the judge is less than 90 % certain of shape, colour or background;
 - seconds: the whole process; peak: resident memory, sampled ten times a second.
+
+Results are kept in output/shapes/evaluation/compare.json, so an interrupted comparison goes on; --again trains anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 from examples.shapes import judge as judges
-from examples.shapes.evaluate import BASE, HERE, OUTPUT, ROOT, Outcome, class_readings, subject_share, total_variation
+from examples.shapes.autoencoder import to_pixels
+from examples.shapes.evaluate import (
+    BASE,
+    HERE,
+    OUTPUT,
+    ROOT,
+    class_images,
+    class_readings,
+    subject_images,
+    subject_share,
+    total_variation,
+)
 from examples.shapes.images import open_model
 from examples.shapes.judge import Judge, Reading
 from examples.shapes.sheet import draw_sheet
+from examples.shapes.world import Pixels
 from library.families.family import Model
 from networks import adapter_files, network
 
-DREAMBOOTH = ("train_db.py", "--config_file", str(HERE / "dreambooth.toml"))
-LORA = ("train_network.py", "--config_file", str(HERE / "lora.toml"))
-METHODS: Mapping[str, tuple[str, ...]] = {
-    "DreamBooth": DREAMBOOTH,
-    "LoRA": LORA,
-    "DoRA": (*LORA, "--network_args", "use_dora=True"),
-    "LoKr": (*LORA, "--network_module", "networks.lokr", "--network_args", "factor=4"),
+RECIPES: Mapping[str, tuple[str, ...]] = {
+    "dreambooth": ("train_db.py", "--config_file", str(HERE / "dreambooth.toml")),
+    "lora": ("train_network.py", "--config_file", str(HERE / "lora.toml")),
 }
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "adapters": {
+        "DreamBooth": "dreambooth",
+        "LoRA": "lora",
+        "DoRA": "lora --network_args use_dora=True",
+        "LoKr": "lora --network_module networks.lokr --network_args factor=4",
+    },
+}
+"""By table and name: a recipe and further flags."""
+
+CERTAIN = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,13 +74,39 @@ class Cost:
     file: Path
 
 
-def train(name: str, seed: int) -> Cost:
+@dataclass(frozen=True)
+class Result:
+    """What came of a training: shares from 0 to 1, seconds, bytes."""
+
+    subject: float
+    moved: float
+    broken: float
+    seconds: float
+    size: int
+    peak: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.subject:.1%} | {self.moved:.3f} | {self.broken:.1%} | {self.seconds:.0f} | {self.size / 1e6:.1f} | "
+            f"{self.peak / 1e6:.0f}"
+        )
+
+
+def command_of(way: str) -> list[str]:
+    """The command line of a way: the recipe's, and the flags after it."""
+    recipe, *flags = shlex.split(way)
+    return [*RECIPES[recipe], *flags]
+
+
+def train(way: str, seed: int) -> Cost:
     """Run a training from the command line."""
-    command = [sys.executable, *METHODS[name], "--seed", str(seed), "--output_dir", str(OUTPUT), "--output_name", name]
+    name = f"compare{seed}"
+    words = ["--seed", str(seed), "--output_dir", str(OUTPUT), "--output_name", name]
     log = OUTPUT / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started, peak = time.perf_counter(), 0
     with log.open("w", encoding="utf-8") as stream:
+        command = [sys.executable, *command_of(way), *words]
         process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
         memory = psutil.Process(process.pid)
         while process.poll() is None:
@@ -65,46 +117,96 @@ def train(name: str, seed: int) -> Cost:
             time.sleep(0.1)
         status = process.wait()
     if status != 0:
-        raise SystemExit(f"{name}: the training failed, see {log}")
+        raise SystemExit(f"{way}: the training failed, see {log}")
     return Cost(time.perf_counter() - started, peak, OUTPUT / f"{name}.safetensors")
 
 
-def trained_model(name: str, cost: Cost) -> Model:
+def trained_model(way: str, cost: Cost) -> Model:
     """The trained model; for an adapter the base model with the adapter merged in."""
-    if name == "DreamBooth":
+    if way.startswith("dreambooth"):
         return open_model(cost.file)
     model = open_model(BASE)
     network.from_tensors(model.modules(), model.family.adapters, adapter_files.read(cost.file).tensors).merge()
     return model
 
 
-def evaluate(model: Model, before: Sequence[Reading], judge: Judge) -> Outcome:
-    """How well the subject is learned, and how much other robots changed."""
-    return Outcome(subject_share(model, judge), total_variation(before, class_readings(model, judge)))
+def evaluate(model: Model, before: Sequence[Reading], judge: Judge, cost: Cost) -> Result:
+    """How well the subject is learned, how much other robots changed, and how many images are broken."""
+    of_class, of_subject = class_images(model), subject_images(model)
+    moved = total_variation(before, judges.read(judge, of_class))
+    return Result(
+        subject=subject_share(judge, of_subject),
+        moved=sum(moved.values()) / len(moved),
+        broken=broken_share(judge, [*of_class, *of_subject]),
+        seconds=cost.seconds,
+        size=cost.file.stat().st_size,
+        peak=cost.peak,
+    )
+
+
+@torch.no_grad()
+def broken_share(judge: Judge, images: Sequence[Pixels]) -> float:
+    """The share of images in which the judge is not certain of shape, colour or background."""
+    logits = judge(to_pixels(images))
+    least = torch.stack([logits[name].softmax(1).amax(1) for name in ("shape", "colour", "background")]).amin(0)
+    return float((least < CERTAIN).float().mean())
+
+
+def compare(ways: Mapping[str, str], seeds: Sequence[int], *, again: bool) -> Iterator[tuple[str, int, Result, Path]]:
+    """Train and evaluate each way with each seed, unless its result is kept from before. Yields name, seed, result, and
+    the trained file, which the next training with this seed replaces."""
+    store = OUTPUT / "compare.json"
+    kept: dict[str, dict[str, float]] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    judge = judges.load()
+    before: Sequence[Reading] | None = None
+    for seed in seeds:
+        for name, way in ways.items():
+            key = f"{way} --seed {seed}"
+            file = OUTPUT / f"compare{seed}.safetensors"
+            if again or key not in kept:
+                before = class_readings(open_model(BASE), judge) if before is None else before
+                cost = train(way, seed)
+                kept[key] = asdict(evaluate(trained_model(way, cost), before, judge, cost))
+                store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            yield name, seed, Result(**kept[key]), file  # type: ignore[arg-type]
+
+
+def chosen_ways(table: str, only: Sequence[str] | None, added: Sequence[str]) -> dict[str, str]:
+    """The ways of a table that are named, or all of them, and those added as "name: recipe flags"."""
+    ways = {name: way for name, way in TABLES[table].items() if only is None or name in only}
+    for text in added:
+        name, _, way = text.partition(":")
+        ways[name.strip()] = way.strip()
+    return ways
 
 
 def main() -> None:
     """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--draw", type=Path, help="write a sheet of images of the LoRA to this file")
+    parser.add_argument("table", nargs="?", choices=list(TABLES), default="adapters")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--only", nargs="*", help="names of the table")
+    parser.add_argument("--add", action="append", default=[], help='another way, as "name: recipe flags"')
+    parser.add_argument("--again", action="store_true", help="train what has a result, too")
+    parser.add_argument("--draw", type=Path, help="with --only LoRA: write a sheet of its images to this file")
     options = parser.parse_args()
-    judge = judges.load()
-    before = class_readings(open_model(BASE), judge)
-    print("| | Subject | Moved | Seconds | File, MB | Peak memory, MB |\n|---|---|---|---|---|---|", flush=True)
-    for name in options.only:
-        cost = train(name, options.seed)
-        model = trained_model(name, cost)
-        outcome = evaluate(model, before, judge)
-        size = cost.file.stat().st_size
-        print(
-            f"| {name} | {outcome.subject:.1%} | {outcome.preservation:.3f} | {cost.seconds:.0f} | {size / 1e6:.1f} | "
-            f"{cost.peak / 1e6:.0f} |",
-            flush=True,
-        )
+    ways = chosen_ways(options.table, options.only, options.add)
+    head = "| | Seed | Subject | Moved | Broken | Seconds | File, MB | Peak memory, MB |"
+    print(f"{head}\n|---|---|---|---|---|---|---|---|", flush=True)
+    results: dict[str, list[Result]] = {name: [] for name in ways}
+    for name, seed, result, file in compare(ways, options.seeds, again=options.again or options.draw is not None):
+        results[name].append(result)
+        print(f"| {name} | {seed} | {result} |", flush=True)
         if name == "LoRA" and options.draw is not None:
-            draw_sheet(open_model(BASE), model, options.draw)
+            draw_sheet(open_model(BASE), trained_model(ways[name], Cost(0, 0, file)), options.draw)
+    for name, own in results.items() if len(options.seeds) > 1 else ():
+        print(f"| {name} | worst | {worst(own)} |")
+
+
+def worst(results: Sequence[Result]) -> Result:
+    """The worst value of each column."""
+    rows = [asdict(result) for result in results]
+    return Result(**{name: (min if name == "subject" else max)(row[name] for row in rows) for name in rows[0]})
 
 
 if __name__ == "__main__":

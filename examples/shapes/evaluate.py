@@ -31,7 +31,7 @@ from examples.shapes import judge as judges
 from examples.shapes.draw_subject import NAME
 from examples.shapes.images import draw, open_model
 from examples.shapes.judge import Judge, Reading
-from examples.shapes.world import COLOURS, OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS, article, unseen_triples
+from examples.shapes.world import COLOURS, OF_ROBOTS, SUBJECT, SUBJECT_BACKGROUNDS, Pixels, article, unseen_triples
 from library.families.family import Model
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +42,7 @@ OUTPUT = ROOT / "output" / "shapes" / "evaluation"
 
 OF_ALL = ("shape", "colour", "background")
 NEW_BACKGROUNDS = tuple(name for name in COLOURS if name not in (*SUBJECT_BACKGROUNDS, SUBJECT.colour))
+SUBJECT_ON = tuple(background for background in NEW_BACKGROUNDS for _ in range(20))
 CLASS_PROMPT, CLASS_IMAGES = "a robot", 200
 
 
@@ -56,12 +57,15 @@ def prompt_accuracy(model: Model, judge: Judge, images: int = 4) -> float:
     return sum(result == triple for result, triple in zip(results, triples, strict=True)) / len(triples)
 
 
-def subject_share(model: Model, judge: Judge, images: int = 20) -> float:
-    """The share of images, `images` for every new background, that show the subject on this background."""
-    backgrounds = [background for background in NEW_BACKGROUNDS for _ in range(images)]
-    prompts = [f"{NAME} on {article(background)} background" for background in backgrounds]
-    readings = judges.read(judge, draw(model, prompts, range(1000, 1000 + len(prompts))))
-    return sum(map(_is_subject, readings, backgrounds)) / len(backgrounds)
+def subject_images(model: Model) -> list[Pixels]:
+    """Images of the subject on the new backgrounds."""
+    prompts = [f"{NAME} on {article(background)} background" for background in SUBJECT_ON]
+    return draw(model, prompts, range(1000, 1000 + len(prompts)))
+
+
+def subject_share(judge: Judge, images: Sequence[Pixels]) -> float:
+    """The share of `subject_images` that show the subject, on the background of their prompt."""
+    return sum(map(_is_subject, judges.read(judge, images), SUBJECT_ON)) / len(SUBJECT_ON)
 
 
 def _is_subject(reading: Reading, background: str) -> bool:
@@ -69,9 +73,14 @@ def _is_subject(reading: Reading, background: str) -> bool:
     return own and reading["background"] == background
 
 
+def class_images(model: Model) -> list[Pixels]:
+    """200 images of the class."""
+    return draw(model, [CLASS_PROMPT] * CLASS_IMAGES, range(5000, 5000 + CLASS_IMAGES))
+
+
 def class_readings(model: Model, judge: Judge) -> Sequence[Reading]:
-    """The judge's readings of 200 images of the class."""
-    return judges.read(judge, draw(model, [CLASS_PROMPT] * CLASS_IMAGES, range(5000, 5000 + CLASS_IMAGES)))
+    """The judge's readings of the class images."""
+    return judges.read(judge, class_images(model))
 
 
 def total_variation(before: Sequence[Reading], after: Sequence[Reading]) -> Mapping[str, float]:
@@ -116,7 +125,7 @@ def compare(seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     judge = judges.load()
     base = open_model(BASE)
     before = class_readings(base, judge)
-    print(f"base              subject {subject_share(base, judge):6.1%}", flush=True)
+    print(f"base              subject {subject_share(judge, subject_images(base)):6.1%}", flush=True)
     arms = [(seed, arm) for seed in seeds for arm in (True, False)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
@@ -125,7 +134,7 @@ def compare(seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     for (seed, arm), path in zip(arms, trained, strict=True):
         model = open_model(path)
         moved = total_variation(before, class_readings(model, judge))
-        outcome = Outcome(subject_share(model, judge), moved)
+        outcome = Outcome(subject_share(judge, subject_images(model)), moved)
         outcomes[arm].append(outcome)
         details = "  ".join(f"{name} {value:.2f}" for name, value in moved.items())
         print(

@@ -65,6 +65,7 @@ class Batch:
     sizes: torch.Tensor
     score: torch.Tensor  # (B,) float32: aesthetic score, 0 to 10
     weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, 0 if it is unread, else 1
+    is_reg: torch.Tensor  # (B,) bool: regularisation images
     sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
     paths: tuple[str, ...]
     captions: tuple[str, ...]  # as tokenized: after dropout and shuffling

@@ -88,6 +88,7 @@ class TrainingDataset(Dataset[Batch]):
             weights=torch.tensor(
                 [0.0 if place in unread else self._weight(record) for place, record in enumerate(records)]
             ),
+            is_reg=torch.tensor([record.is_reg for record in records]),
             sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
             paths=tuple(str(record.path) for record in records),
             captions=texts,

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from library.messages import counted
 from library.options.mistakes import Mistake
 from library.options.rules.objective import WEIGHTINGS
 
 if TYPE_CHECKING:
+    from library.objective.rollout import RolloutSettings
     from library.options.groups.objective import ObjectiveOptions
 
 
@@ -31,6 +33,27 @@ def check(
     )
     notes = (*_note_no_effect(options, prediction), *_note_surprises(options, prediction, timesteps))
     return mistakes, notes
+
+
+def check_rollout(
+    rollout: RolloutSettings | None, options: ObjectiveOptions, timesteps: int = 1000
+) -> tuple[tuple[Mistake, ...], tuple[str, ...]]:
+    """Mistakes and notes for a rollout, with the other options of the loss."""
+    if rollout is None:
+        return (), ()
+    low, high = _timestep_range(options, timesteps)
+    mistakes, notes = [], []
+    if low < high <= low + rollout.stride:
+        what = f"a step of a rollout is {counted(rollout.stride, 'timestep')}, but only {low} to {high - 1} are trained"
+        mistakes.append(Mistake(what, "use more --scheduled_sampling_inference_steps, or do not roll samples"))
+    if rollout.stride > 1 and rollout.longest > 3:
+        notes.append(
+            f"--scheduled_sampling_max_step_offset {rollout.longest} counts steps of {rollout.stride} timesteps with "
+            "--scheduled_sampling_stride inference: 1 to 3 are enough"
+        )
+    if options.ip_noise_gamma:
+        notes.append("--ip_noise_gamma: rolled samples have no input perturbation, as they are off their path already")
+    return tuple(mistakes), tuple(notes)
 
 
 def _check_prediction(options: ObjectiveOptions, prediction: str) -> Iterator[Mistake]:

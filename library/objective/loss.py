@@ -4,10 +4,11 @@ For the samples i of a window (the batches of one optimizer step), with c_i the 
 regularisation image) and w the timestep weight:
 
     l_i = mean over channels, height, width of rho(output_i - target_i), weighted by the mask (masking.py)
-    L   = (1/Z) * sum_i c_i * sum over terms of w(t_i) * l_i
+    L   = (1/Z) * sum_i c_i * sum over terms k of lambda_k * w(t_i) * l_ik
 
-A term is one part of the loss, such as denoising. rho is the square or another element-wise loss of huber.py. Z is the
-number of samples of the window, not the sum of their weights: else lowering one sample's weight would raise all others.
+A term is one part of the loss, such as denoising, with its weight lambda. rho is the square or another element-wise
+loss of huber.py. Z is the number of samples of the window, not the sum of their weights: else lowering one sample's
+weight would raise all others.
 """
 
 from __future__ import annotations
@@ -24,20 +25,29 @@ from library.objective.masking import UNCHANGED_MASKS, MaskSettings, gain, mask_
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a batch's loss: w(t_i) * l_i of each sample, (B,) float32, and its name in logs."""
+    """One term of a batch's loss: w(t_i) * l_i of each sample, (B,) float32, 0 for samples without it; its name in
+    logs, and its weight. `members` (B,) bool: the samples over which the mean of `losses` is logged too; None: none."""
 
     name: str
     losses: Tensor
+    weight: float = 1.0
+    members: Tensor | None = None
+
+    @property
+    def weighted(self) -> Tensor:
+        """The term's part of the loss of each sample, (B,) float32."""
+        return self.losses if self.weight == 1 else self.losses * self.weight
 
 
 def sum_terms(terms: Sequence[Term]) -> Tensor:
-    """The sum of the terms for each sample, (B,) float32; the losses of a single term are returned unchanged.
+    """The weighted sum of the terms for each sample, (B,) float32; the losses of a single term of weight 1 are returned
+    unchanged.
 
     Raises ValueError for terms of different shapes, which would be broadcast, and for no terms.
     """
     if len({term.losses.shape for term in terms}) != 1:
         raise ValueError(f"terms must have one shape, not {[tuple(term.losses.shape) for term in terms]}")
-    return reduce(torch.add, (term.losses for term in terms))
+    return reduce(torch.add, (term.weighted for term in terms))
 
 
 def per_sample_loss(
@@ -66,12 +76,19 @@ def per_sample_loss(
 def window_share(losses: Tensor, weights: Tensor, window_samples: int) -> Tensor:
     """A batch's part of L: sum(c_i * losses_i) / Z, a float32 scalar to call backward on.
 
-    `losses` (B,) is the sum of all terms or one of them, `weights` (B,) the c_i, `window_samples` is Z. The shares of a
-    window's batches add up to its loss, and their gradients to its gradient, whatever the batch sizes; nothing else may
-    divide by the number of batches. Raises ValueError for different shapes and for Z < B.
+    `losses` (B,) is the weighted sum of all terms or one weighted term, `weights` (B,) the c_i, `window_samples` is Z.
+    The shares of a window's batches add up to its loss, and their gradients to its gradient, whatever the batch sizes;
+    nothing else may divide by the number of batches. Raises ValueError for different shapes and for Z < B.
     """
     if losses.shape != weights.shape or losses.dim() != 1:
         raise ValueError(f"{tuple(losses.shape)} losses, but {tuple(weights.shape)} weights")
     if window_samples < len(losses):
         raise ValueError(f"a window of {window_samples} samples cannot contain a batch of {len(losses)}")
     return (losses.float() * weights.float()).sum() / window_samples
+
+
+def sum_of_members(losses: Tensor, members: Tensor) -> Tensor:
+    """The sum of the losses (B,) of the members (B,) bool, and their number: (2,) float32, to be added up over batches
+    and ranks."""
+    counted = members.float()
+    return torch.stack(((losses.float() * counted).sum(), counted.sum()))

@@ -32,7 +32,7 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of a batch, all on the CPU: `timesteps` (B,) int64 and `noise` (B,C,h,w) float32.
+    """The random draws of a batch: `timesteps` (B,) int64 on the CPU, `noise` (B,C,h,w) float32 on any device.
 
     `perturbation`, if any, has the shape of the noise and is added to it in the model's input only.
     """
@@ -160,6 +160,15 @@ class Objective(Generic[Conditioning]):
         mask = None if mask is None else mask.to(output.device)
         rho = self.element.at(self.process, timesteps, output.device)
         return per_sample_loss(output, target, mask, self.mask, rho) * self.weight(timesteps, output.device)
+
+    def distance(self, output: Tensor, other: Tensor, timesteps: Tensor, where: Tensor | None = None) -> Tensor:
+        """The mean squared difference from another model's output, times the timestep weight: (B,) float32.
+
+        Always squared, since outputs of a model have no outliers. `where` (B,1,h,w) weights the squares before the
+        mean; `output` and `other` as those of `compare`.
+        """
+        where = None if where is None else where.to(output.device)
+        return per_sample_loss(output, other, where) * self.weight(timesteps, output.device)
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:
         """w(t), the timestep weight: (B,) float32 on `device`. Without a weighting no SNR is needed."""

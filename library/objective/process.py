@@ -36,6 +36,9 @@ class ForwardProcess(Protocol):
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t: the clean samples `x0` with the noise of timestep t."""
 
+    def implied_noise(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise with which the clean samples `x0` are at `x_t`: the inverse of add_noise."""
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
         """The target of the model's prediction at x_t."""
 
@@ -154,6 +157,11 @@ class VariancePreserving:
         """x_t = a_t x0 + s_t n, of the shape of `x0` (B, ...), float32."""
         signal, level = self._shares(t, x0)
         return signal * x0.float() + level * noise.float()
+
+    def implied_noise(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """n = (x_t - a_t x0) / s_t, of the shape of `x0`, float32. s_t > 0 at every timestep."""
+        signal, level = self._shares(t, x0)
+        return (x_t.float() - signal * x0.float()) / level
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
         """The target of the model's prediction at x_t: n, or a_t n - s_t x0. Of the shape of `x0`, float32.

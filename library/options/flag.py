@@ -16,6 +16,7 @@ Capability = Literal[
     "hand_over",
     "inference_yaml",
     "pooled",
+    "rollout",
     "size_conditioning",
     "snr",
     "text_encoder_rates",

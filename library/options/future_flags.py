@@ -150,8 +150,24 @@ _OTHER_PROGRAMS = (
     FutureFlag("weights", "path", only_with=("token_string",)),
 )
 
+# Of SimpleTuner.
+_SIMPLETUNER = (
+    FutureFlag("scheduled_sampling_order", "integer", 2, only_with=("scheduled_sampling_max_step_offset",)),
+    _switch("scheduled_sampling_reflexflow", only_with=("scheduled_sampling_max_step_offset",)),
+    *(
+        FutureFlag(
+            f"scheduled_sampling_reflexflow_{name}", "number", default, only_with=("scheduled_sampling_reflexflow",)
+        )
+        for name, default in (("alpha", 1.0), ("beta1", 10.0), ("beta2", 1.0))
+    ),
+)
+
 FUTURE_FLAGS: Mapping[str, FutureFlag] = MappingProxyType(
-    {row.name: row for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL, _NEWER, _OTHER_PROGRAMS) for row in rows}
+    {
+        row.name: row
+        for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL, _NEWER, _OTHER_PROGRAMS, _SIMPLETUNER)
+        for row in rows
+    }
 )
 
 SECRET = frozenset({"huggingface_token"})  # never shown in a message

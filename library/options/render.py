@@ -21,6 +21,8 @@ TITLES = {
     "mask": "Masks",
     "cache": "Caches",
     "objective": "Loss",
+    "rollout": "Rollout (scheduled sampling)",
+    "preservation": "Preservation",
     "optimizer": "Optimizer and learning rates",
     "adapter": "Adapter",
     "averaging": "Average of the weights",

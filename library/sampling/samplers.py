@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     ),
     "dpmsolver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, zero_snr=_ZERO_SNR),
     "dpmsingle": Sampler("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": Sampler("UniPCMultistepScheduler", zero_snr=_ZERO_SNR),
     "k_lms": _LMS,
     "k_euler": _EULER,
     "k_euler_a": _EULER_A,
@@ -119,3 +120,19 @@ def start_below(name: str, scheduler: Any, end: float) -> Any:
     remaining = timesteps[start:].unique_consecutive()
     # diffusers repeats the second timestep only at the very beginning, and would lag one step from any other start
     return remaining[[0, *([1] if len(remaining) > 1 else []), *range(1, len(remaining))]]
+
+
+def set_path(scheduler: Any, timesteps: Sequence[int]) -> Any:
+    """Make a multistep scheduler ("dpmsolver++", "unipc") go through these timesteps, descending, and return it. They
+    end with the one at which it arrives.
+
+    diffusers sets other paths than those of a whole image for some schedulers only, and none that end at noise.
+    """
+    import torch
+
+    scheduler.set_timesteps(len(timesteps))
+    scheduler.timesteps = torch.tensor(timesteps)
+    products = scheduler.alphas_cumprod[scheduler.timesteps]
+    scheduler.sigmas = torch.cat([((1 - products) / products).sqrt(), torch.zeros(1)])
+    scheduler.set_begin_index(0)
+    return scheduler

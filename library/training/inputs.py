@@ -134,8 +134,9 @@ def captions_to_encode(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[
     epochs = 1 if _captions_are_fixed(facts.images) else facts.duration.epochs
     requests = (request for epoch in range(1, epochs + 1) for request in facts.order.requests(epoch))
     texts, complete = texts_of(dataset.texts(requests), limit)
-    # validation captions come last, so that the others are in the same batches with and without validation
-    return list(dict.fromkeys([*texts, *validation_captions(facts.validation, facts.images)])), complete
+    # these come last, so that the others are in the same batches with and without them
+    further = (*validation_captions(facts.validation, facts.images), *facts.preservation.texts(texts))
+    return list(dict.fromkeys([*texts, *further])), complete
 
 
 def encode_captions(

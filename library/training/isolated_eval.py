@@ -19,7 +19,7 @@ def isolated_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     What is put back: the mode of every submodule by itself (parts of a trained module may be frozen), and the global
     random states of Python, NumPy and torch on the CPU and on all CUDA devices. A run that computes aside in this block
-    trains bit for bit as one that does not.
+    trains bit for bit as one that does not. Casts that autocast kept are dropped: they carry no gradients.
     """
     states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -27,6 +27,7 @@ def isolated_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
         with eval_mode(modules), torch.no_grad():
             yield
     finally:
+        torch.clear_autocast_cache()
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.set_rng_state(states[2])

@@ -11,7 +11,7 @@ import torch
 
 from library.data.order import BatchRequest, EpochOrder
 from library.messages import listed
-from library.objective.loss import Term, sum_terms, window_share
+from library.objective.loss import Term, sum_of_members, sum_terms, window_share
 from library.options.mistakes import Mistake, UserError
 from library.training.averaging.weights import Weights
 from library.training.optim.clipping import clip_gradients, scale_gradients
@@ -37,11 +37,13 @@ class DueCall(Protocol):
 @dataclass
 class Window:
     """The batches of one optimizer step: `shares` of the step's loss, one per batch, the same for each term where there
-    are several, the paths and losses of all samples, for the message about a loss that is not finite, and the samples
-    that could not be read. `size` is the number of samples on all ranks."""
+    are several, the sum and number of the losses of each term with members (`drifts`), the paths and losses of all
+    samples, for the message about a loss that is not finite, and the samples that could not be read. `size` is the
+    number of samples on all ranks."""
 
     shares: list[torch.Tensor] = field(default_factory=list)
     terms: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    drifts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     samples: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     size: int = 0
@@ -55,7 +57,8 @@ class Loop:
     is the number of finished optimizer steps. All batches of a step have the same terms; samples without one of them
     have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only.
+    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
+    returns further values of a step to log; all processes call it.
     """
 
     run: Run
@@ -71,6 +74,7 @@ class Loop:
     duration: Duration
     max_grad_norm: float
     record: Callable[[int, float], None] = lambda step, loss: None
+    measured: Callable[[], Mapping[str, float]] = dict
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
@@ -140,8 +144,12 @@ class Loop:
         self.run.accelerator.backward(share)
         window.shares.append(share.detach())
         for term in terms if len(terms) > 1 else ():
-            part = window_share(term.losses.detach(), weights, request.window_samples)
+            part = window_share(term.weighted.detach(), weights, request.window_samples)
             window.terms.setdefault(term.name, []).append(part)
+        for term in terms:
+            if term.members is not None:
+                sums = sum_of_members(term.losses.detach(), term.members.to(losses.device) & (weights > 0))
+                window.drifts.setdefault(term.name, []).append(sums)
         if request.is_counted:
             window.samples.append((batch.paths, losses.detach()))
             window.unread += batch.unread
@@ -161,7 +169,9 @@ class Loop:
         loss = self._sum_over_ranks(window.shares) * factor
         if not math.isfinite(loss):
             raise non_finite_error(window, progress, self.run.processes)
-        terms = {name: self._sum_over_ranks(shares) * factor for name, shares in window.terms.items()}
+        logged = {f"loss/{name}": self._sum_over_ranks(shares) * factor for name, shares in window.terms.items()}
+        means = {f"drift/{name}": self._mean_over_ranks(sums) for name, sums in window.drifts.items()}
+        logged |= {name: mean for name, mean in means.items() if not math.isnan(mean)}
         scale_gradients(trainable_parameters(self.trainable.parts), factor)
 
         # Clip the gradient norm.
@@ -171,7 +181,7 @@ class Loop:
 
         # Update weights, learning rates and averaged weights.
         self.optimizer.step()
-        measured = self.trainable.step_ended()
+        measured = {**self.measured(), **self.trainable.step_ended()}
         if not self.run.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             self.weights.update()
@@ -181,7 +191,7 @@ class Loop:
         progress.epoch_losses.append(loss)
         self._count_step(progress)
         if self.run.processes.is_writer:
-            values = {**self._logged_losses(loss, terms, progress), **self._learning_rates(), **measured}
+            values = {**self._logged_losses(loss, progress), **logged, **self._learning_rates(), **measured}
             self.run.log(values, progress.step)
             self.record(progress.step, loss)
 
@@ -197,11 +207,16 @@ class Loop:
         """The loss of a window: the sum of the shares of its batches on all ranks."""
         return float(self.run.processes.sum(torch.as_tensor(sum(shares))))
 
-    def _logged_losses(self, loss: float, terms: Mapping[str, float], progress: Progress) -> dict[str, float]:
-        """The loss of a step, its terms if there are several, and, for recipes whose users know it, the moving average
-        over as many steps as an epoch has."""
+    def _mean_over_ranks(self, sums: Sequence[torch.Tensor]) -> float:
+        """The mean of values whose sums and numbers are given by batch, over all ranks; NaN of no values."""
+        total, count = self.run.processes.sum(torch.stack([*sums]).sum(0)).tolist()
+        return float(total / count) if count else math.nan
+
+    def _logged_losses(self, loss: float, progress: Progress) -> dict[str, float]:
+        """The loss of a step, and, for recipes whose users know it, the moving average over as many steps as an epoch
+        has."""
         tags = self.trainable.tags
-        values = {tags.step: loss, **{f"loss/{name}": value for name, value in terms.items()}}
+        values = {tags.step: loss}
         if tags.average:
             values[tags.average] = _mean(
                 progress.epoch_losses + progress.last_epoch_losses[len(progress.epoch_losses) :]

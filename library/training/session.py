@@ -21,9 +21,11 @@ from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
+from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.quantised.probe import with_probe
+from library.training.rollout import build_rollout
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
 from library.training.saving.saver import Saver
@@ -44,7 +46,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
     began = time.monotonic()
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
-        preallocate_heap(plan.costs.weights + plan.costs.optimizer + plan.costs.average if facts.machine.is_cpu else 0),
+        preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
@@ -96,12 +98,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
+        preservation = build_preservation(facts, model, trainable, conditioner, plan.base)
+        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae, preservation)
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
+        loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
@@ -120,6 +124,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
+            measured=loss.measured,
         )
         before = progress.step
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):

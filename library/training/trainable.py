@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,7 +123,8 @@ class Trainable:
     `active`: the modules of the model that gradients pass through (unet, text_encoder). `write` saves the result.
     `whole_model`: frozen modules are saved too, so they keep their exact weights.
     `step_begins` is called before each batch, `epoch_begins` before each epoch, `step_ended` after each optimizer step;
-    it returns values to log.
+    it returns values to log. `switched_off`: while this context is open, the model computes as the base model; None:
+    what is trained is the model itself.
     """
 
     parts: tuple[Part, ...]
@@ -133,6 +135,7 @@ class Trainable:
     step_begins: Callable[[], None] = _nothing
     epoch_begins: Callable[[], None] = _nothing
     step_ended: Callable[[], dict[str, float]] = _no_values
+    switched_off: Callable[[], AbstractContextManager[None]] | None = None
 
     def with_wrapped(self, wrapped: Mapping[nn.Module, nn.Module]) -> Trainable:
         """A copy whose parts hold the wrapped modules. `write` still saves the unwrapped ones."""

@@ -1,13 +1,13 @@
 """Compute the loss terms of a batch: encode, choose the input and its target, predict, compare.
 
-`start` chooses the input: another way to get there (a rollout by the model itself) replaces that one method. Rows for
-other purposes than denoising join the one forward pass as further rows of `Inputs`.
+`start` chooses the input, also where the model itself leads there (a rollout). Rows for other purposes than denoising
+join the one forward pass as further rows of `Inputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +18,13 @@ from library.objective.loss import Term
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.seeds import torch_generator
+from library.training.preservation.preservation import Preservation
 
 if TYPE_CHECKING:
     from library.families.family import Conditioning, Model
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
+    from library.training.rollout import Rollout
     from library.training.trainable import Trainable
 
 
@@ -35,12 +37,19 @@ class Inputs:
     timesteps: Tensor
     conditioning: Conditioning
 
+    def rows(self, places: Sequence[int]) -> Inputs:
+        """Some rows, in this order; a row may occur several times."""
+        chosen = {name: values[[*places]] for name, values in self.conditioning.items()}
+        return Inputs(self.noisy[[*places]], self.timesteps[[*places]], chosen)
+
 
 @dataclass
 class TrainingLoss:
-    """Called with a batch and the number of finished steps, returns the terms of its loss. There is one: denoising.
+    """Called with a batch and the number of finished steps, returns the terms of its loss: denoising, and those of the
+    anchors.
 
     `vae` is the one to encode with: the model's own, or a copy in half precision; None: batches contain latents.
+    `rollout`: None, or what replaces the noise of some samples.
     """
 
     model: Model
@@ -49,27 +58,38 @@ class TrainingLoss:
     objective: Objective[Conditioning]
     seed: int
     device: torch.device
+    preservation: Preservation = field(default_factory=Preservation)
+    rollout: Rollout | None = None
 
     def __call__(self, batch: Batch, step: int) -> tuple[Term, ...]:
         """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight. `step`: the number of
         finished optimizer steps."""
         latents = self.model.family.latent.scaled(self.latents(batch))
         conditioning = self.conditioning(batch)
-        inputs, target = self.start(batch, latents, conditioning)
-        output = self.predict(inputs)
-        return (Term("denoising", self.objective.compare(output, target, inputs.timesteps, batch.mask)),)
+        inputs, target = self.start(batch, latents, conditioning, step)
+        anchored = self.preservation.begin(batch, inputs, step)
+        output = self.predict(anchored.inputs)
+        denoising = self.objective.compare(output[: len(target)], target, inputs.timesteps, batch.mask)
+        return anchored.terms(denoising, output, self.objective)
 
-    def start(self, batch: Batch, latents: Tensor, conditioning: Conditioning) -> tuple[Inputs, Tensor]:
+    def start(self, batch: Batch, latents: Tensor, conditioning: Conditioning, step: int) -> tuple[Inputs, Tensor]:
         """The input of the backbone for each sample, and the target of its output, (B, C, h, w) float32. `latents` are
         scaled."""
         draws = self.objective.draw(latents.shape, self.generators(batch, "noise"), latents)
-        noisy = self.objective.noisy(latents, draws)
-        return Inputs(noisy, draws.timesteps, conditioning), self.objective.target(latents, draws)
+        seen, wanted = draws, draws
+        if self.rollout is not None:
+            seen, wanted = self.rollout(draws, latents, conditioning, self.generators(batch, "rollout"), step)
+        noisy = self.objective.noisy(latents, seen)
+        return Inputs(noisy, draws.timesteps, conditioning), self.objective.target(latents, wanted)
 
     def predict(self, inputs: Inputs) -> Tensor:
         """The backbone's output, (N, C, h, w)."""
         timesteps = inputs.timesteps.to(self.device)
         return self.model.family.predict(self.model.backbone, inputs.noisy, timesteps, inputs.conditioning)
+
+    def measured(self) -> dict[str, float]:
+        """Values to log that are no loss, of all samples since the last call. All ranks must call this."""
+        return {} if self.rollout is None else self.rollout.measured()
 
     def modules(self, trainable: Trainable) -> list[nn.Module]:
         """All modules of the forward pass, adapters included."""
@@ -90,7 +110,12 @@ class TrainingLoss:
 
 
 def build_training_loss(
-    facts: RunFacts, model: Model, wrapped: Mapping[Any, Any], conditioner: Conditioner, vae: Any
+    facts: RunFacts,
+    model: Model,
+    wrapped: Mapping[Any, Any],
+    conditioner: Conditioner,
+    vae: Any,
+    preservation: Preservation,
 ) -> TrainingLoss:
     """The loss of a run, computed with `wrapped` modules (see trainable.wrap). `vae`: see TrainingLoss."""
     base_model = facts.base_model
@@ -109,4 +134,5 @@ def build_training_loss(
         ),
         seed=facts.seed,
         device=conditioner.device,
+        preservation=preservation,
     )

@@ -6,7 +6,8 @@ The order of calls and their arguments are those of sd-scripts' train_network.py
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,18 @@ class ThirdPartyNetwork:
         if multiplier:
             call_if_there(self.network, "set_multiplier", multiplier)
         self._place()
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """While this is open, the network is out of the forward pass of the base model. Its own multiplier is left as
+        it is: modules may have set another one."""
+        attached = self.is_attached
+        self.detach()
+        try:
+            yield
+        finally:
+            if attached:
+                self.attach()
 
     def _place(self) -> None:
         if self.is_attached and self.multiplier:

@@ -229,6 +229,10 @@ class Flow:
         sigma = self._sigma(t, x0)
         return (1 - sigma) * x0 + sigma * noise
 
+    def implied_noise(self, x0: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = self._sigma(t, x0)
+        return (x_t - (1 - sigma) * x0) / sigma
+
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, prediction: Prediction) -> torch.Tensor:
         return noise - x0
 

@@ -173,7 +173,7 @@ sample_at_first bool false
 sample_every_n_epochs int null
 sample_every_n_steps int null
 sample_prompts str null
-sample_sampler str "ddim" ddim|pndm|lms|euler|euler_a|heun|dpm_2|dpm_2_a|dpmsolver|dpmsolver++|dpmsingle|k_lms|k_euler|k_euler_a|k_dpm_2|k_dpm_2_a
+sample_sampler str "ddim" ddim|pndm|lms|euler|euler_a|heun|dpm_2|dpm_2_a|dpmsolver|dpmsolver++|dpmsingle|unipc|k_lms|k_euler|k_euler_a|k_dpm_2|k_dpm_2_a
 scale_v_pred_loss_like_noise_pred bool false
 scale_weight_norms float null
 skip_until_initial_step bool false
@@ -285,6 +285,12 @@ weights str null
 double_blocks_to_swap int null
 single_blocks_to_swap int null
 qwen_image_vae_2d bool false
+# SimpleTuner
+scheduled_sampling_order int 2
+scheduled_sampling_reflexflow bool false
+scheduled_sampling_reflexflow_alpha float 1.0
+scheduled_sampling_reflexflow_beta1 float 10.0
+scheduled_sampling_reflexflow_beta2 float 1.0
 """  # noqa: E501
 OUR_OWN = (
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
@@ -296,7 +302,15 @@ OUR_OWN = (
     *("use_ema", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),
     "quantise_probe",
+    *("preservation", "preservation_identifier", "preservation_class", "preservation_base"),
     *("ema_device", "ema_save", "ema_validation", "posthoc_ema_snapshots"),
+    *(
+        f"scheduled_sampling_{name}"
+        for name in (
+            *("max_step_offset", "probability", "ramp_steps", "start_step", "ramp_shape", "prob_start", "prob_end"),
+            *("strategy", "sampler", "target", "stride", "inference_steps"),
+        )
+    ),
     *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
 )
 
@@ -327,7 +341,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 178 and len(rows(LATER_VERSIONS)) == 84
+    assert len(rows(THIS_VERSION)) == 178 and len(rows(LATER_VERSIONS)) == 89
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
     assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))
@@ -380,6 +394,7 @@ def test_every_flag_has_a_sentence(name: str) -> None:
 def test_capabilities_that_flags_need() -> None:
     """Capabilities that families declare; a flag that needs another one would be refused by all of them."""
     assert {flag.name: flag.needs for flag in FLAGS.values() if flag.needs} == {
+        "scheduled_sampling_max_step_offset": "rollout",
         "text_projection": "pooled",
         "empty_caption": "pooled",
         "crop_conditioning": "size_conditioning",
@@ -429,10 +444,15 @@ def test_flags_that_must_not_change_on_resume() -> None:
         network_module network_dim network_alpha network_args network_dropout network_weights dim_from_weights
         base_weights base_weights_multiplier network_train_unet_only network_train_text_encoder_only unet_lr
         text_encoder_lr scale_weight_norms
+        scheduled_sampling_max_step_offset scheduled_sampling_probability scheduled_sampling_ramp_steps
+        scheduled_sampling_start_step scheduled_sampling_ramp_shape scheduled_sampling_prob_start
+        scheduled_sampling_prob_end scheduled_sampling_strategy scheduled_sampling_sampler scheduled_sampling_target
+        scheduled_sampling_stride scheduled_sampling_inference_steps
         optimizer_type optimizer_args learning_rate learning_rate_te learning_rate_te1 learning_rate_te2 block_lr
         max_grad_norm train_text_encoder stop_text_encoder_training lr_scheduler lr_scheduler_args lr_scheduler_type
         lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale
         lr_scheduler_min_lr_ratio
+        preservation preservation_identifier preservation_class preservation_base
         use_ema ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
         gradient_accumulation_steps no_half_vae base_precision
         base_model_precision text_encoder_1_precision text_encoder_2_precision text_encoder_3_precision

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from library.objective.process import VariancePreserving
-from library.sampling.samplers import SAMPLERS, make_scheduler
+from library.objective.process import Prediction, VariancePreserving
+from library.sampling.samplers import SAMPLERS, make_scheduler, set_path
 
 # diffusers' and numpy's remarks about their own future
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 PROCESS = VariancePreserving.scaled_linear()
-RESCALED = ("ddim", "euler", "euler_a", "dpmsolver", "dpmsolver++", "k_euler", "k_euler_a")
+RESCALED = ("ddim", "euler", "euler_a", "dpmsolver", "dpmsolver++", "unipc", "k_euler", "k_euler_a")
 
 
 AVAILABLE = [name for name, each in SAMPLERS.items() if each.package is None or importlib.util.find_spec(each.package)]
@@ -71,3 +71,32 @@ def test_another_process_is_drawn_with_its_own_table(name: str) -> None:
     assert np.allclose(scheduler.alphas_cumprod.numpy(), table, rtol=1e-4)
     scheduler.set_timesteps(4)
     assert float(scheduler.timesteps[0]) < 500
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_a_path_is_a_piece_of_an_image(name: str, prediction: Prediction) -> None:
+    """diffusers' own steps from the middle of an image, with nothing remembered, go the same way."""
+    whole = make_scheduler(name, PROCESS, prediction)
+    whole.set_timesteps(10)
+    whole.set_begin_index(4)
+    timesteps = whole.timesteps[4:8].tolist()
+    piece = set_path(make_scheduler(name, PROCESS, prediction), timesteps)
+    theirs = ours = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    for timestep in timesteps[:-1]:
+        theirs = whole.step(theirs.sin(), timestep, theirs, return_dict=False)[0]
+        ours = piece.step(ours.sin(), timestep, ours, return_dict=False)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("timesteps", [(40, 0), (500, 464), (999, 963)])
+def test_the_first_step_of_a_path_is_ddims(name: str, prediction: Prediction, timesteps: tuple[int, int]) -> None:
+    """arXiv 2211.01095 (DPM-Solver++, section 4) and 2302.04867 (UniPC): the first order is DDIM."""
+    x, output = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    scheduler = set_path(make_scheduler(name, PROCESS, prediction), timesteps)
+    t, t_next = (torch.tensor([timestep]) for timestep in timesteps)
+    expected = PROCESS.step(x, output, t, t_next, prediction)
+    step = scheduler.step(output, timesteps[0], x, return_dict=False)[0]
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-4)

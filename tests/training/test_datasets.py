@@ -144,6 +144,7 @@ def test_simpletuners_file_is_the_same_as_kohyas(
         }],
     }  # fmt: skip
     flags = {"max_train_epochs": 1, "train_batch_size": 4, "masked_loss": True, "prior_loss_weight": 0.5}
+    flags["preservation"] = "reg_images"  # SimpleTuner compares with the base model
     backend = write(tmp_path / "multidatabackend.json", entries)
     theirs = train(world, capsys, tmp_path / "theirs", data_backend_config=backend, **flags)
     ours = train(world, capsys, tmp_path / "ours", dataset_config=write(tmp_path / "data.json", same), **flags)

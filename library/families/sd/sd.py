@@ -50,7 +50,7 @@ SD1 = make_family(
     versions={"epsilon": "sd_v1", "v": "sd_v1_v"},
     # v-prediction SD1 models exist (fine-tunes); modelspec has one name for all of them
     architectures={"epsilon": "stable-diffusion-v1", "v": "stable-diffusion-v1"},
-    capabilities=frozenset({"snr", "v_prediction", "clip_skip", "chunks", "weighted_captions", "unpadded"}),
+    capabilities=frozenset({"snr", "rollout", "v_prediction", "clip_skip", "chunks", "weighted_captions", "unpadded"}),
     preview={"epsilon": (512, 512), "v": (512, 512)},
     adapters=SD_ADAPTERS,
     encode_text=clip_text.encode_text,

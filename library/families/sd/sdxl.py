@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 IDS = 6  # height and width of the file, top and left of the crop, height and width of the crop
 
 CAPABILITIES: frozenset[Capability] = frozenset(
-    {"snr", "v_prediction", "chunks", "weighted_captions", "pooled", "size_conditioning", "hand_over", "block_lr"}
+    {
+        *("snr", "rollout", "v_prediction", "chunks", "weighted_captions", "pooled", "size_conditioning"),
+        *("hand_over", "block_lr"),
+    }
 )
 # OpenCLIP's ViT-bigG/14, used by both the base and the refiner
 BIG_G = TextKind("text_encoder_2", "gelu", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", 0, projects=True)

@@ -211,8 +211,8 @@ class _Reader:
         british = "is_regularisation_data" in entry.values
         is_reg = entry.switch("is_regularisation_data" if british else "is_regularization_data")
         if is_reg:
-            self.notes.add("is_regularisation_data works as in kohya's trainer: these images are weighted by "
-                           "--prior_loss_weight, not compared with the base model", entry)  # fmt: skip
+            self.notes.add("is_regularisation_data means --preservation base_prediction, unless that flag is set: the "
+                           "target of these images is the prediction of the base model", entry)  # fmt: skip
         return is_reg
 
     def _mask_dir(self, entry: Entry) -> Path | str | None:

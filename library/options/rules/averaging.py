@@ -5,34 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from library.options.groups.averaging import AveragingOptions
-from library.options.rules.rule_kinds import Condition, Excludes, NoEffect, both, is_one_of, off
+from library.options.rules.rule_kinds import Excludes, NoEffect, both, differs, is_one_of, off
 
 _DEFAULTS: Mapping[str, object] = vars(AveragingOptions())
 _OF_BOTH = ("ema_update_interval", "ema_device")
-
-
-def _is_set(name: str) -> Condition:
-    def holds(values: Mapping[str, object]) -> bool:
-        return values[name] != _DEFAULTS[name]
-
-    return holds
-
 
 EXCLUDES = (Excludes(("ema_decay",), "ema_horizon", "a horizon is turned into a decay", "keep one of the two"),)
 
 NO_EFFECT = (
     *(
-        NoEffect(name, both(off("use_ema"), _is_set(name)), "use_ema is not set")
-        for name in _DEFAULTS
+        NoEffect(name, both(off("use_ema"), differs(name, default)), "use_ema is not set")
+        for name, default in _DEFAULTS.items()
         if name not in ("use_ema", "posthoc_ema_snapshots", *_OF_BOTH)
     ),
     *(
         NoEffect(
             name,
-            both(both(off("use_ema"), off("posthoc_ema_snapshots")), _is_set(name)),
+            both(both(off("use_ema"), off("posthoc_ema_snapshots")), differs(name, default)),
             "neither use_ema nor posthoc_ema_snapshots is set",
         )
-        for name in _OF_BOTH
+        for name, default in _DEFAULTS.items()
+        if name in _OF_BOTH
     ),
     NoEffect(
         "use_ema",

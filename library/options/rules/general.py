@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from library.options.rules import adapter as adapter_rules
 from library.options.rules import averaging as averaging_rules
 from library.options.rules import objective as objective_rules
+from library.options.rules import preservation as preservation_rules
+from library.options.rules import rollout as rollout_rules
 from library.options.rules import text_encoders as text_encoder_rules
 from library.options.rules.rule_kinds import (
     Condition,
@@ -349,4 +351,6 @@ NO_EFFECT = (
     *adapter_rules.NO_EFFECT,
     *averaging_rules.NO_EFFECT,
     *objective_rules.NO_EFFECT,
+    *rollout_rules.NO_EFFECT,
+    *preservation_rules.NO_EFFECT,
 )

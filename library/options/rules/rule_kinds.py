@@ -97,5 +97,10 @@ def is_one_of(name: str, *choices: object) -> Condition:
     return lambda values: _lower(values[name]) in {_lower(value) for value in choices}
 
 
+def differs(name: str, default: object) -> Condition:
+    """Condition: the flag has another value than its default."""
+    return lambda values: values[name] != default
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value

@@ -182,6 +182,7 @@ def trainable_network(
         active=frozenset({family.backbone, *adapter.trained_modules}),
         whole_model=False,
         tags=TAGS,
+        switched_off=adapter_network.switched_off,
     )
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from library.options.groups.run import RunOptions
 
+PASSES_OF_A_SAMPLE = 3
+"""Forward passes that take as long as training on a sample: a backward pass takes as long as two."""
+
 
 @dataclass(frozen=True)
 class Duration:

@@ -17,6 +17,7 @@ from library.runtime.precision import FloatName, Precision, resolve
 from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.images import Images, decide_images
+from library.training.preservation.plan import PreservationPlan, decide_preservation
 from library.training.quantised.plan import Quantisation, decide_quantisation
 from library.training.saving.state import SavedState
 from library.training.validation.plan import ValidationPlan, decide_validation
@@ -37,6 +38,7 @@ class RunFacts:
     order: EpochOrder
     duration: Duration
     validation: ValidationPlan | None
+    preservation: PreservationPlan
     seed: int
 
 
@@ -54,6 +56,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     quantisation = None
     if base_model is not None:
         quantisation = decide_quantisation(options.quantisation, base_model.family, base_model.sizes, machine, mistakes)
+    preservation = decide_preservation(options, parsed.origins["preservation"], images, mistakes, notes)
     if base_model is None or images is None:
         return None
     order = images.order(options.memory.gradient_accumulation_steps, seed)
@@ -68,6 +71,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
         order=order,
         duration=decide_duration(options.run, parsed.set_by_user, order.steps_per_epoch, order.batches_per_epoch),
         validation=decide_validation(options.validation, images),
+        preservation=preservation,
         seed=seed,
     )
 

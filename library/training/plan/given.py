@@ -25,6 +25,10 @@ def _with(*flags: str) -> Callable[[Values], bool]:
     return lambda values: any(values[flag] for flag in flags)
 
 
+def _by_inference(values: Values) -> bool:
+    return bool(values["scheduled_sampling_max_step_offset"]) and values["scheduled_sampling_stride"] == "inference"
+
+
 def _masked(values: Values) -> bool:
     return bool(values["alpha_mask"]) or bool(values["masked_loss"])
 
@@ -78,6 +82,8 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     **dict.fromkeys(("timestep_bias_multiplier", "timestep_bias_portion"), _biased),
     **dict.fromkeys(("timestep_bias_begin", "timestep_bias_end"), _biased),
     "zero_terminal_snr": _always,
+    **{name: _with("scheduled_sampling_max_step_offset") for name in FLAGS if name.startswith("scheduled_sampling_")},
+    "scheduled_sampling_inference_steps": _by_inference,
     # length, images, validation
     **dict.fromkeys(("max_train_steps", "max_train_epochs", "seed", "resume", "gradient_accumulation_steps"), _always),
     "sample_prompts": _with("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"),

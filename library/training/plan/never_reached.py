@@ -43,6 +43,7 @@ def notes_on_never_reached(
         *_previews(preview),
         *_validations(facts),
         *_captions(facts),
+        *_rollout(facts.options),
         *_optimization(optimization),
     ]
     for moment in moments:
@@ -85,6 +86,12 @@ def _captions(facts: RunFacts) -> Iterator[Moment]:
         yield Moment("caption_dropout_every_n_epochs", every, "epoch", "no captions are dropped by it")
         complete = warm_up if warm_up > 1 else None
         yield Moment("token_warmup_step", complete, "step", "captions never have all their tags", repeats=False)
+
+
+def _rollout(options: TrainOptions) -> Iterator[Moment]:
+    if options.rollout.scheduled_sampling_max_step_offset:
+        start = options.rollout.scheduled_sampling_start_step
+        yield Moment("--scheduled_sampling_start_step", start, "step", "no sample is rolled", repeats=False)
 
 
 def _optimization(optimization: Optimization) -> Iterator[Moment]:

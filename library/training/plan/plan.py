@@ -13,6 +13,7 @@ from pathlib import Path
 
 from library.messages import readable_bytes
 from library.objective import check_options
+from library.objective.rollout import RolloutSettings
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
@@ -20,7 +21,7 @@ from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
-from library.training.optim.optimizers import choose_optimizer
+from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
@@ -30,6 +31,7 @@ from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
+from library.training.preservation.base_plan import BasePlan, decide_base
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
@@ -44,12 +46,14 @@ class Plan:
 
     facts: RunFacts
     adapter: AdapterPlan | None
+    rollout: RolloutSettings | None
     optimization: Optimization
     averages: AveragesPlan
     outputs: Outputs
     curve: Path | None
     preview: PreviewPlan | None
     trackers: Trackers
+    base: BasePlan | None
     costs: Costs
     workers: int
     identity: Identity
@@ -70,12 +74,11 @@ def decide(parsed: Parsed) -> Plan:
     resume = decide_resume(options.saving.resume, mistakes)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
     base = None if facts is None else facts.base_model
-    family = None if base is None else base.family
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
-    notes.extend(check_prompts(options, mistakes, refines=family is not None and family.refines))
+    notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
     if facts is None:
         mistakes.raise_if_any()
@@ -83,17 +86,16 @@ def decide(parsed: Parsed) -> Plan:
 
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
-    notes.extend(check_objective(base_model, mistakes))
-    schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
-    collect(schedule, mistakes, notes)
-    rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
-    optimization = Optimization(rates, optimizer, schedule)
+    rollout = decide_loss(options, base_model, mistakes, notes)
+    optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
     averages = decide_averages(options.averaging, duration.steps, optimizer, mistakes)
     source = "adapter" if adapter else base_model.header.kind
     outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
+    base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs)
+    costs = costs if base_copy is None else replace(costs, base=base_copy.on_accelerator)
     check_outputs(options, base_model, outputs, costs, mistakes)
-    identity = identity_of(facts)
+    identity = identity_of(facts, base_copy)
     check_continuation(
         resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
     )
@@ -104,12 +106,14 @@ def decide(parsed: Parsed) -> Plan:
     return Plan(
         facts=facts,
         adapter=adapter,
+        rollout=rollout,
         optimization=optimization,
         averages=averages,
         outputs=outputs,
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
         trackers=trackers,
+        base=base_copy,
         costs=costs,
         workers=decide_workers(facts, notes),
         identity=identity,
@@ -120,6 +124,17 @@ def decide(parsed: Parsed) -> Plan:
     )
 
 
+def decide_optimization(
+    facts: RunFacts, optimizer: OptimizerChoice, adapter: AdapterPlan | None, mistakes: Mistakes, notes: list[str]
+) -> Optimization:
+    """The optimizer with its schedule and learning rates."""
+    options = facts.options
+    schedule = choose_schedule(options.optimizer, facts.duration.steps, optimizer)
+    collect(schedule, mistakes, notes)
+    rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)
+    return Optimization(rates, optimizer, schedule)
+
+
 def decide_preview(facts: RunFacts) -> PreviewPlan | None:
     """The images to draw during training, in the base model's native size unless a prompt sets another."""
     base_model = facts.base_model
@@ -127,14 +142,20 @@ def decide_preview(facts: RunFacts) -> PreviewPlan | None:
     return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
 
 
-def check_objective(base_model: BaseModel, mistakes: Mistakes) -> tuple[str, ...]:
-    """Collect the mistakes in the options of the loss, and return the notes about them."""
-    family = base_model.family
-    wrong, notes = check_options.check(
-        base_model.objective, base_model.prediction, family.process.timesteps, has_snr="snr" in family.capabilities
-    )
-    mistakes.extend(wrong)
-    return notes
+def decide_loss(
+    options: TrainOptions, base_model: BaseModel, mistakes: Mistakes, notes: list[str]
+) -> RolloutSettings | None:
+    """Check the options of the loss, and decide how samples are rolled: None if none is."""
+    family, objective = base_model.family, base_model.objective
+    timesteps = family.process.timesteps
+    rollout = RolloutSettings.from_options(options.rollout, timesteps)
+    for wrong, remarks in (
+        check_options.check(objective, base_model.prediction, timesteps, has_snr="snr" in family.capabilities),
+        check_options.check_rollout(rollout, objective, timesteps),
+    ):
+        mistakes.extend(wrong)
+        notes.extend(remarks)
+    return rollout
 
 
 def decide_workers(facts: RunFacts, notes: list[str]) -> int:

@@ -17,6 +17,7 @@ from library.training.adapter import describe as describe_adapter
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import Costs
+from library.training.plan.duration import PASSES_OF_A_SAMPLE
 from library.training.plan.facts import RunFacts
 from library.training.plan.given import dataset_settings, given_options, subset_settings
 from library.training.plan.images import Images, SubsetCount
@@ -213,6 +214,15 @@ def _training(plan: Plan) -> Iterator[str]:
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
     yield from plan.averages.describe(facts.duration.steps)
     yield _loss(facts)
+    if plan.rollout is not None:
+        steps = facts.duration.steps
+        passes = plan.rollout.passes_per_sample(steps)
+        yield plan.rollout.describe(steps)
+        yield (
+            f"adds about {passes:.2g} forward passes per sample ({plan.rollout.longest} for the longest rollout), "
+            f"{passes / PASSES_OF_A_SAMPLE:.0%} of the training time"
+        )
+    yield from facts.preservation.describe(plan.base)
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -313,6 +323,7 @@ def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
         + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
+        + (f", base {readable_bytes(costs.base)}" if costs.base else "")
     )
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
     files = costs.files
@@ -353,4 +364,6 @@ def _options(plan: Plan) -> Iterator[str]:
     said = {"network_dim", "network_alpha"} if plan.adapter is not None and plan.adapter.settings is not None else set()
     if plan.facts.images.scan.reg_samples:
         said.add("prior_loss_weight")
+    if not plan.facts.preservation.is_usual:
+        said |= {"preservation", "preservation_identifier", "preservation_class", "preservation_base"}
     return given_options(plan.facts.options, plan.facts.given, said)

@@ -12,13 +12,11 @@ from library.data.scan.scan import ImageRecord
 from library.options.datasets import CaptionSettings
 from library.options.groups.validation import ValidationOptions
 from library.runtime.seeds import draw_seed, python_random
-from library.training.plan.duration import Duration
+from library.training.plan.duration import PASSES_OF_A_SAMPLE, Duration
 from library.training.plan.images import Images
 
 TIMESTEPS = 8
 """Timesteps per image: one from each of as many equal parts of the trained range."""
-
-_PASSES_OF_A_SAMPLE = 3  # forward passes that cost as much as training on a sample: a backward pass costs two
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ValidationPlan:
         epochs = self.every_n_epochs or float("inf")
         if self.every_n_steps is not None:
             epochs = min(epochs, self.every_n_steps / duration.steps_per_epoch)
-        return self.passes / (_PASSES_OF_A_SAMPLE * samples_per_epoch * epochs)
+        return self.passes / (PASSES_OF_A_SAMPLE * samples_per_epoch * epochs)
 
 
 def decide_validation(options: ValidationOptions, images: Images) -> ValidationPlan | None:

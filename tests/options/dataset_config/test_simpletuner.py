@@ -202,7 +202,7 @@ def test_shuffled_captions(tmp_path: Path) -> None:
 )
 def test_regularisation_in_both_spellings(tmp_path: Path, keys: dict[str, bool], is_reg: bool) -> None:
     _, subset, notes = read_one(tmp_path, **keys)
-    assert subset.is_reg is is_reg and ("--prior_loss_weight" in notes) is is_reg
+    assert subset.is_reg is is_reg and ("--preservation base_prediction" in notes) is is_reg
 
 
 def test_masks_are_paired(tmp_path: Path) -> None:

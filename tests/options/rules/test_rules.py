@@ -10,6 +10,8 @@ from library.options.train_options import FLAGS
 
 NEEDED = ["--pretrained_model_name_or_path=m", "--train_data_dir=t", "--output_dir=o", "--resolution=512"]
 
+ROLLED = "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 0.5"
+
 
 def with_flags(text: str) -> Parsed:
     return parse([*NEEDED, *text.split()])
@@ -178,6 +180,12 @@ def test_a_scheduler_class_overrides_the_name() -> None:
         ("--save_last_n_steps 200", "--save_last_n_steps"),
         ("--save_every_n_steps 10 --save_last_n_steps_state 20", "save_state is not set"),
         ("--dataset_repeats 5", "--dataset_repeats"),
+        ("--scheduled_sampling_probability 0.5", "scheduled_sampling_max_step_offset is not set"),
+        ("--scheduled_sampling_stride inference", "scheduled_sampling_max_step_offset is not set"),
+        ("--scheduled_sampling_max_step_offset 2", "no sample is rolled"),
+        (f"{ROLLED} --scheduled_sampling_prob_end 0.9", "scheduled_sampling_ramp_steps is not set"),
+        (f"{ROLLED} --scheduled_sampling_ramp_shape cosine", "scheduled_sampling_ramp_steps is not set"),
+        (f"{ROLLED} --scheduled_sampling_inference_steps 20", "scheduled_sampling_stride is training"),
     ],
 )
 def test_flags_without_effect_are_noted(flags: str, named: str) -> None:

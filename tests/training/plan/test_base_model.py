@@ -30,6 +30,8 @@ NO_CAPABILITY = replace(SD1, capabilities=frozenset())
         ("--clip_skip 3", 1),
         ("--max_token_length 75 --no_token_padding=false --v2=false", 0),
         ("--max_token_length 225 --v2", 2),
+        ("--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 0.5", 1),
+        ("--scheduled_sampling_max_step_offset 0 --scheduled_sampling_probability 0.5", 0),
     ],
 )
 def test_flags_that_front_ends_always_write_are_accepted(flags: str, refused: int) -> None:

@@ -67,6 +67,7 @@ def other_value(flag: Flag) -> str:
         "network_module": "networks.loha", "optimizer_args": "weight_decay=0.5", "network_args": "conv_dim=2",
         "min_timestep": "7", "max_timestep": "900", "stop_text_encoder_training": "5",
         "resolution": "128", "text_encoder_lr": "0.5", "block_lr": "1,2",
+        "scheduled_sampling_inference_steps": "20",
     }  # fmt: skip
     if flag.name in special:
         return special[flag.name]
@@ -80,6 +81,8 @@ def other_value(flag: Flag) -> str:
 
 
 # What must be on so that a flag has a meaning, and what must be off.
+ROLLED = {"scheduled_sampling_max_step_offset": 2, "scheduled_sampling_probability": 0.4}
+RAMP = {"scheduled_sampling_ramp_steps": 10}
 COMPANIONS: dict[str, dict[str, object]] = {
     "token_warmup_min": {"token_warmup_step": 4, "shuffle_caption": True},
     "keep_tokens": {"shuffle_caption": True},
@@ -98,6 +101,9 @@ COMPANIONS: dict[str, dict[str, object]] = {
     "timestep_bias_portion": {"timestep_bias_strategy": "earlier", "timestep_bias_multiplier": 2},
     "timestep_bias_begin": {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2},
     "timestep_bias_end": {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2},
+    **{name: ROLLED for name in FLAGS if name.startswith("scheduled_sampling_")},
+    **{f"scheduled_sampling_{name}": {**ROLLED, **RAMP} for name in ("ramp_shape", "prob_start", "prob_end")},
+    "scheduled_sampling_inference_steps": {**ROLLED, "scheduled_sampling_stride": "inference"},
     "mask_floor": {"alpha_mask": True},
     "mask_invert": {"alpha_mask": True},
     "mask_normalise": {"alpha_mask": True},

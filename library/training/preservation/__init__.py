@@ -1,0 +1,1 @@
+"""What keeps a model from forgetting while it learns: anchors to the model as it was."""
