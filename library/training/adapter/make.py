@@ -17,6 +17,7 @@ from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
+from library.training.quantised.packer import quantise
 from library.training.trainable import Group, LossTags, Part, SavedAt, Trainable, named_parameters
 from networks import network, registry
 from networks.adapter import AdapterError
@@ -57,6 +58,8 @@ def make_adapter(
         with as_user_errors(f"--base_weights {path}"):
             merge(path, multiplier, modules, model.family.adapters, adapter, say)
             say(f"merged into the base model: {path}, multiplier {multiplier:g}")
+    if adapter.base and facts.quantisation is not None:
+        quantise(model, facts.quantisation)
     with as_user_errors(f"--network_module {adapter.module}"):
         adapter_network = make_network(modules, model.family.adapters, adapter, options, facts.seed, say)
         adapter_network.attach()
@@ -178,6 +181,7 @@ def trainable_network(
         # text encoders with an adapter, and always the backbone, through which their gradients pass
         active=frozenset({family.backbone, *adapter.trained_modules}),
         whole_model=False,
+        products=tuple(adapter_network.products()) if isinstance(adapter_network, Network) else (),
         tags=TAGS,
         switched_off=adapter_network.switched_off,
     )
