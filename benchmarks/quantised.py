@@ -1,11 +1,12 @@
 """Measure peak memory and seconds per step of a LoRA over a base model in each format.
 
-    python benchmarks/quantised.py [--formats fp16 int8 nf4] [--steps 4] [--rank 8] [--file model.safetensors] [-- more flags]
+    python benchmarks/quantised.py [--formats fp16 int8] [--steps 4] [--rank 8] [--file model.safetensors] [-- more]
 
 Full-size SD1.5 with random weights on the CPU, U-Net and text encoder, fp32 arithmetic, AdamW, 256 px, batch 1, latents
 in the cache: as benchmarks/step.py. `fp16` is `--base_precision fp16`; the other formats are those of
-`--base_model_precision` and `--text_encoder_1_precision`, with `--base_precision fp16` for what is not quantised. Each is
-one process, stopped after its last step. Without --file a checkpoint with random weights is created (2.1 GB of disk).
+`--base_model_precision` and `--text_encoder_1_precision`, with `--base_precision fp16` for what is not quantised. Each
+is one process, stopped after its last step. `more`: flags for the trainer. Without --file a checkpoint with random
+weights is created (2.1 GB of disk).
 """
 
 from __future__ import annotations
