@@ -1,6 +1,6 @@
 """Train the same subject in several ways and compare: quality, preservation and cost.
 
-    python -m examples.shapes.compare [adapters] [--seeds 1 2 3] [--only LoRA DoRA] [--draw sheet.png]
+    python -m examples.shapes.compare [adapters|rollout] [--seeds 1 2 3] [--only LoRA DoRA] [--draw sheet.png]
     python -m examples.shapes.compare --only LoRA --add "rank 4: lora --network_dim 4"
 
 Each way is trained in a process of its own, one after the other, with class images and the settings of dreambooth.toml
@@ -52,12 +52,22 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "dreambooth": ("train_db.py", "--config_file", str(HERE / "dreambooth.toml")),
     "lora": ("train_network.py", "--config_file", str(HERE / "lora.toml")),
 }
+# one or two of the 20 steps in which the images are drawn, for all samples in the second half of the run
+ROLLOUT = (
+    "--scheduled_sampling_stride inference --scheduled_sampling_inference_steps 20 "
+    "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 1 --scheduled_sampling_ramp_steps 200"
+)
 TABLES: Mapping[str, Mapping[str, str]] = {
     "adapters": {
         "DreamBooth": "dreambooth",
         "LoRA": "lora",
         "DoRA": "lora --network_args use_dora=True",
         "LoKr": "lora --network_module networks.lokr --network_args factor=4",
+    },
+    "rollout": {
+        "LoRA": "lora",
+        "with a rollout": f"lora {ROLLOUT}",
+        "with the original target": f"lora {ROLLOUT} --scheduled_sampling_target original",
     },
 }
 """By table and name: a recipe and further flags."""
