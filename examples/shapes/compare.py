@@ -52,10 +52,11 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "dreambooth": ("train_db.py", "--config_file", str(HERE / "dreambooth.toml")),
     "lora": ("train_network.py", "--config_file", str(HERE / "lora.toml")),
 }
-# one or two of the 20 steps in which the images are drawn, for all samples in the second half of the run
-ROLLOUT = (
-    "--scheduled_sampling_stride inference --scheduled_sampling_inference_steps 20 "
-    "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 1 --scheduled_sampling_ramp_steps 200"
+# six images and nothing else; one or two of the 20 steps in which images are drawn, for all samples from the middle on
+FEW = "lora --reg_data_dir= --max_train_steps 200"
+ROLLED = (
+    f"{FEW} --scheduled_sampling_stride inference --scheduled_sampling_inference_steps 20 "
+    "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 1 --scheduled_sampling_ramp_steps 100"
 )
 TABLES: Mapping[str, Mapping[str, str]] = {
     "adapters": {
@@ -65,9 +66,9 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "LoKr": "lora --network_module networks.lokr --network_args factor=4",
     },
     "rollout": {
-        "LoRA": "lora",
-        "with a rollout": f"lora {ROLLOUT}",
-        "with the original target": f"lora {ROLLOUT} --scheduled_sampling_target original",
+        "no rollout": FEW,
+        "rollout": ROLLED,
+        "rollout, original target": f"{ROLLED} --scheduled_sampling_target original",
     },
 }
 """By table and name: a recipe and further flags."""
