@@ -45,7 +45,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
     began = time.monotonic()
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
-        preallocate_heap(plan.costs.weights + plan.costs.optimizer + plan.costs.average if facts.machine.is_cpu else 0),
+        preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
@@ -95,7 +95,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
         # Train: the loss of a batch, what is due after a step, and the loop.
-        preservation = build_preservation(facts, model, trainable, conditioner)
+        preservation = build_preservation(facts, model, trainable, conditioner, plan.base)
         loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae, preservation)
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)

@@ -300,7 +300,7 @@ OUR_OWN = (
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
     *("max_image_memory", "allow_unknown_keys"),
     *("use_ema", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
-    *("preservation", "preservation_identifier", "preservation_class"),
+    *("preservation", "preservation_identifier", "preservation_class", "preservation_base"),
     *("ema_device", "ema_save", "ema_validation", "posthoc_ema_snapshots"),
     *(
         f"scheduled_sampling_{name}"
@@ -450,7 +450,7 @@ def test_flags_that_must_not_change_on_resume() -> None:
         max_grad_norm train_text_encoder stop_text_encoder_training lr_scheduler lr_scheduler_args lr_scheduler_type
         lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale
         lr_scheduler_min_lr_ratio
-        preservation preservation_identifier preservation_class
+        preservation preservation_identifier preservation_class preservation_base
         use_ema ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
         gradient_accumulation_steps no_half_vae base_precision
         """.split()

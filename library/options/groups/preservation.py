@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from library.options.flag import flag
+
+PreservationBase = Literal["auto", "accelerator", "half", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -26,4 +29,11 @@ class PreservationOptions:
         None,
         "For class_prompt: what the subject is, in place of the identifier. Not set = the other words of folder name "
         "or class_tokens, dog in 10_sks dog.",
+    )
+    preservation_base: PreservationBase = flag(
+        "auto",
+        "Where the base model is kept that anchors compare with: accelerator = beside the model in fp32, half = there "
+        "in half precision, cpu = in main memory, copied layer by layer, auto = what has room.",
+        choices=get_args(PreservationBase),
+        script="train_db.py",
     )

@@ -37,8 +37,9 @@ class PeakFiles:
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes. `training` is weights + gradients + optimizer state + averages; activations, which depend on the batch,
-    come on top. A snapshot is as large as a model."""
+    """Bytes. `training` is weights + gradients + optimizer state + averages + `base`, the second set of weights that
+    preservation compares with; activations, which depend on the batch, come on top. A snapshot is as large as a
+    model."""
 
     weights: int
     gradients: int
@@ -48,11 +49,12 @@ class Costs:
     state_folder: int
     files: PeakFiles
     free: int | None
+    base: int = 0
 
     @property
     def training(self) -> int:
         """Memory that does not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer + self.average
+        return self.weights + self.gradients + self.optimizer + self.average + self.base
 
     @property
     def disk(self) -> int:

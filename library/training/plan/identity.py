@@ -10,6 +10,7 @@ from library.options.groups.dataset import DatasetOptions
 from library.options.train_options import FLAGS, values_of
 from library.training.plan.facts import RunFacts
 from library.training.plan.images import Images
+from library.training.preservation.base_plan import BasePlan
 from library.training.saving.state import Identity, fingerprint
 
 DATA = "the data"
@@ -17,9 +18,9 @@ SETTINGS = "the dataset file"
 """Facts whose values are fingerprints, which messages do not show."""
 
 
-def identity_of(run: RunFacts) -> Identity:
-    """Every option that affects the result, the kind of model, the precision used on this machine, the seed and the
-    data."""
+def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:
+    """Every option that affects the result, the kind of model, the precision used on this machine, the seed, the data,
+    and the model that a second set of weights is loaded from."""
     facts = {
         f"--{name}": value.name if isinstance(value, Path) else str(value)
         for name, value in values_of(run.options).items()
@@ -31,6 +32,8 @@ def identity_of(run: RunFacts) -> Identity:
     facts["seed"] = str(run.seed)
     facts["mixed precision"] = run.precision.mixed_precision
     facts["precision of the weights"] = run.precision.trained
+    if base is not None:
+        facts["the base model, to compare with,"] = f"{base.file} in {base.format}"
     facts[DATA] = fingerprint([_line(record) for record in run.images.records])
     if dataset_file(run.options.dataset):  # settings given by flags are facts of their own
         facts[SETTINGS] = fingerprint(list(_settings(run.images)))

@@ -21,7 +21,7 @@ from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
-from library.training.optim.optimizers import choose_optimizer
+from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
@@ -31,6 +31,7 @@ from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
+from library.training.preservation.base_plan import BasePlan, decide_base
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
@@ -52,6 +53,7 @@ class Plan:
     curve: Path | None
     preview: PreviewPlan | None
     trackers: Trackers
+    base: BasePlan | None
     costs: Costs
     workers: int
     identity: Identity
@@ -85,16 +87,15 @@ def decide(parsed: Parsed) -> Plan:
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
     rollout = decide_loss(options, base_model, mistakes, notes)
-    schedule = choose_schedule(options.optimizer, duration.steps, optimizer)
-    collect(schedule, mistakes, notes)
-    rates = decide_learning_rates(options, base_model.family, adapter, optimizer, mistakes, notes)
-    optimization = Optimization(rates, optimizer, schedule)
+    optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
     averages = decide_averages(options.averaging, duration.steps, optimizer, mistakes)
     source = "adapter" if adapter else base_model.header.kind
     outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
+    base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs)
+    costs = costs if base_copy is None else replace(costs, base=base_copy.on_accelerator)
     check_outputs(options, base_model, outputs, costs, mistakes)
-    identity = identity_of(facts)
+    identity = identity_of(facts, base_copy)
     check_continuation(
         resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
     )
@@ -112,6 +113,7 @@ def decide(parsed: Parsed) -> Plan:
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
         trackers=trackers,
+        base=base_copy,
         costs=costs,
         workers=decide_workers(facts, notes),
         identity=identity,
@@ -120,6 +122,17 @@ def decide(parsed: Parsed) -> Plan:
         notes=tuple(notes),
         origins=parsed.origins,
     )
+
+
+def decide_optimization(
+    facts: RunFacts, optimizer: OptimizerChoice, adapter: AdapterPlan | None, mistakes: Mistakes, notes: list[str]
+) -> Optimization:
+    """The optimizer with its schedule and learning rates."""
+    options = facts.options
+    schedule = choose_schedule(options.optimizer, facts.duration.steps, optimizer)
+    collect(schedule, mistakes, notes)
+    rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)
+    return Optimization(rates, optimizer, schedule)
 
 
 def decide_preview(facts: RunFacts) -> PreviewPlan | None:

@@ -220,7 +220,7 @@ def _training(plan: Plan) -> Iterator[str]:
             f"adds about {passes:.2g} forward passes per sample ({plan.rollout.longest} for the longest rollout), "
             f"{passes / PASSES_OF_A_SAMPLE:.0%} of the training time"
         )
-    yield from facts.preservation.describe()
+    yield from facts.preservation.describe(plan.base)
 
 
 def _arguments(arguments: Mapping[str, object]) -> str:
@@ -316,6 +316,7 @@ def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
         f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
         f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
         + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
+        + (f", base {readable_bytes(costs.base)}" if costs.base else "")
     )
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
     files = costs.files
@@ -357,5 +358,5 @@ def _options(plan: Plan) -> Iterator[str]:
     if plan.facts.images.scan.reg_samples:
         said.add("prior_loss_weight")
     if not plan.facts.preservation.is_usual:
-        said |= {"preservation", "preservation_identifier", "preservation_class"}
+        said |= {"preservation", "preservation_identifier", "preservation_class", "preservation_base"}
     return given_options(plan.facts.options, plan.facts.given, said)

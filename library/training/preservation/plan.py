@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from library.options.mistakes import Mistakes
     from library.options.train_options import TrainOptions
     from library.training.plan.images import Images
+    from library.training.preservation.base_plan import BasePlan
 
 AnchorName = Literal["reg_images", "base_prediction", "class_prompt", "blank_prompt", "outside_mask"]
 NAMES: tuple[AnchorName, ...] = get_args(AnchorName)
@@ -114,18 +115,16 @@ class PreservationPlan:
     def _names(self) -> set[str]:
         return {anchor.name for anchor in self.anchors}
 
-    def describe(self) -> Iterator[str]:
-        """Lines of the plan of a run; none for a usual one."""
+    def describe(self, base: BasePlan | None) -> Iterator[str]:
+        """Lines of the plan of a run; none for a usual one. `base`: the second set of weights, if there is one."""
         if self.is_usual:
             return
         yield f"preservation: {'; '.join(map(str, self.anchors)) or 'none'}"
         if "class_prompt" in self._names:
             yield from self.class_prompts.describe()
         if self.of_base:
-            yield (
-                f"the base is the model with its adapter off: adds about {self.time():.0%} to the time of a step, no "
-                "weights in memory"
-            )
+            kept = "the model with its adapter off, which takes no memory" if base is None else str(base)
+            yield f"compared with {kept}; adds about {self.time():.0%} to the time of a step"
 
 
 def decide_preservation(
@@ -140,9 +139,7 @@ def decide_preservation(
     if not given:
         name: AnchorName = "reg_images" if options.dataset.data_backend_config is None else "base_prediction"
         by_default = (Anchor(name),) if scan.reg_samples else ()
-        _check_base(by_default, options, mistakes)
         return PreservationPlan(by_default, samples=scan.train_samples, reg_samples=scan.reg_samples)
-    _check_base(anchors, options, mistakes)
     names = {anchor.name for anchor in anchors}
     for name in ("reg_images", "base_prediction"):
         if name in names and not scan.reg_samples:
@@ -214,15 +211,4 @@ def _check_class_prompts(prompts: ClassPrompts, origin: str, mistakes: Mistakes)
         mistakes.add(
             f"{what}: no caption has the identifier {identifiers}",
             "set --preservation_identifier to a word of the captions, or leave this anchor out",
-        )
-
-
-def _check_base(anchors: Sequence[Anchor], options: TrainOptions, mistakes: Mistakes) -> None:
-    """Refuse anchors that compare with the base model where the model itself is trained."""
-    of_base = [anchor.name for anchor in anchors if anchor.needs_base]
-    if of_base and options.adapter.network_module is None:
-        mistakes.add(
-            f"--preservation {' '.join(of_base)}: all weights are trained, so the base model is not there to compare "
-            "with",
-            "train an adapter with train_network.py, or use --preservation reg_images",
         )

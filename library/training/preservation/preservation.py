@@ -12,7 +12,7 @@ from torch import Tensor
 from library.objective.loss import Term
 from library.objective.masking import UNCHANGED_MASKS, MaskSettings
 from library.training.preservation.anchors import Share, share_of
-from library.training.preservation.base import Base, build_base
+from library.training.preservation.base import Base, loaded_base, switched_off_base
 from library.training.preservation.plan import Anchor, PreservationPlan
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from library.objective.objective import Objective
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
+    from library.training.preservation.base_plan import BasePlan
     from library.training.trainable import Trainable
     from library.training.training_loss import Inputs
 
@@ -130,9 +131,14 @@ class Anchored:
         return Term(anchor.name, losses, anchor.weight, members)
 
 
-def build_preservation(facts: RunFacts, model: Model, trainable: Trainable, conditioner: Conditioner) -> Preservation:
-    """The anchors of a run. `conditioner` is the training's."""
+def build_preservation(
+    facts: RunFacts, model: Model, trainable: Trainable, conditioner: Conditioner, base: BasePlan | None = None
+) -> Preservation:
+    """The anchors of a run. `conditioner` is the training's. `base`: the second set of weights to load, if the weights
+    of the model are trained."""
     plan, masks = facts.preservation, MaskSettings.from_options(facts.options.mask)
     if not plan.of_base:
         return Preservation(plan, masks)
-    return Preservation(plan, masks, conditioner, build_base(model, trainable, conditioner))
+    if base is None:
+        return Preservation(plan, masks, conditioner, switched_off_base(model, trainable, conditioner))
+    return Preservation(plan, masks, conditioner, loaded_base(base, facts, model, trainable, conditioner))

@@ -44,6 +44,10 @@ CONFIG = {
     "--seed": 42,
     "--use_ema": True,
     "--ema_decay": 0.5,
+    "scheduled_sampling_max_step_offset": 2,
+    "scheduled_sampling_probability": 1.0,
+    "scheduled_sampling_ramp_steps": 2,
+    "scheduled_sampling_sampler": "unipc",
     "--caption_dropout_probability": 0.1,
     "--validation_prompt": "a photo of sks dog",
     "--push_to_hub": "false",
@@ -55,7 +59,8 @@ FLAGS = (
     "--network_train_unet_only --optimizer_type AdamW --optimizer_args weight_decay=0.01 eps=1e-6 "
     "--learning_rate 1e-3 --lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 1 "
     "--max_train_steps 3 --train_batch_size 2 --gradient_checkpointing --min_snr_gamma 5 --seed 42 --use_ema "
-    "--ema_decay 0.5 --caption_dropout_rate 0.1 --max_data_loader_n_workers 0"
+    "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 1 --scheduled_sampling_ramp_steps 2 "
+    "--scheduled_sampling_sampler unipc --ema_decay 0.5 --caption_dropout_rate 0.1 --max_data_loader_n_workers 0"
 ).split()
 
 

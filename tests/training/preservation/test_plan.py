@@ -96,6 +96,9 @@ def test_regularisation_data_of_simpletuner_means_the_base_prediction(
         flags = {"data_backend_config": file, "train_data_dir": None, "resolution": None}
         outcome = plan(world, capsys, **flags)
         assert outcome.code == 0 and "preservation: base_prediction, weight 1" in outcome.out, outcome.err
+        whole = run(world.arguments(world.root / "out", **flags, dry_run=True), capsys)
+        assert "preservation: base_prediction, weight 1" in whole.out, whole.err
+        assert "a second set of weights of the U-Net, text encoder" in whole.out
         outcome = plan(world, capsys, **flags, preservation="reg_images")
         assert "preservation: reg_images, weight 1" in outcome.out, outcome.err
 
