@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -238,15 +239,20 @@ ANOTHER_NAME = "diffusers_xformers"  # a rule between flags turns it into xforme
 WHILE_PARSING = "allow_unknown_keys"  # tests/options/test_unknown_names.py
 
 
+@cache
+def sources() -> str:
+    """The program's modules that may read flags, as one text."""
+    files = [file for file in (ROOT / "library").rglob("*.py") if file.parent.name != "options"]
+    files.append(ROOT / "library" / "options" / "render.py")  # writes the file that config_file names
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
 @pytest.mark.parametrize(
     "name", [name for name in FLAGS if not name.startswith((READ_AS_A_GROUP, ANOTHER_NAME, WHILE_PARSING))]
 )
 def test_every_flag_is_read_by_the_program(name: str) -> None:
     """A flag that is accepted and never read would be ignored silently."""
-    reads = re.compile(rf"\.{name}\b")
-    sources = [source for source in (ROOT / "library").rglob("*.py") if source.parent.name != "options"]
-    sources.append(ROOT / "library" / "options" / "render.py")  # writes the file that config_file names
-    assert any(reads.search(source.read_text(encoding="utf-8")) for source in sources), f"--{name} is read nowhere"
+    assert re.search(rf"\.{name}\b", sources()), f"--{name} is read nowhere"
 
 
 def test_metadata_flags_are_written(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PIECE = 2**20  # bytes of a tensor copied at once; fits a processor's cache
+SMALL = 2**16  # bytes below which handing a read to a thread takes longer than the read
 
 
 @contextlib.contextmanager
@@ -106,30 +107,34 @@ def write_safetensors(
             check()
 
 
-def prefetch(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results of the calls, running the next one in a thread while the caller uses the last one: reading and
-    checking takes as long as writing. Two results are in memory at a time."""
+def prefetch(reads: Iterable[tuple[int, Callable[[], T]]]) -> Iterator[T]:
+    """Yield the results of the calls, each given with its number of bytes, running the next one in a thread while the
+    caller uses the last one: reading and checking takes as long as writing. Two results are in memory at a time."""
     with ThreadPoolExecutor(1) as thread:
         waiting = iter(reads)
-        first = next(waiting, None)
-        running = None if first is None else thread.submit(first)
-        while running is not None:
-            result = running.result()
-            following = next(waiting, None)
-            running = None if following is None else thread.submit(following)
+
+        def begin_next() -> Callable[[], T] | None:
+            size, read = next(waiting, (0, None))
+            return read if read is None or size < SMALL else thread.submit(read).result
+
+        result_of = begin_next()
+        while result_of is not None:
+            result = result_of()
+            result_of = begin_next()
             yield result
 
 
-def _pieces(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[], memoryview]]:
-    """Yield functions that read and check the bytes of tensors in order. Tensors with a place in a file are read in
-    pieces into reused buffers, as new memory costs more than the copy."""
+def _pieces(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[int, Callable[[], memoryview]]]:
+    """Yield sizes, and functions that read and check so many bytes of tensors in order. Tensors with a place in a file
+    are read in pieces into reused buffers, as new memory costs more than the copy."""
     buffers = itertools.cycle((bytearray(PIECE), bytearray(PIECE)))
     for name, lazy in tensors.items():
+        size = lazy.info.nbytes
         if lazy.place is None:
-            yield partial(_bytes_of, path, name, lazy)
+            yield size, partial(_bytes_of, path, name, lazy)
             continue
-        for start in range(0, lazy.info.nbytes, PIECE):
-            yield partial(_piece, path, name, lazy, start, next(buffers))
+        for start in range(0, size, PIECE):
+            yield min(PIECE, size - start), partial(_piece, path, name, lazy, start, next(buffers))
 
 
 def _bytes_of(path: Path, name: str, lazy: LazyTensor) -> memoryview:
@@ -243,7 +248,9 @@ def _write_torch(
     if dtype is not None:
         lazy = {name: tensor.cast(dtype) for name, tensor in lazy.items()}
     with replacing(path) as stream:
-        contents = prefetch(partial(_bytes_of, Path(path), name, tensor) for name, tensor in lazy.items())
+        contents = prefetch(
+            (tensor.info.nbytes, partial(_bytes_of, Path(path), name, tensor)) for name, tensor in lazy.items()
+        )
         write_torch(stream, lazy, contents, wrap)
         if check is not None:
             check()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ Tensors = dict[str, Tensor]
 BASE = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "refiner": "sdxl_refiner_v1-0"}
 
 
+@cache
 def shapes(family: str) -> dict[str, tuple[int, ...]]:
     """Some layers of the miniature by their names in files, each kind of layer there is, with their weights' shapes."""
     modules = tiny.diffusers_modules(family)

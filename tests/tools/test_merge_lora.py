@@ -159,8 +159,7 @@ def original_names(name: str) -> str:
 
 def test_into_a_model(model: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "gemischt.safetensors"
-    answer = loras.run("merge_lora.py", "--sd_model", model, "--models", *two, "--ratios", 0.7, 0.5, "--save_to", out)
-    assert answer.returncode == 0, answer.stderr
+    assert merge("--sd_model", model, "--models", *two, "--ratios", 0.7, 0.5, "--save_to", out) == 0
     before, (after, metadata) = load_file(model), loras.read(out)
     changes = expected_sum(two, (0.7, 0.5))
     seen = 0

@@ -401,12 +401,20 @@ def test_a_run_whose_first_window_cannot_be_read_goes_on() -> None:
     assert toy.progress.step == 2 and not toy.logged and toy.layer.weight.item() == 1.0
 
 
-def _as_rank(rank: int, folder: Path, spoiled: bool, unread: tuple[int, ...] = ()) -> None:
-    """One of two processes: what it logged, which records it computed and how it ended, as a file."""
+def _as_rank(rank: int, folder: Path) -> None:
+    """One of two processes: of each run what it logged, which records it computed and how it ended, as a file."""
     processes = join(rank, 2, folder)
+    runs = {"plain": (torch.inf, ()), "unread": (torch.inf, (1,)), "spoiled": (2, ())}
+    try:
+        reports = {name: _report(processes, spoiled, unread) for name, (spoiled, unread) in runs.items()}
+    finally:
+        torch.distributed.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
 
+
+def _report(processes: Processes, spoiled: float, unread: tuple[int, ...]) -> dict[str, Any]:
     def terms(weight: torch.Tensor, number: int) -> tuple[Term, ...]:
-        return (Term("denoising", weight * (torch.nan if spoiled and number == 2 else number + 1.0)),)
+        return (Term("denoising", weight * (torch.nan if number == spoiled else number + 1.0)),)
 
     toy = Toy(terms, records=3, accumulation=3, steps=1, processes=processes, unread=unread)
     error = ""
@@ -414,21 +422,21 @@ def _as_rank(rank: int, folder: Path, spoiled: bool, unread: tuple[int, ...] = (
         toy.run()
     except UserError as raised:
         error = str(raised.mistakes[0])
-    finally:
-        torch.distributed.destroy_process_group()
     report = {"error": error, "seen": toy.seen, "logged": toy.logged, "called": toy.called}
-    report["weight"] = toy.layer.weight.item()
-    (folder / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+    return {**report, "weight": toy.layer.weight.item()}
 
 
-def two_ranks(folder: Path, spoiled: bool, unread: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    torch.multiprocessing.spawn(_as_rank, (folder, spoiled, unread), nprocs=2)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes report of each run, which they do one after the other."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_as_rank, (folder,), nprocs=2)
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 
-def test_two_processes_report_one_loss_and_the_first_one_writes(tmp_path: Path) -> None:
+def test_two_processes_report_one_loss_and_the_first_one_writes(two_ranks: list[dict[str, Any]]) -> None:
     """Three micro-batches for two ranks: one computes a sample of the other again, which counts nothing."""
-    first, second = two_ranks(tmp_path, spoiled=False)
+    first, second = (reports["plain"] for reports in two_ranks)
     assert sorted({*first["seen"], *second["seen"]}) == [0, 1, 2]
     assert len(first["seen"]) == len(second["seen"]) == 2 and second["seen"][1] == first["seen"][1]
     assert first["logged"][0]["loss"] == pytest.approx((1 + 2 + 3) / 3)
@@ -438,15 +446,17 @@ def test_two_processes_report_one_loss_and_the_first_one_writes(tmp_path: Path) 
     assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)
 
 
-def test_all_processes_divide_by_the_samples_that_any_of_them_read(tmp_path: Path) -> None:
+def test_all_processes_divide_by_the_samples_that_any_of_them_read(two_ranks: list[dict[str, Any]]) -> None:
     """The sample of 2 is gone on one rank: (1 + 3) / 2, and each rank has its part of that gradient."""
-    first, second = two_ranks(tmp_path, spoiled=False, unread=(1,))
+    first, second = (reports["unread"] for reports in two_ranks)
     assert first["logged"][0]["loss"] == pytest.approx((1 + 3) / 2)
     moved = [1.0 - rank["weight"] for rank in (first, second)]
     assert sum(moved) == pytest.approx(0.1 * (1 + 3) / 2, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_message(tmp_path: Path) -> None:
-    first, second = two_ranks(tmp_path, spoiled=True)
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_message(
+    two_ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (reports["spoiled"] for reports in two_ranks)
     assert first["error"] == second["error"] and "step 1 (epoch 1): image_2.png (nan)\n" in first["error"]
     assert first["weight"] == second["weight"] == 1.0

@@ -86,7 +86,7 @@ def test_regularisation_images_count_with_their_weight(
 
 
 def test_training_learns(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run(world.arguments(tmp_path, max_train_steps=60, train_batch_size=4, cache_latents=True), capsys)
+    outcome = run(world.arguments(tmp_path, max_train_steps=30, train_batch_size=4, cache_latents=True), capsys)
     losses = [outcome.losses[step] for step in sorted(outcome.losses)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 

@@ -179,7 +179,7 @@ def test_caption_files_are_not_needed_once_the_run_has_begun(
     capsys: pytest.CaptureFixture[str],
     vanishing: Callable[[Callable[[], Sequence[Path]]], Vanishing],
 ) -> None:
-    case = Case([], {"train_batch_size": 4})
+    case = Case([], {"train_batch_size": 4, "max_train_steps": 5})
     whole = go(world, tmp_path / "whole", case, capsys)
     vanishing(lambda: sorted(world.root.glob("train/*/*.txt")))
     without = go(world, tmp_path / "without", case, capsys)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from library.checkpoints.files import TensorReader
 from library.checkpoints.header import Header
@@ -101,6 +102,19 @@ def _import_packages() -> None:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401
 
 
+class _WithoutFirstValues(TorchFunctionMode):
+    """Modules made in this context get no first values from torch.nn.init, a third of the time on the meta device: the
+    checkpoint replaces them."""
+
+    def __torch_function__(
+        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return function(*args, **named)
+
+
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a module's tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -138,7 +152,7 @@ class Filler:
 
     def fill(self, part: str, make: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any]) -> Any:
         """Return the filled module in evaluation mode. Raises CheckpointError if names or shapes do not match."""
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutFirstValues():
             module = make(config)
         check_tensors(self.where, part, self.parts[part], shapes_of(module))
         module.load_state_dict(self._states.pop(part).result(), assign=True)

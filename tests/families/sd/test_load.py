@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def load(path, **options):
     return load_model(read_header(path), **options)
 
 
+@cache
+def made(family, seed=0):
+    """What tiny makes the files of. Not to be changed."""
+    return tiny.diffusers_modules(family, seed)
+
+
 def same_weights(model, modules, parts=None) -> bool:
     """`modules`: tiny's or those of a pipeline of diffusers; of all parts of the model, or of these."""
     chosen = parts or PARTS[model.family.name]
@@ -36,14 +43,14 @@ def same_weights(model, modules, parts=None) -> bool:
 def test_a_part_alone_is_the_same_and_the_others_are_not_there(files, family, part):
     header = read_header(files[family])
     model = detect(header).load(header, only=(part,))
-    assert same_weights(model, tiny.diffusers_modules(family), (part,))
+    assert same_weights(model, made(family), (part,))
     assert list(model.modules()) == [part] and list(model.text_encoders) == list(tiny.text_names(family))
 
 
 @pytest.mark.parametrize("family", tiny.ALL)
 @pytest.mark.parametrize("layout", ["", " folder"])
 def test_weights_and_configurations_are_those_of_the_source(files, family, layout):
-    model, modules = load(files[family + layout]), tiny.diffusers_modules(family)
+    model, modules = load(files[family + layout]), made(family)
     assert same_weights(model, modules)
     for part in ("unet", "vae"):
         ours, theirs = model.modules()[part].config, getattr(modules, part).config
@@ -123,14 +130,14 @@ def test_the_states_of_sd2_are_the_penultimate_layers_of_the_whole_encoder(files
 )
 def test_variants_in_the_wild_load(tmp_path, kwargs):
     path = tiny.write_single_file(tmp_path / "model.ckpt", "sd1", **kwargs)
-    assert same_weights(load(path), tiny.diffusers_modules("sd1"))
+    assert same_weights(load(path), made("sd1"))
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "sdxl"])
 def test_half_files_load_into_float32(tmp_path, family):
     path = tiny.write_single_file(tmp_path / "half.safetensors", family, dtype=torch.float16)
     model = load(path)
-    expected = tiny.diffusers_modules(family)
+    expected = made(family)
     for part, module in model.modules().items():
         theirs = getattr(expected, part).state_dict()
         for name, tensor in module.state_dict().items():
@@ -173,8 +180,8 @@ def test_a_loaded_model_trains(files):
 )
 def test_a_vae_of_its_own_replaces_that_of_the_model(files, tmp_path, write):
     model = load(files["sd1"], vae=write(tmp_path))
-    assert same_weights(model, tiny.diffusers_modules("sd1", 5), ("vae",))
-    assert same_weights(model, tiny.diffusers_modules("sd1"), ("unet", "text_encoder"))
+    assert same_weights(model, made("sd1", 5), ("vae",))
+    assert same_weights(model, made("sd1"), ("unet", "text_encoder"))
     assert "VAE from" in model.notes[0]
 
 
@@ -185,7 +192,7 @@ def test_a_file_without_a_vae_needs_one(files, tmp_path):
     with pytest.raises(CheckpointError, match="vae"):
         load_model(header)
     model = load_model(header, vae=tiny.write_vae_file(tmp_path / "vae.safetensors"))
-    assert same_weights(model, tiny.diffusers_modules("sd1"), ("unet", "text_encoder"))
+    assert same_weights(model, made("sd1"), ("unet", "text_encoder"))
 
 
 def test_a_folder_tells_its_prediction_and_the_caller_overrules_it(tmp_path):

@@ -312,7 +312,7 @@ def test_switched_off_is_the_base_and_then_all_is_as_before(adapted: World, mode
     base, inputs = losses.preservation.base, None
     assert base is not None
     batch = batch_of([1])
-    inputs, _ = losses.start(batch, noisy[None], losses.conditioning(batch))
+    inputs, _ = losses.start(batch, noisy[None], losses.conditioning(batch), 0)
     with torch.no_grad():
         expected = plain.predict(inputs.noisy[0], int(inputs.timesteps), CAPTIONS[1])
     assert torch.equal(base(inputs, batch.captions, [0])[0], expected)
