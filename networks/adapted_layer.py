@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from networks import dora
 from networks.adapter import AdapterError, Kind
@@ -101,7 +102,7 @@ class AdaptedLayer:
     def _forward_scaled(self, base: Forward, x: Tensor) -> Tensor:
         """DoRA at multiplier 1 without forming W': the factors scale the input of W + ΔW, or its output without the
         bias. In float32: bfloat16 rounds a factor near 1 away."""
-        factor = dora.factor(self.adapter, self.module.weight)
+        factor = dora.factor(self.adapter, _dense(self.module.weight))
         if not dora.is_by_output(factor, self.target.layer.shape):
             return self._forward_added(base, (x * _along(factor, x)).to(x.dtype))
         bias = self.module.bias
@@ -120,20 +121,31 @@ class AdaptedLayer:
 
     def _forward_merged(self, base: Forward, x: Tensor) -> Tensor:
         """Form ΔW, and compute with W + ΔW if the base is plain and of the adapter's dtype; else compute ΔW's part of
-        the output separately."""
+        the output separately. Over a base that is stored smaller, ΔW and what it is made of are formed again in the
+        backward pass: of all layers together they would take more memory than is saved."""
         weight, dtype = self.module.weight, next(self.adapter.parameters()).dtype
-        delta, bias_delta = self.weight_delta(dtype), self.bias_delta()
-        bias_delta = None if bias_delta is None else bias_delta * self.multiplier
         if dtype == weight.dtype and self._before is None:
-            bias = self.module.bias
+            bias, bias_delta = self.module.bias, self._bias_delta_now()
             if bias is None or bias_delta is None:
                 bias = bias_delta if bias is None else bias
             else:
                 bias = bias + bias_delta
-            return self._apply(x, weight + delta, bias)
+            return self._apply(x, weight + self.weight_delta(dtype), bias)
         out = base(x)
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
-        return torch.add(out, self._apply(x, delta, bias_delta)).to(out.dtype)
+        if hasattr(self._before, "cast"):
+            beside = checkpoint(self._beside, x, dtype, use_reentrant=False)
+        else:
+            beside = self._beside(x, dtype)
+        return torch.add(out, beside).to(out.dtype)
+
+    def _beside(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """ΔW's part of the output."""
+        return self._apply(x, self.weight_delta(dtype), self._bias_delta_now())
+
+    def _bias_delta_now(self) -> Tensor | None:
+        delta = self.bias_delta()
+        return None if delta is None else delta * self.multiplier
 
     def bias_delta(self) -> Tensor | None:
         """The change of the base's bias at multiplier 1, or None."""
@@ -157,9 +169,16 @@ class AdaptedLayer:
         weight = self.module.weight.detach().to(dtype)
         with torch.autocast(weight.device.type, enabled=False):
             if self.is_decomposed:
+                weight = _dense(weight)
                 return dora.merged_weight(self.adapter, weight, self.multiplier) - weight
             delta: Tensor = self.adapter.delta(weight)
             return delta if self.multiplier == 1 else delta * self.multiplier
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The weight itself; a quantised one in full, for more than one use of it."""
+    unpack = getattr(weight, "unpacked", None)
+    return weight if unpack is None else unpack()
 
 
 def _along(values: Tensor, out: Tensor) -> Tensor:

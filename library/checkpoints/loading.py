@@ -27,13 +27,14 @@ def load_tensors(
     device: torch.device | str = "cpu",
     release: Callable[[], None] | None = None,
     broken: list[str] | None = None,
+    pack: Callable[[str, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Copy tensors to `device`, independent of the file they are read from.
 
     Floating-point tensors are converted to `dtype` (None: unchanged); those with two or more dimensions to
     `matrix_dtype`, if set. Peak memory is the result plus little more: `release` (TensorReader.release) is called every
     READ_AT_ONCE bytes to free the pages already read. Names of tensors with NaN or infinite values are added to
-    `broken`.
+    `broken`. `pack` returns what to keep of a tensor, and gets its name first.
     """
     import torch
 
@@ -52,6 +53,8 @@ def load_tensors(
         loaded[name] = load(lazy)
         if broken is not None and not is_finite(loaded[name]):
             broken.append(name)
+        if pack is not None:
+            loaded[name] = pack(name, loaded[name])
         read += lazy.info.nbytes
         if release is not None and read >= READ_AT_ONCE:
             release()

@@ -155,11 +155,16 @@ class Model:
         return {name: module for name, module in modules.items() if module is not None}
 
 
+Pack = Callable[[str, str, "Tensor"], "Tensor"]
+"""(name of the module, name of the tensor, tensor) -> the tensor to keep in its place."""
+
+
 class Load(Protocol):
     """Load a checkpoint of the family, or only the modules named in `only`; the other modules are then None.
 
     `matrix_dtype`: the dtype of weights with two or more dimensions in the backbone and the text encoders; None: same
-    as `dtype`. `mapped`: files are memory-mapped, otherwise read. Raises CheckpointError.
+    as `dtype`. `mapped`: files are memory-mapped, otherwise read. `pack` is called for each tensor when it has been
+    read, with the names of its module and of the tensor in it, and returns what to keep. Raises CheckpointError.
     """
 
     def __call__(  # noqa: PLR0913 - independent settings, passed by name; a record of them would only repeat the names
@@ -174,6 +179,7 @@ class Load(Protocol):
         tokenizer_cache_dir: Path | None = None,
         only: Collection[str] | None = None,
         mapped: bool = True,
+        pack: Pack | None = None,
     ) -> Model: ...
 
 
@@ -255,8 +261,9 @@ class Family:
     default (W, H) of an image in pixels; all three by prediction. `capabilities`: features that flags may require.
     `adapters`: modules that adapters apply to, in the order of files and optimizer groups; `text_encoders`: names in
     the same order. `refines`: a refiner, trained only on the last, least noisy timesteps. `block_of`: block of a
-    parameter of the backbone, 0 to `blocks` - 1. `adapter_names`: naming scheme of backbone layers in adapter files.
-    `variant`: data private to the family.
+    parameter of the backbone, 0 to `blocks` - 1. `not_quantised`: by module, regular expressions for the beginning of
+    the names of weights that stay as they are when the others are quantised. `adapter_names`: naming scheme of backbone
+    layers in adapter files. `variant`: data private to the family.
     """
 
     name: str
@@ -281,6 +288,7 @@ class Family:
     decode_latents: DecodeLatents
     text_encoders: tuple[str, ...] = ("text_encoder",)
     refines: bool = False
+    not_quantised: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     block_of: Callable[[str], int] | None = None
     blocks: int = 0
     adapter_names: Literal["diffusers", "original"] = "diffusers"

@@ -80,8 +80,6 @@ _PROCESSES = (
 _FAST_AND_SMALL = (
     _switch("cpu_offload_checkpointing", OTHER),
     FutureFlag("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
-    _switch("fp8_base"),
-    _switch("fp8_base_unet"),
     _switch("fused_backward_pass", OTHER),
     FutureFlag("fused_optimizer_groups", "integer", None, OTHER, neutral=(0,)),
     _switch("torch_compile", OTHER),

@@ -27,6 +27,7 @@ TITLES = {
     "adapter": "Adapter",
     "averaging": "Average of the weights",
     "memory": "Precision, memory and speed",
+    "quantisation": "Quantised base model",
     "saving": "Saved files",
     "preview": "Preview images",
     "validation": "Validation",

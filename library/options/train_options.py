@@ -21,6 +21,7 @@ from library.options.groups.objective import ObjectiveOptions
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.groups.preservation import PreservationOptions
 from library.options.groups.preview import PreviewOptions
+from library.options.groups.quantisation import QuantisationOptions
 from library.options.groups.rollout import RolloutOptions
 from library.options.groups.run import RunOptions
 from library.options.groups.saving import SavingOptions
@@ -43,6 +44,7 @@ class TrainOptions:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     averaging: AveragingOptions = field(default_factory=AveragingOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from library.families.family import Model, TextSettings
-from library.runtime.half_weights import compute_in_fp32
 from library.runtime.precision import FloatName, torch_dtype
+from library.runtime.stored_weights import compute_in_fp32
 from library.training.memory import loading_device
+from library.training.quantised.packer import packer
 from library.training.saving.model_file import check_finite_weights, clip_skip_of
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
     from library.options.train_options import TrainOptions
     from library.training.plan.base_model import BaseModel
+    from library.training.quantised.plan import Quantisation
 
 
 def load_model(
@@ -27,13 +29,16 @@ def load_model(
     *,
     only: Collection[str] | None = None,
     base: FloatName = "fp32",
+    quantisation: Quantisation | None = None,
 ) -> Model:
     """The base model in float32, on `device` or in main memory; with `only`, just those of its modules. Notes about
     unused content of the checkpoint are passed to `say`.
 
     `base` in half precision: the weight matrices of backbone and text encoders are stored in that format and computed
-    with in float32. Raises UserError for weights that are not finite.
+    with in float32. With a `quantisation` those that it names are quantised, unless adapters are to be merged into them
+    first (--base_weights). Raises UserError for weights that are not finite.
     """
+    pack = None if quantisation is None or options.adapter.base_weights else packer(quantisation)
     model = base_model.family.load(
         base_model.header,
         vae=base_model.vae,
@@ -44,12 +49,13 @@ def load_model(
         tokenizer_cache_dir=options.model.tokenizer_cache_dir,
         only=only,
         mapped=not options.model.disable_mmap_load_safetensors,
+        pack=pack,
     )
     model.zero_terminal_snr = base_model.objective.zero_terminal_snr
     for note in model.notes:
         say(note)
     for name, module in model.modules().items():
-        if name != "vae" and base != "fp32":
+        if name != "vae" and (base != "fp32" or pack is not None):
             compute_in_fp32(module)
     check_finite_weights(model)
     return model

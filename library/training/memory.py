@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from library.runtime.half_weights import compute_in_stored_dtype
 from library.runtime.precision import Attention, FloatName, Precision, torch_dtype
+from library.runtime.stored_weights import compute_in_stored_dtype
 
 if TYPE_CHECKING:
     from library.families.family import Model

@@ -24,6 +24,7 @@ from library.training.optim.schedules import make_schedule, try_out
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
+from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
@@ -52,7 +53,9 @@ def train(plan: Plan, recipe: Recipe) -> None:
         rates = plan.optimization.learning_rates
         try_out(plan.optimization.optimizer, plan.optimization.schedule, max((*rates.modules.values(), *rates.blocks)))
         base_format = "fp32" if plan.adapter is None else precision.base
-        model = load_model(options, facts.base_model, run.device, run.say, base=base_format)
+        model = load_model(
+            options, facts.base_model, run.device, run.say, base=base_format, quantisation=facts.quantisation
+        )
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
         prepare(model, trainable, precision, options.memory)
 
@@ -115,7 +118,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             weights=weights,
             order=facts.order,
             left_out=left_out,
-            losses=loss,
+            losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
             due=(snapshots.due, saver.save_due, preview.due, validation.due),
             duration=facts.duration,

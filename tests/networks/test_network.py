@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from library.families.sd.sd_adapters import SD_ADAPTERS
-from library.runtime.half_weights import compute_in_fp32
+from library.runtime.stored_weights import compute_in_fp32
 from networks import adapter_files, network
 from networks.adapter import AdapterError
 from networks.network import Network

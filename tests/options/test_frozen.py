@@ -164,6 +164,8 @@ network_module str null
 network_train_text_encoder_only bool false
 network_train_unet_only bool false
 network_weights str null
+fp8_base bool false
+fp8_base_unet bool false
 no_metadata bool false
 noise_offset float null
 noise_offset_random_strength bool false
@@ -222,8 +224,6 @@ zero_stage int 2 0|1|2|3
 # fast and small
 cpu_offload_checkpointing bool false
 dynamo_backend str "inductor" eager|aot_eager|inductor|aot_ts_nvfuser|nvprims_nvfuser|cudagraphs|ofi|fx2trt|onnxrt|tensort|ipex|tvm
-fp8_base bool false
-fp8_base_unet bool false
 fused_backward_pass bool false
 fused_optimizer_groups int null
 torch_compile bool false
@@ -300,6 +300,8 @@ OUR_OWN = (
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
     *("max_image_memory", "allow_unknown_keys"),
     *("use_ema", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
+    *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),
+    "quantise_probe",
     *("preservation", "preservation_identifier", "preservation_class", "preservation_base"),
     *("ema_device", "ema_save", "ema_validation", "posthoc_ema_snapshots"),
     *(
@@ -339,7 +341,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 176 and len(rows(LATER_VERSIONS)) == 91
+    assert len(rows(THIS_VERSION)) == 178 and len(rows(LATER_VERSIONS)) == 89
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
     assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))
@@ -453,6 +455,8 @@ def test_flags_that_must_not_change_on_resume() -> None:
         preservation preservation_identifier preservation_class preservation_base
         use_ema ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
         gradient_accumulation_steps no_half_vae base_precision
+        base_model_precision text_encoder_1_precision text_encoder_2_precision text_encoder_3_precision
+        fp8_base fp8_base_unet
         """.split()
     )
 

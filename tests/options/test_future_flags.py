@@ -68,9 +68,7 @@ def test_every_default_is_silent_on_the_command_line_too(name: str) -> None:
     ("name", "written", "said"),
     [
         ("dataset_class", '"my.Dataset"', '"my.Dataset"'),
-        ("fp8_base", "true", "true"),
         ("resume_from_huggingface", "true", "true"),
-        ("fp8_base_unet", "true", "true"),
         ("train_inpainting", "true", "true"),
         ("skip_image_resolution", "512", "[512, 512]"),
         ("prompts_file", '"leco.toml"', "leco.toml"),
@@ -133,7 +131,7 @@ def test_a_value_of_a_wrong_type_is_not_neutral(tmp_path: Path) -> None:
 
 
 def test_words_after_a_flag_of_another_script_belong_to_it() -> None:
-    parsed = parse(["--network_args", "conv_dim=4", "conv_alpha=1", "--sample_sampler", "ddim", "--fp8_base"])
+    parsed = parse(["--network_args", "conv_dim=4", "conv_alpha=1", "--sample_sampler", "ddim", "--train_inpainting"])
     whats = [mistake.what for mistake in parsed.mistakes if "is not set" not in mistake.what]
     assert len(whats) == 2 and any("conv_alpha=1" in what for what in whats)
 

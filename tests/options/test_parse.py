@@ -120,7 +120,9 @@ def test_the_misspelt_caption_extension_counts_and_a_missing_dot_is_added(tmp_pa
 
 
 def test_all_mistakes_at_once_each_with_flag_value_origin_and_remedy(tmp_path: Path) -> None:
-    path = config(tmp_path, 'learning_rat = 1e-4\ntrain_batch_size = "two"\nsave_precision = "fp8"\nfp8_base = true\n')
+    path = config(
+        tmp_path, 'learning_rat = 1e-4\ntrain_batch_size = "two"\nsave_precision = "fp8"\ntrain_inpainting = true\n'
+    )
     parsed = parse(
         ["--config_file", path, "--sed", "3", "--learning_rate", "fast", "--clip_skip", "--keep_tokens=-1",
          "--cache_latents", "no", "--full_fp16"]
@@ -129,7 +131,7 @@ def test_all_mistakes_at_once_each_with_flag_value_origin_and_remedy(tmp_path: P
         ('"two"', "train_batch_size", "options.toml"),
         ('"fp8"', "save_precision", "options.toml"),
         ("learning_rat ", "options.toml"),
-        ("--fp8_base", "options.toml", "not supported in this version"),
+        ("--train_inpainting", "options.toml", "not supported in this version"),
         ("--sed", "command line"),
         ('"fast"', "--learning_rate", "command line"),
         ("--clip_skip", "no value"),

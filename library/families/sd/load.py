@@ -19,7 +19,7 @@ from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.loading import load_tensors
 from library.families.clip import text_encoder as clip_text
 from library.families.clip.tokenizer import keep_tokenizer
-from library.families.family import Family, Model
+from library.families.family import Family, Model, Pack
 from library.families.sd import unet, vae
 from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.configs import check_tensors
@@ -45,6 +45,7 @@ class LoadOptions:
     tokenizer_cache_dir: Path | None = None
     only: Collection[str] | None = None
     mapped: bool = True
+    pack: Pack | None = None
 
 
 def load(family: Family, variant: Variant, source: Header, options: LoadOptions) -> Model:
@@ -55,7 +56,9 @@ def load(family: Family, variant: Variant, source: Header, options: LoadOptions)
     modules: dict[str, Any] = dict.fromkeys(variant.parts)
     dtype = options.dtype or torch.float32
     formats = {part: (dtype, options.matrix_dtype if part != "vae" else None) for part in chosen}
-    with Filler(str(source.path), split.parts, formats, options.device, reader.release) as filler:
+    if options.pack is not None:
+        import_packages()  # before it begins to read: a quantiser must not be imported while packages do not see it
+    with Filler(str(source.path), split.parts, formats, options.device, reader.release, options.pack) as filler:
         import_packages()
         modules.update({part: filler.fill(part, makers(variant)[part], split.configs[part]) for part in chosen})
     model = Model(
@@ -134,12 +137,21 @@ class Filler:
         formats: Mapping[str, tuple[torch.dtype, torch.dtype | None]],
         device: torch.device | str,
         release: Callable[[], None] | None = None,
+        pack: Pack | None = None,
     ) -> None:
         self.where, self.parts = where, parts
         self.broken: dict[str, list[str]] = {part: [] for part in formats}
         self._reader = ThreadPoolExecutor(1)
         self._states = {
-            part: self._reader.submit(load_tensors, parts[part], *dtypes, device, release, self.broken[part])
+            part: self._reader.submit(
+                load_tensors,
+                parts[part],
+                *dtypes,
+                device,
+                release,
+                self.broken[part],
+                None if pack is None else partial(pack, part),
+            )
             for part, dtypes in formats.items()
         }
 

@@ -21,6 +21,10 @@ from library.objective.process import VariancePreserving
 if TYPE_CHECKING:
     from library.families.sd.variant import TextKind, Variant
 
+# Norms are vectors. The first and last layers, and those of the timestep, pass on everything there is, and are small.
+_NOT_QUANTISED_UNET = (r"conv_in\.", r"conv_out\.", r"time_embedding\.", r"add_embedding\.")
+_NOT_QUANTISED_TEXT = (r".*embeddings\.", r"text_projection\.")
+
 
 def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
     """Return the family of a variant; `facts` are further fields of Family."""
@@ -54,6 +58,7 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
         encode_images=vae.encode_images,
         decode_latents=vae.decode_latents,
         text_encoders=tuple(text.name for text in variant.texts),
+        not_quantised={"unet": _NOT_QUANTISED_UNET} | {text.name: _NOT_QUANTISED_TEXT for text in variant.texts},
         variant=variant,
         **facts,
     )

@@ -37,6 +37,16 @@ REQUIRES = (
     ),
     *(
         Requires(
+            (name, "base_model_precision"),
+            on(name),
+            is_one_of("base_model_precision", "no_change", "fp8", "fp8-quanto", "fp8-torchao"),
+            f"{name} means base_model_precision fp8",
+            "keep one of the two",
+        )
+        for name in ("fp8_base", "fp8_base_unet")
+    ),
+    *(
+        Requires(
             (name, "sample_prompts"),
             on(name),
             on("sample_prompts"),

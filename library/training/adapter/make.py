@@ -17,6 +17,7 @@ from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
 from library.runtime.precision import torch_dtype
 from library.training.adapter.metadata import AdapterMetadata
+from library.training.quantised.packer import quantise
 from library.training.trainable import Group, LossTags, Part, SavedAt, Trainable, named_parameters
 from networks import network, registry
 from networks.adapter import AdapterError
@@ -57,6 +58,8 @@ def make_adapter(
         with as_user_errors(f"--base_weights {path}"):
             merge(path, multiplier, modules, model.family.adapters, adapter, say)
             say(f"merged into the base model: {path}, multiplier {multiplier:g}")
+    if adapter.base and facts.quantisation is not None:
+        quantise(model, facts.quantisation)
     with as_user_errors(f"--network_module {adapter.module}"):
         adapter_network = make_network(modules, model.family.adapters, adapter, options, facts.seed, say)
         adapter_network.attach()

@@ -137,8 +137,6 @@ def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
         "ss_num_reg_images": facts.images.scan.reg_samples,
         "ss_mixed_precision": precision.mixed_precision,
         "ss_full_fp16": precision.trained == "fp16",
-        "ss_fp8_base": False,
-        "ss_fp8_base_unet": False,
         "ss_v2": "v2" in base_model.family.capabilities,
         "ss_base_model_version": base_model.family.versions[base_model.prediction],
         "ss_zero_terminal_snr": base_model.objective.zero_terminal_snr,

@@ -18,6 +18,7 @@ from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.duration import Duration, decide_duration
 from library.training.plan.images import Images, decide_images
 from library.training.preservation.plan import PreservationPlan, decide_preservation
+from library.training.quantised.plan import Quantisation, decide_quantisation
 from library.training.saving.state import SavedState
 from library.training.validation.plan import ValidationPlan, decide_validation
 
@@ -32,6 +33,7 @@ class RunFacts:
     machine: Machine
     precision: Precision
     base_model: BaseModel
+    quantisation: Quantisation | None
     images: Images
     order: EpochOrder
     duration: Duration
@@ -51,6 +53,9 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     collect(precision, mistakes, notes)
     base_model = decide_base_model(options, mistakes, notes)
     images = decide_images(options, base_model.tokenizer if base_model else None, mistakes, seed)
+    quantisation = None
+    if base_model is not None:
+        quantisation = decide_quantisation(options.quantisation, base_model.family, base_model.sizes, machine, mistakes)
     preservation = decide_preservation(options, parsed.origins["preservation"], images, mistakes, notes)
     if base_model is None or images is None:
         return None
@@ -61,6 +66,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
         machine=machine,
         precision=avoid_fp16_vae(precision, base_model.family.latent, machine, notes),
         base_model=base_model,
+        quantisation=quantisation,
         images=images,
         order=order,
         duration=decide_duration(options.run, parsed.set_by_user, order.steps_per_epoch, order.batches_per_epoch),

@@ -189,7 +189,9 @@ def decide_costs(
     if adapter is not None:
         per_parameter = replace(per_parameter, frozen_copy=BYTES[precision.base])
         values = adapter.trained_parameters or 0, adapter.saved_values or 0
-        return count_adapter_costs(sizes, *values, per_parameter, peak_files, outputs.directory)
+        saved = 0 if facts.quantisation is None else facts.quantisation.bytes_saved(per_parameter.frozen_copy)
+        costs = count_adapter_costs(sizes, *values, per_parameter, peak_files, outputs.directory)
+        return replace(costs, weights=costs.weights - saved)
     return count_costs(sizes, optimization.learning_rates.modules, per_parameter, peak_files, outputs.directory)
 
 

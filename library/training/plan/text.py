@@ -12,6 +12,7 @@ from library.messages import counted, readable_bytes, shortened
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.options.train_options import TrainOptions
+from library.runtime.precision import BYTES
 from library.training.adapter import describe as describe_adapter
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
@@ -67,6 +68,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "images": _preview(plan.preview),
         "validation": _validation(plan.facts, len(plan.averages.shown)),
         "machine": _machine(plan.facts, plan.workers),
+        "base model": _quantisation(plan.facts),
         "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
         "files": _files(plan),
         "options": _options(plan),
@@ -304,6 +306,11 @@ def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
         f"{facts.machine.name}; mixed precision {precision.mixed_precision}, trained weights {precision.trained}, "
         f"attention {precision.attention}, {counted(workers, 'data worker')}"
     )
+
+
+def _quantisation(facts: RunFacts) -> Iterator[str]:
+    if facts.quantisation is not None:
+        yield from facts.quantisation.lines(BYTES[facts.precision.base])
 
 
 def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:

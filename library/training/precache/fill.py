@@ -12,8 +12,8 @@ from library.data.cache.latent_cache import LatentCacheBuild
 from library.data.cache.text_cache import TextCacheBuild
 from library.options.mistakes import Mistake, UserError
 from library.runtime.device import Machine
-from library.runtime.half_weights import compute_in_stored_dtype
 from library.runtime.precision import Precision, torch_dtype
+from library.runtime.stored_weights import compute_in_stored_dtype
 from library.training.conditioning import Conditioner
 from library.training.console import Console
 from library.training.inputs import LatentEncoder, build_dataset, captions_to_encode, encode_captions, image_reader
@@ -85,7 +85,15 @@ def fill_caption_cache(
         raise UserError([Mistake(what, "use the same --seed here and for the training")])
     family = facts.base_model.family
     base = facts.precision.base if facts.options.adapter.network_module else "fp32"  # as the training loads it
-    model = load_model(facts.options, facts.base_model, device, say, only=family.text_encoders, base=base)
+    model = load_model(
+        facts.options,
+        facts.base_model,
+        device,
+        say,
+        only=family.text_encoders,
+        base=base,
+        quantisation=facts.quantisation,
+    )
     conditioner = Conditioner(
         family=family,
         text_encoders=text_encoders(model, facts.precision, device),

@@ -32,6 +32,7 @@ def write_model(
     """Write the model, completely or not at all. Raises CheckpointError, OSError."""
     if save_as == "pt":
         raise ValueError("only adapters are saved as pt")
+    refuse_quantised(model, path)
     saving = facts.options.saving
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = model.family.save(
@@ -47,6 +48,15 @@ def write_model(
         say(note)
     if saving.write_inference_yaml and not save_as.startswith("diffusers"):
         write_inference_yaml(model, path)
+
+
+def refuse_quantised(model: Model, path: Path) -> None:
+    """Raise CheckpointError for a model with quantised weights: its file would hold rounded weights as if they were
+    the model's own."""
+    from library.runtime.packed_weight import PackedWeight
+
+    if any(isinstance(one, PackedWeight) for module in model.modules().values() for one in module.parameters()):
+        raise CheckpointError(f"{path}: a quantised model cannot be saved; save its adapter, or load the model in full")
 
 
 def file_metadata(options: TrainOptions, base_model: BaseModel, resolution: Size | None = None) -> dict[str, str]:

@@ -54,7 +54,9 @@ LORA = {
         {"mixed_precision": "bf16", "cache_latents": True, "cache_text_encoder_outputs": True, "learning_rate_te": 0},
         SCHEDULE_FREE,
         LORA,
-        LORA | {"cache_text_encoder_outputs": True, "network_train_unet_only": True, "base_precision": "bf16"},
+        LORA
+        | {"cache_text_encoder_outputs": True, "network_train_unet_only": True, "base_precision": "bf16"}
+        | {"base_model_precision": "int8"},
     ],
     ids=["all weights", "half, cached", "schedule-free", "adapter", "adapter without text encoder"],
 )

@@ -19,7 +19,9 @@ from tests.training.running import World, assert_equal_files, make_world, run
 from tools import cache_latents, cache_text_encoder_outputs
 
 SPLIT = {"validation_split": 0.34, "max_train_steps": 3, "train_batch_size": 2}
-LORA = {"network_module": "networks.lora", "network_dim": 2, "network_dropout": 0.3}
+LORA = {
+    "network_module": "networks.lora", "network_dim": 2, "network_dropout": 0.3, "base_model_precision": "int8"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from library.runtime.half_weights import compute_in_fp32, compute_in_stored_dtype
+from library.runtime.stored_weights import compute_in_fp32, compute_in_stored_dtype
 
 HALF = (torch.float16, torch.bfloat16)
 
