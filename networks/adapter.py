@@ -117,6 +117,7 @@ class Kind:
     is_scaled          whether ΔW is multiplied by alpha / rank
     has_dim            whether --network_dim and --network_alpha mean anything
     readers            the programs that load its files and apply them as this one does (networks/readers.py)
+    no_delta_average   why no factors of this kind can be made of the average of ΔW ("": they can)
     complete_settings  checks the settings and may fill in missing ones (dataclasses.replace); raises AdapterError
     """
 
@@ -138,4 +139,5 @@ class Kind:
     frozen: frozenset[str] = frozenset()
     is_scaled: bool = True
     has_dim: bool = True
+    no_delta_average: str = ""
     complete_settings: Callable[[NetworkSettings], NetworkSettings] | None = None

@@ -79,6 +79,11 @@ class Lora(nn.Module):
             return down, up
         return torch.cat([down, self.start_down.to(down.dtype)]), torch.cat([up, -self.start_up.to(up.dtype)], 1)
 
+    @property
+    def product(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """The trained A and B; None with a Tucker core between them."""
+        return (self.lora_down.weight, self.lora_up.weight) if self.lora_mid is None else None
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW, of the shape, dtype and device of `weight`."""
         down, up = (factor.to(weight) for factor in self.factors())

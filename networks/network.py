@@ -178,6 +178,11 @@ class Network(nn.Module):
         """Write an adapter file (networks/adapter_files.py). CheckpointError."""
         adapter_files.write(path, self.tensors(dtype), metadata)
 
+    def products(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Down and up of each layer, whose product makes ΔW; empty if a layer makes it otherwise."""
+        found = [getattr(layer.adapter, "product", None) for layer in self.layers]
+        return [] if None in found else [pair for pair in found if pair is not None]
+
     def describe(self) -> list[str]:
         """Lines for the log: kinds, layers, parameters."""
         kinds = ", ".join(dict.fromkeys(layer.kind.title for layer in self.layers)) or "no adapters"

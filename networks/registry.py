@@ -78,6 +78,7 @@ KINDS: tuple[Kind, ...] = (
         readers=_ALL_READERS,
         shapes=shapes.lora,
         frozen=frozenset({"lora_down.weight"}),
+        no_delta_average="lora_down is frozen, so the average of the weights is that of ΔW",
     ),
     Kind(
         "dylora",
@@ -92,6 +93,7 @@ KINDS: tuple[Kind, ...] = (
         readers=_ALL_READERS,
         complete_settings=_complete_dylora,
         shapes=shapes.lora,
+        no_delta_average="each of its ranks is trained to be usable with those before it, and an SVD mixes them",
     ),
     Kind(
         "oft",
@@ -110,6 +112,7 @@ KINDS: tuple[Kind, ...] = (
         complete_settings=_complete_oft,
         shapes=shapes.oft,
         is_scaled=False,
+        no_delta_average="an average of rotations is no rotation",
     ),
     Kind(
         "loha",
@@ -120,6 +123,7 @@ KINDS: tuple[Kind, ...] = (
         lora_plus=frozenset({"hada_w2_a"}),
         unsupported=frozenset({"dropout"}),
         shapes=shapes.loha,
+        no_delta_average="the singular values of ΔW give no Hadamard product",
     ),
     Kind(
         "lokr",
@@ -138,6 +142,7 @@ KINDS: tuple[Kind, ...] = (
         lora_plus=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b"}),
         unsupported=frozenset({"dropout"}),
         shapes=shapes.lokr,
+        no_delta_average="the singular values of ΔW give no Kronecker product",
     ),
     Kind(
         "ia3",
@@ -160,6 +165,7 @@ KINDS: tuple[Kind, ...] = (
         shapes=shapes.ia3,
         is_scaled=False,
         has_dim=False,
+        no_delta_average="its ΔW is linear in its factors, so the average of the weights is that of ΔW",
     ),
     Kind(
         "full",

@@ -34,7 +34,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "optimizer", "learning_rate", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "max_grad_norm",
     ),
     "Average of the weights": (
-        "ema_of", "ema_decay", "ema_update_interval", "ema_warmup_steps", "ema_steps",
+        "ema_of", "ema_decay", "ema_update_interval", "ema_warmup_steps", "ema_steps", "ema_left_out",
         "posthoc_ema_sigma_rel", "posthoc_ema_steps", "posthoc_ema_error",
     ),
     "Network": (

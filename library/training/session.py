@@ -86,7 +86,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         if plan.resume is None:
             allocate_state(optimizer)
         schedule = make_schedule(plan.optimization.schedule, optimizer)
-        weights = build_weights(optimizer, plan.averages, run.device, run.say)
+        weights = build_weights(optimizer, plan.averages, run.device, run.say, trainable.products)
 
         # Resume: load everything that a training state holds.
         random = RandomStates()

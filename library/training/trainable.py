@@ -123,8 +123,8 @@ class Trainable:
     `active`: the modules of the model that gradients pass through (unet, text_encoder). `write` saves the result.
     `whole_model`: frozen modules are saved too, so they keep their exact weights.
     `step_begins` is called before each batch, `epoch_begins` before each epoch, `step_ended` after each optimizer step;
-    it returns values to log. `switched_off`: while this context is open, the model computes as the base model; None:
-    what is trained is the model itself.
+    it returns values to log. `products`: down and up of each layer of a LoRA. `switched_off`: while this context is
+    open, the model computes as the base model; None: what is trained is the model itself.
     """
 
     parts: tuple[Part, ...]
@@ -135,6 +135,7 @@ class Trainable:
     step_begins: Callable[[], None] = _nothing
     epoch_begins: Callable[[], None] = _nothing
     step_ended: Callable[[], dict[str, float]] = _no_values
+    products: tuple[tuple[nn.Parameter, nn.Parameter], ...] = ()
     switched_off: Callable[[], AbstractContextManager[None]] | None = None
 
     def with_wrapped(self, wrapped: Mapping[nn.Module, nn.Module]) -> Trainable:

@@ -299,7 +299,7 @@ OUR_OWN = (
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
     *("max_image_memory", "allow_unknown_keys"),
-    *("use_ema", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
+    *("use_ema", "ema_of", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),
     "quantise_probe",
     *("preservation", "preservation_identifier", "preservation_class", "preservation_base"),
@@ -453,7 +453,7 @@ def test_flags_that_must_not_change_on_resume() -> None:
         lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale
         lr_scheduler_min_lr_ratio
         preservation preservation_identifier preservation_class preservation_base
-        use_ema ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
+        use_ema ema_of ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
         gradient_accumulation_steps no_half_vae base_precision
         base_model_precision text_encoder_1_precision text_encoder_2_precision text_encoder_3_precision
         fp8_base fp8_base_unet

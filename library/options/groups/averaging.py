@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from library.options.flag import flag
 
+EmaOf = Literal["weights", "delta"]
 EmaSave = Literal["both", "only", "none"]
 EmaValidation = Literal["none", "ema_only", "comparison"]
 
@@ -16,6 +17,13 @@ class AveragingOptions:
     """What is averaged over the steps of a run, and what the average is used for."""
 
     use_ema: bool = flag(False, "Keep an exponential moving average (EMA) of the trained weights, in float32.")
+    ema_of: EmaOf = flag(
+        "weights",
+        "What is averaged of an adapter: weights = each of its tensors by itself; delta = ΔW of a LoRA, kept as whole "
+        "matrices, from which factors of its rank are made by their singular values.",
+        choices=get_args(EmaOf),
+        script="train_network.py",
+    )
     ema_decay: float | None = flag(
         None,
         "Weight of the average in one step, such as 0.999; the weights in training have the rest. Not set = from "

@@ -181,6 +181,7 @@ def trainable_network(
         # text encoders with an adapter, and always the backbone, through which their gradients pass
         active=frozenset({family.backbone, *adapter.trained_modules}),
         whole_model=False,
+        products=tuple(adapter_network.products()) if isinstance(adapter_network, Network) else (),
         tags=TAGS,
         switched_off=adapter_network.switched_off,
     )

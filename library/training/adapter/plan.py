@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -62,6 +63,12 @@ class AdapterPlan:
             return None
         twice = 2 if self.settings.own.get("init") == "pissa" and not self.from_file else 1
         return twice * sum(one.saved for one in self.layers)
+
+    @property
+    def delta_values(self) -> int:
+        """Number of values of ΔW of all layers, and of DoRA's magnitudes; 0 if the layers are not known."""
+        magnitudes = [one.tensors.get("dora_scale", (0,)) for one in self.layers or ()]
+        return sum(map(math.prod, [*(one.layer.shape for one in self.layers or ()), *magnitudes]))
 
 
 def decide_adapter(

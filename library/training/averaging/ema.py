@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from library.training.averaging.delta_average import DeltaAverage
 from library.training.averaging.plan import EmaPlan
 from library.training.averaging.weight_average import WeightAverage
 
@@ -13,7 +14,7 @@ from library.training.averaging.weight_average import WeightAverage
 class Ema:
     """The average that the decays of `plan` make. `steps`: optimizer steps so far."""
 
-    def __init__(self, average: WeightAverage, plan: EmaPlan) -> None:
+    def __init__(self, average: WeightAverage | DeltaAverage, plan: EmaPlan) -> None:
         self.average = average
         self.plan = plan
         self.steps = 0
@@ -30,10 +31,10 @@ class Ema:
 
     def metadata(self) -> dict[str, str]:
         """What a file with the average says of it."""
-        return self.plan.metadata() | {"ss_ema_steps": str(self.steps)}
+        return self.plan.metadata() | {"ss_ema_steps": str(self.steps)} | self.average.metadata()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, and the shadows in the order of the parameters."""
+        """The number of steps, and the shadows in their order."""
         return {"steps": self.steps, "shadows": self.average.shadows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

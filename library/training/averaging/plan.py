@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from library.messages import counted
-from library.options.groups.averaging import AveragingOptions
+from library.options.groups.averaging import AveragingOptions, EmaOf
 from library.options.mistakes import Mistakes
+from library.training.adapter.plan import AdapterPlan
 from library.training.averaging.posthoc_plan import PosthocPlan, decide_posthoc
 from library.training.averaging.power_profiles import WIDTHS
 from library.training.optim.optimizers import OptimizerChoice
@@ -30,16 +31,19 @@ SUFFIX = "_ema"
 DEFAULT_HORIZON = 0.1
 """Mean age of the averaged weights as a share of the run."""
 
+_PRODUCT = {"lora_down.weight", "lora_up.weight"}
+_FACTORS = _PRODUCT | {"lora_mid.weight"}
 _SAVED = {"both": ("", SUFFIX), "only": (SUFFIX,), "none": ("",)}
 _SHOWN = {"comparison": ("", SUFFIX), "ema_only": (SUFFIX,), "none": ("",)}
 
 
 @dataclass(frozen=True)
 class EmaPlan:
-    """`decay` is that of one step; `interval` and `warmup_steps` are optimizer steps; `on_cpu`: the average is kept in
-    CPU memory. `saved` and `shown`: suffixes of the versions of the weights (see weights.py) that are saved, and that
-    images are drawn with and the validation loss is computed of."""
+    """`of`: what is averaged; `decay` is that of one step; `interval` and `warmup_steps` are optimizer steps; `on_cpu`:
+    the average is kept in CPU memory. `saved` and `shown`: suffixes of the versions of the weights (see weights.py)
+    that are saved, and that images are drawn with and the validation loss is computed of."""
 
+    of: EmaOf
     decay: float
     interval: int
     warmup_steps: int
@@ -52,6 +56,11 @@ class EmaPlan:
         """Where the average is kept, for messages."""
         return "in CPU memory" if self.on_cpu else "on the accelerator"
 
+    @property
+    def title(self) -> str:
+        """What is averaged, for messages."""
+        return "ΔW, decomposed where it is used" if self.of == "delta" else "the trained weights"
+
     def decay_at(self, step: int) -> float:
         """The factor of the average in the update after `step` optimizer steps: d_n above."""
         since = step - self.warmup_steps
@@ -60,7 +69,7 @@ class EmaPlan:
     def metadata(self) -> dict[str, str]:
         """What a file with the average says of it, in the style of kohya's keys."""
         return {
-            "ss_ema_of": "weights",
+            "ss_ema_of": self.of,
             "ss_ema_decay": str(self.decay),
             "ss_ema_update_interval": str(self.interval),
             "ss_ema_warmup_steps": str(self.warmup_steps),
@@ -69,7 +78,7 @@ class EmaPlan:
     def describe(self, steps: int) -> str:
         """A line of the plan of a run of this many steps."""
         age = self.decay / (1 - self.decay)
-        parts = [f"EMA of the trained weights: decay {self.decay:.6g}, mean age {age:.4g} steps"]
+        parts = [f"EMA of {self.title}: decay {self.decay:.6g}, mean age {age:.4g} steps"]
         # (1 + m) / (10 + m) >= d
         rise = self.warmup_steps + math.ceil((10 * self.decay - 1) / (1 - self.decay) - 1e-6)
         if rise > steps:
@@ -105,9 +114,14 @@ class AveragesPlan:
         return ("",) if self.ema is None else self.ema.shown
 
     @property
-    def count(self) -> int:
-        """How many averages are kept, each of all trained weights."""
-        return (self.ema is not None) + (0 if self.posthoc is None else len(WIDTHS))
+    def of_weights(self) -> int:
+        """How many averages of all trained weights are kept."""
+        return int(self.ema is not None and self.ema.of == "weights") + (0 if self.posthoc is None else len(WIDTHS))
+
+    @property
+    def of_delta(self) -> bool:
+        """Whether an average of ΔW is kept."""
+        return self.ema is not None and self.ema.of == "delta"
 
     def describe(self, steps: int) -> Iterator[str]:
         """Lines of the plan of a run of this many steps."""
@@ -118,11 +132,26 @@ class AveragesPlan:
 
 
 def decide_averages(
-    options: AveragingOptions, steps: int, optimizer: OptimizerChoice, mistakes: Mistakes
+    options: AveragingOptions, steps: int, optimizer: OptimizerChoice, adapter: AdapterPlan | None, mistakes: Mistakes
 ) -> AveragesPlan:
     """The averages of a run of this many optimizer steps."""
     ema = decide_ema(options, steps, optimizer, mistakes)
+    if ema is not None and ema.of == "delta" and adapter is not None:
+        _check_delta(adapter, mistakes)
     return AveragesPlan(ema, decide_posthoc(options, steps, optimizer, mistakes))
+
+
+def _check_delta(adapter: AdapterPlan, mistakes: Mistakes) -> None:
+    """Refuse an average of ΔW that cannot be saved as an adapter of its kind."""
+    if adapter.settings is None:
+        why = "only the module itself knows how its tensors make ΔW"
+    else:
+        why = adapter.settings.kind.no_delta_average
+    if not why and any(set(one.tensors) & _FACTORS != _PRODUCT for one in adapter.layers or ()):
+        why = f"some layers of {adapter.weights} are no product of two factors"
+    if why:
+        remedy = "remove --ema_of, for the average of the weights, or use networks.lora"
+        mistakes.add(f"--ema_of delta with --network_module {adapter.module}: {why}", remedy)
 
 
 def decide_ema(options: AveragingOptions, steps: int, optimizer: OptimizerChoice, mistakes: Mistakes) -> EmaPlan | None:
@@ -148,6 +177,7 @@ def decide_ema(options: AveragingOptions, steps: int, optimizer: OptimizerChoice
             "use a smaller number, or a share of the run such as 0.1",
         )
     return EmaPlan(
+        of=options.ema_of,
         decay=_decay_of(options, steps),
         interval=options.ema_update_interval,
         warmup_steps=warmup,

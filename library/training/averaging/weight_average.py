@@ -53,6 +53,10 @@ class WeightAverage:
                 parameter.data.copy_(shadow)
             yield
 
+    def metadata(self) -> dict[str, str]:
+        """What a file says of this average, besides how it was made: nothing."""
+        return {}
+
     def load(self, saved: Sequence[Tensor]) -> None:
         """Restore saved shadows, bit for bit. Raises ValueError if they belong to other parameters."""
         if [shadow.shape for shadow in saved] != [shadow.shape for shadow in self.shadows]:

@@ -5,7 +5,7 @@ A version is named by the suffix of its files: "" is the one that every run has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import torch
 
 from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
+from library.training.averaging.delta_average import DeltaAverage, Product
 from library.training.averaging.ema import Ema
 from library.training.averaging.plan import SUFFIX, AveragesPlan
 from library.training.averaging.posthoc import PosthocEma
@@ -91,25 +92,45 @@ def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def build_weights(
-    optimizer: Optimizer, plan: AveragesPlan, device: torch.device, say: Callable[[str], None]
+    optimizer: Optimizer,
+    plan: AveragesPlan,
+    device: torch.device,
+    say: Callable[[str], None],
+    products: Sequence[Product] = (),
 ) -> Weights:
-    """The versions of a run, before its first step. Raises UserError for an optimizer that averages by itself, which
-    the plan cannot know of one given by its class."""
+    """The versions of a run, before its first step; `products`: see Trainable. Raises UserError for an optimizer that
+    averages by itself, which the plan cannot know of one given by its class."""
     ema = posthoc = None
     if plan.ema is not None:
         _refuse_second_average(optimizer, "use_ema")
-        ema = Ema(_average(optimizer, on_cpu=plan.ema.on_cpu, device=device), plan.ema)
-        say(f"EMA of the trained weights: {readable_bytes(ema.average.size)} {plan.ema.place}")
+        place = torch.device("cpu") if plan.ema.on_cpu else device
+        ema = Ema(
+            _delta_average(optimizer, products, place, say) if plan.of_delta else _average(optimizer, place), plan.ema
+        )
+        say(f"EMA of {plan.ema.title}: {readable_bytes(ema.average.size)} {plan.ema.place}")
     if plan.posthoc is not None:
         _refuse_second_average(optimizer, "posthoc_ema_snapshots")
-        averages = {width: _average(optimizer, on_cpu=plan.posthoc.on_cpu, device=device) for width in WIDTHS}
+        place = torch.device("cpu") if plan.posthoc.on_cpu else device
+        averages = {width: _average(optimizer, place) for width in WIDTHS}
         posthoc = PosthocEma(averages, plan.posthoc)
         say(f"post-hoc EMA: {readable_bytes(posthoc.size)} {plan.posthoc.place}")
     return Weights(optimizer, ema, posthoc)
 
 
-def _average(optimizer: Optimizer, *, on_cpu: bool, device: torch.device) -> WeightAverage:
-    return WeightAverage(trained_parameters(optimizer), torch.device("cpu") if on_cpu else device)
+def _average(optimizer: Optimizer, place: torch.device) -> WeightAverage:
+    return WeightAverage(trained_parameters(optimizer), place)
+
+
+def _delta_average(
+    optimizer: Optimizer, products: Sequence[Product], place: torch.device, say: Callable[[str], None]
+) -> DeltaAverage:
+    """The average of the products that are trained, and of the other trained parameters by themselves."""
+    trained = {id(parameter): parameter for parameter in trained_parameters(optimizer)}
+    chosen = [product for product in products if all(id(factor) in trained for factor in product)]
+    for product in chosen:
+        for factor in product:
+            del trained[id(factor)]
+    return DeltaAverage(chosen, list(trained.values()), place, say)
 
 
 def _refuse_second_average(optimizer: Optimizer, flag: str) -> None:

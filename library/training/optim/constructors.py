@@ -13,6 +13,7 @@ import importlib.util
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,15 @@ def source_file(module: str) -> Path | None:
     return None
 
 
+@lru_cache(maxsize=8)  # those of torch take 20 ms, once for optimizer and schedule of all runs of a process
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def _look_up_in_file(file: Path, module: str, name: str, depth: int) -> LookUp:
     """Find a name in the source of a module, following up to 5 imports of it from other modules."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = _parsed(file)
     except (OSError, SyntaxError, ValueError):
         return LookUp()
     dynamic = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,10 @@ class Costs:
         """Disk space when most files are there at once."""
         models = self.files.models + self.files.snapshots
         return models * self.model_file + self.files.states * self.state_folder
+
+    def with_average(self, size: int) -> Costs:
+        """With an average of so many bytes more, which is in training states too."""
+        return replace(self, average=self.average + size, state_folder=self.state_folder + size)
 
 
 def count_costs(

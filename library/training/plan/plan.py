@@ -88,7 +88,7 @@ def decide(parsed: Parsed) -> Plan:
     base_model, duration = facts.base_model, facts.duration
     rollout = decide_loss(options, base_model, mistakes, notes)
     optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
-    averages = decide_averages(options.averaging, duration.steps, optimizer, mistakes)
+    averages = decide_averages(options.averaging, duration.steps, optimizer, adapter, mistakes)
     source = "adapter" if adapter else base_model.header.kind
     outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
@@ -184,14 +184,15 @@ def decide_costs(
         frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         saved=None if save_precision is None else BYTES[save_precision],
         optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
-        average=averages.count * BYTES["fp32"],
+        average=averages.of_weights * BYTES["fp32"],
     )
     if adapter is not None:
         per_parameter = replace(per_parameter, frozen_copy=BYTES[precision.base])
         values = adapter.trained_parameters or 0, adapter.saved_values or 0
         saved = 0 if facts.quantisation is None else facts.quantisation.bytes_saved(per_parameter.frozen_copy)
         costs = count_adapter_costs(sizes, *values, per_parameter, peak_files, outputs.directory)
-        return replace(costs, weights=costs.weights - saved)
+        costs = replace(costs, weights=costs.weights - saved)
+        return costs.with_average(adapter.delta_values * BYTES["fp32"] if averages.of_delta else 0)
     return count_costs(sizes, optimization.learning_rates.modules, per_parameter, peak_files, outputs.directory)
 
 

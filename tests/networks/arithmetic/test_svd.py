@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from networks.arithmetic.svd import decompose, decompose_product, quantile
+from networks.arithmetic.svd import decompose, decompose_product, leading, quantile
 from tests.networks.random_loras import KERNEL, LINEAR, layer, relative
 
 
@@ -56,3 +56,20 @@ def test_quantiles_are_torch_s() -> None:
     numbers = torch.randn(1001, generator=torch.Generator().manual_seed(4))
     for share in (0.01, 0.5, 0.9, 0.99, 1.0):
         assert quantile(numbers, share) == pytest.approx(float(torch.quantile(numbers, share)))
+
+
+@pytest.mark.parametrize("shape", [(150, 90), (90, 150), (20, 30)])
+def test_leading_is_the_beginning_of_the_decomposition(shape: tuple[int, int]) -> None:
+    """Of a matrix with singular values that fall by a tenth: as many as an average of slow changes has, and noise."""
+    draw = torch.Generator().manual_seed(1)
+    matrix = torch.randn(shape, generator=draw) * 1e-3
+    for power in range(12):
+        left, right = (torch.randn(size, generator=draw) for size in shape)
+        matrix += 0.9**power * torch.outer(left, right)
+    found = leading(matrix, 4)
+    expected = torch.linalg.svd(matrix.double())
+    assert found.values.shape == (4,) and relative(found.values, expected.S[:4]) < 1e-5
+    up, down = found.factors(4)
+    nearest = (expected.U[:, :4] * expected.S[:4]) @ expected.Vh[:4]
+    assert relative(up @ down, nearest) < 1e-4
+    assert torch.equal(leading(matrix, 4).u, found.u)

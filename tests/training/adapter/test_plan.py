@@ -84,7 +84,7 @@ def test_memory_and_disk_are_those_of_the_network_that_is_made(world: World, tmp
     costs, base = plan.costs, plan.facts.base_model.sizes.total()
     assert costs.gradients == 4 * trained and costs.optimizer == 8 * trained
     assert costs.weights == 4 * (base + saved) and costs.model_file == 2 * saved
-    assert costs.state_folder == 4 * saved + 8 * trained and (costs.models, costs.states) == (2, 2)
+    assert costs.state_folder == 4 * saved + 8 * trained and (costs.files.models, costs.files.states) == (2, 2)
     assert "MB" in [line for line in describe(plan).splitlines() if "disk: up to" in line][0]
 
 

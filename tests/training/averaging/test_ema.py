@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def plan(decay: float = 0.9, interval: int = 1, warmup: int = 0) -> EmaPlan:
-    return EmaPlan(decay, interval, warmup, on_cpu=True, saved=("", "_ema"), shown=("_ema",))
+    return EmaPlan("weights", decay, interval, warmup, on_cpu=True, saved=("", "_ema"), shown=("_ema",))
 
 
 def ema_of(weight: nn.Parameter, planned: EmaPlan) -> Ema:

@@ -126,3 +126,73 @@ def test_settings_without_an_average_are_noted(world: World, tmp_path: Path, cap
     assert outcome.code == 0 and "ema_decay" in outcome.out and "use_ema is not set" in outcome.out
     both = run(world.arguments(tmp_path, dry_run=True, use_ema=True, ema_decay=0.9, ema_horizon=3), capsys)
     assert both.code == 2 and "a horizon is turned into a decay" in both.err
+
+
+def test_the_average_of_delta_w_resumed(world: World, tmp_path: Path, capsys: Output) -> None:
+    """With DoRA, drawn and validated: 2 + 1 steps are 3; its ΔW is the best of the rank for the average of those of the
+    steps."""
+    flags = {
+        **LORA, "network_args": ["use_dora=True"], "learning_rate": 1e-2, "use_ema": True,
+        "ema_of": "delta", "ema_decay": 0.9, "max_train_steps": 3, "ema_validation": "ema_only",
+    }  # fmt: skip
+    seen = {
+        "validation_split": 0.4, "validate_every_n_steps": 3, "sample_prompts": "a dog --w 64 --h 64 --s 1",
+        "sample_every_n_steps": 3, "save_every_n_steps": 1, "save_state": True,
+    }  # fmt: skip
+    whole = run(world.arguments(tmp_path / "whole", **flags, **seen), capsys, train_network.RECIPE)
+    assert whole.code == 0, whole.err
+    assert "EMA of ΔW, decomposed where it is used: decay 0.9" in whole.out
+    assert "with the EMA: validation loss" in whole.err and len(list((tmp_path / "whole" / "sample").iterdir())) == 1
+    state = tmp_path / "whole" / "dog-step00000002-state"
+    flags |= {name: seen[name] for name in ("validation_split",)}
+    rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys, train_network.RECIPE)
+    assert rest.code == 0, rest.err
+    made = tmp_path / "whole" / "dog_ema.safetensors"
+    assert_equal_files(made, tmp_path / "rest" / "dog_ema.safetensors")
+
+    at = {step: load_file(tmp_path / "whole" / f"dog-step{step:08d}.safetensors") for step in (1, 2, 3)}
+    ema, said = load_file(made), metadata(made)
+    decays = {step: (1 + step) / (10 + step) for step in at}
+    lost = total = 0.0
+    for name in (key.removesuffix(".alpha") for key in ema if key.endswith(".alpha")):
+        average = 0 * product(at[1], name)
+        for step, factor in decays.items():
+            average = factor * average + (1 - factor) * product(at[step], name)
+        u, values, vh = torch.linalg.svd(average)
+        torch.testing.assert_close(product(ema, name), (u[:, :2] * values[:2]) @ vh[:2], rtol=1e-3, atol=1e-6)
+        lost, total = lost + float((values[2:] ** 2).sum()), total + float((values**2).sum())
+    assert said["ss_ema_of"] == "delta" and float(said["ss_ema_left_out"]) == pytest.approx(lost / total, rel=0.02)
+    scales = [name for name in ema if name.endswith("dora_scale")]
+    assert scales and f"leaves out {lost / total:.2%} of its energy" in whole.err
+
+
+def product(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    up, down = (tensors[f"{name}.lora_{side}.weight"].double().flatten(1) for side in ("up", "down"))
+    return up @ down
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("networks.lora_fa", "lora_down is frozen, so the average of the weights is that of ΔW"),
+        ("networks.loha", "the singular values of ΔW give no Hadamard product"),
+        ("lycoris.kohya", "only the module itself knows"),
+    ],
+)
+def test_kinds_without_an_average_of_delta_w(
+    world: World, tmp_path: Path, capsys: Output, module: str, message: str
+) -> None:
+    flags = {"network_module": module, "use_ema": True, "ema_of": "delta", "dry_run": True}
+    refused = run(world.arguments(tmp_path, **flags), capsys, train_network.RECIPE)
+    assert refused.code == 2 and f"--ema_of delta with --network_module {module}: {message}" in refused.err
+
+
+def test_the_plan_counts_whole_matrices(world: World, tmp_path: Path, capsys: Output) -> None:
+    """4 bytes for each weight of the adapted layers, here of the U-Net's 192."""
+    flags = {**LORA, "use_ema": True, "ema_of": "delta", "max_train_steps": 1}
+    outcome = run(world.arguments(tmp_path, **flags), capsys, train_network.RECIPE)
+    assert outcome.code == 0, outcome.err
+    counted = outcome.out.partition(", EMA ")[2].partition("\n")[0]
+    assert f"EMA of ΔW, decomposed where it is used: {counted} in CPU memory" in outcome.err
+    whole = run(world.arguments(tmp_path, use_ema=True, ema_of="delta", dry_run=True), capsys)
+    assert whole.code == 2 and "ema_of" in whole.err and "train_network.py" in whole.err

@@ -23,7 +23,7 @@ STEPS = 60
 def decided(steps: int = STEPS, optimizer: str = "AdamW", **flags: object) -> AveragesPlan:
     mistakes = Mistakes()
     chosen = choose_optimizer(OptimizerOptions(optimizer_type=optimizer))
-    plan = decide_averages(AveragingOptions(**flags), steps, chosen, mistakes)  # type: ignore[arg-type]
+    plan = decide_averages(AveragingOptions(**flags), steps, chosen, None, mistakes)  # type: ignore[arg-type]
     mistakes.raise_if_any()
     return plan
 
@@ -97,8 +97,11 @@ def test_the_snapshots_are_spread_over_the_run() -> None:
 
 
 def test_both_kinds_of_averages_are_counted() -> None:
-    assert decided().count == 0 and decided(use_ema=True).count == 1
-    assert decided(posthoc_ema_snapshots=5).count == 2 and decided(posthoc_ema_snapshots=5, use_ema=True).count == 3
+    assert decided().of_weights == 0 and decided(use_ema=True).of_weights == 1
+    assert decided(posthoc_ema_snapshots=5).of_weights == 2
+    assert decided(posthoc_ema_snapshots=5, use_ema=True).of_weights == 3
+    with_delta = decided(posthoc_ema_snapshots=5, use_ema=True, ema_of="delta")
+    assert with_delta.of_weights == 2 and with_delta.of_delta
 
 
 @pytest.mark.parametrize(
