@@ -72,9 +72,16 @@ def trained(family: str, wanted: NetworkSettings) -> dict[str, torch.Tensor]:
     return models.trained(made, 0.1).tensors(torch.float32)
 
 
+@cache
+def copy_of_model(family: str) -> tiny.TinyModules:
+    return copy.deepcopy(base_model(family))
+
+
 def merged(program: Program, family: str, file: dict[str, torch.Tensor], ratio: float = 1.0) -> dict[str, Array]:
-    """What we make of a file, under the program's names."""
-    twin = copy.deepcopy(base_model(family))
+    """What we make of a file, under the program's names; until the next call."""
+    twin = copy_of_model(family)  # whose weights alone a merge changes
+    for name, module in modules(twin).items():
+        module.load_state_dict(modules(base_model(family))[name].state_dict())
     network.from_tensors(modules(twin), models.PARTS[family], file).merge(ratio)
     return held_by(program, family, twin)
 
