@@ -66,7 +66,8 @@ class Batch:
     score: torch.Tensor  # (B,) float32: aesthetic score, 0 to 10
     weights: torch.Tensor  # (B,) float32: prior_loss_weight for a regularisation image, 0 if it is unread, else 1
     is_reg: torch.Tensor  # (B,) bool: regularisation images
-    sample_index: torch.Tensor  # (B,) int64: position of the sample in the whole run, the key of its noise
+    # (B,) int64, the key of its noise: the position of the sample in the whole run; of fixed draws a number below 0
+    sample_index: torch.Tensor
     paths: tuple[str, ...]
     captions: tuple[str, ...]  # as tokenized: after dropout and shuffling
     unread: tuple[Unread, ...] = ()

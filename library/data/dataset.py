@@ -44,7 +44,8 @@ class TrainingDataset(Dataset[Batch]):
 
     `steps` is the length of the run in optimizer steps, `stride` the image pixels per latent, `channels` those of
     latents, `missing_mask` the mask value of images without a mask, `score` the aesthetic score of images without one.
-    A file that cannot be read is tried again after each of `retry_delays`, in seconds.
+    A file that cannot be read is tried again after each of `retry_delays`, in seconds. `fixed_draws` K above 0: the
+    samples of a regularisation image go through K draws in turn, for which everything is known before the run.
     """
 
     images: ImageReader
@@ -55,6 +56,7 @@ class TrainingDataset(Dataset[Batch]):
     channels: int = 4
     missing_mask: float = 1.0
     prior_loss_weight: float = 1.0
+    fixed_draws: int = 0
     latents: LatentStore | None = None  # None: batches hold pixels
     crop_conditioning: CropConditioning = "exact"
     score: float = 7.0
@@ -89,7 +91,9 @@ class TrainingDataset(Dataset[Batch]):
                 [0.0 if place in unread else self._weight(record) for place, record in enumerate(records)]
             ),
             is_reg=torch.tensor([record.is_reg for record in records]),
-            sample_index=torch.arange(request.first_sample, request.first_sample + len(records)),
+            sample_index=torch.tensor(
+                [self._noise_key(request, place, *sample) for place, sample in enumerate(request.samples)]
+            ),
             paths=tuple(str(record.path) for record in records),
             captions=texts,
             unread=tuple(unread.values()),
@@ -98,6 +102,8 @@ class TrainingDataset(Dataset[Batch]):
     def caption(self, epoch: int, step: int, index: int, repeat: int) -> str:
         """The caption that this sample is trained with."""
         record = self.images.records[index]
+        epoch, repeat = self._drawn_as(epoch, index, repeat)
+        step = self.steps if self._is_fixed(index) else step
         rng = python_random(self.seed, "caption", epoch, record.key, repeat)
         caption_settings = self.images.subsets[record.subset].captions
         return captions.process(record.caption, caption_settings, rng, epoch, step, self.steps)
@@ -110,6 +116,7 @@ class TrainingDataset(Dataset[Batch]):
 
     def geometry(self, epoch: int, index: int, repeat: int) -> Geometry:
         """Scaling, crop and flip of this sample."""
+        epoch, repeat = self._drawn_as(epoch, index, repeat)
         key = self.images.records[index].key
         # a stream per purpose: enabling one augmentation does not change the draws of the others
         crop, flip = (python_random(self.seed, purpose, epoch, key, repeat) for purpose in ("crop", "flip"))
@@ -147,6 +154,22 @@ class TrainingDataset(Dataset[Batch]):
         }
         return [self._grey(request.bucket) if isinstance(result, Unreadable) else result for result in results], unread
 
+    def _is_fixed(self, index: int) -> bool:
+        """Whether the samples of an image go through fixed draws."""
+        return self.fixed_draws > 0 and self.images.records[index].is_reg
+
+    def _drawn_as(self, epoch: int, index: int, repeat: int) -> tuple[int, int]:
+        """Epoch and repeat by which the draws of a sample are keyed: its own, or for the fixed draw k epoch 1 and the
+        repeat k."""
+        if not self._is_fixed(index):
+            return epoch, repeat
+        return 1, ((epoch - 1) * self.images.records[index].repeats + repeat) % self.fixed_draws
+
+    def _noise_key(self, request: BatchRequest, place: int, index: int, repeat: int) -> int:
+        if not self._is_fixed(index):
+            return request.first_sample + place
+        return -1 - (index * self.fixed_draws + self._drawn_as(request.epoch, index, repeat)[1])
+
     def _weight(self, record: ImageRecord) -> float:
         return self.prior_loss_weight if record.is_reg else 1.0
 
@@ -164,6 +187,7 @@ class TrainingDataset(Dataset[Batch]):
             return cached.latents, cached.mask
         pixels, mask = self.images.pixels(index, geometry), self.images.mask(index, geometry)
         if self.images.settings(index).colour:
+            epoch, repeat = self._drawn_as(epoch, index, repeat)
             key = self.images.records[index].key
             pixels = images.vary_colour(pixels, python_random(self.seed, "colour", epoch, key, repeat))
         latent_mask = None

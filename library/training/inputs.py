@@ -202,6 +202,7 @@ def build_dataset(facts: RunFacts) -> TrainingDataset:
         channels=facts.base_model.family.latent.channels,
         missing_mask=MaskSettings.from_options(facts.options.mask).missing,
         prior_loss_weight=facts.options.objective.prior_loss_weight,
+        fixed_draws=facts.preservation.fixed_draws,
         crop_conditioning=facts.options.dataset.crop_conditioning,
         score=facts.options.dataset.data_aesthetic_score,
         retry_delays=retries.DELAYS,

@@ -88,6 +88,10 @@ def train(plan: Plan, recipe: Recipe) -> None:
         schedule = make_schedule(plan.optimization.schedule, optimizer)
         weights = build_weights(optimizer, plan.averages, run.device, run.say, trainable.products)
 
+        # The loss of a batch, with the base model as it is before the run.
+        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
+        loss.preservation = build_preservation(facts, plan.base, loss, trainable, dataset, run.accelerator.autocast)
+
         # Resume: load everything that a training state holds.
         random = RandomStates()
         state: RunState = {
@@ -97,9 +101,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
 
-        # Train: the loss of a batch, what is due after a step, and the loop.
-        preservation = build_preservation(facts, model, trainable, conditioner, plan.base)
-        loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae, preservation)
+        # Train: what is due after a step, and the loop.
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)

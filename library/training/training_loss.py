@@ -115,7 +115,6 @@ def build_training_loss(
     wrapped: Mapping[Any, Any],
     conditioner: Conditioner,
     vae: Any,
-    preservation: Preservation,
 ) -> TrainingLoss:
     """The loss of a run, computed with `wrapped` modules (see trainable.wrap). `vae`: see TrainingLoss."""
     base_model = facts.base_model
@@ -134,5 +133,4 @@ def build_training_loss(
         ),
         seed=facts.seed,
         device=conditioner.device,
-        preservation=preservation,
     )

@@ -302,7 +302,8 @@ OUR_OWN = (
     *("use_ema", "ema_of", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),
     "quantise_probe",
-    *("preservation", "preservation_identifier", "preservation_class", "preservation_base"),
+    *("preservation", "preservation_identifier", "preservation_class"),
+    *("preservation_base", "preservation_draws"),
     *("ema_device", "ema_save", "ema_validation", "posthoc_ema_snapshots"),
     *(
         f"scheduled_sampling_{name}"
@@ -452,7 +453,7 @@ def test_flags_that_must_not_change_on_resume() -> None:
         max_grad_norm train_text_encoder stop_text_encoder_training lr_scheduler lr_scheduler_args lr_scheduler_type
         lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale
         lr_scheduler_min_lr_ratio
-        preservation preservation_identifier preservation_class preservation_base
+        preservation preservation_identifier preservation_class preservation_base preservation_draws
         use_ema ema_of ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
         gradient_accumulation_steps no_half_vae base_precision
         base_model_precision text_encoder_1_precision text_encoder_2_precision text_encoder_3_precision

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from library.options.flag import flag
 
-PreservationBase = Literal["auto", "accelerator", "half", "cpu"]
+PreservationBase = Literal["auto", "accelerator", "half", "cpu", "cached"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,14 @@ class PreservationOptions:
     preservation_base: PreservationBase = flag(
         "auto",
         "Where the base model is kept that anchors compare with: accelerator = beside the model in fp32, half = there "
-        "in half precision, cpu = in main memory, copied layer by layer, auto = what has room.",
+        "in half precision, cpu = in main memory, copied layer by layer, auto = what has room; cached = "
+        "predictions of base_prediction made before the first step.",
         choices=get_args(PreservationBase),
+        script="train_db.py",
+    )
+    preservation_draws: int = flag(
+        8,
+        "For preservation_base cached: draws (timestep, noise, crop) of each regularisation image, used in turn.",
+        at_least=1,
         script="train_db.py",
     )

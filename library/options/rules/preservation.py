@@ -12,7 +12,14 @@ def _has_no_class_prompt(values: Mapping[str, object]) -> bool:
     return not any(str(anchor).startswith("class_prompt") for anchor in (anchors if isinstance(anchors, tuple) else ()))
 
 
-NO_EFFECT = tuple(
-    NoEffect(name, _has_no_class_prompt, "class_prompt is not among the anchors of preservation")
-    for name in ("preservation_identifier", "preservation_class")
+def _is_not_cached(values: Mapping[str, object]) -> bool:
+    return values["preservation_base"] != "cached" and values["preservation_draws"] != 8
+
+
+NO_EFFECT = (
+    *(
+        NoEffect(name, _has_no_class_prompt, "class_prompt is not among the anchors of preservation")
+        for name in ("preservation_identifier", "preservation_class")
+    ),
+    NoEffect("preservation_draws", _is_not_cached, "preservation_base is not cached"),
 )

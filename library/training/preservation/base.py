@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from library.data.batch import Batch
     from library.families.family import Family, Model
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
@@ -38,8 +39,9 @@ class Base:
     switched_off: Callable[[], AbstractContextManager[None]]
     modules: Sequence[nn.Module]
 
-    def __call__(self, inputs: Inputs, captions: Sequence[str], rows: Sequence[int]) -> Tensor:
-        """The base's output for some rows of the inputs, (len(rows), C, h, w). `captions`: of all rows."""
+    def __call__(self, batch: Batch, inputs: Inputs, captions: Sequence[str], rows: Sequence[int]) -> Tensor:
+        """The base's output for some rows of the inputs, (len(rows), C, h, w), which begin with the samples of the
+        batch. `captions`: of all rows."""
         with isolated_eval(self.modules), self.switched_off():
             if self.conditioner is not None:
                 # of all rows: unpadded captions have the length of the longest

@@ -6,6 +6,8 @@ that it trains:
     accelerator   in float32, beside the model
     half          in half precision, beside the model; with mixed precision that is what the model computes with too
     cpu           in float32 in main memory; each layer's weights are copied to the accelerator when it computes
+
+or none, with `cached`: then it predicts before the first step, for a few fixed draws of each regularisation image.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from library.checkpoints.files import legacy_hash
-from library.messages import listed, readable_bytes
+from library.messages import counted, listed, readable_bytes
 from library.runtime.precision import BYTES, FloatName
 
 if TYPE_CHECKING:
@@ -26,14 +28,15 @@ if TYPE_CHECKING:
     from library.training.plan.costs import Costs
     from library.training.plan.facts import RunFacts
 
-Place = Literal["accelerator", "half", "cpu"]
+Place = Literal["accelerator", "half", "cpu", "cached"]
 _ROOM = 0.7  # share of the memory that weights may take, the rest is for activations
 
 
 @dataclass(frozen=True)
 class BasePlan:
-    """The second set of weights of a run: the `modules` it has, where they are kept, their format and their bytes.
-    `file`: a fingerprint of the base model, which a resumed run must have too. `reason`: why this place."""
+    """The second set of weights of a run: the `modules` it has, where they are kept, their format and their bytes; with
+    the place cached, predictions in their stead. `file`: a fingerprint of the base model, which a resumed run must have
+    too. `reason`: why this place."""
 
     place: Place
     format: FloatName
@@ -45,9 +48,11 @@ class BasePlan:
     @property
     def on_accelerator(self) -> int:
         """Bytes in the memory of the device that computes."""
-        return 0 if self.place == "cpu" else self.size
+        return 0 if self.place in ("cpu", "cached") else self.size
 
     def __str__(self) -> str:
+        if self.place == "cached":
+            return f"predictions made before the first step, {readable_bytes(self.size)} in main memory ({self.reason})"
         where = "in main memory, copied layer by layer for each pass" if self.place == "cpu" else "beside the model"
         size = f"{readable_bytes(self.size)} in {self.format} {where}"
         return f"a second set of weights of the {listed(self.modules)}, {size} ({self.reason})"
@@ -60,19 +65,37 @@ def decide_base(facts: RunFacts, trained: frozenset[str], costs: Costs) -> BaseP
     """
     if not facts.preservation.of_base:
         return None
-    family, machine, mixed = facts.base_model.family, facts.machine, facts.precision.mixed_precision
+    titles, mixed = facts.base_model.family.module_titles, facts.precision.mixed_precision
     half: FloatName = "fp16" if mixed == "no" else mixed
-    parameters = facts.base_model.sizes.total(trained)
-    sizes = {place: parameters * BYTES[half if place == "half" else "fp32"] for place in get_args(Place)}
-    place, reason = _choose(facts.options.preservation.preservation_base, sizes, costs.training, machine, mixed)
+    formats: dict[Place, FloatName] = {"accelerator": "fp32", "half": half, "cpu": "fp32"}
+    sizes = {place: facts.base_model.sizes.total(trained) * BYTES[each] for place, each in formats.items()}
+    place, why = _choose(facts.options.preservation.preservation_base, sizes, costs.training, facts.machine, mixed)
+    taken = [f"{each} takes {readable_bytes(size)}" for each, size in sizes.items() if each != "cpu"]
+    others = f"{', '.join(taken)}, cpu none on an accelerator and more time"
+    if place == "cached":
+        count, sizes[place] = _count_predictions(facts)
+        uses = facts.preservation.reg_samples * facts.duration.epochs / max(1, count)
+        why = f"--preservation_base: {counted(count, 'prediction')}, each used about {counted(round(uses, 1), 'time')}"
     return BasePlan(
         place=place,
-        format=half if place == "half" else "fp32",
-        modules=tuple(title for name, title in family.module_titles.items() if name in trained),
+        format=formats.get(place, "fp16"),
+        modules=tuple(title for name, title in titles.items() if name in trained),
         size=sizes[place],
         file=fingerprint_of(facts.base_model.header),
-        reason=reason,
+        reason=f"{why}; {others}",
     )
+
+
+def _count_predictions(facts: RunFacts) -> tuple[int, int]:
+    """Number and bytes of the predictions for the fixed draws of all regularisation images."""
+    latent, count, size = facts.base_model.family.latent, 0, 0
+    for record, placement in zip(facts.images.records, facts.images.table.placements, strict=True):
+        width, height = placement.bucket
+        if record.is_reg:
+            draws = min(facts.preservation.fixed_draws, record.repeats * facts.duration.epochs)
+            count += draws
+            size += draws * latent.channels * (width // latent.stride) * (height // latent.stride) * BYTES["fp16"]
+    return count, size
 
 
 def _choose(
@@ -80,18 +103,17 @@ def _choose(
 ) -> tuple[Place, str]:
     """The place, and why. `others`: bytes of everything else on the device."""
     memory = machine.system_memory_bytes if machine.is_cpu else machine.memory_bytes
-    texts = [f"{place} takes {readable_bytes(size)}" for place, size in sizes.items() if place != "cpu"]
-    costs = f"{', '.join(texts)}, cpu none on an accelerator and more time"
     if asked == "cpu" and machine.is_cpu:
-        return "accelerator", f"--preservation_base cpu: the run computes in main memory anyway; {costs}"
+        return "accelerator", "--preservation_base cpu: the run computes in main memory anyway"
     if asked != "auto":
-        return asked, f"--preservation_base; {costs}"
+        return asked, "--preservation_base"
     if mixed != "no":
-        return "half", f"auto: the model computes in {mixed} too; {costs}"
-    for place in ("accelerator", "half"):
+        return "half", f"auto: the model computes in {mixed} too"
+    places: tuple[Place, ...] = ("accelerator", "half")
+    for place in places:
         if memory is None or others + sizes[place] <= _ROOM * memory:
-            return place, f"auto: there is room; {costs}"
-    return "half" if machine.is_cpu else "cpu", f"auto: there is little room beside {readable_bytes(others)}; {costs}"
+            return place, "auto: there is room"
+    return "half" if machine.is_cpu else "cpu", f"auto: there is little room beside {readable_bytes(others)}"
 
 
 def fingerprint_of(header: Header) -> str:

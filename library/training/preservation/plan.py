@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from library.messages import listed
@@ -62,13 +62,15 @@ class Anchor:
 @dataclass(frozen=True)
 class PreservationPlan:
     """The anchors with a weight above 0. `samples` and `reg_samples`: of training and regularisation images in an
-    epoch. `by_default`: the user chose no anchors."""
+    epoch. `by_default`: the user chose no anchors. `fixed_draws` of each regularisation image, whose predictions by the
+    base are made ahead; 0: the base predicts in each step."""
 
     anchors: tuple[Anchor, ...] = ()
     class_prompts: ClassPrompts = field(default_factory=ClassPrompts)
     samples: int = 0
     reg_samples: int = 0
     by_default: bool = True
+    fixed_draws: int = 0
 
     @property
     def has_reg(self) -> bool:
@@ -108,7 +110,7 @@ class PreservationPlan:
             "outside_mask": float(self.samples),  # as if all images had masks
         }
         further = sum(base[name] for name in self._names & {"class_prompt", "blank_prompt"})
-        compared = sum(base[name] for name in self._names - {"reg_images"})
+        compared = 0.0 if self.fixed_draws else sum(base[name] for name in self._names - {"reg_images"})
         return (further + compared / 3) / max(1, self.samples + self.reg_samples)
 
     @property
@@ -139,7 +141,8 @@ def decide_preservation(
     if not given:
         name: AnchorName = "reg_images" if options.dataset.data_backend_config is None else "base_prediction"
         by_default = (Anchor(name),) if scan.reg_samples else ()
-        return PreservationPlan(by_default, samples=scan.train_samples, reg_samples=scan.reg_samples)
+        plan = PreservationPlan(by_default, samples=scan.train_samples, reg_samples=scan.reg_samples)
+        return _with_fixed_draws(plan, options, mistakes)
     names = {anchor.name for anchor in anchors}
     for name in ("reg_images", "base_prediction"):
         if name in names and not scan.reg_samples:
@@ -161,7 +164,28 @@ def decide_preservation(
     prompts = find_class_prompts(options.preservation, images) if "class_prompt" in names else ClassPrompts()
     if "class_prompt" in names:
         _check_class_prompts(prompts, origin, mistakes)
-    return PreservationPlan(anchors, prompts, scan.train_samples, scan.reg_samples, by_default=False)
+    plan = PreservationPlan(anchors, prompts, scan.train_samples, scan.reg_samples, by_default=False)
+    return _with_fixed_draws(plan, options, mistakes)
+
+
+def _with_fixed_draws(plan: PreservationPlan, options: TrainOptions, mistakes: Mistakes) -> PreservationPlan:
+    """The plan of a run with --preservation_base cached has fixed draws."""
+    if options.preservation.preservation_base != "cached" or not plan.of_base:
+        return plan
+    others = [anchor.name for anchor in plan.of_base if anchor.name != "base_prediction"]
+    if others:
+        mistakes.add(
+            f"--preservation_base cached: predictions are made ahead for regularisation images, not for "
+            f"{' and '.join(others)}, whose training images would have only a few noises",
+            f"leave out {' and '.join(others)}, or use --preservation_base half or cpu",
+        )
+    if options.rollout.scheduled_sampling_max_step_offset:
+        mistakes.add(
+            "--preservation_base cached with --scheduled_sampling_max_step_offset: it is not known ahead where a "
+            "rollout arrives",
+            "use --preservation_base half or cpu, or leave out the rollout",
+        )
+    return replace(plan, fixed_draws=options.preservation.preservation_draws)
 
 
 def read_anchors(given: Sequence[str], origin: str, mistakes: Mistakes) -> tuple[Anchor, ...]:

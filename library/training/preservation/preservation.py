@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,18 @@ from library.objective.loss import Term
 from library.objective.masking import UNCHANGED_MASKS, MaskSettings
 from library.training.preservation.anchors import Share, share_of
 from library.training.preservation.base import Base, loaded_base, switched_off_base
+from library.training.preservation.cached import CachedPredictions, predict_ahead
 from library.training.preservation.plan import Anchor, PreservationPlan
 
 if TYPE_CHECKING:
     from library.data.batch import Batch
-    from library.families.family import Model
+    from library.data.dataset import TrainingDataset
     from library.objective.objective import Objective
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
     from library.training.preservation.base_plan import BasePlan
     from library.training.trainable import Trainable
-    from library.training.training_loss import Inputs
+    from library.training.training_loss import Inputs, TrainingLoss
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Preservation:
     plan: PreservationPlan = field(default_factory=PreservationPlan)
     masks: MaskSettings = UNCHANGED_MASKS
     conditioner: Conditioner | None = None
-    base: Base | None = None
+    base: Base | CachedPredictions | None = None
 
     def begin(self, batch: Batch, inputs: Inputs, step: int) -> Anchored:
         """What the anchors of the optimizer step after `step` finished steps need of a batch, before the forward pass
@@ -56,7 +58,7 @@ class Preservation:
             shares=shares,
             rows=rows,
             base={row: place for place, row in enumerate(compared)},
-            base_outputs=self.base(inputs, captions, compared) if compared else None,
+            base_outputs=self.base(batch, inputs, captions, compared) if compared else None,
         )
 
     def _with_further_rows(
@@ -132,13 +134,21 @@ class Anchored:
 
 
 def build_preservation(
-    facts: RunFacts, model: Model, trainable: Trainable, conditioner: Conditioner, base: BasePlan | None = None
+    facts: RunFacts,
+    base: BasePlan | None,
+    loss: TrainingLoss,
+    trainable: Trainable,
+    dataset: TrainingDataset,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> Preservation:
-    """The anchors of a run. `conditioner` is the training's. `base`: the second set of weights to load, if the weights
-    of the model are trained."""
+    """The anchors of a run, to be built before a training state is restored. `base`: how the base is kept if the
+    weights of the model are trained. `loss`: that of the run."""
     plan, masks = facts.preservation, MaskSettings.from_options(facts.options.mask)
+    without = Preservation(plan, masks, loss.conditioning)
     if not plan.of_base:
-        return Preservation(plan, masks)
+        return without
     if base is None:
-        return Preservation(plan, masks, conditioner, switched_off_base(model, trainable, conditioner))
-    return Preservation(plan, masks, conditioner, loaded_base(base, facts, model, trainable, conditioner))
+        return replace(without, base=switched_off_base(loss.model, trainable, loss.conditioning))
+    if base.place == "cached":
+        return replace(without, base=predict_ahead(facts, dataset, loss, trainable, autocast))
+    return replace(without, base=loaded_base(base, facts, loss.model, trainable, loss.conditioning))

@@ -19,6 +19,7 @@ from library.runtime.device import Machine
 from library.training.preservation import preservation
 from library.training.preservation.base import Base, compute_from_main_memory
 from library.training.preservation.base_plan import decide_base, fingerprint_of
+from library.training.preservation.cached import CachedPredictions
 from library.training.preservation.plan import Anchor, PreservationPlan
 from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
@@ -75,6 +76,52 @@ def test_a_resumed_run_compares_with_the_base_models_file(
     shutil.copy(tmp_path / "whole" / "dog.safetensors", other)
     wrong = run(world.arguments(tmp_path / "x", **{**flags, "pretrained_model_name_or_path": other}), capsys)
     assert wrong.code == 2 and "the base model, to compare with, was" in wrong.err
+
+
+def test_predictions_made_ahead_are_the_bases(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For whatever goes into the model, mirrored and coloured images too, with its text encoder as it was; a resumed
+    run makes the same ones. The 3 regularisation images have 2 draws each, which are used again and again."""
+    file = load_model(read_header(world.model))
+    keys: list[int] = []
+    call = CachedPredictions.__call__
+
+    def compared(cached: CachedPredictions, batch: Any, inputs: Any, captions: list[str], rows: list[int]) -> Any:
+        found = call(cached, batch, inputs, captions, rows)
+        ids = batch.text_inputs["text_encoder"].ids[:, 0]
+        states = file.text_encoders["text_encoder"](ids).last_hidden_state
+        expected = file.backbone(inputs.noisy, inputs.timesteps, states).sample[rows]
+        assert float((found - expected).detach().abs().max()) < 2e-3  # float16
+        keys.extend(batch.sample_index[rows].tolist())
+        return found
+
+    flags = {
+        **FLAGS, "reg_data_dir": world.root / "reg", "preservation": "base_prediction", "preservation_base": "cached",
+        "preservation_draws": 2, "flip_aug": True, "color_aug": True,
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedPredictions, "__call__", compared)
+        saving = {"save_every_n_steps": 2, "save_state": True}
+        whole = run(world.arguments(tmp_path / "whole", **flags, **saving), capsys)
+    assert whole.code == 0 and "predictions made before the first step, 3.1 kB in main memory" in whole.out, whole.err
+    # 3 steps are one and a half epochs of 8 samples
+    assert len(keys) > 8 and max(keys) < 0 and len(set(keys)) == 6
+    assert "6 predictions, each used about 2.7 times" in whole.out  # 16 in two epochs
+    state = tmp_path / "whole" / "dog-step00000002-state"
+    rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
+    assert rest.losses == {3: whole.losses[3]}, rest.err
+    assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
+
+
+def test_only_predictions_for_regularisation_images_are_made_ahead(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {**FLAGS, "reg_data_dir": world.root / "reg", "preservation_base": "cached", "dry_run": True}
+    rolled = {"scheduled_sampling_max_step_offset": 2, "scheduled_sampling_probability": 0.5}
+    outcome = run(world.arguments(tmp_path, **flags, **rolled), capsys)
+    assert outcome.code == 2 and "not for class_prompt and blank_prompt" in outcome.err
+    assert "--preservation_base cached with --scheduled_sampling_max_step_offset" in outcome.err
 
 
 def test_half_precision_is_that_of_the_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,8 +75,10 @@ class World:
         objective: Objective[Conditioning] = Objective(
             self.model.family.process, "epsilon", 0, 1000, weightings=(Weighting("min_snr", 5.0),), mask=masks
         )
-        preservation = build_preservation(facts, self.model, trainable, conditioner)
-        return TrainingLoss(self.model, conditioner, None, objective, 5, CPU, preservation)
+        loss = TrainingLoss(self.model, conditioner, None, objective, 5, CPU)
+        unused: Any = None
+        loss.preservation = build_preservation(facts, None, loss, trainable, unused, nullcontext)
+        return loss
 
     def predict(self, noisy: Tensor, timestep: int, caption: str) -> Tensor:
         """Of one sample with one caption, by the modules themselves."""
@@ -315,7 +317,7 @@ def test_switched_off_is_the_base_and_then_all_is_as_before(adapted: World, mode
     inputs, _ = losses.start(batch, noisy[None], losses.conditioning(batch), 0)
     with torch.no_grad():
         expected = plain.predict(inputs.noisy[0], int(inputs.timesteps), CAPTIONS[1])
-    assert torch.equal(base(inputs, batch.captions, [0])[0], expected)
+    assert torch.equal(base(batch, inputs, batch.captions, [0])[0], expected)
 
     assert [m.training for m in adapted.model.backbone.modules()] == modes and module.training
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
