@@ -69,6 +69,6 @@ def quiet_libraries() -> None:
         ("TF_CPP_MIN_LOG_LEVEL", "2"),
     ):
         os.environ.setdefault(variable, level)
-    for package in ("bitsandbytes", "torchao"):
+    for package in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # the last one speaks of torchao
         logging.getLogger(package).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
