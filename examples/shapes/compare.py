@@ -1,6 +1,6 @@
 """Train the same subject in several ways and compare: quality, preservation and cost.
 
-    python -m examples.shapes.compare [adapters] [--seeds 1 2 3] [--only LoRA DoRA] [--draw sheet.png]
+    python -m examples.shapes.compare [adapters|rollout] [--seeds 1 2 3] [--only LoRA DoRA] [--draw sheet.png]
     python -m examples.shapes.compare --only LoRA --add "rank 4: lora --network_dim 4"
 
 Each way is trained in a process of its own, one after the other, with class images and the settings of dreambooth.toml
@@ -52,12 +52,23 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "dreambooth": ("train_db.py", "--config_file", str(HERE / "dreambooth.toml")),
     "lora": ("train_network.py", "--config_file", str(HERE / "lora.toml")),
 }
+# six images and nothing else; one or two of the 20 steps in which images are drawn, for all samples from the middle on
+FEW = "lora --reg_data_dir= --max_train_steps 200"
+ROLLED = (
+    f"{FEW} --scheduled_sampling_stride inference --scheduled_sampling_inference_steps 20 "
+    "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 1 --scheduled_sampling_ramp_steps 100"
+)
 TABLES: Mapping[str, Mapping[str, str]] = {
     "adapters": {
         "DreamBooth": "dreambooth",
         "LoRA": "lora",
         "DoRA": "lora --network_args use_dora=True",
         "LoKr": "lora --network_module networks.lokr --network_args factor=4",
+    },
+    "rollout": {
+        "no rollout": FEW,
+        "rollout": ROLLED,
+        "rollout, original target": f"{ROLLED} --scheduled_sampling_target original",
     },
 }
 """By table and name: a recipe and further flags."""

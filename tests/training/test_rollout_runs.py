@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 import train_network
+from library.training.preservation.base import Base
+from library.training.training_loss import Inputs, TrainingLoss
 from tests.training.running import World, assert_equal_files, make_world, run
 
 Output = pytest.CaptureFixture[str]
@@ -62,6 +67,32 @@ def test_validation_is_never_rolled(world: World, tmp_path: Path, capsys: Output
         assert outcome.code == 0, outcome.err
         found.append([line.partition("validation loss")[2] for line in outcome.err.splitlines()])
     assert any(found[0]) and found[0] == found[1]
+
+
+def test_the_base_model_of_an_anchor_gets_what_arrived(
+    world: World, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows, bit for bit, and the rollout runs once, with the adapter as it is."""
+    passes: list[tuple[str, Tensor]] = []
+    predict, base = TrainingLoss.predict, Base.__call__
+
+    def recorded(self: TrainingLoss, inputs: Inputs) -> Tensor:
+        passes.append(("training" if torch.is_grad_enabled() else "rollout", inputs.noisy))
+        return predict(self, inputs)
+
+    def base_recorded(self: Base, inputs: Inputs, captions: Sequence[str], rows: Sequence[int]) -> Tensor:
+        passes.append(("base", inputs.rows(rows).noisy))
+        return base(self, inputs, captions, rows)
+
+    monkeypatch.setattr(TrainingLoss, "predict", recorded)
+    monkeypatch.setattr(Base, "__call__", base_recorded)
+    flags = {**LORA, **ROLLOUT, "scheduled_sampling_max_step_offset": 1, "reg_data_dir": world.root / "reg"}
+    words = world.arguments(tmp_path, **flags, max_train_steps=1, train_batch_size=6, preservation="base_prediction")
+    outcome = run(words, capsys, train_network.RECIPE)
+    assert outcome.code == 0, outcome.err
+    assert [name for name, _ in passes] == ["rollout", "base", "training"]
+    rows = [any(torch.equal(row, other) for other in passes[2][1]) for row in passes[1][1]]
+    assert rows and all(rows)
 
 
 def test_the_plan_says_what_it_costs_and_what_has_no_effect(world: World, tmp_path: Path, capsys: Output) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from library.options.flag import flag
 
-PreservationBase = Literal["auto", "accelerator", "half", "cpu", "cached"]
+PreservationBase = Literal["auto", "accelerator", "half", "int8", "int4", "nf4", "fp8", "cpu", "cached"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class PreservationOptions:
     preservation_base: PreservationBase = flag(
         "auto",
         "Where the base model is kept that anchors compare with: accelerator = beside the model in fp32, half = there "
-        "in half precision, cpu = in main memory, copied layer by layer, auto = what has room; cached = "
-        "predictions of base_prediction made before the first step.",
+        "in half precision, int8 to fp8 = there quantised, cpu = in main memory, copied by layers, auto = what has "
+        "room; cached = predictions of base_prediction made before the first step.",
         choices=get_args(PreservationBase),
         script="train_db.py",
     )

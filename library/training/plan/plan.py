@@ -92,7 +92,7 @@ def decide(parsed: Parsed) -> Plan:
     source = "adapter" if adapter else base_model.header.kind
     outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
-    base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs)
+    base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs, mistakes)
     costs = costs if base_copy is None else replace(costs, base=base_copy.on_accelerator)
     check_outputs(options, base_model, outputs, costs, mistakes)
     identity = identity_of(facts, base_copy)

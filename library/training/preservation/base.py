@@ -71,7 +71,13 @@ def loaded_base(plan: BasePlan, facts: RunFacts, model: Model, trainable: Traina
     """The base of a run that trains the model: the modules that are trained, loaded once more from the base model's
     file, so that a resumed run compares with the same; the others are those of the model."""
     own = load_model(
-        facts.options, facts.base_model, conditioner.device, lambda note: None, only=trainable.active, base=plan.format
+        facts.options,
+        facts.base_model,
+        conditioner.device,
+        lambda note: None,
+        only=trainable.active,
+        base=plan.format,
+        quantisation=plan.quantisation,
     )
     modules = {name: module for name, module in own.modules().items() if name in trainable.active}
     for name, module in modules.items():

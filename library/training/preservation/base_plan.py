@@ -5,6 +5,7 @@ that it trains:
 
     accelerator   in float32, beside the model
     half          in half precision, beside the model; with mixed precision that is what the model computes with too
+    int8, nf4, …  quantised, beside the model (library/training/quantised): the least memory, and the largest error
     cpu           in float32 in main memory; each layer's weights are copied to the accelerator when it computes
 
 or none, with `cached`: then it predicts before the first step, for a few fixed draws of each regularisation image.
@@ -20,26 +21,33 @@ from typing import TYPE_CHECKING, Literal
 from library.checkpoints.files import legacy_hash
 from library.messages import counted, listed, readable_bytes
 from library.runtime.precision import BYTES, FloatName
+from library.training.quantised.formats import FORMATS
+from library.training.quantised.plan import Quantisation, check_format, quantised_module
 
 if TYPE_CHECKING:
     from library.checkpoints.header import Header
     from library.options.groups.preservation import PreservationBase
+    from library.options.mistakes import Mistakes
     from library.runtime.device import Machine
     from library.training.plan.costs import Costs
     from library.training.plan.facts import RunFacts
 
-Place = Literal["accelerator", "half", "cpu", "cached"]
+Place = Literal["accelerator", "half", "int8", "int4", "nf4", "fp8", "cpu", "cached"]
 _ROOM = 0.7  # share of the memory that weights may take, the rest is for activations
 
 
 @dataclass(frozen=True)
 class BasePlan:
-    """The second set of weights of a run: the `modules` it has, where they are kept, their format and their bytes; with
-    the place cached, predictions in their stead. `file`: a fingerprint of the base model, which a resumed run must have
-    too. `reason`: why this place."""
+    """The second set of weights of a run: the `modules` it has, where they are kept, in which format, and their bytes.
+
+    With a `quantisation`, `format` is that of the weights which it leaves alone; with the place cached, it is that of
+    predictions in their stead. `file`: a fingerprint of the base model, which a resumed run must have too. `reason`:
+    why this place.
+    """
 
     place: Place
     format: FloatName
+    quantisation: Quantisation | None
     modules: tuple[str, ...]
     size: int
     file: str
@@ -53,37 +61,49 @@ class BasePlan:
     def __str__(self) -> str:
         if self.place == "cached":
             return f"predictions made before the first step, {readable_bytes(self.size)} in main memory ({self.reason})"
+        kinds = {module.format.title for module in self.quantisation.modules.values()} if self.quantisation else ()
         where = "in main memory, copied layer by layer for each pass" if self.place == "cpu" else "beside the model"
-        size = f"{readable_bytes(self.size)} in {self.format} {where}"
+        size = f"{readable_bytes(self.size)} in {listed(kinds) or self.format} {where}"
         return f"a second set of weights of the {listed(self.modules)}, {size} ({self.reason})"
 
 
-def decide_base(facts: RunFacts, trained: frozenset[str], costs: Costs) -> BasePlan | None:
+def decide_base(facts: RunFacts, trained: frozenset[str], costs: Costs, mistakes: Mistakes) -> BasePlan | None:
     """The second set of weights of a run that trains these modules; None without anchors that need it.
 
     `costs`: those of the run without it.
     """
     if not facts.preservation.of_base:
         return None
-    titles, mixed = facts.base_model.family.module_titles, facts.precision.mixed_precision
+    family, mixed = facts.base_model.family, facts.precision.mixed_precision
     half: FloatName = "fp16" if mixed == "no" else mixed
     formats: dict[Place, FloatName] = {"accelerator": "fp32", "half": half, "cpu": "fp32"}
-    sizes = {place: facts.base_model.sizes.total(trained) * BYTES[each] for place, each in formats.items()}
+    parameters = facts.base_model.sizes.total(trained)
+    sizes = {place: parameters * BYTES[each] for place, each in formats.items()}
     place, why = _choose(facts.options.preservation.preservation_base, sizes, costs.training, facts.machine, mixed)
-    taken = [f"{each} takes {readable_bytes(size)}" for each, size in sizes.items() if each != "cpu"]
-    others = f"{', '.join(taken)}, cpu none on an accelerator and more time"
+    quantisation = _quantisation(place, facts, trained, mistakes) if place in FORMATS else None
+    if quantisation is not None:
+        sizes[place] = sizes["accelerator"] - quantisation.bytes_saved(BYTES["fp32"])
     if place == "cached":
         count, sizes[place] = _count_predictions(facts)
         uses = facts.preservation.reg_samples * facts.duration.epochs / max(1, count)
         why = f"--preservation_base: {counted(count, 'prediction')}, each used about {counted(round(uses, 1), 'time')}"
+    others = ", ".join(f"{each} takes {readable_bytes(sizes[each])}" for each in ("accelerator", "half"))
     return BasePlan(
         place=place,
-        format=formats.get(place, "fp16"),
-        modules=tuple(title for name, title in titles.items() if name in trained),
+        format="fp16" if place == "cached" else formats.get(place, "fp32"),
+        quantisation=quantisation,
+        modules=tuple(title for name, title in family.module_titles.items() if name in trained),
         size=sizes[place],
         file=fingerprint_of(facts.base_model.header),
-        reason=f"{why}; {others}",
+        reason=f"{why}; {others}, cpu none on an accelerator and more time",
     )
+
+
+def _quantisation(name: str, facts: RunFacts, trained: frozenset[str], mistakes: Mistakes) -> Quantisation:
+    """The trained modules in one of the quantised formats."""
+    check_format(name, FORMATS[name], facts.machine, mistakes)
+    family, sizes = facts.base_model.family, facts.base_model.sizes
+    return Quantisation({module: quantised_module(family, sizes, module, FORMATS[name]) for module in sorted(trained)})
 
 
 def _count_predictions(facts: RunFacts) -> tuple[int, int]:

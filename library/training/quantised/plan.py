@@ -77,9 +77,9 @@ def decide_quantisation(
     """The quantisation of a run; None without. Mistakes: a package that is not installed, a device that lacks the
     format, a text encoder that the model does not have."""
     names = _names(options, family, mistakes)
-    modules = {module: _quantised(family, sizes, module, FORMATS[name]) for module, name in names.items()}
+    modules = {module: quantised_module(family, sizes, module, FORMATS[name]) for module, name in names.items()}
     for name, format_ in dict.fromkeys((name, FORMATS[name]) for name in names.values()):
-        _check_format(name, format_, machine, mistakes)
+        check_format(name, format_, machine, mistakes)
     return Quantisation(modules, options.quantise_probe) if modules else None
 
 
@@ -102,7 +102,8 @@ def _names(options: QuantisationOptions, family: Family, mistakes: Mistakes) -> 
     return {module: name for module, name in names.items() if name != NO_CHANGE}
 
 
-def _quantised(family: Family, sizes: PartSizes, module: str, chosen: Format) -> QuantisedModule:
+def quantised_module(family: Family, sizes: PartSizes, module: str, chosen: Format) -> QuantisedModule:
+    """A module of the model whose weights are stored in a format, where they can be."""
     left_alone = [re.compile(pattern) for pattern in family.not_quantised[module]]
     shapes = sizes.shapes[module]
     weights = {
@@ -114,7 +115,8 @@ def _quantised(family: Family, sizes: PartSizes, module: str, chosen: Format) ->
     return QuantisedModule(family.module_titles[module], chosen, weights, others)
 
 
-def _check_format(name: str, chosen: Format, machine: Machine, mistakes: Mistakes) -> None:
+def check_format(name: str, chosen: Format, machine: Machine, mistakes: Mistakes) -> None:
+    """Add a mistake if the package of a format is not installed, or the machine lacks the format."""
     if installed_version(chosen.backend.title) is None:
         mistakes.add(
             f"the format {name} needs the package {chosen.backend.title}, which is not installed",

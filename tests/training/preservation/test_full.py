@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from library.checkpoints.files import read_header
 from library.families.registry import load_model
+from library.options.mistakes import Mistakes
 from library.options.train_options import TrainOptions
 from library.runtime.device import Machine
 from library.training.preservation import preservation
@@ -114,6 +115,17 @@ def test_predictions_made_ahead_are_the_bases(
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
 
+@pytest.mark.parametrize("mixed", [torch.bfloat16, torch.float16])
+def test_predictions_are_found_in_mixed_precision_too(mixed: torch.dtype) -> None:
+    outputs = {-1 - key: torch.full((4, 2, 2), float(key), dtype=torch.float16) for key in range(3)}
+    batch: Any = SimpleNamespace(sample_index=torch.tensor([7, -3, -1]))
+    inputs: Any = SimpleNamespace(noisy=torch.zeros(3, 4, 2, 2))
+    with torch.autocast("cpu", mixed):
+        found = CachedPredictions(outputs)(batch, inputs, [], [1, 2])
+    assert found.shape == (2, 4, 2, 2) and found.dtype == torch.float32
+    assert found[:, 0, 0, 0].tolist() == [2.0, 0.0]
+
+
 def test_only_predictions_for_regularisation_images_are_made_ahead(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +150,28 @@ def test_half_precision_is_that_of_the_run(
     assert base.conditioner is None
     kinds = {(parameter.ndim > 1, parameter.dtype) for parameter in base.backbone.parameters()}
     assert kinds == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+def test_a_quantised_base_has_the_formats_of_a_quantised_model(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says nearly the same as one in float32."""
+    pytest.importorskip("optimum.quanto")
+    file, seen = load_model(read_header(world.model)), []
+    call = Base.__call__
+
+    def compared(base: Base, batch: Any, inputs: Any, captions: list[str], rows: list[int]) -> torch.Tensor:
+        found = call(base, batch, inputs, captions, rows)
+        with torch.no_grad():
+            expected = replace(base, backbone=file.backbone, conditioner=None)
+            seen.append(float((found - call(expected, batch, inputs, captions, rows)).abs().mean()))
+        return found
+
+    monkeypatch.setattr(Base, "__call__", compared)
+    flags = {**FLAGS, "reg_data_dir": world.root / "reg", "max_train_steps": 1, "preservation_base": "int8"}
+    outcome = run(world.arguments(tmp_path, **flags), capsys)
+    assert outcome.code == 0 and " in int8 (optimum-quanto) beside the model" in outcome.out, outcome.err
+    assert seen and 1e-5 < max(seen) < 0.05
 
 
 def test_the_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
@@ -202,9 +236,9 @@ def test_where_it_is_kept(case: str, tmp_path: Path) -> None:
         ),
     )
     costs: Any = SimpleNamespace(training=5 * GB)
-    plan = decide_base(facts, frozenset({"unet"}), costs)
+    plan = decide_base(facts, frozenset({"unet"}), costs, Mistakes())
     assert plan is not None and plan.modules == ("U-Net",)
     assert (plan.place, plan.format, plan.on_accelerator) == (place, number_format, size * GB)
     assert ("(auto: " in str(plan)) is (asked == "auto")
     facts.preservation = PreservationPlan((Anchor("reg_images"),))
-    assert decide_base(facts, frozenset({"unet"}), costs) is None
+    assert decide_base(facts, frozenset({"unet"}), costs, Mistakes()) is None
