@@ -1,7 +1,8 @@
 """Round a matrix to a format with the package of that format, and unpack it again.
 
-Packages round; unpacking 8 bits is done here, into memory that all layers share, which is ten times as fast as the
-packages' own functions on a CPU.
+Packages round. What they have rounded to whole numbers is unpacked here, into memory that all layers share: for 8 bits
+that is ten times as fast as the packages' own functions on a CPU, and for fewer bits optimum-quanto compiles an
+extension when it unpacks the first weight, which needs a compiler and can wait forever for another process.
 """
 
 from __future__ import annotations
@@ -48,22 +49,29 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class _OfQuanto:
-    """A tensor of optimum-quanto with groups of less than 8 bits."""
+class _Grouped:
+    """Numbers of 2 or 4 bits in groups (groups, values), as optimum-quanto packs them: byte row r has group r in its
+    lowest bits, then group r + rows, ... Each group has a scale and a shift (groups, 1)."""
 
-    tensor: Any
+    data: Tensor
+    bits: int
+    scale: Tensor
+    shift: Tensor
 
     def unpack(self, out: Tensor) -> Tensor:
-        dense: Tensor = self.tensor.dequantize().to(out.dtype)
-        return dense
+        grouped = out.view(len(self.scale), -1)
+        for place, groups in enumerate(grouped.split(len(self.data))):
+            numbers = (self.data[: len(groups)] >> (self.bits * place)) & (2**self.bits - 1)
+            groups.copy_(numbers)
+        grouped.mul_(self.scale.to(out.dtype)).sub_(self.shift.to(out.dtype))
+        return out
 
-    def to(self, device: torch.device) -> _OfQuanto:
-        return _OfQuanto(self.tensor.to(device))
+    def to(self, device: torch.device) -> _Grouped:
+        return _Grouped(self.data.to(device), self.bits, self.scale.to(device), self.shift.to(device))
 
     @property
     def nbytes(self) -> int:
-        numbers, scale, shift = (getattr(self.tensor, name) for name in self.tensor.__tensor_flatten__()[0])
-        return int(numbers._data.nbytes + scale.nbytes + shift.nbytes)
+        return self.data.nbytes + self.scale.nbytes + self.shift.nbytes
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ def _pack_with_quanto(matrix: Tensor, chosen: Format, group: int) -> Packed:
         return _Scaled(tensor._data, tensor._scale)
     scale, shift = quanto.MaxOptimizer()(matrix, kind, 0, group)
     scale = scale.clamp(min=_LEAST_SCALE)
-    return _OfQuanto(quanto.quantize_weight(matrix, kind, 0, scale, shift, group_size=group, optimized=False))
+    tensor = quanto.quantize_weight(matrix, kind, 0, scale, shift, group_size=group, optimized=False)
+    return _Grouped(tensor._data._data, kind.bits, tensor._scale, tensor._shift)
 
 
 def _pack_with_torchao(matrix: Tensor, chosen: Format, _: int) -> Packed:
