@@ -119,8 +119,8 @@ class _Grouped:
     shift: Tensor
 
     def unpack(self, out: Tensor) -> Tensor:
-        grouped = out.view(len(self.scale), -1)
-        for place, groups in enumerate(grouped.split(len(self.data))):
+        grouped: Tensor = out.view(len(self.scale), -1)
+        for place, groups in enumerate(torch.split(grouped, len(self.data))):
             groups.copy_((self.data[: len(groups)] >> (self.bits * place)) & (2**self.bits - 1))
         grouped.mul_(self.scale.to(out.dtype)).sub_(self.shift.to(out.dtype))
         return out
