@@ -1,7 +1,8 @@
 """Round a matrix to a format with the package of that format, and unpack it again.
 
-Packages round; unpacking 8 bits is done here, into memory that all layers share, which is ten times as fast as the
-packages' own functions on a CPU.
+Packages round. What they have rounded to whole numbers is unpacked here, into memory that all layers share: for 8 bits
+that is ten times as fast as the packages' own functions on a CPU, and for fewer bits optimum-quanto compiles an
+extension when it unpacks the first weight, which needs a compiler and can wait forever for another process.
 """
 
 from __future__ import annotations
@@ -108,25 +109,31 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class _OfQuanto:
-    """A tensor of optimum-quanto with groups of less than 8 bits."""
+class _Grouped:
+    """Numbers of 2 or 4 bits in groups (groups, values), as optimum-quanto packs them: row r of the bytes has group r
+    in its lowest bits, then group r + rows, ... Each group has a scale and a shift (groups, 1)."""
 
-    tensor: Any
+    data: Tensor
+    bits: int
+    scale: Tensor
+    shift: Tensor
 
     def unpack(self, out: Tensor) -> Tensor:
-        return out.copy_(self.tensor.dequantize())
+        grouped: Tensor = out.view(len(self.scale), -1)
+        for place, groups in enumerate(torch.split(grouped, len(self.data))):
+            groups.copy_((self.data[: len(groups)] >> (self.bits * place)) & (2**self.bits - 1))
+        grouped.mul_(self.scale.to(out.dtype)).sub_(self.shift.to(out.dtype))
+        return out
 
-    def to(self, device: torch.device) -> _OfQuanto:
-        return _OfQuanto(self.tensor.to(device))
+    def to(self, device: torch.device) -> _Grouped:
+        return _Grouped(self.data.to(device), self.bits, self.scale.to(device), self.shift.to(device))
 
-    def kept_in(self, arena: Arena) -> _OfQuanto:
-        self.tensor._data._data = arena.place(self.tensor._data._data)
-        self.tensor._scale, self.tensor._shift = arena.place(self.tensor._scale), arena.place(self.tensor._shift)
-        return self
+    def kept_in(self, arena: Arena) -> _Grouped:
+        return _Grouped(arena.place(self.data), self.bits, arena.place(self.scale), arena.place(self.shift))
 
     @property
     def nbytes(self) -> int:
-        return int(self.tensor._data._data.nbytes + self.tensor._scale.nbytes + self.tensor._shift.nbytes)
+        return self.data.nbytes + self.scale.nbytes + self.shift.nbytes
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,8 @@ def _pack_with_quanto(matrix: Tensor, chosen: Format, group: int) -> _Placed:
         return _Scaled(tensor._data, tensor._scale)
     scale, shift = quanto.MaxOptimizer()(matrix, kind, 0, group)
     scale = scale.clamp(min=_LEAST_SCALE)
-    return _OfQuanto(quanto.quantize_weight(matrix, kind, 0, scale, shift, group_size=group, optimized=False))
+    tensor = quanto.quantize_weight(matrix, kind, 0, scale, shift, group_size=group, optimized=False)
+    return _Grouped(tensor._data._data, kind.bits, tensor._scale, tensor._shift)
 
 
 def _pack_with_torchao(matrix: Tensor, chosen: Format, _: int) -> _Placed:
