@@ -10,19 +10,22 @@ or lora.toml. Prints a line for every way and seed, then the worst of each way o
 - broken: the share of the images of both in which the judge is less than 90 % certain of shape, colour or background;
 - seconds: the whole process; peak: resident memory, sampled ten times a second.
 
-Results are kept in output/shapes/evaluation/compare.json, so an interrupted comparison goes on; --again trains anew.
+Results and files are kept in output/shapes/evaluation, so an interrupted comparison goes on; --again trains anew. The
+sheet has a row of images for each way, with the same prompts and seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -43,7 +46,7 @@ from examples.shapes.evaluate import (
 )
 from examples.shapes.images import open_model
 from examples.shapes.judge import Judge, Reading
-from examples.shapes.sheet import draw_sheet
+from examples.shapes.sheet import draw_sheet, draw_ways
 from examples.shapes.world import Pixels
 from library.families.family import Model
 from networks import adapter_files, network
@@ -123,9 +126,14 @@ def command_of(way: str) -> list[str]:
     return [*RECIPES[recipe], *flags]
 
 
+def name_of(way: str, seed: int) -> str:
+    """The name of a way's files."""
+    return "-".join(re.findall(r"[\w.]+", f"{way} seed{seed}"))
+
+
 def train(way: str, seed: int) -> Cost:
     """Run a training from the command line."""
-    name = f"compare{seed}"
+    name = name_of(way, seed)
     words = ["--seed", str(seed), "--output_dir", str(OUTPUT), "--output_name", name]
     log = OUTPUT / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -146,12 +154,12 @@ def train(way: str, seed: int) -> Cost:
     return Cost(time.perf_counter() - started, peak, OUTPUT / f"{name}.safetensors")
 
 
-def trained_model(way: str, cost: Cost) -> Model:
+def trained_model(way: str, file: Path) -> Model:
     """The trained model; for an adapter the base model with the adapter merged in."""
     if way.startswith("dreambooth"):
-        return open_model(cost.file)
+        return open_model(file)
     model = open_model(BASE)
-    network.from_tensors(model.modules(), model.family.adapters, adapter_files.read(cost.file).tensors).merge()
+    network.from_tensors(model.modules(), model.family.adapters, adapter_files.read(file).tensors).merge()
     return model
 
 
@@ -179,7 +187,7 @@ def broken_share(judge: Judge, images: Sequence[Pixels]) -> float:
 
 def compare(ways: Mapping[str, str], seeds: Sequence[int], *, again: bool) -> Iterator[tuple[str, int, Result, Path]]:
     """Train and evaluate each way with each seed, unless its result is kept from before. Yields name, seed, result, and
-    the trained file, which the next training with this seed replaces."""
+    the trained file."""
     store = OUTPUT / "compare.json"
     kept: dict[str, dict[str, float]] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     judge = judges.load()
@@ -187,11 +195,11 @@ def compare(ways: Mapping[str, str], seeds: Sequence[int], *, again: bool) -> It
     for seed in seeds:
         for name, way in ways.items():
             key = f"{way} --seed {seed}"
-            file = OUTPUT / f"compare{seed}.safetensors"
-            if again or key not in kept:
+            file = OUTPUT / f"{name_of(way, seed)}.safetensors"
+            if again or key not in kept or not file.exists():
                 before = class_readings(open_model(BASE), judge) if before is None else before
                 cost = train(way, seed)
-                kept[key] = asdict(evaluate(trained_model(way, cost), before, judge, cost))
+                kept[key] = asdict(evaluate(trained_model(way, cost.file), before, judge, cost))
                 store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
             yield name, seed, Result(**kept[key]), file  # type: ignore[arg-type]
 
@@ -213,17 +221,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of the table")
     parser.add_argument("--add", action="append", default=[], help='another way, as "name: recipe flags"')
     parser.add_argument("--again", action="store_true", help="train what has a result, too")
-    parser.add_argument("--draw", type=Path, help="with --only LoRA: write a sheet of its images to this file")
+    parser.add_argument("--draw", type=Path, help="write a sheet of images before and after the LoRA to this file")
+    parser.add_argument("--sheet", type=Path, help="write a sheet of all ways, with the first seed, to this file")
     options = parser.parse_args()
     ways = chosen_ways(options.table, options.only, options.add)
     head = "| | Seed | Subject | Moved | Broken | Seconds | File, MB | Peak memory, MB |"
     print(f"{head}\n|---|---|---|---|---|---|---|---|", flush=True)
     results: dict[str, list[Result]] = {name: [] for name in ways}
-    for name, seed, result, file in compare(ways, options.seeds, again=options.again or options.draw is not None):
+    models: dict[str, Callable[[], Model]] = {"before": partial(open_model, BASE)}
+    for name, seed, result, file in compare(ways, options.seeds, again=options.again):
         results[name].append(result)
         print(f"| {name} | {seed} | {result} |", flush=True)
-        if name == "LoRA" and options.draw is not None:
-            draw_sheet(open_model(BASE), trained_model(ways[name], Cost(0, 0, file)), options.draw)
+        models.setdefault(name, partial(trained_model, ways[name], file))
+    if options.draw is not None:
+        draw_sheet(models["before"](), models["LoRA"](), options.draw)
+    if options.sheet is not None:
+        draw_ways(models, options.sheet)
     for name, own in results.items() if len(options.seeds) > 1 else ():
         print(f"| {name} | worst | {worst(own)} |")
 

@@ -6,7 +6,7 @@ python -m examples.shapes.sheet output/shapes/robot.safetensors output/shapes/sh
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,23 @@ def draw_sheet(base: Model, trained: Model, path: Path) -> None:
     """Draw the rows before and after a training and write them as a .png file."""
     subject = [np.asarray(Image.open(image).convert("RGB")) for image in sorted(FOLDER.glob("*.png"))]
     paper = sheet(draw_rows(base), draw_rows(trained), subject)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        paper.save(stream, "png", optimize=True)
+
+
+def draw_ways(models: Mapping[str, Callable[[], Model]], path: Path) -> None:
+    """Write a .png file with a row for each model under its name: images of the subject, and of its class, with the
+    same seeds in all rows."""
+    prompts = [f"{NAME} on {article(background)} background" for background in NEW_BACKGROUNDS]
+    prompts += [CLASS_PROMPT] * (2 * ACROSS)
+    paper = Image.new("RGB", (GAP + len(prompts) * (SIDE + GAP), GAP + len(models) * (LINE + SIDE + GAP)), PAPER)
+    pen, font = ImageDraw.Draw(paper), ImageFont.load_default(size=13)
+    for row, (name, opened) in enumerate(models.items()):
+        top = GAP + row * (LINE + SIDE + GAP)
+        pen.text((GAP, top), name, fill=INK, font=font)
+        for column, image in enumerate(draw(opened(), prompts, range(100, 100 + len(prompts)))):
+            paper.paste(Image.fromarray(image), (GAP + column * (SIDE + GAP), top + LINE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         paper.save(stream, "png", optimize=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_an_adapter_is_trained_and_merged(tmp_path: Path, monkeypatch: pytest.Mo
     assert cost.seconds > 0 and cost.peak > 100e6 and cost.file.stat().st_size > 1e5
     before, after = (
         open_model(compare.BASE).backbone.state_dict(),
-        compare.trained_model(way, cost).backbone.state_dict(),
+        compare.trained_model(way, cost.file).backbone.state_dict(),
     )
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and all("attentions" in name for name in changed)
@@ -59,9 +60,16 @@ def test_what_has_a_result_is_not_trained_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(compare, "OUTPUT", tmp_path)
     monkeypatch.setattr(compare, "train", None)
     (tmp_path / "compare.json").write_text(json.dumps({"lora --seed 1": asdict(result)}), encoding="utf-8")
+    (tmp_path / "lora-seed1.safetensors").touch()
     assert [found[:3] for found in compare.compare({"LoRA": "lora"}, [1], again=False)] == [("LoRA", 1, result)]
 
 
 def test_the_worst_is_the_least_subject_and_the_most_of_all_else() -> None:
     one, other = compare.Result(0.8, 0.1, 0.0, 100.0, 2, 3), compare.Result(0.9, 0.2, 0.1, 90.0, 2, 4)
     assert compare.worst([one, other]) == compare.Result(0.8, 0.2, 0.1, 100.0, 2, 4)
+
+
+def test_names_of_files_have_no_blanks_and_differ() -> None:
+    ways = [way for table in compare.TABLES.values() for way in table.values()]
+    names = {compare.name_of(way, seed) for way in ways for seed in (1, 2)}
+    assert len(names) == 2 * len(set(ways)) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
