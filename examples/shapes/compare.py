@@ -58,12 +58,26 @@ ROLLED = (
     f"{FEW} --scheduled_sampling_stride inference --scheduled_sampling_inference_steps 20 "
     "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_probability 1 --scheduled_sampling_ramp_steps 100"
 )
+PRESERVED: Mapping[str, str] = {
+    "none": "lora --reg_data_dir=",
+    "reg_images": "lora",
+    "base_prediction": "lora --preservation base_prediction",
+    "class_prompt": "lora --reg_data_dir= --preservation class_prompt",
+    "blank_prompt": "lora --reg_data_dir= --preservation blank_prompt",
+    "base_prediction and class_prompt": "lora --preservation base_prediction class_prompt",
+}
 TABLES: Mapping[str, Mapping[str, str]] = {
     "adapters": {
         "DreamBooth": "dreambooth",
         "LoRA": "lora",
         "DoRA": "lora --network_args use_dora=True",
         "LoKr": "lora --network_module networks.lokr --network_args factor=4",
+    },
+    "preservation": PRESERVED,
+    "preservation of all weights": {name: way.replace("lora", "dreambooth", 1) for name, way in PRESERVED.items()},
+    "quantised": {
+        "float32": "lora",
+        **{name: f"lora --base_model_precision {name}" for name in ("int8", "int4", "nf4", "fp8")},
     },
     "rollout": {
         "no rollout": FEW,

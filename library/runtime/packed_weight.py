@@ -21,7 +21,7 @@ class Packed(Protocol):
     """A matrix (out, in) in a format. Several of them may share a format's tables."""
 
     def unpack(self, out: Tensor) -> Tensor:
-        """The dense matrix (out, in), of the dtype of `out`, which may be overwritten and returned."""
+        """Write the dense matrix into `out` (out, in) and return it."""
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
@@ -53,12 +53,13 @@ class PackedWeight(Tensor):
         return f"PackedWeight({tuple(self.shape)}, {type(self.packed).__name__}, {self.packed.nbytes} bytes)"
 
     def unpacked(self, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
-        """The dense weight; `out` is memory of its size and dtype that may be used for it."""
+        """The dense weight, in `out` if that is given."""
         rows = self.shape[0]
         if out is None:
             out = torch.empty(self.shape, dtype=dtype or self.dtype, device=self.device)
         with torch.no_grad():
-            return self.packed.unpack(out.view(rows, -1)).view(self.shape)
+            self.packed.unpack(out.view(rows, -1))
+        return out
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # as torch calls it

@@ -11,7 +11,7 @@ from library.families.family import Model, TextSettings
 from library.runtime.precision import FloatName, torch_dtype
 from library.runtime.stored_weights import compute_in_fp32
 from library.training.memory import loading_device
-from library.training.quantised.packer import packer
+from library.training.quantised.packer import Packer
 from library.training.saving.model_file import check_finite_weights, clip_skip_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_model(
     with in float32. With a `quantisation` those that it names are quantised, unless adapters are to be merged into them
     first (--base_weights). Raises UserError for weights that are not finite.
     """
-    pack = None if quantisation is None or options.adapter.base_weights else packer(quantisation)
+    pack = None if quantisation is None or options.adapter.base_weights else Packer(quantisation)
     model = base_model.family.load(
         base_model.header,
         vae=base_model.vae,

@@ -38,7 +38,8 @@ class CachedPredictions:
     def __call__(self, batch: Batch, inputs: Inputs, captions: Sequence[str], rows: Sequence[int]) -> Tensor:
         """The base's output for some rows of the inputs, which are samples of the batch: (len(rows), C, h, w)."""
         keys = batch.sample_index[[*rows]].tolist()
-        return torch.stack([self.outputs[key] for key in keys]).to(inputs.noisy.device).float()
+        # float32 first: autocast to bfloat16 refuses to stack float16
+        return torch.stack([self.outputs[key].float() for key in keys]).to(inputs.noisy.device)
 
 
 def predict_ahead(

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from library.runtime.stored_weights import compute_in_fp32
-from library.training.quantised.backends import pack
+from library.training.quantised.backends import Arena, make_arena, pack
 
 if TYPE_CHECKING:
-    from library.families.family import Model, Pack
+    from library.families.family import Model
     from library.training.quantised.plan import Quantisation
 
 
-def packer(quantisation: Quantisation) -> Pack:
-    """What loading calls for each weight, so that the full model is never in memory."""
-    return partial(_pack, quantisation)
+@dataclass
+class Packer:
+    """What loading calls for each weight (family.Pack), so that the full model is never in memory."""
+
+    quantisation: Quantisation
+    arenas: dict[str, Arena] = field(default_factory=dict)
+
+    def __call__(self, module: str, name: str, weight: Tensor) -> Tensor:
+        """The weight in its format, or unchanged if it has none; with a probe it keeps the full one too."""
+        chosen = self.quantisation.format_of(module, name)
+        if chosen is None:
+            return weight
+        if module not in self.arenas:
+            shapes = self.quantisation.modules[module].weights.values()
+            self.arenas[module] = make_arena(chosen, shapes, weight.device)
+        packed = pack(weight, chosen, self.arenas[module])
+        packed.full = weight if self.quantisation.probe else None
+        return packed
 
 
 def quantise(model: Model, quantisation: Quantisation) -> None:
     """Quantise a model that has been loaded in full, for adapters to be merged into it."""
+    packer = Packer(quantisation)
     for module_name, module in model.modules().items():
         for layer_name, layer in module.named_modules():
             weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter):
-                packed = _pack(quantisation, module_name, f"{layer_name}.weight", weight.detach())
+                packed = packer(module_name, f"{layer_name}.weight", weight.detach())
                 layer.weight = nn.Parameter(packed, requires_grad=False)
         if module_name in quantisation.modules:
             compute_in_fp32(module)
-
-
-def _pack(quantisation: Quantisation, module: str, name: str, weight: Tensor) -> Tensor:
-    """The weight in its format, or unchanged if it has none. With a probe it keeps the full one, to compare with."""
-    chosen = quantisation.format_of(module, name)
-    if chosen is None:
-        return weight
-    packed = pack(weight, chosen)
-    packed.full = weight if quantisation.probe else None
-    return packed

@@ -54,10 +54,11 @@ class _Probe:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.no_grad(), torch.random.fork_rng(devices), self._full_weights():
             self.losses(batch, step)
+        expected = outputs[-1]  # a rollout, or the frozen base's prediction, come before
         with self._measuring():
             terms = self.losses(batch, step)
         hook.remove()
-        for line in self._report(*outputs):
+        for line in self._report(expected, outputs[-1]):
             self.say(line)
         for layer in self.layers.values():
             _packed(layer).full = None

@@ -115,6 +115,17 @@ def test_predictions_made_ahead_are_the_bases(
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 
 
+@pytest.mark.parametrize("mixed", [torch.bfloat16, torch.float16])
+def test_predictions_are_found_in_mixed_precision_too(mixed: torch.dtype) -> None:
+    outputs = {-1 - key: torch.full((4, 2, 2), float(key), dtype=torch.float16) for key in range(3)}
+    batch: Any = SimpleNamespace(sample_index=torch.tensor([7, -3, -1]))
+    inputs: Any = SimpleNamespace(noisy=torch.zeros(3, 4, 2, 2))
+    with torch.autocast("cpu", mixed):
+        found = CachedPredictions(outputs)(batch, inputs, [], [1, 2])
+    assert found.shape == (2, 4, 2, 2) and found.dtype == torch.float32
+    assert found[:, 0, 0, 0].tolist() == [2.0, 0.0]
+
+
 def test_only_predictions_for_regularisation_images_are_made_ahead(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,10 @@ from torch import Tensor
 from library.families.sd.load import import_packages
 from library.options.groups import quantisation as flags
 from library.runtime.imports import quiet_libraries
-from library.training.quantised.backends import pack
-from library.training.quantised.formats import FORMATS
+from library.runtime.packed_weight import PackedWeight
+from library.training.quantised import backends
+from library.training.quantised.backends import make_arena, pack
+from library.training.quantised.formats import FORMATS, Format
 
 DISTINCT = [name for name in FORMATS if "-" in name]
 SHAPES = ((24, 320), (16, 32, 3, 3))
@@ -29,6 +33,15 @@ def weight(shape: tuple[int, ...]) -> Tensor:
     return made
 
 
+def packed_in(full: Tensor, chosen: Format) -> PackedWeight:
+    """Packed as the first of two weights of its shape."""
+    arena = make_arena(chosen, [tuple(full.shape)] * 2, full.device)
+    packed = pack(full, chosen, arena)
+    pack(torch.randn(full.shape), chosen, arena)
+    assert arena.used <= len(arena.memory)
+    return packed
+
+
 def test_every_value_of_the_flag_has_a_format() -> None:
     assert {flags.NO_CHANGE, *FORMATS} == set(flags.FORMATS)
     assert {name: FORMATS[name] for name in ("int8", "int4", "fp8", "nf4")} == {
@@ -39,10 +52,19 @@ def test_every_value_of_the_flag_has_a_format() -> None:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_compiler() -> Iterator[None]:
+    """Most machines have none, and a lock that a stopped compilation leaves behind stops all others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optimum.quanto.library.extensions.extension.load", None)
+        patch.setattr("torch.utils.cpp_extension.load", None)
+        yield
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", DISTINCT)
 def test_bytes_and_zeros(name: str, shape: tuple[int, ...]) -> None:
-    packed = pack(weight(shape), FORMATS[name])
+    packed = packed_in(weight(shape), FORMATS[name])
     dense = packed.unpacked()
     assert packed.packed.nbytes == FORMATS[name].nbytes(shape)
     assert dense.shape == shape and dense.dtype is torch.float32 and bool(dense.isfinite().all())
@@ -73,9 +95,19 @@ def test_rounding_is_that_of_the_definition(name: str, shape: tuple[int, ...]) -
     """No value is further from the full one than half a step; a wrong group, row or scale would be."""
     full, chosen = weight(shape), FORMATS[name]
     full[1] *= 100
-    found = pack(full, chosen).unpacked()
+    found = packed_in(full, chosen).unpacked()
     worst = ((found - full).abs() / step_by_definition(full, name, chosen.group_in(shape)).clamp(min=1e-30)).max()
     assert 0.5 < float(worst) < 1.02
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_large_weights_are_packed_in_pieces_without_a_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = torch.randn(200, 96, generator=torch.Generator().manual_seed(3))
+    whole = packed_in(full, FORMATS[name])
+    monkeypatch.setattr(backends, "_PIECE", 64 * 96)
+    pieces = packed_in(full, FORMATS[name])
+    assert torch.equal(pieces.unpacked(), whole.unpacked()) and pieces.packed.nbytes == whole.packed.nbytes
+    assert len(backends._pieces((200, 96))) == 4
 
 
 def test_a_group_never_crosses_rows_unless_it_may() -> None:
@@ -83,3 +115,10 @@ def test_a_group_never_crosses_rows_unless_it_may() -> None:
     assert int4.group_in((8, 320)) == 64 and int4.group_in((8, 4, 3, 3)) == 4 and nf4.group_in((8, 40)) == 64
     assert not int4.fits((8, 4, 3, 3)) and int4.fits((8, 32, 3, 3)) and not int4.fits((8,))
     assert not nf4.fits((3, 3)), "half a byte is left"
+
+
+@pytest.mark.parametrize("name", ["int4-quanto", "int2-quanto"])
+def test_an_odd_number_of_groups(name: str) -> None:
+    full = weight((5, 96))  # groups of 32: the last byte rows are not full
+    error = (packed_in(full, FORMATS[name]).unpacked() - full).abs()
+    assert bool((error <= step_by_definition(full, name, 32) * 1.01 + 1e-7).all())

@@ -118,7 +118,10 @@ def test_adapters_are_merged_before_quantising(
 def test_a_probe_lists_the_worst_layers_and_changes_nothing(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], models: list[Model]
 ) -> None:
-    flags = {"base_model_precision": "int4", "network_dropout": 0.3, "network_args": ["module_dropout=0.3"]}
+    flags = {
+        "base_model_precision": "int4", "network_dropout": 0.3, "network_args": ["module_dropout=0.3"],
+        "preservation": "base_prediction", "reg_data_dir": world.root / "reg", "train_batch_size": 4,
+    }  # fmt: skip
     plain = train(world, tmp_path / "plain", capsys, **flags)
     probed = train(world, tmp_path / "probed", capsys, **flags, quantise_probe=True)
     assert probed.losses == plain.losses
