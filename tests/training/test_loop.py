@@ -48,7 +48,7 @@ from tests import tiny
 from tests.runtime.test_processes import join
 
 # smaller images leave one pixel to the deepest level, whose normalisation then magnifies rounding a thousandfold
-SIZE = (64, 64)
+SIZE = (128, 128)
 SAMPLES = tuple((index, 0) for index in range(7))
 TOKENIZER = ClipTokenizers({"text_encoder": ClipTokenizer(49407)})
 
@@ -224,10 +224,10 @@ def test_the_loss_is_the_weighted_sum_over_the_number_of_samples(dataset: Traini
     model.vae.requires_grad_(False)
     for index in range(7):
         batch = dataset[BatchRequest(1, 0, SIZE, (SAMPLES[index],), index, 7, index == 6)]
-        draws = objective.draw((1, 4, 8, 8), losses.generators(batch, "noise"))
+        draws = objective.draw((1, 4, 16, 16), losses.generators(batch, "noise"))
         alpha = model.family.process.alphas_cumprod[int(draws.timesteps[0])]
         posterior = model.vae.encode(batch.pixels).latent_dist
-        noise = torch.randn(4, 8, 8, generator=losses.generators(batch, "posterior")[0])
+        noise = torch.randn(4, 16, 16, generator=losses.generators(batch, "posterior")[0])
         x0 = (posterior.mean + posterior.std * noise) * 0.18215
         noisy = math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * draws.noise
         states = encoder(batch.text_inputs["text_encoder"].ids[:, 0]).last_hidden_state

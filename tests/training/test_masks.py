@@ -165,7 +165,7 @@ def test_a_step_with_masks_does_not_depend_on_how_its_samples_are_split(
     seed = next(seed for seed in range(1000) if len({order(seed, *split) for split in splits}) == 1)
     flags: dict[str, object] = {
         **masked(world, "half"), "mask_normalise": "sample", "reg_data_dir": world.root / "reg",
-        "prior_loss_weight": 0.3, "min_snr_gamma": 5, "seed": seed,
+        "prior_loss_weight": 0.3, "min_snr_gamma": 5, "resolution": 128, "seed": seed,
         "optimizer_type": "SGDNesterov", "optimizer_args": ["momentum=0.9"], "learning_rate": 1,
     }  # fmt: skip
     before = flat(world.model)
@@ -183,7 +183,7 @@ def test_a_step_with_masks_does_not_depend_on_how_its_samples_are_split(
 
 def order(seed: int, batch: int, windows: int) -> tuple[Sample, ...]:
     """The samples of the first epoch, one after the other: 3 training images and 3 others, each twice."""
-    epochs = EpochOrder([0] * 6, [(64, 64)] * 6, [2] * 6, batch_sizes=[batch], accumulation=windows, seed=seed)
+    epochs = EpochOrder([0] * 6, [(128, 128)] * 6, [2] * 6, batch_sizes=[batch], accumulation=windows, seed=seed)
     return tuple(sample for request in epochs.requests(1) for sample in request.samples)
 
 

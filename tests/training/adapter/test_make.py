@@ -99,9 +99,7 @@ def test_which_parts_are_trained(world: World, tmp_path: Path, capsys: pytest.Ca
         } == prefixes
 
 
-def test_the_base_is_frozen_and_its_file_untouched_and_initial_weights_come_from_a_file(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_initial_weights_from_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A first step at a rate of nearly 0 from a file gives the file; of another rank only with dim_from_weights."""
     before = world.model.read_bytes()
     train(world, tmp_path / "first", capsys, learning_rate=1e-2, max_train_steps=2)
