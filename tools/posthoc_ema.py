@@ -68,6 +68,9 @@ def work(options: PosthocOptions) -> None:
     if wanted.step > steps[-1]:
         what = f"--step {wanted.step}: the last snapshot is of step {steps[-1]}"
         raise UserError([Mistake(what, f"use {steps[-1]} or an earlier step")])
+    if wanted.step < steps[0]:
+        what = f"--step {wanted.step}: the first snapshot is of step {steps[0]}"
+        raise UserError([Mistake(what, f"use {steps[0]} or a later step")])
     widths = [f"{one:g}" for one in sorted({snapshot.profile.width for snapshot in snapshots})]
     kept = f"{counted(len(snapshots), 'snapshot')} of relative width {' and '.join(widths)}"
     print(f"{folder}: {kept}, steps {steps[0]} to {steps[-1]}")

@@ -45,7 +45,7 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
     if isinstance(raw, str) and raw.strip() == "":
         empty = next((read_as for read_as in flag.read_as if read_as.written == ""), None)
         return (UNSET, "") if empty is None else (empty.value, empty.why)
-    if isinstance(raw, list) and not raw:
+    if isinstance(raw, list) and all(isinstance(member, str) and not member.strip() for member in raw):
         return UNSET, ""
     value = _pairs(raw) if flag.pairs else _READERS[flag.kind](raw)
     if flag.zero_is_off and value == 0:

@@ -78,6 +78,11 @@ class Rollout:
         seen = replace(draws, noise=arrived, perturbation=perturbation)
         return seen, seen if self.settings.corrected else draws
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a sample can be rolled at any timestep that is trained."""
+        return bool(self._longest[self.objective.low :].any())
+
     def _descend(self, inputs: Inputs, lengths: Tensor) -> Tensor:
         """x' (N, C, h, w): each row goes down from its timestep in `lengths` (N,) steps. Rows with as many steps left
         share a forward pass."""
@@ -113,9 +118,14 @@ class Rollout:
 
 
 def build_rollout(
-    settings: RolloutSettings | None, loss: TrainingLoss, modules: Sequence[nn.Module], processes: Processes
+    settings: RolloutSettings | None,
+    loss: TrainingLoss,
+    modules: Sequence[nn.Module],
+    processes: Processes,
+    say: Callable[[str], None],
 ) -> Rollout | None:
-    """The rollout of a run, or None. `modules` are those of the forward pass of `loss`."""
+    """The rollout of a run, or None. `modules` are those of the forward pass of `loss`. `say` is told if the trained
+    timesteps leave no room for it."""
     if settings is None:
         return None
     model, scheduler = loss.model, None
@@ -128,4 +138,11 @@ def build_rollout(
             model.prediction,
             zero_terminal_snr=model.zero_terminal_snr,
         )
-    return Rollout(settings, loss.objective, loss.predict, modules, processes, scheduler)
+    rollout = Rollout(settings, loss.objective, loss.predict, modules, processes, scheduler)
+    if not rollout.has_room:
+        trained = f"{loss.objective.low} to {loss.objective.high - 1}"
+        say(
+            f"no sample is rolled: of the timesteps that are trained ({trained}), none is noisy enough with another "
+            f"{settings.stride} above it. Raise --max_timestep, or --scheduled_sampling_inference_steps"
+        )
+    return rollout

@@ -107,7 +107,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
-        loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes)
+        loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)

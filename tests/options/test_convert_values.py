@@ -68,6 +68,8 @@ def test_values_as_they_are_written(name: str, raw: object, value: object) -> No
         ("cache_latents", ""),
         ("resolution", "  "),
         ("optimizer_args", []),
+        ("optimizer_args", [""]),
+        ("preservation", [""]),  # the command line's --preservation ""
         ("max_token_length", 75),
         ("max_token_length", 0),
         ("clip_skip", 0),

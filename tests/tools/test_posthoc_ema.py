@@ -53,6 +53,7 @@ def test_the_file_is_the_sum(folder: Path, precision: str | None, dtype: torch.d
     ("words", "message"),
     [
         (("--sigma_rel", "0.1", "--step", "41"), "--step 41: the last snapshot is of step 40"),
+        (("--sigma_rel", "0.1", "--step", "9"), "--step 9: the first snapshot is of step 10"),
         (("--sigma_rel", "0.3"), "above 0.28"),
         (("--sigma_rel", "0"), "below 0.01"),
         ((), "no --sigma_rel"),

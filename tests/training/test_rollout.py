@@ -51,7 +51,7 @@ def rollout_with(
         family=SimpleNamespace(process=PROCESS), prediction=prediction, zero_terminal_snr=zero_terminal
     )
     loss: Any = SimpleNamespace(model=model, objective=objective, predict=predict)
-    rollout = build_rollout(settings, loss, [module or nn.Identity()], Processes())
+    rollout = build_rollout(settings, loss, [module or nn.Identity()], Processes(), print)
     assert rollout is not None
     return rollout
 
@@ -191,7 +191,7 @@ def test_the_loss_trains_at_the_timestep_drawn_on_what_arrived() -> None:
     batch: Any = SimpleNamespace(latents=LATENTS[:4], mask=None, sample_index=index, pixels=None)
     loss = TrainingLoss(model, lambda batch: CONDITIONING, None, objective, 7, torch.device("cpu"))
     loss(batch, 0)
-    loss.rollout = build_rollout(replace(SETTINGS, longest=1), loss, [], Processes())
+    loss.rollout = build_rollout(replace(SETTINGS, longest=1), loss, [], Processes(), print)
     (term,) = loss(batch, 0)
     plain, rolled, last = seen
     assert torch.equal(plain.timesteps, last.timesteps) and len(rolled.timesteps)
@@ -204,4 +204,14 @@ def test_the_loss_trains_at_the_timestep_drawn_on_what_arrived() -> None:
 
 def test_without_settings_there_is_none() -> None:
     loss: Any = None
-    assert build_rollout(None, loss, [], Processes()) is None
+    assert build_rollout(None, loss, [], Processes(), print) is None
+
+
+@pytest.mark.parametrize(("high", "said"), [(40, True), (200, False)])
+def test_timesteps_without_room_are_told(high: int, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples below timestep 14 are not rolled over 36 timesteps, so with 40 of them none is."""
+    objective: Objective[Any] = Objective.from_options(ObjectiveOptions(max_timestep=high), PROCESS, "epsilon")
+    model = SimpleNamespace(family=SimpleNamespace(process=PROCESS), prediction="epsilon", zero_terminal_snr=False)
+    loss: Any = SimpleNamespace(model=model, objective=objective, predict=None)
+    assert build_rollout(SETTINGS, loss, [], Processes(), print) is not None
+    assert ("no sample is rolled: of the timesteps that are trained (0 to 39)" in capsys.readouterr().out) == said

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import train_network
+from library.data.batch import Batch
 from library.training.preservation.base import Base
 from library.training.training_loss import Inputs, TrainingLoss
 from tests.training.running import World, assert_equal_files, make_world, run
@@ -80,9 +81,9 @@ def test_the_base_model_of_an_anchor_gets_what_arrived(
         passes.append(("training" if torch.is_grad_enabled() else "rollout", inputs.noisy))
         return predict(self, inputs)
 
-    def base_recorded(self: Base, inputs: Inputs, captions: Sequence[str], rows: Sequence[int]) -> Tensor:
+    def base_recorded(self: Base, batch: Batch, inputs: Inputs, captions: Sequence[str], rows: Sequence[int]) -> Tensor:
         passes.append(("base", inputs.rows(rows).noisy))
-        return base(self, inputs, captions, rows)
+        return base(self, batch, inputs, captions, rows)
 
     monkeypatch.setattr(TrainingLoss, "predict", recorded)
     monkeypatch.setattr(Base, "__call__", base_recorded)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from library.options.groups.adapter import SCRIPT
+from library.options.groups.quantisation import NO_CHANGE
 from library.options.rules.rule_kinds import (
     Excludes,
     Implies,
@@ -94,6 +97,14 @@ OVERRIDES = (
     Overrides("initial_step", "initial_epoch", "the run starts at initial_step", (None,)),
 )
 
+_FORMATS = ("base_model_precision", *(f"text_encoder_{number}_precision" for number in (1, 2, 3)))
+
+
+def _quantises_nothing(values: Mapping[str, object]) -> bool:
+    full = all(values[name] in (None, NO_CHANGE) for name in _FORMATS)
+    return full and not (values["fp8_base"] or values["fp8_base_unet"])
+
+
 NO_EFFECT = (
     NoEffect("text_encoder_lr", on("network_train_unet_only"), "only the U-Net is trained (network_train_unet_only)"),
     NoEffect("unet_lr", on("network_train_text_encoder_only"), "only the text encoder is trained"),
@@ -102,6 +113,7 @@ NO_EFFECT = (
         on("dim_from_weights", "network_weights"),
         "ranks are taken from network_weights (dim_from_weights)",
     ),
+    NoEffect("quantise_probe", _quantises_nothing, "no part of the base model is quantised"),
     NoEffect("skip_until_initial_step", off("initial_step"), "initial_step is not set"),
     *(
         NoEffect(name, on("resume"), "the training state decides where the run starts (resume)")

@@ -44,6 +44,7 @@ def notes_on_never_reached(
         *_validations(facts),
         *_captions(facts),
         *_rollout(facts.options),
+        *_anchors(facts),
         *_optimization(optimization),
     ]
     for moment in moments:
@@ -92,6 +93,13 @@ def _rollout(options: TrainOptions) -> Iterator[Moment]:
     if options.rollout.scheduled_sampling_max_step_offset:
         start = options.rollout.scheduled_sampling_start_step
         yield Moment("--scheduled_sampling_start_step", start, "step", "no sample is rolled", repeats=False)
+
+
+def _anchors(facts: RunFacts) -> Iterator[Moment]:
+    for anchor in facts.preservation.anchors:
+        first = anchor.first if anchor.first > 1 else None
+        asked = f"the first step of --preservation {anchor.name}"
+        yield Moment(asked, first, "step", "this anchor never acts", repeats=False)
 
 
 def _optimization(optimization: Optimization) -> Iterator[Moment]:

@@ -217,9 +217,10 @@ def _training(plan: Plan) -> Iterator[str]:
     if plan.rollout is not None:
         steps = facts.duration.steps
         passes = plan.rollout.passes_per_sample(steps)
+        count = f"{passes:.2g}" if passes < 100 else f"{passes:.0f}"
         yield plan.rollout.describe(steps)
         yield (
-            f"adds about {passes:.2g} forward passes per sample ({plan.rollout.longest} for the longest rollout), "
+            f"adds about {count} forward passes per sample ({plan.rollout.longest} for the longest rollout), "
             f"{passes / PASSES_OF_A_SAMPLE:.0%} of the training time"
         )
     yield from facts.preservation.describe(plan.base)

@@ -17,6 +17,10 @@ def with_flags(text: str) -> Parsed:
     return parse([*NEEDED, *text.split()])
 
 
+def with_adapter(text: str) -> Parsed:
+    return parse([*NEEDED, "--network_module=networks.lora", *text.split()], ADAPTERS)
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -183,6 +187,7 @@ def test_a_scheduler_class_overrides_the_name() -> None:
         ("--scheduled_sampling_probability 0.5", "scheduled_sampling_max_step_offset is not set"),
         ("--scheduled_sampling_stride inference", "scheduled_sampling_max_step_offset is not set"),
         ("--scheduled_sampling_max_step_offset 2", "no sample is rolled"),
+        (f"{ROLLED} --scheduled_sampling_ramp_steps 9 --scheduled_sampling_prob_end 0", "no sample is rolled"),
         (f"{ROLLED} --scheduled_sampling_prob_end 0.9", "scheduled_sampling_ramp_steps is not set"),
         (f"{ROLLED} --scheduled_sampling_ramp_shape cosine", "scheduled_sampling_ramp_steps is not set"),
         (f"{ROLLED} --scheduled_sampling_inference_steps 20", "scheduled_sampling_stride is training"),
@@ -193,6 +198,22 @@ def test_flags_without_effect_are_noted(flags: str, named: str) -> None:
     assert parsed.mistakes == ()
     (note,) = parsed.notes
     assert named in note
+
+
+def test_a_share_that_falls_to_nothing_rolls_samples() -> None:
+    falling = "--scheduled_sampling_max_step_offset 2 --scheduled_sampling_ramp_steps 9"
+    assert with_flags(f"{falling} --scheduled_sampling_prob_start 0.5").notes == ()
+
+
+@pytest.mark.parametrize("precision", ["", "--base_model_precision no_change --text_encoder_1_precision no_change"])
+def test_a_probe_of_nothing_is_noted(precision: str) -> None:
+    (note,) = with_adapter(f"--quantise_probe {precision}").notes
+    assert "quantise_probe" in note and "no part of the base model is quantised" in note
+
+
+def test_a_probe_of_something_is_not_noted() -> None:
+    for format_ in ("--fp8_base", "--fp8_base_unet", "--base_model_precision int8", "--text_encoder_1_precision nf4"):
+        assert with_adapter(f"--quantise_probe {format_}").notes == ()
 
 
 def test_save_last_with_its_saves_is_not_noted() -> None:

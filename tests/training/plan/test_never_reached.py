@@ -50,6 +50,11 @@ CASES: list[tuple[dict[str, object], str | None]] = [
     ({"caption_dropout_every_n_epochs": 3}, "caption_dropout_every_n_epochs 3 is never reached: the run has 2 epochs"),
     ({"token_warmup_step": 0.9}, None),
     ({"token_warmup_step": 500}, "token_warmup_step 500 is never reached: the run has 16 steps"),
+    ({"preservation": "blank_prompt@16-"}, None),
+    (
+        {"preservation": "blank_prompt@17-"},
+        "the first step of --preservation blank_prompt 17 is never reached: the run has 16 steps",
+    ),
     (CHANGES, "the step of --lr_scheduler_args step_rules 17 is never reached: the run has 16 steps"),
 ]
 
