@@ -230,6 +230,11 @@ def _check_class_prompts(prompts: ClassPrompts, origin: str, mistakes: Mistakes)
             "there are no class_tokens",
             "set --preservation_identifier and --preservation_class",
         )
+    elif same := [name for identifier, name in prompts.pairs if identifier.lower() == name.lower()]:
+        mistakes.add(
+            f'{what}: "{same[0]}" is the identifier and the class too, so captions would stay as they are',
+            "set --preservation_identifier to what only the subject is called, and --preservation_class to what it is",
+        )
     elif not prompts.found:
         identifiers = listed(f'"{identifier}"' for identifier, _ in prompts.pairs)
         mistakes.add(

@@ -131,6 +131,10 @@ MISTAKES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         {"preservation": "class_prompt", "preservation_identifier": "xyz"},
         ('no caption has the identifier "xyz"', "--preservation_identifier"),
     ),
+    "no change": (
+        {"preservation": "class_prompt", "preservation_identifier": "Dog", "preservation_class": "dog"},
+        ('"dog" is the identifier and the class too', "--preservation_identifier"),
+    ),
     "twice": ({"preservation": ["blank_prompt", "blank_prompt=2"]}, ("given twice",)),
     "several": ({"preservation": ["prior", "class_prompt=x"]}, ("no anchor 'prior'", "class_prompt=x")),
 }
