@@ -130,8 +130,11 @@ def belongings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def furnish(root: Path, belongings: Path, page: str) -> None:
-    """Copy what the reader of a page has: the belongings, and what the pages before had them make."""
-    shutil.copytree(belongings, root, dirs_exist_ok=True)
+    """Copy what the reader of a page has: the belongings, and what the pages before had them make. Of the models only
+    those that the page names, and that of the README."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    spare = [f"{name}.safetensors" for name in MODELS if name != "sd15" and name not in text]
+    shutil.copytree(belongings, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*spare))
     model = belongings / "models" / "sd15.safetensors"
     written = {block.file: block.text for other in ("README.md", "docs/adapters.md") for block in blocks(other)}
     if page != "README.md":

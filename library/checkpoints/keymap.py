@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from library.checkpoints.header import CheckpointError
@@ -47,6 +48,9 @@ class Sizes:
     counters: Mapping[str, int]
     values: Mapping[str, int | Sequence[int]]
 
+    def __hash__(self) -> int:
+        return hash(frozenset(self.counters.items()))  # mappings have none
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -72,7 +76,8 @@ def _fill(template: str, known: Mapping[str, int]) -> str:
     return re.sub(r"\{([^{},]+)\}", lambda match: str(_value(match[1], known)), template)
 
 
-def expand(rows: Iterable[Row], sizes: Sizes) -> tuple[Rule, ...]:
+@lru_cache(maxsize=64)  # asked for again each time that a file of the model is read or written
+def expand(rows: tuple[Row, ...], sizes: Sizes) -> tuple[Rule, ...]:
     """Expand rows to rules for a model of these sizes. A model need not have all of them."""
     rules: list[Rule] = []
     for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from library.checkpoints.header import ITEM_SIZES, Place, TensorInfo
@@ -29,6 +30,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+@cache  # of each tensor of a model
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the safetensors name of a torch dtype (torch.float16 -> "F16"). Raises KeyError if there is none."""
     return {torch_dtype(name): name for name in ITEM_SIZES}[dtype]

@@ -189,7 +189,9 @@ def test_progress_is_told_in_steps_of_images(sd1):
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if check_sampler(name) is None])
-def test_the_counted_steps_are_those_that_are_taken(sampler, sd1):
+def test_the_counted_steps_are_those_that_are_taken(sampler, sd1, monkeypatch):
+    """Whatever the U-Net says."""
+    monkeypatch.setattr(sd1.backbone, "forward", lambda noisy, *_, **__: (torch.zeros_like(noisy),))
     told = []
     request = changed(REQUEST, sampler=sampler, steps=5)
     sample_batch(sd1, [request], [1], progress=told.append)

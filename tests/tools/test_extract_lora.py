@@ -42,11 +42,8 @@ def test_what_was_merged_comes_back_at_full_rank(models: tuple[Path, Path, Path]
     base, lora, tuned = models
     out = tmp_path / "back.safetensors"
     given = ["--model_org", base, "--model_tuned", tuned, "--save_to", out, "--dim", RANK, "--conv_dim", RANK]
-    if "sd1" in str(base):
-        answer = loras.run("extract_lora_from_models.py", *given, "--device", "cuda", "--load_precision", "float")
-        assert answer.returncode == 0, answer.stderr
-    else:
-        assert extract(*given) == 0
+    given += ["--device", "cuda", "--load_precision", "float"] if "sd1" in str(base) else []
+    assert extract(*given) == 0
     (found, metadata), expected = loras.read(out), loras.read(lora)[0]
     assert loras.names(found) == loras.names(expected), "layers that did not change are left out"
     for name, change in loras.deltas(expected).items():
@@ -139,8 +136,7 @@ def test_a_dylora_is_split(tmp_path: Path) -> None:
     content = loras.tensors("sd1", 8, 4.0, 1)
     whole = loras.write(tmp_path / "whole.safetensors", content, ss_training_comment="mine")
     out = tmp_path / "teil.v1.safetensors"
-    answer = loras.run("extract_lora_from_dylora.py", "--model", whole, "--save_to", out, "--unit", 3)
-    assert answer.returncode == 0, answer.stderr
+    assert split("--model", whole, "--save_to", out, "--unit", 3) == 0
     assert sorted(path.name for path in tmp_path.iterdir() if path != whole) == [
         "teil.v1-0003.safetensors", "teil.v1-0006.safetensors",
     ]  # fmt: skip

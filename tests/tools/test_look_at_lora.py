@@ -17,18 +17,18 @@ from tools import check_lora_weights, lora_interrogator
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-def test_the_numbers_of_a_file(tmp_path: Path) -> None:
+def test_the_numbers_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = loras.tensors("sd1", 4, 2.0, 1)
     path = loras.write(tmp_path / "собака.safetensors", content)
-    answer = loras.run("check_lora_weights.py", path)
-    assert answer.returncode == 0, answer.stderr
+    assert loras.told(check_lora_weights.main, [path]) == 0
+    told = capsys.readouterr().out
     key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight"
-    line = next(line for line in answer.stdout.splitlines() if line.startswith(key))
+    line = next(line for line in told.splitlines() if line.startswith(key))
     name, shape, mean, least = line.split(",")
     assert (name, shape) == (key, "(4-64)")
     assert float(mean) == pytest.approx(float(content[key].abs().mean()))
     assert float(least) == pytest.approx(float(content[key].abs().min()))
-    assert f"number of layers: {len(loras.names(content))}" in answer.stdout and ".alpha," not in answer.stdout
+    assert f"number of layers: {len(loras.names(content))}" in told and ".alpha," not in told
 
 
 def test_all_keys_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,10 +98,13 @@ def test_the_whole_vocabulary_is_there(model: Path) -> None:
     assert found[encode("собака")[-1]].strip() in "собака"
 
 
-def test_a_lora_of_the_unet_alone_moves_no_word(model: Path, tmp_path: Path) -> None:
+def test_a_lora_of_the_unet_alone_moves_no_word(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = {key: tensor for key, tensor in loras.tensors("sd1", 4, 2.0, 1).items() if "_unet_" in key}
     path = loras.write(tmp_path / "a.safetensors", content)
-    answer = loras.run("lora_interrogator.py", "--sd_model", model, "--model", path)
-    assert answer.returncode == 2 and "no text encoder layers" in answer.stderr
-    answer = loras.run("lora_interrogator.py", "--sd_model", "gone", "--clip_skip", "x")
-    assert answer.returncode == 2 and "no --model" in answer.stderr and "--clip_skip" in answer.stderr
+    assert loras.told(lora_interrogator.main, ["--sd_model", model, "--model", path]) == 2
+    assert "no text encoder layers" in capsys.readouterr().err
+    assert loras.told(lora_interrogator.main, ["--sd_model", "gone", "--clip_skip", "x"]) == 2
+    told = capsys.readouterr().err
+    assert "no --model" in told and "--clip_skip" in told

@@ -23,13 +23,13 @@ def resize(*words: object) -> int:
     return loras.told(resize_lora.main, words)
 
 
-def test_a_lower_rank_as_a_user_asks_for_it(lora: Path, tmp_path: Path) -> None:
+def test_a_lower_rank_as_a_user_asks_for_it(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "klein.safetensors"
-    answer = loras.run("resize_lora.py", "--model", lora, "--save_to", out, "--new_rank", 4, "--device", "cuda",
-                       "--save_precision", "fp16", "--svd_lowrank_niter", 2, "--verbose")  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    assert "--device cuda is not available: using the CPU" in answer.stdout
-    assert "sum(S) retained: " in answer.stdout and "svd_lowrank_niter has no effect" in answer.stdout
+    given = ("--model", lora, "--save_to", out, "--new_rank", 4, "--device", "cuda", "--save_precision", "fp16")
+    assert resize(*given, "--svd_lowrank_niter", 2, "--verbose") == 0
+    told = capsys.readouterr().out
+    assert "--device cuda is not available: using the CPU" in told
+    assert "sum(S) retained: " in told and "svd_lowrank_niter has no effect" in told
     before, after = loras.read(lora)[0], loras.read(out)[0]
     assert before.keys() == after.keys() and {tensor.dtype for tensor in after.values()} == {torch.float16}
     for name, whole in loras.deltas(before).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,23 +11,25 @@ from tests.training.running import World, assert_equal_files, make_world, run
 
 # 6 + 2 samples in batches of 3, the last of 2: 3 batches, 2 steps an epoch, the second of one batch; step 3 lies in the
 # middle of epoch 2, and step 5 in epoch 3. So it does with 8 samples of regularisation in batches of 5, the last of 1.
-COMMON = {"train_batch_size": 3, "gradient_accumulation_steps": 2, "max_train_steps": 5}
-SAVING = {"save_every_n_steps": 3, "save_state": True}
+WINDOWS = {"gradient_accumulation_steps": 2, "max_train_steps": 5}
+# Windows of one batch, 3 steps an epoch: step 2 lies in the middle of epoch 1, and step 4 in epoch 2.
+BATCHES = {"train_batch_size": 3, "max_train_steps": 4}
 CASES = {
     "pixels, every augmentation, regularisation": {
         "flip_aug": True, "color_aug": True, "random_crop": True, "shuffle_caption": True, "reg_data_dir": "reg",
-        "train_batch_size": 5,
+        "train_batch_size": 5, **WINDOWS,
     },
     "latents in memory": {"cache_latents": True, "flip_aug": True, "vae_batch_size": 2},
     "latents on disk, buckets": {
         "cache_latents_to_disk": True, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8,
+        **WINDOWS,
     },
     "workers": {"max_data_loader_n_workers": 2, "flip_aug": True},
     "8-bit, cosine, text encoder stops": {
-        "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 4,
+        "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 3,
         "learning_rate_te": 1e-4,
     },
-    "text encoder already stopped": {"stop_text_encoder_training": 2, "caption_dropout_rate": 0.3, "noise_offset": 0.1},
+    "text encoder already stopped": {"stop_text_encoder_training": 1, "caption_dropout_rate": 0.3, "noise_offset": 0.1},
     "bf16 weights": {"mixed_precision": "bf16", "full_bf16": True, "min_snr_gamma": 5},
     "rollout": {
         "scheduled_sampling_max_step_offset": 2, "scheduled_sampling_stride": "inference",
@@ -43,15 +46,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {**COMMON, **CASES[case]}
+    flags: dict[str, Any] = {**BATCHES, **CASES[case]}
     if "reg_data_dir" in flags:
         flags["reg_data_dir"] = world.root / "reg"
-    whole = run(world.arguments(tmp_path / "whole", **flags, **SAVING), capsys)
+    last = flags["max_train_steps"]
+    whole = run(world.arguments(tmp_path / "whole", **flags, save_every_n_steps=last - 2, save_state=True), capsys)
     assert whole.code == 0, whole.err
-    state = tmp_path / "whole" / "dog-step00000003-state"
+    state = tmp_path / "whole" / f"dog-step{last - 2:08d}-state"
     rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
     assert rest.code == 0, rest.err
-    assert sorted(whole.losses) == [1, 2, 3, 4, 5] and sorted(rest.losses) == [4, 5]
+    assert sorted(whole.losses) == list(range(1, last + 1)) and sorted(rest.losses) == [last - 1, last]
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
 

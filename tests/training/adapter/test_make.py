@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ COMMON = {
     "use_safetensors": None,
 }
 
+ONE_BATCH = {"max_train_steps": 1, "gradient_accumulation_steps": None}
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -43,10 +46,10 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "dog.safetensors")
 
 
-# A window of one batch, but in the first case: what resumes of an adapter does not depend on it.
+# A window of one batch and 3 steps, but in the first case: what resumes of an adapter does not depend on them.
 RESUMED = {
     "lora, dropouts": {
-        "gradient_accumulation_steps": 2, "network_dropout": 0.3,
+        "gradient_accumulation_steps": 2, "max_train_steps": 4, "network_dropout": 0.3,
         "network_args": ["rank_dropout=0.3", "module_dropout=0.3", "conv_dim=2"],
         "flip_aug": True, "random_crop": True,
     },
@@ -68,20 +71,20 @@ RESUMED = {
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_resumed_is_uninterrupted(case: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {"gradient_accumulation_steps": None, **RESUMED[case]}
-    whole = train(world, tmp_path / "whole", capsys, **flags, save_every_n_steps=3, save_state=True)
-    state = tmp_path / "whole" / "dog-step00000003-state"
-    rest = train(world, tmp_path / "rest", capsys, **flags, resume=state)
-    assert sorted(whole.losses) == [1, 2, 3, 4] and rest.losses == {4: whole.losses[4]}
+    flags: dict[str, Any] = {"gradient_accumulation_steps": None, "max_train_steps": 3, **RESUMED[case]}
+    last = flags["max_train_steps"]
+    whole = train(world, tmp_path / "whole", capsys, **flags, save_every_n_steps=last - 1, save_state=True)
+    saved = tmp_path / "whole" / f"dog-step{last - 1:08d}"
+    rest = train(world, tmp_path / "rest", capsys, **flags, resume=f"{saved}-state")
+    assert sorted(whole.losses) == list(range(1, last + 1)) and rest.losses == {last: whole.losses[last]}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
-    before = load_file(tmp_path / "whole" / "dog-step00000003.safetensors")
+    before = load_file(f"{saved}.safetensors")
     changed = [key for key, value in tensors(tmp_path / "whole").items() if not torch.equal(value, before[key])]
     assert changed, "the last step trained something"
 
 
 def test_which_parts_are_trained(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Switches and rates of 0 leave a part of the model out."""
-    flags = {"max_train_steps": 1, "gradient_accumulation_steps": None}
     for name, given, prefixes in (
         ("both", {}, {"lora_te", "lora_unet"}),
         ("unet", {"network_train_unet_only": True}, {"lora_unet"}),
@@ -89,27 +92,21 @@ def test_which_parts_are_trained(world: World, tmp_path: Path, capsys: pytest.Ca
         ("text", {"network_train_text_encoder_only": True}, {"lora_te"}),
         ("text by rates", {"text_encoder_lr": [1e-3, 1e-3], "unet_lr": 0}, {"lora_te"}),
     ):
-        train(world, tmp_path / name, capsys, **flags, **given)
+        train(world, tmp_path / name, capsys, **ONE_BATCH, **given)
         found = {key.partition("_text_model")[0].partition("_down")[0] for key in tensors(tmp_path / name)}
         assert {
             prefix for prefix in ("lora_te", "lora_unet") if any(key.startswith(prefix) for key in found)
         } == prefixes
 
 
-def test_the_base_is_frozen_and_its_file_untouched(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = world.model.read_bytes()
-    train(world, tmp_path, capsys, max_train_steps=2)
-    assert world.model.read_bytes() == before
-    assert all(key.rpartition(".lora_")[2] or key.endswith(".alpha") for key in tensors(tmp_path))
-
-
 def test_initial_weights_from_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A first step at a rate of nearly 0 from a file gives the file; of another rank only with dim_from_weights."""
+    before = world.model.read_bytes()
     train(world, tmp_path / "first", capsys, learning_rate=1e-2, max_train_steps=2)
+    assert world.model.read_bytes() == before
+    assert all(key.rpartition(".lora_")[2] or key.endswith(".alpha") for key in tensors(tmp_path / "first"))
     file = tmp_path / "first" / "dog.safetensors"
-    still = {"learning_rate": 1e-20, "max_train_steps": 1, "network_weights": file}
+    still = {**ONE_BATCH, "learning_rate": 1e-20, "network_weights": file}
     train(world, tmp_path / "same", capsys, **still)
     assert_equal_files(file, tmp_path / "same" / "dog.safetensors")
     train(world, tmp_path / "dims", capsys, **still, network_dim=None, dim_from_weights=True)
@@ -125,9 +122,10 @@ def test_a_file_of_another_kind_is_named_by_what_it_holds(
     module: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """networks.lora with --dim_from_weights goes on with whatever kind the file is of."""
-    train(world, tmp_path / "first", capsys, network_module=module, max_train_steps=1)
-    more = {"network_weights": tmp_path / "first" / "dog.safetensors", "dim_from_weights": True, "network_dim": None}
-    train(world, tmp_path / "on", capsys, **more, network_module="networks.lora", max_train_steps=1)
+    train(world, tmp_path / "first", capsys, **ONE_BATCH, network_module=module)
+    file = tmp_path / "first" / "dog.safetensors"
+    more = {**ONE_BATCH, "network_weights": file, "dim_from_weights": True, "network_dim": None}
+    train(world, tmp_path / "on", capsys, **more, network_module="networks.lora")
     with safe_open(tmp_path / "on" / "dog.safetensors", "pt") as opened:
         assert opened.metadata()["ss_network_module"] == module
         assert set(opened.keys()) == set(tensors(tmp_path / "first"))
@@ -139,11 +137,11 @@ def test_base_weights_are_merged_into_the_base_model(
     """The first loss on a base with a merged adapter is that of a run which begins with the adapter."""
     train(world, tmp_path / "first", capsys, learning_rate=3e-2)
     file = tmp_path / "first" / "dog.safetensors"
-    plain = train(world, tmp_path / "plain", capsys, max_train_steps=1).losses[1]
-    begun = train(world, tmp_path / "begun", capsys, max_train_steps=1, network_weights=file).losses[1]
-    merged = train(world, tmp_path / "merged", capsys, max_train_steps=1, base_weights=[file, file],
+    plain = train(world, tmp_path / "plain", capsys, **ONE_BATCH).losses[1]
+    begun = train(world, tmp_path / "begun", capsys, **ONE_BATCH, network_weights=file).losses[1]
+    merged = train(world, tmp_path / "merged", capsys, **ONE_BATCH, base_weights=[file, file],
                    base_weights_multiplier=[0.25, 0.75]).losses[1]  # fmt: skip
-    none = train(world, tmp_path / "none", capsys, max_train_steps=1, base_weights=[file],
+    none = train(world, tmp_path / "none", capsys, **ONE_BATCH, base_weights=[file],
                  base_weights_multiplier=[0]).losses[1]  # fmt: skip
     assert merged == pytest.approx(begun, rel=1e-5) and abs(begun - plain) > 1e-4
     assert none == plain
@@ -209,7 +207,7 @@ def test_precached_captions_are_used_by_training(
         flags["data_cache_dir"] = tmp_path / next(iter(precision))
         assert run_tool(TOOL, world.arguments(tmp_path / "out", **{**COMMON, **flags})) == 0
         assert "0 read, 3 encoded" in capsys.readouterr().out
-        assert "3 read, 0 encoded" in train(world, tmp_path / "out", capsys, **flags).err
+        assert "3 read, 0 encoded" in train(world, tmp_path / "out", capsys, **flags, **ONE_BATCH).err
 
 
 def test_log_names_are_those_of_sd_scripts(
@@ -248,7 +246,7 @@ def test_log_names_are_those_of_sd_scripts(
 def test_files_of_every_format(
     kind: str, precision: str | None, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {"max_train_steps": 1, "save_model_as": kind, "save_precision": precision, "save_every_n_epochs": 1}
+    flags = {**ONE_BATCH, "save_model_as": kind, "save_precision": precision, "save_every_n_epochs": 1}
     train(world, tmp_path, capsys, **flags)
     (file,) = tmp_path.glob(f"dog.{kind}")
     if kind == "safetensors":
@@ -263,13 +261,13 @@ def test_files_of_every_format(
 
 def test_initial_step_and_epoch(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """initial_step counts steps as done: with skip_until_initial_step to the step, else to the epoch it lies in."""
-    exactly = train(world, tmp_path / "a", capsys, initial_step=3, skip_until_initial_step=True)
-    epoch = train(world, tmp_path / "b", capsys, initial_step=3)
-    same = train(world, tmp_path / "c", capsys, initial_epoch=2)
+    still = {"learning_rate": 1e-20}
+    exactly = train(world, tmp_path / "a", capsys, **still, initial_step=3, skip_until_initial_step=True)
+    epoch = train(world, tmp_path / "b", capsys, **still, initial_step=3)
+    same = train(world, tmp_path / "c", capsys, **still, initial_epoch=2)
     assert sorted(exactly.losses) == [4] and sorted(epoch.losses) == [3, 4] and same.losses == epoch.losses
-    whole = train(world, tmp_path / "d", capsys, learning_rate=1e-20)
-    late = train(world, tmp_path / "e", capsys, learning_rate=1e-20, initial_step=3, skip_until_initial_step=True)
-    assert late.losses == {4: whole.losses[4]}, "the same images, noise and timesteps"
+    whole = train(world, tmp_path / "d", capsys, **still)
+    assert exactly.losses == {4: whole.losses[4]}, "the same images, noise and timesteps"
 
 
 MISTAKES = [
