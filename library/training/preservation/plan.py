@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from library.data.scan.mask_values import mask_source
 from library.messages import listed
 from library.training.preservation.class_prompts import ClassPrompts, find_class_prompts
 
@@ -156,10 +157,11 @@ def decide_preservation(
             f"--preservation ({origin}) has neither reg_images nor base_prediction: regularisation images are loaded, "
             "but nothing is learnt from them"
         )
-    if "outside_mask" in names and not any(s.mask_dir or s.alpha_mask for s in scan.subsets):
+    if "outside_mask" in names and not any(mask_source(each, scan.subsets[each.subset]) for each in scan.records):
         mistakes.add(
             f"--preservation outside_mask ({origin}): no image has a mask",
-            "add masks with --masked_loss and --conditioning_data_dir or with --alpha_mask, or leave this anchor out",
+            "add masks with --masked_loss and --conditioning_data_dir, or transparent images with --alpha_mask, or "
+            "leave this anchor out",
         )
     prompts = find_class_prompts(options.preservation, images) if "class_prompt" in names else ClassPrompts()
     if "class_prompt" in names:

@@ -127,6 +127,7 @@ MISTAKES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         ("--preservation reg_images", "--preservation base_prediction", "no regularisation images", "--reg_data_dir"),
     ),
     "no masks": ({"preservation": "outside_mask"}, ("no image has a mask", "--alpha_mask")),
+    "no transparency": ({"preservation": "outside_mask", "alpha_mask": True}, ("no image has a mask",)),
     "no such word": (
         {"preservation": "class_prompt", "preservation_identifier": "xyz"},
         ('no caption has the identifier "xyz"', "--preservation_identifier"),
