@@ -16,7 +16,17 @@ def _is_not_cached(values: Mapping[str, object]) -> bool:
     return values["preservation_base"] != "cached" and values["preservation_draws"] != 8
 
 
+def _compares_nothing(values: Mapping[str, object]) -> bool:
+    if values["preservation_base"] == "auto":
+        return False
+    anchors = values["preservation"]
+    if not isinstance(anchors, tuple) or not anchors:
+        return values["data_backend_config"] is None  # there, regularisation images mean base_prediction
+    return all(str(anchor).startswith("reg_images") for anchor in anchors)
+
+
 NO_EFFECT = (
+    NoEffect("preservation_base", _compares_nothing, "no anchor of preservation compares with the base model"),
     *(
         NoEffect(name, _has_no_class_prompt, "class_prompt is not among the anchors of preservation")
         for name in ("preservation_identifier", "preservation_class")

@@ -188,6 +188,8 @@ def test_a_scheduler_class_overrides_the_name() -> None:
         ("--scheduled_sampling_stride inference", "scheduled_sampling_max_step_offset is not set"),
         ("--scheduled_sampling_max_step_offset 2", "no sample is rolled"),
         (f"{ROLLED} --scheduled_sampling_ramp_steps 9 --scheduled_sampling_prob_end 0", "no sample is rolled"),
+        ("--preservation_base half", "no anchor of preservation compares with the base model"),
+        ("--preservation reg_images=0.5 --preservation_base half", "no anchor of preservation compares"),
         (f"{ROLLED} --scheduled_sampling_prob_end 0.9", "scheduled_sampling_ramp_steps is not set"),
         (f"{ROLLED} --scheduled_sampling_ramp_shape cosine", "scheduled_sampling_ramp_steps is not set"),
         (f"{ROLLED} --scheduled_sampling_inference_steps 20", "scheduled_sampling_stride is training"),
@@ -198,6 +200,10 @@ def test_flags_without_effect_are_noted(flags: str, named: str) -> None:
     assert parsed.mistakes == ()
     (note,) = parsed.notes
     assert named in note
+
+
+def test_a_base_that_an_anchor_needs_is_not_noted() -> None:
+    assert with_flags("--preservation reg_images blank_prompt@9- --preservation_base half").notes == ()
 
 
 def test_a_share_that_falls_to_nothing_rolls_samples() -> None:
