@@ -195,6 +195,9 @@ def read_anchors(given: Sequence[str], origin: str, mistakes: Mistakes) -> tuple
     anchors: dict[AnchorName, Anchor] = {}
     for text in given:
         what = f"--preservation {text} ({origin})"
+        if "," in text:
+            mistakes.add(f"{what} has a comma", "put spaces between anchors, and a point into a weight such as 0.5")
+            continue
         form = _FORM.fullmatch(text)
         if form is None:
             mistakes.add(f"{what} cannot be read", _WRITE)

@@ -127,6 +127,10 @@ MISTAKES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         ("--preservation reg_images", "--preservation base_prediction", "no regularisation images", "--reg_data_dir"),
     ),
     "no masks": ({"preservation": "outside_mask"}, ("no image has a mask", "--alpha_mask")),
+    "commas": (
+        {"preservation": ["blank_prompt,class_prompt", "outside_mask=0,5"]},
+        ("blank_prompt,class_prompt (command line) has a comma", "outside_mask=0,5 (command line) has a comma"),
+    ),
     "no transparency": ({"preservation": "outside_mask", "alpha_mask": True}, ("no image has a mask",)),
     "no such word": (
         {"preservation": "class_prompt", "preservation_identifier": "xyz"},
