@@ -134,7 +134,7 @@ def test_checkpointed_activations_change_nothing_but_memory(
 ) -> None:
     losses = []
     for checkpointing in (False, True):
-        flags = {"max_train_steps": 3, "gradient_checkpointing": checkpointing, "clip_skip": 2}
+        flags = {"max_train_steps": 2, "gradient_checkpointing": checkpointing, "clip_skip": 2}
         losses.append(run(world.arguments(tmp_path / str(checkpointing), **flags), capsys).losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

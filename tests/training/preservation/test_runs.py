@@ -48,11 +48,11 @@ def test_a_weight_of_0_changes_nothing_bit_for_bit(
 
 def test_resumed_is_uninterrupted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With dropout, which draws from the global generator, and a text encoder that is trained. The anchors stay."""
-    flags = {"preservation": ALL, "network_dropout": 0.3, "max_train_steps": 4, "gradient_accumulation_steps": 2}
+    flags = {"preservation": ALL, "network_dropout": 0.3, "max_train_steps": 3, "gradient_accumulation_steps": 2}
     whole = train(world, tmp_path / "whole", capsys, **flags, save_every_n_steps=2, save_state=True)
     state = tmp_path / "whole" / "dog-step00000002-state"
     rest = train(world, tmp_path / "rest", capsys, **flags, resume=state)
-    assert rest.losses == {step: whole.losses[step] for step in (3, 4)}
+    assert rest.losses == {3: whole.losses[3]}
     assert_equal_files(tmp_path / "whole" / "dog.safetensors", tmp_path / "rest" / "dog.safetensors")
     changed = run(
         world.arguments(tmp_path / "x", **{**COMMON, "reg_data_dir": world.root / "reg"}, **{**flags, "preservation":
