@@ -57,7 +57,8 @@ def test_a_python_without_the_packages_is_told_to_set_up(words: tuple[str, ...],
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert f"this Python, {sys.executable}, has no package " in ended.stderr
     interpreter = os.path.join(".venv", "Scripts", "python.exe") if os.name == "nt" else ".venv/bin/python"
-    assert f"create the environment: {sys.executable} set_up.py; then: {interpreter} {words[0]} ..." in ended.stderr
+    running = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    assert f"create the environment: {running} set_up.py; then: {interpreter} {words[0]} ..." in ended.stderr
 
 
 def test_the_environment_beside_the_programs_is_named(project: Path) -> None:

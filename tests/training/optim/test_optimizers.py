@@ -257,7 +257,8 @@ def test_a_misspelt_name_gets_the_closest_one() -> None:
 def test_an_absent_package_is_a_mistake_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (mistake,) = choose_optimizer(options(name)).mistakes
-    assert name in mistake.what and mistake.remedy == f"{sys.executable} -m pip install {ROWS[name].package}"
+    running = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    assert name in mistake.what and mistake.remedy == f"{running} -m pip install {ROWS[name].package}"
     pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert re.search(rf"(^|pip install ){re.escape(ROWS[name].package)}\s", pins, re.MULTILINE)
 
