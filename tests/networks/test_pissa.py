@@ -12,6 +12,7 @@ from tests.networks import layers
 
 @pytest.mark.parametrize("shape", layers.SHAPES)
 def test_the_start_is_the_principal_part(shape: str) -> None:
+    torch.manual_seed(0)  # nearly equal third and fourth singular values would leave the third vector open
     module = layers.base(shape, torch.float32)
     down, up = pissa.principal_factors(layers.layer(module), module.weight, 3, 0.5)
     left, values, right = torch.linalg.svd(module.weight.flatten(1).double(), full_matrices=False)
