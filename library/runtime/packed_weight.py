@@ -52,6 +52,19 @@ class PackedWeight(Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PackedWeight({tuple(self.shape)}, {type(self.packed).__name__}, {self.packed.nbytes} bytes)"
 
+    @property
+    def data(self) -> Tensor:
+        """The weight outside of autograd."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """nn.Module.to moves a parameter by this: torch changes its device, and leaves attributes as they are."""
+        if not isinstance(value, PackedWeight):
+            raise RuntimeError("a quantised weight cannot be changed (data)")
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.packed, self.full = value.packed, value.full
+
     def unpacked(self, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
         """The dense weight, in `out` if that is given."""
         rows = self.shape[0]

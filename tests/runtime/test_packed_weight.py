@@ -29,6 +29,17 @@ def test_copies_stay_packed_and_all_else_is_as_dense() -> None:
         weight.copy_(dense)
 
 
+def test_a_module_that_is_moved_has_the_numbers_of_its_new_place() -> None:
+    """nn.Module.to from a CPU to a GPU sets the data of the parameter; `_apply` is what calls it."""
+    layer = pack(nn.Linear(6, 5))
+    moved = packed(torch.full((5, 6), 0.5))
+    layer._apply(lambda tensor: moved if tensor is layer.weight else tensor)
+    assert isinstance(layer.weight, nn.Parameter) and layer.weight.packed is moved.packed
+    assert torch.equal(layer.weight.data.unpacked(), torch.full((5, 6), 0.5))
+    with pytest.raises(RuntimeError, match="cannot be changed"):
+        layer.weight.data = torch.zeros(5, 6)
+
+
 LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (lambda: nn.Linear(6, 5), (2, 3, 6)),
     (lambda: nn.Linear(6, 5, bias=False), (4, 6)),

@@ -13,6 +13,7 @@ from library.training.plan.images import Images
 from library.training.preservation.base_plan import BasePlan
 from library.training.saving.state import Identity, fingerprint
 
+PRESERVATION = "what --preservation chooses"
 DATA = "the data"
 SETTINGS = "the dataset file"
 """Facts whose values are fingerprints, which messages do not show."""
@@ -24,8 +25,10 @@ def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:
     facts = {
         f"--{name}": value.name if isinstance(value, Path) else str(value)
         for name, value in values_of(run.options).items()
-        if not FLAGS[name].may_change_on_resume
+        if not FLAGS[name].may_change_on_resume and name != "preservation"
     }
+    if run.preservation.chosen:  # by what it means: spellings and the order of anchors change nothing
+        facts[PRESERVATION] = run.preservation.chosen
     facts["the kind of model"] = run.base_model.family.title
     facts["what the U-Net predicts"] = run.base_model.prediction
     facts["zero terminal SNR"] = str(run.base_model.objective.zero_terminal_snr)

@@ -99,6 +99,14 @@ class PreservationPlan:
         """Whether the run does what all runs of kohya's scripts do."""
         return self.by_default and not self.of_base
 
+    @property
+    def chosen(self) -> str:
+        """The anchors, in a fixed order; "" for those that every run had before there was a choice."""
+        if self.anchors == ((Anchor("reg_images"),) if self.has_reg else ()):
+            return ""
+        ordered = sorted(self.anchors, key=lambda anchor: NAMES.index(anchor.name))
+        return "; ".join(map(str, ordered)) or "no anchor"
+
     def time(self) -> float:
         """The time that the anchors add to a step, as a share of it, while all of them are on.
 

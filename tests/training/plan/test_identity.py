@@ -9,7 +9,7 @@ import pytest
 
 from library.options.mistakes import Mistakes
 from library.options.parse import parse
-from library.training.plan.identity import DATA
+from library.training.plan.identity import DATA, PRESERVATION
 from library.training.plan.plan import decide
 from library.training.plan.resume import check_continuation
 from library.training.saving.state import Progress, SavedState
@@ -60,3 +60,20 @@ def test_the_prediction_type_is_part_of_the_identity(world: World, tmp_path: Pat
     by_file = decide(parse(world.arguments(tmp_path / "out", pretrained_model_name_or_path=marked))).identity
     by_flag = decide(parse(world.arguments(tmp_path / "out", v_parameterization=True))).identity
     assert by_file == by_flag != plain
+
+
+def test_anchors_are_compared_by_what_they_mean(world: World, tmp_path: Path) -> None:
+    def identity(*anchors: str) -> dict[str, str]:
+        flags: dict[str, object] = {"reg_data_dir": world.root / "reg", "preservation": list(anchors) or None}
+        return decide(parse(world.arguments(tmp_path / "out", **flags))).identity
+
+    usual = identity()
+    assert PRESERVATION not in usual, "a state from before there was a choice goes on"
+    assert identity("reg_images=1.0") == identity("blank_prompt=0", "reg_images@1-") == usual
+    assert identity("class_prompt=.5", "reg_images") == identity("reg_images=1", "class_prompt=0.50") != usual
+    assert identity("blank_prompt=0")[PRESERVATION] == "no anchor"
+    mistakes = Mistakes()
+    check_continuation(SavedState(tmp_path, Progress(step=1), usual), identity("base_prediction"), 10, mistakes)
+    assert [mistake.what.partition(": ")[2] for mistake in mistakes][-1] == (
+        "what --preservation chooses was not set when the state was saved and is base_prediction, weight 1 now"
+    )

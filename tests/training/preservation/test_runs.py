@@ -58,7 +58,7 @@ def test_resumed_is_uninterrupted(world: World, tmp_path: Path, capsys: pytest.C
         world.arguments(tmp_path / "x", **{**COMMON, "reg_data_dir": world.root / "reg"}, **{**flags, "preservation":
                         ALL[:2]}, resume=state), capsys, train_network.RECIPE,
     )  # fmt: skip
-    assert changed.code == 2 and "--preservation was" in changed.err
+    assert changed.code == 2 and "what --preservation chooses was" in changed.err
 
 
 def test_class_prompts_are_encoded_ahead(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
