@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-def make_file(path: Path) -> None:
-    """Write SD1.5's 1130 tensors with random values, fp16, original layout; one tensor in memory at a time."""
+def make_file(path: Path) -> Path:
+    """Write SD1.5's 1130 tensors with random values, fp16, original layout; one tensor in memory at a time. Returns the
+    path."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -50,6 +51,7 @@ def make_file(path: Path) -> None:
         for part, module in modules.items()
     }
     write_safetensors(path, to_original(parts, {}, SD1).tensors)
+    return path
 
 
 if __name__ == "__main__":

@@ -251,9 +251,7 @@ def main() -> None:
         fill_report(options.pairs, images, options.side, options.batch, small=options.small)
         return
     with tempfile.TemporaryDirectory() as folder:
-        model = options.file or Path(folder) / "sd15.safetensors"
-        if options.file is None:
-            make_file(model)
+        model = options.file or make_file(Path(folder) / "sd15.safetensors")
         report(model, Path(folder), options.pairs, images)
 
 

@@ -45,9 +45,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="flags for the trainer, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = options.file or Path(folder) / "sd15.safetensors"
-        if options.file is None:
-            make_file(model)
+        model = options.file or make_file(Path(folder) / "sd15.safetensors")
         print(describe())
         print("| | peak, MiB | seconds a step | first step ends after, s |\n|---|---|---|---|", flush=True)
         for name in options.formats:

@@ -107,9 +107,7 @@ def main() -> None:
     if options.rank:
         options.more += ["--network_module", "networks.lora", "--network_dim", str(options.rank)]
     with tempfile.TemporaryDirectory() as folder:
-        model = options.file or Path(folder) / "sd15.safetensors"
-        if options.file is None:
-            make_file(model)
+        model = options.file or make_file(Path(folder) / "sd15.safetensors")
         report(model, Path(folder), options.runs, options.images, options.more)
 
 

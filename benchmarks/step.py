@@ -90,9 +90,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="flags for the trainer alone, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = options.file or Path(folder) / "sd15.safetensors"
-        if options.file is None:
-            make_file(model)
+        model = options.file or make_file(Path(folder) / "sd15.safetensors")
         print(describe())
         runs = alternate(
             commands(model, Path(folder), options.rank, bf16=options.bf16, more=options.more),

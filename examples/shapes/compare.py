@@ -225,6 +225,13 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write a sheet of all ways, with the first seed, to this file")
     options = parser.parse_args()
     ways = chosen_ways(options.table, options.only, options.add)
+    unknown = set(options.only or ()) - set(ways)
+    if unknown:
+        parser.error(
+            f"--only {' '.join(sorted(unknown))}: the table {options.table} has {', '.join(TABLES[options.table])}"
+        )
+    if options.draw is not None and "LoRA" not in ways:
+        parser.error("--draw is for the way LoRA of the table adapters; --sheet draws all ways")
     head = "| | Seed | Subject | Moved | Broken | Seconds | File, MB | Peak memory, MB |"
     print(f"{head}\n|---|---|---|---|---|---|---|---|", flush=True)
     results: dict[str, list[Result]] = {name: [] for name in ways}

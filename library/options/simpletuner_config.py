@@ -132,11 +132,11 @@ class _Reader:
 
     def _take(self, key: str) -> object:
         """The plain value of a key, which is then read; None if it is not set, or not one value."""
-        raw = self.rest.pop(key, None)
-        if isinstance(raw, dict | list):
+        value = _plain(self.rest.pop(key, None))
+        if isinstance(value, dict | list):
             self.mistakes.add(f"{self._show(key)} is not one value", "write one text, number, true or false")
             return None
-        return _plain(raw)
+        return value
 
     def _ignore(self, key: str, raw: object) -> None:
         if _plain(raw) not in _OFF:
@@ -267,12 +267,13 @@ class _Reader:
         """A checkpoint there is the model and what a resumed run needs; the limit counts checkpoints."""
         newer, older = self._take("checkpoint_step_interval"), self._take("checkpointing_steps")
         every, limit = older if newer is None else newer, self._take("checkpoints_total_limit")
-        by_epochs = "checkpoint_epoch_interval" in self.rest
+        by_epochs = _plain(self.rest.get("checkpoint_epoch_interval")) not in (None, 0)
         key = "checkpointing_steps" if newer is None else "checkpoint_step_interval"
-        if every not in (None, 0):
+        by_steps = every not in (None, 0)
+        if by_steps:
             yield self._option("save_every_n_steps", key, every)
-        if every not in (None, 0) or by_epochs:
-            yield self._option("save_state", "checkpoint_epoch_interval" if every is None else key, value=True)
+        if by_steps or by_epochs:
+            yield self._option("save_state", key if by_steps else "checkpoint_epoch_interval", value=True)
         if isinstance(every, int) and isinstance(limit, int) and every > 0 and limit > 0:
             yield self._option("save_last_n_steps", "checkpoints_total_limit", max(1, every * (limit - 1)))
         if limit is not None and by_epochs:

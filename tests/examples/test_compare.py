@@ -73,3 +73,13 @@ def test_names_of_files_have_no_blanks_and_differ() -> None:
     ways = [way for table in compare.TABLES.values() for way in table.values()]
     names = {compare.name_of(way, seed) for way in ways for seed in (1, 2)}
     assert len(names) == 2 * len(set(ways)) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+
+@pytest.mark.parametrize("words", [["--only", "Lora"], ["preservation", "--draw", "sheet.png"]])
+def test_a_way_that_is_not_there_is_no_traceback(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compare", *words])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert words[-2] in capsys.readouterr().err

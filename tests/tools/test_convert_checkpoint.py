@@ -75,7 +75,7 @@ def test_a_folder_to_a_file_and_back(tmp_path: Path, family: str) -> None:
     assert scheduler(tmp_path / "back")["prediction_type"] == "v_prediction"
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_a_ckpt_holds_all_that_a_safetensors_holds(files: dict[str, Path], tmp_path: Path, family: str) -> None:
     assert convert(files[family], tmp_path / "one.ckpt") == 0
     assert convert(tmp_path / "one.ckpt", tmp_path / "back.safetensors") == 0
@@ -184,9 +184,11 @@ def test_ema_that_cannot_be_used_is_refused(files: dict[str, Path], tmp_path: Pa
 def test_another_vae(files: dict[str, Path], tmp_path: Path) -> None:
     vae = tiny.write_vae_file(tmp_path / "vae.ckpt", seed=9)
     expected = {f"first_stage_model.{name}": tensor for name, tensor in read(vae).items()}
-    assert convert(files["sd1"], tmp_path / "out.safetensors", "--vae", vae) == 0
-    assert same(read(tmp_path / "out.safetensors"), read(files["sd1"]) | expected)
-    without = {name: tensor for name, tensor in read(files["sd1"]).items() if not name.startswith("first_stage_model.")}
+    assert convert(files["sdxl"], tmp_path / "out.safetensors", "--vae", vae) == 0
+    assert same(read(tmp_path / "out.safetensors"), read(files["sdxl"]) | expected)
+    without = {
+        name: tensor for name, tensor in read(files["sdxl"]).items() if not name.startswith("first_stage_model.")
+    }
     save_file(without, tmp_path / "no vae.safetensors")
     assert convert(tmp_path / "no vae.safetensors", tmp_path / "out", "--vae", vae, "--save_precision", "fp16") == 0
     assert read(tmp_path / "out")["vae/quant_conv.weight"].dtype == torch.float16
@@ -318,11 +320,11 @@ def test_mistakes_have_a_way_out(files: dict[str, Path], tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("target", ["out.safetensors", "out.ckpt", "out"])
 def test_what_is_not_whole_leaves_nothing(files: dict[str, Path], tmp_path: Path, target: str, capsys: Output) -> None:
-    tensors = read(files["sd1"])
-    del tensors[UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight"]
+    tensors = read(files["sdxl"])
+    del tensors[UNET + "middle_block.1.transformer_blocks.3.attn1.to_q.weight"]
     save_file(tensors, tmp_path / "part.safetensors")
     assert convert(tmp_path / "part.safetensors", tmp_path / target) == 2
-    assert "lacks tensors: mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight" in capsys.readouterr().err
+    assert "lacks tensors: mid_block.attentions.0.transformer_blocks.3.attn1.to_q.weight" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["part.safetensors"]
 
 

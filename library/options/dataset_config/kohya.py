@@ -220,7 +220,10 @@ class _Reading:
                     f"{what} is not a key of custom_attributes", "its only key is diff_output_preservation"
                 )
             elif raw is True:
-                self.mistakes.add(f"{what} is not supported in this version", "remove it")
+                self.mistakes.add(
+                    f"{what}: a single subset cannot be compared with the base model",
+                    "remove it; --preservation base_prediction compares regularisation images (is_reg = true)",
+                )
             elif raw is not False and raw is not None:
                 self.mistakes.add(f"{what} is neither true nor false", "write false, or remove it")
 

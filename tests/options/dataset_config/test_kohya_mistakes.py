@@ -255,7 +255,6 @@ def test_every_key_with_a_letter_missing_is_recognised(tmp_path: Path) -> None:
         (f"{PLAIN}conditioning_data_dir = 'm'\n", "(data.toml, line 4) requires --masked_loss"),
         (f"{PLAIN}[[datasets.subsets]]\nimage_dir = 'a'\nis_reg = true\n", "once with is_reg = true and once without"),
         (f"{PLAIN}custom_attributes.x = 1\n", "x = 1 (data.toml, line 4) is not a key of custom_attributes"),
-        (f"{PLAIN}custom_attributes = {{ diff_output_preservation = true }}\n", "line 4) is not supported in this"),
         (f"{PLAIN}custom_attributes.diff_output_preservation = 1\n", "line 4) is neither true nor false"),
         (f"{PLAIN}[[datasets.subsets]]\nmetadata_file = 'm'\n", "(line 5) and subsets without"),
         ("[[datasets]]\nclass_tokens = 'x'\n[[datasets.subsets]]\nmetadata_file = 'm'\n", "line 2) has no meaning"),
@@ -265,6 +264,12 @@ def test_every_key_with_a_letter_missing_is_recognised(tmp_path: Path) -> None:
 def test_a_file_without_datasets_or_with_the_wrong_contents(tmp_path: Path, text: str, fault: str) -> None:
     mistake = only(read(tmp_path, text))
     assert fault in mistake.what and mistake.remedy
+
+
+def test_a_subset_compared_with_the_base_model_leads_to_the_anchor(tmp_path: Path) -> None:
+    mistake = only(read(tmp_path, f"{PLAIN}custom_attributes = {{ diff_output_preservation = true }}\n"))
+    assert "diff_output_preservation = true (data.toml, line 4)" in mistake.what
+    assert "--preservation base_prediction" in mistake.remedy
 
 
 def test_two_places_for_the_masks_of_one_subset(tmp_path: Path) -> None:
