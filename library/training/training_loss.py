@@ -110,11 +110,7 @@ class TrainingLoss:
 
 
 def build_training_loss(
-    facts: RunFacts,
-    model: Model,
-    wrapped: Mapping[Any, Any],
-    conditioner: Conditioner,
-    vae: Any,
+    facts: RunFacts, model: Model, wrapped: Mapping[Any, Any], conditioner: Conditioner, vae: Any
 ) -> TrainingLoss:
     """The loss of a run, computed with `wrapped` modules (see trainable.wrap). `vae`: see TrainingLoss."""
     base_model = facts.base_model

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ClassPrompts:
     """Identifiers with their classes: {"sks": "dog"}. `found` and `missing`: the number of training images whose
-    captions have an identifier, and of those without."""
+    captions have an identifier, and of those without. `samples`: those of the found images in an epoch."""
 
     pairs: tuple[tuple[str, str], ...] = ()
     found: int = 0
     missing: int = 0
+    samples: int = 0
 
     def of(self, caption: str) -> str | None:
         """The caption with the classes in place of the identifiers, or None without an identifier.
@@ -51,11 +52,6 @@ class ClassPrompts:
         groups = ("(" + r"\s+".join(map(re.escape, words.split())) + ")" for words, _ in self._words)
         return re.compile(rf"(?<!\w)(?:{'|'.join(groups) or '(?!)'})(?!\w)", re.IGNORECASE)
 
-    @property
-    def share(self) -> float:
-        """The share of the training images whose captions have an identifier."""
-        return self.found / max(1, self.found + self.missing)
-
     def describe(self) -> Iterator[str]:
         """Lines of the plan."""
         changes = " and ".join(f'"{identifier}" becomes "{name}"' for identifier, name in self.pairs)
@@ -76,8 +72,8 @@ def find_class_prompts(options: PreservationOptions, images: Images) -> ClassPro
         if key not in has:
             texts = longest_texts(record.caption, subsets[record.subset].captions)
             has[key] = any(prompts.of(text) is not None for text in texts)
-    found = sum(has[record.subset, record.caption] for record in records)
-    return ClassPrompts(pairs, found, len(records) - found)
+    found = [record for record in records if has[record.subset, record.caption]]
+    return ClassPrompts(pairs, len(found), len(records) - len(found), sum(record.repeats for record in found))
 
 
 def _pair(options: PreservationOptions, subset: SubsetSpec) -> tuple[str, str] | None:

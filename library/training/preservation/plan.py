@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from library.data.scan.mask_values import mask_source
 from library.messages import listed
+from library.training.plan.duration import PASSES_OF_A_SAMPLE
 from library.training.preservation.class_prompts import ClassPrompts, find_class_prompts
 
 if TYPE_CHECKING:
@@ -108,19 +109,16 @@ class PreservationPlan:
         return "; ".join(map(str, ordered)) or "no anchor"
 
     def time(self) -> float:
-        """The time that the anchors add to a step, as a share of it, while all of them are on.
-
-        Gradients take twice the time of a forward pass, so a row of the base is a third of a row in training.
-        """
+        """The time that the anchors add to a step, as a share of it, while all of them are on."""
         base = {
             "base_prediction": float(self.reg_samples),
-            "class_prompt": self.class_prompts.share * self.samples,
+            "class_prompt": float(self.class_prompts.samples),
             "blank_prompt": float(self.samples),
             "outside_mask": float(self.samples),  # as if all images had masks
         }
         further = sum(base[name] for name in self._names & {"class_prompt", "blank_prompt"})
         compared = 0.0 if self.fixed_draws else sum(base[name] for name in self._names - {"reg_images"})
-        return (further + compared / 3) / max(1, self.samples + self.reg_samples)
+        return (further + compared / PASSES_OF_A_SAMPLE) / max(1, self.samples + self.reg_samples)
 
     @property
     def _names(self) -> set[str]:

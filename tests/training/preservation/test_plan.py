@@ -104,8 +104,8 @@ def test_regularisation_data_of_simpletuner_means_the_base_prediction(
 
 
 def test_the_plan_says_what_becomes_what_and_what_it_costs(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """6 training samples of two folders and 8 of regularisation: 3 images of sks dog, one of them with a caption
-    without it."""
+    """8 training samples of two folders and 8 of regularisation: 3 images of sks dog in 2 repeats, one of them with a
+    caption without it, and 2 of zwx cat."""
     (world.root / "train" / "2_sks dog" / "image_01.txt").write_text("a dog, grass", encoding="utf-8")
     flags = {"reg_data_dir": world.root / "reg", "preservation": ["base_prediction=0.5", "class_prompt@3-"]}
     outcome = plan(world, capsys, **flags)
@@ -113,8 +113,8 @@ def test_the_plan_says_what_becomes_what_and_what_it_costs(world: World, capsys:
     assert "preservation: base_prediction, weight 0.5; class_prompt, weight 1 from step 3" in outcome.out
     assert '"zwx" becomes "cat" and "sks" becomes "dog" in the captions of 4 training images' in outcome.out
     assert "1 image whose captions lack it" in outcome.out
-    # of 16 samples 8 are compared as they are (a third each), and 4/5 of 8 get a further row (4/3 each)
-    assert f"adds about {(8 / 3 + 6.4 * 4 / 3) / 16:.0%} to the time of a step" in outcome.out
+    # of 16 samples 8 are compared as they are (a third each), and 2 x 2 + 2 get a further row (4/3 each)
+    assert f"adds about {(8 / 3 + 6 * 4 / 3) / 16:.0%} to the time of a step" in outcome.out
     own = plan(
         world, capsys, preservation="class_prompt", preservation_identifier="photo", preservation_class="picture"
     )

@@ -266,6 +266,20 @@ def test_regularisation_images_as_ever_bit_for_bit(moved: World) -> None:
         assert torch.equal(one, other)
 
 
+def test_an_anchor_of_a_tiny_weight_only_measures(moved: World) -> None:
+    """Gradients stay bit for bit those without it, as long as it adds no rows to the batch."""
+    meters = (Anchor("base_prediction", 1e-20), Anchor("outside_mask", 1e-20))
+    gradients = []
+    for anchors in ((), meters):
+        moved.adapter.zero_grad()
+        terms = moved.losses(Anchor("reg_images"), *anchors)(batch_of(), 0)
+        window_share(sum_terms(terms), batch_of().weights, 5).backward()
+        gradients.append([p.grad.clone() for p in moved.adapter.parameters() if p.grad is not None])
+    drifts = {term.name: float(term.losses.detach()[term.members].mean()) for term in terms if term.members is not None}
+    assert drifts.keys() == {anchor.name for anchor in meters} and min(drifts.values()) > 1e-6
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def gradient(world: World, splits: Sequence[Sequence[int]]) -> Tensor:
     losses = world.losses(*ANCHORS)
     world.adapter.zero_grad()
