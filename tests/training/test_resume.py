@@ -24,7 +24,7 @@ CASES = {
         "cache_latents_to_disk": True, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 8,
         **WINDOWS,
     },
-    "workers": {"max_data_loader_n_workers": 2, "flip_aug": True},
+    "workers": {"max_data_loader_n_workers": 2, "flip_aug": True, **WINDOWS},
     "8-bit, cosine, text encoder stops": {
         "optimizer_type": "AdamW8bit", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "stop_text_encoder_training": 3,
         "learning_rate_te": 1e-4,

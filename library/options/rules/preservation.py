@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from library.options.rules.rule_kinds import NoEffect
+from library.options.groups.preservation import PreservationOptions
+from library.options.rules.rule_kinds import NoEffect, both, differs
 
 
 def _has_no_class_prompt(values: Mapping[str, object]) -> bool:
     anchors = values["preservation"]
     return not any(str(anchor).startswith("class_prompt") for anchor in (anchors if isinstance(anchors, tuple) else ()))
-
-
-def _is_not_cached(values: Mapping[str, object]) -> bool:
-    return values["preservation_base"] != "cached" and values["preservation_draws"] != 8
 
 
 def _compares_nothing(values: Mapping[str, object]) -> bool:
@@ -31,5 +28,12 @@ NO_EFFECT = (
         NoEffect(name, _has_no_class_prompt, "class_prompt is not among the anchors of preservation")
         for name in ("preservation_identifier", "preservation_class")
     ),
-    NoEffect("preservation_draws", _is_not_cached, "preservation_base is not cached"),
+    NoEffect(
+        "preservation_draws",
+        both(
+            differs("preservation_base", "cached"),
+            differs("preservation_draws", PreservationOptions.preservation_draws),
+        ),
+        "preservation_base is not cached",
+    ),
 )

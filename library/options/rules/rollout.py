@@ -10,6 +10,8 @@ from library.options.rules.rule_kinds import NoEffect, both, differs, is_one_of,
 _PREFIX = "scheduled_sampling_"
 _ON = f"{_PREFIX}max_step_offset"
 _RAMP = f"{_PREFIX}ramp_steps"
+_STRIDE = f"{_PREFIX}stride"
+_INFERENCE = f"{_PREFIX}inference_steps"
 _DEFAULTS = vars(RolloutOptions())
 
 
@@ -28,14 +30,14 @@ NO_EFFECT = (
         for name, default in _DEFAULTS.items()
         if name != _ON
     ),
-    NoEffect(_ON, _rolls_nothing, f"no sample is rolled ({_PREFIX}probability is 0)"),
+    NoEffect(_ON, _rolls_nothing, "no sample is rolled: their share is 0 in every step"),
     *(
-        NoEffect(f"{_PREFIX}{name}", both(off(_RAMP), differs(f"{_PREFIX}{name}", default)), f"{_RAMP} is not set")
-        for name, default in (("ramp_shape", "linear"), ("prob_start", 0.0), ("prob_end", None))
+        NoEffect(name, both(off(_RAMP), differs(name, _DEFAULTS[name])), f"{_RAMP} is not set")
+        for name in (f"{_PREFIX}ramp_shape", f"{_PREFIX}prob_start", f"{_PREFIX}prob_end")
     ),
     NoEffect(
-        f"{_PREFIX}inference_steps",
-        both(is_one_of(f"{_PREFIX}stride", "training"), differs(f"{_PREFIX}inference_steps", 28)),
-        f"{_PREFIX}stride is training",
+        _INFERENCE,
+        both(is_one_of(_STRIDE, "training"), differs(_INFERENCE, _DEFAULTS[_INFERENCE])),
+        f"{_STRIDE} is training",
     ),
 )

@@ -97,9 +97,9 @@ def is_one_of(name: str, *choices: object) -> Condition:
     return lambda values: _lower(values[name]) in {_lower(value) for value in choices}
 
 
-def differs(name: str, default: object) -> Condition:
-    """Condition: the flag has another value than its default."""
-    return lambda values: values[name] != default
+def differs(name: str, value: object) -> Condition:
+    """Condition: the flag has another value than this one."""
+    return lambda values: values[name] != value
 
 
 def _lower(value: object) -> object:

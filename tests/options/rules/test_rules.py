@@ -187,7 +187,10 @@ def test_a_scheduler_class_overrides_the_name() -> None:
         ("--scheduled_sampling_probability 0.5", "scheduled_sampling_max_step_offset is not set"),
         ("--scheduled_sampling_stride inference", "scheduled_sampling_max_step_offset is not set"),
         ("--scheduled_sampling_max_step_offset 2", "no sample is rolled"),
-        (f"{ROLLED} --scheduled_sampling_ramp_steps 9 --scheduled_sampling_prob_end 0", "no sample is rolled"),
+        (
+            f"{ROLLED} --scheduled_sampling_ramp_steps 9 --scheduled_sampling_prob_end 0",
+            "no sample is rolled: their share is 0 in every step",
+        ),
         ("--preservation_base half", "no anchor of preservation compares with the base model"),
         ("--preservation reg_images=0.5 --preservation_base half", "no anchor of preservation compares"),
         (f"{ROLLED} --scheduled_sampling_prob_end 0.9", "scheduled_sampling_ramp_steps is not set"),
