@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 # from glibc's malloc.h; see mallopt(3)
@@ -21,20 +21,33 @@ PIECE = 2**25  # bytes per call, about 10 ms, during which other threads cannot 
 THREAD = "preallocate memory"
 
 
+def share_one_arena() -> bool:
+    """Let all threads allocate from one heap. Returns whether that is possible.
+
+    Must be called before the first thread is started. The GNU C library gives a thread an arena of its own, which later
+    threads take over when it has ended: weights loaded by one of them would lie beside the preallocated heap instead of
+    in it, in pieces of 64 MB.
+    """
+    return _tell_allocator({M_ARENA_MAX: 1})
+
+
 def keep_freed_memory() -> bool:
     """Keep freed memory for later allocations instead of returning it to the system. Returns whether that is possible.
 
     The GNU C library maps each large block separately and unmaps it when it is freed. A training step on the CPU frees
     and allocates all its gradients, so the kernel would clear all their pages in every step, which takes longer than
-    the optimizer (benchmarks/RESULTS.md). All threads share one arena, so that they can reuse each other's memory.
-    Does nothing with other C libraries. The process keeps its memory until it ends.
+    the optimizer (benchmarks/RESULTS.md). Threads share one arena (see share_one_arena), so that they can reuse each
+    other's memory. Does nothing with other C libraries. The process keeps its memory until it ends.
     """
+    return _tell_allocator({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_ARENA_MAX: 1})
+
+
+def _tell_allocator(settings: Mapping[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_ARENA_MAX: 1}
     return all(library.mallopt(name, value) for name, value in settings.items())
 
 

@@ -12,6 +12,7 @@ from library.families.family import LatentSpace
 from library.options.mistakes import Mistake, Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
+from library.runtime.allocator import share_one_arena
 from library.runtime.device import Machine, describe_machine
 from library.runtime.precision import FloatName, Precision, resolve
 from library.training.plan.base_model import BaseModel, decide_base_model
@@ -49,6 +50,8 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     """
     options = parsed.options
     machine = describe_machine()
+    if machine.is_cpu:
+        share_one_arena()  # images are read in threads
     precision = resolve(options.memory, machine, strict=options.run.strict)
     collect(precision, mistakes, notes)
     base_model = decide_base_model(options, mistakes, notes)

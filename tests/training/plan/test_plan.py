@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,8 @@ from library.training.plan.text import describe
 from tests import tiny
 from tests.training.running import World, make_world
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -33,6 +39,33 @@ def mistakes_of(world: World, out: Path, **flags: object) -> list[str]:
     with pytest.raises(UserError) as raised:
         plan_of(world, out, **flags)
     return [mistake.what for mistake in raised.value.mistakes]
+
+
+COUNT_ARENAS = """
+import ctypes, sys
+import train_db
+from library.training.command import run_recipe
+
+code = run_recipe(train_db.RECIPE, sys.argv[2:])
+library = ctypes.CDLL(None)
+library.fopen.restype, library.malloc_info.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+library.fclose.argtypes = (ctypes.c_void_p,)
+stream = library.fopen(sys.argv[1].encode(), b"w")
+library.malloc_info(0, stream)
+library.fclose(stream)
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of the GNU C library")
+def test_threads_that_read_images_leave_no_heap_of_their_own(world: World, tmp_path: Path) -> None:
+    """Or the thread that loads the weights would use it, and not the preallocated heap."""
+    if not hasattr(ctypes.CDLL(None), "malloc_info"):
+        pytest.skip("another C library")
+    counted, words = tmp_path / "heaps.xml", world.arguments(tmp_path, dry_run=True)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([sys.executable, "-c", COUNT_ARENAS, str(counted), *words], check=True, env=environment, cwd=ROOT)
+    assert counted.read_text(encoding="utf-8").count("<heap nr=") == 1
 
 
 # 3 images x 2 + 2 images x 1 = 8 samples; batches of 3 give 3 batches, windows of 2 give 2 steps
