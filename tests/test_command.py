@@ -202,8 +202,8 @@ def test_kohya_ss_defaults_train_and_leave_what_it_expects(
 
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-loss.png", "db_sd15-state",
-        "db_sd15.safetensors", "sample",
+        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-loss.png", "db_sd15-run.jsonl",
+        "db_sd15-state", "db_sd15.safetensors", "sample",
     ]  # fmt: skip
     assert [re.sub(r"\d{14}", "TIME", path.name) for path in sorted((out / "sample").iterdir())] == [
         "db_sd15_e000001_00_TIME_1.png", "db_sd15_e000002_00_TIME_1.png",
@@ -311,7 +311,9 @@ def test_names_in_any_script(world: World, tmp_path: Path, capsys: pytest.Captur
     outcome = run(world.arguments(root / "out", max_train_steps=1, save_every_n_steps=1, **flags), capsys)
     assert outcome.code == 0, outcome.err
     name = flags["output_name"]
-    expected = sorted([f"{name}-step00000001.safetensors", f"{name}.safetensors", f"{name}-loss.png"])
+    expected = sorted(
+        [f"{name}-step00000001.safetensors", f"{name}.safetensors", f"{name}-loss.png", f"{name}-run.jsonl"]
+    )
     assert sorted(file.name for file in (root / "out").iterdir()) == expected
     assert "une photo d'été, 犬 🐶" in outcome.out
 

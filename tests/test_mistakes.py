@@ -353,7 +353,8 @@ def test_a_disk_that_fills_up_while_saving(
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert "could not be written" in block and "No space left" in block and "--resume" in block
     assert block.count("could not be written") == 1
-    assert sorted(out.iterdir()) == [before] and before.read_bytes() == b"the last good one"
+    record = out / "dog-run.jsonl"
+    assert sorted(out.iterdir()) == [record, before] and before.read_bytes() == b"the last good one"
 
 
 def test_a_disk_that_fills_up_while_a_state_is_saved(
@@ -363,7 +364,8 @@ def test_a_disk_that_fills_up_while_a_state_is_saved(
     outcome = run(world.arguments(small_disk / "out", max_train_steps=1, save_state=True), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err and "No space left" in block
-    assert [file.name for file in (small_disk / "out").iterdir()] == ["dog.safetensors"]
+    left = {file.name for file in (small_disk / "out").iterdir()}
+    assert left == {"dog.safetensors", "dog-run.jsonl"}
 
 
 def test_a_folder_that_cannot_be_written_has_no_second_mistake_about_its_room(
@@ -525,7 +527,8 @@ def test_an_interrupt_ends_a_run_without_half_files(
     saved = tmp_path / "out" / "dog-step00000001.safetensors"
     assert f"interrupted after step 2: the last saved model is {saved}" in outcome.err
     assert "no state was saved to continue from; --save_state" in outcome.err
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"dog-loss.png", "dog-step00000001.safetensors"}
+    left = {"dog-loss.png", "dog-run.jsonl", "dog-step00000001.safetensors"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == left
     assert not multiprocessing.active_children()
 
 
