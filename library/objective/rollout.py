@@ -141,7 +141,7 @@ class RolloutSettings:
     def _share(self, steps: int) -> str:
         """`50%`, or `0% to 50% (linear until step 1000)`."""
         if not self.ramp_steps:
-            return f"{self.last:.0%}" + (f" (from step {self.start_step} on)" if self.start_step else "")
+            return f"{self.last:.0%}" + (f" (after step {self.start_step})" if self.start_step else "")
         end, begin = self.start_step + self.ramp_steps, self.start_step
         reached = "" if end <= steps else f", {self.probability(steps):.0%} at the end of this run"
         return f"{self.first:.0%} to {self.last:.0%} ({self.shape} from step {begin} to {end}{reached})"

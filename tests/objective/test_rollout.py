@@ -174,7 +174,7 @@ def test_with_zero_terminal_snr_a_rollout_may_begin_with_pure_noise() -> None:
         ),
         (
             RolloutSettings(1, last=0.5, stride=36, start_step=5, sampler="euler", corrected=False),
-            "rollout of 50% (from step 5 on) of the samples over 1 step of 36 timesteps with euler, original target",
+            "rollout of 50% (after step 5) of the samples over 1 step of 36 timesteps with euler, original target",
         ),
     ],
 )

@@ -108,7 +108,7 @@ def test_the_plan_says_what_it_costs_and_what_has_no_effect(world: World, tmp_pa
     short = run(world.arguments(tmp_path, dry_run=True, **ROLLOUT, max_timestep=30), capsys)
     assert short.code == 2 and "a step of a rollout is 36 timesteps, but only 0 to 29 are trained" in short.err
     later = run(world.arguments(tmp_path, dry_run=True, **ROLLOUT, scheduled_sampling_start_step=5000), capsys).out
-    assert "--scheduled_sampling_start_step 5000 is never reached" in later and "no sample is rolled" in later
+    assert "_start_step 5000: step 5001 is never reached" in later and "no sample is rolled" in later
 
 
 def test_the_guides_other_keys_are_answered(world: World, tmp_path: Path, capsys: Output) -> None:

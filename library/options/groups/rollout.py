@@ -32,7 +32,7 @@ class RolloutOptions:
         "Raise the share from scheduled_sampling_prob_start to its end over this many steps; 0 = at once.",
         at_least=0,
     )
-    scheduled_sampling_start_step: int = flag(0, "Roll no sample before this step.", at_least=0)
+    scheduled_sampling_start_step: int = flag(0, "Roll no sample in the first so many steps.", at_least=0)
     scheduled_sampling_ramp_shape: RampShape = flag("linear", "How the share rises.", choices=get_args(RampShape))
     scheduled_sampling_prob_start: float = flag(
         0.0, "Share of the samples that are rolled at the beginning of the ramp.", at_least=0, at_most=1

@@ -92,7 +92,8 @@ def _captions(facts: RunFacts) -> Iterator[Moment]:
 def _rollout(options: TrainOptions) -> Iterator[Moment]:
     if options.rollout.scheduled_sampling_max_step_offset:
         start = options.rollout.scheduled_sampling_start_step
-        yield Moment("--scheduled_sampling_start_step", start, "step", "no sample is rolled", repeats=False)
+        asked, first = f"--scheduled_sampling_start_step {start}: step", start + 1 if start else None
+        yield Moment(asked, first, "step", "no sample is rolled", repeats=False)
 
 
 def _anchors(facts: RunFacts) -> Iterator[Moment]:

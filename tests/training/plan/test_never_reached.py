@@ -27,6 +27,7 @@ def notes_of(world: World, out: Path, **flags: object) -> list[str]:
 
 # 3 images x 2 + 2 images x 1 = 8 samples, in batches of 1: 8 steps per epoch
 PROMPTS = {"sample_prompts": "p.txt"}
+ROLLOUT = {"scheduled_sampling_max_step_offset": 1, "scheduled_sampling_probability": 0.5}
 CHANGES = {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": "step_rules=1:16,0.1:17,0.01"}
 CASES: list[tuple[dict[str, object], str | None]] = [
     ({"save_every_n_steps": 16}, None),
@@ -50,6 +51,11 @@ CASES: list[tuple[dict[str, object], str | None]] = [
     ({"caption_dropout_every_n_epochs": 3}, "caption_dropout_every_n_epochs 3 is never reached: the run has 2 epochs"),
     ({"token_warmup_step": 0.9}, None),
     ({"token_warmup_step": 500}, "token_warmup_step 500 is never reached: the run has 16 steps"),
+    ({**ROLLOUT, "scheduled_sampling_start_step": 15}, None),
+    (
+        {**ROLLOUT, "scheduled_sampling_start_step": 16},  # samples would be rolled from step 17 on
+        "--scheduled_sampling_start_step 16: step 17 is never reached: the run has 16 steps, so no sample is rolled",
+    ),
     ({"preservation": "blank_prompt@16-"}, None),
     (
         {"preservation": "blank_prompt@17-"},
