@@ -39,13 +39,17 @@ class DrawnImage:
 @dataclass
 class Run:
     """The accelerator, console, trackers, processes and events of a run. What is said, logged, drawn and saved comes
-    through here, and becomes an event."""
+    through here, and becomes an event.
+
+    `listeners` are called with all values that are logged, also in a run without trackers.
+    """
 
     accelerator: Accelerator
     console: Console
     is_tracked: bool = False
     processes: Processes = Processes()
     events: Events = field(default_factory=Events)
+    listeners: list[Callable[[Mapping[str, float]], None]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -59,8 +63,10 @@ class Run:
         self.events.emit("notification", {"message": text})
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Log values to the trackers, if there are any. `step` is the place on their axis: an epoch for values of an
-        epoch."""
+        """Log values to the trackers, if there are any. `step` is the place on their axis: of some names the number of
+        the epoch."""
+        for listen in self.listeners:
+            listen(values)
         if self.is_tracked:
             self.accelerator.log(values, step=step)
         data: dict[str, object] = {"epoch": self.events.progress.epoch, "values": values}
