@@ -69,15 +69,19 @@ class Run:
             listen(values)
         if self.is_tracked:
             self.accelerator.log(values, step=step)
-        data: dict[str, object] = {"epoch": self.events.progress.epoch, "values": values}
-        kind = type_of_values(values)
-        if kind == "training.status":
-            pace = self.console.pace()
-            if (loss := values.get("loss", values.get("loss/current"))) is not None:
-                data["loss"] = loss
-            data |= memory_in_use(self.device)
-            data |= {} if pace is None else {"seconds_per_step": pace[0], "remaining_seconds": pace[1]}
-        self.events.emit(kind, data)
+        if self.events.sinks:
+            kind = type_of_values(values)
+            state = self._state(values) if kind == "training.status" else {}
+            self.events.emit(kind, {"epoch": self.events.progress.epoch, "values": values} | state)
+
+    def _state(self, values: Mapping[str, float]) -> dict[str, object]:
+        """What a training.status event holds besides the values of a step."""
+        pace, loss = self.console.pace(), values.get("loss", values.get("loss/current"))
+        return {
+            **({} if loss is None else {"loss": loss}),
+            **({} if pace is None else {"seconds_per_step": pace[0], "remaining_seconds": pace[1]}),
+            **memory_in_use(self.device),
+        }
 
     def saved(self, path: Path, kind: Literal["model", "state"]) -> None:
         """Note that a model or a training state was saved."""
