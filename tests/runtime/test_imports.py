@@ -109,5 +109,5 @@ def test_a_schedule_of_transformers_imports_no_package_that_is_not_needed() -> N
         "load('transformers.optimization.get_constant_schedule')\n"
         "print([name for name in NOT_NEEDED if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
