@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from library.runtime.imports import large_imports
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """The accelerator, console, trackers and processes of a run."""
+    """The accelerator, console, trackers and processes of a run.
+
+    `listeners` are called with all values that are logged, also in a run without trackers.
+    """
 
     accelerator: Accelerator
     console: Console
     is_tracked: bool = False
     processes: Processes = Processes()
+    listeners: list[Callable[[Mapping[str, float]], None]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +45,9 @@ class Run:
         self.console.say(text)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Log values to the trackers, if there are any."""
+        """Log values to the trackers, if there are any. `step`: of some names the number of the epoch."""
+        for listen in self.listeners:
+            listen(values)
         if self.is_tracked:
             self.accelerator.log(values, step=step)
 

@@ -137,8 +137,8 @@ def decide_outputs(
     averages: AveragesPlan = AveragesPlan(),  # noqa: B008 - frozen
 ) -> Outputs:
     """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
-    `diffusers`), or `adapter` for a run that trains one. `averages`: decides what is
-    saved besides the weights in training.
+    `diffusers`), or `adapter` for a run that trains one. `averages`: what is saved besides
+    the weights in training.
 
     Without --save_model_as, a base model in a file is saved as a file (`.ckpt` unless --use_safetensors), a diffusers
     folder as a folder, and an adapter as a `.safetensors` file.
