@@ -98,7 +98,7 @@ def test_plain_python_with_a_config_file(world: World, tmp_path: Path) -> None:
     config.write_bytes(codecs.BOM_UTF8 + "\r\n".join(lines).encode("utf-8"))  # as an editor on Windows leaves it
     done = python(str(ROOT / "train_db.py"), "--config_file", "my run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert left(tmp_path / "out") == ["last-loss.png", "last.safetensors"]
+    assert left(tmp_path / "out") == ["last-loss.png", "last-run.jsonl", "last.safetensors"]
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
@@ -363,7 +363,7 @@ def test_old_models_and_states_are_removed_when_the_new_ones_are_whole(
     outcome = run(world.arguments(tmp_path / "out", **flags, **small), capsys)
     assert outcome.code == 0
     assert left(tmp_path / "out") == [
-        "dog-000002.safetensors", "dog-000003-state", "dog-000003.safetensors", "dog-loss.png", "dog-state",
+        "dog-000002.safetensors", "dog-000003-state", "dog-000003.safetensors", "dog-loss.png", "dog-run.jsonl", "dog-state",
         "dog.safetensors",
     ]  # fmt: skip
 
@@ -373,7 +373,7 @@ def test_steps_are_kept_by_a_range_of_steps(world: World, tmp_path: Path, capsys
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=5, **flags), capsys)
     assert outcome.code == 0
     assert left(tmp_path / "out") == [
-        "dog-loss.png", "dog-state", "dog-step00000003.safetensors", "dog-step00000004.safetensors",
+        "dog-loss.png", "dog-run.jsonl", "dog-state", "dog-step00000003.safetensors", "dog-step00000004.safetensors",
         "dog-step00000005.safetensors", "dog.safetensors",
     ]  # fmt: skip
 
