@@ -363,8 +363,8 @@ def test_old_models_and_states_are_removed_when_the_new_ones_are_whole(
     outcome = run(world.arguments(tmp_path / "out", **flags, **small), capsys)
     assert outcome.code == 0
     assert left(tmp_path / "out") == [
-        "dog-000002.safetensors", "dog-000003-state", "dog-000003.safetensors", "dog-loss.png", "dog-run.jsonl", "dog-state",
-        "dog.safetensors",
+        "dog-000002.safetensors", "dog-000003-state", "dog-000003.safetensors", "dog-loss.png", "dog-run.jsonl",
+        "dog-state", "dog.safetensors",
     ]  # fmt: skip
 
 
