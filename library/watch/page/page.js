@@ -149,12 +149,13 @@
     const bar = make("progress", "");
     bar.max = run.steps || 1;
     bar.value = Math.min(run.step, bar.max);
+    const said = run.messages.at(-1)?.[2] ?? "";
     const steps = "step " + number(run.step) + (run.steps ? " of " + number(run.steps) : "");
     const lines = run.ending ? [make("li", run.stage === "failed" ? "bad" : "warn", isolated(run.ending))] : [];
     if (run.problem) lines.push(make("li", "bad", isolated(run.problem)));
     if (run.damaged) lines.push(make("li", "warn", number(run.damaged) + " damaged lines of the record are left out"));
     lines.push(...run.notes.map((note) => make("li", "warn", isolated(note))));
-    return make("article", "run r" + run.index, title, make("p", "where", isolated(run.record)), bar, make("p", "steps-done", steps),
+    return make("article", "run r" + run.index, title, make("p", "where", isolated(run.record)), bar, make("p", "steps-done", steps, make("span", "said", isolated(said))),
       tiles(run), lines.length ? make("ul", "notes", ...lines) : null);
   }
 
