@@ -145,9 +145,7 @@ def scan(
         check_caption_endings([subset for _, subset in subsets], gathered)
         contents = _read(gathered, stored, most_memory, progress=progress)
         trouble = stored.trouble
-    train: list[ImageRecord] = []
-    reg: list[ImageRecord] = []
-    validation: list[ImageRecord] = []
+    train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
     for number, (place, subset) in enumerate(subsets):
         records = _build_records(number, place, subset, gathered[number], contents, findings)
         (validation if subset.validation else reg if subset.is_reg else train).extend(records)
