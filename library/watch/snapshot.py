@@ -16,7 +16,8 @@ MOST_MESSAGES = 1000  # the last ones
 def snapshot(state: RunState) -> dict[str, Any]:
     """What page.js reads."""
     plan = _plan(state.start.get("plan"))
-    options = state.start.get("options")
+    given = state.start.get("options")
+    options = given if isinstance(given, Mapping) else {}
     return {
         "stage": state.stage,
         "ending": state.ending,
@@ -33,7 +34,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
         ],
         "notes": [line for title, line in plan if title == "notes"],
         "plan": plan,
-        "options": {str(name): text_of(value) for name, value in options.items()} if isinstance(options, Mapping) else {},
+        "options": {str(name): text_of(value) for name, value in options.items()},
         "messages": [[message.step, message.time, message.text] for message in state.messages[-MOST_MESSAGES:]],
         "earlier_messages": max(0, len(state.messages) - MOST_MESSAGES),
         "checkpoints": [
