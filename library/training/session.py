@@ -33,6 +33,7 @@ from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
+from library.training.validation.table import begin_table, table_path
 from library.training.validation.validation import build_validation
 
 if TYPE_CHECKING:
@@ -109,7 +110,11 @@ def train(plan: Plan, recipe: Recipe) -> None:
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
-        validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
+        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.say)
+        validation = build_validation(
+            facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
+            resumed=plan.resume is not None,
+        )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
         loop = Loop(
@@ -132,6 +137,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
+                    validation.begin(progress)
                     preview.before_training(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
@@ -144,6 +150,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                     *saver.written,
                     plan.outputs.snapshot_folder,
                     plan.curve,
+                    table.path if table.rows else None,
                     plan.preview.folder if plan.preview else None,
                 )
                 took = time.monotonic() - began

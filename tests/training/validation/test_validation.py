@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,12 @@ from library.families.family import Conditioning
 from library.objective.objective import Objective
 from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
-from library.runtime.seeds import python_random, torch_generator
+from library.runtime.seeds import torch_generator
 from library.training.saving.state import Progress
+from library.training.validation.losses import Losses
 from library.training.validation.plan import TIMESTEPS, ValidationPlan
-from library.training.validation.validation import Losses, Validation
+from library.training.validation.table import Table
+from library.training.validation.validation import Validation
 from tests.data.image_files import dataset, record, subset
 
 SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three held out
@@ -75,6 +78,8 @@ class Toy:
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
+            keys={number: f"content {number}" for number in range(len(SIZES))},
+            table=Table(None, "run", self.said.append),
             scaled=lambda latents: 0.5 * latents,
             versions={"": self.weights},
             device=torch.device("cpu"),
@@ -111,7 +116,7 @@ def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
     kept = np.cumprod(1 - betas)
     found = []
     for b in range(8):
-        u = python_random("validation timestep", name, b).random()
+        u = int.from_bytes(hashlib.blake2b(f"{name}|{b}".encode(), digest_size=8).digest(), "big") / 2**64
         t = int(np.floor((b + u) / 8 * 1000))
         shape = (4, SIZES[number][1] // 8, SIZES[number][0] // 8)
         n = torch.randn(shape, generator=torch_generator("validation noise", name, b)).double().numpy()
@@ -124,10 +129,11 @@ def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
 def test_the_loss_is_that_of_the_formula() -> None:
     losses = Toy().measure()
     for place, (held_out, trained) in enumerate(PAIRS):
-        name = f"{held_out}.png"
+        name = f"content {held_out}"
         assert losses.held_out[place].tolist() == pytest.approx(plain_loss(held_out, name), rel=1e-5)
         assert losses.trained[place].tolist() == pytest.approx(plain_loss(trained, name), rel=1e-5)
-    assert losses.average == pytest.approx(np.mean([plain_loss(h, f"{h}.png") for h, _ in PAIRS]), rel=1e-5)
+    average = losses.means["held_out"][0].value
+    assert average == pytest.approx(np.mean([plain_loss(h, f"content {h}") for h, _ in PAIRS]), rel=1e-5)
 
 
 def test_each_part_of_the_range_has_one_timestep() -> None:
@@ -167,7 +173,7 @@ def test_a_pair_has_the_same_timesteps_and_noise() -> None:
 
 def test_the_divergence_is_how_much_worse_unknown_images_are() -> None:
     losses = Losses(torch.tensor([[0.5, 0.3], [0.4, 0.4]]), torch.tensor([[0.2, 0.2], [0.3, 0.1]]))
-    assert losses.average == pytest.approx(0.4) and losses.divergence == pytest.approx(0.2)
+    assert losses.means["held_out"][0].value == pytest.approx(0.4) and losses.divergence == pytest.approx(0.2)
     assert losses.error == pytest.approx(0.0, abs=1e-7)
     assert Losses(torch.ones(1, 2), torch.zeros(1, 2)).error is None
     spread = Losses(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 1))
@@ -228,7 +234,7 @@ def test_names_in_logs() -> None:
     play(toy.make())
     values, at = toy.logged[0]
     assert at == 1
-    assert values["loss/validation/epoch_average"] == toy.measure().average
+    assert values["loss/validation/epoch_average"] == toy.measure().means["held_out"][0].value
     assert values["loss/validation/epoch_divergence"] == toy.measure().divergence
     parts = [value for name, value in values.items() if name.startswith("loss/validation/epoch_average_t")]
     assert list(values)[2] == "loss/validation/epoch_average_t000_124" and len(parts) == 8

@@ -12,8 +12,9 @@ import train_db
 import train_network
 from library.training.command import run_recipe
 from library.training.recipe import Recipe
+from library.training.validation.losses import Losses
 from library.training.validation.plan import ValidationPlan
-from library.training.validation.validation import Losses, Validation
+from library.training.validation.validation import Validation
 from tests import tiny
 from tests.training.running import World, assert_equal_files, make_world, run
 from tools import cache_latents, cache_text_encoder_outputs
