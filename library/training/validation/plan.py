@@ -21,7 +21,7 @@ TIMESTEPS = 8
 
 
 MOST = 16
-"""Images of a set that is not held out by the user and not paired with such images, without max_validation_steps."""
+"""Images of a set that is trained on and not paired with held-out images, without max_validation_steps."""
 
 SetName = Literal["held_out", "training", "class"]
 
@@ -98,13 +98,13 @@ def decide_validation(options: ValidationOptions, images: Images) -> ValidationP
         return tuple(chosen if options.max_validation_steps else chosen[:most])
 
     held_out, trained = choose(groups.get((True, False), ()), None), groups.get((False, False), [])
-    of_class = groups.get((True, True))
+    of_class, reg = groups.get((True, True), []), groups.get((False, True), [])
     return ValidationPlan(
         pairs=tuple(zip(held_out, _partners(held_out, trained, images), strict=True)),
         every_n_steps=every_steps,
         every_n_epochs=every_epochs if is_asked_for else 1,
         training=() if held_out else choose(trained, MOST),
-        of_class=choose(of_class or groups.get((False, True), ()), None if of_class else MOST),
+        of_class=choose(of_class, None) if of_class else choose(reg, MOST),
     )
 
 
