@@ -38,8 +38,8 @@ class ValidationOptions:
     )
     validate_every_n_epochs: int | None = flag(
         None,
-        "Compute the validation loss every n epochs; not set = 1 with held-out images, unless validate_every_n_steps is "
-        "set.",
+        "Compute the validation loss every n epochs; not set = 1 with held-out images, unless validate_every_n_steps "
+        "is set.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_validate_every_n_epochs",
