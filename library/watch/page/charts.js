@@ -52,7 +52,7 @@ const Charts = (() => {
     const folders = names.map((name) => name.split("/").slice(0, -1));
     let shared = 0;
     while (folders.every((folder) => shared < folder.length && folder[shared] === folders[0][shared])) shared += 1;
-    return names.map((name) => name.split("/").slice(shared).join("/"));
+    return names.map((name) => name.split("/").slice(shared).join("/").replace(/^.*_(t\d+_\d+)/, "$1"));
   }
 
   function parts(chart, runs, settings) {
