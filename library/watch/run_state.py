@@ -168,4 +168,4 @@ def chart_of(name: str, *, is_status: bool) -> str:
         return "divergence"
     if found := re.fullmatch(r"(?:.*/)?(.*)_t\d+_\d+(.*)", rest):
         return f"{found[1]}{found[2]} by timestep"
-    return "evaluation"
+    return "validation loss"

@@ -8,7 +8,7 @@ from typing import Any
 
 from library.watch.run_state import Prompt, RunState
 
-FIRST_CHARTS = ("loss", "evaluation", "divergence")
+FIRST_CHARTS = ("loss", "validation loss", "divergence", "evaluation")
 LAST_CHARTS = ("learning rate", "speed", "memory")
 MOST_MESSAGES = 1000  # the last ones
 MOST_WARNINGS = 200

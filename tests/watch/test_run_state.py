@@ -31,23 +31,23 @@ def test_values_are_sorted_into_charts() -> None:
         begin(),
         status(1, loss=0.5, loss__subject=0.3, lr__unet=1e-4, drift__class=0.1),
         line("training.status", 2, values={}, seconds_per_step=0.5, memory_bytes=100, gpu_memory_bytes=200),
-        line("evaluation", 2, values={**evaluation, "loss/validation/step_divergence": 0.0, "dino/mean": 0.4}),
+        line("evaluation", 2, values={**evaluation, "loss/validation/step_divergence": 0.0, "evaluation/dino": 0.4}),
     )
     assert set(
         curves(shown(begin(), line("evaluation", 2, values={"loss/validation/epoch_class_t125_249_ema": 1.0})))
     ) == {"epoch_class_ema by timestep"}
     assert curves(answer) == {
         "loss": {"loss": [1], "loss/subject": [1]},
-        "evaluation": {"loss/validation/step_average": [2]},
+        "validation loss": {"loss/validation/step_average": [2]},
         "step_average by timestep": {"loss/validation/step_average_t000_249": [2]},
         "divergence": {"loss/validation/step_divergence": [2]},
-        "dino": {"dino/mean": [2]},
+        "evaluation": {"evaluation/dino": [2]},
         "drift": {"drift/class": [1]},
         "learning rate": {"lr/unet": [1]},
         "speed": {"seconds per step": [2]},
         "memory": {"memory": [2], "GPU memory": [2]},
     }
-    assert list(curves(answer))[:2] == ["loss", "evaluation"] and list(curves(answer))[-1] == "memory"
+    assert list(curves(answer))[:2] == ["loss", "validation loss"] and list(curves(answer))[-1] == "memory"
 
 
 def test_the_head_of_the_page() -> None:

@@ -172,7 +172,10 @@
   function drawCurves() {
     const runs = shown();
     one("curves").hidden = !runs.some((run) => run.charts.length);
-    Charts.draw(one("charts"), runs, settings(), () => {
+    const isByTimestep = (name) => name.endsWith(" by timestep");
+    one("by-timestep").hidden = !runs.some((run) => run.charts.some((chart) => isByTimestep(chart.name)));
+    const place = (name) => one(isByTimestep(name) ? "more-charts" : "charts");
+    Charts.draw(place, runs, settings(), () => {
       requestAnimationFrame(() => { one("whole").hidden = !Charts.anyZoomed(); });
     });
   }
