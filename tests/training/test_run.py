@@ -38,7 +38,7 @@ def test_a_warning_is_told_from_what_is_said(capsys: pytest.CaptureFixture[str])
     """In the log by its level, and in its event."""
     kept = Kept()
     console = Console(parse([]).options.run)
-    run = Run(accelerator=None, console=console, events=Events([kept]))  # type: ignore[arg-type]
+    run = Run(accelerator=None, console=console, events=Events(sinks=[kept]))  # type: ignore[arg-type]
     run.say("drawing")
     run.warn("no sample images")
     log = capsys.readouterr().err.splitlines()
