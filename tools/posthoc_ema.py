@@ -95,8 +95,7 @@ def _write(
     from networks import adapter_files
     from networks.arithmetic.result_metadata import without_hashes
 
-    earlier = [snapshot for snapshot in snapshots if snapshot.profile.step <= wanted.step]
-    like = earlier[-1] if earlier else snapshots[0]
+    like = [snapshot for snapshot in snapshots if snapshot.profile.step <= wanted.step][-1]
     headers = [snapshot.header for snapshot in snapshots]
     tensors = weighted_sum(headers, combination.shares, like.header, _DTYPES[precision] if precision else None)
     before = dict(like.header.metadata)

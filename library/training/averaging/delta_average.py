@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from library.training.averaging.weight_average import WeightAverage, restored
+from library.training.averaging.weight_average import WeightAverage, restore_shadows, restored
 from networks.arithmetic.svd import leading
 
 Product = tuple[nn.Parameter, nn.Parameter]
@@ -49,7 +49,7 @@ class DeltaAverage:
     @property
     def size(self) -> int:
         """Bytes of the average."""
-        return sum(shadow.numel() * shadow.element_size() for shadow in self.shadows)
+        return sum(shadow.nbytes for shadow in self.shadows)
 
     @torch.no_grad()
     def move(self, share: float) -> None:
@@ -75,10 +75,7 @@ class DeltaAverage:
 
     def load(self, saved: Sequence[Tensor]) -> None:
         """Restore saved shadows, bit for bit. Raises ValueError if they belong to other parameters."""
-        if [shadow.shape for shadow in saved] != [shadow.shape for shadow in self.shadows]:
-            raise ValueError("the average of the weights has other shapes")
-        for shadow, value in zip(self.shadows, saved, strict=True):
-            shadow.copy_(value)
+        restore_shadows(self.shadows, saved)
         self._factors = None
 
     @torch.no_grad()

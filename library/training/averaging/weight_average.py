@@ -23,6 +23,14 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.data.copy_(value)
 
 
+def restore_shadows(shadows: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """Copy saved values into shadows, bit for bit. Raises ValueError if they belong to other parameters."""
+    if [shadow.shape for shadow in saved] != [shadow.shape for shadow in shadows]:
+        raise ValueError("the average of the weights has other shapes")
+    for shadow, value in zip(shadows, saved, strict=True):
+        shadow.copy_(value)
+
+
 class WeightAverage:
     """A shadow in float32 of each parameter on `device`, which follows the parameters' values after rounding: however
     coarse the weights are, the average moves.
@@ -37,7 +45,7 @@ class WeightAverage:
     @property
     def size(self) -> int:
         """Bytes of the average."""
-        return sum(shadow.numel() * shadow.element_size() for shadow in self.shadows)
+        return sum(shadow.nbytes for shadow in self.shadows)
 
     @torch.no_grad()
     def move(self, share: float) -> None:
@@ -59,7 +67,4 @@ class WeightAverage:
 
     def load(self, saved: Sequence[Tensor]) -> None:
         """Restore saved shadows, bit for bit. Raises ValueError if they belong to other parameters."""
-        if [shadow.shape for shadow in saved] != [shadow.shape for shadow in self.shadows]:
-            raise ValueError("the average of the weights has other shapes")
-        for shadow, value in zip(self.shadows, saved, strict=True):
-            shadow.copy_(value)
+        restore_shadows(self.shadows, saved)

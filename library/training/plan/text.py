@@ -107,7 +107,9 @@ def _data(images: Images, options: TrainOptions) -> Iterator[str]:
 
 def _subset(subset_count: SubsetCount) -> str:
     subset = subset_count.subset
-    kind = "regularisation" if subset.is_reg else "training" if subset_count.samples else "validation"
+    kind = "training" if subset_count.samples else "validation"
+    if subset.is_reg:
+        kind = "validation of the class" if subset.validation else "regularisation"
     folder = subset.image_dir or subset.metadata_file
     return f"{folder}: {_samples(subset_count)}, {kind}{_caption_source(subset_count)}"
 
@@ -350,6 +352,7 @@ def _files(plan: Plan) -> Iterator[str]:
         replaced = ", in place of those of an earlier run" if os.path.isdir(snapshots) and plan.resume is None else ""
         yield f"{counted(plan.costs.files.snapshots, 'snapshot')}: {snapshots}{replaced}"
     yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
+    yield f"record of the run: {outputs.record}"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"

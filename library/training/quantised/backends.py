@@ -22,8 +22,6 @@ from library.runtime.packed_weight import Packed, PackedWeight
 from library.training.quantised.formats import BITSANDBYTES, QUANTO, TORCHAO, Format
 
 _LEAST_SCALE = 1e-12  # values that are all zero would be divided by 0
-
-
 _ALIGNMENT = 64  # bytes
 _PIECE = 2**21  # values: rounding them takes about 50 MB for a moment
 

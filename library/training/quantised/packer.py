@@ -37,12 +37,12 @@ class Packer:
 
 def quantise(model: Model, quantisation: Quantisation) -> None:
     """Quantise a model that has been loaded in full, for adapters to be merged into it."""
-    packer = Packer(quantisation)
-    for module_name, module in model.modules().items():
+    packer, modules = Packer(quantisation), model.modules()
+    for module_name in quantisation.modules:
+        module = modules[module_name]
         for layer_name, layer in module.named_modules():
             weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter):
                 packed = packer(module_name, f"{layer_name}.weight", weight.detach())
                 layer.weight = nn.Parameter(packed, requires_grad=False)
-        if module_name in quantisation.modules:
-            compute_in_fp32(module)
+        compute_in_fp32(module)

@@ -58,6 +58,11 @@ class Outputs:
         """The folder of --posthoc_ema_snapshots: `NAME-posthoc_ema`, or `last-posthoc_ema`."""
         return self.directory / f"{self.final_stem()}-posthoc_ema" if self.snapshots else None
 
+    @property
+    def record(self) -> Path:
+        """The record of the run's events: `NAME-run.jsonl`, or `last-run.jsonl`."""
+        return self.directory / f"{self.final_stem()}-run.jsonl"
+
     def model(self, stem: str, suffix: str) -> Path:
         """The model of a save by its stem, in one version: `STEM.ext`, `STEM_ema.ext`."""
         return self.directory / (stem + suffix + self.extension)
@@ -137,8 +142,8 @@ def decide_outputs(
     averages: AveragesPlan = AveragesPlan(),  # noqa: B008 - frozen
 ) -> Outputs:
     """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
-    `diffusers`), or `adapter` for a run that trains one. `averages`: decides what is
-    saved besides the weights in training.
+    `diffusers`), or `adapter` for a run that trains one. `averages`: what is saved besides
+    the weights in training.
 
     Without --save_model_as, a base model in a file is saved as a file (`.ckpt` unless --use_safetensors), a diffusers
     folder as a folder, and an adapter as a `.safetensors` file.
