@@ -155,7 +155,7 @@ def test_a_fingerprint_changes_with_weights_and_settings(folders: Path, tmp_path
     shutil.copytree(folders / "dino", tmp_path / "dino")
     first = fingerprint()
     config = tmp_path / "dino" / "preprocessor_config.json"
-    config.write_text(config.read_text().replace("32", "24"), encoding="utf-8")
+    config.write_text(config.read_text(encoding="utf-8").replace("32", "24"), encoding="utf-8")
     second = fingerprint()
     tiny_encoders.write_dino(tmp_path / "dino", seed=1)
     assert len({first, second, fingerprint()}) == 3

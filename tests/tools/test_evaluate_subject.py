@@ -1,4 +1,4 @@
-"""tools/evaluate_subject.py as users call it: the same prompts and seeds for all models, interrupted and called again."""
+"""tools/evaluate_subject.py as users call it: the same prompts and seeds for all models, also after an interruption."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from library.evaluation import command, model_images
+from library.evaluation.subject_images import mask_of, open_image
 from tests import tiny
 from tests.evaluation import tiny_encoders
 from tools import evaluate_subject
@@ -127,10 +128,9 @@ def test_what_is_needed() -> None:
     assert evaluate_subject.main([]) == 2
 
 
-def test_crops_by_masks_change_the_values(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same crops of both sides: an image that is the subject alone is nearer to the cropped real ones."""
-    from library.evaluation.subject_images import mask_of, open_image
-
+def test_an_image_is_cropped_to_the_box_of_its_mask(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     (path,) = tiny.write_images(images / "dog", 1, (60, 40))
     mask = Image.new("L", (60, 40))
