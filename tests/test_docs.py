@@ -46,6 +46,7 @@ from tools import (
     resize_lora,
     show_metadata,
     svd_merge_lora,
+    watch,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,7 @@ FOREIGN = {
     "quick",
     "durations",
     "dist",
+    "logdir",
 }
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
@@ -86,6 +88,7 @@ TOOLS: dict[str, Any] = {
             resize_lora,
             show_metadata,
             svd_merge_lora,
+            watch,
         )
     },
 }
@@ -219,7 +222,7 @@ def test_the_keys_of_dataset_files_are_those_of_the_program() -> None:
         key.name: " ".join(letters[level] for level in key.levels) for key in KEYS.values()
     }
     assert {key for key, (_, ours) in told.items() if ours} == {
-        "resolutions", "pixels_per_batch", "caption_encoding", "background", "aesthetic_score"
+        "resolutions", "pixels_per_batch", "caption_encoding", "background", "aesthetic_score", "validation"
     }  # fmt: skip
 
 

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.runtime": ("library.runtime", "library.options"),
     "library.objective": ("library.objective", "library.options", "library.checkpoints", "library.runtime"),
     "library.data": ("library.data", "library.options", "library.checkpoints", "library.runtime"),
+    "library.watch": ("library.watch", "library.options", "library.training.events"),
     **dict.fromkeys(CALLED_SO, ("tools",)),
     "networks": ("networks", "library.checkpoints"),
     "library.families": (
@@ -103,6 +104,8 @@ INSTANT = (
     "library/sampling/generate.py",
     "library/training/plan*",
     "library/training/*/plan.py",
+    "library/watch*",
+    "library/training/events/*.py",
     "train_*.py",
     "sdxl_train*.py",
     "fine_tune.py",
@@ -182,7 +185,8 @@ def test_only_the_wiring_takes_the_whole_plan() -> None:
     """Every other room takes the section that it uses, and can be built and tested without the rest."""
     of_plan = "library.training.plan.plan.Plan"
     takers = {path for path in sources() for _, name in imports(path) if name == of_plan}
-    assert takers == {"library/training/session.py", "library/training/plan/text.py"}
+    texts = {"library/training/plan/text.py", "library/training/plan/summary.py"}
+    assert takers == {"library/training/session.py", *texts}
 
 
 def test_every_file_has_a_row_in_the_import_table() -> None:

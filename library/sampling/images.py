@@ -1,12 +1,10 @@
 """Draw images: encode prompts, start from seeded noise, run the sampler with guidance, decode.
 
-Image-to-image starts from a noised image (Meng et al. 2021, arXiv 2108.01073). Classifier-free guidance: Ho and
-Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
+Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), u + scale * (c - u).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,7 +19,8 @@ from library.families.family import AS_TRAINED, Conditioning, Family, Model, Tex
 from library.options.mistakes import Mistake, UserError
 from library.runtime.eval_mode import eval_mode
 from library.sampling.prompts import ImageRequest, group_requests
-from library.sampling.samplers import make_scheduler, start_below
+from library.sampling.samplers import make_scheduler
+from library.sampling.sampling_path import HandOver, Progress, Unfinished, begin, follow, go_on, set_timesteps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 MAX_CHUNKS = 3
 # aesthetic scores of diffusers' pipelines, for the prompt and the negative prompt
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
-
-Progress = Callable[[int], object]
-"""Called after each step with the number of images that took it; see count_steps."""
 
 EncodePrompts = Callable[[Sequence[str], int], Mapping[str, Tensor]]
 """Encodes texts, up to a number of tokens; returns what library.families.family.EncodeText does."""
@@ -57,6 +53,8 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
     *,
     init_latents: Sequence[Tensor] | None = None,
     strength: float = 1.0,
+    unfinished: Sequence[Unfinished] | None = None,
+    hand_over: HandOver | None = None,
     settings: TextSettings = AS_TRAINED,
     max_chunks: int = MAX_CHUNKS,
     encode: EncodePrompts | None = None,
@@ -71,14 +69,15 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
     rounding; the global random state is not used. Prompts may take up to `max_chunks` times the tokens of one text
     encoder pass.
     `init_latents`: for image-to-image, unscaled latents (C, h, w) for each request, which also set the image size; only
-    the steps in the last share `strength` of the timesteps are run. `encode` replaces the model's text encoders.
-    Encoding and the backbone run under `autocast`, with backbone inputs in `dtype` (None: the backbone's own); sizes
-    and scores are always float32.
+    the steps in the last share `strength` of the timesteps are run. `unfinished`: images that another model handed over
+    (`hand_over` keeps those of this call), to be finished on their path and with their random numbers; seeds are
+    ignored then. `encode` replaces the model's text encoders. Encoding and the backbone run under `autocast`, with
+    backbone inputs in `dtype` (None: the backbone's own); sizes and scores are always float32.
     Raises UserError for an unknown sampler, for too few steps at this strength and for NaN or infinite pixels;
-    ValueError unless there are as many seeds and init latents as requests.
+    ValueError unless there are as many seeds, init latents and unfinished images as requests.
     """
-    for values in (seeds, seeds if init_latents is None else init_latents):
-        if len(requests) != len(values):
+    for values in (seeds, init_latents, unfinished):
+        if values is not None and len(requests) != len(values):
             raise ValueError(f"{len(requests)} images need as many seeds and init latents, not {len(values)}")
     if init_latents is not None:
         pairs = zip(requests, init_latents, strict=True)
@@ -88,17 +87,17 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
     with torch.no_grad(), eval_mode(model.modules().values()):
         for places in _groups(model, requests, max_chunks):
             group = [requests[place] for place in places]
-            scheduler = make_scheduler(
-                group[0].sampler, model.family.process, model.prediction, zero_terminal_snr=model.zero_terminal_snr
-            )
-            generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
+            if unfinished is None:
+                init = None if init_latents is None else torch.stack([init_latents[place] for place in places])
+                path = begin(model, group[0], [seeds[place] for place in places], init, strength)
+            else:
+                path = go_on(model, group[0], [unfinished[place] for place in places])
             with autocast():
                 outputs = encode(_all_texts(group), token_limit(model.tokenizer, group[0], max_chunks))
             conditioning = _conditioning(outputs, group, model.backbone.device, dtype or model.backbone.dtype)
-            init = None if init_latents is None else torch.stack([init_latents[place] for place in places])
-            latents, timesteps = _initial_latents(model, scheduler, group[0], generators, init, strength)
             predict = _guided_prediction(model, conditioning, group[0].scale, autocast)
-            latents = _denoise(scheduler, timesteps, latents, predict, generators, progress)
+            watch = None if hand_over is None else hand_over.watch(places, path)
+            latents = follow(path, predict, progress, watch)
             for place, one in zip(places, torch.split(latents, 1), strict=True):  # decoding needs the most memory
                 pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_check_finite(pixels, requests[place]))
@@ -112,17 +111,8 @@ def count_steps(model: Model, requests: Sequence[ImageRequest], strength: float 
         key = (request.sampler, request.steps)
         if key not in counts:
             scheduler = make_scheduler(request.sampler, model.family.process, model.prediction)
-            counts[key] = len(_timesteps(model, scheduler, request, strength))
+            counts[key] = len(set_timesteps(model, scheduler, request, strength))
     return sum(counts[request.sampler, request.steps] for request in requests)
-
-
-def _timesteps(model: Model, scheduler: Any, request: ImageRequest, strength: float | None) -> Tensor:
-    """Set the steps of the scheduler and return the timesteps (steps,) to run; `strength` None: all."""
-    scheduler.set_timesteps(request.steps, device=model.backbone.device)
-    timesteps: Tensor = scheduler.timesteps
-    if strength is not None:
-        timesteps = start_below(request.sampler, scheduler, round(strength * model.family.process.timesteps))
-    return timesteps
 
 
 def with_size_of(latents: Tensor, request: ImageRequest, family: Family) -> ImageRequest:
@@ -190,24 +180,6 @@ def _conditioning(
     }
 
 
-def _initial_latents(
-    model: Model,
-    scheduler: Any,
-    request: ImageRequest,
-    generators: Sequence[torch.Generator],
-    init_latents: Tensor | None,
-    strength: float,
-) -> tuple[Tensor, Tensor]:
-    """Return initial latents (B, C, h, w) float32, noise or noised `init_latents`, and the timesteps to run."""
-    device, space = model.backbone.device, model.family.latent
-    timesteps = _timesteps(model, scheduler, request, None if init_latents is None else strength)
-    shape = (1, space.channels, request.height // space.stride, request.width // space.stride)
-    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-    if init_latents is None:
-        return noise * scheduler.init_noise_sigma, timesteps
-    return scheduler.add_noise(space.scaled(init_latents.to(noise)), noise, timesteps[:1]), timesteps
-
-
 def _guided_prediction(
     model: Model, conditioning: Conditioning, scale: float, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -226,27 +198,6 @@ def _guided_prediction(
         return negative + scale * (positive - negative)
 
     return predict
-
-
-def _denoise(
-    scheduler: Any,
-    timesteps: Tensor,
-    latents: Tensor,
-    predict: Callable[[Tensor, Tensor], Tensor],
-    generators: list[torch.Generator],
-    progress: Progress | None,
-) -> Tensor:
-    """Run the sampler on latents (B, C, h, w), float32 and scaled as the backbone sees them."""
-    parameters = inspect.signature(scheduler.step).parameters
-    extra: dict[str, Any] = {"generator": generators} if "generator" in parameters else {}
-    for done, timestep in enumerate(timesteps, start=1):
-        if "order" in parameters:  # diffusers assumes earlier steps even when it starts in the middle
-            extra["order"] = min(done, parameters["order"].default)
-        output = predict(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
-        if progress is not None:
-            progress(len(latents))
-    return latents
 
 
 def _check_finite(pixels: Tensor, request: ImageRequest) -> Tensor:

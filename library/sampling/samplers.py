@@ -104,14 +104,24 @@ def make_scheduler(
     )
 
 
-def start_below(name: str, scheduler: Any, end: float) -> Any:
-    """Start the sampler `name` at its first timestep below `end`, for image-to-image, and return its remaining
-    timesteps (steps,). Raises UserError if there are none."""
+def with_prediction(scheduler: Any, prediction: Prediction) -> Any:
+    """A scheduler with the same path for a model with this prediction type."""
+    return type(scheduler).from_config(scheduler.config, prediction_type=_PREDICTIONS[prediction])
+
+
+def first_below(scheduler: Any, end: float) -> int | None:
+    """The place in the timesteps of a scheduler at which its first step below `end` begins; None if there is none."""
     timesteps = scheduler.timesteps
     # a second-order step has two timesteps in the list and starts at the first
-    start = next((place for place in range(0, len(timesteps), scheduler.order) if timesteps[place] < end), None)
+    return next((place for place in range(0, len(timesteps), scheduler.order) if timesteps[place] < end), None)
+
+
+def start_below(name: str, scheduler: Any, end: float) -> Any:
+    """Start the sampler `name` at its first timestep below `end`, where another model hands over or image-to-image
+    begins, and return its remaining timesteps (steps,). Raises UserError if there are none."""
+    timesteps, start = scheduler.timesteps, first_below(scheduler, end)
     if start is None:
-        what = f'the sampler "{name}" has too few steps: none below timestep {end:g}, where image-to-image starts'
+        what = f'the sampler "{name}" has too few steps: none below timestep {end:g}, where refining starts'
         raise UserError([Mistake(what, f"use {int(scheduler.config.num_train_timesteps / end) + 1} or more steps")])
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)

@@ -14,6 +14,7 @@ from library.runtime.signals import explain_interrupt
 from library.training.averaging.weights import build_weights
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
+from library.training.events.sinks import open_events
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.left_out import LeftOut
 from library.training.loading import load_model
@@ -21,6 +22,7 @@ from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
+from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
@@ -33,21 +35,24 @@ from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
+from library.training.validation.table import begin_table, table_path
 from library.training.validation.validation import build_validation
 
 if TYPE_CHECKING:
     from library.training.plan.plan import Plan
     from library.training.recipe import Recipe
+    from library.training.run import Run
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
     """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
+    events = partial(open_events, plan.outputs.record, plan.trackers.webhooks, summary(plan), plan.start)
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
-        open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
+        open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events) as run,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
         rates = plan.optimization.learning_rates
@@ -100,16 +105,23 @@ def train(plan: Plan, recipe: Recipe) -> None:
             "posthoc_ema": weights.posthoc,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
+        run.events.progress = progress
 
         # Train: what is due after a step, and the loop.
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
-        saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
+        saver = Saver(
+            plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved
+        )
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
-        validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
+        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.say)
+        validation = build_validation(
+            facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
+            resumed=plan.resume is not None,
+        )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
         loop = Loop(
@@ -132,6 +144,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
+                    validation.begin(progress)
                     preview.before_training(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
@@ -140,13 +153,15 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
-                files = (
-                    *saver.written,
-                    plan.outputs.snapshot_folder,
-                    plan.curve,
-                    plan.preview.folder if plan.preview else None,
-                )
-                took = time.monotonic() - began
-                for line in describe_end(progress.step - before, took, run.device, files):
-                    run.say(line)
-                run.say(next_step(facts, plan.adapter, plan.outputs.models(plan.outputs.final_stem())[0]))
+                report(plan, run, saver, progress.step - before, time.monotonic() - began)
+
+
+def report(plan: Plan, run: Run, saver: Saver, steps: int, seconds: float) -> None:
+    """Say how long a run took for its steps, what it wrote, and what to do with that."""
+    facts, outputs = plan.facts, plan.outputs
+    table = None if facts.validation is None else table_path(outputs)
+    preview = None if plan.preview is None else plan.preview.folder
+    files = (*saver.written, outputs.snapshot_folder, plan.curve, table, outputs.record, preview)
+    for line in describe_end(steps, seconds, run.device, files):
+        run.say(line)
+    run.say(next_step(facts, plan.adapter, outputs.models(outputs.final_stem())[0]))

@@ -51,7 +51,7 @@ WHOLE = {
     "--lr_warmup_steps": 100,
     "--use_ema": True,
     "--ema_decay": "",
-    "--webhook_config": {"webhook_type": "discord"},
+    "--webhook_config": "hooks.json",
 }  # fmt: skip
 AS_FLAGS = (
     "--data_backend_config config/multidatabackend.json --seed 42 --output_dir output/models "
@@ -60,7 +60,8 @@ AS_FLAGS = (
     "--pretrained_model_name_or_path sdxl.safetensors --train_batch_size 1 --gradient_checkpointing "
     "--network_train_unet_only --caption_dropout_rate 0.1 --resolution 1024 --mixed_precision bf16 "
     "--optimizer_type AdamW --optimizer_args weight_decay=0.01 eps=1e-6 --learning_rate 1e-4 "
-    "--lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 100 --use_ema"
+    "--lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 100 --use_ema "
+    "--webhook_config hooks.json"
 ).split()
 
 
@@ -91,7 +92,7 @@ def test_what_is_ignored_is_one_note_without_what_is_off(tmp_path: Path) -> None
     notes = " | ".join(of(tmp_path, WHOLE).notes)
     assert (
         "keys of SimpleTuner in config.json that mean nothing here, ignored: aspect_bucket_rounding, hub_model_id, "
-        "push_to_hub, validation_seed, validation_prompt, webhook_config; images while training: --sample_prompts"
+        "push_to_hub, validation_seed, validation_prompt; images while training: --sample_prompts"
     ) in notes
     assert "adamw_bf16" in notes and "networks.lora" in notes
 
@@ -150,6 +151,8 @@ def test_flags_of_this_program_may_stand_in_it_and_the_command_line_overrides(tm
         ({"checkpoint_epoch_interval": 0, "checkpointing_steps": 9, "checkpoints_total_limit": 3},
          {"save_every_n_epochs": None, "save_last_n_epochs": None, "save_last_n_steps": 18}),
         ({"checkpoint_epoch_interval": 0}, {"save_state": False}),
+        ({"eval_steps_interval": 50, "eval_epoch_interval": 2, "num_eval_images": 4, "eval_loss_disable": False},
+         {"validate_every_n_steps": 50, "validate_every_n_epochs": 2, "max_validation_steps": 4}),
     ],
 )  # fmt: skip
 def test_values_are_those_that_mean_the_same(
@@ -188,6 +191,8 @@ def test_as_many_checkpoints_are_kept(limit: int, tmp_path: Path) -> None:
         ({"use_soft_min_snr": 1}, "set --min_snr_gamma"),
         ({"text_encoder_4_precision": "int8-quanto"}, "remove it"),
         ({"controlnet": True}, "remove it"),
+        ({"eval_loss_disable": True}, '"disabled": true to the entries of dataset_type eval'),
+        ({"eval_epoch_interval": 0.5}, "eval_epoch_interval) is not a whole number"),
         ({"learning_rat": 1e-4}, "did you mean learning_rate?"),
         ({"nobody_knows": 1}, "sets what this program does not know"),
         ({"lora_rank": "x"}, "--network_dim = \"x\" (config.json: lora_rank) is not a number"),

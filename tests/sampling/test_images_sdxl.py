@@ -18,6 +18,7 @@ from library.families.sd.sdxl import SDXL
 from library.sampling.images import encode_prompts, sample, sample_batch
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import make_scheduler
+from library.sampling.sampling_path import HandOver
 from tests import tiny
 
 # diffusers' and numpy's remarks about their own future
@@ -190,3 +191,22 @@ def test_the_refiner_refines_what_diffusers_refines(refiner: Any, refining: Any,
         **settings_of(request, 7),
     ).images[0]
     assert ours.size == (64, 72) and far_apart(ours, theirs) <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmsolver++"])
+def test_base_and_refiner_draw_what_diffusers_chain_draws(
+    sdxl: Any, refiner: Any, pipeline: Any, refining: Any, sampler: str
+) -> None:
+    """denoising_end and denoising_start 0.8: ten steps, the last two of which lie below timestep 200."""
+    request = replace(REQUEST, sampler=sampler, steps=10)
+    hand_over = HandOver(200)
+    plain = sample(sdxl, request, 7)
+    assert far_apart(sample_batch(sdxl, [request], [7], hand_over=hand_over)[0], plain) == 0
+    (refined,) = sample_batch(refiner, [request], [7], unfinished=[hand_over.kept[0]])
+    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    told = settings_of(request, 7)  # one generator for both, as in the documentation of diffusers
+    pipeline.scheduler = make_scheduler(sampler, SDXL.process, "epsilon")
+    latents = pipeline(**texts, **told, width=64, height=72, denoising_end=0.8, output_type="latent").images
+    refining.scheduler = make_scheduler(sampler, SDXL.process, "epsilon")
+    theirs = refining(**texts, **told, image=latents, denoising_start=0.8).images[0]
+    assert refined.size == (64, 72) and far_apart(refined, theirs) <= 1 and far_apart(refined, plain) > 1

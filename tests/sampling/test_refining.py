@@ -20,6 +20,7 @@ from library.options.mistakes import UserError
 from library.sampling.images import sample_batch
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, make_scheduler, start_below
+from library.sampling.sampling_path import HandOver
 from tests.sampling.test_samplers import AVAILABLE
 
 # diffusers' and numpy's remarks about their own future
@@ -153,6 +154,34 @@ def test_a_process_that_ends_in_noise_alone_leaves_nothing_of_the_start() -> Non
     assert torch.allclose(ends[0], ends[2], atol=1e-3) and torch.allclose(ends[1], ends[2], atol=1e-3)
 
 
+MEMORYLESS = ("ddim", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("sampler", SEVERAL)
+def test_a_model_that_takes_over_from_itself_goes_where_it_would_have_gone(sampler: str, prediction: str) -> None:
+    """The very latents where a step knows nothing of those before it; random numbers go on too."""
+    model, requests = Knowing(image(1), prediction), [replace(REQUEST, width=64, height=72, sampler=sampler)] * 2
+    model.zero_terminal_snr = prediction == "v"
+    hand_over = HandOver(200)
+    sample_batch(model, requests, [3, 4], encode=encode, hand_over=hand_over)
+    whole, asked = model.ends.copy(), model.asked.copy()
+    model.ends.clear()
+    model.asked.clear()
+    sample_batch(model, requests, [3, 4], encode=encode, unfinished=[hand_over.kept[0], hand_over.kept[1]])
+    if sampler != "pndm":  # it asks for its first step again
+        assert model.asked and model.asked == asked[-len(model.asked) :]
+    for one, other in zip(whole, model.ends, strict=True):
+        assert torch.equal(one, other) if sampler in MEMORYLESS else torch.allclose(one, other, atol=0.05)
+
+
+def test_nothing_is_handed_over_where_no_step_is_left() -> None:
+    hand_over = HandOver(50)
+    request = replace(REQUEST, width=64, height=72, steps=4, sampler="dpmsolver++")
+    sample_batch(Knowing(image(1)), [request], [3], encode=encode, hand_over=hand_over)
+    assert not hand_over.kept
+
+
 def test_too_few_steps_are_told() -> None:
     with pytest.raises(UserError, match="dpmsolver.*below timestep 200") as caught:
         refine(Knowing(image(1)), [image(2)], 0.2, sampler="dpmsolver++", steps=4)
@@ -163,6 +192,8 @@ def test_too_few_steps_are_told() -> None:
 def test_as_many_starts_as_requests() -> None:
     with pytest.raises(ValueError, match="2 images"):
         sample_batch(Knowing(image(1)), [REQUEST, REQUEST], [1, 2], init_latents=[image(2)])
+    with pytest.raises(ValueError, match="2 images"):
+        sample_batch(Knowing(image(1)), [REQUEST, REQUEST], [1, 2], unfinished=[])
 
 
 def test_the_corrected_first_step_asks_at_the_second_timestep_twice() -> None:

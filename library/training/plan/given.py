@@ -88,8 +88,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     **dict.fromkeys(("max_train_steps", "max_train_epochs", "seed", "resume", "gradient_accumulation_steps"), _always),
     "sample_prompts": _with("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"),
     **dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), _with("sample_prompts")),
-    "validation_split": _always,
-    **dict.fromkeys(("validate_every_n_steps", "validate_every_n_epochs"), _with("validation_split")),
+    **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
     **dict.fromkeys(("xformers", "diffusers_xformers", "sdpa", "mem_eff_attn"), _always),
@@ -102,7 +101,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
 }
 
 # Keys of dataset files that have no flag of their name, and that the line of the subset says.
-SAID_OF_SUBSETS = ("image_dir", "metadata_file", "is_reg")
+SAID_OF_SUBSETS = ("image_dir", "metadata_file", "is_reg", "validation")
 
 
 def given_options(options: TrainOptions, given: Collection[str], but: Collection[str] = ()) -> Iterator[str]:

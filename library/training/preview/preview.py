@@ -17,6 +17,7 @@ from library.sampling.samplers import check_sampler
 from library.sampling.write_image import write_image
 from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
+from library.training.run import DrawnImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +55,7 @@ class Preview:
     open_drawer: Callable[[], AbstractContextManager[Draw]]
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
-    log_images: Callable[[Mapping[str, Image], int], None]
+    log_images: Callable[[Mapping[str, DrawnImage], int], None]
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int | None = None
     steps_per_epoch: int = 0
@@ -91,7 +92,7 @@ class Preview:
                 return
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
             seeds = [random_seed() if request.seed is None else request.seed for request in requests]
-            drawn: dict[str, Image] = {}
+            drawn: dict[str, DrawnImage] = {}
             for suffix, held in self.versions.items():
                 with isolated_eval(self.modules), held(), self.open_drawer() as draw:
                     for places in group_requests(requests, plan.batch_size):
@@ -100,14 +101,17 @@ class Preview:
                             drawn |= self._draw_group(plan, mark, suffix, group, draw)
             self.log_images(dict(sorted(drawn.items())), step)
 
-    def _draw_group(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw) -> dict[str, Image]:
+    def _draw_group(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw) -> dict[str, DrawnImage]:
         """Draw and save a group of prompts; returns the images by their names for trackers."""
         images = draw(group.requests, group.seeds, group.places)
+        drawn: dict[str, DrawnImage] = {}
         for place, request, seed, image in zip(group.places, group.requests, group.seeds, images, strict=True):
             path = self._free_path(plan, mark, place, request.seed, suffix)
-            write_image(path, replace(request, seed=seed), image)
+            seeded = replace(request, seed=seed)
+            write_image(path, seeded, image)
             self.say(f"{path}" + (f" (seed {seed})" if request.seed is None else ""))
-        return {f"sample/{place:02d}{suffix}": image for place, image in zip(group.places, images, strict=True)}
+            drawn[f"sample/{place:02d}{suffix}"] = DrawnImage(image, seeded, path)
+        return drawn
 
     def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None, suffix: str) -> Path:
         """A path that does not exist yet: two runs of one name may reach the same step in the same second."""
