@@ -35,6 +35,7 @@ TRAINING = (
 DRAWING = "--W 64 --H 64 --steps 2"
 SHORT = {
     "gen_img.py": DRAWING,
+    "tools/find_rare_tokens.py": "--max_length 2",
     "tools/make_class_images.py": f"{DRAWING} --count 2",
     "finetune/prepare_buckets_latents.py": "--max_resolution 64,64 --min_bucket_reso 64",
 }

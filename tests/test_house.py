@@ -54,6 +54,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.convert", "library.families", "library.checkpoints", "library.options", "library.runtime",
         "library.objective.process",
     ),
+    "library.rare_tokens": (
+        "library.rare_tokens", "library.families", "library.checkpoints", "library.options", "library.runtime",
+    ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
         "library.data.image_files", "library.checkpoints", "library.options", "library.runtime", "networks",
@@ -99,6 +102,7 @@ INSTANT = (
     "library/families/sd/sd.py",
     "library/runtime/device.py",
     "library/runtime/seeds.py",
+    "library/rare_tokens/find.py",
     "library/sampling/class_images.py",
     "library/sampling/generate.py",
     "library/training/plan*",
