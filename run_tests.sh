@@ -7,8 +7,13 @@ cd "$(dirname "$0")" || exit 1
 "${PYTHON:-python3}" set_up.py --dev || exit 1
 failed=
 .venv/bin/python -m ruff check || failed="$failed ruff"
-.venv/bin/python -m mypy || failed="$failed mypy"
+# Beside the tests, whose processes do not end together.
+types=$(mktemp) && trap 'rm -f "$types"' EXIT
+.venv/bin/python -m mypy >"$types" 2>&1 &
+mypy=$!
 .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" || failed="$failed pytest"
+wait "$mypy" || failed="$failed mypy"
+cat "$types"
 [ -z "$failed" ] && exit 0
 echo "Failed:$failed" >&2
 exit 1

@@ -212,7 +212,8 @@ def contents(folder: Path, title: str, known: Container[Path] = ()) -> Values:
     values: Values = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        is_left_out = path.suffix == ".sqlite" or path.name.endswith("-loss.png")  # times; drawn from logged values
+        # times; drawn from logged values; times and logged values
+        is_left_out = path.suffix == ".sqlite" or path.name.endswith(("-loss.png", "-run.jsonl"))
         if path.is_file() and name not in known and not is_left_out:
             label = f"{title}/{re.sub(r'20[0-9]{12}', 'TIME', name.as_posix())}"
             values[label] = "there"

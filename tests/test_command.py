@@ -98,7 +98,7 @@ def test_plain_python_with_a_config_file(world: World, tmp_path: Path) -> None:
     config.write_bytes(codecs.BOM_UTF8 + "\r\n".join(lines).encode("utf-8"))  # as an editor on Windows leaves it
     done = python(str(ROOT / "train_db.py"), "--config_file", "my run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert left(tmp_path / "out") == ["last-loss.png", "last.safetensors"]
+    assert left(tmp_path / "out") == ["last-loss.png", "last-run.jsonl", "last.safetensors"]
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
@@ -202,8 +202,8 @@ def test_kohya_ss_defaults_train_and_leave_what_it_expects(
 
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-loss.png", "db_sd15-state",
-        "db_sd15.safetensors", "sample",
+        "db_sd15-000001-state", "db_sd15-000001.safetensors", "db_sd15-loss.png", "db_sd15-run.jsonl",
+        "db_sd15-state", "db_sd15.safetensors", "sample",
     ]  # fmt: skip
     assert [re.sub(r"\d{14}", "TIME", path.name) for path in sorted((out / "sample").iterdir())] == [
         "db_sd15_e000001_00_TIME_1.png", "db_sd15_e000002_00_TIME_1.png",
@@ -311,7 +311,9 @@ def test_names_in_any_script(world: World, tmp_path: Path, capsys: pytest.Captur
     outcome = run(world.arguments(root / "out", max_train_steps=1, save_every_n_steps=1, **flags), capsys)
     assert outcome.code == 0, outcome.err
     name = flags["output_name"]
-    expected = sorted([f"{name}-step00000001.safetensors", f"{name}.safetensors", f"{name}-loss.png"])
+    expected = sorted(
+        [f"{name}-step00000001.safetensors", f"{name}.safetensors", f"{name}-loss.png", f"{name}-run.jsonl"]
+    )
     assert sorted(file.name for file in (root / "out").iterdir()) == expected
     assert "une photo d'été, 犬 🐶" in outcome.out
 
@@ -361,8 +363,8 @@ def test_old_models_and_states_are_removed_when_the_new_ones_are_whole(
     outcome = run(world.arguments(tmp_path / "out", **flags, **small), capsys)
     assert outcome.code == 0
     assert left(tmp_path / "out") == [
-        "dog-000002.safetensors", "dog-000003-state", "dog-000003.safetensors", "dog-loss.png", "dog-state",
-        "dog.safetensors",
+        "dog-000002.safetensors", "dog-000003-state", "dog-000003.safetensors", "dog-loss.png", "dog-run.jsonl",
+        "dog-state", "dog.safetensors",
     ]  # fmt: skip
 
 
@@ -371,7 +373,7 @@ def test_steps_are_kept_by_a_range_of_steps(world: World, tmp_path: Path, capsys
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=5, **flags), capsys)
     assert outcome.code == 0
     assert left(tmp_path / "out") == [
-        "dog-loss.png", "dog-state", "dog-step00000003.safetensors", "dog-step00000004.safetensors",
+        "dog-loss.png", "dog-run.jsonl", "dog-state", "dog-step00000003.safetensors", "dog-step00000004.safetensors",
         "dog-step00000005.safetensors", "dog.safetensors",
     ]  # fmt: skip
 

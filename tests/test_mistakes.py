@@ -156,7 +156,7 @@ def test_an_image_that_cannot_be_cached(
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert f"image {noisy} cannot be decoded" in block and "remove it" in block
-    assert not list(out.glob("*")) and not list(data.rglob("*.npz"))
+    assert [file.name for file in out.iterdir()] == ["dog-run.jsonl"] and not list(data.rglob("*.npz"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -353,7 +353,8 @@ def test_a_disk_that_fills_up_while_saving(
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert "could not be written" in block and "No space left" in block and "--resume" in block
     assert block.count("could not be written") == 1
-    assert sorted(out.iterdir()) == [before] and before.read_bytes() == b"the last good one"
+    record = out / "dog-run.jsonl"
+    assert sorted(out.iterdir()) == [record, before] and before.read_bytes() == b"the last good one"
 
 
 def test_a_disk_that_fills_up_while_a_state_is_saved(
@@ -363,7 +364,8 @@ def test_a_disk_that_fills_up_while_a_state_is_saved(
     outcome = run(world.arguments(small_disk / "out", max_train_steps=1, save_state=True), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "Traceback" not in outcome.err and "No space left" in block
-    assert [file.name for file in (small_disk / "out").iterdir()] == ["dog.safetensors"]
+    left = {file.name for file in (small_disk / "out").iterdir()}
+    assert left == {"dog.safetensors", "dog-run.jsonl"}
 
 
 def test_a_folder_that_cannot_be_written_has_no_second_mistake_about_its_room(
@@ -489,6 +491,11 @@ def test_six_mistakes_of_six_kinds_are_reported_together(refused: Refused, data:
 # --- errors during a run ---
 
 
+def saved(out: Path) -> list[str]:
+    """The names of all that a run wrote, but its record."""
+    return [path.name for path in out.iterdir() if path.name != "dog-run.jsonl"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_writes_nothing_with_it(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -498,7 +505,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_writes_nothing_with_it(
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert "not finite at step 2 (epoch 1)" in block and ".png (nan)" in block
     assert "--learning_rate" in block and "--mixed_precision bf16" in block and "--max_grad_norm" in block
-    assert not list((tmp_path / "out").glob("*"))
+    assert saved(tmp_path / "out") == []
 
 
 def test_weights_that_are_not_finite_are_not_saved(
@@ -509,7 +516,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     outcome = run(world.arguments(out, max_train_steps=1, save_state=True, **flags), capsys)
     (block,) = blocks(outcome)
     assert outcome.code == 2 and "NaN" in block and "free some space" not in block and "older files were kept" in block
-    assert not list(out.glob("*"))
+    assert saved(out) == []
 
 
 def test_an_interrupt_ends_a_run_without_half_files(
@@ -525,7 +532,8 @@ def test_an_interrupt_ends_a_run_without_half_files(
     saved = tmp_path / "out" / "dog-step00000001.safetensors"
     assert f"interrupted after step 2: the last saved model is {saved}" in outcome.err
     assert "no state was saved to continue from; --save_state" in outcome.err
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"dog-loss.png", "dog-step00000001.safetensors"}
+    left = {"dog-loss.png", "dog-run.jsonl", "dog-step00000001.safetensors"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == left
     assert not multiprocessing.active_children()
 
 
@@ -559,7 +567,7 @@ def test_a_termination_does_what_an_interrupt_does(
     outcome = run(world.arguments(tmp_path / "out", max_train_steps=50), capsys)
     assert outcome.code == 130 and "interrupted after step 1: no model was saved" in outcome.err
     assert len(outcome.losses) < 5
-    assert signal.getsignal(signal.SIGTERM) is before and not list((tmp_path / "out").glob("*"))
+    assert signal.getsignal(signal.SIGTERM) is before and saved(tmp_path / "out") == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")

@@ -13,6 +13,10 @@ from contextlib import contextmanager
 
 from library.runtime.garbage import gc_paused
 
+NOT_NEEDED = ("bitsandbytes", "optimum", "peft", "torchao")
+"""Packages that diffusers and transformers import if they are installed, for features that are not used here. It takes
+seconds."""
+
 
 @contextmanager
 def large_imports(without: Sequence[str] = ()) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("dreamfolder")
 
 MEASURED = 10  # steps after which the length of the run is estimated
+RECENT = 50  # steps over which its pace is measured afterwards
 
 
 class Console:
@@ -34,6 +36,7 @@ class Console:
         _LOGGER.propagate = False
         self._bar: ProgressBar | None = None
         self._step_ends: list[float] = []
+        self._recent: deque[float] = deque(maxlen=RECENT + 1)
 
     def say(self, text: str) -> None:
         """Write a log line, without breaking the progress bar."""
@@ -68,10 +71,19 @@ class Console:
         if bar is None:
             return
         bar.update(1, avr_loss=average_loss)
+        self._recent.append(bar.elapsed)
         if len(self._step_ends) < MEASURED:
             self._step_ends.append(bar.elapsed)
             if len(self._step_ends) == MEASURED and bar.done < bar.total:
                 self.say(remaining_time(self._step_ends, bar.total - bar.done, datetime.now()))
+
+    def pace(self) -> tuple[float, float] | None:
+        """Seconds per step over the last steps, without pauses, and how many seconds the remaining steps take at that
+        pace; None before the second step."""
+        if self._bar is None or len(self._recent) < 2:
+            return None
+        per_step = (self._recent[-1] - self._recent[0]) / (len(self._recent) - 1)
+        return per_step, per_step * (self._bar.total - self._bar.done)
 
 
 def remaining_time(step_ends: Sequence[float], steps: int, now: datetime) -> str:

@@ -59,6 +59,18 @@ def peak_memory(device: torch.device) -> Iterator[str]:
         yield f"{readable_bytes(torch.cuda.max_memory_allocated(device))} of GPU memory"
 
 
+def memory_in_use(device: torch.device) -> dict[str, int]:
+    """Bytes that this process has now: `memory_bytes`, and on a GPU the tensors there as `gpu_memory_bytes`."""
+    import psutil
+
+    in_use = {"memory_bytes": int(psutil.Process().memory_info().rss)}
+    if device.type == "cuda":
+        import torch
+
+        in_use["gpu_memory_bytes"] = torch.cuda.memory_allocated(device)
+    return in_use
+
+
 def next_step(facts: RunFacts, adapter: AdapterPlan | None, saved: Path) -> str:
     """What to do with the saved file, with a command that works as it is printed."""
     words = ["--ckpt", str(saved)] if adapter is None else _with_adapter(facts, adapter, saved)

@@ -1,16 +1,19 @@
-"""Open a run: accelerator, global seed, console and trackers, in one context manager."""
+"""Open a run: accelerator, global seed, console, events and trackers, in one context manager."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from library.runtime.imports import large_imports
 from library.runtime.processes import Processes
 from library.training import trackers
 from library.training.console import Console
+from library.training.ending import memory_in_use, size_of
+from library.training.events.events import Events, lifecycle, type_of_values
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +21,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from library.options.train_options import TrainOptions
+    from library.sampling.prompts import ImageRequest
     from library.training.trackers import Trackers
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """An image that was drawn for `request`, with the seed that it got, and the file that it was written to."""
+
+    image: Image
+    request: ImageRequest
+    path: Path
 
 
 @dataclass
 class Run:
-    """The accelerator, console, trackers and processes of a run.
+    """The accelerator, console, trackers, processes and events of a run. What is said, logged, drawn and saved comes
+    through here, and becomes an event.
 
     `listeners` are called with all values that are logged, also in a run without trackers.
     """
@@ -32,6 +48,7 @@ class Run:
     console: Console
     is_tracked: bool = False
     processes: Processes = Processes()
+    events: Events = field(default_factory=Events)
     listeners: list[Callable[[Mapping[str, float]], None]] = field(default_factory=list)
 
     @property
@@ -43,28 +60,58 @@ class Run:
     def say(self, text: str) -> None:
         """Write a log line."""
         self.console.say(text)
+        self.events.emit("notification", {"message": text})
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Log values to the trackers, if there are any. `step`: of some names the number of the epoch."""
+        """Log values to the trackers, if there are any. `step` is the place on their axis: of some names the number of
+        the epoch."""
         for listen in self.listeners:
             listen(values)
         if self.is_tracked:
             self.accelerator.log(values, step=step)
+        if self.events.sinks:
+            kind = type_of_values(values)
+            state = self._state(values) if kind == "training.status" else {}
+            self.events.emit(kind, {"epoch": self.events.progress.epoch, "values": values} | state)
 
-    def log_images(self, images: Mapping[str, Image], step: int) -> None:
+    def _state(self, values: Mapping[str, float]) -> dict[str, object]:
+        """What a training.status event holds besides the values of a step."""
+        pace, loss = self.console.pace(), values.get("loss", values.get("loss/current"))
+        return {
+            **({} if loss is None else {"loss": loss}),
+            **({} if pace is None else {"seconds_per_step": pace[0], "remaining_seconds": pace[1]}),
+            **memory_in_use(self.device),
+        }
+
+    def saved(self, path: Path, kind: Literal["model", "state"]) -> None:
+        """Note that a model or a training state was saved."""
+        self.events.emit("training.checkpoint", {"path": str(path), "bytes": size_of(path), "kind": kind})
+
+    def log_images(self, drawn: Mapping[str, DrawnImage], step: int) -> None:
         """Log images to the trackers, if there are any, each under its name."""
+        for name, each in drawn.items():
+            request = each.request
+            data = {"name": name, "path": str(each.path), "prompt": request.prompt, "seed": request.seed}
+            self.events.emit("validation.image", data | {"width": each.image.width, "height": each.image.height})
         import numpy
 
         for tracker in self.accelerator.trackers:
             # arrays are (1, height, width, 3); TensorBoard expects channels first by default
             arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            arrays = {name: numpy.asarray(image)[None] for name, image in images.items()}
+            arrays = {name: numpy.asarray(each.image)[None] for name, each in drawn.items()}
             tracker.log_images(arrays, step=step, **arguments)
 
 
 @contextmanager
-def open_run(options: TrainOptions, run_trackers: Trackers, mixed_precision: str, seed: int) -> Iterator[Run]:
-    """Open the accelerator and the trackers and seed the global generators. The trackers are always closed at the end.
+def open_run(
+    options: TrainOptions,
+    run_trackers: Trackers,
+    mixed_precision: str,
+    seed: int,
+    open_events: Callable[[Say], Events],
+) -> Iterator[Run]:
+    """Open the accelerator, the events and the trackers, and seed the global generators. Events and trackers are always
+    closed at the end. `open_events(say)` is called on the writing process only.
 
     Raises UserError if a tracker cannot be started.
     """
@@ -76,9 +123,12 @@ def open_run(options: TrainOptions, run_trackers: Trackers, mixed_precision: str
     names = list(run_trackers.names)
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=names or None, project_dir=folder)
     set_seed(seed % 2**32)
-    if names:
-        trackers.start(accelerator, run_trackers, folder, options)
-    try:
-        yield Run(accelerator, Console(options.run), bool(names), Processes.current())
-    finally:
-        accelerator.end_training()
+    processes, console = Processes.current(), Console(options.run)
+    events = open_events(console.say) if processes.is_writer else Events()
+    with lifecycle(events):
+        if names:
+            trackers.start(accelerator, run_trackers, folder, options)
+        try:
+            yield Run(accelerator, console, bool(names), processes, events)
+        finally:
+            accelerator.end_training()

@@ -14,6 +14,7 @@ from library.runtime.signals import explain_interrupt
 from library.training.averaging.weights import build_weights
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
+from library.training.events.sinks import open_events
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.left_out import LeftOut
 from library.training.loading import load_model
@@ -21,6 +22,7 @@ from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
+from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
@@ -45,10 +47,11 @@ def train(plan: Plan, recipe: Recipe) -> None:
     """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
+    events = partial(open_events, plan.outputs.record, summary(plan), plan.start)
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
-        open_run(options, plan.trackers, precision.mixed_precision, facts.seed) as run,
+        open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events) as run,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
         rates = plan.optimization.learning_rates
@@ -101,11 +104,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
             "posthoc_ema": weights.posthoc,
         }  # fmt: skip
         progress = plan.start if plan.resume is None else load_state(plan.resume, state)
+        run.events.progress = progress
 
         # Train: what is due after a step, and the loop.
         save = partial(save_state, state=state, identity=plan.identity)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
-        saver = Saver(plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw)
+        saver = Saver(
+            plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved
+        )
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
@@ -146,6 +152,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                     *saver.written,
                     plan.outputs.snapshot_folder,
                     plan.curve,
+                    plan.outputs.record,
                     plan.preview.folder if plan.preview else None,
                 )
                 took = time.monotonic() - began

@@ -20,6 +20,15 @@ from networks.network import Network, create
 from networks.settings import read_settings
 from tests import tiny
 
+
+@pytest.fixture(autouse=True)
+def transformers_sees_peft() -> None:
+    """A training in this process hides peft while it imports transformers, which remembers that."""
+    from transformers.utils import is_peft_available
+
+    is_peft_available.cache_clear()
+
+
 LINEAR = ()
 CONV = ("conv_dim=2", "conv_alpha=1")
 

@@ -17,6 +17,15 @@ from networks.network import Network
 from tests import tiny
 from tests.networks import models
 
+
+@pytest.fixture(autouse=True)
+def transformers_sees_peft() -> None:
+    """A training in this process hides peft while it imports transformers, which remembers that."""
+    from transformers.utils import is_peft_available
+
+    is_peft_available.cache_clear()
+
+
 IDS = {"sdxl": [45.0, 80, 3, 0, 64, 64], "refiner": [45.0, 80, 3, 0, 6]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from library.runtime.imports import import_in_thread, large_imports
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -95,3 +98,16 @@ def test_packages_that_keep_an_error_keep_nothing_of_who_imported_them(
     assert kept() is not None  # so it would be
     with pytest.raises(ZeroDivisionError):
         import_in_thread(lambda: 1 / 0)
+
+
+def test_a_schedule_of_transformers_imports_no_package_that_is_not_needed() -> None:
+    """`peft` alone imports torch's compiler, bitsandbytes and torchao: a fifth of the time until the first step."""
+    code = (
+        "import sys\n"
+        "from library.runtime.imports import NOT_NEEDED\n"
+        "from library.training.optim.constructors import load\n"
+        "load('transformers.optimization.get_constant_schedule')\n"
+        "print([name for name in NOT_NEEDED if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -89,8 +89,9 @@ def test_a_whole_model_is_drawn_with_by_the_command_that_is_printed(
     assert after[0] == "written:"
     assert after[1] == f"  {model} ({model.stat().st_size / 1e6:.1f} MB)"
     assert after[2] == f"  {curve} ({curve.stat().st_size / 1e3:.1f} kB)"
+    assert after[3].startswith(f"  {model.with_name('my dog-run.jsonl')} (")
     assert any(re.fullmatch(r"loss of epoch 1: \d\.\d{4}", line) for line in lines)
-    words = shlex.split(after[3].removeprefix("next: "))
+    words = shlex.split(after[4].removeprefix("next: "))
     assert words[1:] == [
         _from_here(ROOT / "gen_img.py"), "--ckpt", str(model), "--prompt", words[5], "--clip_skip", "2"
     ]  # fmt: skip

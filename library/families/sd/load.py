@@ -25,11 +25,9 @@ from library.families.sd.checkpoint_parts import split_checkpoint
 from library.families.sd.configs import check_tensors
 from library.families.sd.variant import Variant
 from library.objective.process import Prediction
-from library.runtime.imports import import_in_thread, large_imports
+from library.runtime.imports import NOT_NEEDED, import_in_thread, large_imports
 
 Tensors = Mapping[str, LazyTensor]
-
-QUANTISERS = ("bitsandbytes", "optimum", "torchao")
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,12 @@ def makers(variant: Variant) -> dict[str, Callable[[Mapping[str, Any]], nn.Modul
 
 
 def import_packages() -> None:
-    """Import diffusers and transformers, without the packages for quantised weights that diffusers would import.
-
-    They take seconds (bitsandbytes alone one, for torch's compiler), and only some runs need one of them.
-    """
+    """Import diffusers and transformers, without the packages that they would import for features that are not used."""
     import_in_thread(_import_packages)
 
 
 def _import_packages() -> None:
-    with large_imports(without=QUANTISERS):
+    with large_imports(without=NOT_NEEDED):
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from library.options.mistakes import Mistake
+from library.runtime.imports import NOT_NEEDED, large_imports
 from library.training.optim.argument_types import Accepts, accepts
 
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
@@ -55,7 +56,8 @@ def look_up(path: str) -> LookUp:
 def load(path: str) -> Any:
     """Import the object at a dotted path. Raises ImportError or AttributeError."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    with large_imports(without=NOT_NEEDED if module.startswith("transformers.") else ()):
+        return getattr(importlib.import_module(module), name)
 
 
 def read_arguments(pairs: Iterable[str]) -> dict[str, Any]:

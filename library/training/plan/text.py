@@ -352,6 +352,7 @@ def _files(plan: Plan) -> Iterator[str]:
         replaced = ", in place of those of an earlier run" if os.path.isdir(snapshots) and plan.resume is None else ""
         yield f"{counted(plan.costs.files.snapshots, 'snapshot')}: {snapshots}{replaced}"
     yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
+    yield f"record of the run: {outputs.record}"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"

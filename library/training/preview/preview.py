@@ -18,6 +18,7 @@ from library.sampling.write_image import write_image
 from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
 from library.training.preview.refiner_plan import SUFFIX as REFINED
+from library.training.run import DrawnImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,7 +78,7 @@ class Preview:
     open_drawer: Callable[[], AbstractContextManager[Draw]]
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
-    log_images: Callable[[Mapping[str, Image], int], None]
+    log_images: Callable[[Mapping[str, DrawnImage], int], None]
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int | None = None
     steps_per_epoch: int = 0
@@ -115,7 +116,7 @@ class Preview:
                 return
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
             seeds = [random_seed() if request.seed is None else request.seed for request in requests]
-            drawn: dict[str, Image] = {}
+            drawn: dict[str, DrawnImage] = {}
             waiting: list[Waiting] = []
             for suffix, held in self.versions.items():
                 with isolated_eval(self.modules), held(), self.open_drawer() as draw:
@@ -130,7 +131,7 @@ class Preview:
 
     def _draw_group(
         self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw, waiting: list[Waiting]
-    ) -> dict[str, Image]:
+    ) -> dict[str, DrawnImage]:
         """Draw and save a group of prompts; returns the images by their names for trackers."""
         hand_over = None if self.refiner is None else self.refiner.hand_over()
         images = draw(group.requests, group.seeds, group.places, hand_over)
@@ -143,9 +144,11 @@ class Preview:
                 self.say(f"prompt {', '.join(map(str, group.places))} was not refined: {few}; use more steps")
         return self._write(plan, mark, suffix, group, images)
 
-    def _refine(self, plan: PreviewPlan, mark: str, waiting: Sequence[Waiting], refiner: Refiner) -> dict[str, Image]:
+    def _refine(
+        self, plan: PreviewPlan, mark: str, waiting: Sequence[Waiting], refiner: Refiner
+    ) -> dict[str, DrawnImage]:
         """Finish and save the images that wait; returns them by their names for trackers."""
-        drawn: dict[str, Image] = {}
+        drawn: dict[str, DrawnImage] = {}
         with isolated_eval(()), refiner.loaded() as finish:
             for each in waiting:
                 with self._log_errors(f"prompt {', '.join(map(str, each.group.places))} was not refined"):
@@ -155,13 +158,16 @@ class Preview:
 
     def _write(
         self, plan: PreviewPlan, mark: str, suffix: str, group: Group, images: Sequence[Image]
-    ) -> dict[str, Image]:
+    ) -> dict[str, DrawnImage]:
         """Save the images of a group; returns them by their names for trackers."""
+        drawn: dict[str, DrawnImage] = {}
         for place, request, seed, image in zip(group.places, group.requests, group.seeds, images, strict=True):
             path = self._free_path(plan, mark, place, request.seed, suffix)
-            write_image(path, replace(request, seed=seed), image)
+            seeded = replace(request, seed=seed)
+            write_image(path, seeded, image)
             self.say(f"{path}" + (f" (seed {seed})" if request.seed is None else ""))
-        return {f"sample/{place:02d}{suffix}": image for place, image in zip(group.places, images, strict=True)}
+            drawn[f"sample/{place:02d}{suffix}"] = DrawnImage(image, seeded, path)
+        return drawn
 
     def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None, suffix: str) -> Path:
         """A path that does not exist yet: two runs of one name may reach the same step in the same second."""

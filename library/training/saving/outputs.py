@@ -58,6 +58,11 @@ class Outputs:
         """The folder of --posthoc_ema_snapshots: `NAME-posthoc_ema`, or `last-posthoc_ema`."""
         return self.directory / f"{self.final_stem()}-posthoc_ema" if self.snapshots else None
 
+    @property
+    def record(self) -> Path:
+        """The record of the run's events: `NAME-run.jsonl`, or `last-run.jsonl`."""
+        return self.directory / f"{self.final_stem()}-run.jsonl"
+
     def model(self, stem: str, suffix: str) -> Path:
         """The model of a save by its stem, in one version: `STEM.ext`, `STEM_ema.ext`."""
         return self.directory / (stem + suffix + self.extension)

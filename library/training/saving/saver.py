@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from library.checkpoints.header import CheckpointError
 from library.messages import quoted
@@ -21,7 +22,7 @@ from library.training.trainable import SavedAt, WriteModel
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model` and `write_state(folder, progress)`. Models
     are saved in the versions of `outputs.suffixes`, a state with the weights in training. `after_save` is called after
-    each save. `written`: models and states that are there."""
+    each save, `saved` with each file or folder that is complete. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
@@ -30,6 +31,7 @@ class Saver:
     say: Callable[[str], None]
     weights: Weights
     after_save: Callable[[], None] = lambda: None
+    saved: Callable[[Path, Literal["model", "state"]], None] = lambda path, kind: None
     written: list[Path] = field(default_factory=list, init=False)
     _last_model: Path | None = field(default=None, init=False)
     _last_state: Path | None = field(default=None, init=False)
@@ -79,6 +81,7 @@ class Saver:
         self.written.append(path)
         self._last_model = path
         self.say("model saved.")
+        self.saved(path, "model")
 
     def _save_state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
@@ -86,6 +89,7 @@ class Saver:
             self.write_state(folder, progress)
         self.written.append(folder)
         self._last_state = folder
+        self.saved(folder, "state")
 
     def explain_interrupt(self, step: int, resumed: Path | None) -> str:
         """What has been saved when a run is interrupted after `step` steps, and how to continue. `resumed`: the state

@@ -28,6 +28,7 @@ from library.training.isolated_eval import isolated_eval
 from library.training.preview.drawing import PromptEncoder, decoder, open_drawer
 from library.training.preview.plan import plan_preview
 from library.training.preview.preview import Draw, Preview
+from library.training.run import DrawnImage
 from library.training.saving.state import Progress
 from tests import tiny
 
@@ -60,7 +61,7 @@ class Recorder:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [Image.new("RGB", (request.width, request.height)) for request in requests]
 
-    def log_images(self, images: Mapping[str, Image.Image], step: int) -> None:
+    def log_images(self, images: Mapping[str, DrawnImage], step: int) -> None:
         self.logged.append((list(images), step))
 
 
