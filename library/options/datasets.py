@@ -80,6 +80,7 @@ class SubsetSpec:
     origin: str  # where the user set it: "data.toml, line 12", "--train_data_dir"
     repeats: int = 1  # 1 = once
     is_reg: bool = False
+    validation: bool = False  # only validated on; with is_reg: images of the class
     class_tokens: str | None = None  # caption of images without one
     caption_source: CaptionSource = "files"
     caption_extensions: tuple[str, ...] = (".caption",)  # the first existing one is used

@@ -39,6 +39,7 @@ def show_dataset(facts: RunFacts, folder: Path, sections: Mapping[str, Section])
         title=facts.options.saving.output_name or folder.name,
         token_limit=facts.images.captions.limit,
         images=[_sheet_image(facts, dataset, index) for index in range(len(scan.records))],
+        held_out=len(scan.held_out),
         problems=[*(f"{path}: {why}" for path, why in scan.bad_images), *facts.images.notes, *scan.notes],
         facts=[(title, "; ".join(lines)) for title, lines in sections.items() if title in SHOWN_SECTIONS],
     )

@@ -393,3 +393,8 @@ def test_words_for_numbers() -> None:
     )
     assert (percent(0), percent(0.001), percent(0.5), percent(1)) == ("0 %", "under 1 %", "50 %", "100 %")
     assert escape("a\tb\nc\x00") == "a\tb\nc\u2400"
+
+
+def test_held_out_images_are_counted(tmp_path: Path) -> None:
+    assert "3 held-out images" in written(tmp_path / "a.html", sheet_image(), held_out=3).one("header").text
+    assert "held-out" not in written(tmp_path / "b.html", sheet_image()).one("header").text

@@ -102,6 +102,8 @@ def _tiles(page: Page, buckets: Mapping[Size, Sequence[int]], subsets: Sequence[
     if reg:
         values += [(len(reg), "regularisation image")]
         values += [(sum(image.repeats for image in reg), "regularisation sample")]
+    if page.held_out:
+        values += [(page.held_out, "held-out image")]
     values += [(len(buckets), "bucket"), (len(subsets), "subset")]
     tiles = [
         f"<li><b>{number(value)}</b> {name if value == 1 else name + 's'}"

@@ -58,5 +58,6 @@ class Page:
     title: str
     token_limit: int  # of a caption, without start and end tokens
     images: Sequence[SheetImage]
+    held_out: int = 0  # images that are only validated on, and not shown
     problems: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()

@@ -145,13 +145,12 @@ def scan(
         check_caption_endings([subset for _, subset in subsets], gathered)
         contents = _read(gathered, stored, most_memory, progress=progress)
         trouble = stored.trouble
-    train: list[ImageRecord] = []
-    reg: list[ImageRecord] = []
+    train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
     for number, (place, subset) in enumerate(subsets):
         records = _build_records(number, place, subset, gathered[number], contents, findings)
-        (reg if subset.is_reg else train).extend(records)
-    _check_bad(findings, train + reg)
-    sides = split(train, reg, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
+        (validation if subset.validation else reg if subset.is_reg else train).extend(records)
+    _check_bad(findings, train + reg + validation)
+    sides = split(train, reg, validation, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
     findings.notes += sides.notes
     findings.mistakes += sides.mistakes
     balanced = _balance(datasets, sides.trained, reg, findings)
@@ -189,8 +188,8 @@ def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> se
             first = seen.setdefault(os.path.realpath(source), subset) if source is not None else subset
             if first is not subset:
                 what = f"{source} occurs twice in one dataset ({first.origin} and {subset.origin})"
-                if first.is_reg != subset.is_reg:
-                    remedy = "use it either for training or for regularisation"
+                if (first.is_reg, first.validation) != (subset.is_reg, subset.validation):
+                    remedy = "use it for one of training, regularisation and validation"
                     findings.mistakes.append(Mistake(what, remedy))
                 else:
                     findings.notes.append(f"{what}; the second is skipped")

@@ -1,7 +1,8 @@
-"""Hold out images for validation, so that their loss shows overfitting.
+"""Hold out images for validation, so that their loss shows overfitting: those of validation subsets, and a share of the
+others.
 
-Selects the images that kohya's sd-scripts selects with the same validation_seed: the sorted names of a folder are
-shuffled, the first ceil(N (1 - split)) are trained on and the rest are held out. (sd-scripts rounds the rest
+The share selects the images that kohya's sd-scripts selects with the same validation_seed: the sorted names of a folder
+are shuffled, the first ceil(N (1 - split)) are trained on and the rest are held out. (sd-scripts rounds the rest
 separately, so an image may be on both sides.) The selection depends only on seed and names. An image that is also
 trained on, in another dataset or under another name, is not validated on. Files with equal bytes are the same image;
 crops, resized copies and other formats are not recognised.
@@ -42,17 +43,19 @@ class Split:
 def split(
     train: Sequence[ImageRecord],
     reg: Sequence[ImageRecord],
+    validation: Sequence[ImageRecord],
     datasets: Sequence[DatasetSpec],
     subsets: Sequence[SubsetSpec],
     length: Callable[[ImageRecord], int],
     seed: int,
 ) -> Split:
-    """Hold out images as each dataset's validation_split says. Regularisation images are never held out; `length` is
-    the file length in bytes, `seed` that of datasets without their own validation_seed."""
+    """Hold out the images of validation subsets, and others as each dataset's validation_split says. Regularisation
+    images are only held out by their subset; `length` is the file length in bytes, `seed` that of datasets without
+    their own validation_seed."""
     splitting = [place for place, dataset in enumerate(datasets) if dataset.validation_split > 0]
-    if not train or not splitting:
+    if not validation and (not train or not splitting):
         return Split(trained=list(train))
-    result = Split()
+    result = Split(held_out=[replace(record, repeats=1, held_out=True) for record in validation])
     by_subset: dict[int, list[ImageRecord]] = {}
     for record in train:
         by_subset.setdefault(record.subset, []).append(record)
@@ -69,8 +72,12 @@ def split(
                 result.held_out.append(replace(record, repeats=1, held_out=True))
             else:
                 result.trained.append(record)
+    result.held_out.sort(key=lambda record: record.subset)
     copies = find_trained_copies(result.held_out, [*result.trained, *reg], length)
-    _check_split(result, reg, [datasets[place] for place in splitting], by_subset, copies, datasets)
+    settings = [_setting(datasets[place]) for place in splitting]
+    settings += [f"validation subset ({subset.origin})" for subset in subsets if subset.validation]
+    if train or all(subset.validation or subset.is_reg for subset in subsets):  # else a folder without images is known
+        _check_split(result, reg, " and ".join(dict.fromkeys(settings)), by_subset, copies, datasets)
     result.held_out = [record for place, record in enumerate(result.held_out) if place not in copies]
     return result
 
@@ -123,30 +130,30 @@ def _digest(path: Path, most: int | None) -> str:
 def _check_split(
     result: Split,
     reg: Sequence[ImageRecord],
-    splitting: Sequence[DatasetSpec],
+    settings: str,
     by_subset: dict[int, list[ImageRecord]],
     copies: set[int],
     datasets: Sequence[DatasetSpec],
 ) -> None:
-    """Add the mistakes and notes of a split."""
-    settings = " and ".join(dict.fromkeys(_setting(dataset) for dataset in splitting))
+    """Add the mistakes and notes of a split. `settings`: what holds images out."""
     if not result.trained:
-        remedy = "set it below 1, or add a dataset to train on"
+        remedy = "set it below 1, or add a dataset to train on" if by_subset else "add a subset to train on"
         result.mistakes.append(Mistake(f"{settings} leaves no image to train on", remedy))
         return
     trained_in = {record.dataset for record in result.trained}
     for place in sorted({record.dataset for record in result.held_out} - trained_in):
-        if any(record.dataset == place for record in reg):
+        if datasets[place].validation_split > 0 and any(record.dataset == place for record in reg):
             what = f"{_setting(datasets[place])} leaves regularisation images without training images"
             result.mistakes.append(Mistake(what, "set it below 1, or remove the regularisation images of that dataset"))
     if not result.held_out:
-        most = max(len(records) for records in by_subset.values() if datasets[records[0].dataset] in splitting)
+        sizes = [len(records) for records in by_subset.values() if datasets[records[0].dataset].validation_split > 0]
+        most = max(sizes, default=1)
         share = f"set at least {math.ceil(100 / most) / 100:g}"
         remedy = f"{share}, to hold out 1 of {counted(most, 'image')} of the largest folder"
         result.mistakes.append(Mistake(f"{settings} holds out no image", f"{remedy}; or remove it"))
     elif len(copies) == len(result.held_out):
         what = f"{settings}: every held-out image is also trained on, as the same file or a copy"
-        result.mistakes.append(Mistake(what, "remove the copies from the training data, or remove the split"))
+        result.mistakes.append(Mistake(what, "remove the copies from the training data, or hold out no images"))
     elif copies:
         what = f"{counted(len(copies), 'held-out image')} also trained on (same file or copy), so not validated on"
         result.notes.append(f"{what}: {listed((result.held_out[place].path for place in sorted(copies)), 5)}")

@@ -266,6 +266,7 @@ _ROWS = (
     Key("metadata_file", _path, "subset.metadata_file", _SUBSET, (FINE_TUNING,)),
     Key("conditioning_data_dir", folder, "subset.mask_dir", _SUBSET),
     Key("is_reg", _switch, "subset.is_reg", _SUBSET, (DREAMBOOTH,)),
+    Key("validation", _switch, "subset.validation", _SUBSET),  # ours: images that are only validated on
     Key("alpha_mask", _switch, "subset.alpha_mask", _SUBSET),
 )
 
@@ -282,6 +283,8 @@ WRITE_INSTEAD: Mapping[str, str] = MappingProxyType(
         "reg_data_dir": "image_dir with is_reg = true",
         "mask_dir": "conditioning_data_dir",
         "multires_training": "resolutions = [512, 768, 1024]",
+        "is_val": "validation = true",
+        "is_validation": "validation = true",
     }
 )
 """Names from the command line and elsewhere that are too different from the right key to be matched."""

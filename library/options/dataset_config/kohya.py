@@ -123,7 +123,8 @@ class _Reading:
             specs += [(subset_at, spec)] if spec else []
         kept = self._without_repeated(specs)
         without_mistakes = len(self.mistakes) == mistakes_before  # else a faulty subset may have the training images
-        if without_mistakes and kept and all(subset.is_reg for subset in kept):
+        trained = [subset for subset in kept if not subset.validation]
+        if without_mistakes and trained and all(subset.is_reg for subset in trained):
             self.mistakes.add(
                 f"the dataset ({origin}) has only subsets with is_reg = true: regularisation images need "
                 "training images in the same dataset",
@@ -238,8 +239,9 @@ class _Reading:
                 continue
             what = f"{describe_key(self.source, (*at, name), str(place))} is already a subset of this dataset "
             what += f"({self.source.origin((*before_at, name))})"
-            if before.is_reg != spec.is_reg:
-                self.mistakes.add(f"{what}, once with is_reg = true and once without", "keep one of the two")
+            differing = [key for key in ("is_reg", "validation") if getattr(before, key) != getattr(spec, key)]
+            if differing:
+                self.mistakes.add(f"{what}, once with {differing[0]} = true and once without", "keep one of the two")
             else:
                 self.notes.append(f"{what}: the later one is skipped; use num_repeats to repeat images")
         return tuple(spec for _, spec in first.values())
@@ -279,6 +281,7 @@ def _without_places(template: SubsetSpec, kind: Kind) -> SubsetSpec:
         metadata_file=None,
         mask_dir=None,
         is_reg=False,
+        validation=False,
         class_tokens=template.class_tokens if kind == DREAMBOOTH else None,
         caption_source="metadata" if kind == FINE_TUNING else "files",
     )

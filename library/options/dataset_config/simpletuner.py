@@ -53,7 +53,7 @@ def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
     for entry in _enabled(entries, mistakes, notes):
         _check_keys(entry, notes)
         kind = entry.text("dataset_type") or "image"
-        if kind == "image":
+        if kind in ("image", "eval"):
             image_entries.append(entry)
         elif kind == "conditioning" and _is_mask(entry):
             masks[entry.name] = entry
@@ -61,8 +61,9 @@ def read_backend(path: Path, defaults: DatasetSpec) -> ParsedDatasets:
             notes.add(f"{kind} is not needed: caches are found by content", entry)
         elif kind != "conditioning":
             entry.reject("dataset_type", "is not supported", 'remove the entry, or add "disabled": true')
-    if not image_entries and not mistakes:
-        mistakes.add(f"--{FLAG} {path}: no entry describes images", 'add one of "dataset_type": "image"')
+    if not mistakes and all(entry.values.get("dataset_type") == "eval" for entry in image_entries):
+        image_entries = []
+        mistakes.add(f"--{FLAG} {path}: no entry describes images to train on", 'add one of "dataset_type": "image"')
     reader = _Reader(defaults, masks, notes)
     described = [reader.read(entry) for entry in image_entries]
     for name in masks.keys() - reader.used:
@@ -181,15 +182,18 @@ class _Reader:
                          "remove it, and set repeats instead")  # fmt: skip
         buckets, least_edge, least_area = self._sizes(entry)
         images = replace(self.base.images, random_crop=False, corner_crop=False)
+        validation = entry.text("dataset_type") == "eval"
         if entry.switch("crop"):
-            style = self._crop_style(entry)
+            centred = validation and entry.values.get("crop_style") in (None, "", "random")
+            style = "center" if centred else self._crop_style(entry)
             images = replace(images, random_crop=style == "random", corner_crop=style == "corner")
         subset = replace(
             self._captions(entry),
             image_dir=entry.folder("instance_data_dir"),
             origin=entry.origin,
-            repeats=self._repeats(entry),
+            repeats=1 if validation else self._repeats(entry),
             is_reg=self._is_reg(entry),
+            validation=validation,
             metadata_file=None,
             recursive=True,
             mask_dir=self._mask_dir(entry),
@@ -210,7 +214,7 @@ class _Reader:
     def _is_reg(self, entry: Entry) -> bool:
         british = "is_regularisation_data" in entry.values
         is_reg = entry.switch("is_regularisation_data" if british else "is_regularization_data")
-        if is_reg:
+        if is_reg and entry.text("dataset_type") != "eval":
             self.notes.add("is_regularisation_data means --preservation base_prediction, unless that flag is set: the "
                            "target of these images is the prediction of the base model", entry)  # fmt: skip
         return is_reg

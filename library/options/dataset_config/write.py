@@ -134,7 +134,9 @@ def _kohya_dataset(dataset: DatasetSpec, subsets: Sequence[SubsetSpec], lost: _L
             )
         if dataset.buckets.shrink_to is not None:
             lost.add("target_downsample_size: kohya resizes images to cover their bucket before the crop", place)
-        if all(subset.is_reg for subset in subsets):
+        if any(subset.is_reg and not subset.validation for subset in subsets) and not any(
+            not subset.is_reg and not subset.validation for subset in subsets
+        ):
             lost.add("regularisation images without training images of the same size: put both into one dataset", place)
     table["subsets"] = [_kohya_subset(dataset, subset, lost) for subset in subsets]
     return table
@@ -196,11 +198,13 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
     sizes = _sizes(dataset.buckets, subset, lost)
     captions, covered = _captions(subset, lost)
     entry: Table = {
-        "id": name, "type": "local", "dataset_type": "image", "instance_data_dir": str(subset.image_dir or ""),
+        "id": name, "type": "local", "dataset_type": "eval" if subset.validation else "image",
+        "instance_data_dir": str(subset.image_dir or ""),
         "cache_dir_vae": f"cache/vae/{name}", **sizes, **captions, "repeats": subset.repeats - 1,
     }  # fmt: skip
     if subset.is_reg:
         entry["is_regularisation_data"] = True
+    if subset.is_reg and not subset.validation:
         lost.add("is_reg: SimpleTuner compares regularisation images with the base model's prediction", place)
     if subset.image_dir is None:
         lost.add("images listed only in a metadata_file: put them into a folder", place)
@@ -208,7 +212,8 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
         lost.add("SimpleTuner reads sub-folders too", place)
     if dataset.batch_size != 1:
         lost.add(f"batch_size = {dataset.batch_size}: set --train_batch_size on SimpleTuner's command line", place)
-    covered |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.mask_dir", "images.random_crop"}
+    covered |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.validation"}
+    covered |= {"subset.mask_dir", "images.random_crop"}
     for key, value in [*_changed(dataset, None), *_changed(dataset, subset)]:
         if key.target not in covered and not str(key.target).startswith("buckets."):
             lost.add(f"{key.name} = {format_value(value)}", place)

@@ -103,7 +103,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
 }
 
 # Keys of dataset files that have no flag of their name, and that the line of the subset says.
-SAID_OF_SUBSETS = ("image_dir", "metadata_file", "is_reg")
+SAID_OF_SUBSETS = ("image_dir", "metadata_file", "is_reg", "validation")
 
 
 def given_options(options: TrainOptions, given: Collection[str], but: Collection[str] = ()) -> Iterator[str]:

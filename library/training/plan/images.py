@@ -123,6 +123,8 @@ def check_cached_variation(datasets: Sequence[DatasetSpec], options: TrainOption
     crop = "random_crop" if data.data_backend_config is None else "crop_style random"
     flag = "cache_latents_to_disk" if options.cache.cache_latents_to_disk else "cache_latents"
     for dataset, subset in _subsets(datasets):
+        if subset.validation:  # always cropped at the same place
+            continue
         face_crop = subset.images.face_crop is not None and not dataset.buckets.enabled
         for key, is_on, by_flag, what in (
             (crop, subset.images.random_crop, data.random_crop, "crop"),

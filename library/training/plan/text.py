@@ -107,7 +107,9 @@ def _data(images: Images, options: TrainOptions) -> Iterator[str]:
 
 def _subset(subset_count: SubsetCount) -> str:
     subset = subset_count.subset
-    kind = "regularisation" if subset.is_reg else "training" if subset_count.samples else "validation"
+    kind = "training" if subset_count.samples else "validation"
+    if subset.is_reg:
+        kind = "validation of the class" if subset.validation else "regularisation"
     folder = subset.image_dir or subset.metadata_file
     return f"{folder}: {_samples(subset_count)}, {kind}{_caption_source(subset_count)}"
 

@@ -62,7 +62,7 @@ class ClassPrompts:
 def find_class_prompts(options: PreservationOptions, images: Images) -> ClassPrompts:
     """Identifiers and classes, from flags or from folder names and class tokens, and the captions that have them."""
     subsets = images.scan.subsets
-    trained = [subset for subset in subsets if not subset.is_reg]
+    trained = [subset for subset in subsets if not subset.is_reg and not subset.validation]
     pairs = tuple(dict.fromkeys(pair for subset in trained if (pair := _pair(options, subset)) is not None))
     prompts = ClassPrompts(pairs)
     records = [record for record in images.records if not record.is_reg]

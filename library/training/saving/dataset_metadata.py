@@ -171,6 +171,8 @@ def _subset(count: SubsetCount, *, by_folder: bool) -> Json:
         "caption_suffix": captions.suffix or None,
         "resize_interpolation": images.interpolation,
     }
+    if count.held_out:
+        metadata["num_validation_images"] = count.held_out
     if subset.image_dir is not None:
         metadata["image_dir"] = Path(os.path.abspath(subset.image_dir)).name
     if by_folder:

@@ -50,7 +50,7 @@ class ValidationPlan:
 def decide_validation(options: ValidationOptions, images: Images) -> ValidationPlan | None:
     """The plan, or None without held-out images. The default is once per epoch."""
     count = len(images.records)
-    held_out = range(count, count + len(images.scan.held_out))
+    held_out = [number for number, record in enumerate(images.scan.held_out, count) if not record.is_reg]
     if not held_out:
         return None
     batches = group_into_batches(_in_fixed_order(held_out, images), _places(images), _batch_sizes(images))

@@ -301,7 +301,7 @@ def test_a_folder_given_twice_in_one_dataset_counts_once(tmp_path: Path) -> None
     assert len(found.records) == 1 and not found.mistakes
     assert "occurs twice in one dataset (data.toml, line 1 and data.toml, line 9)" in found.notes[0]
     both = scan([dataset(subset(tmp_path / "x"), subset(tmp_path / "x", is_reg=True))])
-    assert "either for training or for regularisation" in told(both)
+    assert "for one of training, regularisation and validation" in told(both)
 
 
 def test_a_missing_folder_names_the_place_that_asks_for_it(tmp_path: Path) -> None:

@@ -184,3 +184,36 @@ def test_a_share_that_sets_nothing_aside_is_a_mistake_with_one_that_does(tmp_pat
     found = scan([dataset(subset(tmp_path / "x"), validation_split=0.1)])
     assert "holds out no image" in told(found) and "0.34, to hold out 1 of" in told(found)
     assert not scan([dataset(subset(tmp_path / "x"), validation_split=0.34)]).mistakes
+
+
+def test_a_validation_subset_is_held_out_whole_and_a_share_of_the_others_besides(tmp_path: Path) -> None:
+    """Also images of the class. The copy of a trained image is not unseen."""
+    make(tmp_path / "x", NAMES)
+    make(tmp_path / "unseen", ["u1.png", "u2.png"])
+    shutil.copy(tmp_path / "x" / "a.png", tmp_path / "unseen" / "copy.png")
+    parts = (
+        subset(make(tmp_path / "class", ["class.png"]), validation=True, is_reg=True),
+        subset(tmp_path / "x"),
+        subset(tmp_path / "unseen", validation=True, repeats=5),
+        subset(make(tmp_path / "reg", ["r.png"]), is_reg=True),
+    )
+    found = scan([dataset(*parts)])
+    assert not found.mistakes and any("copy.png" in note for note in found.notes)
+    assert names(found.held_out) == ["class.png", "u1.png", "u2.png"] and {each.repeats for each in found.held_out} == {
+        1
+    }
+    assert [record.is_reg for record in found.held_out] == [True, False, False]
+    assert names(found.records) == [*NAMES, "r.png"] and found.reg_samples == 12
+    both = scan([dataset(*parts, validation_split=0.25)])
+    assert len(both.held_out) in (6, 7)  # the copy is validated on where its other self is held out too
+    assert {"class.png", "u1.png", "u2.png"} <= set(names(both.held_out))
+
+
+def test_a_run_needs_images_to_train_on(tmp_path: Path) -> None:
+    make(tmp_path / "x", NAMES)
+    alone = scan([dataset(subset(tmp_path / "x", validation=True))])
+    assert "validation subset (data.toml, line 1) leaves no image to train on" in told(alone)
+    again = scan([dataset(subset(tmp_path / "x")), dataset(subset(tmp_path / "x", validation=True))])
+    assert "every held-out image is also trained on" in told(again)
+    twice = scan([dataset(subset(tmp_path / "x"), subset(tmp_path / "x", validation=True))])
+    assert "for one of training, regularisation and validation" in told(twice)

@@ -32,7 +32,7 @@ LEVELS = {
 }  # fmt: skip
 OURS = {
     "resolutions": "gd", "pixels_per_batch": "gd", "caption_encoding": "gds", "background": "gds",
-    "aesthetic_score": "gds",
+    "aesthetic_score": "gds", "validation": "s",
 }  # fmt: skip
 
 # Key, a value as in the file, where the record has it, the record's value.
@@ -75,6 +75,7 @@ CASES: list[tuple[str, Any, str, Any]] = [
     ("class_tokens", "", "subset.class_tokens", ""),
     ("image_dir", "images/犬", "subset.image_dir", Path("images/犬")),
     ("alpha_mask", True, "subset.alpha_mask", True),
+    ("validation", True, "subset.validation", True),
     ("conditioning_data_dir", "masks", "subset.mask_dir", Path("masks")),
     ("caption_encoding", "shift_jis", "subset.caption_encoding", "shift_jis"),
     ("background", "#FF8000", "subset.images.background", (255, 128, 0)),

@@ -71,6 +71,19 @@ def test_a_plain_entry(tmp_path: Path) -> None:
     assert "a tenth of the captions" in notes
 
 
+def test_eval_entries_are_only_validated_on(tmp_path: Path) -> None:
+    unseen = IMAGES | {"id": "unseen", "dataset_type": "eval", "instance_data_dir": "data/unseen", "crop": True}
+    of_class = IMAGES | {"id": "cls", "dataset_type": "eval", "instance_data_dir": "c", "is_regularisation_data": True}
+    found = read(tmp_path, IMAGES | {"crop": True, "crop_style": "center"}, unseen | {"repeats": 9}, of_class)
+    assert not found.mistakes and not any("crop" in note or "base_prediction" in note for note in found.notes)
+    known = {s.image_dir: s for dataset in found.datasets for s in dataset.subsets}
+    assert len(found.datasets) == 2, "those of one size share a dataset"
+    assert [(known[Path(f)].validation, known[Path(f)].is_reg) for f in ("data/dogs", "data/unseen", "c")] == [
+        (False, False), (True, False), (True, True),
+    ]  # fmt: skip
+    assert known[Path("data/unseen")].repeats == 1 and not known[Path("data/unseen")].images.random_crop
+
+
 @pytest.mark.parametrize(("repeats", "times"), [(..., 1), (0, 1), (9, 10), (None, 1), (99.0, 100)])
 def test_repeats_are_extra_passes(tmp_path: Path, repeats: object, times: int) -> None:
     assert read_one(tmp_path, repeats=repeats)[1].repeats == times
@@ -332,6 +345,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("[1]", "not a list of entries"),
         ('{"datasets": []}', "--dataset_config"),
         ("[]", "no entry describes images"),
+        ('[{"id": "a", "dataset_type": "eval", "instance_data_dir": "a"}]', "no entry describes images to train on"),
         ('[{"id": "a", "id": "b", "disabled": true}]', "id is set twice"),
         ("[" * 100_000, "too deep"),
     ],

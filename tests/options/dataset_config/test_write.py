@@ -158,12 +158,13 @@ def test_urls_stay_as_they_are(url: str, tmp_path: Path) -> None:
 
 def some_subset(rng: random.Random, number: int) -> SubsetSpec:
     """A subset that both formats can express completely."""
-    shuffle = rng.random() < 0.5
+    shuffle, validation = rng.random() < 0.5, number > 0 and rng.random() < 0.3
     return SubsetSpec(
         Path(f"data/{rng.choice(['sks dog', 'собака', 'a_b'])}{number}"),
         "",
-        repeats=rng.randint(1, 20),
+        repeats=1 if validation else rng.randint(1, 20),
         is_reg=number > 0 and rng.random() < 0.5,
+        validation=validation,
         caption_extensions=(".txt",),
         mask_dir=Path(f"masks/{number}") if rng.random() < 0.5 else None,
         captions=CaptionSettings(
@@ -173,7 +174,7 @@ def some_subset(rng: random.Random, number: int) -> SubsetSpec:
             prefix=rng.choice(["", "a photo of", 'with "quotes" \\']),
             wildcard=rng.random() < 0.5,
         ),
-        images=ImageSettings(random_crop=rng.random() < 0.5),
+        images=ImageSettings(random_crop=not validation and rng.random() < 0.5),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from library.options.parse import parse
 from library.training.plan.images import Images, decide_images
 from library.training.plan.plan import decide
 from library.training.plan.text import describe
+from library.training.saving.dataset_metadata import dataset_metadata
 from library.training.validation.plan import (
     TIMESTEPS,
     ValidationPlan,
@@ -168,3 +170,25 @@ def test_a_dataset_may_be_held_out_whole(world: World, tmp_path: Path) -> None:
     plan = decide(parse(world.arguments(tmp_path, train_data_dir=None, dataset_config=toml, max_train_steps=2)))
     assert "1_cat: 8 images, all held out, validation" in describe(plan)
     assert len(plan.facts.images.records) == 16 and len(chosen(plan.facts.images).pairs) == 8
+
+
+def test_a_subset_may_be_only_validated_on(world: World, tmp_path: Path) -> None:
+    """Of the class, too. Plan, debug page and metadata count these images."""
+    toml = tmp_path / "data.toml"
+    toml.write_text(
+        "[general]\nresolution = 64\n[[datasets]]\n"
+        f"[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '2_dog'}'\nclass_tokens = 'dog'\n"
+        f"[[datasets.subsets]]\nimage_dir = '{world.root / 'many' / '1_cat'}'\nvalidation = true\n"
+        f"[[datasets.subsets]]\nimage_dir = '{world.root / 'reg' / '1_animal'}'\nvalidation = true\nis_reg = true\n",
+        encoding="utf-8",
+    )
+    plan = decide(parse(world.arguments(tmp_path, train_data_dir=None, dataset_config=toml, max_train_steps=2)))
+    text = describe(plan)
+    assert "1_cat: 8 images, all held out, validation," in text
+    assert "1_animal: 2 images, all held out, validation of the class," in text
+    assert not plan.facts.preservation.has_reg and len(plan.facts.images.records) == 16
+    assert len(chosen(plan.facts.images).pairs) == 8
+    (data,) = json.loads(dataset_metadata(plan.facts.options, plan.facts.images)["ss_datasets"])
+    assert [(each["img_count"], each.get("num_validation_images")) for each in data["subsets"]] == [
+        (16, None), (0, 8), (0, 2),
+    ]  # fmt: skip
