@@ -26,6 +26,7 @@ from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
+from library.training.preview.refiner import build_refiner
 from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
@@ -46,7 +47,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
     """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
-    events = partial(open_events, plan.outputs.record, summary(plan), plan.start)
+    events = partial(open_events, plan.outputs.record, plan.trackers.webhooks, summary(plan), plan.start)
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
@@ -117,7 +118,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
         validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
+        refiner = build_refiner(options, plan.preview, model, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
