@@ -89,8 +89,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     "sample_prompts": _with("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"),
     **dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), _with("sample_prompts")),
     "preview_refiner": _with("sample_prompts"),
-    "validation_split": _always,
-    **dict.fromkeys(("validate_every_n_steps", "validate_every_n_epochs"), _with("validation_split")),
+    **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
     **dict.fromkeys(("xformers", "diffusers_xformers", "sdpa", "mem_eff_attn"), _always),
