@@ -40,6 +40,7 @@ from tools import (
     extract_lora_from_models,
     find_rare_tokens,
     make_class_images,
+    make_masks,
     merge_captions_to_metadata,
     merge_dd_tags_to_metadata,
     merge_lora,
@@ -68,6 +69,7 @@ FOREIGN = {
     "durations",
     "dist",
     "logdir",
+    "local-dir",
 }
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
@@ -84,6 +86,7 @@ TOOLS: dict[str, Any] = {
             extract_lora_from_models,
             find_rare_tokens,
             make_class_images,
+            make_masks,
             merge_captions_to_metadata,
             merge_dd_tags_to_metadata,
             merge_lora,
