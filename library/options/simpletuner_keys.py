@@ -63,12 +63,15 @@ _FLAGS: Mapping[str, Key] = MappingProxyType(
         "aspect_bucket_alignment": Key("bucket_reso_steps"),
         "caption_dropout_probability": Key("caption_dropout_rate"),
         "checkpoint_epoch_interval": Key("save_every_n_epochs"),
+        "eval_epoch_interval": Key("validate_every_n_epochs"),
+        "eval_steps_interval": Key("validate_every_n_steps"),
         "init_lora": Key("network_weights", only_with="model_type=lora"),
         "input_perturbation": Key("ip_noise_gamma"),
         "lora_alpha": Key("network_alpha", only_with="model_type=lora"),
         "lora_rank": Key("network_dim", only_with="model_type=lora"),
         "lr_num_cycles": Key("lr_scheduler_num_cycles"),
         "lr_power": Key("lr_scheduler_power"),
+        "num_eval_images": Key("max_validation_steps"),  # it counts batches there too
         "num_train_epochs": Key("max_train_epochs"),
         "resolution": Key("resolution", only_with="resolution_type=pixel_area"),
         "prediction_type": Key("v_parameterization", {"epsilon": False, "v_prediction": True}),
@@ -108,6 +111,7 @@ _REFUSED: Mapping[str, Key] = MappingProxyType(
         "resolution_type": _refused(f"{_IN_ENTRIES}, together with resolution", "pixel_area"),
         "target_downsample_size": _refused(_IN_ENTRIES, only_with="maximum_image_size"),
         "tokenizer_max_length": _refused("set --max_token_length", instead=("max_token_length",)),
+        "eval_loss_disable": _refused('add "disabled": true to the entries of dataset_type eval, or remove it'),
         # model and adapter
         "control": _refused(_NOT_HERE),
         "controlnet": _refused(_NOT_HERE),
@@ -193,12 +197,13 @@ IGNORED = frozenset(
         "compress_disk_cache", "delete_problematic_images", "delete_unwanted_images", "disable_benchmark",
         "disable_bucket_pruning", "disable_segmented_timestep_sampling", "disable_tf32", "ema_cpu_only",
         "ema_foreach_disable", "enable_group_offload", "enable_multiprocessing", "enable_watermark",
+        "eval_dataset_pooling", "eval_timesteps",
         "evaluation_type", "framerate", "fully_unload_text_encoder", "fuse_optimizer", "fuse_qkv_projections",
         "fused_qkv_projections", "gradient_checkpointing_backend", "gradient_checkpointing_interval",
         "gradient_precision", "i_know_what_i_am_doing", "ignore_final_epochs", "ignore_missing_files",
         "image_processing_batch_size", "inference_scheduler_timestep_spacing", "keep_vae_loaded", "local_rank",
         "lr_scale_sqrt", "max_workers", "metadata_update_interval", "model_flavour", "modelspec_comment",
-        "non_ema_revision", "num_eval_images", "num_validation_images", "offload_during_save",
+        "non_ema_revision", "num_validation_images", "offload_during_save",
         "offload_during_startup", "optimizer_cpu_offload_method", "optimizer_offload_gradients",
         "optimizer_release_gradients", "override_dataset_config", "post_checkpoint_script", "post_upload_script",
         "preserve_data_backend_cache", "pretrained_evaluation_model_name_or_path", "print_filenames",
@@ -217,7 +222,7 @@ IGNORED = frozenset(
 )  # fmt: skip
 
 IGNORED_PREFIXES = (
-    "vae_cache_", "vae_enable_", "dataloader_", "debug_", "eval_", "fsdp_", "group_offload_", "hub_", "model_card_",
+    "vae_cache_", "vae_enable_", "dataloader_", "debug_", "fsdp_", "group_offload_", "hub_", "model_card_",
     "musubi_", "parquet_", "push_", "ramtorch", "scheduled_sampling_reflexflow_", "validation_", "webhook_",
     # of families that are not trained here
     "crepa_", "flow_", "flux_", "hidream_", "ltx_", "sana_", "sd3_", "t5_",

@@ -37,11 +37,13 @@ from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
+from library.training.validation.table import begin_table, table_path
 from library.training.validation.validation import build_validation
 
 if TYPE_CHECKING:
     from library.training.plan.plan import Plan
     from library.training.recipe import Recipe
+    from library.training.run import Run
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
@@ -117,7 +119,11 @@ def train(plan: Plan, recipe: Recipe) -> None:
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
-        validation = build_validation(facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights)
+        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.say)
+        validation = build_validation(
+            facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
+            resumed=plan.resume is not None,
+        )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         refiner = build_refiner(options, plan.preview, model, encoder, run)
         so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
@@ -142,6 +148,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
+                    validation.begin(progress)
                     preview.before_training(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
@@ -150,14 +157,15 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
-                files = (
-                    *saver.written,
-                    plan.outputs.snapshot_folder,
-                    plan.curve,
-                    plan.outputs.record,
-                    plan.preview.folder if plan.preview else None,
-                )
-                took = time.monotonic() - began
-                for line in describe_end(progress.step - before, took, run.device, files):
-                    run.say(line)
-                run.say(next_step(facts, plan.adapter, plan.outputs.models(plan.outputs.final_stem())[0]))
+                report(plan, run, saver, progress.step - before, time.monotonic() - began)
+
+
+def report(plan: Plan, run: Run, saver: Saver, steps: int, seconds: float) -> None:
+    """Say how long a run took for its steps, what it wrote, and what to do with that."""
+    facts, outputs = plan.facts, plan.outputs
+    table = None if facts.validation is None else table_path(outputs)
+    preview = None if plan.preview is None else plan.preview.folder
+    files = (*saver.written, outputs.snapshot_folder, plan.curve, table, outputs.record, preview)
+    for line in describe_end(steps, seconds, run.device, files):
+        run.say(line)
+    run.say(next_step(facts, plan.adapter, outputs.models(outputs.final_stem())[0]))

@@ -152,6 +152,8 @@ def test_flags_of_this_program_may_stand_in_it_and_the_command_line_overrides(tm
         ({"checkpoint_epoch_interval": 0, "checkpointing_steps": 9, "checkpoints_total_limit": 3},
          {"save_every_n_epochs": None, "save_last_n_epochs": None, "save_last_n_steps": 18}),
         ({"checkpoint_epoch_interval": 0}, {"save_state": False}),
+        ({"eval_steps_interval": 50, "eval_epoch_interval": 2, "num_eval_images": 4, "eval_loss_disable": False},
+         {"validate_every_n_steps": 50, "validate_every_n_epochs": 2, "max_validation_steps": 4}),
     ],
 )  # fmt: skip
 def test_values_are_those_that_mean_the_same(
@@ -190,6 +192,8 @@ def test_as_many_checkpoints_are_kept(limit: int, tmp_path: Path) -> None:
         ({"use_soft_min_snr": 1}, "set --min_snr_gamma"),
         ({"text_encoder_4_precision": "int8-quanto"}, "remove it"),
         ({"controlnet": True}, "remove it"),
+        ({"eval_loss_disable": True}, '"disabled": true to the entries of dataset_type eval'),
+        ({"eval_epoch_interval": 0.5}, "eval_epoch_interval) is not a whole number"),
         ({"learning_rat": 1e-4}, "did you mean learning_rate?"),
         ({"nobody_knows": 1}, "sets what this program does not know"),
         ({"lora_rank": "x"}, "--network_dim = \"x\" (config.json: lora_rank) is not a number"),

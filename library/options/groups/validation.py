@@ -1,4 +1,4 @@
-"""Options of validation on held-out images."""
+"""Options of validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from library.options.flag import flag
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """How many images are held out, and when the loss on them is computed."""
+    """How many images are held out, and when the loss on them and others is computed."""
 
     may_change_on_resume: ClassVar[bool] = True  # held-out images already change the training data, which is compared
 
@@ -38,14 +38,15 @@ class ValidationOptions:
     )
     validate_every_n_epochs: int | None = flag(
         None,
-        "Compute the validation loss every n epochs; not set = 1, unless validate_every_n_steps is set.",
+        "Compute the validation loss every n epochs; not set = 1 with held-out images, unless validate_every_n_steps "
+        "is set.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_validate_every_n_epochs",
     )
     max_validation_steps: int | None = flag(
         None,
-        "Maximum number of batches per validation; 0 = all.",
+        "Maximum number of batches of each set of images per validation; 0 = all held-out images.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_max_validation_steps",

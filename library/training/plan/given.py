@@ -93,6 +93,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     **dict.fromkeys(("preview_decoder", "preview_tae", "preview_target"), _with("validation_preview_steps")),
     "validation_split": _always,
     **dict.fromkeys(("validate_every_n_steps", "validate_every_n_epochs"), _with("validation_split")),
+    **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
     **dict.fromkeys(("xformers", "diffusers_xformers", "sdpa", "mem_eff_attn"), _always),

@@ -56,9 +56,8 @@ def notes_on_never_reached(
     if preview is not None and preview.before_training and start.step:
         yield f"--sample_at_first has no effect: the run begins after step {start.step}"
     if facts.validation is None:
-        for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"):
-            if getattr(facts.options.validation, name):
-                yield f"--{name} has no effect: no images are held out (validation_split is not set)"
+        if facts.options.validation.max_validation_steps:
+            yield "--max_validation_steps has no effect: no images are held out, and no --validate_every_n_steps is set"
 
 
 def _saves(options: TrainOptions) -> Iterator[Moment]:

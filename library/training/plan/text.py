@@ -24,6 +24,7 @@ from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
 from library.training.preview.plan import PreviewPlan
 from library.training.validation.plan import TIMESTEPS
+from library.training.validation.table import table_path
 
 WIDTH = 12  # of the left column
 
@@ -298,12 +299,11 @@ def _validation(facts: RunFacts, versions: int) -> Iterator[str]:
         return
     intervals = ((validation.every_n_steps, "step"), (validation.every_n_epochs, "epoch"))
     moments = [f"every {unit}" if every == 1 else f"every {every} {unit}s" for every, unit in intervals if every]
-    count, partners = len(validation.pairs), len({trained for _, trained in validation.pairs})
-    yield (
-        f"{count} held-out and {counted(partners, 'training image')}, each at {TIMESTEPS} timesteps, after "
-        f"{' and '.join(moments)}"
-    )
-    share = versions * validation.share_of_training(facts.duration, facts.order.samples_per_epoch)
+    kinds = {"held_out": "held-out", "training": "training", "class": "class"}
+    counts = [f"{len(set(each.numbers))} {kinds[each.name]}" for each in validation.sets]
+    last = counted(len(set(validation.sets[-1].numbers)), f"{kinds[validation.sets[-1].name]} image")
+    yield f"{' and '.join([*counts[:-1], last])}, each at {TIMESTEPS} timesteps, after {' and '.join(moments)}"
+    share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch, versions)
     yield f"adds about {share:.0%} to the training time (use --max_validation_steps to lower it)"
 
 
@@ -356,7 +356,9 @@ def _files(plan: Plan) -> Iterator[str]:
         replaced = ", in place of those of an earlier run" if os.path.isdir(snapshots) and plan.resume is None else ""
         yield f"{counted(plan.costs.files.snapshots, 'snapshot')}: {snapshots}{replaced}"
     yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
-    yield f"record of the run: {outputs.record}"
+    if plan.facts.validation is not None:
+        yield f"table of validations: {table_path(outputs)}"
+    yield f"record of the run, for tools/watch.py: {outputs.record}"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -122,7 +122,7 @@ class Saver:
 
 def next_epoch(progress: Progress) -> Progress:
     """The progress of a run that resumes at the beginning of the next epoch."""
-    return Progress(step=progress.step, epoch=progress.epoch + 1)
+    return replace(progress, epoch=progress.epoch + 1, window=0, epoch_losses=[], last_epoch_losses=[])
 
 
 @contextmanager

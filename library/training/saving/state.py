@@ -29,13 +29,14 @@ STATE_FILE = "train_state.json"
 class Progress:
     """The progress of a run. `step`: finished optimizer steps; `epoch`: from 1; `window`: finished optimizer steps of
     the current epoch. `epoch_losses` are their losses, `last_epoch_losses` those of the epoch before, for the averages
-    that are reported."""
+    that are reported. `base_losses`: what validation measured of the base model."""
 
     step: int = 0
     epoch: int = 1
     window: int = 0
     epoch_losses: list[float] = field(default_factory=list)
     last_epoch_losses: list[float] = field(default_factory=list)
+    base_losses: dict[str, list[list[Any]]] = field(default_factory=dict)
 
 
 Identity = dict[str, str]

@@ -1,10 +1,11 @@
-"""Plan the validation loss: on which held-out images, and when. No torch."""
+"""Plan the validation loss: on which images, and when. No torch."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from library.data import captions
 from library.data.order import Place
@@ -19,53 +20,97 @@ TIMESTEPS = 8
 """Timesteps per image: one from each of as many equal parts of the trained range."""
 
 
+MOST = 16
+"""Images of a set that is trained on and not paired with held-out images, without max_validation_steps."""
+
+SetName = Literal["held_out", "training", "class"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images whose loss is a curve of its own. `numbers`: their indices among all records. `points`: for each of them
+    the record whose content its timesteps and noise are drawn from."""
+
+    name: SetName
+    numbers: tuple[int, ...]
+    points: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class ValidationPlan:
     """Each of `pairs` is a held-out image and a training image, by their indices among all records. Both get the same
-    timesteps and noise, so the difference of their losses measures memorisation. `every_n_steps` and `every_n_epochs`
-    None: not by steps, not by epochs."""
+    timesteps and noise, so the difference of their losses measures memorisation. Without pairs, `training` images are
+    measured by themselves. `of_class`: images of the class, whose loss shows forgetting. `every_n_steps` and
+    `every_n_epochs` None: not by steps, not by epochs."""
 
     pairs: tuple[tuple[int, int], ...]
     every_n_steps: int | None
     every_n_epochs: int | None
+    training: tuple[int, ...] = ()
+    of_class: tuple[int, ...] = ()
+
+    @property
+    def sets(self) -> list[ImageSet]:
+        """The sets that have images."""
+        held_out = tuple(number for number, _ in self.pairs)
+        partners = tuple(number for _, number in self.pairs)
+        sets = (
+            ImageSet("held_out", held_out, held_out),
+            ImageSet("training", partners or self.training, held_out or self.training),
+            ImageSet("class", self.of_class, self.of_class),
+        )
+        return [each for each in sets if each.numbers]
 
     @property
     def numbers(self) -> list[int]:
         """The indices of all records that are validated on, each once, sorted."""
-        return sorted({number for pair in self.pairs for number in pair})
+        return sorted({number for each in self.sets for number in each.numbers})
 
     @property
     def passes(self) -> int:
         """Forward passes per validation, counted in samples."""
-        return 2 * TIMESTEPS * len(self.pairs)
+        return TIMESTEPS * sum(len(each.numbers) for each in self.sets)
 
-    def share_of_training(self, duration: Duration, samples_per_epoch: int) -> float:
-        """Estimated validation time divided by training time."""
+    def share_of_training(self, duration: Duration, samples_per_epoch: int, versions: int = 1) -> float:
+        """Estimated validation time divided by training time. `versions`: how many versions of the weights are
+        validated; the base model is once."""
         epochs = self.every_n_epochs or float("inf")
         if self.every_n_steps is not None:
             epochs = min(epochs, self.every_n_steps / duration.steps_per_epoch)
-        return self.passes / (PASSES_OF_A_SAMPLE * samples_per_epoch * epochs)
+        in_all = duration.steps / duration.steps_per_epoch
+        return self.passes * (versions / epochs + 1 / in_all) / (PASSES_OF_A_SAMPLE * samples_per_epoch)
 
 
 def decide_validation(options: ValidationOptions, images: Images) -> ValidationPlan | None:
-    """The plan, or None without held-out images. The default is once per epoch."""
-    count = len(images.records)
-    held_out = [number for number, record in enumerate(images.scan.held_out, count) if not record.is_reg]
-    if not held_out:
+    """The plan. None without images that are only validated on, unless the user says when to validate. The default is
+    once per epoch."""
+    every_steps, every_epochs = options.validate_every_n_steps, options.validate_every_n_epochs
+    is_asked_for = every_steps is not None or every_epochs is not None
+    if not images.scan.held_out and not is_asked_for:
         return None
-    batches = group_into_batches(_in_fixed_order(held_out, images), _places(images), _batch_sizes(images))
-    chosen = [number for batch in batches[: options.max_validation_steps] for number in batch]
-    trained = [number for number, record in enumerate(images.records) if not record.is_reg]
-    epochs = options.validate_every_n_epochs
+    groups: dict[tuple[bool, bool], list[int]] = {}
+    for number, record in enumerate(images.all_records):
+        groups.setdefault((record.held_out, record.is_reg), []).append(number)
+
+    def choose(numbers: Collection[int], most: int | None) -> tuple[int, ...]:
+        batches = group_into_batches(_in_fixed_order(numbers, images), _places(images), _batch_sizes(images))
+        chosen = [number for batch in batches[: options.max_validation_steps] for number in batch]
+        return tuple(chosen if options.max_validation_steps else chosen[:most])
+
+    held_out, trained = choose(groups.get((True, False), ()), None), groups.get((False, False), [])
+    of_class, reg = groups.get((True, True), []), groups.get((False, True), [])
     return ValidationPlan(
-        pairs=tuple(zip(chosen, _partners(chosen, trained, images), strict=True)),
-        every_n_steps=options.validate_every_n_steps,
-        every_n_epochs=1 if epochs is None and options.validate_every_n_steps is None else epochs,
+        pairs=tuple(zip(held_out, _partners(held_out, trained, images), strict=True)),
+        every_n_steps=every_steps,
+        every_n_epochs=every_epochs if is_asked_for else 1,
+        training=() if held_out else choose(trained, MOST),
+        of_class=choose(of_class, None) if of_class else choose(reg, MOST),
     )
 
 
 def draw_name(record: ImageRecord) -> str:
-    """The key of an image's random draws: its file name without the folder, whose name contains the repeats."""
+    """What the choice of images and wildcards is drawn from: the file name without the folder, whose name contains the
+    repeats."""
     return unicodedata.normalize("NFC", record.name)
 
 

@@ -1,23 +1,26 @@
-"""The validation loss: the loss on held-out images, with fixed timesteps and noise.
+"""The validation loss: the loss on images at fixed timesteps with fixed noise.
 
 The loss of image i is computed at K timesteps, one from each of K equal parts of the trained range:
 
-    t_ib = floor(low + (b + u_ib) / K (high - low)),   b = 0 .. K-1,   u_ib uniform in [0, 1)
+    t_ib = floor(low + (b + u_ib) / K (high - low)),   b = 0 .. K-1,   u_ib in [0, 1)
 
-with noise n_ib. Both are drawn from the file name and b alone: they are the same at every validation and in every run,
-whatever the seed, the batch size or the other images. So only the model changes the value.
-The loss is the mean squared error of the prediction, whatever the training loss is: without weights, masks or noise
-offset, with the full caption, without random crops or mirroring. Latents are the posterior sample that a cache would
-hold.
+with noise n_ib. Both are drawn from the content of the image and b alone (points.py): they are the same at every
+validation and in every run, whatever the seed, the batch size, the names or the other images. So only the model changes
+the value. The loss is the mean squared error of the prediction, whatever the training loss is: without weights, masks
+or noise offset, with the full caption, without random crops or mirroring. Latents are the posterior sample that a cache
+would hold.
 
-Every held-out image has a partner that is trained on, with the same t_ib and n_ib. The mean difference of the two
-losses is the divergence: about 0 at first, it grows as images are memorised. (sd-scripts subtracts the moving average
-of the training loss, which has other timesteps, weights and noise, so the difference has no meaning.)
+There are up to three sets of images (plan.py), each with a curve of its own. Every held-out image has a partner that is
+trained on, with the same t_ib and n_ib. The mean difference of the two losses is the divergence: about 0 at first, it
+grows as images are memorised. (sd-scripts subtracts the moving average of the training loss, which has other timesteps,
+weights and noise, so the difference has no meaning.) The loss of class images grows as the class is forgotten.
+
+The base model's losses at the same points are measured once, before the first step, and kept in training states.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,19 +34,20 @@ from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.retries import Unreadable, read_one
 from library.families.family import Conditioning
-from library.messages import counted
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.progress import ProgressBar
-from library.runtime.seeds import python_random, torch_generator
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import TrainingLoss
+from library.training.validation.losses import TAGS, Losses, Means, as_lists, describe, divergence_of, from_lists
 from library.training.validation.plan import (
     TIMESTEPS,
+    ImageSet,
     ValidationPlan,
-    draw_name,
     group_into_batches,
     validation_caption,
 )
+from library.training.validation.points import content_keys, noise_of, timestep_of
+from library.training.validation.table import Table
 
 if TYPE_CHECKING:
     from library.training.averaging.weights import Versions, Weights
@@ -51,51 +55,25 @@ if TYPE_CHECKING:
     from library.training.plan.duration import Duration
     from library.training.run import Run
     from library.training.saving.state import Progress
+    from library.training.trainable import Trainable
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The losses of all pairs by timestep, (pairs, K) float64 on the CPU: of the held-out images and of their partners
-    that are trained on."""
+BASE = "_base"
+"""The suffix of the base model's values in logs."""
 
-    held_out: Tensor
-    trained: Tensor
-
-    @property
-    def average(self) -> float:
-        """The mean loss of the held-out images."""
-        return float(self.held_out.mean())
-
-    @property
-    def divergence(self) -> float:
-        """The mean loss of the held-out images minus that of their partners."""
-        return float((self.held_out - self.trained).mean())
-
-    @property
-    def error(self) -> float | None:
-        """Standard error of the divergence over pairs; None for one pair."""
-        by_pair = (self.held_out - self.trained).mean(1)
-        return float(by_pair.std()) / math.sqrt(len(by_pair)) if len(by_pair) > 1 else None
-
-    def __str__(self) -> str:
-        count, trained = len(self.held_out), float(self.trained.mean())
-        spread = "" if self.error is None else f" ± {self.error:.2g}"
-        held_out = counted(count, "held-out image")
-        return (
-            f"validation loss {self.average:.4f} on {held_out}, {trained:.4f} on as many training images: "
-            f"divergence {self.divergence:+.4f}{spread}"
-        )
+_VERSIONS = {"": "model", "_ema": "ema"}  # by suffix, in tables
 
 
 @dataclass
 class Validation:
-    """Computes the validation loss of a run. `plan` None: no images are held out, and it never does.
+    """Computes the validation loss of a run. `plan` None: it never does.
 
     `predict` and `objective` are the training's; of `objective` only process, prediction and timestep range are used.
     `conditioning(texts, sizes, scores)` encodes captions, which all have one length if `padded`.
     `sizes_and_scores(numbers)` and `latents(number)`, (C, h, w) float32 unscaled, are those of the reader's records;
-    `scaled` scales latents for the backbone. `modules` are all modules of the forward pass, adapters included.
-    `versions` of the weights are measured one after the other, and logged with their suffix.
+    `scaled` scales latents for the backbone. `keys`: of each record, what its points are drawn from. `modules` are all
+    modules of the forward pass, adapters included. `versions` of the weights are measured one after the other, and
+    logged with their suffix. `base`: while it is open, the model is the base model; None: it cannot be had any more.
     """
 
     plan: ValidationPlan | None
@@ -106,6 +84,7 @@ class Validation:
     sizes_and_scores: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     padded: bool
     latents: Callable[[int], Tensor]
+    keys: Mapping[int, str]
     scaled: Callable[[Tensor], Tensor]
     device: torch.device
     modules: Sequence[nn.Module]
@@ -113,30 +92,50 @@ class Validation:
     steps_per_epoch: int
     log: Callable[[dict[str, float], int], None]
     say: Callable[[str], None]
+    table: Table
+    base: Callable[[], AbstractContextManager[None]] | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
+    _base: Means = field(default_factory=dict, init=False)
     _last: tuple[int, dict[str, Losses]] | None = field(default=None, init=False)
+
+    def begin(self, progress: Progress) -> None:
+        """Measure the base model, or take its values from the progress of a resumed run."""
+        if self.plan is None:
+            return
+        keys = {each.name: f"{each.name} {self._fingerprint(each)}" for each in self.plan.sets}
+        kept = progress.base_losses
+        if not keys.keys() <= {name for name, key in keys.items() if key in kept}:
+            if self.base is None:
+                self.say("no validation losses of the base model: the state has none of these images")
+                return
+            try:
+                losses = self.measure(self.plan, self.base)
+            except Unreadable as error:
+                self.say(f"no validation losses of the base model: {error.mistakes[0].what}")
+                return
+            self.say(f"base model: {describe(losses, {})}")
+            kept = {keys[name]: as_lists(means) for name, means in losses.means.items()}
+        progress.base_losses = kept
+        self._base = {name: from_lists(kept[key]) for name, key in keys.items()}
+        self.table.add(0, 0, "base", self._parts(), self._base)
+        self.table.write()
 
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Validate if due: see loop.DueCall. An incomplete last epoch counts as an epoch."""
-        if not epoch_ended:
-            self.after_step(progress.step)
-        if epoch_ended or (progress.step >= self.steps and progress.window < self.steps_per_epoch):
-            self.after_epoch(progress.epoch, progress.step)
+        plan, step, epoch = self.plan, progress.step, progress.epoch
+        if plan is None:
+            return
+        if not epoch_ended and plan.every_n_steps and step % plan.every_n_steps == 0:
+            self._validate(plan, "step", step, progress)
+        ends = epoch_ended or (step >= self.steps and progress.window < self.steps_per_epoch)
+        if ends and plan.every_n_epochs and epoch % plan.every_n_epochs == 0:
+            self._validate(plan, "epoch", epoch, progress)
 
-    def after_step(self, step: int) -> None:
-        """Validate if due after `step` optimizer steps."""
-        if self.plan is not None and self.plan.every_n_steps and step % self.plan.every_n_steps == 0:
-            self._validate(self.plan, "step", step, step)
-
-    def after_epoch(self, epoch: int, step: int) -> None:
-        """Validate if due at the end of `epoch` (from 1), after `step` optimizer steps."""
-        if self.plan is not None and self.plan.every_n_epochs and epoch % self.plan.every_n_epochs == 0:
-            self._validate(self.plan, "epoch", epoch, step)
-
-    def _validate(self, plan: ValidationPlan, kind: str, at: int, step: int) -> None:
+    def _validate(self, plan: ValidationPlan, kind: str, at: int, progress: Progress) -> None:
         """Log the losses under the names of `kind` (step, epoch). If both are due after one step, compute them once. If
         a file cannot be read, only this validation is lost."""
+        step = progress.step
         if self._last is None or self._last[0] != step:
             try:
                 self._last = step, {suffix: self.measure(plan, held) for suffix, held in self.versions.items()}
@@ -144,21 +143,26 @@ class Validation:
                 self.say(f"step {step}: no validation loss: {error.mistakes[0].what}")
                 return
             for suffix, losses in self._last[1].items():
-                self.say(f"step {step}{' with the EMA' if suffix else ''}: {losses}")
+                self.say(f"step {step}{' with the EMA' if suffix else ''}: {describe(losses, self._base)}")
+                self.table.add(step, progress.epoch, _VERSIONS[suffix], self._parts(), losses.means)
+            self.table.write()
+            if self.table.memorises():
+                self.say(f"step {step}: {MEMORISES}")
         for suffix, losses in self._last[1].items():
-            self.log(dict(self._logged(kind, losses, suffix)), at)
+            self.log(self._logged(kind, losses.means, suffix), at)
+        if self._base:
+            self.log(self._logged(kind, self._base, BASE), at)
 
-    def _logged(self, kind: str, losses: Losses, suffix: str) -> Mapping[str, float]:
-        """Log names and values: the first two names are sd-scripts', the others are averages by timestep range."""
-        parts = zip(self._parts(), losses.held_out.mean(0).tolist(), strict=True)
-        return {
-            f"loss/validation/{kind}_average{suffix}": losses.average,
-            f"loss/validation/{kind}_divergence{suffix}": losses.divergence,
-            **{
-                f"loss/validation/{kind}_average_t{low:03d}_{high - 1:03d}{suffix}": value
-                for (low, high), value in parts
-            },
-        }
+    def _logged(self, kind: str, means: Means, suffix: str) -> dict[str, float]:
+        """Log names and values: average and divergence have sd-scripts' names."""
+        logged = {f"loss/validation/{kind}_{TAGS[name]}{suffix}": of_set[0].value for name, of_set in means.items()}
+        divergence = divergence_of(means)
+        if divergence is not None:
+            logged[f"loss/validation/{kind}_divergence{suffix}"] = divergence
+        for name, of_set in means.items():
+            for (low, high), mean in zip(self._parts(), of_set[1:], strict=True):
+                logged[f"loss/validation/{kind}_{TAGS[name]}_t{low:03d}_{high - 1:03d}{suffix}"] = mean.value
+        return logged
 
     def _parts(self) -> list[tuple[int, int]]:
         """[low, high) of each part of the timestep range."""
@@ -169,47 +173,63 @@ class Validation:
     def measure(self, plan: ValidationPlan, held: Callable[[], AbstractContextManager[None]] = nullcontext) -> Losses:
         """Compute the losses now, of the version of the weights that the model holds within `held()`, without any
         effect on the training."""
-        names = [draw_name(self.reader.records[held_out]) for held_out, _ in plan.pairs]
-        held_out, trained = zip(*plan.pairs, strict=True)
         with (
             ProgressBar("validation", plan.passes, leave=False, delay=2) as bar,
             isolated_eval(self.modules),
             held(),
             self.autocast(),
         ):
-            return Losses(self._losses(held_out, names, bar), self._losses(trained, names, bar))
+            sets = {each.name: self._losses(each, bar) for each in plan.sets}
+        none = torch.zeros(0, TIMESTEPS, dtype=torch.float64)
+        return Losses(sets.get("held_out", none), sets.get("training", none), sets.get("class", none))
 
-    def _losses(self, numbers: Sequence[int], names: Sequence[str], bar: ProgressBar) -> Tensor:
-        """(records, K) losses of records, with the timesteps and noise of `names`."""
-        reader = self.reader
+    def _losses(self, images: ImageSet, bar: ProgressBar) -> Tensor:
+        """(images, K) losses of a set."""
+        reader, numbers, keys = self.reader, images.numbers, [self.keys[number] for number in images.points]
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
         losses = torch.zeros(len(numbers), TIMESTEPS, dtype=torch.float64)
         for batch in group_into_batches(range(len(numbers)), places, sizes):
-            losses[batch] = self._batch([numbers[place] for place in batch], [names[place] for place in batch])
+            losses[batch] = self._batch([numbers[place] for place in batch], [keys[place] for place in batch])
             bar.update(TIMESTEPS * len(batch))
         return losses
 
-    def _batch(self, numbers: Sequence[int], names: Sequence[str]) -> Tensor:
-        """Like _losses, for records of one bucket."""
-        records = [self.reader.records[number] for number in numbers]
+    def _batch(self, numbers: Sequence[int], keys: Sequence[str]) -> Tensor:
+        """Like _losses, for records of one bucket, with the points of `keys`."""
         latents = self.scaled(torch.stack([self.latents(number) for number in numbers]).to(self.device))
-        texts = [validation_caption(record, self.reader.subsets[record.subset].captions) for record in records]
+        texts = [self._caption(number) for number in numbers]
         conditioning = self.conditioning(texts, *self.sizes_and_scores(numbers))
         plain = Objective[Conditioning](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
         losses = [
-            plain.loss(self.predict, latents, conditioning, self._draws(names, part, latents.shape[1:]))
+            plain.loss(self.predict, latents, conditioning, self._draws(keys, part, latents.shape[1:]))
             for part in range(TIMESTEPS)
         ]
         return torch.stack(losses, 1).to("cpu", torch.float64)
 
-    def _draws(self, names: Sequence[str], part: int, shape: torch.Size) -> Draws:
-        low, width = self.objective.low, self.objective.high - self.objective.low
-        at = [(part + python_random("validation timestep", name, part).random()) / TIMESTEPS for name in names]
-        noise = [torch.randn(shape, generator=torch_generator("validation noise", name, part)) for name in names]
-        return Draws(torch.tensor([low + int(u * width) for u in at]), torch.stack(noise))
+    def _draws(self, keys: Sequence[str], part: int, shape: torch.Size) -> Draws:
+        low, high = self.objective.low, self.objective.high
+        timesteps = torch.tensor([timestep_of(key, part, low, high) for key in keys])
+        return Draws(timesteps, torch.stack([noise_of(key, part, shape) for key in keys]))
+
+    def _caption(self, number: int) -> str:
+        record = self.reader.records[number]
+        return validation_caption(record, self.reader.subsets[record.subset].captions)
+
+    def _fingerprint(self, images: ImageSet) -> str:
+        """Changes with everything that the losses of a set depend on besides the model."""
+        digest = hashlib.blake2b(digest_size=8)
+        for number, point in zip(images.numbers, images.points, strict=True):
+            bucket = self.reader.placements[number].bucket
+            digest.update(f"{self.keys[number]} {self.keys[point]} {bucket} {self._caption(number)}\n".encode())
+        return digest.hexdigest()
+
+
+MEMORISES = (
+    "in the last three validations the loss of training images fell, and that of held-out images rose at middle "
+    "timesteps: the model has begun to memorise its images. An earlier file may be the better one"
+)
 
 
 def build_validation(  # noqa: PLR0913 - what a validation is made of, each from another room
@@ -221,9 +241,13 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
     modules: Sequence[nn.Module],
     run: Run,
     weights: Weights,
+    trainable: Trainable,
+    table: Table,
+    *,
+    resumed: bool,
 ) -> Validation:
-    """The validation of a run. `loss`, `dataset` and `weights` are the training's. Raises UserError for an image that
-    cannot be read."""
+    """The validation of a run. `loss`, `dataset`, `trainable` and `weights` are the training's. Raises UserError for an
+    image that cannot be read."""
     family = loss.model.family
     return Validation(
         plan=plan,
@@ -234,6 +258,7 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
         latents=validation_latents(plan, dataset, encoder),
+        keys=content_keys([] if plan is None else plan.numbers, dataset.images.records),
         scaled=family.latent.scaled,
         device=loss.device,
         modules=modules,
@@ -241,6 +266,8 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         steps_per_epoch=duration.steps_per_epoch,
         log=run.log,
         say=run.say,
+        table=table,
+        base=trainable.switched_off or (None if resumed else nullcontext),
         autocast=run.accelerator.autocast,
         versions=weights.shown(),
     )

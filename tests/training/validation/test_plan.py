@@ -18,6 +18,7 @@ from library.training.plan.plan import decide
 from library.training.plan.text import describe
 from library.training.saving.dataset_metadata import dataset_metadata
 from library.training.validation.plan import (
+    MOST,
     TIMESTEPS,
     ValidationPlan,
     decide_validation,
@@ -55,8 +56,26 @@ def chosen(images: Images, **flags: int | None) -> ValidationPlan:
     return plan
 
 
-def test_without_held_out_images_there_is_no_validation(world: World, tmp_path: Path) -> None:
-    assert decide_validation(ValidationOptions(validate_every_n_steps=1), images_of(world, tmp_path)) is None
+def test_without_held_out_images_validation_must_be_asked_for(world: World, tmp_path: Path) -> None:
+    """Then it measures training images, and images of the class if there are any."""
+    images = images_of(world, tmp_path)
+    assert decide_validation(ValidationOptions(), images) is None
+    assert decide_validation(ValidationOptions(max_validation_steps=3), images) is None
+    alone = chosen(images, validate_every_n_steps=1)
+    (training,) = alone.sets
+    assert training.name == "training" and training.numbers == training.points and len(training.numbers) == MOST
+    assert (alone.every_n_steps, alone.every_n_epochs) == (1, None) and alone.passes == TIMESTEPS * MOST
+    of_class = chosen(images_of(world, tmp_path, reg_data_dir=world.root / "reg"), validate_every_n_epochs=2)
+    assert [(each.name, len(each.numbers)) for each in of_class.sets] == [("training", MOST), ("class", 5)]
+    assert len(chosen(images, validate_every_n_steps=1, max_validation_steps=2).training) == 2
+
+
+def test_partners_have_the_points_of_held_out_images_and_the_class_its_own(world: World, tmp_path: Path) -> None:
+    plan = chosen(images_of(world, tmp_path, validation_split=0.25, reg_data_dir=world.root / "reg"))
+    held_out, training, of_class = plan.sets
+    assert held_out.points == held_out.numbers == training.points and of_class.points == of_class.numbers
+    assert (len(held_out.numbers), len(of_class.numbers)) == (6, 5)
+    assert plan.passes == TIMESTEPS * (6 + 6 + 5)
 
 
 def test_each_held_out_image_has_a_partner_of_its_own_that_is_trained_on(world: World, tmp_path: Path) -> None:
@@ -148,14 +167,16 @@ def test_a_training_image_that_is_paired_several_times_is_counted_once(world: Wo
 
 
 def test_the_cost_counts_forward_passes(world: World, tmp_path: Path) -> None:
-    """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K."""
+    """12 images x 2 + 6 = 30 samples an epoch, there and back: three passes each. 6 pairs at K timesteps: 12 K, and
+    once for the base model: of 2 steps in 30, that is 15 times an epoch."""
     flags = {"train_data_dir": world.root / "many", "validation_split": 0.25, "max_train_steps": 2}
     plan = decide(parse(world.arguments(tmp_path, **flags)))
     every_epoch = chosen(plan.facts.images)
     assert every_epoch.passes == 12 * TIMESTEPS
-    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 90)
+    assert every_epoch.share_of_training(plan.facts.duration, 30) == pytest.approx(16 * 12 * TIMESTEPS / 90)
     by_steps = chosen(plan.facts.images, validate_every_n_steps=15)
-    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(12 * TIMESTEPS / 45)
+    assert by_steps.share_of_training(plan.facts.duration, 30) == pytest.approx(17 * 12 * TIMESTEPS / 90)
+    assert by_steps.share_of_training(plan.facts.duration, 30, versions=2) == pytest.approx(19 * 12 * TIMESTEPS / 90)
 
 
 def test_a_dataset_may_be_held_out_whole(world: World, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from library.families.family import Conditioning
 from library.objective.objective import Objective
 from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
-from library.runtime.seeds import python_random, torch_generator
+from library.runtime.seeds import torch_generator
 from library.training.saving.state import Progress
+from library.training.validation.losses import Losses
 from library.training.validation.plan import TIMESTEPS, ValidationPlan
-from library.training.validation.validation import Losses, Validation
+from library.training.validation.table import Table
+from library.training.validation.validation import Validation
 from tests.data.image_files import dataset, record, subset
 
 SIZES = [(64, 64), (64, 64), (128, 64), (64, 64), (64, 64), (128, 64)]  # three to train, three held out
@@ -75,6 +79,8 @@ class Toy:
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
             latents=self.latents,
+            keys={number: f"content {number}" for number in range(len(SIZES))},
+            table=Table(None, "run", self.said.append),
             scaled=lambda latents: 0.5 * latents,
             versions={"": self.weights},
             device=torch.device("cpu"),
@@ -111,7 +117,7 @@ def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
     kept = np.cumprod(1 - betas)
     found = []
     for b in range(8):
-        u = python_random("validation timestep", name, b).random()
+        u = int.from_bytes(hashlib.blake2b(f"{name}|{b}".encode(), digest_size=8).digest(), "big") / 2**64
         t = int(np.floor((b + u) / 8 * 1000))
         shape = (4, SIZES[number][1] // 8, SIZES[number][0] // 8)
         n = torch.randn(shape, generator=torch_generator("validation noise", name, b)).double().numpy()
@@ -124,10 +130,11 @@ def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
 def test_the_loss_is_that_of_the_formula() -> None:
     losses = Toy().measure()
     for place, (held_out, trained) in enumerate(PAIRS):
-        name = f"{held_out}.png"
+        name = f"content {held_out}"
         assert losses.held_out[place].tolist() == pytest.approx(plain_loss(held_out, name), rel=1e-5)
         assert losses.trained[place].tolist() == pytest.approx(plain_loss(trained, name), rel=1e-5)
-    assert losses.average == pytest.approx(np.mean([plain_loss(h, f"{h}.png") for h, _ in PAIRS]), rel=1e-5)
+    average = losses.means["held_out"][0].value
+    assert average == pytest.approx(np.mean([plain_loss(h, f"content {h}") for h, _ in PAIRS]), rel=1e-5)
 
 
 def test_each_part_of_the_range_has_one_timestep() -> None:
@@ -165,9 +172,77 @@ def test_a_pair_has_the_same_timesteps_and_noise() -> None:
     assert losses.divergence == 0 and torch.equal(losses.held_out, losses.trained)
 
 
+def test_each_set_has_its_own_points() -> None:
+    """A partner those of its held-out image; images of the class, and training images alone, those of their content."""
+    toy = Toy(plan=ValidationPlan(PAIRS[:1], None, 1, of_class=(1, 4)))
+    losses = toy.measure()
+    for found, number, key in ((losses.held_out[0], 3, 3), (losses.trained[0], 0, 3), (losses.of_class[1], 4, 4)):
+        assert found.tolist() == pytest.approx(plain_loss(number, f"content {key}"), rel=1e-5)
+    alone = Toy(plan=ValidationPlan((), None, 1, training=(0, 2))).measure()
+    assert alone.trained[1].tolist() == pytest.approx(plain_loss(2, "content 2"), rel=1e-5) and not len(alone.held_out)
+
+
+def test_names_do_not_matter() -> None:
+    toy = Toy()
+    reader = toy.make().reader
+    renamed = replace(reader, records=[replace(one, name=f"x{one.name}") for one in reader.records])
+    assert toy.plan is not None
+    assert torch.equal(toy.make(reader=renamed).measure(toy.plan).held_out, toy.measure().held_out)
+
+
+def test_the_base_model_is_measured_once_and_kept_in_the_state() -> None:
+    toy = Toy(plan=ValidationPlan(PAIRS, 1, None, of_class=(1,)))
+
+    @contextmanager
+    def switched_off() -> Iterator[None]:
+        toy.weight, kept = 0.0, toy.weight
+        yield
+        toy.weight = kept
+
+    progress = Progress()
+    first = toy.make(base=switched_off)
+    first.begin(progress)
+    first.due(replace(progress, step=1), epoch_ended=False)
+    expected = np.mean([plain_loss(h, f"content {h}", weight=0.0) for h, _ in PAIRS])
+    base, values = toy.logged[1][0], toy.logged[0][0]
+    assert base["loss/validation/step_average_base"] == pytest.approx(expected, rel=1e-5)
+    assert toy.said[0].startswith("base model: validation loss ") and f"(base {expected:.4f})" in toy.said[1]
+    assert base["loss/validation/step_class_t000_124_base"] == pytest.approx(
+        plain_loss(1, "content 1", 0.0)[0], rel=1e-5
+    )
+    assert values["loss/validation/step_class"] == pytest.approx(np.mean(plain_loss(1, "content 1")), rel=1e-5)
+    assert [(row.step, row.version) for row in first.table.rows[::27]] == [(0, "base"), (1, "model")]
+
+    # a resumed run has the same values, as JSON keeps them, without the base model
+    resumed = Progress(**json.loads(json.dumps(asdict(progress))))
+    rest = toy.make(base=None)
+    asked = len(toy.asked)
+    rest.begin(resumed)
+    assert len(toy.asked) == asked and resumed == progress
+    assert rest.table.rows == first.table.rows[:27]
+
+    # of other images it has none
+    other = toy.make(base=None, plan=ValidationPlan(PAIRS[:2], 1, None))
+    other.begin(resumed)
+    assert "has none of these images" in toy.said[-1] and not other.table.rows
+    again = toy.make(base=switched_off, plan=ValidationPlan(PAIRS[:2], 1, None))
+    again.begin(resumed)
+    assert len(toy.asked) > asked and again.table.rows
+
+
+def test_means_have_their_standard_errors() -> None:
+    losses = Losses(torch.tensor([[3.0, 5.0], [1.0, 1.0]]), torch.tensor([[2.0, 2.0]]))
+    whole, low, high = losses.means["held_out"]
+    assert (whole.value, whole.images) == (2.5, 2) and whole.error == pytest.approx(
+        1.5
+    )  # of 4 and 1: 1.5 sqrt 2 / sqrt 2
+    assert (low.value, high.value) == (2.0, 3.0) and losses.means["training"][0].error is None
+    assert "class" not in losses.means
+
+
 def test_the_divergence_is_how_much_worse_unknown_images_are() -> None:
     losses = Losses(torch.tensor([[0.5, 0.3], [0.4, 0.4]]), torch.tensor([[0.2, 0.2], [0.3, 0.1]]))
-    assert losses.average == pytest.approx(0.4) and losses.divergence == pytest.approx(0.2)
+    assert losses.means["held_out"][0].value == pytest.approx(0.4) and losses.divergence == pytest.approx(0.2)
     assert losses.error == pytest.approx(0.0, abs=1e-7)
     assert Losses(torch.ones(1, 2), torch.zeros(1, 2)).error is None
     spread = Losses(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 1))
@@ -228,9 +303,10 @@ def test_names_in_logs() -> None:
     play(toy.make())
     values, at = toy.logged[0]
     assert at == 1
-    assert values["loss/validation/epoch_average"] == toy.measure().average
+    assert values["loss/validation/epoch_average"] == toy.measure().means["held_out"][0].value
     assert values["loss/validation/epoch_divergence"] == toy.measure().divergence
     parts = [value for name, value in values.items() if name.startswith("loss/validation/epoch_average_t")]
-    assert list(values)[2] == "loss/validation/epoch_average_t000_124" and len(parts) == 8
+    assert "loss/validation/epoch_average_t000_124" in values and len(parts) == 8
+    assert values["loss/validation/epoch_training"] == toy.measure().means["training"][0].value
     assert np.mean(parts) == pytest.approx(values["loss/validation/epoch_average"])
     assert "validation loss" in toy.said[0] and "3 held-out images" in toy.said[0]
