@@ -91,8 +91,6 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     "preview_refiner": _with("sample_prompts"),
     "validation_preview_steps": _with("sample_prompts"),
     **dict.fromkeys(("preview_decoder", "preview_tae", "preview_target"), _with("validation_preview_steps")),
-    "validation_split": _always,
-    **dict.fromkeys(("validate_every_n_steps", "validate_every_n_epochs"), _with("validation_split")),
     **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
