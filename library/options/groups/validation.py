@@ -38,11 +38,21 @@ class ValidationOptions:
     )
     validate_every_n_epochs: int | None = flag(
         None,
-        "Compute the validation loss every n epochs; not set = 1 with held-out images, unless validate_every_n_steps is "
-        "set.",
+        "Compute the validation loss every n epochs; not set = 1 with held-out images, unless validate_every_n_steps "
+        "is set.",
         at_least=1,
         zero_is_off=True,
         metadata="ss_validate_every_n_epochs",
+    )
+    keep_best: str | None = flag(
+        None,
+        "Keep the checkpoint with the best METRIC as NAME_best, beside the last one: validation_loss, "
+        "validation_divergence, training_loss, class_loss (with _ema: of the EMA), dino, clip_i, clip_t, pres, div.",
+    )
+    early_stop: str | None = flag(
+        None,
+        "End the run once METRIC was measured PATIENCE times without becoming better, written METRIC:PATIENCE, such as "
+        "validation_loss:3.",
     )
     max_validation_steps: int | None = flag(
         None,

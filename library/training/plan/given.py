@@ -89,6 +89,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     "sample_prompts": _with("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"),
     **dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), _with("sample_prompts")),
     **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
+    **dict.fromkeys(("keep_best", "early_stop"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
     **dict.fromkeys(("xformers", "diffusers_xformers", "sdpa", "mem_eff_attn"), _always),

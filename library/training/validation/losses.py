@@ -74,17 +74,18 @@ def divergence_of(means: Means) -> float | None:
 def describe(losses: Losses, base: Means) -> str:
     """One line for the log. `base`: the base model's values, if they are known."""
     means = losses.means
-    parts = []
+    parts: list[str] = []
     if "held_out" in means:
-        parts.append(f"validation {_loss('held_out', means, base)} on {_images('held-out', means['held_out'])}")
         spread = "" if losses.error is None else f" ± {losses.error:.2g}"
-        other = f"{_value('training', means, base)} on as many training images"
-        parts.append(f"{other}: divergence {losses.divergence:+.4f}{spread}")
+        parts.append(
+            f"validation {_loss('held_out', means, base)} on {_images('held-out', means['held_out'])}, "
+            f"{_value('training', means, base)} on as many training images: divergence {losses.divergence:+.4f}{spread}"
+        )
     elif "training" in means:
         parts.append(f"{_loss('training', means, base)} on {_images('training', means['training'])}")
     if "class" in means:
         parts.append(f"{_loss('class', means, base)} on {_images('class', means['class'])}")
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
 def _images(kind: str, means: Sequence[Mean]) -> str:
