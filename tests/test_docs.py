@@ -46,6 +46,7 @@ from tools import (
     resize_lora,
     show_metadata,
     svd_merge_lora,
+    watch,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,7 @@ FOREIGN = {
     "quick",
     "durations",
     "dist",
+    "logdir",
 }
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
@@ -86,6 +88,7 @@ TOOLS: dict[str, Any] = {
             resize_lora,
             show_metadata,
             svd_merge_lora,
+            watch,
         )
     },
 }

@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 import shutil
+import socketserver
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
@@ -37,6 +38,7 @@ SHORT = {
     "gen_img.py": DRAWING,
     "tools/make_class_images.py": f"{DRAWING} --count 2",
     "finetune/prepare_buckets_latents.py": "--max_resolution 64,64 --min_bucket_reso 64",
+    "tools/watch.py": "--port 0",
 }
 WITHOUT_WEIGHTS = {"--dry_run", "--debug_dataset"}
 # What stands for a number of steps, for several processes (tests/tools) and for a cloud (tests/data/scan).
@@ -166,6 +168,7 @@ def test_a_page_can_be_followed(
 ) -> None:
     furnish(tmp_path, belongings, page)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socketserver.BaseServer, "serve_forever", lambda server: None)  # as after Ctrl-C
     cloud = fsspec.filesystem("memory")
     cloud.put(f"{tmp_path}/train/", "/bucket/train/", recursive=True)
     try:

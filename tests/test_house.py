@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.runtime": ("library.runtime", "library.options"),
     "library.objective": ("library.objective", "library.options", "library.checkpoints", "library.runtime"),
     "library.data": ("library.data", "library.options", "library.checkpoints", "library.runtime"),
+    "library.watch": ("library.watch", "library.options", "library.training.events"),
     **dict.fromkeys(CALLED_SO, ("tools",)),
     "networks": ("networks", "library.checkpoints"),
     "library.families": (
@@ -103,6 +104,7 @@ INSTANT = (
     "library/sampling/generate.py",
     "library/training/plan*",
     "library/training/*/plan.py",
+    "library/watch*",
     "library/training/events/*.py",
     "train_*.py",
     "sdxl_train*.py",

@@ -95,6 +95,7 @@ class _Reader:
         yield from self._resume()
         yield from self._logs()
         yield from self._attention()
+        self._webhooks()
         for key in list(self.rest):
             raw = self.rest.pop(key)
             if key in KEYS:
@@ -313,6 +314,14 @@ class _Reader:
             yield self._option("xformers", "attention_mechanism", value=True)
         elif kind not in (None, "diffusers"):
             self._ignore("attention_mechanism", kind)
+
+    def _webhooks(self) -> None:
+        """What stands in the file itself would be shown and saved with the options."""
+        raw = self.values.get("webhook_config")
+        if isinstance(raw, dict | list) or (isinstance(raw, str) and raw.lstrip().startswith(("{", "["))):
+            del self.rest["webhook_config"]
+            what = f"webhook_config ({self.name}) holds the webhook itself, and may hold a password"
+            self.mistakes.add(what, "write it into a file of its own, and set webhook_config to its path")
 
     def _tell(self) -> None:
         if self.idle:

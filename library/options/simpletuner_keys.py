@@ -46,6 +46,7 @@ _FLAGS: Mapping[str, Key] = MappingProxyType(
                 "mixed_precision", "output_dir", "pretrained_model_name_or_path", "refiner_training_invert_schedule",
                 "refiner_training_strength", "timestep_bias_begin", "timestep_bias_end", "timestep_bias_multiplier",
                 "timestep_bias_portion", "timestep_bias_strategy", "train_batch_size", "use_ema", "vae_batch_size",
+                "webhook_config",
                 "scheduled_sampling_max_step_offset", "scheduled_sampling_prob_end", "scheduled_sampling_prob_start",
                 "scheduled_sampling_probability",
                 "scheduled_sampling_ramp_shape", "scheduled_sampling_ramp_steps", "scheduled_sampling_sampler",

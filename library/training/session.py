@@ -49,7 +49,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
     """Run a plan. `recipe` chooses what is trained. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
-    events = partial(open_events, plan.outputs.record, summary(plan), plan.start)
+    events = partial(open_events, plan.outputs.record, plan.trackers.webhooks, summary(plan), plan.start)
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: choose the trackers without importing them, then start them."""
+"""Who follows a run: TensorBoard, Weights & Biases and webhooks. Chosen without importing them, then started."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from library.options.rules.apply_rules import DEFAULT
 from library.options.sources import COMMAND_LINE
 from library.options.text_files import FileKind, other_kind, read_text
 from library.options.train_options import FLAGS, TrainOptions, values_of
+from library.training.events.webhook_config import Webhook, decide_webhooks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,11 +36,13 @@ _SETTINGS = FileKind("a file of settings of trackers", "pass it as --log_tracker
 
 @dataclass(frozen=True)
 class Trackers:
-    """The trackers of a run (accelerate's names), --logging_dir, and the settings of each from --log_tracker_config."""
+    """The trackers of a run (accelerate's names), --logging_dir, the settings of each from --log_tracker_config, and
+    webhooks."""
 
     names: tuple[str, ...] = ()
     folder: Path | None = None
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    webhooks: tuple[Webhook, ...] = ()
 
 
 def decide_trackers(options: RunOptions, origin: str, mistakes: Mistakes, notes: list[str]) -> Trackers:
@@ -63,7 +66,7 @@ def decide_trackers(options: RunOptions, origin: str, mistakes: Mistakes, notes:
             what = f"--log_with {options.log_with or name}: the package {name} is not installed"
             mistakes.add(what, pip_install(name))
     settings = _read_settings(options.log_tracker_config, mistakes) if names else {}
-    return Trackers(names, options.logging_dir, settings)
+    return Trackers(names, options.logging_dir, settings, decide_webhooks(options.webhook_config, mistakes))
 
 
 def _read_settings(path: Path | None, mistakes: Mistakes) -> Mapping[str, Mapping[str, object]]:

@@ -51,7 +51,7 @@ WHOLE = {
     "--lr_warmup_steps": 100,
     "--use_ema": True,
     "--ema_decay": "",
-    "--webhook_config": {"webhook_type": "discord"},
+    "--webhook_config": "hooks.json",
 }  # fmt: skip
 AS_FLAGS = (
     "--data_backend_config config/multidatabackend.json --seed 42 --output_dir output/models "
@@ -60,7 +60,8 @@ AS_FLAGS = (
     "--pretrained_model_name_or_path sdxl.safetensors --train_batch_size 1 --gradient_checkpointing "
     "--network_train_unet_only --caption_dropout_rate 0.1 --resolution 1024 --mixed_precision bf16 "
     "--optimizer_type AdamW --optimizer_args weight_decay=0.01 eps=1e-6 --learning_rate 1e-4 "
-    "--lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 100 --use_ema"
+    "--lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 100 --use_ema "
+    "--webhook_config hooks.json"
 ).split()
 
 
@@ -91,7 +92,7 @@ def test_what_is_ignored_is_one_note_without_what_is_off(tmp_path: Path) -> None
     notes = " | ".join(of(tmp_path, WHOLE).notes)
     assert (
         "keys of SimpleTuner in config.json that mean nothing here, ignored: aspect_bucket_rounding, hub_model_id, "
-        "push_to_hub, validation_seed, validation_prompt, webhook_config; images while training: --sample_prompts"
+        "push_to_hub, validation_seed, validation_prompt; images while training: --sample_prompts"
     ) in notes
     assert "adamw_bf16" in notes and "networks.lora" in notes
 

@@ -56,6 +56,9 @@ class RunOptions:
     wandb_run_name: str | None = flag(None, "Name of the wandb run.")
     wandb_api_key: str | None = flag(None, "API key for wandb; never shown, written or logged.", secret=True)
     log_config: bool = flag(False, "Log the options of the run too.")
+    webhook_config: Path | None = flag(
+        None, "JSON file with the webhooks that the events of the run are sent to (docs/events.md); SimpleTuner's form."
+    )
     console_log_file: Path | None = flag(None, "Write console messages to this file.")
     console_log_level: str | None = flag(
         None,

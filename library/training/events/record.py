@@ -81,9 +81,13 @@ class Record:
 def line_of(event: Event) -> bytes:
     """An event as a line of JSON in UTF-8. Numbers that JSON does not have are null; characters that UTF-8 does not
     have, of file names in other encodings, are question marks."""
+    return json.dumps(content_of(event), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+
+
+def content_of(event: Event) -> dict[str, object]:
+    """What a line holds."""
     time = event.time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    content = {"type": event.type, "time": time, "step": event.step, "data": plain(event.data)}
-    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+    return {"type": event.type, "time": time, "step": event.step, "data": plain(event.data)}
 
 
 def plain(value: object) -> object:

@@ -84,7 +84,7 @@ def test_files_previews_and_validation_of_an_adapter(world: World, tmp_path: Pat
     ]
     images = [path.stem for path in (tmp_path / "both" / "sample").iterdir()]
     assert len(images) == 2 and sum(name.endswith("_ema") for name in images) == 1
-    assert both.err.count(": validation loss") == 2 and "step 4 with the EMA: validation loss" in both.err
+    assert both.err.count(": validation loss") == 3 and "step 4 with the EMA: validation loss" in both.err
     assert "EMA of the trained weights: decay 0.285714, mean age 0.4 steps" in both.out
     steps = [metadata(path)["ss_ema_steps"] for path in sorted((tmp_path / "both").glob("*_ema.safetensors"))]
     assert steps == ["3", "4", "4"]

@@ -11,6 +11,7 @@ from library.options.train_options import FLAGS
 from library.training.command import run_recipe
 from library.training.events.events import Event
 from library.training.events.record import read_record
+from tests.training.events.receiver import receiving
 from tests.training.running import World, make_world
 from train_db import RECIPE
 
@@ -87,3 +88,20 @@ def test_it_lies_beside_training_images_and_is_no_data(world: World, tmp_path: P
     plans.append(json.loads(lines[0])["data"]["plan"])
     data = [[line for line in plan if line[0] == "data"] for plan in plans]
     assert data[0] == data[1]
+
+
+def test_a_run_sends_its_events_and_keeps_the_secrets(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with receiving() as receiver:
+        hook = {"webhook_type": "raw", "callback_url": receiver.url, "auth_token": "to-ken", "secret": "sec-ret"}
+        (tmp_path / "hook.json").write_text(json.dumps(hook), encoding="utf-8")
+        train(world.arguments(out, max_train_steps=1, webhook_config=tmp_path / "hook.json"))
+    sent = [(event["type"], event["step"], event["data"]) for event in receiver.events()]
+    recorded = read_record(out / "dog-run.jsonl")
+    assert sent == [(event.type, event.step, event.data) for event in recorded]
+    told = capsys.readouterr()
+    everything = (told.out + told.err).encode() + b"".join(path.read_bytes() for path in out.glob("*"))
+    assert not [secret for secret in (b"pass-word", b"to-ken", b"sec-ret") if secret in everything]
+    assert b"hook.json" in everything

@@ -44,7 +44,8 @@ CASES: list[tuple[dict[str, object], str | None]] = [
     ({"validation_split": 0.4, "validate_every_n_epochs": 5}, "--validate_every_n_epochs 5 is never reached"),
     ({"validation_split": 0.4, "validate_every_n_steps": 99}, "--validate_every_n_steps 99 is never reached"),
     ({"validation_split": 0.4}, None),
-    ({"validate_every_n_steps": 2}, "--validate_every_n_steps has no effect: no images are held out"),
+    ({"validate_every_n_steps": 2}, None),
+    ({"max_validation_steps": 2}, "--max_validation_steps has no effect: no images are held out"),
     ({"stop_text_encoder_training": 16}, None),
     ({"stop_text_encoder_training": 17}, "--stop_text_encoder_training 17 is never reached: the run has 16 steps"),
     ({"caption_dropout_every_n_epochs": 2}, None),
@@ -82,9 +83,9 @@ def test_a_dataset_file_that_holds_nothing_out_is_no_exception(world: World, tmp
     file = tmp_path / "data.toml"
     folder = world.root / "train" / "2_sks dog"
     file.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\nclass_tokens = 'dog'\n", "utf-8")
-    flags = {"dataset_config": file, "train_data_dir": None, "validate_every_n_steps": 2}
+    flags = {"dataset_config": file, "train_data_dir": None, "max_validation_steps": 2}
     (note,) = notes_of(world, tmp_path / "out", **flags)
-    assert note.startswith("--validate_every_n_steps has no effect: no images are held out")
+    assert note.startswith("--max_validation_steps has no effect: no images are held out")
 
 
 def test_a_run_that_begins_later_may_miss_what_a_whole_run_reaches(world: World, tmp_path: Path) -> None:
