@@ -13,6 +13,7 @@ import torch
 
 import gen_img
 import train_db
+from library.evaluation.options import EvaluationOptions
 from library.families import unsupported
 from library.options import parse, render
 from library.options.dataset_config.convert import BUILT_IN
@@ -22,7 +23,7 @@ from library.options.dataset_config.simpletuner import read_backend
 from library.options.future_flags import FUTURE_FLAGS
 from library.options.tool_command import parse_tool, tool_flags
 from library.options.train_options import FLAGS
-from library.sampling.options import ClassImageOptions, DrawingOptions, GenerateOptions
+from library.sampling.options import ClassImageOptions, DrawingOptions, DrawingSettings, GenerateOptions
 from library.training import command
 from library.training.optim.optimizer_table import OPTIMIZERS
 from library.training.optim.schedules import SCHEDULES
@@ -34,6 +35,7 @@ from tools import (
     convert_dataset_config,
     convert_diffusers20_original_sd,
     convert_lora,
+    evaluate_subject,
     extract_lora_from_dylora,
     extract_lora_from_models,
     make_class_images,
@@ -76,6 +78,7 @@ TOOLS: dict[str, Any] = {
             convert_dataset_config,
             convert_diffusers20_original_sd,
             convert_lora,
+            evaluate_subject,
             extract_lora_from_dylora,
             extract_lora_from_models,
             make_class_images,
@@ -319,6 +322,8 @@ def test_flags_of_the_programs_that_draw_are_all_described() -> None:
     assert described[0] == set(tool_flags(GenerateOptions))
     own = set(tool_flags(ClassImageOptions)) - set(tool_flags(DrawingOptions))
     assert described[-1] == own | {"seed"}
+    described = [set(re.findall(r"`--(\w+)`", str([row[0] for row in rows]))) for rows in tables("docs/evaluation.md")]
+    assert described[-1] == set(tool_flags(EvaluationOptions)) - set(tool_flags(DrawingSettings)) | {"ckpt"}
 
 
 def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

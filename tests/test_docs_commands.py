@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from library.training.command import run_recipe
 from tests import tiny
+from tests.evaluation import tiny_encoders
 from tests.tools import loras
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,7 @@ DRAWING = "--W 64 --H 64 --steps 2"
 SHORT = {
     "gen_img.py": DRAWING,
     "tools/make_class_images.py": f"{DRAWING} --count 2",
+    "tools/evaluate_subject.py": "--W 64 --H 64 --steps 1 --scale 1 --images_per_prompt 1 --class_images_per_prompt 0",
     "finetune/prepare_buckets_latents.py": "--max_resolution 64,64 --min_bucket_reso 64",
     "tools/watch.py": "--port 0",
 }
@@ -145,6 +147,9 @@ def furnish(root: Path, belongings: Path, page: str) -> None:
         (root / "output").mkdir()
         shutil.copy(model, root / "output" / "dog.safetensors")
         loras.write(root / "output" / "dog_lora.safetensors", loras.tensors("sd1", 4, 2.0, 1))
+    if page == "docs/evaluation.md":
+        tiny_encoders.write_dino(root / "models" / "dino")
+        tiny_encoders.write_clip(root / "models" / "clip")
     if page == "docs/checkpoints.md":
         for name in ("model", "a", "b"):
             shutil.copy(model, root / f"{name}.safetensors")

@@ -12,7 +12,6 @@ knows what exists; a call with other settings is refused. No torch at module lev
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from library.checkpoints.files import read_part_header, sha256
-from library.checkpoints.header import CheckpointError, Header
+from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_text
 from library.messages import counted, listed
 from library.options.mistakes import Mistake, UserError
 from library.sampling.draw_command import Drawing, decide, draw, load, make_folder, open_bar
 from library.sampling.generate import random_seed
+from library.sampling.image_facts import differing, hashes_of_adapters, model_facts, request_facts
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
 from library.sampling.write_image import write_image
@@ -34,7 +33,6 @@ from library.sampling.write_image import write_image
 RECORD = "class_images.jsonl"
 _IMAGE = re.compile(r"class_\d{5,}\.png")
 _PARTIAL = re.compile(rf"(class_\d{{5,}}\.\w+|{re.escape(RECORD)})\.\d+\.tmp")
-_NAMES = ("model", "vae", "networks")  # not compared, as files may be renamed; their hashes are
 
 Entry = Mapping[str, Any]
 
@@ -99,8 +97,8 @@ def inspect_folder(options: ClassImageOptions, drawing: Drawing) -> ClassFolder:
     _check_unrecorded(path, names, recorded)
     seed = options.seed if options.seed is not None else _recorded_seed(recorded, drawing.prompts)
     requests = with_seeds(drawing.prompts, random_seed() if seed is None else seed, max(options.count, len(recorded)))
-    shared = _shared_facts(options, drawing)
-    hashes = {use.path: sha256(use.path) for prompt in drawing.prompts for use in prompt.adapters}
+    shared = model_facts(options, drawing)
+    hashes = hashes_of_adapters(drawing.prompts)
     record = [_entry(place, request, hashes) | shared for place, request in enumerate(requests)]
     _check_settings(path, recorded, record)
     missing = [place for place in range(options.count) if file_name(place) not in names]
@@ -190,43 +188,7 @@ def _recorded_seed(recorded: Sequence[Entry], prompts: Sequence[ImageRequest]) -
 
 def _entry(place: int, request: ImageRequest, hashes: Mapping[Path, str]) -> dict[str, Any]:
     """The line of an image. `hashes`: of the adapter files."""
-    uses = request.adapters
-    return {
-        "file": file_name(place),
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "seed": request.seed,
-        "width": request.width,
-        "height": request.height,
-        "sampler": request.sampler,
-        "steps": request.steps,
-        "scale": request.scale,
-        "networks": [use.path.name for use in uses] or None,
-        "networks_sha256": [[hashes[use.path], use.multiplier, use.text_multiplier] for use in uses] or None,
-    }
-
-
-def _shared_facts(options: ClassImageOptions, drawing: Drawing) -> dict[str, Any]:
-    precision = "fp16" if options.fp16 else "bf16" if options.bf16 else "fp32"
-    return {
-        "model": drawing.header.path.name,
-        "model_sha256": _content_hash(drawing.header),
-        "vae": drawing.vae.name if drawing.vae is not None else None,
-        "vae_sha256": _content_hash(read_part_header(drawing.vae)) if drawing.vae is not None else None,
-        "prediction": drawing.prediction,
-        "clip_skip": options.clip_skip or 1,
-        "max_embeddings_multiples": options.max_embeddings_multiples,
-        "precision": precision + (" (VAE fp32)" if drawing.vae_in_full(options) and precision != "fp32" else ""),
-    }
-
-
-def _content_hash(header: Header) -> str:
-    """Return the SHA-256 of a model file; of a folder, of the names and hashes of its weight files."""
-    files = sorted({place.file for place in header.places.values()})
-    if files == [header.path]:
-        return sha256(header.path)
-    lines = [f"{file.relative_to(header.path).as_posix()} {sha256(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
+    return {"file": file_name(place), **request_facts(request, hashes)}
 
 
 def _check_unrecorded(folder: Path, names: set[str], recorded: Sequence[Entry]) -> None:
@@ -240,9 +202,8 @@ def _check_settings(folder: Path, recorded: Sequence[Entry], record: Sequence[En
     """Raise UserError if a recorded image has other settings than this call; each setting is named once."""
     differences: dict[str, str] = {}
     for was, now in zip(recorded, record[: len(recorded)], strict=True):
-        for key, value in now.items():
-            if key not in _NAMES and was.get(key) != value:
-                differences.setdefault(key, f"  {key}: {was.get(key)!r} there, {value!r} now ({was['file']})")
+        for key in differing(was, now):
+            differences.setdefault(key, f"  {key}: {was.get(key)!r} there, {now[key]!r} now ({was['file']})")
     if differences:
         what = f"--outdir {folder} contains images with other settings:\n" + "\n".join(differences.values())
         raise UserError([Mistake(what, f"use the settings in {folder / RECORD}, or choose another --outdir")])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from library.objective.process import Prediction
 
 
+ReadPrompts = Callable[[ImageRequest], Sequence[ImageRequest]]
+"""From the settings of prompts that leave them out to the prompts. Raises UserError."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """Decided before weights are loaded: the checkpoint, the prompts with their settings, the device."""
@@ -52,9 +57,9 @@ class Drawing:
         return list(dict.fromkeys([*adapters, *(note for prompt in self.prompts for note in prompt.notes)]))
 
 
-def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
-    """Read the prompts and the checkpoint's header; `init`: the image to start from. Raises UserError with every
-    mistake."""
+def decide(options: DrawingOptions, init: InitImage | None = None, read: ReadPrompts | None = None) -> Drawing:
+    """Read the prompts and the checkpoint's header; `init`: the image to start from; `read`: gives the prompts in place
+    of --prompt and --from_file. Raises UserError with every mistake."""
     mistakes = Mistakes()
     header, family, vae, shapes = None, None, None, None
     try:
@@ -71,7 +76,8 @@ def decide(options: DrawingOptions, init: InitImage | None = None) -> Drawing:
     declared = None if header is None else declared_prediction(header).prediction
     prediction: Prediction = "v" if options.v_parameterization else declared or "epsilon"
     size = (DEFAULTS.width, DEFAULTS.height) if family is None else family.preview[prediction]
-    prompts = _prompts(options, mistakes, size if init is None else init.size)
+    given = defaults(options, size if init is None else init.size)
+    prompts = _prompts(read or partial(_read, options), given, mistakes)
     prompts = with_adapters(options, family, shapes, prompts, mistakes)
     device = _device(options, mistakes)
     if header is None or family is None or mistakes:
@@ -91,12 +97,14 @@ def _check_model(options: DrawingOptions, family: Family, mistakes: Mistakes) ->
         mistakes.add(f"--clip_skip {options.clip_skip}, but {is_it}, which uses a fixed layer", "remove it")
 
 
-def _prompts(options: DrawingOptions, mistakes: Mistakes, size: tuple[int, int]) -> list[ImageRequest]:
+def _read(options: DrawingOptions, given: ImageRequest) -> Sequence[ImageRequest]:
+    """The prompts of --from_file or --prompt."""
+    return read_prompts(options.from_file, given) if options.from_file else [parse_line(options.prompt or "", given)]
+
+
+def _prompts(read: ReadPrompts, given: ImageRequest, mistakes: Mistakes) -> Sequence[ImageRequest]:
     try:
-        if options.from_file is not None:
-            prompts = read_prompts(options.from_file, defaults(options, size))
-        else:
-            prompts = [parse_line(options.prompt or "", defaults(options, size))]
+        prompts = read(given)
     except UserError as error:
         mistakes.extend(error.mistakes)
         return []

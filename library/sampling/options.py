@@ -36,14 +36,13 @@ REMEDIES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class DrawingOptions:
-    """Shared options, named as in sd-scripts. `required`: flags that must be set, each with its remedy."""
+class DrawingSettings:
+    """How images are drawn, whatever the prompts: options named as in sd-scripts. `required`: flags that must be set,
+    each with its remedy."""
 
     required: ClassVar[Mapping[str, str]] = {"ckpt": "give the model: --ckpt model.safetensors"}
 
     ckpt: str | None = flag(None, "the model: a .safetensors or .ckpt file, or a diffusers folder")
-    prompt: str | None = flag(None, "the prompt; may contain options such as --n, --w, --h, --s, --l, --d, --ss")
-    from_file: Path | None = flag(None, "a file of prompts (.txt, .toml or .json) instead of --prompt")
     negative_prompt: str = flag("", "default negative prompt")
     W: int | None = flag(None, "default width in pixels. Not set: the model's own", at_least=64, at_most=8192)
     H: int | None = flag(None, "default height in pixels. Not set: the model's own", at_least=64, at_most=8192)
@@ -59,12 +58,6 @@ class DrawingOptions:
     )
     batch_size: int = flag(1, "images drawn at once, if their settings are the same", at_least=1)
     vae: str | None = flag(None, "VAE (file or folder) to use instead of the model's own")
-    network_weights: tuple[Path, ...] = flag((), "adapter files to draw with: LoRA and its relatives, of any kind")
-    network_mul: tuple[float, ...] = flag((), "multiplier of each file of --network_weights. Not set: 1")
-    network_module: tuple[str, ...] = flag(
-        (), "network module of each file of --network_weights; only needed for third-party modules"
-    )
-    network_dir: Path | None = flag(None, "folder of adapter files that prompts name: <lora:name:0.8>")
     v2: bool = flag(False, "the model is Stable Diffusion 2.x; detected from the file, an error if it is not")
     sdxl: bool = flag(False, "the model is Stable Diffusion XL; detected from the file, an error if it is not")
     v_parameterization: bool = flag(False, "the model uses v-prediction; diffusers folders declare it themselves")
@@ -75,6 +68,20 @@ class DrawingOptions:
     fp16: bool = flag(False, "compute in fp16 (GPU only)")
     bf16: bool = flag(False, "compute in bf16")
     no_half_vae: bool = flag(False, "decode in fp32 even with --fp16 or --bf16")
+
+
+@dataclass(frozen=True)
+class DrawingOptions(DrawingSettings):
+    """Shared options of programs that draw the user's prompts, with adapters."""
+
+    prompt: str | None = flag(None, "the prompt; may contain options such as --n, --w, --h, --s, --l, --d, --ss")
+    from_file: Path | None = flag(None, "a file of prompts (.txt, .toml or .json) instead of --prompt")
+    network_weights: tuple[Path, ...] = flag((), "adapter files to draw with: LoRA and its relatives, of any kind")
+    network_mul: tuple[float, ...] = flag((), "multiplier of each file of --network_weights. Not set: 1")
+    network_module: tuple[str, ...] = flag(
+        (), "network module of each file of --network_weights; only needed for third-party modules"
+    )
+    network_dir: Path | None = flag(None, "folder of adapter files that prompts name: <lora:name:0.8>")
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,16 @@ class ClassImageOptions(DrawingOptions):
 
 def check(options: DrawingOptions, mistakes: Mistakes) -> None:
     """Add mistakes for missing flags and for flags that exclude each other."""
+    check_settings(options, mistakes)
+    if (options.prompt is None) == (options.from_file is None):
+        mistakes.add("either --prompt or --from_file is required", 'add one, such as --prompt "a photo of a dog"')
+
+
+def check_settings(options: DrawingSettings, mistakes: Mistakes) -> None:
+    """`check`, without the prompts."""
     for name, remedy in options.required.items():
         if getattr(options, name) is None:
             mistakes.add(f"no --{name}", remedy)
-    if (options.prompt is None) == (options.from_file is None):
-        mistakes.add("either --prompt or --from_file is required", 'add one, such as --prompt "a photo of a dog"')
     if options.fp16 and options.bf16:
         mistakes.add("--fp16 and --bf16 exclude each other", "keep one of them")
     if (wrong := check_sampler(options.sampler)) is not None:
@@ -135,7 +147,7 @@ def check(options: DrawingOptions, mistakes: Mistakes) -> None:
             mistakes.add(f"--{name} {side} is not a multiple of 8", f"use {side - side % 8} or {side - side % 8 + 8}")
 
 
-def defaults(options: DrawingOptions, size: tuple[int, int]) -> ImageRequest:
+def defaults(options: DrawingSettings, size: tuple[int, int]) -> ImageRequest:
     """Return the default settings of prompts. `size`: (width, height) of the model's own images."""
     return ImageRequest(
         "",

@@ -359,7 +359,7 @@ def _files(plan: Plan) -> Iterator[str]:
     yield f"loss curve: {plan.curve}" if plan.curve else "no loss curve: the folder holds training images"
     if plan.facts.validation is not None:
         yield f"table of validations: {table_path(outputs)}"
-    yield f"record of the run: {outputs.record}"
+    yield f"record of the run, for tools/watch.py: {outputs.record}"
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"

@@ -38,7 +38,7 @@ const Charts = (() => {
 
   // What is drawn of a curve, one series each: the range that its points stand for, the values themselves, their mean.
   function layers(chart, curve, settings) {
-    const span = PER_STEP.includes(chart) || curve.steps.length < 30 ? 0 : settings.smoothing * curve.steps.at(-1);
+    const span = PER_STEP.includes(chart) || curve.steps.length < 30 ? 0 : settings.smoothing * Math.max(400, curve.steps.at(-1));
     const isThinned = curve.highs.some((high, i) => high !== curve.lows[i]);
     const found = [];
     if (isThinned) found.push({ kind: "high", values: curve.highs }, { kind: "low", values: curve.lows });

@@ -117,24 +117,22 @@
   // ---- where the runs are
 
   function stageOf(run) {
+    if (ENDED.includes(run.stage)) return [run.stage, run.stage];
+    if (!run.stage) return ["", "no events yet"];
     const silent = run.now - run.last;
-    const pace = run.status.seconds_per_step ?? 0;
-    if (!ENDED.includes(run.stage) && silent > Math.max(SILENT, 10 * pace)) {
-      return ["silent", "nothing new for " + time(silent)];
-    }
-    if (run.stage === "started" || run.stage === "resumed") return ["going", run.step ? "training" : "starting"];
-    return [run.stage, run.stage || "no events yet"];
+    if (silent > Math.max(SILENT, 10 * (run.status.seconds_per_step ?? 0))) return ["silent", "nothing new for " + time(silent)];
+    return ["going", run.step ? "training" : "starting"];
   }
 
   function tiles(run) {
     const { status } = run;
     const found = [];
     const add = (value, name) => found.push(make("li", "", make("b", "", value), " " + name));
-    const ended = ENDED.includes(run.stage);
-    if (status.remaining_seconds !== undefined && !ended) {
+    const isGoing = stageOf(run)[0] === "going";
+    if (status.remaining_seconds !== undefined && isGoing) {
       add(time(status.remaining_seconds), "left, until " + clock(run.last + status.remaining_seconds));
     }
-    if (run.began) add(time((ended ? run.last : Math.max(run.last, run.now)) - run.began), ended ? "in all" : "so far");
+    if (run.began) add(time((isGoing ? Math.max(run.last, run.now) : run.last) - run.began), isGoing ? "so far" : "in all");
     if (status.seconds_per_step !== undefined) add(time(status.seconds_per_step), "per step");
     if (status.loss !== undefined) add(Charts.short(status.loss, "loss"), "loss");
     if (status.epoch !== undefined) add("epoch " + number(status.epoch), run.epochs ? "of " + number(run.epochs) : "");
@@ -186,7 +184,26 @@
   // The last image of a prompt up to a step: [step, key], or undefined.
   const imageAt = (prompt, step) => prompt?.images.findLast(([at]) => at <= step);
 
-  const same = (a, b) => a.name === b.name && a.text === b.text;
+  // The prompts of a run by what tells them apart in another run too: the text, the version of the weights, and which
+  // of several with one text it is.
+  function byKey(run) {
+    const found = new Map();
+    for (const prompt of run.prompts) {
+      const version = prompt.name.replace(/^.*?\d+/, "");
+      let again = 0;
+      const key = () => JSON.stringify([prompt.text, version, again]);
+      while (found.has(key())) again += 1;
+      found.set(key(), prompt);
+    }
+    return found;
+  }
+
+  // Keys of the prompts of all runs; those that several runs drew come first.
+  function promptKeys(maps) {
+    const keys = [...new Set(maps.flatMap((map) => [...map.keys()]))];
+    const runs = (key) => maps.filter((map) => map.has(key)).length;
+    return keys.sort((a, b) => runs(b) - runs(a));
+  }
 
   function drawPreviews() {
     const runs = shown();
@@ -201,19 +218,21 @@
     one("step-text").textContent = "step " + number(at);
     slider.setAttribute("aria-valuetext", "step " + at);
     Charts.markStep(state.step === null ? null : at);
-    const prompts = runs.flatMap((run) => run.prompts);
-    const distinct = prompts.filter((prompt, i) => prompts.findIndex((other) => same(prompt, other)) === i);
+    const maps = runs.map(byKey);
+    const keys = promptKeys(maps);
     const rows = one("prompts");
-    while (rows.children.length > distinct.length) rows.lastChild.remove();
-    distinct.forEach((prompt, i) => {
+    while (rows.children.length > keys.length) rows.lastChild.remove();
+    keys.forEach((key, i) => {
       if (!rows.children[i]) rows.append(make("article", "prompt", make("div", "images"), make("p", "text"), make("p", "place")));
       const [images, text, place] = rows.children[i].children;
+      const prompt = maps.find((map) => map.has(key)).get(key);
+      rows.children[i].dataset.key = key;
       text.replaceChildren(isolated(prompt.text || "no prompt"));
       place.replaceChildren(isolated(prompt.name));
       while (images.children.length > runs.length) images.lastChild.remove();
       runs.forEach((run, j) => {
         if (!images.children[j]) images.append(emptyImage());
-        fillImage(images.children[j], run, run.prompts.find((other) => same(other, prompt)), at);
+        fillImage(images.children[j], run, maps[j].get(key), at);
       });
     });
     if (state.enlarged) drawLarge(at);
@@ -272,20 +291,19 @@
   }
 
   function drawLarge(at) {
-    const runs = shown();
-    const images = runs.map((run) => {
+    const maps = shown().map((run) => [run, byKey(run).get(state.enlarged)]);
+    const images = maps.map(([run, prompt]) => {
       const button = emptyImage();
-      fillImage(button, run, run.prompts.find((prompt) => same(prompt, state.enlarged)), at);
+      fillImage(button, run, prompt, at);
       return button;
     });
-    one("large").firstElementChild.replaceChildren(make("div", "images", ...images), make("p", "text", isolated(state.enlarged.text)));
+    const text = maps.find(([, prompt]) => prompt)?.[1].text ?? "";
+    one("large").firstElementChild.replaceChildren(make("div", "images", ...images), make("p", "text", isolated(text)));
     one("large-step").textContent = "step " + number(at);
   }
 
   function enlarge(button) {
-    const row = [...one("prompts").children].indexOf(button.closest(".prompt"));
-    const prompts = shown().flatMap((run) => run.prompts);
-    state.enlarged = prompts.filter((prompt, i) => prompts.findIndex((other) => same(prompt, other)) === i)[row];
+    state.enlarged = button.closest(".prompt").dataset.key;
     drawPreviews();
     one("large").showModal();
   }

@@ -1,0 +1,1 @@
+"""DreamBooth's measures of images that a model drew, by encoders from local folders."""
