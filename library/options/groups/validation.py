@@ -47,7 +47,8 @@ class ValidationOptions:
     keep_best: str | None = flag(
         None,
         "Keep the checkpoint with the best METRIC as NAME_best, beside the last one: validation_loss, "
-        "validation_divergence, training_loss, class_loss (with _ema: of the EMA), dino, clip_i, clip_t, pres, div.",
+        "validation_divergence, training_loss, class_loss (with _ema: of the EMA), dino, clip_i, clip_t, "
+        "clip_score, div_dino, pres.",
     )
     early_stop: str | None = flag(
         None,

@@ -42,7 +42,8 @@ _MEASURES_OF_IMAGES = (
     ("dino", True),
     ("clip_i", True),
     ("clip_t", True),
-    ("div", True),
+    ("clip_score", True),
+    ("div_dino", True),
     ("pres", False),
 )
 _EVALUATE = "evaluate images during the training (--evaluation_prompts, with --evaluation_dino or --evaluation_clip)"
@@ -54,8 +55,8 @@ def _rows() -> dict[str, Metric]:
         for name, part, remedy in _MEASURES_OF_VALIDATION:
             tags = tuple(f"loss/validation/{kind}_{part}{suffix}" for kind in ("step", "epoch"))
             rows[name + suffix] = Metric(name + suffix, tags, larger=False, remedy=remedy)
-    for name, larger in _MEASURES_OF_IMAGES:
-        rows[name] = Metric(name, (f"evaluation/{name}",), larger, _EVALUATE)
+        for name, larger in _MEASURES_OF_IMAGES:
+            rows[name + suffix] = Metric(name + suffix, (f"evaluation/{name}{suffix}",), larger, _EVALUATE)
     return rows
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from library.evaluation.scores import MEASURES
 from library.options.groups.validation import ValidationOptions
 from library.options.mistakes import Mistakes
 from library.training.best.metrics import METRICS
@@ -87,6 +88,14 @@ def test_how_often_a_run_measures() -> None:
     )
     assert count_measurements(ValidationPlan((), 4, 2, training=(1,)), duration, ("",)) == {"training_loss": 2}
     assert count_measurements(None, duration, ("",)) == {}
+
+
+def test_the_directions_are_those_of_the_evaluation() -> None:
+    measured = {name: measure.better for name, measure in MEASURES.items() if measure.better}
+    tags = {f"evaluation/{name}" for name in measured}
+    ours = {metric.name: metric for metric in METRICS.values() if metric.tags[0] in tags}
+    assert {name: "higher" if metric.larger else "lower" for name, metric in ours.items()} == measured
+    assert all(metric.tags == (f"evaluation/{name}",) for name, metric in ours.items())
 
 
 def test_metrics_are_logged_under_their_names() -> None:
