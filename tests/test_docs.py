@@ -38,7 +38,9 @@ from tools import (
     evaluate_subject,
     extract_lora_from_dylora,
     extract_lora_from_models,
+    find_rare_tokens,
     make_class_images,
+    make_masks,
     merge_captions_to_metadata,
     merge_dd_tags_to_metadata,
     merge_lora,
@@ -67,6 +69,7 @@ FOREIGN = {
     "durations",
     "dist",
     "logdir",
+    "local-dir",
 }
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
@@ -81,7 +84,9 @@ TOOLS: dict[str, Any] = {
             evaluate_subject,
             extract_lora_from_dylora,
             extract_lora_from_models,
+            find_rare_tokens,
             make_class_images,
+            make_masks,
             merge_captions_to_metadata,
             merge_dd_tags_to_metadata,
             merge_lora,

@@ -55,6 +55,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.convert", "library.families", "library.checkpoints", "library.options", "library.runtime",
         "library.objective.process",
     ),
+    "library.rare_tokens": (
+        "library.rare_tokens", "library.families", "library.checkpoints", "library.options", "library.runtime",
+    ),
+    "library.mask_making": (
+        "library.mask_making", "library.data", "library.options", "library.checkpoints", "library.runtime",
+        "library.families.registry",
+    ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
         "library.data.image_files", "library.checkpoints", "library.options", "library.runtime", "networks",
@@ -102,8 +109,10 @@ INSTANT = (
     "library/families/family.py",
     "library/families/registry.py",
     "library/families/sd/sd.py",
+    "library/mask_making/plan.py",
     "library/runtime/device.py",
     "library/runtime/seeds.py",
+    "library/rare_tokens/find.py",
     "library/sampling/class_images.py",
     "library/sampling/generate.py",
     "library/training/plan*",

@@ -27,6 +27,7 @@ from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
+from library.training.preview.refiner import build_refiner
 from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
@@ -126,7 +127,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             resumed=plan.resume is not None,
         )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
+        refiner = build_refiner(options, plan.preview, model, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
