@@ -33,6 +33,8 @@ from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
 from library.training.preservation.base_plan import BasePlan, decide_base
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
+from library.training.preview.refiner_plan import decide_refiner
+from library.training.preview.so_far_plan import decide_so_far
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
@@ -100,8 +102,8 @@ def decide(parsed: Parsed) -> Plan:
         resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
     )
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
+    preview = decide_preview(facts, mistakes)
     mistakes.raise_if_any()
-    preview = decide_preview(facts)
     notes.extend(notes_on_never_reached(facts, optimization, preview, start))
     return Plan(
         facts=facts,
@@ -135,11 +137,16 @@ def decide_optimization(
     return Optimization(rates, optimizer, schedule)
 
 
-def decide_preview(facts: RunFacts) -> PreviewPlan | None:
-    """The images to draw during training, in the base model's native size unless a prompt sets another."""
+def decide_preview(facts: RunFacts, mistakes: Mistakes) -> PreviewPlan | None:
+    """The images to draw during training, in the base model's native size unless a prompt sets another, the refiner
+    that finishes them, and the pictures meanwhile."""
     base_model = facts.base_model
     refined = facts.images.table.placements if base_model.family.refines else ()
-    return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
+    preview = plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
+    if preview is None:
+        return None
+    refiner = decide_refiner(facts.options, base_model, facts.precision.frozen, mistakes)
+    return replace(preview, refiner=refiner, so_far=decide_so_far(facts.options, base_model.family, mistakes))
 
 
 def decide_loss(

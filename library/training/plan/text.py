@@ -286,6 +286,10 @@ def _length(plan: Plan) -> Iterator[str]:
 def _preview(preview: PreviewPlan | None) -> Iterator[str]:
     if preview is not None:
         yield str(preview)
+        if preview.refiner is not None:
+            yield str(preview.refiner)
+        if preview.so_far is not None:
+            yield str(preview.so_far)
 
 
 def _validation(facts: RunFacts, versions: int) -> Iterator[str]:
