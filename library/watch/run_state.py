@@ -20,6 +20,9 @@ PACE_AND_MEMORY = {
 }
 """Entries of a training.status that are curves: the chart and the name of each."""
 
+SAME = {"loss/current": "loss", "loss/epoch_average": "loss/epoch"}
+"""Names of the training loss in runs of adapters, and those in other runs: one curve, so that runs can be compared."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -130,7 +133,7 @@ class RunState:
         values = event.data.get("values")
         for name, value in values.items() if isinstance(values, dict) else ():
             chart = chart_of(name, is_status=event.type == "training.status")
-            self._point(chart, name, event.step, value)
+            self._point(chart, SAME.get(name, name), event.step, value)
 
     def _point(self, chart: str, name: str, step: int, value: object) -> None:
         number = math.nan if value is None else value  # records have null for NaN and infinite numbers

@@ -50,6 +50,11 @@ def test_values_are_sorted_into_charts() -> None:
     assert list(curves(answer))[:2] == ["loss", "validation loss"] and list(curves(answer))[-1] == "memory"
 
 
+def test_losses_of_adapters_and_of_whole_models_are_compared() -> None:
+    adapter = shown(begin(), status(1, loss__current=0.5, loss__average=0.5), status(1, loss__epoch_average=0.5))
+    assert curves(adapter) == {"loss": {"loss": [1], "loss/average": [1], "loss/epoch": [1]}}
+
+
 def test_the_head_of_the_page() -> None:
     answer = shown(
         begin(total_steps=50, epochs=5, plan=[["model", "a.safetensors"], ["notes", "beware"]], options={"seed": 1}),

@@ -262,7 +262,7 @@
     const found = imageAt(prompt, step);
     button.disabled = !found;
     const source = found ? "runs/" + run.id + "/images/" + found[1] : "";
-    label.replaceChildren(...(shown().length > 1 ? [isolated(run.label), " · "] : []), found ? "step " + number(found[0]) + (found[2] ? ", drawing " + found[2] : "") : "");
+    label.replaceChildren(...(shown().length > 1 ? [isolated(run.label), found ? " · " : ""] : []), found ? "step " + number(found[0]) + (found[2] ? ", drawing " + found[2] : "") : "");
     button.classList.toggle("older", Boolean(found) && found[0] !== step);
     if (!found) {
       button.classList.add("gone");
