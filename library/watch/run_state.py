@@ -133,7 +133,7 @@ class RunState:
         values = event.data.get("values")
         for name, value in values.items() if isinstance(values, dict) else ():
             chart = chart_of(name, is_status=event.type == "training.status")
-            self._point(chart, SAME.get(name, name), event.step, value)
+            self._point(chart, SAME.get(str(name), str(name)), event.step, value)
 
     def _point(self, chart: str, name: str, step: int, value: object) -> None:
         number = math.nan if value is None else value  # records have null for NaN and infinite numbers
