@@ -14,6 +14,7 @@ from library.runtime.signals import explain_interrupt
 from library.training.averaging.weights import build_weights
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
+from library.training.evaluation.evaluation import build_evaluation
 from library.training.events.sinks import open_events
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.left_out import LeftOut
@@ -69,14 +70,16 @@ def train(plan: Plan, recipe: Recipe) -> None:
         dataset = build_training_set(facts, encoder, run.say)
         if options.cache.cache_latents:
             encoder = replace(encoder, vae=None)
-            offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
+            drawn = plan.preview is not None or plan.evaluation is not None
+            offload_vae(model, options.memory, keep=trainable.whole_model or drawn)
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
         # Encode the captions: all of them now, or batch by batch.
         model.backbone.to(run.device)
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
-        prompts = build_prompt_encoder(plan.preview, conditioner, run.accelerator.autocast)
+        evaluated = () if plan.evaluation is None else plan.evaluation.requests
+        prompts = build_prompt_encoder(plan.preview, evaluated, conditioner, run.accelerator.autocast)
         # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
             prompts.drop_text_encoders()
@@ -124,6 +127,10 @@ def train(plan: Plan, recipe: Recipe) -> None:
         )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
+        drawer = build_drawer(options, None, model, prompts, dataset, encoder, run)
+        evaluation = build_evaluation(
+            plan.evaluation, drawer, modules, facts.duration, run, weights, trainable, resumed=plan.resume is not None
+        )
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
@@ -134,7 +141,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             left_out=left_out,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
-            due=(snapshots.due, saver.save_due, preview.due, validation.due),
+            due=(snapshots.due, saver.save_due, preview.due, validation.due, evaluation.due),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
@@ -145,6 +152,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
                     validation.begin(progress)
+                    evaluation.begin(progress)
                     preview.before_training(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None

@@ -20,6 +20,7 @@ from library.options.train_options import TrainOptions
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
+from library.training.evaluation.plan import EvaluationPlan, decide_evaluation
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
@@ -52,6 +53,7 @@ class Plan:
     outputs: Outputs
     curve: Path | None
     preview: PreviewPlan | None
+    evaluation: EvaluationPlan | None
     trackers: Trackers
     base: BasePlan | None
     costs: Costs
@@ -87,6 +89,7 @@ def decide(parsed: Parsed) -> Plan:
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
     rollout = decide_loss(options, base_model, mistakes, notes)
+    evaluation = decide_evaluation(options, facts, mistakes)
     optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
     averages = decide_averages(options.averaging, duration.steps, optimizer, adapter, mistakes)
     source = "adapter" if adapter else base_model.header.kind
@@ -102,7 +105,7 @@ def decide(parsed: Parsed) -> Plan:
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     mistakes.raise_if_any()
     preview = decide_preview(facts)
-    notes.extend(notes_on_never_reached(facts, optimization, preview, start))
+    notes.extend(notes_on_never_reached(facts, optimization, preview, evaluation, start))
     return Plan(
         facts=facts,
         adapter=adapter,
@@ -112,6 +115,7 @@ def decide(parsed: Parsed) -> Plan:
         outputs=outputs,
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
+        evaluation=evaluation,
         trackers=trackers,
         base=base_copy,
         costs=costs,

@@ -78,9 +78,11 @@ class PromptEncoder:
             return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, max_tokens)
 
 
-def build_prompt_encoder(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptEncoder:
-    """The prompt encoder of a run. If captions are cached, the prompts that are known now are encoded at once, as the
-    text encoders may be freed later."""
+def build_prompt_encoder(
+    preview: PreviewPlan | None, more: Sequence[ImageRequest], conditioner: Conditioner, autocast: Autocast
+) -> PromptEncoder:
+    """The prompt encoder of a run. If captions are cached, the prompts that are known now, those of `more` among
+    them, are encoded at once, as the text encoders may be freed later."""
     prompts = PromptEncoder(
         family=conditioner.family,
         tokenizer=conditioner.tokenize,
@@ -88,8 +90,8 @@ def build_prompt_encoder(preview: PreviewPlan | None, conditioner: Conditioner, 
         settings=conditioner.settings,
         autocast=autocast,
     )
-    if conditioner.store is not None and preview is not None:
-        prompts.encode_ahead(read_requests(preview))
+    if conditioner.store is not None:
+        prompts.encode_ahead([*(read_requests(preview) if preview is not None else ()), *more])
     return prompts
 
 
