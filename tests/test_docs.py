@@ -39,6 +39,7 @@ from tools import (
     extract_lora_from_dylora,
     extract_lora_from_models,
     make_class_images,
+    make_masks,
     merge_captions_to_metadata,
     merge_dd_tags_to_metadata,
     merge_lora,
@@ -67,6 +68,7 @@ FOREIGN = {
     "durations",
     "dist",
     "logdir",
+    "local-dir",
 }
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,
@@ -82,6 +84,7 @@ TOOLS: dict[str, Any] = {
             extract_lora_from_dylora,
             extract_lora_from_models,
             make_class_images,
+            make_masks,
             merge_captions_to_metadata,
             merge_dd_tags_to_metadata,
             merge_lora,

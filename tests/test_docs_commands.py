@@ -21,6 +21,7 @@ from safetensors import safe_open
 from library.training.command import run_recipe
 from tests import tiny
 from tests.evaluation import tiny_encoders
+from tests.mask_making.models import clipseg
 from tests.tools import loras
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,6 +163,8 @@ def furnish(root: Path, belongings: Path, page: str) -> None:
         }
         tiny.write_single_file(root / "model.ckpt", "sd1", ema=True, more=ema)
         tiny.write_vae_file(root / "vae.safetensors")
+    if page == "docs/data.md":
+        clipseg(root / "models" / "clipseg")
     if page == "docs/sdxl.md":  # "the same file without the five adapter lines"
         lines = next(block.text for block in blocks(page) if block.file == "xl.toml").splitlines()
         kept = [line for line in lines if not line.startswith(("network_", "unet_lr"))]

@@ -55,6 +55,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.convert", "library.families", "library.checkpoints", "library.options", "library.runtime",
         "library.objective.process",
     ),
+    "library.mask_making": (
+        "library.mask_making", "library.data", "library.options", "library.checkpoints", "library.runtime",
+        "library.families.registry",
+    ),
     "library.sampling": (
         "library.sampling", "library.families", "library.objective.process", "library.data.decoding",
         "library.data.image_files", "library.checkpoints", "library.options", "library.runtime", "networks",
@@ -102,6 +106,7 @@ INSTANT = (
     "library/families/family.py",
     "library/families/registry.py",
     "library/families/sd/sd.py",
+    "library/mask_making/plan.py",
     "library/runtime/device.py",
     "library/runtime/seeds.py",
     "library/sampling/class_images.py",

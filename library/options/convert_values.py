@@ -19,6 +19,8 @@ OFF = ("false", "0", "no", "off")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")  # at least two letters: C:/ is a drive
 
+_COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
+
 
 class Unset:
     """Type of UNSET, the result for an empty text, an empty list, or 0 where 0 means off."""
@@ -148,6 +150,15 @@ def _path_or_url(raw: object) -> Path | str:
 def is_remote(text: str) -> bool:
     """Whether the text is a URL: s3://bucket/data, simplecache::s3://bucket, file:///data; not C:/data."""
     return _URL.match(text) is not None
+
+
+def read_colour(text: str) -> tuple[int, int, int] | None:
+    """The colour (red, green, blue) of "#rrggbb"; None for another text."""
+    match = _COLOUR.fullmatch(text.strip())
+    if match is None:
+        return None
+    red, green, blue = (int(part, 16) for part in match.groups())
+    return red, green, blue
 
 
 def _without_nul(text: str) -> str:

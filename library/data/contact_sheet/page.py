@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from library.checkpoints.writer import write_text
 from library.data.contact_sheet.cards import card, shown_size
 from library.data.contact_sheet.charts import bucket_rows, caption_chart, repeats_chart, shape
 from library.data.contact_sheet.findings import Finding, by_bucket, classify, findings, sample
-from library.data.contact_sheet.markup import count, escape, number
+from library.data.contact_sheet.markup import count, escape, head, number
 from library.data.contact_sheet.records import Page, SheetImage, Size
-from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make_thumbnail
-from library.runtime.progress import ProgressBar
+from library.data.contact_sheet.thumbnails import Thumbnail, longest_side, make_thumbnails
 
 MOST_SHOWN = 2000
 """The most images with a card; of more, an evenly spaced selection. 2,000 make a file of about 15 MB."""
@@ -41,14 +35,8 @@ def _open(
     images: Sequence[SheetImage], chosen: Mapping[Size, Sequence[int]], *, progress: bool
 ) -> dict[int, Thumbnail]:
     indexes = [index for bucket in chosen.values() for index in bucket]
-    make = partial(make_thumbnail, side=longest_side(len(indexes)))
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling release the GIL
-    try:
-        thumbnails = pool.map(make, (images[index] for index in indexes))
-        bar = ProgressBar("contact sheet", len(indexes), shown=progress)
-        return dict(zip(indexes, bar.over(thumbnails), strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits only for the images being decoded
+    reads = [(images[index].pixels, images[index].mask) for index in indexes]
+    return dict(zip(indexes, make_thumbnails(reads, progress=progress), strict=True))
 
 
 def render(
@@ -63,7 +51,8 @@ def render(
     subsets = list(dict.fromkeys(image.subset for image in page.images))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     parts = [
-        _head(page.title, style, script, min(512, 2 * longest_side(len(opened)))),
+        head(page.title, style, script),
+        f'<body class="masks" style="--large:{min(512, 2 * longest_side(len(opened)))}px">\n',
         f"<header><h1>{escape(page.title)}</h1>{_tiles(page, buckets, subsets)}</header>",
         _problems(page, found, opened),
         _overview(page, buckets),
@@ -79,20 +68,6 @@ def render(
         parts.append("</div></section>\n")
     parts.append(_foot(script))
     return "".join(parts)
-
-
-def _head(title: str, style: str, script: str, large: int) -> str:
-    # no text of a dataset can run as a script: only the one with this hash does, and nothing is fetched
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style></head>\n"
-        f'<body class="masks" style="--large:{large}px">\n'
-    )
 
 
 def _tiles(page: Page, buckets: Mapping[Size, Sequence[int]], subsets: Sequence[str]) -> str:

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from library.data.contact_sheet.records import SheetImage
 from library.options.mistakes import UserError
+from library.runtime.progress import ProgressBar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Read = Callable[[], "NDArray[np.uint8]"]
 
 _SIDES = ((100, 384), (400, 256))  # (most images, longer side in pixels)
 _SMALLEST_SIDE = 160
@@ -41,23 +46,37 @@ def longest_side(images: int) -> int:
     return next((side for most, side in _SIDES if images <= most), _SMALLEST_SIDE)
 
 
-def make_thumbnail(image: SheetImage, side: int) -> Thumbnail:
-    """Make the thumbnail of an image. Read errors are stored in it, never raised."""
+def make_thumbnails(reads: Sequence[tuple[Read, Read | None]], *, progress: bool = False) -> list[Thumbnail]:
+    """Make the thumbnail of each image and its mask, which calls read: (H, W, 3) RGB and (H, W), 255 = full loss.
+
+    They are called from several threads. Errors are stored in the thumbnail, never raised. `progress` shows a progress
+    bar on stderr.
+    """
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding and scaling release the GIL
     try:
-        pixels = image.pixels()
+        thumbnails = pool.map(partial(_thumbnail, side=longest_side(len(reads))), reads)
+        return list(ProgressBar("contact sheet", len(reads), shown=progress).over(thumbnails))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits only for the images being decoded
+
+
+def _thumbnail(reads: tuple[Read, Read | None], side: int) -> Thumbnail:
+    read, read_mask = reads
+    try:
+        pixels = read()
         thumbnail = _webp(_shrink(Image.fromarray(np.ascontiguousarray(pixels)), side))
     except Exception as error:  # noqa: BLE001 - the page shows every error
         return Thumbnail(error=_reason(error))
-    if image.mask is None:
+    if read_mask is None:
         return Thumbnail(thumbnail)
     try:
-        mask, learnt = _mask(image.mask, pixels.shape[:2], side)
+        mask, learnt = _mask(read_mask, pixels.shape[:2], side)
     except Exception as error:  # noqa: BLE001 - as above
         return Thumbnail(thumbnail, mask_error=_reason(error))
     return Thumbnail(thumbnail, mask, learnt)
 
 
-def _mask(read: Callable[[], NDArray[np.uint8]], shape: tuple[int, ...], side: int) -> tuple[str, float]:
+def _mask(read: Read, shape: tuple[int, ...], side: int) -> tuple[str, float]:
     mask = read()
     if mask.shape != shape:
         raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} and the crop {shape[1]}x{shape[0]}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from library.data.scan import folders
 from library.data.scan.caption_files import check_encoding, normal_extensions
+from library.options.convert_values import read_colour
 from library.options.datasets import (
     BucketSettings,
     CaptionSettings,
@@ -24,8 +24,6 @@ from library.options.groups.mask import MaskOptions
 from library.options.groups.validation import ValidationOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.train_options import TrainOptions
-
-_COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
 def describe(options: TrainOptions) -> ParsedDatasets:
@@ -175,21 +173,13 @@ def image_settings(options: DatasetOptions) -> ImageSettings:
         colour=options.color_aug,
         face_crop=options.face_crop_aug_range,
         interpolation=options.resize_interpolation,
-        background=_colour(options.alpha_color) or (255, 255, 255),
+        background=read_colour(options.alpha_color) or (255, 255, 255),
     )
-
-
-def _colour(text: str) -> tuple[int, int, int] | None:
-    match = _COLOUR.fullmatch(text.strip())
-    if match is None:
-        return None
-    red, green, blue = (int(part, 16) for part in match.groups())
-    return red, green, blue
 
 
 def _check(options: TrainOptions, mistakes: Mistakes) -> None:
     """Check values that the option parser does not check."""
-    if _colour(options.dataset.alpha_color) is None:
+    if read_colour(options.dataset.alpha_color) is None:
         mistakes.add(
             f'--alpha_color "{options.dataset.alpha_color}" is not a colour', "write it as #rrggbb; white is #ffffff"
         )
