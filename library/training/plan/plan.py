@@ -82,9 +82,7 @@ def decide(parsed: Parsed) -> Plan:
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
-    if facts is None:
-        mistakes.raise_if_any()
-        raise AssertionError("the base model or the images are missing and no mistake says why")
+    facts = _complete(facts, mistakes)
 
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
@@ -126,6 +124,14 @@ def decide(parsed: Parsed) -> Plan:
         notes=tuple(notes),
         origins=parsed.origins,
     )
+
+
+def _complete(facts: RunFacts | None, mistakes: Mistakes) -> RunFacts:
+    """The facts. Raises UserError where the base model or the images are missing."""
+    if facts is None:
+        mistakes.raise_if_any()
+        raise AssertionError("the base model or the images are missing and no mistake says why")
+    return facts
 
 
 def decide_optimization(

@@ -70,14 +70,10 @@ def test_what_is_refused(world: World) -> None:
     assert "neither --evaluation_dino nor --evaluation_clip" in told(world, evaluation_dino=None)
     assert "--evaluation_dino, but no --evaluation_prompts" in told(world, evaluation_prompts=None)
     assert "give it to --evaluation_clip" in told(world, evaluation_dino=world.root / "clip")
-    assert (
-        "no prompt has {subject}"
-        in told(world, evaluation_subject="a cat", evaluation_prompts=world.root / "other.txt")
-        if (world.root / "other.txt").write_text("a bird", encoding="utf-8")
-        else True
-    )
-    both = told(world, in_json=None, train_data_dir=world.root / "cat", evaluation_prompts=world.root / "gone.txt",
-                evaluation_clip=world.root / "dino")  # fmt: skip
+    birds, gone = world.root / "birds.txt", world.root / "gone.txt"
+    birds.write_text("a bird", encoding="utf-8")
+    assert "no prompt has {subject}" in told(world, evaluation_prompts=birds)
+    both = told(world, evaluation_prompts=gone, evaluation_clip=world.root / "dino")
     assert "gone.txt" in both and "is a model of the type vit" in both
 
 
