@@ -38,6 +38,7 @@ TRAINING = (
 DRAWING = "--W 64 --H 64 --steps 2"
 SHORT = {
     "gen_img.py": DRAWING,
+    "tools/find_rare_tokens.py": "--max_length 2",
     "tools/make_class_images.py": f"{DRAWING} --count 2",
     "tools/evaluate_subject.py": "--W 64 --H 64 --steps 1 --scale 1 --images_per_prompt 1 --class_images_per_prompt 0",
     "finetune/prepare_buckets_latents.py": "--max_resolution 64,64 --min_bucket_reso 64",

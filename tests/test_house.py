@@ -55,6 +55,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.convert", "library.families", "library.checkpoints", "library.options", "library.runtime",
         "library.objective.process",
     ),
+    "library.rare_tokens": (
+        "library.rare_tokens", "library.families", "library.checkpoints", "library.options", "library.runtime",
+    ),
     "library.mask_making": (
         "library.mask_making", "library.data", "library.options", "library.checkpoints", "library.runtime",
         "library.families.registry",
@@ -109,6 +112,7 @@ INSTANT = (
     "library/mask_making/plan.py",
     "library/runtime/device.py",
     "library/runtime/seeds.py",
+    "library/rare_tokens/find.py",
     "library/sampling/class_images.py",
     "library/sampling/generate.py",
     "library/training/plan*",

@@ -96,6 +96,19 @@ AS_TRAINED = TextSettings()
 class EncoderTokenizer(Protocol):
     """The tokenizer of one text encoder."""
 
+    def encode(self, caption: str) -> list[int]:
+        """Return the caption's ids, uncut, without begin and end tokens."""
+
+    def ids(self, captions: Sequence[str], chunks: int = 1, *, padded: bool = True) -> list[list[list[int]]]:
+        """Return ids as nested lists (B, chunks, length of a pass), with begin and end tokens, or (B, 1, L) with no
+        padding behind the longest caption if not `padded`."""
+
+    def pieces(self, caption: str) -> list[str]:
+        """Return the text of each token of the caption."""
+
+    def whole_words(self) -> Mapping[str, int]:
+        """Return the tokens that stand for a whole word or for the end of one: its text and id."""
+
     def save(self, folder: Path) -> None:
         """Write the files of a diffusers folder's `tokenizer/` to `folder`."""
 

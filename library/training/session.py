@@ -27,6 +27,7 @@ from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
+from library.training.preview.refiner import build_refiner
 from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
@@ -70,16 +71,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         dataset = build_training_set(facts, encoder, run.say)
         if options.cache.cache_latents:
             encoder = replace(encoder, vae=None)
-            drawn = plan.preview is not None or plan.evaluation is not None
-            offload_vae(model, options.memory, keep=trainable.whole_model or drawn)
+            offload_vae(model, options.memory, keep=trainable.whole_model or plan.draws)
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
         # Encode the captions: all of them now, or batch by batch.
         model.backbone.to(run.device)
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
-        evaluated = () if plan.evaluation is None else plan.evaluation.requests
-        prompts = build_prompt_encoder(plan.preview, evaluated, conditioner, run.accelerator.autocast)
+        prompts = build_prompt_encoder(plan.preview, plan.evaluation, conditioner, run.accelerator.autocast)
         # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
             prompts.drop_text_encoders()
@@ -126,7 +125,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             resumed=plan.resume is not None,
         )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights)
+        refiner = build_refiner(options, plan.preview, model, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner)
         drawer = build_drawer(options, None, model, prompts, dataset, encoder, run)
         evaluation = build_evaluation(
             plan.evaluation, drawer, modules, facts.duration, run, weights, trainable, resumed=plan.resume is not None

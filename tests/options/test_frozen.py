@@ -304,6 +304,7 @@ OUR_OWN = (
     *("use_ema", "ema_of", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),
     "quantise_probe",
+    "preview_refiner",
     *("preservation", "preservation_identifier", "preservation_class"),
     *("preservation_base", "preservation_draws"),
     *("ema_device", "ema_save", "ema_validation", "posthoc_ema_snapshots"),
@@ -399,6 +400,7 @@ def test_capabilities_that_flags_need() -> None:
     assert {flag.name: flag.needs for flag in FLAGS.values() if flag.needs} == {
         "scheduled_sampling_max_step_offset": "rollout",
         "text_projection": "pooled",
+        "preview_refiner": "hand_over",
         "empty_caption": "pooled",
         "crop_conditioning": "size_conditioning",
         "data_aesthetic_score": "aesthetic_score",

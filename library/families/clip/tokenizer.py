@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from library.families.family import EncoderTokenizer
 
+WORD_END = "</w>"
 BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
 CHUNK = 75  # tokens of text in one pass of the text encoder
 CONTEXT = CHUNK + 2  # with begin and end token
@@ -62,6 +63,16 @@ class ClipTokenizer:
         """Return the caption's ids, uncut, without begin and end tokens."""
         ids: list[int] = self._engine.encode(caption, add_special_tokens=False).ids
         return ids
+
+    def pieces(self, caption: str) -> list[str]:
+        """Return the text of each token of the caption."""
+        texts = {index: text for text, index in self.vocab.items()}
+        return [_text(texts[index].removesuffix(WORD_END)) for index in self.encode(caption)]
+
+    def whole_words(self) -> dict[str, int]:
+        """Return the tokens that stand for a whole word or for the end of one: its text and id."""
+        words = ((text.removesuffix(WORD_END), index) for text, index in self.vocab.items() if text.endswith(WORD_END))
+        return {_text(letters): index for letters, index in words}
 
     def count(self, caption: str, *, weighted: bool = False) -> int:
         """Count the tokens of a caption, without begin and end and, if `weighted`, without the weights' syntax."""
@@ -195,15 +206,27 @@ def keep_tokenizer(tokenizer: EncoderTokenizer, cache_dir: Path, model_id: str) 
 def vocabulary(merges: Sequence[str]) -> dict[str, int]:
     """Return CLIP's vocabulary: bytes, bytes that end a word, one token per merge, the two special tokens."""
     letters = byte_letters()
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     return {token: index for index, token in enumerate([*tokens, BOS_TEXT, EOS_TEXT])}
 
 
 def byte_letters() -> list[str]:
     """Return one printable letter per byte, in CLIP's order: printable Latin-1 first, as themselves."""
+    return list(_bytes_of_letters())
+
+
+@lru_cache(maxsize=1)
+def _bytes_of_letters() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = 256 - len(printable)
-    return [chr(code) for code in (*printable, *range(256, 256 + others))]
+    others = [code for code in range(256) if code not in printable]
+    letters = [chr(code) for code in (*printable, *range(256, 256 + len(others)))]
+    return dict(zip(letters, [*printable, *others], strict=True))
+
+
+def _text(letters: str) -> str:
+    """The text of a token, of which the letters stand for bytes; pieces of a letter are shown as U+FFFD."""
+    codes = _bytes_of_letters()
+    return bytes(codes[letter] for letter in letters).decode("utf-8", "replace")
 
 
 @lru_cache(maxsize=1)
@@ -220,7 +243,7 @@ def _merge_lines(path: Path) -> tuple[str, ...]:
 
 def _engine(vocab: dict[str, int], merges: Sequence[str], special: Sequence[str]) -> Tokenizer:
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    engine = Tokenizer(models.BPE(vocab=vocab, merges=pairs, end_of_word_suffix="</w>", unk_token=EOS_TEXT))
+    engine = Tokenizer(models.BPE(vocab=vocab, merges=pairs, end_of_word_suffix=WORD_END, unk_token=EOS_TEXT))
     engine.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

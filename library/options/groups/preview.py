@@ -47,6 +47,13 @@ class PreviewOptions:
     )
     sample_at_first: bool = flag(False, "Draw preview images before the first step too.")
     sample_sampler: str = flag("ddim", "Sampler for prompts that name none.", choices=SAMPLERS)
+    preview_refiner: str | None = flag(
+        None,
+        "Refiner of Stable Diffusion XL, a file or a diffusers folder, that also finishes each preview image of a base "
+        "model, to a second file: it takes over for the last refiner_training_strength of the timesteps.",
+        needs="hand_over",
+        private=True,
+    )
     sample_batch_size: int = flag(
         1, "Number of prompts of the same size and sampler to draw together.", at_least=1, zero_is_off=True
     )

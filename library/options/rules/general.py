@@ -335,6 +335,12 @@ NO_EFFECT = (
         NoEffect(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
         for name in ("mask_floor", "mask_invert")
     ),
+    NoEffect("preview_refiner", off("sample_prompts"), "no preview images are drawn (sample_prompts is not set)"),
+    NoEffect(
+        "preview_refiner",
+        both(on("sample_prompts"), off("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")),
+        "nothing says when to draw preview images",
+    ),
     NoEffect("conditioning_data_dir", off("masked_loss"), "masked_loss is not set"),
     NoEffect("dataset_repeats", _OWN_REPEATS, "it applies to in_json and dataset_config only"),
     NoEffect(

@@ -44,19 +44,19 @@ def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list
     """Read the header and detect the family. None, with mistakes added, if there is no usable checkpoint."""
     options, mistakes_before = all_options.model, len(mistakes)
     header = family = vae = None
-    with _collect_errors("pretrained_model_name_or_path", mistakes):
+    with collect_errors("pretrained_model_name_or_path", mistakes):
         if options.pretrained_model_name_or_path:  # if it is missing, the rules of the options report it
             header = read_header(find_model(options.pretrained_model_name_or_path))
             family = detect(header)
-    with _collect_errors("vae", mistakes):
+    with collect_errors("vae", mistakes):
         vae = find_model(options.vae) if options.vae else None
         if vae is not None and family is None:  # otherwise family.sizes reads it below
             read_vae(vae)
     if header is None or family is None or len(mistakes) > mistakes_before:
         return None
-    with _collect_errors("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
+    with collect_errors("pretrained_model_name_or_path", mistakes, unless=("vae", vae)):
         sizes = family.sizes(header, vae)
-    with _collect_errors("tokenizer_cache_dir", mistakes):
+    with collect_errors("tokenizer_cache_dir", mistakes):
         tokenizer = family.tokenizer(header, options.tokenizer_cache_dir).configured(
             max_tokens=options.max_token_length,
             padded=not options.no_token_padding,
@@ -69,7 +69,10 @@ def decide_base_model(all_options: TrainOptions, mistakes: Mistakes, notes: list
     check_clip_skip(options, family, sizes, mistakes)
     marks = declared_prediction(header)
     prediction, reason = decide_prediction(options, marks)
-    objective = decide_objective(all_options.objective, family, marks, prediction, mistakes, notes)
+    drawn = all_options.preview.preview_refiner is not None
+    objective = decide_objective(
+        all_options.objective, family, marks, prediction, mistakes, notes, drawn_with_refiner=drawn
+    )
     return BaseModel(header, family, prediction, reason, objective, vae, sizes, tokenizer)
 
 
@@ -96,6 +99,8 @@ def decide_objective(
     prediction: Prediction,
     mistakes: Mistakes,
     notes: list[str],
+    *,
+    drawn_with_refiner: bool = False,
 ) -> ObjectiveOptions:
     """The options of the loss, with the timesteps and the noise schedule of this checkpoint.
 
@@ -109,7 +114,11 @@ def decide_objective(
         high = edge
     elif options.refiner_training_invert_schedule:
         low = edge
-    elif strength != FLAGS["refiner_training_strength"].default and "hand_over" in family.capabilities:
+    elif (
+        strength != FLAGS["refiner_training_strength"].default
+        and "hand_over" in family.capabilities
+        and not drawn_with_refiner
+    ):
         notes.append(
             f"--refiner_training_strength = {strength:g} has no effect: {family.title} is trained at all timesteps "
             "(use --refiner_training_invert_schedule to leave out those of a refiner)"
@@ -144,7 +153,7 @@ def decide_objective(
 
 
 @contextmanager
-def _collect_errors(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = ("", None)) -> Iterator[None]:
+def collect_errors(flag: str, mistakes: Mistakes, unless: tuple[str, Path | None] = ("", None)) -> Iterator[None]:
     """Add errors about the file of `flag` to the mistakes. `unless`: (another flag, its file); an error message that
     begins with that file is reported for the other flag."""
     try:

@@ -88,6 +88,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     **dict.fromkeys(("max_train_steps", "max_train_epochs", "seed", "resume", "gradient_accumulation_steps"), _always),
     "sample_prompts": _with("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"),
     **dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), _with("sample_prompts")),
+    "preview_refiner": _with("sample_prompts"),
     **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),

@@ -34,6 +34,7 @@ from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
 from library.training.preservation.base_plan import BasePlan, decide_base
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
+from library.training.preview.refiner_plan import decide_refiner
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
@@ -63,6 +64,11 @@ class Plan:
     start: Progress
     notes: tuple[str, ...]
     origins: Mapping[str, str]
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are drawn while it trains."""
+        return self.preview is not None or self.evaluation is not None
 
 
 def decide(parsed: Parsed) -> Plan:
@@ -101,8 +107,8 @@ def decide(parsed: Parsed) -> Plan:
         resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
     )
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
+    preview = decide_preview(facts, mistakes)
     mistakes.raise_if_any()
-    preview = decide_preview(facts)
     notes.extend(notes_on_never_reached(facts, optimization, preview, evaluation, start))
     return Plan(
         facts=facts,
@@ -145,11 +151,15 @@ def decide_optimization(
     return Optimization(rates, optimizer, schedule)
 
 
-def decide_preview(facts: RunFacts) -> PreviewPlan | None:
-    """The images to draw during training, in the base model's native size unless a prompt sets another."""
+def decide_preview(facts: RunFacts, mistakes: Mistakes) -> PreviewPlan | None:
+    """The images to draw during training, in the base model's native size unless a prompt sets another, and the refiner
+    that finishes them."""
     base_model = facts.base_model
     refined = facts.images.table.placements if base_model.family.refines else ()
-    return plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
+    preview = plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
+    if preview is None:
+        return None
+    return replace(preview, refiner=decide_refiner(facts.options, base_model, facts.precision.frozen, mistakes))
 
 
 def decide_loss(

@@ -287,6 +287,8 @@ def _length(plan: Plan) -> Iterator[str]:
 def _preview(preview: PreviewPlan | None) -> Iterator[str]:
     if preview is not None:
         yield str(preview)
+        if preview.refiner is not None:
+            yield str(preview.refiner)
 
 
 def _validation(facts: RunFacts, versions: int) -> Iterator[str]:

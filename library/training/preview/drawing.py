@@ -15,6 +15,7 @@ from library.families.family import AS_TRAINED, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.sampling.images import encode_prompts, sample_batch, texts_of, token_limit
 from library.sampling.prompts import ImageRequest
+from library.sampling.sampling_path import HandOver
 from library.training.memory import release_memory, working_copy
 from library.training.preview.plan import PreviewPlan, read_requests
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from library.options.train_options import TrainOptions
     from library.runtime.precision import FloatName
     from library.training.conditioning import Conditioner
+    from library.training.evaluation.plan import EvaluationPlan
     from library.training.inputs import LatentEncoder
     from library.training.preview.preview import Draw
     from library.training.run import Run
@@ -79,10 +81,10 @@ class PromptEncoder:
 
 
 def build_prompt_encoder(
-    preview: PreviewPlan | None, more: Sequence[ImageRequest], conditioner: Conditioner, autocast: Autocast
+    preview: PreviewPlan | None, evaluation: EvaluationPlan | None, conditioner: Conditioner, autocast: Autocast
 ) -> PromptEncoder:
-    """The prompt encoder of a run. If captions are cached, the prompts that are known now, those of `more` among
-    them, are encoded at once, as the text encoders may be freed later."""
+    """The prompt encoder of a run. If captions are cached, the prompts of both that are known now are encoded at
+    once, as the text encoders may be freed later."""
     prompts = PromptEncoder(
         family=conditioner.family,
         tokenizer=conditioner.tokenize,
@@ -91,7 +93,8 @@ def build_prompt_encoder(
         autocast=autocast,
     )
     if conditioner.store is not None:
-        prompts.encode_ahead([*(read_requests(preview) if preview is not None else ()), *more])
+        prompts.encode_ahead([] if preview is None else read_requests(preview))
+        prompts.encode_ahead([] if evaluation is None else evaluation.requests)
     return prompts
 
 
@@ -118,13 +121,19 @@ def open_drawer(  # noqa: PLR0913 - model and prompts, and by name how they comp
         with decoder(model.vae, vae, vae_format, device) as decoding:
             drawn_with = replace(model, vae=decoding, text_encoders={})
 
-            def draw(requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int]) -> list[Image]:
+            def draw(
+                requests: Sequence[ImageRequest],
+                seeds: Sequence[int],
+                places: Sequence[int],
+                hand_over: HandOver | None = None,
+            ) -> list[Image]:
                 return sample_batch(
                     drawn_with,
                     requests,
                     seeds,
                     init_latents=None if starts is None else [starts(place) for place in places],
                     strength=strength,
+                    hand_over=hand_over,
                     encode=prompts,
                     autocast=autocast,
                     dtype=torch.float32,  # of the latents, as in training

@@ -18,11 +18,12 @@ from library.training.plan.writable_paths import write_problem
 if TYPE_CHECKING:
     from library.data.buckets import Placement
     from library.options.train_options import TrainOptions
+    from library.training.preview.refiner_plan import RefinerPlan
 
 FOLDER = "sample"
 ENDINGS = (".txt", ".toml", ".json")
 BEFORE_TRAINING = "e000000"
-_LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000_ema.png"
+_LONGEST_NAME = "_e000000_00_20000101000000_100000000000000000_ema_refined.png"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PreviewPlan:
     for options that a prompt leaves out; at most `batch_size` images are drawn together.
 
     `refined`: the placements of the run's images, which the prompts refine in turn, each in its size; empty: images
-    are drawn from noise.
+    are drawn from noise. `refiner`: finishes each image too, to a file of its own.
     """
 
     prompts: Path
@@ -43,6 +44,7 @@ class PreviewPlan:
     batch_size: int
     defaults: ImageRequest
     refined: Sequence[Placement] = ()
+    refiner: RefinerPlan | None = None
 
     def refined_image(self, place: int) -> int:
         """The number of the image that the prompt at `place` refines."""

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from library.messages import counted
 from library.options.mistakes import UserError
@@ -17,19 +17,32 @@ from library.sampling.samplers import check_sampler
 from library.sampling.write_image import write_image
 from library.training.isolated_eval import isolated_eval
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
+from library.training.preview.refiner_plan import SUFFIX as REFINED
 from library.training.run import DrawnImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from library.sampling.sampling_path import HandOver, Unfinished
     from library.training.averaging.weights import Versions, Weights
     from library.training.plan.duration import Duration
+    from library.training.preview.refiner import Refiner
     from library.training.run import Run
     from library.training.saving.state import Progress
 
-Draw = Callable[[Sequence[ImageRequest], Sequence[int], Sequence[int]], list["Image"]]
-"""(requests, seeds, places among the prompts) to images; the requests agree in size, sampler, steps and scale."""
+
+class Draw(Protocol):
+    """(requests, seeds, places among the prompts) to images; the requests agree in size, sampler, steps and scale.
+    `hand_over` keeps them on their way, for a refiner to finish."""
+
+    def __call__(
+        self,
+        requests: Sequence[ImageRequest],
+        seeds: Sequence[int],
+        places: Sequence[int],
+        hand_over: HandOver | None = None,
+    ) -> list[Image]: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,15 @@ class Group:
     seeds: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A group that is drawn, and that the refiner has yet to finish."""
+
+    group: Group
+    suffix: str
+    unfinished: Sequence[Unfinished]
+
+
 @dataclass
 class Preview:
     """Draws the sample images of a run. `plan` None: never draws.
@@ -48,7 +70,8 @@ class Preview:
     `open_drawer()` is open while images are drawn; `versions` of the weights are drawn with one after the other, with
     the same seeds, to files with their suffix; `modules` are all modules of the forward pass, adapters included;
     `log_images(images by name, step)` sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due`
-    whether the last epoch is incomplete. Errors are logged, and training continues.
+    whether the last epoch is incomplete. `refiner`: finishes each image too, once all are drawn. Errors are logged, and
+    training continues.
     """
 
     plan: PreviewPlan | None
@@ -59,6 +82,7 @@ class Preview:
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int | None = None
     steps_per_epoch: int = 0
+    refiner: Refiner | None = None
     now: Callable[[], datetime] = datetime.now
 
     def before_training(self, progress: Progress) -> None:
@@ -93,17 +117,49 @@ class Preview:
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
             seeds = [random_seed() if request.seed is None else request.seed for request in requests]
             drawn: dict[str, DrawnImage] = {}
+            waiting: list[Waiting] = []
             for suffix, held in self.versions.items():
                 with isolated_eval(self.modules), held(), self.open_drawer() as draw:
                     for places in group_requests(requests, plan.batch_size):
                         with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
                             group = Group(places, [requests[place] for place in places], [seeds[p] for p in places])
-                            drawn |= self._draw_group(plan, mark, suffix, group, draw)
+                            drawn |= self._draw_group(plan, mark, suffix, group, draw, waiting)
+            if self.refiner is not None and waiting:
+                with self._log_errors("images were not refined"):
+                    drawn |= self._refine(plan, mark, waiting, self.refiner)
             self.log_images(dict(sorted(drawn.items())), step)
 
-    def _draw_group(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw) -> dict[str, DrawnImage]:
+    def _draw_group(
+        self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw, waiting: list[Waiting]
+    ) -> dict[str, DrawnImage]:
         """Draw and save a group of prompts; returns the images by their names for trackers."""
-        images = draw(group.requests, group.seeds, group.places)
+        hand_over = None if self.refiner is None else self.refiner.hand_over()
+        images = draw(group.requests, group.seeds, group.places, hand_over)
+        if hand_over is not None:
+            if hand_over.kept:
+                waiting.append(Waiting(group, suffix, [hand_over.kept[row] for row in range(len(images))]))
+            else:
+                request = group.requests[0]
+                few = f"none of the {counted(request.steps, 'step')} of {request.sampler} is below {hand_over.below}"
+                self.say(f"prompt {', '.join(map(str, group.places))} was not refined: {few}; use more steps")
+        return self._write(plan, mark, suffix, group, images)
+
+    def _refine(
+        self, plan: PreviewPlan, mark: str, waiting: Sequence[Waiting], refiner: Refiner
+    ) -> dict[str, DrawnImage]:
+        """Finish and save the images that wait; returns them by their names for trackers."""
+        drawn: dict[str, DrawnImage] = {}
+        with isolated_eval(()), refiner.loaded() as finish:
+            for each in waiting:
+                with self._log_errors(f"prompt {', '.join(map(str, each.group.places))} was not refined"):
+                    images = finish(each.group.requests, each.unfinished)
+                    drawn |= self._write(plan, mark, each.suffix + REFINED, each.group, images)
+        return drawn
+
+    def _write(
+        self, plan: PreviewPlan, mark: str, suffix: str, group: Group, images: Sequence[Image]
+    ) -> dict[str, DrawnImage]:
+        """Save the images of a group; returns them by their names for trackers."""
         drawn: dict[str, DrawnImage] = {}
         for place, request, seed, image in zip(group.places, group.requests, group.seeds, images, strict=True):
             path = self._free_path(plan, mark, place, request.seed, suffix)
@@ -146,6 +202,7 @@ def build_preview(
     duration: Duration,
     run: Run,
     weights: Weights,
+    refiner: Refiner | None,
 ) -> Preview:
     """The sample images of a run, drawn with the versions of the weights that are shown."""
     return Preview(
@@ -157,4 +214,5 @@ def build_preview(
         versions=weights.shown(),
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
+        refiner=refiner,
     )

@@ -123,7 +123,8 @@ NOT_HERE = {
     "v_parameterization",
     "train_data_dir", "reg_data_dir", "dataset_repeats", "network_weights", "base_weights", "base_weights_multiplier",
     "block_lr", "learning_rate_te1", "learning_rate_te2", "resume", "sample_prompts", "sample_every_n_steps",
-    "sample_every_n_epochs", "sample_at_first", "masked_loss", "output_dir", "zero_terminal_snr", "full_fp16",
+    "sample_every_n_epochs", "sample_at_first", "preview_refiner", "masked_loss", "output_dir", "zero_terminal_snr",
+    "full_fp16",
     "xformers", "diffusers_xformers", "sdpa", "max_data_loader_n_workers", "lr_scheduler_type", "log_with",
 }  # fmt: skip
 ADAPTER_FLAGS = {name for name, flag in FLAGS.items() if flag.script == "train_network.py"}

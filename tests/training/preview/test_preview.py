@@ -51,7 +51,9 @@ class Recorder:
         yield self.draw
         self.order.append("away")
 
-    def draw(self, requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int]) -> list[Image.Image]:
+    def draw(
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int], hand_over: object = None
+    ) -> list[Image.Image]:
         self.order.append("draw")
         self.places += places
         self.asked.append(list(zip(requests, seeds, strict=True)))
