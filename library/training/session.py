@@ -28,6 +28,7 @@ from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.preview.refiner import build_refiner
+from library.training.preview.so_far import build_so_far
 from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
@@ -131,6 +132,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         evaluation = build_evaluation(
             plan.evaluation, drawer, modules, facts.duration, run, weights, trainable, resumed=plan.resume is not None
         )
+        so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),

@@ -301,6 +301,7 @@ OUR_OWN = (
     *("max_image_memory", "allow_unknown_keys", "webhook_config"),
     *("evaluation_prompts", "evaluation_dino", "evaluation_clip", "evaluation_subject", "evaluation_class"),
     *("evaluation_images_per_prompt", "evaluate_every_n_steps", "evaluate_every_n_epochs"),
+    *("validation_preview_steps", "preview_decoder", "preview_tae", "preview_target"),
     *("use_ema", "ema_of", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),
     "quantise_probe",

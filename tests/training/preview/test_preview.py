@@ -52,7 +52,12 @@ class Recorder:
         self.order.append("away")
 
     def draw(
-        self, requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int], hand_over: object = None
+        self,
+        requests: Sequence[ImageRequest],
+        seeds: Sequence[int],
+        places: Sequence[int],
+        hand_over: object = None,
+        so_far: object = None,
     ) -> list[Image.Image]:
         self.order.append("draw")
         self.places += places
