@@ -127,13 +127,12 @@ def train(plan: Plan, recipe: Recipe) -> None:
         )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         refiner = build_refiner(options, plan.preview, model, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner)
+        so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far)
         drawer = build_drawer(options, None, model, prompts, dataset, encoder, run)
         evaluation = build_evaluation(
             plan.evaluation, drawer, modules, facts.duration, run, weights, trainable, resumed=plan.resume is not None
         )
-        so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
