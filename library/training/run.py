@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +64,11 @@ class Run:
         """Write a log line."""
         self.console.say(text)
         self.events.emit("notification", {"message": text})
+
+    def warn(self, text: str) -> None:
+        """Write a log line about something that went wrong, or may, and did not end the run."""
+        self.console.say(text, logging.WARNING)
+        self.events.emit("notification", {"message": text, "severity": "warning"})
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Log values to the trackers, if there are any. `step` is the place on their axis: of some names the number of

@@ -112,15 +112,15 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Train: what is due after a step, and the loop.
         save = partial(save_state, state=state, identity=plan.identity)
-        curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
+        curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
         saver = Saver(
             plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved
         )
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
-        left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
-        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.say)
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn, saver.save_now, random)
+        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.warn)
         validation = build_validation(
             facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
             resumed=plan.resume is not None,

@@ -81,6 +81,7 @@ class Preview:
     open_drawer: Callable[[], AbstractContextManager[Draw]]
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     log_images: Callable[[Mapping[str, DrawnImage], int], None]
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int | None = None
@@ -116,7 +117,7 @@ class Preview:
         with self._log_errors("no sample images"):
             requests = list(map(self._with_known_sampler, read_requests(plan)))
             if not requests:
-                self.say(f"no sample images: {plan.prompts} is empty")
+                self.warn(f"no sample images: {plan.prompts} is empty")
                 return
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
             seeds = [random_seed() if request.seed is None else request.seed for request in requests]
@@ -193,7 +194,7 @@ class Preview:
         mistake = check_sampler(request.sampler)
         if mistake is None:
             return request
-        self.say(f"{mistake.what}: using ddim instead")
+        self.warn(f"{mistake.what}: using ddim instead")
         return replace(request, sampler="ddim")
 
     @contextmanager
@@ -202,9 +203,9 @@ class Preview:
         try:
             yield
         except UserError as error:
-            self.say("\n".join([f"{consequence}:", str(error)]))
+            self.warn("\n".join([f"{consequence}:", str(error)]))
         except Exception as error:  # noqa: BLE001 - full disk, out of memory, sampler settings that fail
-            self.say(f"{consequence}: {type(error).__name__}: {error}")
+            self.warn(f"{consequence}: {type(error).__name__}: {error}")
 
 
 def build_preview(  # noqa: PLR0913 - what a preview is made of, each from another room
@@ -223,6 +224,7 @@ def build_preview(  # noqa: PLR0913 - what a preview is made of, each from anoth
         open_drawer=open_drawer,
         modules=modules,
         say=run.say,
+        warn=run.warn,
         log_images=run.log_images,
         versions=weights.shown(),
         steps=duration.steps,

@@ -79,6 +79,7 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
         open_drawer=recorder.open_drawer,
         modules=(),
         say=recorder.said.append,
+        warn=recorder.said.append,
         log_images=recorder.log_images,
         steps=100,
         steps_per_epoch=4,
