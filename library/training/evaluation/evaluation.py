@@ -40,8 +40,8 @@ class Evaluation:
 
     `judge` measures images against the real ones. `open_drawer()` is open while images are drawn; `modules` are all
     modules of the forward pass. `versions` of the weights are evaluated one after the other, with the same seeds, and
-    logged with their suffix. `base`: while it is open, the model is the base model; None: it cannot be had any more.
-    An error is said, and training goes on.
+    logged with their suffix. `base`: while it is open, the model is the base model; None: it is that only before the
+    first step. An error is said, and training goes on.
     """
 
     plan: EvaluationPlan | None
@@ -63,11 +63,12 @@ class Evaluation:
             return
         if real := self.judge.baseline():
             self.say(f"evaluation: the real images among themselves: {_values(real)}")
-        if self.base is None:
+        base = self.base or (nullcontext if progress.step == 0 else None)
+        if base is None:
             self.say("evaluation: no values of the base model, as the run goes on from a training state")
             return
         with self._errors_are_said(progress.step):
-            scores = self.measure(self.plan, self.judge, self.base)
+            scores = self.measure(self.plan, self.judge, base)
             self._report("base model", scores, {})
             self.log(logged(self.plan, scores, BASE), progress.step)
             self._base_means = scores.means
@@ -154,7 +155,7 @@ def _values(
     return ", ".join(texts)
 
 
-def build_evaluation(  # noqa: PLR0913 - what an evaluation is made of, each from another room
+def build_evaluation(
     plan: EvaluationPlan | None,
     open_drawer: Callable[[], AbstractContextManager[Draw]],
     modules: Sequence[nn.Module],
@@ -162,8 +163,6 @@ def build_evaluation(  # noqa: PLR0913 - what an evaluation is made of, each fro
     run: Run,
     weights: Weights,
     trainable: Trainable,
-    *,
-    resumed: bool,
 ) -> Evaluation:
     """The evaluation of a run: loads the encoders, and embeds the real images. Raises UserError."""
     judge = None
@@ -171,6 +170,9 @@ def build_evaluation(  # noqa: PLR0913 - what an evaluation is made of, each fro
         with isolated_eval(()):
             dino = None if plan.dino is None else load_dino(plan.dino, run.device)
             clip = None if plan.clip is None else load_clip(plan.clip, run.device)
+            cut = 0 if clip is None else sum(clip.is_cut(prompt.request.prompt) for prompt in plan.prompts)
+            if clip is not None and cut:
+                run.say(f"CLIP reads {clip.longest} tokens: the end of {counted(cut, 'prompt')} is not compared")
             judge = prepare_judge(dino, clip, [open_image(path) for path in plan.real], plan.real)
     return Evaluation(
         plan=plan,
@@ -179,7 +181,7 @@ def build_evaluation(  # noqa: PLR0913 - what an evaluation is made of, each fro
         modules=modules,
         log=run.log,
         say=run.say,
-        base=trainable.switched_off or (None if resumed else nullcontext),
+        base=trainable.switched_off,
         versions=weights.shown(),
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,

@@ -48,6 +48,13 @@ class EvaluationPlan:
         """All images, those of the class last."""
         return [request for own in (*self.images, *self.of_class) for request in own]
 
+    @property
+    def measures(self) -> list[str]:
+        """The measures that it has values of."""
+        of_dino = {"dino": True, "pres": any(self.of_class), "div_dino": any(len(own) > 1 for own in self.images)}
+        by_dino = [name for name, has in of_dino.items() if has and self.dino is not None]
+        return [*by_dino, *(("clip_i", "clip_t", "clip_score") if self.clip is not None else ())]
+
     def share_of_training(self, duration: Duration, samples_per_epoch: int, versions: int) -> float:
         """Estimated time of drawing divided by training time, at the size of training. `versions`: how many versions of
         the weights are evaluated; the base model is once."""

@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def plan_of(world: World, **flags: object) -> Plan:
     chosen = {"evaluation_dino": world.root / "dino", "evaluation_prompts": world.root / "scenes.txt", **flags}
-    return decide(parse(world.arguments(world.root / "out", max_train_steps=12, **chosen)))
+    return decide(parse(world.arguments(world.root / "out", **{"max_train_steps": 12, **chosen})))
 
 
 def evaluation_of(world: World, **flags: object) -> EvaluationPlan:
@@ -88,3 +88,11 @@ def test_several_subjects_need_words(world: World, tmp_path: Path) -> None:
 def test_an_evaluation_that_is_never_reached_is_noted(world: World) -> None:
     notes = " ".join(plan_of(world, evaluate_every_n_steps=13).notes)
     assert "--evaluate_every_n_steps 13 is never reached" in notes and "only the base model is evaluated" in notes
+
+
+def test_the_best_checkpoint_by_a_measure(world: World) -> None:
+    best = plan_of(world, keep_best="dino", early_stop="pres:3", max_train_steps=None, max_train_epochs=5).best
+    assert best.keep is not None and best.keep.tags == ("evaluation/dino",) and best.keep.larger
+    assert "never measures it" in told(world, keep_best="clip_t")
+    assert evaluation_of(world).measures == ["dino", "pres", "div_dino"]
+    assert evaluation_of(world, evaluation_images_per_prompt=1).measures == ["dino", "pres"]
