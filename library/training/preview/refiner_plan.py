@@ -39,8 +39,8 @@ class RefinerPlan:
     def __str__(self) -> str:
         """A line of the plan: what is drawn, and what it costs."""
         return (
-            f"each also finished by the refiner {self.header.path} for the last {self.share:.0%} of the timesteps, to a "
-            f"second file ({SUFFIX}.png): about {self.share:.0%} more steps and a second decoding per image; "
+            f"each also finished by the refiner {self.header.path} for the last {self.share:.0%} of the timesteps, to "
+            f"a second file ({SUFFIX}.png): about {self.share:.0%} more steps and a second decoding per image; "
             f"{readable_bytes(self.size)} ({self.dtype}) are read each time, and freed when the images are drawn"
         )
 
