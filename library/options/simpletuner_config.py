@@ -8,6 +8,7 @@ program, or unknown.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from library.options.simpletuner_keys import (
     KEYS,
     LR_END,
     OPTIMIZERS,
+    PROMPT_OPTIONS,
     Key,
 )
 from library.options.sources import COMMAND_LINE, RawOption
@@ -96,6 +98,7 @@ class _Reader:
         yield from self._logs()
         yield from self._attention()
         self._webhooks()
+        yield from self._previews()
         for key in list(self.rest):
             raw = self.rest.pop(key)
             if key in KEYS:
@@ -322,6 +325,26 @@ class _Reader:
             del self.rest["webhook_config"]
             what = f"webhook_config ({self.name}) holds the webhook itself, and may hold a password"
             self.mistakes.add(what, "write it into a file of its own, and set webhook_config to its path")
+
+    def _previews(self) -> Iterator[RawOption]:
+        """Pictures while an image is drawn; and one prompt, its settings in the words of kohya's prompt files."""
+        if self._take("validation_preview") is True and "validation_preview_steps" not in self.rest:
+            yield self._option("validation_preview_steps", "validation_preview", 1)
+        prompt = self.values.get("validation_prompt")
+        if not isinstance(prompt, str) or "sample_prompts" in self.target.given:
+            return
+        del self.rest["validation_prompt"]
+        texts = {"": prompt, " --n ": str(self._take("validation_negative_prompt") or "")}
+        if any("--" in text for text in texts.values()):
+            self._refuse("validation_prompt", prompt, "write prompts with two dashes into a file for --sample_prompts")
+            return
+        line = "".join(mark + " ".join(text.split()) for mark, text in texts.items() if text)
+        size = re.fullmatch(r"(\d{2,})(?:x(\d{2,}))?", str(self._take("validation_resolution") or "").lower())
+        line += f" --w {size[1]} --h {size[2] or size[1]}" if size else ""
+        for key, letter in PROMPT_OPTIONS.items():
+            value = self._take(key)
+            line += "" if value is None or str(value).startswith("-") else f" --{letter} {value}"
+        yield self._option("sample_prompts", "validation_prompt", line)
 
     def _tell(self) -> None:
         if self.idle:

@@ -80,6 +80,16 @@ _FLAGS: Mapping[str, Key] = MappingProxyType(
         "seed": Key("seed", {0: None, -1: None}),  # both mean a new seed each time
         "snr_gamma": Key("min_snr_gamma"),
         "tracker_project_name": Key("log_tracker_name"),
+        "validation_epoch_interval": Key("sample_every_n_epochs", only_with="validation_prompt"),
+        "validation_noise_scheduler": Key(
+            "sample_sampler",
+            {"euler-a": "euler_a", "dpm++": "dpmsolver++", "ddpm": None},
+            only_with="validation_prompt",
+        ),
+        "validation_preview_steps": Key("validation_preview_steps", only_with="validation_preview"),
+        **dict.fromkeys(
+            ("validation_steps", "validation_step_interval"), Key("sample_every_n_steps", only_with="validation_prompt")
+        ),
         "tracker_run_name": Key("wandb_run_name"),
     }
 )  # fmt: skip
@@ -217,6 +227,11 @@ IGNORED_PREFIXES = (
     # of families that are not trained here
     "crepa_", "flow_", "flux_", "hidream_", "ltx_", "sana_", "sd3_", "t5_",
 )  # fmt: skip
+
+# Setting of the prompt there -> the letter of the same one in a line of prompts here.
+PROMPT_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {"validation_num_inference_steps": "s", "validation_guidance": "l", "validation_seed": "d"}
+)
 
 # Optimizer there -> optimizer here and the arguments that it has there; the same algorithm.
 _ADAM = {"weight_decay": "0.01", "eps": "1e-6"}

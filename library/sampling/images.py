@@ -20,7 +20,16 @@ from library.options.mistakes import Mistake, UserError
 from library.runtime.eval_mode import eval_mode
 from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import make_scheduler
-from library.sampling.sampling_path import HandOver, Progress, Unfinished, begin, follow, go_on, set_timesteps
+from library.sampling.sampling_path import (
+    Estimates,
+    HandOver,
+    Progress,
+    Unfinished,
+    begin,
+    follow,
+    go_on,
+    set_timesteps,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +64,7 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
     strength: float = 1.0,
     unfinished: Sequence[Unfinished] | None = None,
     hand_over: HandOver | None = None,
+    estimates: Estimates | None = None,
     settings: TextSettings = AS_TRAINED,
     max_chunks: int = MAX_CHUNKS,
     encode: EncodePrompts | None = None,
@@ -71,8 +81,9 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
     `init_latents`: for image-to-image, unscaled latents (C, h, w) for each request, which also set the image size; only
     the steps in the last share `strength` of the timesteps are run. `unfinished`: images that another model handed over
     (`hand_over` keeps those of this call), to be finished on their path and with their random numbers; seeds are
-    ignored then. `encode` replaces the model's text encoders. Encoding and the backbone run under `autocast`, with
-    backbone inputs in `dtype` (None: the backbone's own); sizes and scores are always float32.
+    ignored then. `estimates` is told of the clean images that are predicted on the way. `encode` replaces the model's
+    text encoders. Encoding and the backbone run under `autocast`, with backbone inputs in `dtype` (None: the backbone's
+    own); sizes and scores are always float32.
     Raises UserError for an unknown sampler, for too few steps at this strength and for NaN or infinite pixels;
     ValueError unless there are as many seeds, init latents and unfinished images as requests.
     """
@@ -97,7 +108,8 @@ def sample_batch(  # noqa: PLR0913 - independent settings with defaults, passed 
             conditioning = _conditioning(outputs, group, model.backbone.device, dtype or model.backbone.dtype)
             predict = _guided_prediction(model, conditioning, group[0].scale, autocast)
             watch = None if hand_over is None else hand_over.watch(places, path)
-            latents = follow(path, predict, progress, watch)
+            predicted = None if estimates is None else estimates.watch(model, places, path)
+            latents = follow(path, predict, progress, watch, predicted)
             for place, one in zip(places, torch.split(latents, 1), strict=True):  # decoding needs the most memory
                 pixels = model.family.decode_latents(model.vae, model.family.latent.unscaled(one))[0]
                 images[place] = to_image(_check_finite(pixels, requests[place]))

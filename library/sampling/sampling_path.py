@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from library.families.family import Model
+from library.objective.process import VariancePreserving
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import first_below, make_scheduler, start_below, with_prediction
 
@@ -65,6 +66,48 @@ class HandOver:
         return keep
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a model takes an image for on its way: the clean image that it predicted in the step `done` (from 1) of
+    `steps`, at `timestep`. `latents` (1, C, h, w) float32, scaled; `row`: place of the image among the requests."""
+
+    row: int
+    done: int
+    steps: int
+    timestep: float
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Tells of the clean images that a model predicts in every `every`-th step but the last, whose result is the image
+    itself."""
+
+    every: int
+    tell: Callable[[Estimate], None]
+
+    def watch(self, model: Model, places: Sequence[int], path: SamplingPath) -> Predicted:
+        """A function that is told of each step of these images. Nothing that it does changes them."""
+        process, steps = model.family.process, len(path.timesteps)
+        if path.scheduler.config.get("rescale_betas_zero_snr") and isinstance(process, VariancePreserving):
+            process = process.zero_terminal()
+
+        def estimate(done: int, seen: Tensor, timestep: Tensor, output: Tensor) -> None:
+            if done % self.every or done == steps:
+                return
+            # samplers may go through timesteps in between: the nearest one has the same noise but for a hundredth
+            t = timestep.reshape(1).round().long().expand(len(seen))
+            clean = process.to_x0(seen.float(), output, t, model.prediction)
+            for place, latents in zip(places, torch.split(clean, 1), strict=True):
+                self.tell(Estimate(place, done, steps, float(timestep), latents))
+
+        return estimate
+
+
+Predicted = Callable[[int, Tensor, Tensor, Tensor], None]
+"""(number of steps done, noisy latents (B, C, h, w) as the model saw them, timestep, the model's output)."""
+
+
 def set_timesteps(model: Model, scheduler: Any, request: ImageRequest, strength: float | None) -> Tensor:
     """Set the steps of the scheduler and return the timesteps (steps,) to run; `strength` None: all."""
     scheduler.set_timesteps(request.steps, device=model.backbone.device)
@@ -109,8 +152,10 @@ def follow(
     predict: Callable[[Tensor, Tensor], Tensor],
     progress: Progress | None,
     watch: Callable[[int, Tensor], None] | None,
+    predicted: Predicted | None = None,
 ) -> Tensor:
-    """Run the sampler; returns the latents (B, C, h, w). `watch`: see HandOver.watch."""
+    """Run the sampler; returns the latents (B, C, h, w). `watch`: see HandOver.watch. `predicted` is called after each
+    step."""
     scheduler, latents = path.scheduler, path.latents
     parameters = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": path.generators} if "generator" in parameters else {}
@@ -119,8 +164,11 @@ def follow(
             watch(done, latents)
         if "order" in parameters:  # diffusers assumes earlier steps even when it starts in the middle
             extra["order"] = min(done + 1, parameters["order"].default)
-        output = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        seen = scheduler.scale_model_input(latents, timestep)
+        output = predict(seen, timestep)
         latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
+        if predicted is not None:
+            predicted(done + 1, seen, timestep, output)
         if progress is not None:
             progress(len(latents))
     return latents

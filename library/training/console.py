@@ -38,13 +38,13 @@ class Console:
         self._step_ends: list[float] = []
         self._recent: deque[float] = deque(maxlen=RECENT + 1)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: int = logging.INFO) -> None:
         """Write a log line, without breaking the progress bar."""
         if self._bar is None:
-            _LOGGER.info(text)
+            _LOGGER.log(level, text)
         else:
             with self._bar.making_room():
-                _LOGGER.info(text)
+                _LOGGER.log(level, text)
 
     @contextmanager
     def progress_bar(self, steps: int, done: int) -> Iterator[None]:

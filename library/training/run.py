@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,11 +30,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """An image that was drawn for `request`, with the seed that it got, and the file that it was written to."""
+    """An image that was drawn for `request`, with the seed that it got, and the file that it was written to. `about`:
+    more that its event says."""
 
     image: Image
     request: ImageRequest
     path: Path
+    about: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,6 +65,11 @@ class Run:
         self.console.say(text)
         self.events.emit("notification", {"message": text})
 
+    def warn(self, text: str) -> None:
+        """Write a log line about something that went wrong, or may, and did not end the run."""
+        self.console.say(text, logging.WARNING)
+        self.events.emit("notification", {"message": text, "severity": "warning"})
+
     def log(self, values: dict[str, float], step: int) -> None:
         """Log values to the trackers, if there are any. `step` is the place on their axis: of some names the number of
         the epoch."""
@@ -87,15 +95,21 @@ class Run:
         """Note that a model or a training state was saved."""
         self.events.emit("training.checkpoint", {"path": str(path), "bytes": size_of(path), "kind": kind})
 
-    def log_images(self, drawn: Mapping[str, DrawnImage], step: int) -> None:
-        """Log images to the trackers, if there are any, each under its name."""
+    def log_images(self, drawn: Mapping[str, DrawnImage], step: int, *, to_trackers: bool = True) -> None:
+        """Log images to the trackers, if there are any, each under its name. Without `to_trackers` they are events."""
         for name, each in drawn.items():
             request = each.request
-            data = {"name": name, "path": str(each.path), "prompt": request.prompt, "seed": request.seed}
-            self.events.emit("validation.image", data | {"width": each.image.width, "height": each.image.height})
+            size = {"width": each.image.width, "height": each.image.height}
+            data: dict[str, object] = {
+                "name": name,
+                "path": str(each.path),
+                "prompt": request.prompt,
+                "seed": request.seed,
+            }
+            self.events.emit("validation.image", {**data, **size, **each.about})
         import numpy
 
-        for tracker in self.accelerator.trackers:
+        for tracker in self.accelerator.trackers if to_trackers else ():
             # arrays are (1, height, width, 3); TensorBoard expects channels first by default
             arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             arrays = {name: numpy.asarray(each.image)[None] for name, each in drawn.items()}

@@ -27,6 +27,7 @@ from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
 from library.training.preview.preview import build_preview
 from library.training.preview.refiner import build_refiner
+from library.training.preview.so_far import build_so_far
 from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
@@ -110,22 +111,23 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Train: what is due after a step, and the loop.
         save = partial(save_state, state=state, identity=plan.identity)
-        curve = begin_curve(plan.curve, plan.identity, progress.step, run.say)
+        curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
         saver = Saver(
             plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved
         )
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
-        left_out = LeftOut(facts.images.number_of_files, run.processes, run.say, saver.save_now, random)
-        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.say)
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn, saver.save_now, random)
+        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.warn)
         validation = build_validation(
             facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
             resumed=plan.resume is not None,
         )  # fmt: skip
         drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
         refiner = build_refiner(options, plan.preview, model, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner)
+        so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
+        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -23,21 +23,30 @@ PACE_AND_MEMORY = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """An image of a step. `key` names it in addresses; `path` is as the run wrote it."""
+    """An image of a step. `key` names it in addresses; `path` is as the run wrote it. `label`: how far it is, such as
+    "5/20" steps of the sampler, if it is a picture of an image that is being drawn."""
 
     step: int
     key: str
     path: str
+    label: str = ""
 
 
 @dataclass
 class Prompt:
     """The images of a prompt, in the order in which they were drawn. `name` is its place among the prompts, with the
-    version of the weights."""
+    version of the weights. `so_far`: the last picture of the image that is being drawn."""
 
     name: str
     text: str
     images: list[Drawn] = field(default_factory=list)
+    so_far: Drawn | None = None
+
+    def __iter__(self) -> Iterator[Drawn]:
+        """All that can be shown."""
+        yield from self.images
+        if self.so_far is not None:
+            yield self.so_far
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Message:
     step: int
     time: float
     text: str
+    is_warning: bool = False
 
 
 @dataclass
@@ -84,7 +94,8 @@ class RunState:
         elif event.type == "training.checkpoint":
             self.checkpoints.append((event.step, event.data))
         elif event.type == "notification":
-            self.messages.append(Message(event.step, self.last, _text(event, "message")))
+            is_warning = event.data.get("severity") == "warning"
+            self.messages.append(Message(event.step, self.last, _text(event, "message"), is_warning))
         elif event.type == "error":
             self.stage, self.ending = "failed", _text(event, "message")
         self.step = max(self.step, event.step)
@@ -102,7 +113,8 @@ class RunState:
         self.curves = {name: curve for name, curve in self.curves.items() if curve.steps}
         for prompt in self.prompts.values():
             prompt.images = [image for image in prompt.images if image.step <= step]
-        self.prompts = {name: prompt for name, prompt in self.prompts.items() if prompt.images}
+            prompt.so_far = prompt.so_far if prompt.so_far and prompt.so_far.step <= step else None
+        self.prompts = {name: prompt for name, prompt in self.prompts.items() if any(prompt)}
         self.messages = [message for message in self.messages if message.step <= step]
         self.checkpoints = [saved for saved in self.checkpoints if saved[0] <= step]
         self.step, self.status = max(step, 0), {}
@@ -130,9 +142,14 @@ class RunState:
 
     def _image(self, event: Event) -> None:
         name, path, text = (_text(event, key) for key in ("name", "path", "prompt"))
+        label = _text(event, "step_label")
+        if label:  # so_far/00_ema/05 will be sample/00_ema
+            name = re.sub(r"^so_far/(.*)/.*", r"sample/\1", name)
         key = hashlib.sha256(path.encode("utf-8", "replace")).hexdigest()[:20]
         prompt = self.prompts.setdefault((name, text), Prompt(name, text))
-        prompt.images.append(Drawn(event.step, key, path))
+        drawn = Drawn(event.step, key, path, label)
+        prompt.so_far = drawn if label else None
+        prompt.images += [] if label else [drawn]
 
 
 def _text(event: Event, key: str) -> str:
@@ -149,4 +166,6 @@ def chart_of(name: str, *, is_status: bool) -> str:
         return "loss"
     if "divergence" in rest:
         return "divergence"
-    return "evaluation by timestep" if re.search(r"_t\d+_\d+", rest) else "evaluation"
+    if found := re.fullmatch(r"(?:.*/)?(.*)_t\d+_\d+(.*)", rest):
+        return f"{found[1]}{found[2]} by timestep"
+    return "validation loss"

@@ -66,9 +66,7 @@ class WatchedRun:
     def image(self, key: str) -> Path | None:
         """The file of an image, if it is one of this run's and is still there."""
         with self._lock:
-            found = (
-                drawn.path for prompt in self.state.prompts.values() for drawn in prompt.images if drawn.key == key
-            )
+            found = (drawn.path for prompt in self.state.prompts.values() for drawn in prompt if drawn.key == key)
             path, output_dir = next(found, ""), str(self.state.start.get("output_dir") or "")
         return image_file(self.record.path.parent, output_dir, path) if path else None
 

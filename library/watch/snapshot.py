@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from library.watch.run_state import RunState
+from library.watch.run_state import Prompt, RunState
 
-FIRST_CHARTS = ("loss", "evaluation", "evaluation by timestep", "divergence")
+FIRST_CHARTS = ("loss", "validation loss", "divergence", "evaluation")
 LAST_CHARTS = ("learning rate", "speed", "memory")
 MOST_MESSAGES = 1000  # the last ones
+MOST_WARNINGS = 200
 
 
 def snapshot(state: RunState) -> dict[str, Any]:
@@ -28,19 +29,27 @@ def snapshot(state: RunState) -> dict[str, Any]:
         "last": state.last,
         "status": {name: number for name, value in state.status.items() if (number := _number(value)) is not None},
         "charts": list(_charts(state)),
-        "prompts": [
-            {"name": prompt.name, "text": prompt.text, "images": [[image.step, image.key] for image in prompt.images]}
-            for _, prompt in sorted(state.prompts.items())
-        ],
+        "prompts": [_prompt(prompt) for _, prompt in sorted(state.prompts.items())],
         "notes": [line for title, line in plan if title == "notes"],
         "plan": plan,
         "options": {str(name): text_of(value) for name, value in options.items()},
+        "warnings": [[message.step, message.text] for message in state.messages if message.is_warning][-MOST_WARNINGS:],
         "messages": [[message.step, message.time, message.text] for message in state.messages[-MOST_MESSAGES:]],
         "earlier_messages": max(0, len(state.messages) - MOST_MESSAGES),
         "checkpoints": [
             {"step": step, "path": str(data.get("path", "")), "bytes": _number(data.get("bytes"))}
             for step, data in state.checkpoints
         ],
+    }
+
+
+def _prompt(prompt: Prompt) -> dict[str, Any]:
+    so_far = prompt.so_far
+    return {
+        "name": prompt.name,
+        "text": prompt.text,
+        "images": [[image.step, image.key] for image in prompt.images],
+        "so_far": None if so_far is None else [so_far.step, so_far.key, so_far.label],
     }
 
 

@@ -11,6 +11,7 @@ from library.options.mistakes import Mistakes
 from library.options.parse import ADAPTERS, DREAMBOOTH, Parsed, Program, parse
 from library.options.simpletuner_keys import IGNORED, KEYS
 from library.options.train_options import FLAGS
+from library.sampling.prompts import ImageRequest, parse_line
 from library.training.saving.outputs import decide_outputs
 
 # As SimpleTuner's own example is written: dashes, and some numbers and switches as texts.
@@ -62,7 +63,7 @@ AS_FLAGS = (
     "--optimizer_type AdamW --optimizer_args weight_decay=0.01 eps=1e-6 --learning_rate 1e-4 "
     "--lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 100 --use_ema "
     "--webhook_config hooks.json"
-).split()
+).split() + ["--sample_prompts", "A photo-realistic image of a cat --d 7"]
 
 
 def of(folder: Path, tree: object, *words: str, program: Program = ADAPTERS, name: str = "config.json") -> Parsed:
@@ -92,7 +93,7 @@ def test_what_is_ignored_is_one_note_without_what_is_off(tmp_path: Path) -> None
     notes = " | ".join(of(tmp_path, WHOLE).notes)
     assert (
         "keys of SimpleTuner in config.json that mean nothing here, ignored: aspect_bucket_rounding, hub_model_id, "
-        "push_to_hub, validation_seed, validation_prompt; images while training: --sample_prompts"
+        "push_to_hub"
     ) in notes
     assert "adamw_bf16" in notes and "networks.lora" in notes
 
@@ -290,7 +291,50 @@ GUIDE = {
 def test_the_keys_of_the_guide_reach_their_flags(key: str, tmp_path: Path) -> None:
     parsed = of(tmp_path, {**GUIDE, "validation_preview": True, "validation_preview_steps": 1})
     assert values(parsed, key) == [GUIDE[key]] and parsed.origins[key] == "config.json"
-    assert any("ignored: validation_preview, validation_preview_steps" in note for note in parsed.notes)
+    assert values(parsed, "validation_preview_steps") == [1]
+
+
+# Of its documentation, and the flags that they are here.
+PREVIEWS = {
+    "validation_prompt": "a photo\n of sks dog", "validation_negative_prompt": "blurry, cropped", "validation_seed": 42,
+    "validation_num_inference_steps": "20", "validation_guidance": 4.5, "validation_resolution": "1024x768",
+    "validation_steps": 100, "validation_noise_scheduler": "euler-a", "validation_preview": True,
+    "validation_preview_steps": 5,
+}  # fmt: skip
+
+
+def test_previews(tmp_path: Path) -> None:
+    parsed = of(tmp_path, PREVIEWS)
+    assert not told(parsed) and not [note for note in parsed.notes if "ignored" in note]
+    (prompt,) = values(parsed, "sample_prompts")
+    request = parse_line(str(prompt))
+    expected = ImageRequest("a photo of sks dog", "blurry, cropped", 1024, 768, 42, 20, 4.5)
+    assert request == expected
+    names = ("sample_every_n_steps", "sample_sampler", "validation_preview_steps")
+    assert values(parsed, *names) == [100, "euler_a", 5]
+
+
+def test_previews_that_are_off_or_set_by_a_flag(tmp_path: Path) -> None:
+    off = of(tmp_path, PREVIEWS | {"validation_preview": False})
+    assert values(off, "validation_preview_steps") == [None]
+    by_flag = of(tmp_path, PREVIEWS, "--sample_prompts=mine.txt")
+    assert values(by_flag, "sample_prompts") == [Path("mine.txt")]
+    assert not told(by_flag)
+    square = of(tmp_path, PREVIEWS | {"validation_resolution": 512, "validation_seed": -1})
+    request = parse_line(str(values(square, "sample_prompts")[0]))
+    assert (request.width, request.height, request.seed) == (512, 512, None)
+    assert any(
+        "for --sample_prompts" in found for found in told(of(tmp_path, PREVIEWS | {"validation_prompt": "a --n b"}))
+    )
+
+
+def test_a_webhook_in_the_file_itself_is_refused_unseen(tmp_path: Path) -> None:
+    hook = {"webhook_type": "discord", "webhook_url": "https://host/pass-word"}
+    for written in (hook, [hook], json.dumps(hook)):
+        parsed = of(tmp_path, {"webhook_config": written})
+        (found,) = told(parsed)
+        assert "a file of its own" in found and "pass-word" not in found
+        assert values(parsed, "webhook_config") == [None]
 
 
 def test_no_change_is_not_set_for_whole_models_too(tmp_path: Path) -> None:

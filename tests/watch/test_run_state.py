@@ -31,20 +31,23 @@ def test_values_are_sorted_into_charts() -> None:
         begin(),
         status(1, loss=0.5, loss__subject=0.3, lr__unet=1e-4, drift__class=0.1),
         line("training.status", 2, values={}, seconds_per_step=0.5, memory_bytes=100, gpu_memory_bytes=200),
-        line("evaluation", 2, values={**evaluation, "loss/validation/step_divergence": 0.0, "dino/mean": 0.4}),
+        line("evaluation", 2, values={**evaluation, "loss/validation/step_divergence": 0.0, "evaluation/dino": 0.4}),
     )
+    assert set(
+        curves(shown(begin(), line("evaluation", 2, values={"loss/validation/epoch_class_t125_249_ema": 1.0})))
+    ) == {"epoch_class_ema by timestep"}
     assert curves(answer) == {
         "loss": {"loss": [1], "loss/subject": [1]},
-        "evaluation": {"loss/validation/step_average": [2]},
-        "evaluation by timestep": {"loss/validation/step_average_t000_249": [2]},
+        "validation loss": {"loss/validation/step_average": [2]},
+        "step_average by timestep": {"loss/validation/step_average_t000_249": [2]},
         "divergence": {"loss/validation/step_divergence": [2]},
-        "dino": {"dino/mean": [2]},
+        "evaluation": {"evaluation/dino": [2]},
         "drift": {"drift/class": [1]},
         "learning rate": {"lr/unet": [1]},
         "speed": {"seconds per step": [2]},
         "memory": {"memory": [2], "GPU memory": [2]},
     }
-    assert list(curves(answer))[:2] == ["loss", "evaluation"] and list(curves(answer))[-1] == "memory"
+    assert list(curves(answer))[:2] == ["loss", "validation loss"] and list(curves(answer))[-1] == "memory"
 
 
 def test_the_head_of_the_page() -> None:
@@ -136,6 +139,34 @@ def test_images_are_sorted_by_prompt_and_version_of_the_weights() -> None:
     assert prompts == [("sample/00", "a dog", [0, 5]), ("sample/00_ema", "a dog", [0]), ("sample/01", "a cat", [0])]
     keys = [key for prompt in answer["prompts"] for _, key in prompt["images"]]
     assert len(set(keys)) == 4
+
+
+def test_a_picture_of_an_image_that_is_being_drawn_gives_way_to_the_image() -> None:
+    def so_far(step: int, done: int) -> bytes:
+        name, path = f"so_far/00_ema/{done:02d}", f"output/sample/so_far/{step}_{done}.png"
+        return line("validation.image", step, name=name, path=path, prompt="a dog", step_label=f"{done}/20")
+
+    first = [begin(), so_far(5, 5), so_far(5, 10)]
+    (prompt,) = shown(*first)["prompts"]
+    assert (prompt["name"], prompt["images"], prompt["so_far"][0], prompt["so_far"][2]) == (
+        "sample/00_ema",
+        [],
+        5,
+        "10/20",
+    )
+    done = drawn("output/a.png", 5, "a dog", "sample/00_ema")
+    (prompt,) = shown(*first, done)["prompts"]
+    assert [step for step, _ in prompt["images"]] == [5] and prompt["so_far"] is None
+    (prompt,) = shown(*first, done, so_far(9, 5), begin("resumed", 6))["prompts"]
+    assert [step for step, _ in prompt["images"]] == [5] and prompt["so_far"] is None
+    assert shown(*first, begin("resumed", 3))["prompts"] == []
+
+
+def test_warnings_are_shown_apart() -> None:
+    answer = shown(
+        begin(), line("notification", 1, message="said"), line("notification", 2, message="beware", severity="warning")
+    )
+    assert answer["warnings"] == [[2, "beware"]] and [text for _, _, text in answer["messages"]] == ["said", "beware"]
 
 
 def test_numbers_that_json_does_not_have_are_counted() -> None:

@@ -54,6 +54,27 @@ class PreviewOptions:
         needs="hand_over",
         private=True,
     )
+    validation_preview_steps: int | None = flag(
+        None,
+        "While a preview image is drawn, write the clean image that the model predicts so far, every n steps of the "
+        "sampler, to sample/so_far; 0 = off.",
+        at_least=1,
+        zero_is_off=True,
+    )
+    preview_decoder: str | None = flag(
+        None,
+        "What decodes these pictures: a tiny autoencoder, a linear map from latents to colours that is fitted to the "
+        "VAE, or the VAE itself; not set = tae with preview_tae, else linear.",
+        choices=("tae", "linear", "vae"),
+    )
+    preview_tae: Path | None = flag(
+        None, "Tiny autoencoder (TAESD) of the model's family: a diffusers folder, or a .safetensors file."
+    )
+    preview_target: str | None = flag(
+        None,
+        "Where these pictures go besides the folder: to the tracker, to webhooks, or to both; not set = nowhere else.",
+        choices=("folder", "tensorboard", "webhook", "all"),
+    )
     sample_batch_size: int = flag(
         1, "Number of prompts of the same size and sampler to draw together.", at_least=1, zero_is_off=True
     )

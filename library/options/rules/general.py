@@ -335,6 +335,13 @@ NO_EFFECT = (
         NoEffect(name, off("masked_loss", "alpha_mask", *DATASET_FILES), "there are no masks (masked_loss is not set)")
         for name in ("mask_floor", "mask_invert")
     ),
+    NoEffect(
+        "validation_preview_steps", off("sample_prompts"), "no preview images are drawn (sample_prompts is not set)"
+    ),
+    *(
+        NoEffect(name, off("validation_preview_steps"), "validation_preview_steps is not set")
+        for name in ("preview_decoder", "preview_tae", "preview_target")
+    ),
     NoEffect("preview_refiner", off("sample_prompts"), "no preview images are drawn (sample_prompts is not set)"),
     NoEffect(
         "preview_refiner",

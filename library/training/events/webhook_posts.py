@@ -20,7 +20,7 @@ from typing import cast
 from library.messages import readable_bytes, readable_time
 from library.training.events.events import Event
 from library.training.events.record import content_of, plain
-from library.training.events.webhook_config import Webhook
+from library.training.events.webhook_config import LEVELS, Webhook
 
 LONGEST = 2000  # characters of a message
 MOST_FILES = 10  # of a message
@@ -43,6 +43,8 @@ def severity_of(event: Event, form: str) -> str:
     """The severity of an event. The values of a step are info as data, and debug where people read them."""
     if event.type == "lifecycle.stage" and event.data.get("stage") == "interrupted":
         return "warning"
+    if event.data.get("severity") in LEVELS:
+        return str(event.data["severity"])
     if event.type == "training.status" and form == "raw":
         return "info"
     return SEVERITY.get(event.type, "info")

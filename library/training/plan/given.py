@@ -89,6 +89,8 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     "sample_prompts": _with("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"),
     **dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), _with("sample_prompts")),
     "preview_refiner": _with("sample_prompts"),
+    "validation_preview_steps": _with("sample_prompts"),
+    **dict.fromkeys(("preview_decoder", "preview_tae", "preview_target"), _with("validation_preview_steps")),
     **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),

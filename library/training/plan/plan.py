@@ -34,6 +34,7 @@ from library.training.plan.writable_paths import check_final_model, check_writab
 from library.training.preservation.base_plan import BasePlan, decide_base
 from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
 from library.training.preview.refiner_plan import decide_refiner
+from library.training.preview.so_far_plan import decide_so_far
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
@@ -137,14 +138,15 @@ def decide_optimization(
 
 
 def decide_preview(facts: RunFacts, mistakes: Mistakes) -> PreviewPlan | None:
-    """The images to draw during training, in the base model's native size unless a prompt sets another, and the refiner
-    that finishes them."""
+    """The images to draw during training, in the base model's native size unless a prompt sets another, the refiner
+    that finishes them, and the pictures meanwhile."""
     base_model = facts.base_model
     refined = facts.images.table.placements if base_model.family.refines else ()
     preview = plan_preview(facts.options, base_model.family.preview[base_model.prediction], refined)
     if preview is None:
         return None
-    return replace(preview, refiner=decide_refiner(facts.options, base_model, facts.precision.frozen, mistakes))
+    refiner = decide_refiner(facts.options, base_model, facts.precision.frozen, mistakes)
+    return replace(preview, refiner=refiner, so_far=decide_so_far(facts.options, base_model.family, mistakes))
 
 
 def decide_loss(

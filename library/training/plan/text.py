@@ -288,6 +288,8 @@ def _preview(preview: PreviewPlan | None) -> Iterator[str]:
         yield str(preview)
         if preview.refiner is not None:
             yield str(preview.refiner)
+        if preview.so_far is not None:
+            yield str(preview.so_far)
 
 
 def _validation(facts: RunFacts, versions: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from library.families.family import AS_TRAINED, TextSettings
 from library.options.mistakes import Mistake, UserError
 from library.sampling.images import encode_prompts, sample_batch, texts_of, token_limit
 from library.sampling.prompts import ImageRequest
-from library.sampling.sampling_path import HandOver
+from library.sampling.sampling_path import Estimates, HandOver
 from library.training.memory import release_memory, working_copy
 from library.training.preview.plan import PreviewPlan, read_requests
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from library.training.conditioning import Conditioner
     from library.training.inputs import LatentEncoder
     from library.training.preview.preview import Draw
+    from library.training.preview.so_far import GroupSoFar
     from library.training.run import Run
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -122,7 +123,9 @@ def open_drawer(  # noqa: PLR0913 - model and prompts, and by name how they comp
                 seeds: Sequence[int],
                 places: Sequence[int],
                 hand_over: HandOver | None = None,
+                so_far: GroupSoFar | None = None,
             ) -> list[Image]:
+                shown = None if so_far is None else Estimates(so_far.every, partial(so_far.show, decoding))
                 return sample_batch(
                     drawn_with,
                     requests,
@@ -130,6 +133,7 @@ def open_drawer(  # noqa: PLR0913 - model and prompts, and by name how they comp
                     init_latents=None if starts is None else [starts(place) for place in places],
                     strength=strength,
                     hand_over=hand_over,
+                    estimates=shown,
                     encode=prompts,
                     autocast=autocast,
                     dtype=torch.float32,  # of the latents, as in training

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from library.data.buckets import Placement
     from library.options.train_options import TrainOptions
     from library.training.preview.refiner_plan import RefinerPlan
+    from library.training.preview.so_far_plan import SoFarPlan
 
 FOLDER = "sample"
 ENDINGS = (".txt", ".toml", ".json")
@@ -32,7 +33,8 @@ class PreviewPlan:
     for options that a prompt leaves out; at most `batch_size` images are drawn together.
 
     `refined`: the placements of the run's images, which the prompts refine in turn, each in its size; empty: images
-    are drawn from noise. `refiner`: finishes each image too, to a file of its own.
+    are drawn from noise. `refiner`: finishes each image too, to a file of its own. `so_far`: pictures while
+    they are drawn.
     """
 
     prompts: Path
@@ -45,6 +47,7 @@ class PreviewPlan:
     defaults: ImageRequest
     refined: Sequence[Placement] = ()
     refiner: RefinerPlan | None = None
+    so_far: SoFarPlan | None = None
 
     def refined_image(self, place: int) -> int:
         """The number of the image that the prompt at `place` refines."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
     from library.training.averaging.weights import Versions, Weights
     from library.training.plan.duration import Duration
     from library.training.preview.refiner import Refiner
+    from library.training.preview.so_far import GroupSoFar, SoFar
     from library.training.run import Run
     from library.training.saving.state import Progress
 
 
 class Draw(Protocol):
     """(requests, seeds, places among the prompts) to images; the requests agree in size, sampler, steps and scale.
-    `hand_over` keeps them on their way, for a refiner to finish."""
+    `hand_over` keeps them on their way, for a refiner to finish; `so_far` makes pictures meanwhile."""
 
     def __call__(
         self,
@@ -42,6 +44,7 @@ class Draw(Protocol):
         seeds: Sequence[int],
         places: Sequence[int],
         hand_over: HandOver | None = None,
+        so_far: GroupSoFar | None = None,
     ) -> list[Image]: ...
 
 
@@ -70,19 +73,21 @@ class Preview:
     `open_drawer()` is open while images are drawn; `versions` of the weights are drawn with one after the other, with
     the same seeds, to files with their suffix; `modules` are all modules of the forward pass, adapters included;
     `log_images(images by name, step)` sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due`
-    whether the last epoch is incomplete. `refiner`: finishes each image too, once all are drawn. Errors are logged, and
-    training continues.
+    whether the last epoch is incomplete. `refiner`: finishes each image too, once all are drawn; `so_far`: makes
+    pictures while they are drawn. Errors are logged, and training continues.
     """
 
     plan: PreviewPlan | None
     open_drawer: Callable[[], AbstractContextManager[Draw]]
     modules: Iterable[nn.Module]
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     log_images: Callable[[Mapping[str, DrawnImage], int], None]
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int | None = None
     steps_per_epoch: int = 0
     refiner: Refiner | None = None
+    so_far: SoFar | None = None
     now: Callable[[], datetime] = datetime.now
 
     def before_training(self, progress: Progress) -> None:
@@ -112,7 +117,7 @@ class Preview:
         with self._log_errors("no sample images"):
             requests = list(map(self._with_known_sampler, read_requests(plan)))
             if not requests:
-                self.say(f"no sample images: {plan.prompts} is empty")
+                self.warn(f"no sample images: {plan.prompts} is empty")
                 return
             self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
             seeds = [random_seed() if request.seed is None else request.seed for request in requests]
@@ -123,7 +128,8 @@ class Preview:
                     for places in group_requests(requests, plan.batch_size):
                         with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
                             group = Group(places, [requests[place] for place in places], [seeds[p] for p in places])
-                            drawn |= self._draw_group(plan, mark, suffix, group, draw, waiting)
+                            so_far = self._pictures(plan, mark, suffix, group, step)
+                            drawn |= self._draw_group(plan, mark, suffix, group, partial(draw, so_far=so_far), waiting)
             if self.refiner is not None and waiting:
                 with self._log_errors("images were not refined"):
                     drawn |= self._refine(plan, mark, waiting, self.refiner)
@@ -143,6 +149,13 @@ class Preview:
                 few = f"none of the {counted(request.steps, 'step')} of {request.sampler} is below {hand_over.below}"
                 self.say(f"prompt {', '.join(map(str, group.places))} was not refined: {few}; use more steps")
         return self._write(plan, mark, suffix, group, images)
+
+    def _pictures(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, step: int) -> GroupSoFar | None:
+        """What makes the pictures of a group while it is drawn."""
+        if self.so_far is None:
+            return None
+        seeded = [replace(request, seed=seed) for request, seed in zip(group.requests, group.seeds, strict=True)]
+        return self.so_far.of(plan, mark, suffix, dict(zip(group.places, seeded, strict=True)), step)
 
     def _refine(
         self, plan: PreviewPlan, mark: str, waiting: Sequence[Waiting], refiner: Refiner
@@ -181,7 +194,7 @@ class Preview:
         mistake = check_sampler(request.sampler)
         if mistake is None:
             return request
-        self.say(f"{mistake.what}: using ddim instead")
+        self.warn(f"{mistake.what}: using ddim instead")
         return replace(request, sampler="ddim")
 
     @contextmanager
@@ -190,12 +203,12 @@ class Preview:
         try:
             yield
         except UserError as error:
-            self.say("\n".join([f"{consequence}:", str(error)]))
+            self.warn("\n".join([f"{consequence}:", str(error)]))
         except Exception as error:  # noqa: BLE001 - full disk, out of memory, sampler settings that fail
-            self.say(f"{consequence}: {type(error).__name__}: {error}")
+            self.warn(f"{consequence}: {type(error).__name__}: {error}")
 
 
-def build_preview(
+def build_preview(  # noqa: PLR0913 - what a preview is made of, each from another room
     plan: PreviewPlan | None,
     open_drawer: Callable[[], AbstractContextManager[Draw]],
     modules: Sequence[nn.Module],
@@ -203,6 +216,7 @@ def build_preview(
     run: Run,
     weights: Weights,
     refiner: Refiner | None,
+    so_far: SoFar | None,
 ) -> Preview:
     """The sample images of a run, drawn with the versions of the weights that are shown."""
     return Preview(
@@ -210,9 +224,11 @@ def build_preview(
         open_drawer=open_drawer,
         modules=modules,
         say=run.say,
+        warn=run.warn,
         log_images=run.log_images,
         versions=weights.shown(),
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
         refiner=refiner,
+        so_far=so_far,
     )

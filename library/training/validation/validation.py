@@ -92,6 +92,7 @@ class Validation:
     steps_per_epoch: int
     log: Callable[[dict[str, float], int], None]
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     table: Table
     base: Callable[[], AbstractContextManager[None]] | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -107,12 +108,12 @@ class Validation:
         kept = progress.base_losses
         if not keys.keys() <= {name for name, key in keys.items() if key in kept}:
             if self.base is None:
-                self.say("no validation losses of the base model: the state has none of these images")
+                self.warn("no validation losses of the base model: the state has none of these images")
                 return
             try:
                 losses = self.measure(self.plan, self.base)
             except Unreadable as error:
-                self.say(f"no validation losses of the base model: {error.mistakes[0].what}")
+                self.warn(f"no validation losses of the base model: {error.mistakes[0].what}")
                 return
             self.say(f"base model: {describe(losses, {})}")
             kept = {keys[name]: as_lists(means) for name, means in losses.means.items()}
@@ -140,14 +141,14 @@ class Validation:
             try:
                 self._last = step, {suffix: self.measure(plan, held) for suffix, held in self.versions.items()}
             except Unreadable as error:
-                self.say(f"step {step}: no validation loss: {error.mistakes[0].what}")
+                self.warn(f"step {step}: no validation loss: {error.mistakes[0].what}")
                 return
             for suffix, losses in self._last[1].items():
                 self.say(f"step {step}{' with the EMA' if suffix else ''}: {describe(losses, self._base)}")
                 self.table.add(step, progress.epoch, _VERSIONS[suffix], self._parts(), losses.means)
             self.table.write()
             if self.table.memorises():
-                self.say(f"step {step}: {MEMORISES}")
+                self.warn(f"step {step}: {MEMORISES}")
         for suffix, losses in self._last[1].items():
             self.log(self._logged(kind, losses.means, suffix), at)
         if self._base:
@@ -266,6 +267,7 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         steps_per_epoch=duration.steps_per_epoch,
         log=run.log,
         say=run.say,
+        warn=run.warn,
         table=table,
         base=trainable.switched_off or (None if resumed else nullcontext),
         autocast=run.accelerator.autocast,

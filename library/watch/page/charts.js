@@ -52,7 +52,7 @@ const Charts = (() => {
     const folders = names.map((name) => name.split("/").slice(0, -1));
     let shared = 0;
     while (folders.every((folder) => shared < folder.length && folder[shared] === folders[0][shared])) shared += 1;
-    return names.map((name) => name.split("/").slice(shared).join("/"));
+    return names.map((name) => name.split("/").slice(shared).join("/").replace(/^.*_(t\d+_\d+)/, "$1"));
   }
 
   function parts(chart, runs, settings) {
@@ -196,7 +196,8 @@ const Charts = (() => {
   }
 
   // `runs`: the shown runs as {index (0, 1), label, charts}; `settings`: smoothing as a share of the run, log, outliers.
-  function draw(container, runs, settings, onZoom) {
+  // `place(name)`: the element that a chart belongs to.
+  function draw(place, runs, settings, onZoom) {
     const names = [...new Set(runs.flatMap((run) => run.charts.map((chart) => chart.name)))];
     for (const [name, { plot, figure }] of plots) {
       if (names.includes(name)) continue;
@@ -206,7 +207,7 @@ const Charts = (() => {
     }
     for (const name of names) {
       const curves = (run) => run.charts.find((chart) => chart.name === name)?.curves ?? [];
-      drawOne(name, runs.map((run) => ({ ...run, curves: curves(run) })), settings, container, onZoom);
+      drawOne(name, runs.map((run) => ({ ...run, curves: curves(run) })), settings, place(name), onZoom);
     }
   }
 

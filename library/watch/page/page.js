@@ -152,6 +152,7 @@
     const lines = run.ending ? [make("li", run.stage === "failed" ? "bad" : "warn", isolated(run.ending))] : [];
     if (run.problem) lines.push(make("li", "bad", isolated(run.problem)));
     if (run.damaged) lines.push(make("li", "warn", number(run.damaged) + " damaged lines of the record are left out"));
+    lines.push(...run.warnings.map(([, text]) => make("li", "warn", isolated(text))).reverse());
     lines.push(...run.notes.map((note) => make("li", "warn", isolated(note))));
     return make("article", "run r" + run.index, title, make("p", "where", isolated(run.record)), bar, make("p", "steps-done", steps, make("span", "said", isolated(said))),
       tiles(run), lines.length ? make("ul", "notes", ...lines) : null);
@@ -171,7 +172,10 @@
   function drawCurves() {
     const runs = shown();
     one("curves").hidden = !runs.some((run) => run.charts.length);
-    Charts.draw(one("charts"), runs, settings(), () => {
+    const isByTimestep = (name) => name.endsWith(" by timestep");
+    one("by-timestep").hidden = !runs.some((run) => run.charts.some((chart) => isByTimestep(chart.name)));
+    const place = (name) => one(isByTimestep(name) ? "more-charts" : "charts");
+    Charts.draw(place, runs, settings(), () => {
       requestAnimationFrame(() => { one("whole").hidden = !Charts.anyZoomed(); });
     });
   }
@@ -179,10 +183,11 @@
   // ---- previews
 
   const stepsOf = (runs) =>
-    [...new Set(runs.flatMap((run) => run.prompts.flatMap((prompt) => prompt.images.map(([step]) => step))))].sort((a, b) => a - b);
+    [...new Set(runs.flatMap((run) => run.prompts.flatMap((prompt) => [...prompt.images, prompt.so_far ?? []].flatMap(([step]) => step ?? []))))]
+      .sort((a, b) => a - b);
 
-  // The last image of a prompt up to a step: [step, key], or undefined.
-  const imageAt = (prompt, step) => prompt?.images.findLast(([at]) => at <= step);
+  // The last image of a prompt up to a step, also one that is being drawn: [step, key, how far it is], or undefined.
+  const imageAt = (prompt, step) => [...(prompt?.images ?? []), ...(prompt?.so_far ? [prompt.so_far] : [])].findLast(([at]) => at <= step);
 
   // The prompts of a run by what tells them apart in another run too: the text, the version of the weights, and which
   // of several with one text it is.
@@ -257,7 +262,7 @@
     const found = imageAt(prompt, step);
     button.disabled = !found;
     const source = found ? "runs/" + run.id + "/images/" + found[1] : "";
-    label.replaceChildren(...(shown().length > 1 ? [isolated(run.label), " · "] : []), found ? "step " + number(found[0]) : "");
+    label.replaceChildren(...(shown().length > 1 ? [isolated(run.label), " · "] : []), found ? "step " + number(found[0]) + (found[2] ? ", drawing " + found[2] : "") : "");
     button.classList.toggle("older", Boolean(found) && found[0] !== step);
     if (!found) {
       button.classList.add("gone");

@@ -52,7 +52,12 @@ class Recorder:
         self.order.append("away")
 
     def draw(
-        self, requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int], hand_over: object = None
+        self,
+        requests: Sequence[ImageRequest],
+        seeds: Sequence[int],
+        places: Sequence[int],
+        hand_over: object = None,
+        so_far: object = None,
     ) -> list[Image.Image]:
         self.order.append("draw")
         self.places += places
@@ -74,6 +79,7 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
         open_drawer=recorder.open_drawer,
         modules=(),
         say=recorder.said.append,
+        warn=recorder.said.append,
         log_images=recorder.log_images,
         steps=100,
         steps_per_epoch=4,

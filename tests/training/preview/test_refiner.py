@@ -126,7 +126,12 @@ class Handing(Recorder):
     """Draws, and hands over every image but those of two steps."""
 
     def draw(
-        self, requests: Sequence[ImageRequest], seeds: Sequence[int], places: Sequence[int], hand_over: Any
+        self,
+        requests: Sequence[ImageRequest],
+        seeds: Sequence[int],
+        places: Sequence[int],
+        hand_over: Any,
+        so_far: object = None,
     ) -> Any:
         if requests[0].steps > 2:
             hand_over.kept |= dict.fromkeys(range(len(requests)), "on its way")

@@ -89,6 +89,7 @@ class Toy:
             steps_per_epoch=4,
             log=lambda values, step: self.logged.append((values, step)),
             say=self.said.append,
+            warn=self.said.append,
         )
         return replace(validation, **values)
 
