@@ -31,6 +31,7 @@ TIMEOUT = 10.0  # seconds without a sign of life, after which an attempt has fai
 BACKOFF = (1.0, 2.0, 5.0, 10.0, 30.0)  # seconds between attempts; the last one from then on
 ATTEMPTS = 6  # of a request that is answered with "later"
 LATER = (408, 425, 429)  # answers after which another attempt is worth it, like all from 500 on
+GATHERING = 2.0  # seconds after a message for people, in which others gather for the next one
 PATIENCE = 15.0  # seconds for what is left at the end of a run
 DROPPED_FIRST = (("training.status",), ("notification", "evaluation", "validation.image", "training.checkpoint"))
 
@@ -64,7 +65,8 @@ class Answer:
 @dataclass
 class WebhookSink:
     """A sink that sends events to one webhook. `start`: data of the run's first event. `say` writes a log line; only
-    the thread of the run calls it. `limit` of the queue, `timeout`, `backoff` and `patience`: see above."""
+    the thread of the run calls it. `limit` of the queue, `timeout`, `backoff`, `patience` and `gathering`: see
+    above."""
 
     webhook: Webhook
     start: Mapping[str, object]
@@ -73,6 +75,7 @@ class WebhookSink:
     timeout: float = TIMEOUT
     backoff: Sequence[float] = BACKOFF
     patience: float = PATIENCE
+    gathering: float = GATHERING
     lost: Counter[str] = field(default_factory=Counter, init=False)
     _waiting: list[Event] = field(default_factory=list, init=False)
     _in_flight: tuple[str, ...] = field(default=(), init=False)
@@ -140,6 +143,8 @@ class WebhookSink:
                 with self._changed:
                     self.lost.update(() if delivered else post.types)
                     self._in_flight = ()
+            if self.webhook.form == "discord":
+                self._pause(self.gathering)
 
     def _take(self) -> list[Event]:
         """The next events, when there are some; none at the end."""
@@ -203,7 +208,7 @@ class WebhookSink:
                 self._to_say.append(line)
 
     def _pause(self, seconds: float) -> bool:
-        """Wait before another attempt, shorter once the run ends. Returns whether there is time for one."""
+        """Wait, until the run ends at the latest if it goes on now. Returns whether there is time for an attempt."""
         with self._changed:
             is_ending = self._ends_at is not None
             ends = time.monotonic() + min(seconds, self._seconds_left())

@@ -195,3 +195,16 @@ def test_the_queue_is_bounded_by_default() -> None:
         hook.write(loss(step))
     assert len(hook._waiting) <= QUEUE
     hook.close()
+
+
+def test_messages_for_people_gather_and_the_end_does_not_wait() -> None:
+    """The first goes at once; what follows within the pause is one message, at the latest when the run ends."""
+    with receiving() as receiver:
+        hook = sink(receiver, [], Webhook("discord", receiver.url), gathering=60.0)
+        hook.write(event("notification", message="first"))
+        until(lambda: receiver.accepted)
+        for number in range(5):
+            hook.write(event("notification", message=f"line {number}"))
+        hook.close()
+    contents = [each["content"] for each in receiver.events()]
+    assert len(contents) == 2 and contents[1].count("line") == 5
