@@ -94,7 +94,7 @@ def read_record(path: Path) -> Record | None:
     try:
         text, pixels = read(path, convert)
         record = Record(**json.loads(text))
-    except (BadImage, ValueError, TypeError):
+    except (BadImage, ValueError, TypeError, RecursionError):
         return None
     return record if record.pixels == pixels else None
 

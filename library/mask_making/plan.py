@@ -161,12 +161,15 @@ def _name(
         mistakes.add(what, "choose a folder elsewhere, or --input_dir itself")
         return {}
     existing: list[str] = []
+    if (reason := _not_writable(target)) is not None:
+        mistakes.add(f"--output_dir {options.output_dir} {reason}", "choose another folder")
+        return {}
     if os.path.exists(target):
         try:
             places = directories.below(target, recursive=options.recursive)
         except OSError as error:
-            reason = "is a file" if os.path.isfile(target) else f"cannot be read ({error.strerror or error})"
-            mistakes.add(f"--output_dir {options.output_dir} {reason}", "choose another folder")
+            what = f"--output_dir {options.output_dir} cannot be read ({error.strerror or error})"
+            mistakes.add(what, "choose another folder")
             return {}
         existing = [prefix + name for prefix, place in places for name in place.images]
         existing = [name for name in existing if not beside or is_mask_label(name)]
@@ -177,3 +180,13 @@ def _name(
         what = f"masks would replace images: {listed(options.output_dir / name for name in over)}"
         mistakes.add(what, "choose another --output_dir")
     return masks
+
+
+def _not_writable(folder: str) -> str | None:
+    """Why no file can be written to a folder, which may not exist yet; None if nothing speaks against it."""
+    nearest = folder
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        return "is a file" if nearest == folder else f"cannot be made: {nearest} is a file"
+    return None if os.access(nearest, os.W_OK) else "cannot be written: permission denied"

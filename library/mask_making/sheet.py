@@ -16,6 +16,7 @@ from library.data.contact_sheet import page
 from library.data.contact_sheet.markup import count, escape, head, number, percent
 from library.data.contact_sheet.thumbnails import Thumbnail, make_thumbnails
 from library.data.decoding import decode, luminance
+from library.data.scan.listing import absolute
 from library.mask_making.plan import MaskJob
 from library.options.mistakes import Mistake, UserError
 
@@ -28,7 +29,7 @@ Entry = tuple[MaskJob, tuple[str, ...], str]
 _STYLE = """
 .grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); padding-block: 14px 26px; }
 .card { flex-direction: column; contain-intrinsic-size: auto 240px auto 300px; }
-.image { width: 100%; height: auto; cursor: default; }
+main .image { width: 100%; height: auto; cursor: default; }
 .image img { height: auto; }
 .mask { display: block; }
 .text { min-height: 0; }
@@ -44,7 +45,8 @@ def write_sheet(path: Path, folder: Path, entries: Sequence[Entry]) -> None:
     others = [entry for entry in entries if not (entry[1] or entry[2])]
     room = max(1, page.MOST_SHOWN - len(marked))
     shown = [*marked[: page.MOST_SHOWN], *others[:: max(1, -(-len(others) // room))]]
-    thumbnails = make_thumbnails([(partial(images.load, job.image), partial(_mask, job)) for job, _, _ in shown])
+    reads = [(partial(images.load, job.image), partial(_mask, job)) for job, _, _ in shown]
+    thumbnails = make_thumbnails(reads, progress=True)
     try:
         write_text(path, _render(folder, len(entries), shown, thumbnails))
     except CheckpointError as error:
@@ -57,7 +59,7 @@ def _mask(job: MaskJob) -> NDArray[np.uint8]:
 
 
 def _render(folder: Path, total: int, shown: Sequence[Entry], thumbnails: Sequence[Thumbnail]) -> str:
-    title = f"Masks of {folder.name or folder}"
+    title = f"Masks of {Path(absolute(folder)).name or folder}"
     style = Path(page.__file__).with_name("page.css").read_text(encoding="utf-8") + _STYLE
     cards = "".join(_card(entry, thumbnail) for entry, thumbnail in zip(shown, thumbnails, strict=True))
     selection = "" if len(shown) == total else f", {number(len(shown))} of them shown"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from library.checkpoints.files import sha256
 from library.checkpoints.header import CheckpointError
-from library.families.registry import find_model
+from library.families.registry import NotDownloaded, find_model
 from library.mask_making.boxes import Box
 from library.mask_making.options import CLIPSEG, THRESHOLD, MaskMakingOptions
 from library.messages import listed
@@ -97,8 +97,15 @@ def choose_model(options: MaskMakingOptions, mistakes: Mistakes) -> TextModel | 
     try:
         folder = find_model(options.model or CLIPSEG)
         config = _read_config(folder)
+    except NotDownloaded:
+        name = options.model or CLIPSEG
+        what = f"--model {name}" if options.model else f"--text_input needs a model, and {name}"
+        folder = Path("models") / name.split("/")[1]
+        get = f"get it once: hf download {name} --local-dir {folder.as_posix()}, and add --model {folder.as_posix()}"
+        mistakes.add(f"{what} is neither a folder nor in the local Hugging Face cache", f"{get}; {_WITHOUT_MODEL}")
+        return None
     except CheckpointError as error:
-        mistakes.add(f"{'--model' if options.model else 'the model of --text_input'}: {error}", _WITHOUT_MODEL)
+        mistakes.add(f"--model {error}", f"give the folder of a transformers model; {_WITHOUT_MODEL}")
         return None
     architecture = str((config.get("architectures") or [""])[0])
     kind = _kind(str(config.get("model_type", "")), architecture)
@@ -124,17 +131,16 @@ def choose_model(options: MaskMakingOptions, mistakes: Mistakes) -> TextModel | 
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError, which continues "--model "."""
     if not folder.is_dir():
-        raise CheckpointError(f"--model {folder} is a file. Give the folder of a transformers model")
+        raise CheckpointError(f"{folder} is a file")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(
-            f"--model {folder}: its config.json cannot be read ({reason}). Give the folder of a transformers model"
-        ) from error
+        raise CheckpointError(f"{folder}: its config.json cannot be read ({reason})") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"--model {folder}: its config.json is not an object")
+        raise CheckpointError(f"{folder}: its config.json is not an object")
     return config
 
 

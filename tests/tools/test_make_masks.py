@@ -293,6 +293,9 @@ def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
             (tmp_path / name).mkdir()
         assert told in errors(capsys, "--input_dir", tmp_path / name, "--output_dir", out, "--alpha")
     (tmp_path / "train" / "10_dog").mkdir(parents=True)
+    below = tmp_path / "file" / "a" / "b"
+    err = errors(capsys, "--input_dir", tmp_path / "train", "--output_dir", below, "--alpha")
+    assert f"--output_dir {below} cannot be made: {tmp_path / 'file'} is a file" in err
     noise((8, 8)).save(tmp_path / "train" / "10_dog" / "a.png")
     err = errors(capsys, "--input_dir", tmp_path / "train", "--output_dir", out, "--alpha")
     assert "give its sub-folder '10_dog', which contains 1 image, or add --recursive" in err

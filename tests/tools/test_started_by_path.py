@@ -1,4 +1,4 @@
-"""Every script for LoRAs and models as a user starts it: by its path, from another folder."""
+"""Scripts for LoRAs, models and masks as a user starts it: by its path, from another folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from tests.tools import loras
 SCRIPTS = (
     "networks/check_lora_weights.py", "networks/extract_lora_from_dylora.py", "networks/extract_lora_from_models.py",
     "networks/lora_interrogator.py", "networks/merge_lora.py", "networks/resize_lora.py",
-    "networks/sdxl_merge_lora.py", "networks/svd_merge_lora.py", "tools/merge_models.py",
+    "networks/sdxl_merge_lora.py", "networks/svd_merge_lora.py", "tools/make_masks.py",
+    "tools/merge_models.py",
 )  # fmt: skip
 
 

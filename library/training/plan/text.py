@@ -68,6 +68,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "length": _length(plan),
         "images": _preview(plan.preview),
         "validation": _validation(plan.facts, len(plan.averages.shown)),
+        "evaluation": _evaluation(plan),
         "machine": _machine(plan.facts, plan.workers),
         "base model": _quantisation(plan.facts),
         "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
@@ -278,6 +279,7 @@ def _length(plan: Plan) -> Iterator[str]:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
         yield f"resumes after {where} from {plan.resume.folder}"
+    yield from plan.best.describe()
     drawn = plan.facts.options.run.seed is None and plan.resume is None
     repeat = f" (random; use --seed {plan.facts.seed} to repeat this run)" if drawn else ""
     yield f"seed {plan.facts.seed}{repeat}"
@@ -305,6 +307,12 @@ def _validation(facts: RunFacts, versions: int) -> Iterator[str]:
     yield f"{' and '.join([*counts[:-1], last])}, each at {TIMESTEPS} timesteps, after {' and '.join(moments)}"
     share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch, versions)
     yield f"adds about {share:.0%} to the training time (use --max_validation_steps to lower it)"
+
+
+def _evaluation(plan: Plan) -> Iterator[str]:
+    if plan.evaluation is not None:
+        samples, versions = plan.facts.order.samples_per_epoch, len(plan.averages.shown)
+        yield from plan.evaluation.describe(plan.evaluation.share_of_training(plan.facts.duration, samples, versions))
 
 
 def _machine(facts: RunFacts, workers: int) -> Iterator[str]:
@@ -347,8 +355,12 @@ def _files(plan: Plan) -> Iterator[str]:
     if events:
         names = [path.name for event in events for path in outputs.models(outputs.stem(event))]
         yield f"{len(names)} during training: {_first_and_last(names)}"
-    if plan.costs.files.models <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
-        yield f"at most {counted(plan.costs.files.models, 'model')} at once, with the final one"
+    if plan.best.keep is not None:
+        names = [path.name for path in outputs.models(outputs.best_stem())]
+        yield f"the best by {plan.best.keep.name} ({plan.best.keep.direction}): {', '.join(names)}"
+    most = plan.costs.files.models - outputs.best_models
+    if most <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
+        yield f"at most {counted(most, 'model')} at once, with the final one"
     if outputs.states or outputs.final_state:
         yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
     snapshots = outputs.snapshot_folder
