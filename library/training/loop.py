@@ -58,7 +58,8 @@ class Loop:
     have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
     `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
-    returns further values of a step to log; all processes call it.
+    returns further values of a step to log; all processes call it. `is_over(progress)`: whether to end before the last
+    step, as the writing process knows after `due`; None: never.
     """
 
     run: Run
@@ -75,13 +76,14 @@ class Loop:
     max_grad_norm: float
     record: Callable[[int, float], None] = lambda step, loss: None
     measured: Callable[[], Mapping[str, float]] = dict
+    is_over: Callable[[Progress], bool] | None = None
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
         many files cannot be read."""
         # Start where the run, or the run that is resumed, stopped.
         freeze_finished(self.trainable.parts, progress.step)
-        if progress.step >= self.duration.steps:
+        if self._is_last(progress):
             return progress
         if progress.window == self.duration.steps_per_epoch:  # the state was saved between last step and end of epoch
             self._end_epoch(progress)
@@ -104,9 +106,9 @@ class Loop:
             self._call_due(progress, epoch_ended=False)
 
             # End the epoch, or the run.
-            if progress.window == self.duration.steps_per_epoch or progress.step >= self.duration.steps:
+            if progress.window == self.duration.steps_per_epoch or self._is_last(progress):
                 self._end_epoch(progress)
-            if progress.step >= self.duration.steps:
+            if self._is_last(progress):
                 break
             window = self._begin_window(progress)
         return progress
@@ -246,8 +248,15 @@ class Loop:
         progress.window = 0
         progress.last_epoch_losses = progress.epoch_losses
         progress.epoch_losses = []
-        if progress.step < self.duration.steps:
+        if not self._is_last(progress):
             self._begin_epoch(progress)
+
+    def _is_last(self, progress: Progress) -> bool:
+        """Whether the run ends after this step. All ranks call it, and get the same answer."""
+        if progress.step >= self.duration.steps or self.is_over is None:
+            return progress.step >= self.duration.steps
+        is_over = self.run.processes.is_writer and self.is_over(progress)
+        return bool(self.run.processes.sum(torch.tensor(float(is_over))))
 
 
 def epoch_loss(progress: Progress, steps_per_epoch: int) -> str:

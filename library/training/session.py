@@ -12,6 +12,7 @@ from library.data.dataset import BatchLoader, explain_dead_workers
 from library.runtime.allocator import preallocate_heap
 from library.runtime.signals import explain_interrupt
 from library.training.averaging.weights import build_weights
+from library.training.best.best import Best
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
 from library.training.events.sinks import open_events
@@ -115,6 +116,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         saver = Saver(
             plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved
         )
+        best = Best(plan.best, saver.save_best, plan.outputs.models(plan.outputs.best_stem())[0], run.say)
+        run.listeners.append(best.hear)
         snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
@@ -138,17 +141,20 @@ def train(plan: Plan, recipe: Recipe) -> None:
             left_out=left_out,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
-            due=(snapshots.due, saver.save_due, preview.due, validation.due),
+            # a state that is saved knows what was measured before
+            due=(snapshots.due, validation.due, best.due, saver.save_due, preview.due),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
             measured=loss.measured,
+            is_over=best.is_over if plan.best.stop is not None else None,
         )
         before = progress.step
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
                     validation.begin(progress)
+                    best.begin(progress)
                     preview.before_training(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
@@ -157,6 +163,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
+                for line in best.report(progress, facts.duration.steps):
+                    run.say(line)
                 report(plan, run, saver, progress.step - before, time.monotonic() - began)
 
 

@@ -315,6 +315,7 @@ OUR_OWN = (
         )
     ),
     *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
+    *("keep_best", "early_stop"),
 )
 
 KINDS = {

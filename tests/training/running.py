@@ -92,14 +92,14 @@ def recorded_losses() -> Iterator[dict[int, float]]:
     from accelerate.state import AcceleratorState
 
     losses: dict[int, float] = {}
+    log = Run.log
+
+    def recording(self: Run, values: dict[str, float], step: int) -> None:
+        losses.update((step, values[tag]) for tag in ("loss", "loss/current") if tag in values)
+        log(self, values, step)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Run,
-            "log",
-            lambda self, values, step: losses.update(
-                (step, values[tag]) for tag in ("loss", "loss/current") if tag in values
-            ),
-        )
+        patch.setattr(Run, "log", recording)
         AcceleratorState._reset_state(True)
         try:
             yield losses

@@ -44,6 +44,17 @@ class ValidationOptions:
         zero_is_off=True,
         metadata="ss_validate_every_n_epochs",
     )
+    keep_best: str | None = flag(
+        None,
+        "Keep the checkpoint with the best METRIC as NAME_best, beside the last one: validation_loss, "
+        "validation_divergence, training_loss, class_loss (with _ema: of the EMA), dino, clip_i, clip_t, "
+        "clip_score, div_dino, pres.",
+    )
+    early_stop: str | None = flag(
+        None,
+        "End the run once METRIC was measured PATIENCE times without becoming better, written METRIC:PATIENCE, such as "
+        "validation_loss:3.",
+    )
     max_validation_steps: int | None = flag(
         None,
         "Maximum number of batches of each set of images per validation; 0 = all held-out images.",

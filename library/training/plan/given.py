@@ -92,6 +92,7 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     "validation_preview_steps": _with("sample_prompts"),
     **dict.fromkeys(("preview_decoder", "preview_tae", "preview_target"), _with("validation_preview_steps")),
     **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
+    **dict.fromkeys(("keep_best", "early_stop"), _always),
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
     **dict.fromkeys(("xformers", "diffusers_xformers", "sdpa", "mem_eff_attn"), _always),

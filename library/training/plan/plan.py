@@ -20,6 +20,7 @@ from library.options.train_options import TrainOptions
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
+from library.training.best.plan import BestPlan, count_measurements, decide_best
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
@@ -51,6 +52,7 @@ class Plan:
     rollout: RolloutSettings | None
     optimization: Optimization
     averages: AveragesPlan
+    best: BestPlan
     outputs: Outputs
     curve: Path | None
     preview: PreviewPlan | None
@@ -91,8 +93,7 @@ def decide(parsed: Parsed) -> Plan:
     rollout = decide_loss(options, base_model, mistakes, notes)
     optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
     averages = decide_averages(options.averaging, duration.steps, optimizer, adapter, mistakes)
-    source = "adapter" if adapter else base_model.header.kind
-    outputs = decide_outputs(options.saving, source, duration.epochs, mistakes, averages)
+    best, outputs = decide_checkpoints(facts, adapter, averages, parsed.origins, resume, mistakes, notes)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
     base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs, mistakes)
     costs = costs if base_copy is None else replace(costs, base=base_copy.on_accelerator)
@@ -111,6 +112,7 @@ def decide(parsed: Parsed) -> Plan:
         rollout=rollout,
         optimization=optimization,
         averages=averages,
+        best=best,
         outputs=outputs,
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
@@ -135,6 +137,24 @@ def decide_optimization(
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)
     return Optimization(rates, optimizer, schedule)
+
+
+def decide_checkpoints(
+    facts: RunFacts,
+    adapter: AdapterPlan | None,
+    averages: AveragesPlan,
+    origins: Mapping[str, str],
+    resume: SavedState | None,
+    mistakes: Mistakes,
+    notes: list[str],
+) -> tuple[BestPlan, Outputs]:
+    """Which checkpoint is kept as the best, and all files of the run."""
+    options, duration = facts.options, facts.duration
+    measurements = count_measurements(facts.validation, duration, averages.shown)
+    best = decide_best(options.validation, origins, measurements, resume, mistakes, notes)
+    source = "adapter" if adapter else facts.base_model.header.kind
+    keeps_best = best.keep is not None
+    return best, decide_outputs(options.saving, source, duration.epochs, mistakes, averages, keeps_best=keeps_best)
 
 
 def decide_preview(facts: RunFacts, mistakes: Mistakes) -> PreviewPlan | None:

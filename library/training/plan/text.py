@@ -278,6 +278,7 @@ def _length(plan: Plan) -> Iterator[str]:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
         yield f"resumes after {where} from {plan.resume.folder}"
+    yield from plan.best.describe()
     drawn = plan.facts.options.run.seed is None and plan.resume is None
     repeat = f" (random; use --seed {plan.facts.seed} to repeat this run)" if drawn else ""
     yield f"seed {plan.facts.seed}{repeat}"
@@ -347,8 +348,12 @@ def _files(plan: Plan) -> Iterator[str]:
     if events:
         names = [path.name for event in events for path in outputs.models(outputs.stem(event))]
         yield f"{len(names)} during training: {_first_and_last(names)}"
-    if plan.costs.files.models <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
-        yield f"at most {counted(plan.costs.files.models, 'model')} at once, with the final one"
+    if plan.best.keep is not None:
+        names = [path.name for path in outputs.models(outputs.best_stem())]
+        yield f"the best by {plan.best.keep.name} ({plan.best.keep.direction}): {', '.join(names)}"
+    most = plan.costs.files.models - outputs.best_models
+    if most <= len(events) * len(outputs.suffixes):  # older ones are removed on the way
+        yield f"at most {counted(most, 'model')} at once, with the final one"
     if outputs.states or outputs.final_state:
         yield f"training state: {outputs.final_state_folder()}" + (" and one with each file" if outputs.states else "")
     snapshots = outputs.snapshot_folder

@@ -32,7 +32,8 @@ class SaveEvent:
 @dataclass(frozen=True)
 class Outputs:
     """Names and times of everything that a run writes into `directory`. `suffixes`: the versions of the weights that
-    are saved (see averaging/weights.py), each in a model of its own. `snapshots`: of post-hoc EMA, in a folder."""
+    are saved (see averaging/weights.py), each in a model of its own. `snapshots`: of post-hoc EMA, in a folder.
+    `keeps_best`: whether the best models are kept too."""
 
     directory: Path
     name: str | None
@@ -47,6 +48,7 @@ class Outputs:
     final_state: bool
     suffixes: tuple[str, ...] = ("",)
     snapshots: bool = False
+    keeps_best: bool = False
 
     @property
     def extension(self) -> str:
@@ -78,6 +80,15 @@ class Outputs:
     def final_state_folder(self) -> Path:
         """The final training state: `NAME-state`, or `last-state`."""
         return self.directory / f"{self.final_stem()}-state"
+
+    def best_stem(self) -> str:
+        """The stem of the best models of --keep_best: `NAME_best`, or `last_best`."""
+        return f"{self.final_stem()}_best"
+
+    @property
+    def best_models(self) -> int:
+        """The best models on the disk at once: while one is replaced, the old one is there too."""
+        return len(self.suffixes) + 1 if self.keeps_best else 0
 
     def epoch_stem(self, epoch: int) -> str:
         """`NAME-000012`, or `epoch-000012`."""
@@ -140,6 +151,8 @@ def decide_outputs(
     epochs: int,
     mistakes: Mistakes,
     averages: AveragesPlan = AveragesPlan(),  # noqa: B008 - frozen
+    *,
+    keeps_best: bool = False,
 ) -> Outputs:
     """The outputs of a run of `epochs` epochs. `source_kind`: the format of the base model (`safetensors`, `ckpt` or
     `diffusers`), or `adapter` for a run that trains one. `averages`: what is saved besides
@@ -177,6 +190,7 @@ def decide_outputs(
         final_state=options.save_state or options.save_state_on_train_end,
         suffixes=averages.saved,
         snapshots=averages.posthoc is not None,
+        keeps_best=keeps_best,
     )
 
 
@@ -196,5 +210,5 @@ def count_peak_files(outputs: Outputs, steps: int, epochs: int, steps_per_epoch:
             states.add(outputs.stem(event))
             most_states = max(most_states, len(states))
             states.discard(event.expired_state or "")
-    most_models = max(most_models, len(models) + 1) * len(outputs.suffixes)
+    most_models = max(most_models, len(models) + 1) * len(outputs.suffixes) + outputs.best_models
     return most_models, max(most_states, len(states) + int(outputs.final_state))

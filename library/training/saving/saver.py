@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from library.checkpoints.header import CheckpointError
@@ -62,6 +63,10 @@ class Saver:
         self.after_save()
         return folder
 
+    def save_best(self, progress: Progress, about: Mapping[str, str]) -> None:
+        """Save the best model so far, in place of the one before once it is complete. `about`: more metadata."""
+        self._save_models(self.outputs.best_stem(), progress, about)
+
     def finish(self, progress: Progress) -> None:
         """Save the final model and state."""
         self._save_models(self.outputs.final_stem(), progress)
@@ -69,14 +74,14 @@ class Saver:
             self._save_state(self.outputs.final_state_folder(), progress)
         self.after_save()
 
-    def _save_models(self, stem: str, progress: Progress) -> None:
+    def _save_models(self, stem: str, progress: Progress, about: Mapping[str, str] = MappingProxyType({})) -> None:
         for suffix in self.outputs.suffixes:
-            self._save_model(self.outputs.model(stem, suffix), suffix, progress)
+            self._save_model(self.outputs.model(stem, suffix), suffix, progress, about)
 
-    def _save_model(self, path: Path, suffix: str, progress: Progress) -> None:
+    def _save_model(self, path: Path, suffix: str, progress: Progress, about: Mapping[str, str]) -> None:
         self.say(f"saving checkpoint: {path}")
         with self.weights.holding(suffix), explain_write_errors(path):
-            at = SavedAt(progress.step, progress.epoch, self.weights.metadata(suffix))
+            at = SavedAt(progress.step, progress.epoch, {**self.weights.metadata(suffix), **about})
             self.write_model(path, self.outputs.save_as, at)
         self.written.append(path)
         self._last_model = path

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from library.checkpoints.writer import replacing, write_json, write_safetensors
 from library.options.mistakes import Mistake, UserError
@@ -25,11 +25,22 @@ from library.options.mistakes import Mistake, UserError
 STATE_FILE = "train_state.json"
 
 
+class Standing(TypedDict):
+    """The best value of a metric so far, after `step` optimizer steps (0: none yet); how often it was measured since
+    without becoming better, and the last step at which it was measured."""
+
+    value: float
+    step: int
+    waited: int
+    measured: int
+
+
 @dataclass
 class Progress:
     """The progress of a run. `step`: finished optimizer steps; `epoch`: from 1; `window`: finished optimizer steps of
     the current epoch. `epoch_losses` are their losses, `last_epoch_losses` those of the epoch before, for the averages
-    that are reported. `base_losses`: what validation measured of the base model."""
+    that are reported. `base_losses`: what validation measured of the base model. `standings`: of the metrics that the
+    best checkpoint and the end of the run depend on, by name."""
 
     step: int = 0
     epoch: int = 1
@@ -37,6 +48,7 @@ class Progress:
     epoch_losses: list[float] = field(default_factory=list)
     last_epoch_losses: list[float] = field(default_factory=list)
     base_losses: dict[str, list[list[Any]]] = field(default_factory=dict)
+    standings: dict[str, Standing] = field(default_factory=dict)
 
 
 Identity = dict[str, str]

@@ -149,10 +149,10 @@ class Validation:
             self.table.write()
             if self.table.memorises():
                 self.warn(f"step {step}: {MEMORISES}")
+        values = self._logged(kind, self._base, BASE)
         for suffix, losses in self._last[1].items():
-            self.log(self._logged(kind, losses.means, suffix), at)
-        if self._base:
-            self.log(self._logged(kind, self._base, BASE), at)
+            values |= self._logged(kind, losses.means, suffix)
+        self.log(values, at)
 
     def _logged(self, kind: str, means: Means, suffix: str) -> dict[str, float]:
         """Log names and values: average and divergence have sd-scripts' names."""

@@ -1,0 +1,119 @@
+"""Plan which checkpoint is kept as the best, and when a run stops early. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from library.messages import counted
+from library.training.best.metrics import METRICS, Metric
+
+if TYPE_CHECKING:
+    from library.options.groups.validation import ValidationOptions
+    from library.options.mistakes import Mistakes
+    from library.training.plan.duration import Duration
+    from library.training.saving.state import SavedState, Standing
+    from library.training.validation.plan import SetName, ValidationPlan
+
+_MEASURED: Mapping[SetName, Sequence[str]] = {
+    "held_out": ("validation_loss", "validation_divergence"),
+    "training": ("training_loss",),
+    "class": ("class_loss",),
+}
+
+
+@dataclass(frozen=True)
+class BestPlan:
+    """`keep`: the metric of the checkpoint that is kept. `stop`: the metric that stops the run once it has not become
+    better in `patience` measurements. None: not asked for."""
+
+    keep: Metric | None = None
+    stop: Metric | None = None
+    patience: int = 0
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """All metrics that are followed, each once."""
+        return list(dict.fromkeys(metric for metric in (self.keep, self.stop) if metric is not None))
+
+    def describe(self) -> Iterator[str]:
+        """The line of the plan about stopping."""
+        if self.stop is not None:
+            yield f"ends early once {self.stop.name} has not become better in {counted(self.patience, 'measurement')}"
+
+
+def decide_best(
+    options: ValidationOptions,
+    origins: Mapping[str, str],
+    measurements: Mapping[str, int],
+    resume: SavedState | None,
+    mistakes: Mistakes,
+    notes: list[str],
+) -> BestPlan:
+    """The plan. `measurements`: how often the run measures each metric that it measures."""
+    keep = stop = None
+    patience = 0
+    if options.keep_best:
+        asked = f"--keep_best {options.keep_best} ({origins['keep_best']})"
+        keep = _metric(options.keep_best, asked, measurements, mistakes)
+    if options.early_stop:
+        asked = f"--early_stop {options.early_stop} ({origins['early_stop']})"
+        form = re.fullmatch(r"\s*(\w+)\s*[:=]\s*([1-9]\d*)\s*", options.early_stop)
+        if form is None:
+            remedy = "write METRIC:PATIENCE, for example validation_loss:3 (measurements without a better value)"
+            mistakes.add(f"{asked} cannot be read", remedy)
+        else:
+            stop, patience = _metric(form[1], asked, measurements, mistakes), int(form[2])
+    plan = BestPlan(keep, stop, patience)
+    if stop is not None and patience >= measurements.get(stop.name, patience + 1):
+        times = counted(measurements[stop.name], "time")
+        notes.append(f"--early_stop {options.early_stop} never stops the run, which measures {stop.name} {times}")
+    if stop is not None and resume is not None and is_over(plan, resume.progress.standings):
+        standing = resume.progress.standings[stop.name]
+        mistakes.add(
+            f"--resume {resume.folder}: the run stopped early after step {resume.progress.step}: {stop.name} had not "
+            f"become better since step {standing['step']} ({counted(standing['waited'], 'measurement')})",
+            "raise the patience of --early_stop to go on, or leave it out",
+        )
+    return plan
+
+
+def _metric(name: str, asked: str, measurements: Mapping[str, int], mistakes: Mistakes) -> Metric | None:
+    metric = METRICS.get(name.strip().lower())
+    if metric is None:
+        near = difflib.get_close_matches(name, METRICS, 1, 0.6)
+        own = [each for each in METRICS if not each.endswith("_ema")]
+        mistakes.add(
+            f"{asked}: there is no such metric", f"did you mean {near[0]}?" if near else f"use one of {', '.join(own)}"
+        )
+    elif not measurements.get(metric.name):
+        others = [each for each in measurements if measurements[each]]
+        instead = f"; this run measures {', '.join(others)}" if others else ""
+        mistakes.add(f"{asked}: this run never measures it", f"{metric.remedy}{instead}")
+    return metric
+
+
+def is_over(plan: BestPlan, standings: Mapping[str, Standing]) -> bool:
+    """Whether the metric that stops the run has not become better for as many measurements as the patience."""
+    if plan.stop is None or plan.stop.name not in standings:
+        return False
+    return standings[plan.stop.name]["waited"] >= plan.patience
+
+
+def count_measurements(
+    validation: ValidationPlan | None, duration: Duration, suffixes: Sequence[str]
+) -> dict[str, int]:
+    """How often a run from its first step on measures each metric of the validation. `suffixes`: of the versions of
+    the weights that are validated."""
+    if validation is None:
+        return {}
+    at: set[int] = set()
+    if validation.every_n_steps:
+        at |= set(range(validation.every_n_steps, duration.steps + 1, validation.every_n_steps))
+    if validation.every_n_epochs:
+        ends = range(validation.every_n_epochs, duration.epochs + 1, validation.every_n_epochs)
+        at |= {min(epoch * duration.steps_per_epoch, duration.steps) for epoch in ends}
+    return {name + suffix: len(at) for suffix in suffixes for each in validation.sets for name in _MEASURED[each.name]}
