@@ -100,7 +100,7 @@ _QUICK = (
     "benchmarks/", "checkpoints/", "data/", "networks/arithmetic/", "networks/formats/", "networks/names/",
     "objective/", "options/", "runtime/", "training/plan/", "training/precache/test_plan.py",
     "training/preview/test_plan.py", "training/validation/test_plan.py",
-    "test_conftest.py", "test_docs.py", "test_house.py",
+    "watch/", "test_conftest.py", "test_docs.py", "test_house.py",
 )  # fmt: skip
 # The slowest files run first, or one core would be left with them at the end.
 _LONG = (

@@ -32,26 +32,27 @@ class Points:
 
 @dataclass
 class Curve:
-    """A value by step, in rising steps. Values that are not finite are counted, not drawn."""
+    """A value by step, in rising steps. Values that are not finite are not drawn; their steps are kept."""
 
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
-    not_finite: int = 0
+    not_finite: array[int] = field(default_factory=lambda: array("q"))
     _size: int = 1  # values that a point stands for
     _points: Points = field(default_factory=lambda: Points([], [], [], []))  # those that are complete
 
     def append(self, step: int, value: float) -> None:
         """Add the value of a step. It replaces one of the same step, and takes back those of later steps."""
-        if not math.isfinite(value):
-            self.not_finite += 1
-            return
         if self.steps and self.steps[-1] >= step:
             self.rewind(step - 1)
+        if not math.isfinite(value):
+            self.not_finite.append(step)
+            return
         self.steps.append(step)
         self.values.append(value)
 
     def rewind(self, step: int) -> None:
         """Forget the values after `step`."""
+        del self.not_finite[bisect_right(self.not_finite, step) :]
         kept = bisect_right(self.steps, step)
         if kept < len(self.steps):
             del self.steps[kept:], self.values[kept:]

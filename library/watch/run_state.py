@@ -110,7 +110,7 @@ class RunState:
         """Forget what was about steps after `step`, and how the run ended: it is done again."""
         for curve in self.curves.values():
             curve.rewind(step)
-        self.curves = {name: curve for name, curve in self.curves.items() if curve.steps}
+        self.curves = {name: curve for name, curve in self.curves.items() if curve.steps or curve.not_finite}
         for prompt in self.prompts.values():
             prompt.images = [image for image in prompt.images if image.step <= step]
             prompt.so_far = prompt.so_far if prompt.so_far and prompt.so_far.step <= step else None

@@ -63,7 +63,8 @@ def _charts(state: RunState) -> Iterator[dict[str, Any]]:
             yield {
                 "name": chart,
                 "curves": [
-                    {"name": name, "not_finite": curve.not_finite, **vars(curve.thinned())} for name, curve in curves
+                    {"name": name, "not_finite": len(curve.not_finite), **vars(curve.thinned())}
+                    for name, curve in curves
                 ],
             }
 

@@ -60,7 +60,10 @@ def test_a_step_that_comes_again_replaces_itself_and_all_after() -> None:
 
 def test_values_that_are_not_finite_are_counted() -> None:
     curve = curve_of([1.0, math.nan, math.inf, 2.0])
-    assert curve.thinned().steps == [1, 4] and curve.not_finite == 2
+    curve.rewind(4)
+    assert curve.thinned().steps == [1, 4] and list(curve.not_finite) == [2, 3]
+    curve.rewind(2)
+    assert list(curve.not_finite) == [2]
 
 
 def test_an_empty_curve_has_no_points() -> None:

@@ -94,7 +94,7 @@ def test_superseded_events_are_those_of_the_record() -> None:
         lines, step = [begin()], 0
         for _ in range(40):
             step += 1
-            kinds = [status(step, loss=randoms.random()), drawn(f"output/{step}.png", step)]
+            kinds = [status(step, loss=randoms.random()), status(step, loss=None), drawn(f"output/{step}.png", step)]
             kinds += [line("notification", step, message=str(step)), line("error", step, message="failed")]
             kinds += [line("training.checkpoint", step, path="a", bytes=1, kind="model")]
             kinds += [line("lifecycle.stage", step, stage="interrupted", message="saved")]

@@ -147,7 +147,7 @@ class Preview:
             else:
                 request = group.requests[0]
                 few = f"none of the {counted(request.steps, 'step')} of {request.sampler} is below {hand_over.below}"
-                self.say(f"prompt {', '.join(map(str, group.places))} was not refined: {few}; use more steps")
+                self.warn(f"prompt {', '.join(map(str, group.places))} was not refined: {few}; use more steps")
         return self._write(plan, mark, suffix, group, images)
 
     def _pictures(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, step: int) -> GroupSoFar | None:

@@ -81,7 +81,7 @@ class SoFar:
     plan: SoFarPlan
     decoder: SoFarDecoder
     log_images: Callable[..., None]
-    say: Callable[[str], None]
+    warn: Callable[[str], None]
     _failed_in: str | None = field(default=None, init=False)  # the drawing that goes on without
 
     def of(
@@ -102,7 +102,7 @@ class SoFar:
             self.log_images(named, group.step, to_trackers="tensorboard" in self.plan.targets)
         except Exception as error:  # noqa: BLE001 - a damaged file, out of memory, full disk
             if self._failed_in is None:
-                self.say(f"no pictures while drawing: {type(error).__name__}: {error}")
+                self.warn(f"no pictures while drawing: {type(error).__name__}: {error}")
             self._failed_in = group.mark
 
 
@@ -154,7 +154,7 @@ def build_so_far(
         return None
     samples = partial(some_latents, dataset, encoder)
     decoder = SoFarDecoder(preview.so_far, family, run.device, samples, run.say)
-    return SoFar(preview.so_far, decoder, run.log_images, run.say)
+    return SoFar(preview.so_far, decoder, run.log_images, run.warn)
 
 
 def some_latents(dataset: TrainingDataset, encoder: LatentEncoder) -> list[Tensor]:

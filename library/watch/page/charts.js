@@ -191,7 +191,7 @@ const Charts = (() => {
       plots.set(chart, known);
     }
     const bad = runs.flatMap((run) => run.curves).reduce((sum, curve) => sum + curve.not_finite, 0);
-    known.figure.querySelector("figcaption").textContent = chart + (bad ? " (" + bad + " values are not finite)" : "");
+    known.figure.querySelector("figcaption").textContent = chart + (bad ? " (" + bad + (bad === 1 ? " value is" : " values are") + " not finite)" : "");
     container.append(known.figure); // in the order of the page
   }
 

@@ -270,6 +270,7 @@
       image.removeAttribute("src");
     } else if (image.getAttribute("src") !== source) {
       button.classList.remove("gone");
+      image.alt = prompt.text;
       image.src = source;
     }
     button.dataset.run = String(run.index);
