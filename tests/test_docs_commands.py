@@ -150,6 +150,8 @@ def furnish(root: Path, belongings: Path, page: str) -> None:
         shutil.copy(model, root / "output" / "dog.safetensors")
         loras.write(root / "output" / "dog_lora.safetensors", loras.tensors("sd1", 4, 2.0, 1))
     if page == "docs/evaluation.md":
+        scene = "a {subject} in the snow --w 64 --h 64 --s 1\n"
+        (root / "scenes.txt").write_text(scene, encoding="utf-8")
         tiny_encoders.write_dino(root / "models" / "dino")
         tiny_encoders.write_clip(root / "models" / "clip")
     if page == "docs/checkpoints.md":

@@ -31,6 +31,7 @@ TITLES = {
     "saving": "Saved files",
     "preview": "Preview images",
     "validation": "Validation",
+    "evaluation": "Evaluation of a subject",
     "run": "Run",
 }
 

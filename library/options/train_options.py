@@ -14,6 +14,7 @@ from library.options.groups.averaging import AveragingOptions
 from library.options.groups.cache import CacheOptions
 from library.options.groups.caption import CaptionOptions
 from library.options.groups.dataset import DatasetOptions
+from library.options.groups.evaluation import EvaluationOptions
 from library.options.groups.mask import MaskOptions
 from library.options.groups.memory import MemoryOptions
 from library.options.groups.model import ModelOptions
@@ -48,6 +49,7 @@ class TrainOptions:
     saving: SavingOptions = field(default_factory=SavingOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
 

@@ -15,6 +15,7 @@ from library.training.averaging.weights import build_weights
 from library.training.best.best import Best
 from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
+from library.training.evaluation.evaluation import build_evaluation
 from library.training.events.sinks import open_events
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.left_out import LeftOut
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from library.training.plan.plan import Plan
     from library.training.recipe import Recipe
     from library.training.run import Run
+    from library.training.saving.state import Progress
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
@@ -72,14 +74,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         dataset = build_training_set(facts, encoder, run.say)
         if options.cache.cache_latents:
             encoder = replace(encoder, vae=None)
-            offload_vae(model, options.memory, keep=trainable.whole_model or plan.preview is not None)
+            offload_vae(model, options.memory, keep=trainable.whole_model or plan.draws)
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
         # Encode the captions: all of them now, or batch by batch.
         model.backbone.to(run.device)
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
-        prompts = build_prompt_encoder(plan.preview, conditioner, run.accelerator.autocast)
+        prompts = build_prompt_encoder(plan.preview, plan.evaluation, conditioner, run.accelerator.autocast)
         # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
             prompts.drop_text_encoders()
@@ -131,6 +133,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         refiner = build_refiner(options, plan.preview, model, encoder, run)
         so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
         preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far)
+        evaluation = build_evaluation(plan.evaluation, drawer, modules, facts.duration, run, weights, trainable)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
@@ -142,7 +145,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
             # a state that is saved knows what was measured before
-            due=(snapshots.due, validation.due, best.due, saver.save_due, preview.due),
+            due=(snapshots.due, validation.due, evaluation.due, best.due, saver.save_due, preview.due),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
@@ -154,6 +157,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
                     validation.begin(progress)
+                    evaluation.begin(progress)
                     best.begin(progress)
                     preview.before_training(progress)
                 run.say("running training / 学習開始")
@@ -163,17 +167,18 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
-                for line in best.report(progress, facts.duration.steps):
-                    run.say(line)
-                report(plan, run, saver, progress.step - before, time.monotonic() - began)
+                report(plan, run, saver, best, progress, before, began)
 
 
-def report(plan: Plan, run: Run, saver: Saver, steps: int, seconds: float) -> None:
-    """Say how long a run took for its steps, what it wrote, and what to do with that."""
+def report(plan: Plan, run: Run, saver: Saver, best: Best, progress: Progress, before: int, began: float) -> None:
+    """Say what was best, how long the steps after `before` took since `began`, what was written, and what to do with
+    that."""
+    for line in best.report(progress, plan.facts.duration.steps):
+        run.say(line)
     facts, outputs = plan.facts, plan.outputs
     table = None if facts.validation is None else table_path(outputs)
     preview = None if plan.preview is None else plan.preview.folder
     files = (*saver.written, outputs.snapshot_folder, plan.curve, table, outputs.record, preview)
-    for line in describe_end(steps, seconds, run.device, files):
+    for line in describe_end(progress.step - before, time.monotonic() - began, run.device, files):
         run.say(line)
     run.say(next_step(facts, plan.adapter, outputs.models(outputs.final_stem())[0]))

@@ -299,6 +299,8 @@ OUR_OWN = (
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
     *("max_image_memory", "allow_unknown_keys", "webhook_config"),
+    *("evaluation_prompts", "evaluation_dino", "evaluation_clip", "evaluation_subject", "evaluation_class"),
+    *("evaluation_images_per_prompt", "evaluate_every_n_steps", "evaluate_every_n_epochs"),
     *("validation_preview_steps", "preview_decoder", "preview_tae", "preview_target"),
     *("use_ema", "ema_of", "ema_decay", "ema_horizon", "ema_update_interval", "ema_warmup_steps"),
     *("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"),

@@ -14,6 +14,7 @@ from library.training.best.metrics import METRICS, Metric
 if TYPE_CHECKING:
     from library.options.groups.validation import ValidationOptions
     from library.options.mistakes import Mistakes
+    from library.training.evaluation.plan import EvaluationPlan
     from library.training.plan.duration import Duration
     from library.training.saving.state import SavedState, Standing
     from library.training.validation.plan import SetName, ValidationPlan
@@ -104,16 +105,24 @@ def is_over(plan: BestPlan, standings: Mapping[str, Standing]) -> bool:
 
 
 def count_measurements(
-    validation: ValidationPlan | None, duration: Duration, suffixes: Sequence[str]
+    validation: ValidationPlan | None, evaluation: EvaluationPlan | None, duration: Duration, suffixes: Sequence[str]
 ) -> dict[str, int]:
-    """How often a run from its first step on measures each metric of the validation. `suffixes`: of the versions of
-    the weights that are validated."""
-    if validation is None:
-        return {}
+    """How often a run from its first step on measures each metric of validation and evaluation. `suffixes`: of the
+    versions of the weights that are measured."""
+    counts: dict[str, int] = {}
+    if validation is not None:
+        names = [name for each in validation.sets for name in _MEASURED[each.name]]
+        counts |= dict.fromkeys(names, _count(validation, duration))
+    if evaluation is not None:
+        counts |= dict.fromkeys(evaluation.measures, _count(evaluation, duration))
+    return {name + suffix: count for suffix in suffixes for name, count in counts.items()}
+
+
+def _count(plan: ValidationPlan | EvaluationPlan, duration: Duration) -> int:
     at: set[int] = set()
-    if validation.every_n_steps:
-        at |= set(range(validation.every_n_steps, duration.steps + 1, validation.every_n_steps))
-    if validation.every_n_epochs:
-        ends = range(validation.every_n_epochs, duration.epochs + 1, validation.every_n_epochs)
+    if plan.every_n_steps:
+        at |= set(range(plan.every_n_steps, duration.steps + 1, plan.every_n_steps))
+    if plan.every_n_epochs:
+        ends = range(plan.every_n_epochs, duration.epochs + 1, plan.every_n_epochs)
         at |= {min(epoch * duration.steps_per_epoch, duration.steps) for epoch in ends}
-    return {name + suffix: len(at) for suffix in suffixes for each in validation.sets for name in _MEASURED[each.name]}
+    return len(at)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from library.messages import counted
 from library.options.train_options import TrainOptions
+from library.training.evaluation.plan import EvaluationPlan
 from library.training.optim.learning_rates import Optimization
 from library.training.optim.schedules import rule_steps
 from library.training.plan.facts import RunFacts
@@ -34,7 +35,11 @@ class Moment:
 
 
 def notes_on_never_reached(
-    facts: RunFacts, optimization: Optimization, preview: PreviewPlan | None, start: Progress
+    facts: RunFacts,
+    optimization: Optimization,
+    preview: PreviewPlan | None,
+    evaluation: EvaluationPlan | None,
+    start: Progress,
 ) -> Iterator[str]:
     """A note on each option whose step or epoch the run never reaches."""
     spans = {"step": (start.step, facts.duration.steps), "epoch": (start.epoch - 1, facts.duration.epochs)}
@@ -42,6 +47,7 @@ def notes_on_never_reached(
         *_saves(facts.options),
         *_previews(preview),
         *_validations(facts),
+        *_evaluations(evaluation),
         *_captions(facts),
         *_rollout(facts.options),
         *_anchors(facts),
@@ -78,6 +84,13 @@ def _validations(facts: RunFacts) -> Iterator[Moment]:
         never = "it never validates"
         yield Moment("--validate_every_n_epochs", facts.validation.every_n_epochs, "epoch", never)
         yield Moment("--validate_every_n_steps", facts.validation.every_n_steps, "step", never)
+
+
+def _evaluations(evaluation: EvaluationPlan | None) -> Iterator[Moment]:
+    if evaluation is not None:
+        never = "only the base model is evaluated"
+        yield Moment("--evaluate_every_n_epochs", evaluation.every_n_epochs, "epoch", never)
+        yield Moment("--evaluate_every_n_steps", evaluation.every_n_steps, "step", never)
 
 
 def _captions(facts: RunFacts) -> Iterator[Moment]:

@@ -21,6 +21,7 @@ from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
 from library.training.best.plan import BestPlan, count_measurements, decide_best
+from library.training.evaluation.plan import EvaluationPlan, decide_evaluation
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
@@ -56,6 +57,7 @@ class Plan:
     outputs: Outputs
     curve: Path | None
     preview: PreviewPlan | None
+    evaluation: EvaluationPlan | None
     trackers: Trackers
     base: BasePlan | None
     costs: Costs
@@ -65,6 +67,11 @@ class Plan:
     start: Progress
     notes: tuple[str, ...]
     origins: Mapping[str, str]
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are drawn while it trains."""
+        return self.preview is not None or self.evaluation is not None
 
 
 def decide(parsed: Parsed) -> Plan:
@@ -84,16 +91,15 @@ def decide(parsed: Parsed) -> Plan:
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
-    if facts is None:
-        mistakes.raise_if_any()
-        raise AssertionError("the base model or the images are missing and no mistake says why")
+    facts = _complete(facts, mistakes)
 
     # Decisions that follow from them.
     base_model, duration = facts.base_model, facts.duration
     rollout = decide_loss(options, base_model, mistakes, notes)
+    evaluation = decide_evaluation(options, facts, mistakes)
     optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
     averages = decide_averages(options.averaging, duration.steps, optimizer, adapter, mistakes)
-    best, outputs = decide_checkpoints(facts, adapter, averages, parsed.origins, resume, mistakes, notes)
+    best, outputs = decide_checkpoints(facts, evaluation, adapter, averages, parsed.origins, resume, mistakes, notes)
     costs = decide_costs(facts, optimization, adapter, outputs, averages)
     base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs, mistakes)
     costs = costs if base_copy is None else replace(costs, base=base_copy.on_accelerator)
@@ -105,7 +111,7 @@ def decide(parsed: Parsed) -> Plan:
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     preview = decide_preview(facts, mistakes)
     mistakes.raise_if_any()
-    notes.extend(notes_on_never_reached(facts, optimization, preview, start))
+    notes.extend(notes_on_never_reached(facts, optimization, preview, evaluation, start))
     return Plan(
         facts=facts,
         adapter=adapter,
@@ -116,6 +122,7 @@ def decide(parsed: Parsed) -> Plan:
         outputs=outputs,
         curve=decide_curve(outputs, facts.images.scan.subsets),
         preview=preview,
+        evaluation=evaluation,
         trackers=trackers,
         base=base_copy,
         costs=costs,
@@ -126,6 +133,14 @@ def decide(parsed: Parsed) -> Plan:
         notes=tuple(notes),
         origins=parsed.origins,
     )
+
+
+def _complete(facts: RunFacts | None, mistakes: Mistakes) -> RunFacts:
+    """The facts. Raises UserError where the base model or the images are missing."""
+    if facts is None:
+        mistakes.raise_if_any()
+        raise AssertionError("the base model or the images are missing and no mistake says why")
+    return facts
 
 
 def decide_optimization(
@@ -139,8 +154,9 @@ def decide_optimization(
     return Optimization(rates, optimizer, schedule)
 
 
-def decide_checkpoints(
+def decide_checkpoints(  # noqa: PLR0913 - the sections that it depends on
     facts: RunFacts,
+    evaluation: EvaluationPlan | None,
     adapter: AdapterPlan | None,
     averages: AveragesPlan,
     origins: Mapping[str, str],
@@ -150,7 +166,7 @@ def decide_checkpoints(
 ) -> tuple[BestPlan, Outputs]:
     """Which checkpoint is kept as the best, and all files of the run."""
     options, duration = facts.options, facts.duration
-    measurements = count_measurements(facts.validation, duration, averages.shown)
+    measurements = count_measurements(facts.validation, evaluation, duration, averages.shown)
     best = decide_best(options.validation, origins, measurements, resume, mistakes, notes)
     source = "adapter" if adapter else facts.base_model.header.kind
     keeps_best = best.keep is not None

@@ -68,6 +68,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "length": _length(plan),
         "images": _preview(plan.preview),
         "validation": _validation(plan.facts, len(plan.averages.shown)),
+        "evaluation": _evaluation(plan),
         "machine": _machine(plan.facts, plan.workers),
         "base model": _quantisation(plan.facts),
         "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
@@ -306,6 +307,12 @@ def _validation(facts: RunFacts, versions: int) -> Iterator[str]:
     yield f"{' and '.join([*counts[:-1], last])}, each at {TIMESTEPS} timesteps, after {' and '.join(moments)}"
     share = validation.share_of_training(facts.duration, facts.order.samples_per_epoch, versions)
     yield f"adds about {share:.0%} to the training time (use --max_validation_steps to lower it)"
+
+
+def _evaluation(plan: Plan) -> Iterator[str]:
+    if plan.evaluation is not None:
+        samples, versions = plan.facts.order.samples_per_epoch, len(plan.averages.shown)
+        yield from plan.evaluation.describe(plan.evaluation.share_of_training(plan.facts.duration, samples, versions))
 
 
 def _machine(facts: RunFacts, workers: int) -> Iterator[str]:

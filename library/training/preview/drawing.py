@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from library.options.train_options import TrainOptions
     from library.runtime.precision import FloatName
     from library.training.conditioning import Conditioner
+    from library.training.evaluation.plan import EvaluationPlan
     from library.training.inputs import LatentEncoder
     from library.training.preview.preview import Draw
     from library.training.preview.so_far import GroupSoFar
@@ -80,9 +81,11 @@ class PromptEncoder:
             return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, max_tokens)
 
 
-def build_prompt_encoder(preview: PreviewPlan | None, conditioner: Conditioner, autocast: Autocast) -> PromptEncoder:
-    """The prompt encoder of a run. If captions are cached, the prompts that are known now are encoded at once, as the
-    text encoders may be freed later."""
+def build_prompt_encoder(
+    preview: PreviewPlan | None, evaluation: EvaluationPlan | None, conditioner: Conditioner, autocast: Autocast
+) -> PromptEncoder:
+    """The prompt encoder of a run. If captions are cached, the prompts of both that are known now are encoded at
+    once, as the text encoders may be freed later."""
     prompts = PromptEncoder(
         family=conditioner.family,
         tokenizer=conditioner.tokenize,
@@ -90,8 +93,9 @@ def build_prompt_encoder(preview: PreviewPlan | None, conditioner: Conditioner, 
         settings=conditioner.settings,
         autocast=autocast,
     )
-    if conditioner.store is not None and preview is not None:
-        prompts.encode_ahead(read_requests(preview))
+    if conditioner.store is not None:
+        prompts.encode_ahead([] if preview is None else read_requests(preview))
+        prompts.encode_ahead([] if evaluation is None else evaluation.requests)
     return prompts
 
 

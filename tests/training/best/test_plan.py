@@ -83,11 +83,11 @@ def test_how_often_a_run_measures() -> None:
     """10 steps, 4 an epoch: after steps 3, 6, 9, and after epochs 1 to 3 at steps 4, 8, 10."""
     duration = Duration(10, 3, 4, 4, "")
     plan = ValidationPlan(PAIRS, 3, 1, of_class=(1,))
-    assert count_measurements(plan, duration, ("", "_ema")) == dict.fromkeys(
+    assert count_measurements(plan, None, duration, ("", "_ema")) == dict.fromkeys(
         [name + suffix for name in (*MEASURED, "class_loss") for suffix in ("", "_ema")], 6
     )
-    assert count_measurements(ValidationPlan((), 4, 2, training=(1,)), duration, ("",)) == {"training_loss": 2}
-    assert count_measurements(None, duration, ("",)) == {}
+    assert count_measurements(ValidationPlan((), 4, 2, training=(1,)), None, duration, ("",)) == {"training_loss": 2}
+    assert count_measurements(None, None, duration, ("",)) == {}
 
 
 def test_the_directions_are_those_of_the_evaluation() -> None:
@@ -105,5 +105,5 @@ def test_metrics_are_logged_under_their_names() -> None:
     toy.taken.clear()
     play(toy.make(versions={"": toy.weights, "_ema": toy.weights}))
     logged = {name for values, _ in toy.logged for name in values}
-    for name in count_measurements(plan, Duration(10, 3, 4, 4, ""), ("", "_ema")):
+    for name in count_measurements(plan, None, Duration(10, 3, 4, 4, ""), ("", "_ema")):
         assert set(METRICS[name].tags) <= logged

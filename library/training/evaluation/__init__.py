@@ -1,0 +1,1 @@
+"""DreamBooth's measures during training: plan and evaluation."""
