@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,3 +50,17 @@ def check(options: RareTokenOptions, mistakes: Mistakes) -> None:
         mistakes.add("--like needs a text encoder", "add --ckpt with the model")
     if options.save_to is not None and options.save_to.suffix.lower() not in FORMATS:
         mistakes.add(f"--save_to {options.save_to} is neither .json nor .csv", "use one of these extensions")
+    elif options.save_to is not None and (problem := _problem(options.save_to)) is not None:
+        mistakes.add(f"--save_to {options.save_to} cannot be written: {problem}", "choose another path")
+
+
+def _problem(path: Path) -> str | None:
+    """What keeps a file from being written, as far as it is known before: measuring takes minutes."""
+    if path.is_dir():
+        return "it is a folder"
+    folder = path.absolute().parent
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is a file"
+    return None if os.access(folder, os.W_OK) else f"no permission for {folder}"

@@ -144,8 +144,10 @@ def test_a_damaged_model_and_a_folder_that_cannot_be_written_are_told(
     code, _, err = run(capsys, "--ckpt", tmp_path / "nan.safetensors")
     assert code == 2 and "NaN or infinite values" in err and "token_embedding" in err
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    code, _, err = run(capsys, "--family", "sd1", "--save_to", tmp_path / "file" / "t.json")
-    assert code == 2 and "cannot be written" in err
+    (tmp_path / "t.csv").mkdir()
+    for path, why in (("file/t.json", f"{tmp_path / 'file'} is a file"), ("t.csv", "it is a folder")):
+        code, _, err = run(capsys, "--ckpt", tmp_path / "nan.safetensors", "--save_to", tmp_path / path)
+        assert code == 2 and f"cannot be written: {why}" in err and "NaN" not in err  # before the weights are read
 
 
 def test_the_tokenizer_of_a_folder_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

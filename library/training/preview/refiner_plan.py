@@ -39,9 +39,9 @@ class RefinerPlan:
     def __str__(self) -> str:
         """A line of the plan: what is drawn, and what it costs."""
         return (
-            f"each also finished by the refiner {self.header.path}: it takes over for the last {self.share:.0%} of the "
-            f"timesteps, to a second file ({SUFFIX}.png). This takes {self.share:.0%} more steps and a second decoding "
-            f"per image; {readable_bytes(self.size)} ({self.dtype}) are read each time and freed afterwards"
+            f"each also finished by the refiner {self.header.path} for the last {self.share:.0%} of the timesteps, to "
+            f"a second file ({SUFFIX}.png): about {self.share:.0%} more steps and a second decoding per image; "
+            f"{readable_bytes(self.size)} ({self.dtype}) are read each time, and freed when the images are drawn"
         )
 
 

@@ -124,7 +124,7 @@ def test_a_refiner_refines_the_images_of_the_dataset(
     flags = {
         "pretrained_model_name_or_path": model, "train_data_dir": tmp_path / "train", "resolution": "64,80",
         "sample_prompts": tmp_path / "p.txt", "sample_at_first": True, "max_train_steps": 1, "network_dim": 1,
-        "network_module": "networks.lora",
+        "network_module": "networks.lora", "validation_preview_steps": 1,
     }  # fmt: skip
     drawn = []
     for cached in ({}, {"cache_latents": True, "cache_latents_to_disk": True}):
@@ -133,6 +133,8 @@ def test_a_refiner_refines_the_images_of_the_dataset(
         (path,) = (tmp_path / f"out{len(drawn)}" / "sample").glob("dog_e000000_01_*_5.png")
         with Image.open(path) as image:
             drawn.append(np.asarray(image).astype(int))
+        pictures = sorted(each.stem.rpartition("_")[2] for each in (path.parent / "so_far").glob("dog_e000000_01_*"))
+        assert pictures == ["01of02"]  # of the two steps that refine
     (file,) = images[1].parent.glob(f"{images[1].name}*.safetensors")
     request, start = ImageRequest("a cat", "blurry", steps=10), load_file(file)["latents"]
     (expected,) = sample_batch(load_model(read_header(model)), [request], [5], init_latents=[start], strength=0.2)
