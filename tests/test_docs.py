@@ -69,6 +69,7 @@ FOREIGN = {
     "durations",
     "dist",
     "logdir",
+    "seeds",
     "local-dir",
 }
 TOOLS: dict[str, Any] = {
