@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,29 +44,31 @@ class Record:
 
 
 def name_masks(
-    names: Collection[str], existing: Collection[str], mistakes: Mistakes, *, beside: bool
+    names: Collection[str], folder: Path, existing: Collection[str], mistakes: Mistakes, *, beside: bool
 ) -> dict[str, str]:
     """Name the mask of each image, so that training finds it; both relative to their folders, with "/".
 
-    img0.png; img0.jpg.png if other images are named img0 too; img0-masklabel.png `beside` the images. `existing`: other
-    masks in the folder. Adds mistakes about images for which training would find another file.
+    img0.png; img0.jpg.png if other images are named img0 too; img0-masklabel.png `beside` the images. `existing`: masks
+    in their `folder`. Adds mistakes about images for which training would find another file.
     """
-    sharing: dict[str, int] = {}
-    for name in names:
-        key = folded(stem(name))
-        sharing[key] = sharing.get(key, 0) + 1
+    sharing = Counter(folded(stem(name)) for name in names)
     masks = {}
     for name in names:
         alone = sharing[folded(stem(name))] == 1
         masks[name] = f"{stem(name)}{MASK_LABEL}.png" if beside else f"{stem(name) if alone else name}.png"
+    owners: dict[str, list[str]] = {}
+    for name, mask in masks.items():
+        owners.setdefault(folded(mask), []).append(name)
+    for same in owners.values():
+        if len(same) > 1:
+            what = f"{listed(same)} would have the same mask, {masks[same[0]]}"
+            mistakes.add(what, "rename all but one of them")
     found, _ = find_masks(names, {*masks.values(), *existing})
     for name, mask in masks.items():
-        others = [other for other in names if folded(masks[other]) == folded(mask) and other != name]
-        if others:
-            mistakes.add(f"{listed([name, *others])} would have the same mask, {mask}", "rename all but one of them")
-        elif found.get(name) != mask:
-            what = f"training would use {found.get(name)} as the mask of {name}, not {mask}"
-            mistakes.add(what, f"remove or rename {found.get(name)}")
+        if found.get(name) != mask and len(owners[folded(mask)]) == 1:
+            other = folder / found.get(name, "")
+            what = f"training would use {other} as the mask of the image {name}, not the new {mask}"
+            mistakes.add(what, f"remove or rename {other}")
     return masks
 
 

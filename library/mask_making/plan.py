@@ -173,7 +173,7 @@ def _name(
             return {}
         existing = [prefix + name for prefix, place in places for name in place.images]
         existing = [name for name in existing if not beside or is_mask_label(name)]
-    masks = name_masks(names, existing, mistakes, beside=beside)
+    masks = name_masks(names, options.output_dir, existing, mistakes, beside=beside)
     images = {os.path.realpath(options.input_dir / name) for name in names}
     over = [name for name in masks.values() if os.path.realpath(options.output_dir / name) in images]
     if over:

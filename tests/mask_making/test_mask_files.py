@@ -19,7 +19,7 @@ NAMES = ["a.png", "b.jpg", "sub/b.webp", "c.png", "c.jpg", "d.tar.png", "Ü 'x\"
 def test_training_finds_the_mask_of_each_image(beside: bool) -> None:
     names = [name for name in NAMES if not beside or name[0] not in "cEe"]
     mistakes = Mistakes()
-    masks = name_masks(names, [], mistakes, beside=beside)
+    masks = name_masks(names, Path("m"), [], mistakes, beside=beside)
     assert not mistakes and all(mask.endswith(".png") for mask in masks.values())
     assert find_masks(names, masks.values()) == (masks, ())
     assert len({mask.casefold() for mask in masks.values()}) == len(names), "also where a disk ignores the letter case"
@@ -28,12 +28,13 @@ def test_training_finds_the_mask_of_each_image(beside: bool) -> None:
 
 def test_names_that_training_would_pair_otherwise_are_mistakes() -> None:
     for names, existing, beside, told in (
-        (["a.jpg"], ["a.jpg"], False, "would use a.jpg as the mask of a.jpg, not a.png"),
+        (["a.jpg"], ["a.jpg"], False, f"would use {Path('m/a.jpg')} as the mask of the image a.jpg, not the new a.png"),
         (["a.jpg", "a.png"], [], True, "a.jpg, a.png would have the same mask, a-masklabel.png"),
+        (["a.jpg", "a.png"], ["a.png"], False, f"would use {Path('m/a.png')} as the mask of the image a.jpg"),
         (["a.png", "a.jpg", "a.png.bmp"], [], False, "would have the same mask, a.png.png"),
     ):
         mistakes = Mistakes()
-        name_masks(names, existing, mistakes, beside=beside)
+        name_masks(names, Path("m"), existing, mistakes, beside=beside)
         assert told in str(list(mistakes)), list(mistakes)
 
 
