@@ -59,10 +59,9 @@ def test_the_record_of_a_run(world: World, tmp_path: Path, capsys: pytest.Captur
     assert [event.step for event in steps] == [1, 2, 3]
     assert all(event.data["values"]["loss"] == event.data["loss"] for event in steps)  # type: ignore[index]
     assert steps[0].data["values"]["lr/unet"] == 1e-3 and steps[2].data["remaining_seconds"] == 0  # type: ignore[index]
-    trained, base = of(events, "evaluation")
-    assert trained.step == base.step == 2
-    assert "loss/validation/step_average" in trained.data["values"]  # type: ignore[operator]
-    assert "loss/validation/step_average_base" in base.data["values"]  # type: ignore[operator]
+    (evaluated,) = of(events, "evaluation")
+    assert evaluated.step == 2
+    assert {"loss/validation/step_average", "loss/validation/step_average_base"} <= evaluated.data["values"].keys()  # type: ignore[attr-defined]
     (image,) = of(events, "validation.image")
     assert image.data["prompt"] == "a <b>犬</b>" and image.data["seed"] == 5 and Path(str(image.data["path"])).is_file()
     saved = {Path(str(event.data["path"])): event.data for event in of(events, "training.checkpoint")}
