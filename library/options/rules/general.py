@@ -106,6 +106,20 @@ REQUIRES = (
         "add --logging_dir with a folder",
     ),
     Requires(
+        ("preview_target", "log_with"),
+        is_one_of("preview_target", "tensorboard"),
+        lambda values: bool(values["log_with"] or values["logging_dir"]),
+        "nothing logs the run",
+        "add --logging_dir with a folder",
+    ),
+    Requires(
+        ("preview_target", "webhook_config"),
+        is_one_of("preview_target", "webhook"),
+        on("webhook_config"),
+        "there is no webhook",
+        "add --webhook_config with a file",
+    ),
+    Requires(
         ("lr_scheduler", "optimizer_type"),
         _scheduler("adafactor"),
         lambda values: str(values["optimizer_type"]).lower().rpartition(".")[2] == "adafactor",
