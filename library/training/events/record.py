@@ -13,20 +13,25 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from library.training.events.events import Event
 
 PATIENCE = 10.0  # seconds that the end of a run waits for a slow disk
+BEGINNING = ("lifecycle.stage", "notification", "error")
+"""Types of events of a run that has not done anything yet."""
 
 
 @dataclass
 class Record:
     """A sink that writes to `path`. A thread writes, and flushes as soon as it has caught up.
 
-    `run` tells whose record it is: a resumed run goes on with the file of the same run, any other begins a new one. A
-    file that cannot be written is said once; it is no reason to end a run.
+    `run` tells whose record it is: a resumed run goes on with the file of the same run, any other begins a new one. It
+    begins when the run does something, with all events until then: a run that is refused while its model is loaded
+    leaves no file, and the record of an earlier run stays. A file that cannot be written is said once; it is no reason
+    to end a run.
     """
 
     path: Path
@@ -55,8 +60,11 @@ class Record:
 
     def _work(self) -> None:
         try:
+            begun = self._begun()
+            if not begun:
+                return
             with self._open() as file:
-                while (event := self._waiting.get()) is not None:
+                for event in chain(begun, iter(self._waiting.get, None)):
                     file.write(line_of(event))
                     if self._waiting.empty():
                         file.flush()
@@ -64,6 +72,15 @@ class Record:
             self._problem = error
             while self._waiting.get() is not None:
                 pass  # what waits for nothing would fill the memory
+
+    def _begun(self) -> list[Event]:
+        """The events up to the first that is more than a beginning; none if the run ends without one."""
+        begun: list[Event] = []
+        while (event := self._waiting.get()) is not None:
+            begun.append(event)
+            if event.type not in BEGINNING:
+                return begun
+        return []
 
     def _open(self) -> IO[bytes]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ class WebhookSink:
                 with self._changed:
                     self.lost.update(() if delivered else post.types)
                     self._in_flight = ()
-            if self.webhook.form == "discord":
+            if self.webhook.form == "discord" and self._ends_at is None:
                 self._pause(self.gathering)
 
     def _take(self) -> list[Event]:

@@ -63,8 +63,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     events = [stage("started", 0), status(1), stage("finished", 1)]
     written(path, *events)
     assert read_record(path) == events
-    written(path, stage("started", 0))
-    assert read_record(path) == [stage("started", 0)], "a new run replaces the record"
+    written(path, stage("started", 0), event("error", 0, message="the model holds a NaN"))
+    assert read_record(path) == events, "a run that is refused while it loads leaves the record of the run before"
+    written(path, stage("started", 0), status(1))
+    assert read_record(path) == [stage("started", 0), status(1)], "a new run replaces the record"
 
 
 def test_a_line_is_in_the_file_before_the_next_event(tmp_path: Path) -> None:
@@ -104,8 +106,8 @@ def test_a_resumed_run_goes_on_after_half_a_line(tmp_path: Path) -> None:
 def test_a_resumed_run_begins_a_new_record_where_there_is_none_of_its_own(before: bytes, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(before)
-    written(path, stage("resumed", 1), resumed=True)
-    assert read_record(path) == [stage("resumed", 1)]
+    written(path, stage("resumed", 1), status(2), resumed=True)
+    assert read_record(path) == [stage("resumed", 1), status(2)]
 
 
 def test_what_a_resumed_run_takes_back() -> None:

@@ -67,7 +67,8 @@ def other_value(flag: Flag) -> str:
         "network_module": "networks.loha", "optimizer_args": "weight_decay=0.5", "network_args": "conv_dim=2",
         "min_timestep": "7", "max_timestep": "900", "stop_text_encoder_training": "5",
         "resolution": "128", "text_encoder_lr": "0.5", "block_lr": "1,2",
-        "scheduled_sampling_inference_steps": "20",
+        "scheduled_sampling_inference_steps": "20", "keep_best": "validation_loss",
+        "early_stop": "validation_loss:3",
     }  # fmt: skip
     if flag.name in special:
         return special[flag.name]
@@ -109,6 +110,8 @@ COMPANIONS: dict[str, dict[str, object]] = {
     "mask_normalise": {"alpha_mask": True},
     "validate_every_n_steps": {"validation_split": 0.4},
     "validate_every_n_epochs": {"validation_split": 0.4},
+    "keep_best": {"validation_split": 0.4},
+    "early_stop": {"validation_split": 0.4},
     "full_bf16": {"mixed_precision": "bf16"},
     "full_fp16": {"mixed_precision": "fp16"},
     "use_safetensors": {"use_safetensors": None},
