@@ -18,6 +18,7 @@ from library.training.plan.duration import PASSES_OF_A_SAMPLE, Duration
 
 if TYPE_CHECKING:
     from library.data.scan.scan import ImageRecord
+    from library.options.datasets import DatasetSpec
     from library.options.groups.evaluation import EvaluationOptions
     from library.options.train_options import TrainOptions
     from library.training.plan.facts import RunFacts
@@ -31,7 +32,8 @@ _SEED = 0  # the same in all runs, so that runs can be compared
 @dataclass(frozen=True)
 class EvaluationPlan:
     """`images` and `of_class`: what to draw, by prompt, with seeds; the latter are empty where a prompt has no class.
-    `real`: files of the subject's images. `every_n_steps` and `every_n_epochs` None: not by steps, not by epochs."""
+    `size`: that of training, in which images are drawn whose prompt names none. `real`: files of the subject's images.
+    `every_n_steps` and `every_n_epochs` None: not by steps, not by epochs."""
 
     prompts: tuple[SubjectPrompt, ...]
     images: Sequence[Sequence[ImageRequest]]
@@ -42,6 +44,7 @@ class EvaluationPlan:
     every_n_steps: int | None
     every_n_epochs: int | None
     batch_size: int
+    size: tuple[int, int]
 
     @property
     def requests(self) -> list[ImageRequest]:
@@ -56,9 +59,13 @@ class EvaluationPlan:
         return [*by_dino, *(("clip_i", "clip_t", "clip_score") if self.clip is not None else ())]
 
     def share_of_training(self, duration: Duration, samples_per_epoch: int, versions: int) -> float:
-        """Estimated time of drawing divided by training time, at the size of training. `versions`: how many versions of
-        the weights are evaluated; the base model is once."""
-        passes = sum(request.steps * (2 if request.scale > 1 else 1) for request in self.requests)
+        """Estimated time of drawing divided by training time. `versions`: how many versions of the weights are
+        evaluated; the base model is once."""
+        trained = self.size[0] * self.size[1]
+        passes = sum(
+            request.steps * (2 if request.scale > 1 else 1) * request.width * request.height / trained
+            for request in self.requests
+        )
         epochs = self.every_n_epochs or float("inf")
         if self.every_n_steps is not None:
             epochs = min(epochs, self.every_n_steps / duration.steps_per_epoch)
@@ -91,7 +98,7 @@ def decide_evaluation(options: TrainOptions, facts: RunFacts, mistakes: Mistakes
         mistakes.add(f"--evaluation_prompts: {family.title} only refines images, and draws no subject", "remove it")
     records = [record for record in facts.images.records if not record.is_reg]
     words = _find_words(chosen, facts, records, mistakes)
-    width, height = family.preview[facts.base_model.prediction]
+    width, height = _size_of_training(facts.images.scan.datasets)
     given = replace(DEFAULTS, width=width, height=height, sampler=options.preview.sample_sampler)
     try:
         prompts = read_subject_prompts(chosen.evaluation_prompts, words, given, "--evaluation_prompts")
@@ -110,7 +117,15 @@ def decide_evaluation(options: TrainOptions, facts: RunFacts, mistakes: Mistakes
         every_n_steps=every_steps,
         every_n_epochs=1 if every_steps is None and every_epochs is None else every_epochs,
         batch_size=options.preview.sample_batch_size or 1,
+        size=(width, height),
     )
+
+
+def _size_of_training(datasets: Sequence[DatasetSpec]) -> tuple[int, int]:
+    """The largest resolution that is trained, in steps of 8 pixels."""
+    sizes = [dataset.buckets.resolution for dataset in datasets]
+    width, height = max(sizes, key=lambda size: size[0] * size[1], default=(512, 512))
+    return width // 8 * 8, height // 8 * 8
 
 
 def _is_asked_for(chosen: EvaluationOptions, mistakes: Mistakes) -> bool:

@@ -49,6 +49,7 @@ class World:
             clip=None,
             real=(),
             batch_size=3,
+            size=(64, 64),
             **{"every_n_steps": None, "every_n_epochs": None, **intervals},  # type: ignore[arg-type]
         )
         table: Any = Table()

@@ -66,6 +66,21 @@ def test_the_plan_says_what_it_costs(world: World) -> None:
     assert f"adds about {passes / (3 * 12):.0%}" in lines[1]
 
 
+def test_images_without_a_size_have_that_of_training_and_larger_ones_take_longer(world: World) -> None:
+    """Of 128x128 an image has four times the pixels of 64x64."""
+    assert {(request.width, request.height) for request in evaluation_of(world).requests} == {(64, 64)}
+    wide = evaluation_of(world, resolution="128,68")
+    assert {(request.width, request.height) for request in wide.images[1]} == {(128, 64)}
+    shares = []
+    for side in (64, 128):
+        prompts = world.root / f"{side}.txt"
+        prompts.write_text(f"a {{subject}} --w {side} --h {side} --s 5\n", encoding="utf-8")
+        plan = plan_of(world, evaluation_prompts=prompts)
+        assert plan.evaluation is not None
+        shares.append(plan.evaluation.share_of_training(plan.facts.duration, 6, 1))
+    assert shares[1] == pytest.approx(4 * shares[0])
+
+
 def test_what_is_refused(world: World) -> None:
     assert "neither --evaluation_dino nor --evaluation_clip" in told(world, evaluation_dino=None)
     assert "--evaluation_dino, but no --evaluation_prompts" in told(world, evaluation_prompts=None)
