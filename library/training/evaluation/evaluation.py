@@ -16,13 +16,13 @@ from library.options.mistakes import UserError
 from library.sampling.prompts import ImageRequest, group_requests
 from library.training.evaluation.plan import EvaluationPlan
 from library.training.isolated_eval import isolated_eval
+from library.training.plan.duration import Duration, ends_epoch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
     from library.training.averaging.weights import Versions, Weights
-    from library.training.plan.duration import Duration
     from library.training.preview.preview import Draw
     from library.training.run import Run
     from library.training.saving.state import Progress
@@ -50,6 +50,7 @@ class Evaluation:
     modules: Sequence[nn.Module]
     log: Callable[[dict[str, float], int], None]
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     base: Holding | None = None
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int = 0
@@ -78,7 +79,7 @@ class Evaluation:
         plan, step = self.plan, progress.step
         if plan is None or self.judge is None or self._last == step:
             return
-        ends = epoch_ended or (step >= self.steps and progress.window < self.steps_per_epoch)
+        ends = ends_epoch(step, progress.window, self.steps, self.steps_per_epoch, epoch_ended=epoch_ended)
         by_steps = not epoch_ended and plan.every_n_steps and step % plan.every_n_steps == 0
         if by_steps or (ends and plan.every_n_epochs and progress.epoch % plan.every_n_epochs == 0):
             self._last = step
@@ -104,7 +105,7 @@ class Evaluation:
             nearest = {row["nearest_image"]: row["nearest"] for row in sorted(scores.copies, key=_by_nearest)}
             images = (f"{name} ({value:.3f})" for name, value in reversed(nearest.items()))
             count = f"{len(scores.copies)} of {counted(len(scores.by_image), 'image')}"
-            self.say(f"warning: {what}: {count} may copy a training image: {listed(images)}")
+            self.warn(f"{what}: {count} may copy a training image: {listed(images)}")
 
     @contextmanager
     def _errors_are_said(self, step: int) -> Iterator[None]:
@@ -112,9 +113,9 @@ class Evaluation:
         try:
             yield
         except UserError as error:
-            self.say("\n".join([f"step {step}: no evaluation:", str(error)]))
+            self.warn("\n".join([f"step {step}: no evaluation:", str(error)]))
         except Exception as error:  # noqa: BLE001 - out of memory, sampler settings that fail
-            self.say(f"step {step}: no evaluation: {type(error).__name__}: {error}")
+            self.warn(f"step {step}: no evaluation: {type(error).__name__}: {error}")
 
 
 def _by_nearest(row: Mapping[str, Any]) -> float:
@@ -172,7 +173,7 @@ def build_evaluation(
             clip = None if plan.clip is None else load_clip(plan.clip, run.device)
             cut = 0 if clip is None else sum(clip.is_cut(prompt.request.prompt) for prompt in plan.prompts)
             if clip is not None and cut:
-                run.say(f"CLIP reads {clip.longest} tokens: the end of {counted(cut, 'prompt')} is not compared")
+                run.warn(f"CLIP reads {clip.longest} tokens: the end of {counted(cut, 'prompt')} is not compared")
             judge = prepare_judge(dino, clip, [open_image(path) for path in plan.real], plan.real)
     return Evaluation(
         plan=plan,
@@ -181,6 +182,7 @@ def build_evaluation(
         modules=modules,
         log=run.log,
         say=run.say,
+        warn=run.warn,
         base=trainable.switched_off,
         versions=weights.shown(),
         steps=duration.steps,

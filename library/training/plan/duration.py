@@ -23,6 +23,12 @@ class Duration:
     reason: str
 
 
+def ends_epoch(step: int, window: int, steps: int | None, steps_per_epoch: int, *, epoch_ended: bool) -> bool:
+    """Whether an epoch ends after `step` of `steps` optimizer steps, `window` of them in this epoch: what is due after
+    epochs is due after an incomplete last one, too. `epoch_ended`: see loop.DueCall."""
+    return epoch_ended or (steps is not None and step >= steps and window < steps_per_epoch)
+
+
 def decide_duration(
     options: RunOptions, given: Collection[str], steps_per_epoch: int, batches_per_epoch: int
 ) -> Duration:

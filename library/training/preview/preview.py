@@ -17,6 +17,7 @@ from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import check_sampler
 from library.sampling.write_image import write_image
 from library.training.isolated_eval import isolated_eval
+from library.training.plan.duration import Duration, ends_epoch
 from library.training.preview.plan import BEFORE_TRAINING, PreviewPlan, read_requests
 from library.training.preview.refiner_plan import SUFFIX as REFINED
 from library.training.run import DrawnImage
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from library.sampling.sampling_path import HandOver, Unfinished
     from library.training.averaging.weights import Versions, Weights
-    from library.training.plan.duration import Duration
     from library.training.preview.refiner import Refiner
     from library.training.preview.so_far import GroupSoFar, SoFar
     from library.training.run import Run
@@ -99,7 +99,7 @@ class Preview:
         """Draw if due: see loop.DueCall. An incomplete last epoch counts as an epoch."""
         if not epoch_ended:
             self.after_step(progress.step)
-        if epoch_ended or (progress.step == self.steps and progress.window < self.steps_per_epoch):
+        if ends_epoch(progress.step, progress.window, self.steps, self.steps_per_epoch, epoch_ended=epoch_ended):
             self.after_epoch(progress.epoch, progress.step)
 
     def after_step(self, step: int) -> None:

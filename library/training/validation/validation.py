@@ -37,6 +37,7 @@ from library.families.family import Conditioning
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.progress import ProgressBar
 from library.training.isolated_eval import isolated_eval
+from library.training.plan.duration import Duration, ends_epoch
 from library.training.training_loss import TrainingLoss
 from library.training.validation.losses import TAGS, Losses, Means, as_lists, describe, divergence_of, from_lists
 from library.training.validation.plan import (
@@ -52,7 +53,6 @@ from library.training.validation.table import Table
 if TYPE_CHECKING:
     from library.training.averaging.weights import Versions, Weights
     from library.training.inputs import LatentEncoder
-    from library.training.plan.duration import Duration
     from library.training.run import Run
     from library.training.saving.state import Progress
     from library.training.trainable import Trainable
@@ -129,7 +129,7 @@ class Validation:
             return
         if not epoch_ended and plan.every_n_steps and step % plan.every_n_steps == 0:
             self._validate(plan, "step", step, progress)
-        ends = epoch_ended or (step >= self.steps and progress.window < self.steps_per_epoch)
+        ends = ends_epoch(step, progress.window, self.steps, self.steps_per_epoch, epoch_ended=epoch_ended)
         if ends and plan.every_n_epochs and epoch % plan.every_n_epochs == 0:
             self._validate(plan, "epoch", epoch, progress)
 

@@ -37,6 +37,7 @@ class World:
         self.holding, self.fails = "trained", False
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.said: list[str] = []
+        self.warned: list[str] = []
         prompts = [
             fill_in(ImageRequest("a {subject}", width=side, height=64), SubjectWords("sks dog", "dog"))
             for side in (64, 128)
@@ -60,6 +61,7 @@ class World:
             modules=[],
             log=lambda values, step: self.logged.append((step, dict(values))),
             say=self.said.append,
+            warn=self.warned.append,
             base=lambda: self.held("base"),
             versions={"": nullcontext, "_ema": lambda: self.held("_ema")},
             steps=10,
@@ -98,8 +100,8 @@ def test_each_version_and_the_base_model_are_logged_once_per_name_and_step() -> 
     # one value per prompt and size, though their text is the same
     assert {"evaluation/clip_score/00_64x64", "evaluation/clip_score/01_128x64"} <= values[4].keys()
     assert values[0]["evaluation/clip_score/01_128x64_base"] == pytest.approx(100)
-    assert "base model: DINO 1.000" in world.said[0] and "4 of 4 images may copy" in world.said[1]
-    assert "step 2: DINO 0.000 [0.000, 0.000] (base model 1.000)" in world.said[2]
+    assert "base model: DINO 1.000" in world.said[0] and "4 of 4 images may copy" in world.warned[0]
+    assert "step 2: DINO 0.000 [0.000, 0.000] (base model 1.000)" in world.said[1]
     after = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(1))
@@ -117,7 +119,8 @@ def test_an_error_is_said_and_the_next_evaluation_is_tried() -> None:
     world.fails = True
     world.evaluation.begin(Progress(epoch=1, step=0))
     world.evaluation.due(Progress(epoch=1, step=1), epoch_ended=False)
-    assert not world.logged and all("no evaluation" in text and "NaN" in text for text in world.said)
+    assert not world.logged and not world.said
+    assert world.warned and all("no evaluation" in text and "NaN" in text for text in world.warned)
     world.fails = False
     world.evaluation.due(Progress(epoch=1, step=2), epoch_ended=False)
     assert [step for step, _ in world.logged] == [2, 2]
