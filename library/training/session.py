@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,23 @@ from library.training.validation.table import begin_table, table_path
 from library.training.validation.validation import build_validation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from library.data.dataset import TrainingDataset
+    from library.families.family import Model
+    from library.training.averaging.weights import Weights
+    from library.training.evaluation.evaluation import Evaluation
+    from library.training.loop import DueCall
     from library.training.plan.plan import Plan
+    from library.training.preview.drawing import PromptEncoder
+    from library.training.preview.preview import Preview
     from library.training.recipe import Recipe
     from library.training.run import Run
+    from library.training.saving.loss_curve import LossCurve
     from library.training.saving.state import Progress
+    from library.training.trainable import Trainable
+    from library.training.training_loss import TrainingLoss
+    from library.training.validation.validation import Validation
 
 
 def train(plan: Plan, recipe: Recipe) -> None:
@@ -114,26 +128,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Train: what is due after a step, and the loop.
         save = partial(save_state, state=state, identity=plan.identity)
-        curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
-        saver = Saver(
-            plan.outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved
-        )
-        best = Best(plan.best, saver.save_best, plan.outputs.models(plan.outputs.best_stem())[0], run.say)
-        run.listeners.append(best.hear)
-        snapshots = Snapshots(weights.posthoc, plan.outputs.snapshot_folder, trainable.write, run.say, progress.step)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
-        left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn, saver.save_now, random)
-        table = begin_table(table_path(plan.outputs), plan.identity, progress.step, run.warn)
-        validation = build_validation(
-            facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
-            resumed=plan.resume is not None,
+        curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
+        after = build_after_step(
+            plan, run, model, trainable, weights, loss, dataset, encoder, prompts, progress, save, curve
         )  # fmt: skip
-        drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
-        refiner = build_refiner(options, plan.preview, model, encoder, run)
-        so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
-        preview = build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far)
-        evaluation = build_evaluation(plan.evaluation, drawer, modules, facts.duration, run, weights, trainable)
+        saver, best = after.saver, after.best
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn, saver.save_now, random)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
@@ -144,8 +146,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             left_out=left_out,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
-            # a state that is saved knows what was measured before
-            due=(snapshots.due, validation.due, evaluation.due, best.due, saver.save_due, preview.due),
+            due=after.due(),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
             record=curve.add,
@@ -156,10 +157,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
-                    validation.begin(progress)
-                    evaluation.begin(progress)
-                    best.begin(progress)
-                    preview.before_training(progress)
+                    after.begin(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
                 with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
@@ -168,6 +166,70 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 saver.finish(progress)
                 left_out.report()
                 report(plan, run, saver, best, progress, before, began)
+
+
+@dataclass(frozen=True)
+class AfterStep:
+    """What may be due after a step."""
+
+    snapshots: Snapshots
+    validation: Validation
+    evaluation: Evaluation
+    best: Best
+    saver: Saver
+    preview: Preview
+
+    def begin(self, progress: Progress) -> None:
+        """What happens before the first step."""
+        self.validation.begin(progress)
+        self.evaluation.begin(progress)
+        self.best.begin(progress)
+        self.preview.before_training(progress)
+
+    def due(self) -> tuple[DueCall, ...]:
+        """The calls after each step, in order: a state that is saved knows what was measured before."""
+        return (
+            self.snapshots.due, self.validation.due, self.evaluation.due, self.best.due, self.saver.save_due,
+            self.preview.due,
+        )  # fmt: skip
+
+
+def build_after_step(  # noqa: PLR0913 - of what each of them is made
+    plan: Plan,
+    run: Run,
+    model: Model,
+    trainable: Trainable,
+    weights: Weights,
+    loss: TrainingLoss,
+    dataset: TrainingDataset,
+    encoder: LatentEncoder,
+    prompts: PromptEncoder,
+    progress: Progress,
+    save: Callable[[Path, Progress], None],
+    curve: LossCurve,
+) -> AfterStep:
+    """What is due after the steps of a run that begins at `progress`. `save` writes a training state."""
+    facts, options, outputs = plan.facts, plan.facts.options, plan.outputs
+    saver = Saver(outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved)
+    best = Best(plan.best, saver.save_best, outputs.models(outputs.best_stem())[0], run.say)
+    run.listeners.append(best.hear)
+    modules = loss.modules(trainable)
+    table = begin_table(table_path(outputs), plan.identity, progress.step, run.warn)
+    validation = build_validation(
+        facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
+        resumed=plan.resume is not None,
+    )  # fmt: skip
+    drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
+    refiner = build_refiner(options, plan.preview, model, encoder, run)
+    so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
+    return AfterStep(
+        Snapshots(weights.posthoc, outputs.snapshot_folder, trainable.write, run.say, progress.step),
+        validation,
+        build_evaluation(plan.evaluation, drawer, modules, facts.duration, run, weights, trainable),
+        best,
+        saver,
+        build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far),
+    )
 
 
 def report(plan: Plan, run: Run, saver: Saver, best: Best, progress: Progress, before: int, began: float) -> None:
