@@ -11,7 +11,7 @@ from itertools import chain, groupby
 
 import pytest
 
-from library.data.order import BatchRequest, EpochOrder, Size
+from library.data.order import NO_SHARD, BatchRequest, EpochOrder, Locality, Size
 
 
 def order_of(
@@ -173,3 +173,61 @@ def test_a_rank_is_one_of_the_processes() -> None:
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="rank < world"):
             next(some_order().requests(1, 0, rank, world))
+
+
+SHARDS = [record // 4 for record in range(40)] + [NO_SHARD] * 10  # ten shards of four images, and ten files
+BUCKETS: list[Size] = [(64, 64), (64, 128), (64, 64)] * 16 + [(64, 64)] * 2
+
+
+def local_order(buffer: int, seed: int = 3) -> EpochOrder:
+    locality = Locality(SHARDS, buffer)
+    return EpochOrder(
+        [0] * 50, BUCKETS, [2] * 50, batch_sizes=[3], accumulation=2, seed=seed, locality=locality
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("buffer", [1, 3, 10, 99])
+def test_with_a_buffer_every_sample_stands_once_in_as_many_batches(buffer: int) -> None:
+    order = local_order(buffer)
+    whole = EpochOrder([0] * 50, BUCKETS, [2] * 50, batch_sizes=[3], accumulation=2, seed=3)
+    for epoch in (1, 2):
+        requests = list(order.requests(epoch))
+        samples = [sample for request in requests for sample in request.samples]
+        assert sorted(samples) == [(record, repeat) for record in range(50) for repeat in range(2)]
+        assert all(BUCKETS[record] == request.bucket for request in requests for record, _ in request.samples)
+        assert len(requests) == whole.batches_per_epoch
+
+
+@pytest.mark.parametrize("buffer", [1, 3])
+def test_a_shard_is_read_in_one_stretch_of_the_epoch(buffer: int) -> None:
+    requests = list(local_order(buffer).requests(1))
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for place, request in enumerate(requests):
+        for record, _ in request.samples:
+            first.setdefault(SHARDS[record], place)
+            last[SHARDS[record]] = place
+    # a batch at the end of a group may be completed with samples of the next
+    open_shards = [sum(first[shard] <= place <= last[shard] for shard in range(10)) for place in range(len(requests))]
+    assert max(open_shards) <= 2 * buffer
+    files = [place for place, request in enumerate(requests) if any(SHARDS[r] == NO_SHARD for r, _ in request.samples)]
+    assert min(files) < len(requests) / 4 and max(files) > len(requests) * 3 / 4  # dealt over the epoch
+
+
+def test_a_buffer_shuffles_shards_and_samples_anew_and_resumes_at_any_step() -> None:
+    def shards(epoch: int, seed: int = 3) -> list[int]:
+        requests = local_order(2, seed).requests(epoch)
+        return list(dict.fromkeys(SHARDS[record] for request in requests for record, _ in request.samples))
+
+    assert shards(1) != shards(2) and shards(1) != shards(1, seed=4) and shards(1) == shards(1)
+    order = local_order(2)
+    whole = windows(list(order.requests(2)))
+    for done in range(len(whole)):
+        assert windows(list(local_order(2).requests(2, done))) == whole[done:]
+
+
+def test_ranks_share_the_order_with_a_buffer() -> None:
+    alone = [request.samples for request in local_order(2).requests(1)]
+    ranks = [list(local_order(2).requests(1, 0, rank, 3)) for rank in range(3)]
+    together = [request.samples for turn in zip(*ranks, strict=True) for request in turn if request.is_counted]
+    assert together == alone
