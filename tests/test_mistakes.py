@@ -488,6 +488,20 @@ def test_six_mistakes_of_six_kinds_are_reported_together(refused: Refused, data:
     assert all(any(name in block for block in found) for name in named), found
 
 
+def test_mistakes_of_measuring_are_told_before_the_model_is_found(refused: Refused, tmp_path: Path) -> None:
+    found = refused(
+        pretrained_model_name_or_path=tmp_path / "none.safetensors",
+        train_data_dir=tmp_path / "none",
+        keep_best="beauty",
+        early_stop="validation_loss",
+        evaluation_prompts="live",
+        evaluation_clip=tmp_path / "clip",
+    )
+    named = ("none.safetensors", "--train_data_dir", "--keep_best beauty", "--early_stop", "--evaluation_clip")
+    assert len(found) == len(named)
+    assert all(any(name in block for block in found) for name in named), found
+
+
 # --- errors during a run ---
 
 

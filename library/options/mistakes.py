@@ -31,8 +31,9 @@ class UserError(Exception):
 class Mistakes:
     """A list of mistakes without duplicates, so that all of a run are reported together."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Iterable[Mistake] = ()) -> None:
         self._found: list[Mistake] = []
+        self.extend(found)
 
     def add(self, what: str, remedy: str = "") -> None:
         """Add a mistake."""

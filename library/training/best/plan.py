@@ -46,43 +46,57 @@ class BestPlan:
             yield f"ends early once {self.stop.name} has not become better in {counted(self.patience, 'measurement')}"
 
 
-def decide_best(
-    options: ValidationOptions,
-    origins: Mapping[str, str],
-    measurements: Mapping[str, int],
-    resume: SavedState | None,
-    mistakes: Mistakes,
-    notes: list[str],
-) -> BestPlan:
-    """The plan. `measurements`: how often the run measures each metric that it measures."""
+def read_best(options: ValidationOptions, origins: Mapping[str, str], mistakes: Mistakes) -> BestPlan:
+    """The plan, from the flags alone. Adds a mistake for a flag that cannot be read or names no metric."""
     keep = stop = None
     patience = 0
     if options.keep_best:
-        asked = f"--keep_best {options.keep_best} ({origins['keep_best']})"
-        keep = _metric(options.keep_best, asked, measurements, mistakes)
+        keep = _metric(options.keep_best, _asked("keep_best", options.keep_best, origins), mistakes)
     if options.early_stop:
-        asked = f"--early_stop {options.early_stop} ({origins['early_stop']})"
+        asked = _asked("early_stop", options.early_stop, origins)
         form = re.fullmatch(r"\s*(\w+)\s*[:=]\s*([1-9]\d*)\s*", options.early_stop)
         if form is None:
             remedy = "write METRIC:PATIENCE, for example validation_loss:3 (measurements without a better value)"
             mistakes.add(f"{asked} cannot be read", remedy)
         else:
-            stop, patience = _metric(form[1], asked, measurements, mistakes), int(form[2])
-    plan = BestPlan(keep, stop, patience)
-    if stop is not None and patience >= measurements.get(stop.name, patience + 1):
+            stop, patience = _metric(form[1], asked, mistakes), int(form[2])
+    return BestPlan(keep, stop, patience)
+
+
+def check_best(
+    plan: BestPlan,
+    origins: Mapping[str, str],
+    measurements: Mapping[str, int],
+    resume: SavedState | None,
+    mistakes: Mistakes,
+    notes: list[str],
+) -> None:
+    """Check that the run measures what the plan follows, and is not over yet. `measurements`: how often the run
+    measures each metric that it measures."""
+    if plan.keep is not None:
+        _check_measured(plan.keep, _asked("keep_best", plan.keep.name, origins), measurements, mistakes)
+    stop = plan.stop
+    if stop is None:
+        return
+    given = f"{stop.name}:{plan.patience}"
+    _check_measured(stop, _asked("early_stop", given, origins), measurements, mistakes)
+    if plan.patience >= measurements.get(stop.name, plan.patience + 1):
         times = counted(measurements[stop.name], "time")
-        notes.append(f"--early_stop {options.early_stop} never stops the run, which measures {stop.name} {times}")
-    if stop is not None and resume is not None and is_over(plan, resume.progress.standings):
+        notes.append(f"--early_stop {given} never stops the run, which measures {stop.name} {times}")
+    if resume is not None and is_over(plan, resume.progress.standings):
         standing = resume.progress.standings[stop.name]
         mistakes.add(
             f"--resume {resume.folder}: the run stopped early after step {resume.progress.step}: {stop.name} had not "
             f"become better since step {standing['step']} ({counted(standing['waited'], 'measurement')})",
             "raise the patience of --early_stop to go on, or leave it out",
         )
-    return plan
 
 
-def _metric(name: str, asked: str, measurements: Mapping[str, int], mistakes: Mistakes) -> Metric | None:
+def _asked(flag: str, value: str, origins: Mapping[str, str]) -> str:
+    return f"--{flag} {value} ({origins[flag]})"
+
+
+def _metric(name: str, asked: str, mistakes: Mistakes) -> Metric | None:
     metric = METRICS.get(name.strip().lower())
     if metric is None:
         near = difflib.get_close_matches(name, METRICS, 1, 0.6)
@@ -90,11 +104,15 @@ def _metric(name: str, asked: str, measurements: Mapping[str, int], mistakes: Mi
         mistakes.add(
             f"{asked}: there is no such metric", f"did you mean {near[0]}?" if near else f"use one of {', '.join(own)}"
         )
-    elif not measurements.get(metric.name):
-        others = [each for each in measurements if measurements[each]]
-        instead = f"; this run measures {', '.join(others)}" if others else ""
-        mistakes.add(f"{asked}: this run never measures it", f"{metric.remedy}{instead}")
     return metric
+
+
+def _check_measured(metric: Metric, asked: str, measurements: Mapping[str, int], mistakes: Mistakes) -> None:
+    if measurements.get(metric.name):
+        return
+    others = [each for each in measurements if measurements[each]]
+    instead = f"; this run measures {', '.join(others)}" if others else ""
+    mistakes.add(f"{asked}: this run never measures it", f"{metric.remedy}{instead}")
 
 
 def is_over(plan: BestPlan, standings: Mapping[str, Standing]) -> bool:

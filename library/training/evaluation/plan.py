@@ -30,6 +30,14 @@ _SEED = 0  # the same in all runs, so that runs can be compared
 
 
 @dataclass(frozen=True)
+class Encoders:
+    """The folders of the models that measure images; None: not given."""
+
+    dino: EncoderFolder | None
+    clip: EncoderFolder | None
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """`images` and `of_class`: what to draw, by prompt, with seeds; the latter are empty where a prompt has no class.
     `size`: that of training, in which images are drawn whose prompt names none. `real`: files of the subject's images.
@@ -86,12 +94,19 @@ class EvaluationPlan:
         yield f"adds about {share:.0%} to the training time (lower it by fewer prompts, images or steps: --s in a file)"
 
 
-def decide_evaluation(options: TrainOptions, facts: RunFacts, mistakes: Mistakes) -> EvaluationPlan | None:
-    """The plan; None without --evaluation_prompts. Adds mistakes."""
-    chosen = options.evaluation
+def decide_encoders(chosen: EvaluationOptions, mistakes: Mistakes) -> Encoders | None:
+    """The encoders of an evaluation, from the flags alone; None without --evaluation_prompts. Adds mistakes."""
     dino = check_encoder("dino", chosen.evaluation_dino, mistakes)
     clip = check_encoder("clip", chosen.evaluation_clip, mistakes)
-    if not _is_asked_for(chosen, mistakes) or chosen.evaluation_prompts is None:
+    return Encoders(dino, clip) if _is_asked_for(chosen, mistakes) else None
+
+
+def decide_evaluation(
+    options: TrainOptions, encoders: Encoders | None, facts: RunFacts, mistakes: Mistakes
+) -> EvaluationPlan | None:
+    """The plan; None without encoders. Adds mistakes."""
+    chosen = options.evaluation
+    if encoders is None or chosen.evaluation_prompts is None:
         return None
     family = facts.base_model.family
     if family.refines:
@@ -110,9 +125,9 @@ def decide_evaluation(options: TrainOptions, facts: RunFacts, mistakes: Mistakes
     return EvaluationPlan(
         prompts=tuple(prompts),
         images=requests_of(prompts, chosen.evaluation_images_per_prompt, _SEED),
-        of_class=requests_of(prompts, 1 if dino else 0, _SEED, of_class=True),
-        dino=dino,
-        clip=clip,
+        of_class=requests_of(prompts, 1 if encoders.dino else 0, _SEED, of_class=True),
+        dino=encoders.dino,
+        clip=encoders.clip,
         real=_real_images(records),
         every_n_steps=every_steps,
         every_n_epochs=1 if every_steps is None and every_epochs is None else every_epochs,

@@ -20,13 +20,14 @@ from library.options.train_options import TrainOptions
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
-from library.training.best.plan import BestPlan, count_measurements, decide_best
-from library.training.evaluation.plan import EvaluationPlan, decide_evaluation
+from library.training.best.plan import BestPlan, check_best, count_measurements, read_best
+from library.training.evaluation.plan import EvaluationPlan, decide_encoders, decide_evaluation
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
+from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
@@ -77,8 +78,7 @@ class Plan:
 def decide(parsed: Parsed) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
     parsed.check_complete()
-    options, mistakes, notes = parsed.options, Mistakes(), list(parsed.notes)
-    mistakes.extend(parsed.mistakes)
+    options, mistakes, notes = parsed.options, Mistakes(parsed.mistakes), list(parsed.notes)
     check_single_process(mistakes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
@@ -90,20 +90,21 @@ def decide(parsed: Parsed) -> Plan:
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
+    encoders = decide_encoders(options.evaluation, mistakes)
+    best = read_best(options.validation, parsed.origins, mistakes)
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
-    facts = _complete(facts, mistakes)
+    facts, duration = _complete(facts, mistakes)
 
     # Decisions that follow from them.
-    base_model, duration = facts.base_model, facts.duration
-    rollout = decide_loss(options, base_model, mistakes, notes)
-    evaluation = decide_evaluation(options, facts, mistakes)
+    rollout = decide_loss(options, facts.base_model, mistakes, notes)
+    evaluation = decide_evaluation(options, encoders, facts, mistakes)
     optimization = decide_optimization(facts, optimizer, adapter, mistakes, notes)
     averages = decide_averages(options.averaging, duration.steps, optimizer, adapter, mistakes)
-    best, outputs = decide_checkpoints(facts, evaluation, adapter, averages, parsed.origins, resume, mistakes, notes)
-    costs = decide_costs(facts, optimization, adapter, outputs, averages)
-    base_copy = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs, mistakes)
-    costs = costs if base_copy is None else replace(costs, base=base_copy.on_accelerator)
-    check_outputs(options, base_model, outputs, costs, mistakes)
+    measurements = count_measurements(facts.validation, evaluation, duration, averages.shown)
+    check_best(best, parsed.origins, measurements, resume, mistakes, notes)
+    outputs = decide_files(facts, adapter, averages, mistakes, keeps_best=best.keep is not None)
+    costs, base_copy = decide_costs(facts, optimization, adapter, outputs, averages, mistakes)
+    check_outputs(options, facts.base_model, outputs, costs, mistakes)
     identity = identity_of(facts, base_copy)
     check_continuation(
         resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
@@ -135,12 +136,12 @@ def decide(parsed: Parsed) -> Plan:
     )
 
 
-def _complete(facts: RunFacts | None, mistakes: Mistakes) -> RunFacts:
-    """The facts. Raises UserError where the base model or the images are missing."""
+def _complete(facts: RunFacts | None, mistakes: Mistakes) -> tuple[RunFacts, Duration]:
+    """The facts and their duration. Raises UserError where the base model or the images are missing."""
     if facts is None:
         mistakes.raise_if_any()
         raise AssertionError("the base model or the images are missing and no mistake says why")
-    return facts
+    return facts, facts.duration
 
 
 def decide_optimization(
@@ -154,23 +155,14 @@ def decide_optimization(
     return Optimization(rates, optimizer, schedule)
 
 
-def decide_checkpoints(  # noqa: PLR0913 - the sections that it depends on
-    facts: RunFacts,
-    evaluation: EvaluationPlan | None,
-    adapter: AdapterPlan | None,
-    averages: AveragesPlan,
-    origins: Mapping[str, str],
-    resume: SavedState | None,
-    mistakes: Mistakes,
-    notes: list[str],
-) -> tuple[BestPlan, Outputs]:
-    """Which checkpoint is kept as the best, and all files of the run."""
-    options, duration = facts.options, facts.duration
-    measurements = count_measurements(facts.validation, evaluation, duration, averages.shown)
-    best = decide_best(options.validation, origins, measurements, resume, mistakes, notes)
+def decide_files(
+    facts: RunFacts, adapter: AdapterPlan | None, averages: AveragesPlan, mistakes: Mistakes, *, keeps_best: bool
+) -> Outputs:
+    """All files of the run."""
     source = "adapter" if adapter else facts.base_model.header.kind
-    keeps_best = best.keep is not None
-    return best, decide_outputs(options.saving, source, duration.epochs, mistakes, averages, keeps_best=keeps_best)
+    return decide_outputs(
+        facts.options.saving, source, facts.duration.epochs, mistakes, averages, keeps_best=keeps_best
+    )
 
 
 def decide_preview(facts: RunFacts, mistakes: Mistakes) -> PreviewPlan | None:
@@ -214,9 +206,23 @@ def decide_workers(facts: RunFacts, notes: list[str]) -> int:
 
 
 def decide_costs(
+    facts: RunFacts,
+    optimization: Optimization,
+    adapter: AdapterPlan | None,
+    outputs: Outputs,
+    averages: AveragesPlan,
+    mistakes: Mistakes,
+) -> tuple[Costs, BasePlan | None]:
+    """Memory and disk of the run, and where the frozen base model of a training of all weights is kept."""
+    costs = _own_costs(facts, optimization, adapter, outputs, averages)
+    base = None if adapter else decide_base(facts, frozenset(optimization.learning_rates.modules), costs, mistakes)
+    return costs if base is None else replace(costs, base=base.on_accelerator), base
+
+
+def _own_costs(
     facts: RunFacts, optimization: Optimization, adapter: AdapterPlan | None, outputs: Outputs, averages: AveragesPlan
 ) -> Costs:
-    """Memory and disk of the run."""
+    """Memory and disk without a copy of the base model."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
     models, states = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     peak_files = PeakFiles(models, states, 0 if averages.posthoc is None else averages.posthoc.files)

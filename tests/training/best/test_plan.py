@@ -12,7 +12,7 @@ from library.evaluation.scores import MEASURES
 from library.options.groups.validation import ValidationOptions
 from library.options.mistakes import Mistakes
 from library.training.best.metrics import METRICS
-from library.training.best.plan import BestPlan, count_measurements, decide_best
+from library.training.best.plan import BestPlan, check_best, count_measurements, read_best
 from library.training.plan.duration import Duration
 from library.training.saving.state import Progress, SavedState
 from library.training.validation.plan import ValidationPlan
@@ -24,7 +24,8 @@ MEASURED = {"validation_loss": 5, "validation_divergence": 5, "training_loss": 5
 def decided(resume: SavedState | None = None, **flags: str) -> tuple[BestPlan, list[str], list[str]]:
     mistakes, notes = Mistakes(), list[str]()
     origins = defaultdict(lambda: "command line")
-    plan = decide_best(replace(ValidationOptions(), **flags), origins, MEASURED, resume, mistakes, notes)
+    plan = read_best(replace(ValidationOptions(), **flags), origins, mistakes)
+    check_best(plan, origins, MEASURED, resume, mistakes, notes)
     return plan, [" ".join(str(each).split()) for each in mistakes], notes
 
 
