@@ -77,7 +77,10 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "LoKr": "lora --network_module networks.lokr --network_args factor=4",
     },
     "preservation": PRESERVED,
-    "preservation of all weights": {name: way.replace("lora", "dreambooth", 1) for name, way in PRESERVED.items()},
+    "preservation of all weights": {
+        **{name: way.replace("lora", "dreambooth", 1) for name, way in PRESERVED.items()},
+        "base_prediction=2 and class_prompt": "dreambooth --preservation base_prediction=2 class_prompt",
+    },
     "quantised": {
         "float32": "lora",
         **{name: f"lora --base_model_precision {name}" for name in ("int8", "int4", "nf4", "fp8")},

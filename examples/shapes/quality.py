@@ -4,7 +4,8 @@
 
 Results come from `python -m examples.shapes.compare TABLE --seeds 1 2 3`, which keeps those of all its tables in one
 file; files of several machines can be given together. The table has a row for each way that was measured, with the mean
-over its seeds and, in brackets, the least and the most. Nothing is trained.
+over its seeds and, in brackets, the least and the most. A row of the page stays if the files have fewer seeds of its
+way. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -35,21 +36,39 @@ def read_results(files: Sequence[Path]) -> Results:
     return results
 
 
-def render(results: Results) -> str:
-    """The table, and a line on what it lacks."""
+def render(results: Results, page: str = "") -> str:
+    """The table, and a line on what it lacks. `page`: where rows stand that were measured before."""
     lines = ["| Comparison | Way | Seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    before = {tuple(cells[:2]): cells[2:] for cells in _rows(page)}
     missing = []
     for table, ways in TABLES.items():
-        measured = {name: results[way] for name, way in ways.items() if way in results}
-        lines += [f"| {table} | {name} | {_cells(own)} |" for name, own in measured.items()]
-        missing += [f"{table}: {name}" for name in ways if name not in measured]
+        for name, way in ways.items():
+            cells = max(_cells(results.get(way, {})), before.get((table, name), []), key=_number_of_seeds)
+            if cells:
+                lines.append(f"| {' | '.join([table, name, *cells])} |")
+            else:
+                missing.append(f"{table}: {name}")
     text = "\n".join(lines) + "\n"
     return text + (f"\nNot measured yet: {'; '.join(missing)}.\n" if missing else "")
 
 
-def _cells(by_seed: Mapping[int, Mapping[str, float]]) -> str:
+def _rows(page: str) -> list[list[str]]:
+    """The cells of all rows between the marks of a page, without the head."""
+    table = page.partition(BEGIN)[2].partition(END)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "%" in line]
+
+
+def _number_of_seeds(cells: Sequence[str]) -> int:
+    """The number of seeds of a row, given from its seeds on."""
+    return len(cells[0].split(",")) if cells else 0
+
+
+def _cells(by_seed: Mapping[int, Mapping[str, float]]) -> list[str]:
+    """The cells of a row from its seeds on; none without a seed."""
+    if not by_seed:
+        return []
     seeds = ", ".join(map(str, sorted(by_seed)))
-    return " | ".join([seeds, *(_spread(name, [values[name] for values in by_seed.values()]) for name in COLUMNS)])
+    return [seeds, *(_spread(name, [values[name] for values in by_seed.values()]) for name in COLUMNS)]
 
 
 def _spread(name: str, values: Sequence[float]) -> str:
@@ -77,8 +96,9 @@ def main(words: Sequence[str] | None = None) -> None:
     gone = [file for file in options.results if not file.is_file()]
     if gone:
         parser.error(f"--results {gone[0]} is not there: run python -m examples.shapes.compare first")
-    table = render(read_results(options.results))
-    options.page.write_text(fill_in(options.page.read_text(encoding="utf-8"), table), encoding="utf-8", newline="\n")
+    page = options.page.read_text(encoding="utf-8")
+    table = render(read_results(options.results), page)
+    options.page.write_text(fill_in(page, table), encoding="utf-8", newline="\n")
     print(table, end="")
 
 
