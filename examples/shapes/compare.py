@@ -17,6 +17,7 @@ sheet has a row of images for each way, with the same prompts and seeds.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shlex
@@ -94,6 +95,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 """By table and name: a recipe and further flags."""
 
 CERTAIN = 0.9
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,11 @@ def command_of(way: str) -> list[str]:
 
 
 def name_of(way: str, seed: int) -> str:
-    """The name of a way's files."""
-    return "-".join(re.findall(r"[\w.]+", f"{way} seed{seed}"))
+    """The name of a way's files, short enough for every file system."""
+    name = "-".join(re.findall(r"[\w.]+", way))
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(way.encode('utf-8')).hexdigest()[:8]}"
+    return f"{name}-seed{seed}"
 
 
 def train(way: str, seed: int) -> Cost:

@@ -73,6 +73,7 @@ def test_names_of_files_have_no_blanks_and_differ() -> None:
     ways = [way for table in compare.TABLES.values() for way in table.values()]
     names = {compare.name_of(way, seed) for way in ways for seed in (1, 2)}
     assert len(names) == 2 * len(set(ways)) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+    assert max(map(len, names)) < 120  # with the endings of all files of a run
 
 
 @pytest.mark.parametrize("words", [["--only", "Lora"], ["preservation", "--draw", "sheet.png"]])
