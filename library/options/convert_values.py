@@ -19,6 +19,8 @@ OFF = ("false", "0", "no", "off")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")  # at least two letters: C:/ is a drive
 
+# A token of the Hugging Face Hub, wherever it stands: under a misspelt name, or without one.
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
@@ -61,14 +63,19 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
 
 
 def format_value(raw: object) -> str:
-    """A value as messages show it: texts in quotes, booleans as in TOML."""
+    """A value as messages show it: texts in quotes, booleans as in TOML, tokens not at all."""
     if isinstance(raw, bool):
         return str(raw).lower()
     if isinstance(raw, str):
-        return f'"{raw}"'
+        return f'"{_HUB_TOKEN.sub("hf_(not shown)", raw)}"'
     if isinstance(raw, list):
         return "[" + ", ".join(format_value(member) for member in raw) + "]"
-    return str(raw)
+    return _HUB_TOKEN.sub("hf_(not shown)", str(raw))
+
+
+def shown(flag: Flag, raw: object) -> str:
+    """The value of a flag as messages show it; that of a secret is not shown."""
+    return "(not shown)" if flag.secret else format_value(raw)
 
 
 def _switch(raw: object) -> bool:

@@ -55,23 +55,15 @@ _DATA = (
 )
 
 _PROCESSES = (
-    _switch("async_upload", OTHER, only_with=("huggingface_repo_id",)),
     _switch("ddp_gradient_as_bucket_view", OTHER),
     _switch("ddp_static_graph", OTHER),
     FutureFlag("ddp_timeout", "integer", None, OTHER, neutral=(0,)),
     _switch("deepspeed", OTHER),
     _switch("fp16_master_weights_and_gradients", OTHER, only_with=("deepspeed",)),
-    FutureFlag("huggingface_path_in_repo", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    FutureFlag("huggingface_repo_id", "text", None, OTHER),
-    FutureFlag("huggingface_repo_type", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    FutureFlag("huggingface_repo_visibility", "text", None, OTHER, only_with=("huggingface_repo_id",)),
-    FutureFlag("huggingface_token", "text", None, OTHER, only_with=("huggingface_repo_id",)),
     FutureFlag("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),
     FutureFlag("offload_optimizer_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
     FutureFlag("offload_param_device", "text", None, OTHER, only_with=("deepspeed",)),
     FutureFlag("offload_param_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
-    _switch("resume_from_huggingface"),
-    _switch("save_state_to_huggingface", OTHER),
     _switch("zero3_init_flag", OTHER, only_with=("deepspeed",)),
     _switch("zero3_save_16bit_model", OTHER, only_with=("deepspeed",)),
     FutureFlag("zero_stage", "integer", 2, OTHER, only_with=("deepspeed",)),
@@ -170,8 +162,6 @@ FUTURE_FLAGS: Mapping[str, FutureFlag] = MappingProxyType(
     }
 )
 
-SECRET = frozenset({"huggingface_token"})  # never shown in a message
-
 
 def check_future_flags(
     set_flags: Mapping[str, FutureFlagValue], values: Mapping[str, object]
@@ -232,7 +222,5 @@ def _refusals(refused: list[FutureFlagValue]) -> Iterator[Mistake]:
 
 
 def _describe(entry: FutureFlagValue) -> str:
-    if entry.definition.name in SECRET:
-        return entry.definition.name
     value = list(entry.value) if isinstance(entry.value, tuple) else entry.value
     return f"{entry.definition.name} = {format_value(value)}"

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from library.options import future_flags, render
 from library.options.config_file import find_config_file, read_config_file, with_toml
-from library.options.convert_values import UNSET, BadValue, convert, format_value
+from library.options.convert_values import UNSET, BadValue, convert, format_value, shown
 from library.options.flag import Flag, Script
 from library.options.frontend_keys import adapter_file_of_ranks
 from library.options.future_flags import FUTURE_FLAGS, FutureFlagValue
@@ -105,7 +105,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
     except UserError as error:
         mistakes.extend(error.mistakes)
         is_complete = False
-    notes += _repeated(on_command_line)
+    notes += _repeated(on_command_line, known)
     merged = adapter_file_of_ranks(
         {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and overrides
     )
@@ -199,12 +199,13 @@ def _from_file(
             notes.append(f"{entry.name} in {entry.origin} is ignored: it works only on the command line")
 
 
-def _repeated(entries: list[RawOption]) -> Iterator[str]:
+def _repeated(entries: list[RawOption], known: Mapping[str, Flag]) -> Iterator[str]:
     last: dict[str, RawOption] = {}
     for entry in entries:
         before = last.get(entry.name)
         if before is not None and before.raw != entry.raw:
-            yield f"--{entry.name} is given more than once on the command line: {format_value(entry.raw)} is used"
+            used = shown(known[entry.name], entry.raw) if entry.name in known else format_value(entry.raw)
+            yield f"--{entry.name} is given more than once on the command line: {used} is used"
         last[entry.name] = entry
 
 
@@ -221,14 +222,15 @@ def _own_flags(
         try:
             value, why = convert(known[name], entry.raw)
         except BadValue as bad:
-            mistakes.add(_bad(entry, bad), bad.remedy)
+            what = f"--{name} = {shown(known[name], entry.raw)} ({entry.origin}) {bad.fault}"
+            mistakes.add(what, bad.remedy)
             faulty.add(name)
             continue
         if value is not UNSET:
             values[name], origins[name] = value, entry.origin
         if why:
             notes.append(
-                f"--{name} = {format_value(entry.raw)} ({entry.origin}) is read as {format_value(value)}: {why}"
+                f"--{name} = {shown(known[name], entry.raw)} ({entry.origin}) is read as {format_value(value)}: {why}"
             )
     values["caption_extension"] = _with_dot(str(values["caption_extension"]))
     values["config_file"] = _with_toml(values["config_file"])
@@ -251,10 +253,6 @@ def _later_flags(merged: Mapping[str, RawOption]) -> dict[str, FutureFlagValue]:
         if value is not UNSET:
             future_flags_set[name] = FutureFlagValue(FUTURE_FLAGS[name], value, entry.origin)
     return future_flags_set
-
-
-def _bad(entry: RawOption, bad: BadValue) -> str:
-    return f"--{entry.name} = {format_value(entry.raw)} ({entry.origin}) {bad.fault}"
 
 
 def _with_dot(extension: str) -> str:

@@ -29,6 +29,7 @@ TITLES = {
     "memory": "Precision, memory and speed",
     "quantisation": "Quantised base model",
     "saving": "Saved files",
+    "hub": "Hugging Face Hub",
     "preview": "Preview images",
     "validation": "Validation",
     "evaluation": "Evaluation of a subject",

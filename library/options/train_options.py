@@ -15,6 +15,7 @@ from library.options.groups.cache import CacheOptions
 from library.options.groups.caption import CaptionOptions
 from library.options.groups.dataset import DatasetOptions
 from library.options.groups.evaluation import EvaluationOptions
+from library.options.groups.hub import HubOptions
 from library.options.groups.mask import MaskOptions
 from library.options.groups.memory import MemoryOptions
 from library.options.groups.model import ModelOptions
@@ -47,6 +48,7 @@ class TrainOptions:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)

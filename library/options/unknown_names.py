@@ -10,6 +10,7 @@ from library.options.convert_values import OFF, format_value
 from library.options.future_flags import FUTURE_FLAGS
 from library.options.mistakes import Mistake
 from library.options.sources import COMMAND_LINE, RawOption
+from library.options.train_options import FLAGS
 
 MISSPELT = 0.9  # similarity from which a key of a file is surely a misspelt flag
 SUGGESTION = 0.6  # similarity from which a flag is suggested
@@ -85,6 +86,12 @@ def _is_off(raw: object) -> bool:
 
 
 def _show(entry: RawOption) -> str:
+    """Name and value; only the name of what may be a misspelt secret."""
+    from difflib import get_close_matches
+
+    secrets = [flag.name for flag in FLAGS.values() if flag.secret]
+    if get_close_matches(entry.name.replace("-", "_"), secrets, 1, SUGGESTION):
+        return entry.name
     return f"{entry.name} = {format_value(entry.raw)}"
 
 

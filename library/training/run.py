@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from library.training.trackers import Trackers
 
 Say = Callable[[str], None]
+SavedKind = Literal["model", "state"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Run:
     """The accelerator, console, trackers, processes and events of a run. What is said, logged, drawn and saved comes
     through here, and becomes an event.
 
-    `listeners` are called with all values that are logged, also in a run without trackers.
+    `listeners` are called with all values that are logged, also in a run without trackers; `saving_listeners` with each
+    model and training state that is complete.
     """
 
     accelerator: Accelerator
@@ -53,6 +55,7 @@ class Run:
     processes: Processes = Processes()
     events: Events = field(default_factory=Events)
     listeners: list[Callable[[Mapping[str, float]], None]] = field(default_factory=list)
+    saving_listeners: list[Callable[[Path, SavedKind], None]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -91,9 +94,11 @@ class Run:
             **memory_in_use(self.device),
         }
 
-    def saved(self, path: Path, kind: Literal["model", "state"]) -> None:
+    def saved(self, path: Path, kind: SavedKind) -> None:
         """Note that a model or a training state was saved."""
         self.events.emit("training.checkpoint", {"path": str(path), "bytes": size_of(path), "kind": kind})
+        for listen in self.saving_listeners:
+            listen(path, kind)
 
     def log_images(self, drawn: Mapping[str, DrawnImage], step: int, *, to_trackers: bool = True) -> None:
         """Log images to the trackers, if there are any, each under its name. Without `to_trackers` they are events."""

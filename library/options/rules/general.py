@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from library.options.rules import adapter as adapter_rules
 from library.options.rules import averaging as averaging_rules
+from library.options.rules import hub as hub_rules
 from library.options.rules import objective as objective_rules
 from library.options.rules import preservation as preservation_rules
 from library.options.rules import rollout as rollout_rules
@@ -164,6 +165,7 @@ REQUIRES = (
         "its entries are file names in that folder",
         "add --train_data_dir with the folder of the images",
     ),
+    *hub_rules.REQUIRES,
     *text_encoder_rules.REQUIRES,
     *adapter_rules.REQUIRES,
 )
@@ -374,6 +376,7 @@ NO_EFFECT = (
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder does not need it",
     ),
+    *hub_rules.NO_EFFECT,
     *text_encoder_rules.NO_EFFECT,
     *adapter_rules.NO_EFFECT,
     *averaging_rules.NO_EFFECT,

@@ -102,6 +102,8 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     **dict.fromkeys(("save_every_n_epochs", "save_every_n_steps", "save_n_epoch_ratio"), _always),
     **dict.fromkeys(("save_state", "save_state_on_train_end"), _always),
     **dict.fromkeys(("logging_dir", "log_with"), _always),
+    **dict.fromkeys(("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo"), _always),
+    **dict.fromkeys(("huggingface_repo_visibility", "async_upload", "save_state_to_huggingface"), _always),
 }
 
 # Keys of dataset files that have no flag of their name, and that the line of the subset says.

@@ -22,6 +22,8 @@ from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
 from library.training.best.plan import BestPlan, check_best, count_measurements, read_best
 from library.training.evaluation.plan import EvaluationPlan, decide_encoders, decide_evaluation
+from library.training.hub.plan import UploadPlan, decide_uploads
+from library.training.hub.resume import local_state
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
@@ -60,6 +62,7 @@ class Plan:
     preview: PreviewPlan | None
     evaluation: EvaluationPlan | None
     trackers: Trackers
+    uploads: UploadPlan | None
     base: BasePlan | None
     costs: Costs
     workers: int
@@ -82,7 +85,7 @@ def decide(parsed: Parsed) -> Plan:
     check_single_process(mistakes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
-    resume = decide_resume(options.saving.resume, mistakes)
+    resume = decide_resume(local_state(options, mistakes), mistakes)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
     base = None if facts is None else facts.base_model
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
@@ -93,6 +96,7 @@ def decide(parsed: Parsed) -> Plan:
     encoders = decide_encoders(options.evaluation, mistakes)
     best = read_best(options.validation, parsed.origins, mistakes)
     trackers = decide_trackers(options.run, parsed.origins["log_with"], mistakes, notes)
+    uploads = decide_uploads(options.hub, mistakes)
     facts, duration = _complete(facts, mistakes)
 
     # Decisions that follow from them.
@@ -125,6 +129,7 @@ def decide(parsed: Parsed) -> Plan:
         preview=preview,
         evaluation=evaluation,
         trackers=trackers,
+        uploads=uploads,
         base=base_copy,
         costs=costs,
         workers=decide_workers(facts, notes),

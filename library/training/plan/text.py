@@ -374,6 +374,8 @@ def _files(plan: Plan) -> Iterator[str]:
     if plan.trackers.names:
         folder = "" if plan.trackers.folder is None else f": {plan.trackers.folder}"
         yield f"logs for {' and '.join(plan.trackers.names)}{folder}"
+    if plan.uploads is not None:
+        yield str(plan.uploads)
 
 
 def _first_and_last(names: Sequence[str], most: int = 4) -> str:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -23,7 +24,8 @@ from library.training.trainable import SavedAt, WriteModel
 class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model` and `write_state(folder, progress)`. Models
     are saved in the versions of `outputs.suffixes`, a state with the weights in training. `after_save` is called after
-    each save, `saved` with each file or folder that is complete. `written`: models and states that are there."""
+    each save, `saved` with each file or folder that is complete. `release(path, remove)` removes what has expired, now
+    or later. `written`: models and states that are there."""
 
     outputs: Outputs
     epochs: int
@@ -33,6 +35,7 @@ class Saver:
     weights: Weights
     after_save: Callable[[], None] = lambda: None
     saved: Callable[[Path, Literal["model", "state"]], None] = lambda path, kind: None
+    release: Callable[[Path, Callable[[], None]], None] = lambda path, remove: remove()
     written: list[Path] = field(default_factory=list, init=False)
     _last_model: Path | None = field(default=None, init=False)
     _last_state: Path | None = field(default=None, init=False)
@@ -111,9 +114,10 @@ class Saver:
     def _remove_expired(self, event: SaveEvent) -> None:
         if event.expired_model is not None:
             for path in self.outputs.models(event.expired_model):
-                self._remove(path)
+                self.release(path, partial(self._remove, path))
         if event.expired_state is not None and self.outputs.states:
-            self._remove(self.outputs.directory / f"{event.expired_state}-state")
+            folder = self.outputs.directory / f"{event.expired_state}-state"
+            self.release(folder, partial(self._remove, folder))
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():

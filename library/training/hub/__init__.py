@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: uploads of what a run saves, and training states that are read from there."""
