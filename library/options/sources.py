@@ -41,7 +41,10 @@ def read_command_line(
         word = words[place]
         place += 1
         if not _is_flag(word):
-            mistakes.add(f"{format_value(word)} ({COMMAND_LINE}) belongs to no flag", _stray_word_remedy(words, place - 1, kind_of))
+            mistakes.add(
+                f"{format_value(word)} ({COMMAND_LINE}) belongs to no flag",
+                _stray_word_remedy(words, place - 1, kind_of),
+            )
             continue
         name, equals, text = word[2:].partition("=")
         following = [] if equals else _values_after(words, place)

@@ -18,6 +18,7 @@ from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
 from library.training.evaluation.evaluation import build_evaluation
 from library.training.events.sinks import open_events
+from library.training.hub.uploads import uploading
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.left_out import LeftOut
 from library.training.loading import load_model
@@ -72,6 +73,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events) as run,
+        uploading(plan.uploads, run) as uploads,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
         rates = plan.optimization.learning_rates
@@ -132,7 +134,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
         after = build_after_step(
-            plan, run, model, trainable, weights, loss, dataset, encoder, prompts, progress, save, curve
+            plan, run, model, trainable, weights, loss, dataset, encoder, prompts, progress, save, curve,
+            uploads.release,
         )  # fmt: skip
         saver, best = after.saver, after.best
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn, saver.save_now, random)
@@ -207,10 +210,14 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
     progress: Progress,
     save: Callable[[Path, Progress], None],
     curve: LossCurve,
+    release: Callable[[Path, Callable[[], None]], None],
 ) -> AfterStep:
-    """What is due after the steps of a run that begins at `progress`. `save` writes a training state."""
+    """What is due after the steps of a run that begins at `progress`. `save` writes a training state, `release` removes
+    expired files."""
     facts, options, outputs = plan.facts, plan.facts.options, plan.outputs
-    saver = Saver(outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved)
+    saver = Saver(
+        outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved, release
+    )
     best = Best(plan.best, saver.save_best, outputs.models(outputs.best_stem())[0], run.say)
     run.listeners.append(best.hear)
     modules = loss.modules(trainable)

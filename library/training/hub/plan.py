@@ -35,7 +35,9 @@ class UploadPlan:
         folder = f", folder {self.folder}" if self.folder else ""
         created = f"{self.visibility or 'private'} if it is created"
         how = "the run waits for each upload, up to five minutes" if self.waits else "while the run trains on"
-        return f"uploads: {what} to the {self.type} {self.repository} of the Hugging Face Hub ({created}){folder}, {how}"
+        return (
+            f"uploads: {what} to the {self.type} {self.repository} of the Hugging Face Hub ({created}){folder}, {how}"
+        )
 
 
 def decide_uploads(options: HubOptions, mistakes: Mistakes) -> UploadPlan | None:

@@ -32,6 +32,7 @@ class Repository:
 
     plan: UploadPlan
     _is_open: bool = field(default=False, init=False)
+    _hub: Any = field(default=None, init=False)
 
     def open(self) -> str:
         """Make the repository if there is none. Returns what the user should know of it, or ""."""
@@ -45,7 +46,8 @@ class Repository:
     def _open(self) -> str:
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        plan, hub = self.plan, connect(self.plan.token)
+        self._hub = self._hub or connect(self.plan.token)
+        plan, hub = self.plan, self._hub
         try:
             is_private = bool(hub.repo_info(plan.repository, repo_type=plan.type).private)
         except RepositoryNotFoundError:
@@ -71,7 +73,7 @@ class Repository:
             if source.is_dir():
                 inside = [file for file in sorted(source.rglob("*")) if file.is_file()]
                 files = {f"{target}/{file.relative_to(source).as_posix()}": file for file in inside}
-            connect(plan.token).create_commit(
+            self._hub.create_commit(
                 plan.repository,
                 [CommitOperationAdd(name, str(file)) for name, file in files.items()],
                 commit_message=f"Upload {path.name}",
@@ -83,8 +85,10 @@ def connect(token: str | None) -> Any:
     """huggingface_hub's HfApi. Requests of this process end after TIMEOUT without a sign of life: by default never."""
     import huggingface_hub
     from huggingface_hub.utils import _http, disable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
 
     disable_progress_bars()  # the bar of the run stands there
+    set_verbosity_error()  # what fails is told once, not at each of its attempts
     new_client = getattr(_http, "default_client_factory", None)
     if new_client is not None:  # before 1.0 there is another one, which hub's own limits apply to
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from library.messages import counted, listed, quoted
 from library.training.ending import size_of
@@ -23,7 +23,7 @@ from library.training.hub.repository import HubError, Repository
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from library.training.run import Run
+    from library.training.run import Run, SavedKind
 
 QUEUE = 8  # files that wait; each may be one that would have been removed from the disk
 PAUSES = (5.0, 30.0, 120.0, 300.0)  # seconds between attempts; the last one from then on
@@ -69,7 +69,7 @@ class Uploads:
         self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
         self._thread.start()
 
-    def saved(self, path: Path, kind: Literal["model", "state"]) -> None:
+    def saved(self, path: Path, kind: SavedKind) -> None:
         """Upload a file or folder that was saved. Without --async_upload wait for it, for a bounded time."""
         if kind == "state" and not self.plan.states:
             return
@@ -127,7 +127,9 @@ class Uploads:
             left = [upload.path for upload in (self._current, *self._waiting) if upload is not None]
             missing = [path for path in dict.fromkeys([*self.lost, *left]) if path.exists()]
         if self._count:
-            self.say(f"uploaded to {self.plan.repository}: {counted(self._count, 'file or folder', 'files or folders')}")
+            self.say(
+                f"uploaded to {self.plan.repository}: {counted(self._count, 'file or folder', 'files or folders')}"
+            )
         if missing:
             self.warn(f"not uploaded: {listed(missing, 8)}. {self._by_hand(missing[-1])}")
 
@@ -206,9 +208,7 @@ class Uploads:
         with self._changed:
             was_ending = self._is_ending
             pause = self.last_pause if was_ending else self.pauses[min(self._failures, len(self.pauses)) - 1]
-            self._changed.wait_for(
-                lambda: self._ends_at is not None or self._is_ending != was_ending, timeout=pause
-            )
+            self._changed.wait_for(lambda: self._ends_at is not None or self._is_ending != was_ending, timeout=pause)
             return self._ends_at is None
 
 
