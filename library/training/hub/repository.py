@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -84,11 +85,11 @@ class Repository:
 def connect(token: str | None) -> Any:
     """huggingface_hub's HfApi. Requests of this process end after TIMEOUT without a sign of life: by default never."""
     import huggingface_hub
-    from huggingface_hub.utils import _http, disable_progress_bars
-    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils import _http
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the bar of the run stands there
-    set_verbosity_error()  # what fails is told once, not at each of its attempts
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what fails is told once, not at each attempt
     new_client = getattr(_http, "default_client_factory", None)
     if new_client is not None:  # before 1.0 there is another one, which hub's own limits apply to
 
