@@ -35,16 +35,16 @@ class Repository:
     _is_open: bool = field(default=False, init=False)
     _hub: Any = field(default=None, init=False)
 
-    def open(self) -> str:
+    def prepare(self) -> str:
         """Make the repository if there is none. Returns what the user should know of it, or ""."""
         if self._is_open:
             return ""
         with telling_errors(self.plan.token):
-            told = self._open()
+            told = self._prepare()
         self._is_open = True
         return told
 
-    def _open(self) -> str:
+    def _prepare(self) -> str:
         from huggingface_hub.errors import RepositoryNotFoundError
 
         self._hub = self._hub or connect(self.plan.token)
@@ -64,7 +64,7 @@ class Repository:
 
     def commit(self, path: Path) -> None:
         """Upload a file, or a folder with everything in it, in one commit, under its name."""
-        self.open()
+        self.prepare()
         plan = self.plan
         with telling_errors(plan.token), held_still(path) as source:
             from huggingface_hub import CommitOperationAdd

@@ -141,7 +141,7 @@ class Uploads:
 
     def _work(self) -> None:
         """Open the repository, so that a wrong token is told before hours of training; then upload."""
-        self._attempt(self.repository.open)
+        self._attempt(self.repository.prepare)
         while (upload := self._take()) is not None:
             while not self._try(upload) and self._pause():
                 pass

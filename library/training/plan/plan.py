@@ -109,10 +109,7 @@ def decide(parsed: Parsed) -> Plan:
     outputs = decide_files(facts, adapter, averages, mistakes, keeps_best=best.keep is not None)
     costs, base_copy = decide_costs(facts, optimization, adapter, outputs, averages, mistakes)
     check_outputs(options, facts.base_model, outputs, costs, mistakes)
-    identity = identity_of(facts, base_copy)
-    check_continuation(
-        resume, identity, duration.steps, mistakes, dataset_file(options.dataset), is_adapter=adapter is not None
-    )
+    identity = decide_identity(facts, base_copy, adapter, resume, mistakes)
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     preview = decide_preview(facts, mistakes)
     mistakes.raise_if_any()
@@ -147,6 +144,16 @@ def _complete(facts: RunFacts | None, mistakes: Mistakes) -> tuple[RunFacts, Dur
         mistakes.raise_if_any()
         raise AssertionError("the base model or the images are missing and no mistake says why")
     return facts, facts.duration
+
+
+def decide_identity(
+    facts: RunFacts, base: BasePlan | None, adapter: AdapterPlan | None, resume: SavedState | None, mistakes: Mistakes
+) -> Identity:
+    """What must not change when the run is resumed, compared with the state that it resumes from."""
+    identity = identity_of(facts, base)
+    file, steps = dataset_file(facts.options.dataset), facts.duration.steps
+    check_continuation(resume, identity, steps, mistakes, file, is_adapter=adapter is not None)
+    return identity
 
 
 def decide_optimization(
