@@ -209,7 +209,7 @@ def photograph(path: Path, side: int, seed: int) -> Any:
     import numpy as np
     from PIL import Image
 
-    from library.data.scan.scan import ImageRecord
+    from library.data.scan.image_record import ImageRecord
 
     coarse = np.random.default_rng(seed).integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.messages import counted
 from library.options.datasets import BucketSettings, DatasetSpec, Size
 from library.options.rules.bucket_sizes import LATENT_STRIDE

@@ -21,7 +21,7 @@ from library.options.datasets import CaptionSettings
 from library.runtime.seeds import python_random
 
 if TYPE_CHECKING:
-    from library.data.scan.scan import ImageRecord
+    from library.data.scan.image_record import ImageRecord
 
 
 def process(

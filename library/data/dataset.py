@@ -27,7 +27,7 @@ from library.data.images import Geometry
 from library.data.order import BatchRequest
 from library.data.reading import ImageReader
 from library.data.retries import Unreadable
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.options.datasets import Size
 from library.options.groups.dataset import CropConditioning
 from library.options.mistakes import Mistake, UserError

@@ -13,8 +13,8 @@ from library.data import images, masks
 from library.data.buckets import Placement
 from library.data.cache.latent_entries import LatentSource
 from library.data.images import Geometry
+from library.data.scan.image_record import ImageRecord
 from library.data.scan.mask_values import mask_source
-from library.data.scan.scan import ImageRecord
 from library.data.size_conditioning import Sizes, sizes_of
 from library.options.datasets import DatasetSpec, ImageSettings, SubsetSpec
 

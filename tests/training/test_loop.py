@@ -25,7 +25,7 @@ from library.data.buckets import build_bucket_table
 from library.data.dataset import TrainingDataset
 from library.data.order import BatchRequest, EpochOrder
 from library.data.reading import ImageReader
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.families.clip.text_inputs import ClipTokenizers
 from library.families.clip.tokenizer import ClipTokenizer
 from library.families.family import AS_TRAINED, Conditioning

@@ -46,7 +46,7 @@ from library.data.cache.latent_entries import (
     list_entries,
 )
 from library.data.cache.latent_files import Array, Fingerprint
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar

@@ -22,7 +22,7 @@ from library.data.buckets import Placement
 from library.data.cache import latent_files
 from library.data.cache.latent_files import Entry, Fingerprint
 from library.data.images import Geometry
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 
 CacheFormat = Literal["safetensors", "npz"]
 Status = Literal["missing", "outdated", "incomplete", "current", "third_party"]

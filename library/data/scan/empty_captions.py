@@ -14,7 +14,7 @@ from library.options.datasets import CaptionSettings, SubsetSpec
 from library.options.mistakes import Mistake
 
 if TYPE_CHECKING:
-    from library.data.scan.scan import ImageRecord
+    from library.data.scan.image_record import ImageRecord
 
 _DELIBERATE = "to train without captions, set --caption_dropout_rate 1"
 

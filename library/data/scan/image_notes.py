@@ -10,7 +10,7 @@ from library.messages import counted, listed
 from library.options.datasets import SubsetSpec
 
 if TYPE_CHECKING:
-    from library.data.scan.scan import ImageRecord
+    from library.data.scan.image_record import ImageRecord
 
 _WHITE = (255, 255, 255)
 _NAMED = 5  # files named in a note

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from library.data.image_files import BadImage
+from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index, MaskValues, Stamp
-from library.data.scan.scan import ImageRecord
 from library.options.datasets import SubsetSpec
 from library.runtime.progress import ProgressBar
 

@@ -7,14 +7,12 @@ mistake. Reads only image headers, and only those that changed since an earlier 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from library.data.colour_profiles import ProfileUse
 from library.data.image_files import readable_extensions
 from library.data.scan.balance import balance
 from library.data.scan.empty_captions import check_captions
@@ -30,6 +28,7 @@ from library.data.scan.gather import (
 )
 from library.data.scan.image_headers import Header
 from library.data.scan.image_notes import note_images
+from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories, stem
 from library.data.scan.mask_files import same_aspect_ratio
@@ -41,42 +40,6 @@ from library.options.mistakes import Mistake, UserError
 
 _MOST_BAD = 0.1  # share of unusable images above which a run stops
 _LISTED = 20  # files named in a mistake
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """One image to train on.
-
-    `key` identifies it in every random draw: kind, folder and file name. Unlike an index, it does not change when
-    other images are added or removed, when the data moves, or with the sort order of another system.
-    """
-
-    folder: Path  # one object shared by all images of the folder
-    name: str  # path relative to `folder`, with "/"
-    subset: int  # index in Scan.subsets
-    dataset: int  # index in Scan.datasets
-    size: Size  # width, height, upright
-    caption: str  # unprocessed; multiple lines only if the subset enables wildcards
-    from_file: bool  # the caption is from a file, not from class tokens or the file name
-    repeats: int
-    is_reg: bool
-    transparent: bool = False
-    mask: str | None = None  # path relative to the subset's mask_dir
-    held_out: bool = False  # only validated on
-    score: float | None = None  # aesthetic score, 0 to 10, from metadata or subset; None: the run's
-    profile: ProfileUse = ""  # what becomes of its colour profile
-    animated: bool = False  # other frames or pages of the file are not used
-
-    @property
-    def path(self) -> Path:
-        """Path of the image."""
-        return self.folder / self.name
-
-    @property
-    def key(self) -> str:
-        """Its key in random draws."""
-        kind = "reg" if self.is_reg else "train"
-        return unicodedata.normalize("NFC", f"{kind}/{self.folder.name}/{self.name}")
 
 
 @dataclass(frozen=True)

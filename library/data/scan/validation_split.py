@@ -25,7 +25,7 @@ from library.options.datasets import DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistake
 
 if TYPE_CHECKING:
-    from library.data.scan.scan import ImageRecord
+    from library.data.scan.image_record import ImageRecord
 
 _HEAD = 1 << 16  # bytes that usually distinguish two files
 

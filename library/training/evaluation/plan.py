@@ -17,7 +17,7 @@ from library.sampling.samplers import check_sampler
 from library.training.plan.duration import PASSES_OF_A_SAMPLE, Duration
 
 if TYPE_CHECKING:
-    from library.data.scan.scan import ImageRecord
+    from library.data.scan.image_record import ImageRecord
     from library.options.datasets import DatasetSpec
     from library.options.groups.evaluation import EvaluationOptions
     from library.options.train_options import TrainOptions

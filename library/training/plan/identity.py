@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.options.groups.dataset import DatasetOptions
 from library.options.train_options import FLAGS, values_of
 from library.training.plan.facts import RunFacts

@@ -11,7 +11,8 @@ from library.data import buckets, captions
 from library.data.order import EpochOrder
 from library.data.scan.caption_lengths import count_all
 from library.data.scan.dataset_specs import cache_folder, describe
-from library.data.scan.scan import ImageRecord, Scan, scan
+from library.data.scan.image_record import ImageRecord
+from library.data.scan.scan import Scan, scan
 from library.families.family import Tokenizer
 from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes

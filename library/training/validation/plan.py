@@ -9,7 +9,7 @@ from typing import Literal
 
 from library.data import captions
 from library.data.order import Place
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.options.datasets import CaptionSettings
 from library.options.groups.validation import ValidationOptions
 from library.runtime.seeds import draw_seed, python_random

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from library.data.retries import read_one
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.options.mistakes import Mistake, UserError
 from library.runtime.seeds import torch_generator
 from library.training.validation.plan import TIMESTEPS

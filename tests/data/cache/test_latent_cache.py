@@ -24,7 +24,7 @@ from library.data.cache.latent_entries import LatentSource, list_entries
 from library.data.cache.latent_files import FINGERPRINT
 from library.data.colour_profiles import ProfileUse
 from library.data.images import Geometry
-from library.data.scan.scan import ImageRecord
+from library.data.scan.image_record import ImageRecord
 from library.options.mistakes import UserError
 from tests.data.image_files import noise, record, save
 

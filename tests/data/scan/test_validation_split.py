@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from library.data.scan.scan import ImageRecord, Scan, scan
+from library.data.scan.image_record import ImageRecord
+from library.data.scan.scan import Scan, scan
 from library.data.scan.validation_split import choose_held_out
 from tests.data.image_files import dataset, save, subset
 
