@@ -104,7 +104,7 @@ def write_sizes(options: BucketsOptions, images: Images) -> None:
     from library.data.scan.metadata_entries import name_images, read_entries, write_entries
 
     entries = read_entries(options.in_json)
-    paths = [absolute(record.path) for record in images.records]
+    paths = [absolute(record.folder / record.name) for record in images.records]
     keys = name_images(entries, paths, options.train_data_dir, full_path=True)
     for path, placement in zip(paths, images.table.placements, strict=True):
         entries[keys[path]]["train_resolution"] = placement.bucket

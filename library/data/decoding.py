@@ -8,13 +8,21 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from library.data.colour_profiles import to_srgb
-from library.data.image_files import BadImage, check_sums, missing_package, orientation, prepare_pillow, too_large
+from library.data.image_files import (
+    BadImage,
+    ImageSource,
+    check_sums,
+    missing_package,
+    orientation,
+    prepare_pillow,
+    too_large,
+)
+from library.data.shards.member import Member
 from library.options.mistakes import Mistake, UserError
 
 Colour = tuple[int, int, int]  # RGB
@@ -33,18 +41,20 @@ _UPRIGHT = {
 }
 
 
-def decode(path: Path, convert: Callable[[Image.Image], Result], kind: str = "image") -> Result:
+def decode(path: ImageSource, convert: Callable[[Image.Image], Result], kind: str = "image") -> Result:
     """`read` for an image that the scan has found. Raises UserError, which calls the file a `kind`."""
     try:
         return read(path, convert)
     except BadImage as error:
         remedy = "repair it, or remove it from the folder"
+        if isinstance(path, Member):
+            remedy = "restore the shard, or make its table again: tools/make_shards.py"
         if isinstance(error.__cause__, UnidentifiedImageError) and (package := missing_package(path)) is not None:
             remedy = f"install {package} to read it, or remove the {kind} from the folder"
         raise UserError([Mistake(f"{kind} {path} cannot be decoded ({error})", remedy)]) from error
 
 
-def read(path: Path, convert: Callable[[Image.Image], Result], most_memory: float = math.inf) -> Result:
+def read(path: ImageSource, convert: Callable[[Image.Image], Result], most_memory: float = math.inf) -> Result:
     """Open an image upright and apply `convert`. `most_memory`: GiB that it may need when decoded. Raises BadImage."""
     prepare_pillow()
     try:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import struct
 import zlib
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -30,6 +30,17 @@ _ORIENTATION = 0x0112  # EXIF tag
 _MOST_TEXT = 256 << 20  # bytes of text in a PNG, unpacked; some programs store whole workflows with their images
 _BYTES_PER_PIXEL = 4  # as Pillow keeps RGB
 _GIB = 1 << 30
+
+
+class ImageSource(Protocol):
+    """Where an image or a mask is read from: a Path, or a member of a shard. Its text names it in messages."""
+
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader | io.BytesIO:
+        """Its bytes. Raises OSError."""
+
+    @property
+    def suffix(self) -> str:
+        """The extension with its point."""
 
 
 class BadImage(Exception):
@@ -73,7 +84,7 @@ def readable_extensions() -> frozenset[str]:
     )
 
 
-def missing_package(path: Path) -> str | None:
+def missing_package(path: ImageSource) -> str | None:
     """The package to install to read this image; None if no package is missing."""
     ending = path.suffix.lower()
     return OPTIONAL_EXTENSIONS.get(ending) if ending not in readable_extensions() else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import cv2
@@ -18,6 +18,7 @@ from PIL import Image
 
 from library.data.buckets import Placement
 from library.data.decoding import WHITE, Colour, decode, to_rgb
+from library.data.image_files import ImageSource
 from library.options.datasets import ImageSettings, Size
 from library.options.mistakes import Mistake, UserError
 
@@ -54,7 +55,7 @@ class Geometry:
     interpolation: str | None = None
 
 
-def load(path: Path, expected: Size | None = None, background: Colour = WHITE) -> Pixels:
+def load(path: ImageSource, expected: Size | None = None, background: Colour = WHITE) -> Pixels:
     """Decode an image to upright RGB; the first frame of an animation; transparency on `background`.
 
     `expected` is the size at the scan. Raises UserError naming the file if it cannot be decoded or has another size.
@@ -66,7 +67,7 @@ def load(path: Path, expected: Size | None = None, background: Colour = WHITE) -
     return pixels
 
 
-def size_changed(path: Path, size: Size, expected: Size) -> UserError:
+def size_changed(path: ImageSource, size: Size, expected: Size) -> UserError:
     """The error for an image whose size has changed since the scan."""
     what = f"image {path} is {size[0]}x{size[1]} and was {expected[0]}x{expected[1]} when the folder was read"
     return UserError([Mistake(what, "start again, and do not change images during a run")])

@@ -6,7 +6,6 @@ luminance; its transparent areas are masked out.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -15,6 +14,7 @@ import torch
 
 from library.data import images
 from library.data.decoding import decode, luminance, opacity
+from library.data.image_files import ImageSource
 from library.data.images import Geometry
 from library.data.scan.mask_files import same_aspect_ratio
 from library.options.datasets import Size
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Mask = NDArray[np.uint8]
 
 
-def load(path: Path, expected: Size) -> Mask:
+def load(path: ImageSource, expected: Size) -> Mask:
     """Load the mask of an image of size `expected` (upright).
 
     A mask of another size with the same aspect ratio is scaled. Raises UserError naming the file for another aspect
@@ -41,7 +41,7 @@ def load(path: Path, expected: Size) -> Mask:
     return images.resize(mask, expected, "area" if smaller else "linear")  # Lanczos would leave rings at edges
 
 
-def from_transparency(path: Path, expected: Size | None = None) -> Mask:
+def from_transparency(path: ImageSource, expected: Size | None = None) -> Mask:
     """Use the opacity of an image as its mask, 255 = opaque. Raises UserError like images.load."""
     mask = np.asarray(decode(path, opacity))
     size = (mask.shape[1], mask.shape[0])

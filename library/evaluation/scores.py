@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,7 +123,7 @@ OF_IMAGES = ("dino", "clip_i", "clip_t", "clip_score", "nearest")
 
 
 def prepare_judge(
-    dino: ImageEncoder | None, clip: ClipEncoder | None, real: Sequence[Image], names: Iterable[Path | str]
+    dino: ImageEncoder | None, clip: ClipEncoder | None, real: Sequence[Image], names: Iterable[object]
 ) -> Judge:
     """Embed the real images once. `names`: of their files."""
     return Judge(

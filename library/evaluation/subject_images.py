@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.data.image_files import readable_extensions
+from library.data.image_files import ImageSource, readable_extensions
 from library.options.mistakes import Mistake, Mistakes, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def list_images(folder: Path, flag: str, mistakes: Mistakes) -> list[Path]:
     return found
 
 
-def open_image(path: Path, mask: Path | None = None, most_memory: float = math.inf) -> Image:
+def open_image(path: ImageSource, mask: Path | None = None, most_memory: float = math.inf) -> Image:
     """An image upright in sRGB, transparency on white; cropped to the box of its mask if there is one. Raises
     UserError."""
     from library.data.decoding import luminance, read, to_rgb

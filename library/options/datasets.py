@@ -74,7 +74,7 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class SubsetSpec:
-    """One folder of images, or the images listed in a metadata file."""
+    """One folder of images, the images listed in a metadata file, or those in shards."""
 
     image_dir: Place | None  # None: the metadata file has absolute paths
     origin: str  # where the user set it: "data.toml, line 12", "--train_data_dir"
@@ -87,6 +87,10 @@ class SubsetSpec:
     caption_encoding: str = "utf-8"
     metadata_file: Path | None = None
     recursive: bool = False
+    shards: str | None = None  # tar archives in place of a folder: a pattern of their names, or their folder or URL
+    shard_table: Place | None = None  # None: beside the shards
+    shard_masks: bool = False  # use the masks in the shards, if there are any
+    shard_copies: int = 0  # whole copies of remote shards that may be on the disk
     mask_dir: Place | None = None  # masks named like their images, any extension
     alpha_mask: bool = False  # use the image's transparency as its mask
     least_edge: int = 0  # images with a smaller shorter side are skipped
@@ -94,6 +98,11 @@ class SubsetSpec:
     score: float | None = None  # aesthetic score, 0 to 10, of images without one; None: the run's
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
+
+    @property
+    def source(self) -> str:
+        """What names the subset: its folder, metadata file or shards."""
+        return str(self.image_dir or self.metadata_file or self.shards or "")
 
     @property
     def image_folder(self) -> Path | None:

@@ -80,7 +80,7 @@ def _sheet_image(facts: RunFacts, dataset: TrainingDataset, index: int) -> Sheet
     )
     return SheetImage(
         path=str(record.path),
-        subset=str(subset.image_dir or subset.metadata_file),
+        subset=subset.source,
         is_reg=record.is_reg,
         bucket=placement.bucket,
         size=record.size,

@@ -279,6 +279,8 @@ class _DiskBuilder:
         file = self.files.target(entry)
         arrays = _npz_arrays(image) if file.endswith(latent_files.NPZ_ENDING) else _own_arrays(image)
         try:
+            if entry.content is not None:
+                os.makedirs(entry.folder, exist_ok=True)
             fingerprint = latent_files.write(file, arrays, entry.settings, image.image, image.mask_hash)
         except OSError as error:
             raise _write_error(file, error) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from library.data.cache.latent_entries import CacheEntry
+from library.data.cache.latent_entries import CacheEntry, hash_source
 from library.data.cache.latent_files import FileHash, stamp
 from library.data.cache.work_sharing import processing_order
 from library.options.mistakes import Mistake, UserError
@@ -190,8 +190,8 @@ def read_image(entry: CacheEntry, read: Read) -> DecodedImage:
     """
     for attempt in range(_ATTEMPTS):
         before = _stamps(entry)
-        image = hash_file(entry.image)
-        mask_hash = hash_file(entry.mask) if entry.mask is not None else None
+        image = _hash(entry.image, entry.content)
+        mask_hash = _hash(entry.mask, entry.mask_content) if entry.mask is not None else None
         try:
             pixels, mask = read(entry.record)
         except UserError:
@@ -204,17 +204,18 @@ def read_image(entry: CacheEntry, read: Read) -> DecodedImage:
     raise UserError([Mistake(what, "start again when the program that writes it has finished")])
 
 
-def hash_file(path: str, known: FileHash | None = None) -> FileHash:
-    """Hash a file, or reuse `known` if its stamp has not changed. Raises UserError if the file cannot be read."""
+def _hash(path: str, content: str | None) -> FileHash:
     try:
-        return FileHash.of_file(path) if known is None else known.refreshed(path)
+        return hash_source(path, content)
     except OSError as error:
         raise UserError([_unreadable(path, error)]) from error
 
 
 def _stamps(entry: CacheEntry) -> tuple[object, ...]:
     try:
-        return tuple(stamp(path) for path in (entry.image, entry.mask) if path is not None)
+        # members of shards are compared with their hashes as they are read
+        files = ((entry.image, entry.content), (entry.mask, entry.mask_content))
+        return tuple(stamp(path) for path, content in files if path is not None and content is None)
     except OSError as error:
         raise UserError([_unreadable(error.filename or entry.image, error)]) from error
 

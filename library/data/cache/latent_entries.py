@@ -12,17 +12,18 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from library.data import images
 from library.data.buckets import Placement
 from library.data.cache import latent_files
-from library.data.cache.latent_files import Entry, Fingerprint
+from library.data.cache.latent_files import Entry, FileHash, Fingerprint
+from library.data.image_files import ImageSource
 from library.data.images import Geometry
 from library.data.scan.image_record import ImageRecord
+from library.data.shards.member import Member
 
 CacheFormat = Literal["safetensors", "npz"]
 Status = Literal["missing", "outdated", "incomplete", "current", "third_party"]
@@ -38,7 +39,7 @@ class LatentSource:
 
     geometry: Geometry
     background: tuple[int, int, int] = (255, 255, 255)
-    mask: Path | None = None
+    mask: ImageSource | None = None
     alpha_mask: bool = False  # the image's transparency is the mask, unless there is a mask file
 
 
@@ -57,21 +58,15 @@ class CacheEntry:
     converted: bool  # to sRGB, by its colour profile
     settings: str
     flip: bool  # whether any of its records needs the mirror image
+    folder: str  # of the cache file: that of the image, or for an image in a shard that of the shard's caches
+    name: str  # of the image in the cache file's name
+    content: str | None = None  # hash of an image in a shard, by the table; None: a file, which is hashed
+    mask_content: str | None = None
 
     @property
     def masked(self) -> bool:
         """Whether it may have a mask."""
         return self.mask is not None or self.alpha_mask
-
-    @property
-    def folder(self) -> str:
-        """The folder of the image and of the cache file."""
-        return os.path.dirname(self.image)
-
-    @property
-    def name(self) -> str:
-        """The image's file name."""
-        return os.path.basename(self.image)
 
 
 def list_entries(
@@ -96,10 +91,21 @@ def list_entries(
                 number=len(entries), record=index, image=image, mask=mask, alpha_mask=alpha, size=record.size,
                 geometry=geometries.setdefault(chosen.geometry, chosen.geometry), transparent=record.transparent,
                 converted=record.profile == "converted",
-                settings=settings, flip=False,
+                settings=settings, flip=False, **_kept_in(record.path, image), mask_content=_content(chosen.mask),
             )  # fmt: skip
         of_record.append(entries[key].number)
     return [replace(entry, flip=True) if flips[key] else entry for key, entry in entries.items()], of_record
+
+
+def _kept_in(source: ImageSource, image: str) -> dict[str, Any]:
+    """Folder and name of a cache file, and the known hash of an image in a shard."""
+    if isinstance(source, Member):
+        return {"folder": source.shard.caches, "name": source.cache_name, "content": _content(source)}
+    return {"folder": os.path.dirname(image), "name": os.path.basename(image)}
+
+
+def _content(source: ImageSource | None) -> str | None:
+    return source.content.hex() if isinstance(source, Member) else None
 
 
 def _settings(record: ImageRecord, source: LatentSource, vae: str, mask: str) -> str:
@@ -213,9 +219,9 @@ class CacheFiles:
         if fingerprint.settings != entry.settings or (fingerprint.mask is None) != (entry.mask is None):
             return Lookup("outdated", file)
         try:
-            image = fingerprint.image.refreshed(entry.image)
+            image = hash_source(entry.image, entry.content, fingerprint.image)
             mask = (
-                fingerprint.mask.refreshed(entry.mask)
+                hash_source(entry.mask, entry.mask_content, fingerprint.mask)
                 if fingerprint.mask is not None and entry.mask is not None
                 else None
             )
@@ -256,6 +262,14 @@ class CacheFiles:
             return os.stat(file).st_mtime_ns >= os.stat(entry.image).st_mtime_ns
         except OSError:
             return False
+
+
+def hash_source(path: str, content: str | None, known: FileHash | None = None) -> FileHash:
+    """The hash of an image: `content` if the table of its shard has it; else of the file, or `known` if its stamp has
+    not changed. Raises OSError."""
+    if content is not None:
+        return FileHash(content, None)
+    return FileHash.of_file(path) if known is None else known.refreshed(path)
 
 
 def _is_size(array: latent_files.Array | None, size: tuple[int, int]) -> bool:

@@ -102,6 +102,11 @@ def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False
         data = path.read_bytes()
     except OSError as error:
         raise _mistake(path, f"cannot be read ({error})", "check its permissions") from error
+    return lines_of(decode_caption(path, data, encoding), all_lines=all_lines)
+
+
+def decode_caption(path: object, data: bytes, encoding: str = "utf-8") -> str:
+    """The text of a caption file `path` with these bytes. Raises UserError as `read_caption` does."""
     for mark, name in _BOMS:
         if data.startswith(mark):
             data, encoding = data[len(mark) :], name
@@ -114,6 +119,11 @@ def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False
     if "\0" in text:  # UTF-16 without a byte order mark decodes as UTF-8 with NULs
         what = f"is not {encoding.upper()} text (it contains NUL bytes, like UTF-16 without a byte order mark)"
         raise _mistake(path, what, _SAVE_AS)
+    return text
+
+
+def lines_of(text: str, *, all_lines: bool = False) -> tuple[str, bool]:
+    """What is used of the text of a caption file, and whether more lines with text follow: see `read_caption`."""
     first, *rest = (line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     if all_lines:
         return "\n".join(line for line in (first, *rest) if line), False
@@ -134,5 +144,5 @@ _EXAMPLES = "for example cp932 (Japanese), gb18030 (Chinese), cp1251 (Cyrillic) 
 _SAVE_AS = f"save it as UTF-8 in a text editor, or set its encoding with --caption_encoding, {_EXAMPLES}"
 
 
-def _mistake(path: Path, what: str, remedy: str) -> UserError:
+def _mistake(path: object, what: str, remedy: str) -> UserError:
     return UserError([Mistake(f"caption file {path} {what}", remedy)])

@@ -83,7 +83,7 @@ def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[
 
 def title(subset: SubsetSpec) -> str:
     """Name of a subset in messages."""
-    return str(subset.metadata_file if subset.image_dir is None else subset.image_dir)
+    return subset.source
 
 
 def setting(subset: SubsetSpec, name: str, value: str) -> str:

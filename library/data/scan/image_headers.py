@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from library.data.colour_profiles import ProfileUse, profile_use
-from library.data.image_files import BadImage, check_sums, missing_package, orientation, prepare_pillow, too_large
+from library.data.image_files import (
+    BadImage,
+    ImageSource,
+    check_sums,
+    missing_package,
+    orientation,
+    prepare_pillow,
+    too_large,
+)
 from library.options.groups.dataset import DatasetOptions
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ class Header:
     animated: bool = False
 
 
-def read_header(path: Path, most_memory: float = DatasetOptions.max_image_memory) -> Header:
+def read_header(path: ImageSource, most_memory: float = DatasetOptions.max_image_memory) -> Header:
     """Read an image's header. Raises BadImage for an empty, truncated or unreadable file, an unknown format, and an
     image that needs more than `most_memory` GiB when decoded."""
     from PIL import Image, UnidentifiedImageError

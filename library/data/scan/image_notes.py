@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.messages import counted, listed
 from library.options.datasets import SubsetSpec
 
 if TYPE_CHECKING:
+    from library.data.image_files import ImageSource
     from library.data.scan.image_record import ImageRecord
 
 _WHITE = (255, 255, 255)
@@ -25,7 +25,7 @@ def _captions(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]) -> 
     empty = list(dict.fromkeys(record.path for record in records if not record.caption and record.from_file))
     if empty:
         yield f"{counted(len(empty), 'image')} with an empty caption file, so an empty caption: {listed(empty, _NAMED)}"
-    lacking: dict[str, set[Path]] = {}
+    lacking: dict[str, set[ImageSource]] = {}
     for record in records:
         if not record.caption and not record.from_file:
             lacking.setdefault(_lacks(subsets[record.subset]), set()).add(record.path)
@@ -43,8 +43,8 @@ def _lacks(subset: SubsetSpec) -> str:
 
 
 def _transparency(records: Sequence[ImageRecord], subsets: Sequence[SubsetSpec]) -> Iterator[str]:
-    filled: dict[tuple[int, int, int], set[Path]] = {}
-    masked: set[Path] = set()
+    filled: dict[tuple[int, int, int], set[ImageSource]] = {}
+    masked: set[ImageSource] = set()
     for record in records:
         if record.transparent:
             subset = subsets[record.subset]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.data.colour_profiles import ProfileUse
+from library.data.image_files import ImageSource
+from library.data.shards.member import Member
 from library.options.datasets import Size
 
 
@@ -33,11 +35,14 @@ class ImageRecord:
     score: float | None = None  # aesthetic score, 0 to 10, from metadata or subset; None: the run's
     profile: ProfileUse = ""  # what becomes of its colour profile
     animated: bool = False  # other frames or pages of the file are not used
+    member: Member | None = None  # where it is in a shard; None: it is a file
+    mask_member: Member | None = None  # its mask in the shard
+    row: int = 0  # its number in the table of the shards
 
     @property
-    def path(self) -> Path:
-        """Path of the image."""
-        return self.folder / self.name
+    def path(self) -> ImageSource:
+        """Where the image is read from: its path, or its place in a shard."""
+        return self.folder / self.name if self.member is None else self.member
 
     @property
     def key(self) -> str:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from library.data.image_files import BadImage
+from library.data.image_files import BadImage, ImageSource
 from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index, MaskValues, Stamp
+from library.data.shards.member import Member
 from library.options.datasets import SubsetSpec
 from library.runtime.progress import ProgressBar
 
@@ -27,13 +28,15 @@ _COLOURED = 16  # least difference of two channels: a grey JPEG may have small o
 class MaskSource(NamedTuple):
     """Where a mask comes from: a mask file, or the transparency of an image."""
 
-    path: Path
+    path: ImageSource
     transparency: bool
 
 
 def mask_source(record: ImageRecord, subset: SubsetSpec) -> MaskSource | None:
     """The mask of a record of this subset; None if it has none. A mask file overrides transparency."""
     folder = subset.mask_folder
+    if record.mask_member is not None:
+        return MaskSource(record.mask_member, transparency=False)
     if record.mask is not None and folder is not None:
         return MaskSource(folder / record.mask, transparency=False)
     return MaskSource(record.path, transparency=True) if subset.alpha_mask and record.transparent else None
@@ -43,19 +46,24 @@ def read_masks(
     sources: Iterable[MaskSource], index: Path | None, *, progress: bool = False
 ) -> dict[MaskSource, MaskValues | str]:
     """The values of each mask, or why it cannot be read. `index`: folder of the index kept between scans."""
+    sources = list(sources)
     found: dict[MaskSource, MaskValues | str] = {}
+    for source in sources:
+        if isinstance(source.path, Member) and source.path.values is not None:
+            found[source] = source.path.values  # from the table of the shards
     with Index(index) as stored:
-        stamps = {source: stamp for source in dict.fromkeys(sources) if (stamp := _stamp(source.path)) is not None}
+        files = [source for source in dict.fromkeys(sources) if source not in found]
+        stamps = {source: stamp for source in files if (stamp := _stamp(source.path)) is not None}
         for folder, group in _by_folder(stamps).items():
-            known = stored.masks(*folder, {source.path.name: stamps[source] for source in group})
-            found |= {source: known[source.path.name] for source in group if source.path.name in known}
-        new = [source for source in dict.fromkeys(sources) if source not in found]
+            known = stored.masks(*folder, {_name(source): stamps[source] for source in group})
+            found |= {source: known[_name(source)] for source in group if _name(source) in known}
+        new = [source for source in files if source not in found]
         pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "masks")
         try:
             with ProgressBar("reading masks", len(new), unit=" files", delay=1, shown=progress) as bar:
                 for start in range(0, len(new), _BLOCK):
                     block = new[start : start + _BLOCK]
-                    for source, values in zip(block, pool.map(_read, block), strict=True):
+                    for source, values in zip(block, pool.map(read_values, block), strict=True):
                         found[source] = values
                         bar.update()
                     _store(stored, block, found, stamps)
@@ -64,7 +72,13 @@ def read_masks(
     return found
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _name(source: MaskSource) -> str:
+    return os.path.basename(str(source.path))
+
+
+def _stamp(path: ImageSource) -> Stamp | None:
+    if not isinstance(path, Path):
+        return None  # in a shard: it has no entry in the index
     try:
         status = os.stat(path)
     except OSError:
@@ -76,7 +90,7 @@ def _by_folder(sources: Iterable[MaskSource]) -> dict[tuple[str, bool], list[Mas
     """(absolute path of the folder, transparency) -> masks."""
     groups: dict[tuple[str, bool], list[MaskSource]] = {}
     for source in sources:
-        groups.setdefault((os.path.abspath(source.path.parent), source.transparency), []).append(source)
+        groups.setdefault((os.path.dirname(os.path.abspath(str(source.path))), source.transparency), []).append(source)
     return groups
 
 
@@ -90,14 +104,15 @@ def _store(
         index.store_masks(
             *folder,
             [
-                (source.path.name, stamps[source], values)
+                (_name(source), stamps[source], values)
                 for source in group
                 if isinstance(values := found[source], MaskValues)
             ],
         )
 
 
-def _read(source: MaskSource) -> MaskValues | str:
+def read_values(source: MaskSource) -> MaskValues | str:
+    """The values of a mask, or why it cannot be read."""
     from library.data import decoding
 
     try:

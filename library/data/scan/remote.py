@@ -73,8 +73,8 @@ def local_copy(url: str, cache: Path, *, progress: bool, threads: int = 8) -> Pa
     the file system supports it. Raises UserError for missing packages or credentials, no such bucket or folder, a file
     that changes during the copy, or a cache that cannot be written; files downloaded until then are kept.
     """
-    with _as_user_error(url):
-        system, root = _open_file_system(url)
+    with as_user_error(url):
+        system, root = open_file_system(url)
         if "file" in _protocols(system):
             return _local_folder(url, Path(root))
         remotes = _listing(system, root, url)
@@ -171,21 +171,21 @@ def _escaped(character: str) -> str:
 def _folder_name(url: str) -> str:
     """A readable part of the URL, and a hash that makes it unique."""
     plain = url.rstrip("/")
-    words = re.sub(r"[^a-z0-9]+", "-", _without_secrets(plain).lower()).strip("-")[:48]
+    words = re.sub(r"[^a-z0-9]+", "-", without_secrets(plain).lower()).strip("-")[:48]
     return f"{words}-{hashlib.blake2b(plain.encode(), digest_size=6).hexdigest()}"
 
 
-def _without_secrets(url: str) -> str:
+def without_secrets(url: str) -> str:
     """The URL without password or signature."""
     return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
 
 
-def _open_file_system(url: str) -> tuple[Any, str]:
+def open_file_system(url: str) -> tuple[Any, str]:
     """Open the file system of a URL; return it and the path of the folder."""
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
     except ImportError as error:
-        what = f"{_without_secrets(url)} needs the package fsspec, which is not installed"
+        what = f"{without_secrets(url)} needs the package fsspec, which is not installed"
         raise UserError([Mistake(what, f"{pip_install('fsspec')}, or copy the data to a local folder")]) from error
     try:
         # a cached instance would reuse listings and credentials
@@ -201,9 +201,9 @@ def _missing_package(url: str, error: ImportError) -> Mistake:
 
     package = getattr(error.__cause__, "name", None) or getattr(error, "name", None)
     if package is None:
-        return Mistake(f"{_without_secrets(url)} cannot be read: {error}", "install that package")
+        return Mistake(f"{without_secrets(url)} cannot be read: {error}", "install that package")
     pinned = f"{package}=={fsspec.__version__}" if package in _SAME_VERSION else package
-    what = f"{_without_secrets(url)} needs the package {package}, which is not installed"
+    what = f"{without_secrets(url)} needs the package {package}, which is not installed"
     return Mistake(what, f"{pip_install(pinned)}, or copy the data to a local folder")
 
 
@@ -213,7 +213,7 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 def _local_folder(url: str, folder: Path) -> Path:
     if not folder.is_dir():
-        raise UserError([Mistake(f"{_without_secrets(url)}: there is no folder {folder}", "check the URL")])
+        raise UserError([Mistake(f"{without_secrets(url)}: there is no folder {folder}", "check the URL")])
     return folder
 
 
@@ -223,16 +223,21 @@ def _listing(system: Any, root: str, url: str) -> dict[str, _Remote]:
     remotes = {}
     for name, info in system.find(root, detail=True).items():
         if name == root:
-            raise UserError([Mistake(f"{_without_secrets(url)} is a file", "use the folder that contains it")])
+            raise UserError([Mistake(f"{without_secrets(url)} is a file", "use the folder that contains it")])
         if name.endswith("/") or info.get("type", "file") != "file":
             continue
-        marks = [str(info[key]) for keys in (_HASHES, _DATES) for key in keys if info.get(key)][:1]
-        remotes[name.removeprefix(start)] = _Remote(name, info.get("size"), repr((name, info.get("size"), *marks)))
+        remotes[name.removeprefix(start)] = _Remote(name, info.get("size"), mark_of(name, info))
     if not remotes:
-        what = f"{_without_secrets(url)}: no such folder, or it is empty"
+        what = f"{without_secrets(url)}: no such folder, or it is empty"
         raise UserError([Mistake(what, "check the URL; the copy of an earlier run is kept")])
     names = local_names(remotes)
     return {names[name]: remote for name, remote in remotes.items()}
+
+
+def mark_of(name: str, info: Mapping[str, Any]) -> str:
+    """A text about a remote file that changes with its content, by its entry in a listing."""
+    marks = [str(info[key]) for keys in (_HASHES, _DATES) for key in keys if info.get(key)][:1]
+    return repr((name, info.get("size"), *marks))
 
 
 def _is_current(mirror: _Mirror, download: _Download | None, remote: _Remote) -> bool:
@@ -272,10 +277,10 @@ def _download_all(
 
 def _download(system: Any, mirror: _Mirror, local: str, remote: _Remote) -> _Download:
     path = mirror.path(local)
-    with _as_user_error(mirror.url):
+    with as_user_error(mirror.url):
         content = system.cat_file(remote.name)
     if remote.size is not None and len(content) != remote.size:
-        what = f"{remote.name} changed while {_without_secrets(mirror.url)} was being copied"
+        what = f"{remote.name} changed while {without_secrets(mirror.url)} was being copied"
         raise UserError([Mistake(what, f"start again when it no longer changes; {_KEPT}")])
     try:
         with replacing(path) as stream:
@@ -332,14 +337,14 @@ def _write_error(path: Path, error: BaseException) -> UserError:
 
 
 @contextlib.contextmanager
-def _as_user_error(url: str) -> Iterator[None]:
+def as_user_error(url: str) -> Iterator[None]:
     """Turn any error of a storage service into a UserError: their packages have their own exception classes."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError([_service_error(_without_secrets(url), error)]) from error
+        raise UserError([_service_error(without_secrets(url), error)]) from error
 
 
 def _service_error(url: str, error: BaseException) -> Mistake:

@@ -7,14 +7,15 @@ mistake. Reads only image headers, and only those that changed since an earlier 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from library.data.image_files import readable_extensions
+from library.data.image_files import readable_extensions, too_large
 from library.data.scan.balance import balance
+from library.data.scan.caption_files import lines_of
 from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
 from library.data.scan.gather import (
@@ -30,10 +31,12 @@ from library.data.scan.image_headers import Header
 from library.data.scan.image_notes import note_images
 from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index
-from library.data.scan.listing import Directories, stem
+from library.data.scan.listing import Directories
 from library.data.scan.mask_files import same_aspect_ratio
+from library.data.scan.shard_images import ShardImages, default_caption, describe_masks, open_images, places_of
 from library.data.scan.validation_split import split
 from library.messages import counted
+from library.options.convert_values import is_remote
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
 from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistake, UserError
@@ -48,15 +51,16 @@ class Scan:
 
     datasets: tuple[DatasetSpec, ...] = ()
     subsets: tuple[SubsetSpec, ...] = ()  # of all datasets, in order
-    records: tuple[ImageRecord, ...] = ()
-    held_out: tuple[ImageRecord, ...] = ()  # only validated on; by dataset and subset, sorted by name
-    bad_images: tuple[tuple[Path, str], ...] = ()  # path, reason
+    records: Sequence[ImageRecord] = ()
+    held_out: Sequence[ImageRecord] = ()  # only validated on; by dataset and subset, sorted by name
+    bad_images: tuple[tuple[object, str], ...] = ()  # path, reason
     left_out_reg: int = 0  # regularisation images left out by balancing
     left_out_small: int = 0  # images below the minimum size of their subset
     found_reg_samples: int = 0  # regularisation images x repeats before balancing
     without_mask: int = 0  # images without a mask file in subsets with masks
     notes: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
+    shards: Mapping[int, ShardImages] = field(default_factory=dict)  # by the number of the subset
 
     @property
     def train_samples(self) -> int:
@@ -71,7 +75,7 @@ class Scan:
 
 @dataclass
 class _Findings:
-    bad: dict[Path, str] = field(default_factory=dict)
+    bad: dict[object, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
     left_out_small: int = 0
@@ -87,21 +91,26 @@ def scan(
     progress: bool = False,
     seed: int = 0,
     most_memory: float = DatasetOptions.max_image_memory,
+    caches: Path | None = None,
 ) -> Scan:
     """List the images, captions and masks of the datasets. Collects mistakes instead of raising them.
 
     `index`: folder of the index kept between scans, None for no index. `progress` shows a bar if the scan takes longer
     than a second. `seed` selects the held-out images of datasets without their own validation_seed. `most_memory`: GiB
-    that a decoded image may need.
+    that a decoded image may need. `caches`: folder for what cannot be kept beside images in shards; None: beside the
+    shards.
     """
     findings = _Findings()
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
     extensions = readable_extensions()
+    duplicates = _find_duplicates(datasets, findings)
+    shards, unusable = _open_shards(subsets, duplicates, caches, findings)
+    subsets = [(place, shards[n].subset if n in shards else subset) for n, (place, subset) in enumerate(subsets)]
+    elsewhere = duplicates | unusable | shards.keys()  # not in folders of images
     with Index(index) as stored:  # opened before listing: it ignores files modified just before it was opened
         directories = Directories(extensions, caption_endings([subset for _, subset in subsets]))
-        duplicates = _find_duplicates(datasets, findings)
         gathered = [
-            Gathered() if number in duplicates else gather(subset, directories, extensions)
+            Gathered() if number in elsewhere else gather(subset, directories, extensions)
             for number, (_, subset) in enumerate(subsets)
         ]
         check_masks([subset for _, subset in subsets], gathered)
@@ -110,7 +119,10 @@ def scan(
         trouble = stored.trouble
     train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
     for number, (place, subset) in enumerate(subsets):
-        records = _build_records(number, place, subset, gathered[number], contents, findings)
+        if number in shards:
+            records = _build_from_shards(shards[number], most_memory, findings)
+        else:
+            records = _build_records(number, place, subset, gathered[number], contents, findings)
         (validation if subset.validation else reg if subset.is_reg else train).extend(records)
     _check_bad(findings, train + reg + validation)
     sides = split(train, reg, validation, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
@@ -137,7 +149,27 @@ def scan(
         without_mask=findings.without_mask,
         notes=tuple(dict.fromkeys(findings.notes)),
         mistakes=tuple(dict.fromkeys(findings.mistakes)),
+        shards=shards,
     )
+
+
+def _open_shards(
+    subsets: Sequence[tuple[int, SubsetSpec]], without: Collection[int], caches: Path | None, findings: _Findings
+) -> tuple[dict[int, ShardImages], set[int]]:
+    """The subsets in shards by their number, and the numbers of those whose shards cannot be used."""
+    found: dict[int, ShardImages] = {}
+    unusable: set[int] = set()
+    for number, (place, subset) in enumerate(subsets):
+        if number in without:
+            continue
+        try:
+            places = places_of(subset)
+            if places is not None:
+                found[number] = open_images(subset, number, place, places, caches)
+        except UserError as error:
+            findings.mistakes += [Mistake(f"{each.what} ({subset.origin})", each.remedy) for each in error.mistakes]
+            unusable.add(number)
+    return found, unusable
 
 
 def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> set[int]:
@@ -147,8 +179,9 @@ def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> se
     for dataset in datasets:
         seen: dict[str, SubsetSpec] = {}
         for subset in dataset.subsets:
-            source = subset.metadata_file or subset.image_dir
-            first = seen.setdefault(os.path.realpath(source), subset) if source is not None else subset
+            source = subset.metadata_file or subset.source
+            name = source if isinstance(source, str) and is_remote(source) else os.path.realpath(source)
+            first = seen.setdefault(name, subset) if source else subset
             if first is not subset:
                 what = f"{source} occurs twice in one dataset ({first.origin} and {subset.origin})"
                 if (first.is_reg, first.validation) != (subset.is_reg, subset.validation):
@@ -169,7 +202,12 @@ def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
         images = gathered[number].images
         return {(image.folder, image.name): image.directory.images[image.base][0] for image in images}
 
-    return lambda record: of_subset(record.subset)[record.folder, record.name]
+    def length(record: ImageRecord) -> int:
+        if record.member is not None:
+            return record.member.length
+        return of_subset(record.subset)[record.folder, record.name]
+
+    return length
 
 
 def _read(gathered: Iterable[Gathered], index: Index, most_memory: float, *, progress: bool) -> Contents:
@@ -209,7 +247,7 @@ def _build_records(
             findings.bad[image.folder / image.name] = header
             continue
         size = findings.sizes.setdefault(header.size, header.size)
-        if min(size) < subset.least_edge or size[0] * size[1] < subset.least_area:
+        if _is_small(size, subset):
             small += 1
             continue
         caption, from_file = image.text, True
@@ -221,7 +259,7 @@ def _build_records(
             caption = text[0]
             later_lines += text[1]
         elif not caption:
-            caption, from_file = _default_caption(subset, image.base), False
+            caption, from_file = default_caption(subset, image.base), False
         mask = gathered.masks.get(image.name)
         if mask == image.name:
             mask = image.name  # share one object
@@ -237,14 +275,49 @@ def _build_records(
                 animated=header.animated,
             )
         )  # fmt: skip
-    if later_lines:
-        files = counted(later_lines, "caption file")
-        findings.notes.append(f"{title(subset)}: {files} with several lines; only the first line is used")
+    _note_lines(later_lines, subset, findings)
     if unusable_masks:
         findings.mistakes.append(_unusable_masks(subset, unusable_masks))
     if small:
         _report_small(small, subset, is_all=not records, findings=findings)
     return records
+
+
+def _build_from_shards(images: ShardImages, most_memory: float, findings: _Findings) -> list[ImageRecord]:
+    """The records of the images in shards, by their table."""
+    subset = images.subset
+    records: list[ImageRecord] = []
+    small = later_lines = 0
+    for number, row in images.rows():
+        record = images.record(number, row)
+        if (reason := too_large(record.size, most_memory)) is not None:
+            findings.bad[record.path] = reason
+        elif _is_small(record.size, subset):
+            small += 1
+        else:
+            several = row.caption is not None and record.from_file and not subset.captions.wildcard
+            later_lines += several and lines_of(row.caption or "")[1]
+            findings.without_mask += images.masks and record.mask is None
+            records.append(record)
+    _note_lines(later_lines, subset, findings)
+    if small:
+        _report_small(small, subset, is_all=not records, findings=findings)
+    notes, mistakes = describe_masks(images)
+    findings.notes += notes
+    findings.mistakes += mistakes
+    if not records and not small:
+        findings.mistakes.append(Mistake(f"the shards of {title(subset)} contain no image", "name others"))
+    return records
+
+
+def _is_small(size: Size, subset: SubsetSpec) -> bool:
+    return min(size) < subset.least_edge or size[0] * size[1] < subset.least_area
+
+
+def _note_lines(later_lines: int, subset: SubsetSpec, findings: _Findings) -> None:
+    if later_lines:
+        files = counted(later_lines, "caption file")
+        findings.notes.append(f"{title(subset)}: {files} with several lines; only the first line is used")
 
 
 def _mask_problem(mask: str, size: Size, gathered: Gathered, contents: Contents) -> str | None:
@@ -268,12 +341,6 @@ def _with_reasons(reasons: Mapping[Any, str]) -> str:
     lines = [f"  {file}: {reason}" for file, reason in reasons.items()]
     more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
     return "\n".join(lines[:_LISTED] + more)
-
-
-def _default_caption(subset: SubsetSpec, name: str) -> str:
-    if subset.caption_source == "file_name":
-        return " ".join(stem(name).replace("_", " ").split())
-    return subset.class_tokens or ""
 
 
 def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, findings: _Findings) -> None:

@@ -17,7 +17,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.messages import counted, listed
@@ -25,6 +24,7 @@ from library.options.datasets import DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistake
 
 if TYPE_CHECKING:
+    from library.data.image_files import ImageSource
     from library.data.scan.image_record import ImageRecord
 
 _HEAD = 1 << 16  # bytes that usually distinguish two files
@@ -117,7 +117,7 @@ def _content(record: ImageRecord) -> str:
     return _digest(record.path, None)
 
 
-def _digest(path: Path, most: int | None) -> str:
+def _digest(path: ImageSource, most: int | None) -> str:
     """Hash of the first `most` bytes, or of all; an unreadable file gets its path, which equals no hash."""
     try:
         with path.open("rb") as file:
@@ -164,4 +164,4 @@ def _setting(dataset: DatasetSpec) -> str:
 
 
 def _title(subset: SubsetSpec) -> str:
-    return str(subset.image_dir or subset.metadata_file)
+    return subset.source

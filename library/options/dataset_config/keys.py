@@ -263,6 +263,8 @@ _ROWS = (
     Key("aesthetic_score", _number(0, 10), "subset.score"),  # ours: of images without one
     # of a subset only
     Key("image_dir", folder, "subset.image_dir", _SUBSET),
+    Key("shards", _some_text, "subset.shards", _SUBSET, (DREAMBOOTH,)),  # ours: tar archives instead of image_dir
+    Key("shard_table", folder, "subset.shard_table", _SUBSET, (DREAMBOOTH,)),  # ours
     Key("metadata_file", _path, "subset.metadata_file", _SUBSET, (FINE_TUNING,)),
     Key("conditioning_data_dir", folder, "subset.mask_dir", _SUBSET),
     Key("is_reg", _switch, "subset.is_reg", _SUBSET, (DREAMBOOTH,)),
@@ -280,6 +282,8 @@ WRITE_INSTEAD: Mapping[str, str] = MappingProxyType(
         "caption_extention": "caption_extension",
         "in_json": "metadata_file",
         "train_data_dir": "image_dir",
+        "urls": "shards",
+        "webdataset": "shards",
         "reg_data_dir": "image_dir with is_reg = true",
         "mask_dir": "conditioning_data_dir",
         "multires_training": "resolutions = [512, 768, 1024]",

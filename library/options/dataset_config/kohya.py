@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Kind, Level, same_place
+from library.options.dataset_config.keys import DREAMBOOTH, FINE_TUNING, KEYS, Kind, Level, folder, same_place
 from library.options.dataset_config.locate import Address
 from library.options.dataset_config.sizes import BucketLimits, resolutions_and_batches
 from library.options.dataset_config.source import ConfigFile, read_source
@@ -169,10 +169,13 @@ class _Reading:
             self.notes.append(f"{what}: the subset on line {self.source.places.line(at)} is skipped")
             return None
         needed = "metadata_file" if kind == FINE_TUNING else "image_dir"
-        if needed not in own.values:
+        if needed not in own.values and "shards" not in own.values:
             if table.get(needed) is None:
                 self.mistakes.add(f"the subset ({self.source.origin(at)}) has no {needed}", "write its path")
             return None
+        if "image_dir" in own.values and "shards" in own.values:
+            what = f"image_dir and shards are both set in the subset ({self.source.origin(at)})"
+            self.mistakes.add(what, "keep one of the two")
         fields = _fields(layers, kind)
         template = _without_places(self.defaults.subsets[0], kind)
         if fields["subset"].get("mask_dir") is not None and template.alpha_mask:
@@ -232,8 +235,8 @@ class _Reading:
         """The subsets without those that repeat an earlier one's path (kohya's rule), with a note for each."""
         first: dict[str, tuple[Address, SubsetSpec]] = {}
         for at, spec in specs:
-            name = "metadata_file" if spec.metadata_file is not None else "image_dir"
-            place = spec.metadata_file or spec.image_dir
+            name = "metadata_file" if spec.metadata_file is not None else "shards" if spec.shards else "image_dir"
+            place = spec.metadata_file or (folder(spec.source) if spec.shards else spec.image_dir)
             before_at, before = first.setdefault(same_place(place), (at, spec))
             if before is spec:
                 continue
@@ -279,6 +282,8 @@ def _without_places(template: SubsetSpec, kind: Kind) -> SubsetSpec:
         template,
         image_dir=None,
         metadata_file=None,
+        shards=None,
+        shard_table=None,
         mask_dir=None,
         is_reg=False,
         validation=False,

@@ -69,6 +69,12 @@ class DatasetOptions:
         "Folder for cached image sizes and captions, and for copies of remote images.",
         may_change_on_resume=True,
     )
+    shard_buffer: int = flag(
+        0,
+        "Shards that are read at a time: an epoch goes through the shuffled shards in groups of this size, and remote "
+        "ones are copied as a whole; 0 = images of all shards in any order.",
+        at_least=0,
+    )
     resolution: tuple[int, int] | None = flag(
         None,
         "Training resolution in pixels: 512 for a square, or width,height such as 512,768.",

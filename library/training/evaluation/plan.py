@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.evaluation.encoder_folders import FLAGS, EncoderFolder, check_encoder
@@ -17,6 +16,7 @@ from library.sampling.samplers import check_sampler
 from library.training.plan.duration import PASSES_OF_A_SAMPLE, Duration
 
 if TYPE_CHECKING:
+    from library.data.image_files import ImageSource
     from library.data.scan.image_record import ImageRecord
     from library.options.datasets import DatasetSpec
     from library.options.groups.evaluation import EvaluationOptions
@@ -48,7 +48,7 @@ class EvaluationPlan:
     of_class: Sequence[Sequence[ImageRequest]]
     dino: EncoderFolder | None
     clip: EncoderFolder | None
-    real: tuple[Path, ...]
+    real: tuple[ImageSource, ...]
     every_n_steps: int | None
     every_n_epochs: int | None
     batch_size: int
@@ -173,7 +173,7 @@ def _find_words(
     return SubjectWords(subject or PLACE, chosen.evaluation_class or " ".join(tokens[1:]) or None)
 
 
-def _real_images(records: Sequence[ImageRecord]) -> tuple[Path, ...]:
+def _real_images(records: Sequence[ImageRecord]) -> tuple[ImageSource, ...]:
     """The training images of the subject, each file once; of very many always the same ones."""
     names = {record.path: record.name for record in records}
     return tuple(sorted(names, key=lambda path: draw_seed("evaluation", names[path]))[:MOST_REAL])

@@ -62,7 +62,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     preservation = decide_preservation(options, parsed.origins["preservation"], images, mistakes, notes)
     if base_model is None or images is None:
         return None
-    order = images.order(options.memory.gradient_accumulation_steps, seed)
+    order = images.order(options.memory.gradient_accumulation_steps, seed, options.dataset.shard_buffer)
     return RunFacts(
         options=options,
         given=parsed.given,

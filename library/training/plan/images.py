@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.data import buckets, captions
-from library.data.order import EpochOrder
+from library.data.image_files import ImageSource
+from library.data.order import NO_SHARD, EpochOrder, Locality
 from library.data.scan.caption_lengths import count_all
 from library.data.scan.dataset_specs import cache_folder, describe
 from library.data.scan.image_record import ImageRecord
 from library.data.scan.scan import Scan, scan
+from library.data.scan.shard_images import joined, shard_numbers, to_disk
 from library.families.family import Tokenizer
 from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
@@ -40,7 +42,7 @@ class Captions:
     limit: int
     longest: int
     longest_text: str
-    cut: tuple[Path, ...]
+    cut: tuple[ImageSource, ...]
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Images:
     notes: tuple[str, ...]  # about the dataset file, the buckets and the masks
 
     @property
-    def records(self) -> tuple[ImageRecord, ...]:
+    def records(self) -> Sequence[ImageRecord]:
         """The training images."""
         return self.scan.records
 
     @property
-    def all_records(self) -> tuple[ImageRecord, ...]:
+    def all_records(self) -> Sequence[ImageRecord]:
         """The training images, then the held-out images: a training image has the same index in both properties."""
-        return self.scan.records + self.scan.held_out
+        return joined(self.scan.records, self.scan.held_out)
 
     @property
     def all_placements(self) -> tuple[buckets.Placement, ...]:
@@ -74,8 +76,11 @@ class Images:
         """The number of different training images: several datasets may contain one image."""
         return len({record.path for record in self.records})
 
-    def order(self, accumulation: int, seed: int) -> EpochOrder:
-        """The order of the batches of every epoch."""
+    def order(self, accumulation: int, seed: int, shard_buffer: int = 0) -> EpochOrder:
+        """The order of the batches of every epoch. `shard_buffer`: how many shards are read at a time, 0 for any."""
+        locality = None
+        if shard_buffer and self.scan.shards:
+            locality = Locality(shard_numbers(self.records, NO_SHARD), shard_buffer)
         return EpochOrder(
             [record.dataset for record in self.records],
             [placement.bucket for placement in self.table.placements],
@@ -83,6 +88,7 @@ class Images:
             batch_sizes=[dataset.batch_size for dataset in self.scan.datasets],
             accumulation=accumulation,
             seed=seed,
+            locality=locality,
         )
 
 
@@ -102,8 +108,11 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
         check_cached_variation(described.datasets, options, mistakes)
     if not described.datasets:
         return None
-    index = cache_folder(data) / "index"
-    scanned = scan(described.datasets, index, progress=True, seed=seed, most_memory=data.max_image_memory)
+    caches = cache_folder(data)
+    index = caches / "index"
+    scanned = scan(
+        described.datasets, index, progress=True, seed=seed, most_memory=data.max_image_memory, caches=caches
+    )
     mistakes.extend(scanned.mistakes)
     if not scanned.records:
         return None
@@ -114,7 +123,13 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
     mask_notes = check_masks(options.mask, scanned, index, mistakes)
     notes = (*described.notes, *table.notes, *held_out.notes, *unused_face_crops(described.datasets), *mask_notes)
     lengths = Captions(0, 0, "", ()) if tokenizer is None else count_captions(scanned, tokenizer, index)
-    return Images(scanned, table, held_out, count_subsets(scanned), lengths, notes)
+    counts = count_subsets(scanned)
+    on_disk = replace(
+        scanned,
+        records=to_disk(scanned.records, scanned.shards),
+        held_out=to_disk(scanned.held_out, scanned.shards),
+    )
+    return Images(on_disk, table, held_out, counts, lengths, notes)
 
 
 def check_cached_variation(datasets: Sequence[DatasetSpec], options: TrainOptions, mistakes: Mistakes) -> None:
@@ -160,7 +175,7 @@ def _subsets(datasets: Sequence[DatasetSpec]) -> Iterator[tuple[DatasetSpec, Sub
 
 def count_subsets(scanned: Scan) -> tuple[SubsetCount, ...]:
     """Count images, captions and samples of each subset."""
-    records = scanned.records + scanned.held_out
+    records = joined(scanned.records, scanned.held_out)
     images = Counter(record.subset for record in records)
     own = Counter(record.subset for record in records if record.from_file)
     held_out = Counter(record.subset for record in scanned.held_out)
@@ -180,7 +195,7 @@ def count_captions(scanned: Scan, tokenizer: Tokenizer, index: Path | None = Non
     """
     plain = {number for number, subset in enumerate(scanned.subsets) if _keeps_captions(subset.captions)}
     longest_of: dict[tuple[int, str], list[str]] = {}
-    records = scanned.records + scanned.held_out
+    records = joined(scanned.records, scanned.held_out)
     for record in records:
         key = (record.subset, record.caption)
         if record.subset in plain:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from library.data.image_files import ImageSource
 from library.data.scan.index import MaskValues
 from library.data.scan.mask_values import MaskSource, mask_source, read_masks
 from library.data.scan.scan import Scan
@@ -91,7 +92,7 @@ def _notes(options: MaskOptions, masks: Sequence[MaskSource], values: Mapping[Ma
     yield from _named(coloured, "in colour, used by luminance")
 
 
-def _named(paths: Collection[Path], what: str) -> Iterator[str]:
+def _named(paths: Collection[ImageSource], what: str) -> Iterator[str]:
     """A note about some masks, unless there are none."""
     if paths:
         yield f"{counted(len(paths), 'mask')} {what}: {listed(paths, _NAMED)}"

@@ -112,8 +112,7 @@ def _subset(subset_count: SubsetCount) -> str:
     kind = "training" if subset_count.samples else "validation"
     if subset.is_reg:
         kind = "validation of the class" if subset.validation else "regularisation"
-    folder = subset.image_dir or subset.metadata_file
-    return f"{folder}: {_samples(subset_count)}, {kind}{_caption_source(subset_count)}"
+    return f"{subset.source}: {_samples(subset_count)}, {kind}{_caption_source(subset_count)}"
 
 
 def _samples(subset_count: SubsetCount) -> str:

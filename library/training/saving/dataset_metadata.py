@@ -58,7 +58,7 @@ def _name(subset: SubsetSpec) -> str:
 
 
 def _place(subset: SubsetSpec) -> str:
-    return os.path.abspath(subset.metadata_file or subset.image_dir or "")
+    return os.path.abspath(subset.metadata_file or subset.source)
 
 
 def _training_first(subsets: Sequence[SubsetSpec]) -> list[int]:
@@ -175,6 +175,8 @@ def _subset(count: SubsetCount, *, by_folder: bool) -> Json:
         metadata["num_validation_images"] = count.held_out
     if subset.image_dir is not None:
         metadata["image_dir"] = Path(os.path.abspath(subset.image_dir)).name
+    if subset.shards is not None:
+        metadata["shards"] = Path(subset.shards).name
     if by_folder:
         return metadata | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
     return metadata | {"metadata_file": _name(subset)}

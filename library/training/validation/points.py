@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from library.data.image_files import ImageSource
 from library.data.retries import read_one
 from library.data.scan.image_record import ImageRecord
 from library.options.mistakes import Mistake, UserError
@@ -24,7 +24,7 @@ def content_keys(numbers: Collection[int], records: Sequence[ImageRecord]) -> di
     return {number: read_one(_reading(records[number].path)) for number in numbers}
 
 
-def _reading(path: Path) -> Callable[[], str]:
+def _reading(path: ImageSource) -> Callable[[], str]:
     def read() -> str:
         try:
             with path.open("rb") as file:

@@ -1,0 +1,224 @@
+"""Images in shards as a subset: from the rows of the table to records, without reading a shard.
+
+After the plan, the records of shards are not kept: each is made again of its row in the table when it is asked for. A
+run then needs 16 bytes of memory for an image, in every process, and the table is on the disk.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import overload
+
+from library.data.scan.caption_files import lines_of
+from library.data.scan.image_record import ImageRecord
+from library.data.shards.member import TABLE_NAME, Member, Shard
+from library.data.shards.opening import OpenedShards, open_shards
+from library.data.shards.places import Places, locate
+from library.data.shards.table import Row, ShardTable
+from library.options.datasets import SubsetSpec
+from library.options.groups.caption import NO_FILES
+from library.options.mistakes import Mistake
+
+_RECENT = 256  # records that are kept
+
+
+def places_of(subset: SubsetSpec) -> Places | None:
+    """Where the shards of a subset are: those that it names, or those in its folder; None for a folder of images.
+    Raises UserError for a pattern that cannot be read."""
+    if subset.shards is not None:
+        return locate(subset.shards, None if subset.shard_table is None else str(subset.shard_table))
+    folder = None if subset.metadata_file is not None else subset.image_folder
+    if folder is None or not (folder / TABLE_NAME).is_file():
+        return None
+    return locate(str(folder))
+
+
+@dataclass(frozen=True)
+class ShardImages:
+    """The images of a subset in shards. `number` of the subset, `place` of its dataset."""
+
+    subset: SubsetSpec
+    number: int
+    place: int
+    folder: Path
+    table: ShardTable
+    shards: Mapping[int, Shard]
+    masks: bool  # whether the masks in the shards are used
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Rows of the shards that are used, in the order of their names, with their numbers."""
+        for number, row in self.table.rows():
+            if row.shard in self.shards:
+                yield number, row
+
+    def record(self, number: int, row: Row) -> ImageRecord:
+        """The record of a row."""
+        subset = self.subset
+        caption, from_file = self.caption(row)
+        score = subset.score if row.score is None else row.score
+        shard = self.shards[row.shard]
+        return ImageRecord(
+            self.folder, row.name, self.number, self.place, (row.width, row.height),
+            caption, from_file, subset.repeats, subset.is_reg, row.transparent,
+            mask=row.mask if self.masks else None, score=score,
+            profile=row.profile, animated=row.animated,  # type: ignore[arg-type]
+            member=Member(shard, row.name, row.offset, row.length, row.content, row.alpha),
+            mask_member=self._mask(row), row=number,
+        )  # fmt: skip
+
+    def caption(self, row: Row) -> tuple[str, bool]:
+        """The caption of a row, and whether it is the image's own."""
+        own = self.subset.caption_source in ("files", "metadata") and NO_FILES not in self.subset.caption_extensions
+        if own and row.caption is not None:
+            return lines_of(row.caption, all_lines=self.subset.captions.wildcard)[0], True
+        return default_caption(self.subset, row.name), False
+
+    def _mask(self, row: Row) -> Member | None:
+        shard = None if row.mask_shard is None else self.shards.get(row.mask_shard)
+        if not self.masks or row.mask is None or shard is None:
+            return None
+        place = row.mask_offset or 0, row.mask_length or 0
+        return Member(shard, row.mask, *place, row.mask_content or b"", row.mask_values)
+
+
+def open_images(subset: SubsetSpec, number: int, place: int, places: Places, caches: Path | None) -> ShardImages:
+    """The images of a subset in shards, whose record then names the shards and says whether their masks are used.
+    `caches` None: beside the shards. Raises UserError for a table or shards that cannot be used."""
+    beside = Path(places.table).parent / "caches"
+    opened: OpenedShards = open_shards(places, caches or beside, subset.shard_copies)
+    masks = subset.shard_masks and opened.table.has_masks()
+    subset = replace(subset, shards=subset.shards or str(subset.image_dir), shard_masks=masks)
+    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, masks)
+
+
+def default_caption(subset: SubsetSpec, name: str) -> str:
+    """The caption of an image without one of its own. `name`: its file name."""
+    if subset.caption_source == "file_name":
+        return " ".join(name.rpartition("/")[2].rpartition(".")[0].replace("_", " ").split())
+    return subset.class_tokens or ""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Records that follow each other: of shards by their rows, with the repeats of each, or any others."""
+
+    images: ShardImages | None
+    rows: array[int]
+    repeats: array[int]
+    held_out: bool = False
+    others: tuple[ImageRecord, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.others) if self.images is None else len(self.rows)
+
+    def get(self, place: int) -> ImageRecord:
+        if self.images is None:
+            return self.others[place]
+        number = self.rows[place]
+        return self._record(self.images, number, self.images.table.row(number), self.repeats[place])
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        if self.images is None:
+            yield from self.others
+            return
+        for (number, row), repeats in zip(self.images.table.rows(self.rows), self.repeats, strict=True):
+            yield self._record(self.images, number, row, repeats)
+
+    def _record(self, images: ShardImages, number: int, row: Row, repeats: int) -> ImageRecord:
+        record = images.record(number, row)
+        if (record.repeats, record.held_out) == (repeats, self.held_out):
+            return record
+        return replace(record, repeats=repeats, held_out=self.held_out)
+
+
+class RecordsOnDisk(Sequence[ImageRecord]):
+    """Records of which those in shards are made when they are asked for. Picklable."""
+
+    def __init__(self, runs: Sequence[_Run]) -> None:
+        self._runs = tuple(runs)
+        self._ends = tuple(accumulate(map(len, self._runs)))
+        self._recent: dict[int, ImageRecord] = {}  # a sample asks for its record several times
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        for run in self._runs:
+            yield from run
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[ImageRecord]: ...
+    def __getitem__(self, place: int | slice) -> ImageRecord | Sequence[ImageRecord]:
+        if isinstance(place, slice):
+            return tuple(self[each] for each in range(*place.indices(len(self))))
+        if place < 0:
+            place += len(self)
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        record = self._recent.get(place)
+        if record is None:
+            number = bisect_right(self._ends, place)
+            record = self._runs[number].get(place - (self._ends[number] - len(self._runs[number])))
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[place] = record
+        return record
+
+    def followed_by(self, more: RecordsOnDisk) -> RecordsOnDisk:
+        """These records, then others."""
+        return RecordsOnDisk((*self._runs, *more._runs))
+
+
+def to_disk(records: Sequence[ImageRecord], sources: Mapping[int, ShardImages]) -> Sequence[ImageRecord]:
+    """The same records without those of shards in memory. `sources` by the number of the subset."""
+    if not sources:
+        return records
+    runs = []
+    for (number, held_out), group in groupby(records, key=lambda record: (record.subset, record.held_out)):
+        some = tuple(group)
+        images = sources.get(number)
+        if images is None:
+            runs.append(_Run(None, array("Q"), array("Q"), others=some))
+        else:
+            rows, repeats = (array("Q", [getattr(record, name) for record in some]) for name in ("row", "repeats"))
+            runs.append(_Run(images, rows, repeats, held_out))
+    return RecordsOnDisk(runs)
+
+
+def joined(first: Sequence[ImageRecord], second: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
+    """Records of `to_disk`, one after the other."""
+    if isinstance(first, RecordsOnDisk) and isinstance(second, RecordsOnDisk):
+        return first.followed_by(second)
+    return (*first, *second)
+
+
+def shard_numbers(records: Sequence[ImageRecord], none: int) -> Sequence[int]:
+    """A number for the shard of each record, the same for the same shard; `none` for a file."""
+    numbers: dict[str, int] = {}
+    return array(
+        "q",
+        (
+            none if record.member is None else numbers.setdefault(record.member.shard.place, len(numbers))
+            for record in records
+        ),
+    )
+
+
+def describe_masks(images: ShardImages) -> tuple[list[str], list[Mistake]]:
+    """Notes and mistakes about the masks of images in shards, which are in the shards too."""
+    subset = images.subset
+    if subset.mask_dir is not None and not images.masks:
+        what = f"{subset.source}: the shards contain no masks, and {subset.mask_dir} cannot be combined with them"
+        return [], [Mistake(what, "pack the masks with the images: tools/make_shards.py --conditioning_data_dir")]
+    if subset.mask_dir is not None:
+        return [f"{subset.source}: masks are those in the shards; {subset.mask_dir} is not used"], []
+    if not images.masks and images.table.has_masks():
+        return [f"{subset.source}: the masks in the shards are not used; to use them set --masked_loss"], []
+    return [], []

@@ -1,0 +1,1 @@
+"""Images in tar archives (WebDataset shards), found by a table beside them."""

@@ -1,0 +1,169 @@
+"""Write and read the tar archives of shards. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from library.data.shards.table import ShardEntry, is_inside
+from library.options.convert_values import is_remote
+from library.options.mistakes import Mistake, UserError
+
+_BLOCK = 512  # of a tar archive
+_MOST_TEXT = 1 << 20  # bytes of a caption
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file in memory, used like the Path of a file."""
+
+    data: bytes
+    name: str
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """Its bytes."""
+        return io.BytesIO(self.data)
+
+    @property
+    def suffix(self) -> str:
+        """The extension with its point."""
+        return PurePosixPath(self.name).suffix
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Place(NamedTuple):
+    """Where a file is in the shards."""
+
+    shard: int
+    offset: int
+
+
+class ShardWriter:
+    """Writes shards of at most `limit` bytes, and at least one sample each, into a folder: NAME-000000.tar and so on.
+
+    Each is written under a temporary name and renamed when it is complete. The same files give the same bytes.
+    """
+
+    def __init__(self, folder: Path, name: str, limit: int) -> None:
+        self.entries: list[ShardEntry] = []
+        self._folder, self._name, self._limit = folder, name, limit
+        self._file: BinaryIO | None = None
+        self._tar: tarfile.TarFile | None = None
+        self._path = Path()
+
+    def add(self, files: Sequence[Loaded]) -> list[Place]:
+        """Write the files of a sample into one shard. Raises OSError."""
+        size = sum(_padded(len(file.data)) + _BLOCK for file in files)
+        if self._file is None or (self._file.tell() and self._file.tell() + size > self._limit):
+            self.close()
+            self._begin()
+        assert self._file is not None and self._tar is not None
+        places = []
+        for file in files:
+            info = tarfile.TarInfo(file.name)
+            info.size, info.mode, info.mtime = len(file.data), 0o644, 0
+            self._tar.addfile(info, file.open())
+            places.append(Place(len(self.entries), self._file.tell() - _padded(info.size)))
+        return places
+
+    def _begin(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / f"{self._name}-{len(self.entries):06d}.tar"
+        self._file = _temporary(self._path).open("wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+
+    def close(self) -> None:
+        """Complete the last shard."""
+        if self._file is None or self._tar is None:
+            return
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        length = self._file.tell()
+        self._file.close()
+        self._file = None
+        os.replace(_temporary(self._path), self._path)
+        self.entries.append(ShardEntry(len(self.entries), self._path.name, length))
+
+    def abandon(self) -> None:
+        """Remove the shard that is not complete."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            _temporary(self._path).unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+class Found(NamedTuple):
+    """A file in a shard. `data` None: it is a text or another small file that is too large to be one."""
+
+    name: str
+    offset: int
+    data: bytes | None
+
+
+@dataclass
+class Skipped:
+    """What is in an archive and is not read: links and devices, and names outside of it."""
+
+    links: int = 0
+    outside: int = 0
+
+
+@contextmanager
+def open_shard(place: str) -> Iterator[BinaryIO]:
+    """A shard by path or URL. Raises OSError."""
+    if is_remote(place):
+        from library.data.shards.remote import open_url
+
+        with open_url(place) as remote:
+            yield remote
+        return
+    with open(place, "rb") as file:
+        yield file
+
+
+def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipped: Skipped) -> Iterator[Found]:
+    """The files of a shard with these lower-case endings, texts of at most a megabyte. Raises UserError for a damaged
+    archive, OSError for one that cannot be read."""
+    try:
+        with open_shard(place) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                name = info.name.removeprefix("./")
+                if info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    skipped.links += 1
+                elif not is_inside(name):
+                    skipped.outside += 1
+                elif name.lower().endswith((*is_wanted, *is_text)):
+                    yield Found(name, info.offset_data, _read(tar, info, place, name.lower().endswith(tuple(is_text))))
+    except tarfile.TarError as error:
+        what = f"shard {place} is not a complete uncompressed tar archive ({error})"
+        raise UserError([Mistake(what, "download or write it again")]) from error
+
+
+def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, place: str, text: bool) -> bytes | None:  # noqa: FBT001
+    if text and info.size > _MOST_TEXT:
+        return None
+    stream = tar.extractfile(info)
+    data = b"" if stream is None else stream.read()
+    if len(data) < info.size:
+        raise UserError([Mistake(f"shard {place} is truncated: {info.name} is not complete", "download it again")])
+    return data

@@ -1,0 +1,96 @@
+"""Whole copies of remote shards on the local disk, a limited number of them.
+
+With a shard buffer, all images of a shard are read soon after each other: then one copy of a gigabyte is quicker than
+thousands of requests. Processes need not know of each other: who creates the lock file copies; the others read their
+images by request until the copy is complete. The copies that were used longest ago are deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_ENDING = ".tar"
+_LOCK = ".lock"
+_ABANDONED = 1800.0  # seconds after which the lock of a process that died is no longer respected
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """A folder of copies, at most `most` of them."""
+
+    folder: str
+    most: int
+
+    def read(self, url: str, offset: int, length: int) -> bytes | None:
+        """Bytes of the shard from its copy, which is made if no other process is making it; None if there is none yet.
+        Raises OSError."""
+        path = self._path(url)
+        if (data := _read(path, offset, length)) is not None:
+            return data
+        with self._lock(path) as is_mine:
+            if not is_mine:
+                return None
+            self._copy(url, path)
+        return _read(path, offset, length)
+
+    def _path(self, url: str) -> Path:
+        return Path(self.folder, hashlib.blake2b(url.encode(), digest_size=16).hexdigest() + _ENDING)
+
+    def _copy(self, url: str, path: Path) -> None:
+        from library.checkpoints.header import CheckpointError
+        from library.checkpoints.writer import replacing
+        from library.data.shards.remote import copy_to
+
+        self._make_room()
+        try:
+            with replacing(path) as stream:
+                copy_to(url, stream)
+        except CheckpointError as error:
+            raise OSError(f"no copy of the shard can be written: {error}") from error
+
+    def _make_room(self) -> None:
+        """Delete the copies that were used longest ago. One that is being read stays where the system keeps it."""
+        found: list[tuple[float, Path]] = []
+        for path in Path(self.folder).glob(f"*{_ENDING}"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path))
+        for _, path in sorted(found)[: max(0, len(found) + 1 - self.most)]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _lock(self, path: Path) -> Iterator[bool]:
+        """Whether this process is the one to copy."""
+        lock = path.with_name(path.name + _LOCK)
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > _ABANDONED:
+                    lock.unlink()
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except (FileExistsError, PermissionError):  # Windows: it is being deleted
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _read(path: Path, offset: int, length: int) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return data
