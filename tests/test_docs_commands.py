@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from library.training.command import run_recipe
 from tests import tiny
+from tests.data.shards.packing import write_tar
 from tests.evaluation import tiny_encoders
 from tests.mask_making.models import clipseg
 from tests.tools import loras
@@ -165,6 +166,9 @@ def furnish(root: Path, belongings: Path, page: str) -> None:
         tiny.write_single_file(root / "model.ckpt", "sd1", ema=True, more=ema)
         tiny.write_vae_file(root / "vae.safetensors")
     if page == "docs/data.md":
+        for shard in range(2):
+            image = (root / "photos" / ("one.png", "two.png")[shard]).read_bytes()
+            write_tar(root / "shards" / f"train-{shard:05d}.tar", {"0001.png": image, "0001.txt": b"a dog"})
         clipseg(root / "models" / "clipseg")
     if page == "docs/sdxl.md":  # "the same file without the five adapter lines"
         lines = next(block.text for block in blocks(page) if block.file == "xl.toml").splitlines()

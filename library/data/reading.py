@@ -36,7 +36,7 @@ class ImageReader:
     @property
     def has_masks(self) -> bool:
         """Whether any image may have a mask; images without one are then unmasked."""
-        return any(subset.mask_dir is not None or subset.alpha_mask for subset in self.subsets)
+        return any(subset.mask_dir is not None or subset.shard_masks or subset.alpha_mask for subset in self.subsets)
 
     def settings(self, index: int) -> ImageSettings:
         """Image settings of the record's subset. With buckets there are no face crops."""

@@ -89,7 +89,7 @@ class SubsetSpec:
     recursive: bool = False
     shards: str | None = None  # tar archives in place of a folder: a pattern of their names, or their folder or URL
     shard_table: Place | None = None  # None: beside the shards
-    shard_masks: bool = False  # use the masks in the shards, if there are any
+    shard_masks: bool = False  # decided by the scan: masks in the shards are used
     shard_copies: int = 0  # whole copies of remote shards that may be on the disk
     mask_dir: Place | None = None  # masks named like their images, any extension
     alpha_mask: bool = False  # use the image's transparency as its mask

@@ -299,7 +299,7 @@ OUR_OWN = (
     *("cache_format", "multires_noise_scaling", "timestep_bias_strategy", "timestep_bias_multiplier"),
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),
     *("base_precision", "sample_batch_size", "text_projection", "empty_caption", "crop_conditioning"),
-    *("max_image_memory", "allow_unknown_keys", "webhook_config"),
+    *("max_image_memory", "shard_buffer", "allow_unknown_keys", "webhook_config"),
     *("evaluation_prompts", "evaluation_dino", "evaluation_clip", "evaluation_subject", "evaluation_class"),
     *("evaluation_images_per_prompt", "evaluate_every_n_steps", "evaluate_every_n_epochs"),
     *("validation_preview_steps", "preview_decoder", "preview_tae", "preview_target"),
@@ -437,7 +437,7 @@ def test_flags_that_must_not_change_on_resume() -> None:
         vae clip_skip max_token_length no_token_padding text_projection
         resolution train_batch_size enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso bucket_reso_steps
         resize_interpolation alpha_color color_aug flip_aug random_crop face_crop_aug_range crop_conditioning
-        data_aesthetic_score
+        data_aesthetic_score shard_buffer
         caption_prefix caption_suffix caption_separator secondary_separator enable_wildcard shuffle_caption keep_tokens
         keep_tokens_separator token_warmup_min token_warmup_step caption_dropout_rate caption_dropout_every_n_epochs
         caption_tag_dropout_rate empty_caption weighted_captions

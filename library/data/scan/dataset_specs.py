@@ -81,6 +81,8 @@ def _with_local_copies(found: ParsedDatasets, data: DatasetOptions) -> ParsedDat
     mistakes.extend(found.mistakes)
 
     def localize(subset: SubsetSpec) -> SubsetSpec | None:
+        if subset.shards is not None:
+            return subset  # read in place
         places = subset.image_dir, subset.mask_dir
         for place in places:
             if place in copies:
@@ -92,7 +94,7 @@ def _with_local_copies(found: ParsedDatasets, data: DatasetOptions) -> ParsedDat
                 mistakes.extend(Mistake(f"{each.what} ({subset.origin})", each.remedy) for each in error.mistakes)
         if any(place is not None and copies[place] is None for place in places):
             return None
-        return replace(subset, image_dir=copies[places[0]], mask_dir=copies[places[1]])  # shards are read in place
+        return replace(subset, image_dir=copies[places[0]], mask_dir=copies[places[1]])
 
     datasets = []
     for dataset in found.datasets:
@@ -125,7 +127,6 @@ def from_flags(
         caption_encoding=caption.caption_encoding,
         mask_dir=mask.conditioning_data_dir if mask.masked_loss else None,
         alpha_mask=mask.alpha_mask,
-        shard_masks=mask.masked_loss,
         shard_copies=2 * data.shard_buffer,
         captions=caption_settings(caption),
         images=image_settings(data),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from library.data.image_files import readable_extensions, too_large
-from library.data.scan.balance import balance
+from library.data.scan.balance import balance, balance_note
 from library.data.scan.caption_files import lines_of
 from library.data.scan.empty_captions import check_captions
 from library.data.scan.file_contents import Contents, ReadRequests
@@ -120,7 +120,11 @@ def scan(
     train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
     for number, (place, subset) in enumerate(subsets):
         if number in shards:
-            records = _build_from_shards(shards[number], most_memory, findings)
+            try:
+                records = _build_from_shards(shards[number], most_memory, findings)
+            except UserError as error:  # the table is damaged
+                findings.mistakes += error.mistakes
+                records = []
         else:
             records = _build_records(number, place, subset, gathered[number], contents, findings)
         (validation if subset.validation else reg if subset.is_reg else train).extend(records)
@@ -383,16 +387,6 @@ def _balance(
         repeats = balance([record.repeats for record in records], [record.subset for record in records], target)
         kept = [replace(record, repeats=repeats[index]) for index, record in enumerate(records) if index in repeats]
         name = f" of {dataset.origin}" if len(datasets) > 1 else ""
-        findings.notes.append(_balance_note(name, records, kept, target))
+        findings.notes.append(balance_note(name, records, kept, target))
         balanced += kept
     return balanced
-
-
-def _balance_note(name: str, reg: list[ImageRecord], kept: list[ImageRecord], target: int) -> str:
-    before, after = sum(record.repeats for record in reg), sum(record.repeats for record in kept)
-    text = f"regularisation{name}: {counted(before, 'sample')} for {counted(target, 'training sample')}"
-    if len(kept) < len(reg):
-        text += f"; {len(reg) - len(kept)} of {counted(len(reg), 'image')} left out"
-    elif after > before:
-        text += f"; repeated to {after}"
-    return f"{text}; ratio {after / target:.2f} : 1"

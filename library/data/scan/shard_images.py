@@ -20,6 +20,8 @@ from library.data.shards.member import TABLE_NAME, Member, Shard
 from library.data.shards.opening import OpenedShards, open_shards
 from library.data.shards.places import Places, locate
 from library.data.shards.table import Row, ShardTable
+from library.messages import listed
+from library.options.convert_values import is_remote
 from library.options.datasets import SubsetSpec
 from library.options.groups.caption import NO_FILES
 from library.options.mistakes import Mistake
@@ -49,6 +51,7 @@ class ShardImages:
     table: ShardTable
     shards: Mapping[int, Shard]
     masks: bool  # whether the masks in the shards are used
+    masks_wanted: bool = False  # whether the user asked for masks
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Rows of the shards that are used, in the order of their names, with their numbers."""
@@ -91,9 +94,10 @@ def open_images(subset: SubsetSpec, number: int, place: int, places: Places, cac
     `caches` None: beside the shards. Raises UserError for a table or shards that cannot be used."""
     beside = Path(places.table).parent / "caches"
     opened: OpenedShards = open_shards(places, caches or beside, subset.shard_copies)
-    masks = subset.shard_masks and opened.table.has_masks()
-    subset = replace(subset, shards=subset.shards or str(subset.image_dir), shard_masks=masks)
-    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, masks)
+    masks = subset.mask_dir is not None and opened.table.has_masks()
+    wanted = subset.mask_dir is not None
+    subset = replace(subset, shards=subset.shards or str(subset.image_dir), shard_masks=masks, mask_dir=None)
+    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, masks, wanted)
 
 
 def default_caption(subset: SubsetSpec, name: str) -> str:
@@ -211,14 +215,28 @@ def shard_numbers(records: Sequence[ImageRecord], none: int) -> Sequence[int]:
     )
 
 
+def describe_reading(found: Mapping[int, ShardImages], buffer: int) -> list[str]:
+    """Notes about how shards are read. `buffer`: how many at a time, 0 for any."""
+    if buffer and not found:
+        return [f"--shard_buffer {buffer} has no effect: no images are in shards"]
+    remote = [images.subset.source for images in found.values() if is_remote(images.subset.source)]
+    if remote and not buffer:
+        what = f"{listed(dict.fromkeys(remote))}: an image is read by a request of its own"
+        return [f"{what}; --shard_buffer 8 copies whole shards instead, at most 16 at a time"]
+    return []
+
+
 def describe_masks(images: ShardImages) -> tuple[list[str], list[Mistake]]:
     """Notes and mistakes about the masks of images in shards, which are in the shards too."""
     subset = images.subset
-    if subset.mask_dir is not None and not images.masks:
-        what = f"{subset.source}: the shards contain no masks, and {subset.mask_dir} cannot be combined with them"
-        return [], [Mistake(what, "pack the masks with the images: tools/make_shards.py --conditioning_data_dir")]
-    if subset.mask_dir is not None:
-        return [f"{subset.source}: masks are those in the shards; {subset.mask_dir} is not used"], []
-    if not images.masks and images.table.has_masks():
-        return [f"{subset.source}: the masks in the shards are not used; to use them set --masked_loss"], []
-    return [], []
+    if not images.masks_wanted:
+        if not images.table.has_masks():
+            return [], []
+        flags = f"--masked_loss, and {subset.source} as the folder of the masks"
+        return [f"{subset.source}: the masks in the shards are not used; to use them set {flags}"], []
+    if images.masks:
+        return [], []
+    what = f"{subset.source}: the shards contain no masks"
+    if subset.origin.startswith("--"):  # a mask folder for all folders, some of which may have no masks
+        return [f"{what}: trained unmasked"], []
+    return [], [Mistake(what, "pack the masks with the images: tools/make_shards.py --conditioning_data_dir")]

@@ -49,12 +49,21 @@ def pack(folder: Path, options: ShardOptions) -> None:
         template = DatasetSpec("--input_dir", BucketSettings((512, 512)), (subset,))
         found = folder_datasets(folder, None, template)
         inner = [each for dataset in found.datasets for each in dataset.subsets]
+        for note in found.notes if inner else ():
+            print(note)
         if inner:
             subsets = [(replace(each, origin="--input_dir"), output / Path(str(each.image_dir)).name) for each in inner]
     for each, place in subsets:
         name = Path(str(each.image_dir)).absolute().name.replace(" ", "_")
-        limit = int(options.shard_size * 1_000_000)
-        _tell(pack_folder(each, place, name, limit, options.max_image_memory), place)
+        report = pack_folder(
+            each,
+            place,
+            name,
+            limit=int(options.shard_size * 1_000_000),
+            most_memory=options.max_image_memory,
+            shares_masks=len(subsets) > 1,
+        )
+        _tell(report, place)
 
 
 def index(text: str, options: ShardOptions) -> None:
@@ -83,7 +92,7 @@ def unpack(text: str, options: ShardOptions) -> None:
 
 
 def _open(text: str, options: ShardOptions) -> ShardImages:
-    subset = SubsetSpec(image_dir=None, origin="the command line", shards=text, shard_masks=True)
+    subset = SubsetSpec(image_dir=None, origin="the command line", shards=text, mask_dir=text)
     caches = Path(tempfile.gettempdir(), "dreamfolder")
     return open_images(subset, 0, 0, locate(text, options.shard_table), caches)
 

@@ -45,8 +45,11 @@ class Report:
             raise UserError([Mistake(what + "\n".join(lines), "repair or remove them")])
 
 
-def pack_folder(subset: SubsetSpec, output: Path, name: str, limit: int, most_memory: float) -> Report:
+def pack_folder(
+    subset: SubsetSpec, output: Path, name: str, *, limit: int, most_memory: float, shares_masks: bool = False
+) -> Report:
     """Pack the images of a subset into shards of `limit` bytes, `name`-000000.tar and so on in `output`, with a table.
+    `shares_masks`: the mask folder has masks for other folders too.
 
     Raises UserError with all mistakes, before anything is written where they can be known.
     """
@@ -54,7 +57,8 @@ def pack_folder(subset: SubsetSpec, output: Path, name: str, limit: int, most_me
         raise UserError([Mistake(f"{output} has shards already", "give another --output_dir, or remove them")])
     extensions = readable_extensions()
     gathered = gather(subset, Directories(extensions, caption_endings([subset])), extensions)
-    check_masks([subset], [gathered])
+    if not shares_masks:
+        check_masks([subset], [gathered])
     report = Report(notes=list(gathered.notes), bad={str(path): why for path, why in gathered.unusable})
     report.mistakes.extend(gathered.mistakes)
     if gathered.other_captions is not None:

@@ -176,6 +176,9 @@ class _Reading:
         if "image_dir" in own.values and "shards" in own.values:
             what = f"image_dir and shards are both set in the subset ({self.source.origin(at)})"
             self.mistakes.add(what, "keep one of the two")
+        if "shard_table" in own.values and "shards" not in own.values:
+            what = f"shard_table is set without shards in the subset ({self.source.origin(at)})"
+            self.mistakes.add(what, "set shards to the names of the shards or to their folder")
         fields = _fields(layers, kind)
         template = _without_places(self.defaults.subsets[0], kind)
         if fields["subset"].get("mask_dir") is not None and template.alpha_mask:

@@ -101,7 +101,7 @@ UNSUPPORTED: Mapping[str, tuple[object, str]] = MappingProxyType(
         "audio": (None, "remove it; only images are trained on"),
         "parquet": (None, "write the captions into .txt files beside the images"),
         "huggingface": (None, "save the images into a folder"),
-        "webshart": (None, "save the images into a folder"),
+        "webshart": (None, "read the shards by a dataset file with the key shards, see docs/data.md"),
         "config": (None, "remove it"),
     }
 )

@@ -50,7 +50,7 @@ class _Lost:
 
 
 def _name(subset: SubsetSpec) -> str:
-    source = subset.image_dir or subset.metadata_file
+    source = subset.image_dir or subset.metadata_file or subset.shards
     name = source.rstrip("/").rpartition("/")[2] if isinstance(source, str) else source.name if source else ""
     return name or subset.origin
 
@@ -161,7 +161,7 @@ def _kohya_subset(dataset: DatasetSpec, subset: SubsetSpec, lost: _Lost) -> Tabl
         lost.add("minimum_image_size: small images are not skipped", place)
     if subset.images.corner_crop:
         lost.add("crop_style corner: images are cropped at the centre", place)
-    order = ["image_dir", "metadata_file", *table]
+    order = ["image_dir", "metadata_file", "shards", "shard_table", *table]
     return {name: table[name] for name in dict.fromkeys(order) if name in table}
 
 
@@ -206,13 +206,15 @@ def _entries(dataset: DatasetSpec, subset: SubsetSpec, name: str, lost: _Lost) -
         entry["is_regularisation_data"] = True
     if subset.is_reg and not subset.validation:
         lost.add("is_reg: SimpleTuner compares regularisation images with the base model's prediction", place)
-    if subset.image_dir is None:
+    if subset.shards is not None:
+        lost.add("images in shards: unpack them into a folder, tools/make_shards.py --unpack", place)
+    elif subset.image_dir is None:
         lost.add("images listed only in a metadata_file: put them into a folder", place)
     if not subset.recursive:
         lost.add("SimpleTuner reads sub-folders too", place)
     if dataset.batch_size != 1:
         lost.add(f"batch_size = {dataset.batch_size}: set --train_batch_size on SimpleTuner's command line", place)
-    covered |= {"subset.image_dir", "subset.repeats", "subset.is_reg", "subset.validation"}
+    covered |= {"subset.image_dir", "subset.shards", "subset.repeats", "subset.is_reg", "subset.validation"}
     covered |= {"subset.mask_dir", "images.random_crop"}
     for key, value in [*_changed(dataset, None), *_changed(dataset, subset)]:
         if key.target not in covered and not str(key.target).startswith("buckets."):

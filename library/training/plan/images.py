@@ -14,7 +14,7 @@ from library.data.scan.caption_lengths import count_all
 from library.data.scan.dataset_specs import cache_folder, describe
 from library.data.scan.image_record import ImageRecord
 from library.data.scan.scan import Scan, scan
-from library.data.scan.shard_images import joined, shard_numbers, to_disk
+from library.data.scan.shard_images import describe_reading, joined, shard_numbers, to_disk
 from library.families.family import Tokenizer
 from library.options.datasets import CaptionSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import Mistakes
@@ -122,6 +122,7 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
         return None
     mask_notes = check_masks(options.mask, scanned, index, mistakes)
     notes = (*described.notes, *table.notes, *held_out.notes, *unused_face_crops(described.datasets), *mask_notes)
+    notes += tuple(describe_reading(scanned.shards, data.shard_buffer))
     lengths = Captions(0, 0, "", ()) if tokenizer is None else count_captions(scanned, tokenizer, index)
     counts = count_subsets(scanned)
     on_disk = replace(

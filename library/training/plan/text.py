@@ -138,6 +138,7 @@ def _caption_source(subset_count: SubsetCount) -> str:
     if subset.caption_source == "class_tokens" or not subset_count.own_captions:
         return f", all {fallback}"
     source = {"files": "files", "metadata": "the metadata file"}[subset.caption_source]
+    source = source if subset.shards is None else "the table of the shards"
     if not without:
         return f", captions from {source}"
     return f", {counted(subset_count.own_captions, 'caption')} from {source}, {without} {fallback}"

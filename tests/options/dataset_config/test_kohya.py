@@ -32,7 +32,7 @@ LEVELS = {
 }  # fmt: skip
 OURS = {
     "resolutions": "gd", "pixels_per_batch": "gd", "caption_encoding": "gds", "background": "gds",
-    "aesthetic_score": "gds", "validation": "s",
+    "aesthetic_score": "gds", "validation": "s", "shards": "s", "shard_table": "s",
 }  # fmt: skip
 
 # Key, a value as in the file, where the record has it, the record's value.
@@ -118,7 +118,7 @@ def test_the_keys_and_their_levels_are_kohyas_and_ours() -> None:
     levels = {name: "".join(level[0] for level in key.levels) for name, key in KEYS.items()}
     assert levels == {**LEVELS, **OURS}
     tried = {case[0] for case in CASES} | {name for name, _ in WITHOUT_RECORD}
-    assert tried | {"is_reg", "metadata_file", "resolutions", "pixels_per_batch"} == set(KEYS)
+    assert tried | {"is_reg", "metadata_file", "resolutions", "pixels_per_batch", "shards", "shard_table"} == set(KEYS)
 
 
 @pytest.mark.parametrize(("key", "value", "target", "expected"), CASES)
@@ -443,3 +443,17 @@ def test_both_endings_give_the_same_records(tmp_path: Path, seed: int) -> None:
     from_json = without_origins(read_kohya(path, DEFAULTS, masked_loss=True))
     assert from_json == without_origins(read(tmp_path, tree))
     assert len(from_json) == len(tree["datasets"])
+
+
+def test_shards_stand_in_place_of_a_folder(tmp_path: Path) -> None:
+    pattern = "s3://bucket/train-{000..099}.tar"
+    tree: dict[str, Any] = {"datasets": [{"subsets": [{"shards": pattern, "shard_table": "t/shards.sqlite"}]}]}
+    subset = one(read(tmp_path, tree)).subsets[0]
+    assert (subset.image_dir, subset.shards, subset.shard_table) == (None, pattern, Path("t/shards.sqlite"))
+    assert subset.caption_source == "files"
+    tree["datasets"][0]["subsets"] = [{"shards": "a"}, {"shards": "a", "image_dir": "b"}, {"shards": "a/"}]
+    found = read(tmp_path, tree)
+    assert ["image_dir and shards are both set" in mistake.what for mistake in found.mistakes] == [True]
+    assert "already a subset" in "".join(found.notes)
+    tree["datasets"][0]["subsets"] = [{"image_dir": "b", "shard_table": "t"}]
+    assert "shard_table is set without shards" in read(tmp_path, tree).mistakes[0].what

@@ -1,0 +1,120 @@
+"""Shards that are missing, cut off or changed are named, before the run or when they are read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from library.data import images
+from library.options.mistakes import UserError
+from tests.data.image_files import save
+from tests.data.shards.packing import opened, pack, scanned, tool
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    for number in range(6):
+        save(tmp_path / "data" / f"im{number}.png", (64, 64), f"dog {number}")
+    pack(tmp_path / "data", tmp_path / "packed", limit=15_000)
+    return tmp_path / "packed"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(512))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(Path.unlink, "missing"), (cut, "truncated"), (grow, "changed")]
+)  # fmt: skip
+def test_a_shard_that_is_not_the_one_of_the_table_is_named_before_the_run(
+    packed: Path, change: Callable[[Path], None], what: str
+) -> None:
+    change(packed / "part-000001.tar")
+    (mistake,) = scanned(packed).mistakes
+    assert "part-000001.tar" in mistake.what and what in mistake.what and "1 shard of" in mistake.what
+
+
+def test_a_shard_with_other_bytes_is_named_when_it_is_read(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = scanned(packed).records[2]
+    assert record.member is not None
+    path = Path(record.member.shard.place)
+    data = bytearray(path.read_bytes())
+    data[record.member.offset + 40] ^= 1
+    path.write_bytes(data)
+    assert not scanned(packed).mistakes  # a plan reads no shard
+    with pytest.raises(UserError) as raised:
+        images.load(record.path, record.size)
+    assert "im2.png" in str(raised.value) and "shard was changed" in str(raised.value)
+    assert "make_shards.py" in raised.value.mistakes[0].remedy
+    code, out = tool(capsys, "--check", packed)
+    assert code == 2 and "1 file of 6" in out and "im2.png" in out
+    data[record.member.offset + 40] ^= 1
+    path.write_bytes(data)
+    assert tool(capsys, "--check", packed)[0] == 0
+    path.write_bytes(data[: record.member.offset + 10])  # cut off during the run
+    with pytest.raises(UserError, match="truncated"):
+        images.load(record.path, record.size)
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("UPDATE images SET offset = -5", "damaged"),
+        ("UPDATE images SET length = 1e15", "damaged"),
+        ("UPDATE images SET shard = 99", "damaged"),
+        ("UPDATE images SET name = '../../im.png'", "damaged"),
+        ("UPDATE images SET width = 'wide'", "damaged"),
+        ("UPDATE shards SET path = '../../secret.tar'", "outside"),
+        ("UPDATE shards SET path = '/etc/passwd'", "outside"),
+        ("DROP TABLE images", "damaged"),
+        ("PRAGMA user_version = 99", "version 99"),
+        ("PRAGMA application_id = 1", "not a table of shards"),
+    ],
+)
+def test_a_table_that_no_tool_made_is_refused(packed: Path, statement: str, what: str) -> None:
+    with sqlite3.connect(packed / "shards.sqlite") as database:
+        database.execute(statement)
+    database.close()
+    (mistake,) = scanned(packed).mistakes
+    assert what in mistake.what and "shards.sqlite" in mistake.what
+
+
+def test_a_giant_image_is_left_out_by_its_size_in_the_table(packed: Path) -> None:
+    with sqlite3.connect(packed / "shards.sqlite") as database:
+        database.execute("UPDATE images SET width = 1000000, height = 1000000 WHERE id = 1")
+    database.close()
+    found = scanned(packed)
+    assert len(found.records) == 5 and "need" in found.bad_images[0][1]
+
+
+def test_a_table_that_is_missing_says_how_to_make_it(packed: Path) -> None:
+    (packed / "shards.sqlite").unlink()
+    (mistake,) = scanned(f"{packed}/part-000000.tar").mistakes
+    assert "no table" in mistake.what and "make_shards.py" in mistake.remedy
+
+
+def test_nothing_is_left_of_shards_that_cannot_be_packed(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "a.png", caption="fine")
+    save(tmp_path / "data" / "b.png")
+    (tmp_path / "data" / "b.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"b\.txt"):
+        pack(tmp_path / "data", tmp_path / "packed")
+    assert not list((tmp_path / "packed").iterdir())
+
+
+def test_shards_are_not_written_twice(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has shards already"):
+        pack(tmp_path / "data", packed)
+
+
+def test_masks_that_the_shards_do_not_have_are_a_mistake(packed: Path, tmp_path: Path) -> None:
+    (mistake,) = scanned(packed, mask_dir=tmp_path / "masks").mistakes
+    assert "no masks" in mistake.what
+    assert not opened(packed, mask_dir=packed).masks
