@@ -129,7 +129,7 @@ def measure(folder: Path, processes: int, batches: int, buffer: int) -> list[dic
         subprocess.Popen(
             [*own, "--rank", str(rank), "--processes", str(processes)],
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env=environment,
         )
         for rank in range(processes)

@@ -233,7 +233,8 @@ def test_the_keys_of_dataset_files_are_those_of_the_program() -> None:
         key.name: " ".join(letters[level] for level in key.levels) for key in KEYS.values()
     }
     assert {key for key, (_, ours) in told.items() if ours} == {
-        "resolutions", "pixels_per_batch", "caption_encoding", "background", "aesthetic_score", "validation"
+        "resolutions", "pixels_per_batch", "caption_encoding", "background", "aesthetic_score", "validation",
+        "shards", "shard_table"
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,7 @@ class CacheEntry:
     converted: bool  # to sRGB, by its colour profile
     settings: str
     flip: bool  # whether any of its records needs the mirror image
-    folder: str  # of the cache file: that of the image, or for an image in a shard that of the shard's caches
-    name: str  # of the image in the cache file's name
+    kept: tuple[str, str] | None = None  # folder and name of the cache file of an image in a shard
     content: str | None = None  # hash of an image in a shard, by the table; None: a file, which is hashed
     mask_content: str | None = None
 
@@ -67,6 +66,16 @@ class CacheEntry:
     def masked(self) -> bool:
         """Whether it may have a mask."""
         return self.mask is not None or self.alpha_mask
+
+    @property
+    def folder(self) -> str:
+        """The folder of the cache file: that of the image, or for one in a shard that of the shard's caches."""
+        return os.path.dirname(self.image) if self.kept is None else self.kept[0]
+
+    @property
+    def name(self) -> str:
+        """The image's file name."""
+        return os.path.basename(self.image) if self.kept is None else self.kept[1]
 
 
 def list_entries(
@@ -91,17 +100,15 @@ def list_entries(
                 number=len(entries), record=index, image=image, mask=mask, alpha_mask=alpha, size=record.size,
                 geometry=geometries.setdefault(chosen.geometry, chosen.geometry), transparent=record.transparent,
                 converted=record.profile == "converted",
-                settings=settings, flip=False, **_kept_in(record.path, image), mask_content=_content(chosen.mask),
+                settings=settings, flip=False, kept=_kept_in(record.path), content=_content(record.path),
+                mask_content=_content(chosen.mask),
             )  # fmt: skip
         of_record.append(entries[key].number)
     return [replace(entry, flip=True) if flips[key] else entry for key, entry in entries.items()], of_record
 
 
-def _kept_in(source: ImageSource, image: str) -> dict[str, Any]:
-    """Folder and name of a cache file, and the known hash of an image in a shard."""
-    if isinstance(source, Member):
-        return {"folder": source.shard.caches, "name": source.cache_name, "content": _content(source)}
-    return {"folder": os.path.dirname(image), "name": os.path.basename(image)}
+def _kept_in(source: ImageSource) -> tuple[str, str] | None:
+    return (source.shard.caches, source.cache_name) if isinstance(source, Member) else None
 
 
 def _content(source: ImageSource | None) -> str | None:

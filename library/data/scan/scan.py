@@ -7,7 +7,7 @@ mistake. Reads only image headers, and only those that changed since an earlier 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -33,8 +33,9 @@ from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories
 from library.data.scan.mask_files import same_aspect_ratio
-from library.data.scan.shard_images import ShardImages, default_caption, describe_masks, open_images, places_of
+from library.data.scan.shard_images import ShardImages, default_caption, describe_masks, open_all
 from library.data.scan.validation_split import split
+from library.data.shards.table import Row
 from library.messages import counted
 from library.options.convert_values import is_remote
 from library.options.datasets import DatasetSpec, Size, SubsetSpec
@@ -103,39 +104,34 @@ def scan(
     findings = _Findings()
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
     extensions = readable_extensions()
-    duplicates = _find_duplicates(datasets, findings)
-    shards, unusable = _open_shards(subsets, duplicates, caches, findings)
-    subsets = [(place, shards[n].subset if n in shards else subset) for n, (place, subset) in enumerate(subsets)]
-    elsewhere = duplicates | unusable | shards.keys()  # not in folders of images
+    shards, without_folder, mistakes = open_all(subsets, _find_duplicates(datasets, findings), caches)
+    findings.mistakes += mistakes
+    specs = [shards[n].subset if n in shards else subset for n, (_, subset) in enumerate(subsets)]
     with Index(index) as stored:  # opened before listing: it ignores files modified just before it was opened
-        directories = Directories(extensions, caption_endings([subset for _, subset in subsets]))
+        directories = Directories(extensions, caption_endings(specs))
         gathered = [
-            Gathered() if number in elsewhere else gather(subset, directories, extensions)
-            for number, (_, subset) in enumerate(subsets)
+            Gathered() if number in without_folder else gather(subset, directories, extensions)
+            for number, subset in enumerate(specs)
         ]
-        check_masks([subset for _, subset in subsets], gathered)
-        check_caption_endings([subset for _, subset in subsets], gathered)
+        check_masks(specs, gathered)
+        check_caption_endings(specs, gathered)
         contents = _read(gathered, stored, most_memory, progress=progress)
         trouble = stored.trouble
     train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
-    for number, (place, subset) in enumerate(subsets):
+    for number, subset in enumerate(specs):
         if number in shards:
-            try:
-                records = _build_from_shards(shards[number], most_memory, findings)
-            except UserError as error:  # the table is damaged
-                findings.mistakes += error.mistakes
-                records = []
+            records = _build_from_shards(shards[number], most_memory, findings)
         else:
-            records = _build_records(number, place, subset, gathered[number], contents, findings)
+            records = _build_records(number, subsets[number][0], subset, gathered[number], contents, findings)
         (validation if subset.validation else reg if subset.is_reg else train).extend(records)
     _check_bad(findings, train + reg + validation)
-    sides = split(train, reg, validation, datasets, [subset for _, subset in subsets], _lengths(gathered), seed)
+    sides = split(train, reg, validation, datasets, specs, _lengths(gathered), seed)
     findings.notes += sides.notes
     findings.mistakes += sides.mistakes
     balanced = _balance(datasets, sides.trained, reg, findings)
     kept = sides.trained + balanced
-    findings.notes += note_images(kept, [subset for _, subset in subsets])
-    if not findings.mistakes and (mistake := check_captions(kept, [subset for _, subset in subsets])) is not None:
+    findings.notes += note_images(kept, specs)
+    if not findings.mistakes and (mistake := check_captions(kept, specs)) is not None:
         findings.mistakes.append(mistake)
     if trouble:
         findings.notes.append(
@@ -143,7 +139,7 @@ def scan(
         )
     return Scan(
         datasets=tuple(datasets),
-        subsets=tuple(subset for _, subset in subsets),
+        subsets=tuple(specs),
         records=tuple(kept),
         held_out=tuple(sides.held_out),
         bad_images=tuple(findings.bad.items()),
@@ -155,25 +151,6 @@ def scan(
         mistakes=tuple(dict.fromkeys(findings.mistakes)),
         shards=shards,
     )
-
-
-def _open_shards(
-    subsets: Sequence[tuple[int, SubsetSpec]], without: Collection[int], caches: Path | None, findings: _Findings
-) -> tuple[dict[int, ShardImages], set[int]]:
-    """The subsets in shards by their number, and the numbers of those whose shards cannot be used."""
-    found: dict[int, ShardImages] = {}
-    unusable: set[int] = set()
-    for number, (place, subset) in enumerate(subsets):
-        if number in without:
-            continue
-        try:
-            places = places_of(subset)
-            if places is not None:
-                found[number] = open_images(subset, number, place, places, caches)
-        except UserError as error:
-            findings.mistakes += [Mistake(f"{each.what} ({subset.origin})", each.remedy) for each in error.mistakes]
-            unusable.add(number)
-    return found, unusable
 
 
 def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> set[int]:
@@ -292,8 +269,7 @@ def _build_from_shards(images: ShardImages, most_memory: float, findings: _Findi
     subset = images.subset
     records: list[ImageRecord] = []
     small = later_lines = 0
-    for number, row in images.rows():
-        record = images.record(number, row)
+    for record, row in _rows_of(images, findings):
         if (reason := too_large(record.size, most_memory)) is not None:
             findings.bad[record.path] = reason
         elif _is_small(record.size, subset):
@@ -309,9 +285,18 @@ def _build_from_shards(images: ShardImages, most_memory: float, findings: _Findi
     notes, mistakes = describe_masks(images)
     findings.notes += notes
     findings.mistakes += mistakes
-    if not records and not small:
+    if not records and not small and not findings.mistakes:
         findings.mistakes.append(Mistake(f"the shards of {title(subset)} contain no image", "name others"))
     return records
+
+
+def _rows_of(images: ShardImages, findings: _Findings) -> Iterator[tuple[ImageRecord, Row]]:
+    """The records with their rows, until one that no table has."""
+    try:
+        for number, row in images.rows():
+            yield images.record(number, row), row
+    except UserError as error:
+        findings.mistakes += error.mistakes
 
 
 def _is_small(size: Size, subset: SubsetSpec) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ from library.messages import listed
 from library.options.convert_values import is_remote
 from library.options.datasets import SubsetSpec
 from library.options.groups.caption import NO_FILES
-from library.options.mistakes import Mistake
+from library.options.mistakes import Mistake, UserError
 
 _RECENT = 256  # records that are kept
 
@@ -51,6 +51,7 @@ class ShardImages:
     table: ShardTable
     shards: Mapping[int, Shard]
     masks: bool  # whether the masks in the shards are used
+    has_masks: bool = False  # whether there are any
     masks_wanted: bool = False  # whether the user asked for masks
 
     def rows(self) -> Iterator[tuple[int, Row]]:
@@ -94,10 +95,32 @@ def open_images(subset: SubsetSpec, number: int, place: int, places: Places, cac
     `caches` None: beside the shards. Raises UserError for a table or shards that cannot be used."""
     beside = Path(places.table).parent / "caches"
     opened: OpenedShards = open_shards(places, caches or beside, subset.shard_copies)
-    masks = subset.mask_dir is not None and opened.table.has_masks()
-    wanted = subset.mask_dir is not None
+    wanted, has_masks = subset.mask_dir is not None, opened.table.has_masks()
+    masks = wanted and has_masks
     subset = replace(subset, shards=subset.shards or str(subset.image_dir), shard_masks=masks, mask_dir=None)
-    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, masks, wanted)
+    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, masks, has_masks, wanted)
+
+
+def open_all(
+    subsets: Sequence[tuple[int, SubsetSpec]], without: Collection[int], caches: Path | None
+) -> tuple[dict[int, ShardImages], set[int], list[Mistake]]:
+    """The subsets in shards by their number, of (dataset, subset). Then the numbers of all subsets without a folder of
+    images: these, those whose shards cannot be used, and `without`; and what is wrong with the shards."""
+    found: dict[int, ShardImages] = {}
+    without_folder = set(without)
+    mistakes: list[Mistake] = []
+    for number, (place, subset) in enumerate(subsets):
+        if number in without:
+            continue
+        try:
+            places = places_of(subset)
+            if places is not None:
+                without_folder.add(number)
+                found[number] = open_images(subset, number, place, places, caches)
+        except UserError as error:
+            without_folder.add(number)
+            mistakes += [Mistake(f"{each.what} ({subset.origin})", each.remedy) for each in error.mistakes]
+    return found, without_folder, mistakes
 
 
 def default_caption(subset: SubsetSpec, name: str) -> str:
@@ -230,7 +253,7 @@ def describe_masks(images: ShardImages) -> tuple[list[str], list[Mistake]]:
     """Notes and mistakes about the masks of images in shards, which are in the shards too."""
     subset = images.subset
     if not images.masks_wanted:
-        if not images.table.has_masks():
+        if not images.has_masks:
             return [], []
         flags = f"--masked_loss, and {subset.source} as the folder of the masks"
         return [f"{subset.source}: the masks in the shards are not used; to use them set {flags}"], []

@@ -70,7 +70,7 @@ class ShardWriter:
         for file in files:
             info = tarfile.TarInfo(file.name)
             info.size, info.mode, info.mtime = len(file.data), 0o644, 0
-            self._tar.addfile(info, file.open())
+            self._tar.addfile(info, io.BytesIO(file.data))
             places.append(Place(len(self.entries), self._file.tell() - _padded(info.size)))
         return places
 
@@ -78,7 +78,7 @@ class ShardWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / f"{self._name}-{len(self.entries):06d}.tar"
         self._file = _temporary(self._path).open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
 
     def close(self) -> None:
         """Complete the last shard."""
@@ -142,7 +142,7 @@ def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipp
     """The files of a shard with these lower-case endings, texts of at most a megabyte. Raises UserError for a damaged
     archive, OSError for one that cannot be read."""
     try:
-        with open_shard(place) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_shard(place) as file, tarfile.TarFile(fileobj=file, mode="r") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                 name = info.name.removeprefix("./")

@@ -51,7 +51,7 @@ def _blocks(images: ShardImages) -> Iterator[list[list[Member]]]:
 
 def _fault(member: Member) -> str:
     try:
-        member.open()
+        member.open("rb")
     except OSError as error:
         return f"  {member}: {error.strerror or error}"
     return ""

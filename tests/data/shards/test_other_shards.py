@@ -72,7 +72,7 @@ def test_what_is_in_a_shard_beside_images_is_counted_and_not_read(
     with records["x/a.png"].path.open("rb") as file:  # of two files with one name, the first
         assert file.read() == files["./a.png"]
     mask = records["x/a.png"].mask_member
-    assert mask is not None and mask.open().read() == files["a.mask.png"]
+    assert mask is not None and mask.open("rb").read() == files["a.mask.png"]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def test_a_metadata_file_gives_captions_and_scores(tmp_path: Path) -> None:
     save(tmp_path / "data" / "a.png")
     save(tmp_path / "data" / "b.png", caption="not this one")
     meta = tmp_path / "meta.json"
-    meta.write_text('{"a": {"caption": "a dog", "tags": "grass", "aesthetic_score": 5.5}, "b": {"tags": "sky"}}')
+    text = '{"a": {"caption": "a dog", "tags": "grass", "aesthetic_score": 5.5}, "b": {"tags": "sky"}}'
+    meta.write_text(text, encoding="utf-8")
     pack(tmp_path / "data", tmp_path / "packed", metadata_file=meta, caption_source="metadata")
     records = scanned(tmp_path / "packed").records
     assert [(record.caption, record.score) for record in records] == [("a dog,grass", 5.5), ("sky", None)]
