@@ -98,32 +98,25 @@ def scan(
 
     `index`: folder of the index kept between scans, None for no index. `progress` shows a bar if the scan takes longer
     than a second. `seed` selects the held-out images of datasets without their own validation_seed. `most_memory`: GiB
-    that a decoded image may need. `caches`: folder for what cannot be kept beside images in shards; None: beside the
-    shards.
+    that a decoded image may need. `caches`: folder of what cannot be beside images in shards; None: beside the shards.
     """
     findings = _Findings()
     subsets = [(place, subset) for place, dataset in enumerate(datasets) for subset in dataset.subsets]
-    extensions = readable_extensions()
     shards, without_folder, mistakes = open_all(subsets, _find_duplicates(datasets, findings), caches)
     findings.mistakes += mistakes
     specs = [shards[n].subset if n in shards else subset for n, (_, subset) in enumerate(subsets)]
     with Index(index) as stored:  # opened before listing: it ignores files modified just before it was opened
-        directories = Directories(extensions, caption_endings(specs))
-        gathered = [
-            Gathered() if number in without_folder else gather(subset, directories, extensions)
-            for number, subset in enumerate(specs)
-        ]
-        check_masks(specs, gathered)
-        check_caption_endings(specs, gathered)
+        directories = Directories(readable_extensions(), caption_endings(specs))
+        gathered = _gather_all(specs, without_folder, directories)
         contents = _read(gathered, stored, most_memory, progress=progress)
         trouble = stored.trouble
-    train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
-    for number, subset in enumerate(specs):
-        if number in shards:
-            records = _build_from_shards(shards[number], most_memory, findings)
-        else:
-            records = _build_records(number, subsets[number][0], subset, gathered[number], contents, findings)
-        (validation if subset.validation else reg if subset.is_reg else train).extend(records)
+    records = [
+        _build_from_shards(shards[number], most_memory, findings)
+        if number in shards
+        else _build_records(number, subsets[number][0], subset, gathered[number], contents, findings)
+        for number, subset in enumerate(specs)
+    ]
+    train, reg, validation = _by_use(specs, records)
     _check_bad(findings, train + reg + validation)
     sides = split(train, reg, validation, datasets, specs, _lengths(gathered), seed)
     findings.notes += sides.notes
@@ -134,9 +127,8 @@ def scan(
     if not findings.mistakes and (mistake := check_captions(kept, specs)) is not None:
         findings.mistakes.append(mistake)
     if trouble:
-        findings.notes.append(
-            f"the index in {index} cannot be used ({trouble}): every start reads all image headers again"
-        )
+        what = f"the index in {index} cannot be used ({trouble})"
+        findings.notes.append(f"{what}: every start reads all image headers again")
     return Scan(
         datasets=tuple(datasets),
         subsets=tuple(specs),
@@ -151,6 +143,30 @@ def scan(
         mistakes=tuple(dict.fromkeys(findings.mistakes)),
         shards=shards,
     )
+
+
+def _gather_all(
+    subsets: Sequence[SubsetSpec], without_folder: Collection[int], directories: Directories
+) -> list[Gathered]:
+    """The files of each subset; of those without a folder none."""
+    extensions = readable_extensions()
+    gathered = [
+        Gathered() if number in without_folder else gather(subset, directories, extensions)
+        for number, subset in enumerate(subsets)
+    ]
+    check_masks(subsets, gathered)
+    check_caption_endings(subsets, gathered)
+    return gathered
+
+
+def _by_use(
+    subsets: Sequence[SubsetSpec], records: Sequence[list[ImageRecord]]
+) -> tuple[list[ImageRecord], list[ImageRecord], list[ImageRecord]]:
+    """The records of each subset, as those that are trained, regularisation images, and those that are validated on."""
+    train, reg, validation = list[ImageRecord](), list[ImageRecord](), list[ImageRecord]()
+    for subset, found in zip(subsets, records, strict=True):
+        (validation if subset.validation else reg if subset.is_reg else train).extend(found)
+    return train, reg, validation
 
 
 def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> set[int]:
