@@ -5,8 +5,8 @@
 Writes small images (64 x 48 to 64 x 64 pixels, 3 KB of disk each with caption and archive) into shards, and for each
 number of images starts as many processes as asked for. Each makes the data part of a plan, and reads its own batches
 from the beginning and the end of an epoch, as one rank of a run does, with or without a shard buffer. Printed are the
-seconds from the start of the plan to the first batch, the memory of a process while it reads and its peak, which is in
-the plan, and both in comparison with the smallest number of images. The ranks' samples are counted: together they are
+seconds from the start of the plan to the first batch, the most memory of a process in the plan and while it reads, and
+both in comparison with the smallest number of images. The ranks' samples are counted: together they are
 each sample once. All that is written is deleted at the end.
 """
 
@@ -148,7 +148,7 @@ def measure(folder: Path, processes: int, batches: int, buffer: int) -> list[dic
 
 def report(images: Sequence[int], processes: int, batches: int, buffer: int, folder: Path) -> None:
     """Measure every number of images and print a table."""
-    print("| Images | Disk (MB) | To the first batch (s) | Memory, reading (MB) | Peak (MB) | Ratio | Peak ratio |")
+    print("| Images | Disk (MB) | To the first batch (s) | Memory, plan (MB) | Ratio | Memory, reading (MB) | Ratio |")
     print("|---|---|---|---|---|---|---|")
     first: tuple[float, float] | None = None
     for number in images:
@@ -157,8 +157,8 @@ def report(images: Sequence[int], processes: int, batches: int, buffer: int, fol
         found = measure(place, processes, batches, buffer)
         start, reading, peak = (max(each[name] for each in found) for name in ("start", "reading", "peak"))
         first = first or (reading, peak)
-        ratios = f"{reading / first[0]:.3f} | {peak / first[1]:.3f}"
-        print(f"| {number} | {size / 1e6:.0f} | {start:.1f} | {reading:.0f} | {peak:.0f} | {ratios} |", flush=True)
+        memory = f"{peak:.0f} | {peak / first[1]:.3f} | {reading:.0f} | {reading / first[0]:.3f}"
+        print(f"| {number} | {size / 1e6:.0f} | {start:.1f} | {memory} |", flush=True)
         shutil.rmtree(folder / str(number))
 
 
