@@ -47,8 +47,11 @@ class Sink(Protocol):
     def write(self, event: Event) -> None:
         """Take an event. Returns at once: whatever may wait for a disk or a network happens in another thread."""
 
+    def end(self) -> None:
+        """Nothing more comes: begin to write what is left. Returns at once."""
+
     def close(self) -> None:
-        """Write what is left, for a bounded time."""
+        """End, and wait until what is left is written, for a bounded time since the end."""
 
 
 @dataclass
@@ -67,7 +70,9 @@ class Events:
             sink.write(event)
 
     def close(self) -> None:
-        """Close all sinks."""
+        """Close all sinks. They write what is left at the same time, so that the slowest decides how long it takes."""
+        for sink in self.sinks:
+            sink.end()
         for sink in self.sinks:
             sink.close()
 

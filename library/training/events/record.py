@@ -49,9 +49,13 @@ class Record:
         """Take an event: see events.Sink."""
         self._waiting.put(event)
 
-    def close(self) -> None:
-        """Write what is left, and say whether something could not be written."""
+    def end(self) -> None:
+        """Nothing more comes: see events.Sink."""
         self._waiting.put(None)
+
+    def close(self) -> None:
+        """Wait until what is left is written, and say whether something could not be."""
+        self.end()  # a second time, it changes nothing
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             self.say(f"the record {self.path} is incomplete: its disk did not answer for {PATIENCE:g} s")

@@ -104,15 +104,19 @@ class WebhookSink:
             self._changed.notify()
         self._say_what_is_new()
 
-    def close(self) -> None:
-        """Send what is left within `patience` seconds, starts, ends and errors first if it may be too much, and say
-        what was not sent."""
+    def end(self) -> None:
+        """Send what is left within `patience` seconds, starts, ends and errors first if it may be too much."""
         with self._changed:
             if self._problem or len(self._waiting) > AT_ONCE:
                 self._waiting.sort(key=lambda event: any(event.type in types for types in DROPPED_FIRST))
             self._ends_at = time.monotonic() + self.patience
             self._changed.notify()
-        self._thread.join(self.patience + 1)
+
+    def close(self) -> None:
+        """Wait until what is left is sent, for the rest of `patience`, and say what was not sent."""
+        if self._ends_at is None:
+            self.end()
+        self._thread.join(max(0.0, self._seconds_left()) + 1)
         self._say_what_is_new()
         with self._changed:
             lost = self.lost + Counter(event.type for event in self._waiting) + Counter(self._in_flight)

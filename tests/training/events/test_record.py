@@ -139,6 +139,9 @@ class Kept:
     def write(self, event: Event) -> None:
         self.events.append(event)
 
+    def end(self) -> None:
+        pass
+
     def close(self) -> None:
         self.is_closed = True
 

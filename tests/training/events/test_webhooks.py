@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from library.training.events.events import Event, EventType
+from library.training.events.events import Event, Events, EventType
 from library.training.events.webhook_config import Webhook
 from library.training.events.webhook_posts import signature
 from library.training.events.webhooks import QUEUE, WebhookSink
@@ -208,3 +209,29 @@ def test_messages_for_people_gather_and_the_end_does_not_wait() -> None:
         hook.close()
     contents = [each["content"] for each in receiver.events()]
     assert len(contents) == 2 and contents[1].count("line") == 5
+
+
+def test_the_end_waits_for_all_sinks_together() -> None:
+    """All are told that the run ends before one is waited for: here the first is answered once the other was told."""
+    said: list[str] = []
+
+    def answer_late(receiver: Receiver, handler: BaseHTTPRequestHandler) -> None:
+        receiver.released.wait(60)
+        receiver.answer(handler, 204)
+
+    with receiving(answer_late) as receiver:
+
+        class Other:
+            def write(self, event: Event) -> None:
+                pass
+
+            def end(self) -> None:
+                receiver.released.set()
+
+            def close(self) -> None:
+                pass
+
+        events = Events(sinks=[sink(receiver, said, patience=5.0), Other()])
+        events.emit("notification", {"message": "x"})
+        events.close()
+    assert not said
