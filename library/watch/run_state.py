@@ -136,12 +136,16 @@ class RunState:
             self._point(chart, SAME.get(str(name), str(name)), event.step, value)
 
     def _point(self, chart: str, name: str, step: int, value: object) -> None:
-        number = math.nan if value is None else value  # records have null for NaN and infinite numbers
-        if isinstance(number, (int, float)):
-            curve = self.curves.get((chart, name))
-            if curve is None:
-                curve = self.curves[chart, name] = Curve()
-            curve.append(step, number)
+        if value is not None and not isinstance(value, (int, float)):
+            return
+        try:
+            number = math.nan if value is None else float(value)  # records have null for NaN and infinite numbers
+        except OverflowError:  # JSON has whole numbers of any length
+            number = math.nan
+        curve = self.curves.get((chart, name))
+        if curve is None:
+            curve = self.curves[chart, name] = Curve()
+        curve.append(step, number)
 
     def _image(self, event: Event) -> None:
         name, path, text = (_text(event, key) for key in ("name", "path", "prompt"))
@@ -163,6 +167,8 @@ def _text(event: Event, key: str) -> str:
 def chart_of(name: str, *, is_status: bool) -> str:
     """The chart that a logged value belongs to, by its name: the curves of a chart share a scale."""
     head, _, rest = name.partition("/")
+    if name.startswith("evaluation/clip_score"):
+        return "CLIP score"  # a hundred times a cosine: beside it the other measures would be a level line
     if head != "loss":
         return {"lr": "learning rate"}.get(head, head)
     if is_status:

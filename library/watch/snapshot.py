@@ -8,7 +8,7 @@ from typing import Any
 
 from library.watch.run_state import Prompt, RunState
 
-FIRST_CHARTS = ("loss", "validation loss", "divergence", "evaluation")
+FIRST_CHARTS = ("loss", "validation loss", "divergence", "evaluation", "CLIP score")
 LAST_CHARTS = ("learning rate", "speed", "memory")
 MOST_MESSAGES = 1000  # the last ones
 MOST_WARNINGS = 200
@@ -87,5 +87,10 @@ def text_of(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return None
+    return number if math.isfinite(number) else None

@@ -32,6 +32,7 @@ def test_values_are_sorted_into_charts() -> None:
         status(1, loss=0.5, loss__subject=0.3, lr__unet=1e-4, drift__class=0.1),
         line("training.status", 2, values={}, seconds_per_step=0.5, memory_bytes=100, gpu_memory_bytes=200),
         line("evaluation", 2, values={**evaluation, "loss/validation/step_divergence": 0.0, "evaluation/dino": 0.4}),
+        line("evaluation", 2, values={"evaluation/clip_score": 31.0, "evaluation/clip_score/00_64x64_ema": 30.0}),
     )
     assert set(
         curves(shown(begin(), line("evaluation", 2, values={"loss/validation/epoch_class_t125_249_ema": 1.0})))
@@ -42,6 +43,7 @@ def test_values_are_sorted_into_charts() -> None:
         "step_average by timestep": {"loss/validation/step_average_t000_249": [2]},
         "divergence": {"loss/validation/step_divergence": [2]},
         "evaluation": {"evaluation/dino": [2]},
+        "CLIP score": {"evaluation/clip_score": [2], "evaluation/clip_score/00_64x64_ema": [2]},
         "drift": {"drift/class": [1]},
         "learning rate": {"lr/unet": [1]},
         "speed": {"seconds per step": [2]},
@@ -175,8 +177,8 @@ def test_warnings_are_shown_apart() -> None:
 
 
 def test_numbers_that_json_does_not_have_are_counted() -> None:
-    answer = shown(begin(total_steps=None), status(1, loss=None), status(2, loss=1.0))
-    assert answer["charts"][0]["curves"][0]["not_finite"] == 1 and answer["steps"] is None
+    answer = shown(begin(total_steps=None), status(1, loss=None), status(2, loss=1.0), status(3, loss=10**400))
+    assert answer["charts"][0]["curves"][0]["not_finite"] == 2 and answer["steps"] is None
 
 
 def test_events_of_another_form_are_passed_over() -> None:
@@ -190,7 +192,9 @@ def test_events_of_another_form_are_passed_over() -> None:
         line("notification", 1),
         line("error", 1, message=["a"]),
         line("of a later version", 1, a=1),
+        line("training.status", 1, values={}, loss=10**400, remaining_seconds=10**400),
     )
+    assert answer["status"] == {}
     assert answer["plan"] == [] and answer["options"] == {} and answer["steps"] is None and answer["charts"] == []
 
 

@@ -22,6 +22,8 @@ from library.training.events.events import Event
 PATIENCE = 10.0  # seconds that the end of a run waits for a slow disk
 BEGINNING = ("lifecycle.stage", "notification", "error")
 """Types of events of a run that has not done anything yet."""
+MOST_STEPS = 2**53
+"""A greater step was written by no run; every program that reads JSON has whole numbers up to here."""
 
 
 @dataclass
@@ -167,7 +169,8 @@ def _event_of(line: bytes) -> Event | None:
     try:
         content = json.loads(line)
         event = Event(content["type"], datetime.fromisoformat(content["time"]), content["step"], content["data"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+        event.time.timestamp()  # raises for a time that no clock shows
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return None
-    is_event = isinstance(event.type, str) and isinstance(event.step, int) and isinstance(event.data, dict)
-    return event if is_event else None
+    is_step = type(event.step) is int and abs(event.step) <= MOST_STEPS
+    return event if is_step and isinstance(event.type, str) and isinstance(event.data, dict) else None

@@ -86,6 +86,9 @@ def test_a_line_is_in_the_file_before_the_next_event(tmp_path: Path) -> None:
     + [
         b'{"type": "x", "time": "yesterday", "step": 1, "data": {}}',
         b'{"type": "x", "time": 3, "step": 1, "data": {}}',
+        b'{"type": "x", "time": "0001-01-01T00:00:00+14:00", "step": true, "data": {}}',
+        b'{"type": "x", "time": "0001-01-01T00:00:00", "step": 1, "data": {}}',
+        b'{"type": "x", "time": "2026-05-17T12:00:00Z", "step": 1000000000000000000000, "data": {}}',
     ],
 )
 def test_damaged_lines_are_left_out(damaged: bytes) -> None:
