@@ -28,7 +28,9 @@ STATIC = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/elements.js": ("elements.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/previews.js": ("previews.js", "text/javascript; charset=utf-8"),
     "/uPlot.js": ("uPlot.iife.min.js", "text/javascript; charset=utf-8"),
     "/uPlot.css": ("uPlot.min.css", "text/css; charset=utf-8"),
 }

@@ -8,14 +8,14 @@ import pytest
 
 from library.watch.server import PAGE, STATIC
 
-OWN = ("page.html", "page.js", "charts.js", "page.css")
+SCRIPTS = ("page.js", "elements.js", "charts.js", "previews.js")
 
 
 def text(name: str) -> str:
     return (PAGE / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["page.js", "charts.js"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_no_text_becomes_markup_or_code(name: str) -> None:
     makers = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser|parseHTML|\beval\b"
@@ -37,12 +37,13 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     wanted = {f"/{path}" for path in re.findall(r'(?:src|href)="([^"]+)"', page) if path != "data:,"}
     assert wanted == {path for path in STATIC if path != "/"}
     assert not re.findall(r"<style|\sstyle=|\son\w+=|<script>", page)
-    for name in ("page.js", "charts.js", "page.css"):
+    assert {path for path in wanted if path.endswith(".js")} == {f"/{name}" for name in (*SCRIPTS, "uPlot.js")}
+    for name in (*SCRIPTS, "page.css"):
         assert not re.findall(r"https?://|@import|url\((?!data:)", text(name))
 
 
 def test_every_element_that_the_script_asks_for_is_on_the_page() -> None:
-    asked = set(re.findall(r'one\("([\w-]+)"\)', text("page.js")))
+    asked = {name for script in SCRIPTS for name in re.findall(r'one\("([\w-]+)"\)', text(script))}
     assert asked and asked <= set(re.findall(r'id="([\w-]+)"', text("page.html")))
 
 

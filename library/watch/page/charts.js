@@ -6,6 +6,7 @@ const Charts = (() => {
   const COLOURS = 8; // --c0 … in page.css
   const PER_STEP = ["learning rate", "speed", "memory"]; // exact as they are: never smoothed
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const hidden = new Set(); // keys of the curves that the user has switched off
   let marked = null; // step of the previews that are shown
 
   function bytes(value) {
@@ -65,7 +66,8 @@ const Charts = (() => {
         const name = short[names.indexOf(curve.name)];
         const label = runs.length > 1 ? name + " · " + run.label : name;
         for (const layer of layers(chart, curve, settings)) {
-          found.push({ ...layer, label, steps: curve.steps, colour: colour % COLOURS, second: run.index === 1 });
+          const key = [chart, run.index, curve.name].join("\n");
+          found.push({ ...layer, key, label, steps: curve.steps, colour: colour % COLOURS, second: run.index === 1 });
         }
       }
     }
@@ -80,14 +82,15 @@ const Charts = (() => {
 
   function seriesOf(part, chart) {
     const colour = style("--c" + part.colour);
-    const hidden = part.kind !== "mean";
+    const isBehind = part.kind !== "mean";
     return {
       label: part.label,
-      class: hidden ? "layer" : null,
-      stroke: part.kind === "raw" ? colour + "55" : hidden ? "transparent" : colour,
+      show: !hidden.has(part.key),
+      class: isBehind ? "layer" : null,
+      stroke: part.kind === "raw" ? colour + "55" : isBehind ? "transparent" : colour,
       width: part.kind === "mean" ? 1.75 : 1,
-      dash: part.second && !hidden ? [6, 4] : undefined,
-      points: hidden ? { show: false } : { size: 5, fill: colour },
+      dash: part.second && !isBehind ? [6, 4] : undefined,
+      points: isBehind ? { show: false } : { size: 5, fill: colour },
       value: (plot, value, series, index) => short(lastValue(plot, series, index), chart),
     };
   }
@@ -147,9 +150,10 @@ const Charts = (() => {
     }, data, figure);
   }
 
-  // A curve is switched on and off with its other layers.
+  // A curve is switched on and off with its other layers, and stays so when the chart is made anew.
   function follow(plot, index, options, found) {
     if (index === null || options.show === undefined || found[index - 1].kind !== "mean") return;
+    hidden[options.show ? "delete" : "add"](found[index - 1].key);
     for (let i = index - 1; i > 0 && found[i - 1].kind !== "mean"; i -= 1) plot.setSeries(i, { show: options.show }, false);
   }
 
@@ -172,11 +176,9 @@ const Charts = (() => {
     const data = found.length > 1 ? uPlot.join(found.map((part) => [part.steps, part.values])) : [found[0].steps, found[0].values];
     const shape = JSON.stringify([isLog, settings.outliers, dark.matches, found.map((part) => [part.label, part.kind, part.colour, part.second])]);
     let known = plots.get(chart);
+    const zoom = known && isZoomed(known.plot) ? { min: known.plot.scales.x.min, max: known.plot.scales.x.max } : null;
     if (known && known.shape === shape) {
-      const { min, max } = known.plot.scales.x;
-      const zoomed = isZoomed(known.plot);
-      known.plot.setData(data, !zoomed);
-      if (zoomed) known.plot.setScale("x", { min, max });
+      known.plot.setData(data, !zoom);
     } else {
       const figure = known ? known.figure : document.createElement("figure");
       if (known) known.plot.destroy();
@@ -190,6 +192,7 @@ const Charts = (() => {
       known = { figure, shape, plot: make(chart, figure, found, data, { settings, isLog, onZoom }) };
       plots.set(chart, known);
     }
+    if (zoom) known.plot.setScale("x", zoom);
     const bad = runs.flatMap((run) => run.curves).reduce((sum, curve) => sum + curve.not_finite, 0);
     known.figure.querySelector("figcaption").textContent = chart + (bad ? " (" + bad + (bad === 1 ? " value is" : " values are") + " not finite)" : "");
     container.append(known.figure); // in the order of the page

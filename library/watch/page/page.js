@@ -1,35 +1,10 @@
 "use strict";
 // All that comes from a run (names, prompts, messages) is set as text, never as markup.
 (() => {
-  const one = (id) => document.getElementById(id);
-  const number = (value) => value.toLocaleString("en-GB");
-  const state = { runs: [], shown: [null, null], data: new Map(), step: null, playing: 0, enlarged: null };
+  const { one, number, make, isolated, time, clock } = Elements;
+  const state = { runs: [], shown: [null, null], data: new Map() };
   const SILENT = 120; // seconds without an event after which a run that has not ended is said to be silent
   const ENDED = ["finished", "interrupted", "failed"];
-
-  function make(tag, className, ...children) {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    made.append(...children.filter((child) => child !== null));
-    return made;
-  }
-
-  const isolated = (text) => make("bdi", "", text);
-
-  function time(seconds) {
-    if (seconds < 100) return Number(seconds.toPrecision(2)) + " s";
-    const minutes = Math.round(seconds / 60);
-    if (minutes < 60) return minutes + " min";
-    const hours = Math.floor(minutes / 60);
-    return hours < 48 ? hours + " h " + (minutes % 60) + " min" : Math.round(hours / 24) + " days";
-  }
-
-  // 14:05, or with the date if that is not today.
-  function clock(seconds) {
-    const at = new Date(seconds * 1000);
-    const day = at.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
-    return at.toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit" });
-  }
 
   const shown = () =>
     state.shown.flatMap((id, index) => {
@@ -50,8 +25,8 @@
   async function update() {
     clearTimeout(update.timer);
     let wait = 15000;
-    if (!document.hidden) {
-      try {
+    try {
+      if (!document.hidden) {
         await fetchRuns();
         const ids = [...new Set(state.shown.filter((id) => id !== null))];
         const changed = await Promise.all(ids.map(fetchRun));
@@ -59,24 +34,36 @@
         else drawHeads();
         one("connection").textContent = "";
         if (shown().some((run) => !ENDED.includes(run.stage))) wait = 2000;
-      } catch (error) {
-        if (!(error instanceof Unreachable)) throw error;
-        one("connection").textContent = "The server does not answer. Is tools/watch.py still running?";
-        wait = 5000;
       }
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+      one("connection").textContent = "The server does not answer. Is tools/watch.py still running?";
+      wait = 5000;
+    } finally {
+      clearTimeout(update.timer);
+      update.timer = setTimeout(update, wait);
     }
-    clearTimeout(update.timer);
-    update.timer = setTimeout(update, wait);
   }
 
   async function fetchRuns() {
     const { runs, first } = await get("runs.json");
-    const twice = (name) => runs.filter((run) => run.name === name).length > 1;
-    const labelled = runs.map((run) => ({ ...run, label: twice(run.name) ? run.name + " (" + run.folder + ")" : run.name }));
+    const labelled = runs.map((run) => {
+      const others = runs.filter((other) => other !== run && other.name === run.name);
+      return { ...run, label: others.length ? run.name + " (" + ownPart(run.folder, others.map((other) => other.folder)) + ")" : run.name };
+    });
     if (JSON.stringify(labelled) === JSON.stringify(state.runs)) return;
-    if (!state.runs.length) state.shown = chosen(runs.length) ?? [first[0], first[1] ?? null];
+    const isThere = state.shown[0] !== null && state.shown.every((id) => id === null || id < runs.length);
+    if (!isThere) state.shown = chosen(runs.length) ?? [first[0] ?? 0, first[1] ?? null]; // also if the server has begun anew
     state.runs = labelled;
     fillChoice();
+  }
+
+  // A folder without the parts that it begins with like all the others.
+  function ownPart(folder, others) {
+    const [parts, ...rest] = [folder, ...others].map((each) => each.split(/[\\/]/));
+    let shared = 0;
+    while (shared < parts.length - 1 && rest.every((other) => other[shared] === parts[shared])) shared += 1;
+    return parts.slice(shared).join("/");
   }
 
   // The choice in the address, so that it survives a reload.
@@ -132,7 +119,8 @@
     if (status.remaining_seconds !== undefined && isGoing) {
       add(time(status.remaining_seconds), "left, until " + clock(run.last + status.remaining_seconds));
     }
-    if (run.began) add(time((isGoing ? Math.max(run.last, run.now) : run.last) - run.began), isGoing ? "so far" : "in all");
+    const seconds = (isGoing ? Math.max(run.last, run.now) : run.last) - run.began;
+    if (run.began && seconds >= 0) add(time(seconds), isGoing ? "so far" : "in all"); // less than 0: the clock was set back
     if (status.seconds_per_step !== undefined) add(time(status.seconds_per_step), "per step");
     if (status.loss !== undefined) add(Charts.short(status.loss, "loss"), "loss");
     if (status.epoch !== undefined) add("epoch " + number(status.epoch), run.epochs ? "of " + number(run.epochs) : "");
@@ -178,140 +166,6 @@
     Charts.draw(place, runs, settings(), () => {
       requestAnimationFrame(() => { one("whole").hidden = !Charts.anyZoomed(); });
     });
-  }
-
-  // ---- previews
-
-  const stepsOf = (runs) =>
-    [...new Set(runs.flatMap((run) => run.prompts.flatMap((prompt) => [...prompt.images, prompt.so_far ?? []].flatMap(([step]) => step ?? []))))]
-      .sort((a, b) => a - b);
-
-  // The last image of a prompt up to a step, also one that is being drawn: [step, key, how far it is], or undefined.
-  const imageAt = (prompt, step) => [...(prompt?.images ?? []), ...(prompt?.so_far ? [prompt.so_far] : [])].findLast(([at]) => at <= step);
-
-  // The prompts of a run by what tells them apart in another run too: the text, the version of the weights, and which
-  // of several with one text it is.
-  function byKey(run) {
-    const found = new Map();
-    for (const prompt of run.prompts) {
-      const version = prompt.name.replace(/^.*?\d+/, "");
-      let again = 0;
-      const key = () => JSON.stringify([prompt.text, version, again]);
-      while (found.has(key())) again += 1;
-      found.set(key(), prompt);
-    }
-    return found;
-  }
-
-  // Keys of the prompts of all runs; those that several runs drew come first.
-  function promptKeys(maps) {
-    const keys = [...new Set(maps.flatMap((map) => [...map.keys()]))];
-    const runs = (key) => maps.filter((map) => map.has(key)).length;
-    return keys.sort((a, b) => runs(b) - runs(a));
-  }
-
-  function drawPreviews() {
-    const runs = shown();
-    const steps = stepsOf(runs);
-    one("previews").hidden = steps.length === 0;
-    if (!steps.length) return;
-    const slider = one("step");
-    slider.max = String(steps.length - 1);
-    const last = steps.at(-1);
-    const at = state.step === null ? last : steps.findLast((step) => step <= state.step) ?? steps[0];
-    slider.value = String(steps.indexOf(at));
-    one("step-text").textContent = "step " + number(at);
-    slider.setAttribute("aria-valuetext", "step " + at);
-    Charts.markStep(state.step === null ? null : at);
-    const maps = runs.map(byKey);
-    const keys = promptKeys(maps);
-    const rows = one("prompts");
-    while (rows.children.length > keys.length) rows.lastChild.remove();
-    keys.forEach((key, i) => {
-      if (!rows.children[i]) rows.append(make("article", "prompt", make("div", "images"), make("p", "text"), make("p", "place")));
-      const [images, text, place] = rows.children[i].children;
-      const prompt = maps.find((map) => map.has(key)).get(key);
-      rows.children[i].dataset.key = key;
-      text.replaceChildren(isolated(prompt.text || "no prompt"));
-      place.replaceChildren(isolated(prompt.name));
-      while (images.children.length > runs.length) images.lastChild.remove();
-      runs.forEach((run, j) => {
-        if (!images.children[j]) images.append(emptyImage());
-        fillImage(images.children[j], run, maps[j].get(key), at);
-      });
-    });
-    if (state.enlarged) drawLarge(at);
-  }
-
-  function emptyImage() {
-    const image = make("img", "");
-    image.alt = "";
-    const button = make("button", "image", image, make("span", ""), make("small", ""));
-    button.type = "button";
-    image.addEventListener("error", () => {
-      if (!image.getAttribute("src")) return;
-      button.classList.add("gone");
-      button.children[1].textContent = "The file is not there any more";
-    });
-    image.addEventListener("load", () => button.classList.remove("gone"));
-    return button;
-  }
-
-  function fillImage(button, run, prompt, step) {
-    const [image, gone, label] = button.children;
-    const found = imageAt(prompt, step);
-    button.disabled = !found;
-    const source = found ? "runs/" + run.id + "/images/" + found[1] : "";
-    label.replaceChildren(...(shown().length > 1 ? [isolated(run.label), found ? " · " : ""] : []), found ? "step " + number(found[0]) + (found[2] ? ", drawing " + found[2] : "") : "");
-    button.classList.toggle("older", Boolean(found) && found[0] !== step);
-    if (!found) {
-      button.classList.add("gone");
-      gone.textContent = prompt ? "not drawn yet at this step" : "not drawn by this run";
-      image.removeAttribute("src");
-    } else if (image.getAttribute("src") !== source) {
-      button.classList.remove("gone");
-      image.alt = prompt.text;
-      image.src = source;
-    }
-    button.dataset.run = String(run.index);
-  }
-
-  // Move by a number of drawn steps; at the last one the page follows the run.
-  function move(by) {
-    const steps = stepsOf(shown());
-    const at = Number(one("step").value) + by;
-    const place = Math.max(0, Math.min(steps.length - 1, at));
-    state.step = place === steps.length - 1 ? null : steps[place];
-    drawPreviews();
-    return at === place;
-  }
-
-  function play(on) {
-    clearInterval(state.playing);
-    state.playing = 0;
-    one("play").setAttribute("aria-pressed", String(on));
-    one("play").textContent = on ? "Stop" : "Play";
-    if (!on) return;
-    if (state.step === null) move(-1e9);
-    state.playing = setInterval(() => move(1) || play(false), 700);
-  }
-
-  function drawLarge(at) {
-    const maps = shown().map((run) => [run, byKey(run).get(state.enlarged)]);
-    const images = maps.map(([run, prompt]) => {
-      const button = emptyImage();
-      fillImage(button, run, prompt, at);
-      return button;
-    });
-    const text = maps.find(([, prompt]) => prompt)?.[1].text ?? "";
-    one("large").firstElementChild.replaceChildren(make("div", "images", ...images), make("p", "text", isolated(text)));
-    one("large-step").textContent = "step " + number(at);
-  }
-
-  function enlarge(button) {
-    state.enlarged = button.closest(".prompt").dataset.key;
-    drawPreviews();
-    one("large").showModal();
   }
 
   // ---- texts
@@ -377,7 +231,7 @@
   function draw() {
     drawHeads();
     drawCurves();
-    drawPreviews();
+    Previews.draw(shown());
     drawTexts();
   }
 
@@ -390,21 +244,6 @@
   one("log").addEventListener("change", drawCurves);
   one("outliers").addEventListener("change", drawCurves);
   one("whole").addEventListener("click", Charts.showAll);
-  one("step").addEventListener("input", () => { play(false); move(0); });
-  for (const [id, by] of [["earlier", -1], ["later", 1], ["large-earlier", -1], ["large-later", 1]]) {
-    one(id).addEventListener("click", () => { play(false); move(by); });
-  }
-  one("play").addEventListener("click", () => play(!state.playing));
-  one("prompts").addEventListener("click", (event) => {
-    const button = event.target.closest("button.image");
-    if (button) enlarge(button);
-  });
-  one("large").addEventListener("close", () => { state.enlarged = null; });
-  one("large").addEventListener("click", (event) => event.target === one("large") && one("large").close());
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select") || one("previews").hidden) return;
-    if (event.key === "ArrowLeft" || event.key === "ArrowRight") move(event.key === "ArrowLeft" ? -1 : 1);
-  });
   document.addEventListener("visibilitychange", () => document.hidden || update());
   Charts.onTheme(drawCurves);
   update();
