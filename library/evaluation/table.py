@@ -35,7 +35,9 @@ def as_csv(values: Mapping[str, ModelValues], base: str) -> str:
     """One line per model and measure: mean, interval, number of prompts, and the difference from the base model."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", "measure", "mean", "low", "high", "prompts", "difference", "low", "high"])
+    writer.writerow(
+        ["model", "measure", "mean", "low", "high", "prompts", "difference", "difference_low", "difference_high"]
+    )
     for measure, value in values[base].real.items():
         writer.writerow(["real images", measure, f"{value:.6f}", *[""] * 6])
     for name, own in values.items():

@@ -81,6 +81,7 @@ def test_an_evaluation_goes_on_and_is_never_mixed(
     # one value per prompt, per image and in the table
     with table.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream))
+    assert len(set(rows[0])) == len(rows[0]), "readers tell columns apart by their names"
     measures = ["dino", "clip_i", "clip_t", "pres", "div_dino", "nearest", "clip_score"]
     assert [row[1] for row in rows if row[0] == "tuned"] == measures
     stored = values_of(out / "tuned")
