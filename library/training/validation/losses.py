@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ TAGS: Mapping[SetName, str] = {"held_out": "average", "training": "training", "c
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean loss of some images, and its standard error over them; None for one image."""
+    """The mean loss of some images, and its standard error over them; None for one loss."""
 
     value: float
     error: float | None
@@ -38,12 +38,16 @@ class Losses:
     held_out: Tensor
     trained: Tensor
     of_class: Tensor = torch.zeros(0, TIMESTEPS, dtype=torch.float64)
+    different: int | None = None  # training images; fewer than rows if one is the partner of several; None: as many
 
     @property
     def means(self) -> dict[SetName, list[Mean]]:
         """The means of the sets that have images."""
         sets: dict[SetName, Tensor] = {"held_out": self.held_out, "training": self.trained, "class": self.of_class}
-        return {name: means_of(losses) for name, losses in sets.items() if len(losses)}
+        found = {name: means_of(losses) for name, losses in sets.items() if len(losses)}
+        if self.different is not None and "training" in found:
+            found["training"] = [replace(mean, images=self.different) for mean in found["training"]]
+        return found
 
     @property
     def divergence(self) -> float:
@@ -77,9 +81,11 @@ def describe(losses: Losses, base: Means) -> str:
     parts: list[str] = []
     if "held_out" in means:
         spread = "" if losses.error is None else f" ± {losses.error:.2g}"
+        is_paired = means["training"][0].images == means["held_out"][0].images
+        trained = "as many training images" if is_paired else _images("training", means["training"])
         parts.append(
             f"validation {_loss('held_out', means, base)} on {_images('held-out', means['held_out'])}, "
-            f"{_value('training', means, base)} on as many training images: divergence {losses.divergence:+.4f}{spread}"
+            f"{_value('training', means, base)} on {trained}: divergence {losses.divergence:+.4f}{spread}"
         )
     elif "training" in means:
         parts.append(f"{_loss('training', means, base)} on {_images('training', means['training'])}")

@@ -182,7 +182,8 @@ class Validation:
         ):
             sets = {each.name: self._losses(each, bar) for each in plan.sets}
         none = torch.zeros(0, TIMESTEPS, dtype=torch.float64)
-        return Losses(sets.get("held_out", none), sets.get("training", none), sets.get("class", none))
+        different = next((len(set(each.numbers)) for each in plan.sets if each.name == "training"), None)
+        return Losses(sets.get("held_out", none), sets.get("training", none), sets.get("class", none), different)
 
     def _losses(self, images: ImageSet, bar: ProgressBar) -> Tensor:
         """(images, K) losses of a set."""

@@ -250,6 +250,16 @@ def test_the_divergence_is_how_much_worse_unknown_images_are() -> None:
     assert spread.error == pytest.approx(1.0)  # standard deviation sqrt(2), over sqrt(2)
 
 
+def test_an_image_that_is_the_partner_of_several_is_one_image() -> None:
+    """In the log and in the table."""
+    toy = Toy(plan=ValidationPlan(((1, 0), (2, 0), (3, 0)), 1, None))
+    validation = toy.make()
+    play(validation)
+    assert " on 3 held-out images" in toy.said[0] and " on 1 training image: divergence" in toy.said[0]
+    images = {row.set: row.images for row in validation.table.rows}
+    assert images == {"held_out": 3, "training": 1}
+
+
 def test_a_loss_that_is_not_finite_ends_no_run() -> None:
     toy = Toy(weight=float("inf"))
     play(toy.make())
