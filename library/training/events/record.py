@@ -10,7 +10,8 @@ import json
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
@@ -30,10 +31,10 @@ MOST_STEPS = 2**53
 class Record:
     """A sink that writes to `path`. A thread writes, and flushes as soon as it has caught up.
 
-    `run` tells whose record it is: a resumed run goes on with the file of the same run, any other begins a new one. It
-    begins when the run does something, with all events until then: a run that is refused while its model is loaded
-    leaves no file, and the record of an earlier run stays. A file that cannot be written is said once; it is no reason
-    to end a run.
+    `run` tells whose record it is: a resumed run goes on with the file of the same run, any other begins a new one. A
+    run that is refused while its model is loaded leaves no file, and the record of an earlier run stays: where there is
+    one, the new one begins when the run does something, with all events until then; where there is none, it begins at
+    once, and is removed if nothing was done. A file that cannot be written is said once; it is no reason to end a run.
     """
 
     path: Path
@@ -65,19 +66,39 @@ class Record:
             self.say(f"the record {self.path} could not be written: {self._problem.strerror or self._problem}")
 
     def _work(self) -> None:
+        waiting = iter(self._waiting.get, None)
         try:
-            begun = self._begun()
-            if not begun:
-                return
-            with self._open() as file:
-                for event in chain(begun, iter(self._waiting.get, None)):
-                    file.write(line_of(event))
-                    if self._waiting.empty():
-                        file.flush()
+            if not self.path.exists():
+                self._write_first(waiting)
+            elif begun := self._begun():
+                with self._open() as file:
+                    self._write(file, chain(begun, waiting))
         except OSError as error:
             self._problem = error
             while self._waiting.get() is not None:
                 pass  # what waits for nothing would fill the memory
+
+    def _write_first(self, events: Iterator[Event]) -> None:
+        """Write a record where there is none; remove it, and the folders made for it, if the run has done nothing."""
+        folders = [folder for folder in self.path.parents if not folder.exists()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "xb") as file:
+            has_done = self._write(file, events)
+        if not has_done:
+            with suppress(OSError):  # another program reads it, or has put something beside it
+                self.path.unlink()
+                for folder in folders:
+                    folder.rmdir()
+
+    def _write(self, file: IO[bytes], events: Iterable[Event]) -> bool:
+        """Write events until there are no more. Returns whether the run has done anything."""
+        has_done = False
+        for event in events:
+            has_done = has_done or event.type not in BEGINNING
+            file.write(line_of(event))
+            if self._waiting.empty():
+                file.flush()
+        return has_done
 
     def _begun(self) -> list[Event]:
         """The events up to the first that is more than a beginning; none if the run ends without one."""

@@ -69,15 +69,35 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_record(path) == [stage("started", 0), status(1)], "a new run replaces the record"
 
 
-def test_a_line_is_in_the_file_before_the_next_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [stage("started", 0), status(1)])
+def test_a_line_is_in_the_file_before_the_next_event(first: Event, tmp_path: Path) -> None:
+    """Also of a run that has only begun: the page can show how it starts."""
     record = Record(tmp_path / "r.jsonl", "mine", False, pytest.fail)
-    record.write(status(1))
+    record.write(first)
     for _ in range(1000):
         if (tmp_path / "r.jsonl").is_file() and read_record(tmp_path / "r.jsonl"):
             break
         threading.Event().wait(0.01)
-    assert read_record(tmp_path / "r.jsonl") == [status(1)]
+    assert read_record(tmp_path / "r.jsonl") == [first]
     record.close()
+
+
+def test_a_run_that_does_nothing_leaves_nothing(tmp_path: Path) -> None:
+    """Neither a record nor its folder, unless there is something else in it."""
+    refused = [stage("started", 0), event("error", 0, message="the model holds a NaN")]
+    written(tmp_path / "new" / "folder" / "r.jsonl", *refused)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    written(tmp_path / "old" / "r.jsonl", *refused)
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    path = tmp_path / "new" / "r.jsonl"
+    record = Record(path, "mine", False, pytest.fail)
+    record.write(refused[0])
+    while not path.is_file():
+        threading.Event().wait(0.01)
+    (tmp_path / "new" / "mine.txt").write_bytes(b"")
+    record.close()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
