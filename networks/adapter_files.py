@@ -13,6 +13,7 @@ from library.checkpoints.header import CheckpointError
 from library.checkpoints.loading import is_finite
 from library.checkpoints.writer import check_finite, replacing, write_safetensors
 from library.messages import counted, listed
+from library.whole_files import remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,7 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str
     and sshs_legacy_hash; the others hold only the tensors. CheckpointError, keeping an existing file: a value that is
     not finite, a full disk."""
     path = Path(path)
+    remove_leftovers(path.parent, only=path.name)
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, {**(metadata or {}), **adapter_hashes(tensors, metadata or {})})
         return

@@ -32,13 +32,14 @@ LIKE = {"sdxl_train": ("train_db",), "fine_tune": ("train_db",), "sdxl_train_net
 SHIMS = ("library.train_util", "library.utils", "library.model_util", "library.sdxl_model_util")
 
 # What every room may import.
-FOR_ALL = ("library.messages", "library.wrong_python")
+FOR_ALL = ("library.messages", "library.wrong_python", "library.whole_files")
 
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.messages": (),
     **dict.fromkeys(SHIMS, ("library", "networks.third_party")),
     "library.wrong_python": (),
+    "library.whole_files": (),
     "library.options": ("library.options",),
     "library.checkpoints": ("library.checkpoints",),
     "library.runtime": ("library.runtime", "library.options"),
@@ -370,6 +371,81 @@ def test_the_search_for_missing_encodings_finds_them(code: str, found: bool) -> 
     assert isinstance(node, ast.Call)
     keywords = {keyword.arg or "**" for keyword in node.keywords}
     assert opens_text_without_encoding(node, ast.unparse(node.func), keywords) is found
+
+
+# Files that need not be whole, or are kept whole by other means.
+WRITES_ITSELF = {
+    "library/whole_files.py": "the one place that does it",
+    "library/training/events/record.py": "a record grows by lines; one that is cut off is passed over",
+    "library/data/scan/remote.py": "the journal of a mirror grows by lines; one that is cut off is passed over",
+    "library/data/scan/index.py": "SQLite's own journal keeps the index whole",
+    "library/training/console.py": "a log file grows by lines",
+    "library/options/tool_command.py": "the null device",
+    "library/training/plan/writable_paths.py": "an empty file tries whether a folder can be written",
+}
+TO_STREAMS = {"torch.save", "np.save", "np.savez", "numpy.save", "numpy.savez", "save_file"}
+
+
+def writes_itself(node: ast.Call, function: str) -> bool:
+    """Whether a call writes, renames or replaces a file by itself, judged by the names of the usual functions."""
+    name = function.rpartition(".")[2]
+    strings = [given.value for given in node.args if isinstance(given, ast.Constant) and isinstance(given.value, str)]
+    strings += [
+        str(each.value.value) for each in node.keywords if each.arg == "mode" and isinstance(each.value, ast.Constant)
+    ]
+    if function in {"os.replace", "os.rename", "shutil.move", "shutil.copyfile", "shutil.copy", "sqlite3.connect"}:
+        return True
+    if name in {"write_text", "write_bytes", "rename", "touch"}:
+        return "." in function and not function.startswith(("writer.", "whole_files.", "self."))
+    if name == "replace":  # of a path: that of a text has two arguments, that of a dataclass keywords
+        return "." in function and len(node.args) == 1 and not node.keywords
+    if name in {"NamedTemporaryFile", "mkstemp", "FileHandler", "save_pretrained"}:
+        return True
+    if name in {"open", "fdopen"} and not function.startswith("archive."):  # it is written to a stream
+        return any(re.fullmatch("[rbt]*[wax+][wax+bt]*", each) for each in strings)
+    if function in TO_STREAMS or (name == "save" and strings):  # the second is an image's, with its format
+        return not {"stream", "file"} & {ast.unparse(given) for given in node.args[:2]}
+    return False
+
+
+def test_every_file_is_written_whole() -> None:
+    rooms = ("library/", "networks/", "finetune/", "tools/", "train_", "gen_img", "sdxl_", "fine_tune")
+    found = {
+        path: [f"{path}:{node.lineno} {name}(…)" for node, name, _ in calls(path) if writes_itself(node, name)]
+        for path in sources()
+        if path.startswith(rooms)
+    }
+    wrong = [line for path, lines in found.items() if path not in WRITES_ITSELF for line in lines]
+    assert not wrong, "use library/whole_files.py or library/checkpoints/writer.py:\n" + "\n".join(wrong)
+    assert not [path for path in WRITES_ITSELF if not found[path]], "no longer needed in WRITES_ITSELF"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("open(p, 'wb')", True),
+        ("open(p, 'r+b')", True),
+        ("p.open('x')", True),
+        ("p.open(mode='a')", True),
+        ("open(p, 'rb')", False),
+        ("archive.open(entry, 'w')", False),
+        ("p.write_text(s, encoding='utf-8')", True),
+        ("write_text(p, s)", False),
+        ("p.replace(q)", True),
+        ("s.replace('a', 'b')", False),
+        ("replace(options, seed=1)", False),
+        ("os.replace(p, q)", True),
+        ("torch.save(value, p)", True),
+        ("torch.save(value, stream)", False),
+        ("image.save(p, 'png')", True),
+        ("image.save(stream, 'png')", False),
+        ("save_file(tensors, p)", True),
+    ],
+)
+def test_the_search_for_files_written_otherwise_finds_them(code: str, found: bool) -> None:
+    node = ast.parse(code, mode="eval").body
+    assert isinstance(node, ast.Call)
+    assert writes_itself(node, ast.unparse(node.func)) is found
 
 
 NAMES_OF_FAMILIES = {"sd1", "sd2", "sdxl", "refiner"}

@@ -20,6 +20,7 @@ from library.options.dataset_config.convert import Converted, convert
 from library.options.flag import flag
 from library.options.mistakes import Mistake, UserError
 from library.options.tool_command import Tool, run_tool
+from library.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ def write(converted: Converted, output: Path | None) -> None:
     if output is None:
         print(converted.text, end="")
         return
+    if output.exists():
+        raise UserError([Mistake(f"--output {output} already exists", "choose another name")])
+    if not output.parent.is_dir():
+        what = f"--output {output} cannot be written: there is no folder {output.parent}"
+        raise UserError([Mistake(what, "choose a file in an existing folder")])
     try:
-        with output.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(converted.text)
-    except FileExistsError as error:
-        raise UserError([Mistake(f"--output {output} already exists", "choose another name")]) from error
+        write_text(output, converted.text)
     except OSError as error:
         what = f"--output {output} cannot be written: {error.strerror or error}"
         raise UserError([Mistake(what, "choose a file in an existing folder")]) from error

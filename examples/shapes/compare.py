@@ -50,6 +50,7 @@ from examples.shapes.judge import Judge, Reading
 from examples.shapes.sheet import draw_sheet, draw_ways
 from examples.shapes.world import Pixels
 from library.families.family import Model
+from library.whole_files import write_text
 from networks import adapter_files, network
 
 RECIPES: Mapping[str, tuple[str, ...]] = {
@@ -208,7 +209,7 @@ def compare(ways: Mapping[str, str], seeds: Sequence[int], *, again: bool) -> It
                 before = class_readings(open_model(BASE), judge) if before is None else before
                 cost = train(way, seed)
                 kept[key] = asdict(evaluate(trained_model(way, cost.file), before, judge, cost))
-                store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+                write_text(store, json.dumps(kept, indent=1))
             yield name, seed, Result(**kept[key]), file  # type: ignore[arg-type]
 
 

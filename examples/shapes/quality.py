@@ -17,6 +17,7 @@ from pathlib import Path
 
 from examples.shapes.compare import TABLES
 from examples.shapes.evaluate import OUTPUT, ROOT
+from library.whole_files import write_text
 
 PAGE = ROOT / "docs" / "quality.md"
 BEGIN, END = "<!-- rendered by examples/shapes/quality.py -->\n", "<!-- end -->\n"
@@ -98,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"--results {gone[0]} is not there: run python -m examples.shapes.compare first")
     page = options.page.read_text(encoding="utf-8")
     table = render(read_results(options.results), page)
-    options.page.write_text(fill_in(page, table), encoding="utf-8", newline="\n")
+    write_text(options.page, fill_in(page, table))
     print(table, end="")
 
 

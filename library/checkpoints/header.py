@@ -24,6 +24,10 @@ class CheckpointError(ValueError):
     """A model file cannot be used or written. The message is for the user: file, what is wrong, what to do."""
 
 
+class NotFiniteError(CheckpointError):
+    """A file was not written because a tensor holds NaN or infinite values. Trying again is of no use."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Shape and dtype ("F32", "F16", "BF16", "I64", ... as in safetensors) of one tensor."""

@@ -1,7 +1,7 @@
-"""Write model files atomically: to a temporary file beside the target, then os.replace.
+"""Write model files atomically (library/whole_files.py): an existing file is kept until the new one is whole on disk.
 
-An existing file is kept until the new one is complete on disk. Tensors are written one at a time, so that saving in
-another precision needs the memory of the largest tensor, not of a second model. Layout: the safetensors format.
+Tensors are written one at a time, so that saving in another precision needs the memory of the largest tensor, not of a
+second model. Layout: the safetensors format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from library.checkpoints.header import FLOATS, ITEM_SIZES, CheckpointError
+from library import whole_files
+from library.checkpoints.header import FLOATS, ITEM_SIZES, CheckpointError, NotFiniteError
 from library.checkpoints.lazy import LazyTensor, torch_dtype
 from library.checkpoints.pickle_writer import write_torch
 
@@ -31,28 +32,34 @@ SMALL = 2**16  # bytes below which handing a read to a thread takes longer than 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
-    """Yield a binary stream whose content replaces `path` if the block succeeds; otherwise `path` is unchanged.
-
-    Missing parent folders are created. Raises CheckpointError if the disk is full or the path is not writable.
-    """
+    """Like whole_files.replacing. Raises CheckpointError if the disk is full or the path is not writable."""
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _explained(path), whole_files.replacing(path) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Like whole_files.replacing_folder. Raises CheckpointError if the disk is full or the path is not writable."""
+    with _explained(path), whole_files.replacing_folder(path) as folder:
+        try:
+            yield folder
+        except CheckpointError as error:  # of a file in the folder: name the one that the user knows
+            raise type(error)(str(error).replace(str(folder), str(path))) from error
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn OSErrors about `path` into CheckpointErrors. Those about another file, such as the source of the tensors,
+    stay as they are."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        ours = {str(place) for place in (path, temporary, *path.parents)}
-        if error.filename is not None and str(error.filename) not in ours:
-            raise  # about another file, such as the source of the tensors
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        ours = name is None or name in (path, *path.parents) or any(map(whole_files.is_temporary, name.parts))
+        if not ours:
+            raise
         raise CheckpointError(_unwritten(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    _sync_folder(path.parent)
 
 
 def _unwritten(path: Path, error: OSError) -> str:
@@ -62,20 +69,8 @@ def _unwritten(path: Path, error: OSError) -> str:
     return f"{path}: could not be written ({error.strerror or error}). Nothing was changed. {remedy}"
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename durable; only possible (and only needed) on POSIX systems."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file (UTF-8, line ends unchanged) atomically."""
+    """Write a text file (UTF-8, line ends unchanged) atomically. Raises CheckpointError."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
 
@@ -95,7 +90,7 @@ def write_safetensors(
     """Write a .safetensors file; `dtype` ("F32", "F16", "BF16") casts the floating-point tensors.
 
     `check` is called before the file replaces an existing one. If it raises, nothing is changed. Raises
-    CheckpointError, without changes, for NaN or infinite values (names the tensor) and for a full disk.
+    CheckpointError, without changes, for a full disk, and NotFiniteError for NaN or infinite values (names the tensor).
     """
     ordered = in_file_order(tensors, dtype)
     with replacing(path) as stream:
@@ -197,14 +192,14 @@ def _checked(path: Path, name: str, lazy: LazyTensor) -> Tensor:
 
 
 def check_finite(path: Path, name: str, tensor: Tensor) -> None:
-    """Raise CheckpointError if a tensor to be written to `path` contains NaN or infinite values."""
+    """Raise NotFiniteError if a tensor to be written to `path` contains NaN or infinite values."""
     if LazyTensor.of(tensor).dtype not in FLOATS or not tensor.numel():
         return
     if tensor.element_size() == 1:
         tensor = tensor.float()
     low, high = tensor.aminmax()  # one pass, no copy; a NaN anywhere makes both NaN
     if not (low.isfinite() and high.isfinite()):
-        raise CheckpointError(
+        raise NotFiniteError(
             f"{path}: not written, because {name} contains NaN or infinite values. Nothing was changed. "
             "Either training has diverged (lower the learning rate, use bf16 or fp32), "
             "or the values do not fit fp16 (save in bf16 or float)."

@@ -24,6 +24,7 @@ from library.mask_making.text_models import Finder, Found, load_finder
 from library.messages import counted, listed
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
+from library.whole_files import remove_leftovers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +58,8 @@ def make_masks(options: MaskMakingOptions) -> None:
     checked = list(_parallel(partial(_check, plan), plan.jobs, "checking masks", delay=1.0))
     wanted = [outcome for outcome in checked if options.overwrite or outcome.state in ("missing", "outdated")]
     finder = load_finder(plan.model) if plan.model is not None and wanted else None
+    for folder in {outcome.job.mask.parent for outcome in wanted}:
+        remove_leftovers(folder)
     work = partial(_make, plan, options, finder)
     made = list(_parallel(work, wanted, "masks", workers=None if finder is None else 1))
     new = {outcome.job.name: outcome for outcome in made}

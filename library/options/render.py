@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from types import MappingProxyType
 from library.options.flag import Flag, Script
 from library.options.mistakes import Mistake, UserError
 from library.options.train_options import FLAGS, GROUPS, TrainOptions, values_of
+from library.whole_files import write_text
 
 TITLES = {
     "model": "Model",
@@ -138,13 +138,9 @@ def write_config(options: TrainOptions) -> Path:
         )
     if path.exists():
         raise UserError([Mistake(f"--output_config: {path} already exists", "name another file, or delete this one")])
-    partial = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(config_toml(options), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, config_toml(options))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise UserError(
             [Mistake(f"--output_config: {path} cannot be written: {reason}", "name another file")]

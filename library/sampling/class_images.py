@@ -11,7 +11,6 @@ knows what exists; a call with other settings is refused. No torch at module lev
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -29,10 +28,10 @@ from library.sampling.image_facts import differing, hashes_of_adapters, model_fa
 from library.sampling.options import ClassImageOptions
 from library.sampling.prompts import ImageRequest
 from library.sampling.write_image import write_image
+from library.whole_files import remove_leftovers
 
 RECORD = "class_images.jsonl"
 _IMAGE = re.compile(r"class_\d{5,}\.png")
-_PARTIAL = re.compile(rf"(class_\d{{5,}}\.\w+|{re.escape(RECORD)})\.\d+\.tmp")
 
 Entry = Mapping[str, Any]
 
@@ -66,9 +65,7 @@ def fill_folder(options: ClassImageOptions) -> None:
     if not folder.missing and not folder.captions:
         return
     make_folder(folder.path)
-    for leftover in _partial_files(folder.path):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+    remove_leftovers(folder.path)
     if len(folder.record) > folder.recorded:
         _write(folder.path / RECORD, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in folder.record))
     for place in folder.captions:
@@ -147,11 +144,6 @@ def _names(folder: Path) -> set[str]:
     except OSError as error:
         what = f"--outdir {folder} cannot be read ({error.strerror or error})"
         raise UserError([Mistake(what, "choose another folder")]) from error
-
-
-def _partial_files(folder: Path) -> list[Path]:
-    """Temporary files left by a killed process."""
-    return [path for path in folder.iterdir() if _PARTIAL.fullmatch(path.name)]
 
 
 def _caption_path(folder: Path, place: int, options: ClassImageOptions) -> Path:

@@ -24,6 +24,7 @@ from library.sampling.init_images import InitImage, encode_init_image
 from library.sampling.options import DrawingOptions, defaults
 from library.sampling.prompts import DEFAULTS, ImageRequest, parse_line, read_prompts
 from library.sampling.samplers import check_sampler
+from library.whole_files import remove_leftovers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,6 +134,7 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         what = f"--outdir {folder} cannot be written ({error.strerror or error})"
         raise UserError([Mistake(what, "choose another folder")]) from error
+    remove_leftovers(folder)
 
 
 def load(options: DrawingOptions, drawing: Drawing) -> Model:

@@ -62,19 +62,23 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
     parsed = replace(parsed, notes=(*check_packages(parsed.mistakes), *parsed.notes))
     from library.training.plan.plan import decide  # slow to import, and not needed for --help and --output_config
     from library.training.plan.text import describe, sections
+    from library.training.saving.claim import claimed, clear_leftovers
 
+    if writes := not (parsed.options.run.dry_run or parsed.options.dataset.debug_dataset):
+        clear_leftovers([parsed.options.saving.output_dir], print)  # a state to resume from may be among them
     plan = decide(parsed)
     print(describe(plan, columns_of(sys.stdout)), flush=True)
     if plan.facts.options.dataset.debug_dataset:
         from library.training.debug_dataset import show_dataset
 
         show_dataset(plan.facts, plan.outputs.directory, sections(plan))
-    elif plan.facts.options.run.dry_run:
+    elif not writes:
         print("dry run: no weights were loaded and no files were written")
     else:
         with large_imports():
             from library.training.session import train
-        with explain_out_of_memory():
+        folders = (plan.preview and plan.preview.folder, plan.outputs.snapshot_folder)
+        with explain_out_of_memory(), claimed(plan.outputs, folders, print):
             train(plan, recipe)
 
 

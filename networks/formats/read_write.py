@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from library.checkpoints.adapter_key_names import AdapterPart
 from library.checkpoints.folders import read_json
-from library.checkpoints.header import CheckpointError
-from library.checkpoints.writer import write_json, write_safetensors
+from library.checkpoints.writer import replacing_folder, write_json, write_safetensors
 from library.messages import counted, listed
+from library.whole_files import remove_leftovers
 from networks import adapter_files
 from networks.adapter import AdapterError
 from networks.adapter_files import AdapterFile
@@ -144,6 +142,7 @@ def write_lora(target: Path, lora: Lora, to: Format) -> Path:
     if to == "diffusers" and target.suffix != ".safetensors":
         target = target / DIFFUSERS_FILE
     check_target(target, to)
+    remove_leftovers(target.parent, only=target.name)
     if to == "kohya":
         adapter_files.write(target, *to_kohya(lora))
         return target
@@ -152,18 +151,11 @@ def write_lora(target: Path, lora: Lora, to: Format) -> Path:
         whole = {f"{module}.{key}": tensor for module, own in tensors.items() for key, tensor in own.items()}
         write_safetensors(target, whole, metadata | peft_config.to_diffusers_metadata(configs))
         return target
-    building = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing_folder(target) as building:
         for module, own in tensors.items():
             named = {BASE + key: tensor for key, tensor in own.items()}
             write_safetensors(building / module / WEIGHTS[0], named, {"format": "pt"} | metadata)
             write_json(building / module / CONFIG, configs[module])
-        os.replace(building, target)
-    except OSError as error:
-        what = f"{target}: could not be written ({error.strerror or error}). Nothing was changed."
-        raise CheckpointError(f"{what} Check the path and its permissions.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return target
 
 

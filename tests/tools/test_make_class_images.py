@@ -86,7 +86,8 @@ def test_a_call_that_was_killed_goes_on_to_what_one_call_draws(model, tmp_path) 
     kept = images(out)  # all that is there can be read
     times = {name: (out / name).stat().st_mtime_ns for name in kept}
     assert 2 <= len(kept) < 4 and len(lines(out)) == 4
-    (out / "class_00004.png.123.tmp").write_bytes(b"\x89PNG")  # what is left of an image being written
+    left = out / ".class_00004.png.0123456789ab.dreamfolder-tmp"  # of an image that was being written
+    left.write_bytes(b"\x89PNG")
     (out / "notes.tmp").write_bytes(b"of the user")
 
     assert make(model, out, *given) == 0 and make(model, whole, *given) == 0

@@ -50,6 +50,7 @@ from library.data.scan.image_record import ImageRecord
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
+from library.whole_files import remove_leftovers
 
 _CHUNK = 256  # entries that a thread checks at a time
 _WRITING = 8  # most files in the write queue
@@ -178,7 +179,7 @@ def build_latent_cache(  # noqa: PLR0913 - called once; each argument varies alo
     builder = _DiskBuilder(files, read, _look_up_all(files, entries, progress=progress))
     pending = [entry for entry in entries if builder.lookups[entry.number].status not in ("current", "third_party")]
     for folder in {entry.folder for entry in pending}:
-        latent_files.remove_leftovers(folder)
+        remove_leftovers(folder)
     builder.write_all(
         encode_all(pending, encoder, builder.prepare, batch_size=batch_size, share=share, progress=progress)
     )

@@ -17,15 +17,15 @@ import json
 import os
 import struct
 import time
-import uuid
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from library import whole_files
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int]  # width, height
@@ -45,8 +45,6 @@ _DTYPES = {"F32": np.float32, "F16": np.float16}
 _FIRST_READ = 4096  # bytes; more than our header has
 _LONGEST_HEADER = 1 << 20
 _LONGEST_NAME = 240  # bytes; file systems allow 255
-_TEMPORARY = ".latents-"
-_LEFTOVER_AFTER = 24 * 3600.0  # seconds
 _SETTLED_AFTER = 2_000_000_000  # nanoseconds: the coarsest clock of a file system (FAT)
 
 
@@ -198,18 +196,15 @@ def checksum(name: str, array: Array) -> int:
 
 
 def write(path: str, arrays: Mapping[str, Array], settings: str, image: FileHash, mask: FileHash | None) -> Fingerprint:
-    """Write a file atomically: a temporary file next to it is renamed when complete, so other processes may read or
-    write it meanwhile. The extension decides the format. Raises OSError."""
+    """Write a file atomically (library/whole_files.py), so other processes may read or write it meanwhile. The
+    extension decides the format. Raises OSError, and ValueError for values that are not finite."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: not written, because {name} contains NaN or infinite values")
     fingerprint = Fingerprint(settings, image, mask, {name: checksum(name, array) for name, array in arrays.items()})
     data = _npz_bytes(arrays, fingerprint) if path.endswith(NPZ_ENDING) else _own_bytes(arrays, fingerprint)
-    temporary = os.path.join(os.path.dirname(path), f"{_TEMPORARY}{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        _rename(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_files.replacing(path, durable=False) as file:
+        file.write(data)
     return fingerprint
 
 
@@ -225,30 +220,6 @@ def _npz_bytes(arrays: Mapping[str, Array], fingerprint: Fingerprint) -> bytes:
     file = io.BytesIO()
     np.savez(file, **stored)
     return file.getvalue()
-
-
-def _rename(temporary: str, path: str) -> None:
-    for waited in range(20):
-        try:
-            os.replace(temporary, path)
-            return
-        except PermissionError:
-            # Windows cannot replace a file that another process is reading, which takes milliseconds
-            if os.name != "nt" or waited == 19:
-                raise
-            time.sleep(0.05)
-
-
-def remove_leftovers(folder: str) -> None:
-    """Delete temporary files of killed processes after a day: no write takes that long."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                old = entry.name.startswith(_TEMPORARY) and entry.name.endswith(".tmp")
-                if old and time.time() - entry.stat().st_mtime > _LEFTOVER_AFTER:
-                    os.unlink(entry.path)
-    except OSError:
-        return  # another process is deleting them
 
 
 def own_name(image: str, bucket: Size, settings: str, suffix: str) -> str:

@@ -35,6 +35,7 @@ from library.data.retries import read_one
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
+from library.whole_files import remove_leftovers
 
 Outputs = dict[str, Tensor]
 """Outputs of the text encoders by name: {"states": (B, L, width)} for a single CLIP, more names for several."""
@@ -166,6 +167,7 @@ def build_text_cache(
             in_memory = dict(_encoded(distinct, encode, size, bar))
         return TextCacheBuild(MemoryTexts(in_memory), 0, len(in_memory))
     folder = folder / _digest(str(_VERSION), encoder)
+    remove_leftovers(folder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
     needed = set(keys.values())
     known = set(folder.glob(_SHARDS))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from library.checkpoints.header import CheckpointError
 from library.families.clip import prompt_weights
+from library.whole_files import replacing_folder, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -156,10 +156,10 @@ class ClipTokenizer:
             "model_max_length": CONTEXT,
             "tokenizer_class": "CLIPTokenizer",
         }
-        _write(folder / "vocab.json", json.dumps(self.vocab, ensure_ascii=False))
-        _write(folder / "merges.txt", "\n".join(["#version: 0.2", *self.merges, ""]))
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2))
-        _write(folder / "special_tokens_map.json", json.dumps(special, indent=2))
+        write_text(folder / "vocab.json", json.dumps(self.vocab, ensure_ascii=False))
+        write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *self.merges, ""]))
+        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2))
+        write_text(folder / "special_tokens_map.json", json.dumps(special, indent=2))
 
     @classmethod
     def from_folder(cls, folder: Path, pad_id: int, *, own_pad: bool = True) -> ClipTokenizer:
@@ -200,7 +200,8 @@ def keep_tokenizer(tokenizer: EncoderTokenizer, cache_dir: Path, model_id: str) 
     """Write a tokenizer into `--tokenizer_cache_dir` on first use. Raises OSError."""
     folder = cache_dir / model_id.replace("/", "_")
     if not folder.is_dir():
-        tokenizer.save(folder)
+        with replacing_folder(folder) as building:
+            tokenizer.save(building)
 
 
 def vocabulary(merges: Sequence[str]) -> dict[str, int]:
@@ -281,9 +282,3 @@ def _read_pad_text(folder: Path) -> str | None:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)

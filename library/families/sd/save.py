@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,11 @@ from library.checkpoints import sd_layout
 from library.checkpoints.header import CheckpointError, Header
 from library.checkpoints.lazy import LazyTensor, dtype_name
 from library.checkpoints.prediction_marks import MARKS, marks
-from library.checkpoints.writer import write_bin, write_ckpt, write_json, write_safetensors
+from library.checkpoints.writer import replacing_folder, write_bin, write_ckpt, write_json, write_safetensors
 from library.families.family import EncoderTokenizer, Model, SaveAs
 from library.families.sd.variant import TextKind, Variant
 from library.objective.process import ForwardProcess, Prediction
+from library.whole_files import remove_leftovers
 
 Tensors = Mapping[str, Tensor | LazyTensor]
 
@@ -82,7 +80,9 @@ def write(
 ) -> tuple[str, ...]:
     """Write contents to `path`, like `save`. `check` is called before the new file replaces an old one; if it raises,
     nothing is changed."""
+    remove_leftovers(path.parent, only=path.name)
     if options.save_as in ("diffusers", "diffusers_safetensors"):
+        refuse_other_folder(path)
         with replacing_folder(path) as folder:
             _write_folder(variant, contents, folder, options)
             if check is not None:
@@ -208,32 +208,7 @@ def _model_index(variant: Variant, contents: Contents, scheduler: str) -> dict[s
     }
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` if the block succeeds; otherwise `path` is left unchanged.
-
-    Raises CheckpointError if `path` exists and is not a diffusers model: such a folder is never removed.
-    """
+def refuse_other_folder(path: Path) -> None:
+    """Raise CheckpointError if `path` exists and is not a diffusers model: such a folder is never replaced."""
     if path.exists() and not (path / "model_index.json").is_file() and (path.is_file() or any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a diffusers model. Choose another name.")
-    part, old = (path.with_name(f"{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(part, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: could not be written ({error.strerror or error}). Nothing was changed. Check the path, "
-            "permissions and free space."
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if path.exists():  # never the only copy
-            shutil.rmtree(old, ignore_errors=True)

@@ -11,15 +11,14 @@ import json
 import os
 import pickle
 import random
-import shutil
 import textwrap
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from library.checkpoints.writer import replacing, write_json, write_safetensors
+from library.checkpoints.header import NotFiniteError
+from library.checkpoints.writer import replacing, replacing_folder, write_json, write_safetensors
 from library.options.mistakes import Mistake, UserError
 
 STATE_FILE = "train_state.json"
@@ -110,11 +109,9 @@ def read_state(folder: Path) -> SavedState:
 def save_state(folder: Path, progress: Progress, state: RunState, identity: Identity) -> None:
     """Write a state folder. The new folder is complete before an old one of the same name is removed.
 
-    Raises OSError or CheckpointError (full disk, weights that are not finite) and leaves no partial folder.
+    Raises CheckpointError (full disk, weights or averages that are not finite) and leaves no partial folder.
     """
-    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
-    building.mkdir(parents=True)
-    try:
+    with replacing_folder(folder) as building:
         for name, entry, file in _files(state):
             if file.endswith(".safetensors"):
                 write_safetensors(building / file, entry.state_dict(), {"part": name})
@@ -127,10 +124,6 @@ def save_state(folder: Path, progress: Progress, state: RunState, identity: Iden
             "identity": identity,
         }
         write_json(building / STATE_FILE, head)
-        _put_in_place(building, folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 _DAMAGED = (
@@ -165,6 +158,9 @@ def load_state(saved: SavedState, state: RunState) -> Progress:
 def _write(file: Path, value: Any) -> None:
     import torch
 
+    for name, tensor in _tensors(value, file.name):
+        if tensor.is_floating_point() and tensor.numel() and bool(tensor.amin().isnan()):
+            raise NotFiniteError(f"{file}: not written, because {name} contains NaN. Nothing was changed.")
     with replacing(file) as stream:
         torch.save(value, stream)
 
@@ -182,15 +178,18 @@ def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
             yield name, entry, _FILES.get(name, f"{name}.bin")
 
 
-def _put_in_place(building: Path, folder: Path) -> None:
-    """Rename the new folder to its final name. os.replace cannot overwrite a folder, so an old one is renamed first."""
-    if not folder.exists():
-        os.replace(building, folder)
-        return
-    old = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.old")
-    os.replace(folder, old)
-    os.replace(building, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """All tensors in nested dicts, lists and tuples, each with a name that leads to it."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for place, inner in enumerate(value):
+            yield from _tensors(inner, f"{name}.{place}")
 
 
 class RandomStates:

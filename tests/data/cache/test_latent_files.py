@@ -134,15 +134,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, name: str, mon
     assert found is not None and found.fingerprint == fingerprint and os.listdir(tmp_path) == [name]
 
 
-def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
-    old, fresh, other = (tmp_path / name for name in (".latents-1.tmp", ".latents-2.tmp", "mine.tmp"))
-    for path in (old, fresh, other):
-        path.write_bytes(b"incomplete")
-    for path in (old, other):
-        os.utime(path, (time.time() - 90_000,) * 2)
-    latent_files.remove_leftovers(str(tmp_path))
-    assert not old.exists() and fresh.exists() and other.exists()
-    latent_files.remove_leftovers(str(tmp_path / "gone"))
+@FORMATS
+def test_latents_that_are_not_finite_are_not_written(tmp_path: Path, name: str) -> None:
+    arrays = {"latents": np.array([1.0, np.nan], np.float32)}
+    with pytest.raises(ValueError, match="latents contains NaN"):
+        latent_files.write(str(tmp_path / name), arrays, "s", FileHash("p", None), None)
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_key_is_that_of_the_contents_and_settings() -> None:
