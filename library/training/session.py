@@ -216,8 +216,9 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
     expired files."""
     facts, options, outputs = plan.facts, plan.facts.options, plan.outputs
     saver = Saver(
-        outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved, release
-    )
+        outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved, release,
+        run.warn, (plan.costs.model_file, plan.costs.state_folder),
+    )  # fmt: skip
     best = Best(plan.best, saver.save_best, outputs.models(outputs.best_stem())[0], run.say)
     run.listeners.append(best.hear)
     modules = loss.modules(trainable)
@@ -230,7 +231,7 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
     refiner = build_refiner(options, plan.preview, model, encoder, run)
     so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
     return AfterStep(
-        Snapshots(weights.posthoc, outputs.snapshot_folder, trainable.write, run.say, progress.step),
+        Snapshots(weights.posthoc, outputs.snapshot_folder, trainable.write, run.say, progress.step, run.warn),
         validation,
         build_evaluation(plan.evaluation, drawer, modules, facts.duration, run, weights, trainable),
         best,

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from library.checkpoints.header import CheckpointError
 from library.messages import quoted
-from library.options.mistakes import Mistake, UserError
+from library.options.mistakes import Mistake
 from library.training.averaging.weights import Weights
+from library.training.ending import size_of
 from library.training.saving.outputs import Outputs, SaveEvent
 from library.training.saving.state import Progress
+from library.training.saving.unsaved import (
+    AGAIN_AFTER,
+    PATIENCE,
+    SHARE_OF_ESTIMATE,
+    Expired,
+    Postponed,
+    Unsaved,
+    check_space,
+    explain_write_errors,
+    other_folders,
+    patiently,
+)
 from library.training.trainable import SavedAt, WriteModel
 
 
@@ -25,7 +37,10 @@ class Saver:
     """Saves at the times and under the names of `outputs`, by `write_model` and `write_state(folder, progress)`. Models
     are saved in the versions of `outputs.suffixes`, a state with the weights in training. `after_save` is called after
     each save, `saved` with each file or folder that is complete. `release(path, remove)` removes what has expired, now
-    or later. `written`: models and states that are there."""
+    or later. `written`: models and states that are there. `sizes`: bytes of a model and of a state, as estimated.
+
+    A save that fails is told by `warn` and tried again later (unsaved.py); only one at the end of the run raises.
+    """
 
     outputs: Outputs
     epochs: int
@@ -36,9 +51,20 @@ class Saver:
     after_save: Callable[[], None] = lambda: None
     saved: Callable[[Path, Literal["model", "state"]], None] = lambda path, kind: None
     release: Callable[[Path, Callable[[], None]], None] = lambda path, remove: remove()
+    warn: Callable[[str], None] = print
+    sizes: tuple[int, int] = (0, 0)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     written: list[Path] = field(default_factory=list, init=False)
     _last_model: Path | None = field(default=None, init=False)
     _last_state: Path | None = field(default=None, init=False)
+    _postponed: Postponed = field(init=False)
+    _expired: Expired = field(default_factory=Expired, init=False)
+    _substitutes: list[Path] = field(default_factory=list, init=False)
+    _measured: dict[str, int] = field(default_factory=dict, init=False)  # bytes of the last model and state
+
+    def __post_init__(self) -> None:
+        self._postponed = Postponed(self.clock)
 
     def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
@@ -47,55 +73,155 @@ class Saver:
         else:
             event = self.outputs.at_step(progress.step)
         if event is None:
+            if self._postponed.is_due and not epoch_ended:
+                self._save_again(progress)
             return
-        stem = self.outputs.stem(event)
-        self._save_models(stem, progress)
-        if self.outputs.states:
-            resumed = next_epoch(progress) if epoch_ended else progress
-            self._save_state(self.outputs.directory / f"{stem}-state", resumed)
-        self._remove_expired(event)
+        expired = self._expired_files(event)
+        try:
+            self._save(self.outputs.stem(event), progress, next_epoch(progress) if epoch_ended else progress)
+        except Unsaved as error:
+            self._expired.missed(expired)
+            self._postpone(error)
+            return
+        self._postponed.succeeded()
+        for path in (*self._expired.after_save(expired), *(self._substitutes if expired else ())):
+            self.release(path, partial(self._remove, path))
+        self._substitutes.clear()
         self.after_save()
 
-    def save_now(self, progress: Progress) -> Path:
-        """Save model and state under the names of a save by steps, also without --save_state. Returns the folder of the
-        state."""
-        stem = self.outputs.step_stem(progress.step)
+    def _save(self, stem: str, progress: Progress, resumed: Progress) -> None:
+        """Save the models of a stem, and with --save_state the state that is resumed from there."""
         self._save_models(stem, progress)
-        folder = self.outputs.directory / f"{stem}-state"
-        self._save_state(folder, progress)
+        if self.outputs.states:
+            self._save_state(self.outputs.directory / f"{stem}-state", resumed)
+
+    def _save_again(self, progress: Progress) -> None:
+        """Save as after a save by steps, in place of the last that failed. Where old files are removed, these go with
+        the next save that succeeds."""
+        stem, before = self.outputs.step_stem(progress.step), len(self.written)
+        try:
+            self._save(stem, progress, progress)
+        except Unsaved as error:
+            self._postpone(error)
+            return
+        finally:
+            self._substitutes += self.written[before:]
+        self._postponed.succeeded()
+        self.after_save()
+
+    def _postpone(self, error: Unsaved) -> None:
+        """Tell that a save failed, and when it is tried again."""
+        self._postponed.failed()
+        last = self._last_state or self._last_model
+        kept = "nothing has been saved yet" if last is None else f"the last that is complete is {last}"
+        self.warn(
+            f"NOT SAVED, the training goes on and saves again within {AGAIN_AFTER / 60:.0f} minutes; {kept}:\n{error}"
+        )
+
+    def save_now(self, progress: Progress) -> Path:
+        """Save model and state under the names of a save by steps, also without --save_state; in another folder if
+        they cannot be saved in theirs. Returns the folder of the state. Raises Unsaved."""
+        stem = self.outputs.step_stem(progress.step)
+
+        def save(outputs: Outputs) -> Path:
+            self._save_models(stem, progress, outputs=outputs)
+            folder = outputs.directory / f"{stem}-state"
+            self._save_state(folder, progress)
+            return folder
+
+        try:
+            folder = save(self.outputs)
+        except Unsaved as error:
+            self.warn(str(error))
+            folder = self._elsewhere(save, error)
         self.after_save()
         return folder
 
     def save_best(self, progress: Progress, about: Mapping[str, str]) -> None:
-        """Save the best model so far, in place of the one before once it is complete. `about`: more metadata."""
-        self._save_models(self.outputs.best_stem(), progress, about)
+        """Save the best model so far, in place of the one before once it is complete. `about`: more metadata. One that
+        cannot be saved is told of; the one before stays."""
+        try:
+            self._save_models(self.outputs.best_stem(), progress, about)
+        except Unsaved as error:
+            self.warn(f"the best model so far was NOT SAVED; an earlier one was kept:\n{error}")
 
     def finish(self, progress: Progress) -> None:
-        """Save the final model and state."""
-        self._save_models(self.outputs.final_stem(), progress)
-        if self.outputs.final_state:
-            self._save_state(self.outputs.final_state_folder(), progress)
+        """Save the final model and state. If that fails, save them in another folder, and try again for ten minutes.
+        Raises Unsaved if they are in the other folder, or nowhere."""
+
+        def save(outputs: Outputs) -> Path:
+            self._save_models(outputs.final_stem(), progress, outputs=outputs)
+            if outputs.final_state:
+                self._save_state(outputs.final_state_folder(), progress)
+            return outputs.directory
+
+        try:
+            save(self.outputs)
+        except Unsaved as error:
+            self.warn(f"the final model is NOT SAVED yet:\n{error}")
+            self._finish_later(save, error)
         self.after_save()
 
-    def _save_models(self, stem: str, progress: Progress, about: Mapping[str, str] = MappingProxyType({})) -> None:
-        for suffix in self.outputs.suffixes:
-            self._save_model(self.outputs.model(stem, suffix), suffix, progress, about)
+    def _finish_later(self, save: Callable[[Outputs], Path], error: Unsaved) -> None:
+        """Save the final files in another folder first, so that nothing can be lost, then wait for their own."""
+        other: Path | None = None
+        try:
+            other = self._elsewhere(save, error)
+        except Unsaved as worse:
+            self.warn(str(worse))
+        self.warn(f"trying {self.outputs.directory} again for {PATIENCE / 60:.0f} minutes; Ctrl-C ends that")
+        if patiently(lambda: (save(self.outputs), None)[1], self.clock, self.sleep):
+            if other is not None:
+                self.written = [path for path in self.written if other not in path.parents]
+                shutil.rmtree(other, ignore_errors=True)
+            return
+        if other is None:
+            raise error
+        what = f"{error.mistakes[0].what}: the final model is in {other} instead"
+        raise Unsaved((Mistake(what, "move it from there"),)) from error
+
+    def _elsewhere(self, save: Callable[[Outputs], Path], error: Unsaved) -> Path:
+        """Save in the first other folder that can be written. Returns what `save` does. Raises Unsaved."""
+        for folder in other_folders(self.outputs.directory, self.outputs.final_stem()):
+            try:
+                saved = save(replace(self.outputs, directory=folder))
+            except Unsaved:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            self.warn(f"saved in another folder instead: {saved}")
+            return saved
+        raise error
+
+    def _save_models(
+        self,
+        stem: str,
+        progress: Progress,
+        about: Mapping[str, str] = MappingProxyType({}),
+        outputs: Outputs | None = None,
+    ) -> None:
+        outputs = outputs or self.outputs
+        for suffix in outputs.suffixes:
+            self._save_model(outputs.model(stem, suffix), suffix, progress, about)
 
     def _save_model(self, path: Path, suffix: str, progress: Progress, about: Mapping[str, str]) -> None:
         self.say(f"saving checkpoint: {path}")
+        check_space(path, self._measured.get("model", self.sizes[0] * SHARE_OF_ESTIMATE))
         with self.weights.holding(suffix), explain_write_errors(path):
             at = SavedAt(progress.step, progress.epoch, {**self.weights.metadata(suffix), **about})
             self.write_model(path, self.outputs.save_as, at)
         self.written.append(path)
+        self._measured["model"] = size_of(path)
         self._last_model = path
         self.say("model saved.")
         self.saved(path, "model")
 
     def _save_state(self, folder: Path, progress: Progress) -> None:
         self.say(f"saving state: {folder}")
+        check_space(folder, self._measured.get("state", self.sizes[1] * SHARE_OF_ESTIMATE))
         with explain_write_errors(folder):
             self.write_state(folder, progress)
         self.written.append(folder)
+        self._measured["state"] = size_of(folder)
         self._last_state = folder
         self.saved(folder, "state")
 
@@ -111,43 +237,26 @@ class Saver:
             remedy = f"no state was saved since; start from the same one again with --resume {quoted(resumed)}"
         return str(Mistake(what, remedy))
 
-    def _remove_expired(self, event: SaveEvent) -> None:
-        if event.expired_model is not None:
-            for path in self.outputs.models(event.expired_model):
-                self.release(path, partial(self._remove, path))
+    def _expired_files(self, event: SaveEvent) -> list[Path]:
+        """The models and the state that a save makes superfluous."""
+        expired = [] if event.expired_model is None else self.outputs.models(event.expired_model)
         if event.expired_state is not None and self.outputs.states:
-            folder = self.outputs.directory / f"{event.expired_state}-state"
-            self.release(folder, partial(self._remove, folder))
+            expired.append(self.outputs.directory / f"{event.expired_state}-state")
+        return expired
 
     def _remove(self, path: Path) -> None:
-        if path.is_dir():
-            self.say(f"removing old folder: {path}")
-            shutil.rmtree(path)
-        elif path.exists():
-            self.say(f"removing old file: {path}")
-            path.unlink()
-            path.with_suffix(".yaml").unlink(missing_ok=True)
+        try:
+            if path.is_dir():
+                self.say(f"removing old folder: {path}")
+                shutil.rmtree(path)
+            elif path.exists():
+                self.say(f"removing old file: {path}")
+                path.unlink()
+                path.with_suffix(".yaml").unlink(missing_ok=True)
+        except OSError as error:  # another program reads it, on Windows
+            self.warn(f"{path} could not be removed: {error.strerror or error}")
 
 
 def next_epoch(progress: Progress) -> Progress:
     """The progress of a run that resumes at the beginning of the next epoch."""
     return replace(progress, epoch=progress.epoch + 1, window=0, epoch_losses=[], last_epoch_losses=[])
-
-
-@contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the file system (disk full, folder gone, file in use) into user errors, without a traceback."""
-    from safetensors import SafetensorError
-
-    remedy = "continue with --resume from the last saved state; older files were kept, no partial file was left"
-    try:
-        yield
-    except CheckpointError as error:  # its message says what is wrong and what to do
-        raise UserError((Mistake(str(error), remedy),)) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch wraps errors of the file system in a RuntimeError; one without a cause is another problem
-        cause = error.__cause__ or error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, (OSError, SafetensorError)):
-            raise
-        what = f"{path} could not be written: {getattr(cause, 'strerror', None) or cause}"
-        raise UserError((Mistake(what, f"free some space or repair the folder, then {remedy}"),)) from error

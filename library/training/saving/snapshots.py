@@ -8,8 +8,8 @@ from pathlib import Path
 
 from library.training.averaging.posthoc import PosthocEma
 from library.training.averaging.snapshot_files import file_name, snapshot_metadata, step_of
-from library.training.saving.saver import explain_write_errors
 from library.training.saving.state import Progress
+from library.training.saving.unsaved import Unsaved, explain_write_errors
 from library.training.trainable import SavedAt, WriteModel
 
 
@@ -18,6 +18,7 @@ class Snapshots:
     """Saves `posthoc` (None: nothing) at the steps of its plan, as models that can be used by themselves.
 
     `resumed`: steps of the run that is resumed. Its snapshots are kept; those of any other run go with the first save.
+    A snapshot that cannot be written is told of by `warn`: the others still make averages.
     """
 
     posthoc: PosthocEma | None
@@ -25,6 +26,7 @@ class Snapshots:
     write_model: WriteModel
     say: Callable[[str], None]
     resumed: int
+    warn: Callable[[str], None] = print
     _is_first: bool = field(default=True, init=False)
 
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
@@ -37,8 +39,12 @@ class Snapshots:
             path = self.folder / file_name(progress.step, profile.width)
             self.say(f"saving snapshot: {path}")
             about = snapshot_metadata(profile)
-            with self.posthoc.holding(profile), explain_write_errors(path):
-                self.write_model(path, "safetensors", SavedAt(progress.step, progress.epoch, about))
+            try:
+                with self.posthoc.holding(profile), explain_write_errors(path):
+                    self.write_model(path, "safetensors", SavedAt(progress.step, progress.epoch, about))
+            except Unsaved as error:
+                self.warn(f"the snapshot was NOT SAVED, the training goes on:\n{error}")
+                continue
             if self._is_first:
                 self._remove_others(self.folder, progress.step)
             self._is_first = False
