@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +33,7 @@ from library.data.scan.image_record import ImageRecord
 from library.options.datasets import Size
 from library.options.groups.dataset import CropConditioning
 from library.options.mistakes import Mistake, UserError
+from library.runtime.children import end_with_parent
 from library.runtime.seeds import python_random
 from library.runtime.signals import starting_processes
 
@@ -233,7 +236,7 @@ class BatchLoader:
             yield from self._in_thread(requests)
             return
         self._requests.start(requests)
-        with explain_dead_workers(), starting_processes():
+        with explain_dead_workers(), starting_processes(), _dead_workers_are_asked_for():
             batches = self._running = iter(self._loader)
         while True:
             try:
@@ -268,12 +271,9 @@ class BatchLoader:
         return batch.pin_memory() if self._loader.pin_memory else batch
 
     def close(self) -> None:
-        """Stop the worker processes now.
-
-        If left to garbage collection, torch keeps monitoring them and raises at an arbitrary place when one ends.
-        """
-        shutdown = getattr(self._running, "_shutdown_workers", None)
-        self._running = None
+        """Stop the worker processes now. One that does not end by itself is killed: it listens to no other signal."""
+        running, self._running = self._running, None
+        shutdown = getattr(running, "_shutdown_workers", None)
         if shutdown is None:
             return
         try:
@@ -281,15 +281,29 @@ class BatchLoader:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):  # a worker that crashes on exit has finished its work
                 raise
+        finally:
+            for worker in getattr(running, "_workers", ()):
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join()
+
+
+@contextmanager
+def _dead_workers_are_asked_for() -> Iterator[None]:
+    """Let torch not handle SIGCHLD: it would raise an error for a dead worker anywhere in the main thread, also in the
+    middle of an optimizer step. Without, it looks whether workers live whenever a batch is late, after 5 s."""
+    in_main_thread = os.name == "posix" and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if in_main_thread else None
+    try:
+        yield
+    finally:
+        if in_main_thread and before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager
 def explain_dead_workers() -> Iterator[None]:
-    """Turn torch's RuntimeError for a dead worker into a UserError.
-
-    BatchLoader does so for its own calls. But torch also raises it from a signal handler, anywhere in the main thread,
-    so wrap the whole loop that uses workers in this context.
-    """
+    """Turn torch's RuntimeError for a dead worker into a UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -334,6 +348,7 @@ def _identity(batch: Any) -> Any:
 def _prepare_worker(_: int) -> None:
     import cv2
 
+    end_with_parent()
     cv2.setNumThreads(1)  # the number of workers limits the cores used
     # Native libraries with running threads may abort while they are unloaded, which torch would report as a dead
     # worker. Python has finished by then, so exit without unloading.

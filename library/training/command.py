@@ -16,7 +16,8 @@ from library.options.render import write_config
 from library.options.report import report_mistakes
 from library.options.tool_command import quiet_broken_pipe
 from library.runtime.imports import large_imports, quiet_libraries
-from library.runtime.signals import report_interrupt, termination_as_interrupt
+from library.runtime.out_of_memory import is_out_of_memory
+from library.runtime.signals import report_interrupt, signals_as_interrupts
 from library.runtime.terminal import columns_of
 
 if TYPE_CHECKING:
@@ -28,27 +29,27 @@ LESS_MEMORY = (
     "--gradient_accumulation_steps, --optimizer_type AdamW8bit, --mixed_precision bf16 or fp16, --cache_latents, "
     "a smaller --resolution"
 )
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # in messages of torch's RuntimeErrors
 
 
 def run_recipe(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
-    """Parse, plan, print the plan, train. Returns the exit code: 0 done, 2 user error, 130 interrupted."""
+    """Parse, plan, print the plan, train. Returns the exit code: 0 done, 2 user error, 130 Ctrl-C, 143 SIGTERM, 129
+    SIGHUP."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     return run_program(partial(_run, recipe, words), INTERRUPTED)
 
 
 def run_program(work: Callable[[], object], interrupted: str) -> int:
-    """Run `work` and return the exit code of the program. `interrupted` is printed after Ctrl-C or SIGTERM
-    that say nothing themselves."""
+    """Run `work` and return the exit code of the program. `interrupted` is printed after a signal that ends it and says
+    nothing itself."""
     make_output_safe()
     quiet_libraries()
     try:
-        with termination_as_interrupt(), quiet_broken_pipe():
+        with signals_as_interrupts(), quiet_broken_pipe():
             work()
     except UserError as error:
         return report_mistakes(error)
     except KeyboardInterrupt as interrupt:
-        return report_interrupt(str(interrupt) or interrupted)
+        return report_interrupt(str(interrupt) or interrupted, interrupt)
     return 0
 
 
@@ -93,13 +94,10 @@ def make_output_safe() -> None:
 @contextmanager
 def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
     """Turn an out-of-memory error into a UserError with `remedy`."""
-    import torch
-
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not is_memory_error and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "main memory"
         raise UserError((Mistake(f"out of memory ({reason})", remedy),)) from error

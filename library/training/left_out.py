@@ -1,4 +1,4 @@
-"""Samples whose files cannot be read during a run: they are left out. Too many of them end the run, with a saved state.
+"""Samples whose files cannot be read during a run: they are left out. Too many of them end the run (saving/rescue.py).
 
 A step is the mean over the samples that were read. A window in which nothing was read counts as a step, but leaves
 weights, optimizer and schedule as they are.
@@ -6,17 +6,14 @@ weights, optimizer and schedule as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from library.data.batch import Unread
 from library.data.retries import Unreadable
 from library.messages import counted, listed
-from library.options.mistakes import Mistake, UserError
-from library.training.saving.state import Progress, Stateful
+from library.options.mistakes import Mistake
 
 if TYPE_CHECKING:
     from library.runtime.processes import Processes
@@ -29,28 +26,17 @@ IN_A_ROW = 10  # samples that could not be read, one after the other, end a run
 class LeftOut:
     """Counts the samples that could not be read, and stops the run if they are too many.
 
-    `images` is the number of images that are trained on. `save(progress)` writes model and state, and returns the
-    folder of the state. `random` holds the global random generators, which a state contains.
+    `images` is the number of images that are trained on. `nothing_read`: whether no sample of the last window was read.
     """
 
     images: int
     processes: Processes
     say: Callable[[str], None]
-    save: Callable[[Progress], Path]
-    random: Stateful
+    nothing_read: bool = False
     samples: int = 0
     paths: set[str] = field(default_factory=set)
     _in_a_row: int = 0
     _position: int = -1  # of the last one
-    _nothing_read: bool = False  # in the last window
-    _resumable: tuple[Progress, Any] | None = None  # progress and random generators after the last real step
-
-    def window_begins(self, progress: Progress) -> None:
-        """Remember what is saved if the files of this window cannot be read. A resumed run begins with the first of the
-        windows in which nothing was read."""
-        if not self._nothing_read:
-            copy = replace(progress, epoch_losses=list(progress.epoch_losses))
-            self._resumable = copy, self.random.state_dict()
 
     def count(self, unread: Sequence[Unread], window_samples: int, step: int) -> int:
         """Count and name the samples of a window that this process could not read, and those of other ranks. Returns
@@ -64,7 +50,7 @@ class LeftOut:
             longest = max(longest, self._in_a_row)
         self.samples += len(found)
         self.paths.update(sample.path for sample in found)
-        self._nothing_read = len(found) == window_samples
+        self.nothing_read = len(found) == window_samples
         if found and len(self.paths) > max(1, self.images * MOST_IMAGES):
             share = f"{len(self.paths)} of {counted(self.images, 'image')}"
             raise self._unreadable(f"{share} could not be read, more than {MOST_IMAGES:.0%}")
@@ -78,30 +64,5 @@ class LeftOut:
             of_images = f"{counted(self.samples, 'sample')} of {counted(len(self.paths), 'image')}"
             self.say(f"left out, as they could not be read: {of_images} ({listed(sorted(self.paths), 5)})")
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Save model and state of the last finished step if Unreadable is raised in this context, and raise a UserError
-        that says how to resume."""
-        try:
-            yield
-        except Unreadable as error:
-            raise UserError(self._save(error.mistakes)) from error
-
     def _unreadable(self, what: str) -> Unreadable:
         return Unreadable([Mistake(f"{what}: {listed(sorted(self.paths), 5)}", "make the files readable again")])
-
-    def _save(self, mistakes: Sequence[Mistake]) -> Iterator[Mistake]:
-        """The mistakes, with where to continue, or with the mistakes of saving."""
-        if self._resumable is None or not self.processes.is_writer:
-            yield from mistakes
-            return
-        progress, random = self._resumable
-        self.random.load_state_dict(random)
-        try:
-            folder = self.save(progress)
-        except UserError as error:
-            yield from (*mistakes, *error.mistakes)
-            return
-        for mistake in mistakes:
-            saved = f"model and state are saved as of step {progress.step}: continue with --resume {folder}"
-            yield Mistake(mistake.what, f"{mistake.remedy}; {saved}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from library.data.order import BatchRequest, EpochOrder
 from library.messages import listed
 from library.objective.loss import Term, sum_of_members, sum_terms, window_share
 from library.options.mistakes import Mistake, UserError
+from library.runtime.signals import StoppedAside
 from library.training.averaging.weights import Weights
 from library.training.optim.clipping import clip_gradients, scale_gradients
 from library.training.saving.state import Progress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from library.training.left_out import LeftOut
     from library.training.plan.duration import Duration
     from library.training.run import Run
+    from library.training.saving.rescue import Rescue
 
 
 class DueCall(Protocol):
@@ -59,7 +61,8 @@ class Loop:
     `batches(requests)` loads the requested batches and yields each with its request.
     `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
     returns further values of a step to log; all processes call it. `is_over(progress)`: whether to end before the last
-    step, as the writing process knows after `due`; None: never.
+    step, as the writing process knows after `due`; None: never. `rescue` knows what can be saved if an error comes.
+    `stopped`: whether the loop ended because the run is to stop.
     """
 
     run: Run
@@ -69,6 +72,7 @@ class Loop:
     weights: Weights
     order: EpochOrder
     left_out: LeftOut
+    rescue: Rescue
     losses: Callable[[Batch, int], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     due: Sequence[DueCall]
@@ -77,18 +81,22 @@ class Loop:
     record: Callable[[int, float], None] = lambda step, loss: None
     measured: Callable[[], Mapping[str, float]] = dict
     is_over: Callable[[Progress], bool] | None = None
+    stopped: bool = False
 
     def train(self, progress: Progress) -> Progress:
-        """Train from `progress` to the last step. Raises UserError for a loss that is not finite, and Unreadable if too
-        many files cannot be read."""
+        """Train from `progress` to the last step, or to the one that is finished when the run is to stop. Raises
+        UserError for a loss that is not finite, and Unreadable if too many files cannot be read."""
         # Start where the run, or the run that is resumed, stopped.
         freeze_finished(self.trainable.parts, progress.step)
-        if self._is_last(progress):
+        if self._is_last(progress) and not progress.due_left:
             return progress
-        if progress.window == self.duration.steps_per_epoch:  # the state was saved between last step and end of epoch
-            self._end_epoch(progress)
+        if progress.window == self.duration.steps_per_epoch and not progress.due_left:
+            goes_on = self._end_epoch(progress)  # the state was saved between last step and end of epoch
         else:
             self._begin_epoch(progress)
+            goes_on = not progress.due_left or self._after_step(progress)
+        if not goes_on or self._is_last(progress):
+            return progress
 
         # Train on all batches up to the end of the run: workers load the next epoch while this one ends.
         window = self._begin_window(progress)
@@ -101,13 +109,12 @@ class Loop:
             if not request.last_of_window:
                 continue
 
-            # Step, then save, draw and validate if due.
+            # Step, then save, draw and validate if due, and end the epoch.
             self._step(window, progress)
-            self._call_due(progress, epoch_ended=False)
+            if not self._after_step(progress):
+                break
 
-            # End the epoch, or the run.
-            if progress.window == self.duration.steps_per_epoch or self._is_last(progress):
-                self._end_epoch(progress)
+            # End the run.
             if self._is_last(progress):
                 break
             window = self._begin_window(progress)
@@ -120,17 +127,34 @@ class Loop:
         for later in range(epoch + 1, self.duration.epochs + 1):
             yield from self.order.requests(later, 0, rank, world)
 
-    def _call_due(self, progress: Progress, *, epoch_ended: bool) -> None:
-        with self.run.console.pause():
-            for call in self.due if self.run.processes.is_writer else ():
-                call(progress, epoch_ended=epoch_ended)
+    def _after_step(self, progress: Progress) -> bool:
+        """Do what is due after a step, and end the epoch after its last. False: the run is to stop, and leaves that to
+        the one that resumes it."""
+        progress.due_left = False  # in the states that are saved now
+        if self.stopped or not self._call_due(progress, epoch_ended=False):
+            progress.due_left = True
+            return False
+        if progress.window == self.duration.steps_per_epoch or self._is_last(progress):
+            return self._end_epoch(progress)
+        return True
+
+    def _call_due(self, progress: Progress, *, epoch_ended: bool) -> bool:
+        """Whether all that is due was done: not if the run is to stop meanwhile."""
+        try:
+            with self.run.console.pause():
+                for call in self.due if self.run.processes.is_writer else ():
+                    call(progress, epoch_ended=epoch_ended)
+        except StoppedAside:
+            self.stopped = True
+        return not self.stopped
 
     def _begin_epoch(self, progress: Progress) -> None:
         self.trainable.epoch_begins()
         self.run.say(f"epoch {progress.epoch}/{self.duration.epochs}")
 
     def _begin_window(self, progress: Progress) -> Window:
-        self.left_out.window_begins(progress)
+        if not self.left_out.nothing_read:  # else a resumed run begins with the first window that could not be read
+            self.rescue.remember(progress)
         return Window()
 
     def _backward(self, request: BatchRequest, batch: Batch, window: Window, step: int) -> None:
@@ -167,8 +191,10 @@ class Loop:
             return
         factor = window.size / read
 
-        # Check the loss. All ranks see the same value, so all of them stop, with weights and optimizer unchanged.
-        loss = self._sum_over_ranks(window.shares) * factor
+        # Check the loss. All ranks see the same value, so all of them stop, with weights and optimizer unchanged. With
+        # it they learn whether one of them is to stop after this step.
+        summed, self.stopped = self._sum_with_stop(window.shares)
+        loss = summed * factor
         if not math.isfinite(loss):
             raise non_finite_error(window, progress, self.run.processes)
         logged = {f"loss/{name}": self._sum_over_ranks(shares) * factor for name, shares in window.terms.items()}
@@ -182,6 +208,7 @@ class Loop:
             clip_gradients(trainable_parameters(self.trainable.parts), self.max_grad_norm)
 
         # Update weights, learning rates and averaged weights.
+        self.rescue.forget()
         self.optimizer.step()
         measured = {**self.measured(), **self.trainable.step_ended()}
         if not self.run.accelerator.optimizer_step_was_skipped:
@@ -192,6 +219,7 @@ class Loop:
         # Count the step, and log it.
         progress.epoch_losses.append(loss)
         self._count_step(progress)
+        self.rescue.remember(replace(progress, due_left=True))
         if self.run.processes.is_writer:
             values = {**self._logged_losses(loss, progress), **logged, **self._learning_rates(), **measured}
             self.run.log(values, progress.step)
@@ -208,6 +236,13 @@ class Loop:
     def _sum_over_ranks(self, shares: Sequence[torch.Tensor]) -> float:
         """The loss of a window: the sum of the shares of its batches on all ranks."""
         return float(self.run.processes.sum(torch.as_tensor(sum(shares))))
+
+    def _sum_with_stop(self, shares: Sequence[torch.Tensor]) -> tuple[float, bool]:
+        """The loss of a window, and whether any rank is to stop, from one collective."""
+        loss = torch.as_tensor(sum(shares))
+        stop = loss.new_tensor(float(bool(self.run.stop)))
+        summed, stops = self.run.processes.sum(torch.stack((loss, stop))).tolist()
+        return summed, stops > 0
 
     def _mean_over_ranks(self, sums: Sequence[torch.Tensor]) -> float:
         """The mean of values whose sums and numbers are given by batch, over all ranks; NaN of no values."""
@@ -236,20 +271,23 @@ class Loop:
                 rates[f"lr/d*lr/{name}"] = float(group["d"]) * float(group["lr"])
         return rates
 
-    def _end_epoch(self, progress: Progress) -> None:
-        """Log the mean loss; after a complete epoch also call what is due, and begin the next one."""
+    def _end_epoch(self, progress: Progress) -> bool:
+        """Log the mean loss; after a complete epoch also call what is due, and begin the next one. False: see
+        `_after_step`."""
         if progress.epoch_losses and self.run.processes.is_writer:
             self.run.log({self.trainable.tags.epoch: _mean(progress.epoch_losses)}, progress.epoch)
             self.run.say(epoch_loss(progress, self.duration.steps_per_epoch))
         if progress.window < self.duration.steps_per_epoch:
-            return
-        self._call_due(progress, epoch_ended=True)
+            return True
+        if not self._call_due(progress, epoch_ended=True):
+            return False
         progress.epoch += 1
         progress.window = 0
         progress.last_epoch_losses = progress.epoch_losses
         progress.epoch_losses = []
         if not self._is_last(progress):
             self._begin_epoch(progress)
+        return True
 
     def _is_last(self, progress: Progress) -> bool:
         """Whether the run ends after this step. All ranks call it, and get the same answer."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from library.runtime.imports import large_imports
 from library.runtime.processes import Processes
+from library.runtime.signals import StoppedAside, StopRequest
 from library.training import trackers
 from library.training.console import Console
 from library.training.ending import memory_in_use, size_of
@@ -46,7 +47,8 @@ class Run:
     through here, and becomes an event.
 
     `listeners` are called with all values that are logged, also in a run without trackers; `saving_listeners` with each
-    model and training state that is complete.
+    model and training state that is complete. `stop`: whether the user, or a scheduler, wants the run to stop after its
+    step.
     """
 
     accelerator: Accelerator
@@ -56,6 +58,20 @@ class Run:
     events: Events = field(default_factory=Events)
     listeners: list[Callable[[Mapping[str, float]], None]] = field(default_factory=list)
     saving_listeners: list[Callable[[Path, SavedKind], None]] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def check_stop(self) -> None:
+        """Give up what is computed beside the training, if the run is to stop: the run that resumes it does that again.
+        Called between its parts. Of several processes none gives up alone: the others would wait for it."""
+        if self.stop and self.processes.world == 1:
+            raise StoppedAside
+
+    @contextmanager
+    def autocast_aside(self) -> Iterator[None]:
+        """accelerate's autocast, for computations beside the training."""
+        self.check_stop()
+        with self.accelerator.autocast():
+            yield
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -9,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from library.data.dataset import BatchLoader, explain_dead_workers
+from library.data.dataset import BatchLoader
 from library.runtime.allocator import preallocate_heap
-from library.runtime.signals import explain_interrupt
+from library.runtime.signals import Interrupt, explain_interrupt
 from library.training.averaging.weights import build_weights
 from library.training.best.best import Best
 from library.training.conditioning import build_conditioner
@@ -36,6 +37,7 @@ from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
+from library.training.saving.rescue import Rescue
 from library.training.saving.saver import Saver
 from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state, save_state
@@ -138,7 +140,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             uploads.release,
         )  # fmt: skip
         saver, best = after.saver, after.best
-        left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn, saver.save_now, random)
+        left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
+        rescue = Rescue(run.processes, saver.save_now, random, run.warn, progress.step)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
@@ -147,6 +150,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             weights=weights,
             order=facts.order,
             left_out=left_out,
+            rescue=rescue,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
             due=after.due(),
@@ -163,8 +167,11 @@ def train(plan: Plan, recipe: Recipe) -> None:
                     after.begin(progress)
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
-                with explain_dead_workers(), closing(loader), fp16_gradients(scaler), left_out.saving():
-                    progress = loop.train(progress)
+                with closing(loader), run.stop.heard():
+                    with rescue.saving(), fp16_gradients(scaler):
+                        progress = loop.train(progress)
+                    if loop.stopped:
+                        end_stopped(run, saver, progress, before, options.saving.resume)
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
@@ -238,6 +245,15 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
         saver,
         build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far),
     )
+
+
+def end_stopped(run: Run, saver: Saver, progress: Progress, before: int, resumed: Path | None) -> None:
+    """End a run that began after step `before` and was asked to stop, with a saved state. Raises Interrupt."""
+    explanation = ""
+    if run.processes.is_writer:
+        new = progress.step > before
+        explanation = saver.stop(progress) if new else saver.explain_interrupt(progress.step, resumed)
+    raise Interrupt(run.stop.number or signal.SIGINT, explanation)
 
 
 def report(plan: Plan, run: Run, saver: Saver, best: Best, progress: Progress, before: int, began: float) -> None:

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from library.runtime.signals import starting_processes, termination_as_interrupt
+from library.runtime.signals import signals_as_interrupts, starting_processes
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Windows are not inherited in this way")
@@ -29,7 +29,7 @@ def test_an_interrupt_waits_until_processes_are_started_and_does_not_reach_them(
 @pytest.mark.skipif(os.name == "nt", reason="processes of Windows get no such signal")
 def test_a_termination_waits_too() -> None:
     reached: list[str] = []
-    with pytest.raises(KeyboardInterrupt), termination_as_interrupt(), starting_processes():
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupts(), starting_processes():
         os.kill(os.getpid(), signal.SIGTERM)
         reached.append("the end of the start")
     assert reached and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

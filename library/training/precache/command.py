@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -23,6 +21,7 @@ from library.options.flag import Flag
 from library.options.mistakes import Mistake, UserError
 from library.options.packages import check_packages
 from library.options.parse import Parsed, Program, parse
+from library.runtime.children import end_with_parent
 from library.runtime.imports import large_imports
 from library.runtime.signals import starting_processes
 from library.runtime.terminal import columns_of
@@ -155,14 +154,14 @@ def worker_processes(tool: Tool, words: Sequence[str], plan: CachePlan) -> Itera
         yield started
     finally:
         for helper in started:
-            helper.process.terminate()
+            helper.process.kill()
         for helper in started:
             helper.process.join()
 
 
 def run_worker(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Connection) -> None:
     """Entry point of all processes but the first. Only the first one shows progress and mistakes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
             plan = decide_caching(_parsed(words, tool), tool.kind)
@@ -174,10 +173,3 @@ def run_worker(tool: Tool, words: Sequence[str], group: WorkerGroup, report: Con
             pass
         finally:
             report.close()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -167,7 +167,7 @@ def build_drawer(
         device=run.device,
         starts=start_latents(preview, dataset, encoder),
         strength=options.objective.refiner_training_strength,
-        autocast=run.accelerator.autocast,
+        autocast=run.autocast_aside,
         release=partial(release_memory, options.memory),
     )
 

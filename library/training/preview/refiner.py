@@ -90,7 +90,7 @@ def build_refiner(
         partial(decoder, model.vae, encoder.vae, encoder.vae_format, run.device),
         run.device,
         mapped=not options.model.disable_mmap_load_safetensors,
-        autocast=run.accelerator.autocast,
+        autocast=run.autocast_aside,
         release=partial(release_memory, options.memory),
     )
     return Refiner(preview.refiner, opened)

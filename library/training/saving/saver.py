@@ -137,6 +137,16 @@ class Saver:
         self.after_save()
         return folder
 
+    def stop(self, progress: Progress) -> str:
+        """Save model and state of a run that is stopped, and say how to continue."""
+        folder = self.save_now(progress)
+        return str(
+            Mistake(
+                f"stopped after step {progress.step}: model and state are saved",
+                f"continue with --resume {quoted(folder)}, or with --resume auto",
+            )
+        )
+
     def save_best(self, progress: Progress, about: Mapping[str, str]) -> None:
         """Save the best model so far, in place of the one before once it is complete. `about`: more metadata. One that
         cannot be saved is told of; the one before stays."""
@@ -226,8 +236,8 @@ class Saver:
         self.saved(folder, "state")
 
     def explain_interrupt(self, step: int, resumed: Path | None) -> str:
-        """What has been saved when a run is interrupted after `step` steps, and how to continue. `resumed`: the state
-        that this run was resumed from."""
+        """What has been saved when a run is stopped at once after `step` steps, and how to continue. `resumed`: the
+        state that this run was resumed from."""
         saved = "no model was saved" if self._last_model is None else f"the last saved model is {self._last_model}"
         what = f"interrupted after step {step}: {saved}"
         remedy = "no state was saved to continue from; --save_state saves one with every model"

@@ -39,7 +39,9 @@ class Progress:
     """The progress of a run. `step`: finished optimizer steps; `epoch`: from 1; `window`: finished optimizer steps of
     the current epoch. `epoch_losses` are their losses, `last_epoch_losses` those of the epoch before, for the averages
     that are reported. `base_losses`: what validation measured of the base model. `standings`: of the metrics that the
-    best checkpoint and the end of the run depend on, by name."""
+    best checkpoint and the end of the run depend on, by name. `due_left`: what is due after the last step has not been
+    done, as the run was stopped; who resumes it does that first. `began`: when the run began, YYYYmmddHHMMSS; "": long
+    ago."""
 
     step: int = 0
     epoch: int = 1
@@ -48,6 +50,8 @@ class Progress:
     last_epoch_losses: list[float] = field(default_factory=list)
     base_losses: dict[str, list[list[Any]]] = field(default_factory=dict)
     standings: dict[str, Standing] = field(default_factory=dict)
+    due_left: bool = False
+    began: str = ""
 
 
 Identity = dict[str, str]

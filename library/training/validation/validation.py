@@ -74,6 +74,7 @@ class Validation:
     `scaled` scales latents for the backbone. `keys`: of each record, what its points are drawn from. `modules` are all
     modules of the forward pass, adapters included. `versions` of the weights are measured one after the other, and
     logged with their suffix. `base`: while it is open, the model is the base model; None: it cannot be had any more.
+    `check_stop`: see Run.
     """
 
     plan: ValidationPlan | None
@@ -94,6 +95,7 @@ class Validation:
     say: Callable[[str], None]
     warn: Callable[[str], None]
     table: Table
+    check_stop: Callable[[], None] = lambda: None
     base: Callable[[], AbstractContextManager[None]] | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
@@ -192,6 +194,7 @@ class Validation:
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
         losses = torch.zeros(len(numbers), TIMESTEPS, dtype=torch.float64)
         for batch in group_into_batches(range(len(numbers)), places, sizes):
+            self.check_stop()
             losses[batch] = self._batch([numbers[place] for place in batch], [keys[place] for place in batch])
             bar.update(TIMESTEPS * len(batch))
         return losses
@@ -270,6 +273,7 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         say=run.say,
         warn=run.warn,
         table=table,
+        check_stop=run.check_stop,
         base=trainable.switched_off or (None if resumed else nullcontext),
         autocast=run.accelerator.autocast,
         versions=weights.shown(),

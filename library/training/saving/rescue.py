@@ -1,0 +1,80 @@
+"""Save model and state of the last finished step when an error ends a run, so that nothing is lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.messages import quoted
+from library.options.mistakes import Mistake, UserError
+from library.runtime.out_of_memory import free_memory, is_out_of_memory
+from library.training.saving.state import Progress, Stateful
+
+if TYPE_CHECKING:
+    from library.runtime.processes import Processes
+
+
+@dataclass
+class Rescue:
+    """What a run could be resumed from at this moment. `save(progress)` writes model and state, and returns the folder
+    of the state; `random` holds the global random generators, which a state contains; `begin`: the step that the run
+    began after."""
+
+    processes: Processes
+    save: Callable[[Progress], Path]
+    random: Stateful
+    warn: Callable[[str], None]
+    begin: int
+    _resumable: tuple[Progress, Any] | None = field(default=None, init=False)
+
+    def remember(self, progress: Progress) -> None:
+        """Note that the weights are those after this progress. What comes until the next call leaves them so."""
+        copy = replace(progress, epoch_losses=list(progress.epoch_losses), standings=dict(progress.standings))
+        self._resumable = copy, self.random.state_dict()
+
+    def forget(self) -> None:
+        """Note that the weights change now: until the next `remember` they belong to no progress."""
+        self._resumable = None
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Save if an error is raised in this context. It goes on; a UserError says how to resume.
+
+        Nothing is saved, and that is said, if the weights are between two steps or not finite; nothing new if no step
+        was finished.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self.processes.is_writer:
+                raise
+            if is_out_of_memory(error):
+                free_memory(error)
+            told, mistakes = self._save()
+            if not isinstance(error, UserError):
+                self.warn("\n".join([told, *map(str, mistakes)]).strip())
+                raise
+            *others, last = error.mistakes
+            if told:
+                last = Mistake(last.what, "; ".join(filter(None, (last.remedy, told))))
+            raise UserError((*others, last, *mistakes)) from error
+
+    def _save(self) -> tuple[str, tuple[Mistake, ...]]:
+        """What was saved, or why nothing was, as words for the user, and the mistakes of saving."""
+        if self._resumable is None:
+            return "the step was cut off in its middle, so only what was saved before it can be continued", ()
+        progress, random = self._resumable
+        if progress.step == self.begin:
+            return "", ()
+        self.random.load_state_dict(random)
+        try:
+            folder = self.save(progress)
+        except UserError as error:
+            return "", tuple(error.mistakes)
+        return (
+            f"model and state are saved as of step {progress.step}: continue with --resume {quoted(folder)}",
+            (),
+        )
