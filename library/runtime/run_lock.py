@@ -12,16 +12,17 @@ import errno
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 from library.options.mistakes import Mistake, UserError
 
-if os.name == "posix":
-    import fcntl
-else:
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 _HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 _FAR = 1 << 30  # the locked byte: Windows lets nobody read what is locked
@@ -85,12 +86,12 @@ def _open_locked(path: Path) -> tuple[int, str]:
 def _lock(descriptor: int) -> str:
     """Lock a file for this process; why this file system cannot, if so. Raises BlockingIOError."""
     try:
-        if os.name == "posix":
-            # of this process only: flock would live on in data workers that outlive it
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
+        if sys.platform == "win32":
             os.lseek(descriptor, _FAR, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            # of this process only: flock would live on in data workers that outlive it
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
             raise BlockingIOError(error.errno, error.strerror) from error

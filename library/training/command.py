@@ -78,7 +78,7 @@ def _run(recipe: Recipe, arguments: Sequence[str]) -> None:
     else:
         with large_imports():
             from library.training.session import train
-        folders = (plan.preview and plan.preview.folder, plan.outputs.snapshot_folder)
+        folders = (None if plan.preview is None else plan.preview.folder, plan.outputs.snapshot_folder)
         with explain_out_of_memory(), claimed(plan.outputs, folders, print):
             train(plan, recipe)
 

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from library.data.order import BatchRequest, EpochOrder
-from library.messages import listed
 from library.objective.loss import Term, sum_of_members, sum_terms, window_share
-from library.options.mistakes import Mistake, UserError
 from library.runtime.signals import StoppedAside
 from library.training.averaging.weights import Weights
-from library.training.optim.clipping import clip_gradients, scale_gradients
+from library.training.nonfinite import NonFinite, Samples
+from library.training.optim.clipping import clip_gradients, norm_of_gradients, scale_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
 
 if TYPE_CHECKING:
     from library.data.batch import Batch, Unread
-    from library.runtime.processes import Processes
     from library.training.left_out import LeftOut
     from library.training.plan.duration import Duration
     from library.training.run import Run
@@ -39,14 +37,14 @@ class DueCall(Protocol):
 @dataclass
 class Window:
     """The batches of one optimizer step: `shares` of the step's loss, one per batch, the same for each term where there
-    are several, the sum and number of the losses of each term with members (`drifts`), the paths and losses of all
-    samples, for the message about a loss that is not finite, and the samples that could not be read. `size` is the
-    number of samples on all ranks."""
+    are several, the sum and number of the losses of each term with members (`drifts`), all samples, for the message
+    about a loss that is not finite, and the samples that could not be read. `size` is the number of samples on all
+    ranks."""
 
     shares: list[torch.Tensor] = field(default_factory=list)
     terms: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     drifts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    samples: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     size: int = 0
 
@@ -62,7 +60,8 @@ class Loop:
     `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
     returns further values of a step to log; all processes call it. `is_over(progress)`: whether to end before the last
     step, as the writing process knows after `due`; None: never. `rescue` knows what can be saved if an error comes.
-    `stopped`: whether the loop ended because the run is to stop.
+    `stopped`: whether the loop ended because the run is to stop. `nonfinite` decides about steps whose loss or gradient
+    is not finite, and names samples with the timesteps of the last batch, `timesteps()`.
     """
 
     run: Run
@@ -73,6 +72,7 @@ class Loop:
     order: EpochOrder
     left_out: LeftOut
     rescue: Rescue
+    nonfinite: NonFinite
     losses: Callable[[Batch, int], Sequence[Term]]
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     due: Sequence[DueCall]
@@ -82,6 +82,7 @@ class Loop:
     measured: Callable[[], Mapping[str, float]] = dict
     is_over: Callable[[Progress], bool] | None = None
     stopped: bool = False
+    timesteps: Callable[[], torch.Tensor | None] = lambda: None
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step, or to the one that is finished when the run is to stop. Raises
@@ -153,7 +154,8 @@ class Loop:
         self.run.say(f"epoch {progress.epoch}/{self.duration.epochs}")
 
     def _begin_window(self, progress: Progress) -> Window:
-        if not self.left_out.nothing_read:  # else a resumed run begins with the first window that could not be read
+        # else a resumed run begins with the first window that could not be read, or was not finite
+        if not (self.left_out.nothing_read or progress.nonfinite):
             self.rescue.remember(progress)
         return Window()
 
@@ -177,7 +179,7 @@ class Loop:
                 sums = sum_of_members(term.losses.detach(), term.members.to(losses.device) & (weights > 0))
                 window.drifts.setdefault(term.name, []).append(sums)
         if request.is_counted:
-            window.samples.append((batch.paths, losses.detach()))
+            window.samples.append(Samples(batch.paths, losses.detach(), self.timesteps()))
             window.unread += batch.unread
         window.size = request.window_samples
 
@@ -191,29 +193,37 @@ class Loop:
             return
         factor = window.size / read
 
-        # Check the loss. All ranks see the same value, so all of them stop, with weights and optimizer unchanged. With
-        # it they learn whether one of them is to stop after this step.
-        summed, self.stopped = self._sum_with_stop(window.shares)
+        # Check loss and gradients. All ranks see the same values, so all of them skip the step, or stop, with weights
+        # and optimizer unchanged. With them they learn whether one of them is to stop after this step.
+        parameters = trainable_parameters(self.trainable.parts)
+        scale_gradients(parameters, factor)
+        has_scaler = self.run.accelerator.scaler is not None
+        norm = None if has_scaler else norm_of_gradients(parameters)
+        summed, is_finite, self.stopped = self._sum_and_check(window.shares, norm)
         loss = summed * factor
-        if not math.isfinite(loss):
-            raise non_finite_error(window, progress, self.run.processes)
+        if not (math.isfinite(loss) and is_finite):
+            self._skip("gradient" if math.isfinite(loss) else "loss", window, progress)
+            return
         logged = {f"loss/{name}": self._sum_over_ranks(shares) * factor for name, shares in window.terms.items()}
         means = {f"drift/{name}": self._mean_over_ranks(sums) for name, sums in window.drifts.items()}
         logged |= {name: mean for name, mean in means.items() if not math.isnan(mean)}
-        scale_gradients(trainable_parameters(self.trainable.parts), factor)
 
         # Clip the gradient norm.
         if self.max_grad_norm > 0:
             self.run.accelerator.unscale_gradients()
-            clip_gradients(trainable_parameters(self.trainable.parts), self.max_grad_norm)
+            clip_gradients(parameters, self.max_grad_norm, norm)
 
         # Update weights, learning rates and averaged weights.
         self.rescue.forget()
         self.optimizer.step()
         measured = {**self.measured(), **self.trainable.step_ended()}
-        if not self.run.accelerator.optimizer_step_was_skipped:
+        if self.run.accelerator.optimizer_step_was_skipped:
+            self.rescue.remember(progress)
+            self.nonfinite.overflowed(self.run.accelerator.scaler, window.samples, progress)
+        else:
             self.schedule.step()
             self.weights.update()
+            self.nonfinite.stepped(progress)
         self.optimizer.zero_grad(set_to_none=True)
 
         # Count the step, and log it.
@@ -233,16 +243,24 @@ class Loop:
             self.run.say(f"step {progress.step}: training of {part.name} stops")
         self.run.console.count_step(_mean(progress.epoch_losses))
 
+    def _skip(self, what: str, window: Window, progress: Progress) -> None:
+        """Leave out a step whose loss or gradient is not finite; it counts. Raises UserError if it is one too many."""
+        self.nonfinite.skip(what, window.samples, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count_step(progress)
+
+    def _sum_and_check(self, shares: Sequence[torch.Tensor], norm: torch.Tensor | None) -> tuple[float, bool, bool]:
+        """The loss of a window, whether the norm of the gradients is finite on all ranks, and whether any rank is to
+        stop, from one collective and one reading of the device."""
+        loss = torch.as_tensor(sum(shares))
+        checked = torch.zeros_like(loss) if norm is None else norm.to(loss) * 0  # NaN if it is infinite
+        stop = loss.new_tensor(float(bool(self.run.stop)))
+        summed, finite, stops = self.run.processes.sum(torch.stack((loss, checked, stop))).tolist()
+        return summed, finite == 0, stops > 0
+
     def _sum_over_ranks(self, shares: Sequence[torch.Tensor]) -> float:
         """The loss of a window: the sum of the shares of its batches on all ranks."""
         return float(self.run.processes.sum(torch.as_tensor(sum(shares))))
-
-    def _sum_with_stop(self, shares: Sequence[torch.Tensor]) -> tuple[float, bool]:
-        """The loss of a window, and whether any rank is to stop, from one collective."""
-        loss = torch.as_tensor(sum(shares))
-        stop = loss.new_tensor(float(bool(self.run.stop)))
-        summed, stops = self.run.processes.sum(torch.stack((loss, stop))).tolist()
-        return summed, stops > 0
 
     def _mean_over_ranks(self, sums: Sequence[torch.Tensor]) -> float:
         """The mean of values whose sums and numbers are given by batch, over all ranks; NaN of no values."""
@@ -306,25 +324,6 @@ def epoch_loss(progress: Progress, steps_per_epoch: int) -> str:
     if progress.last_epoch_losses:
         text += f", epoch {progress.epoch - 1}: {_mean(progress.last_epoch_losses):.4f}"
     return text
-
-
-def non_finite_error(window: Window, progress: Progress, processes: Processes) -> UserError:
-    """The error for a NaN or infinite loss: step, image files of all ranks, and usual remedies. All ranks must call."""
-    own = [
-        f"{path} ({value:g})"
-        for paths, losses in window.samples
-        for path, value in zip(paths, losses.tolist(), strict=True)
-        if not math.isfinite(value)
-    ]
-    files = [file for of_rank in processes.gather(own) for file in of_rank]
-    images = listed(files, 5) or "the weighted sum"
-    what = f"the loss is not finite at step {progress.step + 1} (epoch {progress.epoch}): {images}"
-    remedy = (
-        "lower --learning_rate or add a warm-up (--lr_warmup_steps), use --mixed_precision bf16 instead of fp16, "
-        "--no_half_vae, or --max_grad_norm 1. Nothing was saved after this loss; --resume continues from the last "
-        "saved state"
-    )
-    return UserError((Mistake(what, remedy),))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -25,6 +25,7 @@ from library.training.left_out import LeftOut
 from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
+from library.training.nonfinite import NonFinite
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
 from library.training.plan.summary import summary
@@ -142,6 +143,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         saver, best = after.saver, after.best
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
         rescue = Rescue(run.processes, saver.save_now, random, run.warn, progress.step)
+        nonfinite = NonFinite(options.run.max_nonfinite_steps, run.processes, run.warn, trainable.parts)
         loop = Loop(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
@@ -151,6 +153,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             order=facts.order,
             left_out=left_out,
             rescue=rescue,
+            nonfinite=nonfinite,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
             due=after.due(),
@@ -159,6 +162,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
             record=curve.add,
             measured=loss.measured,
             is_over=best.is_over if plan.best.stop is not None else None,
+            timesteps=lambda: loss.timesteps,
         )
         before = progress.step
         with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
@@ -175,6 +179,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             if run.processes.is_writer:
                 saver.finish(progress)
                 left_out.report()
+                for line in nonfinite.report():
+                    run.warn(line)
                 report(plan, run, saver, best, progress, before, began)
 
 

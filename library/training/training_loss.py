@@ -49,7 +49,7 @@ class TrainingLoss:
     anchors.
 
     `vae` is the one to encode with: the model's own, or a copy in half precision; None: batches contain latents.
-    `rollout`: None, or what replaces the noise of some samples.
+    `rollout`: None, or what replaces the noise of some samples. `timesteps`: those of the last batch.
     """
 
     model: Model
@@ -60,6 +60,7 @@ class TrainingLoss:
     device: torch.device
     preservation: Preservation = field(default_factory=Preservation)
     rollout: Rollout | None = None
+    timesteps: Tensor | None = field(default=None, init=False)
 
     def __call__(self, batch: Batch, step: int) -> tuple[Term, ...]:
         """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight. `step`: the number of
@@ -67,6 +68,7 @@ class TrainingLoss:
         latents = self.model.family.latent.scaled(self.latents(batch))
         conditioning = self.conditioning(batch)
         inputs, target = self.start(batch, latents, conditioning, step)
+        self.timesteps = inputs.timesteps
         anchored = self.preservation.begin(batch, inputs, step)
         output = self.predict(anchored.inputs)
         denoising = self.objective.compare(output[: len(target)], target, inputs.timesteps, batch.mask)

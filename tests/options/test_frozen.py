@@ -55,6 +55,7 @@ lr_warmup_steps int_or_float 0
 max_bucket_reso int 1024
 max_data_loader_n_workers int 8
 max_grad_norm float 1.0
+max_nonfinite_steps int 0
 max_token_length int null 150|225
 max_train_epochs int null
 max_train_steps int 1600

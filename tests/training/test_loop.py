@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +37,12 @@ from library.objective.weighting import Weighting
 from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
 from library.runtime.processes import Processes
+from library.runtime.seeds import torch_generator
 from library.training.averaging.weights import Weights
 from library.training.conditioning import Conditioner
 from library.training.left_out import LeftOut
 from library.training.loop import Loop
+from library.training.nonfinite import NonFinite
 from library.training.plan.duration import Duration
 from library.training.saving.state import Progress, RandomStates
 from library.training.trainable import Part, Trainable, parameter_groups
@@ -161,7 +164,9 @@ def one_step(
         weights=Weights(optimizer),
         order=order if isinstance(order, FixedOrder) else FixedOrder(order),  # type: ignore[arg-type]
         left_out=left_out_of(run),
+        nonfinite=NonFinite(0, run.processes, run.say),
         losses=spoiled,
+        timesteps=lambda: losses.timesteps,
         batches=lambda requests: ((request, dataset[request]) for request in requests),
         due=(),
         duration=Duration(1, 1, 1, len(SAMPLES), ""),
@@ -244,6 +249,11 @@ def test_a_loss_that_is_not_finite_names_step_and_image(dataset: TrainingDataset
     (mistake,) = raised.value.mistakes
     assert "step 1 (epoch 1)" in mistake.what and "image_04.png" in mistake.what and "image_03" not in mistake.what
     assert "--learning_rate" in mistake.remedy
+    # the timestep of sample 4 is drawn by its own generator, whatever batch it is in
+    generator = torch_generator(5, "noise", 4)
+    process = load_model(read_header(model_file)).family.process
+    timestep = int(Objective(process, "epsilon", 0, 1000).draw((1, 4, 1, 1), [generator]).timesteps)
+    assert f"image_04.png (loss nan, timestep {timestep})" in mistake.what
 
 
 @dataclass
@@ -256,6 +266,7 @@ class Toy:
     steps: int = 2
     processes: Processes = Processes()
     unread: tuple[int, ...] = ()  # records that cannot be read
+    limit: int = 0  # --max_nonfinite_steps
 
     def __post_init__(self) -> None:
         self.layer = torch.nn.Linear(1, 1, bias=False)
@@ -264,6 +275,7 @@ class Toy:
         self.logged: list[dict[str, float]] = []
         self.called: list[tuple[int, bool]] = []
         self.seen: list[int] = []
+        self.said: list[str] = []
 
     def run(self) -> None:
         parts = (Part("toy", self.layer, 0.1),)
@@ -276,7 +288,7 @@ class Toy:
             seed=0,
         )
         accelerator = SimpleNamespace(
-            autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False
+            autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False, scaler=None
         )
         run = fake_run(accelerator, self.logged, self.processes)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
@@ -288,6 +300,7 @@ class Toy:
             weights=Weights(self.optimizer),
             order=order,
             left_out=left_out_of(run),
+            nonfinite=NonFinite(self.limit, run.processes, self.said.append, parts),
             losses=self._losses,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
             due=(lambda progress, epoch_ended: self.called.append((progress.step, run.console.is_paused)),),
@@ -323,7 +336,7 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_optimizer() -> No
 
     good: list[Any] = []
     toy = Toy(terms)
-    with pytest.raises(UserError, match=r"not finite at step 2 \(epoch 1\): image_\d.png \(nan\)"):
+    with pytest.raises(UserError, match=r"the loss is not finite at step 2 \(epoch 1\): image_\d.png \(loss nan\)"):
         toy.run()
     weight, state = good
     assert weight.item() == pytest.approx(0.9)  # one step of 0.1 with the gradient 1
@@ -332,6 +345,43 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_optimizer() -> No
     assert after["param_groups"] == state["param_groups"]
     assert torch.equal(after["state"][0]["momentum_buffer"], state["state"][0]["momentum_buffer"])
     assert len(toy.logged) == 1
+
+
+def spoiled(losses: dict[int, str]) -> Callable[[torch.Tensor, int], tuple[Term, ...]]:
+    """Terms of which those of some calls, counted from 0, are not finite: the loss, or only its gradient."""
+    calls = itertools.count()
+
+    def terms(weight: torch.Tensor, number: int) -> tuple[Term, ...]:
+        how = losses.get(next(calls), "")
+        return (Term("denoising", (weight - weight).sqrt() if how == "gradient" else weight * float(how or 1)),)
+
+    return terms
+
+
+@pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(what: str) -> None:
+    """It counts, but neither weights nor momentum nor schedule know of it."""
+    toy = Toy(spoiled({2: what}), records=8, steps=3, limit=1)  # in the first batch of the second step
+    toy.run()
+    without = Toy(spoiled({}), records=8, steps=2)
+    without.run()
+    assert torch.equal(toy.layer.weight, without.layer.weight)
+    assert toy.schedule.state_dict()["last_epoch"] == 2
+    assert (toy.progress.step, toy.progress.nonfinite) == (3, 0)
+    assert sum("loss" in values for values in toy.logged) == 2
+    (said,) = toy.said
+    named = "gradient" if what == "gradient" else "loss"
+    assert said.startswith(f"the {named} is not finite at step 2 (epoch 1): image_") and "the step is skipped" in said
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run() -> None:
+    apart = Toy(spoiled({0: "nan", 4: "gradient"}), records=8, steps=4, limit=1)
+    apart.run()
+    assert len(apart.said) == 2
+    toy = Toy(spoiled({2: "nan", 4: "gradient"}), records=8, steps=4, limit=1)
+    with pytest.raises(UserError, match=r"the gradient is not finite at step 3.*, as in the 1 step before"):
+        toy.run()
+    assert toy.layer.weight.item() == pytest.approx(0.9)
 
 
 def test_saving_drawing_and_validating_are_no_time_of_a_step() -> None:
@@ -458,5 +508,5 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_with_the_same_messa
     two_ranks: list[dict[str, Any]],
 ) -> None:
     first, second = (reports["spoiled"] for reports in two_ranks)
-    assert first["error"] == second["error"] and "step 1 (epoch 1): image_2.png (nan)\n" in first["error"]
+    assert first["error"] == second["error"] and "step 1 (epoch 1): image_2.png (loss nan)\n" in first["error"]
     assert first["weight"] == second["weight"] == 1.0

@@ -41,6 +41,12 @@ class RunOptions:
     max_train_steps: int = flag(
         1600, "Length of the training in optimizer steps.", at_least=1, zero_is_off=True, metadata="ss_max_train_steps"
     )
+    max_nonfinite_steps: int = flag(
+        0,
+        "Skip up to this many steps in a row whose loss or gradient is not finite; the next one stops the run. 0 = the "
+        "first one stops it.",
+        at_least=0,
+    )
     max_train_epochs: int | None = flag(
         None, "Length of the training in epochs; overrides max_train_steps.", at_least=1, zero_is_off=True
     )

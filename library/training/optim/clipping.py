@@ -8,16 +8,22 @@ import torch
 from torch import Tensor, nn
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
-    """Scale all gradients by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
+def norm_of_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """The global 2-norm of the parameters' gradients, a scalar on their device; None if there are none."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return gradient_norm(gradients) if gradients else None
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor | None = None) -> None:
+    """Scale all gradients by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does. `norm`: their
+    global norm, where it is known.
 
     On the CPU a factor of 1 is skipped, since applying it would read and write every gradient. On other devices it is
     applied, since reading the norm would wait for the device.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    norm = norm_of_gradients(parameters) if norm is None else norm
+    if norm is None:
         return
-    norm = gradient_norm(gradients)
     if norm.device.type == "cpu" and float(norm) + 1e-6 <= limit:
         return
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)

@@ -59,7 +59,9 @@ class Saver:
     _last_model: Path | None = field(default=None, init=False)
     _last_state: Path | None = field(default=None, init=False)
     _postponed: Postponed = field(init=False)
-    _expired: Expired = field(default_factory=Expired, init=False)
+    _expired_models: Expired = field(default_factory=Expired, init=False)
+    _expired_states: Expired = field(default_factory=Expired, init=False)
+    _saved_models: bool = field(default=False, init=False)
     _substitutes: list[Path] = field(default_factory=list, init=False)
     _measured: dict[str, int] = field(default_factory=dict, init=False)  # bytes of the last model and state
 
@@ -76,36 +78,45 @@ class Saver:
             if self._postponed.is_due and not epoch_ended:
                 self._save_again(progress)
             return
-        expired = self._expired_files(event)
-        try:
-            self._save(self.outputs.stem(event), progress, next_epoch(progress) if epoch_ended else progress)
-        except Unsaved as error:
-            self._expired.missed(expired)
-            self._postpone(error)
-            return
-        self._postponed.succeeded()
-        for path in (*self._expired.after_save(expired), *(self._substitutes if expired else ())):
+        problem = self._save(self.outputs.stem(event), progress, next_epoch(progress) if epoch_ended else progress)
+        models, states = self._expired_files(event)
+        expired = self._expired_models.after(models, succeeded=self._saved_models)
+        expired += self._expired_states.after(states, succeeded=problem is None)
+        if problem is not None:
+            self._postpone(problem)
+        else:
+            self._postponed.succeeded()
+            expired += self._substitutes if expired else ()
+            self._substitutes.clear()
+        for path in expired:
             self.release(path, partial(self._remove, path))
-        self._substitutes.clear()
         self.after_save()
 
-    def _save(self, stem: str, progress: Progress, resumed: Progress) -> None:
-        """Save the models of a stem, and with --save_state the state that is resumed from there."""
-        self._save_models(stem, progress)
-        if self.outputs.states:
-            self._save_state(self.outputs.directory / f"{stem}-state", resumed)
+    def _save(self, stem: str, progress: Progress, resumed: Progress) -> Unsaved | None:
+        """Save the models of a stem, and with --save_state the state that is resumed from there. Returns why that
+        failed, if it did; `_saved_models`: whether the models are complete."""
+        self._saved_models = False
+        try:
+            self._save_models(stem, progress)
+            self._saved_models = True
+            if self.outputs.states:
+                self._save_state(self.outputs.directory / f"{stem}-state", resumed)
+        except Unsaved as error:
+            return error
+        return None
 
     def _save_again(self, progress: Progress) -> None:
         """Save as after a save by steps, in place of the last that failed. Where old files are removed, these go with
         the next save that succeeds."""
-        stem, before = self.outputs.step_stem(progress.step), len(self.written)
-        try:
-            self._save(stem, progress, progress)
-        except Unsaved as error:
-            self._postpone(error)
+        before = len(self.written)
+        problem = self._save(self.outputs.step_stem(progress.step), progress, progress)
+        new = self.written[before:]
+        if problem is not None:
+            for path in new:  # half of a save, with each attempt, would fill the disk
+                self._remove(path)
+            self._postpone(problem)
             return
-        finally:
-            self._substitutes += self.written[before:]
+        self._substitutes += new
         self._postponed.succeeded()
         self.after_save()
 
@@ -247,12 +258,12 @@ class Saver:
             remedy = f"no state was saved since; start from the same one again with --resume {quoted(resumed)}"
         return str(Mistake(what, remedy))
 
-    def _expired_files(self, event: SaveEvent) -> list[Path]:
-        """The models and the state that a save makes superfluous."""
-        expired = [] if event.expired_model is None else self.outputs.models(event.expired_model)
-        if event.expired_state is not None and self.outputs.states:
-            expired.append(self.outputs.directory / f"{event.expired_state}-state")
-        return expired
+    def _expired_files(self, event: SaveEvent) -> tuple[list[Path], list[Path]]:
+        """The models, and the state, that a save makes superfluous."""
+        models = [] if event.expired_model is None else self.outputs.models(event.expired_model)
+        if event.expired_state is None or not self.outputs.states:
+            return models, []
+        return models, [self.outputs.directory / f"{event.expired_state}-state"]
 
     def _remove(self, path: Path) -> None:
         try:

@@ -41,7 +41,7 @@ class Progress:
     that are reported. `base_losses`: what validation measured of the base model. `standings`: of the metrics that the
     best checkpoint and the end of the run depend on, by name. `due_left`: what is due after the last step has not been
     done, as the run was stopped; who resumes it does that first. `began`: when the run began, YYYYmmddHHMMSS; "": long
-    ago."""
+    ago. `nonfinite`: how many of the last steps in a row were skipped, as they were not finite."""
 
     step: int = 0
     epoch: int = 1
@@ -52,6 +52,7 @@ class Progress:
     standings: dict[str, Standing] = field(default_factory=dict)
     due_left: bool = False
     began: str = ""
+    nonfinite: int = 0
 
 
 Identity = dict[str, str]

@@ -95,16 +95,14 @@ class Expired:
     _groups: list[tuple[Path, ...]] = field(default_factory=list, init=False)
     _missed: int = field(default=0, init=False)
 
-    def missed(self, expired: Sequence[Path]) -> None:
-        """Note that a save failed whose success would have made these superfluous."""
-        self._groups.append(tuple(expired))
-        self._missed += 1
-
-    def after_save(self, expired: Sequence[Path]) -> list[Path]:
-        """What to remove now that a save is complete which makes these superfluous."""
-        groups = [group for group in (*self._groups, tuple(expired)) if group]
-        there = [group for group in groups if any(os.path.lexists(path) for path in group)]
-        self._missed = max(0, self._missed - (len(groups) - len(there)))  # those that were never written
+    def after(self, expired: Sequence[Path], *, succeeded: bool) -> list[Path]:
+        """What to remove after a save that makes these superfluous; nothing after one that failed."""
+        self._groups = [group for group in (*self._groups, tuple(expired)) if group]
+        if not succeeded:
+            self._missed += 1
+            return []
+        there = [group for group in self._groups if any(os.path.lexists(path) for path in group)]
+        self._missed = max(0, self._missed - (len(self._groups) - len(there)))  # those that were never written
         cut = max(0, len(there) - self._missed)
         self._groups = there[cut:]
         return [path for group in there[:cut] for path in group]

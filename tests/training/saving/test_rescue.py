@@ -13,8 +13,8 @@ from library.data.retries import Unreadable
 from library.options.mistakes import Mistake, UserError
 from library.runtime.processes import Processes
 from library.training.saving.rescue import Rescue
-from library.training.saving.unsaved import Unsaved
 from library.training.saving.state import Progress, RandomStates
+from library.training.saving.unsaved import Unsaved
 
 DIVERGED = Mistake("the loss is not finite", "lower the learning rate")
 SAVED = f"model and state are saved as of step 7: continue with --resume {Path('out/dog-state')}"
