@@ -238,8 +238,9 @@ def test_the_keys_of_dataset_files_are_those_of_the_program() -> None:
     }  # fmt: skip
 
 
-def test_every_difference_names_a_test_that_exists() -> None:
-    for rows in tables("docs/differences.md"):
+@pytest.mark.parametrize("page", ["docs/differences.md", "docs/reliability.md"])
+def test_every_difference_and_fault_names_a_test_that_exists(page: str) -> None:
+    for rows in tables(page):
         for row in rows[1:]:
             assert len(row) == len(rows[0]) and all(row), row
             named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -95,11 +95,30 @@ class Run:
         for listen in self.listeners:
             listen(values)
         if self.is_tracked:
-            self.accelerator.log(values, step=step)
+            with self._tracking():
+                self.accelerator.log(values, step=step)
         if self.events.sinks:
             kind = type_of_values(values)
             state = self._state(values) if kind == "training.status" else {}
             self.events.emit(kind, {"epoch": self.events.progress.epoch, "values": values} | state)
+
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """Trackers that fail (a disk that is full or gone, a service that is away) are told of and no longer used: they
+        are no reason to end a run."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - each tracker raises its own types
+            if not self.is_tracked:  # told before
+                return
+            self.is_tracked = False
+            names = " and ".join(tracker.name for tracker in self.accelerator.trackers)
+            self.warn(f"{names} failed and is no longer used, the training goes on: {type(error).__name__}: {error}")
+
+    def end(self) -> None:
+        """Close the trackers."""
+        with self._tracking() if self.accelerator.trackers else nullcontext():
+            self.accelerator.end_training()
 
     def _state(self, values: Mapping[str, float]) -> dict[str, object]:
         """What a training.status event holds besides the values of a step."""
@@ -130,11 +149,12 @@ class Run:
             self.events.emit("validation.image", {**data, **size, **each.about})
         import numpy
 
-        for tracker in self.accelerator.trackers if to_trackers else ():
+        for tracker in self.accelerator.trackers if to_trackers and self.is_tracked else ():
             # arrays are (1, height, width, 3); TensorBoard expects channels first by default
             arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             arrays = {name: numpy.asarray(each.image)[None] for name, each in drawn.items()}
-            tracker.log_images(arrays, step=step, **arguments)
+            with self._tracking():
+                tracker.log_images(arrays, step=step, **arguments)
 
 
 @contextmanager
@@ -163,7 +183,8 @@ def open_run(
     with lifecycle(events):
         if names:
             trackers.start(accelerator, run_trackers, folder, options)
+        run = Run(accelerator, console, bool(names), processes, events)
         try:
-            yield Run(accelerator, console, bool(names), processes, events)
+            yield run
         finally:
-            accelerator.end_training()
+            run.end()

@@ -38,12 +38,14 @@ from library.options.datasets import BucketSettings, DatasetSpec, SubsetSpec
 from library.options.mistakes import UserError
 from library.runtime.processes import Processes
 from library.runtime.seeds import torch_generator
+from library.runtime.signals import StopRequest
 from library.training.averaging.weights import Weights
 from library.training.conditioning import Conditioner
 from library.training.left_out import LeftOut
 from library.training.loop import Loop
 from library.training.nonfinite import NonFinite
 from library.training.plan.duration import Duration
+from library.training.saving.rescue import Rescue
 from library.training.saving.state import Progress, RandomStates
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
@@ -101,12 +103,18 @@ def fake_run(accelerator: Any, logged: list[dict[str, float]], processes: Proces
         log=lambda values, step: logged.append(values),
         say=lambda text: None,
         console=FakeConsole(),
+        stop=StopRequest(),
     )
 
 
 def left_out_of(run: Any, images: int = 100) -> LeftOut:
-    """Counts, and saves nothing."""
-    return LeftOut(images, run.processes, run.say, lambda progress: Path("state"), RandomStates())
+    """Counts only."""
+    return LeftOut(images, run.processes, run.say)
+
+
+def rescue_of(run: Any) -> Rescue:
+    """Saves nothing."""
+    return Rescue(run.processes, lambda progress: Path("state"), RandomStates(), run.say, 0)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +172,7 @@ def one_step(
         weights=Weights(optimizer),
         order=order if isinstance(order, FixedOrder) else FixedOrder(order),  # type: ignore[arg-type]
         left_out=left_out_of(run),
+        rescue=rescue_of(run),
         nonfinite=NonFinite(0, run.processes, run.say),
         losses=spoiled,
         timesteps=lambda: losses.timesteps,
@@ -300,6 +309,7 @@ class Toy:
             weights=Weights(self.optimizer),
             order=order,
             left_out=left_out_of(run),
+            rescue=rescue_of(run),
             nonfinite=NonFinite(self.limit, run.processes, self.said.append, parts),
             losses=self._losses,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),

@@ -25,6 +25,12 @@ FLAGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+# without measurements
+PLAIN: dict[str, Any] = dict.fromkeys(
+    ("validation_split", "validate_every_n_steps", "keep_best", "sample_every_n_epochs")
+)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("world"))
@@ -56,9 +62,13 @@ def signalled(room: type, name: str, number: int, wanted: Callable[..., bool], t
             signal.raise_signal(number)
         return original(self, *arguments, **named)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, name, calling)
-        yield
+    before = signal.signal(number, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(room, name, calling)
+            yield
+    finally:
+        signal.signal(number, before)
 
 
 def at_step(step: int) -> Callable[..., bool]:
@@ -107,7 +117,7 @@ def test_the_exit_code_names_the_signal(
     name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with signalled(Run, "log", ENDS[name], at_step(1)):
-        stopped = go(world, tmp_path, capsys, sample_every_n_epochs=None, validation_split=None, keep_best=None)
+        stopped = go(world, tmp_path, capsys, **PLAIN)
     assert stopped.code == 128 + ENDS[name] and "stopped after step 2" in stopped.err
 
 
@@ -116,13 +126,13 @@ def test_a_second_signal_stops_at_once_and_leaves_no_partial_file(
 ) -> None:
     """One that follows at once is the same wish, sent twice by a launcher."""
     with signalled(Run, "log", signal.SIGTERM, at_step(1), times=2):
-        assert go(world, tmp_path / "twice", capsys, validation_split=None, keep_best=None).code == 143
+        assert go(world, tmp_path / "twice", capsys, **PLAIN).code == 143
     monkeypatch.setattr(signals, "AGAIN_AFTER", 0.0)
     with (
         signalled(Run, "log", signal.SIGINT, at_step(1)),
-        signalled(Saver, "_save_state", signal.SIGTERM, lambda *_: True),
+        signalled(Saver, "_save_state", signal.SIGTERM, lambda *_, **__: True),
     ):
-        stopped = go(world, tmp_path / "again", capsys, validation_split=None, keep_best=None)
+        stopped = go(world, tmp_path / "again", capsys, **PLAIN)
     assert stopped.code == 143 and "interrupted after step 2: the last saved model is" in stopped.err
     left = sorted(path.name for path in (tmp_path / "again").iterdir())
     assert left == ["dog-run.jsonl", "dog-step00000002.safetensors"], left
@@ -131,7 +141,7 @@ def test_a_second_signal_stops_at_once_and_leaves_no_partial_file(
 def test_before_the_first_step_one_signal_is_enough(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with signalled(Evaluation, "begin", signal.SIGTERM, lambda *_: True):
+    with signalled(Evaluation, "begin", signal.SIGTERM, lambda *_, **__: True):
         stopped = go(world, tmp_path, capsys)
     assert stopped.code == 143 and "interrupted after step 0: no model was saved" in stopped.err
     assert "dog-step00000000-state" not in {path.name for path in tmp_path.iterdir()}

@@ -116,7 +116,9 @@ def same(one: LatentCacheBuild, other: LatentCacheBuild, number: int, flipped: b
 
 
 def entries(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.name.endswith((".npz", ".safetensors", ".tmp")))
+    return sorted(
+        path.name for path in folder.rglob("*") if path.name.endswith((".npz", ".safetensors", ".dreamfolder-tmp"))
+    )
 
 
 # what stands in the files
@@ -572,7 +574,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     replace_file = os.replace
 
     def refuse(source: str, target: str) -> None:
-        if "c.png" in target:
+        if "c.png" in os.fspath(target):
             raise PermissionError(13, "Permission denied")
         replace_file(source, target)
 
@@ -583,7 +585,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         filled(records)
     assert "remove --cache_latents_to_disk" in str(caught.value)
     monkeypatch.undo()
-    assert filled(records[:2]).read == 2 and not list(tmp_path.glob(".latents*"))
+    assert filled(records[:2]).read == 2 and not list(tmp_path.glob("*.dreamfolder-tmp"))
 
 
 @pytest.fixture
@@ -622,12 +624,13 @@ def test_a_full_disk_is_named_and_what_was_written_stays(small_disk: Path, form:
 # several processes
 
 PROCESS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from tests.data.cache.test_latent_cache import Data, Encoder, filled
 from tests.data.image_files import record
+os.fsync = lambda descriptor: None  # a disk that answers at once: encoding takes no time here, and must not wait
 folder, form, number = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 records = [record(path, (64, 64)) for path in sorted(folder.glob("*.png"))]
 (folder / f"ready{sys.argv[6]}").touch()
@@ -676,4 +679,4 @@ def test_two_processes_at_once_do_no_harm(tmp_path: Path, form: str, processes: 
     found = filled(records, form=form, flip=True)
     assert counts(found) == (40, 0, 0)
     assert same(found, filled(records, to_disk=False, flip=True), 40)
-    assert len(entries(tmp_path)) == 40 and not list(tmp_path.glob(".latents*"))
+    assert len(entries(tmp_path)) == 40 and not list(tmp_path.glob("*.dreamfolder-tmp"))

@@ -16,7 +16,7 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from library.checkpoints import writer
+from library import whole_files
 from library.data.scan.remote import local_copy, local_names
 from library.options.convert_values import is_remote
 from library.options.mistakes import UserError
@@ -245,7 +245,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_said(
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path: b"much longer than the listing said")
     with pytest.raises(UserError, match=r"changed while memory://bucket/data was being copied\n.*start again"):
         memory.copy(tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".tmp")]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".dreamfolder-tmp")]
 
 
 def test_names_that_windows_refuses_get_others() -> None:
@@ -396,11 +396,11 @@ def test_a_full_disk_is_said_and_what_was_fetched_is_kept(
         original(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_sync_folder", lambda folder: left.__setitem__(0, left[0] - 1))
+        patch.setattr(whole_files, "flush_folder", lambda folder: left.__setitem__(0, left[0] - 1))
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"cannot be written .*No space left.*\n.*downloaded files are kept"):
             memory.copy(tmp_path, threads=1)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.dreamfolder-tmp"))
     folder = memory.copy(tmp_path)
     assert len(memory.fetched) == 3 and content(folder) == FILES
 

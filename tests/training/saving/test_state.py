@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from library.checkpoints.header import CheckpointError, NotFiniteError
 from library.options.mistakes import UserError
 from library.training.optim.optimizers import ExactState
 from library.training.saving.state import Progress, RandomStates, RunState, load_state, read_state, save_state
@@ -81,12 +82,27 @@ def test_a_state_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
 
 def test_no_partial_state_is_left(tmp_path: Path) -> None:
     save_state(tmp_path / "state", PROGRESS, a_run(1), {})
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="state: could not be written .disk full"):
         save_state(tmp_path / "state", PROGRESS, {**a_run(2), "count": Full(2)}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     kept = a_run(3)
     load_state(read_state(tmp_path / "state"), kept)
     assert kept["count"].state_dict() == {"value": 1}
+
+
+def test_a_state_with_a_nan_is_not_written(tmp_path: Path) -> None:
+    """In the weights as in what the optimizer remembers."""
+    for name in ("unet", "optimizer"):
+        run = a_run(1)
+        with torch.no_grad():
+            first = next(iter(run["unet"].parameters()))  # type: ignore[union-attr]
+            spoiled = first if name == "unet" else run["optimizer"].state_dict()["state"][0]["exp_avg"]  # type: ignore[union-attr]
+            spoiled.view(-1)[0] = torch.nan
+        with pytest.raises(
+            NotFiniteError, match=r"state.(model.safetensors|optimizer.bin): not written, because .* contains NaN"
+        ):
+            save_state(tmp_path / "state", PROGRESS, run, {})
+        assert not list(tmp_path.iterdir())
 
 
 class Full(Count):
