@@ -180,7 +180,7 @@ def open_run(
     set_seed(seed % 2**32)
     processes, console = Processes.current(), Console(options.run)
     events = open_events(console.say) if processes.is_writer else Events()
-    with lifecycle(events):
+    with lifecycle(events), trackers.quiet_threads():
         if names:
             trackers.start(accelerator, run_trackers, folder, options)
         run = Run(accelerator, console, bool(names), processes, events)

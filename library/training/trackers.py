@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +98,22 @@ def _read_settings(path: Path | None, mistakes: Mistakes) -> Mapping[str, Mappin
 def run_folder(trackers: Trackers, prefix: str | None) -> Path | None:
     """The log folder of a run that starts now, `logging_dir/[log_prefix]YYYYmmddHHMMSS`; None without --logging_dir."""
     return trackers.folder and Path(f"{trackers.folder}/{prefix or ''}{time.strftime('%Y%m%d%H%M%S')}")
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Keep threads of TensorBoard from printing tracebacks: what is logged next raises their error."""
+    before = threading.excepthook
+
+    def print_others(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            before(failed)
+
+    threading.excepthook = print_others
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def start(accelerator: Accelerator, trackers: Trackers, folder: Path | None, options: TrainOptions) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
@@ -14,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 from library.data.shards.table import ShardEntry, is_inside
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
+from library.whole_files import replacing
 
 _BLOCK = 512  # of a tar archive
 _MOST_TEXT = 1 << 20  # bytes of a caption
@@ -55,6 +55,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str, limit: int) -> None:
         self.entries: list[ShardEntry] = []
         self._folder, self._name, self._limit = folder, name, limit
+        self._writing = ExitStack()
         self._file: BinaryIO | None = None
         self._tar: tarfile.TarFile | None = None
         self._path = Path()
@@ -75,9 +76,8 @@ class ShardWriter:
         return places
 
     def _begin(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / f"{self._name}-{len(self.entries):06d}.tar"
-        self._file = _temporary(self._path).open("wb")
+        self._file = self._writing.enter_context(replacing(self._path))
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
 
     def close(self) -> None:
@@ -85,24 +85,20 @@ class ShardWriter:
         if self._file is None or self._tar is None:
             return
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         length = self._file.tell()
-        self._file.close()
         self._file = None
-        os.replace(_temporary(self._path), self._path)
+        self._writing.close()
         self.entries.append(ShardEntry(len(self.entries), self._path.name, length))
 
     def abandon(self) -> None:
         """Remove the shard that is not complete."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            _temporary(self._path).unlink(missing_ok=True)
+        self._file = None
+        with suppress(_AbandonedError), self._writing:
+            raise _AbandonedError
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+class _AbandonedError(Exception):
+    """Ends the writing of a shard that is not complete."""
 
 
 def _padded(size: int) -> int:

@@ -21,6 +21,7 @@ from library.messages import counted
 from library.options.datasets import SubsetSpec
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.progress import ProgressBar
+from library.whole_files import remove_leftovers
 
 MOST_BAD = 0.1  # share of unusable images above which nothing is written
 
@@ -65,6 +66,7 @@ def pack_folder(
         report.mistakes.extend([gathered.other_captions.mistake])
     if report.mistakes:
         raise UserError(report.mistakes)
+    remove_leftovers(output)
     writer = ShardWriter(output, name, limit)
     try:
         rows = _Packing(subset, gathered, writer, most_memory, report).rows()

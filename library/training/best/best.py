@@ -26,13 +26,16 @@ STEP = "ss_best_step"
 
 @dataclass
 class Best:
-    """`save(progress, about)` saves the checkpoint to keep, with metadata about it, at `path`."""
+    """`save(progress, about)` saves the checkpoint to keep, with metadata about it, at `path`. False: it could not be
+    written. Then the next one that is better than that at `path` is saved, though it may not be the best."""
 
     plan: BestPlan
-    save: Callable[[Progress, Mapping[str, str]], None]
+    save: Callable[[Progress, Mapping[str, str]], bool]
     path: Path
     say: Callable[[str], None]
     _heard: dict[Metric, float] = field(default_factory=dict, init=False)
+    _missed: bool = field(default=False, init=False)
+    _kept: float | None = field(default=None, init=False)  # the value of the checkpoint that this run has saved
 
     def hear(self, values: Mapping[str, float]) -> None:
         """Remember the values of the metrics among those that are logged."""
@@ -58,9 +61,16 @@ class Best:
             after = compared(metric, before, value, progress.step)
             progress.standings[metric.name] = after
             self._tell(metric, value, before, after, progress.step)
-            if metric is self.plan.keep and after["step"] == progress.step:
+            if metric is self.plan.keep and (after["step"] == progress.step or self._is_in_place_of_one_missed(value)):
                 about = {"ss_best_metric": metric.name, "ss_best_value": repr(value), STEP: str(progress.step)}
-                self.save(progress, about)
+                self._missed = not self.save(progress, about)
+                self._kept = self._kept if self._missed else value
+
+    def _is_in_place_of_one_missed(self, value: float) -> bool:
+        """Whether a better one could not be saved, and this one is better than the one that was."""
+        if not self._missed or self.plan.keep is None or not math.isfinite(value):
+            return False
+        return self._kept is None or self.plan.keep.is_better(value, self._kept)
 
     def _tell(self, metric: Metric, value: float, before: Standing | None, after: Standing, step: int) -> None:
         if after["step"] == step:

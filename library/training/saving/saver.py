@@ -158,13 +158,15 @@ class Saver:
             )
         )
 
-    def save_best(self, progress: Progress, about: Mapping[str, str]) -> None:
+    def save_best(self, progress: Progress, about: Mapping[str, str]) -> bool:
         """Save the best model so far, in place of the one before once it is complete. `about`: more metadata. One that
-        cannot be saved is told of; the one before stays."""
+        cannot be saved is told of, and the one before stays: False."""
         try:
             self._save_models(self.outputs.best_stem(), progress, about)
         except Unsaved as error:
             self.warn(f"the best model so far was NOT SAVED; an earlier one was kept:\n{error}")
+            return False
+        return True
 
     def finish(self, progress: Progress) -> None:
         """Save the final model and state. If that fails, save them in another folder, and try again for ten minutes.

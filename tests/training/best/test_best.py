@@ -31,13 +31,17 @@ class Followed:
     progress: Progress = field(default_factory=Progress)
     saved: list[int] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    full: tuple[int, ...] = ()  # steps at which the disk is full
 
     def __post_init__(self) -> None:
         self.best = Best(self.plan, self.save, self.path, self.said.append)
 
-    def save(self, progress: Progress, about: Mapping[str, str]) -> None:
+    def save(self, progress: Progress, about: Mapping[str, str]) -> bool:
+        if progress.step in self.full:
+            return False
         assert about["ss_best_step"] == str(progress.step) and float(about["ss_best_value"]) == self.last
         self.saved.append(progress.step)
+        return True
 
     def measure(self, values: Measured, tag: str = STEP_TAG) -> Followed:
         for step, value in values:
@@ -45,6 +49,13 @@ class Followed:
             self.best.hear({"loss": 0.0, tag: value})
             self.best.due(self.progress, epoch_ended=False)
         return self
+
+
+def test_after_one_that_could_not_be_saved_a_better_one_than_that_on_the_disk_is() -> None:
+    followed = Followed(BestPlan(keep=LOSS), full=(2,))
+    followed.measure(list(enumerate([5, 3, 4, 4.5, 2, 3], start=1)))
+    assert followed.saved == [1, 3, 5]
+    assert followed.progress.standings["validation_loss"]["step"] == 5
 
 
 @pytest.mark.parametrize(
