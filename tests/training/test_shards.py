@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from library.data import retries
 from tests.training import running
 from tests.training.running import World, assert_equal_files, run
 from tools import make_shards
@@ -82,3 +84,22 @@ def test_latents_of_shards_are_cached_like_those_of_files(
     assert "0 encoded" in second.out + second.err, second.out + second.err
     assert second.losses == expected.losses
     assert not list((world.root / "packed").rglob("*.safetensors")), "caches are not beside the shards"
+
+
+def test_an_image_whose_bytes_changed_is_left_out_and_named(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "DELAYS", (0.0,))
+    shutil.copytree(world.root / "packed" / "train", tmp_path / "train")
+    (shard,) = (tmp_path / "train" / "2_sks dog").glob("*.tar")
+    own = (world.root / "train" / "2_sks dog" / "own.png").read_bytes()
+    data = shard.read_bytes()
+    assert data.count(own) == 2  # image_00.png is the same picture
+    place = data.rindex(own) + len(own) // 2
+    shard.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+    _, words = both(world, tmp_path / "out", max_train_steps=12, train_batch_size=2, max_data_loader_n_workers=1)
+    outcome = run([*words, f"--train_data_dir={tmp_path / 'train'}"], capsys)
+    said = outcome.out + outcome.err
+    assert outcome.code == 0, said
+    assert f"{shard}/own.png" in said and "the shard was changed" in said and "sample left out" in said
+    assert "of 1 image" in said  # all others were read

@@ -33,7 +33,7 @@ from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index
 from library.data.scan.listing import Directories
 from library.data.scan.mask_files import same_aspect_ratio
-from library.data.scan.shard_images import ShardImages, default_caption, describe_masks, open_all
+from library.data.scan.shard_images import ShardImages, default_caption, describe_loose, describe_masks, open_all
 from library.data.scan.validation_split import split
 from library.data.shards.table import Row
 from library.messages import counted
@@ -299,7 +299,7 @@ def _build_from_shards(images: ShardImages, most_memory: float, findings: _Findi
     if small:
         _report_small(small, subset, is_all=not records, findings=findings)
     notes, mistakes = describe_masks(images)
-    findings.notes += notes
+    findings.notes += notes + describe_loose(images, readable_extensions())
     findings.mistakes += mistakes
     if not records and not small and not findings.mistakes:
         findings.mistakes.append(Mistake(f"the shards of {title(subset)} contain no image", "name others"))

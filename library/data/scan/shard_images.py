@@ -6,6 +6,7 @@ run then needs 16 bytes of memory for an image, in every process, and the table 
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,11 +17,12 @@ from typing import overload
 
 from library.data.scan.caption_files import lines_of
 from library.data.scan.image_record import ImageRecord
+from library.data.scan.listing import is_image
 from library.data.shards.member import TABLE_NAME, Member, Shard
 from library.data.shards.opening import OpenedShards, open_shards
 from library.data.shards.places import Places, locate
 from library.data.shards.table import Row, ShardTable
-from library.messages import listed
+from library.messages import counted, listed
 from library.options.convert_values import is_remote
 from library.options.datasets import SubsetSpec
 from library.options.groups.caption import NO_FILES
@@ -247,6 +249,15 @@ def describe_reading(found: Mapping[int, ShardImages], buffer: int) -> list[str]
         what = f"{listed(dict.fromkeys(remote))}: an image is read by a request of its own"
         return [f"{what}; --shard_buffer 8 copies whole shards instead, at most 16 at a time"]
     return []
+
+
+def describe_loose(images: ShardImages, extensions: Collection[str]) -> list[str]:
+    """A note about images that are files beside the shards of a folder, and are not read."""
+    folder = images.subset.image_dir
+    if not isinstance(folder, Path):
+        return []
+    loose = sum(is_image(name, extensions) for name in os.listdir(folder))
+    return [f"{folder}: {counted(loose, 'image')} beside the shards not used"] if loose else []
 
 
 def describe_masks(images: ShardImages) -> tuple[list[str], list[Mistake]]:

@@ -22,27 +22,30 @@ _ABANDONED = 1800.0  # seconds after which the lock of a process that died is no
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """A folder of copies, at most `most` of them."""
+    """A folder of copies, at most `most` of them. `version`: of the shards; copies of others are not used."""
 
     folder: str
     most: int
+    version: str = ""
 
     def read(self, url: str, offset: int, length: int) -> bytes | None:
-        """Bytes of the shard from its copy, which is made if no other process is making it; None if there is none yet.
-        Raises OSError."""
+        """Bytes of the shard from its copy, which is made if no other process is making it. None if there is no copy
+        yet, or none can be written. Raises OSError."""
         path = self._path(url)
         if (data := _read(path, offset, length)) is not None:
             return data
         with self._lock(path) as is_mine:
-            if not is_mine:
+            if not is_mine or not self._copy(url, path):
                 return None
-            self._copy(url, path)
         return _read(path, offset, length)
 
     def _path(self, url: str) -> Path:
-        return Path(self.folder, hashlib.blake2b(url.encode(), digest_size=16).hexdigest() + _ENDING)
+        return Path(
+            self.folder, hashlib.blake2b(f"{self.version} {url}".encode(), digest_size=16).hexdigest() + _ENDING
+        )
 
-    def _copy(self, url: str, path: Path) -> None:
+    def _copy(self, url: str, path: Path) -> bool:
+        """Copy a shard. False for a full disk, or a request that fails."""
         from library.checkpoints.header import CheckpointError
         from library.checkpoints.writer import replacing
         from library.data.shards.remote import copy_to
@@ -51,8 +54,9 @@ class Copies:
         try:
             with replacing(path) as stream:
                 copy_to(url, stream)
-        except CheckpointError as error:
-            raise OSError(f"no copy of the shard can be written: {error}") from error
+        except CheckpointError:
+            return False
+        return True
 
     def _make_room(self) -> None:
         """Delete the copies that were used longest ago. One that is being read stays where the system keeps it."""
@@ -74,7 +78,7 @@ class Copies:
                 if time.time() - lock.stat().st_mtime > _ABANDONED:
                     lock.unlink()
             os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except (FileExistsError, PermissionError):  # Windows: it is being deleted
+        except OSError:  # another process has it; or the folder cannot be written
             yield False
             return
         try:

@@ -111,7 +111,10 @@ class _Reading:
             shard.mistakes += error.mistakes
         except OSError as error:
             shard.mistakes.append(
-                Mistake(f"shard {place} cannot be read ({error.strerror or error})", "check the name")
+                Mistake(
+                    f"shard {place} cannot be read ({error.strerror or error})",
+                    "check the name, and for a URL the credentials",
+                )
             )
         return shard
 

@@ -32,6 +32,9 @@ def pack(folder: Path, options: ShardOptions) -> None:
         raise UserError([no_folder("--input_dir", folder)])
     _check_encoding(options)
     output = options.output_dir or Path()
+    if output.resolve() == folder.resolve():
+        what = f"--output_dir {output} is the folder of the images, which would then be read from the shards only"
+        raise UserError([Mistake(what, "give another folder")])
     subset = SubsetSpec(
         image_dir=folder,
         origin="--input_dir",

@@ -50,7 +50,7 @@ def open_shards(places: Places, caches: Path, copies: int = 0) -> OpenedShards:
         raise UserError([Mistake(what, MAKE_IT)])
     _check_lengths(places.root, used)
     own = caches / "latents" / table.content
-    kept = Copies(str(caches / "shards"), copies) if copies and is_remote(places.root) else None
+    kept = Copies(str(caches / "shards"), copies, table.content) if copies and is_remote(places.root) else None
     shards = {
         entry.number: Shard(join(places.root, entry.path), entry.length, str(own / _plain(entry.path)), kept)
         for entry in used

@@ -109,6 +109,15 @@ def test_nothing_is_left_of_shards_that_cannot_be_packed(tmp_path: Path) -> None
     assert not list((tmp_path / "packed").iterdir())
 
 
+def test_images_beside_shards_are_noted(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(packed / "loose.png")
+    found = scanned(packed)
+    assert len(found.records) == 6 and any("1 image beside the shards not used" in note for note in found.notes)
+    folder = packed.parent / "data"
+    code, out = tool(capsys, "--input_dir", folder, "--output_dir", folder)
+    assert code == 2 and "is the folder of the images" in out and not (folder / "shards.sqlite").exists()
+
+
 def test_shards_are_not_written_twice(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has shards already"):
         pack(tmp_path / "data", packed)

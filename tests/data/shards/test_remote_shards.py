@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +90,28 @@ def test_with_a_buffer_a_limited_number_of_shards_is_copied(
     with found.records[-1].path.open("rb") as file:  # of one of the two shards that were read last
         assert file.read() == read_all(local)[-1]
     assert len(ranges) == 1
+
+
+def test_copies_of_earlier_shards_are_not_used_and_none_are_needed(
+    cloud: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all(scan_url(tmp_path, copied=8))
+    for number in range(8):
+        save(tmp_path / "data" / f"im{number}.png", (80, 64), f"cat {number}")
+    pack(tmp_path / "data", tmp_path / "new", limit=30_000)
+    cloud.rm("/bucket", recursive=True)
+    for path in (tmp_path / "new").iterdir():
+        cloud.pipe_file(f"/bucket/set/{path.name}", path.read_bytes())
+    expected = read_all(scanned(tmp_path / "new"))
+    assert read_all(scan_url(tmp_path, copied=8)) == expected
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.rmtree(tmp_path / "caches")
+    found = scan_url(tmp_path, copied=8)
+    monkeypatch.setattr(remote, "copy_to", full)
+    assert read_all(found) == expected and not list((tmp_path / "caches").rglob("*.tar*"))
 
 
 @pytest.mark.parametrize(
