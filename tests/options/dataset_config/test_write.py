@@ -156,6 +156,18 @@ def test_urls_stay_as_they_are(url: str, tmp_path: Path) -> None:
         assert any(f"{url} is a URL" in line for line in written.lost)
 
 
+def test_shards_stay_as_they_are(tmp_path: Path) -> None:
+    shards = SubsetSpec(
+        None, "", caption_extensions=(".txt",), shards="s3://b/{0..9}.tar", shard_table=Path("t.sqlite")
+    )
+    datasets = [DatasetSpec("", BucketSettings((512, 512)), (shards,))]
+    assert any("images in shards: unpack them" in line for line in to_simpletuner(datasets).lost)
+    written = to_kohya(datasets)
+    ((subset,),) = (dataset.subsets for dataset in kohya(tmp_path, written.text).datasets)
+    assert (subset.image_dir, subset.shards, subset.shard_table) == (None, shards.shards, shards.shard_table)
+    assert written.lost == ()
+
+
 def some_subset(rng: random.Random, number: int) -> SubsetSpec:
     """A subset that both formats can express completely."""
     shuffle, validation = rng.random() < 0.5, number > 0 and rng.random() < 0.3
