@@ -33,6 +33,7 @@ from library.options.unknown_names import ALLOW
 _NOT_SET: tuple[object, ...] = (None, "", "None", [])
 _OFF_WORDS = ("none", "no", "off")
 _OFF = (False, 0, *_OFF_WORDS)
+_FULL_PIPELINE = ("pipeline_mode", "stage1_model", "stage2_model")
 _SCRIPTS: Mapping[object, Script] = {"lora": "train_network.py", "full": "train_db.py"}
 _NEAREST = (("lion", "Lion"), ("schedulefree", "AdamWScheduleFree"), ("prodigy", "Prodigy"), ("8bit", "AdamW8bit"))
 
@@ -99,6 +100,7 @@ class _Reader:
         yield from self._attention()
         self._webhooks()
         yield from self._previews()
+        yield from self._refiner()
         for key in list(self.rest):
             raw = self.rest.pop(key)
             if key in KEYS:
@@ -325,6 +327,23 @@ class _Reader:
             del self.rest["webhook_config"]
             what = f"webhook_config ({self.name}) holds the webhook itself, and may hold a password"
             self.mistakes.add(what, "write it into a file of its own, and set webhook_config to its path")
+
+    def _refiner(self) -> Iterator[RawOption]:
+        """Previews of a base model that a refiner finishes. There it is downloaded if it is not named."""
+        mode_key, base_key, refiner_key = (f"sdxl_validation_{name}" for name in _FULL_PIPELINE)
+        mode, base, refiner = self._take(mode_key), self._take(base_key), self._take(refiner_key)
+        is_full = mode == "full-pipeline"
+        if is_full and refiner is not None:
+            yield self._option("preview_refiner", refiner_key, refiner)
+        elif is_full and "preview_refiner" not in {*self.target.given, *self.values}:
+            remedy = f"name the refiner in {refiner_key} or with --preview_refiner"
+            self.notes.append(f"{self._show(mode_key)}: no preview is refined; {remedy} (nothing is downloaded here)")
+        elif refiner is not None:
+            self._ignore(refiner_key, refiner)
+        if mode not in (None, "trained-stage", "full-pipeline"):
+            self._ignore(mode_key, mode)
+        if base is not None:  # of a refiner in training, whose previews are images of the dataset
+            self._ignore(base_key, base)
 
     def _previews(self) -> Iterator[RawOption]:
         """Pictures while an image is drawn; and one prompt, its settings in the words of kohya's prompt files."""

@@ -328,6 +328,24 @@ def test_previews_that_are_off_or_set_by_a_flag(tmp_path: Path) -> None:
     )
 
 
+def test_previews_that_a_refiner_finishes(tmp_path: Path) -> None:
+    full = PREVIEWS | {"sdxl_validation_pipeline_mode": "full-pipeline"}
+    named = of(tmp_path, {**full, "sdxl_validation_stage2_model": "refiner.safetensors"})
+    assert values(named, "preview_refiner") == ["refiner.safetensors"] and not told(named)
+    assert not any("refine" in note for note in named.notes)
+    by_flag = of(tmp_path, full, "--preview_refiner=r.safetensors")
+    assert values(by_flag, "preview_refiner") == ["r.safetensors"] and not told(by_flag)
+    assert not any("refine" in note for note in by_flag.notes)
+    unnamed = of(tmp_path, full)
+    assert any("sdxl_validation_stage2_model or with --preview_refiner" in note for note in unnamed.notes)
+    usual = of(tmp_path, {**PREVIEWS, "sdxl_validation_pipeline_mode": "trained-stage",
+                          "sdxl_validation_stage1_model": "base", "sdxl_validation_stage2_model": "refiner"})  # fmt: skip
+    assert values(usual, "preview_refiner") == [None]
+    for parsed in (unnamed, usual):
+        assert not told(parsed)
+    assert any("stage1_model" in note and "stage2_model" in note for note in usual.notes)
+
+
 def test_a_webhook_in_the_file_itself_is_refused_unseen(tmp_path: Path) -> None:
     hook = {"webhook_type": "discord", "webhook_url": "https://host/pass-word"}
     for written in (hook, [hook], json.dumps(hook)):
