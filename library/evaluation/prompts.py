@@ -102,8 +102,8 @@ def fill_in(request: ImageRequest, words: SubjectWords) -> SubjectPrompt:
     if words.of_class is None:
         return SubjectPrompt(replace(request, prompt=text), None)
     named = re.compile(rf"(?<!\w){re.escape(words.subject)}(?!\w)", re.IGNORECASE)
-    neutral = named.sub(lambda _: words.of_class or "", text)
-    of_class = None if neutral == text else replace(request, prompt=neutral)
+    neutral, times = named.subn(lambda _: words.of_class or "", text)
+    of_class = replace(request, prompt=neutral) if times or PLACE in request.prompt else None
     return SubjectPrompt(replace(request, prompt=text), of_class)
 
 

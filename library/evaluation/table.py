@@ -56,10 +56,7 @@ def copy_warnings(values: Mapping[str, ModelValues]) -> Iterator[str]:
             ordered = sorted(own.copies, key=lambda row: -row["nearest"])
             pairs = (f"{row['file']} and {row['nearest_image']} ({row['nearest']:.3f})" for row in ordered)
             count = f"{len(own.copies)} of {counted(len(own.images), 'image')}"
-            yield (
-                f"warning: {name}: {count} may copy a real image, nearer to it than different real images are to each "
-                f"other: {listed(pairs)}"
-            )
+            yield f"warning: {name}: {count} may copy a real image: {listed(pairs)}"
 
 
 def _columns(values: Mapping[str, ModelValues]) -> list[str]:

@@ -29,6 +29,7 @@ def test_the_rare_token_is_not_in_the_words_of_the_class() -> None:
     assert texts("a {subject} in the snow") == ("a sks dog in the snow", "a dog in the snow")
     assert texts("a photo of Sks dog, sks dogs") == ("a photo of Sks dog, sks dogs", "a photo of dog, sks dogs")
     assert texts("a cat") == ("a cat", None)
+    assert texts("a {subject} in the snow", SubjectWords("dog", "dog")) == ("a dog in the snow",) * 2  # no identifier
     assert texts("{subject}", SubjectWords("sks dog", None)) == ("sks dog", None)
     assert texts(r"a {subject}", SubjectWords(r"(s+\1", r"\g<0>")) == (r"a (s+\1", r"a \g<0>")
 
