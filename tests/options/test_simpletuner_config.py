@@ -338,8 +338,8 @@ def test_previews_that_a_refiner_finishes(tmp_path: Path) -> None:
     assert not any("refine" in note for note in by_flag.notes)
     unnamed = of(tmp_path, full)
     assert any("sdxl_validation_stage2_model or with --preview_refiner" in note for note in unnamed.notes)
-    usual = of(tmp_path, {**PREVIEWS, "sdxl_validation_pipeline_mode": "trained-stage",
-                          "sdxl_validation_stage1_model": "base", "sdxl_validation_stage2_model": "refiner"})  # fmt: skip
+    models = {"sdxl_validation_stage1_model": "base", "sdxl_validation_stage2_model": "refiner"}
+    usual = of(tmp_path, {**PREVIEWS, **models, "sdxl_validation_pipeline_mode": "trained-stage"})
     assert values(usual, "preview_refiner") == [None]
     for parsed in (unnamed, usual):
         assert not told(parsed)
