@@ -29,7 +29,8 @@ from library.checkpoints.header import (
     outer_level,
     without_outer_level,
 )
-from library.checkpoints.pickles import read_pickle, torch_stand_ins, unwrap
+from library.checkpoints.inert import torch_stand_ins
+from library.checkpoints.pickles import read_pickle, unwrap
 from library.checkpoints.quantized import with_scales_applied
 
 if TYPE_CHECKING:
