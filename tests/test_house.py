@@ -32,11 +32,13 @@ LIKE = {"sdxl_train": ("train_db",), "fine_tune": ("train_db",), "sdxl_train_net
 SHIMS = ("library.train_util", "library.utils", "library.model_util", "library.sdxl_model_util")
 
 # What every room may import.
-FOR_ALL = ("library.messages", "library.wrong_python", "library.whole_files")
+FOR_ALL = (
+    "library.messages", "library.wrong_python", "library.whole_files", "library.limits", "library.bounded",
+)  # fmt: skip
 
 # Room -> what it may import of the project. The first row that fits a file counts; a name stands for all below it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "library.messages": (),
+    **dict.fromkeys(("library.messages", "library.limits", "library.bounded"), ()),
     **dict.fromkeys(SHIMS, ("library", "networks.third_party")),
     "library.wrong_python": (),
     "library.whole_files": (),

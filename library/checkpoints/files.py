@@ -11,7 +11,6 @@ Formats are detected from the first bytes, not from names. Writing: writer.py.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.bounded import json_of
 from library.checkpoints.folders import read_folder, read_part
 from library.checkpoints.header import (
     ITEM_SIZES,
@@ -29,9 +29,11 @@ from library.checkpoints.header import (
     outer_level,
     without_outer_level,
 )
-from library.checkpoints.inert import torch_stand_ins
+from library.checkpoints.inert import check_shape, torch_stand_ins
 from library.checkpoints.pickles import read_pickle, unwrap
 from library.checkpoints.quantized import with_scales_applied
+from library.limits import SAFETENSORS_HEADER
+from library.messages import shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +44,6 @@ __all__ = [
     "CheckpointError", "Header", "Place", "TensorInfo", "TensorReader", "legacy_hash", "open_tensors", "outer_level",
     "payload_sha256", "read_header", "sha256",
 ]  # fmt: skip
-
-_HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
 
 
 def read_header(path: Path | str, variant: str = "") -> Header:
@@ -91,24 +91,28 @@ def _read_file(path: Path) -> Header:
 def _read_safetensors(path: Path, size: int) -> Header:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > min(size - 8, _HEADER_LIMIT):
+        if length > min(size - 8, SAFETENSORS_HEADER):
             raise _cut(path, size, 8 + length)
         raw = stream.read(length)
     try:
-        table = json.loads(raw)
+        table = json_of(raw)
         metadata = {str(k): str(v) for k, v in table.pop("__metadata__", {}).items()}
         spans = {name: _span(entry) for name, entry in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"{path}: its header is damaged ({error}). Get the file again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: its header is damaged ({shortened(str(error), 200)}). Get the file again."
+        ) from error
     base = 8 + length
     for name, (info, start, end) in spans.items():
         if info.nbytes != end - start or start < 0:
             raise CheckpointError(
-                f"{path}: tensor {name} has {end - start} of {info.nbytes} bytes. Get the file again."
+                f"{path}: tensor {shortened(name)} has {end - start} of {info.nbytes} bytes. Get the file again."
             )
     needed = base + max((end for _, _, end in spans.values()), default=0)
     if needed > size:
         raise _cut(path, size, needed)
+    if sum(info.nbytes for info, _, _ in spans.values()) > size - base:
+        raise CheckpointError(f"{path}: its tensors overlap. The file is damaged: get it again.")
     if not spans:
         raise CheckpointError(
             f"{path}: contains no tensors. Give a model file (.safetensors, .ckpt) or a diffusers folder."
@@ -125,10 +129,12 @@ def _span(entry: Mapping[str, Any]) -> tuple[TensorInfo, int, int]:
     start, end = entry["data_offsets"]
     dtype = entry["dtype"]
     if dtype not in ITEM_SIZES:
-        raise ValueError(f"unknown dtype {dtype}")
-    if any(n < 0 for n in entry["shape"]):
-        raise ValueError(f"shape {entry['shape']}")
-    return TensorInfo(dtype, tuple(int(n) for n in entry["shape"])), int(start), int(end)
+        raise ValueError(f"unknown dtype {shortened(str(dtype))}")
+    shape = tuple(entry["shape"])
+    if not all(type(n) is int for n in (*shape, start, end)):
+        raise ValueError("a length that is no whole number")
+    check_shape(shape)
+    return TensorInfo(dtype, shape), start, end
 
 
 def _cut(path: Path, size: int, needed: int) -> CheckpointError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from library import bounded
 from library.checkpoints.header import CheckpointError, Header, Place, TensorInfo
 
 _ALWAYS = ("unet", "vae")
@@ -21,7 +21,7 @@ ReadFile = Callable[[Path], Header]
 def read_json(path: Path) -> Mapping[str, Any]:
     """Read a JSON object from a file. Raises CheckpointError if it is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = bounded.read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Get the file again.") from error
     if not isinstance(value, dict):

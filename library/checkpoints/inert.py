@@ -6,13 +6,14 @@ list are refused.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from library.checkpoints.header import ITEM_SIZES, TensorInfo
+from library.limits import DIMENSIONS, LONGEST_DIMENSION
 
 _STORAGES = {
     "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
@@ -76,7 +77,7 @@ class InertDtype:
 
     def __init__(self, code: str = "", *_: Any) -> None:
         """The code as numpy pickles it, without a byte order."""
-        self.code, self.order = str(code), "<"
+        self.code, self.order = code if isinstance(code, str) else "", "<"
 
     def __setstate__(self, state: Any) -> None:
         """numpy's state: (version, byte order, ...)."""
@@ -111,16 +112,64 @@ class InertTensor:
     storage: str
     reach: int
 
+    def __setstate__(self, state: Any) -> None:
+        """Accept any state, keep none."""
+
+
+def check_key(key: Any, depth: int = 2) -> None:
+    """Raise ValueError for a key of a dict that may take long to hash or to show: more than a short tuple of plain
+    values."""
+    if isinstance(key, tuple):
+        if depth == 0 or len(key) > 16:
+            raise ValueError("a key that torch did not write")
+        for part in key:
+            check_key(part, depth - 1)
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a shape that no tensor can have."""
+    if len(shape) > DIMENSIONS or any(not 0 <= length <= LONGEST_DIMENSION for length in shape):
+        raise ValueError(f"a tensor of an impossible shape, {len(shape)} dimensions")
+    if math.prod(length for length in shape if length) > LONGEST_DIMENSION:
+        raise ValueError("a tensor of an impossible shape")
+
 
 def _rebuild(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> InertTensor:
     dtype = next((item for item in rest if isinstance(item, str) and item in ITEM_SIZES), storage.dtype)
     size = tuple(int(n) for n in shape)
+    check_shape(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else offset - 1
     return InertTensor(TensorInfo(dtype, size), storage.key, (last + 1) * ITEM_SIZES[dtype])
 
 
 def _first(value: Any, *_: Any) -> Any:
     return value
+
+
+def _ordered(*pairs: Any) -> dict[Any, Any]:
+    """OrderedDict(): empty, or of a list of pairs."""
+    made: dict[Any, Any] = _State()
+    for key, value in pairs[0] if pairs else ():
+        check_key(key)
+        made[key] = value
+    return made
+
+
+class _State(dict[Any, Any]):
+    """A dict with attributes, such as the `_metadata` of a state dict, which are dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Accept any state, keep none."""
+
+
+def _set(*items: Any) -> set[Any]:
+    for item in items[0] if items else ():
+        check_key(item)
+    return set(*items)
+
+
+def _size(*lengths: Any) -> tuple[Any, ...]:
+    return tuple(*lengths)
 
 
 def _rebuild_from_type(make: Any, kind: Any, args: Any, state: Any = None) -> Any:
@@ -132,10 +181,10 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 _STAND_INS: Mapping[str, Any] = {
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _ordered,
     "collections.defaultdict": InertDict,
-    "builtins.set": set,
-    "torch.Size": tuple,
+    "builtins.set": _set,
+    "torch.Size": _size,
     "torch._utils._rebuild_tensor": _rebuild,
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_tensor_v3": _rebuild,

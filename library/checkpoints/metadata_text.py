@@ -5,12 +5,12 @@ Names are those of sd-scripts (ss_*), its hashes (sshs_*) and Stability-AI/Model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 from unicodedata import category
 
+from library.bounded import json_of
 from library.checkpoints.header import Header
 from library.checkpoints.metadata import read_modelspec
 from library.messages import counted
@@ -95,8 +95,8 @@ def decoded(value: str) -> Any:
     if not value.startswith(("{", "[")):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return json_of(value)
+    except ValueError:
         return value
 
 

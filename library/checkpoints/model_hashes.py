@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+from library.bounded import read_json
 from library.checkpoints.files import legacy_hash, sha256
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json
@@ -78,7 +78,7 @@ class ModelHashes:
         if self._remembered is None or self._stamp is None:
             return None
         try:
-            kept = json.loads(self._remembered.read_text(encoding="utf-8"))
+            kept = read_json(self._remembered)
             if tuple(kept["stamp"]) == self._stamp:
                 return Hashes(str(kept["short"]), str(kept["whole"]))
         except (OSError, ValueError, KeyError, TypeError):

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from library.bounded import read_bytes
 from library.checkpoints.header import Header, TensorInfo
 from library.checkpoints.lazy import LazyTensor
+from library.limits import CONFIG_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +89,8 @@ def _of_file(header: Header) -> DeclaredPrediction:
 def _in_yaml(header: Header) -> str | None:
     """Return `parameterization` of the .yaml beside a file, such as "v"; None if there is none."""
     try:
-        text = header.path.with_suffix(".yaml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_bytes(header.path.with_suffix(".yaml"), CONFIG_FILE).decode("utf-8")
+    except (OSError, ValueError):
         return None
     found = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
     return found[1] if found else None

@@ -7,12 +7,12 @@ pieces), preprocessor_config.json, which says how an image is resized, cropped a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from library.bounded import read_json
 from library.checkpoints.files import read_part_header, sha256
 from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistakes
@@ -50,7 +50,7 @@ def check_encoder(kind: Kind, path: Path | None, mistakes: Mistakes) -> EncoderF
         mistakes.add(f"{flag} is {'a file' if path.is_file() else 'not there'}, and must be a folder", get)
         return None
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
         model_type = str(config["model_type"])
     except FileNotFoundError:
         mistakes.add(f"{flag} has no config.json", get)

@@ -9,13 +9,13 @@ After an interruption the next call draws what is missing. Images with other set
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from library.bounded import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -62,7 +62,7 @@ def check_record(model: ModelImages, mistakes: Mistakes) -> dict[str, Any]:
     recorded: Mapping[str, Any] = {}
     if path.exists():
         try:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
+            recorded = read_json(path)
             if not all(isinstance(entry, dict) for entry in recorded.values()):
                 raise ValueError("it is not a table of images")
         except (OSError, ValueError, AttributeError) as error:

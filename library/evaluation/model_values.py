@@ -8,12 +8,12 @@ No torch at module level.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from library.bounded import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_json
 from library.options.mistakes import Mistake, UserError
@@ -36,7 +36,7 @@ class ModelValues:
 def read_values(folder: Path, computed_from: Mapping[str, Any]) -> ModelValues | None:
     """The values of an earlier call; None if there are none, or if they were computed from something else."""
     try:
-        stored = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        stored = read_json(folder / VALUES)
         if stored.pop("of") != computed_from:
             return None
         return ModelValues(**stored)

@@ -126,7 +126,7 @@ def _cached_snapshot(name: str) -> Path | None:
         model = cache / f"models--{name.replace('/', '--')}"
         main = model / "refs" / "main"
         if main.is_file():
-            snapshot = model / "snapshots" / main.read_text(encoding="utf-8").strip()
+            snapshot = model / "snapshots" / Path(main.read_text(encoding="utf-8").strip()).name
             if snapshot.is_dir():
                 return snapshot
         if (model / "snapshots").is_dir():

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from library.bounded import json_of
 from library.data.scan.pairing import composed
 from library.messages import listed
 from library.options.mistakes import Mistake, Mistakes
@@ -29,8 +30,8 @@ def read_boxes(path: Path, mistakes: Mistakes) -> dict[str, tuple[Box, ...]]:
         mistakes.extend([text])
         return {}
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = json_of(text)
+    except ValueError as error:
         mistakes.add(f"--boxes {path} is not valid JSON ({error})", "correct it")
         return {}
     if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.bounded import json_of
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
 from library.data.decoding import luminance, read
@@ -96,8 +97,8 @@ def read_record(path: Path) -> Record | None:
 
     try:
         text, pixels = read(path, convert)
-        record = Record(**json.loads(text))
-    except (BadImage, ValueError, TypeError, RecursionError):
+        record = Record(**json_of(text))
+    except (BadImage, ValueError, TypeError):
         return None
     return record if record.pixels == pixels else None
 

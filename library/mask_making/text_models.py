@@ -7,12 +7,12 @@ outputs of all kinds but CLIPSeg, for which there is none.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from library.bounded import read_json
 from library.checkpoints.files import sha256
 from library.checkpoints.header import CheckpointError
 from library.families.registry import NotDownloaded, find_model
@@ -135,7 +135,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{folder}: its config.json cannot be read ({reason})") from error

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from library.bounded import toml_of
 from library.options.dataset_config.source import parse_json
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.simpletuner_config import Target, read_simpletuner
@@ -59,7 +60,7 @@ def _json_options(
 def _toml_options(path: Path, named: str, text: str, mistakes: Mistakes) -> Iterator[RawOption]:
     """Tables are flattened one level and their names ignored, as in sd-scripts."""
     try:
-        tree = tomllib.loads(text)
+        tree = toml_of(text)
     except tomllib.TOMLDecodeError as error:
         invalid = Mistake(
             f"{named} is not valid TOML: {error}",

@@ -7,12 +7,12 @@ program, or unknown.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from library.bounded import json_of
 from library.options.convert_values import ON, format_value
 from library.options.flag import Script
 from library.options.mistakes import Mistakes
@@ -69,8 +69,8 @@ def _plain(raw: object) -> object:
         return raw
     text = raw.strip()
     try:
-        return json.loads(text.lower())
-    except (ValueError, RecursionError):
+        return json_of(text.lower())
+    except ValueError:
         return text
 
 

@@ -6,12 +6,12 @@ Every reader of options, datasets, metadata and prompts uses both, so that a fil
 from __future__ import annotations
 
 import codecs
-import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.bounded import json_of, read_bytes, toml_of
+from library.limits import OPTIONS_FILE
 from library.options.mistakes import Mistake
 
 
@@ -51,17 +51,19 @@ _OF_BACKENDS = frozenset({"instance_data_dir", "dataset_type", "cache_dir_vae"})
 _BINARY_HEAD = 4096
 
 
-def read_text(path: Path, named: str) -> str | Mistake:
+def read_text(path: Path, named: str, most: int = OPTIONS_FILE) -> str | Mistake:
     """The text of a file in UTF-8, with or without a byte order mark. `named`: flag and path, for the mistake about a
-    file that is missing, a folder, not readable, or not text."""
+    file that is missing, a folder, not readable, larger than `most` bytes, or not text."""
     if path.is_dir():
         return Mistake(f"{named} is a folder, not a file", "name the file in it")
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, most)
     except FileNotFoundError:
         return Mistake(f"{named} cannot be read: there is no such file", "check the path")
     except OSError as error:
         return Mistake(f"{named} cannot be read: {error.strerror or error}", "check its path and permissions")
+    except ValueError as error:
+        return Mistake(f"{named} is not read: {error}", "check the path")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -83,13 +85,15 @@ def other_kind(named: str, content: object, wanted: FileKind, *also: FileKind) -
 
 def recognise_text(text: str) -> FileKind | None:
     """The kind of a text in JSON or TOML; None if it is in neither or unknown."""
+    if len(text) > OPTIONS_FILE:
+        return None
     try:
-        return _recognise_json(json.loads(text))
-    except (ValueError, RecursionError):
+        return _recognise_json(json_of(text))
+    except ValueError:
         pass
     try:
-        return recognise(tomllib.loads(text))
-    except (ValueError, RecursionError):
+        return recognise(toml_of(text))
+    except ValueError:
         pass
     first, _, rest = text.partition("\n")
     return METADATA if rest and first.startswith("{") and '"image_path"' in first else None

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from library.bounded import json_of
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import write_text
 from library.messages import counted, listed
@@ -159,7 +160,7 @@ def _write(path: Path, text: str) -> None:
 
 def _read_record(path: Path) -> list[Entry]:
     try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = [json_of(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if all(isinstance(entry["file"], str) and isinstance(entry["seed"], int) for entry in entries):
             return entries
         reason = "a line has no file or no seed"

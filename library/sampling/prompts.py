@@ -8,15 +8,14 @@ What only looks like an option (--7, -w 640) stays in the text, with a note.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from library.bounded import json_of, toml_of
 from library.messages import listed
 from library.options.mistakes import Mistake, UserError
 from library.options.text_files import PROMPTS, other_kind, read_text
@@ -191,7 +190,7 @@ def _from_text(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
 
 
 def _from_toml(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
-    table = tomllib.loads(text).get("prompt", {})
+    table = toml_of(text).get("prompt", {})
     if not isinstance(table, Mapping):
         raise ValueError("the table [prompt] is missing")
     shared = {key: value for key, value in table.items() if key != "subset"}
@@ -201,7 +200,7 @@ def _from_toml(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
 
 
 def _from_json(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
-    entries = json.loads(text)
+    entries = json_of(text)
     if not isinstance(entries, list):
         raise ValueError("it must be a list")
     for entry in entries:

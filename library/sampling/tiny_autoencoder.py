@@ -6,12 +6,12 @@ layers are counted with a clamp before the first one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.bounded import read_json
 from library.checkpoints.files import read_part_header
 from library.checkpoints.header import CheckpointError
 from library.options.mistakes import Mistake
@@ -42,7 +42,7 @@ def check_tiny(path: Path, channels: int) -> Mistake | None:
 
 def _channels_of(path: Path) -> int | None:
     if path.is_dir():
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
         is_tiny = isinstance(config, dict) and config.get("_class_name") == "AutoencoderTiny"
         return int(config.get("latent_channels", 4)) if is_tiny else None
     tensors = read_part_header(path).tensors

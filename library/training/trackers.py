@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.bounded import toml_of
 from library.messages import pip_install
 from library.options.flag import Flag
 from library.options.groups.run import RunOptions
@@ -84,7 +85,7 @@ def _read_settings(path: Path | None, mistakes: Mistakes) -> Mapping[str, Mappin
         mistakes.extend([other])
         return {}
     try:
-        tables = tomllib.loads(text)
+        tables = toml_of(text)
     except tomllib.TOMLDecodeError as error:
         mistakes.add(f"{named} is not valid TOML: {error}", remedy)
         return {}

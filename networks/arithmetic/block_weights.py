@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from library.bounded import json_of
 
 IN, MID, OUT = 1, 13, 14  # indices in the list of 26
 INDICES: Mapping[int, tuple[int, ...]] = MappingProxyType(
@@ -27,7 +28,7 @@ _NUMBERED = re.compile(r"_unet_(input|output)_blocks_(\d+)_")
 def read_block_weights(text: str) -> dict[int, float]:
     """Ratios by index from a JSON list of numbers. ValueError("is …") for anything else."""
     try:
-        numbers = json.loads(text)
+        numbers = json_of(text)
     except ValueError:
         raise ValueError("is not a JSON list") from None
     if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):

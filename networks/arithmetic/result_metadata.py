@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from library.bounded import json_of
 from library.checkpoints.metadata import ADAPTER_MINIMUM
 from networks.arithmetic.factors import Factors
 
@@ -104,7 +105,7 @@ def title_of(metadata: Mapping[str, str], stem: str) -> str:
 def read_arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
     """ss_network_args as a dictionary; empty if missing or unreadable."""
     try:
-        read = json.loads(metadata.get("ss_network_args", "{}"))
+        read = json_of(metadata.get("ss_network_args", "{}"))
     except ValueError:
         return {}
     return read if isinstance(read, dict) else {}

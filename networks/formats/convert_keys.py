@@ -143,10 +143,12 @@ def from_peft(
                 found.add(place, _PEFT[leaf], tensor, f"{module}.{key}")
     _raise_unknown(wrong)
     forms = peft_config.read_forms(metadata)
+    alphas = {module: peft_config.read_alphas(config) for module, config in configs.items()}
     layers = []
     for place, slots in found.complete():
         rank, magnitude = int(slots["down"].shape[0]), slots.get("magnitude")
-        alpha = peft_config.alpha_of(configs.get(place.part.module), (place.path, place.bare), rank)
+        own = alphas.get(place.part.module)
+        alpha = float(rank) if own is None else own.of((place.path, place.bare), rank)
         magnitude = None if magnitude is None else magnitude.reshape(-1)
         layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, forms(place.name)))
     own = {key: value for key, value in metadata.items() if key not in peft_config.NOT_KOHYAS}

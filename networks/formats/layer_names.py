@@ -188,15 +188,20 @@ def in_kohyas_names(file: AdapterFile, table: LayerTable, config: Mapping[str, A
         tensors[name], spelled[name] = value, key
         if place is not None and tensor in (DOWN, UP) and not key.endswith((DOWN, UP)):
             foreign[place.name] = place
+    alphas: dict[str, peft_config.Alphas | None] = {}  # by module
     assumed = 0
     for name, place in foreign.items():
         _reshape_magnitude(tensors, name)
         if f"{name}.{ALPHA}" in tensors or f"{name}.{DOWN}" not in tensors:
             continue
         rank = int(tensors[f"{name}.{DOWN}"].shape[0])
-        own = config or configs.get(place.part.module)
+        module = place.part.module
+        if module not in alphas:
+            given = config or configs.get(module)
+            alphas[module] = None if given is None else peft_config.read_alphas(given)
+        own = alphas[module]
         assumed += own is None
-        tensors[f"{name}.{ALPHA}"] = _alpha(peft_config.alpha_of(own, (place.path, place.bare), rank))
+        tensors[f"{name}.{ALPHA}"] = _alpha(float(rank) if own is None else own.of((place.path, place.bare), rank))
     notes = []
     if bundled := [key for key in file.tensors if is_bundled(key)]:
         notes.append(f"left out: {counted(len(bundled), 'tensor')} of bundled embeddings ({listed(bundled, 2)})")

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from library.bounded import json_of
+from library.limits import PATTERNS, PATTERNS_STATES
+from library.messages import shortened
 from networks.adapter import AdapterError
+from networks.formats.name_patterns import NamePattern
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +66,7 @@ def write_forms(forms: Mapping[str, str]) -> dict[str, str]:
 def read_forms(metadata: Mapping[str, str]) -> Callable[[str], str]:
     """A function from a layer's name to its form, as saved by `write_forms`; "" if unknown."""
     try:
-        saved = json.loads(metadata.get(FORMS_KEY, "{}"))
+        saved = json_of(metadata.get(FORMS_KEY, "{}"))
     except ValueError:
         saved = {}
     forms = saved if isinstance(saved, dict) else {}
@@ -90,26 +94,43 @@ def make_config(layers: Mapping[str, tuple[int, float]], *, use_dora: bool) -> d
     }
 
 
-def alpha_of(config: Mapping[str, Any] | None, paths: Sequence[str], rank: int) -> float:
-    """The alpha of a layer (`paths`: its possible paths); the rank without a configuration. AdapterError."""
-    if config is None:
-        return float(rank)
+@dataclass(frozen=True)
+class Alphas:
+    """The alphas that a configuration gives. `patterns`: in its order, the first that fits a layer counts."""
+
+    usual: float
+    patterns: tuple[tuple[NamePattern, float], ...]
+    by_root: bool  # scaled by the root of the rank (rsLoRA)
+
+    def of(self, paths: Sequence[str], rank: int) -> float:
+        """The alpha of a layer (`paths`: its possible paths)."""
+        fitting = (value for pattern, value in self.patterns if any(map(pattern.fits, paths)))
+        return next(fitting, self.usual) * (math.sqrt(rank) if self.by_root else 1.0)
+
+
+def read_alphas(config: Mapping[str, Any]) -> Alphas:
+    """The alphas of a configuration. AdapterError."""
     kind = str(config.get("peft_type") or "LORA").rpartition(".")[2]
     if kind != "LORA":
-        raise AdapterError(f"peft_type is {kind}, not LORA", "convert only LoRA and DoRA")
+        raise AdapterError(f"peft_type is {shortened(kind)}, not LORA", "convert only LoRA and DoRA")
     try:
-        patterns = config.get("alpha_pattern") or {}
-        alpha = next((value for key, value in patterns.items() if _fits(key, paths)), config.get("lora_alpha", 8))
-        return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+        given = dict(config.get("alpha_pattern") or {})
+        if len(given) > PATTERNS:
+            raise ValueError(f"alpha_pattern has {len(given)} entries, more than {PATTERNS}")
+        patterns = [(NamePattern(str(name)), _finite(alpha)) for name, alpha in given.items()]
+        if sum(pattern.size for pattern, _ in patterns) > PATTERNS_STATES:
+            raise ValueError("alpha_pattern has too many patterns: name the layers instead")
+        return Alphas(_finite(config.get("lora_alpha", 8)), tuple(patterns), bool(config.get("use_rslora")))
+    except (TypeError, ValueError, OverflowError) as error:
         raise AdapterError(
             f"lora_alpha or alpha_pattern cannot be read: {error}", "get the file or folder again"
         ) from error
 
 
-def _fits(pattern: str, paths: Sequence[str]) -> bool:
-    """Whether PEFT applies this pattern to a layer: a regular expression for the end of its path."""
-    return any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths)
+def _finite(alpha: Any) -> float:
+    if not math.isfinite(number := float(alpha)):
+        raise ValueError(f"an alpha is {number}")
+    return number
 
 
 def from_diffusers_metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -118,7 +139,7 @@ def from_diffusers_metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, 
     if text is None:
         return {}
     try:
-        entries = dict(json.loads(text))
+        entries = dict(json_of(text))
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{DIFFUSERS_KEY} is not a JSON object: {error}", "get the file again") from error
     configs: dict[str, dict[str, Any]] = {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import struct
 import time
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from library import whole_files
+from library.bounded import json_of
+from library.limits import CACHED_ARRAY
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int]  # width, height
@@ -42,6 +45,7 @@ _UNREADABLE = (
     NotImplementedError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _DTYPES = {"F32": np.float32, "F16": np.float16}
+_NPY_HEADERS: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _FIRST_READ = 4096  # bytes; more than our header has
 _LONGEST_HEADER = 1 << 20
 _LONGEST_NAME = 240  # bytes; file systems allow 255
@@ -105,7 +109,7 @@ class Fingerprint:
     @classmethod
     def from_json(cls, text: str | bytes) -> Fingerprint:
         """Parse to_json. Raises ValueError, KeyError or TypeError for anything else."""
-        fields = json.loads(text)
+        fields = json_of(text)
         image, mask = fields["picture"], fields["mask"]
         return cls(fields["settings"], _file_hash(image), _file_hash(mask) if mask else None, fields["sums"])
 
@@ -161,6 +165,8 @@ def _read_own(path: str, names: Collection[str] | None) -> tuple[dict[str, Array
             if names is not None and name not in names:
                 continue
             first, end = place["data_offsets"]
+            if not 0 <= first <= end <= os.fstat(file.fileno()).st_size - start:
+                raise EOFError(path)
             data = bytearray(end - first)  # writable, as torch requires
             file.seek(start + first)
             if file.readinto(data) != len(data):
@@ -178,15 +184,35 @@ def _header(file: Any) -> tuple[dict[str, Any], Fingerprint | None, int]:
     text = begin[8 : 8 + length]
     if len(text) < length:
         text += file.read(length - len(text))
-    places = json.loads(text)
+    places = json_of(text)
     return places, Fingerprint.from_json(places.pop("__metadata__")[FINGERPRINT]), 8 + length
 
 
 def _read_npz(path: str, names: Collection[str] | None) -> tuple[dict[str, Array], Fingerprint | None]:
-    with np.load(path, allow_pickle=False) as stored:
-        fingerprint = Fingerprint.from_json(stored[FINGERPRINT].item()) if FINGERPRINT in stored.files else None
-        selected = [name for name in stored.files if name != FINGERPRINT and (names is None or name in names)]
-        return {name: stored[name] for name in selected}, fingerprint
+    with zipfile.ZipFile(path) as archive:
+        stored = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        print_of = _read_npy(archive, stored[FINGERPRINT]).item() if FINGERPRINT in stored else None
+        selected = [name for name in stored if name != FINGERPRINT and (names is None or name in names)]
+        arrays = {name: _read_npy(archive, stored[name]) for name in selected}
+        return arrays, None if print_of is None else Fingerprint.from_json(print_of)
+
+
+def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    """Read an array as numpy.load(allow_pickle=False) does, which would allocate whatever size its header says.
+
+    Raises ValueError for a size that the file does not have, and for one that no latents have.
+    """
+    if info.file_size > CACHED_ARRAY:
+        raise ValueError(f"{info.filename} has {info.file_size} bytes")
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in _NPY_HEADERS:
+            raise ValueError(f"version {version} of the npy format")
+        shape, in_columns, dtype = _NPY_HEADERS[version](stream)
+        data = bytearray(stream.read())  # writable, as torch requires
+    if dtype.hasobject or len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{info.filename} is not of the size that its header says")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
 def checksum(name: str, array: Array) -> int:

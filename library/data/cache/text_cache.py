@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from library.bounded import json_of
 from library.checkpoints.files import read_header
 from library.checkpoints.header import CheckpointError, TensorInfo
 from library.checkpoints.lazy import torch_dtype
@@ -253,7 +254,7 @@ def _layout(file: Path) -> dict[str, tuple[_Location, ...]]:
     """Read a shard's header: key -> locations. {} if the file is missing or its header damaged."""
     try:
         header = read_header(file)
-        sums = json.loads(header.metadata["crc32"])
+        sums = json_of(header.metadata["crc32"])
         places: dict[str, list[_Location]] = {}
         for name, info in header.tensors.items():
             key, _, output = name.partition(".")

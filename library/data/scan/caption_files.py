@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from library.bounded import read_bytes
 from library.data.scan.listing import stem as stem_of
 from library.data.scan.pairing import pair
+from library.limits import CAPTION_FILE
+from library.messages import readable_bytes
 from library.options.mistakes import Mistake, UserError
 
 # face crops are named stem_cx_cy_w_h and share the caption of the stem
@@ -99,14 +102,18 @@ def read_caption(path: Path, encoding: str = "utf-8", *, all_lines: bool = False
     if (unknown := check_encoding(encoding)) is not None:
         raise UserError([unknown])
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, CAPTION_FILE)
     except OSError as error:
         raise _mistake(path, f"cannot be read ({error})", "check its permissions") from error
+    except ValueError as error:
+        raise _mistake(path, f"is not read: {error}", _SHORTEN) from error
     return lines_of(decode_caption(path, data, encoding), all_lines=all_lines)
 
 
 def decode_caption(path: object, data: bytes, encoding: str = "utf-8") -> str:
     """The text of a caption file `path` with these bytes. Raises UserError as `read_caption` does."""
+    if len(data) > CAPTION_FILE:
+        raise _mistake(path, f"is not read: it has more than {readable_bytes(CAPTION_FILE)}", _SHORTEN)
     for mark, name in _BOMS:
         if data.startswith(mark):
             data, encoding = data[len(mark) :], name
@@ -141,6 +148,7 @@ def check_encoding(encoding: str) -> Mistake | None:
 
 
 _EXAMPLES = "for example cp932 (Japanese), gb18030 (Chinese), cp1251 (Cyrillic) or cp1252 (Western European)"
+_SHORTEN = "shorten it, or remove the file"
 _SAVE_AS = f"save it as UTF-8 in a text editor, or set its encoding with --caption_encoding, {_EXAMPLES}"
 
 

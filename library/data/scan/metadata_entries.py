@@ -21,6 +21,7 @@ from library.data.scan.listing import Directories, Directory, absolute, stem
 from library.data.scan.metadata_files import Locator, entries_of
 from library.data.scan.pairing import is_mask_label
 from library.data.scan.unused_files import CAPTION_EXTENSIONS
+from library.limits import METADATA_FILE
 from library.messages import counted, listed
 from library.options.mistakes import Mistake, UserError
 from library.options.text_files import read_text
@@ -33,7 +34,7 @@ _MOST_LISTED = 10  # images named in a mistake
 
 def read_entries(path: Path) -> Entries:
     """Read a .json file with all that its entries hold. Raises UserError."""
-    text = read_text(path, f"metadata file {path}")
+    text = read_text(path, f"metadata file {path}", METADATA_FILE)
     if isinstance(text, Mistake):
         raise UserError([text])
     entries: Entries = {}

@@ -7,7 +7,6 @@ trainer. image_size and other keys are ignored: sizes are read from the images.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -15,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as brief
 
+from library.bounded import json_of
 from library.data.scan.listing import Directories, Directory, absolute, is_image, stamp_of, stem
 from library.data.scan.pairing import Spelling, composed, folded, whole
+from library.limits import METADATA_FILE
 from library.messages import counted
 from library.options.datasets import CaptionSettings
 from library.options.mistakes import Mistake, UserError
@@ -52,7 +53,7 @@ class Located:
 def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
     """Read a metadata file. Raises UserError with all mistakes in it."""
     named, ending = f"metadata file {path}", path.suffix.lower()
-    text = read_text(path, named)
+    text = read_text(path, named, METADATA_FILE)
     if isinstance(text, Mistake):
         raise UserError([text])
     if ending not in (".json", ".jsonl"):
@@ -125,8 +126,8 @@ def join(caption: str, tags: str, settings: CaptionSettings) -> str:
 def entries_of(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
     """The entries of a .json file with this text, each with the file's name and its key. Raises UserError."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = json_of(text)
+    except ValueError as error:
         raise _error(path, f"is not valid JSON ({error})", "correct it there") from error
     if not isinstance(content, dict):
         if (other := other_kind(f"metadata file {path}", content, METADATA)) is not None:
@@ -142,8 +143,8 @@ def _lines(path: Path, text: str, mistakes: list[Mistake]) -> Iterator[tuple[str
             continue
         where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = json_of(line)
+        except ValueError as error:
             mistakes.append(Mistake(f"{where} is not valid JSON ({error})", "correct it there"))
             continue
         key = entry.get("image_path") if isinstance(entry, dict) else None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from library.bounded import json_of
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
 from library.messages import counted, pip_install
@@ -311,7 +312,7 @@ def _read_journal(journal: Path) -> dict[str, _Download]:
     with contextlib.suppress(OSError), journal.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError):
-                local, mark, size, changed = json.loads(line)
+                local, mark, size, changed = json_of(line)
                 found[str(local)] = _Download(str(local), str(mark), int(size), int(changed))
     return found
 

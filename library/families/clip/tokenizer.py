@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from library.bounded import read_bytes, read_json
 from library.checkpoints.header import CheckpointError
 from library.families.clip import prompt_weights
+from library.limits import CONFIG_FILE
 from library.whole_files import replacing_folder, write_text
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ def shipped_merges() -> tuple[str, ...]:
 
 def _merge_lines(path: Path) -> tuple[str, ...]:
     # Split at "\n" only: merges contain letters such as U+0085 that str.splitlines takes for line ends.
-    lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
+    lines = read_bytes(path, CONFIG_FILE).decode("utf-8").replace("\r\n", "\n").split("\n")
     return tuple(line for line in lines if line and not line.startswith("#version"))
 
 
@@ -261,11 +263,11 @@ def _engine(vocab: dict[str, int], merges: Sequence[str], special: Sequence[str]
 
 
 def _read_vocabulary(folder: Path) -> tuple[dict[str, int], Sequence[str]]:
-    if (folder / "added_tokens.json").is_file() and _read_json(folder / "added_tokens.json"):
+    if (folder / "added_tokens.json").is_file() and read_json(folder / "added_tokens.json"):
         raise ValueError("added_tokens.json adds tokens, which is not supported")
     if (folder / "vocab.json").is_file():
-        return _read_json(folder / "vocab.json"), _merge_lines(folder / "merges.txt")
-    model = _read_json(folder / "tokenizer.json")["model"]
+        return read_json(folder / "vocab.json"), _merge_lines(folder / "merges.txt")
+    model = read_json(folder / "tokenizer.json")["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return model["vocab"], merges
 
@@ -273,12 +275,10 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], Sequence[str]]:
 def _read_pad_text(folder: Path) -> str | None:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            token = _read_json(folder / name).get("pad_token")
+            token = read_json(folder / name).get("pad_token")
             if token is not None:
                 text: str = token["content"] if isinstance(token, dict) else token
                 return text
     return None
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

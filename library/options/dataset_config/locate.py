@@ -7,12 +7,13 @@ follow it they stop, and later values get the line of the last enclosing table t
 from __future__ import annotations
 
 import re
-import tomllib
 from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from json import JSONDecodeError, JSONDecoder
+
+from library.bounded import toml_of
 
 Address = tuple[str | int, ...]
 """Path of keys and list indexes from the top of the file to a value: ("datasets", 0, "subsets", 2, "is_reg")."""
@@ -125,7 +126,7 @@ class _Toml:
         while True:
             self._skip(_BLANK_IN_LINE)
             quoted = self._skip(_ONE_LINE_STRING)
-            names.append(str(tomllib.loads(f"k = {quoted}")["k"]) if quoted else self._skip(_BARE_KEY))
+            names.append(str(toml_of(f"k = {quoted}")["k"]) if quoted else self._skip(_BARE_KEY))
             self._skip(_BLANK_IN_LINE)
             if self.text[self.at] != ".":
                 return names

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.bounded import json_of, toml_of
 from library.options.dataset_config.locate import Address, Places, in_json, in_toml
 from library.options.mistakes import Mistake
 from library.options.text_files import FileKind, other_kind, read_text
@@ -48,27 +49,25 @@ def _parse(path: Path, named: str, text: str) -> ConfigFile | Mistake:
     if ending != ".toml":
         return Mistake(f"{named} is neither a .toml nor a .json file", "rename it to match its format")
     try:
-        return ConfigFile(path.name, tomllib.loads(text), in_toml(text))
+        return ConfigFile(path.name, toml_of(text), in_toml(text))
     except tomllib.TOMLDecodeError as error:
         return Mistake(
             f"{named} is not valid TOML: {error}",
             "fix that line; texts need quotes, Windows paths single quotes ('C:\\train')",
         )
-    except RecursionError:
-        return _too_deep(named)
 
 
 def parse_json(named: str, name: str, text: str) -> ConfigFile | Mistake:
     """Parse a JSON text. `named`: flag and path, for the mistake about a text that is not JSON; `name`: of the file."""
     try:
-        tree = json.loads(text)
+        tree = json_of(text)
     except json.JSONDecodeError as error:
         return Mistake(
             f"{named} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})",
             _json_remedy(text, error),
         )
-    except RecursionError:
-        return _too_deep(named)
+    except ValueError as error:
+        return Mistake(f"{named} is not valid JSON: {error}", "five levels are enough for every file")
     path = re.search(r'"[A-Za-z]:\\(?![\\/"])[^"]*', text)
     if path:  # \t and the like are valid, but no path has them
         return Mistake(f"{named} has a Windows path with single backslashes: {path.group()[1:]}", _BACKSLASHES)
@@ -90,7 +89,3 @@ def _json_remedy(text: str, error: json.JSONDecodeError) -> str:
     if after.startswith(("True", "False", "None")):
         return "write true, false or null in small letters"
     return f"fix that line; {_BACKSLASHES}"
-
-
-def _too_deep(named: str) -> Mistake:
-    return Mistake(f"{named} nests lists or tables too deeply", "five levels are enough for every file")

@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
+from library.bounded import json_of
 from library.training.events.events import Event
 
 PATIENCE = 10.0  # seconds that the end of a run waits for a slow disk
@@ -188,10 +189,10 @@ ENDS: Sequence[str] = ("finished", "interrupted")
 
 def _event_of(line: bytes) -> Event | None:
     try:
-        content = json.loads(line)
+        content = json_of(line)
         event = Event(content["type"], datetime.fromisoformat(content["time"]), content["step"], content["data"])
         event.time.timestamp()  # raises for a time that no clock shows
-    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         return None
     is_step = type(event.step) is int and abs(event.step) <= MOST_STEPS
     return event if is_step and isinstance(event.type, str) and isinstance(event.data, dict) else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from library.bounded import json_of
 from library.messages import listed
 from library.options.mistakes import Mistake, Mistakes
 from library.options.text_files import read_text
@@ -60,8 +61,8 @@ def decide_webhooks(path: Path | None, mistakes: Mistakes) -> tuple[Webhook, ...
         mistakes.extend([text])
         return ()
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        tree = json_of(text)
+    except ValueError as error:
         where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         mistakes.add(
             f"{named} is not valid JSON ({where})", 'write {"webhook_type": "raw", "callback_url": "https://…"}'

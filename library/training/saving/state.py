@@ -7,7 +7,6 @@ complete. Pickled files contain only plain containers and tensors, and are read 
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import random
@@ -17,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+from library.bounded import read_json
 from library.checkpoints.header import NotFiniteError
+from library.checkpoints.pickles import check_pickle
 from library.checkpoints.writer import replacing, replacing_folder, write_json, write_safetensors
 from library.options.mistakes import Mistake, UserError
 
@@ -102,7 +103,7 @@ def read_state(folder: Path) -> SavedState:
         missing = f"{STATE_FILE} is missing" if os.path.isdir(folder) else "there is no such folder"
         raise UserError((Mistake(f"--resume {folder}: not a training state of this trainer ({missing})", remedy),))
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         progress = Progress(**content["progress"])
         identity = {str(fact): str(value) for fact, value in content["identity"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -151,6 +152,7 @@ def load_state(saved: SavedState, state: RunState) -> Progress:
             if file.endswith(".safetensors"):
                 entry.load_state_dict(load_file(path))
             else:
+                check_pickle(path)
                 entry.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (*_DAMAGED, SafetensorError) as error:
         reason = " ".join(str(error).split())  # torch lists every tensor on a line of its own
