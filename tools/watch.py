@@ -19,14 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script started
 
 from library.messages import readable_bytes
 from library.options.flag import flag
+from library.options.mistakes import Mistake, UserError
+from library.options.text_files import read_text
 from library.options.tool_command import Tool, run_tool
 from library.watch.runs import find_runs
 from library.watch.server import PageServer, open_server
 
 LONG = 10_000_000  # bytes of a record, which take a second or more
+SHORTEST_TOKEN = 16  # characters
 OPEN_TO_ALL = (
-    "Warning: everybody who can reach this machine over the network sees the images, prompts and options of the runs; "
-    "there is no password. For yourself alone leave --host out and use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST"
+    "Warning: everybody who can reach this machine over the network and has the token sees the images, prompts and "
+    "options of the runs, and nothing is encrypted. For yourself alone leave --host out and use a tunnel: "
+    "ssh -L {port}:127.0.0.1:{port} HOST"
 )
 
 
@@ -37,7 +41,8 @@ class WatchOptions:
     run: Path | None = flag(None, "the --output_dir of a run, or its record (NAME-run.jsonl)")
     beside: Path | None = flag(None, "a second run, shown beside the first")
     port: int = flag(6016, "the page's port; 0 = any that is free", at_least=0, at_most=65535)
-    host: str = flag("127.0.0.1", "the address to listen on; 0.0.0.0 = the whole network, without a password")
+    host: str = flag("127.0.0.1", "the address to listen on; 0.0.0.0 = the whole network, which needs a token then")
+    token_file: Path | None = flag(None, "a file whose first line is the token; without it a new one is printed")
     open: bool = flag(False, "open the page in the browser")
 
 
@@ -48,8 +53,8 @@ def work(options: WatchOptions) -> None:
         if (size := run.record.path.stat().st_size) > LONG:
             print(f"Reading {run.record.path} ({readable_bytes(size)}) ...", flush=True)
         run.answer("")
-    with open_server(runs, options.host, options.port) as server:
-        say_where(server)
+    with open_server(runs, options.host, options.port, read_token(options.token_file)) as server:
+        say_where(server, has_file=options.token_file is not None)
         if options.open:
             webbrowser.open(server.url)
         try:
@@ -58,17 +63,33 @@ def work(options: WatchOptions) -> None:
             print("The page is closed.")
 
 
-def say_where(server: PageServer) -> None:
-    """Print what is shown, and the page's address."""
+def say_where(server: PageServer, *, has_file: bool) -> None:
+    """Print what is shown, the page's address, and the token unless the user's own file has it."""
     names = ", ".join(run.name for run in server.runs.look())
     if not server.is_local:
         print(OPEN_TO_ALL.format(port=server.server_port), file=sys.stderr)
+    if server.token and not has_file:
+        print(f"Token, as the password in the browser's dialog (any name will do): {server.token}", flush=True)
     print(f"Watching {names}: {server.url} (Ctrl-C closes the page; the run goes on)", flush=True)
+
+
+def read_token(path: Path | None) -> str:
+    """The token in a file; "" without one. Raises UserError."""
+    if path is None:
+        return ""
+    text = read_text(path, f"--token_file {path}")
+    if isinstance(text, Mistake):
+        raise UserError([text])
+    token = (text.splitlines() or [""])[0].strip()
+    if len(token) < SHORTEST_TOKEN:
+        what = f"--token_file {path}: its first line has {len(token)} characters, fewer than {SHORTEST_TOKEN}"
+        raise UserError([Mistake(what, 'write one of: python -c "import secrets; print(secrets.token_urlsafe())"')])
+    return token
 
 
 TOOL = Tool(
     "Follow a run in the browser, going on or ended.",
-    "python tools/watch.py RUN_FOLDER [SECOND_RUN_FOLDER] [--port N] [--open]",
+    "python tools/watch.py RUN_FOLDER [SECOND_RUN_FOLDER] [--port N] [--open] [--host ADDRESS]",
     WatchOptions,
     work,
     required={"run": "give the --output_dir of a run: watch.py output"},

@@ -106,4 +106,4 @@ def load(folder: Path) -> Any:
     """The VAE of a folder, in evaluation mode."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder).eval()
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True).eval()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from library.evaluation.encoder_folders import FLAGS, MODEL_TYPES, EncoderFolder
 from library.options.mistakes import Mistake, UserError
-from library.runtime.imports import large_imports, quiet_libraries
+from library.runtime.imports import ONLY_LOCAL, large_imports, quiet_libraries
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +92,7 @@ def load_clip(folder: EncoderFolder, device: torch.device) -> ClipEncoder:
     import transformers
 
     model, processor = _load(folder)
-    tokenizer = _read(folder, lambda: transformers.AutoTokenizer.from_pretrained(folder.path, local_files_only=True))
+    tokenizer = _read(folder, lambda: transformers.AutoTokenizer.from_pretrained(folder.path, **ONLY_LOCAL))
     return ClipEncoder(model, processor, device, tokenizer)
 
 
@@ -113,7 +113,7 @@ def _load(folder: EncoderFolder) -> tuple[Any, Any]:
         with _random_state_kept():  # its modules are initialised before they are filled
             model, info = _read(
                 folder,
-                lambda: model_class.from_pretrained(folder.path, local_files_only=True, output_loading_info=True),
+                lambda: model_class.from_pretrained(folder.path, **ONLY_LOCAL, output_loading_info=True),
             )
     finally:
         logging.set_verbosity(verbosity)
@@ -131,7 +131,7 @@ def _image_processor(folder: EncoderFolder) -> Any:
     major = int(transformers.__version__.partition(".")[0])
     by_pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
     read: Any = transformers.AutoImageProcessor.from_pretrained
-    return read(folder.path, local_files_only=True, **by_pil)
+    return read(folder.path, **ONLY_LOCAL, **by_pil)
 
 
 def _read(folder: EncoderFolder, read: Callable[[], Any]) -> Any:

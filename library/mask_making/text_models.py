@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from library.bounded import read_json
-from library.checkpoints.files import sha256
+from library.checkpoints.files import read_part_header, sha256
 from library.checkpoints.header import CheckpointError
 from library.families.registry import NotDownloaded, find_model
 from library.mask_making.boxes import Box
@@ -21,7 +21,7 @@ from library.mask_making.options import CLIPSEG, THRESHOLD, MaskMakingOptions
 from library.messages import listed
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.runtime.device import describe_machine
-from library.runtime.imports import quiet_libraries
+from library.runtime.imports import ONLY_LOCAL, quiet_libraries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,6 +113,11 @@ def choose_model(options: MaskMakingOptions, mistakes: Mistakes) -> TextModel | 
         what = f"--model {folder} is {architecture or 'a model of unknown kind'}, which cannot be used here"
         mistakes.add(what, f"use {_USABLE}; {_WITHOUT_MODEL}")
         return None
+    try:
+        read_part_header(folder)  # whatever transformers reads later is safe to read
+    except CheckpointError as error:
+        mistakes.add(f"--model {error}", f"give the folder of a transformers model; {_WITHOUT_MODEL}")
+        return None
     names = {path.name for path in folder.iterdir()}
     for what, missing in (
         ("preprocessor_config.json", not names & {"preprocessor_config.json", "processor_config.json"}),
@@ -188,8 +193,8 @@ class _ClipSeg:
         from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
         self._asked = model
-        self._processor = CLIPSegProcessor.from_pretrained(model.folder)
-        loaded: Any = CLIPSegForImageSegmentation.from_pretrained(model.folder)
+        self._processor = CLIPSegProcessor.from_pretrained(model.folder, **ONLY_LOCAL)
+        loaded: Any = CLIPSegForImageSegmentation.from_pretrained(model.folder, **ONLY_LOCAL)
         self._model = loaded.to(model.device).eval()
 
     def __call__(self, image: Image) -> Found:
@@ -218,7 +223,7 @@ class _Pipeline:
 
         self._asked = model
         task: Any = _TASKS[model.kind]
-        self._run: Any = pipeline(task, model=str(model.folder), device=model.device)
+        self._run: Any = pipeline(task, model=str(model.folder), device=model.device, trust_remote_code=False)
 
     def __call__(self, image: Image) -> Found:
         more: dict[str, Any] = {} if self._asked.threshold is None else {"threshold": self._asked.threshold}

@@ -10,9 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from library.runtime.garbage import gc_paused
 
+ONLY_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""For transformers' from_pretrained: no network, and no Python file from a model's folder is run. If nothing is said,
+transformers asks at the terminal whether it may run them."""
 NOT_NEEDED = ("bitsandbytes", "optimum", "peft", "torchao")
 """Packages that diffusers and transformers import if they are installed, for features that are not used here. It takes
 seconds."""
@@ -66,11 +70,16 @@ def frequent_thread_switches() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence warnings of libraries that users cannot act on. Must be called before they are imported."""
+    """Silence warnings of libraries that users cannot act on, and their telemetry. Must be called before they are
+    imported."""
     for variable, level in (
         ("DIFFUSERS_VERBOSITY", "error"),
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("TF_CPP_MIN_LOG_LEVEL", "2"),
+        # nothing is sent: what is asked for by a flag needs none of them
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("DISABLE_TELEMETRY", "1"),
+        ("WANDB_DISABLE_CODE", "true"),
     ):
         os.environ.setdefault(variable, level)
     for package in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # the last one speaks of torchao

@@ -43,6 +43,7 @@ def check_tiny(path: Path, channels: int) -> Mistake | None:
 def _channels_of(path: Path) -> int | None:
     if path.is_dir():
         config = read_json(path / "config.json")
+        read_part_header(path)  # whatever diffusers reads later is safe to read
         is_tiny = isinstance(config, dict) and config.get("_class_name") == "AutoencoderTiny"
         return int(config.get("latent_channels", 4)) if is_tiny else None
     tensors = read_part_header(path).tensors

@@ -2,16 +2,20 @@
 
 Nothing but the page's own files, the runs' data and the images that they name is served, and only to who asks for this
 machine by its name or address: the Host header is checked, as a foreign page whose own name leads here (DNS rebinding)
-could otherwise read the answers.
+could otherwise read the answers. Where other machines reach the page, it asks for a token too. Browsers send it in a
+header (HTTP's Basic authentication, as the password), so that it stands in no address, history or log.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
+import hmac
 import ipaddress
 import json
 import os
 import re
+import secrets
 import socket
 import socketserver
 import sys
@@ -45,18 +49,21 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # ask again; images are answered by their ETag
 }
+TOKEN_BYTES = 24  # random ones: 192 bits
 IDLE = 60.0  # seconds after which a connection that asks for nothing is closed
 
 
 class PageServer(ThreadingHTTPServer):
-    """An HTTP server of some runs at an address. `is_local`: only this machine can reach it."""
+    """An HTTP server of some runs at an address. `is_local`: only this machine can reach it. `token`: what who asks
+    must know; "": nothing."""
 
     daemon_threads = True
     # On Windows the option lets two programs have one port.
     allow_reuse_address = os.name != "nt"
 
-    def __init__(self, runs: Runs, host: str, port: int) -> None:
+    def __init__(self, runs: Runs, host: str, port: int, token: str = "") -> None:
         self.runs = runs
+        self.token = token
         self.hosts = {"localhost", host.lower()}
         self.is_local = is_loopback(host)
         if not self.is_local:
@@ -82,6 +89,17 @@ class PageServer(ThreadingHTTPServer):
         name = found[1] or found[2]
         return name in self.hosts or (is_loopback(name) if self.is_local else _is_address(name))
 
+    def is_known(self, authorization: str) -> bool:
+        """Whether an Authorization header has the token, compared in constant time; any user name will do."""
+        if not self.token:
+            return True
+        kind, _, coded = authorization.partition(" ")
+        try:
+            _, _, given = base64.b64decode(coded, validate=True).partition(b":")
+        except ValueError:
+            return False
+        return kind.lower() == "basic" and hmac.compare_digest(given, self.token.encode("utf-8"))
+
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the page."""
@@ -104,6 +122,9 @@ class Handler(BaseHTTPRequestHandler):
         """Answer: see the module."""
         if not self.server.is_called(self.headers.get("Host", "")):
             self.send_error(HTTPStatus.FORBIDDEN, "this address is not one of the page: use the one that was printed")
+            return
+        if not self.server.is_known(self.headers.get("Authorization", "")):
+            self.send_error(HTTPStatus.UNAUTHORIZED, "give the token that was printed when the page was opened")
             return
         path, _, query = self.path.partition("?")
         if path in STATIC:
@@ -155,6 +176,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD" and not is_known:
             self.wfile.write(content)
 
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Ask for the token where it is missing: the browser then opens a dialog."""
+        super().send_response(code, message)
+        if code == HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", 'Basic realm="Dreamfolder", charset="UTF-8"')
+
     def end_headers(self) -> None:
         """Add the headers that every answer has."""
         for name, value in HEADERS.items():
@@ -165,10 +192,13 @@ class Handler(BaseHTTPRequestHandler):
         """Print no line per request."""
 
 
-def open_server(runs: Runs, host: str, port: int) -> PageServer:
-    """A server that listens; `port` 0: any that is free. Raises UserError."""
+def open_server(runs: Runs, host: str, port: int, token: str = "") -> PageServer:
+    """A server that listens; `port` 0: any that is free. Without a `token` it makes one where other machines reach it.
+    Raises UserError."""
+    if not token and not is_loopback(host):
+        token = secrets.token_urlsafe(TOKEN_BYTES)
     try:
-        return PageServer(runs, host, port)
+        return PageServer(runs, host, port, token)
     except OSError as error:
         raise UserError([_mistake(error, host, port)]) from error
     except UnicodeError as error:  # an empty or overlong part of a name

@@ -37,10 +37,18 @@ def test_the_address_is_printed_and_opened(
 
 
 @pytest.mark.usefixtures("served")
-def test_the_whole_network_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_network_is_warned_of_and_needs_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, begin())
-    assert watch.main([str(tmp_path), "--host", "0.0.0.0", "--port", "0"]) == 0
-    assert "Warning: everybody who can reach this machine" in capsys.readouterr().err
+    words = [str(tmp_path), "--host", "0.0.0.0", "--port", "0"]
+    assert watch.main(words) == 0
+    told = capsys.readouterr()
+    assert "Warning: everybody who can reach this machine" in told.err
+    token, address = told.out.splitlines()[:2]
+    assert token.startswith("Token, ") and len(token.split()[-1]) >= 32 and token.split()[-1] not in address
+    (tmp_path / "token").write_text("the token of this house\n", encoding="utf-8")
+    assert watch.main([*words, "--token_file", str(tmp_path / "token")]) == 0
+    told = capsys.readouterr()
+    assert "the token of this house" not in told.out + told.err and "Token," not in told.out
 
 
 @pytest.mark.usefixtures("served")
@@ -59,3 +67,8 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "holds no record" in told and "no such folder" in told
     assert watch.main([str(tmp_path), "--port", "70000"]) == 2 and "--port" in capsys.readouterr().err
+    write(tmp_path, begin())
+    (tmp_path / "token").write_text("short\n", encoding="utf-8")
+    for file, why in (("token", "has 5 characters, fewer than 16"), ("gone", "there is no such file")):
+        assert watch.main([str(tmp_path), "--token_file", str(tmp_path / file)]) == 2
+        assert why in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ from library.watch.runs import find_runs
 from library.watch.server import PAGE, STATIC, PageServer, open_server
 from tests.watch.records import begin, drawn, line, status, write, write_image
 
+TOKEN = "the-token-of-this-house"
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -144,6 +146,55 @@ def test_who_listens_to_the_network_is_called_by_any_address(tmp_path: Path) -> 
         assert not opened.is_local and opened.url.startswith("http://127.0.0.1:")
         called = ("192.168.1.5:6016", "[fe80::1]", "localhost", socket.gethostname())
         assert all(map(opened.is_called, called)) and not opened.is_called("evil.example")
+
+
+@pytest.fixture(scope="module")
+def guarded(server: PageServer) -> Iterator[PageServer]:
+    with open_server(server.runs, "127.0.0.1", 0, TOKEN) as opened:
+        thread = threading.Thread(target=opened.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield opened
+        opened.shutdown()
+        thread.join()
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+def test_who_has_the_token_is_answered(guarded: PageServer) -> None:
+    run = json.loads(ask(guarded, "/runs/0.json", Authorization=basic(f"me:{TOKEN}"))[1])
+    image = run["prompts"][0]["images"][0][1]
+    for path in (*STATIC, "/runs.json", "/runs/0.json", f"/runs/0/images/{image}"):
+        assert ask(guarded, path, Authorization=basic(f":{TOKEN}"))[0].status == 200, path
+        answer, content = ask(guarded, path)
+        assert answer.status == 401 and b"dog" not in content
+        assert answer.headers["WWW-Authenticate"].startswith("Basic ") and "default-src 'none'" in str(answer.headers)
+        assert ask(guarded, path, "HEAD")[0].status == 401
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", TOKEN, f"Bearer {TOKEN}", basic(TOKEN), basic(f":{TOKEN[:-1]}"), basic(f":{TOKEN} "), basic(":"), "Basic",
+     "Basic ä", "Basic " + "=" * 50_000, basic(f"{TOKEN}:"), basic(":ü")],
+)  # fmt: skip
+def test_who_has_another_is_not(guarded: PageServer, header: str) -> None:
+    assert not guarded.is_known(header)
+
+
+def test_a_token_in_the_address_is_none(guarded: PageServer) -> None:
+    """Addresses are logged by browsers and proxies."""
+    for path in (f"/?token={TOKEN}", f"/runs.json?token={TOKEN}"):
+        assert ask(guarded, path)[0].status == 401
+
+
+def test_whoever_can_be_reached_asks_for_a_token(server: PageServer) -> None:
+    tokens = set()
+    for _ in range(2):
+        with open_server(server.runs, "0.0.0.0", 0) as opened:
+            tokens.add(opened.token)
+            assert len(opened.token) >= 32 and opened.token not in opened.url
+    assert len(tokens) == 2 and server.token == ""
 
 
 def test_a_request_without_a_host_is_refused(server: PageServer) -> None:

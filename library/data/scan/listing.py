@@ -7,6 +7,7 @@ import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from library.data.scan.index import Stamp
 
@@ -126,3 +127,18 @@ def stem(name: str) -> str:
 def absolute(path: Path) -> str:
     """An absolute path, as in the keys of listings and of the index."""
     return os.path.abspath(path)
+
+
+def is_below(path: str, root: str, paths: ModuleType = os.path) -> bool:
+    """Whether an absolute path is in the folder `root` or is it, as written or where links lead. A path on another
+    drive or in a network share is not looked at. `paths`: the system's rules."""
+    root, path = (paths.normcase(paths.normpath(place)) for place in (root, path))
+    try:
+        if paths.commonpath([path, root]) == root:
+            return True
+        if paths.splitdrive(path)[0] != paths.splitdrive(root)[0]:
+            return False
+        root, path = paths.realpath(root), paths.realpath(path)
+        return bool(paths.commonpath([path, root]) == root)
+    except ValueError:  # another drive; a NUL within the path
+        return False

@@ -1,8 +1,9 @@
 """Read metadata files of kohya's fine-tuning: images and their captions, as .json or .jsonl.
 
 A .json file is one object, image -> {caption, tags}; a .jsonl file has one object per line, {image_path, caption,
-tags}. Image paths are absolute or relative to image_dir. aesthetic_score, a number from 0 to 10, is an addition of this
-trainer. image_size and other keys are ignored: sizes are read from the images.
+tags}. Image paths are relative to image_dir or absolute paths in it; without image_dir, any absolute path.
+aesthetic_score, a number from 0 to 10, is an addition of this trainer. image_size and other keys are ignored: sizes are
+read from the images.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from reprlib import repr as brief
 
 from library.bounded import json_of
-from library.data.scan.listing import Directories, Directory, absolute, is_image, stamp_of, stem
+from library.data.scan.listing import Directories, Directory, absolute, is_below, is_image, stamp_of, stem
 from library.data.scan.pairing import Spelling, composed, folded, whole
 from library.limits import METADATA_FILE
 from library.messages import counted
@@ -183,12 +184,17 @@ def _error(path: Path, what: str, remedy: str) -> UserError:
 class Locator:
     """Finds the images of a metadata file. Keys may lack the extension, use backslashes, and differ from the name in
     Unicode form and letter case. A relative key with a folder that is not below `root` is relative to the current
-    folder: sd-scripts' merge_captions_to_metadata.py writes it so for a relative folder with --full_path."""
+    folder: sd-scripts' merge_captions_to_metadata.py writes it so for a relative folder with --full_path.
+
+    A file that was downloaded may name any file of this machine, so nothing outside of `root` is looked at. Without a
+    root the user has asked for absolute paths.
+    """
 
     directories: Directories
     root: str | None  # absolute path that relative keys are relative to first
     extensions: Collection[str]
     _parents: dict[str, Directory | None] = field(default_factory=dict)
+    _below: dict[str, bool] = field(default_factory=dict)
     _names: dict[tuple[str, Spelling], dict[str, list[str]]] = field(default_factory=dict)
 
     @classmethod
@@ -210,6 +216,8 @@ class Locator:
 
     def _find(self, key: str) -> Located | str:
         head, base = os.path.split(key)
+        if self.root is not None and not self._is_below(head, self.root):
+            return f"it is outside of {self.root}: move it there, or set no folder of images to allow any path"
         directory = self._parent(head)
         if directory is None:
             return "its folder does not exist" if os.path.isabs(key) or self.root else "its path is not absolute"
@@ -230,6 +238,11 @@ class Locator:
             if matches:
                 return Located(directory, matches[0])
         return "it does not exist"
+
+    def _is_below(self, head: str, root: str) -> bool:
+        if head not in self._below:
+            self._below[head] = is_below(os.path.join(root, head), root)
+        return self._below[head]
 
     def _parent(self, head: str) -> Directory | None:
         if head not in self._parents:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import ntpath
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from library.data.scan.listing import is_below
 from library.data.scan.metadata_files import join, read_metadata
 from library.data.scan.scan import Scan, scan
 from library.options.datasets import CaptionSettings
@@ -53,28 +56,74 @@ def test_both_forms_mean_the_same(tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize("with_folder", [True, False])
-def test_absolute_paths(tmp_path: Path, with_folder: bool) -> None:
+def test_absolute_paths(tmp_path: Path) -> None:
     inside, outside = save(tmp_path / "x" / "a.png"), save(tmp_path / "y" / "b.png")
     file = write(tmp_path / "m.json", {str(inside): {"caption": "in"}, str(outside): {"caption": "out"}})
-    found = run(file, tmp_path / "x" if with_folder else None)
-    assert [(r.path, r.key, r.caption) for r in found.records] == [
+    assert [(r.path, r.key, r.caption) for r in run(file, None).records] == [
         (inside, "train/x/a.png", "in"),
         (outside, "train/y/b.png", "out"),
     ]
 
 
+@pytest.mark.parametrize(
+    "key", ["../y/b.png", "sub/../../y/b", "{y}/b.png", "..\\y\\b.png", "y/b.png", "link/../../y/b.png"]
+)
+def test_no_image_outside_of_a_folder_that_is_given(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metadata file may be from anywhere, and would otherwise decide which files of this machine are trained on, and
+    where caches are written. "y/b.png": relative to the current folder, as sd-scripts' tools write it."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "y" / "b.png")
+    for index in range(20):
+        save(tmp_path / "x" / f"{index}.png")
+    keys = [key.format(y=tmp_path / "y"), *(f"{index}.png" for index in range(20))]
+    found = run(write(tmp_path / "m.json", {name: {"caption": "a"} for name in keys}), tmp_path / "x")
+    assert len(found.records) == 20 and len(found.bad_images) == 1
+    ((_, why),) = found.bad_images
+    assert "it is outside of" in why and str(tmp_path / "x") in why or "does not exist" in why
+    if key not in ("y/b.png", "..\\y\\b.png"):
+        assert "set no folder of images to allow any path" in why
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_a_link_in_the_folder_is_the_users_own(tmp_path: Path) -> None:
+    save(tmp_path / "disk" / "a.png")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "more").symlink_to(tmp_path / "disk")
+    (tmp_path / "linked").symlink_to(tmp_path / "x")
+    entries = {"more/a.png": {"caption": "a"}}
+    assert len(run(write(tmp_path / "m.json", entries), tmp_path / "x").records) == 1
+    real = {str(save(tmp_path / "x" / "b.png")): {"caption": "b"}}
+    assert len(run(write(tmp_path / "r.json", real), tmp_path / "linked").records) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "below"),
+    [
+        ("C:\\x\\a", "C:\\x", True), ("c:\\X\\a", "C:\\x", True), ("D:\\x\\a", "C:\\x", False),
+        ("\\\\server\\share\\a", "C:\\x", False), ("C:\\x\\..\\y", "C:\\x", False), ("C:\\xy\\a", "C:\\x", False),
+        ("\\\\server\\other\\a", "\\\\server\\share", False), ("C:a", "D:\\x", False), ("C:/x/a", "C:\\x", True),
+    ],
+)  # fmt: skip
+def test_drives_and_shares_of_windows(path: str, root: str, below: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(name: str) -> str:
+        assert not name.startswith("\\\\"), "looking at a share sends the user's credentials to its server"
+        return name
+
+    monkeypatch.setattr(ntpath, "realpath", asked)
+    assert is_below(path, root, ntpath) is below
+
+
 def test_keys_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As sd-scripts writes them with --full_path for a relative folder. A bare name is always one of the folder."""
     monkeypatch.chdir(tmp_path)
-    for name in ("x/a.png", "y/b.png", "c.png"):
+    for name in ("x/a.png", "x/y/b.png", "c.png"):
         save(tmp_path / name)
-    keys = ("x/a.png", "y\\b", *(f"x/{index}.png" for index in range(20)), "c")
+    keys = ("x/a.png", "x\\y\\b", *(f"x/{index}.png" for index in range(20)), "c")
     for key in keys[2:-1]:
         save(tmp_path / key)
     found = run(write(tmp_path / "m.json", {key: {"caption": key} for key in keys}), Path("x"))
     captions = {record.path.name: record.caption for record in found.records}
-    assert captions["a.png"] == "x/a.png" and captions["b.png"] == "y\\b" and len(captions) == 22
+    assert captions["a.png"] == "x/a.png" and captions["b.png"] == "x\\y\\b" and len(captions) == 22
     assert [path.name for path, _ in found.bad_images] == ["c"]
 
 
