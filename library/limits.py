@@ -29,4 +29,7 @@ PATTERN_STATES = 500  # of its automaton; a repetition {m,n} counts n times
 PATTERNS_STATES = 1000  # of the automata of all patterns in one configuration
 PATTERNS = 10_000  # in one configuration; every layer of the largest models is named once
 
-PROMPT_SIDE = 16_384  # pixels of --w and --h in a prompt
+PROMPT_LENGTH = 20_000  # characters of a prompt with its options
+PROMPT_SIDE = 8192  # pixels of --w and --h in a prompt, as of the flags
+NESTED = 100  # brackets within brackets in a caption, of weights and of wildcards; more are text
+LARGEST_WEIGHT = 1000.0  # of a piece of a caption, in either direction

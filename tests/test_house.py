@@ -296,22 +296,97 @@ def sources_and_tests() -> list[str]:
     return sources() + sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 
 
+READ_CODE = {
+    "pickle.load", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "dill.load", "dill.loads",
+    "joblib.load", "cloudpickle.load", "cloudpickle.loads", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load",
+    "yaml.full_load", "eval", "exec", "torch.hub.load",
+    "torch.jit.load", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
+}  # fmt: skip
+LOCAL = ("**ONLY_LOCAL", "local_files_only=True")  # what each from_pretrained of the project says
+
+
 def runs_what_it_reads(node: ast.Call, function: str) -> bool:
     """Whether a call can run code that came with the data."""
     keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
     if function == "torch.load":
         return keywords.get("weights_only") != "True"
+    if keywords.get("shell", "False") != "False" or keywords.get("trust_remote_code", "False") != "False":
+        return True
     if function == "pickle.loads":  # what was pickled in the same breath is no file
         return not (node.args and ast.unparse(node.args[0]).startswith("pickle.dumps("))
     if keywords.get("allow_pickle", "False") != "False":
         return True
-    return function in {"pickle.load", "pickle.Unpickler", "marshal.load", "marshal.loads", "eval", "exec"}
+    return function in READ_CODE
 
 
 def test_no_file_is_loaded_that_could_run_code() -> None:
     files = sources_and_tests()
     found = [(path, node, name) for path in files for node, name, _ in calls(path)]
     wrong = [f"{path}:{node.lineno} {name}" for path, node, name in found if runs_what_it_reads(node, name)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("torch.load(p)", True),
+        ("torch.load(p, weights_only=False)", True),
+        ("torch.load(p, weights_only=True)", False),
+        ("pickle.load(p)", True),
+        ("pickle.loads(text)", True),
+        ("pickle.loads(pickle.dumps(x))", False),
+        ("np.load(p)", False),
+        ("np.load(p, allow_pickle=True)", True),
+        ("numpy.load(p, allow_pickle=False)", False),
+        ("eval(text)", True),
+        ("model.eval()", False),
+        ("subprocess.run(line, shell=True)", True),
+        ("subprocess.run(words, check=True)", False),
+        ("yaml.load(text)", True),
+        ("yaml.safe_load(text)", False),
+        ("X.from_pretrained(p, trust_remote_code=True)", True),
+    ],
+)
+def test_the_search_for_what_runs_code_finds_it(code: str, found: bool) -> None:
+    node = ast.parse(code, mode="eval").body
+    assert isinstance(node, ast.Call)
+    assert runs_what_it_reads(node, ast.unparse(node.func)) is found
+
+
+def test_no_model_is_looked_for_in_the_network() -> None:
+    """A loader of transformers or diffusers asks the hub for what a folder lacks, unless it is told not to."""
+    wrong = []
+    for path in sources():
+        has_pipeline = any(name == "transformers.pipeline" for _, name in imports(path))
+        for node, function, _ in calls(path):
+            said = {
+                ast.unparse(keyword) if keyword.arg else f"**{ast.unparse(keyword.value)}" for keyword in node.keywords
+            }
+            if function.endswith((".from_pretrained", ".load_lora_weights", ".load_config")) and not said & {*LOCAL}:
+                wrong.append(f"{path}:{node.lineno} {function}")
+            if has_pipeline and function == "pipeline" and "trust_remote_code=False" not in said:
+                wrong.append(f"{path}:{node.lineno}: it asks at the terminal whether code may be run")
+            if function.rpartition(".")[2] in {"snapshot_download", "hf_hub_download", "load_dataset"}:
+                wrong.append(f"{path}:{node.lineno} {function}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_are_parsed_with_bounds() -> None:
+    """library/bounded.py: json and tomllib raise other errors than their own for what is nested thousands deep."""
+    own = {
+        "set_up.py",
+        "library/bounded.py",
+        "library/options/packages.py",
+    }  # the last one reads the project's own file
+    allowed = {"json.loads(json.dumps", "json.loads(module.to_json_string()"}
+    wrong = [
+        f"{path}:{node.lineno} {function}"
+        for path in sources()
+        if path.startswith(("library/", "networks/", "tools/", "finetune/", "train_", "gen_img")) and path not in own
+        for node, function, _ in calls(path)
+        if function in {"json.loads", "json.load", "tomllib.loads", "tomllib.load"}
+        if not ast.unparse(node).startswith(tuple(allowed))
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,12 +1,14 @@
 """Wildcards in captions: {a|b|c} is one alternative, drawn for each sample; {{ and }} are literal braces.
 
-Source: sd-scripts' --enable_wildcard. Unlike there, wildcards may be nested: {a|{b|c} d}.
+Source: sd-scripts' --enable_wildcard. Unlike there, wildcards may be nested: {a|{b|c} d}, up to a hundred deep.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+
+from library.limits import NESTED
 
 Pick = Callable[[list[str]], str]
 
@@ -40,14 +42,18 @@ def expand(text: str, pick: Pick) -> str:
 class _State:
     def __init__(self, pick: Pick) -> None:
         self._pick = pick
-        self._wildcards: list[list[str]] = [[""]]  # alternatives so far; the first is the text outside wildcards
+        # alternatives so far, in pieces; the first is the text outside wildcards
+        self._wildcards: list[list[list[str]]] = [[[]]]
         self._open: list[str] = []  # "{" or "{{", outermost first
 
     def add(self, text: str) -> None:
-        self._wildcards[-1][-1] += text
+        self._wildcards[-1][-1].append(text)
 
     def open_wildcard(self) -> None:
-        self._wildcards.append([""])
+        if len(self._wildcards) > NESTED:
+            self.add("{")
+            return
+        self._wildcards.append([[]])
         self._open.append("{")
 
     def open_literal(self) -> None:
@@ -59,7 +65,7 @@ class _State:
             self.add("|")
             return
         self._drop_literal_braces()
-        self._wildcards[-1].append("")
+        self._wildcards[-1].append([])
 
     def close(self, count: int) -> None:
         """Handle `count` consecutive closing braces."""
@@ -80,7 +86,7 @@ class _State:
     def _close_wildcard(self) -> None:
         self._drop_literal_braces()
         self._open.pop()
-        alternatives = self._wildcards.pop()
+        alternatives = ["".join(pieces) for pieces in self._wildcards.pop()]
         if alternatives == [""]:
             self.add("{}")
         else:
@@ -92,7 +98,6 @@ class _State:
             self._open.pop()
 
     def result(self) -> str:
-        while len(self._wildcards) > 1:
-            unclosed = self._wildcards.pop()
-            self.add("{" + "|".join(unclosed))
-        return self._wildcards[0][0]
+        """The text, with unclosed wildcards as written."""
+        outer, *unclosed = (["".join(pieces) for pieces in alternatives] for alternatives in self._wildcards)
+        return outer[0] + "".join("{" + "|".join(alternatives) for alternatives in unclosed)

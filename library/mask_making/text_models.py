@@ -113,11 +113,6 @@ def choose_model(options: MaskMakingOptions, mistakes: Mistakes) -> TextModel | 
         what = f"--model {folder} is {architecture or 'a model of unknown kind'}, which cannot be used here"
         mistakes.add(what, f"use {_USABLE}; {_WITHOUT_MODEL}")
         return None
-    try:
-        read_part_header(folder)  # whatever transformers reads later is safe to read
-    except CheckpointError as error:
-        mistakes.add(f"--model {error}", f"give the folder of a transformers model; {_WITHOUT_MODEL}")
-        return None
     names = {path.name for path in folder.iterdir()}
     for what, missing in (
         ("preprocessor_config.json", not names & {"preprocessor_config.json", "processor_config.json"}),
@@ -175,6 +170,7 @@ def load_finder(model: TextModel) -> Finder:
     """Load the weights, in fp32. Raises UserError if the folder does not hold such a model."""
     quiet_libraries()
     try:
+        read_part_header(model.folder)  # whatever transformers reads next is then safe to read
         from transformers.utils import logging
 
         quiet: Any = logging

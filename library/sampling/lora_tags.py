@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]+)>")
+TAG = re.compile(r"(?<!\s)\s*<(?:lora|lyco):([^<>]+)>")
 
 
 @dataclass(frozen=True)

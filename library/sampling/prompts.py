@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from library.bounded import json_of, toml_of
-from library.messages import listed
+from library.limits import PROMPT_LENGTH, PROMPT_SIDE
+from library.messages import listed, shortened
 from library.options.mistakes import Mistake, UserError
 from library.options.text_files import PROMPTS, other_kind, read_text
 from library.sampling.lora_tags import AdapterUse
@@ -47,11 +48,11 @@ DEFAULTS = ImageRequest("")
 # option -> (field, pattern of the value); options for other models of sd-scripts are ignored by name
 _OPTIONS: Mapping[str, tuple[str, str]] = {
     "n": ("negative_prompt", r".*"),
-    "w": ("width", r"\d+"),
-    "h": ("height", r"\d+"),
+    "w": ("width", r"\d{1,9}"),
+    "h": ("height", r"\d{1,9}"),
     "d": ("seed", r"\d{1,18}"),
-    "s": ("steps", r"\d+"),
-    "l": ("scale", r"-?\d+(?:\.\d*)?|-?\.\d+"),
+    "s": ("steps", r"\d{1,9}"),
+    "l": ("scale", r"-?\d{1,9}(?:\.\d{0,99})?|-?\.\d{1,99}"),
     "ss": ("sampler", r"\S+"),
 }
 _OTHER_MODELS = ("g", "cn", "ctr", "rcfg", "fs")
@@ -78,6 +79,7 @@ _KEYS: Mapping[str, str] = {
 }
 _OTHER_KEYS = ("controlnet_image", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg", "flow_shift", "enum", "subset")
 _INTEGERS = ("width", "height", "seed", "steps")
+_SIDES = ("width", "height")
 
 
 def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
@@ -92,11 +94,13 @@ def parse_line(line: str, defaults: ImageRequest = DEFAULTS) -> ImageRequest:
     for option in options:
         letters, _, value = option.strip().partition(" ")
         name, pattern = _OPTIONS.get(letters.lower(), ("", ""))
-        if name and re.fullmatch(pattern, value.strip()):
-            values[name] = _typed(name, value.strip())
-        else:
+        if not (name and re.fullmatch(pattern, value.strip(), re.ASCII)):
             why = "no effect on this model" if letters.lower() in _OTHER_MODELS else "not understood"
-            notes.append(f"--{option.strip()} in a prompt is ignored: {why}")
+            notes.append(f"--{shortened(option.strip())} in a prompt is ignored: {why}")
+        elif name in _SIDES and int(value) > PROMPT_SIDE:
+            notes.append(f"--{option.strip()} in a prompt is ignored: a side has at most {PROMPT_SIDE} pixels")
+        else:
+            values[name] = _typed(name, value.strip())
     request = replace(defaults, **values)
     notes += _like_options(request, "options follow a space and two dashes, such as --w 640 or --n blurry")
     return _within_limits(replace(request, notes=tuple(notes)))
@@ -118,7 +122,10 @@ def _typed(name: str, value: Any) -> Any:
             raise ValueError
         return seed if seed >= 0 else None
     if name in _INTEGERS:
-        return int(value)
+        number = int(value)
+        if name in _SIDES and number > PROMPT_SIDE:
+            raise ValueError(f"at most {PROMPT_SIDE} pixels")
+        return number
     if name == "sampler":
         return str(value).lower()
     if name == "scale" and not math.isfinite(float(value)):
@@ -186,7 +193,13 @@ def _wrong(path: Path, what: str, remedy: str) -> UserError:
 def _from_text(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
-            yield parse_line(line, defaults)
+            yield _line(line, defaults)
+
+
+def _line(line: str, defaults: ImageRequest) -> ImageRequest:
+    if len(line) > PROMPT_LENGTH:
+        raise ValueError(f"the prompt {shortened(line)!r} has {len(line)} characters, more than {PROMPT_LENGTH}")
+    return parse_line(line, defaults)
 
 
 def _from_toml(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
@@ -204,19 +217,22 @@ def _from_json(text: str, defaults: ImageRequest) -> Iterator[ImageRequest]:
     if not isinstance(entries, list):
         raise ValueError("it must be a list")
     for entry in entries:
-        yield parse_line(entry, defaults) if isinstance(entry, str) else _from_object(entry, defaults)
+        yield _line(entry, defaults) if isinstance(entry, str) else _from_object(entry, defaults)
 
 
 def _from_object(entry: Any, defaults: ImageRequest) -> ImageRequest:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
-        raise ValueError(f'every entry needs a string "prompt", not {entry!r}')
+        raise ValueError(f'every entry needs a string "prompt", not {shortened(repr(entry), 200)}')
     values, notes = {}, []
     for key, value in entry.items():
+        if isinstance(value, str) and len(value) > PROMPT_LENGTH:
+            raise ValueError(f"{key} has {len(value)} characters, more than {PROMPT_LENGTH}")
         if key in _KEYS and value is not None:
             try:
                 values[_KEYS[key]] = _typed(_KEYS[key], value)
             except (TypeError, ValueError, OverflowError):
-                raise ValueError(f"{key} = {value!r} is not a valid number") from None
+                most = f" up to {PROMPT_SIDE}" if _KEYS[key] in _SIDES else ""
+                raise ValueError(f"{key} = {shortened(repr(value))} is not a valid number{most}") from None
         elif key not in _KEYS:
             why = "no effect on this model" if key in _OTHER_KEYS else "not understood"
             notes.append(f"{key} in a prompt file is ignored: {why}")

@@ -1,14 +1,16 @@
 """Weights in captions: (x) has weight 1.1, (x:1.3) has 1.3, [x] has 1/1.1; nested weights multiply.
 
 Source: --weighted_captions of sd-scripts. A backslash escapes a bracket or backslash; unclosed brackets close at the
-end of the caption, and an unmatched closing bracket is text. Only round brackets take a number. No torch: the plan
-counts the tokens of such captions.
+end of the caption, and an unmatched closing bracket is text. Only round brackets take a number. A hundred brackets
+within each other and weights of 1000 are the limits. No torch: the plan counts the tokens of such captions.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+
+from library.limits import LARGEST_WEIGHT, NESTED
 
 STEP = 1.1
 
@@ -29,13 +31,13 @@ def parse(caption: str) -> list[tuple[str, float]]:
     def close(bracket: str, weight: float) -> None:
         for place in range(opened[bracket].pop(), len(pieces)):
             text, before = pieces[place]
-            pieces[place] = (text, before * weight)
+            pieces[place] = (text, max(-LARGEST_WEIGHT, min(before * weight, LARGEST_WEIGHT)))
 
     for token in _TOKENS.findall(caption):
-        if token in opened:
+        if token in opened and len(opened[token]) < NESTED:
             opened[token].append(len(pieces))
         elif token[0] == ":" and len(token) > 1 and opened["("]:
-            close("(", float(token[1:-1]))
+            close("(", max(-LARGEST_WEIGHT, min(float(token[1:-1]), LARGEST_WEIGHT)))
         elif token == ")" and opened["("]:
             close("(", STEP)
         elif token == "]" and opened["["]:
