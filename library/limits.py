@@ -31,5 +31,6 @@ PATTERNS = 10_000  # in one configuration; every layer of the largest models is 
 
 PROMPT_LENGTH = 20_000  # characters of a prompt with its options
 PROMPT_SIDE = 8192  # pixels of --w and --h in a prompt, as of the flags
-NESTED = 100  # brackets within brackets in a caption, of weights and of wildcards; more are text
+NESTED_WEIGHTS = 100  # brackets of weights within each other in a caption; more are text
+NESTED_WILDCARDS = 20_000  # wildcards within each other; more are text
 LARGEST_WEIGHT = 1000.0  # of a piece of a caption, in either direction

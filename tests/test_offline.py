@@ -44,11 +44,14 @@ from importlib import import_module
 
 def call(name, *words):
     program = import_module(name)
-    if hasattr(program, "main"):
-        code = program.main(list(words))
-    else:
-        from library.training.command import run_recipe
-        code = run_recipe(program.RECIPE, list(words))
+    try:
+        if hasattr(program, "RECIPE"):
+            from library.training.command import run_recipe
+            code = run_recipe(program.RECIPE, list(words))
+        else:
+            code = program.main(list(words))
+    except SystemExit as end:  # --help
+        code = end.code
     print(f"{name}: {code}", flush=True)
     if code or TRIED:
         sys.exit(f"{name} {words[:1]} returned {code} and tried {TRIED}")

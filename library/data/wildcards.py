@@ -1,6 +1,6 @@
 """Wildcards in captions: {a|b|c} is one alternative, drawn for each sample; {{ and }} are literal braces.
 
-Source: sd-scripts' --enable_wildcard. Unlike there, wildcards may be nested: {a|{b|c} d}, up to a hundred deep.
+Source: sd-scripts' --enable_wildcard. Unlike there, wildcards may be nested: {a|{b|c} d}.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from library.limits import NESTED
+from library.limits import NESTED_WILDCARDS
 
 Pick = Callable[[list[str]], str]
 
@@ -50,7 +50,7 @@ class _State:
         self._wildcards[-1][-1].append(text)
 
     def open_wildcard(self) -> None:
-        if len(self._wildcards) > NESTED:
+        if len(self._wildcards) > NESTED_WILDCARDS:
             self.add("{")
             return
         self._wildcards.append([[]])

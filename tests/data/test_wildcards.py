@@ -8,6 +8,7 @@ import re
 import pytest
 
 from library.data.wildcards import expand
+from library.limits import NESTED_WILDCARDS
 
 
 def outcomes(text: str) -> set[str]:
@@ -119,3 +120,17 @@ def test_alternatives_come_equally_often() -> None:
 
 def test_ten_thousand_braces_are_no_trouble() -> None:
     assert expand("{ " * 10_000 + "}" * 10_000, min).strip() == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["{ " * 200_000, "{a|" * 200_000, "{{" * 200_000, "}" * 200_000, "{ " * 300 + " }" * 300]
+)
+def test_braces_without_end_take_no_time(text: str) -> None:
+    """Each unclosed brace copied the text behind it, so that a megabyte of them took minutes."""
+    assert len(expand(text, lambda alternatives: alternatives[0])) <= len(text)
+
+
+def test_wildcards_deeper_than_any_caption_are_text() -> None:
+    for depth, expected in ((NESTED_WILDCARDS, "a"), (NESTED_WILDCARDS + 1, "{a}")):
+        found = expand("{ " * depth + "a" + " }" * depth, lambda alternatives: alternatives[0])
+        assert "".join(found.split()) == expected

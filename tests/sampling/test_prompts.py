@@ -177,3 +177,40 @@ def test_what_can_be_drawn_together():
     assert group_requests([a, b, c, a]) == [[0, 2, 3], [1]]
     assert group_requests([a, b, c, a], 2) == [[0, 2], [3], [1]]
     assert group_requests([]) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["a --w 99999", "a --h 8200", f"a --w {'9' * 5000}", f"a --s {'9' * 5000}", f"a --l {'9' * 400}"]
+)
+def test_sizes_that_no_machine_draws_are_noted(line):
+    """A number of 5000 digits ended in a traceback, one of five filled the memory."""
+    request = parse_line(line)
+    assert request == ImageRequest("a") and len(request.notes) == 1 and "is ignored" in request.notes[0]
+    assert len(request.notes[0]) < 200
+    assert parse_line("a --w 8192 --h 64").width == 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.json", '[{"prompt": "a", "width": 99999}]', "not a valid number up to 8192"),
+        ("p.json", json.dumps(["a" * 20_001]), "has 20001 characters, more than 20000"),
+        ("p.json", json.dumps([{"prompt": "a", "negative_prompt": " " * 20_001}]), "more than 20000"),
+        ("p.txt", "a" * 20_001, "has 20001 characters"),
+        ("p.json", "[" * 100_000, "is invalid"),
+    ],
+)
+def test_prompts_that_no_encoder_reads_are_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=words) as raised:
+        read_prompts(tmp_path / name)
+    assert len(str(raised.value)) < 1000
+
+
+def test_spaces_before_a_tag_take_no_time():
+    """The search for tags took quadratic time for spaces: minutes for a megabyte."""
+    from library.sampling.lora_tags import split_tags
+
+    assert split_tags("a" + " " * 200_000) == ("a" + " " * 200_000, ())
+    text, (tag,) = split_tags("a" + " " * 2000 + "<lora:b:0.5>")
+    assert text == "a" and tag.name == "b"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from library.limits import LARGEST_WEIGHT, NESTED
+from library.limits import LARGEST_WEIGHT, NESTED_WEIGHTS
 
 STEP = 1.1
 
@@ -34,7 +34,7 @@ def parse(caption: str) -> list[tuple[str, float]]:
             pieces[place] = (text, max(-LARGEST_WEIGHT, min(before * weight, LARGEST_WEIGHT)))
 
     for token in _TOKENS.findall(caption):
-        if token in opened and len(opened[token]) < NESTED:
+        if token in opened and len(opened[token]) < NESTED_WEIGHTS:
             opened[token].append(len(pieces))
         elif token[0] == ":" and len(token) > 1 and opened["("]:
             close("(", max(-LARGEST_WEIGHT, min(float(token[1:-1]), LARGEST_WEIGHT)))

@@ -172,3 +172,17 @@ def test_the_encoder_gives_weighted_states_and_their_gradient():
     assert torch.equal(weighted, plain * join_chunks(weights[..., None]))
     weighted.sum().backward()
     assert encoder.embeddings.token_embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 20_000 + ":" * 20_000, "(" * 100_000, "[(" * 50_000 + ")]" * 50_000, ")" * 100_000]
+)
+def test_brackets_without_end_take_no_time(text):
+    """Each closing bracket looked at all pieces since its opening one: a megabyte of both took hours."""
+    assert all(0 < abs(weight) <= 1000 for _, weight in parse(text))
+
+
+def test_weights_are_numbers_that_a_model_can_take():
+    """A weight of 400 digits was infinite, and the states NaN."""
+    assert parse(f"(a:{'9' * 400})") == [("a", 1000.0)] and parse(f"(a:-{'9' * 400})") == [("a", -1000.0)]
+    assert parse("(" * 90 + "a" + ")" * 90)[0][1] == 1000.0
