@@ -60,7 +60,7 @@ class _Bounded:
             raise TooMuchError("its structure has too many parts")
 
 
-_Python: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Python: Any = pickle._Unpickler
 
 
 class InertUnpickler(_Python):  # type: ignore[misc]

@@ -147,8 +147,8 @@ def from_peft(
     layers = []
     for place, slots in found.complete():
         rank, magnitude = int(slots["down"].shape[0]), slots.get("magnitude")
-        own = alphas.get(place.part.module)
-        alpha = float(rank) if own is None else own.of((place.path, place.bare), rank)
+        given = alphas.get(place.part.module)
+        alpha = float(rank) if given is None else given.of((place.path, place.bare), rank)
         magnitude = None if magnitude is None else magnitude.reshape(-1)
         layers.append(LoraLayer(place, slots["down"], slots["up"], alpha, magnitude, forms(place.name)))
     own = {key: value for key, value in metadata.items() if key not in peft_config.NOT_KOHYAS}
