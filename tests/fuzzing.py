@@ -419,6 +419,30 @@ def adapter(folder: Path, content: dict[str, Any]) -> None:
         detect_kind([f"layer.{role}" for role in roles])
 
 
+def shards(folder: Path, content: bytes) -> None:
+    """A tar shard."""
+    from library.data.shards.archive import Skipped, files_in
+
+    path = str(_file(folder, "x.tar", content))
+    list(files_in(path, [".png"], [".txt", ".json"], Skipped()))
+
+
+def shard_pattern(folder: Path, text: str) -> None:
+    """The text that names shards."""
+    from library.data.shards.places import locate
+
+    locate(text)
+
+
+def shard_table(folder: Path, content: bytes) -> None:
+    """A table of shards, and its rows."""
+    from library.data.shards.table import ShardTable
+
+    table = ShardTable(_file(folder, "x.sqlite", content))
+    for row in range(min(len(table), 5)):
+        table.row(row)
+
+
 _LAYERS = st.sampled_from(
     ["lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1", "a.b", ""]
 )
@@ -445,6 +469,43 @@ PEFT = _damaged(
 )
 ARCHIVES = st.deferred(lambda: _damaged(st.sampled_from(_latents("x.npz"))))
 OWN = st.deferred(lambda: _damaged(st.sampled_from(_latents("x.safetensors"))))
+
+
+TARS = st.deferred(lambda: _damaged(st.sampled_from(_tars())))
+SHARD_PATTERNS = st.lists(
+    st.sampled_from(["{", "}", "..", "000", "9" * 18, ",", "a", ".tar", "::", "/", "s3://b/", "{0..99}", "../"]),
+    max_size=12,
+).map("".join)
+TABLES_OF_SHARDS = st.deferred(lambda: _damaged(st.sampled_from(_tables())))
+
+
+@functools.cache
+def _tars() -> list[bytes]:
+    import tarfile
+
+    found = []
+    for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=kind) as tar:
+            for name, data in (
+                ("a.png", _images()[0]),
+                ("a.txt", b"a dog"),
+                ("ü" * 60 + "/b.json", b'{"caption": "b"}'),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        found.append(stream.getvalue())
+    return found
+
+
+@functools.cache
+def _tables() -> list[bytes]:
+    from library.data.shards.table import write_table
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_table(Path(folder, "t.sqlite"), "dog", [], [])
+        return [Path(folder, "t.sqlite").read_bytes()]
 
 
 @functools.cache
@@ -486,6 +547,9 @@ TARGETS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]
     "adapters": (adapter, (ADAPTERS,)),
     "webhooks": (webhooks, (JSONS,)),
     "boxes": (boxes, (JSONS,)),
+    "shards": (shards, (TARS,)),
+    "patterns of shards": (shard_pattern, (SHARD_PATTERNS,)),
+    "tables of shards": (shard_table, (TABLES_OF_SHARDS,)),
 }
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ In a WebDataset, the files of a sample follow each other and share their name up
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from library.bounded import json_of
 from library.data.image_files import BadImage, readable_extensions
 from library.data.scan.caption_files import decode_caption, normal_extensions
 from library.data.scan.image_headers import read_header
@@ -240,7 +240,7 @@ class _Shard:
 
 def _from_json(data: bytes | None, key: str) -> str | None:
     try:
-        value = None if data is None else json.loads(data).get(key)
-    except (ValueError, AttributeError, RecursionError):
+        value = None if data is None else json_of(data).get(key)
+    except (ValueError, AttributeError):
         return None
     return value if isinstance(value, str) else None

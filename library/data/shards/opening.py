@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.bounded import read_json
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
 from library.data.scan.remote import as_user_error, mark_of, open_file_system, without_secrets
@@ -120,7 +121,7 @@ def _table_here(place: str, caches: Path) -> Path:
         except FileNotFoundError:
             raise UserError([Mistake(f"there is no table of shards {without_secrets(place)}", MAKE_IT)]) from None
     try:
-        if copy.is_file() and json.loads(known.read_text(encoding="utf-8")) == mark:
+        if copy.is_file() and read_json(known) == mark:
             return copy
     except (OSError, ValueError):
         pass  # copied again

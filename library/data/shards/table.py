@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.request import pathname2url
 
 from library.data.scan.index import MaskValues
+from library.messages import shortened
 from library.options.mistakes import Mistake, UserError
 
 VERSION = 1
@@ -96,10 +97,11 @@ class ShardTable:
         facts = dict(self._all("SELECT key, value FROM facts"))
         self.folder_name = str(facts.get("folder_name", ""))
         self.content = str(facts.get("content", ""))
-        self.shards = tuple(
-            ShardEntry(int(number), str(name), int(length))
-            for number, name, length in self._all("SELECT number, path, length FROM shards ORDER BY number")
-        )
+        shards = self._all("SELECT number, path, length FROM shards ORDER BY number")
+        try:
+            self.shards = tuple(ShardEntry(int(number), str(name), int(length)) for number, name, length in shards)
+        except (TypeError, ValueError) as error:
+            raise self._damaged(error) from error
 
     def __reduce__(self) -> tuple[type[ShardTable], tuple[Path]]:
         return ShardTable, (self.path,)
@@ -161,6 +163,10 @@ class ShardTable:
         kind, version = self._all("PRAGMA application_id")[0][0], self._all("PRAGMA user_version")[0][0]
         if kind != _APPLICATION:
             raise UserError([Mistake(f"{self.path} is not a table of shards", MAKE_IT)])
+        # views and the like could have rows without end
+        odd = self._all("SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE '%VIRTUAL%'")
+        if odd:
+            raise self._damaged(ValueError(f"{shortened(str(odd[0][0]))} is no table"))
         if version != VERSION:
             what = f"{self.path} has version {version} of the format, and this program reads version {VERSION}"
             raise UserError([Mistake(what, f"{MAKE_IT} of this version")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from library.data import images
+from library.data.shards.table import ShardTable, write_table
 from library.options.mistakes import UserError
 from tests.data.image_files import save
 from tests.data.shards.packing import opened, pack, scanned, tool
@@ -127,3 +129,24 @@ def test_masks_that_the_shards_do_not_have_are_a_mistake(packed: Path, tmp_path:
     (mistake,) = scanned(packed, mask_dir=tmp_path / "masks").mistakes
     assert "no masks" in mistake.what
     assert not opened(packed, mask_dir=packed).masks
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        # a table that is computed has rows without end, each of them as long as it likes
+        (
+            "DROP TABLE images; CREATE VIEW images AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) "
+            "SELECT id FROM n",
+            "images is no table",
+        ),
+        ("CREATE TRIGGER t AFTER INSERT ON images BEGIN SELECT 1; END", "t is no table"),
+        ("INSERT INTO shards VALUES (0, 'a.tar', 'long')", "is damaged"),
+    ],
+)
+def test_a_table_that_computes_its_rows_is_refused(tmp_path: Path, change: str, why: str) -> None:
+    write_table(tmp_path / "t.sqlite", "dog", [], [])
+    with contextlib.closing(sqlite3.connect(tmp_path / "t.sqlite")) as database:
+        database.executescript(change)
+    with pytest.raises(UserError, match=why):
+        ShardTable(tmp_path / "t.sqlite")
