@@ -280,5 +280,3 @@ def _read_pad_text(folder: Path) -> str | None:
                 text: str = token["content"] if isinstance(token, dict) else token
                 return text
     return None
-
-

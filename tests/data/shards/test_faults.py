@@ -136,8 +136,8 @@ def test_masks_that_the_shards_do_not_have_are_a_mistake(packed: Path, tmp_path:
     [
         # a table that is computed has rows without end, each of them as long as it likes
         (
-            "DROP TABLE images; CREATE VIEW images AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) "
-            "SELECT id FROM n",
+            "DROP TABLE images; CREATE VIEW images AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM "
+            "n) SELECT id FROM n",
             "images is no table",
         ),
         ("CREATE TRIGGER t AFTER INSERT ON images BEGIN SELECT 1; END", "t is no table"),
