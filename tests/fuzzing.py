@@ -486,7 +486,7 @@ def _tars() -> list[bytes]:
     found = []
     for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=kind) as tar:
+        with tarfile.TarFile(fileobj=stream, mode="w", format=kind) as tar:
             for name, data in (
                 ("a.png", _images()[0]),
                 ("a.txt", b"a dog"),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from library.bounded import read_json
 from library.options.mistakes import Mistake, UserError
 
 if sys.platform == "win32":
@@ -107,7 +108,7 @@ def _about_this_process() -> bytes:
 def _holder(path: Path) -> str:
     """Who has the lock, as far as its file tells."""
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         return f" (process {int(found['process'])} on {found['machine']}, since {found['since']})"
     except (OSError, ValueError, LookupError, TypeError):
         return ""
