@@ -77,7 +77,7 @@ def read(folder: Path, rank: int, world: int, batches: int, buffer: int) -> dict
 
     process = psutil.Process()
     before = process.memory_info().rss
-    began = time.monotonic()
+    began, processor = time.monotonic(), time.process_time()
     words = f"--train_data_dir {folder.parent} --resolution 64 --min_bucket_reso 64 --bucket_reso_steps 16"
     words += f" --enable_bucket --output_dir {folder.parent} --pretrained_model_name_or_path none"
     words += f" --train_batch_size {BATCH} --shard_buffer {buffer} --data_cache_dir {folder.parent / 'cache'}"
@@ -91,9 +91,10 @@ def read(folder: Path, rank: int, world: int, batches: int, buffer: int) -> dict
     loader = BatchLoader(dataset)
     ends = max(0, order.steps_per_epoch - batches // 2)
     requests = chain(islice(order.requests(1, 0, rank, world), batches // 2), order.requests(1, ends, rank, world))
-    first, most = 0.0, 0
+    first, used, most = 0.0, 0.0, 0
     for _ in loader.batches(requests):
-        first = first or time.monotonic()
+        if not first:
+            first, used = time.monotonic(), time.process_time()
         most = max(most, process.memory_info().rss)
     seen = sorted(
         sample for request in order.requests(1, 0, rank, world) if request.is_counted for sample, _ in request.samples
@@ -104,6 +105,7 @@ def read(folder: Path, rank: int, world: int, batches: int, buffer: int) -> dict
         "sum": sum(seen),
         "start": first - began,
         "plan": planned - began,
+        "processor": used - processor,
         "reading": most / MB,
         "grown": (most - before) / MB,
         "peak": peak / MB,
@@ -148,17 +150,18 @@ def measure(folder: Path, processes: int, batches: int, buffer: int) -> list[dic
 
 def report(images: Sequence[int], processes: int, batches: int, buffer: int, folder: Path) -> None:
     """Measure every number of images and print a table."""
-    print("| Images | Disk (MB) | To the first batch (s) | Memory, plan (MB) | Ratio | Memory, reading (MB) | Ratio |")
-    print("|---|---|---|---|---|---|---|")
+    print("| Images | Disk (MB) | First batch (s) | of a processor (s) | Plan (MB) | Ratio | Reading (MB) | Ratio |")
+    print("|---|---|---|---|---|---|---|---|")
     first: tuple[float, float] | None = None
     for number in images:
         place = folder / str(number) / "1_set"
         size = make_shards(place, number)
         found = measure(place, processes, batches, buffer)
-        start, reading, peak = (max(each[name] for each in found) for name in ("start", "reading", "peak"))
+        names = ("start", "processor", "reading", "peak")
+        start, used, reading, peak = (max(each[name] for each in found) for name in names)
         first = first or (reading, peak)
         memory = f"{peak:.0f} | {peak / first[1]:.3f} | {reading:.0f} | {reading / first[0]:.3f}"
-        print(f"| {number} | {size / 1e6:.0f} | {start:.1f} | {memory} |", flush=True)
+        print(f"| {number} | {size / 1e6:.0f} | {start:.1f} | {used:.1f} | {memory} |", flush=True)
         shutil.rmtree(folder / str(number))
 
 

@@ -457,7 +457,7 @@ WRITES_ITSELF = {
     "library/training/events/record.py": "a record grows by lines; one that is cut off is passed over",
     "library/data/scan/remote.py": "the journal of a mirror grows by lines; one that is cut off is passed over",
     "library/data/scan/index.py": "SQLite's own journal keeps the index whole",
-    "library/data/shards/table.py": "SQLite wants a path; it is renamed when it is whole",
+    "library/data/shards/table.py": "SQLite wants a path; a whole table is then copied",
     "library/training/hub/repository.py": "a copy in a temporary folder, to upload while the run replaces the file",
     "library/training/console.py": "a log file grows by lines",
     "library/options/tool_command.py": "the null device",

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from library.checkpoints.header import CheckpointError
-from library.checkpoints.writer import replacing
 from library.data.scan.shard_images import ShardImages
 from library.data.shards.archive import Skipped, files_in
 from library.data.shards.member import Member
@@ -15,6 +13,7 @@ from library.data.shards.places import join
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
+from library.whole_files import replacing
 
 _THREADS = 8
 _NAMED = 20
@@ -82,8 +81,5 @@ def _write(path: Path, data: bytes) -> None:
         if path.read_bytes() == data:  # images that share a caption or mask
             return
         raise UserError([Mistake(f"{path} exists already", "unpack into an empty folder")])
-    try:
-        with replacing(path) as stream:
-            stream.write(data)
-    except CheckpointError as error:
-        raise UserError([Mistake(str(error), "free disk space, or give another folder")]) from error
+    with replacing(path, durable=False) as stream:
+        stream.write(data)

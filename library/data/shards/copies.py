@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.whole_files import replacing
+
 _ENDING = ".tar"
 _LOCK = ".lock"
 _ABANDONED = 1800.0  # seconds after which the lock of a process that died is no longer respected
@@ -46,15 +48,13 @@ class Copies:
 
     def _copy(self, url: str, path: Path) -> bool:
         """Copy a shard. False for a full disk, or a request that fails."""
-        from library.checkpoints.header import CheckpointError
-        from library.checkpoints.writer import replacing
         from library.data.shards.remote import copy_to
 
         self._make_room()
         try:
             with replacing(path) as stream:
                 copy_to(url, stream)
-        except CheckpointError:
+        except OSError:
             return False
         return True
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.bounded import read_json
-from library.checkpoints.header import CheckpointError
-from library.checkpoints.writer import replacing
 from library.data.scan.remote import as_user_error, mark_of, open_file_system, without_secrets
 from library.data.shards.copies import Copies
 from library.data.shards.member import Shard
@@ -21,6 +19,7 @@ from library.data.shards.table import MAKE_IT, ShardEntry, ShardTable, is_inside
 from library.messages import counted, listed
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
+from library.whole_files import replacing
 
 _THREADS = 16
 _NAMED = 20
@@ -132,7 +131,7 @@ def _table_here(place: str, caches: Path) -> Path:
             copy_to(place, stream)
         with replacing(known) as stream:
             stream.write(json.dumps(mark).encode())
-    except (CheckpointError, OSError) as error:
+    except OSError as error:
         raise UserError(
             [Mistake(f"the table {without_secrets(place)} cannot be copied: {error}", "check it")]
         ) from error

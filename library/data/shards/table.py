@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from urllib.request import pathname2url
 from library.data.scan.index import MaskValues
 from library.messages import shortened
 from library.options.mistakes import Mistake, UserError
+from library.whole_files import replacing
 
 VERSION = 1
 MAKE_IT = "make the table with tools/make_shards.py"
@@ -143,10 +146,10 @@ class ShardTable:
         """A row as the table has it. Raises UserError for values that no table has."""
         try:
             row = Row(*values)
-            shards = [row.shard] if row.mask_shard is None else [row.shard, row.mask_shard]
-            if not all(0 <= shard < len(self.shards) for shard in shards) or min(row.offset, row.mask_offset or 0) < 0:
+            mask = row.mask_shard, row.mask_offset, row.mask_length
+            if not self._holds(row.shard, row.offset, row.length) or not (mask[0] is None or self._holds(*mask)):
                 raise ValueError("a place outside the shards")
-            if not 0 <= row.length <= self.shards[row.shard].length or min(row.width, row.height) < 1:
+            if min(row.width, row.height) < 1:
                 raise ValueError("an impossible size")
             if not is_inside(row.name) or not isinstance(row.content, bytes):
                 raise ValueError("an impossible name or hash")
@@ -158,6 +161,10 @@ class ShardTable:
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise self._damaged(error) from error
+
+    def _holds(self, shard: Any, offset: Any, length: Any) -> bool:
+        """Whether these bytes are in a shard. Raises TypeError for what is no number."""
+        return bool(0 <= shard < len(self.shards) and 0 <= offset and 0 <= length <= self.shards[shard].length - offset)
 
     def _check(self) -> None:
         kind, version = self._all("PRAGMA application_id")[0][0], self._all("PRAGMA user_version")[0][0]
@@ -187,49 +194,58 @@ class ShardTable:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative path with "/" stays below its folder, on every system."""
+    """Whether a relative path with "/" stays below its folder, on every system. Not for text that is not Unicode."""
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return False
     parts = name.replace("\\", "/").split("/")
     return "\0" not in name and ":" not in parts[0] and not any(part in ("", ".", "..") for part in parts)
 
 
 def write_table(path: Path, folder_name: str, shards: Iterable[ShardEntry], rows: Iterable[Row]) -> int:
     """Write a table, complete or not at all, and return the number of its rows. Of rows with one name the first counts.
-    Reads `rows` before `shards`. Raises OSError or sqlite3.Error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
-            database.execute("PRAGMA journal_mode = OFF")
-            database.execute("PRAGMA synchronous = OFF")
-            columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS)
-            database.execute(f"CREATE TEMP TABLE packed ({columns}, UNIQUE (name))")
-            database.execute("BEGIN")
-            database.executemany(f"INSERT OR IGNORE INTO packed ({_NAMES}) VALUES ({_MARKS})", map(_stored, rows))
-            database.execute("CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-            database.execute("CREATE TABLE shards (number INTEGER PRIMARY KEY, path TEXT, length INTEGER)")
-            database.executemany("INSERT INTO shards VALUES (?, ?, ?)", shards)
-            database.execute(f"CREATE TABLE images (id INTEGER PRIMARY KEY, {columns})")
-            database.execute(f"INSERT INTO images ({_NAMES}) SELECT {_NAMES} FROM packed ORDER BY name")
-            digest, count = hashlib.blake2b(digest_size=16), 0
-            for name, content, mask in database.execute("SELECT name, content, mask_content FROM images ORDER BY id"):
-                digest.update(repr((name, content, mask)).encode())
-                count += 1
-            facts = {"folder_name": folder_name, "content": digest.hexdigest()}
-            database.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
-            database.execute(f"PRAGMA application_id = {_APPLICATION}")
-            database.execute(f"PRAGMA user_version = {VERSION}")
-            database.execute("COMMIT")
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    Reads `rows` before `shards`. Raises OSError."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder, path.name)
+        try:
+            count = _build(built, folder_name, shards, rows)
+        except sqlite3.Error as error:  # a full disk
+            raise OSError(f"{built}: {error}") from error
+        with built.open("rb") as source, replacing(path) as stream:
+            shutil.copyfileobj(source, stream)
+    return count
+
+
+def _build(path: Path, folder_name: str, shards: Iterable[ShardEntry], rows: Iterable[Row]) -> int:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA synchronous = OFF")
+        columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS)
+        database.execute(f"CREATE TEMP TABLE packed ({columns}, UNIQUE (name))")
+        database.execute("BEGIN")
+        database.executemany(f"INSERT OR IGNORE INTO packed ({_NAMES}) VALUES ({_MARKS})", map(_stored, rows))
+        database.execute("CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        database.execute("CREATE TABLE shards (number INTEGER PRIMARY KEY, path TEXT, length INTEGER)")
+        database.executemany("INSERT INTO shards VALUES (?, ?, ?)", shards)
+        database.execute(f"CREATE TABLE images (id INTEGER PRIMARY KEY, {columns})")
+        database.execute(f"INSERT INTO images ({_NAMES}) SELECT {_NAMES} FROM packed ORDER BY name")
+        digest, count = hashlib.blake2b(digest_size=16), 0
+        for name, content, mask in database.execute("SELECT name, content, mask_content FROM images ORDER BY id"):
+            digest.update(repr((name, content, mask)).encode())
+            count += 1
+        facts = {"folder_name": folder_name, "content": digest.hexdigest()}
+        database.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+        database.execute(f"PRAGMA application_id = {_APPLICATION}")
+        database.execute(f"PRAGMA user_version = {VERSION}")
+        database.execute("COMMIT")
         return count
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _stored(row: Row) -> tuple[Any, ...]:
-    return tuple(row._replace(alpha=_text(row.alpha), mask_values=_text(row.mask_values)))  # type: ignore[arg-type]
+    caption = (
+        None if row.caption is None else row.caption.encode("utf-8", "replace").decode()
+    )  # JSON has half characters
+    texts: dict[str, Any] = {"alpha": _text(row.alpha), "mask_values": _text(row.mask_values), "caption": caption}
+    return tuple(row._replace(**texts))
 
 
 def _text(values: MaskValues | None) -> str | None:

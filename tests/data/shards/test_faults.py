@@ -71,6 +71,8 @@ def test_a_shard_with_other_bytes_is_named_when_it_is_read(packed: Path, capsys:
         ("UPDATE images SET offset = -5", "damaged"),
         ("UPDATE images SET length = 1e15", "damaged"),
         ("UPDATE images SET shard = 99", "damaged"),
+        ("UPDATE images SET mask = 'm.png', mask_shard = 0, mask_offset = 0, mask_length = 1e18", "damaged"),
+        ("UPDATE images SET mask = 'm.png', mask_shard = 0, mask_offset = 'x'", "damaged"),
         ("UPDATE images SET name = '../../im.png'", "damaged"),
         ("UPDATE images SET width = 'wide'", "damaged"),
         ("UPDATE shards SET path = '../../secret.tar'", "outside"),

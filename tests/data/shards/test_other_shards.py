@@ -59,18 +59,20 @@ def test_what_is_in_a_shard_beside_images_is_counted_and_not_read(
         "./a.png": png(seed=1), "./a.depth.png": png(seed=2), "a.mask.png": png(mode="L"), "a.txt": b"one",
         "../../evil.png": png(seed=3), "/etc/evil.png": png(seed=4), "c:evil.png": png(seed=5),
         "photo.v2.png": png(seed=6), "photo.v2.txt": b"two", "a.png": png(seed=7),
-        "bad.png": b"no image", **{f"many{number}.png": png(seed=number) for number in range(20)},
+        "bad.png": b"no image", "no\udcffunicode.png": png(seed=8), "many1.json": b'{"caption": "half \\ud800"}',
+         **{f"many{number}.png": png(seed=number) for number in range(20)},
     }  # fmt: skip
     write_tar(tmp_path / "x.tar", files, links={"link.png": "/etc/passwd"})
     code, out = tool(capsys, "--shards", tmp_path / "x.tar")
     assert code == 0, out
-    assert "1 x link or device" in out and "3 x file named outside of the archive" in out
+    assert "1 x link or device" in out and "4 x file named outside of the archive" in out
     assert "1 x second image of a sample" in out and "bad.png (unknown image format)" in out
     records = {record.name: record for record in scanned(tmp_path, mask_dir=tmp_path).records}
     assert records.keys() == {"x/a.png", "x/photo.v2.png", *(f"x/many{number}.png" for number in range(20))}
     assert records["x/photo.v2.png"].caption == "two" and records["x/a.png"].caption == "one"
     with records["x/a.png"].path.open("rb") as file:  # of two files with one name, the first
         assert file.read() == files["./a.png"]
+    assert records["x/many1.png"].caption == "half ?"
     mask = records["x/a.png"].mask_member
     assert mask is not None and mask.open("rb").read() == files["a.mask.png"]
 
