@@ -28,6 +28,7 @@ from library.training.memory import encoding_vae, fp16_gradients, offload_text_e
 from library.training.nonfinite import NonFinite
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
+from library.training.plan.start import began as time_of_beginning
 from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
 from library.training.preview.drawing import build_drawer, build_prompt_encoder
@@ -41,7 +42,8 @@ from library.training.saving.loss_curve import begin_curve
 from library.training.saving.rescue import Rescue
 from library.training.saving.saver import Saver
 from library.training.saving.snapshots import Snapshots
-from library.training.saving.state import RandomStates, RunState, load_state, save_state
+from library.training.saving.state import RandomStates, RunState, load_state
+from library.training.saving.state_writer import StateWriter, free_memory
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.table import begin_table, table_path
@@ -132,12 +134,14 @@ def train(plan: Plan, recipe: Recipe) -> None:
         run.events.progress = progress
 
         # Train: what is due after a step, and the loop.
-        save = partial(save_state, state=state, identity=plan.identity)
+        states = StateWriter(
+            state, plan.description, run.say, partial(free_memory, facts.machine.system_memory_bytes)
+        )  # fmt: skip
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
         after = build_after_step(
-            plan, run, model, trainable, weights, loss, dataset, encoder, prompts, progress, save, curve,
+            plan, run, model, trainable, weights, loss, dataset, encoder, prompts, progress, states, curve,
             uploads.release,
         )  # fmt: skip
         saver, best = after.saver, after.best
@@ -165,7 +169,8 @@ def train(plan: Plan, recipe: Recipe) -> None:
             timesteps=lambda: loss.timesteps,
         )
         before = progress.step
-        with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)):
+        told = partial(saver.explain_interrupt, resumed=options.saving.resume)
+        with explain_interrupt(lambda: told(progress.step)), states.writing():
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
                     after.begin(progress)
@@ -221,15 +226,15 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
     encoder: LatentEncoder,
     prompts: PromptEncoder,
     progress: Progress,
-    save: Callable[[Path, Progress], None],
+    states: StateWriter,
     curve: LossCurve,
     release: Callable[[Path, Callable[[], None]], None],
 ) -> AfterStep:
-    """What is due after the steps of a run that begins at `progress`. `save` writes a training state, `release` removes
-    expired files."""
+    """What is due after the steps of a run that begins at `progress`. `states` writes training states, `release`
+    removes expired files."""
     facts, options, outputs = plan.facts, plan.facts.options, plan.outputs
     saver = Saver(
-        outputs, facts.duration.epochs, trainable.write, save, run.say, weights, curve.draw, run.saved, release,
+        outputs, facts.duration.epochs, trainable.write, states, run.say, weights, curve.draw, run.saved, release,
         run.warn, (plan.costs.model_file, plan.costs.state_folder),
     )  # fmt: skip
     best = Best(plan.best, saver.save_best, outputs.models(outputs.best_stem())[0], run.say)
@@ -249,7 +254,9 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
         build_evaluation(plan.evaluation, drawer, modules, facts.duration, run, weights, trainable),
         best,
         saver,
-        build_preview(plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far),
+        build_preview(
+            plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far, time_of_beginning(progress)
+        ),
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from library.messages import quoted
 from library.options.mistakes import Mistake
@@ -32,12 +32,25 @@ from library.training.saving.unsaved import (
 from library.training.trainable import SavedAt, WriteModel
 
 
+class States(Protocol):
+    """Writes training states: see state_writer.StateWriter."""
+
+    def begin(self, folder: Path, progress: Progress, done: Callable[[], None]) -> None: ...
+
+    def collect(self, *, wait: bool = False) -> None: ...
+
+
+Settle = Callable[[Sequence[Path], Unsaved | None], None]
+"""Ends a save: what it wrote, and why it failed, if it did."""
+
+
 @dataclass
 class Saver:
-    """Saves at the times and under the names of `outputs`, by `write_model` and `write_state(folder, progress)`. Models
-    are saved in the versions of `outputs.suffixes`, a state with the weights in training. `after_save` is called after
-    each save, `saved` with each file or folder that is complete. `release(path, remove)` removes what has expired, now
-    or later. `written`: models and states that are there. `sizes`: bytes of a model and of a state, as estimated.
+    """Saves at the times and under the names of `outputs`: models by `write_model`, states by `states`, which writes
+    them beside the training. Models are saved in the versions of `outputs.suffixes`, a state with the weights in
+    training. `after_save` is called after each save, `saved` with each file or folder that is complete. `release(path,
+    remove)` removes what has expired, now or later. `written`: models and states that are there. `sizes`: bytes of a
+    model and of a state, as estimated.
 
     A save that fails is told by `warn` and tried again later (unsaved.py); only one at the end of the run raises.
     """
@@ -45,7 +58,7 @@ class Saver:
     outputs: Outputs
     epochs: int
     write_model: WriteModel
-    write_state: Callable[[Path, Progress], None]
+    states: States
     say: Callable[[str], None]
     weights: Weights
     after_save: Callable[[], None] = lambda: None
@@ -62,6 +75,7 @@ class Saver:
     _expired_models: Expired = field(default_factory=Expired, init=False)
     _expired_states: Expired = field(default_factory=Expired, init=False)
     _saved_models: bool = field(default=False, init=False)
+    _settle: Settle = field(default=lambda new, problem: None, init=False)  # of the state that is being written
     _substitutes: list[Path] = field(default_factory=list, init=False)
     _measured: dict[str, int] = field(default_factory=dict, init=False)  # bytes of the last model and state
 
@@ -74,12 +88,19 @@ class Saver:
             event = self.outputs.at_epoch_end(progress.epoch, self.epochs, progress.step)
         else:
             event = self.outputs.at_step(progress.step)
+        self._collect(wait=event is not None)
         if event is None:
             if self._postponed.is_due and not epoch_ended:
                 self._save_again(progress)
             return
-        problem = self._save(self.outputs.stem(event), progress, next_epoch(progress) if epoch_ended else progress)
-        models, states = self._expired_files(event)
+        resumed = next_epoch(progress) if epoch_ended else progress
+        self._save(self.outputs.stem(event), progress, resumed, partial(self._settle_due, self._expired_files(event)))
+
+    def _settle_due(
+        self, expired_files: tuple[list[Path], list[Path]], new: Sequence[Path], problem: Unsaved | None
+    ) -> None:
+        """Remove what a save by the plan has made superfluous, as far as it succeeded. `new`: what it wrote."""
+        models, states = expired_files
         expired = self._expired_models.after(models, succeeded=self._saved_models)
         expired += self._expired_states.after(states, succeeded=problem is None)
         if problem is not None:
@@ -92,33 +113,47 @@ class Saver:
             self.release(path, partial(self._remove, path))
         self.after_save()
 
-    def _save(self, stem: str, progress: Progress, resumed: Progress) -> Unsaved | None:
-        """Save the models of a stem, and with --save_state the state that is resumed from there. Returns why that
-        failed, if it did; `_saved_models`: whether the models are complete."""
+    def _collect(self, *, wait: bool = False) -> None:
+        """Settle the save whose state has been written meanwhile. `wait`: until it is."""
+        try:
+            self.states.collect(wait=wait)
+        except Unsaved as error:
+            self._settle((), error)
+
+    def _save(self, stem: str, progress: Progress, resumed: Progress, settle: Settle) -> None:
+        """Save the models of a stem, and with --save_state begin to save the state that is resumed from there. `settle`
+        is called when all of it is complete, or why it failed is known; `_saved_models`: whether the models are
+        complete."""
+        before = len(self.written)
         self._saved_models = False
         try:
             self._save_models(stem, progress)
             self._saved_models = True
+            new = self.written[before:]
             if self.outputs.states:
-                self._save_state(self.outputs.directory / f"{stem}-state", resumed)
+                folder = self.outputs.directory / f"{stem}-state"
+                self._settle = lambda _, problem: settle(new, problem)
+                self._save_state(folder, resumed, lambda: settle([*new, folder], None))
+            else:
+                settle(new, None)
         except Unsaved as error:
-            return error
-        return None
+            settle(self.written[before:], error)
 
     def _save_again(self, progress: Progress) -> None:
         """Save as after a save by steps, in place of the last that failed. Where old files are removed, these go with
         the next save that succeeds."""
-        before = len(self.written)
-        problem = self._save(self.outputs.step_stem(progress.step), progress, progress)
-        new = self.written[before:]
-        if problem is not None:
-            for path in new:  # half of a save, with each attempt, would fill the disk
-                self._remove(path)
-            self._postpone(problem)
-            return
-        self._substitutes += new
-        self._postponed.succeeded()
-        self.after_save()
+
+        def settle(new: Sequence[Path], problem: Unsaved | None) -> None:
+            if problem is not None:
+                for path in new:  # half of a save, with each attempt, would fill the disk
+                    self._remove(path)
+                self._postpone(problem)
+                return
+            self._substitutes += new
+            self._postponed.succeeded()
+            self.after_save()
+
+        self._save(self.outputs.step_stem(progress.step), progress, progress, settle)
 
     def _postpone(self, error: Unsaved) -> None:
         """Tell that a save failed, and when it is tried again."""
@@ -137,9 +172,10 @@ class Saver:
         def save(outputs: Outputs) -> Path:
             self._save_models(stem, progress, outputs=outputs)
             folder = outputs.directory / f"{stem}-state"
-            self._save_state(folder, progress)
+            self._save_state(folder, progress, wait=True)
             return folder
 
+        self._collect(wait=True)
         try:
             folder = save(self.outputs)
         except Unsaved as error:
@@ -175,9 +211,10 @@ class Saver:
         def save(outputs: Outputs) -> Path:
             self._save_models(outputs.final_stem(), progress, outputs=outputs)
             if outputs.final_state:
-                self._save_state(outputs.final_state_folder(), progress)
+                self._save_state(outputs.final_state_folder(), progress, wait=True)
             return outputs.directory
 
+        self._collect(wait=True)
         try:
             save(self.outputs)
         except Unsaved as error:
@@ -238,15 +275,21 @@ class Saver:
         self.say("model saved.")
         self.saved(path, "model")
 
-    def _save_state(self, folder: Path, progress: Progress) -> None:
+    def _save_state(
+        self, folder: Path, progress: Progress, done: Callable[[], None] = lambda: None, *, wait: bool = False
+    ) -> None:
+        """Begin to save a state, or with `wait` save it. `done` is called when it is whole."""
         self.say(f"saving state: {folder}")
         check_space(folder, self._measured.get("state", self.sizes[1] * SHARE_OF_ESTIMATE))
-        with explain_write_errors(folder):
-            self.write_state(folder, progress)
+        self.states.begin(folder, progress, partial(self._state_is_whole, folder, done))
+        self.states.collect(wait=wait)
+
+    def _state_is_whole(self, folder: Path, done: Callable[[], None]) -> None:
         self.written.append(folder)
         self._measured["state"] = size_of(folder)
         self._last_state = folder
         self.saved(folder, "state")
+        done()
 
     def explain_interrupt(self, step: int, resumed: Path | None) -> str:
         """What has been saved when a run is stopped at once after `step` steps, and how to continue. `resumed`: the
@@ -282,4 +325,5 @@ class Saver:
 
 def next_epoch(progress: Progress) -> Progress:
     """The progress of a run that resumes at the beginning of the next epoch."""
-    return replace(progress, epoch=progress.epoch + 1, window=0, epoch_losses=[], last_epoch_losses=[])
+    last = progress.epoch_losses
+    return replace(progress, epoch=progress.epoch + 1, window=0, epoch_losses=[], last_epoch_losses=list(last))

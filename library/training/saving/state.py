@@ -3,6 +3,9 @@
 A state is a folder with the file names of accelerate (`model.safetensors`, `optimizer.bin`, `scheduler.bin`,
 `scaler.pt`, `random_states_0.pkl`) and `train_state.json`. It is written under a temporary name and renamed when it is
 complete. Pickled files contain only plain containers and tensors, and are read with `weights_only=True`.
+
+Saving has two parts: `copied` takes what changes to main memory, for which the training waits, and `write_state` writes
+it, beside the training (state_writer.py).
 """
 
 from __future__ import annotations
@@ -11,18 +14,20 @@ import os
 import pickle
 import random
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, BinaryIO, Protocol, TypedDict
 
 from library.bounded import read_json
 from library.checkpoints.header import NotFiniteError
+from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.pickles import check_pickle
 from library.checkpoints.writer import replacing, replacing_folder, write_json, write_safetensors
 from library.options.mistakes import Mistake, UserError
-
-STATE_FILE = "train_state.json"
+from library.training.saving.checksums import FILES, STATE_FILE, list_files, sealed
 
 
 class Standing(TypedDict):
@@ -60,6 +65,18 @@ Identity = dict[str, str]
 """Everything that must not change when a run is resumed: fact -> value."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a state says of its run besides its progress. `options`: those that may change when it is resumed, without
+    secrets. `images`: a short hash of each image with its caption and settings, by its key; empty for very many.
+    `output_name`: "" = not set."""
+
+    identity: Identity
+    options: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
+    output_name: str = ""
+
+
 class Stateful(Protocol):
     """An object with saved state: a module, an optimizer, a schedule, a gradient scaler."""
 
@@ -80,13 +97,18 @@ _FILES = {
 }
 
 
+IMAGES_FILE = "images.json"
+
+
 @dataclass(frozen=True)
 class SavedState:
-    """The content of train_state.json of a state folder."""
+    """The content of train_state.json of a state folder. `output_name` None: an earlier version did not note it."""
 
     folder: Path
     progress: Progress
     identity: Identity
+    options: Mapping[str, str] = field(default_factory=dict)
+    output_name: str | None = None
 
     @property
     def weights(self) -> Path:
@@ -106,30 +128,83 @@ def read_state(folder: Path) -> SavedState:
         content = read_json(file)
         progress = Progress(**content["progress"])
         identity = {str(fact): str(value) for fact, value in content["identity"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        options = {str(name): str(value) for name, value in content.get("options", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"--resume {folder}: not a training state of this trainer ({type(error).__name__}: {error})"
         raise UserError((Mistake(what, remedy),)) from None
-    return SavedState(folder, progress, identity)
+    return SavedState(folder, progress, identity, options, content.get("output_name"))
 
 
-def save_state(folder: Path, progress: Progress, state: RunState, identity: Identity) -> None:
-    """Write a state folder. The new folder is complete before an old one of the same name is removed.
+def read_images(state: SavedState) -> dict[str, str]:
+    """The hashes of the images of a state: see Description. Empty if it has none, or they cannot be read."""
+    try:
+        content = read_json(state.folder / IMAGES_FILE)
+        return {str(key): str(value) for key, value in content.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+@dataclass(frozen=True)
+class StateCopy:
+    """A state in main memory, which the training does not change: its progress, and name, file and content of each
+    entry."""
+
+    progress: Progress
+    entries: tuple[tuple[str, str, Any], ...]
+
+
+def copied(progress: Progress, state: RunState, *, copy: bool = True) -> StateCopy:
+    """Copy everything that changes to main memory, on the CPU too, where training changes tensors in place. Without
+    `copy` the tensors are those of the training, which has to wait until they are written."""
+    entries = [(name, file, entry.state_dict()) for name, entry, file in _files(state)]
+    if copy:
+        entries = [(name, file, _copied(content)) for name, file, content in entries]
+    return StateCopy(deepcopy(progress), tuple(entries))
+
+
+def bytes_of(state: RunState) -> int:
+    """The bytes that `copied` takes."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for _, entry, file in _files(state)
+        for _, tensor in _tensors(entry.state_dict(), file)
+    )
+
+
+def write_state(
+    folder: Path, state: StateCopy, description: Description, check: Callable[[], None] = lambda: None
+) -> None:
+    """Write a state folder. The new folder is complete before an old one of the same name is removed. `check` is called
+    again and again, and may raise to end the writing.
 
     Raises CheckpointError (full disk, weights or averages that are not finite) and leaves no partial folder.
     """
     with replacing_folder(folder) as building:
-        for name, entry, file in _files(state):
+        for name, file, content in state.entries:
+            check()
             if file.endswith(".safetensors"):
-                write_safetensors(building / file, entry.state_dict(), {"part": name})
+                checked = {key: _checked(tensor, check) for key, tensor in content.items()}
+                write_safetensors(building / file, checked, {"part": name})
             else:
-                _write(building / file, entry.state_dict())
+                _write(building / file, content, check)
+        if description.images:
+            write_json(building / IMAGES_FILE, dict(description.images))
         head = {
-            "current_epoch": progress.epoch,
-            "current_step": progress.step,
-            "progress": asdict(progress),
-            "identity": identity,
+            "current_epoch": state.progress.epoch,
+            "current_step": state.progress.step,
+            "progress": asdict(state.progress),
+            "identity": description.identity,
+            "options": dict(description.options),
+            "output_name": description.output_name,
+            FILES: list_files(building),
         }
-        write_json(building / STATE_FILE, head)
+        check()
+        write_json(building / STATE_FILE, sealed(head))
+
+
+def save_state(folder: Path, progress: Progress, state: RunState, description: Description) -> None:
+    """Write a state folder while the training waits: see write_state."""
+    write_state(folder, copied(progress, state, copy=False), description)
 
 
 _DAMAGED = (
@@ -162,14 +237,56 @@ def load_state(saved: SavedState, state: RunState) -> Progress:
     return saved.progress
 
 
-def _write(file: Path, value: Any) -> None:
+def _write(file: Path, value: Any, check: Callable[[], None]) -> None:
     import torch
 
     for name, tensor in _tensors(value, file.name):
         if tensor.is_floating_point() and tensor.numel() and bool(tensor.amin().isnan()):
             raise NotFiniteError(f"{file}: not written, because {name} contains NaN. Nothing was changed.")
-    with replacing(file) as stream:
+    with replacing(file) as whole:
+        stream: Any = _CheckedStream(whole, check)
         torch.save(value, stream)
+
+
+class _CheckedStream:
+    """A stream that calls `check` before each write."""
+
+    def __init__(self, stream: BinaryIO, check: Callable[[], None]) -> None:
+        self._stream, self._check = stream, check
+
+    def write(self, data: Any) -> int:
+        """Write."""
+        self._check()
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        """Flush."""
+        self._stream.flush()
+
+
+def _checked(tensor: Any, check: Callable[[], None]) -> LazyTensor:
+    """A tensor that calls `check` before it is written."""
+    lazy = LazyTensor.of(tensor)
+
+    def load() -> Any:
+        check()
+        return lazy.load()
+
+    return replace(lazy, load=load)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested dicts, lists and tuples with their tensors, in main memory."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        kind = OrderedDict if isinstance(value, OrderedDict) else dict
+        return kind((key, _copied(inner)) for key, inner in value.items())
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_copied(inner) for inner in value)
+    return deepcopy(value)
 
 
 def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:

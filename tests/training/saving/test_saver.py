@@ -20,7 +20,7 @@ from library.training.saving import unsaved
 from library.training.saving.outputs import decide_outputs
 from library.training.saving.saver import Saver
 from library.training.saving.state import STATE_FILE, Progress
-from library.training.saving.unsaved import AGAIN_AFTER, APART, PATIENCE, Unsaved
+from library.training.saving.unsaved import AGAIN_AFTER, APART, PATIENCE, Unsaved, explain_write_errors
 from library.whole_files import replacing_folder
 
 
@@ -33,9 +33,11 @@ class World:
         self.folder, self.value, self.time = folder, value, 0.0
         self.fails: Callable[[Path], bool] = lambda path: False
         self.warned: list[str] = []
+        self.writing: tuple[Path, Callable[[], None], Callable[[], None]] | None = None
+        self.at_once = True  # a state is written before the next step ends
         weights: Any = SimpleNamespace(holding=lambda suffix: nullcontext(), metadata=lambda suffix: {})
         self.saver = Saver(
-            outputs, 9, self.write, self.write_state, lambda text: None, weights, warn=self.warned.append,
+            outputs, 9, self.write, self, lambda text: None, weights, warn=self.warned.append,
             clock=lambda: self.time, sleep=self.sleep,
         )  # fmt: skip
 
@@ -46,10 +48,23 @@ class World:
         self.check(path)
         write_safetensors(path, {"weight": torch.tensor([self.value])}, {"step": str(at.step)})
 
-    def write_state(self, folder: Path, progress: Progress) -> None:
-        self.check(folder)
-        with replacing_folder(folder) as building:
-            write_text(building / STATE_FILE, str(progress.step))
+    def begin(self, folder: Path, progress: Progress, done: Callable[[], None]) -> None:
+        """Write a state, as state_writer.StateWriter does: what goes wrong is raised by `collect`."""
+
+        def write() -> None:
+            self.check(folder)
+            with replacing_folder(folder) as building:
+                write_text(building / STATE_FILE, str(progress.step))
+
+        self.writing = folder, write, done
+
+    def collect(self, *, wait: bool = False) -> None:
+        if self.writing is None or not (wait or self.at_once):
+            return
+        (folder, write, done), self.writing = self.writing, None
+        with explain_write_errors(folder):
+            write()
+        done()
 
     def check(self, path: Path) -> None:
         if self.fails(path):

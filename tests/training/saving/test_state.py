@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -14,7 +15,8 @@ from torch import nn
 from library.checkpoints.header import CheckpointError, NotFiniteError
 from library.options.mistakes import UserError
 from library.training.optim.optimizers import ExactState
-from library.training.saving.state import Progress, RandomStates, RunState, load_state, read_state, save_state
+from library.training.saving.state import Progress, RandomStates, RunState, load_state, read_state
+from tests.training.saving.states import save
 
 PROGRESS = Progress(step=5, epoch=2, window=1, epoch_losses=[0.5], last_epoch_losses=[0.25])
 
@@ -48,7 +50,7 @@ def a_run(seed: int) -> RunState:
 
 
 def test_files_have_the_names_of_accelerate(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", PROGRESS, a_run(1), {"seed": "1"})
+    save(tmp_path / "state", PROGRESS, a_run(1))
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         "count.bin", "model.safetensors", "model_1.safetensors", "optimizer.bin", "random_states_0.pkl",
         "scheduler.bin", "train_state.json",
@@ -60,7 +62,7 @@ def test_files_have_the_names_of_accelerate(tmp_path: Path) -> None:
 
 def test_every_entry_is_restored(tmp_path: Path) -> None:
     saved = a_run(1)
-    save_state(tmp_path / "state", PROGRESS, saved, {"seed": "1"})
+    save(tmp_path / "state", PROGRESS, saved)
     drawn = random.random(), numpy.random.rand(), torch.rand(3).tolist()
     other = a_run(2)
     assert load_state(read_state(tmp_path / "state"), other) == PROGRESS
@@ -75,15 +77,15 @@ def test_every_entry_is_restored(tmp_path: Path) -> None:
 
 
 def test_a_state_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", PROGRESS, {**a_run(1), "count": None}, {})
+    save(tmp_path / "state", PROGRESS, {**a_run(1), "count": None})
     with pytest.raises(UserError, match="count.bin"):
         load_state(read_state(tmp_path / "state"), a_run(2))
 
 
 def test_no_partial_state_is_left(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", PROGRESS, a_run(1), {})
-    with pytest.raises(CheckpointError, match="state: could not be written .disk full"):
-        save_state(tmp_path / "state", PROGRESS, {**a_run(2), "count": Full(2)}, {})
+    save(tmp_path / "state", PROGRESS, a_run(1))
+    with pytest.raises(CheckpointError, match="count.bin: could not be written .disk full"):
+        save(tmp_path / "state", PROGRESS, {**a_run(2), "count": Full(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     kept = a_run(3)
     load_state(read_state(tmp_path / "state"), kept)
@@ -101,10 +103,15 @@ def test_a_state_with_a_nan_is_not_written(tmp_path: Path) -> None:
         with pytest.raises(
             NotFiniteError, match=r"state.(model.safetensors|optimizer.bin): not written, because .* contains NaN"
         ):
-            save_state(tmp_path / "state", PROGRESS, run, {})
+            save(tmp_path / "state", PROGRESS, run)
         assert not list(tmp_path.iterdir())
 
 
 class Full(Count):
-    def state_dict(self) -> dict[str, int]:
+    """The disk is full when it is written."""
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"value": Full(0)}
+
+    def __reduce__(self) -> str:
         raise OSError("disk full")
