@@ -286,19 +286,12 @@ class _Reader:
             yield self._option("save_last_n_epochs", "checkpoints_total_limit", limit)
 
     def _resume(self) -> Iterator[RawOption]:
-        """ "latest" there is the newest checkpoint in output_dir, or a new run if there is none."""
+        """ "latest" there is the newest checkpoint in output_dir, or a new run if there is none: auto here."""
         named = self._take("resume_from_checkpoint")
         if named is None or "resume" in self.target.given:
             return
-        if named != "latest":
-            yield self._option("resume", "resume_from_checkpoint", self.values["resume_from_checkpoint"])
-            return
-        folder = Path(str(self.values.get("output_dir", "")))
-        states = sorted(folder.glob("*-state")) if "output_dir" in self.values else []
-        if states:
-            newest = max(states, key=lambda state: state.stat().st_mtime)
-            remedy = f"name the state to continue: --resume {newest}"
-            self._refuse("resume_from_checkpoint", named, remedy)
+        given = self.values["resume_from_checkpoint"]
+        yield self._option("resume", "resume_from_checkpoint", "auto" if named == "latest" else given)
 
     def _logs(self) -> Iterator[RawOption]:
         """Logs are written below output_dir there."""

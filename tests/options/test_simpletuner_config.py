@@ -62,7 +62,7 @@ AS_FLAGS = (
     "--network_train_unet_only --caption_dropout_rate 0.1 --resolution 1024 --mixed_precision bf16 "
     "--optimizer_type AdamW --optimizer_args weight_decay=0.01 eps=1e-6 --learning_rate 1e-4 "
     "--lr_scheduler polynomial --lr_scheduler_args lr_end=4e-7 --lr_warmup_steps 100 --use_ema "
-    "--webhook_config hooks.json"
+    "--webhook_config hooks.json --resume auto"
 ).split() + ["--sample_prompts", "A photo-realistic image of a cat --d 7"]
 
 
@@ -239,14 +239,11 @@ def test_whole_models_have_their_own_flags(tmp_path: Path) -> None:
     assert answer.endswith("run train_network.py")
 
 
-def test_latest_is_a_mistake_only_where_there_is_a_state(tmp_path: Path) -> None:
-    """SimpleTuner goes on from it, or begins if there is none; beginning anew beside it would be another run."""
+def test_latest_is_auto(tmp_path: Path) -> None:
+    """SimpleTuner goes on from the newest state, or begins if there is none."""
     tree = {"resume_from_checkpoint": "latest", "output_dir": str(tmp_path / "out")}
-    assert not told(of(tmp_path, tree))
-    (tmp_path / "out" / "dog-step00000500-state").mkdir(parents=True)
-    (answer,) = told(of(tmp_path, tree))
-    assert f"--resume {tmp_path / 'out' / 'dog-step00000500-state'}" in answer
-    assert not told(of(tmp_path, tree, "--resume=elsewhere"))
+    assert values(of(tmp_path, tree), "resume") == [Path("auto")]
+    assert values(of(tmp_path, tree, "--resume=elsewhere"), "resume") == [Path("elsewhere")]
     assert values(of(tmp_path, {**tree, "resume_from_checkpoint": "5"}), "resume") == [Path("5")]
 
 

@@ -35,6 +35,7 @@ class ImageRecord:
     score: float | None = None  # aesthetic score, 0 to 10, from metadata or subset; None: the run's
     profile: ProfileUse = ""  # what becomes of its colour profile
     animated: bool = False  # other frames or pages of the file are not used
+    length: int = 0  # bytes of the file; 0: not known
     member: Member | None = None  # where it is in a shard; None: it is a file
     mask_member: Member | None = None  # its mask in the shard
     row: int = 0  # its number in the table of the shards

@@ -269,7 +269,7 @@ def _build_records(
                 image.folder, image.name, number, place, size, caption, from_file, subset.repeats, subset.is_reg,
                 header.transparent, mask, score=subset.score if image.score is None else image.score,
                 profile=header.profile,
-                animated=header.animated,
+                animated=header.animated, length=image.directory.images[image.base][0],
             )
         )  # fmt: skip
     _note_lines(later_lines, subset, findings)

@@ -72,7 +72,7 @@ class ShardImages:
             self.folder, row.name, self.number, self.place, (row.width, row.height),
             caption, from_file, subset.repeats, subset.is_reg, row.transparent,
             mask=row.mask if self.masks else None, score=score,
-            profile=row.profile, animated=row.animated,  # type: ignore[arg-type]
+            profile=row.profile, animated=row.animated, length=row.length,  # type: ignore[arg-type]
             member=Member(shard, row.name, row.offset, row.length, row.content, row.alpha),
             mask_member=self._mask(row), row=number,
         )  # fmt: skip

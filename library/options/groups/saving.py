@@ -70,7 +70,11 @@ class SavingOptions:
         False, "Save the training state with every saved model and at the end, to resume from later."
     )
     save_state_on_train_end: bool = flag(False, "Save the training state at the end only.")
-    resume: Path | None = flag(None, "Folder of a saved training state; training continues exactly where it was saved.")
+    resume: Path | None = flag(
+        None,
+        "Folder of a saved training state; training continues exactly where it was saved. auto = the newest whole "
+        "state of this run in output_dir; the run starts anew if there is none.",
+    )
     write_inference_yaml: bool = flag(
         False,
         "Write the .yaml that web UIs need beside a single-file Stable Diffusion 2 model.",

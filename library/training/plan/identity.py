@@ -1,8 +1,11 @@
-"""The identity of a run: everything that its result depends on. A resumed run must have that of the saved run."""
+"""The identity of a run: everything that its result depends on. A resumed run must have that of the saved run.
+
+A state also says what else was chosen, and which images there were, so that a resumed run can tell what has changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from library.data.scan.image_record import ImageRecord
@@ -11,7 +14,7 @@ from library.options.train_options import FLAGS, values_of
 from library.training.plan.facts import RunFacts
 from library.training.plan.images import Images
 from library.training.preservation.base_plan import BasePlan
-from library.training.saving.state import Identity, fingerprint
+from library.training.saving.state import Description, Identity, fingerprint
 
 PRESERVATION = "what --preservation chooses"
 DATA = "the data"
@@ -41,6 +44,35 @@ def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:
     if dataset_file(run.options.dataset):  # settings given by flags are facts of their own
         facts[SETTINGS] = fingerprint(list(_settings(run.images)))
     return facts
+
+
+MOST_IMAGES = 50_000  # of which a state has a list: about 1.5 MB
+
+
+def description_of(run: RunFacts, identity: Identity, output_name: str | None) -> Description:
+    """What the states of a run say of it."""
+    options = {
+        name: str(value)
+        for name, value in values_of(run.options).items()
+        if FLAGS[name].may_change_on_resume and not FLAGS[name].secret and name not in ABOUT_ONE_CALL
+    }
+    return Description(identity, options, _hashes(run.images.records), output_name or "")
+
+
+ABOUT_ONE_CALL = frozenset({"resume", "dry_run", "output_config", "config_file", "debug_dataset"})
+
+
+def _hashes(records: Sequence[ImageRecord]) -> dict[str, str]:
+    """Of each image by its key, a short hash of what the result depends on, and the length of its file: `1f3870be 5120`
+    (0: not known). Where an image is in several subsets, the hash is of all."""
+    if len(records) > MOST_IMAGES:
+        return {}
+    lines: dict[str, str] = {}
+    lengths: dict[str, int] = {}
+    for record in records:
+        lines[record.key] = lines.get(record.key, "") + _line(record) + "\n"
+        lengths[record.key] = record.length
+    return {key: f"{fingerprint([line])[:8]} {lengths[key]}" for key, line in lines.items()}
 
 
 def dataset_file(options: DatasetOptions) -> str:

@@ -31,7 +31,7 @@ from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
 from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
-from library.training.plan.identity import dataset_file, identity_of
+from library.training.plan.identity import dataset_file, description_of, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.resume import check_continuation, decide_resume
 from library.training.plan.start import decide_start
@@ -43,7 +43,7 @@ from library.training.preview.so_far_plan import decide_so_far
 from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
-from library.training.saving.state import Identity, Progress, SavedState
+from library.training.saving.state import Description, Identity, Progress, SavedState
 from library.training.trackers import Trackers, decide_trackers
 
 
@@ -66,11 +66,16 @@ class Plan:
     base: BasePlan | None
     costs: Costs
     workers: int
-    identity: Identity
+    description: Description
     resume: SavedState | None
     start: Progress
     notes: tuple[str, ...]
     origins: Mapping[str, str]
+
+    @property
+    def identity(self) -> Identity:
+        """What the result depends on."""
+        return self.description.identity
 
     @property
     def draws(self) -> bool:
@@ -85,7 +90,8 @@ def decide(parsed: Parsed) -> Plan:
     check_single_process(mistakes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
-    resume = decide_resume(local_state(options, mistakes), mistakes)
+    is_adapter = options.adapter.network_module is not None
+    resume = decide_resume(local_state(options, mistakes), options.saving, mistakes, notes, is_adapter=is_adapter)
     facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
     base = None if facts is None else facts.base_model
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
@@ -109,7 +115,7 @@ def decide(parsed: Parsed) -> Plan:
     outputs = decide_files(facts, adapter, averages, mistakes, keeps_best=best.keep is not None)
     costs, base_copy = decide_costs(facts, optimization, adapter, outputs, averages, mistakes)
     check_outputs(options, facts.base_model, outputs, costs, mistakes)
-    identity = decide_identity(facts, base_copy, adapter, resume, mistakes)
+    description = decide_description(facts, base_copy, adapter, resume, outputs.name, mistakes, notes)
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     preview = decide_preview(facts, mistakes)
     mistakes.raise_if_any()
@@ -130,7 +136,7 @@ def decide(parsed: Parsed) -> Plan:
         base=base_copy,
         costs=costs,
         workers=decide_workers(facts, notes),
-        identity=identity,
+        description=description,
         resume=resume,
         start=start,
         notes=tuple(notes),
@@ -146,14 +152,20 @@ def _complete(facts: RunFacts | None, mistakes: Mistakes) -> tuple[RunFacts, Dur
     return facts, facts.duration
 
 
-def decide_identity(
-    facts: RunFacts, base: BasePlan | None, adapter: AdapterPlan | None, resume: SavedState | None, mistakes: Mistakes
-) -> Identity:
-    """What must not change when the run is resumed, compared with the state that it resumes from."""
-    identity = identity_of(facts, base)
+def decide_description(
+    facts: RunFacts,
+    base: BasePlan | None,
+    adapter: AdapterPlan | None,
+    resume: SavedState | None,
+    output_name: str | None,
+    mistakes: Mistakes,
+    notes: list[str],
+) -> Description:
+    """What the states of the run say of it, compared with the state that it resumes from."""
+    description = description_of(facts, identity_of(facts, base), output_name)
     file, steps = dataset_file(facts.options.dataset), facts.duration.steps
-    check_continuation(resume, identity, steps, mistakes, file, is_adapter=adapter is not None)
-    return identity
+    check_continuation(resume, description, steps, mistakes, notes, file, is_adapter=adapter is not None)
+    return description
 
 
 def decide_optimization(

@@ -62,7 +62,7 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
         mistakes.add("--output_config is no flag of this program", "write the file with train_db.py")
     processes = cast(int, parsed.program_values["processes"])
     group = decide_worker_group(os.environ, processes, mistakes)
-    seed = decide_seed(options, decide_resume(options.saving.resume, Mistakes()))
+    seed = decide_seed(options, decide_resume(options.saving.resume, options.saving, Mistakes(), []))
     facts = decide_facts(parsed, seed, mistakes, notes)
     check_logs(replace(options.run, logging_dir=None), mistakes)
     if facts is not None:
@@ -117,7 +117,7 @@ def _check_seed(options: TrainOptions, kind: Kind, images: Images, mistakes: Mis
     if kind == "latents" or not varied or options.run.seed is not None:
         return
     if options.saving.resume is not None:
-        decide_resume(options.saving.resume, mistakes)
+        decide_resume(options.saving.resume, options.saving, mistakes, [])
         return
     mistakes.add(
         "no --seed: captions are drawn at random, so the training would use other captions with another seed",

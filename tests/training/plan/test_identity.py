@@ -12,7 +12,7 @@ from library.options.parse import parse
 from library.training.plan.identity import DATA, PRESERVATION
 from library.training.plan.plan import decide
 from library.training.plan.resume import check_continuation
-from library.training.saving.state import Progress, SavedState
+from library.training.saving.state import Description, Progress, SavedState
 from tests import tiny
 from tests.data.image_files import save
 from tests.training.running import World, make_world
@@ -40,7 +40,7 @@ def test_a_state_from_before_an_option_existed_resumes_at_its_default(world: Wor
     for flags, refused in (({}, []), ({"data_aesthetic_score": 5.0}, ["--data_aesthetic_score was 7.0"])):
         mistakes = Mistakes()
         now = {**found, **{f"--{name}": str(value) for name, value in flags.items()}}
-        check_continuation(saved, now, 10, mistakes)
+        check_continuation(saved, Description(now), 10, mistakes, [])
         assert [part in mistake.what for part, mistake in zip(refused, mistakes, strict=True)] == [True] * len(refused)
 
 
@@ -49,7 +49,7 @@ def test_the_way_on_is_that_of_the_program(tmp_path: Path) -> None:
     saved = SavedState(tmp_path, Progress(step=1), {"seed": "1"})
     for is_adapter, flag in ((False, "--pretrained_model_name_or_path"), (True, "--network_weights")):
         mistakes = Mistakes()
-        check_continuation(saved, {"seed": "2"}, 10, mistakes, is_adapter=is_adapter)
+        check_continuation(saved, Description({"seed": "2"}), 10, mistakes, [], is_adapter=is_adapter)
         (mistake,) = mistakes
         assert f"as {flag} and remove --resume" in mistake.remedy
 
@@ -73,7 +73,8 @@ def test_anchors_are_compared_by_what_they_mean(world: World, tmp_path: Path) ->
     assert identity("class_prompt=.5", "reg_images") == identity("reg_images=1", "class_prompt=0.50") != usual
     assert identity("blank_prompt=0")[PRESERVATION] == "no anchor"
     mistakes = Mistakes()
-    check_continuation(SavedState(tmp_path, Progress(step=1), usual), identity("base_prediction"), 10, mistakes)
+    now = Description(identity("base_prediction"))
+    check_continuation(SavedState(tmp_path, Progress(step=1), usual), now, 10, mistakes, [])
     assert [mistake.what.partition(": ")[2] for mistake in mistakes][-1] == (
         "what --preservation chooses was not set when the state was saved and is base_prediction, weight 1 now"
     )
