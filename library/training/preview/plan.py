@@ -75,7 +75,7 @@ class PreviewPlan:
     def path(self, mark: str, index: int, time: datetime, seed: int | None, version: str = "") -> Path:
         """The image file, `[NAME_]MARK_00_20260131235959[_SEED][VERSION].png`. `mark`: e000012 after an epoch, 000012
         after a step; `index`: place of the prompt in its file; `seed`: that of the prompt, if it sets one; `version`:
-        suffix of the weights that it is drawn with."""
+        suffix of the weights that it is drawn with; `time`: when the run began."""
         name = f"{self.name}_" if self.name else ""
         suffix = "" if seed is None else f"_{seed}"
         return self.folder / f"{name}{mark}_{index:02d}_{time:%Y%m%d%H%M%S}{suffix}{version}.png"

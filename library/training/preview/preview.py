@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from library.messages import counted
@@ -74,7 +73,8 @@ class Preview:
     the same seeds, to files with their suffix; `modules` are all modules of the forward pass, adapters included;
     `log_images(images by name, step)` sends images to the trackers. `steps` of the run and `steps_per_epoch` tell `due`
     whether the last epoch is incomplete. `refiner`: finishes each image too, once all are drawn; `so_far`: makes
-    pictures while they are drawn. Errors are logged, and training continues.
+    pictures while they are drawn. `began`: when the run began, also of one that was resumed: it is in the names of the
+    files, so that an image that is drawn again replaces the one before. Errors are logged, and training continues.
     """
 
     plan: PreviewPlan | None
@@ -88,7 +88,7 @@ class Preview:
     steps_per_epoch: int = 0
     refiner: Refiner | None = None
     so_far: SoFar | None = None
-    now: Callable[[], datetime] = datetime.now
+    began: datetime = field(default_factory=datetime.now)
 
     def before_training(self, progress: Progress) -> None:
         """Draw before the first step with --sample_at_first; a resumed run has done so."""
@@ -155,7 +155,8 @@ class Preview:
         if self.so_far is None:
             return None
         seeded = [replace(request, seed=seed) for request, seed in zip(group.requests, group.seeds, strict=True)]
-        return self.so_far.of(plan, mark, suffix, dict(zip(group.places, seeded, strict=True)), step)
+        seeded_by_place = dict(zip(group.places, seeded, strict=True))
+        return self.so_far.of(plan, mark, suffix, seeded_by_place, step, self.began)
 
     def _refine(
         self, plan: PreviewPlan, mark: str, waiting: Sequence[Waiting], refiner: Refiner
@@ -175,19 +176,12 @@ class Preview:
         """Save the images of a group; returns them by their names for trackers."""
         drawn: dict[str, DrawnImage] = {}
         for place, request, seed, image in zip(group.places, group.requests, group.seeds, images, strict=True):
-            path = self._free_path(plan, mark, place, request.seed, suffix)
+            path = plan.path(mark, place, self.began, request.seed, suffix)
             seeded = replace(request, seed=seed)
             write_image(path, seeded, image)
             self.say(f"{path}" + (f" (seed {seed})" if request.seed is None else ""))
             drawn[f"sample/{place:02d}{suffix}"] = DrawnImage(image, seeded, path)
         return drawn
-
-    def _free_path(self, plan: PreviewPlan, mark: str, place: int, seed: int | None, suffix: str) -> Path:
-        """A path that does not exist yet: two runs of one name may reach the same step in the same second."""
-        time = self.now()
-        while (path := plan.path(mark, place, time, seed, suffix)).exists():
-            time += timedelta(seconds=1)
-        return path
 
     def _with_known_sampler(self, request: ImageRequest) -> ImageRequest:
         """Replace an unknown sampler by DDIM, as kohya's scripts do."""
@@ -217,8 +211,9 @@ def build_preview(  # noqa: PLR0913 - what a preview is made of, each from anoth
     weights: Weights,
     refiner: Refiner | None,
     so_far: SoFar | None,
+    began: datetime,
 ) -> Preview:
-    """The sample images of a run, drawn with the versions of the weights that are shown."""
+    """The sample images of a run that began then, drawn with the versions of the weights that are shown."""
     return Preview(
         plan=plan,
         open_drawer=open_drawer,
@@ -231,4 +226,5 @@ def build_preview(  # noqa: PLR0913 - what a preview is made of, each from anoth
         steps_per_epoch=duration.steps_per_epoch,
         refiner=refiner,
         so_far=so_far,
+        began=began,
     )

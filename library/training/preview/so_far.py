@@ -85,11 +85,17 @@ class SoFar:
     _failed_in: str | None = field(default=None, init=False)  # the drawing that goes on without
 
     def of(
-        self, preview: PreviewPlan, mark: str, suffix: str, requests: Mapping[int, ImageRequest], step: int
+        self,
+        preview: PreviewPlan,
+        mark: str,
+        suffix: str,
+        requests: Mapping[int, ImageRequest],
+        step: int,
+        time: datetime,
     ) -> GroupSoFar:
         """The pictures of a group of prompts, drawn by their places with these seeds after `step` steps; see
         PreviewPlan.path."""
-        return GroupSoFar(self, preview, mark, suffix, requests, step, datetime.now())
+        return GroupSoFar(self, preview, mark, suffix, requests, step, time)
 
     def show(self, group: GroupSoFar, estimate: Estimate, vae: Any) -> None:
         """Make a picture, write it and tell of it."""

@@ -83,7 +83,7 @@ def preview(tmp_path: Path, prompts: str, recorder: Recorder, **flags: object) -
         log_images=recorder.log_images,
         steps=100,
         steps_per_epoch=4,
-        now=lambda: TIME,
+        began=TIME,
     )
 
 
@@ -132,11 +132,12 @@ def test_when_the_loop_draws(flags: dict[str, object], tmp_path: Path) -> None:
     assert drawn == (by_epochs if "sample_every_n_epochs" in flags else by_steps)
 
 
-def test_image_names_are_unique(tmp_path: Path) -> None:
+def test_an_image_that_is_drawn_again_replaces_the_one_before(tmp_path: Path) -> None:
+    """So a resumed run leaves the images of one that was never interrupted."""
     previews = preview(tmp_path, "a --w 64 --h 64 --d 5", Recorder())
     previews.after_step(1)
     previews.after_step(1)
-    assert names(tmp_path) == ["dog_000001_00_20260131235958_5.png", "dog_000001_00_20260131235959_5.png"]
+    assert names(tmp_path) == ["dog_000001_00_20260131235958_5.png"]
 
 
 def test_the_prompt_file_is_read_each_time_and_may_go(tmp_path: Path) -> None:

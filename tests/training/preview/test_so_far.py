@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,9 @@ def so_far(kept: Kept, decoder: str, *targets: str) -> SoFar:
 def show(pictures: SoFar, tmp_path: Path, mark: str = "000012", vae: object = SimpleNamespace(device=CPU)) -> None:
     plan = plan_preview(build({"sample_prompts": tmp_path / "p.txt", "sample_at_first": True, "output_dir": tmp_path}))
     assert plan is not None
-    group = pictures.of(plan, mark, "_ema", {3: ImageRequest("a"), 7: ImageRequest("b", seed=5)}, 12)
+    group = pictures.of(
+        plan, mark, "_ema", {3: ImageRequest("a"), 7: ImageRequest("b", seed=5)}, 12, datetime(2026, 1, 31)
+    )
     latents = torch.linspace(-0.4, 0.4, 4)[None, :, None, None].expand(1, 4, 2, 3) * SPACE.scale
     group.show(vae, Estimate(1, 4, 20, 801.0, latents))
 
