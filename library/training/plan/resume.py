@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from library.bounded import read_json
 from library.messages import counted, listed, quoted
 from library.options.groups.saving import SavingOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -184,7 +184,7 @@ def _of_sd_scripts(folder: Path, *, is_adapter: bool) -> Iterator[Mistake]:
 def _progress_of_sd_scripts(folder: Path) -> tuple[int, int]:
     """(step, epoch) of a state of sd-scripts, from its train_state.json or else its name; 0 = unknown."""
     try:
-        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / STATE_FILE)
         return max(0, int(content["current_step"])), max(0, int(content["current_epoch"]))
     except (OSError, ValueError, LookupError, TypeError):
         step = re.search(r"-step(\d+)-state$", folder.name)

@@ -7,12 +7,12 @@ memory of the operating system. A cryptographic hash would take longer and find 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.bounded import read_json
 from library.options.mistakes import UserError
 from library.training.saving.checksums import FILES, STATE_FILE, checksum, is_sealed
 from library.training.saving.state import SavedState, read_state
@@ -22,11 +22,13 @@ def damage(state: SavedState) -> str:
     """What is wrong with the files of a state; "" for a whole one. One of an earlier version lists no files: then only
     those that are cut off are found, when they are loaded."""
     try:
-        head = json.loads((state.folder / STATE_FILE).read_text(encoding="utf-8"))
+        head = read_json(state.folder / STATE_FILE)
         if not is_sealed(head):
             return f"{STATE_FILE} was changed"
         for name, known in head.get(FILES, {}).items():
             path = state.folder / name
+            if path.parent != state.folder:
+                return f"{STATE_FILE} names a file elsewhere: {name}"
             if not path.is_file():
                 return f"{name} is missing"
             if (size := path.stat().st_size) != known["bytes"]:
