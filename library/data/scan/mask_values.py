@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ from library.data.scan.image_record import ImageRecord
 from library.data.scan.index import Index, MaskValues, Stamp
 from library.data.shards.member import Member
 from library.options.datasets import SubsetSpec
+from library.options.groups.dataset import DatasetOptions
 from library.runtime.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -43,9 +45,14 @@ def mask_source(record: ImageRecord, subset: SubsetSpec) -> MaskSource | None:
 
 
 def read_masks(
-    sources: Iterable[MaskSource], index: Path | None, *, progress: bool = False
+    sources: Iterable[MaskSource],
+    index: Path | None,
+    *,
+    progress: bool = False,
+    most_memory: float = DatasetOptions.max_image_memory,
 ) -> dict[MaskSource, MaskValues | str]:
-    """The values of each mask, or why it cannot be read. `index`: folder of the index kept between scans."""
+    """The values of each mask, or why it cannot be read. `index`: folder of the index kept between scans;
+    `most_memory`: GiB that a decoded mask may need."""
     sources = list(sources)
     found: dict[MaskSource, MaskValues | str] = {}
     for source in sources:
@@ -58,12 +65,13 @@ def read_masks(
             known = stored.masks(*folder, {_name(source): stamps[source] for source in group})
             found |= {source: known[_name(source)] for source in group if _name(source) in known}
         new = [source for source in files if source not in found]
+        read = partial(read_values, most_memory=most_memory)
         pool = ThreadPoolExecutor(min(16, 2 + (os.cpu_count() or 1)), "masks")
         try:
             with ProgressBar("reading masks", len(new), unit=" files", delay=1, shown=progress) as bar:
                 for start in range(0, len(new), _BLOCK):
                     block = new[start : start + _BLOCK]
-                    for source, values in zip(block, pool.map(read_values, block), strict=True):
+                    for source, values in zip(block, pool.map(read, block), strict=True):
                         found[source] = values
                         bar.update()
                     _store(stored, block, found, stamps)
@@ -111,12 +119,13 @@ def _store(
         )
 
 
-def read_values(source: MaskSource) -> MaskValues | str:
-    """The values of a mask, or why it cannot be read."""
+def read_values(source: MaskSource, most_memory: float = DatasetOptions.max_image_memory) -> MaskValues | str:
+    """The values of a mask, or why it cannot be read. `most_memory`: GiB that it may need when decoded."""
     from library.data import decoding
 
     try:
-        return decoding.read(source.path, _opacity_values if source.transparency else _luminance_values)
+        convert = _opacity_values if source.transparency else _luminance_values
+        return decoding.read(source.path, convert, most_memory)
     except BadImage as error:
         return str(error)
 

@@ -120,7 +120,7 @@ def decide_images(options: TrainOptions, tokenizer: Tokenizer | None, mistakes: 
     held_out = buckets.build_bucket_table(scanned.held_out, scanned.datasets)
     if described.mistakes or scanned.mistakes:
         return None
-    mask_notes = check_masks(options.mask, scanned, index, mistakes)
+    mask_notes = check_masks(options.mask, scanned, index, mistakes, data.max_image_memory)
     notes = (*described.notes, *table.notes, *held_out.notes, *unused_face_crops(described.datasets), *mask_notes)
     notes += tuple(describe_reading(scanned.shards, data.shard_buffer))
     lengths = Captions(0, 0, "", ()) if tokenizer is None else count_captions(scanned, tokenizer, index)

@@ -10,6 +10,7 @@ from library.data.scan.index import MaskValues
 from library.data.scan.mask_values import MaskSource, mask_source, read_masks
 from library.data.scan.scan import Scan
 from library.messages import counted, listed
+from library.options.groups.dataset import DatasetOptions
 from library.options.groups.mask import MaskOptions
 from library.options.mistakes import Mistakes
 
@@ -17,17 +18,23 @@ _NAMED = 5  # files named in a note
 _LISTED = 20  # files named in a mistake
 
 
-def check_masks(options: MaskOptions, scan: Scan, index: Path | None, mistakes: Mistakes) -> tuple[str, ...]:
+def check_masks(
+    options: MaskOptions,
+    scan: Scan,
+    index: Path | None,
+    mistakes: Mistakes,
+    most_memory: float = DatasetOptions.max_image_memory,
+) -> tuple[str, ...]:
     """Read the masks of the training images, add mistakes, and return the notes.
 
-    `index`: folder in which the values of masks are kept.
+    `index`: folder in which the values of masks are kept; `most_memory`: GiB that a decoded mask may need.
     """
     # an image that is trained at several resolutions with one mask is one image here
     images = dict.fromkeys(
         (record.path, mask_source(record, scan.subsets[record.subset]), record.is_reg) for record in scan.records
     )
     masks = [source for _, source, _ in images if source is not None]
-    found = read_masks(masks, index, progress=True)
+    found = read_masks(masks, index, progress=True, most_memory=most_memory)
     unreadable = {source.path: reason for source, reason in found.items() if isinstance(reason, str)}
     if unreadable:
         lines = listed((f"{path}: {reason}" for path, reason in unreadable.items()), _LISTED, "\n  ")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from library.checkpoints.header import NotFiniteError
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.pickles import check_pickle
 from library.checkpoints.writer import replacing, replacing_folder, write_json, write_safetensors
+from library.messages import shortened
 from library.options.mistakes import Mistake, UserError
 from library.training.saving.checksums import FILES, STATE_FILE, list_files, sealed
 
@@ -127,12 +129,31 @@ def read_state(folder: Path) -> SavedState:
     try:
         content = read_json(file)
         progress = Progress(**content["progress"])
+        _check(progress)
         identity = {str(fact): str(value) for fact, value in content["identity"].items()}
         options = {str(name): str(value) for name, value in content.get("options", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"--resume {folder}: not a training state of this trainer ({type(error).__name__}: {error})"
+        reason = shortened(f"{type(error).__name__}: {error}", 300)
+        what = f"--resume {folder}: not a training state of this trainer ({reason})"
         raise UserError((Mistake(what, remedy),)) from None
     return SavedState(folder, progress, identity, options, content.get("output_name"))
+
+
+def _check(progress: Progress) -> None:
+    """Raise ValueError for what no run has written. `began` becomes part of file names."""
+    counts = (progress.step, progress.epoch, progress.window, progress.nonfinite)
+    tables = (progress.base_losses, progress.standings)
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        raise ValueError("its step, epoch or window is no number of steps")
+    for losses in (progress.epoch_losses, progress.last_epoch_losses):
+        if not isinstance(losses, list) or not all(type(loss) in (int, float) for loss in losses):
+            raise ValueError("its losses are no numbers")
+    if not all(
+        isinstance(table, dict) and all(isinstance(value, list | dict) for value in table.values()) for table in tables
+    ):
+        raise ValueError("its values are in no table")
+    if not isinstance(progress.began, str) or not re.fullmatch(r"[0-9A-Za-z_-]{0,40}", progress.began):
+        raise ValueError("it began at no time")
 
 
 def read_images(state: SavedState) -> dict[str, str]:

@@ -173,3 +173,13 @@ def test_masks_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_without_masks_nothing_is_said(tmp_path: Path) -> None:
     save(tmp_path / "x" / "a.png", SIZE, caption="a")
     assert check(subset(tmp_path / "x")) == ([], [])
+
+
+def test_a_mask_that_needs_more_memory_than_allowed_is_not_decoded(tmp_path: Path) -> None:
+    """Few bytes of a stranger's mask may unpack to gigabytes."""
+    part = folder_of(tmp_path, [half(), grey(255)])
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "masks" / "1.png")
+    mistakes = Mistakes()
+    check_masks(MaskOptions(masked_loss=True), scan([dataset(part)]), None, mistakes, most_memory=1.0)
+    ((told),) = [mistake.what for mistake in mistakes]
+    assert "1.png: its 20000x20000 pixels need 1.49 GiB" in told and "--max_image_memory" in told

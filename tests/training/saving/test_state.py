@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 from library.checkpoints.header import CheckpointError, NotFiniteError
 from library.options.mistakes import UserError
 from library.training.optim.optimizers import ExactState
+from library.training.saving.checksums import STATE_FILE
 from library.training.saving.state import Progress, RandomStates, RunState, load_state, read_state
 from tests.training.saving.states import save
 
@@ -115,3 +118,33 @@ class Full(Count):
 
     def __reduce__(self) -> str:
         raise OSError("disk full")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "3"}, {"step": -1}, {"step": 2**60}, {"epoch": 1.5}, {"window": None}, {"epoch_losses": ["a"]},
+        {"standings": {"loss": 3}}, {"base_losses": []}, {"began": "../../x"}, {"began": 7}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_head_that_no_run_has_written_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    """A state may be downloaded (--resume_from_huggingface). `began` becomes part of names of files."""
+    (tmp_path / STATE_FILE).write_text(
+        json.dumps({"progress": {"step": 1, **change}, "identity": {}}), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match="not a training state of this trainer"):
+        read_state(tmp_path)
+
+
+def test_a_file_of_a_state_that_would_unpack_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(4_000_000)}, tmp_path / "scheduler.bin")
+    with zipfile.ZipFile(tmp_path / "scheduler.bin") as stored:
+        entries = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(tmp_path / "scheduler.bin", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in entries.items():
+            packed.writestr(name, content)
+    (tmp_path / STATE_FILE).write_text(json.dumps({"progress": {"step": 1}, "identity": {}}), encoding="utf-8")
+    schedule = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1))
+    with pytest.raises(UserError, match="would unpack to 16"):
+        load_state(read_state(tmp_path), {"schedule": schedule})
