@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from library.data import retries
 from library.data.cache import latent_cache
@@ -76,15 +76,17 @@ class LatentEncoder:
             progress=progress,
         )
 
-    def encode_some(self, reader: ImageReader, numbers: Sequence[int], *, progress: bool = True) -> list[Tensor]:
-        """The latents (C, h, w), unscaled, of some records by their numbers, without mirror images."""
+    def encode_some(
+        self, reader: ImageReader, numbers: Sequence[int], *, progress: bool = True
+    ) -> list[latent_cache.CachedLatents]:
+        """The latents (C, h, w), unscaled, and masks of some records by their numbers, without mirror images."""
         some = replace(
             reader,
             records=[replace(reader.records[number], held_out=True) for number in numbers],
             placements=[reader.placements[number] for number in numbers],
         )
         store = self.encode(some, progress=progress).store
-        return [store.get(place, False).latents for place in range(len(numbers))]
+        return [store.get(place, False) for place in range(len(numbers))]
 
 
 def encode_captions_ahead(

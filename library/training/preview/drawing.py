@@ -186,7 +186,8 @@ def start_latents(
         if dataset.latents is not None:
             return dataset.latents.get(number, False).latents
         if number not in encoded:
-            (encoded[number],) = encoder.encode_some(dataset.images, [number], progress=False)
+            (image,) = encoder.encode_some(dataset.images, [number], progress=False)
+            encoded[number] = image.latents
         return encoded[number]
 
     return start

@@ -170,4 +170,4 @@ def some_latents(dataset: TrainingDataset, encoder: LatentEncoder) -> list[Tenso
     store = dataset.latents
     if store is not None:
         return [store.get(number, False).latents for number in numbers]
-    return encoder.encode_some(dataset.images, numbers, progress=False)
+    return [image.latents for image in encoder.encode_some(dataset.images, numbers, progress=False)]

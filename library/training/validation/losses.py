@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from torch import Tensor
 from library.messages import counted
 from library.training.validation.plan import TIMESTEPS, SetName
 
-TAGS: Mapping[SetName, str] = {"held_out": "average", "training": "training", "class": "class"}
+MASK = "_mask"
+"""What the name of a set ends with where its loss is that within the masks of those images that have one."""
+
+_PARTS: Mapping[SetName, str] = {"held_out": "average", "training": "training", "class": "class"}
+TAGS: Mapping[str, str] = {name + end: part + end for end in ("", MASK) for name, part in _PARTS.items()}
 """The part of a log name that stands for a set; the first is sd-scripts'."""
 
 
@@ -26,8 +30,16 @@ class Mean:
     images: int
 
 
-Means = Mapping[SetName, Sequence[Mean]]
-"""Of each set: the mean over all timesteps, then that of each part of their range."""
+Means = Mapping[str, Sequence[Mean]]
+"""Of each set, and of each set within its masks: the mean over all timesteps, then that of each part of their range."""
+
+
+@dataclass(frozen=True)
+class SetLosses:
+    """The losses of a set, (rows, K) float64 on the CPU. `images`: how many different images the rows are of."""
+
+    losses: Tensor
+    images: int
 
 
 @dataclass(frozen=True)
@@ -39,14 +51,17 @@ class Losses:
     trained: Tensor
     of_class: Tensor = torch.zeros(0, TIMESTEPS, dtype=torch.float64)
     different: int | None = None  # training images; fewer than rows if one is the partner of several; None: as many
+    within_masks: Mapping[SetName, SetLosses] = field(default_factory=dict)  # of the sets with masks
 
     @property
-    def means(self) -> dict[SetName, list[Mean]]:
+    def means(self) -> dict[str, list[Mean]]:
         """The means of the sets that have images."""
         sets: dict[SetName, Tensor] = {"held_out": self.held_out, "training": self.trained, "class": self.of_class}
-        found = {name: means_of(losses) for name, losses in sets.items() if len(losses)}
+        found: dict[str, list[Mean]] = {name: means_of(losses) for name, losses in sets.items() if len(losses)}
         if self.different is not None and "training" in found:
             found["training"] = [replace(mean, images=self.different) for mean in found["training"]]
+        for name, within in self.within_masks.items():
+            found[name + MASK] = [replace(mean, images=within.images) for mean in means_of(within.losses)]
         return found
 
     @property
@@ -91,18 +106,24 @@ def describe(losses: Losses, base: Means) -> str:
         parts.append(f"{_loss('training', means, base)} on {_images('training', means['training'])}")
     if "class" in means:
         parts.append(f"{_loss('class', means, base)} on {_images('class', means['class'])}")
-    return "; ".join(parts)
+    kinds = {"held_out": "held-out", "training": "training", "class": "class"}
+    within = [
+        f"{_value(name + MASK, means, base)} on {_images(kind, means[name + MASK])}"
+        for name, kind in kinds.items()
+        if name + MASK in means
+    ]
+    return "; ".join([*parts, *([f"within masks {', '.join(within)}"] if within else [])])
 
 
 def _images(kind: str, means: Sequence[Mean]) -> str:
     return counted(means[0].images, f"{kind} image")
 
 
-def _loss(name: SetName, means: Means, base: Means) -> str:
+def _loss(name: str, means: Means, base: Means) -> str:
     return f"loss {_value(name, means, base)}"
 
 
-def _value(name: SetName, means: Means, base: Means) -> str:
+def _value(name: str, means: Means, base: Means) -> str:
     before = f" (base {base[name][0].value:.4f})" if name in base else ""
     return f"{means[name][0].value:.4f}{before}"
 

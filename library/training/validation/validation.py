@@ -15,13 +15,17 @@ trained on, with the same t_ib and n_ib. The mean difference of the two losses i
 grows as images are memorised. (sd-scripts subtracts the moving average of the training loss, which has other timesteps,
 weights and noise, so the difference has no meaning.) The loss of class images grows as the class is forgotten.
 
+Of images with a mask the loss within it is another curve: with the mask's weights m (masking.py),
+
+    sum of m (output - target)^2 / (channels * sum of m)
+
 The base model's losses at the same points are measured once, before the first step, and kept in training states.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,16 +34,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from library.data.cache.latent_cache import CachedLatents
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.retries import Unreadable, read_one
 from library.families.family import Conditioning
+from library.objective.masking import mask_weights
 from library.objective.objective import Draws, Objective, Predict
 from library.runtime.progress import ProgressBar
 from library.training.isolated_eval import isolated_eval
 from library.training.plan.duration import Duration, ends_epoch
 from library.training.training_loss import TrainingLoss
-from library.training.validation.losses import TAGS, Losses, Means, as_lists, describe, divergence_of, from_lists
+from library.training.validation.losses import (
+    MASK,
+    TAGS,
+    Losses,
+    Means,
+    SetLosses,
+    as_lists,
+    describe,
+    divergence_of,
+    from_lists,
+)
 from library.training.validation.plan import (
     TIMESTEPS,
     ImageSet,
@@ -68,13 +84,13 @@ _VERSIONS = {"": "model", "_ema": "ema"}  # by suffix, in tables
 class Validation:
     """Computes the validation loss of a run. `plan` None: it never does.
 
-    `predict` and `objective` are the training's; of `objective` only process, prediction and timestep range are used.
-    `conditioning(texts, sizes, scores)` encodes captions, which all have one length if `padded`.
-    `sizes_and_scores(numbers)` and `latents(number)`, (C, h, w) float32 unscaled, are those of the reader's records;
-    `scaled` scales latents for the backbone. `keys`: of each record, what its points are drawn from. `modules` are all
-    modules of the forward pass, adapters included. `versions` of the weights are measured one after the other, and
-    logged with their suffix. `base`: while it is open, the model is the base model; None: it cannot be had any more.
-    `check_stop`: see Run.
+    `predict` and `objective` are the training's; of `objective` only process, prediction, timestep range and mask
+    settings are used. `conditioning(texts, sizes, scores)` encodes captions, which all have one length if `padded`.
+    `sizes_and_scores(numbers)` and `encoded(number)`, latents (C, h, w) float32 unscaled and mask (1, h, w) or
+    None, are those of the reader's records; `scaled` scales latents for the backbone. `keys`: of each record, what
+    its points are drawn from. `modules` are all modules of the forward pass, adapters included. `versions` of the
+    weights are measured one after the other, and logged with their suffix. `base`: while it is open, the model is
+    the base model; None: it cannot be had any more. `check_stop`: see Run.
     """
 
     plan: ValidationPlan | None
@@ -84,7 +100,7 @@ class Validation:
     conditioning: Callable[[list[str], Tensor, Tensor], Conditioning]
     sizes_and_scores: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     padded: bool
-    latents: Callable[[int], Tensor]
+    encoded: Callable[[int], CachedLatents]
     keys: Mapping[int, str]
     scaled: Callable[[Tensor], Tensor]
     device: torch.device
@@ -106,19 +122,19 @@ class Validation:
         """Measure the base model, or take its values from the progress of a resumed run."""
         if self.plan is None:
             return
-        keys = {each.name: f"{each.name} {self._fingerprint(each)}" for each in self.plan.sets}
         kept = progress.base_losses
-        if not keys.keys() <= {name for name, key in keys.items() if key in kept}:
-            if self.base is None:
-                self.warn("no validation losses of the base model: the state has none of these images")
-                return
-            try:
+        try:
+            keys = dict(self._names_and_keys(self.plan))
+            if not set(keys.values()) <= kept.keys():
+                if self.base is None:
+                    self.warn("no validation losses of the base model: the state has none of these images")
+                    return
                 losses = self.measure(self.plan, self.base)
-            except Unreadable as error:
-                self.warn(f"no validation losses of the base model: {error.mistakes[0].what}")
-                return
-            self.say(f"base model: {describe(losses, {})}")
-            kept = {keys[name]: as_lists(means) for name, means in losses.means.items()}
+                self.say(f"base model: {describe(losses, {})}")
+                kept = {keys[name]: as_lists(means) for name, means in losses.means.items()}
+        except Unreadable as error:
+            self.warn(f"no validation losses of the base model: {error.mistakes[0].what}")
+            return
         progress.base_losses = kept
         self._base = {name: from_lists(kept[key]) for name, key in keys.items()}
         self.table.add(0, 0, "base", self._parts(), self._base)
@@ -182,36 +198,60 @@ class Validation:
             held(),
             self.autocast(),
         ):
-            sets = {each.name: self._losses(each, bar) for each in plan.sets}
+            measured = {each.name: self._losses(each, bar) for each in plan.sets}
+        sets = {name: whole for name, (whole, _) in measured.items()}
         none = torch.zeros(0, TIMESTEPS, dtype=torch.float64)
         different = next((len(set(each.numbers)) for each in plan.sets if each.name == "training"), None)
-        return Losses(sets.get("held_out", none), sets.get("training", none), sets.get("class", none), different)
+        return Losses(
+            sets.get("held_out", none),
+            sets.get("training", none),
+            sets.get("class", none),
+            different,
+            {name: within for name, (_, within) in measured.items() if within.images},
+        )
 
-    def _losses(self, images: ImageSet, bar: ProgressBar) -> Tensor:
-        """(images, K) losses of a set."""
+    def _losses(self, images: ImageSet, bar: ProgressBar) -> tuple[Tensor, SetLosses]:
+        """(images, K) losses of a set, and those within masks of the images that have one."""
         reader, numbers, keys = self.reader, images.numbers, [self.keys[number] for number in images.points]
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
-        losses = torch.zeros(len(numbers), TIMESTEPS, dtype=torch.float64)
+        losses, masked = torch.zeros(2, len(numbers), TIMESTEPS, dtype=torch.float64), list[int]()
         for batch in group_into_batches(range(len(numbers)), places, sizes):
             self.check_stop()
-            losses[batch] = self._batch([numbers[place] for place in batch], [keys[place] for place in batch])
+            encoded = [self.encoded(numbers[place]) for place in batch]
+            masks = [self._weights(each) for each in encoded]
+            latents = torch.stack([each.latents for each in encoded])
+            records, points = [numbers[place] for place in batch], [keys[place] for place in batch]
+            losses[:, batch] = self._batch(records, points, latents, masks)
+            masked += [place for place, mask in zip(batch, masks, strict=True) if mask is not None]
             bar.update(TIMESTEPS * len(batch))
-        return losses
+        return losses[0], SetLosses(losses[1][sorted(masked)], len({numbers[place] for place in masked}))
 
-    def _batch(self, numbers: Sequence[int], keys: Sequence[str]) -> Tensor:
-        """Like _losses, for records of one bucket, with the points of `keys`."""
-        latents = self.scaled(torch.stack([self.latents(number) for number in numbers]).to(self.device))
+    def _weights(self, encoded: CachedLatents) -> Tensor | None:
+        """The weights of an image's mask, (1, h, w) in [0, 1]; None without one, and where nothing of it counts."""
+        weights = None if encoded.mask is None else mask_weights(encoded.mask, self.objective.mask)
+        return weights if weights is not None and weights.any() else None
+
+    def _batch(
+        self, numbers: Sequence[int], keys: Sequence[str], unscaled: Tensor, masks: Sequence[Tensor | None]
+    ) -> Tensor:
+        """(2, B, K) losses of records of one bucket, with the points of `keys`: of the image, and within its mask."""
+        latents = self.scaled(unscaled.to(self.device))
+        whole = torch.ones(1, *latents.shape[2:])
+        within = torch.stack([whole if mask is None else mask for mask in masks]).to(self.device)
         texts = [self._caption(number) for number in numbers]
         conditioning = self.conditioning(texts, *self.sizes_and_scores(numbers))
         plain = Objective[Conditioning](
             self.objective.process, self.objective.prediction, self.objective.low, self.objective.high
         )
-        losses = [
-            plain.loss(self.predict, latents, conditioning, self._draws(keys, part, latents.shape[1:]))
-            for part in range(TIMESTEPS)
-        ]
-        return torch.stack(losses, 1).to("cpu", torch.float64)
+        losses = []
+        for part in range(TIMESTEPS):
+            draws = self._draws(keys, part, latents.shape[1:])
+            output = self.predict(plain.noisy(latents, draws), draws.timesteps.to(self.device), conditioning)
+            target = plain.target(latents, draws)
+            inside = plain.distance(output, target, draws.timesteps, within) / within.flatten(1).mean(1)
+            losses.append(torch.stack([plain.compare(output, target, draws.timesteps), inside]))
+        return torch.stack(losses, 2).to("cpu", torch.float64)
 
     def _draws(self, keys: Sequence[str], part: int, shape: torch.Size) -> Draws:
         low, high = self.objective.low, self.objective.high
@@ -222,13 +262,21 @@ class Validation:
         record = self.reader.records[number]
         return validation_caption(record, self.reader.subsets[record.subset].captions)
 
-    def _fingerprint(self, images: ImageSet) -> str:
-        """Changes with everything that the losses of a set depend on besides the model."""
-        digest = hashlib.blake2b(digest_size=8)
-        for number, point in zip(images.numbers, images.points, strict=True):
-            bucket = self.reader.placements[number].bucket
-            digest.update(f"{self.keys[number]} {self.keys[point]} {bucket} {self._caption(number)}\n".encode())
-        return digest.hexdigest()
+    def _names_and_keys(self, plan: ValidationPlan) -> Iterator[tuple[str, str]]:
+        """The names of the means that are measured, each with a key that changes with everything that they depend on
+        besides the model."""
+        for images in plan.sets:
+            digest = hashlib.blake2b(digest_size=8)
+            for number, point in zip(images.numbers, images.points, strict=True):
+                bucket = self.reader.placements[number].bucket
+                digest.update(f"{self.keys[number]} {self.keys[point]} {bucket} {self._caption(number)}\n".encode())
+            yield images.name, f"{images.name} {digest.hexdigest()}"
+            weights = (self._weights(self.encoded(number)) for number in images.numbers)
+            masks = [mask for mask in weights if mask is not None]
+            for mask in masks:
+                digest.update(mask.numpy().tobytes())
+            if masks:
+                yield images.name + MASK, f"{images.name}{MASK} {digest.hexdigest()}"
 
 
 MEMORISES = (
@@ -262,7 +310,7 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         conditioning=loss.conditioning.from_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        latents=validation_latents(plan, dataset, encoder),
+        encoded=validation_images(plan, dataset, encoder),
         keys=content_keys([] if plan is None else plan.numbers, dataset.images.records),
         scaled=family.latent.scaled,
         device=loss.device,
@@ -280,14 +328,14 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
     )
 
 
-def validation_latents(
+def validation_images(
     plan: ValidationPlan | None, dataset: TrainingDataset, encoder: LatentEncoder
-) -> Callable[[int], Tensor]:
-    """A function from a record's index to its latents: from the cache, or encoded now and kept in memory (64 KiB per
-    image of 512x512)."""
+) -> Callable[[int], CachedLatents]:
+    """A function from a record's index to its latents and mask: from the cache, or encoded now and kept in memory
+    (64 KiB per image of 512x512)."""
     store = dataset.latents
     if store is not None:
-        return lambda number: read_one(lambda: store.get(number, False).latents)
+        return lambda number: read_one(lambda: store.get(number, False))
     numbers = [] if plan is None else plan.numbers
     encoded = encoder.encode_some(dataset.images, numbers) if numbers else []
     return dict(zip(numbers, encoded, strict=True)).__getitem__

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from library.data.buckets import Placement
+from library.data.cache.latent_cache import CachedLatents
 from library.data.reading import ImageReader
 from library.families.family import Conditioning
+from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
@@ -43,6 +45,7 @@ class Toy:
     plan: ValidationPlan | None = field(default_factory=lambda: ValidationPlan(PAIRS, None, 1))
     padded: bool = True
     latents: Callable[[int], Tensor] = lambda number: noise(number, SIZES[number])
+    masks: Mapping[int, Tensor] = field(default_factory=dict)
     asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # noisy latents, timesteps
     logged: list[tuple[dict[str, float], int]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -78,7 +81,7 @@ class Toy:
             conditioning=self.encode,
             sizes_and_scores=lambda numbers: (torch.tensor(numbers)[:, None].expand(-1, 6), torch.tensor(numbers)),
             padded=self.padded,
-            latents=self.latents,
+            encoded=self.encoded,
             keys={number: f"content {number}" for number in range(len(SIZES))},
             table=Table(None, "run", self.said.append),
             scaled=lambda latents: 0.5 * latents,
@@ -92,6 +95,9 @@ class Toy:
             warn=self.said.append,
         )
         return replace(validation, **values)
+
+    def encoded(self, number: int) -> CachedLatents:
+        return CachedLatents(self.latents(number), self.masks.get(number))
 
     def encode(self, texts: Sequence[str], sizes: Tensor, scores: Tensor) -> Conditioning:
         assert self.padded or len(texts) == 1
@@ -112,7 +118,7 @@ def noise(seed: int, size: tuple[int, int]) -> Tensor:
     return torch.randn((4, size[1] // 8, size[0] // 8), generator=torch.Generator().manual_seed(seed))
 
 
-def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
+def plain_loss(number: int, name: str, weight: float = 0.5, mask: Tensor | None = None) -> list[float]:
     """The formulas of library/training/validation/validation.py and of DDPM, written out for one record."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     kept = np.cumprod(1 - betas)
@@ -124,7 +130,8 @@ def plain_loss(number: int, name: str, weight: float = 0.5) -> list[float]:
         n = torch.randn(shape, generator=torch_generator("validation noise", name, b)).double().numpy()
         x = noise(number, SIZES[number]).double().numpy() * 0.5
         output = (np.sqrt(kept[t]) * x + np.sqrt(1 - kept[t]) * n) * weight + number % 2 + t / 1000
-        found.append(float(((output - n) ** 2).mean()))
+        m = np.ones((1, *shape[1:])) if mask is None else mask.double().numpy()
+        found.append(float((m * (output - n) ** 2).sum() / (4 * m.sum())))
     return found
 
 
@@ -136,6 +143,42 @@ def test_the_loss_is_that_of_the_formula() -> None:
         assert losses.trained[place].tolist() == pytest.approx(plain_loss(trained, name), rel=1e-5)
     average = losses.means["held_out"][0].value
     assert average == pytest.approx(np.mean([plain_loss(h, f"content {h}") for h, _ in PAIRS]), rel=1e-5)
+
+
+def test_the_loss_within_masks_is_that_of_the_formula() -> None:
+    """Of the images that have a mask in which something counts; the loss of whole images is not changed by masks."""
+    ramp, black = torch.linspace(0, 1, 64).view(1, 8, 8), torch.zeros(1, 8, 8)
+    toy = Toy(masks={3: ramp, 4: black, 0: torch.full((1, 8, 8), 0.25)})
+    found = toy.measure()
+    assert torch.equal(found.held_out, Toy().measure().held_out)
+    within = found.within_masks
+    assert {name: (tuple(each.losses.shape), each.images) for name, each in within.items()} == {
+        "held_out": ((1, 8), 1), "training": ((1, 8), 1)
+    }  # fmt: skip
+    assert within["held_out"].losses[0].tolist() == pytest.approx(plain_loss(3, "content 3", mask=ramp), rel=1e-5)
+    assert within["training"].losses[0].tolist() == pytest.approx(found.trained[0].tolist(), rel=1e-5)  # even
+    inverted = Toy(masks={3: 1 - ramp}, objective=replace(objective(), mask=MaskSettings(invert=True))).measure()
+    assert torch.allclose(inverted.within_masks["held_out"].losses, within["held_out"].losses)
+
+
+def test_losses_within_masks_have_names_of_their_own() -> None:
+    """In logs, table and state; another mask is measured anew."""
+    mask = torch.linspace(0, 1, 64).view(1, 8, 8)
+    toy = Toy(masks={3: mask, 0: mask})
+    validation, progress = toy.make(base=nullcontext), Progress()
+    validation.begin(progress)
+    play(validation)
+    assert "; within masks " in toy.said[0] and toy.said[0].endswith(" on 1 training image")
+    names = {name for values, _ in toy.logged for name in values}
+    expected = {f"loss/validation/epoch_{kind}_mask{end}" for kind in ("average", "training") for end in ("", "_base")}
+    assert expected <= names and "loss/validation/epoch_average_mask_t000_124" in names
+    assert {row.set for row in validation.table.rows} == {"held_out", "training", "held_out_mask", "training_mask"}
+    asked = len(toy.asked)
+    toy.make().begin(progress)
+    assert len(toy.asked) == asked, "the base model's are in the state"
+    other = Toy(masks={3: mask.flip(-1), 0: mask})
+    other.make(base=nullcontext).begin(progress)
+    assert other.asked
 
 
 def test_each_part_of_the_range_has_one_timestep() -> None:
