@@ -121,7 +121,7 @@ def begin_table(path: Path | None, identity: Identity, finished: int, say: Calla
 def _read(path: Path, run: str) -> list[Row]:
     """The rows of this run; none of a file that is not ours."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
             found = [each for each in csv.DictReader(file) if each["run"] == run]
         return [
             Row(

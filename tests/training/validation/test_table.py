@@ -69,6 +69,8 @@ def test_a_resumed_run_continues_the_table_of_the_same_run(tmp_path: Path) -> No
     rest.add(6, 1, "model", PARTS, means(1 / 6, 0.1 * 6))
     rest.write()
     assert path.read_bytes() == expected
+    path.write_bytes(b"\xef\xbb\xbf" + expected.replace(b"\n", b"\r\n"))  # as a spreadsheet saves it
+    assert made(path, 4).rows == whole.rows[:36]
     assert not made(path).rows and not made(path, 4, other="yes").rows
     path.write_text("something else", encoding="utf-8")
     assert not made(path, 4).rows
