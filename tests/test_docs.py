@@ -72,6 +72,13 @@ FOREIGN = {
     "logdir",
     "seeds",
     "local-dir",
+    "cpu",
+    "master_addr",
+    "master_port",
+    "multi_gpu",
+    "nnodes",
+    "node_rank",
+    "nproc_per_node",
 }
 TOOLS: dict[str, Any] = {
     "gen_img.py": gen_img.TOOL,

@@ -55,9 +55,6 @@ _DATA = (
 )
 
 _PROCESSES = (
-    _switch("ddp_gradient_as_bucket_view", OTHER),
-    _switch("ddp_static_graph", OTHER),
-    FutureFlag("ddp_timeout", "integer", None, OTHER, neutral=(0,)),
     _switch("deepspeed", OTHER),
     _switch("fp16_master_weights_and_gradients", OTHER, only_with=("deepspeed",)),
     FutureFlag("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),

@@ -33,6 +33,7 @@ TITLES = {
     "preview": "Preview images",
     "validation": "Validation",
     "evaluation": "Evaluation of a subject",
+    "processes": "Several processes",
     "run": "Run",
 }
 

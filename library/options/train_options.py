@@ -23,6 +23,7 @@ from library.options.groups.objective import ObjectiveOptions
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.groups.preservation import PreservationOptions
 from library.options.groups.preview import PreviewOptions
+from library.options.groups.processes import ProcessOptions
 from library.options.groups.quantisation import QuantisationOptions
 from library.options.groups.rollout import RolloutOptions
 from library.options.groups.run import RunOptions
@@ -52,6 +53,7 @@ class TrainOptions:
     preview: PreviewOptions = field(default_factory=PreviewOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    processes: ProcessOptions = field(default_factory=ProcessOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,3 +51,15 @@ def torch_generator(*parts: int | str) -> torch.Generator:
     generator = torch.Generator("cpu")
     generator.manual_seed(draw_seed(*parts))
     return generator
+
+
+@contextmanager
+def keyed_draws(*parts: int | str) -> Iterator[None]:
+    """What is drawn from torch's global generators in this context depends on the key `parts` alone, and leaves no
+    trace in them."""
+    import torch
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(draw_seed(*parts))
+        yield

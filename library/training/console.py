@@ -22,11 +22,12 @@ RECENT = 50  # steps over which its pace is measured afterwards
 
 
 class Console:
-    """Writes log lines to --console_log_file or stderr, at --console_log_level, and the progress bar to stderr."""
+    """Writes log lines to --console_log_file or stderr, at --console_log_level, and the progress bar to stderr. Only
+    the process that writes has the file (`is_writer`)."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, *, is_writer: bool = True) -> None:
         handler: logging.Handler = logging.StreamHandler()
-        if options.console_log_file:
+        if options.console_log_file and is_writer:
             options.console_log_file.parent.mkdir(parents=True, exist_ok=True)
             handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
         text = "%(message)s" if options.console_log_simple else "%(asctime)s %(levelname)s %(message)s"

@@ -19,6 +19,7 @@ from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
+from library.runtime.processes import ALONE, Processes
 from library.training.conditioning import FEW_CAPTIONS, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
 from library.training.validation.plan import validation_captions
 
@@ -50,9 +51,15 @@ class LatentEncoder:
     options: CacheOptions
 
     def encode(
-        self, reader: ImageReader, share: tuple[int, int] = (0, 1), *, progress: bool = True
+        self,
+        reader: ImageReader,
+        share: tuple[int, int] = (0, 1),
+        ranks: Processes = ALONE,
+        *,
+        progress: bool = True,
     ) -> latent_cache.LatentCacheBuild:
-        """Encode all images of a reader. `share`: (number of this process, number of processes)."""
+        """Encode all images of a reader. `share`: (number of this process, number of processes) of processes that do
+        not talk to each other; `ranks`: those of a run."""
         options, family = self.options, self.model.family
         to_disk = options.cache_latents_to_disk
         name = weights_hash(self.vae, without=("decoder.", "post_quant_conv.")) if to_disk else ""
@@ -73,6 +80,7 @@ class LatentEncoder:
             channels=family.latent.channels,
             stride=family.latent.stride,
             share=share,
+            ranks=ranks,
             progress=progress,
         )
 
@@ -95,6 +103,7 @@ def encode_captions_ahead(
     conditioner: Conditioner,
     trainable: Trainable,
     say: Callable[[str], None],
+    ranks: Processes = ALONE,
 ) -> bool:
     """Encode all captions that can occur, up to a limit, and let `conditioner` use them. Returns True if the training
     no longer needs the text encoders.
@@ -107,7 +116,7 @@ def encode_captions_ahead(
     if not by_flag and not (frozen and _captions_are_few(facts.images, conditioner)):
         return False
     texts, complete = captions_to_encode(facts, dataset)
-    built = encode_captions(facts, texts, conditioner, progress=by_flag)
+    built = encode_captions(facts, texts, conditioner, ranks=ranks, progress=by_flag)
     if by_flag:
         say(str(built))
     if not complete:
@@ -146,10 +155,11 @@ def encode_captions(
     texts: Sequence[str],
     conditioner: Conditioner,
     share: tuple[int, int] = (0, 1),
+    ranks: Processes = ALONE,
     *,
     progress: bool = True,
 ) -> TextCacheBuild:
-    """Encode captions, or read their cached outputs. `share`: (number of this process, number of processes)."""
+    """Encode captions, or read their cached outputs. `share`, `ranks`: see LatentEncoder.encode."""
     options = facts.options
     to_disk = options.cache.cache_text_encoder_outputs_to_disk
     settings = (
@@ -167,6 +177,7 @@ def encode_captions(
         # unpadded captions of different lengths cannot share a batch
         batch_size=16 if conditioner.tokenize.padded else 1,
         share=share,
+        ranks=ranks,
         progress=progress,
     )
 
@@ -183,12 +194,14 @@ def weights_hash(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def build_training_set(facts: RunFacts, encoder: LatentEncoder, say: Callable[[str], None]) -> TrainingDataset:
+def build_training_set(
+    facts: RunFacts, encoder: LatentEncoder, say: Callable[[str], None], ranks: Processes = ALONE
+) -> TrainingDataset:
     """The dataset of a run. With --cache_latents, all images are encoded now and the dataset returns latents."""
     dataset = build_dataset(facts)
     if not encoder.options.cache_latents:
         return dataset
-    built = encoder.encode(dataset.images)
+    built = encoder.encode(dataset.images, ranks=ranks)
     say(str(built))
     return replace(dataset, latents=built.store)
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from library.data.order import BatchRequest, EpochOrder
-from library.objective.loss import Term, sum_of_members, sum_terms, window_share
+from library.objective.loss import Term, sum_of_members, window_share
 from library.runtime.signals import StoppedAside
 from library.training.averaging.weights import Weights
+from library.training.gradients import Gradients
 from library.training.nonfinite import NonFinite, Samples
 from library.training.optim.clipping import clip_gradients, norm_of_gradients, scale_gradients
 from library.training.saving.state import Progress
@@ -57,11 +58,12 @@ class Loop:
     is the number of finished optimizer steps. All batches of a step have the same terms; samples without one of them
     have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `due` are called in this order, and `record(step, loss)` after each step, on the writing process only. `measured()`
-    returns further values of a step to log; all processes call it. `is_over(progress)`: whether to end before the last
-    step, as the writing process knows after `due`; None: never. `rescue` knows what can be saved if an error comes.
-    `stopped`: whether the loop ended because the run is to stop. `nonfinite` decides about steps whose loss or gradient
-    is not finite, and names samples with the timesteps of the last batch, `timesteps()`.
+    `gradients` averages those of a window over all processes.
+    `due` are called in this order, on all processes, and `record(step, loss)` after each step, on the writing process
+    only. `measured()` returns further values of a step to log; all processes call it. `is_over(progress)`: whether to
+    end before the last step, as the writing process knows after `due`; None: never. `rescue` knows what can be saved if
+    an error comes. `stopped`: whether the loop ended because the run is to stop. `nonfinite` decides about steps whose
+    loss or gradient is not finite, and names samples with the timesteps of the last batch, `timesteps()`.
     """
 
     run: Run
@@ -78,6 +80,7 @@ class Loop:
     due: Sequence[DueCall]
     duration: Duration
     max_grad_norm: float
+    gradients: Gradients = field(default_factory=Gradients)
     record: Callable[[int, float], None] = lambda step, loss: None
     measured: Callable[[], Mapping[str, float]] = dict
     is_over: Callable[[Progress], bool] | None = None
@@ -143,7 +146,7 @@ class Loop:
         """Whether all that is due was done: not if the run is to stop meanwhile."""
         try:
             with self.run.console.pause():
-                for call in self.due if self.run.processes.is_writer else ():
+                for call in self.due:
                     call(progress, epoch_ended=epoch_ended)
         except StoppedAside:
             self.stopped = True
@@ -162,14 +165,14 @@ class Loop:
     def _backward(self, request: BatchRequest, batch: Batch, window: Window, step: int) -> None:
         """Add the gradients of a batch, weighted by its share of the step's samples."""
         self.trainable.step_begins()
-        with self.run.accelerator.autocast():
-            terms = self.losses(batch, step)
-            losses = sum_terms(terms)
-        weights = batch.weights.to(losses.device)
-        if not request.is_counted:
-            weights = torch.zeros_like(weights)
-        share = window_share(losses, weights, request.window_samples)
-        self.run.accelerator.backward(share)
+        with self.gradients.of_batch(last=request.last_of_window):
+            with self.run.accelerator.autocast():
+                losses, terms = self.gradients.losses(self.losses, batch, step)
+            weights = batch.weights.to(losses.device)
+            if not request.is_counted:
+                weights = torch.zeros_like(weights)
+            share = window_share(losses, weights, request.window_samples)
+            self.run.accelerator.backward(share * self.gradients.factor)
         window.shares.append(share.detach())
         for term in terms if len(terms) > 1 else ():
             part = window_share(term.weighted.detach(), weights, request.window_samples)
@@ -241,6 +244,7 @@ class Loop:
         progress.window += 1
         for part in freeze_finished(self.trainable.parts, progress.step):
             self.run.say(f"step {progress.step}: training of {part.name} stops")
+            self.gradients.parts_stopped()
         self.run.console.count_step(_mean(progress.epoch_losses))
 
     def _skip(self, what: str, window: Window, progress: Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -164,23 +164,33 @@ def open_run(
     mixed_precision: str,
     seed: int,
     open_events: Callable[[Say], Events],
+    agreeing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Run]:
     """Open the accelerator, the events and the trackers, and seed the global generators. Events and trackers are always
-    closed at the end. `open_events(say)` is called on the writing process only.
+    closed at the end, and there on the writing process only, on which `open_events(say)` is called. What is raised goes
+    through `agreeing`, where several processes agree on one error (Meeting.agreeing).
 
     Raises UserError if a tracker cannot be started.
     """
     with large_imports():
+        import torch
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
-    folder = trackers.run_folder(run_trackers, options.run.log_prefix)
-    names = list(run_trackers.names)
-    accelerator = Accelerator(mixed_precision=mixed_precision, log_with=names or None, project_dir=folder)
+    processes = Processes.current()
+    folder = trackers.run_folder(run_trackers, options.run.log_prefix) if processes.is_writer else None
+    names = list(run_trackers.names) if processes.is_writer else []
+    accelerator = Accelerator(
+        # accelerate takes several processes without a GPU for single ones, unless it is told so
+        cpu=processes.world > 1 and not torch.cuda.is_available(),
+        mixed_precision=mixed_precision,
+        log_with=names or None,
+        project_dir=folder,
+    )
     set_seed(seed % 2**32)
-    processes, console = Processes.current(), Console(options.run)
+    console = Console(options.run, is_writer=processes.is_writer)
     events = open_events(console.say) if processes.is_writer else Events()
-    with lifecycle(events), trackers.quiet_threads():
+    with lifecycle(events), trackers.quiet_threads(), agreeing():
         if names:
             trackers.start(accelerator, run_trackers, folder, options)
         run = Run(accelerator, console, bool(names), processes, events)

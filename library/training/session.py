@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from library.training.conditioning import build_conditioner
 from library.training.ending import describe_end, next_step
 from library.training.evaluation.evaluation import build_evaluation
 from library.training.events.sinks import open_events
+from library.training.gradients import build_gradients
 from library.training.hub.uploads import uploading
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
 from library.training.left_out import LeftOut
@@ -69,15 +70,18 @@ if TYPE_CHECKING:
     from library.training.validation.validation import Validation
 
 
-def train(plan: Plan, recipe: Recipe) -> None:
-    """Run a plan. `recipe` chooses what is trained. Raises UserError."""
+Agreeing = Callable[[], AbstractContextManager[None]]
+
+
+def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
+    """Run a plan. `recipe` chooses what is trained. `agreeing`: see open_run. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
     events = partial(open_events, plan.outputs.record, plan.trackers.webhooks, summary(plan), plan.start)
     with (
         # freed gradients would fragment the heap: 11 % more memory at the peak
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
-        open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events) as run,
+        open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events, agreeing) as run,
         uploading(plan.uploads, run) as uploads,
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
@@ -92,7 +96,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # Encode the images: all of them now, or batch by batch.
         encoder = LatentEncoder(model, encoding_vae(model.vae, precision, run.device), precision.vae, options.cache)
-        dataset = build_training_set(facts, encoder, run.say)
+        dataset = build_training_set(facts, encoder, run.say, run.processes)
         if options.cache.cache_latents:
             encoder = replace(encoder, vae=None)
             offload_vae(model, options.memory, keep=trainable.whole_model or plan.draws)
@@ -101,7 +105,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         # Encode the captions: all of them now, or batch by batch.
         model.backbone.to(run.device)
         conditioner = build_conditioner(facts, model, trainable, run.device)
-        encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say)
+        encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say, run.processes)
         prompts = build_prompt_encoder(plan.preview, plan.evaluation, conditioner, run.accelerator.autocast)
         # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
         if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
@@ -113,6 +117,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )
+        gradients = build_gradients(trainable.parts, run.processes, options.processes)
         wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
@@ -121,7 +126,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
 
         # The loss of a batch, with the base model as it is before the run.
         loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
-        loss.preservation = build_preservation(facts, plan.base, loss, trainable, dataset, run.accelerator.autocast)
+        loss.preservation = build_preservation(facts, plan.base, loss, trainable, dataset, run)
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
@@ -160,9 +165,10 @@ def train(plan: Plan, recipe: Recipe) -> None:
             nonfinite=nonfinite,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
-            due=after.due(),
+            due=after.due(run.processes.on_writer),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
+            gradients=gradients,
             record=curve.add,
             measured=loss.measured,
             is_over=best.is_over if plan.best.stop is not None else None,
@@ -187,6 +193,7 @@ def train(plan: Plan, recipe: Recipe) -> None:
                 for line in nonfinite.report():
                     run.warn(line)
                 report(plan, run, saver, best, progress, before, began)
+            run.processes.barrier()
 
 
 @dataclass(frozen=True)
@@ -207,11 +214,12 @@ class AfterStep:
         self.best.begin(progress)
         self.preview.before_training(progress)
 
-    def due(self) -> tuple[DueCall, ...]:
-        """The calls after each step, in order: a state that is saved knows what was measured before."""
+    def due(self, on_writer: Callable[[DueCall], DueCall]) -> tuple[DueCall, ...]:
+        """The calls after each step, in order: a state that is saved knows what was measured before. All processes
+        measure and draw; files are written `on_writer`."""
         return (
-            self.snapshots.due, self.validation.due, self.evaluation.due, self.best.due, self.saver.save_due,
-            self.preview.due,
+            on_writer(self.snapshots.due), self.validation.due, self.evaluation.due, on_writer(self.best.due),
+            on_writer(self.saver.save_due), self.preview.due,
         )  # fmt: skip
 
 
@@ -240,7 +248,8 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
     best = Best(plan.best, saver.save_best, outputs.models(outputs.best_stem())[0], run.say)
     run.listeners.append(best.hear)
     modules = loss.modules(trainable)
-    table = begin_table(table_path(outputs), plan.identity, progress.step, run.warn)
+    table_file = table_path(outputs) if run.processes.is_writer else None
+    table = begin_table(table_file, plan.identity, progress.step, run.warn)
     validation = build_validation(
         facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
         resumed=plan.resume is not None,
@@ -266,6 +275,7 @@ def end_stopped(run: Run, saver: Saver, progress: Progress, before: int, resumed
     if run.processes.is_writer:
         new = progress.step > before
         explanation = saver.stop(progress) if new else saver.explain_interrupt(progress.step, resumed)
+    run.processes.barrier()  # the others end when it is saved
     raise Interrupt(run.stop.number or signal.SIGINT, explanation)
 
 

@@ -182,12 +182,15 @@ def freeze_finished(parts: Iterable[Part], finished_steps: int) -> list[Part]:
 def wrap(
     accelerator: Accelerator, trainable: Trainable, optimizer: Optimizer
 ) -> tuple[dict[nn.Module, nn.Module], AcceleratedOptimizer]:
-    """Let accelerate wrap the trained modules and the optimizer: returns the wrapped modules by the unwrapped ones (the
-    same for a single process), and the wrapped optimizer. Files and training states are written from the unwrapped
-    modules.
+    """Let accelerate wrap the trained modules and the optimizer: returns the wrapped modules by the unwrapped ones, and
+    the wrapped optimizer. Files and training states are written from the unwrapped modules.
 
-    One call for all, since sharding replaces parameters in modules and optimizer together.
+    Several processes share their gradients elsewhere (gradients.py), not module by module.
     """
     unwrapped = [part.module for part in trainable.parts]
-    *modules, wrapped_optimizer = accelerator.prepare(*unwrapped, optimizer)
+    if accelerator.num_processes == 1:
+        *modules, wrapped_optimizer = accelerator.prepare(*unwrapped, optimizer)
+    else:
+        modules = [accelerator.prepare_model(module, evaluation_mode=True) for module in unwrapped]
+        wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
     return dict(zip(unwrapped, modules, strict=True)), wrapped_optimizer

@@ -17,7 +17,7 @@ from library.data.batch import Batch
 from library.objective.loss import Term
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
-from library.runtime.seeds import torch_generator
+from library.runtime.seeds import keyed_draws, torch_generator
 from library.training.preservation.preservation import Preservation
 
 if TYPE_CHECKING:
@@ -66,11 +66,13 @@ class TrainingLoss:
         """Terms of (B,) float32, with weights by timestep and mask, without prior_loss_weight. `step`: the number of
         finished optimizer steps."""
         latents = self.model.family.latent.scaled(self.latents(batch))
-        conditioning = self.conditioning(batch)
-        inputs, target = self.start(batch, latents, conditioning, step)
-        self.timesteps = inputs.timesteps
-        anchored = self.preservation.begin(batch, inputs, step)
-        output = self.predict(anchored.inputs)
+        # dropout draws from torch's own generator, whichever process computes the batch
+        with keyed_draws(self.seed, "dropout", step, int(batch.sample_index[0])):
+            conditioning = self.conditioning(batch)
+            inputs, target = self.start(batch, latents, conditioning, step)
+            self.timesteps = inputs.timesteps
+            anchored = self.preservation.begin(batch, inputs, step)
+            output = self.predict(anchored.inputs)
         denoising = self.objective.compare(output[: len(target)], target, inputs.timesteps, batch.mask)
         return anchored.terms(denoising, output, self.objective)
 

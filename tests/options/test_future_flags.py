@@ -85,12 +85,12 @@ def test_flags_that_would_change_the_weights_are_refused(tmp_path: Path, name: s
 
 
 def test_harmless_flags_are_listed_in_one_note(tmp_path: Path) -> None:
-    text = "ddp_timeout = 10\ntorch_compile = true\n"
+    text = "cuda_allow_tf32 = true\ntorch_compile = true\n"
     text += 'dynamo_backend = "eager"\n'
     parsed = parse_file(tmp_path, text)
     assert parsed.mistakes == ()
     (note,) = parsed.notes
-    for name in ("ddp_timeout", "torch_compile", "dynamo_backend"):
+    for name in ("cuda_allow_tf32", "torch_compile", "dynamo_backend"):
         assert name in note
     assert "gui.toml" in note
 

@@ -1,4 +1,4 @@
-"""Collectives with two real processes, and no communication with one."""
+"""No communication with one process. What two tell each other: tests/training/test_several_processes.py."""
 
 from __future__ import annotations
 
@@ -21,23 +21,12 @@ def join(rank: int, world: int, folder: Path) -> Processes:
     return Processes.current()
 
 
-def _as_rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    processes = join(rank, 2, folder)
-    share = torch.tensor(0.25 + rank)
-    assert processes == Processes(rank, 2) and processes.is_writer == (rank == 0)
-    assert float(processes.sum(share)) == 1.5 and float(share) == 0.25 + rank  # the share itself stays
-    assert processes.sum(torch.tensor(torch.nan if rank == 1 else 1.0)).isnan()
-    assert processes.gather(["a"] * rank) == [[], ["a"]]
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_agree(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_as_rank, (tmp_path,), nprocs=2)
-
-
 def test_one_process_is_alone_and_gives_values_back_as_they_are() -> None:
     alone, share, value = Processes.current(), torch.tensor(0.1), object()
     assert alone == Processes() and alone.is_writer
     assert alone.sum(share) is share
     assert alone.gather(value)[0] is value
+    assert alone.agree(value) is value and [*alone.in_turn()] == [None]
+    alone.barrier()
+    with alone.failing_together():
+        pass

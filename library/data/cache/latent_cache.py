@@ -49,6 +49,7 @@ from library.data.cache.latent_files import Array, Fingerprint
 from library.data.scan.image_record import ImageRecord
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
+from library.runtime.processes import ALONE, Processes
 from library.runtime.progress import ProgressBar
 from library.whole_files import remove_leftovers
 
@@ -146,6 +147,7 @@ def build_latent_cache(  # noqa: PLR0913 - called once; each argument varies alo
     channels: int | None = None,
     stride: int = 8,
     share: tuple[int, int] = (0, 1),
+    ranks: Processes = ALONE,
     progress: bool = True,
 ) -> LatentCacheBuild:
     """Return the latents of all records, encoding those without an up-to-date file.
@@ -163,6 +165,7 @@ def build_latent_cache(  # noqa: PLR0913 - called once; each argument varies alo
     channels        of the latents, None = any; `stride`: image pixels per latent, for the expected shape
     share           (rank, number of processes) of processes that fill the same cache: each has its own order and skips
                     what another has finished; all return all latents
+    ranks           processes that fill the cache together: each encodes its share, and all return all latents
 
     After all other images, raises UserError with every image that could not be read or encoded; immediately for a
     file that cannot be written. Files written until then are kept and used by the next run.
@@ -171,31 +174,37 @@ def build_latent_cache(  # noqa: PLR0913 - called once; each argument varies alo
     encoder = Encoder(encode, encode_in_fp32)
     if not to_disk:
         prepare = partial(read_image, read=read)
-        encoded_images = encode_all(entries, encoder, prepare, batch_size=batch_size, progress=progress)
-        in_memory = _in_memory(encoded_images, of_record)
-        encoder.raise_mistakes()
-        return LatentCacheBuild(in_memory, 0, len(entries), 0, reencoded=len(encoder.reencoded))
+        with ranks.failing_together():
+            latents, flipped, latent_masks = _by_number(
+                encode_all(entries, encoder, prepare, batch_size=batch_size, ranks=ranks, progress=progress)
+            )
+            encoder.raise_mistakes()
+        store = _in_memory(ranks.merge(latents), ranks.merge(flipped), ranks.merge(latent_masks), of_record)
+        return LatentCacheBuild(store, 0, len(entries), 0, reencoded=ranks.total(len(encoder.reencoded)))
     files = CacheFiles(suffix, cache_format, trust_third_party, skip_check, channels, stride, count_npz_names(entries))
     builder = _DiskBuilder(files, read, _look_up_all(files, entries, progress=progress))
-    pending = [entry for entry in entries if builder.lookups[entry.number].status not in ("current", "third_party")]
-    for folder in {entry.folder for entry in pending}:
-        remove_leftovers(folder)
-    builder.write_all(
-        encode_all(pending, encoder, builder.prepare, batch_size=batch_size, share=share, progress=progress)
-    )
-    encoder.raise_mistakes()
-    return builder.result(entries, of_record, len(encoder.reencoded))
+    pending = builder.begin(entries, ranks)
+    with ranks.failing_together():
+        builder.write_all(
+            encode_all(
+                pending, encoder, builder.prepare, batch_size=batch_size, share=share, ranks=ranks, progress=progress
+            )
+        )
+        encoder.raise_mistakes()
+    return builder.result(entries, of_record, encoder, ranks)
 
 
 def _centred(placement: Placement) -> LatentSource:
     return LatentSource(images.Geometry(placement.resized, images.centre_offset(placement), placement.bucket))
 
 
-def _in_memory(encoded_images: Iterator[EncodedImage], of_record: Sequence[int]) -> MemoryLatents:
-    """Collect encoded images. Images with a mistake (encoder.mistakes) are missing."""
-    latents: dict[int, torch.Tensor] = {}
-    flipped: dict[int, torch.Tensor] = {}
-    latent_masks: dict[int, torch.Tensor] = {}
+_ByNumber = dict[int, torch.Tensor]
+
+
+def _by_number(encoded_images: Iterator[EncodedImage]) -> tuple[_ByNumber, _ByNumber, _ByNumber]:
+    """Latents, those of mirror images, and masks, by the numbers of the entries. Images with a mistake
+    (encoder.mistakes) are missing."""
+    latents, flipped, latent_masks = _ByNumber(), _ByNumber(), _ByNumber()
     for image in encoded_images:
         number = image.entry.number
         latents[number] = image.latents
@@ -203,8 +212,14 @@ def _in_memory(encoded_images: Iterator[EncodedImage], of_record: Sequence[int])
             flipped[number] = image.flipped
         if image.mask is not None:
             latent_masks[number] = _to_latent_size(image.mask, image.latents)
+    return latents, flipped, latent_masks
+
+
+def _in_memory(
+    latents: _ByNumber, flipped: _ByNumber, latent_masks: _ByNumber, of_record: Sequence[int]
+) -> MemoryLatents:
     return MemoryLatents(
-        tuple(latents[number] for number in of_record if number in latents),
+        tuple(latents[number] for number in of_record),
         tuple(flipped.get(number) for number in of_record) if flipped else (),
         tuple(latent_masks.get(number) for number in of_record) if latent_masks else (),
     )
@@ -265,15 +280,32 @@ class _DiskBuilder:
             for future in writing:
                 future.result()
 
-    def result(self, entries: Sequence[CacheEntry], of_record: Sequence[int], reencoded: int) -> LatentCacheBuild:
-        """The cache when all entries are written."""
+    def begin(self, entries: Sequence[CacheEntry], ranks: Processes) -> list[CacheEntry]:
+        """The entries to encode. Remove what killed processes left of their files."""
+        pending = self._pending(entries)
+        for folder in {entry.folder for entry in pending} if ranks.is_writer else ():
+            remove_leftovers(folder)
+        ranks.barrier()  # all have seen which files are missing
+        return pending
+
+    def _pending(self, entries: Sequence[CacheEntry]) -> list[CacheEntry]:
+        return [entry for entry in entries if self.lookups[entry.number].status not in ("current", "third_party")]
+
+    def result(
+        self, entries: Sequence[CacheEntry], of_record: Sequence[int], encoder: Encoder, ranks: Processes
+    ) -> LatentCacheBuild:
+        """The cache when all entries are written, with the counts of all ranks."""
+        for entry in self._pending(entries):  # written by another rank
+            self.lookups[entry.number] = self.files.find(entry)
+        encoded, outdated = ranks.total(self.encoded), ranks.total(self.outdated)
+        reencoded = ranks.total(len(encoder.reencoded))
         store = DiskLatents(
             files=tuple(self.lookups[number].file for number in of_record),
             keys=tuple(self.lookups[number].key for number in of_record),
             masked=tuple(entries[number].masked for number in of_record),
         )
         third_party = sum(lookup.status == "third_party" for lookup in self.lookups)
-        return LatentCacheBuild(store, len(entries) - self.encoded, self.encoded, self.outdated, third_party, reencoded)
+        return LatentCacheBuild(store, len(entries) - encoded, encoded, outdated, third_party, reencoded)
 
     def _write(self, image: EncodedImage) -> None:
         entry = image.entry

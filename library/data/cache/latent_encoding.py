@@ -18,6 +18,7 @@ from library.data.cache.latent_entries import CacheEntry, hash_source
 from library.data.cache.latent_files import FileHash, stamp
 from library.data.cache.work_sharing import processing_order
 from library.options.mistakes import Mistake, UserError
+from library.runtime.processes import ALONE, Processes
 from library.runtime.progress import ProgressBar
 from library.runtime.seeds import torch_generator
 
@@ -123,15 +124,17 @@ def encode_all(
     *,
     batch_size: int,
     share: tuple[int, int] = (0, 1),
+    ranks: Processes = ALONE,
     progress: bool = True,
 ) -> Generator[EncodedImage, None, None]:
-    """Encode all entries; those that fail are in `encoder.mistakes`. Images are decoded ahead in threads.
+    """Encode all entries, or of several `ranks` the share of this one; those that fail are in `encoder.mistakes`.
+    Images are decoded ahead in threads.
 
     `prepare` is called in a thread and returns None for an entry that another process has finished. `share`: see
     processing_order.
     """
-    batches = _batches(entries, max(1, batch_size))
-    with ProgressBar("encoding latents", len(entries), shown=progress) as bar:
+    batches = ranks.own(_batches(entries, max(1, batch_size)))
+    with ProgressBar("encoding latents", sum(map(len, batches)), shown=progress) as bar:
         for number, images in _decoded_ahead(processing_order(batches, share), prepare, encoder.mistakes):
             if images:
                 yield from encoder.encode_batch(images)

@@ -35,6 +35,7 @@ from library.data.cache.work_sharing import processing_order
 from library.data.retries import read_one
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
+from library.runtime.processes import ALONE, Processes
 from library.runtime.progress import ProgressBar
 from library.whole_files import remove_leftovers
 
@@ -143,7 +144,7 @@ def outputs(texts: Sequence[str], store: TextStore, encode: Encode) -> Outputs:
     return _stacked([encoded[text] if text in encoded else _row(store.get([text]), 0) for text in texts])
 
 
-def build_text_cache(
+def build_text_cache(  # noqa: PLR0913 - called once; each argument varies alone in tests
     texts: Sequence[str],
     encode: Encode,
     *,
@@ -151,6 +152,7 @@ def build_text_cache(
     folder: Path | None,
     batch_size: int = 1,
     share: tuple[int, int] = (0, 1),
+    ranks: Processes = ALONE,
     progress: bool = True,
 ) -> TextCacheBuild:
     """Return the outputs of all texts, encoding those that are not in `folder` (None: all, kept in memory).
@@ -158,15 +160,19 @@ def build_text_cache(
     `encoder` identifies everything that outputs depend on besides the text: weights, dtype, clip_skip, maximum length,
     whether prompt weights are parsed. Every batch has `batch_size` texts, the last one padded, because another batch
     shape may change the last bits. `share` is (rank, number of processes) of processes that fill the same folder: each
-    has its own order and skips what another has finished, and all return all texts. Raises UserError for outputs that
-    are not finite, and for a file that cannot be written.
+    has its own order and skips what another has finished, and all return all texts; `ranks` are processes that fill the
+    cache together: each encodes its share. Raises UserError for outputs that are not finite, and for a file that cannot
+    be written.
     """
     size = max(1, batch_size)
     distinct = list(dict.fromkeys(texts))
     if folder is None:
-        with ProgressBar("encoding captions", len(distinct), shown=progress) as bar:
-            in_memory = dict(_encoded(distinct, encode, size, bar))
-        return TextCacheBuild(MemoryTexts(in_memory), 0, len(in_memory))
+        own = [text for part in ranks.own(_parts(distinct, size)) for text in part]
+        in_memory: dict[str, Outputs] = {}
+        with ranks.failing_together(), ProgressBar("encoding captions", len(own), shown=progress) as bar:
+            in_memory.update(_encoded(own, encode, size, bar))
+        of_all = ranks.merge(in_memory)
+        return TextCacheBuild(MemoryTexts({text: of_all[text] for text in distinct}), 0, len(distinct))
     folder = folder / _digest(str(_VERSION), encoder)
     remove_leftovers(folder)
     keys = {text: _digest(str(_VERSION), encoder, text) for text in distinct}
@@ -175,8 +181,12 @@ def build_text_cache(
     found, damaged = _read_folder(folder, needed, progress=progress)
     pending = [text for text in distinct if keys[text] not in found]
     encoded = 0
-    shards = _parts(pending, -(-_SHARD // size) * size)
-    with ProgressBar("encoding captions", len(pending), shown=progress) as bar:
+    ranks.barrier()  # all have seen which texts are missing
+    shards = ranks.own(_parts(pending, -(-_SHARD // size) * size))
+    with (
+        ranks.failing_together(),
+        ProgressBar("encoding captions", sum(map(len, shards)), shown=progress) as bar,
+    ):
         for shard in processing_order(shards, share):
             found.update(_read_new_shards(folder, known, needed))
             left = [text for text in shard if keys[text] not in found]
@@ -188,7 +198,10 @@ def build_text_cache(
             known.add(file)
             found.update(_layout(file))
             encoded += len(left)
+    if ranks.world > 1:
+        found.update(_read_new_shards(folder, known, needed))
     store = DiskTexts({text: found[key] for text, key in keys.items()})
+    encoded = ranks.total(encoded)
     return TextCacheBuild(store, len(distinct) - encoded, encoded, damaged)
 
 

@@ -118,7 +118,6 @@ def _flags(options: TrainOptions) -> dict[str, str]:
 def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
     """The decisions of the plan."""
     options, base_model, precision = facts.options, facts.base_model, facts.precision
-    accumulation = options.memory.gradient_accumulation_steps
     metadata: dict[str, object] = {
         # what sd-scripts writes if it does not know its commit; ours is in modelspec.implementation_version
         "ss_sd_scripts_commit_hash": "(unknown)",
@@ -146,7 +145,7 @@ def _decided(facts: RunFacts, optimization: Optimization) -> dict[str, str]:
     if options.model.vae:
         metadata["ss_vae_name"] = _file_name(options.model.vae)
     if not described_by_file(options):
-        metadata["ss_total_batch_size"] = options.dataset.train_batch_size * accumulation
+        metadata["ss_total_batch_size"] = options.dataset.train_batch_size * facts.window
     return {key: str(value) for key, value in metadata.items()}
 
 

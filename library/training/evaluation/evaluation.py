@@ -12,7 +12,8 @@ from library.evaluation.encoders import load_clip, load_dino
 from library.evaluation.scores import MEASURES, Judge, Scores, prepare_judge
 from library.evaluation.subject_images import open_image
 from library.messages import counted, listed
-from library.options.mistakes import UserError
+from library.options.mistakes import Mistake, UserError
+from library.runtime.processes import ALONE, Processes
 from library.sampling.prompts import ImageRequest, group_requests
 from library.training.evaluation.plan import EvaluationPlan
 from library.training.isolated_eval import isolated_eval
@@ -41,7 +42,8 @@ class Evaluation:
     `judge` measures images against the real ones. `open_drawer()` is open while images are drawn; `modules` are all
     modules of the forward pass. `versions` of the weights are evaluated one after the other, with the same seeds, and
     logged with their suffix. `base`: while it is open, the model is the base model; None: it is that only before the
-    first step. An error is said, and training goes on.
+    first step. An error is said, and training goes on. Several processes share the images that are drawn; the writer,
+    which alone has a judge, measures them.
     """
 
     plan: EvaluationPlan | None
@@ -55,29 +57,31 @@ class Evaluation:
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
     steps: int = 0
     steps_per_epoch: int = 0
+    processes: Processes = ALONE
     _base_means: Mapping[str, float] = field(default_factory=dict, init=False)
     _last: int | None = field(default=None, init=False)
 
     def begin(self, progress: Progress) -> None:
         """Evaluate the base model, once."""
-        if self.plan is None or self.judge is None:
+        if self.plan is None:
             return
-        if real := self.judge.baseline():
+        if self.judge is not None and (real := self.judge.baseline()):
             self.say(f"evaluation: the real images among themselves: {_values(real)}")
         base = self.base or (nullcontext if progress.step == 0 else None)
         if base is None:
             self.say("evaluation: no values of the base model, as the run goes on from a training state")
             return
         with self._errors_are_said(progress.step):
-            scores = self.measure(self.plan, self.judge, base)
-            self._report("base model", scores, {})
-            self.log(logged(self.plan, scores, BASE), progress.step)
-            self._base_means = scores.means
+            scores = self.measure(self.plan, base)
+            if scores is not None:
+                self._report("base model", scores, {})
+                self.log(logged(self.plan, scores, BASE), progress.step)
+                self._base_means = scores.means
 
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Evaluate if due: see loop.DueCall. An incomplete last epoch counts as an epoch; once per step."""
         plan, step = self.plan, progress.step
-        if plan is None or self.judge is None or self._last == step:
+        if plan is None or self._last == step:
             return
         ends = ends_epoch(step, progress.window, self.steps, self.steps_per_epoch, epoch_ended=epoch_ended)
         by_steps = not epoch_ended and plan.every_n_steps and step % plan.every_n_steps == 0
@@ -85,18 +89,35 @@ class Evaluation:
             self._last = step
             for suffix, held in self.versions.items():
                 with self._errors_are_said(step):
-                    scores = self.measure(plan, self.judge, held)
-                    self._report(f"step {step}{' with the EMA' if suffix else ''}", scores, self._base_means)
-                    self.log(logged(plan, scores, suffix), step)
+                    scores = self.measure(plan, held)
+                    if scores is not None:
+                        self._report(f"step {step}{' with the EMA' if suffix else ''}", scores, self._base_means)
+                        self.log(logged(plan, scores, suffix), step)
 
-    def measure(self, plan: EvaluationPlan, judge: Judge, held: Holding) -> Scores:
-        """Draw and measure with the weights that the model holds within `held()`, without any effect on the
-        training."""
+    def measure(self, plan: EvaluationPlan, held: Holding) -> Scores | None:
+        """Draw and measure with the weights that the model holds within `held()`, without any effect on the training.
+        None on processes without a judge; raises on all of them if one cannot draw."""
         with isolated_eval(self.modules):
-            with held(), self.open_drawer() as draw:
-                drawn = iter(_draw_all(plan.requests, plan.batch_size, draw))
-            images, of_class = ([[next(drawn) for _ in own] for own in part] for part in (plan.images, plan.of_class))
-            return judge.measure(plan.prompts, images, of_class)
+            own, error = dict[int, "Image"](), None
+            try:
+                with held(), self.open_drawer() as draw:
+                    own = _draw_share(plan.requests, plan.batch_size, draw, self.processes)
+            except Exception as raised:  # noqa: BLE001 - the others wait for the images
+                error = raised
+            of_ranks = self.processes.gather((own, None if error is None else _told(error)))
+            if error is not None:
+                raise error
+            for _, mistake in of_ranks:
+                if mistake is not None:
+                    raise UserError((mistake,))
+            if self.judge is None:
+                return None
+            images = {place: image for drawn, _ in of_ranks for place, image in drawn.items()}
+            drawn = iter(images[place] for place in range(len(plan.requests)))
+            by_prompt, of_class = (
+                [[next(drawn) for _ in own] for own in part] for part in (plan.images, plan.of_class)
+            )
+            return self.judge.measure(plan.prompts, by_prompt, of_class)
 
     def _report(self, what: str, scores: Scores, base: Mapping[str, float]) -> None:
         means = {name: value for name, value in scores.means.items() if name != "clip_score"}
@@ -123,13 +144,18 @@ def _by_nearest(row: Mapping[str, Any]) -> float:
     return nearest
 
 
-def _draw_all(requests: Sequence[ImageRequest], at_once: int, draw: Draw) -> list[Image]:
-    """All images, in the order of the requests."""
+def _draw_share(requests: Sequence[ImageRequest], at_once: int, draw: Draw, processes: Processes) -> dict[int, Image]:
+    """The images that this process draws, by the places of their requests."""
     images: dict[int, Image] = {}
-    for places in group_requests(requests, at_once):
+    for places in processes.own([*group_requests(requests, at_once)]):
         group = [requests[place] for place in places]
         images.update(zip(places, draw(group, [request.seed or 0 for request in group], places), strict=True))
-    return [images[place] for place in range(len(requests))]
+    return images
+
+
+def _told(error: Exception) -> Mistake:
+    """An error of another process."""
+    return error.mistakes[0] if isinstance(error, UserError) else Mistake(f"{type(error).__name__}: {error}")
 
 
 def logged(plan: EvaluationPlan, scores: Scores, suffix: str) -> dict[str, float]:
@@ -167,7 +193,7 @@ def build_evaluation(
 ) -> Evaluation:
     """The evaluation of a run: loads the encoders, and embeds the real images. Raises UserError."""
     judge = None
-    if plan is not None:
+    if plan is not None and run.processes.is_writer:
         with isolated_eval(()):
             dino = None if plan.dino is None else load_dino(plan.dino, run.device)
             clip = None if plan.clip is None else load_clip(plan.clip, run.device)
@@ -187,4 +213,5 @@ def build_evaluation(
         versions=weights.shown(),
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
+        processes=run.processes,
     )

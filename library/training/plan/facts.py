@@ -14,6 +14,7 @@ from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
 from library.runtime.allocator import share_one_arena
 from library.runtime.device import Machine, describe_machine
+from library.runtime.launch import ALONE, Launch
 from library.runtime.precision import FloatName, Precision, resolve
 from library.training.plan.base_model import BaseModel, decide_base_model
 from library.training.plan.duration import Duration, decide_duration
@@ -41,9 +42,17 @@ class RunFacts:
     validation: ValidationPlan | None
     preservation: PreservationPlan
     seed: int
+    launch: Launch = ALONE
+
+    @property
+    def window(self) -> int:
+        """Batches of an optimizer step, over all processes."""
+        return self.options.memory.gradient_accumulation_steps * self.launch.world
 
 
-def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]) -> RunFacts | None:
+def decide_facts(
+    parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str], launch: Launch = ALONE
+) -> RunFacts | None:
     """Inspect the machine, the checkpoint and the images.
 
     None, with mistakes added, if there is no usable checkpoint or no usable image.
@@ -62,7 +71,9 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
     preservation = decide_preservation(options, parsed.origins["preservation"], images, mistakes, notes)
     if base_model is None or images is None:
         return None
-    order = images.order(options.memory.gradient_accumulation_steps, seed, options.dataset.shard_buffer)
+    # each process takes gradient_accumulation_steps batches of a step
+    batches = options.memory.gradient_accumulation_steps * launch.world
+    order = images.order(batches, seed, options.dataset.shard_buffer)
     return RunFacts(
         options=options,
         given=parsed.given,
@@ -76,6 +87,7 @@ def decide_facts(parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str]
         validation=decide_validation(options.validation, images),
         preservation=preservation,
         seed=seed,
+        launch=launch,
     )
 
 
@@ -104,10 +116,15 @@ def avoid_fp16_vae(precision: Precision, latent: LatentSpace, machine: Machine, 
     return replace(precision, vae=chosen)
 
 
-def decide_seed(options: TrainOptions, resume: SavedState | None) -> int:
+def decide_seed(options: TrainOptions, resume: SavedState | None, launch: Launch = ALONE) -> int:
     """--seed, else the seed of the resumed state, else a random one, which the plan shows."""
     if options.run.seed is not None:
         return options.run.seed
     if resume is not None and resume.identity.get("seed", "").isdigit():
         return int(resume.identity["seed"])
+    return draw_seed() if launch.seed is None else launch.seed
+
+
+def draw_seed() -> int:
+    """A random seed for a run."""
     return secrets.randbelow(2**31)

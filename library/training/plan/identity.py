@@ -19,6 +19,8 @@ from library.training.saving.state import Description, Identity, fingerprint
 PRESERVATION = "what --preservation chooses"
 DATA = "the data"
 SETTINGS = "the dataset file"
+ACCUMULATION = "--gradient_accumulation_steps"
+"""In an identity: times the number of processes, the batches of an optimizer step."""
 """Facts whose values are fingerprints, which messages do not show."""
 
 
@@ -30,6 +32,8 @@ def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:
         for name, value in values_of(run.options).items()
         if not FLAGS[name].may_change_on_resume and name != "preservation"
     }
+    if run.launch.world > 1:  # the same batches of a step may come from another number of processes
+        facts[ACCUMULATION] = str(run.window)
     if run.preservation.chosen:  # by what it means: spellings and the order of anchors change nothing
         facts[PRESERVATION] = run.preservation.chosen
     facts["the kind of model"] = run.base_model.family.title

@@ -17,6 +17,7 @@ from library.objective.rollout import RolloutSettings
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
+from library.runtime.launch import ALONE, Launch
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
@@ -83,16 +84,16 @@ class Plan:
         return self.preview is not None or self.evaluation is not None
 
 
-def decide(parsed: Parsed) -> Plan:
+def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
     parsed.check_complete()
     options, mistakes, notes = parsed.options, Mistakes(parsed.mistakes), list(parsed.notes)
-    check_single_process(mistakes)
+    check_sharding(mistakes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
     is_adapter = options.adapter.network_module is not None
     resume = decide_resume(local_state(options, mistakes), options.saving, mistakes, notes, is_adapter=is_adapter)
-    facts = decide_facts(parsed, decide_seed(options, resume), mistakes, notes)
+    facts = decide_facts(parsed, decide_seed(options, resume, launch), mistakes, notes, launch)
     base = None if facts is None else facts.base_model
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
@@ -164,7 +165,8 @@ def decide_description(
     """What the states of the run say of it, compared with the state that it resumes from."""
     description = description_of(facts, identity_of(facts, base), output_name)
     file, steps = dataset_file(facts.options.dataset), facts.duration.steps
-    check_continuation(resume, description, steps, mistakes, notes, file, is_adapter=adapter is not None)
+    is_adapter, world = adapter is not None, facts.launch.world
+    check_continuation(resume, description, steps, mistakes, notes, file, is_adapter=is_adapter, world=world)
     return description
 
 
@@ -223,7 +225,8 @@ def decide_workers(facts: RunFacts, notes: list[str]) -> int:
     requested = facts.options.dataset.max_data_loader_n_workers
     if facts.options.cache.cache_latents:
         return 0
-    useful = min(requested, facts.machine.cpu_count, facts.order.batches_per_epoch)
+    cores, batches = facts.machine.cpu_count // facts.launch.local_world, facts.order.batches_per_epoch
+    useful = min(requested, max(1, cores), -(-batches // facts.launch.world))
     if useful < requested and requested != 8:
         notes.append(f"--max_data_loader_n_workers {requested}: {useful} used, at most one per CPU core and per batch")
     return useful
@@ -288,14 +291,8 @@ def check_disk(costs: Costs, mistakes: Mistakes) -> None:
         )
 
 
-def check_single_process(mistakes: Mistakes) -> None:
-    """Refuse several processes, each of which would train on all the data."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdigit() and int(count) > 1:
-        mistakes.add(
-            f"started as {count} processes, but this version trains with one",
-            "use accelerate launch --num_processes 1",
-        )
+def check_sharding(mistakes: Mistakes) -> None:
+    """Refuse what accelerate is configured for and this program does not do."""
     for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
         if os.environ.get(variable, "").lower() == "true":
             mistakes.add(

@@ -11,7 +11,8 @@ from library.messages import counted, listed, quoted
 from library.options.groups.saving import SavingOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.train_options import FLAGS
-from library.training.plan.identity import DATA, SETTINGS
+from library.training.plan.identity import ACCUMULATION, DATA, SETTINGS
+from library.training.plan.processes import check_window
 from library.training.saving.checksums import STATE_FILE
 from library.training.saving.state import Description, SavedState, read_images, read_state
 from library.training.saving.whole_states import damage, newest_whole
@@ -62,6 +63,7 @@ def check_continuation(
     dataset_file: str = "",
     *,
     is_adapter: bool = False,
+    world: int = 1,
 ) -> None:
     """Refuse to resume if the result would differ from that of the uninterrupted run, or if no steps are left. What
     else has changed is noted.
@@ -79,6 +81,9 @@ def check_continuation(
             f"restore the earlier setting; to start a new run from the trained weights, pass {from_here} and "
             "remove --resume",
         )
+    before, after = (each.identity.get(ACCUMULATION, _default(ACCUMULATION)) for each in (saved, now))
+    if before != after:
+        check_window(saved, before, after, world, mistakes)
     notes.extend(_allowed_changes(saved, now))
     left = saved.progress.due_left and saved.progress.step == steps  # what is due after the last step
     if saved.progress.step >= steps and not left:
@@ -94,7 +99,7 @@ def _changes(saved: SavedState, now: Description, images: str, dataset_file: str
     told = False
     for fact in sorted(saved.identity.keys() | now.identity.keys()):
         before, after = saved.identity.get(fact, _default(fact)), now.identity.get(fact, _default(fact))
-        if before == after:
+        if before == after or fact == ACCUMULATION:
             continue
         if fact == DATA:
             told = True

@@ -22,6 +22,7 @@ from library.training.plan.facts import RunFacts
 from library.training.plan.given import dataset_settings, given_options, subset_settings
 from library.training.plan.images import Images, SubsetCount
 from library.training.plan.plan import Plan
+from library.training.plan.processes import describe_processes
 from library.training.preview.plan import PreviewPlan
 from library.training.validation.plan import TIMESTEPS
 from library.training.validation.table import table_path
@@ -270,8 +271,8 @@ def _loss(facts: RunFacts) -> str:
 
 
 def _length(plan: Plan) -> Iterator[str]:
-    duration, accumulation = plan.facts.duration, plan.facts.options.memory.gradient_accumulation_steps
-    window = f" of {accumulation} batches" if accumulation > 1 else ""
+    duration, batches = plan.facts.duration, plan.facts.window
+    window = f" of {batches} batches" if batches > 1 else ""
     epochs = f"{counted(duration.epochs, 'epoch')} of {duration.steps_per_epoch}"
     partial = "" if duration.steps == duration.epochs * duration.steps_per_epoch else ", the last one incomplete"
     yield f"{counted(duration.steps, 'optimizer step')}{window} in {epochs}{partial} ({duration.reason})"
@@ -279,6 +280,7 @@ def _length(plan: Plan) -> Iterator[str]:
         progress = plan.resume.progress
         where = f"step {progress.step} (epoch {progress.epoch}, step {progress.window} of it)"
         yield f"resumes after {where} from {plan.resume.folder}"
+    yield from describe_processes(plan.facts, plan.resume)
     yield from plan.best.describe()
     drawn = plan.facts.options.run.seed is None and plan.resume is None
     repeat = f" (random; use --seed {plan.facts.seed} to repeat this run)" if drawn else ""

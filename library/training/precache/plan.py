@@ -14,6 +14,7 @@ from library.messages import counted
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
+from library.runtime.launch import read_launch
 from library.training.plan.facts import RunFacts, decide_facts, decide_seed
 from library.training.plan.given import given_options
 from library.training.plan.images import Images
@@ -74,27 +75,15 @@ def decide_caching(parsed: Parsed, kind: Kind) -> CachePlan:
 
 
 def decide_worker_group(environment: Mapping[str, str], processes: int, mistakes: Mistakes) -> WorkerGroup:
-    """Read the environment variables of accelerate and torchrun: WORLD_SIZE, RANK, LOCAL_RANK."""
-    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
-    texts = {name: environment[name].strip() for name in names if environment.get(name, "").strip()}
-    invalid = {name: text for name, text in texts.items() if not text.isdecimal()}
-    for name, text in invalid.items():
+    """Which of the processes of a launcher this one is."""
+    launch = read_launch(environment, mistakes)
+    if launch.world > 1 and processes > 1:
         mistakes.add(
-            f"{name} = {text} (environment) is not a number", "set WORLD_SIZE to the number of processes, RANK from 0"
-        )
-    count = 1 if invalid else max(1, int(texts.get("WORLD_SIZE", 1)))
-    if invalid or count == 1:
-        return WorkerGroup()
-    if processes > 1:
-        mistakes.add(
-            f"--processes {processes} cannot be combined with a launcher that starts {count} processes (WORLD_SIZE)",
+            f"--processes {processes} cannot be combined with a launcher that starts {launch.world} processes "
+            "(WORLD_SIZE)",
             "start one process, or remove --processes",
         )
-    number = int(texts.get("RANK", count))
-    if number >= count:
-        what = f"RANK = {texts['RANK']}" if "RANK" in texts else "no RANK"
-        mistakes.add(f"{what} with WORLD_SIZE = {count} (environment)", f"number the processes from 0 to {count - 1}")
-    return WorkerGroup(number, count, int(texts.get("LOCAL_RANK", number)))
+    return WorkerGroup(launch.rank, launch.world, launch.local_rank)
 
 
 def _flag_notes(parsed: Parsed) -> Iterator[str]:

@@ -8,8 +8,7 @@ Nothing is kept on disk that could be out of date.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from library.data.batch import Batch
     from library.data.dataset import TrainingDataset
     from library.training.plan.facts import RunFacts
+    from library.training.run import Run
     from library.training.trainable import Trainable
     from library.training.training_loss import Inputs, TrainingLoss
 
@@ -47,14 +47,19 @@ def predict_ahead(
     dataset: TrainingDataset,
     loss: TrainingLoss,
     trainable: Trainable,
-    autocast: Callable[[], AbstractContextManager[object]],
+    run: Run,
 ) -> CachedPredictions:
     """The predictions of the model as it is now, for all draws of all regularisation images. Leaves no trace in the
-    run. Raises UserError for an image that cannot be read."""
+    run, whose processes share the work. Raises UserError for an image that cannot be read."""
     outputs: dict[int, Tensor] = {}
-    requests = [*requests_of(facts)]
+    requests = run.processes.own([*requests_of(facts)])
     bar = ProgressBar("predictions of the base model", sum(len(request.samples) for request in requests))
-    with bar, isolated_eval(loss.modules(trainable)), autocast():
+    with (
+        run.processes.failing_together(),
+        bar,
+        isolated_eval(loss.modules(trainable)),
+        run.accelerator.autocast(),
+    ):
         for request in requests:
             batch = dataset[request]
             for _, path, reason in batch.unread:
@@ -64,7 +69,7 @@ def predict_ahead(
             predicted = loss.predict(inputs).to("cpu", torch.float16)
             outputs.update(zip(batch.sample_index.tolist(), predicted, strict=True))
             bar.update(len(batch))
-    return CachedPredictions(outputs)
+    return CachedPredictions(run.processes.merge(outputs))
 
 
 def requests_of(facts: RunFacts) -> Iterator[BatchRequest]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from library.training.conditioning import Conditioner
     from library.training.plan.facts import RunFacts
     from library.training.preservation.base_plan import BasePlan
+    from library.training.run import Run
     from library.training.trainable import Trainable
     from library.training.training_loss import Inputs, TrainingLoss
 
@@ -139,7 +139,7 @@ def build_preservation(
     loss: TrainingLoss,
     trainable: Trainable,
     dataset: TrainingDataset,
-    autocast: Callable[[], AbstractContextManager[object]],
+    run: Run,
 ) -> Preservation:
     """The anchors of a run, to be built before a training state is restored. `base`: how the base is kept if the
     weights of the model are trained. `loss`: that of the run."""
@@ -150,5 +150,5 @@ def build_preservation(
     if base is None:
         return replace(without, base=switched_off_base(loss.model, trainable, loss.conditioning))
     if base.place == "cached":
-        return replace(without, base=predict_ahead(facts, dataset, loss, trainable, autocast))
+        return replace(without, base=predict_ahead(facts, dataset, loss, trainable, run))
     return replace(without, base=loaded_base(base, facts, loss.model, trainable, loss.conditioning))

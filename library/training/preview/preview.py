@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from library.messages import counted
 from library.options.mistakes import UserError
+from library.runtime.processes import ALONE, Processes
 from library.sampling.generate import random_seed
 from library.sampling.prompts import ImageRequest, group_requests
 from library.sampling.samplers import check_sampler
@@ -66,6 +67,14 @@ class Waiting:
 
 
 @dataclass
+class Shared:
+    """What one of several processes has drawn: (suffix, group, images), and what went wrong."""
+
+    images: list[tuple[str, Group, Sequence[Image]]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Preview:
     """Draws the sample images of a run. `plan` None: never draws.
 
@@ -75,6 +84,7 @@ class Preview:
     whether the last epoch is incomplete. `refiner`: finishes each image too, once all are drawn; `so_far`: makes
     pictures while they are drawn. `began`: when the run began, also of one that was resumed: it is in the names of the
     files, so that an image that is drawn again replaces the one before. Errors are logged, and training continues.
+    Several processes share the groups of prompts; the writer reads the prompts, and writes all images.
     """
 
     plan: PreviewPlan | None
@@ -89,6 +99,8 @@ class Preview:
     refiner: Refiner | None = None
     so_far: SoFar | None = None
     began: datetime = field(default_factory=datetime.now)
+    processes: Processes = ALONE
+    _shared: Shared = field(default_factory=Shared, init=False)
 
     def before_training(self, progress: Progress) -> None:
         """Draw before the first step with --sample_at_first; a resumed run has done so."""
@@ -114,18 +126,16 @@ class Preview:
 
     def _sample(self, plan: PreviewPlan, mark: str, step: int) -> None:
         """Draw all prompts that the file contains now."""
+        requests, seeds = self.processes.agree(self._read(plan) if self.processes.is_writer else ([], []))
+        if not requests:
+            return
+        self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
+        drawn: dict[str, DrawnImage] = {}
+        waiting: list[Waiting] = []
         with self._log_errors("no sample images"):
-            requests = list(map(self._with_known_sampler, read_requests(plan)))
-            if not requests:
-                self.warn(f"no sample images: {plan.prompts} is empty")
-                return
-            self.say(f"step {step}: drawing {counted(len(requests), 'image')} to {plan.folder}")
-            seeds = [random_seed() if request.seed is None else request.seed for request in requests]
-            drawn: dict[str, DrawnImage] = {}
-            waiting: list[Waiting] = []
             for suffix, held in self.versions.items():
                 with isolated_eval(self.modules), held(), self.open_drawer() as draw:
-                    for places in group_requests(requests, plan.batch_size):
+                    for places in self.processes.own([*group_requests(requests, plan.batch_size)]):
                         with self._log_errors(f"prompt {', '.join(map(str, places))} was not drawn"):
                             group = Group(places, [requests[place] for place in places], [seeds[p] for p in places])
                             so_far = self._pictures(plan, mark, suffix, group, step)
@@ -133,7 +143,31 @@ class Preview:
             if self.refiner is not None and waiting:
                 with self._log_errors("images were not refined"):
                     drawn |= self._refine(plan, mark, waiting, self.refiner)
+        if self.processes.world > 1:
+            drawn |= self._collect(plan, mark)
+        with self._log_errors("no sample images in the logs"):
             self.log_images(dict(sorted(drawn.items())), step)
+
+    def _read(self, plan: PreviewPlan) -> tuple[list[ImageRequest], list[int]]:
+        """What is drawn now, and with which seeds; nothing if the prompts cannot be read."""
+        requests: list[ImageRequest] = []
+        with self._log_errors("no sample images"):
+            requests = list(map(self._with_known_sampler, read_requests(plan)))
+            if not requests:
+                self.warn(f"no sample images: {plan.prompts} is empty")
+        return requests, [random_seed() if request.seed is None else request.seed for request in requests]
+
+    def _collect(self, plan: PreviewPlan, mark: str) -> dict[str, DrawnImage]:
+        """Write the images of all processes, on the writer; returns them by their names for trackers."""
+        own, self._shared = self._shared, Shared()
+        drawn: dict[str, DrawnImage] = {}
+        for shared in self.processes.gather(own):
+            for text in shared.errors if self.processes.is_writer else ():
+                self.warn(text)
+            for suffix, group, images in shared.images if self.processes.is_writer else ():
+                with self._log_errors(f"prompt {', '.join(map(str, group.places))} was not written"):
+                    drawn |= self._write(plan, mark, suffix, group, images)
+        return drawn
 
     def _draw_group(
         self, plan: PreviewPlan, mark: str, suffix: str, group: Group, draw: Draw, waiting: list[Waiting]
@@ -148,7 +182,7 @@ class Preview:
                 request = group.requests[0]
                 few = f"none of the {counted(request.steps, 'step')} of {request.sampler} is below {hand_over.below}"
                 self.warn(f"prompt {', '.join(map(str, group.places))} was not refined: {few}; use more steps")
-        return self._write(plan, mark, suffix, group, images)
+        return self._keep(plan, mark, suffix, group, images)
 
     def _pictures(self, plan: PreviewPlan, mark: str, suffix: str, group: Group, step: int) -> GroupSoFar | None:
         """What makes the pictures of a group while it is drawn."""
@@ -167,8 +201,17 @@ class Preview:
             for each in waiting:
                 with self._log_errors(f"prompt {', '.join(map(str, each.group.places))} was not refined"):
                     images = finish(each.group.requests, each.unfinished)
-                    drawn |= self._write(plan, mark, each.suffix + REFINED, each.group, images)
+                    drawn |= self._keep(plan, mark, each.suffix + REFINED, each.group, images)
         return drawn
+
+    def _keep(
+        self, plan: PreviewPlan, mark: str, suffix: str, group: Group, images: Sequence[Image]
+    ) -> dict[str, DrawnImage]:
+        """Save the images of a group now, or with those of other processes."""
+        if self.processes.world > 1:
+            self._shared.images.append((suffix, group, images))
+            return {}
+        return self._write(plan, mark, suffix, group, images)
 
     def _write(
         self, plan: PreviewPlan, mark: str, suffix: str, group: Group, images: Sequence[Image]
@@ -197,9 +240,14 @@ class Preview:
         try:
             yield
         except UserError as error:
-            self.warn("\n".join([f"{consequence}:", str(error)]))
+            self._tell("\n".join([f"{consequence}:", str(error)]))
         except Exception as error:  # noqa: BLE001 - full disk, out of memory, sampler settings that fail
-            self.warn(f"{consequence}: {type(error).__name__}: {error}")
+            self._tell(f"{consequence}: {type(error).__name__}: {error}")
+
+    def _tell(self, text: str) -> None:
+        self.warn(text)
+        if not self.processes.is_writer:
+            self._shared.errors.append(text)
 
 
 def build_preview(  # noqa: PLR0913 - what a preview is made of, each from another room
@@ -225,6 +273,7 @@ def build_preview(  # noqa: PLR0913 - what a preview is made of, each from anoth
         steps=duration.steps,
         steps_per_epoch=duration.steps_per_epoch,
         refiner=refiner,
-        so_far=so_far,
+        so_far=so_far if run.processes.is_writer else None,
         began=began,
+        processes=run.processes,
     )

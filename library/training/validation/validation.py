@@ -41,6 +41,7 @@ from library.data.retries import Unreadable, read_one
 from library.families.family import Conditioning
 from library.objective.masking import mask_weights
 from library.objective.objective import Draws, Objective, Predict
+from library.runtime.processes import ALONE, Processes
 from library.runtime.progress import ProgressBar
 from library.training.isolated_eval import isolated_eval
 from library.training.plan.duration import Duration, ends_epoch
@@ -115,6 +116,7 @@ class Validation:
     base: Callable[[], AbstractContextManager[None]] | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     versions: Versions = field(default_factory=lambda: {"": nullcontext})
+    processes: Processes = Processes()
     _base: Means = field(default_factory=dict, init=False)
     _last: tuple[int, dict[str, Losses]] | None = field(default=None, init=False)
 
@@ -211,21 +213,25 @@ class Validation:
         )
 
     def _losses(self, images: ImageSet, bar: ProgressBar) -> tuple[Tensor, SetLosses]:
-        """(images, K) losses of a set, and those within masks of the images that have one."""
+        """(images, K) losses of a set, and those within masks of the images that have one. The processes share its
+        batches."""
         reader, numbers, keys = self.reader, images.numbers, [self.keys[number] for number in images.points]
         places = [(reader.records[number].dataset, reader.placements[number].bucket) for number in numbers]
         sizes = [dataset.batch_size if self.padded else 1 for dataset in reader.datasets]
-        losses, masked = torch.zeros(2, len(numbers), TIMESTEPS, dtype=torch.float64), list[int]()
-        for batch in group_into_batches(range(len(numbers)), places, sizes):
-            self.check_stop()
-            encoded = [self.encoded(numbers[place]) for place in batch]
-            masks = [self._weights(each) for each in encoded]
-            latents = torch.stack([each.latents for each in encoded])
-            records, points = [numbers[place] for place in batch], [keys[place] for place in batch]
-            losses[:, batch] = self._batch(records, points, latents, masks)
-            masked += [place for place, mask in zip(batch, masks, strict=True) if mask is not None]
-            bar.update(TIMESTEPS * len(batch))
-        return losses[0], SetLosses(losses[1][sorted(masked)], len({numbers[place] for place in masked}))
+        losses, own = torch.zeros(2, len(numbers), TIMESTEPS, dtype=torch.float64), list[int]()
+        with self.processes.failing_together():
+            for batch in self.processes.own([*group_into_batches(range(len(numbers)), places, sizes)]):
+                self.check_stop()
+                encoded = [self.encoded(numbers[place]) for place in batch]
+                masks = [self._weights(each) for each in encoded]
+                latents = torch.stack([each.latents for each in encoded])
+                records, points = [numbers[place] for place in batch], [keys[place] for place in batch]
+                losses[:, batch] = self._batch(records, points, latents, masks)
+                own += [place for place, mask in zip(batch, masks, strict=True) if mask is not None]
+                bar.update(TIMESTEPS * len(batch) * self.processes.world)
+        losses = self.processes.sum(losses)  # each has zeros where the others have losses
+        masked = sorted(place for of_rank in self.processes.gather(own) for place in of_rank)
+        return losses[0], SetLosses(losses[1][masked], len({numbers[place] for place in masked}))
 
     def _weights(self, encoded: CachedLatents) -> Tensor | None:
         """The weights of an image's mask, (1, h, w) in [0, 1]; None without one, and where nothing of it counts."""
@@ -310,7 +316,7 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         conditioning=loss.conditioning.from_texts,
         sizes_and_scores=dataset.sizes_and_scores,
         padded=dataset.tokenize.padded,
-        encoded=validation_images(plan, dataset, encoder),
+        encoded=validation_images(plan, dataset, encoder, run.processes),
         keys=content_keys([] if plan is None else plan.numbers, dataset.images.records),
         scaled=family.latent.scaled,
         device=loss.device,
@@ -325,17 +331,20 @@ def build_validation(  # noqa: PLR0913 - what a validation is made of, each from
         base=trainable.switched_off or (None if resumed else nullcontext),
         autocast=run.accelerator.autocast,
         versions=weights.shown(),
+        processes=run.processes,
     )
 
 
 def validation_images(
-    plan: ValidationPlan | None, dataset: TrainingDataset, encoder: LatentEncoder
+    plan: ValidationPlan | None, dataset: TrainingDataset, encoder: LatentEncoder, processes: Processes = ALONE
 ) -> Callable[[int], CachedLatents]:
     """A function from a record's index to its latents and mask: from the cache, or encoded now and kept in memory
     (64 KiB per image of 512x512)."""
     store = dataset.latents
     if store is not None:
         return lambda number: read_one(lambda: store.get(number, False))
-    numbers = [] if plan is None else plan.numbers
-    encoded = encoder.encode_some(dataset.images, numbers) if numbers else []
-    return dict(zip(numbers, encoded, strict=True)).__getitem__
+    own = processes.own([] if plan is None else [*plan.numbers])
+    encoded: list[CachedLatents] = []
+    with processes.failing_together():
+        encoded = encoder.encode_some(dataset.images, own) if own else []
+    return processes.merge(dict(zip(own, encoded, strict=True))).__getitem__

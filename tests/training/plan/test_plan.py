@@ -187,10 +187,12 @@ def test_flags_that_the_family_does_not_support_are_refused(world: World, tmp_pa
     assert mistakes_of(world, tmp_path, v2=True) == ["--v2 has no meaning for Stable Diffusion 1.x"]
 
 
-def test_several_processes_are_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_sharding_that_accelerate_is_configured_for_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     (mistake,) = mistakes_of(world, tmp_path)
-    assert "2 processes" in mistake
+    assert "FSDP" in mistake
 
 
 @pytest.mark.parametrize(

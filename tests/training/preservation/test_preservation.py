@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +77,7 @@ class World:
         )
         loss = TrainingLoss(self.model, conditioner, None, objective, 5, CPU)
         unused: Any = None
-        loss.preservation = build_preservation(facts, None, loss, trainable, unused, nullcontext)
+        loss.preservation = build_preservation(facts, None, loss, trainable, unused, unused)
         return loss
 
     def predict(self, noisy: Tensor, timestep: int, caption: str) -> Tensor:
