@@ -54,7 +54,7 @@ def _newest(options: SavingOptions, notes: list[str]) -> SavedState | None:
     return found.state
 
 
-def check_continuation(
+def check_continuation(  # noqa: PLR0913 - what a state is compared with
     saved: SavedState | None,
     now: Description,
     steps: int,
