@@ -117,7 +117,6 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )
-        gradients = build_gradients(trainable.parts, run.processes, options.processes)
         wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer)
         if plan.resume is None:
             allocate_state(optimizer)
@@ -139,9 +138,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         run.events.progress = progress
 
         # Train: what is due after a step, and the loop.
-        states = StateWriter(
-            state, plan.description, run.say, partial(free_memory, facts.machine.system_memory_bytes)
-        )  # fmt: skip
+        states = StateWriter(state, plan.description, run.say, partial(free_memory, facts.machine.system_memory_bytes))
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
@@ -168,7 +165,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             due=after.due(run.processes.on_writer),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
-            gradients=gradients,
+            gradients=build_gradients(trainable.parts, run.processes, options.processes),
             record=curve.add,
             measured=loss.measured,
             is_over=best.is_over if plan.best.stop is not None else None,

@@ -175,21 +175,16 @@ def build_latent_cache(  # noqa: PLR0913 - called once; each argument varies alo
     if not to_disk:
         prepare = partial(read_image, read=read)
         with ranks.failing_together():
-            latents, flipped, latent_masks = _by_number(
-                encode_all(entries, encoder, prepare, batch_size=batch_size, ranks=ranks, progress=progress)
-            )
+            encoded = encode_all(entries, encoder, prepare, batch_size=batch_size, ranks=ranks, progress=progress)
+            own = _by_number(encoded)
             encoder.raise_mistakes()
-        store = _in_memory(ranks.merge(latents), ranks.merge(flipped), ranks.merge(latent_masks), of_record)
-        return LatentCacheBuild(store, 0, len(entries), 0, reencoded=ranks.total(len(encoder.reencoded)))
+        return _all_in_memory(own, of_record, encoder, ranks)
     files = CacheFiles(suffix, cache_format, trust_third_party, skip_check, channels, stride, count_npz_names(entries))
     builder = _DiskBuilder(files, read, _look_up_all(files, entries, progress=progress))
     pending = builder.begin(entries, ranks)
     with ranks.failing_together():
-        builder.write_all(
-            encode_all(
-                pending, encoder, builder.prepare, batch_size=batch_size, share=share, ranks=ranks, progress=progress
-            )
-        )
+        each = partial(encode_all, batch_size=batch_size, share=share, ranks=ranks, progress=progress)
+        builder.write_all(each(pending, encoder, builder.prepare))
         encoder.raise_mistakes()
     return builder.result(entries, of_record, encoder, ranks)
 
@@ -215,14 +210,17 @@ def _by_number(encoded_images: Iterator[EncodedImage]) -> tuple[_ByNumber, _ByNu
     return latents, flipped, latent_masks
 
 
-def _in_memory(
-    latents: _ByNumber, flipped: _ByNumber, latent_masks: _ByNumber, of_record: Sequence[int]
-) -> MemoryLatents:
-    return MemoryLatents(
+def _all_in_memory(
+    own: tuple[_ByNumber, _ByNumber, _ByNumber], of_record: Sequence[int], encoder: Encoder, ranks: Processes
+) -> LatentCacheBuild:
+    """The cache of all ranks, each of which encoded some entries."""
+    latents, flipped, latent_masks = (ranks.merge(of_kind) for of_kind in own)
+    store = MemoryLatents(
         tuple(latents[number] for number in of_record),
         tuple(flipped.get(number) for number in of_record) if flipped else (),
         tuple(latent_masks.get(number) for number in of_record) if latent_masks else (),
     )
+    return LatentCacheBuild(store, 0, len(latents), 0, reencoded=ranks.total(len(encoder.reencoded)))
 
 
 def _to_latent_size(mask: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
