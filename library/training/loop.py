@@ -92,9 +92,10 @@ class Loop:
         UserError for a loss that is not finite, and Unreadable if too many files cannot be read."""
         # Start where the run, or the run that is resumed, stopped.
         freeze_finished(self.trainable.parts, progress.step)
-        if self._is_last(progress) and not progress.due_left:
+        ends_epoch = progress.window == self.duration.steps_per_epoch and not progress.due_left
+        if self._is_last(progress) and not (progress.due_left or ends_epoch):
             return progress
-        if progress.window == self.duration.steps_per_epoch and not progress.due_left:
+        if ends_epoch:
             goes_on = self._end_epoch(progress)  # the state was saved between last step and end of epoch
         else:
             self._begin_epoch(progress)

@@ -145,3 +145,19 @@ def test_before_the_first_step_one_signal_is_enough(
         stopped = go(world, tmp_path, capsys)
     assert stopped.code == 143 and "interrupted after step 0: no model was saved" in stopped.err
     assert "dog-step00000000-state" not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_run_that_was_cut_off_before_its_last_files_is_finished(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the last step nothing is left to train, but what is due at the end of the epoch, and the final model."""
+    flags: dict[str, object] = {"max_train_steps": 4, "save_every_n_steps": 4, "save_state": True, "resume": "auto"}
+    final = lambda path, *_: path.name == "dog.safetensors"  # noqa: E731
+    with signalled(Saver, "_save_model", signal.SIGTERM, final):
+        assert go(world, tmp_path, capsys, **flags).code == 143
+    assert not (tmp_path / "dog.safetensors").exists()
+    samples = {path: path.read_bytes() for path in (tmp_path / "sample").iterdir()}
+    finished = go(world, tmp_path, capsys, **flags)
+    assert finished.code == 0 and not finished.losses, finished.err
+    assert_equal_files(tmp_path / "dog.safetensors", tmp_path / "dog-step00000004.safetensors")
+    assert {path: path.read_bytes() for path in (tmp_path / "sample").iterdir()} == samples

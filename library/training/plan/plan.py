@@ -34,7 +34,7 @@ from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, description_of, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
-from library.training.plan.resume import check_continuation, decide_resume
+from library.training.plan.resume import AUTO, check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
 from library.training.preservation.base_plan import BasePlan, decide_base
@@ -166,7 +166,10 @@ def decide_description(
     description = description_of(facts, identity_of(facts, base), output_name)
     file, steps = dataset_file(facts.options.dataset), facts.duration.steps
     is_adapter, world = adapter is not None, facts.launch.world
-    check_continuation(resume, description, steps, mistakes, notes, file, is_adapter=is_adapter, world=world)
+    is_auto = facts.options.saving.resume == AUTO
+    check_continuation(
+        resume, description, steps, mistakes, notes, file, is_adapter=is_adapter, is_auto=is_auto, world=world
+    )
     return description
 
 

@@ -63,12 +63,14 @@ def check_continuation(  # noqa: PLR0913 - what a state is compared with
     dataset_file: str = "",
     *,
     is_adapter: bool = False,
+    is_auto: bool = False,
     world: int = 1,
 ) -> None:
     """Refuse to resume if the result would differ from that of the uninterrupted run, or if no steps are left. What
     else has changed is noted.
 
     `saved` None: a new run. `dataset_file`: flag and path of the file that describes the datasets, for messages.
+    `is_auto`: a run whose last files may be missing is finished.
     """
     if saved is None:
         return
@@ -85,7 +87,8 @@ def check_continuation(  # noqa: PLR0913 - what a state is compared with
     if before != after:
         check_window(saved, before, after, world, mistakes)
     notes.extend(_allowed_changes(saved, now))
-    left = saved.progress.due_left and saved.progress.step == steps  # what is due after the last step
+    # what is due after the last step, and the last files, may be left
+    left = saved.progress.step == steps and (saved.progress.due_left or is_auto)
     if saved.progress.step >= steps and not left:
         mistakes.add(
             f"--resume {saved.folder}: it was saved after step {saved.progress.step}, and this run has "
