@@ -36,7 +36,7 @@ class _Decided:
 def describe_processes(facts: RunFacts, resume: SavedState | None) -> Iterator[str]:
     """Lines of the plan: the global batch, what learning rates mean, and what a resumed run with another number of
     processes keeps."""
-    launch, before = facts.launch, None if resume is None else resume.processes
+    launch = facts.launch
     if launch.world > 1:
         accumulation = facts.options.memory.gradient_accumulation_steps
         sizes = sorted({dataset.batch_size for dataset in facts.images.scan.datasets})
@@ -47,11 +47,10 @@ def describe_processes(facts: RunFacts, resume: SavedState | None) -> Iterator[s
             f"{launch.world} processes{times} x batch size {batch}: up to {total} per step, the global batch; learning "
             "rates apply to it as they are, not multiplied by the processes"
         )
-    if before is not None and before != launch.world:
+    if launch.world > 1 and resume is not None:
         yield (
-            f"saved by {counted(before, 'process', 'processes')}, resumed by {launch.world}: steps, samples, noise, "
-            "timesteps and learning rates are those of the saved run; sums are added in another order, which changes "
-            "their last bits"
+            "steps, samples, noise and timesteps are those of the saved run, whatever its number of processes; another "
+            "number adds in another order, which changes the last bits of sums"
         )
 
 

@@ -117,11 +117,6 @@ class SavedState:
         """The file with the weights of the first trained module: the backbone, or the adapter."""
         return self.folder / "model.safetensors"
 
-    @property
-    def processes(self) -> int:
-        """The number of processes that saved it: each has a file of its random generators."""
-        return max(1, len(list(self.folder.glob("random_states_*.pkl"))))
-
 
 def read_state(folder: Path) -> SavedState:
     """Read train_state.json of a state folder, without torch. Raises UserError if the folder is not a complete state of
