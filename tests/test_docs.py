@@ -60,6 +60,9 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 # Flags of other programs that the pages name, and the options that stand in a prompt.
 FOREIGN = {
     "base",
+    "fsdp_offload_params",
+    "fsdp_reshard_after_forward",
+    "fsdp_version",
     "help",
     "name",
     "num_cpu_threads_per_process",
@@ -71,6 +74,7 @@ FOREIGN = {
     "dist",
     "logdir",
     "seeds",
+    "use_fsdp",
     "local-dir",
     "cpu",
     "master_addr",

@@ -275,8 +275,9 @@ class Family:
     `adapters`: modules that adapters apply to, in the order of files and optimizer groups; `text_encoders`: names in
     the same order. `refines`: a refiner, trained only on the last, least noisy timesteps. `block_of`: block of a
     parameter of the backbone, 0 to `blocks` - 1. `not_quantised`: by module, regular expressions for the beginning of
-    the names of weights that stay as they are when the others are quantised. `adapter_names`: naming scheme of backbone
-    layers in adapter files. `variant`: data private to the family.
+    the names of weights that stay as they are when the others are quantised. `shard_units`: by module, regular
+    expressions for the names of the blocks that are whole one after the other in a sharded run. `adapter_names`: naming
+    scheme of backbone layers in adapter files. `variant`: data private to the family.
     """
 
     name: str
@@ -302,6 +303,7 @@ class Family:
     text_encoders: tuple[str, ...] = ("text_encoder",)
     refines: bool = False
     not_quantised: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shard_units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     block_of: Callable[[str], int] | None = None
     blocks: int = 0
     adapter_names: Literal["diffusers", "original"] = "diffusers"

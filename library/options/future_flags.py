@@ -17,6 +17,8 @@ from library.options.mistakes import Mistake
 
 WEIGHTS = "weights"
 OTHER = "other"
+SHARDED = "accelerate launch --use_fsdp --fsdp_version 2"
+"""How a run is started whose processes share out what is trained: library/training/sharding/."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class FutureFlag:
     changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, images, uploads)
     neutral: tuple[Any, ...] = ()  # more values without effect
     only_with: tuple[str, ...] = ()  # has an effect only if one of these is on: "flag" or "flag=value"
+    instead: str = ""  # what does the same here; then it is refused, as it does too much to be ignored
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a run with it ends, and does not go on without."""
+        return self.changes == WEIGHTS or bool(self.instead)
 
     def flag(self) -> Flag:
         """The flag for convert()."""
@@ -55,7 +63,7 @@ _DATA = (
 )
 
 _PROCESSES = (
-    _switch("deepspeed", OTHER),
+    _switch("deepspeed", OTHER, instead=f"remove it: {SHARDED} shares out what is trained over the GPUs, as ZeRO does"),
     _switch("fp16_master_weights_and_gradients", OTHER, only_with=("deepspeed",)),
     FutureFlag("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),
     FutureFlag("offload_optimizer_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
@@ -176,9 +184,9 @@ def check_future_flags(
         governors = list(_governors(entry.definition, set_flags, values))
         if entry.definition.only_with and not governors:
             continue
-        if any(governor in FUTURE_FLAGS and FUTURE_FLAGS[governor].changes == WEIGHTS for governor in governors):
+        if any(governor in FUTURE_FLAGS and FUTURE_FLAGS[governor].is_refused for governor in governors):
             continue
-        if entry.definition.changes == WEIGHTS:
+        if entry.definition.is_refused:
             refused.append(entry)
         else:
             ignored.append(entry)
@@ -210,6 +218,10 @@ def _governors(
 def _refusals(refused: list[FutureFlagValue]) -> Iterator[Mistake]:
     for entry in refused:
         default = entry.definition.default
+        if entry.definition.instead:
+            what = f"--{_describe(entry)} ({entry.origin}) is not supported in this version"
+            yield Mistake(what, entry.definition.instead)
+            continue
         other = "" if default in (None, False, "") else f" or set it to its default {format_value(default)}"
         yield Mistake(
             f"--{_describe(entry)} ({entry.origin}) is not supported in this version, "

@@ -34,13 +34,14 @@ Losses = Callable[["Batch", int], Sequence[Term]]
 class Gradients:
     """Averages the gradients of `parts` over all processes; of a single process they stay as they are.
 
-    `modules`: the trained modules, not wrapped.
+    `modules`: the trained modules, not wrapped; `sharded`: they are, and average their gradients themselves.
     """
 
     processes: Processes = Processes()
     modules: Sequence[nn.Module] = ()
     bucket_view: bool = False
     static_graph: bool = False
+    sharded: bool = False
     _shared: Any = field(default=None, init=False)
 
     @property
@@ -53,7 +54,7 @@ class Gradients:
     def of_batch(self, *, last: bool) -> Iterator[None]:
         """Around the forward and the backward pass of a batch. After the `last` one of a window, the gradients are
         averaged."""
-        if self.processes.world == 1:
+        if self.processes.world == 1 or self.sharded:  # shards are averaged in each backward pass
             yield
             return
         if self._shared is None:
@@ -102,11 +103,14 @@ class _Trained(nn.Module):
         return sum_terms(terms), terms
 
 
-def build_gradients(parts: Sequence[Part], processes: Processes, options: ProcessOptions) -> Gradients:
+def build_gradients(
+    parts: Sequence[Part], processes: Processes, options: ProcessOptions, *, sharded: bool = False
+) -> Gradients:
     """The gradients of a run. `parts` hold the modules as they are, not wrapped."""
     return Gradients(
         processes,
         [part.module for part in parts],
         bucket_view=options.ddp_gradient_as_bucket_view,
         static_graph=options.ddp_static_graph,
+        sharded=sharded,
     )

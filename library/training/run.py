@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -158,6 +159,17 @@ class Run:
 
 
 @contextmanager
+def without_variable(name: str) -> Iterator[None]:
+    """While this is open, the environment lacks a variable."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
+@contextmanager
 def open_run(
     options: TrainOptions,
     run_trackers: Trackers,
@@ -180,13 +192,14 @@ def open_run(
     processes = Processes.current()
     folder = trackers.run_folder(run_trackers, options.run.log_prefix) if processes.is_writer else None
     names = list(run_trackers.names) if processes.is_writer else []
-    accelerator = Accelerator(
-        # accelerate takes several processes without a GPU for single ones, unless it is told so
-        cpu=processes.world > 1 and not torch.cuda.is_available(),
-        mixed_precision=mixed_precision,
-        log_with=names or None,
-        project_dir=folder,
-    )
+    with without_variable("ACCELERATE_USE_FSDP"):  # the plan has read it: sharding/
+        accelerator = Accelerator(
+            # accelerate takes several processes without a GPU for single ones, unless it is told so
+            cpu=processes.world > 1 and not torch.cuda.is_available(),
+            mixed_precision=mixed_precision,
+            log_with=names or None,
+            project_dir=folder,
+        )
     set_seed(seed % 2**32)
     console = Console(options.run, is_writer=processes.is_writer)
     events = open_events(console.say) if processes.is_writer else Events()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.data.dataset import BatchLoader
 from library.runtime.allocator import preallocate_heap
@@ -45,6 +45,7 @@ from library.training.saving.saver import Saver
 from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state
 from library.training.saving.state_writer import StateWriter, free_memory
+from library.training.sharding.shards import OnWriter, join, shard
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.validation.table import begin_table, table_path
@@ -93,6 +94,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         )
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
         prepare(model, trainable, precision, options.memory)
+        shards = shard(trainable, model, facts.sharding, precision, run.device, run.processes)
 
         # Encode the images: all of them now, or batch by batch.
         encoder = LatentEncoder(model, encoding_vae(model.vae, precision, run.device), precision.vae, options.cache)
@@ -129,16 +131,15 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
-        state: RunState = {
-            **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
-            "schedule": schedule, "scaler": run.accelerator.scaler, "random": random, "ema": weights.ema,
-            "posthoc_ema": weights.posthoc,
-        }  # fmt: skip
-        progress = plan.start if plan.resume is None else load_state(plan.resume, state)
+        state = run_state(trainable, optimizer, schedule, run.accelerator.scaler, random, weights)
+        progress = plan.start if plan.resume is None else load_state(plan.resume, state, shards and shards.mesh)
         run.events.progress = progress
 
         # Train: what is due after a step, and the loop.
-        states = StateWriter(state, plan.description, run.say, partial(free_memory, facts.machine.system_memory_bytes))
+        states = StateWriter(
+            state, plan.description, run.say, partial(free_memory, facts.machine.system_memory_bytes), shards
+        )
+        weights, on_writer = join(shards, run.processes, weights, state)
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
@@ -162,10 +163,10 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             nonfinite=nonfinite,
             losses=with_probe(loss, model, facts.quantisation, run.say),
             batches=loader.batches,
-            due=after.due(run.processes.on_writer),
+            due=after.due(on_writer),
             duration=facts.duration,
             max_grad_norm=options.optimizer.max_grad_norm,
-            gradients=build_gradients(trainable.parts, run.processes, options.processes),
+            gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
             record=curve.add,
             measured=loss.measured,
             is_over=best.is_over if plan.best.stop is not None else None,
@@ -180,17 +181,27 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
                 with closing(loader), run.stop.heard():
-                    with rescue.saving(), fp16_gradients(scaler):
+                    with nullcontext() if shards else rescue.saving(), fp16_gradients(scaler):
                         progress = loop.train(progress)
                     if loop.stopped:
-                        end_stopped(run, saver, progress, before, options.saving.resume)
+                        end_stopped(run, saver, progress, before, options.saving.resume, on_writer)
+            on_writer(saver.finish)(progress)
             if run.processes.is_writer:
-                saver.finish(progress)
                 left_out.report()
                 for line in nonfinite.report():
                     run.warn(line)
                 report(plan, run, saver, best, progress, before, began)
             run.processes.barrier()
+
+
+def run_state(
+    trainable: Trainable, optimizer: Any, schedule: Any, scaler: Any, random: RandomStates, weights: Weights
+) -> RunState:
+    """Everything that a resumed run needs, in the order in which it is loaded."""
+    return {
+        **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
+        "schedule": schedule, "scaler": scaler, "random": random, "ema": weights.ema, "posthoc_ema": weights.posthoc,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -266,12 +277,15 @@ def build_after_step(  # noqa: PLR0913 - of what each of them is made
     )
 
 
-def end_stopped(run: Run, saver: Saver, progress: Progress, before: int, resumed: Path | None) -> None:
+def end_stopped(
+    run: Run, saver: Saver, progress: Progress, before: int, resumed: Path | None, on_writer: OnWriter
+) -> None:
     """End a run that began after step `before` and was asked to stop, with a saved state. Raises Interrupt."""
     explanation = ""
-    if run.processes.is_writer:
-        new = progress.step > before
-        explanation = saver.stop(progress) if new else saver.explain_interrupt(progress.step, resumed)
+    if progress.step > before:
+        explanation = on_writer(saver.stop)(progress) or ""
+    elif run.processes.is_writer:
+        explanation = saver.explain_interrupt(progress.step, resumed)
     run.processes.barrier()  # the others end when it is saved
     raise Interrupt(run.stop.number or signal.SIGINT, explanation)
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Norms are vectors. The first and last layers, and those of the timestep, pass on everything there is, and are small.
 _NOT_QUANTISED_UNET = (r"conv_in\.", r"conv_out\.", r"time_embedding\.", r"add_embedding\.")
 _NOT_QUANTISED_TEXT = (r".*embeddings\.", r"text_projection\.")
+_CONTAINER = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)"
+_UNET_BLOCKS = (rf"{_CONTAINER}\.resnets\.\d+", rf"{_CONTAINER}\.attentions\.\d+\.transformer_blocks\.\d+")
+_TEXT_BLOCKS = (r"(text_model\.)?encoder\.layers\.\d+",)
 
 
 def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
@@ -59,6 +62,7 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
         decode_latents=vae.decode_latents,
         text_encoders=tuple(text.name for text in variant.texts),
         not_quantised={"unet": _NOT_QUANTISED_UNET} | {text.name: _NOT_QUANTISED_TEXT for text in variant.texts},
+        shard_units={"unet": _UNET_BLOCKS} | {text.name: _TEXT_BLOCKS for text in variant.texts},
         variant=variant,
         **facts,
     )

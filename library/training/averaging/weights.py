@@ -6,7 +6,7 @@ A version is named by the suffix of its files: "" is the one that every run has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -36,13 +36,14 @@ class Weights:
     """The weights in training, and what is saved, drawn with and validated beside or in place of them.
 
     The version "" is the average of a schedule-free optimizer (arXiv 2405.15682), for others the weights in training;
-    "_ema" is their moving average. `posthoc` is only saved, as snapshots. `optimizer` is the unwrapped one, not
-    accelerate's.
+    "_ema" is their moving average. `posthoc` is only saved, as snapshots. `together(suffix)`: lets all processes of a
+    sharded run hold the same version. `optimizer` is the unwrapped one, not accelerate's.
     """
 
     optimizer: Optimizer
     ema: Ema | None = None
     posthoc: PosthocEma | None = None
+    together: Callable[[str], AbstractContextManager[None]] = lambda suffix: nullcontext()
 
     def update(self) -> None:
         """Called after each optimizer step. A schedule-free optimizer averages in its step."""
@@ -65,6 +66,11 @@ class Weights:
 
         Afterwards the weights in training are put back bit for bit. So saving does not affect the run.
         """
+        with self.together(suffix), self._holding(suffix):
+            yield
+
+    @contextmanager
+    def _holding(self, suffix: str) -> Iterator[None]:
         averaging: Any = self.optimizer
         if suffix == SUFFIX and self.ema is not None:
             with self.ema.holding():

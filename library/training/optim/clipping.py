@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 
 def norm_of_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:
-    """The global 2-norm of the parameters' gradients, a scalar on their device; None if there are none."""
+    """The global 2-norm of the parameters' gradients, a scalar on their device; None if there are none. That of shards
+    is the norm of the whole tensors: all processes must call."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return gradient_norm(gradients) if gradients else None
 
@@ -26,7 +29,11 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, norm: Tenso
         return
     if norm.device.type == "cpu" and float(norm) + 1e-6 <= limit:
         return
-    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    shards = [shard for parameter in parameters if (shard := _shard(parameter.grad)) is not None]
+    for shard in shards:
+        shard.mul_((limit / (norm + 1e-6)).clamp(max=1))
+    if not shards:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
@@ -44,6 +51,11 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     On the CPU it is computed row by row: torch's norm of a whole tensor uses one core there, and adding millions of
     squares in one float32 loses digits.
     """
+    if _shard(gradients[0]) is not None:
+        parts = [shard for gradient in gradients if (shard := _shard(gradient)) is not None]
+        squares = gradient_norm([part for part in parts if part.numel()] or parts[:1]).square()
+        torch.distributed.all_reduce(squares)
+        return squares.sqrt()
     norm: Tensor
     if gradients[0].device.type != "cpu":
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -52,3 +64,9 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(row, dim=-1, dtype=torch.float32).flatten() for row in rows]
     norm = torch.linalg.vector_norm(torch.cat(norms))
     return norm
+
+
+def _shard(gradient: Any) -> Tensor | None:
+    """The part of a sharded gradient that this process has; None for a whole one."""
+    part: Tensor | None = gradient.to_local() if hasattr(gradient, "to_local") else None
+    return part

@@ -17,7 +17,8 @@ class OptimizerRow:
     state of a parameter takes `state_tensors` numbers in the format of the weights plus `state_bytes` bytes.
     `fp32_state`: state and arithmetic stay precise with fp16 weights. `learning_rate_free`: the optimizer estimates
     the learning rate, and the given rate is a factor of about 1. `schedule_free`: it averages weights instead of
-    lowering the learning rate.
+    lowering the learning rate. `sharded`: each weight's step depends on its own gradients only, so a process can take
+    it with a part of a tensor.
     """
 
     name: str
@@ -29,6 +30,7 @@ class OptimizerRow:
     fp32_state: bool = False
     learning_rate_free: bool = False
     schedule_free: bool = False
+    sharded: bool = False
 
 
 _MOMENTUM = MappingProxyType({"momentum": 0.9, "nesterov": True})
@@ -60,15 +62,15 @@ def _schedule_free(name: str, path: str, state_tensors: float) -> OptimizerRow:
 
 
 OPTIMIZERS: tuple[OptimizerRow, ...] = (
-    OptimizerRow("AdamW", "torch.optim.adamw.AdamW", state_tensors=2),
+    OptimizerRow("AdamW", "torch.optim.adamw.AdamW", state_tensors=2, sharded=True),
     _bitsandbytes("AdamW8bit", "adamw.AdamW8bit", 2 * _BYTE),
     _bitsandbytes("PagedAdamW", "adamw.PagedAdamW", 8),
     _bitsandbytes("PagedAdamW8bit", "adamw.PagedAdamW8bit", 2 * _BYTE),
     _bitsandbytes("PagedAdamW32bit", "adamw.PagedAdamW32bit", 8),
-    OptimizerRow("Lion", "lion_pytorch.lion_pytorch.Lion", "lion-pytorch==0.2.5", state_tensors=1),
+    OptimizerRow("Lion", "lion_pytorch.lion_pytorch.Lion", "lion-pytorch==0.2.5", state_tensors=1, sharded=True),
     _bitsandbytes("Lion8bit", "lion.Lion8bit", _BYTE),
     _bitsandbytes("PagedLion8bit", "lion.PagedLion8bit", _BYTE),
-    OptimizerRow("SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1),
+    OptimizerRow("SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1, sharded=True),
     _bitsandbytes("SGDNesterov8bit", "sgd.SGD8bit", _BYTE, _MOMENTUM),
     # in kohya's scripts the plain name has always meant the Adam of the first paper
     _d_adaptation("DAdaptation", "experimental.dadapt_adam_preprint.DAdaptAdamPreprint", 3),

@@ -39,7 +39,7 @@ class PeakFiles:
 class Costs:
     """Bytes. `training` is weights + gradients + optimizer state + averages + `base`, the second set of weights that
     preservation compares with; activations, which depend on the batch, come on top. A snapshot is as large as a
-    model."""
+    model. In a sharded run memory is that of one process, of which `shards` are its part of what is trained."""
 
     weights: int
     gradients: int
@@ -50,6 +50,7 @@ class Costs:
     files: PeakFiles
     free: int | None
     base: int = 0
+    shards: int = 0
 
     @property
     def training(self) -> int:
@@ -65,6 +66,22 @@ class Costs:
     def with_average(self, size: int) -> Costs:
         """With an average of so many bytes more, which is in training states too."""
         return replace(self, average=self.average + size, state_folder=self.state_folder + size)
+
+    def sharded(self, processes: int) -> Costs:
+        """With what is trained shared out over so many processes."""
+        trained = self.gradients  # bytes of the trained weights: gradients have their format
+
+        def part(size: int) -> int:
+            return -(-size // processes)
+
+        return replace(
+            self,
+            weights=self.weights - trained + part(trained),
+            gradients=part(self.gradients),
+            optimizer=part(self.optimizer),
+            average=part(self.average),
+            shards=part(2 * trained + self.optimizer + self.average),
+        )
 
 
 def count_costs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from library.training.plan.images import Images, decide_images
 from library.training.preservation.plan import PreservationPlan, decide_preservation
 from library.training.quantised.plan import Quantisation, decide_quantisation
 from library.training.saving.state import SavedState
+from library.training.sharding.plan import Sharding, read_sharding
 from library.training.validation.plan import ValidationPlan, decide_validation
 
 
@@ -43,6 +45,7 @@ class RunFacts:
     preservation: PreservationPlan
     seed: int
     launch: Launch = ALONE
+    sharding: Sharding | None = None
 
     @property
     def window(self) -> int:
@@ -61,6 +64,7 @@ def decide_facts(
     machine = describe_machine()
     if machine.is_cpu:
         share_one_arena()  # images are read in threads
+    sharding = read_sharding(os.environ, launch, mistakes, notes)
     precision = resolve(options.memory, machine, strict=options.run.strict)
     collect(precision, mistakes, notes)
     base_model = decide_base_model(options, mistakes, notes)
@@ -88,6 +92,7 @@ def decide_facts(
         preservation=preservation,
         seed=seed,
         launch=launch,
+        sharding=sharding,
     )
 
 

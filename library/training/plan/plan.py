@@ -6,7 +6,6 @@ collects all mistakes, so that the user sees them at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from library.training.saving.loss_curve import decide_curve
 from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
 from library.training.saving.state import Description, Identity, Progress, SavedState
+from library.training.sharding.plan import check_sharded
 from library.training.trackers import Trackers, decide_trackers
 
 
@@ -88,7 +88,6 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
     parsed.check_complete()
     options, mistakes, notes = parsed.options, Mistakes(parsed.mistakes), list(parsed.notes)
-    check_sharding(mistakes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
     is_adapter = options.adapter.network_module is not None
@@ -119,6 +118,7 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     description = decide_description(facts, base_copy, adapter, resume, outputs.name, mistakes, notes)
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     preview = decide_preview(facts, mistakes)
+    check_sharded(facts, optimizer, adapter, resume, (preview, evaluation, rollout, averages.posthoc), mistakes)
     mistakes.raise_if_any()
     notes.extend(notes_on_never_reached(facts, optimization, preview, evaluation, start))
     return Plan(
@@ -272,7 +272,8 @@ def _own_costs(
         costs = count_adapter_costs(sizes, *values, per_parameter, peak_files, outputs.directory)
         costs = replace(costs, weights=costs.weights - saved)
         return costs.with_average(adapter.delta_values * BYTES["fp32"] if averages.of_delta else 0)
-    return count_costs(sizes, optimization.learning_rates.modules, per_parameter, peak_files, outputs.directory)
+    costs = count_costs(sizes, optimization.learning_rates.modules, per_parameter, peak_files, outputs.directory)
+    return costs if facts.sharding is None else costs.sharded(facts.sharding.world)
 
 
 def check_outputs(
@@ -292,13 +293,3 @@ def check_disk(costs: Costs, mistakes: Mistakes) -> None:
             f"the output files need {readable_bytes(costs.disk)}, --output_dir has {readable_bytes(costs.free)} free",
             "save less often, keep fewer files (--save_last_n_epochs), use --save_precision fp16 or another folder",
         )
-
-
-def check_sharding(mistakes: Mistakes) -> None:
-    """Refuse what accelerate is configured for and this program does not do."""
-    for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
-        if os.environ.get(variable, "").lower() == "true":
-            mistakes.add(
-                f"accelerate is configured for {name}, which is not supported",
-                f"run accelerate config, and answer no to {name}",
-            )

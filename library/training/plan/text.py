@@ -72,7 +72,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "evaluation": _evaluation(plan),
         "machine": _machine(plan.facts, plan.workers),
         "base model": _quantisation(plan.facts),
-        "memory": _costs(plan.costs, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
+        "memory": _costs(plan.costs, plan.facts, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
         "files": _files(plan),
         "options": _options(plan),
         "notes": plan.notes,
@@ -330,8 +330,10 @@ def _quantisation(facts: RunFacts) -> Iterator[str]:
         yield from facts.quantisation.lines(BYTES[facts.precision.base])
 
 
-def _costs(costs: Costs, *, is_unknown: bool) -> Iterator[str]:
+def _costs(costs: Costs, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
     """`is_unknown`: what is trained is known only after it is made."""
+    if facts.sharding is not None:
+        yield from facts.sharding.describe(costs)
     if is_unknown:
         yield f"{readable_bytes(costs.weights)} for the weights of the base model"
         yield "parameters and file size of the adapter are reported after it is created"

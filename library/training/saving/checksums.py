@@ -15,10 +15,10 @@ PIECE = 2**20  # bytes read at a time
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and CRC-32 of each file of a folder, for `train_state.json`."""
+    """Size and CRC-32 of each file of a folder and its folders, for `train_state.json`."""
     return {
-        path.name: {"bytes": path.stat().st_size, "crc32": checksum(path)}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": checksum(path)}
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != STATE_FILE
     }
 

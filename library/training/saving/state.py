@@ -15,7 +15,6 @@ import pickle
 import random
 import re
 import textwrap
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +29,7 @@ from library.checkpoints.writer import replacing, replacing_folder, write_json, 
 from library.messages import shortened
 from library.options.mistakes import Mistake, UserError
 from library.training.saving.checksums import FILES, STATE_FILE, list_files, sealed
+from library.training.saving.nested_tensors import copied_tensors, tensors_of
 
 
 class Standing(TypedDict):
@@ -113,6 +113,11 @@ class SavedState:
     output_name: str | None = None
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether a sharded run saved it: library/training/sharding/state.py."""
+        return (self.folder / "shards").is_dir()
+
+    @property
     def weights(self) -> Path:
         """The file with the weights of the first trained module: the backbone, or the adapter."""
         return self.folder / "model.safetensors"
@@ -179,7 +184,7 @@ def copied(progress: Progress, state: RunState, *, copy: bool = True) -> StateCo
     `copy` the tensors are those of the training, which has to wait until they are written."""
     entries = [(name, file, entry.state_dict()) for name, entry, file in _files(state)]
     if copy:
-        entries = [(name, file, _copied(content)) for name, file, content in entries]
+        entries = [(name, file, copied_tensors(content)) for name, file, content in entries]
     return StateCopy(deepcopy(progress), tuple(entries))
 
 
@@ -188,19 +193,24 @@ def bytes_of(state: RunState) -> int:
     return sum(
         tensor.numel() * tensor.element_size()
         for _, entry, file in _files(state)
-        for _, tensor in _tensors(entry.state_dict(), file)
+        for _, tensor in tensors_of(entry.state_dict(), file)
     )
 
 
 def write_state(
-    folder: Path, state: StateCopy, description: Description, check: Callable[[], None] = lambda: None
+    folder: Path,
+    state: StateCopy,
+    description: Description,
+    check: Callable[[], None] = lambda: None,
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write a state folder. The new folder is complete before an old one of the same name is removed. `check` is called
-    again and again, and may raise to end the writing.
+    again and again, and may raise to end the writing; `add` writes more into the folder.
 
     Raises CheckpointError (full disk, weights or averages that are not finite) and leaves no partial folder.
     """
     with replacing_folder(folder) as building:
+        add(building)
         for name, file, content in state.entries:
             check()
             if file.endswith(".safetensors"):
@@ -233,8 +243,9 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-def load_state(saved: SavedState, state: RunState) -> Progress:
-    """Restore a saved state into `state`, bit for bit, and return its progress.
+def load_state(saved: SavedState, state: RunState, mesh: Any | None = None) -> Progress:
+    """Restore a saved state into `state`, bit for bit, and return its progress. `mesh`: what the tensors of the run are
+    sharded over, if they are.
 
     Raises UserError if a file is missing or does not fit these objects.
     """
@@ -242,7 +253,12 @@ def load_state(saved: SavedState, state: RunState) -> Progress:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from library.training.sharding.state import load_shards
+
     try:
+        if saved.is_sharded:
+            load_shards(saved.folder, state, mesh)
+            return saved.progress
         for _, entry, file in _files(state):
             path = saved.folder / file
             if file.endswith(".safetensors"):
@@ -261,7 +277,7 @@ def load_state(saved: SavedState, state: RunState) -> Progress:
 def _write(file: Path, value: Any, check: Callable[[], None]) -> None:
     import torch
 
-    for name, tensor in _tensors(value, file.name):
+    for name, tensor in tensors_of(value, file.name):
         if tensor.is_floating_point() and tensor.numel() and bool(tensor.amin().isnan()):
             raise NotFiniteError(f"{file}: not written, because {name} contains NaN. Nothing was changed.")
     with replacing(file) as whole:
@@ -296,18 +312,9 @@ def _checked(tensor: Any, check: Callable[[], None]) -> LazyTensor:
     return replace(lazy, load=load)
 
 
-def _copied(value: Any) -> Any:
-    """A copy of nested dicts, lists and tuples with their tensors, in main memory."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        kind = OrderedDict if isinstance(value, OrderedDict) else dict
-        return kind((key, _copied(inner)) for key, inner in value.items())
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_copied(inner) for inner in value)
-    return deepcopy(value)
+def file_of(name: str) -> str:
+    """The file of an entry that is no module of its own."""
+    return _FILES.get(name, f"{name}.bin")
 
 
 def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
@@ -320,21 +327,7 @@ def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
             yield name, entry, f"model_{modules}.safetensors" if modules else "model.safetensors"
             modules += 1
         elif entry is not None:
-            yield name, entry, _FILES.get(name, f"{name}.bin")
-
-
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """All tensors in nested dicts, lists and tuples, each with a name that leads to it."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value):
-            yield from _tensors(inner, f"{name}.{place}")
+            yield name, entry, file_of(name)
 
 
 class RandomStates:

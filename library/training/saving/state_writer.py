@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from library.messages import readable_bytes
 from library.options.mistakes import UserError
@@ -24,6 +25,9 @@ from library.training.saving.state import (
     write_state,
 )
 from library.training.saving.unsaved import explain_write_errors
+
+if TYPE_CHECKING:
+    from library.training.sharding.shards import Shards
 
 SHARE = 0.8  # of the memory that is free, which a copy may take
 PATIENCE = 30.0  # seconds for the piece that is being written when a run is stopped at once
@@ -45,12 +49,14 @@ class _Writing:
 
 @dataclass
 class StateWriter:
-    """Writes states of `state`. `say`: a log line; `free_memory()`: bytes of main memory that can be had now."""
+    """Writes states of `state`. `say`: a log line; `free_memory()`: bytes of main memory that can be had now. `shards`
+    of a sharded run: its processes write them together, and the training waits."""
 
     state: RunState
     description: Description
     say: Callable[[str], None]
     free_memory: Callable[[], int]
+    shards: Shards | None = None
     _writing: _Writing | None = field(default=None, init=False)
     _abandoned: threading.Event = field(default_factory=threading.Event, init=False)
     _waits: bool = field(default=False, init=False)  # for want of memory
@@ -58,10 +64,12 @@ class StateWriter:
     def begin(self, folder: Path, progress: Progress, done: Callable[[], None]) -> None:
         """Begin to write a state, after the one before. Raises what went wrong with that."""
         self.collect(wait=True)
-        copy = self._may_copy()
-        state = copied(progress, self.state, copy=copy)
+        copy = self.shards is None and self._may_copy()
+        state, add = (
+            (copied(progress, self.state, copy=copy), _nothing) if self.shards is None else self.shards.parted(progress)
+        )
         # a daemon: a run that ends at once does not wait for it
-        thread = threading.Thread(target=self._write, args=(folder, state), name="state", daemon=True)
+        thread = threading.Thread(target=self._write, args=(folder, state, add), name="state", daemon=True)
         self._writing = _Writing(folder, done, thread)
         del state  # the thread drops it when it has written
         thread.start()
@@ -100,13 +108,13 @@ class StateWriter:
             raise
         self.collect(wait=True)
 
-    def _write(self, folder: Path, state: StateCopy) -> None:
+    def _write(self, folder: Path, state: StateCopy, add: Callable[[Path], None]) -> None:
         """In the thread."""
         writing = self._writing
         assert writing is not None
         try:
             with explain_write_errors(folder):
-                write_state(folder, state, self.description, self._check)
+                write_state(folder, state, self.description, self._check, add)
         except BaseException as error:  # noqa: BLE001 - raised again by `collect`
             writing.error = error
 
@@ -124,6 +132,10 @@ class StateWriter:
             what = f"a copy of the training state takes {readable_bytes(needed)}, {readable_bytes(free)} are free"
             self.say(f"{what}: the training waits while a state is written")
         return False
+
+
+def _nothing(folder: Path) -> None:
+    """Add nothing."""
 
 
 def free_memory(limit: int | None) -> int:

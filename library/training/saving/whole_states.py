@@ -7,6 +7,7 @@ memory of the operating system. A cryptographic hash would take longer and find 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ def damage(state: SavedState) -> str:
             return f"{STATE_FILE} was changed"
         for name, known in head.get(FILES, {}).items():
             path = state.folder / name
-            if path.parent != state.folder:
+            if state.folder.absolute() not in Path(os.path.abspath(path)).parents:
                 return f"{STATE_FILE} names a file elsewhere: {name}"
             if not path.is_file():
                 return f"{name} is missing"
