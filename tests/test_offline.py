@@ -1,10 +1,12 @@
-"""Nothing reaches for the network unless a flag asks for it: the programs run in a process that reports every attempt.
+"""Nothing reaches for the network unless a flag asks for it, and no output has a secret: the programs run in a process
+that reports every attempt, with secrets in their flags.
 
 The environment has none of the variables that tell Hugging Face's libraries to stay offline, which the other tests set.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from tests.training.running import make_world
 
+SECRET = "QkZ7pW3xT9vL2sRn"
 ROOT = Path(__file__).resolve().parent.parent
 GUARD = """
 import ipaddress, socket, sys
@@ -64,6 +67,14 @@ def test_the_programs_run_without_a_network(tmp_path: Path) -> None:
     model, out = str(world.model), tmp_path / "out"
     (tmp_path / "prompts.txt").write_text("a photo of sks dog --w 64 --h 64 --s 1\n", encoding="utf-8")
     words = world.arguments(out, max_train_steps=1, sample_prompts=tmp_path / "prompts.txt", sample_every_n_steps=1)
+    hook = {"webhook_type": "raw", "callback_url": f"http://127.0.0.1:9/{SECRET}", "secret": SECRET}
+    (tmp_path / "hooks.json").write_text(json.dumps(hook), encoding="utf-8")
+    words += [
+        f"--wandb_api_key={SECRET}",
+        f"--huggingface_token={SECRET}",
+        f"--webhook_config={tmp_path / 'hooks.json'}",
+    ]
+    words += ["--save_state", f"--logging_dir={tmp_path / 'log'}", "--log_config"]
     lora = [
         *words,
         "--network_module=networks.lora",
@@ -75,6 +86,7 @@ def test_the_programs_run_without_a_network(tmp_path: Path) -> None:
     calls = [
         ("train_db", "--help"),
         ("train_db", *words, "--dry_run"),
+        ("train_db", *words, "--output_config", f"--config_file={tmp_path / 'options.toml'}"),
         ("train_db", *words),
         ("train_network", *lora),
         ("tools.show_metadata", str(out / "lora.safetensors")),
@@ -90,4 +102,8 @@ def test_the_programs_run_without_a_network(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=ROOT, env=told, capture_output=True, text=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    told = done.stdout + done.stderr
+    assert SECRET not in told, told[max(0, told.find(SECRET) - 300) : told.find(SECRET) + 50]
+    holding = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holding == [tmp_path / "hooks.json"]  # the user's own
     assert [line for line in done.stdout.splitlines() if line.endswith(": 0")] == [f"{name}: 0" for name, *_ in calls]
