@@ -119,7 +119,7 @@ _PIECES = st.sampled_from(
      "\u2014w 640", "||| "]
 )  # fmt: skip
 CAPTIONS = st.lists(_PIECES | TEXT, max_size=25).map("".join) | st.builds(
-    lambda piece, count: piece * count, _PIECES, st.sampled_from([10, 1000, 20_000])
+    lambda piece, count: piece * max(1, count // len(piece)), _PIECES, st.sampled_from([10, 1000, 20_000])
 )
 SETTINGS = st.builds(
     CaptionSettings,

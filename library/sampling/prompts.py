@@ -63,7 +63,7 @@ _LIKE_AN_OPTION = re.compile(
     rf"(?<!\S)--+[^\s-]\S*"  # --7, --w640, --w=640
     rf"|(?<!\S){_DASH}+\s?{_WITH_NUMBER}{_NUMBER}"  # -w 640, \u2014w 640, -- w 640
     rf"|(?<!\S){_DASH}+{_WITH_TEXT}(?=\s)\s+\S+"  # -n blurry
-    rf"|(?<=\S)(?:--+|[\u2013\u2014]){_WITH_NUMBER}{_NUMBER}",  # dog--w 640
+    rf"|(?<=[^\s-])(?:--+|[\u2013\u2014]){_WITH_NUMBER}{_NUMBER}",  # dog--w 640
     re.IGNORECASE,
 )
 # key of an object in a .toml or .json file -> field

@@ -123,7 +123,8 @@ def read_alphas(config: Mapping[str, Any]) -> Alphas:
         return Alphas(_finite(config.get("lora_alpha", 8)), tuple(patterns), bool(config.get("use_rslora")))
     except (TypeError, ValueError, OverflowError) as error:
         raise AdapterError(
-            f"lora_alpha or alpha_pattern cannot be read: {error}", "get the file or folder again"
+            f"lora_alpha or alpha_pattern cannot be read: {error}",
+            "get the file or folder again, or write the names of layers in place of patterns",
         ) from error
 
 

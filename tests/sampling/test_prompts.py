@@ -214,3 +214,10 @@ def test_spaces_before_a_tag_take_no_time():
     assert split_tags("a" + " " * 200_000) == ("a" + " " * 200_000, ())
     text, (tag,) = split_tags("a" + " " * 2000 + "<lora:b:0.5>")
     assert text == "a" and tag.name == "b"
+
+
+def test_dashes_without_end_take_no_time(tmp_path):
+    """Found by tests/fuzzing.py, seed 7: a line of 20,000 dashes took quadratic time, more than 20 seconds."""
+    (tmp_path / "p.txt").write_text("\n".join(["-" * 20_000, "a" + "-" * 19_999, "dog--w 640"] * 20), encoding="utf-8")
+    requests = read_prompts(tmp_path / "p.txt")
+    assert len(requests) == 60 and requests[0].notes == () and "--w 640" in requests[2].notes[0]
