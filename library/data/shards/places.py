@@ -7,6 +7,7 @@ WebDataset writes several shards as one text: braces are expanded as in a shell,
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import posixpath
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.data.shards.member import TABLE_NAME
+from library.messages import shortened
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
 
@@ -39,12 +41,10 @@ def expand(text: str) -> list[str]:
     found: list[str] = []
     for part in _split(text):
         pieces = _BRACES.split(part)  # literal, braces, literal, …
-        choices = [_choices(piece, text) if place % 2 else [piece] for place, piece in enumerate(pieces)]
-        count = 1
-        for some in choices:
-            count *= len(some)
+        count = math.prod(_count(piece) for piece in pieces[1::2])
         if count + len(found) > _MOST:
-            raise UserError([Mistake(f'"{text}" stands for more than {_MOST} shards', "correct the braces")])
+            raise UserError([Mistake(f'"{shortened(text)}" stands for more than {_MOST} shards', "correct the braces")])
+        choices = [_choices(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
         found += ["".join(chosen) for chosen in itertools.product(*choices)]
     return found
 
@@ -54,13 +54,16 @@ def _split(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=\.tar)::", text) if part]
 
 
-def _choices(braces: str, text: str) -> list[str]:
+def _count(braces: str) -> int:
+    match = _RANGE.fullmatch(braces)
+    return braces.count(",") + 1 if match is None else abs(int(match[2]) - int(match[1])) + 1
+
+
+def _choices(braces: str) -> list[str]:
     match = _RANGE.fullmatch(braces)
     if match is None:
         return braces.split(",")
     first, last = int(match[1]), int(match[2])
-    if abs(last - first) >= _MOST:
-        raise UserError([Mistake(f'"{text}" stands for more than {_MOST} shards', "correct the braces")])
     step = 1 if last >= first else -1
     return [str(number).zfill(len(match[1])) for number in range(first, last + step, step)]
 

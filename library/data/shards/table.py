@@ -186,7 +186,7 @@ class ShardTable:
                     uri = f"file:{pathname2url(os.path.abspath(self.path))}?mode=ro&immutable=1"
                     self._open = sqlite3.connect(uri, uri=True, check_same_thread=False)
                 return self._open.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:  # names of tables that are no text
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> UserError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from library.data import images
+from library.data.shards.places import expand
 from library.data.shards.table import ShardTable, write_table
 from library.options.mistakes import UserError
 from tests.data.image_files import save
@@ -151,4 +152,20 @@ def test_a_table_that_computes_its_rows_is_refused(tmp_path: Path, change: str, 
     with contextlib.closing(sqlite3.connect(tmp_path / "t.sqlite")) as database:
         database.executescript(change)
     with pytest.raises(UserError, match=why):
+        ShardTable(tmp_path / "t.sqlite")
+
+
+@pytest.mark.parametrize("text", ["{0..999999}" * 30 + ".tar", "{0..1}" * 60 + ".tar", "{" + "," * 2_000_000 + "}.tar"])
+def test_a_pattern_of_too_many_shards_is_refused_before_they_are_listed(text: str) -> None:
+    """Found by tests/fuzzing.py, seed 7."""
+    with pytest.raises(UserError, match="stands for more than"):
+        expand(text)
+
+
+def test_a_table_with_bytes_that_are_no_text_is_damaged(tmp_path: Path) -> None:
+    """Found by tests/fuzzing.py, seed 7."""
+    write_table(tmp_path / "t.sqlite", "dog", [], [])
+    content = (tmp_path / "t.sqlite").read_bytes()
+    (tmp_path / "t.sqlite").write_bytes(content.replace(b"CREATE TABLE shards", b"CREATE TABLE \xff\xfehards"))
+    with pytest.raises(UserError, match="is damaged"):
         ShardTable(tmp_path / "t.sqlite")
