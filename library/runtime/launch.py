@@ -42,6 +42,13 @@ def read_launch(environment: Mapping[str, str], mistakes: Mistakes) -> Launch:
         for name in reversed(names)
         if environment.get(name, "").strip()
     }
+    if "WORLD_SIZE" not in found and environment.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        if environment.get("MASTER_ADDR"):  # set by accelerate's launcher for more than one process
+            mistakes.add(
+                "accelerate launch --cpu was asked for several processes, and starts one",
+                "use torchrun --nproc_per_node N, or accelerate launch --cpu --num_processes 1",
+            )
+        return ALONE
     invalid = {name: text for name, text in found.values() if not text.isdecimal()}
     for name, text in invalid.items():
         mistakes.add(

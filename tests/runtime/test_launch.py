@@ -38,5 +38,14 @@ def test_an_impossible_environment_is_a_mistake(environment: dict[str, str]) -> 
     assert "(environment)" in mistake.what and mistake.remedy
 
 
+def test_processes_that_accelerate_does_not_start_are_told() -> None:
+    """`accelerate launch --cpu --num_processes 2` sets an address for two, and starts one."""
+    mistakes = Mistakes()
+    assert read_launch({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, mistakes) == ALONE
+    (mistake,) = mistakes
+    assert "torchrun --nproc_per_node" in mistake.remedy
+    assert read_launch({"ACCELERATE_USE_CPU": "True"}, mistakes) == ALONE and len(mistakes) == 1
+
+
 def test_the_first_process_writes() -> None:
     assert ALONE.is_writer and Launch(0, 2).is_writer and not Launch(1, 2).is_writer
