@@ -10,6 +10,7 @@ find its connections broken, and say so.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import io
 import json
 import os
@@ -102,6 +103,9 @@ class Meeting:
             world_size=self.launch.world,
             timeout=timedelta(minutes=minutes or 30),
         )
+        # accelerate drops the group at the end of a run; for ever one reference more, as destroying it may hang: see
+        # end_process
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
 
     def shared_seed(self, draw: Callable[[], int]) -> int:
         """A number that the writer draws, the same on all ranks."""
