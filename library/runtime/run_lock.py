@@ -32,9 +32,10 @@ REMEDY = "wait until it ends, stop it, or use another --output_name or --output_
 
 @contextlib.contextmanager
 def writing_alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock on the files `name` in `folder` while this is open. Raises UserError if another run has it, and for
-    a folder that cannot be written."""
+    """Hold the lock on the files `name` in `folder` while this is open. A folder that is made for it and stays empty is
+    removed again. Raises UserError if another run has it, and for a folder that cannot be written."""
     path = lock_file(folder, name)
+    made = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, problem = _open_locked(path)
@@ -57,6 +58,9 @@ def writing_alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterat
             os.close(descriptor)
             with contextlib.suppress(OSError):
                 path.unlink()
+        with contextlib.suppress(OSError):  # one that is not empty any more
+            for each in made:
+                each.rmdir()
 
 
 def lock_file(folder: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 from tests.training.running import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
+HANGS = 600  # seconds after which a pair will never end
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,13 @@ def run_pair(cases: Sequence[Case], folder: Path, world: int = 2) -> list[list[O
     file.write_text(json.dumps(described), encoding="utf-8")
     results = [folder / f"results-{rank}.json" for rank in range(world)]
     started = [start_rank(rank, world, file, results[rank], folder) for rank in range(world)]
-    for process in started:
-        process.wait()
+    try:
+        for process in started:
+            process.wait(HANGS)
+    except subprocess.TimeoutExpired:  # ranks that wait for each other: say what they printed
+        for process in started:
+            process.kill()
+            process.wait()
     for rank, process in enumerate(started):
         text = (folder / f"printed-{rank}.txt").read_text(encoding="utf-8", errors="replace")
         assert process.returncode == 0, text

@@ -31,25 +31,43 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
             "gradient_checkpointing": True, "reg_data_dir": True, "prior_loss_weight": 0.5, "max_train_epochs": 2,
             "train_batch_size": 2, "enable_bucket": True, "use_ema": True, "cache_latents": True,
             "cache_latents_to_disk": True, "validation_split": 0.4, "validate_every_n_steps": 2,
+            "keep_best": "validation_loss", "early_stop": "validation_loss:9",
             # plain and slow: the miniature magnifies rounding, as one with another number of threads does
             "optimizer_type": "SGDNesterov", "learning_rate": 1e-4,
         },
     ),
-    # dropout; captions encoded ahead, previews drawn
+    # anchors that are compared with the base model, rolled samples, averages of the weights
+    "anchors": (
+        "train_network",
+        {
+            "network_module": "networks.loha", "network_dim": 2, "max_train_steps": 2, "train_batch_size": 2,
+            "preservation": ["class_prompt=1", "base_prediction=1"], "preservation_class": "dog",
+            "preservation_identifier": "sks dog", "reg_data_dir": True, "scheduled_sampling_probability": 0.5,
+            "scheduled_sampling_max_step_offset": 1, "ddp_gradient_as_bucket_view": True, "use_ema": True,
+        },
+    ),
+    # dropout over a quantised base model; captions encoded ahead, previews drawn
     "adapter": (
         "train_network",
         {
             **LORA, "max_train_steps": 3, "network_dropout": 0.3, "network_args": ["module_dropout=0.4"],
             "cache_text_encoder_outputs": True, "network_train_unet_only": True, "cache_latents": True,
+            "save_every_n_steps": 2, "save_state": True, "base_model_precision": "int8", "sample_every_n_steps": 2,
+            "posthoc_ema_snapshots": 1,
         },
     ),
 }  # fmt: skip
+RESUMED = "adapter"
 
 
 def words_of(world: World, name: str, out: Path, accumulation: int) -> list[str]:
     flags = {"min_bucket_reso": 64, "bucket_reso_steps": 32} | RUNS[name][1]
     if flags.get("reg_data_dir"):
         flags["reg_data_dir"] = world.root / "reg"
+    if "sample_every_n_steps" in flags:
+        prompts = world.root / "prompts.txt"
+        prompts.write_text("".join(f"a {word} --w 64 --h 64 --s 2 --d 1\n" for word in ("dog", "cat", "cow")), "utf-8")
+        flags["sample_prompts"] = prompts
     flags["gradient_accumulation_steps"] = int(str(flags.get("gradient_accumulation_steps", 1))) * accumulation
     return world.arguments(out, **flags)
 
@@ -69,6 +87,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     root = tmp_path_factory.mktemp("together")
     world = make_world(root)
     runs = {name: Case(module, words_of(world, name, root / name, 1)) for name, (module, _) in RUNS.items()}
+    state = root / RESUMED / "dog-step00000002-state"
+    words = [*words_of(world, RESUMED, root / "resumed", 1), "--resume", str(state)]
+    runs["resumed"] = Case(RUNS[RESUMED][0], words)
     calls = {name: Case("tests.training.rank_calls", function=name) for name in ("compare_gradients", "exchange")}
     outcomes = run_pair([*calls.values(), *runs.values()], root / "pair")
     found = dict(zip([*calls, *runs], outcomes, strict=True))
@@ -88,6 +109,8 @@ def test_two_processes_train_as_one(
     assert first.losses.keys() == alone.losses.keys()
     assert all(first.losses[step] == pytest.approx(alone.losses[step], rel=1e-5) for step in alone.losses)
     assert {path.name for path in (together.root / name).iterdir()} == {path.name for path in tmp_path.iterdir()}
+    drawn = [{path.name[:13] for path in (out / "sample").glob("*")} for out in (tmp_path, together.root / name)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == (3 if "sample_every_n_steps" in RUNS[name][1] else 0)
     one, two = load_file(tmp_path / "dog.safetensors"), load_file(together.root / name / "dog.safetensors")
     assert one.keys() == two.keys()
     for key, tensor in one.items():
@@ -109,6 +132,14 @@ def test_two_processes_train_as_one(
     # one of them speaks: it says what the batch size means
     assert second.out == second.err == "" and not second.losses
     assert "2 processes" in first.out and "not multiplied by the processes" in first.out
+
+
+def test_two_processes_resume_exactly(together: Together) -> None:
+    (whole, _), (resumed, other) = together.runs[RESUMED], together.runs["resumed"]
+    assert resumed.code == other.code == 0, resumed.err
+    assert resumed.losses == {3: whole.losses[3]}
+    one, two = (load_file(together.root / name / "dog.safetensors") for name in (RESUMED, "resumed"))
+    assert one.keys() == two.keys() and all(tensor.equal(two[key]) for key, tensor in one.items())
 
 
 def test_gradients_are_those_of_one_process_with_all_samples(together: Together) -> None:
