@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.checkpoints import writer
+from library import whole_files
 from library.data.scan.folders import folder_datasets
 from library.data.scan.scan import scan
 from tests.data.image_files import noise, template
@@ -220,8 +220,8 @@ def test_a_full_disk_leaves_whole_masks_only(
         if len(synced) > 2:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer.os, "fsync", full)
-    monkeypatch.setattr(writer, "_sync_folder", lambda folder: None)
+    monkeypatch.setattr(whole_files.os, "fsync", full)
+    monkeypatch.setattr(whole_files, "flush_folder", lambda folder: None)
     assert make(images, tmp_path / "m", "--background_color", "#00ff00") == 2
     assert "No space left" in capsys.readouterr().err
     assert len(list((tmp_path / "m").iterdir())) == 2

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -39,6 +41,15 @@ def train(world: World, out: Path, capsys: pytest.CaptureFixture[str], **flags: 
     return outcome
 
 
+def earlier(state: Path, identity: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """The state as an earlier version wrote it: without checksums, and with this `identity`."""
+    head = json.loads((state / "train_state.json").read_text(encoding="utf-8"))
+    head["identity"] |= identity
+    del head["files"], head["head_crc32"]
+    (state / "train_state.json").write_text(json.dumps(head), encoding="utf-8")
+    return state
+
+
 def shapes(file: Path) -> set[tuple[int, ...]]:
     """The shapes of the magnitudes of the attention layers, without 1."""
     return {tuple(value.shape) for key, value in load_file(file).items() if key.endswith("attn1_to_q.dora_scale")}
@@ -46,10 +57,7 @@ def shapes(file: Path) -> set[tuple[int, ...]]:
 
 def test_a_dora_per_output_is_resumed(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = train(world, tmp_path / "whole", capsys, **BY_OUTPUT, save_every_n_steps=2, save_state=True)
-    state = tmp_path / "whole" / "dog-step00000002-state"
-    head = json.loads((state / "train_state.json").read_text(encoding="utf-8"))
-    head["identity"]["--network_args"] = str(("use_dora=True",))
-    (state / "train_state.json").write_text(json.dumps(head), encoding="utf-8")
+    state = earlier(tmp_path / "whole" / "dog-step00000002-state", {"--network_args": str(("use_dora=True",))})
     rest = train(world, tmp_path / "rest", capsys, **DORA, resume=state)
     assert "DoRA: magnitudes per output, as in" in rest.out
     assert rest.losses == {3: whole.losses[3]}
@@ -74,7 +82,7 @@ def test_an_oft_under_its_old_names_is_resumed(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train(world, tmp_path / "whole", capsys, **OFT, save_every_n_steps=2, save_state=True)
-    state = tmp_path / "whole" / "dog-step00000002-state"
+    state = earlier(tmp_path / "whole" / "dog-step00000002-state")
     weights = load_file(state / "model.safetensors")
     save_file({key.replace("lora_unet", "oft_unet"): value for key, value in weights.items()},
               state / "model.safetensors")  # fmt: skip
