@@ -296,8 +296,11 @@ def test_a_foreign_folder_at_the_path_of_the_final_model(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 40 MB: one miniature model of 31 MB fits and not two."""
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of 40 MB: one miniature model of 31 MB fits and not two. There is no other folder to save in, and
+    a run does not wait for room (tests/faults has what it does then)."""
+    monkeypatch.setattr("library.training.saving.saver.other_folders", lambda *_: iter(()))
+    monkeypatch.setattr("library.training.saving.unsaved.PATIENCE", 0)
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
