@@ -88,7 +88,9 @@ class StateWriter:
         writing.done()
 
     def abandon(self) -> None:
-        """Give up the state that is being written, and leave nothing of it."""
+        """Give up the state that is being written, and leave nothing of it, unless it is complete by now."""
+        with suppress(UserError):  # the run ends anyway
+            self.collect()
         writing, self._writing = self._writing, None
         if writing is not None:
             self._abandoned.set()
