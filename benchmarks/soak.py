@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,9 @@ def run_forked(arguments: Sequence[str], log: Path, death: Death | None) -> int:
 
             code = run_recipe(train_db.RECIPE, arguments)
             sys.stdout.flush()
+        except BaseException:  # noqa: BLE001 - told, as nobody catches what a fork raises
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(code)
     if death is not None and death.seconds is not None:

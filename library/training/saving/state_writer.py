@@ -89,6 +89,8 @@ class StateWriter:
 
     def abandon(self) -> None:
         """Give up the state that is being written, and leave nothing of it, unless it is complete by now."""
+        if self._writing is not None and self._writing.thread.ident is None:  # interrupted before it began
+            self._writing = None
         with suppress(UserError):  # the run ends anyway
             self.collect()
         writing, self._writing = self._writing, None

@@ -104,3 +104,22 @@ def test_without_room_for_a_copy_the_training_waits(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}-state" / "train_state.json").is_file()
         states.collect()
     assert len(said) == 1 and "the training waits while a state is written" in said[0]
+
+
+def test_an_interrupt_before_the_thread_begins_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    states, done = writer(a_run(1), []), list[str]()
+    with pytest.raises(KeyboardInterrupt), states.writing():
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        states.begin(tmp_path / "a-state", Progress(step=1), lambda: done.append("a"))
+    assert not done and not list(tmp_path.iterdir())
+
+
+def test_a_state_that_is_complete_when_a_run_is_interrupted_counts(tmp_path: Path) -> None:
+    states, done = writer(a_run(1), [], free=0), list[str]()  # without room for a copy, `begin` waits
+    with pytest.raises(KeyboardInterrupt), states.writing():
+        states.begin(tmp_path / "a-state", Progress(step=1), lambda: done.append("a"))
+        raise KeyboardInterrupt
+    assert done == ["a"] and read_state(tmp_path / "a-state").progress.step == 1
