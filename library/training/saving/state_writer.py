@@ -39,11 +39,12 @@ class Abandoned(Exception):
 
 @dataclass
 class _Writing:
-    """A state that is being written. `done` is called once it is whole."""
+    """A state that is being written. `done` is called once it is whole. `has_ended`: the thread has, or has raised
+    `error`."""
 
     folder: Path
     done: Callable[[], None]
-    thread: threading.Thread
+    has_ended: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
 
@@ -69,19 +70,20 @@ class StateWriter:
             (copied(progress, self.state, copy=copy), _nothing) if self.shards is None else self.shards.parted(progress)
         )
         # a daemon: a run that ends at once does not wait for it
-        thread = threading.Thread(target=self._write, args=(folder, state, add), name="state", daemon=True)
-        self._writing = _Writing(folder, done, thread)
+        writing = _Writing(folder, done)
+        thread = threading.Thread(target=self._write, args=(writing, state, add), name="state", daemon=True)
         del state  # the thread drops it when it has written
         thread.start()
+        self._writing = writing
         if not copy:
-            thread.join()
+            writing.has_ended.wait()
 
     def collect(self, *, wait: bool = False) -> None:
         """Call `done` of a state that is whole, or raise what went wrong with it. `wait`: until it is written."""
         writing = self._writing
-        if writing is None or (writing.thread.is_alive() and not wait):
+        if writing is None or not (wait or writing.has_ended.is_set()):
             return
-        writing.thread.join()
+        writing.has_ended.wait()
         self._writing = None
         if writing.error is not None:
             raise writing.error
@@ -89,14 +91,12 @@ class StateWriter:
 
     def abandon(self) -> None:
         """Give up the state that is being written, and leave nothing of it, unless it is complete by now."""
-        if self._writing is not None and self._writing.thread.ident is None:  # interrupted before it began
-            self._writing = None
         with suppress(UserError):  # the run ends anyway
             self.collect()
+        self._abandoned.set()
         writing, self._writing = self._writing, None
         if writing is not None:
-            self._abandoned.set()
-            writing.thread.join(PATIENCE)
+            writing.has_ended.wait(PATIENCE)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -112,15 +112,15 @@ class StateWriter:
             raise
         self.collect(wait=True)
 
-    def _write(self, folder: Path, state: StateCopy, add: Callable[[Path], None]) -> None:
+    def _write(self, writing: _Writing, state: StateCopy, add: Callable[[Path], None]) -> None:
         """In the thread."""
-        writing = self._writing
-        assert writing is not None
         try:
-            with explain_write_errors(folder):
-                write_state(folder, state, self.description, self._check, add)
+            with explain_write_errors(writing.folder):
+                write_state(writing.folder, state, self.description, self._check, add)
         except BaseException as error:  # noqa: BLE001 - raised again by `collect`
             writing.error = error
+        finally:
+            writing.has_ended.set()
 
     def _check(self) -> None:
         if self._abandoned.is_set():
