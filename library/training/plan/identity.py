@@ -19,9 +19,9 @@ from library.training.saving.state import Description, Identity, fingerprint
 PRESERVATION = "what --preservation chooses"
 DATA = "the data"
 SETTINGS = "the dataset file"
+"""Facts whose values are fingerprints, which messages do not show."""
 ACCUMULATION = "--gradient_accumulation_steps"
 """In an identity: times the number of processes, the batches of an optimizer step."""
-"""Facts whose values are fingerprints, which messages do not show."""
 
 
 def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:

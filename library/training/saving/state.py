@@ -253,10 +253,10 @@ def load_state(saved: SavedState, state: RunState, mesh: Any | None = None) -> P
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from library.training.sharding.state import load_shards
-
     try:
         if saved.is_sharded:
+            from library.training.sharding.state import load_shards
+
             load_shards(saved.folder, state, mesh)
             return saved.progress
         for _, entry, file in _files(state):
