@@ -35,8 +35,8 @@ def writing_alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterat
     """Hold the lock on the files `name` in `folder` while this is open. A folder that is made for it and stays empty is
     removed again. Raises UserError if another run has it, and for a folder that cannot be written."""
     path = lock_file(folder, name)
-    made = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
     try:
+        made = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, problem = _open_locked(path)
     except OSError as error:

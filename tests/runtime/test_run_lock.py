@@ -65,3 +65,11 @@ def test_a_folder_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), writing_alone(tmp_path / "file", "dog", said.append):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows asks for no names that long")
+def test_a_folder_that_cannot_be_looked_for_is_told_of(tmp_path: Path) -> None:
+    """As one in a folder that may not be entered."""
+    folder = tmp_path / ("a" * 300)
+    with pytest.raises(UserError, match="cannot be written: File name too long"), writing_alone(folder, "dog", print):
+        pass
