@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.checkpoints.header import ITEM_SIZES, TensorInfo
-from library.limits import DIMENSIONS, LONGEST_DIMENSION
+from library.limits import DIMENSIONS, LONGEST_DIMENSION, PICKLE_NAME
 
 _STORAGES = {
     "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
@@ -117,13 +117,20 @@ class InertTensor:
 
 
 def check_key(key: Any, depth: int = 2) -> None:
-    """Raise ValueError for a key of a dict that may take long to hash or to show: more than a short tuple of plain
-    values."""
+    """Raise ValueError for a key of a dict that may take long to hash, to compare or to show: more than a short tuple
+    of short values."""
     if isinstance(key, tuple):
-        if depth == 0 or len(key) > 16:
-            raise ValueError("a key that torch did not write")
-        for part in key:
+        is_long = depth == 0 or len(key) > 16
+        for part in () if is_long else key:
             check_key(part, depth - 1)
+    elif isinstance(key, (str, bytes)):
+        is_long = len(key) > PICKLE_NAME
+    elif isinstance(key, int):
+        is_long = key.bit_length() > 64
+    else:
+        is_long = isinstance(key, (Storage, InertTensor))  # hashed by their parts
+    if is_long:
+        raise ValueError("a key that torch did not write")
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
@@ -138,6 +145,8 @@ def _rebuild(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any)
     dtype = next((item for item in rest if isinstance(item, str) and item in ITEM_SIZES), storage.dtype)
     size = tuple(int(n) for n in shape)
     check_shape(size)
+    if not all(isinstance(number, int) for number in (offset, *stride)):  # a NaN would pass every comparison
+        raise ValueError("a tensor is described wrongly")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else offset - 1
     return InertTensor(TensorInfo(dtype, size), storage.key, (last + 1) * ITEM_SIZES[dtype])
 
@@ -173,6 +182,8 @@ def _size(*lengths: Any) -> tuple[Any, ...]:
 
 
 def _rebuild_from_type(make: Any, kind: Any, args: Any, state: Any = None) -> Any:
+    if make not in (_rebuild, _first):
+        raise ValueError("a tensor is described wrongly")
     return make(*args)
 
 

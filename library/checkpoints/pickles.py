@@ -35,7 +35,7 @@ def _structure(path: Path, unpickler: InertUnpickler, *, any_names: bool = False
     except Exception as error:  # noqa: BLE001 - a pickle can fail in any way; its refused names are the better message
         failure = error
     if unpickler.refused and not any_names:
-        names = listed((shortened(name) for name in sorted(set(unpickler.refused))), 20)
+        names = listed((shortened(name) for name in sorted(unpickler.refused)), 20)
         raise CheckpointError(
             f"{path}: refused, because loading it would run code or needs objects that are not weights: {names}. "
             "No code was run. Use a .safetensors file of this model, or a file from a source that you trust."

@@ -2,7 +2,7 @@
 
 Names are resolved to stand-ins (inert.py). It is Python's unpickler in Python, as the one in C can be made to allocate
 without limit (an index of a memo, a length before bytes) and to run forever (hashing a tuple of tuples that contain
-each other twice, fifty deep).
+each other twice, fifty deep). What the file has once and passes again and again is counted each time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
 from library.checkpoints.inert import Inert, Storage, check_key, modern, stand_in
-from library.limits import PICKLE_STEPS, PICKLE_STRUCTURE
+from library.limits import LONGEST_DIMENSION, PICKLE_NAME, PICKLE_NAMES, PICKLE_STEPS, PICKLE_STRUCTURE
 
 
 class TooMuchError(ValueError):
@@ -51,9 +51,18 @@ class _Bounded:
         self._count(len(found))
         return found
 
-    def _count(self, count: int) -> None:
+    def count_passed(self, value: Any, depth: int = 2) -> None:
+        """Count what a call is passed, and what that holds, as if it were read again."""
+        if isinstance(value, (str, bytes, bytearray)):
+            self._count(len(value))
+        elif isinstance(value, (tuple, list, dict)):
+            self._count(0, len(value))
+            for each in value if depth else ():
+                self.count_passed(each, depth - 1)
+
+    def _count(self, count: int, pieces: int = 1) -> None:
         self._bytes -= count
-        self._pieces -= 1
+        self._pieces -= pieces
         if self._bytes < 0 or count < 0:
             raise TooMuchError(f"its structure has more than {PICKLE_STRUCTURE >> 20} MiB")
         if self._pieces < 0:
@@ -72,25 +81,32 @@ class InertUnpickler(_Python):  # type: ignore[misc]
     dispatch: dict[int, Callable[[Any], None]] = dict(_Python.dispatch)
 
     def __init__(self, stream: BinaryIO | _Readable) -> None:
-        super().__init__(_Bounded(stream), encoding="latin1")
+        self._bounded = _Bounded(stream)
+        super().__init__(self._bounded, encoding="latin1")
         self.globals: set[str] = set()
-        self.refused: list[str] = []
+        self.refused: set[str] = set()
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in of a global."""
+        if len(module) + len(name) > PICKLE_NAME:
+            raise TooMuchError(f"a name of {len(module) + len(name)} characters")
         full = f"{module}.{name}"
         self.globals.add(full)
+        if len(self.globals) > PICKLE_NAMES:
+            raise TooMuchError(f"it uses more than {PICKLE_NAMES} names")
         found = stand_in(full)
         if found is None:
-            self.refused.append(modern(full))
+            self.refused.add(modern(full))
             return Inert
         return found
 
     def persistent_load(self, pid: Any) -> Storage:
         """A storage: ("storage", type, key, location, number of elements, ...)."""
+        self._bounded.count_passed(pid, 0)
         _, dtype, key, _, count, *_ = pid
-        if not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0:
+        check_key(key)
+        if not isinstance(key, (str, int)) or not isinstance(count, int) or not 0 <= count <= LONGEST_DIMENSION:
             raise ValueError("a storage is described wrongly")
         storage = Storage(dtype if isinstance(dtype, str) else "U8", str(key), count)
         self.storages[storage.key] = storage
@@ -99,6 +115,35 @@ class InertUnpickler(_Python):  # type: ignore[misc]
     def load_frame(self) -> None:
         """Frames only save calls of read()."""
         self.read(8)
+
+    def load_reduce(self) -> None:
+        """Call a stand-in."""
+        self._bounded.count_passed(self.stack[-1])
+        _Python.dispatch[pickle.REDUCE[0]](self)
+
+    def load_newobj(self) -> None:
+        """Make an object."""
+        self._bounded.count_passed(self.stack[-1])
+        _Python.dispatch[pickle.NEWOBJ[0]](self)
+
+    def load_newobj_ex(self) -> None:
+        """Make an object, of named values too."""
+        self._bounded.count_passed(self.stack[-2:])
+        _Python.dispatch[pickle.NEWOBJ_EX[0]](self)
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        """Make an object, as protocol 0 and 1 write it."""
+        self._bounded.count_passed(args)
+        super()._instantiate(klass, args)
+
+    def load_build(self) -> None:
+        """Give a stand-in its state. Nothing else takes one: it could change what a name stands for."""
+        state = self.stack.pop()
+        made = self.stack[-1]
+        if hasattr(type(made), "__setstate__"):
+            made.__setstate__(state)
+        elif state:
+            raise ValueError("a state of something that has none")
 
     def load_setitem(self) -> None:
         """Set one item, by a key that is quickly hashed."""
@@ -126,6 +171,10 @@ class InertUnpickler(_Python):  # type: ignore[misc]
         raise ValueError("a length that torch did not write")
 
     dispatch[pickle.FRAME[0]] = load_frame
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict

@@ -76,9 +76,86 @@ def a_name_that_is_nested_tuples() -> bytes:
     return b"\x80\x02(U\x07storageU\x01x" + nested_tuples(60) + b"U\x03cpuK\x01tQ."
 
 
+def text(content: str) -> bytes:
+    return b"X" + struct.pack("<I", len(content)) + content.encode()
+
+
+def number(value: int) -> bytes:
+    encoded = pickle.encode_long(value)
+    return b"\x8b" + struct.pack("<i", len(encoded)) + encoded
+
+
+def tensor(count: bytes = b"K\x02", offset: bytes = b"K\x00", state_of_storage: bytes = b"") -> bytes:
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + count + b"tQ"
+    shape = b"K\x02\x85K\x01\x85\x89N"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + state_of_storage + offset + shape + b"tR"
+
+
+def a_model(first: bytes = b"", key: bytes = text("w"), value: bytes = tensor()) -> bytes:
+    """A pickle of a dict of one tensor, with something before it that is dropped."""
+    return b"\x80\x02" + first + b"}" + key + value + b"s."
+
+
+def a_number_of_elements_of_thousands_of_digits() -> bytes:
+    return a_model(value=tensor(count=number(10**5000)))
+
+
+def a_key_of_thousands_of_digits() -> bytes:
+    return a_model(key=number(10**5000))
+
+
+def an_offset_that_is_no_number() -> bytes:
+    return a_model(value=tensor(offset=b"G" + struct.pack(">d", float("nan"))))
+
+
+def a_storage_that_is_described_anew() -> bytes:
+    return a_model(value=tensor(state_of_storage=b"}" + text("count") + text("2") + b"sb"))
+
+
+def a_name_in_another_meaning() -> bytes:
+    """The state of a class is an attribute of it, also for the next file."""
+    return a_model(b"ccollections\ndefaultdict\nN}" + text("__new__") + b"ctorch\nTensor\ns\x86b0")
+
+
+def a_long_name_used_many_times() -> bytes:
+    return a_model(text("a" * 2_000_000) + b"q\x00" + b"h\x00h\x00\x930" * 100)
+
+
+def many_names() -> bytes:
+    return a_model(b"".join(f"comegaconf\na{number}\n0".encode() for number in range(2000)))
+
+
+def a_long_list_passed_many_times(name: bytes = b"ctorch\nSize\n") -> bytes:
+    made = b"](" + b"N" * 50_000 + b"eq\x00" + name + b"q\x01"
+    return a_model(made + b"(" + b"h\x01h\x00\x85R" * 300 + b"t0")
+
+
+def a_long_list_of_arguments() -> bytes:
+    made = b"(" + b"N" * 50_000 + b"tq\x00ctorch\nTensor\nq\x01"
+    return a_model(made + b"h\x01h\x00R0h\x01h\x00\x810" * 200)
+
+
+def a_long_list_passed_by_a_call_of_a_call() -> bytes:
+    made = b"](" + b"N" * 50_000 + b"eq\x00"
+    call = b"ctorch._tensor\n_rebuild_from_type_v2\n(h\x01N(ctorch\nSize\nNh\x00\x85ttR"
+    return a_model(made + b"ctorch._tensor\n_rebuild_from_type_v2\nq\x010" + call)
+
+
+def a_long_text_passed_many_times() -> bytes:
+    return a_model(text("a" * 2_000_000) + b"q\x00c_codecs\nencode\nq\x01(" + b"h\x01h\x00\x85R" * 100 + b"t0")
+
+
+def a_long_number_as_a_key() -> bytes:
+    return a_model(number(1 << 800_000) + b"q\x00}" + b"h\x00Ns" * 1000 + b"0")
+
+
 PICKLES = (
     a_key_that_takes_forever, an_index_of_the_memo, a_dict_that_contains_itself, a_set_of_nested_tuples,
     pairs_of_an_ordered_dict, a_length_of_eight_bytes, a_text_longer_than_the_file, a_name_that_is_nested_tuples,
+    a_number_of_elements_of_thousands_of_digits, a_key_of_thousands_of_digits, an_offset_that_is_no_number,
+    a_storage_that_is_described_anew, a_name_in_another_meaning, a_long_name_used_many_times, many_names,
+    a_long_list_passed_many_times, a_long_list_of_arguments, a_long_list_passed_by_a_call_of_a_call,
+    a_long_text_passed_many_times, a_long_number_as_a_key,
 )  # fmt: skip
 
 
@@ -88,6 +165,12 @@ def test_a_pickle_cannot_take_forever(tmp_path: Path, make: Callable[[], bytes])
     path.write_bytes(with_structure(make()))
     with pytest.raises(CheckpointError, match=r"x\.ckpt: (its pickle cannot be read|contains no tensors)"):
         read_header(path)
+
+
+def test_the_pickle_without_what_is_wrong_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(with_structure(a_model()))
+    assert read_header(path).tensors["w"].shape == (2,)
 
 
 def test_a_pickle_within_an_archive_that_unpacks_to_much(tmp_path: Path) -> None:
