@@ -117,9 +117,13 @@ def read_alphas(config: Mapping[str, Any]) -> Alphas:
         given = dict(config.get("alpha_pattern") or {})
         if len(given) > PATTERNS:
             raise ValueError(f"alpha_pattern has {len(given)} entries, more than {PATTERNS}")
-        patterns = [(NamePattern(str(name)), _finite(alpha)) for name, alpha in given.items()]
-        if sum(pattern.size for pattern, _ in patterns) > PATTERNS_STATES:
-            raise ValueError("alpha_pattern has too many patterns: name the layers instead")
+        patterns: list[tuple[NamePattern, float]] = []
+        states = 0
+        for name, alpha in given.items():
+            patterns.append((NamePattern(str(name)), _finite(alpha)))
+            states += patterns[-1][0].size
+            if states > PATTERNS_STATES:  # counted as they are read, for that takes time
+                raise ValueError("alpha_pattern has too many patterns: name the layers instead")
         return Alphas(_finite(config.get("lora_alpha", 8)), tuple(patterns), bool(config.get("use_rslora")))
     except (TypeError, ValueError, OverflowError) as error:
         raise AdapterError(

@@ -7,7 +7,9 @@ import re
 
 import pytest
 
-from library.limits import PATTERN, PATTERN_STATES
+from library.limits import PATTERN, PATTERN_STATES, PATTERNS_STATES
+from networks.adapter import AdapterError
+from networks.formats import peft_config
 from networks.formats.name_patterns import NamePattern
 
 NAMES = ("", "a", "b.a", "mid_block.attentions.0.to_q", "mid_block.attentions.10.to_k", "to_q", "aab", "ab.ab", "1_.")
@@ -93,3 +95,18 @@ def test_what_takes_pythons_engine_years_is_done_at_once(pattern: str) -> None:
 def test_what_is_not_matched_is_refused_with_the_reason(pattern: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         NamePattern(pattern)
+
+
+def test_a_configuration_with_too_many_is_refused_before_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes milliseconds, and there may be ten thousand."""
+    read: list[str] = []
+
+    def counted(pattern: str) -> NamePattern:
+        read.append(pattern)
+        return NamePattern(pattern)
+
+    monkeypatch.setattr(peft_config, "NamePattern", counted)
+    patterns = {"[\x00-\uffff]" * 40 + str(number): 4 for number in range(100)}
+    with pytest.raises(AdapterError, match="too many patterns"):
+        peft_config.read_alphas({"alpha_pattern": patterns})
+    assert len(read) <= PATTERNS_STATES / 40
