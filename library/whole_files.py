@@ -71,12 +71,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield new
         flush_folder(new)
-        if path.exists():
-            _rename(path, old)
         try:
+            if path.exists():
+                _rename(path, old)
             _rename(new, path)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C too
+            if old.exists() and not path.exists():
                 os.replace(old, path)
             raise
     finally:

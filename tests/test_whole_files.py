@@ -45,20 +45,21 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert content(path) == {"a.txt": "two", "inner/b.txt": "two"} and os.listdir(path.parent) == ["model"]
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()], ids=repr)
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     put_folder(tmp_path / "model", "old")
     place = os.replace
 
     def refuse(source: str, target: str) -> None:
         if Path(target) == tmp_path / "model" and str(source).endswith("tmp"):
-            raise PermissionError(13, "Permission denied")
+            raise error
         place(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
     monkeypatch.setattr(whole_files, "_APART", 0.0)
-    with pytest.raises(PermissionError):
+    with pytest.raises(type(error)):
         put_folder(tmp_path / "model", "new")
     assert content(tmp_path / "model")["a.txt"] == "old" and os.listdir(tmp_path) == ["model"]
 
