@@ -1,4 +1,4 @@
-"""Read and parse files of others with bounded size, depth and time. Imports nothing but library.limits.
+"""Read and parse files of others with bounded size, depth and time. Imports nothing but library.limits and messages.
 
 The parsers of the standard library raise other errors than their own for what is nested thousands deep or has numbers
 of thousands of digits. These raise ValueError, whatever the text.
@@ -16,7 +16,8 @@ from library.limits import CONFIG_FILE, KEY_PARTS
 from library.messages import readable_bytes
 
 TOO_DEEP = "it nests lists or tables too deeply"
-_LONG_KEY = re.compile(rf"(?<![\w\"'-])(?:[\w\"'-]++[ \t]*+\.[ \t]*+){{{KEY_PARTS}}}")
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"""(?<![\w"'\\-])(?:{_PART}[ \t]*+\.[ \t]*+){{{KEY_PARTS}}}""")
 
 
 def json_of(text: str | bytes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def test_json(text: str) -> None:
         ".".join("a" * (KEY_PARTS + 1)) + " = 1",
         "[" + ".".join(["'a'"] * 100_000) + "]",
         "a . " * 100_000 + "a = 1",
+        ".".join(['"!"'] * (KEY_PARTS + 1)) + " = 1",
+        "a = {b = 1, " + " . ".join(["' '", r'"\"."'] * KEY_PARTS) + " = 1}",
         "a =",
     ],
 )
@@ -40,6 +43,15 @@ def test_toml(text: str) -> None:
 def test_long_texts_with_dots_are_no_long_keys() -> None:
     prompt = "a.b, 1.5, www.example.org. " * 1000 + "a" * 100_000 + "." * 1000
     assert toml_of(f'prompt = "{prompt}"\n# {prompt}\n[a.b.c]\nd.e = 1')["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    "text", ['"' + r"\"" * 300_000, "' \" " * 200_000, '"!".' * 90 + '"', "a." * 99 + "a"], ids=lambda text: text[:6]
+)
+def test_long_keys_are_looked_for_in_linear_time(text: str) -> None:
+    began = time.perf_counter()
+    assert toml_of(f"a = '''\n{text}\n'''")["a"] == f"{text}\n"
+    assert time.perf_counter() - began < 5
 
 
 def test_files(tmp_path: Path) -> None:
