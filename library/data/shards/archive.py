@@ -11,12 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from library.data.shards.table import ShardEntry, is_inside
+from library.limits import CAPTION_FILE
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
 from library.whole_files import replacing
 
 _BLOCK = 512  # of a tar archive
-_MOST_TEXT = 1 << 20  # bytes of a caption
+_PIECE = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,27 @@ def open_shard(place: str) -> Iterator[BinaryIO]:
         yield file
 
 
+class _InPieces:
+    """A file whose reads allocate no more than it holds, whatever an archive's headers say of a member's size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int) -> bytes:
+        """So many bytes, or fewer at the end."""
+        pieces: list[bytes] = []
+        while count > 0 and (piece := self._file.read(min(count, _PIECE))):
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+
 def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipped: Skipped) -> Iterator[Found]:
     """The files of a shard with these lower-case endings, texts of at most a megabyte. Raises UserError for a damaged
     archive, OSError for one that cannot be read."""
     try:
-        with open_shard(place) as file, tarfile.TarFile(fileobj=file, mode="r") as tar:
+        with open_shard(place) as file, tarfile.TarFile(fileobj=_InPieces(file), mode="r") as tar:  # type: ignore[arg-type]
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                 name = info.name.removeprefix("./")
@@ -156,7 +173,7 @@ def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipp
 
 
 def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, place: str, text: bool) -> bytes | None:  # noqa: FBT001
-    if text and info.size > _MOST_TEXT:
+    if text and info.size > CAPTION_FILE:
         return None
     stream = tar.extractfile(info)
     data = b"" if stream is None else stream.read()

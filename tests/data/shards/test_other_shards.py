@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,21 @@ def test_what_is_in_a_shard_beside_images_is_counted_and_not_read(
     assert mask is not None and mask.open("rb").read() == files["a.mask.png"]
 
 
+def header_of_giant(kind: bytes) -> bytes:
+    """The header of a file of 2**60 bytes."""
+    info = tarfile.TarInfo("a.png")
+    info.type, info.size = kind, 1 << 60
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [
         (b"no archive at all" * 100, "not a complete uncompressed tar"),
         (None, "unexpected end of data"),
+        (header_of_giant(tarfile.REGTYPE) + bytes(2000), "unexpected end of data"),
+        (header_of_giant(tarfile.XHDTYPE) + bytes(2000), "not a complete uncompressed tar"),
+        (header_of_giant(tarfile.GNUTYPE_LONGNAME) + bytes(2000), "not a complete uncompressed tar"),
     ],
 )
 def test_a_damaged_archive_is_named(
