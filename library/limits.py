@@ -31,8 +31,11 @@ PATTERN_STATES = 500  # of its automaton; a repetition {m,n} counts n times
 PATTERNS_STATES = 1000  # of the automata of all patterns in one configuration
 PATTERNS = 10_000  # in one configuration; every layer of the largest models is named once
 
+SHARDS = 1_000_000  # archives that one name with braces may stand for
+
 PROMPT_LENGTH = 20_000  # characters of a prompt with its options
 PROMPT_SIDE = 8192  # pixels of --w and --h in a prompt, as of the flags
+PROMPT_STEPS = 1000  # of --s in a prompt
 NESTED_WEIGHTS = 100  # brackets of weights within each other in a caption; more are text
 NESTED_WILDCARDS = 20_000  # wildcards within each other; more are text
 LARGEST_WEIGHT = 1000.0  # of a piece of a caption, in either direction

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from library.bounded import json_of, toml_of
-from library.limits import PROMPT_LENGTH, PROMPT_SIDE
+from library.limits import PROMPT_LENGTH, PROMPT_SIDE, PROMPT_STEPS
 from library.messages import listed, shortened
 from library.options.mistakes import Mistake, UserError
 from library.options.text_files import PROMPTS, other_kind, read_text
 from library.sampling.lora_tags import AdapterUse
 
-STRIDE, SMALLEST_SIDE, MOST_STEPS = 8, 64, 1000
+STRIDE, SMALLEST_SIDE = 8, 64
 LARGEST_SEED = 10**18  # as the 18 digits of --d; torch takes a little more
 
 
@@ -141,7 +141,7 @@ def _within_limits(request: ImageRequest) -> ImageRequest:
         request,
         width=side(request.width),
         height=side(request.height),
-        steps=min(max(request.steps, 1), MOST_STEPS),
+        steps=min(max(request.steps, 1), PROMPT_STEPS),
     )
 
 

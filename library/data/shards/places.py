@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.data.shards.member import TABLE_NAME
+from library.limits import SHARDS
 from library.messages import shortened
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
-_MOST = 1_000_000  # shards of a pattern
 _ENDING = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -42,8 +42,8 @@ def expand(text: str) -> list[str]:
     for part in _split(text):
         pieces = _BRACES.split(part)  # literal, braces, literal, …
         count = math.prod(_count(piece) for piece in pieces[1::2])
-        if count + len(found) > _MOST:
-            raise UserError([Mistake(f'"{shortened(text)}" stands for more than {_MOST} shards', "correct the braces")])
+        if count + len(found) > SHARDS:
+            raise UserError([Mistake(f'"{shortened(text)}" stands for more than {SHARDS} shards', "correct the braces")])
         choices = [_choices(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
         found += ["".join(chosen) for chosen in itertools.product(*choices)]
     return found
