@@ -555,8 +555,8 @@ TARGETS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-class HangError(Exception):
-    """An example took too long."""
+class HangError(BaseException):
+    """An example took too long. No Exception, as readers of pickles turn any of these into a sentence."""
 
 
 @contextmanager
@@ -574,6 +574,13 @@ def _in_time() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The errors that led to an error, which a sentence may hide."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def fuzz(name: str, examples: int, *, number: int | None = None) -> None:
@@ -599,6 +606,7 @@ def fuzz(name: str, examples: int, *, number: int | None = None) -> None:
                         function(Path(place), *arguments)
                 except TOLD as error:
                     assert str(error).strip() and len(str(error)) < 100_000
+                    assert not any(isinstance(each, MemoryError) for each in _causes(error)), "it took too much memory"
 
         run = said(given(st.tuples(*strategies))(check))
         (run if number is None else seed(number)(run))()

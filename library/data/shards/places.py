@@ -43,7 +43,9 @@ def expand(text: str) -> list[str]:
         pieces = _BRACES.split(part)  # literal, braces, literal, …
         count = math.prod(_count(piece) for piece in pieces[1::2])
         if count + len(found) > SHARDS:
-            raise UserError([Mistake(f'"{shortened(text)}" stands for more than {SHARDS} shards', "correct the braces")])
+            raise UserError(
+                [Mistake(f'"{shortened(text)}" stands for more than {SHARDS} shards', "correct the braces")]
+            )
         choices = [_choices(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
         found += ["".join(chosen) for chosen in itertools.product(*choices)]
     return found
