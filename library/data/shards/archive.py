@@ -152,31 +152,38 @@ class _InPieces:
 
 
 def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipped: Skipped) -> Iterator[Found]:
-    """The files of a shard with these lower-case endings, texts of at most a megabyte. Raises UserError for a damaged
-    archive, OSError for one that cannot be read."""
+    """The files of a shard with these lower-case endings, texts of at most CAPTION_FILE bytes. Raises UserError for a
+    damaged archive, OSError for one that cannot be read."""
     try:
-        with open_shard(place) as file, tarfile.TarFile(fileobj=_InPieces(file), mode="r") as tar:  # type: ignore[arg-type]
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                name = info.name.removeprefix("./")
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    skipped.links += 1
-                elif not is_inside(name):
-                    skipped.outside += 1
-                elif name.lower().endswith((*is_wanted, *is_text)):
-                    yield Found(name, info.offset_data, _read(tar, info, place, name.lower().endswith(tuple(is_text))))
-    except tarfile.TarError as error:
+        with open_shard(place) as file:
+            length = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            with tarfile.TarFile(fileobj=_InPieces(file), mode="r") as tar:  # type: ignore[arg-type]
+                for info in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    if info.size < 0:  # what follows would be this file again, without end
+                        raise tarfile.ReadError(f"the size of {info.name} is negative")
+                    name = info.name.removeprefix("./")
+                    if info.isdir():
+                        continue
+                    if not info.isreg() or info.issparse():
+                        skipped.links += 1
+                    elif not is_inside(name):
+                        skipped.outside += 1
+                    elif name.lower().endswith((*is_wanted, *is_text)):
+                        if info.size > length - info.offset_data:
+                            raise tarfile.ReadError(f"unexpected end of data in {info.name}")
+                        is_long = name.lower().endswith(tuple(is_text)) and info.size > CAPTION_FILE
+                        yield Found(name, info.offset_data, None if is_long else _read(file, info))
+                # tarfile takes a header that it cannot read, and the end of the file, for the end of the archive
+                file.seek(tar.offset)  # type: ignore[attr-defined]
+                if file.read(_BLOCK) != bytes(_BLOCK):
+                    raise tarfile.ReadError("it has no end, or a damaged header")
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two for impossible numbers in a header
         what = f"shard {place} is not a complete uncompressed tar archive ({error})"
         raise UserError([Mistake(what, "download or write it again")]) from error
 
 
-def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, place: str, text: bool) -> bytes | None:  # noqa: FBT001
-    if text and info.size > CAPTION_FILE:
-        return None
-    stream = tar.extractfile(info)
-    data = b"" if stream is None else stream.read()
-    if len(data) < info.size:
-        raise UserError([Mistake(f"shard {place} is truncated: {info.name} is not complete", "download it again")])
-    return data
+def _read(file: BinaryIO, info: tarfile.TarInfo) -> bytes:
+    file.seek(info.offset_data)
+    return file.read(info.size)

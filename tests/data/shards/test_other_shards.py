@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from library.data.shards.archive import Skipped, files_in
 from library.data.shards.places import expand, locate
 from library.options.mistakes import UserError
 from tests.data.shards.packing import png, scanned, tool, write_tar
@@ -102,6 +104,61 @@ def test_a_damaged_archive_is_named(
     path.write_bytes(path.read_bytes()[:2000] if data is None else data)
     code, out = tool(capsys, "--shards", path)
     assert code == 2 and what in out and "x.tar" in out and not (tmp_path / "shards.sqlite").exists()
+
+
+def archive() -> tuple[bytearray, int]:
+    """Three images of one block each, and where the header of the second is."""
+    file = io.BytesIO()
+    with tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "c"}) as tar:
+        for name in ("a.png", "b.png", "c.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 512
+            tar.addfile(info, io.BytesIO(bytes(512)))
+    data = bytearray(file.getvalue())
+    return data, data.index(b"b.png")
+
+
+def with_size(size: bytes) -> bytes:
+    """The archive, with this as the size of the second image."""
+    data, second = archive()
+    header = data[second : second + 512]
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[second : second + 512] = header
+    return bytes(data)
+
+
+def with_damage() -> bytes:
+    data, second = archive()
+    data[second + 100] ^= 1
+    return bytes(data)
+
+
+def cut_off(rest: int) -> bytes:
+    data, second = archive()
+    return bytes(data[: second + rest])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_damage(),
+        cut_off(0),
+        cut_off(100),
+        with_size(b"\xff" * 10 + b"\xfe\x00"),  # the same image again, without end
+        with_size(b"\x80" + b"\x7f" * 11),
+        with_size(b"\x80" + b"\x00" * 3 + b"\x7f" * 8),
+    ],
+    ids=["damaged header", "cut off", "cut off in a header", "negative size", "giant size", "large size"],
+)
+def test_no_image_is_lost_by_a_damaged_archive(tmp_path: Path, data: bytes) -> None:
+    """tarfile takes most of these for the end of the archive, as if the other images had never been there."""
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.tar is not a complete uncompressed tar"):
+        for place, _ in enumerate(files_in(str(tmp_path / "x.tar"), [".png"], [".txt"], Skipped())):
+            assert place < 3
+    (tmp_path / "x.tar").write_bytes(bytes(archive()[0]))
+    assert len(list(files_in(str(tmp_path / "x.tar"), [".png"], [".txt"], Skipped()))) == 3
 
 
 def test_patterns_are_those_of_webdataset() -> None:
