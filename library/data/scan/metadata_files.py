@@ -30,7 +30,7 @@ _FOREIGN = (
     "text", "txt", "prompt", "prompts", "captions", "caption_text", "description", "descriptions", "label", "labels",
     "tag", "tag_string", "annotation", "blip_caption", "title", "alt",
 )  # fmt: skip
-_MOST_SCORE = 10  # the aesthetic predictors that the refiner was trained with rate from 0 to 10
+MOST_SCORE = 10  # the aesthetic predictors that the refiner was trained with rate from 0 to 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read_metadata(path: Path, settings: CaptionSettings) -> Metadata:
         if (raw := entry.get("aesthetic_score")) is None:
             continue
         if (score := _score(raw)) is None:
-            what = f"{where}: aesthetic_score of {key!r} is {brief(raw)}, not a number from 0 to {_MOST_SCORE}"
+            what = f"{where}: aesthetic_score of {key!r} is {brief(raw)}, not a number from 0 to {MOST_SCORE}"
             mistakes.append(Mistake(what, "write for example 6.5, or remove it"))
         else:
             scores[key] = score
@@ -173,7 +173,7 @@ def _score(value: object) -> float | None:
             return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if 0 <= value <= _MOST_SCORE else None
+    return float(value) if 0 <= value <= MOST_SCORE else None
 
 
 def _error(path: Path, what: str, remedy: str) -> UserError:

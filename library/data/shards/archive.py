@@ -176,7 +176,7 @@ def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipp
                         is_long = name.lower().endswith(tuple(is_text)) and info.size > CAPTION_FILE
                         yield Found(name, info.offset_data, None if is_long else _read(file, info))
                 # tarfile takes a header that it cannot read, and the end of the file, for the end of the archive
-                file.seek(tar.offset)  # type: ignore[attr-defined]
+                file.seek(tar.offset)
                 if file.read(_BLOCK) != bytes(_BLOCK):
                     raise tarfile.ReadError("it has no end, or a damaged header")
     except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two for impossible numbers in a header

@@ -16,7 +16,7 @@ from library.data.scan.mask_files import same_aspect_ratio
 from library.data.scan.mask_values import MaskSource, read_values
 from library.data.shards.archive import Loaded, Place, ShardWriter
 from library.data.shards.member import TABLE_NAME, hash_of
-from library.data.shards.table import Row, ShardEntry, write_table
+from library.data.shards.table import Row, ShardEntry, is_inside, write_table
 from library.messages import counted
 from library.options.datasets import SubsetSpec
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -121,6 +121,9 @@ class _Packing:
 
     def _pack(self, image: ImageFile) -> Row | None:
         path = Path(image.directory.path, image.base)
+        if not (is_inside(image.name) and is_inside(self.gathered.masks.get(image.name, image.name))):
+            self.report.bad[str(path)] = "in an archive, its name would be a path elsewhere: rename it"
+            return None
         try:
             data = path.read_bytes()
             header = read_header(Loaded(data, image.base), self.most_memory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.request import pathname2url
 
 from library.data.scan.index import MaskValues
+from library.data.scan.metadata_files import MOST_SCORE
 from library.messages import shortened
 from library.options.mistakes import Mistake, UserError
 from library.whole_files import replacing
@@ -27,6 +29,7 @@ from library.whole_files import replacing
 VERSION = 1
 MAKE_IT = "make the table with tools/make_shards.py"
 _CHUNK = 512  # rows read at a time
+_CONTENT = re.compile("[0-9a-f]{32}")
 _APPLICATION = 0x44465348  # "DFSH", SQLite's mark of a file of this kind
 _COLUMNS = (
     ("name", "TEXT NOT NULL"),
@@ -49,6 +52,11 @@ _COLUMNS = (
     ("mask_content", "BLOB"),
     ("mask_values", "TEXT"),
 )
+_TYPES: dict[str, type] = {"TEXT": str, "INTEGER": int, "BLOB": bytes, "REAL": float}
+_ALLOWED = [
+    (name, (_TYPES[kind.split()[0]], type(None)) if "NOT NULL" not in kind else _TYPES[kind.split()[0]])
+    for name, kind in _COLUMNS
+]
 _NAMES = ", ".join(name for name, _ in _COLUMNS)
 _MARKS = ", ".join("?" for _ in _COLUMNS)
 
@@ -99,7 +107,9 @@ class ShardTable:
         self._check()
         facts = dict(self._all("SELECT key, value FROM facts"))
         self.folder_name = str(facts.get("folder_name", ""))
-        self.content = str(facts.get("content", ""))
+        self.content = str(facts.get("content"))
+        if not _CONTENT.fullmatch(self.content):  # it names a folder of caches
+            raise self._damaged(ValueError("an impossible hash of its content"))
         shards = self._all("SELECT number, path, length FROM shards ORDER BY number")
         try:
             self.shards = tuple(ShardEntry(int(number), str(name), int(length)) for number, name, length in shards)
@@ -145,14 +155,19 @@ class ShardTable:
     def _row(self, values: Sequence[Any]) -> Row:
         """A row as the table has it. Raises UserError for values that no table has."""
         try:
+            for (column, allowed), value in zip(_ALLOWED, values, strict=True):
+                if not isinstance(value, allowed):
+                    raise TypeError(f"{column} is a {type(value).__name__}")
             row = Row(*values)
             mask = row.mask_shard, row.mask_offset, row.mask_length
             if not self._holds(row.shard, row.offset, row.length) or not (mask[0] is None or self._holds(*mask)):
                 raise ValueError("a place outside the shards")
             if min(row.width, row.height) < 1:
                 raise ValueError("an impossible size")
-            if not is_inside(row.name) or not isinstance(row.content, bytes):
-                raise ValueError("an impossible name or hash")
+            if not is_inside(row.name) or not (row.mask is None or is_inside(row.mask)):
+                raise ValueError("an impossible name")
+            if row.score is not None and not 0 <= row.score <= MOST_SCORE:
+                raise ValueError("an impossible score")
             return row._replace(
                 transparent=bool(row.transparent),
                 animated=bool(row.animated),
@@ -198,7 +213,8 @@ def is_inside(name: str) -> bool:
     if any("\ud800" <= character <= "\udfff" for character in name):
         return False
     parts = name.replace("\\", "/").split("/")
-    return "\0" not in name and ":" not in parts[0] and not any(part in ("", ".", "..") for part in parts)
+    # a drive anywhere in a path: Windows begins there again when it joins the parts
+    return "\0" not in name and not any(part in ("", ".", "..") or part[1:2] == ":" for part in parts)
 
 
 def write_table(path: Path, folder_name: str, shards: Iterable[ShardEntry], rows: Iterable[Row]) -> int:
@@ -256,4 +272,7 @@ def _values(text: Any) -> MaskValues | None:
     if text is None:
         return None
     mean, least, most, coloured = text.split()
-    return MaskValues(float(mean), int(least), int(most), coloured == "1")
+    values = MaskValues(float(mean), int(least), int(most), coloured == "1")
+    if not (0 <= values.mean <= 1 and 0 <= values.least <= values.most <= 255):
+        raise ValueError("impossible values of a mask")
+    return values

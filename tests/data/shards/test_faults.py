@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from library.data import images
+from library.data.shards.check import unpack
 from library.data.shards.places import expand
-from library.data.shards.table import ShardTable, write_table
+from library.data.shards.table import ShardTable, is_inside, write_table
 from library.options.mistakes import UserError
 from tests.data.image_files import save
 from tests.data.shards.packing import opened, pack, scanned, tool
@@ -76,6 +78,18 @@ def test_a_shard_with_other_bytes_is_named_when_it_is_read(packed: Path, capsys:
         ("UPDATE images SET mask = 'm.png', mask_shard = 0, mask_offset = 'x'", "damaged"),
         ("UPDATE images SET name = '../../im.png'", "damaged"),
         ("UPDATE images SET width = 'wide'", "damaged"),
+        ("UPDATE images SET width = 3.5", "damaged"),
+        ("UPDATE images SET offset = 1.5", "damaged"),
+        ("UPDATE images SET caption = x'6162'", "damaged"),
+        ("UPDATE images SET profile = x'00'", "damaged"),
+        ("UPDATE images SET score = 'high'", "damaged"),
+        ("UPDATE images SET score = 9e999", "damaged"),
+        ("UPDATE images SET alpha = 'nan 1 2 0'", "damaged"),
+        ("UPDATE images SET mask = '../../m.png'", "damaged"),
+        ("UPDATE images SET mask = x'61'", "damaged"),
+        ("UPDATE images SET mask_content = 'text'", "damaged"),
+        ("UPDATE facts SET value = '../../x' WHERE key = 'content'", "damaged"),
+        ("DELETE FROM facts", "damaged"),
         ("UPDATE shards SET path = '../../secret.tar'", "outside"),
         ("UPDATE shards SET path = '/etc/passwd'", "outside"),
         ("DROP TABLE images", "damaged"),
@@ -121,6 +135,37 @@ def test_images_beside_shards_are_noted(packed: Path, capsys: pytest.CaptureFixt
     folder = packed.parent / "data"
     code, out = tool(capsys, "--input_dir", folder, "--output_dir", folder)
     assert code == 2 and "is the folder of the images" in out and not (folder / "shards.sqlite").exists()
+
+
+def test_a_mask_is_not_unpacked_outside_of_its_folder(packed: Path, tmp_path: Path) -> None:
+    """The name of a mask is in the table, which may be from anywhere."""
+    with sqlite3.connect(packed / "shards.sqlite") as database:
+        database.execute(
+            "UPDATE images SET mask = '../evil.png', mask_shard = shard, mask_offset = offset, mask_length = length, "
+            "mask_content = content WHERE id = 1"
+        )
+    database.close()
+    with pytest.raises(UserError, match="impossible name"):
+        unpack(opened(packed), tmp_path / "out", tmp_path / "masks")
+    assert not (tmp_path / "evil.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_names_that_no_table_may_have_are_left_out_and_all_others_can_be_read(tmp_path: Path) -> None:
+    for number in range(19):
+        save(tmp_path / "data" / f"im{number}.png", caption="a dog")
+    save(tmp_path / "data" / "10:30.png", caption="a clock")
+    for name in ("c:drive.png", "up\\..\\down.png"):
+        save(tmp_path / "data" / name)
+    report = pack(tmp_path / "data", tmp_path / "packed")
+    assert sorted(Path(name).name for name in report.bad) == ["c:drive.png", "up\\..\\down.png"]
+    found = scanned(tmp_path / "packed")
+    assert not found.mistakes and len(found.records) == 20
+
+
+@pytest.mark.parametrize("name", ["c:x.png", "a/c:x.png", "..\\x.png", "a/../../x.png", "/x.png", "\\\\server\\x.png"])
+def test_no_name_leads_elsewhere_on_windows(name: str) -> None:
+    assert not is_inside(name) and is_inside("a/10:30.png")
 
 
 def test_shards_are_not_written_twice(packed: Path, tmp_path: Path) -> None:
