@@ -72,14 +72,12 @@ def pack_folder(
         rows = _Packing(subset, gathered, writer, most_memory, report).rows()
         folder = subset.image_folder
         write_table(output / TABLE_NAME, folder.absolute().name if folder else name, _entries(writer), rows)
-    except OSError as error:
+    except BaseException as error:
+        _remove(writer, output)
+        if not isinstance(error, OSError):
+            raise
         what = f"--output_dir {output} cannot be written ({error.strerror or error})"
         raise UserError([Mistake(what, "free disk space or make the folder writable, then start again")]) from error
-    except BaseException:
-        _remove(writer, output)
-        raise
-    finally:
-        writer.abandon()
     report.shards, report.size = len(writer.entries), sum(entry.length for entry in writer.entries)
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from library import whole_files
 from library.data import images
 from library.data.shards.check import unpack
 from library.data.shards.places import expand
@@ -126,6 +128,22 @@ def test_nothing_is_left_of_shards_that_cannot_be_packed(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"b\.txt"):
         pack(tmp_path / "data", tmp_path / "packed")
     assert not list((tmp_path / "packed").iterdir())
+
+
+def test_a_full_disk_leaves_no_shards_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        save(tmp_path / "data" / f"im{number}.png", (64, 64), "a dog")
+    free = [2]
+
+    def flush(descriptor: int) -> None:
+        free[0] -= 1
+        if free[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(whole_files, "_flush", flush)
+    with pytest.raises(UserError, match="No space left"):
+        pack(tmp_path / "data", tmp_path / "packed", limit=15_000)
+    assert free == [-1] and not list((tmp_path / "packed").iterdir())
 
 
 def test_images_beside_shards_are_noted(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
