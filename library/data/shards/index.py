@@ -53,11 +53,15 @@ def index_shards(places: Places, table: Path, captions: Captions, most_memory: f
         raise UserError([Mistake("two of the shards have the same name", "give each shard a name of its own")])
     reading = _Reading(places.root, names, captions, most_memory)
     try:
-        write_table(table, name_of(places.root), reading.entries(), reading.rows())
+        count = write_table(table, name_of(places.root), reading.entries(), reading.rows())
     except OSError as error:
         what = f"the table {table} cannot be written ({error.strerror or error})"
         raise UserError([Mistake(what, "give a folder that can be written: --output_dir")]) from error
-    return reading.report
+    report = reading.report
+    if count < report.images:
+        report.notes.append(f"{report.images - count} x second file of one name in its shard; the first is used")
+        report.images = count
+    return report
 
 
 @dataclass

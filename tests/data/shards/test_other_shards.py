@@ -70,6 +70,7 @@ def test_what_is_in_a_shard_beside_images_is_counted_and_not_read(
     assert code == 0, out
     assert "1 x link or device" in out and "4 x file named outside of the archive" in out
     assert "1 x second image of a sample" in out and "bad.png (unknown image format)" in out
+    assert "1 x second file of one name" in out and "22 images in 1 shard" in out
     records = {record.name: record for record in scanned(tmp_path, mask_dir=tmp_path).records}
     assert records.keys() == {"x/a.png", "x/photo.v2.png", *(f"x/many{number}.png" for number in range(20))}
     assert records["x/photo.v2.png"].caption == "two" and records["x/a.png"].caption == "one"
