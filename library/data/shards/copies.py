@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.whole_files import replacing
+from library.whole_files import remove_leftovers, replacing
 
 _ENDING = ".tar"
 _LOCK = ".lock"
 _ABANDONED = 1800.0  # seconds after which the lock of a process that died is no longer respected
+_PAUSE = 300.0  # seconds in which a process copies nothing more into a folder, after a copy that failed
+_failed: dict[str, float] = {}  # folder -> when
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Copies:
         path = self._path(url)
         if (data := _read(path, offset, length)) is not None:
             return data
+        if time.monotonic() - _failed.get(self.folder, -math.inf) < _PAUSE:
+            return None  # else each image would copy until the disk is full again
         with self._lock(path) as is_mine:
             if not is_mine or not self._copy(url, path):
                 return None
@@ -55,11 +60,14 @@ class Copies:
             with replacing(path) as stream:
                 copy_to(url, stream)
         except OSError:
+            _failed[self.folder] = time.monotonic()
             return False
         return True
 
     def _make_room(self) -> None:
-        """Delete the copies that were used longest ago. One that is being read stays where the system keeps it."""
+        """Delete what killed processes left, and the copies that were used longest ago. One that is being read stays
+        where the system keeps it."""
+        remove_leftovers(self.folder)
         found: list[tuple[float, Path]] = []
         for path in Path(self.folder).glob(f"*{_ENDING}"):
             with contextlib.suppress(OSError):

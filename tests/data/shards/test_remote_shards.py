@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +80,11 @@ def test_with_a_buffer_a_limited_number_of_shards_is_copied(
     original = remote.read_range
     monkeypatch.setattr(remote, "read_range", lambda *place: ranges.append(place[0]) or original(*place))
     found = scan_url(tmp_path, copied=2)
-    assert read_all(found) == read_all(local) and not ranges  # not one request for a single image
     folder = tmp_path / "caches" / "shards"
+    (folder / ".x.tar.0123456789ab.dreamfolder-tmp").touch()  # of a process that was killed
+    os.utime(folder / ".x.tar.0123456789ab.dreamfolder-tmp", (0, 0))
+    assert read_all(found) == read_all(local) and not ranges  # not one request for a single image
+    assert not list(folder.glob(".*"))
     assert len(list(folder.glob("*.tar"))) == 2 and not list(folder.glob("*.lock"))
     # while another process copies a shard, its images are read by request
     monkeypatch.setattr(copies.Copies, "_make_room", lambda self: pytest.fail("it is the other one's turn"))
@@ -105,13 +109,19 @@ def test_copies_of_earlier_shards_are_not_used_and_none_are_needed(
     expected = read_all(scanned(tmp_path / "new"))
     assert read_all(scan_url(tmp_path, copied=8)) == expected
 
-    def full(*_: object) -> None:
+    asked: list[object] = []
+
+    def full(url: str, _: object) -> None:
+        asked.append(url)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     shutil.rmtree(tmp_path / "caches")
     found = scan_url(tmp_path, copied=8)
     monkeypatch.setattr(remote, "copy_to", full)
     assert read_all(found) == expected and not list((tmp_path / "caches").rglob("*.tar*"))
+    assert len(asked) == 1  # not again for each image
+    monkeypatch.setattr(copies, "_PAUSE", 0.0)
+    assert read_all(found) == expected and len(asked) > 1
 
 
 @pytest.mark.parametrize(
