@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 
@@ -11,6 +12,11 @@ def listed(names: Iterable[object], most: int = 3, separator: str = ", ") -> str
     texts = [str(name) for name in names]
     more = len(texts) - most
     return separator.join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def without_secrets(url: str) -> str:
+    """A path, or a URL without password or signature."""
+    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0] if "://" in url else url
 
 
 def shortened(text: str, most: int = 60) -> str:

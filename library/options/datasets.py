@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from library.messages import without_secrets
 from library.options.mistakes import Mistake
 
 Size = tuple[int, int]  # width, height
@@ -101,8 +102,8 @@ class SubsetSpec:
 
     @property
     def source(self) -> str:
-        """What names the subset: its folder, metadata file or shards."""
-        return str(self.image_dir or self.metadata_file or self.shards or "")
+        """What names the subset: its folder, metadata file or shards, without the password of a URL."""
+        return without_secrets(str(self.image_dir or self.metadata_file or self.shards or ""))
 
     @property
     def image_folder(self) -> Path | None:

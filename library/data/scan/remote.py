@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from library.bounded import json_of
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
-from library.messages import counted, pip_install
+from library.messages import counted, pip_install, without_secrets
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
 
@@ -174,11 +174,6 @@ def _folder_name(url: str) -> str:
     plain = url.rstrip("/")
     words = re.sub(r"[^a-z0-9]+", "-", without_secrets(plain).lower()).strip("-")[:48]
     return f"{words}-{hashlib.blake2b(plain.encode(), digest_size=6).hexdigest()}"
-
-
-def without_secrets(url: str) -> str:
-    """The URL without password or signature."""
-    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
 
 
 def open_file_system(url: str) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from library.data.shards.table import ShardEntry, is_inside
 from library.limits import CAPTION_FILE
+from library.messages import without_secrets
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
 from library.whole_files import replacing
@@ -180,7 +181,7 @@ def files_in(place: str, is_wanted: Sequence[str], is_text: Sequence[str], skipp
                 if file.read(_BLOCK) != bytes(_BLOCK):
                     raise tarfile.ReadError("it has no end, or a damaged header")
     except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two for impossible numbers in a header
-        what = f"shard {place} is not a complete uncompressed tar archive ({error})"
+        what = f"shard {without_secrets(place)} is not a complete uncompressed tar archive ({error})"
         raise UserError([Mistake(what, "download or write it again")]) from error
 
 

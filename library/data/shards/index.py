@@ -27,6 +27,7 @@ from library.data.shards.member import hash_of
 from library.data.shards.pack import Report, row_of
 from library.data.shards.places import Places, join, name_of
 from library.data.shards.table import Row, ShardEntry, write_table
+from library.messages import without_secrets
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
@@ -116,7 +117,7 @@ class _Reading:
         except OSError as error:
             shard.mistakes.append(
                 Mistake(
-                    f"shard {place} cannot be read ({error.strerror or error})",
+                    f"shard {without_secrets(place)} cannot be read ({error.strerror or error})",
                     "check the name, and for a URL the credentials",
                 )
             )
@@ -165,6 +166,11 @@ class _Shard:
     _texts: dict[str, bytes] = field(default_factory=dict)  # by name
     _masks: dict[str, _Mask] = field(default_factory=dict)  # by the stem of their image
 
+    @property
+    def shown(self) -> str:
+        """What names it in messages."""
+        return without_secrets(self.place)
+
     def read(self) -> None:
         """Read all files once. Raises UserError for a damaged archive, OSError for one that cannot be read."""
         texts = (*(ending.lower() for ending in normal_extensions(self.captions.extensions)), _JSON)
@@ -195,7 +201,7 @@ class _Shard:
         try:
             header = read_header(Loaded(data, name), self.most_memory)
         except BadImage as error:
-            self.bad[f"{self.place}/{name}"] = str(error)
+            self.bad[f"{self.shown}/{name}"] = str(error)
             return
         place = Place(self.number, offset)
         if label is None:
@@ -207,7 +213,7 @@ class _Shard:
             own = stem.removesuffix(label)
             self._masks[own] = _Mask(name, offset, len(data), hash_of(data), header.size, values)
         else:
-            self.bad[f"{self.place}/{name}"] = values
+            self.bad[f"{self.shown}/{name}"] = values
 
     def _complete(self, image: _Image) -> Row:
         """The row with caption and mask."""
@@ -216,7 +222,7 @@ class _Shard:
         if mask is None:
             return row
         if not same_aspect_ratio(mask.size, (row.width, row.height)):
-            what = f"mask {self.place}/{mask.name} is {mask.size[0]}x{mask.size[1]}, its image {row.width}x{row.height}"
+            what = f"mask {self.shown}/{mask.name} is {mask.size[0]}x{mask.size[1]}, its image {row.width}x{row.height}"
             self.mistakes.append(Mistake(what, "resize it to the size or aspect ratio of its upright image"))
         return row._replace(
             mask=mask.name, mask_shard=self.number, mask_offset=mask.offset, mask_length=mask.length,
@@ -230,7 +236,7 @@ class _Shard:
             for stem in stems:
                 if (data := self._texts.get(stem + ending)) is not None:
                     try:
-                        return decode_caption(f"{self.place}/{stem}{ending}", data, self.captions.encoding)
+                        return decode_caption(f"{self.shown}/{stem}{ending}", data, self.captions.encoding)
                     except UserError as error:
                         self.mistakes += error.mistakes
                         return None

@@ -15,6 +15,7 @@ from typing import Literal
 
 from library.data.scan.index import MaskValues
 from library.data.shards.copies import Copies
+from library.messages import without_secrets
 from library.options.convert_values import is_remote
 
 TABLE_NAME = "shards.sqlite"
@@ -84,4 +85,4 @@ class Member:
 
     def __str__(self) -> str:
         stem = self.shard.place.rpartition("/")[2].removesuffix(".tar")
-        return f"{self.shard.place}/{self.name.removeprefix(f'{stem}/')}"
+        return f"{without_secrets(self.shard.place)}/{self.name.removeprefix(f'{stem}/')}"

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.bounded import read_json
-from library.data.scan.remote import as_user_error, mark_of, open_file_system, without_secrets
+from library.data.scan.remote import as_user_error, mark_of, open_file_system
 from library.data.shards.copies import Copies
 from library.data.shards.member import Shard
 from library.data.shards.places import Places, join, name_of
 from library.data.shards.table import MAKE_IT, ShardEntry, ShardTable, is_inside
-from library.messages import counted, listed
+from library.messages import counted, listed, without_secrets
 from library.options.convert_values import is_remote
 from library.options.mistakes import Mistake, UserError
 from library.whole_files import replacing
@@ -46,7 +46,7 @@ def open_shards(places: Places, caches: Path, copies: int = 0) -> OpenedShards:
     used = _select(places, table)
     names = [entry.path for entry in used]
     if outside := [name for name in names if not is_inside(name)]:
-        what = f"{places.table} names shards outside of their folder: {listed(outside, _NAMED)}"
+        what = f"{without_secrets(places.table)} names shards outside of their folder: {listed(outside, _NAMED)}"
         raise UserError([Mistake(what, MAKE_IT)])
     _check_lengths(places.root, used)
     own = caches / "latents" / table.content
@@ -68,7 +68,8 @@ def _select(places: Places, table: ShardTable) -> list[ShardEntry]:
         return list(table.shards)
     by_path = {entry.path: entry for entry in table.shards}
     if missing := [name for name in places.names if name not in by_path]:
-        what = f"{counted(len(missing), 'shard')} not in the table {places.table}: {listed(missing, _NAMED)}"
+        where = f"the table {without_secrets(places.table)}"
+        what = f"{counted(len(missing), 'shard')} not in {where}: {listed(missing, _NAMED)}"
         raise UserError([Mistake(what, f"{MAKE_IT} for all shards")])
     return [by_path[name] for name in places.names]
 
@@ -90,7 +91,7 @@ def _check_lengths(root: str, used: Iterable[ShardEntry]) -> None:
 
 def _fault(place: str, expected: int) -> str:
     """Why a shard cannot be used; "" if it can."""
-    shown = without_secrets(place) if is_remote(place) else place
+    shown = without_secrets(place)
     try:
         if is_remote(place):
             from library.data.shards.remote import length_of

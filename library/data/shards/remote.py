@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from library.data.scan.remote import without_secrets
+from library.messages import without_secrets
 
 _PIECE = 1 << 22
 

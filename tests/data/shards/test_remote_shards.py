@@ -162,3 +162,18 @@ def test_shards_of_others_behind_a_url_get_a_local_table(
         [dataset(subset(None, shards="memory://other/a-{0..0}.tar", shard_table=table))], caches=tmp_path / "caches"
     )
     assert not found.mistakes and read_all(found) == [image]
+
+
+def test_no_password_of_a_url_is_told(
+    cloud: MemoryFileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.pipe_file("/me:hush@bucket/a.tar", write_tar(tmp_path / "a.tar", {"1.png": b"none"}).read_bytes()[:-9000])
+    code, out = tool(capsys, "--shards", "memory://me:hush@bucket/a.tar", "--output_dir", tmp_path / "tables")
+    assert code == 2 and "memory://bucket/a.tar" in out and "hush" not in out
+    for path in (tmp_path / "packed").iterdir():
+        cloud.pipe_file(f"/me:hush@bucket/set/{path.name}", path.read_bytes())
+    found = scan_url(tmp_path, "memory://me:hush@bucket/set")
+    assert found.subsets[0].source == URL and str(found.records[0].path) == f"{URL}/part-000000.tar/im0.png"
+    assert "hush" not in "".join(describe_reading(found.shards, 0)) and read_all(found)
+    (mistake,) = scan_url(tmp_path, "memory://me:hush@bucket/set/other.tar").mistakes
+    assert "not in the table memory://bucket/set" in mistake.what
