@@ -52,9 +52,13 @@ class ShardImages:
     folder: Path
     table: ShardTable
     shards: Mapping[int, Shard]
-    masks: bool  # whether the masks in the shards are used
-    has_masks: bool = False  # whether there are any
-    masks_wanted: bool = False  # whether the user asked for masks
+    has_masks: bool  # whether there are masks in the shards
+    masks_wanted: bool  # whether the user asked for masks
+
+    @property
+    def masks(self) -> bool:
+        """Whether the masks in the shards are used."""
+        return self.has_masks and self.masks_wanted
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Rows of the shards that are used, in the order of their names, with their numbers."""
@@ -98,9 +102,9 @@ def open_images(subset: SubsetSpec, number: int, place: int, places: Places, cac
     beside = Path(places.table).parent / "caches"
     opened: OpenedShards = open_shards(places, caches or beside, subset.shard_copies)
     wanted, has_masks = subset.mask_dir is not None, opened.table.has_masks()
-    masks = wanted and has_masks
-    subset = replace(subset, shards=subset.shards or str(subset.image_dir), shard_masks=masks, mask_dir=None)
-    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, masks, has_masks, wanted)
+    shards = subset.shards or str(subset.image_dir)
+    subset = replace(subset, shards=shards, shard_masks=wanted and has_masks, mask_dir=None)
+    return ShardImages(subset, number, place, opened.folder, opened.table, opened.shards, has_masks, wanted)
 
 
 def open_all(

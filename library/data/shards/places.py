@@ -88,7 +88,7 @@ def locate(text: str, table: str | None = None) -> Places:
             [Mistake(f"{wrong} is not an uncompressed tar archive, of which single images can be read", remedy)]
         )
     folders = {folder_of(path) for path in paths}
-    root = folders.pop() if len(folders) == 1 else common_folder([*folders, folder_of(paths[0])])
+    root = folders.pop() if len(folders) == 1 else common_folder([*folders])
     names = tuple(path[len(root) :].lstrip("/\\").replace(os.sep, "/") for path in map(_absolute, paths))
     return Places(root, table or join(root, TABLE_NAME), tuple(dict.fromkeys(names)))
 
