@@ -81,11 +81,6 @@ def gather(subset: SubsetSpec, directories: Directories, extensions: Collection[
     return result
 
 
-def title(subset: SubsetSpec) -> str:
-    """Name of a subset in messages."""
-    return subset.source
-
-
 def setting(subset: SubsetSpec, name: str, value: str) -> str:
     """How to write a setting in the place where this subset is configured."""
     return f"--{name}={value}" if subset.origin.startswith("--") else f'{name} = "{value}" ({subset.origin})'
@@ -314,7 +309,7 @@ def _match_masks(
     result.mask_places = {name: places[name] for name in result.masks.values()}
     missing = sum(image.name not in result.masks for image in result.images)
     if missing:
-        what = f"{title(subset)}: {missing} of {counted(len(result.images), 'image')} without a mask in {mask_dir}"
+        what = f"{subset.source}: {missing} of {counted(len(result.images), 'image')} without a mask in {mask_dir}"
         result.notes.append(f"{what}: trained {'with transparency as mask, or ' if subset.alpha_mask else ''}unmasked")
 
 
@@ -335,7 +330,7 @@ def check_masks(subsets: Sequence[SubsetSpec], gathered: Sequence[Gathered]) -> 
             by_flag = subset.origin.startswith("--")
             if gathered[number].masks or (by_flag and (used or number != numbers[0])):
                 continue
-            what = f"{subset.mask_dir} contains no mask for any image of {title(subset)} ({subset.origin})"
+            what = f"{subset.mask_dir} contains no mask for any image of {subset.source} ({subset.origin})"
             result.mistakes.append(Mistake(what, "name each mask like its image, with any extension"))
         unused = sorted(set.intersection(*(set(gathered[number].unused_masks or ()) for number in numbers)))
         if used and unused:

@@ -7,9 +7,8 @@ mistake. Reads only image headers, and only those that changed since an earlier 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from library.data.scan.gather import (
     check_caption_endings,
     check_masks,
     gather,
-    title,
 )
 from library.data.scan.image_headers import Header
 from library.data.scan.image_notes import note_images
@@ -118,7 +116,7 @@ def scan(
     ]
     train, reg, validation = _by_use(specs, records)
     _check_bad(findings, train + reg + validation)
-    sides = split(train, reg, validation, datasets, specs, _lengths(gathered), seed)
+    sides = split(train, reg, validation, datasets, specs, seed)
     findings.notes += sides.notes
     findings.mistakes += sides.mistakes
     balanced = _balance(datasets, sides.trained, reg, findings)
@@ -189,22 +187,6 @@ def _find_duplicates(datasets: Sequence[DatasetSpec], findings: _Findings) -> se
                 duplicates.add(number)
             number += 1
     return duplicates
-
-
-def _lengths(gathered: Sequence[Gathered]) -> Callable[[ImageRecord], int]:
-    """Return a function that gives the file length of a record in bytes, from the folder listings."""
-
-    @cache
-    def of_subset(number: int) -> dict[tuple[Path, str], int]:
-        images = gathered[number].images
-        return {(image.folder, image.name): image.directory.images[image.base][0] for image in images}
-
-    def length(record: ImageRecord) -> int:
-        if record.member is not None:
-            return record.member.length
-        return of_subset(record.subset)[record.folder, record.name]
-
-    return length
 
 
 def _read(gathered: Iterable[Gathered], index: Index, most_memory: float, *, progress: bool) -> Contents:
@@ -302,7 +284,7 @@ def _build_from_shards(images: ShardImages, most_memory: float, findings: _Findi
     findings.notes += notes + describe_loose(images, readable_extensions())
     findings.mistakes += mistakes
     if not records and not small and not findings.mistakes:
-        findings.mistakes.append(Mistake(f"the shards of {title(subset)} contain no image", "name others"))
+        findings.mistakes.append(Mistake(f"the shards of {subset.source} contain no image", "name others"))
     return records
 
 
@@ -322,7 +304,7 @@ def _is_small(size: Size, subset: SubsetSpec) -> bool:
 def _note_lines(later_lines: int, subset: SubsetSpec, findings: _Findings) -> None:
     if later_lines:
         files = counted(later_lines, "caption file")
-        findings.notes.append(f"{title(subset)}: {files} with several lines; only the first line is used")
+        findings.notes.append(f"{subset.source}: {files} with several lines; only the first line is used")
 
 
 def _mask_problem(mask: str, size: Size, gathered: Gathered, contents: Contents) -> str | None:
@@ -355,10 +337,10 @@ def _report_small(small: int, subset: SubsetSpec, *, is_all: bool, findings: _Fi
     reason = " or ".join(filter(None, (edge, area)))
     if is_all:
         images = "the only image has" if small == 1 else f"all {small} images have"
-        what = f"{title(subset)}: {images} {reason} ({subset.origin})"
+        what = f"{subset.source}: {images} {reason} ({subset.origin})"
         findings.mistakes.append(Mistake(what, "lower the minimum size, or use larger images"))
     else:
-        findings.notes.append(f"{title(subset)}: {counted(small, 'image')} with {reason} left out")
+        findings.notes.append(f"{subset.source}: {counted(small, 'image')} with {reason} left out")
 
 
 def _check_bad(findings: _Findings, records: Sequence[ImageRecord]) -> None:

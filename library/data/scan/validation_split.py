@@ -14,7 +14,7 @@ import hashlib
 import math
 import random
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -46,12 +46,10 @@ def split(
     validation: Sequence[ImageRecord],
     datasets: Sequence[DatasetSpec],
     subsets: Sequence[SubsetSpec],
-    length: Callable[[ImageRecord], int],
     seed: int,
 ) -> Split:
     """Hold out the images of validation subsets, and others as each dataset's validation_split says. Regularisation
-    images are only held out by their subset; `length` is the file length in bytes, `seed` that of datasets without
-    their own validation_seed."""
+    images are only held out by their subset; `seed` is that of datasets without their own validation_seed."""
     splitting = [place for place, dataset in enumerate(datasets) if dataset.validation_split > 0]
     if not validation and (not train or not splitting):
         return Split(trained=list(train))
@@ -66,14 +64,14 @@ def split(
         held_out = choose_held_out(names, dataset.validation_split, own_seed)
         if dataset.validation_split > 0 and not held_out:
             count = "the only image" if len(records) == 1 else f"any of the {len(records)} images"
-            result.notes.append(f"{_setting(dataset)} does not hold out {count} of {_title(subsets[number])}")
+            result.notes.append(f"{_setting(dataset)} does not hold out {count} of {subsets[number].source}")
         for place, record in enumerate(records):
             if place in held_out:
                 result.held_out.append(replace(record, repeats=1, held_out=True))
             else:
                 result.trained.append(record)
     result.held_out.sort(key=lambda record: record.subset)
-    copies = find_trained_copies(result.held_out, [*result.trained, *reg], length)
+    copies = find_trained_copies(result.held_out, [*result.trained, *reg])
     settings = [_setting(datasets[place]) for place in splitting]
     settings += [f"validation subset ({subset.origin})" for subset in subsets if subset.validation]
     if train or all(subset.validation or subset.is_reg for subset in subsets):  # else a folder without images is known
@@ -90,9 +88,7 @@ def choose_held_out(names: Sequence[str], share: float, seed: int) -> set[int]:
     return set(order[math.ceil(len(names) * (1 - Fraction(str(share)))) :])
 
 
-def find_trained_copies(
-    held_out: Sequence[ImageRecord], trained: Sequence[ImageRecord], length: Callable[[ImageRecord], int]
-) -> set[int]:
+def find_trained_copies(held_out: Sequence[ImageRecord], trained: Sequence[ImageRecord]) -> set[int]:
     """Indexes of the held-out images with the same bytes as a trained one. Reads only files of equal length and size
     in pixels, and usually only their beginnings."""
     paths = {record.path for record in trained}
@@ -100,7 +96,7 @@ def find_trained_copies(
     candidates = {place: record for place, record in enumerate(held_out) if place not in same}
     others = list(trained)
     # each comparison costs more than the one before, and is made only where that one result no difference
-    for signature in (lambda record: (length(record), record.size), _beginning, _content):
+    for signature in (lambda record: (record.length, record.size), _beginning, _content):
         candidate_signatures = {place: signature(record) for place, record in candidates.items()}
         other_signatures = [signature(record) for record in others]
         shared = set(candidate_signatures.values()) & set(other_signatures)
@@ -161,7 +157,3 @@ def _check_split(
 
 def _setting(dataset: DatasetSpec) -> str:
     return f"validation_split = {dataset.validation_split:g} ({dataset.origin})"
-
-
-def _title(subset: SubsetSpec) -> str:
-    return subset.source
