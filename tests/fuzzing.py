@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import itertools
 import json
 import pickle
 import random
@@ -31,7 +32,7 @@ from library.checkpoints.files import read_header, read_part_header
 from library.checkpoints.header import CheckpointError
 from library.data.captions import longest_texts, process
 from library.data.image_files import BadImage
-from library.options.datasets import CaptionSettings
+from library.options.datasets import CaptionSettings, SubsetSpec
 from library.options.mistakes import Mistakes, UserError
 from networks.adapter import AdapterError
 
@@ -435,12 +436,18 @@ def shard_pattern(folder: Path, text: str) -> None:
 
 
 def shard_table(folder: Path, content: bytes) -> None:
-    """A table of shards, and its rows."""
-    from library.data.shards.table import ShardTable
+    """A table of shards, and its records."""
+    from library.data.scan.shard_images import open_images
+    from library.data.shards.places import Places
 
-    table = ShardTable(_file(folder, "x.sqlite", content))
-    for row in range(min(len(table), 5)):
-        table.row(row)
+    table = _file(folder, "x.sqlite", content)
+    (folder / "a.tar").write_bytes(bytes(512))
+    subset = SubsetSpec(folder, "a test", mask_dir=folder)
+    images = open_images(subset, 0, 0, Places(str(folder), str(table)), folder)
+    for number, row in itertools.islice(images.rows(), 5):
+        record = images.record(number, row)
+        for member in (record.member, record.mask_member):
+            assert member is None or (str(member) and member.cache_name)
 
 
 _LAYERS = st.sampled_from(
@@ -501,10 +508,15 @@ def _tars() -> list[bytes]:
 
 @functools.cache
 def _tables() -> list[bytes]:
-    from library.data.shards.table import write_table
+    from library.data.scan.index import MaskValues
+    from library.data.shards.table import Row, ShardEntry, write_table
 
+    values = MaskValues(0.5, 0, 255)
+    mask = ("m/a.png", 0, 9, 9, bytes(32), values)
+    row = Row("a.png", 0, 0, 9, bytes(32), 64, 64, True, "", False, "a dog", 5.5, values, *mask)
     with tempfile.TemporaryDirectory() as folder:
-        write_table(Path(folder, "t.sqlite"), "dog", [], [])
+        rows = [row, row._replace(name="b.png", caption=None, mask=None, mask_shard=None)]
+        write_table(Path(folder, "t.sqlite"), "dog", [ShardEntry(0, "a.tar", 512)], rows)
         return [Path(folder, "t.sqlite").read_bytes()]
 
 
