@@ -17,6 +17,7 @@ from library.data.scan.mask_values import MaskSource, read_values
 from library.data.shards.archive import Loaded, Place, ShardWriter
 from library.data.shards.member import TABLE_NAME, hash_of
 from library.data.shards.table import Row, ShardEntry, is_inside, write_table
+from library.limits import CAPTION_FILE
 from library.messages import counted
 from library.options.datasets import SubsetSpec
 from library.options.mistakes import Mistake, Mistakes, UserError
@@ -132,7 +133,7 @@ class _Packing:
         files = [Loaded(data, image.name)]
         text = image.text or None
         if image.caption_file is not None:
-            caption = self._read(Path(image.directory.path, image.caption_file))
+            caption = self._read(Path(image.directory.path, image.caption_file), CAPTION_FILE + 1)
             text = self._decode(Path(image.directory.path, image.caption_file), caption)
             if prefix + image.caption_file not in self._written:
                 files.append(Loaded(caption, prefix + image.caption_file))
@@ -173,9 +174,10 @@ class _Packing:
             return None, None
         return mask, values
 
-    def _read(self, path: Path) -> bytes:
+    def _read(self, path: Path, most: int = -1) -> bytes:
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(most)
         except OSError as error:
             self.report.mistakes.add(f"{path} cannot be read ({error.strerror or error})", "check its permissions")
             return b""

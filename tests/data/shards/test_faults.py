@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,18 @@ def test_nothing_is_left_of_shards_that_cannot_be_packed(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"b\.txt"):
         pack(tmp_path / "data", tmp_path / "packed")
     assert not list((tmp_path / "packed").iterdir())
+
+
+def test_no_giant_caption_is_read_to_be_refused(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "a.png", caption="a dog")
+    os.truncate(tmp_path / "data" / "a.txt", 300_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"a\.txt is not read: it has more than"):
+            pack(tmp_path / "data", tmp_path / "packed")
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_full_disk_leaves_no_shards_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
