@@ -163,7 +163,7 @@ class _Shard:
     mistakes: list[Mistake] = field(default_factory=list)
     not_used: Counter[str] = field(default_factory=Counter)
     _images: list[_Image] = field(default_factory=list)
-    _texts: dict[str, bytes] = field(default_factory=dict)  # by name
+    _texts: dict[str, bytes] = field(default_factory=dict)  # by name, the ending in lower case
     _masks: dict[str, _Mask] = field(default_factory=dict)  # by the stem of their image
 
     @property
@@ -180,7 +180,8 @@ class _Shard:
                 if found.data is None:
                     self.not_used["text of more than a megabyte"] += 1
                 else:
-                    self._texts[found.name] = found.data
+                    ending = max(len(text) for text in texts if found.name.lower().endswith(text))
+                    self._texts.setdefault(found.name[:-ending] + found.name[-ending:].lower(), found.data)
             else:
                 self._add_image(found.name, found.offset, found.data or b"")
         self.not_used["link or device, which is not read"] += skipped.links
@@ -197,7 +198,7 @@ class _Shard:
         folder, _, base = name.rpartition("/")
         key, _, extension = base.partition(".")
         stem = name.rpartition(".")[0]
-        label = next((ending for ending in (_MASK, MASK_LABEL) if stem.endswith(ending)), None)
+        label = next((ending for ending in (_MASK, MASK_LABEL) if stem.lower().endswith(ending)), None)
         try:
             header = read_header(Loaded(data, name), self.most_memory)
         except BadImage as error:
@@ -210,8 +211,7 @@ class _Shard:
             return
         values = read_values(MaskSource(Loaded(data, name), transparency=False))
         if isinstance(values, MaskValues):
-            own = stem.removesuffix(label)
-            self._masks[own] = _Mask(name, offset, len(data), hash_of(data), header.size, values)
+            self._masks[stem[: -len(label)]] = _Mask(name, offset, len(data), hash_of(data), header.size, values)
         else:
             self.bad[f"{self.shown}/{name}"] = values
 
@@ -234,7 +234,7 @@ class _Shard:
         stems = dict.fromkeys((image.stem, image.key.removeprefix("/")))
         for ending in normal_extensions(self.captions.extensions):
             for stem in stems:
-                if (data := self._texts.get(stem + ending)) is not None:
+                if (data := self._texts.get(stem + ending.lower())) is not None:
                     try:
                         return decode_caption(f"{self.shown}/{stem}{ending}", data, self.captions.encoding)
                     except UserError as error:

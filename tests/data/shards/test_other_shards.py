@@ -107,6 +107,22 @@ def test_a_damaged_archive_is_named(
     assert code == 2 and what in out and "x.tar" in out and not (tmp_path / "shards.sqlite").exists()
 
 
+def test_endings_of_any_case_are_those_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a folder."""
+    files = {
+        "a.PNG": png(),
+        "a.TXT": b"one",
+        "b.png": png(),
+        "b.JSON": b'{"caption": "two"}',
+        "a.Mask.PNG": png(mode="L"),
+    }
+    write_tar(tmp_path / "x.tar", files)
+    code, out = tool(capsys, "--shards", tmp_path / "x.tar")
+    assert code == 0 and "without a caption" not in out, out
+    found = [(record.caption, record.mask) for record in scanned(tmp_path, mask_dir=tmp_path).records]
+    assert found == [("one", "a.Mask.PNG"), ("two", None)]
+
+
 def archive() -> tuple[bytearray, int]:
     """Three images of one block each, and where the header of the second is."""
     file = io.BytesIO()
