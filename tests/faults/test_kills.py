@@ -29,14 +29,16 @@ def test_killed_at_random_moments_and_resumed_a_run_ends_as_if_undisturbed() -> 
 
 
 CHILD = """
-import multiprocessing, sys, time
+import multiprocessing, os, sys, time
 from library.runtime.children import end_with_parent
 from library.runtime.signals import starting_processes
 
 def work(path):
     end_with_parent()
-    open(path, "w").write("ready")
-    time.sleep(600)
+    for _ in range(60_000):  # answers each time it is asked
+        if not os.path.exists(path):
+            open(path, "w").close()
+        time.sleep(0.01)
 
 if __name__ == "__main__":
     with starting_processes():
@@ -58,15 +60,24 @@ def test_what_a_killed_process_started_ends_with_it(tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    while not ready.exists():
-        time.sleep(0.01)
+
+    def lives() -> bool:
+        return child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+
+    def answers() -> bool:
+        while lives() and not ready.exists():
+            time.sleep(0.01)
+        return ready.exists()
+
+    assert answers()
     for number in (2, 15, 1):  # SIGINT, SIGTERM, SIGHUP
         child.send_signal(number)
-    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    ready.unlink()  # signals are handled before the next file is made
+    assert answers()
     parent.kill()
     parent.wait()
     psutil.wait_procs([child], timeout=60)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not lives()
 
 
 def test_a_data_worker_that_is_killed_costs_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
