@@ -500,7 +500,7 @@ def test_two_processes_report_one_loss_and_the_first_one_writes(two_ranks: list[
     assert sorted({*first["seen"], *second["seen"]}) == [0, 1, 2]
     assert len(first["seen"]) == len(second["seen"]) == 2 and second["seen"][1] == first["seen"][1]
     assert first["logged"][0]["loss"] == pytest.approx((1 + 2 + 3) / 3)
-    assert first["called"] == second["called"] and not second["logged"]
+    assert first["called"] == second["called"] != [] and not second["logged"]
     # gradients stay each rank's own here: together they are those of the loss
     moved = [1.0 - rank["weight"] for rank in (first, second)]
     assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)

@@ -81,7 +81,7 @@ def test_latents_of_shards_are_cached_like_those_of_files(
     assert first.code == 0, first.err
     assert first.losses == expected.losses
     second = run([*shards, "--seed=1"], capsys)
-    assert "0 encoded" in second.out + second.err, second.out + second.err
+    assert " read, 0 encoded" in second.out + second.err, second.out + second.err
     assert second.losses == expected.losses
     assert not list((world.root / "packed").rglob("*.safetensors")), "caches are not beside the shards"
 
