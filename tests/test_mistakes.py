@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from library.training.saving.saver import Saver
 from library.training.saving.state import Progress
 from library.training.saving.state_writer import StateWriter
 from tests import tiny
+from tests.small_disk import mounted
 from tests.training.running import Outcome, World, make_world, run
 
 
@@ -303,15 +303,8 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     a run does not wait for room (tests/faults has what it does then)."""
     monkeypatch.setattr("library.training.saving.saver.other_folders", lambda *_: iter(()))
     monkeypatch.setattr("library.training.saving.unsaved.PATIENCE", 0)
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder]).returncode:
-        pytest.skip("no small file system can be mounted here (needs root)")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(tmp_path / "disk", "40m") as disk:
+        yield disk
 
 
 def test_not_enough_disk_for_the_files_to_come(refused: Refused, small_disk: Path) -> None:

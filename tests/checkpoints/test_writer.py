@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from library.checkpoints.files import CheckpointError, TensorInfo, open_tensors
 from library.checkpoints.lazy import LazyTensor
 from library.checkpoints.writer import replacing, write_ckpt, write_json, write_safetensors, write_text
 from tests.checkpoints.test_files import EVERY_DTYPE, same
+from tests.small_disk import mounted
 
 
 def test_the_file_is_byte_for_byte_the_librarys(tmp_path: Path) -> None:
@@ -143,21 +144,9 @@ def test_text_and_json(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A mounted file system of 1 MiB; needs Linux and the right to mount."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if sys.platform != "linux" or shutil.which("mount") is None:
-        pytest.skip("needs Linux")
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        yield folder  # type: ignore[misc]
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", "1m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("write", [write_safetensors, write_ckpt])

@@ -18,6 +18,7 @@ from library.training.run import Run
 from library.training.saving import saver, unsaved
 from library.training.saving.state_writer import StateWriter
 from library.whole_files import is_temporary
+from tests.small_disk import mounted
 from tests.tools.filling import ROOT, kill_after
 from tests.training.running import Outcome, World, assert_equal_files, make_world, run
 
@@ -37,18 +38,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A mounted file system with room for a few models; needs Linux and the right to mount."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if sys.platform != "linux" or shutil.which("mount") is None:
-        pytest.skip("needs Linux")
-    words = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
+    """With room for a few models."""
+    with mounted(tmp_path / "disk", "16m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, happens: dict[int, Callable[[Run], object]]) -> None:

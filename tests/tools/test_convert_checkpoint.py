@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests import tiny
+from tests.small_disk import mounted
 from tests.tools import loras
 from tests.tools.models import UNET, read, same, with_averages
 from tools import convert_checkpoint
@@ -341,22 +342,13 @@ def test_values_that_do_not_fit_leave_nothing(tmp_path: Path, capsys: Output) ->
 def test_a_full_disk_leaves_nothing_and_what_stood_there(
     files: dict[str, Path], tmp_path: Path, capsys: Output
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small disk needs root")
-    try:
+    with mounted(tmp_path / "disk", "8m") as disk:
         (disk / "there.ckpt").write_bytes(b"x")
         for target in ("out.safetensors", "there.ckpt", "folder"):
             assert convert(files["sd1"], disk / target, "--overwrite") == 2
             assert "could not be written" in capsys.readouterr().err
         assert [entry.name for entry in disk.iterdir()] == ["there.ckpt"]
         assert (disk / "there.ckpt").read_bytes() == b"x"
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_keys_of_others_go_along(files: dict[str, Path], tmp_path: Path, capsys: Output) -> None:

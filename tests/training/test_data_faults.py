@@ -17,6 +17,7 @@ from library.data import retries
 from library.training import session
 from tests import tiny
 from tests.data.image_files import noise
+from tests.small_disk import mounted
 from tests.training.running import Outcome, World, make_world, run
 
 DISK = {"cache_latents_to_disk": True}
@@ -34,17 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True)
-    except OSError:
-        pytest.skip("there is no mount here")
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with mounted(tmp_path / "disk", "256k") as disk:
+        yield disk
 
 
 def go(world: World, capsys: pytest.CaptureFixture[str], data: Path, **flags: object) -> Outcome:

@@ -27,6 +27,7 @@ from library.data.images import Geometry
 from library.data.scan.image_record import ImageRecord
 from library.options.mistakes import UserError
 from tests.data.image_files import noise, record, save
+from tests.small_disk import mounted
 
 ROOT = Path(__file__).resolve().parents[3]
 PLACES = {
@@ -590,18 +591,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-        )
-    except OSError:
-        pytest.skip("no mount here")
-    if done.returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "256k") as disk:
+        yield disk
 
 
 @FORMATS
