@@ -134,9 +134,19 @@ SETTINGS = st.builds(
 )
 
 
+@functools.cache
+def _weights() -> bytes:
+    import torch
+    from safetensors.torch import save
+
+    return save({"a.weight": torch.ones(2, 3), "a.alpha": torch.ones(())}, {"ss_network_dim": "3"})
+
+
 @st.composite
 def safetensors(draw: st.DrawFn) -> bytes:
     """Files of the format, whole and not."""
+    if draw(st.booleans()):
+        return _weights()
     shapes = st.lists(st.integers(0, 9) | NUMBERS, max_size=4)
     entry = st.fixed_dictionaries(
         {
@@ -161,7 +171,7 @@ _OPCODES = st.sampled_from(
 
 
 @functools.cache
-def _structures() -> list[bytes]:
+def _archives() -> list[bytes]:
     import torch
 
     found = []
@@ -171,14 +181,23 @@ def _structures() -> list[bytes]:
     ):
         stream = io.BytesIO()
         torch.save(content, stream)
-        with zipfile.ZipFile(stream) as archive:
+        found.append(stream.getvalue())
+    return found
+
+
+def _structures() -> list[bytes]:
+    found = []
+    for content in _archives():
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             found.append(archive.read("archive/data.pkl"))
     return found
 
 
 @st.composite
 def pickles(draw: st.DrawFn) -> bytes:
-    """Torch's archives with any structure, and pickles that torch did not write."""
+    """Torch's archives, whole, damaged and with any structure, and pickles that torch did not write."""
+    if draw(st.booleans()):
+        return draw(_damaged(st.sampled_from(_archives())))
     whole = _damaged(st.deferred(lambda: st.sampled_from(_structures())))
     made = (
         st.lists(_OPCODES | st.binary(max_size=4), max_size=40)
@@ -464,6 +483,36 @@ ADAPTERS = st.dictionaries(
 )
 
 PROMPT_LINES = _damaged(st.lists(CAPTIONS, max_size=4).map("\n".join).map(lambda text: text.encode("utf-8", "replace")))
+_WISHES = st.dictionaries(
+    st.sampled_from(["prompt", "negative_prompt", "width", "height", "sample_steps", "scale", "seed", "enum"]),
+    st.integers(1, 9999) | LEAVES | CAPTIONS,
+    max_size=5,
+)
+PROMPTS_IN_JSON = _damaged(st.lists(_WISHES, max_size=4).map(_json)) | JSONS
+PROMPTS_IN_TOML = (
+    _damaged(
+        st.builds(
+            lambda shared, each: _toml({"prompt": {**shared, "subset": each}}), _WISHES, st.lists(_WISHES, max_size=3)
+        )
+    )
+    | TOMLS
+)
+
+
+@st.composite
+def state_heads(draw: st.DrawFn) -> bytes:
+    """train_state.json with some values replaced."""
+    from dataclasses import asdict
+
+    from library.training.saving.state import Progress
+
+    head: dict[str, Any] = {"progress": asdict(Progress(step=3, epoch=1, window=3)), "identity": {"seed": "1"}}
+    for tree in (head["progress"], head):
+        names = st.sampled_from([*tree]) | st.sampled_from(["files", "head_crc32", "options", "output_name", "world"])
+        tree.update(draw(st.dictionaries(names, TREES, max_size=2)))
+    return _json(head)
+
+
 PATTERNS = st.lists(st.sampled_from(list("ab.*+?()|[]{}^$\\w\\d0,9-")) | TEXT, max_size=20).map("".join)
 PEFT = _damaged(
     st.fixed_dictionaries(
@@ -538,14 +587,14 @@ TARGETS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]
     "safetensors": (header, (_damaged(safetensors()),)),
     "pickles": (header, (pickles(),)),
     "pickles of states": (state_pickle, (pickles(),)),
-    "train_state.json": (state, (JSONS,)),
+    "train_state.json": (state, (_damaged(state_heads()) | JSONS,)),
     "datasets in TOML": (functools.partial(dataset, name="d.toml"), (TOMLS,)),
     "datasets in JSON": (functools.partial(dataset, name="d.json"), (JSONS,)),
     "options in TOML": (functools.partial(config, name="c.toml"), (TOMLS,)),
     "options in JSON": (functools.partial(config, name="c.json"), (JSONS,)),
     "prompts in text": (functools.partial(prompts, name="p.txt"), (PROMPT_LINES,)),
-    "prompts in TOML": (functools.partial(prompts, name="p.toml"), (TOMLS,)),
-    "prompts in JSON": (functools.partial(prompts, name="p.json"), (JSONS,)),
+    "prompts in TOML": (functools.partial(prompts, name="p.toml"), (PROMPTS_IN_TOML,)),
+    "prompts in JSON": (functools.partial(prompts, name="p.json"), (PROMPTS_IN_JSON,)),
     "metadata in JSON": (functools.partial(metadata, name="m.json"), (JSONS,)),
     "metadata in JSON lines": (functools.partial(metadata, name="m.jsonl"), (LINES,)),
     "captions": (caption, (CAPTIONS, SETTINGS)),
