@@ -143,11 +143,9 @@ class Uploads:
         """Open the repository, so that a wrong token is told before hours of training; then upload."""
         self._attempt(self.repository.prepare)
         while (upload := self._take()) is not None:
-            while not self._try(upload) and self._pause():
-                pass
-            with self._changed:
-                self._current = None
-                self._changed.notify_all()
+            while not self._try(upload):
+                if not self._pause():
+                    return
 
     def _take(self) -> _Upload | None:
         with self._changed:
@@ -171,8 +169,11 @@ class Uploads:
                     self._to_do.append(upload.remove)
             elif error.is_final or is_last:
                 self._give_up(upload, str(error))
+            is_done = error is None or error.is_final or is_last
+            if is_done:
+                self._current = None
             self._changed.notify_all()
-            return error is None or error.is_final or is_last
+            return is_done
 
     def _attempt(self, action: Callable[[], str | None]) -> HubError | None:
         """Do something at the Hub, and tell of problems and their end, each once."""

@@ -194,3 +194,30 @@ def test_a_token_in_an_answer_is_not_told(hub: Hub, tmp_path: Path, monkeypatch:
         Repository(UploadPlan("me/dog", token=TOKEN)).commit(file(tmp_path))
     assert "(token) is not known" in str(raised.value) and not raised.value.is_final
     assert TOKEN not in repr(UploadPlan("me/dog", token=TOKEN))
+
+
+def test_an_interrupted_run_names_the_file_that_waits_for_another_attempt(hub: Hub, tmp_path: Path) -> None:
+    hub.is_private = True
+    hub.refuse = lambda method, path: 503 if "preupload" in path else None
+    said: list[str] = []
+    uploads = begin(UploadPlan("me/dog", token=TOKEN), said, pauses=(60.0,))
+    path = file(tmp_path)
+    uploads.saved(path, "model")
+    uploads.close()
+    assert any(f"hf upload me/dog {path}" in line for line in said)
+
+
+def test_what_expires_while_its_upload_is_noted_is_removed(hub: Hub, tmp_path: Path) -> None:
+    """The run goes on as soon as the thread has noted that a file has arrived, before that takes the next one."""
+    uploads = begin(UploadPlan("me/dog", token=TOKEN), [])
+    path, attempt = file(tmp_path), uploads._try
+
+    def noted(upload: Any) -> bool:
+        is_done = attempt(upload)
+        uploads.release(path, path.unlink)
+        return is_done
+
+    uploads._try = noted  # type: ignore[method-assign]
+    uploads.saved(path, "model")
+    uploads.finish()
+    assert hub.files and not path.exists()
