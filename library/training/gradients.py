@@ -43,6 +43,7 @@ class Gradients:
     static_graph: bool = False
     sharded: bool = False
     _shared: Any = field(default=None, init=False)
+    _is_unseen: bool = field(default=True, init=False)
 
     @property
     def factor(self) -> int:
@@ -58,8 +59,9 @@ class Gradients:
             yield
             return
         if self._shared is None:
-            self._shared = self._share()
-        if last:
+            self._shared, self._is_unseen = self._share(), True
+        if last or (self.static_graph and self._is_unseen):  # torch has to see a static graph before it can wait
+            self._is_unseen = False
             yield
         else:
             with self._shared.no_sync():

@@ -50,12 +50,13 @@ class Layers(nn.Module):
 BATCHES = ((0, (0, 1, 2)), (1, (3,)), (0, (4, 5)), (1, (6, 7, 8)), (0, (9,)))
 
 
-def gradients_of(batches: Any, gradients: Gradients, model: Layers) -> list[torch.Tensor | None]:
-    """The gradients of a window of these (samples, is counted)."""
+def gradients_of(batches: Any, gradients: Gradients, model: Layers, every: int = 4) -> list[torch.Tensor | None]:
+    """The gradients of a window of these (samples, is counted), of which one in `every` goes through the second
+    layer."""
     data = torch.randn(10, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     for number, (samples, counted) in enumerate(batches):
         with gradients.of_batch(last=number == len(batches) - 1):
-            x, some = data[[*samples]], torch.tensor([sample % 4 == 3 for sample in samples])
+            x, some = data[[*samples]], torch.tensor([sample % every == every - 1 for sample in samples])
 
             def compute(batch: Any, step: int, x: torch.Tensor = x, some: torch.Tensor = some) -> list[Term]:
                 return [Term("loss", model(x, some).square().mean(1))]
@@ -67,22 +68,30 @@ def gradients_of(batches: Any, gradients: Gradients, model: Layers) -> list[torc
 
 
 def compare_gradients() -> dict[str, Any]:
-    """The largest difference between the gradients of two processes and those of one with all samples in one batch, and
-    the parameters without one."""
-    alone = gradients_of([(tuple(range(10)), True)], Gradients(), Layers())
+    """The largest difference between the gradients of two processes and those of one with all samples in one batch, in
+    each of three windows, and the parameters without one."""
     found: dict[str, Any] = {}
     with met() as processes:
         own = [(samples, True) for rank, samples in BATCHES if rank == processes.rank]
         if len(own) < 3:
             own.append((BATCHES[-1][1], False))
-        for name, options in (("plain", {}), ("view", {"bucket_view": True})):
-            model = Layers()
-            together = gradients_of(own, Gradients(processes, [model], **options), model)
-            pairs = [
-                (one, two) for one, two in zip(alone, together, strict=True) if one is not None and two is not None
-            ]
+        options: dict[str, dict[str, bool]] = {
+            "plain": {}, "view": {"bucket_view": True}, "static": {"static_graph": True},
+        }  # fmt: skip
+        for name, chosen in options.items():
+            every = 1 if chosen.get("static_graph") else 4
+            alone = gradients_of([(tuple(range(10)), True)], Gradients(), Layers(), every)
+            model, differences = Layers(), []
+            gradients = Gradients(processes, [model], **chosen)
+            for _ in range(3):
+                model.zero_grad()
+                together = gradients_of(own, gradients, model, every)
+                pairs = [
+                    (one, two) for one, two in zip(alone, together, strict=True) if one is not None and two is not None
+                ]
+                differences.append(max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs))
             found[name] = {
-                "difference": max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs),
+                "difference": max(differences),
                 "without": [one is None for one in together] == [one is None for one in alone],
                 "some without": any(one is None for one in alone),
             }
